@@ -1,0 +1,176 @@
+"""ConvMixer, after Trockman and Kolter 2022 (arXiv:2201.09792).
+
+Shape suffixes: B images, C colour channels, H W pixels, D model width, h w the grid of patches.
+Module names are the published checkpoints' keys, so weights load without a rename table.
+One fact to know: the published 768/32 weights use ReLU, the other two GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .base import ImageModel
+from .layers import DropPath, check_output_fmt, check_pool, linear_rates, new_head, pick_blocks
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvMixerConfig:
+    dim: int  # D
+    depth: int  # blocks
+    kernel_size: int = 9  # patches, side of the depthwise kernel
+    patch_size: int = 7  # pixels
+    act_layer: str = "gelu"  # or "relu"
+    in_chans: int = 3
+    num_classes: int = 1000  # 0 drops the head
+    global_pool: str = "avg"  # one of POOLS; "" keeps the map
+    drop_rate: float = 0.0  # before the head
+    drop_path_rate: float = 0.0  # at the last block, growing linearly from 0; the paper uses none
+
+
+VARIANTS = {  # Table 1 of the paper under timm's names, then this project's own for 32 px images
+    "convmixer_1536_20": ConvMixerConfig(dim=1536, depth=20),
+    "convmixer_768_32": ConvMixerConfig(dim=768, depth=32, kernel_size=7, act_layer="relu"),
+    "convmixer_1024_20_ks9_p14": ConvMixerConfig(dim=1024, depth=20, patch_size=14),
+    "convmixer_256_8_ks5_p4": ConvMixerConfig(
+        dim=256, depth=8, kernel_size=5, patch_size=4, act_layer="relu", num_classes=10
+    ),
+}
+
+
+class Residual(nn.Module):
+    """x + fn(x); the attribute name `fn` is part of the checkpoint's keys."""
+
+    def __init__(self, fn: nn.Module, drop_path: float = 0.0):
+        super().__init__()
+        self.fn = fn
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.fn(x))
+
+
+def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
+    act = ACTIVATIONS[cfg.act_layer]
+    spatial = nn.Sequential(
+        nn.Conv2d(cfg.dim, cfg.dim, cfg.kernel_size, groups=cfg.dim, padding="same"), act(), nn.BatchNorm2d(cfg.dim)
+    )
+    return nn.Sequential(
+        Residual(spatial, drop_path), nn.Conv2d(cfg.dim, cfg.dim, 1), act(), nn.BatchNorm2d(cfg.dim)
+    )
+
+
+class ConvMixer(ImageModel):
+    def __init__(self, cfg: ConvMixerConfig):
+        super().__init__()
+        if cfg.act_layer not in ACTIVATIONS:
+            raise UsageError("bad_argument", f"act_layer is {cfg.act_layer!r}, expected 'gelu' or 'relu'")
+        self.config = cfg
+        self.num_classes = cfg.num_classes
+        self.num_features = cfg.dim
+        self.global_pool = check_pool(cfg.global_pool, POOLS)
+        self.stem = nn.Sequential(
+            nn.Conv2d(cfg.in_chans, cfg.dim, cfg.patch_size, stride=cfg.patch_size),
+            ACTIVATIONS[cfg.act_layer](),
+            nn.BatchNorm2d(cfg.dim),
+        )
+        rates = linear_rates(cfg.drop_path_rate, cfg.depth)
+        self.blocks = nn.Sequential(*[mixer_block(cfg, rate) for rate in rates])
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.head = nn.Linear(self.head_hidden_size, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.feature_info = [
+            dict(num_chs=cfg.dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
+        ]
+        self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
+
+    @property
+    def head_hidden_size(self) -> int:  # type: ignore[override]
+        return self.num_features * (2 if "cat" in self.global_pool else 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of any size from one patch up -> (B,D,h,w), h = H // patch_size."""
+        x = self.stem(self._check(x))
+        for block in self.blocks:
+            x = self.run_block(block, x)
+        return x
+
+    def _check(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < self.config.patch_size:
+            raise UsageError(
+                "wrong_input_size",
+                f"got {x.shape[-2]}x{x.shape[-1]} px images, smaller than one {self.config.patch_size} px patch",
+            )
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B,D,h,w) -> (B,num_classes) logits; with pre_logits, the pooled (B,head_hidden_size) embedding."""
+        x = self.head_drop(pool_map(x, self.global_pool))
+        if pre_logits:
+            return x
+        # without pooling the head would read the last spatial axis as channels
+        return self.head(x) if self.global_pool else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As `ImageModel.forward_intermediates`; entry i is the (B,D,h,w) output of block i; norm has no effect."""
+        check_output_fmt(output_fmt, ("NCHW",))
+        picked = pick_blocks(len(self.blocks), indices)
+        x = self.stem(self._check(x))
+        outputs = []
+        for i, block in enumerate(self.blocks[: max(picked) + 1] if stop_early else self.blocks):
+            x = self.run_block(block, x)
+            if i in picked:
+                outputs.append(x)
+        return outputs if intermediates_only else (x, outputs)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        picked = pick_blocks(len(self.blocks), indices)
+        self.blocks = self.blocks[: max(picked) + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return picked
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            self.global_pool = check_pool(global_pool, POOLS)
+        self.num_classes = num_classes
+        self.head = new_head(self.head_hidden_size, num_classes, self.stem[0].weight, self.training)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(stem=r"^stem", blocks=r"^blocks\.(\d+)")
+
+
+def pool_map(x_BDhw: Tensor, kind: str) -> Tensor:
+    """(B,D,h,w) -> (B,D), or (B,2D) for catavgmax; "" returns the map. The fast kinds are the same numbers."""
+    if not kind:
+        return x_BDhw
+    kind = kind.removeprefix("fast") or "avg"
+    if kind == "max":
+        return x_BDhw.amax((2, 3))
+    # the pooling operator rather than mean(): its summation order is the reference's
+    avg_BD = F.adaptive_avg_pool2d(x_BDhw, 1).flatten(1)
+    if kind == "avg":
+        return avg_BD
+    max_BD = x_BDhw.amax((2, 3))
+    return (avg_BD + max_BD) / 2 if kind == "avgmax" else torch.cat((avg_BD, max_BD), 1)

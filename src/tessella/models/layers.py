@@ -1,0 +1,153 @@
+"""Layers shared by two or more model families; a layer with one user stays in that user's file.
+
+Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UsageError
+
+Pair = tuple[int, int]
+
+
+def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
+    """`224` or `(224, 320)` -> (height, width) in pixels; lists arrive from JSON."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise UsageError("bad_argument", f"{name} is {size!r}, expected a positive integer or (height, width)")
+    return pair[0], pair[1]
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into square patches and project each to one token: (B,C,H,W) -> (B,N,D)."""
+
+    def __init__(self, img_size: Pair, patch_size: int, in_chans: int, width: int, proj: nn.Module | None = None):
+        """`proj` replaces the single convolution; it must map the image to a (B,D,H/patch,W/patch) map."""
+        super().__init__()
+        if img_size[0] % patch_size or img_size[1] % patch_size:
+            raise UsageError(
+                "bad_argument",
+                f"img_size {img_size[0]}x{img_size[1]} px is not a multiple of patch_size {patch_size} px",
+                hint=f"use a height and width divisible by {patch_size}",
+            )
+        self.img_size = img_size
+        self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)  # patches per column, per row
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.proj = proj or nn.Conv2d(in_chans, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        check_image_size(image_BCHW, self.img_size)
+        return self.proj(image_BCHW).flatten(2).transpose(1, 2)
+
+
+def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
+    """A wrongly sized batch is an error that says both sizes; nothing is resized behind the caller's back."""
+    height, width = image_BCHW.shape[-2:]
+    if height != expected[0] or width != expected[1]:
+        raise UsageError(
+            "wrong_input_size",
+            f"got {height}x{width} px images, this model reads {expected[0]}x{expected[1]} px (height x width)",
+            hint=f"resize the images, or build the model with img_size=({height}, {width})",
+        )
+
+
+class Mlp(nn.Module):
+    """Linear, activation, dropout, Linear, dropout on the last axis: (..., D) -> (..., out)."""
+
+    def __init__(self, width: int, hidden: int, act: type[nn.Module] = nn.GELU, drop: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = act()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv:1603.09382): in training a sample's branch is zero with probability `rate`.
+
+    Kept branches are divided by the keep probability, so that the expectation is that of evaluation.
+    """
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)  # one draw a sample
+        return x * (x.new_empty(shape).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+def linear_rates(rate: float, depth: int) -> list[float]:
+    """Drop-path rates growing linearly from 0 at the first block to `rate` at the last."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Which of `depth` blocks to tap: None all, n the last n, a list those (negatives count from the end)."""
+    if indices is None:
+        return list(range(depth))
+    wanted = range(-indices, 0) if isinstance(indices, int) else indices
+    picked = [i + depth if i < 0 else i for i in wanted]
+    if not picked or min(picked) < 0 or max(picked) >= depth:
+        raise UsageError(
+            "bad_argument", f"indices={indices!r} does not fit {depth} blocks", hint=f"use 0 to {depth - 1}, or -1 ..."
+        )
+    return picked
+
+
+def check_output_fmt(output_fmt: str, allowed: Sequence[str]) -> None:
+    if output_fmt not in allowed:
+        raise UsageError("bad_argument", f"output_fmt is {output_fmt!r}, expected one of {', '.join(allowed)}")
+
+
+def tokens_to_map(x_BND: Tensor, grid: Pair) -> Tensor:
+    """(B,N,D) tokens -> contiguous (B,D,rows,cols) map."""
+    return x_BND.transpose(1, 2).unflatten(2, grid).contiguous()
+
+
+def resample_tokens(weight: Tensor, dim: int, source: Pair, target: Pair) -> Tensor:
+    """Read axis `dim` (length rows*cols of grid `source`) as an image and resample it bicubically to grid `target`.
+
+    Computed in float32 and antialiased when shrinking; the same grid returns `weight` itself.
+    """
+    assert weight.shape[dim] == source[0] * source[1]
+    if source == target:
+        return weight
+    moved = weight.movedim(dim, -1)
+    maps = moved.reshape(1, -1, *source).float()
+    maps = F.interpolate(maps, size=target, mode="bicubic", align_corners=False, antialias=True)
+    return maps.reshape(*moved.shape[:-1], -1).movedim(-1, dim).to(weight.dtype).contiguous()
+
+
+def new_head(width: int, num_classes: int, like: Tensor, training: bool) -> nn.Module:
+    """A fresh classifier (0 classes: none) with the device, dtype and mode of the model it joins."""
+    head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+    return head.to(device=like.device, dtype=like.dtype).train(training)
+
+
+def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
+    if global_pool not in allowed:
+        names = ", ".join(repr(name) for name in allowed)
+        raise UsageError("bad_argument", f"global_pool is {global_pool!r}, expected one of {names}")
+    return global_pool
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precisions, else the type itself: for sums and positions that bf16 cannot hold."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
