@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, WeightsError
 
 Pair = tuple[int, int]
 
@@ -24,26 +24,40 @@ def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
     return pair[0], pair[1]
 
 
+def to_grid(img_size: Pair, patch_size: int, name: str = "img_size") -> Pair:
+    """(height, width) in pixels -> (rows, columns) of whole patches."""
+    if img_size[0] % patch_size or img_size[1] % patch_size:
+        raise UsageError(
+            "bad_argument",
+            f"{name} {img_size[0]}x{img_size[1]} px is not a multiple of patch_size {patch_size} px",
+            hint=f"use a height and width divisible by {patch_size}",
+        )
+    return img_size[0] // patch_size, img_size[1] // patch_size
+
+
 class PatchEmbed(nn.Module):
     """Cut an image into square patches and project each to one token: (B,C,H,W) -> (B,N,D)."""
 
-    def __init__(self, img_size: Pair, patch_size: int, in_chans: int, width: int, proj: nn.Module | None = None):
+    def __init__(
+        self,
+        img_size: Pair,
+        patch_size: int,
+        in_chans: int,
+        width: int,
+        proj: nn.Module | None = None,
+        norm: nn.Module | None = None,
+    ):
         """`proj` replaces the single convolution; it must map the image to a (B,D,H/patch,W/patch) map."""
         super().__init__()
-        if img_size[0] % patch_size or img_size[1] % patch_size:
-            raise UsageError(
-                "bad_argument",
-                f"img_size {img_size[0]}x{img_size[1]} px is not a multiple of patch_size {patch_size} px",
-                hint=f"use a height and width divisible by {patch_size}",
-            )
         self.img_size = img_size
-        self.grid = (img_size[0] // patch_size, img_size[1] // patch_size)  # patches per column, per row
+        self.grid = to_grid(img_size, patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
         self.proj = proj or nn.Conv2d(in_chans, width, kernel_size=patch_size, stride=patch_size)
+        self.norm = norm or nn.Identity()
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         check_image_size(image_BCHW, self.img_size)
-        return self.proj(image_BCHW).flatten(2).transpose(1, 2)
+        return self.norm(self.proj(image_BCHW).flatten(2).transpose(1, 2))
 
 
 def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
@@ -124,9 +138,15 @@ def tokens_to_map(x_BND: Tensor, grid: Pair) -> Tensor:
 def resample_tokens(weight: Tensor, dim: int, source: Pair, target: Pair) -> Tensor:
     """Read axis `dim` (length rows*cols of grid `source`) as an image and resample it bicubically to grid `target`.
 
-    Computed in float32 and antialiased when shrinking; the same grid returns `weight` itself.
+    Computed in float32 and antialiased when shrinking; the same grid returns `weight` itself. Raises WeightsError
+    `wrong_shape` when the axis has another length: weights come from files.
     """
-    assert weight.shape[dim] == source[0] * source[1]
+    if weight.ndim <= dim or weight.shape[dim] != source[0] * source[1]:
+        raise WeightsError(
+            "wrong_shape",
+            f"a weight of shape {tuple(weight.shape)} has no axis {dim} over a grid of {source[0]}x{source[1]} patches",
+            hint="is this the image size that the weights were trained with?",
+        )
     if source == target:
         return weight
     moved = weight.movedim(dim, -1)
@@ -151,3 +171,49 @@ def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions, else the type itself: for sums and positions that bf16 cannot hold."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens: (B,N,D) -> (B,N,D)."""
+
+    def __init__(
+        self, width: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.0, proj_drop: float = 0.0
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q_BHNd, k_BHNd, v_BHNd = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        y_BHNd = F.scaled_dot_product_attention(
+            q_BHNd, k_BHNd, v_BHNd, dropout_p=self.attn_drop if self.training else 0.0
+        )
+        return self.proj_drop(self.proj(y_BHNd.transpose(1, 2).flatten(2)))
+
+
+class PreNormBlock(nn.Module):
+    """Attention, then an MLP, each on normalised tokens and added back: (B,N,D) -> (B,N,D)."""
+
+    def __init__(self, attn: nn.Module, width: int, mlp_ratio: float, drop: float = 0.0, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio), drop=drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor, *context: Tensor) -> Tensor:
+        """`context` is what the attention reads besides the tokens."""
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), *context))
+        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+
+
+def init_linear(module: nn.Module) -> None:
+    """For `Module.apply`: the transformers' start, normal weights of deviation 0.02 and zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
