@@ -1,0 +1,391 @@
+"""Models that mix patches by linear layers across positions: one frame, four kinds of block.
+
+mixer   MLP-Mixer, Tolstikhin et al. 2021 (arXiv:2105.01601)
+gmixer  MLP-Mixer with gated MLPs (the gates of arXiv:2002.05202), an experiment published with timm
+resmlp  ResMLP, Touvron et al. 2021 (arXiv:2105.03404)
+gmlp    gMLP, Liu et al. 2021 (arXiv:2105.08050)
+
+Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width,
+E hidden units, K classes. Module names are the published checkpoints' keys, so weights load without a rename table.
+One fact to know: token mixing has weights per patch position, so a model reads one image size only;
+`MlpMixer.resample_state_dict` carries trained weights to another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .base import ImageModel
+from .layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    check_output_fmt,
+    check_pool,
+    linear_rates,
+    new_head,
+    pick_blocks,
+    resample_tokens,
+    to_grid,
+    to_pair,
+    tokens_to_map,
+)
+
+POOLS = ("avg", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerConfig:
+    kind: str  # "mixer", "gmixer", "resmlp" or "gmlp"
+    embed_dim: int  # D
+    num_blocks: int
+    mlp_ratio: (
+        float | Sequence[float]
+    )  # hidden units / D; for (g)mixer (across patches, across channels) or one for both
+    patch_size: int = 16  # pixels
+    img_size: int | Sequence[int] = 224  # pixels, side or (height, width)
+    init_values: float = 1e-4  # resmlp: what the branch scales ls1 and ls2 start at
+    stem_norm: bool = False  # a norm after the patch embedding
+    in_chans: int = 3
+    num_classes: int = 1000  # 0 drops the head
+    global_pool: str = "avg"  # or "": one answer per patch
+    drop_rate: float = 0.0  # before the head
+    proj_drop_rate: float = 0.0  # inside the MLPs
+    drop_path_rate: float = 0.0  # resmlp: in every block; the others: at the last, growing linearly from 0
+    nlhb: bool = False  # the head's bias starts at -log(num_classes) instead of 0
+
+
+def _mixer(embed_dim: int, num_blocks: int, patch_size: int) -> MixerConfig:
+    return MixerConfig(
+        kind="mixer", embed_dim=embed_dim, num_blocks=num_blocks, patch_size=patch_size, mlp_ratio=(0.5, 4.0)
+    )
+
+
+def _resmlp(embed_dim: int, num_blocks: int, patch_size: int, init_values: float) -> MixerConfig:
+    return MixerConfig(
+        kind="resmlp",
+        embed_dim=embed_dim,
+        num_blocks=num_blocks,
+        patch_size=patch_size,
+        mlp_ratio=4.0,
+        init_values=init_values,
+    )
+
+
+VARIANTS = {  # Table 1 of each paper, under timm's names
+    "mixer_s32_224": _mixer(512, 8, 32),
+    "mixer_s16_224": _mixer(512, 8, 16),
+    "mixer_b32_224": _mixer(768, 12, 32),
+    "mixer_b16_224": _mixer(768, 12, 16),
+    "mixer_l32_224": _mixer(1024, 24, 32),
+    "mixer_l16_224": _mixer(1024, 24, 16),
+    "gmixer_12_224": MixerConfig(kind="gmixer", embed_dim=384, num_blocks=12, mlp_ratio=(1.0, 4.0)),
+    "gmixer_24_224": MixerConfig(kind="gmixer", embed_dim=384, num_blocks=24, mlp_ratio=(1.0, 4.0)),
+    "resmlp_12_224": _resmlp(384, 12, 16, init_values=1e-4),
+    "resmlp_24_224": _resmlp(384, 24, 16, init_values=1e-5),
+    "resmlp_36_224": _resmlp(384, 36, 16, init_values=1e-6),
+    "resmlp_big_24_224": _resmlp(768, 24, 8, init_values=1e-6),
+    "gmlp_ti16_224": MixerConfig(kind="gmlp", embed_dim=128, num_blocks=30, mlp_ratio=6.0),
+    "gmlp_s16_224": MixerConfig(kind="gmlp", embed_dim=256, num_blocks=30, mlp_ratio=6.0),
+    "gmlp_b16_224": MixerConfig(kind="gmlp", embed_dim=512, num_blocks=30, mlp_ratio=6.0),
+}
+
+
+class Affine(nn.Module):
+    """A scale and a shift per channel, in place of a norm: nothing is measured on the data."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, 1, width))
+        self.beta = nn.Parameter(torch.zeros(1, 1, width))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.alpha, x_BND)
+
+
+def new_norm(cfg: MixerConfig) -> nn.Module:
+    return Affine(cfg.embed_dim) if cfg.kind == "resmlp" else nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+
+
+class GluMlp(nn.Module):
+    """(..., D) -> (..., D); the second half of the hidden units gates the first, the reverse of most SwiGLU code."""
+
+    def __init__(self, width: int, hidden: int, drop: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.SiLU()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden // 2, width)
+        self.drop2 = nn.Dropout(drop)
+
+    def init_gate(self) -> None:
+        """Start with a gate that is the same for every input."""
+        half = self.fc2.in_features
+        nn.init.normal_(self.fc1.weight[half:], std=1e-6)
+        nn.init.ones_(self.fc1.bias[half:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.fc1(x).chunk(2, dim=-1)
+        return self.drop2(self.fc2(self.drop1(value * self.act(gate))))
+
+
+class SpatialGatingUnit(nn.Module):
+    """(B,N,E) -> (B,N,E/2): one half of the channels, mixed across patches, gates the other."""
+
+    def __init__(self, width: int, num_patches: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width // 2)  # eps 1e-5 in the published weights, unlike every other norm here
+        self.proj = nn.Linear(num_patches, num_patches)
+
+    def init_gate(self) -> None:
+        """Start as if there were no gate: multiply by 1."""
+        nn.init.normal_(self.proj.weight, std=1e-6)
+        nn.init.ones_(self.proj.bias)
+
+    def forward(self, x_BNE: Tensor) -> Tensor:
+        value, gate = x_BNE.chunk(2, dim=-1)
+        return value * self.proj(self.norm(gate).transpose(1, 2)).transpose(1, 2)
+
+
+class GatedMlp(nn.Module):
+    """The MLP of gMLP: (B,N,D) -> (B,N,D) with a spatial gate between its two layers."""
+
+    def __init__(self, width: int, hidden: int, num_patches: int, drop: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.drop1 = nn.Dropout(drop)
+        self.gate = SpatialGatingUnit(hidden, num_patches)
+        self.fc2 = nn.Linear(hidden // 2, width)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.gate(self.drop1(self.act(self.fc1(x_BND))))))
+
+
+class MixerBlock(nn.Module):
+    """An MLP across patches, then one across channels; gMixer differs by its MLP only."""
+
+    def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
+        super().__init__()
+        mlp = GluMlp if cfg.kind == "gmixer" else Mlp
+        tokens_hidden, channels_hidden = hidden_widths(cfg)
+        self.norm1 = new_norm(cfg)
+        self.mlp_tokens = mlp(num_patches, tokens_hidden, drop=cfg.proj_drop_rate)
+        self.norm2 = new_norm(cfg)
+        self.mlp_channels = mlp(cfg.embed_dim, channels_hidden, drop=cfg.proj_drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        mixed_BDN = self.mlp_tokens(self.norm1(x_BND).transpose(1, 2))
+        x_BND = x_BND + self.drop_path(mixed_BDN.transpose(1, 2))
+        return x_BND + self.drop_path(self.mlp_channels(self.norm2(x_BND)))
+
+
+class ResBlock(nn.Module):
+    """The block of ResMLP: one linear layer across patches, an MLP across channels, both branches scaled."""
+
+    def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
+        super().__init__()
+        self.norm1 = new_norm(cfg)
+        self.linear_tokens = nn.Linear(num_patches, num_patches)
+        self.norm2 = new_norm(cfg)
+        self.mlp_channels = Mlp(cfg.embed_dim, hidden_widths(cfg)[1], drop=cfg.proj_drop_rate)
+        self.ls1 = nn.Parameter(torch.full((cfg.embed_dim,), cfg.init_values))
+        self.ls2 = nn.Parameter(torch.full((cfg.embed_dim,), cfg.init_values))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        mixed_BDN = self.linear_tokens(self.norm1(x_BND).transpose(1, 2))
+        x_BND = x_BND + self.drop_path(self.ls1 * mixed_BDN.transpose(1, 2))
+        return x_BND + self.drop_path(self.ls2 * self.mlp_channels(self.norm2(x_BND)))
+
+
+class SpatialGatingBlock(nn.Module):
+    """The block of gMLP: a single MLP whose gate does the mixing across patches."""
+
+    def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
+        super().__init__()
+        self.norm = new_norm(cfg)
+        self.mlp_channels = GatedMlp(cfg.embed_dim, hidden_widths(cfg)[1], num_patches, drop=cfg.proj_drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return x_BND + self.drop_path(self.mlp_channels(self.norm(x_BND)))
+
+
+BLOCKS: dict[str, type[MixerBlock] | type[ResBlock] | type[SpatialGatingBlock]] = {
+    "mixer": MixerBlock,
+    "gmixer": MixerBlock,
+    "resmlp": ResBlock,
+    "gmlp": SpatialGatingBlock,
+}
+
+
+def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
+    """Hidden units of the MLP across patches and of the one across channels: both ratios are of D, never of N."""
+    ratios = (cfg.mlp_ratio,) * 2 if isinstance(cfg.mlp_ratio, int | float) else tuple(cfg.mlp_ratio)
+    if len(ratios) != 2 or (cfg.kind in ("resmlp", "gmlp") and ratios[0] != ratios[1]):
+        expected = "one number" if cfg.kind in ("resmlp", "gmlp") else "one number or (across patches, across channels)"
+        raise UsageError("bad_argument", f"mlp_ratio is {cfg.mlp_ratio!r}, expected {expected} for {cfg.kind}")
+    tokens, channels = (int(ratio * cfg.embed_dim) for ratio in ratios)
+    if cfg.kind in ("gmixer", "gmlp") and (tokens % 2 or channels % 2):
+        raise UsageError(
+            "bad_argument",
+            f"mlp_ratio {cfg.mlp_ratio!r} of embed_dim {cfg.embed_dim} gives an odd number of hidden units "
+            f"({tokens}, {channels}); the gates of {cfg.kind} split them in two",
+        )
+    return tokens, channels
+
+
+class MlpMixer(ImageModel):
+    stem: PatchEmbed
+
+    def __init__(self, cfg: MixerConfig):
+        super().__init__()
+        if cfg.kind not in BLOCKS:
+            raise UsageError("bad_argument", f"kind is {cfg.kind!r}, expected one of {', '.join(BLOCKS)}")
+        cfg = dataclasses.replace(cfg, img_size=to_pair(cfg.img_size))
+        self.config = cfg
+        self.num_classes = cfg.num_classes
+        self.num_features = self.head_hidden_size = cfg.embed_dim
+        self.global_pool = check_pool(cfg.global_pool, POOLS)
+        self.stem = PatchEmbed(
+            to_pair(cfg.img_size),
+            cfg.patch_size,
+            cfg.in_chans,
+            cfg.embed_dim,
+            norm=new_norm(cfg) if cfg.stem_norm else None,
+        )
+        # the ResMLP authors drop every block alike, Mixer's own code drops deeper blocks more
+        constant = [cfg.drop_path_rate] * cfg.num_blocks
+        rates = constant if cfg.kind == "resmlp" else linear_rates(cfg.drop_path_rate, cfg.num_blocks)
+        self.blocks = nn.Sequential(*[BLOCKS[cfg.kind](cfg, self.stem.num_patches, rate) for rate in rates])
+        self.norm = new_norm(cfg)
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.head = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.feature_info = [
+            dict(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.num_blocks)
+        ]
+        self.default_out_indices = tuple(range(max(cfg.num_blocks - 3, 0), cfg.num_blocks))
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Mixer's own initialisation: Xavier for the MLPs, LeCun for the stem, a head that starts at zero."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.normal_(module.bias, std=0.0 if name.endswith("linear_tokens") else 1e-6)
+            elif isinstance(module, nn.Conv2d):
+                # 0.8796 is the standard deviation of a unit normal cut off at +-2
+                std = module.weight[0].numel() ** -0.5 / 0.87962566
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, GluMlp | SpatialGatingUnit):
+                module.init_gate()
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.constant_(self.head.bias, -math.log(self.num_classes) if self.config.nlhb else 0.0)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens after the last norm."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = self.run_block(block, x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B,N,D) -> (B,K) logits; with pre_logits, the pooled (B,D) embedding. Without pooling N stays in both."""
+        x = self.head_drop(x.mean(dim=1) if self.global_pool else x)
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As `ImageModel.forward_intermediates`; entry i is the output of block i, a (B,D,rows,cols) map or (B,N,D)."""
+        check_output_fmt(output_fmt, ("NCHW", "NLC"))
+        picked = pick_blocks(len(self.blocks), indices)
+        x = self.stem(x)
+        outputs = []
+        for i, block in enumerate(self.blocks[: max(picked) + 1] if stop_early else self.blocks):
+            x = self.run_block(block, x)
+            if i in picked:
+                outputs.append(self.norm(x) if norm else x)
+        if output_fmt == "NCHW":
+            outputs = [tokens_to_map(y_BND, self.stem.grid) for y_BND in outputs]
+        return outputs if intermediates_only else (self.norm(x), outputs)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        picked = pick_blocks(len(self.blocks), indices)
+        self.blocks = self.blocks[: max(picked) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return picked
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            self.global_pool = check_pool(global_pool, POOLS)
+        self.num_classes = num_classes
+        self.head = new_head(self.head_hidden_size, num_classes, self.stem.proj.weight, self.training)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        # the last norm joins the last block: 99999 sorts after every block number
+        return dict(stem=r"^stem", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+
+    def no_weight_decay(self) -> set[str]:
+        """ResMLP's alpha and beta: one-dimensional for its authors, (1,1,D) only in the published files' layout.
+
+        timm goes by the number of dimensions and decays them.
+        """
+        return {name for name, _ in self.named_parameters() if name.endswith((".alpha", ".beta"))}
+
+    def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
+        """Resample the weights tied to patch positions from the grid of `source` (height, width) px to this model's.
+
+        Axes indexed by position are read as images over the grid. A weight that sums over N positions is also scaled
+        by N_source / N_target: four times as many terms of a quarter each leave the sum over a smooth signal as it
+        was. The same size changes nothing. Raises UsageError for a size that the patches do not divide, WeightsError
+        `wrong_shape` for a state that is not of `source` size.
+        """
+        old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.stem.grid
+        if old == new:
+            return dict(state)
+        share = (old[0] * old[1]) / (new[0] * new[1])
+        resampled = dict(state)
+        for name, weight in state.items():
+            if name.endswith(SUMS_OVER_N):
+                weight = resample_tokens(weight, 1, old, new) * share
+            if name.endswith(INDEXED_BY_N):
+                weight = resample_tokens(weight, 0, old, new)
+            resampled[name] = weight
+        return resampled
+
+
+SUMS_OVER_N = ("mlp_tokens.fc1.weight", "linear_tokens.weight", "gate.proj.weight")  # (.., N)
+INDEXED_BY_N = (  # (N, ..)
+    *("mlp_tokens.fc2.weight", "linear_tokens.weight", "gate.proj.weight"),
+    *("mlp_tokens.fc2.bias", "linear_tokens.bias", "gate.proj.bias"),
+)
