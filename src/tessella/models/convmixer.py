@@ -64,9 +64,7 @@ def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
     spatial = nn.Sequential(
         nn.Conv2d(cfg.dim, cfg.dim, cfg.kernel_size, groups=cfg.dim, padding="same"), act(), nn.BatchNorm2d(cfg.dim)
     )
-    return nn.Sequential(
-        Residual(spatial, drop_path), nn.Conv2d(cfg.dim, cfg.dim, 1), act(), nn.BatchNorm2d(cfg.dim)
-    )
+    return nn.Sequential(Residual(spatial, drop_path), nn.Conv2d(cfg.dim, cfg.dim, 1), act(), nn.BatchNorm2d(cfg.dim))
 
 
 class ConvMixer(ImageModel):
@@ -86,7 +84,7 @@ class ConvMixer(ImageModel):
         rates = linear_rates(cfg.drop_path_rate, cfg.depth)
         self.blocks = nn.Sequential(*[mixer_block(cfg, rate) for rate in rates])
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head = nn.Linear(self.head_hidden_size, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(self.head_hidden_size, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
             dict(num_chs=cfg.dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
@@ -133,7 +131,7 @@ class ConvMixer(ImageModel):
         picked = pick_blocks(len(self.blocks), indices)
         x = self.stem(self._check(x))
         outputs = []
-        for i, block in enumerate(self.blocks[: max(picked) + 1] if stop_early else self.blocks):
+        for i, block in enumerate(list(self.blocks)[: max(picked) + 1 if stop_early else None]):
             x = self.run_block(block, x)
             if i in picked:
                 outputs.append(x)
@@ -143,7 +141,7 @@ class ConvMixer(ImageModel):
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         picked = pick_blocks(len(self.blocks), indices)
-        self.blocks = self.blocks[: max(picked) + 1]
+        self.blocks = nn.Sequential(*list(self.blocks)[: max(picked) + 1])
         if prune_head:
             self.reset_classifier(0, "")
         return picked
@@ -155,7 +153,7 @@ class ConvMixer(ImageModel):
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS)
         self.num_classes = num_classes
-        self.head = new_head(self.head_hidden_size, num_classes, self.stem[0].weight, self.training)
+        self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(stem=r"^stem", blocks=r"^blocks\.(\d+)")

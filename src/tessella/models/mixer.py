@@ -271,7 +271,7 @@ class MlpMixer(ImageModel):
         self.blocks = nn.Sequential(*[BLOCKS[cfg.kind](cfg, self.stem.num_patches, rate) for rate in rates])
         self.norm = new_norm(cfg)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
             dict(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.num_blocks)
         ]
@@ -289,6 +289,7 @@ class MlpMixer(ImageModel):
                 # 0.8796 is the standard deviation of a unit normal cut off at +-2
                 std = module.weight[0].numel() ** -0.5 / 0.87962566
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, GluMlp | SpatialGatingUnit):
@@ -323,7 +324,7 @@ class MlpMixer(ImageModel):
         picked = pick_blocks(len(self.blocks), indices)
         x = self.stem(x)
         outputs = []
-        for i, block in enumerate(self.blocks[: max(picked) + 1] if stop_early else self.blocks):
+        for i, block in enumerate(list(self.blocks)[: max(picked) + 1 if stop_early else None]):
             x = self.run_block(block, x)
             if i in picked:
                 outputs.append(self.norm(x) if norm else x)
@@ -335,7 +336,7 @@ class MlpMixer(ImageModel):
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         picked = pick_blocks(len(self.blocks), indices)
-        self.blocks = self.blocks[: max(picked) + 1]
+        self.blocks = nn.Sequential(*list(self.blocks)[: max(picked) + 1])
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -349,7 +350,7 @@ class MlpMixer(ImageModel):
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS)
         self.num_classes = num_classes
-        self.head = new_head(self.head_hidden_size, num_classes, self.stem.proj.weight, self.training)
+        self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         # the last norm joins the last block: 99999 sorts after every block number
