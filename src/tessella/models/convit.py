@@ -1,0 +1,278 @@
+"""ConViT, after d'Ascoli et al. 2021 (arXiv:2103.10697).
+
+Shape suffixes: B images, C colour channels, H heads, N patches or tokens (row-major), D model width, d head width.
+Module names are the published checkpoints' keys, so weights load without a rename table.
+One fact to know: the class token joins, without a position, only after the local blocks: blocks 0 to 9 of the
+published models see patches alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import ImageModel
+from .layers import (
+    Attention,
+    Pair,
+    PatchEmbed,
+    PreNormBlock,
+    at_least_float32,
+    check_output_fmt,
+    check_pool,
+    init_linear,
+    linear_rates,
+    new_head,
+    pick_blocks,
+    resample_tokens,
+    to_grid,
+    to_pair,
+    tokens_to_map,
+)
+
+POOLS = ("token", "avg", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConViTConfig:
+    embed_dim: int  # d, the width of ONE head: the model's is embed_dim * num_heads
+    num_heads: int
+    depth: int = 12  # blocks
+    local_up_to_layer: int = 10  # blocks with positional attention; the class token joins after them
+    locality_strength: float = 1.0  # how sharply a fresh positional head looks at its own neighbour
+    use_pos_embed: bool = True
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = False
+    patch_size: int = 16  # pixels
+    img_size: int | Sequence[int] = 224  # pixels, or (height, width)
+    in_chans: int = 3
+    num_classes: int = 1000  # 0 drops the head
+    global_pool: str = "token"  # or "avg" of the patches, or "": all tokens
+    drop_rate: float = 0.0  # before the head
+    pos_drop_rate: float = 0.0  # after the position embedding
+    proj_drop_rate: float = 0.0  # after the attention's projection and inside the MLP
+    attn_drop_rate: float = 0.0  # on attention weights
+    drop_path_rate: float = 0.0  # at the last block, growing linearly from 0
+
+
+VARIANTS = {  # Table 2 of the paper, under timm's names
+    "convit_tiny": ConViTConfig(embed_dim=48, num_heads=4),
+    "convit_small": ConViTConfig(embed_dim=48, num_heads=9),
+    "convit_base": ConViTConfig(embed_dim=48, num_heads=16),
+}
+
+
+def relative_positions(grid: Pair) -> Tensor:
+    """(N,N,3) int32 for a rows x cols grid: [i,j] is (dx, dy, dx*dx + dy*dy) in patches, from patch i to patch j."""
+    rows, cols = grid
+    patch_N = torch.arange(rows * cols, dtype=torch.int32)
+    x_N, y_N = patch_N % cols, patch_N // cols
+    dx_NN, dy_NN = x_N[None] - x_N[:, None], y_N[None] - y_N[:, None]
+    return torch.stack((dx_NN, dy_NN, dx_NN**2 + dy_NN**2), dim=-1)
+
+
+class GPSA(nn.Module):
+    """Gated positional self-attention: each head blends what patches show with where they are (section 3)."""
+
+    def __init__(self, cfg: ConViTConfig):
+        super().__init__()
+        width = cfg.embed_dim * cfg.num_heads
+        self.num_heads = cfg.num_heads
+        self.scale = cfg.embed_dim**-0.5
+        self.gating_param = nn.Parameter(torch.ones(cfg.num_heads))
+        self.qk = nn.Linear(width, 2 * width, bias=cfg.qkv_bias)
+        self.v = nn.Linear(width, width, bias=cfg.qkv_bias)
+        self.attn_drop = nn.Dropout(cfg.attn_drop_rate)
+        self.proj = nn.Linear(width, width)
+        self.pos_proj = nn.Linear(3, cfg.num_heads)
+        self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x_BND: Tensor, rel_NN3: Tensor) -> Tensor:
+        q_BHNd, k_BHNd = self.qk(x_BND).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        v_BHNd = self.v(x_BND).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        content_BHNN = (q_BHNd @ k_BHNd.transpose(-2, -1) * self.scale).softmax(-1)
+        position_HNN = self.position_attention(rel_NN3).to(content_BHNN.dtype)
+        gate_H11 = self.gating_param.sigmoid()[:, None, None]
+        # Rows of both terms sum to 1, hence so do those of their blend: the reference's division by the sum is left out.
+        attn_BHNN = self.attn_drop((1 - gate_H11) * content_BHNN + gate_H11 * position_HNN)
+        return self.proj_drop(self.proj((attn_BHNN @ v_BHNd).transpose(1, 2).flatten(2)))
+
+    def position_attention(self, rel_NN3: Tensor) -> Tensor:
+        """(H,N,N) attention by position alone: one for the whole batch, as it does not depend on the image.
+
+        float32 or wider and elementwise, as autocast would make `Linear` round the squared distances to half precision.
+        """
+        dtype = at_least_float32(self.pos_proj.weight.dtype)
+        by_x, by_y, by_distance = self.pos_proj.weight.to(dtype).T[:, :, None, None]
+        dx_NN, dy_NN, distance_NN = rel_NN3.unbind(-1)
+        bias_H11 = self.pos_proj.bias.to(dtype)[:, None, None]
+        return (by_x * dx_NN + by_y * dy_NN + by_distance * distance_NN + bias_H11).softmax(-1)
+
+    @torch.no_grad()
+    def local_init(self, strength: float) -> None:
+        """Start as a convolution: head h of the K x K square of heads looks at its own neighbour (equation 5).
+
+        When the number of heads is not a square, those beyond K * K keep their random positions.
+        """
+        nn.init.eye_(self.v.weight)
+        side = math.isqrt(self.num_heads)
+        centre = (side - 1) / 2
+        rows = [(2 * (h // side - centre), 2 * (h % side - centre), -1.0) for h in range(side * side)]
+        self.pos_proj.weight[: side * side] = torch.tensor(rows)
+        self.pos_proj.weight *= strength
+
+
+class ConViT(ImageModel):
+    cls_token: nn.Parameter | None
+    pos_embed: nn.Parameter | None
+    rel_NN3: Tensor
+
+    def __init__(self, cfg: ConViTConfig):
+        super().__init__()
+        self.config = cfg
+        self.num_classes = cfg.num_classes
+        self.num_features = self.head_hidden_size = width = cfg.embed_dim * cfg.num_heads
+        self.global_pool = check_pool(cfg.global_pool, POOLS)
+        self.num_local = min(cfg.local_up_to_layer, cfg.depth)
+        patch_embed = PatchEmbed(to_pair(cfg.img_size), cfg.patch_size, cfg.in_chans, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patch_embed.num_patches, width)) if cfg.use_pos_embed else None
+        # integers, so that casting the model to half precision cannot round them
+        self.register_buffer("rel_NN3", relative_positions(patch_embed.grid), persistent=False)
+        self.patch_embed = patch_embed
+        self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
+        self.blocks = nn.ModuleList(
+            PreNormBlock(
+                GPSA(cfg)
+                if i < self.num_local
+                else Attention(width, cfg.num_heads, cfg.qkv_bias, cfg.attn_drop_rate, cfg.proj_drop_rate),
+                width,
+                cfg.mlp_ratio,
+                cfg.proj_drop_rate,
+                rate,
+            )
+            for i, rate in enumerate(linear_rates(cfg.drop_path_rate, cfg.depth))
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.feature_info = [
+            dict(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
+        ]
+        self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        self.apply(init_linear)
+        for token in (self.cls_token, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        for block in self.blocks:
+            if isinstance(block.attn, GPSA):
+                block.attn.local_init(self.config.locality_strength)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        x_BND = self.patch_embed(x)
+        x_BND = self.pos_drop(x_BND if self.pos_embed is None else x_BND + self.pos_embed)
+        return self._join_class(x_BND) if self.num_local == 0 else x_BND
+
+    def _run(self, i: int, x_BND: Tensor) -> Tensor:
+        """Block i, then the class token in front if that was the last local block, also when none follows."""
+        context = (self.rel_NN3,) if i < self.num_local else ()
+        x_BND = self.run_block(self.blocks[i], x_BND, *context)
+        return self._join_class(x_BND) if i + 1 == self.num_local else x_BND
+
+    def _join_class(self, x_BND: Tensor) -> Tensor:
+        if self.cls_token is None:
+            return x_BND
+        return torch.cat((self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND), dim=1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
+        x_BND = self._embed(x)
+        for i in range(len(self.blocks)):
+            x_BND = self._run(i, x_BND)
+        return self.norm(x_BND)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B,1+N,D) tokens -> (B,num_classes) logits; with pre_logits, the (B,D) embedding that the head reads."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, self.cls_token is not None :].mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As `ImageModel.forward_intermediates`; entry i is block i's output without the class token.
+
+        "NCHW" gives (B,D,rows,cols) maps, "NLC" (B,N,D) patch tokens.
+        """
+        check_output_fmt(output_fmt, ("NCHW", "NLC"))
+        picked = pick_blocks(len(self.blocks), indices)
+        x_BND = self._embed(x)
+        outputs = []
+        for i in range(max(picked) + 1 if stop_early else len(self.blocks)):
+            x_BND = self._run(i, x_BND)
+            if i in picked:
+                y_BND = self.norm(x_BND) if norm else x_BND
+                outputs.append(y_BND[:, -self.patch_embed.num_patches :])
+        if output_fmt == "NCHW":
+            outputs = [tokens_to_map(y_BND, self.patch_embed.grid) for y_BND in outputs]
+        return outputs if intermediates_only else (self.norm(x_BND), outputs)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """As `ImageModel.prune_intermediate_layers`; without a head and a global block the class token goes too."""
+        picked = pick_blocks(len(self.blocks), indices)
+        kept = max(picked) + 1
+        self.blocks = self.blocks[:kept]
+        self.feature_info = self.feature_info[:kept]
+        self.num_local = min(self.num_local, kept)
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+            if kept == self.num_local:
+                self.cls_token = None
+        return picked
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            self.global_pool = check_pool(global_pool, POOLS if self.cls_token is not None else POOLS[1:])
+        self.num_classes = num_classes
+        self.head = new_head(self.num_features, num_classes, self.patch_embed.proj.weight, self.training)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^cls_token|pos_embed|patch_embed",
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
+        )
+
+    def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
+        """Fit the position embedding of a checkpoint made for `source` (height, width) px to this model's grid."""
+        old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.patch_embed.grid
+        resampled = dict(state)
+        if old != new and "pos_embed" in state:
+            resampled["pos_embed"] = resample_tokens(state["pos_embed"], 1, old, new)
+        return resampled

@@ -1,0 +1,410 @@
+"""CrossViT, after Chen, Fan and Panda 2021 (arXiv:2103.14899).
+
+Shape suffixes: B images, C colour channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
+h heads; b is a branch (0: small patches, 1: large patches) and o the other one.
+Module names are the published checkpoints' keys, so weights load without a rename table.
+One fact to know: the model reads one image of img_size and resizes it itself for each branch whose img_scale is not 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .base import ImageModel
+from .layers import (
+    Attention,
+    DropPath,
+    Pair,
+    PatchEmbed,
+    PreNormBlock,
+    check_image_size,
+    check_output_fmt,
+    check_pool,
+    init_linear,
+    linear_rates,
+    new_head,
+    pick_blocks,
+    resample_tokens,
+    to_pair,
+    tokens_to_map,
+)
+
+POOLS = ("token", "avg")
+BRANCHES = (0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossViTConfig:
+    """Pairs hold one value a branch."""
+
+    embed_dim: Sequence[int]  # D
+    depth: Sequence[
+        Sequence[int]
+    ]  # a stage: blocks of branch 0, of branch 1, cross-attentions in a row (0: a plain one)
+    num_heads: Sequence[int]
+    mlp_ratio: Sequence[float]  # timm's third value, for the fusion, is accepted and unused: it has no MLP
+    multi_conv: bool = False  # the dagger models: three convolutions embed a patch
+    patch_size: Sequence[int] = (12, 16)  # pixels of the branch's image
+    img_size: int | Sequence[int] = 240  # pixels, or (height, width), of the image the model reads
+    img_scale: Sequence[float] = (1.0, 224 / 240)  # side of the branch's image / side of the model's
+    crop_scale: bool = False  # give a branch the centre of the image instead of a resized copy
+    qkv_bias: bool = True
+    in_chans: int = 3
+    num_classes: int = 1000  # 0 drops the heads
+    global_pool: str = "token"  # or "avg" of the patches
+    drop_rate: float = 0.0  # before the heads
+    pos_drop_rate: float = 0.0  # after the position embeddings
+    proj_drop_rate: float = 0.0  # after attention projections and inside the MLPs
+    attn_drop_rate: float = 0.0  # on attention weights
+    drop_path_rate: float = 0.0  # at the last block, growing linearly from 0
+
+
+def _row(width: int, blocks: int, heads: int, mlp_ratio: float, **rest: Any) -> CrossViTConfig:
+    return CrossViTConfig(
+        embed_dim=(width, 2 * width),
+        depth=((1, blocks, 0),) * 3,
+        num_heads=(heads, heads),
+        mlp_ratio=(mlp_ratio, mlp_ratio, 1),
+        **rest,
+    )
+
+
+_AT_408 = dict(multi_conv=True, img_size=408, img_scale=(1.0, 384 / 408))
+
+VARIANTS = {  # Table 1 of the paper, under timm's names
+    "crossvit_tiny_240": _row(96, 4, 3, 4),
+    "crossvit_small_240": _row(192, 4, 6, 4),
+    "crossvit_base_240": _row(384, 4, 12, 4),
+    "crossvit_9_240": _row(128, 3, 4, 3),
+    "crossvit_15_240": _row(192, 5, 6, 3),
+    "crossvit_18_240": _row(224, 6, 7, 3),
+    "crossvit_9_dagger_240": _row(128, 3, 4, 3, multi_conv=True),
+    "crossvit_15_dagger_240": _row(192, 5, 6, 3, multi_conv=True),
+    "crossvit_15_dagger_408": _row(192, 5, 6, 3, **_AT_408),
+    "crossvit_18_dagger_240": _row(224, 6, 7, 3, multi_conv=True),
+    "crossvit_18_dagger_408": _row(224, 6, 7, 3, **_AT_408),
+}
+
+
+def scaled_side(side: int, scale: float) -> int:
+    """Pixels of one side in a branch's image, rounded down; the nudge keeps 49 * (1 / 49) from becoming 0."""
+    return int(side * scale + 1e-6)
+
+
+def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") -> list[Pair]:
+    """(height, width) of each branch's image; an error where the patches of a branch do not divide them.
+
+    The error names the nearest sizes that work.
+    """
+
+    def fits(side: int) -> bool:
+        scaled = [scaled_side(side, scale) for scale in cfg.img_scale]
+        return all(size > 0 and size % patch == 0 for size, patch in zip(scaled, cfg.patch_size, strict=True))
+
+    sizes = [(scaled_side(img_size[0], scale), scaled_side(img_size[1], scale)) for scale in cfg.img_scale]
+    if all(fits(side) for side in img_size):
+        return sizes
+
+    def nearest(side: int) -> str:
+        below = next((near for near in range(side, 0, -1) if fits(near)), None)
+        above = next((near for near in range(side, 8 * side + 1) if fits(near)), None)
+        return " or ".join(sorted({str(near) for near in (below, above) if near}, key=int)) or "none up to 8 times that"
+
+    described = " and ".join(
+        f"{height}x{width} px in {patch} px patches"
+        for (height, width), patch in zip(sizes, cfg.patch_size, strict=True)
+    )
+    raise UsageError(
+        "bad_argument",
+        f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which do not fit whole",
+        hint=f"nearest that fit: height {nearest(img_size[0])}, width {nearest(img_size[1])}; or change img_scale",
+    )
+
+
+def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
+    """The dagger models' patch embedding: three convolutions that together shrink the image by patch_size."""
+    kernels = {12: ((3, 0), (1, 1)), 16: ((2, 1), (2, 1))}  # (stride, padding) of the second and the third
+    if patch_size not in kernels:
+        raise UsageError("bad_argument", f"multi_conv has a form for patch_size 12 and 16, not for {patch_size}")
+    (stride2, padding2), (stride3, padding3) = kernels[patch_size]
+    return nn.Sequential(
+        nn.Conv2d(in_chans, width // 4, 7, stride=4, padding=3),
+        nn.ReLU(),
+        nn.Conv2d(width // 4, width // 2, 3, stride=stride2, padding=padding2),
+        nn.ReLU(),
+        nn.Conv2d(width // 2, width, 3, stride=stride3, padding=padding3),
+    )
+
+
+class CrossAttention(nn.Module):
+    """The first token asks, all tokens answer: (B,N,D) -> (B,1,D)."""
+
+    def __init__(self, cfg: CrossViTConfig, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = cfg.attn_drop_rate
+        self.wq = nn.Linear(width, width, bias=cfg.qkv_bias)
+        self.wk = nn.Linear(width, width, bias=cfg.qkv_bias)
+        self.wv = nn.Linear(width, width, bias=cfg.qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q_Bh1d, k_BhNd, v_BhNd = (
+            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for y in (self.wq(x_BND[:, :1]), self.wk(x_BND), self.wv(x_BND))
+        )
+        y_Bh1d = F.scaled_dot_product_attention(
+            q_Bh1d, k_BhNd, v_BhNd, dropout_p=self.attn_drop if self.training else 0.0
+        )
+        return self.proj_drop(self.proj(y_Bh1d.transpose(1, 2).flatten(2)))
+
+
+class CrossAttentionBlock(nn.Module):
+    """The class token, plus what it learns from all tokens: (B,N,D) -> (B,1,D). No MLP (section 3.3)."""
+
+    def __init__(self, cfg: CrossViTConfig, width: int, num_heads: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = CrossAttention(cfg, width, num_heads)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return x_BND[:, :1] + self.drop_path(self.attn(self.norm1(x_BND)))
+
+
+class MultiScaleBlock(nn.Module):
+    """One stage: each branch on its own, then each class token visits the other branch's patches and returns.
+
+    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The returned token replaces the old one, no skip around it.
+    """
+
+    def __init__(self, cfg: CrossViTConfig, depth: Sequence[int], rates: Sequence[float]):
+        """rates: drop path of block i of either branch; the last is the fusion's too."""
+        super().__init__()
+        dims, heads = cfg.embed_dim, cfg.num_heads
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                *[
+                    PreNormBlock(
+                        Attention(dims[b], heads[b], cfg.qkv_bias, cfg.attn_drop_rate, cfg.proj_drop_rate),
+                        dims[b],
+                        cfg.mlp_ratio[b],
+                        cfg.proj_drop_rate,
+                        rates[i],
+                    )
+                    for i in range(depth[b])
+                ]
+            )
+            for b in BRANCHES
+        )
+        self.projs = nn.ModuleList(_projection(dims[b], dims[1 - b]) for b in BRANCHES)
+        self.fusion = nn.ModuleList()
+        for o in reversed(BRANCHES):  # where the class token of branch 1 - o visits
+            visits = [CrossAttentionBlock(cfg, dims[o], heads[o], rates[-1]) for _ in range(max(depth[2], 1))]
+            self.fusion.append(nn.Sequential(*visits) if depth[2] else visits[0])
+        self.revert_projs = nn.ModuleList(_projection(dims[1 - b], dims[b]) for b in BRANCHES)
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        xs = [block(x_BND) for block, x_BND in zip(self.blocks, xs, strict=True)]
+        outs = []
+        for b in BRANCHES:
+            visitor_B1D = self.projs[b](xs[b][:, :1])
+            visitor_B1D = self.fusion[b](torch.cat((visitor_B1D, xs[1 - b][:, 1:]), dim=1))
+            outs.append(torch.cat((self.revert_projs[b](visitor_B1D), xs[b][:, 1:]), dim=1))
+        return outs
+
+
+def _projection(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.GELU(), nn.Linear(width, out))
+
+
+class CrossViT(ImageModel):
+    head: nn.ModuleList
+
+    def __init__(self, cfg: CrossViTConfig):
+        super().__init__()
+        _check(cfg)
+        self.config = cfg
+        self.num_classes = cfg.num_classes
+        self.num_features = self.head_hidden_size = sum(cfg.embed_dim)
+        self.global_pool = check_pool(cfg.global_pool, POOLS)
+        self.img_size = to_pair(cfg.img_size)
+        patch_embeds = [
+            PatchEmbed(size, patch, cfg.in_chans, dim, conv_stem(patch, cfg.in_chans, dim) if cfg.multi_conv else None)
+            for size, patch, dim in zip(branch_sizes(self.img_size, cfg), cfg.patch_size, cfg.embed_dim, strict=True)
+        ]
+        for b, embed in enumerate(patch_embeds):
+            setattr(self, f"pos_embed_{b}", nn.Parameter(torch.zeros(1, 1 + embed.num_patches, cfg.embed_dim[b])))
+            setattr(self, f"cls_token_{b}", nn.Parameter(torch.zeros(1, 1, cfg.embed_dim[b])))
+        self.patch_embed = nn.ModuleList(patch_embeds)
+        self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
+        steps = [max(depth[0], depth[1]) + depth[2] for depth in cfg.depth]
+        rates = linear_rates(cfg.drop_path_rate, sum(steps))
+        self.blocks = nn.ModuleList(
+            MultiScaleBlock(cfg, depth, rates[sum(steps[:s]) : sum(steps[: s + 1])])
+            for s, depth in enumerate(cfg.depth)
+        )
+        self.norm = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in cfg.embed_dim)
+        self.head_drop = nn.Dropout(cfg.drop_rate)
+        self.head = self._new_head()
+        self._describe_features()
+        self._init_weights()
+
+    def _describe_features(self) -> None:
+        cfg, stages = self.config, len(self.blocks)
+        self.feature_info = [
+            dict(num_chs=cfg.embed_dim[b], reduction=round(cfg.patch_size[b] / cfg.img_scale[b]), module=f"blocks.{s}")
+            for b in BRANCHES
+            for s in range(stages)
+        ]
+        self.default_out_indices = tuple((b + 1) * stages - 1 for b in BRANCHES)
+
+    def _init_weights(self) -> None:
+        self.apply(init_linear)
+        for name in sorted(self.no_weight_decay()):
+            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
+
+    def _new_head(self) -> nn.ModuleList:
+        like = self.get_parameter("pos_embed_0")
+        return nn.ModuleList(new_head(dim, self.num_classes, like, self.training) for dim in self.config.embed_dim)
+
+    def _embed(self, x: Tensor) -> list[Tensor]:
+        check_image_size(x, self.img_size)
+        xs = []
+        for b, embed in enumerate(self.patch_embed):
+            x_BND = embed(fit_image(x, self.img_size, embed.img_size, self.config.crop_scale))
+            cls_B1D = self.get_parameter(f"cls_token_{b}").expand(x.shape[0], -1, -1)
+            x_BND = torch.cat((cls_B1D, x_BND), dim=1) + self.get_parameter(f"pos_embed_{b}")
+            xs.append(self.pos_drop(x_BND))
+        return xs
+
+    def _norm(self, xs: list[Tensor]) -> list[Tensor]:
+        return [norm(x_BND) for norm, x_BND in zip(self.norm, xs, strict=True)]
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of the two branches."""
+        xs = self._embed(x)
+        for block in self.blocks:
+            xs = self.run_block(block, xs)
+        return self._norm(xs)
+
+    def forward_head(self, x: list[Tensor], pre_logits: bool = False) -> Tensor:
+        """[(B,1+N_b,D_b)] -> (B,num_classes) logits, the mean of the branches' heads.
+
+        With pre_logits or without heads, the (B,D_0+D_1) embeddings of the branches, concatenated.
+        """
+        pooled = [x_BND[:, 0] if self.global_pool == "token" else x_BND[:, 1:].mean(dim=1) for x_BND in x]
+        pooled = [self.head_drop(x_BD) for x_BD in pooled]
+        if pre_logits or not self.num_classes:
+            return torch.cat(pooled, dim=1)
+        return torch.stack([head(x_BD) for head, x_BD in zip(self.head, pooled, strict=True)]).mean(dim=0)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+        """As `ImageModel.forward_intermediates`; entry b * stages + s is branch b after stage s, without class token.
+
+        "NCHW" gives (B,D_b,rows_b,cols_b) maps, "NLC" (B,N_b,D_b) patch tokens.
+        """
+        check_output_fmt(output_fmt, ("NCHW", "NLC"))
+        stages = len(self.blocks)
+        picked = pick_blocks(len(BRANCHES) * stages, indices)
+        last = max(i % stages for i in picked)
+        xs = self._embed(x)
+        by_index = {}
+        for s, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            xs = self.run_block(block, xs)
+            for b, y_BND in enumerate(self._norm(xs) if norm else xs):
+                by_index[b * stages + s] = y_BND[:, 1:]
+        outputs = []
+        for i in sorted(set(picked)):
+            grid = self.patch_embed[i // stages].grid
+            outputs.append(tokens_to_map(by_index[i], grid) if output_fmt == "NCHW" else by_index[i])
+        return outputs if intermediates_only else (self._norm(xs), outputs)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last one picked; returns where the picked outputs are in the shorter model."""
+        stages = len(self.blocks)
+        picked = pick_blocks(len(BRANCHES) * stages, indices)
+        kept = max(i % stages for i in picked) + 1
+        self.blocks = self.blocks[:kept]
+        self._describe_features()
+        if prune_norm:
+            self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES)
+        if prune_head:
+            self.reset_classifier(0)
+        return [i // stages * kept + i % stages for i in picked]
+
+    def get_classifier(self) -> nn.Module:
+        """The two branches' heads, a ModuleList."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            self.global_pool = check_pool(global_pool, POOLS)
+        self.num_classes = num_classes
+        self.head = self._new_head()
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"{name}_{b}" for name in ("cls_token", "pos_embed") for b in BRANCHES}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^cls_token|pos_embed|patch_embed",
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
+        )
+
+    def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
+        """Fit the position embeddings of a checkpoint made for `source` (height, width) px to this model's grids.
+
+        The class token's position is no place in the image and stays as it is.
+        """
+        resampled = dict(state)
+        for b, size in enumerate(branch_sizes(to_pair(source, "source"), self.config, "source")):
+            name, patch = f"pos_embed_{b}", self.config.patch_size[b]
+            old, new = (size[0] // patch, size[1] // patch), self.patch_embed[b].grid
+            if old != new and name in state:
+                patches = resample_tokens(state[name][:, 1:], 1, old, new)
+                resampled[name] = torch.cat((state[name][:, :1], patches), dim=1)
+        return resampled
+
+
+def fit_image(image_BCHW: Tensor, size: Pair, wanted: Pair, crop: bool) -> Tensor:
+    """The image of `size` as a branch wants it: itself, its centre, or bicubically resized as the reference does."""
+    if size == wanted:
+        return image_BCHW
+    if crop and wanted[0] <= size[0] and wanted[1] <= size[1]:
+        top, left = round((size[0] - wanted[0]) / 2), round((size[1] - wanted[1]) / 2)
+        return image_BCHW[:, :, top : top + wanted[0], left : left + wanted[1]]
+    return F.interpolate(image_BCHW, size=wanted, mode="bicubic", align_corners=False)
+
+
+def _check(cfg: CrossViTConfig) -> None:
+    """Refuse values whose failure would come late and read badly."""
+    for name in ("embed_dim", "num_heads", "patch_size", "img_scale"):
+        if len(getattr(cfg, name)) != len(BRANCHES):
+            raise UsageError(
+                "bad_argument", f"{name} is {getattr(cfg, name)!r}, expected one value for each of 2 branches"
+            )
+    for dim, heads in zip(cfg.embed_dim, cfg.num_heads, strict=True):
+        if dim % heads:
+            raise UsageError("bad_argument", f"embed_dim {dim} is not divisible by num_heads {heads}")
+    for depth in cfg.depth:
+        if len(depth) != 3 or max(depth[:2]) < 1:
+            raise UsageError("bad_argument", f"a stage's depth is {depth!r}, expected (blocks, blocks, fusions)")
