@@ -54,6 +54,7 @@ CODES: dict[str, Kind] = {
     "hub_denied": Kind(5, 503, "the model hub refused access"),
     "hub_unavailable": Kind(5, 503, "the model hub could not be reached"),
     "hub_bad_file": Kind(5, 503, "the model hub sent a damaged file"),
+    "cache_failed": Kind(5, 503, "the local cache of downloaded models could not be used"),
 }
 
 
