@@ -1,0 +1,259 @@
+"""The published checkpoints as data, and how a name finds one.
+
+A name is `architecture` or `architecture.tag`. Nothing here imports torch: listing models is instant. The rows are
+`tables/pretrained.json` (what timm publishes) and `builtin/builtin.json` (what ships inside this package).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UsageError
+
+_HERE = Path(__file__).parent
+BUILTIN_FOLDER = _HERE / "builtin"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One set of weights and how its images are prepared; the fields have timm's names."""
+
+    architecture: str
+    tag: str  # "untrained" where nothing was published
+    num_classes: int
+    input_size: tuple[int, int, int]  # channels, height, width
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fixed_input_size: bool
+    first_conv: str | tuple[str, ...]
+    classifier: str | tuple[str, ...]
+    license: str
+    hf_hub_id: str | None = None
+    file: str | None = None  # in weights/builtin/
+    sha256: str | None = None  # of that file
+    label_names: tuple[str, ...] | None = None  # None: the class count says which public label set it is
+    note: str = ""  # what is known to be wrong or surprising about it
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}.{self.tag}"
+
+    @property
+    def has_weights(self) -> bool:
+        return self.hf_hub_id is not None or self.file is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """timm's `pretrained_cfg`: the fields that are set."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, "")}
+
+
+class Accuracy(NamedTuple):
+    """Published figures in per cent, at `img_size` pixels."""
+
+    top1: float
+    top5: float
+    img_size: int
+
+
+_MISTAGGED = (
+    "despite its tag these are the weights trained on ImageNet-1k alone; "
+    "the ones pre-trained on ImageNet-21k and fine-tuned were never published"
+)
+_CONVIT_LICENCE = "the authors' source file names CC-BY-NC, their repository and the published config Apache-2.0"
+NOTES = {
+    "mixer_b16_224.goog_in21k_ft_in1k": f"{_MISTAGGED}; for those use mixer_b16_224.miil_in21k_ft_in1k",
+    "mixer_l16_224.goog_in21k_ft_in1k": f"{_MISTAGGED}; it is less accurate than the smaller mixer_b16_224",
+    **{f"convit_{size}.fb_in1k": _CONVIT_LICENCE for size in ("tiny", "small", "base")},
+}
+
+# Where timm's declaration order, which decides the default tag, is not that of the table.
+DEFAULT_TAGS = {
+    **{f"mixer_{size}16_224": "goog_in21k_ft_in1k" for size in "bl"},
+    **{f"resmlp_{size}_224": "fb_in1k" for size in ("12", "24", "36", "big_24")},
+}
+
+DEPRECATED = {
+    "mixer_b16_224_in21k": "mixer_b16_224.goog_in21k",
+    "mixer_l16_224_in21k": "mixer_l16_224.goog_in21k",
+    "mixer_b16_224_miil": "mixer_b16_224.miil_in21k_ft_in1k",
+    "mixer_b16_224_miil_in21k": "mixer_b16_224.miil_in21k",
+    "resmlp_12_distilled_224": "resmlp_12_224.fb_distilled_in1k",
+    "resmlp_24_distilled_224": "resmlp_24_224.fb_distilled_in1k",
+    "resmlp_36_distilled_224": "resmlp_36_224.fb_distilled_in1k",
+    "resmlp_big_24_distilled_224": "resmlp_big_24_224.fb_distilled_in1k",
+    "resmlp_big_24_224_in22ft1k": "resmlp_big_24_224.fb_in22k_ft_in1k",
+    "resmlp_12_224_dino": "resmlp_12_224.fb_dino",
+    "resmlp_24_224_dino": "resmlp_24_224.fb_dino",
+}
+# Old names that timm maps to other weights than they once meant.
+REMAPPED = {
+    "mixer_b16_224_in21k": "mixer_b16_224.goog_in21k_ft_in1k",
+    "mixer_l16_224_in21k": "mixer_l16_224.goog_in21k_ft_in1k",
+    "resmlp_12_224_dino": "resmlp_12_224.fb_in1k",
+    "resmlp_24_224_dino": "resmlp_24_224.fb_in1k",
+}
+
+OWN_ARCHITECTURES = ("convmixer_256_8_ks5_p4",)  # this project's; no other catalogue has them
+MODULES = {  # timm's module names, by the first word of an architecture
+    "convmixer": "convmixer",
+    "convit": "convit",
+    "crossvit": "crossvit",
+    "mixer": "mlp_mixer",
+    "gmixer": "mlp_mixer",
+    "resmlp": "mlp_mixer",
+    "gmlp": "mlp_mixer",
+}
+
+
+def _read_rows(path: Path) -> Iterable[Checkpoint]:
+    fields = {field.name for field in dataclasses.fields(Checkpoint)}
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        arch, _, tag = row["name"].partition(".")
+        known = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items() if key in fields}
+        yield Checkpoint(**{"note": NOTES.get(row["name"], ""), **known, "architecture": arch, "tag": tag})
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sort key under which `mixer_s9` comes before `mixer_s16`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+CATALOGUE: dict[str, Checkpoint] = {
+    row.name: row
+    for path in (_HERE / "tables" / "pretrained.json", BUILTIN_FOLDER / "builtin.json")
+    for row in _read_rows(path)
+}
+ARCHITECTURE_NAMES: tuple[str, ...] = tuple(
+    sorted({row.architecture for row in CATALOGUE.values()} | set(OWN_ARCHITECTURES), key=_natural)
+)
+
+
+def resolve(name: str) -> tuple[str, Checkpoint | None]:
+    """`arch`, `arch.tag` or an old name -> the architecture and its checkpoint.
+
+    Without a tag the checkpoint is the architecture's default: timm's, where it has weights. None stands for an
+    architecture of this project that has no row yet. Raises UsageError `unknown_model`, `unknown_tag`, or
+    `bad_argument` for something that is no name at all.
+    """
+    if any(mark in name for mark in "/\\:"):
+        raise UsageError(
+            "bad_argument",
+            f"{name!r} is not a model name",
+            hint="for a Hub repository write 'hf-hub:org/repo', for a folder 'local-dir:path'",
+        )
+    if name in DEPRECATED:
+        told = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
+        _log.warning("%s is an old name for %s%s", name, DEPRECATED[name], told)
+        name = DEPRECATED[name]
+    arch, _, tag = name.partition(".")
+    if arch not in ARCHITECTURE_NAMES:
+        close = difflib.get_close_matches(arch, [*ARCHITECTURE_NAMES, *DEPRECATED], n=3, cutoff=0.5)
+        raise UsageError(
+            "unknown_model",
+            f"unknown model {name!r}",
+            hint=f"did you mean {', '.join(close)}?" if close else "see `tessella list`",
+        )
+    rows = get_arch_pretrained_cfgs(arch)
+    if not tag:
+        return arch, next(iter(rows.values()), None)
+    if name not in rows:
+        tags = [row.tag for row in rows.values()]
+        close = difflib.get_close_matches(tag, tags, n=1)
+        raise UsageError(
+            "unknown_tag",
+            f"{arch} has no checkpoint {tag!r}",
+            hint=(f"did you mean {close[0]}? " if close else "") + f"known: {', '.join(tags) or 'none'}",
+        )
+    return arch, rows[name]
+
+
+def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
+    """All checkpoints of an architecture by full name, the default first; an unknown one has none."""
+    arch = model_name.partition(".")[0]
+    rows = [row for row in CATALOGUE.values() if row.architecture == arch]
+    default = DEFAULT_TAGS.get(arch)
+    return {row.name: row for row in sorted(rows, key=lambda row: (not row.has_weights, row.tag != default))}
+
+
+def get_pretrained_cfg(model_name: str) -> Checkpoint | None:
+    """The checkpoint that `model_name` stands for; see `resolve`."""
+    return resolve(model_name)[1]
+
+
+def is_model(model_name: str) -> bool:
+    """Whether the architecture (a tag is not looked at) can be built."""
+    return model_name.partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
+
+
+def list_modules() -> list[str]:
+    return sorted(set(MODULES.values()))
+
+
+def list_models(
+    filter: str | Sequence[str] = "",
+    module: str = "",
+    pretrained: bool = False,
+    exclude_filters: str | Sequence[str] = "",
+    name_matches_cfg: bool = False,
+    include_tags: bool | None = None,
+) -> list[str]:
+    """Names in natural order, by timm's rules.
+
+    filter, exclude_filters: one or several shell patterns; one without a tag stands for all tags of what it matches.
+    module: one of `list_modules()`; pretrained: only those with weights; name_matches_cfg: only those with a row.
+    include_tags: `arch.tag` names instead of bare architectures (None: as `pretrained`).
+    """
+    if module and module not in list_modules():
+        raise UsageError("bad_argument", f"module is {module!r}, expected one of {', '.join(list_modules())}")
+    with_tags = pretrained if include_tags is None else include_tags
+    names = [arch for arch in ARCHITECTURE_NAMES if not module or MODULES[arch.partition("_")[0]] == module]
+    if with_tags:
+        names = [full for arch in names for full in (get_arch_pretrained_cfgs(arch) or [arch])]
+
+    def matching(patterns: str | Sequence[str]) -> set[str]:
+        wanted = [patterns] if isinstance(patterns, str) else patterns
+        wanted = [p for pattern in wanted for p in ([pattern, f"{pattern}.*"] if with_tags else [pattern])]
+        return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in wanted)}
+
+    selected = (matching(filter) if filter else set(names)) - (matching(exclude_filters) if exclude_filters else set())
+    if pretrained:
+        selected = {name for name in selected if (row := resolve(name)[1]) and row.has_weights}
+    if name_matches_cfg:
+        selected = {name for name in selected if resolve(name)[1]}
+    return sorted(selected, key=_natural)
+
+
+def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
+    """All `arch.tag` names that have weights."""
+    return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
+
+
+@functools.cache
+def _accuracies() -> dict[str, dict[str, Accuracy]]:
+    table: dict[str, dict[str, Accuracy]] = {}
+    with (_HERE / "tables" / "published_accuracy.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            figures = Accuracy(float(row["top1"]), float(row["top5"]), int(row["img_size"]))
+            table.setdefault(row["model"], {})[row["set"]] = figures
+    return table
+
+
+def published_accuracy(name: str) -> dict[str, Accuracy]:
+    """timm's published figures for a checkpoint by evaluation set ("imagenet" is its validation set); often none."""
+    _, row = resolve(name)
+    return dict(_accuracies().get(row.name, {})) if row else {}

@@ -1,0 +1,210 @@
+"""`create_model`: a name -> a model, with or without trained weights, by timm's rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UsageError, WeightsError
+from ..models import ARCHITECTURES, build
+from ..models.base import ImageModel
+from ..models.features import FeatureExtractor
+from .catalogue import BUILTIN_FOLDER, Checkpoint, resolve
+from .config import SOURCE_FIELDS, check_cfg, read_config
+from .fetch import CONFIG, SAFETENSORS, fetch_model
+from .files import find_weights, read_state_dict
+from .load import image_size, load_weights
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | Mapping[str, Any] | Checkpoint | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> ImageModel | FeatureExtractor:
+    """A model in evaluation-ready form (timm's: training mode, on the CPU, float32, unless asked otherwise).
+
+    model_name: `arch` (its default checkpoint), `arch.tag`, `hf-hub:org/repo[@revision]` or `local-dir:path`.
+    pretrained: load the weights that the name stands for, after verifying them completely.
+    pretrained_cfg: another tag of the architecture, or a whole config in place of the catalogue's;
+    pretrained_cfg_overlay: single fields of it, such as `dict(file="best.safetensors", num_classes=-1)`.
+    checkpoint_path: weights for exactly this model, loaded strictly; the pretrained ones are then not read.
+    cache_dir: for the Hub, in place of its own. kwargs: fields of the architecture's config; None means not given.
+    features_only: the maps of some blocks (out_indices, as `forward_intermediates`) instead of logits.
+
+    num_classes, in_chans and, for models of a fixed size, img_size follow the checkpoint where they are not given. The
+    model's `pretrained_cfg` says how its images are prepared, with `label_names` where the checkpoint brings its own,
+    and `sha256` of the weights where they were checked against one.
+    Raises UsageError (unknown_model, unknown_tag, no_weights, bad_argument) or WeightsError; see `read_state_dict`,
+    `load_weights` and `fetch_model` for its codes.
+    """
+    if out_indices is not None and not features_only:
+        raise UsageError("bad_argument", "out_indices is for features_only=True")
+    load_pretrained = pretrained and checkpoint_path is None
+    cfg, args = _find(model_name, pretrained_cfg, load_pretrained, cache_dir)
+    if pretrained_cfg_overlay:
+        cfg = _overlay(cfg, pretrained_cfg_overlay)
+    arch = cfg["architecture"]
+    if load_pretrained:
+        path, sha256 = _locate(cfg, model_name, cache_dir)
+        state = read_state_dict(path, sha256=sha256)
+    elif checkpoint_path is not None:
+        path, sha256, state = Path(checkpoint_path), None, read_state_dict(checkpoint_path)
+
+    args = {**_defaults(cfg), **args, **{key: value for key, value in kwargs.items() if value is not None}}
+    loads_all = checkpoint_path is not None or (pretrained and args.get("num_classes") == cfg.get("num_classes"))
+    with _Unfilled() if loads_all else nullcontext():
+        model = build(arch, **args)
+    if loads_all:
+        _give_memory(model)
+    if load_pretrained or checkpoint_path is not None:
+        load_weights(model, state, source_cfg=cfg if load_pretrained else {}, source=path)
+        if load_pretrained and sha256:
+            cfg["sha256"] = sha256
+    model.pretrained_cfg = _describe(cfg, model)
+    result = FeatureExtractor(model, out_indices=out_indices) if features_only else model
+    return result.to(device=device, dtype=dtype)
+
+
+def _find(
+    name: str,
+    override: str | Mapping[str, Any] | Checkpoint | None,
+    load_pretrained: bool,
+    cache_dir: str | Path | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The checkpoint's config, with the place of its weights, and the constructor arguments it comes with."""
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme in ("hf-hub", "hf_hub", "local-dir"):
+        if not rest:
+            raise UsageError("bad_argument", f"{name!r} names nothing after {scheme}:")
+        if override is not None:
+            raise UsageError("bad_argument", f"{name!r} brings its own config", hint="use pretrained_cfg_overlay")
+        return _from_folder(Path(rest), load_pretrained) if scheme == "local-dir" else _from_hub(rest, cache_dir)
+    if isinstance(override, str):
+        name = f"{resolve(name)[0]}.{override}"
+    arch, row = resolve(name)
+    if isinstance(override, Checkpoint):
+        row = override
+    elif isinstance(override, Mapping):
+        return {**_known(override), "architecture": arch}, {}
+    if row is None:
+        return {"architecture": arch}, {}
+    cfg = check_cfg(row.to_dict())
+    return {**cfg, "architecture": arch, **({"file": BUILTIN_FOLDER / row.file} if row.file else {})}, {}
+
+
+def _from_hub(rest: str, cache_dir: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    repo, _, revision = rest.partition("@")
+    files = fetch_model(repo, revision or None, cache_dir)
+    if files.config_path is None:
+        raise WeightsError("bad_config", f"the repository {repo} has no {CONFIG}", hint="is it a timm model?")
+    config = read_config(files.config_path)
+    place = {"hf_hub_id": rest, "file": files.weights_path, "sha256": files.sha256 or config.weights_sha256}
+    return {**config.pretrained_cfg, **place}, config.model_args
+
+
+def _from_folder(folder: Path, load_pretrained: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise WeightsError("weights_not_found", f"{folder} is not a folder")
+    config = read_config(folder / CONFIG)
+    if not load_pretrained:
+        return config.pretrained_cfg, config.model_args
+    path = find_weights(folder)
+    sha256 = config.weights_sha256 if path.name == SAFETENSORS else None
+    return {**config.pretrained_cfg, "file": path, "sha256": sha256}, config.model_args
+
+
+def _known(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A config given by the caller: unlike one from a file, what it cannot say is an error."""
+    checked = check_cfg(cfg)
+    if unread := sorted(key for key, value in cfg.items() if value is not None and key not in checked):
+        raise UsageError(
+            "bad_argument",
+            f"pretrained_cfg has no field {', '.join(map(repr, unread))}",
+            hint="weights come from file (a path) or hf_hub_id (organisation/name)",
+        )
+    return checked
+
+
+def _overlay(cfg: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """A source in the overlay replaces the checkpoint's own, with its hash."""
+    fields = _known(overlay)
+    if any(key in fields for key in SOURCE_FIELDS):
+        cfg = {key: value for key, value in cfg.items() if key not in SOURCE_FIELDS}
+    return check_cfg({**cfg, **fields, "architecture": cfg["architecture"]})
+
+
+def _locate(cfg: dict[str, Any], name: str, cache_dir: str | Path | None) -> tuple[Path, str | None]:
+    """The weight file on this machine and the SHA-256 it must have, where one is known."""
+    if file := cfg.get("file"):
+        return Path(file), cfg.get("sha256")
+    if repo := cfg.get("hf_hub_id"):
+        repo, _, revision = repo.partition("@")
+        files = fetch_model(repo, revision or None, cache_dir)
+        return files.weights_path, cfg.get("sha256") or files.sha256
+    raise UsageError(
+        "no_weights",
+        f"no weights are published for {name}",
+        hint="leave out pretrained=True for random weights, or see `tessella list --pretrained`",
+    )
+
+
+def _defaults(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments that follow from the checkpoint."""
+    args = {}
+    if cfg.get("num_classes", -1) >= 0:
+        args["num_classes"] = cfg["num_classes"]
+    if "input_size" in cfg:
+        args["in_chans"] = cfg["input_size"][0]
+        fields = {field.name for field in dataclasses.fields(ARCHITECTURES[cfg["architecture"]][1])}
+        if cfg.get("fixed_input_size") and "img_size" in fields:
+            args["img_size"] = tuple(cfg["input_size"][1:])
+    return args
+
+
+def _describe(cfg: dict[str, Any], model: ImageModel) -> dict[str, Any]:
+    """`model.pretrained_cfg`: the checkpoint's, with the images and labels of this very model."""
+    described = {key: value for key, value in cfg.items() if value is not None and key != "file"}
+    if "input_size" in cfg:
+        described["input_size"] = (model.config.in_chans, *(image_size(model) or cfg["input_size"][1:]))
+    if model.num_classes != cfg.get("num_classes"):
+        described.pop("label_names", None)
+        described.pop("label_descriptions", None)
+    return described
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules made inside have parameters without memory, so that no time goes into numbers that are overwritten.
+
+    Filling the largest model at random takes seconds. Buffers, also those that no checkpoint holds, are made as ever.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        if func is torch.Tensor.to and args[0].is_meta:  # a layer made to be where another is: there is nothing to move
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def _give_memory(model: nn.Module) -> None:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))

@@ -1,0 +1,147 @@
+"""Fit a checkpoint to a model: everything is verified and computed first, then the live model is changed at once.
+
+The checkpoint is compared with the model it says it is (its own class count, channels and image size), built without
+memory on torch's meta device. Only what passed that is adapted to the live model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError, WeightsError
+from ..models.base import ImageModel
+from ..models.layers import Pair, to_pair
+from .files import check_finite
+
+MAX_SHOWN = 10  # differences in a message
+# keys of the original authors' files: ConvMixer's Sequential, CrossViT's ParameterLists, Facebook's ResMLP
+_ORIGINAL_KEY = re.compile(r"\d+\.|pos_embed\.\d|cls_token\.\d|blocks\.\d+\.(gamma_|attn\.weight)")
+_log = logging.getLogger(__name__)
+
+
+def load_weights(
+    model: ImageModel,
+    state: Mapping[str, Tensor],
+    *,
+    source_cfg: Mapping[str, Any] | None = None,
+    source: object = "the checkpoint",
+) -> None:
+    """Copy a checkpoint into `model`, adapted where the two were made for different images or classes.
+
+    source_cfg: timm's `pretrained_cfg` of the checkpoint, of which three fields count.
+      num_classes: where it is not the model's (or -1, unknown), the model keeps its own fresh classifier;
+        everything else must still be there exactly. label_offset: leading classes to skip.
+      input_size: (channels, height, width). The first convolutions are summed or repeated to the model's channels as
+        timm does, and weights tied to the patch grid are resampled.
+    A field that is missing is as in the model. source: what messages call the checkpoint.
+
+    Numbers must be floating where the model's are, and take its precision; float64 is rounded, which is logged.
+    Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is then
+    unchanged.
+    """
+    cfg = dict(source_cfg or {})
+    live = model.state_dict()
+    head = tuple(f"{name}." for name, module in model.named_modules() if module is model.get_classifier())
+    classes = cfg.get("num_classes", model.num_classes)
+    offset = cfg.get("label_offset") or 0
+    keep_head = classes != model.num_classes
+    fitted = {key: value for key, value in state.items() if not (keep_head and key.startswith(head))}
+
+    trained = _state_as_trained(model, classes + offset, cfg.get("input_size"), source)
+    if keep_head:
+        trained = {key: value for key, value in trained.items() if not key.startswith(head)}
+    verify(fitted, trained, source=source, arch=model.arch)
+    if offset and not keep_head:
+        fitted.update({key: fitted[key][offset:] for key in fitted if key.startswith(head)})
+    for key, value in fitted.items():  # no other four-dimensional weight depends on the sizes of the images
+        if value.ndim == 4 and value.shape != live[key].shape:
+            fitted[key] = adapt_channels(value, live[key].shape[1])
+    if "input_size" in cfg:
+        fitted = model.resample_state_dict(fitted, tuple(cfg["input_size"][1:]))
+    if rounded := sum(value.dtype == torch.float64 != live[key].dtype for key, value in fitted.items()):
+        _log.warning("%s: %d tensors are float64 and are rounded to the model's precision", source, rounded)
+    fitted = {key: value.to(live[key].dtype) for key, value in fitted.items()}
+    verify(fitted, {key: live[key] for key in trained}, source=source, arch=model.arch)
+    check_finite(fitted.items(), source)  # a narrower type may have overflowed
+    model.load_state_dict({**live, **fitted})
+
+
+def _state_as_trained(
+    model: ImageModel, classes: int, input_size: tuple[int, int, int] | None, source: object
+) -> dict[str, Tensor]:
+    """The model's state dict as it was where the checkpoint was made: shapes and types only."""
+    changed: dict[str, Any] = {}
+    if classes != model.num_classes:
+        changed["num_classes"] = max(classes, 0)
+    if input_size and input_size[0] != model.config.in_chans:
+        changed["in_chans"] = input_size[0]
+    if input_size and image_size(model) not in (None, tuple(input_size[1:])):
+        changed["img_size"] = tuple(input_size[1:])
+    if not changed:
+        return model.state_dict()
+    try:
+        with torch.device("meta"):
+            family: Any = type(model)
+            return family(dataclasses.replace(model.config, **changed)).state_dict()
+    except UsageError as err:
+        raise WeightsError("bad_config", f"{source}: its config does not fit {model.arch}: {err.message}") from err
+
+
+def image_size(model: ImageModel) -> Pair | None:
+    """(height, width) in pixels that the model is made for; None for one that reads any size."""
+    size = getattr(model.config, "img_size", None)
+    return None if size is None else to_pair(size)
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution (out,in,k,k) for another number of channels: summed for one, else repeated and scaled.
+
+    Both keep the response to an image whose channels are alike.
+    """
+    given = weight.shape[1]
+    if channels == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, ceil(channels / given), 1, 1)[:, :channels]
+    return (repeated * (given / channels)).to(weight.dtype)
+
+
+def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: object, arch: str) -> None:
+    """The same keys and shapes, and types of the same kind, or a WeightsError that shows the first differences."""
+    missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in found]
+    unexpected = [f"+ {key} {_shape(value)}" for key, value in found.items() if key not in expected]
+    shapes, dtypes = [], []
+    for key in expected.keys() & found.keys():
+        ours, theirs = expected[key], found[key]
+        if ours.shape != theirs.shape:
+            shapes.append(f"  {key}: model {_shape(ours)}, file {_shape(theirs)}")
+        elif ours.dtype != theirs.dtype and not (ours.is_floating_point() and theirs.is_floating_point()):
+            dtypes.append(f"  {key}: model {_type(ours)}, file {_type(theirs)}")
+    differences = missing + unexpected + sorted(shapes) + sorted(dtypes)
+    if not differences:
+        return
+    code = "wrong_keys" if missing or unexpected else "wrong_shape" if shapes else "wrong_dtype"
+    original = any(_ORIGINAL_KEY.match(key) for key in found)
+    raise WeightsError(
+        code,
+        f"{source} is not {arch or 'this model'}: {len(differences)} differences, "
+        "- missing in the file, + not in the model\n" + "\n".join(differences[:MAX_SHOWN]),
+        hint="this looks like the original authors' file: run `tessella convert`"
+        if original
+        else "check that the checkpoint and the arguments belong to this architecture",
+    )
+
+
+def _shape(value: Tensor) -> str:
+    return f"({', '.join(map(str, value.shape))})"
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

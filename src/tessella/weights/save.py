@@ -1,0 +1,216 @@
+"""Write a model as a folder, or a Hub repository, that timm and Tessella both load: weights, config and a card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import HubError, UsageError, WeightsError
+from ..models import build
+from ..models.base import ImageModel
+from .catalogue import OWN_ARCHITECTURES, get_arch_pretrained_cfgs
+from .config import SOURCE_FIELDS, check_cfg, model_args
+from .fetch import CONFIG, SAFETENSORS
+from .files import check_finite
+from .load import image_size, verify
+
+CARD = "README.md"
+
+
+def save_pretrained(
+    model: ImageModel, folder: str | Path, *, config_overrides: Mapping[str, Any] | None = None
+) -> Path:
+    """Write model.safetensors, config.json and, where there is none yet, a model card README.md; returns the folder.
+
+    config_overrides: fields of `model.pretrained_cfg` to write differently, such as label_names, tag, license, mean.
+    The weights keep their precision. The tag and the labels of the checkpoint that the model started from are dropped
+    when its class count changed. Each file is either the old one or the complete new one, also after a crash; a crash
+    between two files is found when the folder is loaded, because the config holds the weights' SHA-256.
+    Raises UsageError `bad_argument` for a model that could not be built again from its name and arguments, WeightsError
+    `non_finite`, `output_failed`.
+    """
+    state = _checked_state(model)
+    weights = safetensors.torch.save(state, metadata={"format": "pt"})
+    config = _config(model, dict(config_overrides or {}))
+    config["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / SAFETENSORS, weights)
+        write_atomic(folder / CONFIG, (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
+        if not (folder / CARD).exists():
+            write_atomic(folder / CARD, model_card(model, config).encode())
+    except OSError as err:
+        raise WeightsError(
+            "output_failed",
+            f"{folder} could not be written: {err.strerror}",
+            hint="check the free space and the permissions of the folder",
+        ) from err
+    return folder
+
+
+def push_to_hub(
+    model: ImageModel,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Add model",
+    create_pr: bool = False,
+    config_overrides: Mapping[str, Any] | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Save the model and upload it to the Hub repository `repo_id`; returns the address of the commit.
+
+    token, endpoint: None takes huggingface_hub's own. The repository, and revision (a branch), are made when missing.
+    private: for a new repository (None: the organisation's default). create_pr: propose the change, do not make it.
+    Raises what `save_pretrained` raises, and HubError.
+    """
+    from huggingface_hub import HfApi, constants
+
+    from . import fetch
+
+    source = fetch._checked(repo_id, revision, None, token, endpoint)
+    if constants.HF_HUB_OFFLINE:
+        raise HubError("offline", f"{repo_id} cannot be written: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
+    api = HfApi(endpoint=source.endpoint, token=token, library_name="tessella")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_pretrained(model, temporary, config_overrides=config_overrides)
+
+        def upload() -> str:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+            return str(commit.pr_url if create_pr else commit.commit_url)
+
+        return fetch._ask(source, upload)
+
+
+def _checked_state(model: ImageModel) -> dict[str, Tensor]:
+    """The weights, once it is certain that the name and the arguments make a model that they fit."""
+    if not isinstance(model, ImageModel) or not model.arch:
+        raise UsageError(
+            "bad_argument",
+            f"a {type(model).__name__} that was not made by name cannot be saved",
+            hint="make the model with tessella.create_model(name, ...)",
+        )
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with torch.device("meta"):
+        rebuilt = build(model.arch, **model_args(model)).state_dict()
+    try:
+        verify(state, rebuilt, source="the model", arch=f"what its arguments say, a {model.arch}")
+    except WeightsError as err:
+        raise UsageError(
+            "bad_argument", err.message, hint="its layers were changed after it was made; save the state dict instead"
+        ) from err
+    check_finite(state.items(), "the model")
+    return state
+
+
+def _config(model: ImageModel, overrides: dict[str, Any]) -> dict[str, Any]:
+    """timm's config.json. Where the weights came from is left out, they are now these."""
+    cfg = {**default_cfg(model.arch), **model.pretrained_cfg}
+    if cfg.get("num_classes") != model.num_classes:
+        for key in ("tag", "label_names", "label_descriptions"):
+            cfg.pop(key, None)
+    cfg.pop("label_offset", None)  # already applied
+    args = model_args(model)
+    cfg["num_classes"] = model.num_classes
+    if size := image_size(model) or cfg.get("input_size", ())[1:]:
+        cfg["input_size"] = (args["in_chans"], *size)
+    if unknown := sorted(set(overrides) - set(check_cfg(overrides))):
+        raise UsageError("bad_argument", f"config_overrides has no field {', '.join(map(repr, unknown))}")
+    cfg = check_cfg({**cfg, **overrides})
+    for key in ("architecture", "note", *SOURCE_FIELDS):  # timm refuses fields that it does not know
+        cfg.pop(key, None)
+    labels: dict[str, Any] = {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
+    return {
+        "architecture": model.arch,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "global_pool": model.global_pool,
+        **labels,
+        "model_args": args,
+        "pretrained_cfg": {**cfg, "custom_load": False, "pool_size": None},
+    }
+
+
+def default_cfg(arch: str) -> dict[str, Any]:
+    """What the catalogue says of an architecture's images and layers, for a model made without a checkpoint."""
+    rows = get_arch_pretrained_cfgs(arch).values()
+    facts = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    names = ("first_conv", "classifier")
+    return {key: getattr(row, key) for row in list(rows)[:1] for key in facts + names}
+
+
+def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
+    """The text of README.md: front matter that the Hub reads, what the model is, how it is used."""
+    cfg = config["pretrained_cfg"]
+    name = f"{model.arch}.{cfg['tag']}" if "tag" in cfg else model.arch
+    library = "tessella" if model.arch in OWN_ARCHITECTURES else "timm"
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    size = (
+        [f"- Input: {' x '.join(map(str, cfg['input_size']))} (channels, height, width)"] if "input_size" in cfg else []
+    )
+    licence = [f"license: {json.dumps(cfg['license'])}"] if "license" in cfg else []
+    front = ["tags:", *(f"- {tag}" for tag in ("image-classification", "tessella", "timm")[: 2 + (library == "timm")])]
+    front += [f"library_name: {library}", "pipeline_tag: image-classification", *licence]
+    timm = "" if library == "tessella" else "\n`timm.create_model` takes the same name.\n"
+    return "\n".join(
+        [
+            *("---", *front, "---", f"# {name}", ""),
+            "An image classification model in timm's layout.",
+            "",
+            f"- Architecture: {model.arch}, {millions:.1f} million parameters",
+            *size,
+            f"- Classes: {model.num_classes}",
+            "",
+            "```python",
+            "import tessella",
+            "",
+            'model = tessella.load("local-dir:path/to/this/folder")  # or "hf-hub:organisation/name"',
+            'model.classify("photo.jpg", top=5)',
+            "```",
+            timm,
+        ]
+    )
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` at once: after a crash or a power cut it is the old file or the whole new one.
+
+    The file gets the permissions that the user's umask gives any new file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are written through
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
