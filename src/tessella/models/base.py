@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Features = Tensor | list[Tensor]  # CrossViT has one tensor a branch
+
+
+@contextmanager
+def buffers_restored(block: nn.Module) -> Iterator[None]:
+    """Keep what a block counts, its batch statistics, from being counted again when it is computed a second time."""
+    before = [(buffer, buffer.clone()) for buffer in block.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 class ImageModel(nn.Module, abc.ABC):
@@ -97,9 +110,13 @@ class ImageModel(nn.Module, abc.ABC):
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Any:
         """One block, through gradient checkpointing where it is on and gradients are wanted."""
-        if self.grad_checkpointing and self.training:
+        if not (self.grad_checkpointing and self.training):
+            return block(*inputs)
+        if torch.compiler.is_compiling():  # the compiler recomputes without repeating side effects
             return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        return checkpoint(
+            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), buffers_restored(block))
+        )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
         """Fit a checkpoint made for `source` (height, width) px images to this model's own image size.
