@@ -141,7 +141,9 @@ class ConvMixer(ImageModel):
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         picked = pick_blocks(len(self.blocks), indices)
-        self.blocks = nn.Sequential(*list(self.blocks)[: max(picked) + 1])
+        kept = max(picked) + 1
+        self.blocks = nn.Sequential(*list(self.blocks)[:kept])
+        self.feature_info = self.feature_info[:kept]
         if prune_head:
             self.reset_classifier(0, "")
         return picked
