@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from io import BufferedReader
@@ -124,13 +125,14 @@ def _sniff(path: Path, file: BufferedReader) -> str:
     if is_zip:
         _check_torch_zip(path, file)
     if is_zip or re.match(rb"\x80[\x02-\x05]", head):
-        if path.name.lower().endswith(PICKLE_SUFFIXES):
+        by_torch = is_zip or head[1] == 2  # the only protocol in its files from before the zip format
+        if by_torch and path.name.lower().endswith(PICKLE_SUFFIXES):
             return "pickle"
         _refuse(
             "unsafe_format",
             path,
-            "is a Python pickle, which can run code, under a name that does not say so",
-            "get the safetensors file; if you trust the source, rename it to .pth",
+            "is a Python pickle, which can run code, and not a PyTorch file under a name of one",
+            f"get the safetensors file; PyTorch's own files are read when they end in {', '.join(PICKLE_SUFFIXES)}",
         )
     if path.name.lower().endswith(".safetensors") and header_bytes > MAX_HEADER:
         _refuse("bad_format", path, f"announces a header of {header_bytes} bytes, the limit is {MAX_HEADER}", AGAIN)
@@ -188,7 +190,7 @@ def _check_entry(name: str, entry: Any) -> tuple[int, int, str]:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets") from None
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ValueError(f"{name!r} is of an unknown type {dtype!r}")
     if not isinstance(shape, list) or len(shape) > 8 or any(type(n) is not int or n < 0 for n in (*shape, start, end)):
         raise ValueError(f"{name!r} has a shape or offsets that are not counts")
@@ -221,14 +223,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
-        if "truncated" in str(err):
-            _refuse("truncated", path, "is cut off", AGAIN, err)
         _refuse(
             "unsafe_format", path, "is a pickle of more than tensors, and was not run", "get a safetensors file", err
         )
-    except EOFError as err:
-        _refuse("truncated", path, "is cut off", AGAIN, err)
     except Exception as err:  # whatever a parser of foreign bytes may raise
+        if isinstance(err, EOFError | IndexError | struct.error) or "unexpected EOF" in str(err):
+            _refuse("truncated", path, "is cut off", AGAIN, err)
         _refuse("bad_format", path, f"is not a valid PyTorch file: {type(err).__name__}", AGAIN, err)
     state = _pick_weights(loaded)
     if state is None:
