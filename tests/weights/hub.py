@@ -14,12 +14,21 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+os.environ["NO_PROXY"] = "127.0.0.1"  # read when the client is made, which happens once: it takes 0.1 s
+close_session()
 
 LARGE = (".safetensors", ".bin", ".png", ".npz")
 BREAKS = ("reset", "truncate", "stall", "status")
@@ -34,6 +43,7 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     token: str | None = None
     gated: bool = False
+    private: bool = False  # as asked for when it was created
 
 
 @dataclass
@@ -201,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.noted()
         body = self.read_body()
         if faults := self.hub.take_faults("POST", path):
-            return self.reply(503, b"", {}, faults["break"])
+            return self.reply(200, b"", {}, faults["break"])
         parts = path.strip("/").split("/")
         if path == "/api/validate-yaml":
             return self.send_json({"errors": [], "warnings": []})
@@ -212,7 +222,9 @@ class Handler(BaseHTTPRequestHandler):
             name = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
             status = 409 if name in self.hub.repos else 200
             if status == 200:
-                self.hub.repos[name] = Repo(refs={"main": "0" * 40}, commits={"0" * 40: {}})
+                self.hub.repos[name] = Repo(
+                    {"main": "0" * 40}, {"0" * 40: {}}, private=wanted.get("visibility") == "private"
+                )
             return self.send_json({"url": f"{self.hub.url}/{name}", "name": name, "id": name}, status)
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.send_json({"objects": [self.upload_action(item) for item in json.loads(body)["objects"]]})
@@ -313,6 +325,21 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind == "reset":  # without lingering the kernel sends RST, not FIN
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
+
+
+def online(patch: pytest.MonkeyPatch, home: Path) -> list[float]:
+    """Put this process's client online, without credentials; the list will hold the seconds it asked to wait for."""
+    for name, value in {
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+        "HF_TOKEN_PATH": str(home / "no-token"),
+    }.items():
+        patch.setattr(constants, name, value)
+    patch.delenv("HF_TOKEN", raising=False)
+    waits: list[float] = []
+    patch.setattr(time, "sleep", waits.append)
+    return waits
 
 
 def sha256(content: bytes) -> str:

@@ -13,21 +13,21 @@ import random
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import HfFileMetadata, constants
-from huggingface_hub.utils import close_session
 
 from tessella.errors import HubError, TessellaError, UsageError
-from tessella.weights import fetch
+from tessella.models import build
+from tessella.weights import fetch, save_pretrained
 from tessella.weights.fetch import HubFiles, fetch_model
 
-from .hub import FakeHub, blob_id, sha256
+from .hub import FakeHub, blob_id, online, sha256
 
 REPO = "org/tiny"
 CONFIG = json.dumps({"architecture": "convmixer_256_8_ks5_p4"}).encode()
@@ -45,22 +45,9 @@ def hub() -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[float]]:
-    """The client online and without credentials; the list holds the seconds it asked to wait for."""
-    for name, value in {
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DISABLE_PROGRESS_BARS": True,
-        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    close_session()
-    yield waits
-    close_session()
+def slept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """The client online; the list holds the seconds it asked to wait for."""
+    return online(monkeypatch, tmp_path)
 
 
 def fetch_from(hub: FakeHub, cache: Path, **how: Any) -> HubFiles:
@@ -475,6 +462,32 @@ sys.exit(sum(os.waitpid(pid, 0)[1] != 0 for pid in children))
 """
 
 
+CREATE = """
+import sys, torch
+from huggingface_hub import constants
+from tessella.errors import TessellaError
+from tessella.weights import create_model
+connections = []
+sys.addaudithook(lambda event, args: connections.append(event) if event == "socket.connect" else None)
+images = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+def logits():
+    with torch.inference_mode():
+        return create_model(sys.argv[1], pretrained=True).eval()(images)
+online = logits()
+assert connections
+torch.save(online, sys.argv[2])
+constants.HF_HUB_OFFLINE = True
+connections.clear()
+assert torch.equal(logits(), online)
+assert not connections
+try:
+    create_model("hf-hub:org/other", pretrained=True)
+except TessellaError as error:
+    assert error.code == "offline", error.code
+assert not connections
+"""
+
+
 def environment(home: Path, hub: FakeHub, **more: str) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
@@ -497,6 +510,9 @@ def test_the_environment_and_offline_use(hub: FakeHub, tmp_path: Path) -> None:
     assert any(event == "socket.connect" for event, _ in online["events"])
     assert not online["torch"]
 
+    again = run_child(tmp_path / "warm", hub, REPO)
+    assert [event for event in again["events"] if not event[0].startswith("socket")] == [], "a warm cache was written"
+
     asked = len(hub.requests)
     warm = run_child(tmp_path / "warm", hub, REPO, HF_HUB_OFFLINE="1")
     assert (warm["path"], warm["sha256"]) == (online["path"], online["sha256"])
@@ -510,12 +526,6 @@ def test_the_environment_and_offline_use(hub: FakeHub, tmp_path: Path) -> None:
     assert len(hub.requests) == asked
 
 
-def test_a_warm_cache_is_not_written(hub: FakeHub, tmp_path: Path) -> None:
-    run_child(tmp_path, hub, REPO)
-    again = run_child(tmp_path, hub, REPO)
-    assert [event for event in again["events"] if not event[0].startswith("socket")] == []
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="sixteen processes are started by forking")
 def test_sixteen_processes_race_for_one_file(hub: FakeHub, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", RACE, REPO]
@@ -524,6 +534,21 @@ def test_sixteen_processes_race_for_one_file(hub: FakeHub, tmp_path: Path) -> No
     assert check_whole(tmp_path / "hub") == 2
     assert not list(tmp_path.rglob("*.incomplete"))
     assert hub.count("GET", "model.safetensors") == 1
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_create_model_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    """From `save_pretrained` through a repository's tag to the same logits, online and then offline."""
+    model = build("convmixer_768_32", dim=8, depth=2, kernel_size=3, patch_size=4, num_classes=5).eval()
+    folder = save_pretrained(model, tmp_path / "saved")
+    hub.add("org/mixer", {"config.json": b"{}"})
+    hub.add("org/mixer", {path.name: path.read_bytes() for path in folder.iterdir()}, revision="v1")
+    command = [sys.executable, "-W", "error", "-c", CREATE, "hf-hub:org/mixer@v1", str(tmp_path / "logits")]
+    done = subprocess.run(command, env=environment(tmp_path, hub), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    images = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    assert torch.equal(torch.load(tmp_path / "logits", weights_only=True), model(images))
 
 
 def test_every_failure_is_of_the_family(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:

@@ -272,7 +272,9 @@ def _ask(source: Source, call: Callable[[], T]) -> T:
     try:
         return call()
     except Exception as error:  # the client's own, its HTTP library's, built-in ones from its transfer library
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+        cause: BaseException = error
+        while isinstance(cause, LocalEntryNotFoundError | RuntimeError) and cause.__cause__:
+            cause = cause.__cause__  # "not in the cache either", "error while uploading"
         raise _coded(source, cause) from cause
 
 
