@@ -32,7 +32,7 @@ PUBLISHED = [row for row in CATALOGUE.values() if row.architecture not in OWN_AR
 
 def test_reading_the_catalogue_needs_neither_torch_nor_the_models() -> None:
     program = (
-        "import sys; from tessella.weights import list_models, resolve; assert list_models() and resolve('mixer_b16_224');"
+        "import sys; from tessella.weights import list_models, resolve; assert list_models(); resolve('mixer_b16_224');"
         "print([name for name in ('torch', 'numpy', 'huggingface_hub', 'tessella.models') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -185,7 +185,9 @@ def test_only_trained_ones_or_with_the_untrained() -> None:
     assert list_models("gmixer*", pretrained=True, include_tags=False) == ["gmixer_24_224"]
     assert list_models("gmixer*", include_tags=True) == ["gmixer_12_224.untrained", "gmixer_24_224.ra3_in1k"]
     assert list_pretrained("gmlp*") == ["gmlp_s16_224.ra3_in1k"]
-    assert len(list_models("*_224.*", pretrained=True)) + len(list_models("c*", pretrained=True)) == len(list_pretrained())
+    assert len(list_models("*_224.*", pretrained=True)) + len(list_models("c*", pretrained=True)) == len(
+        list_pretrained()
+    )
 
 
 def test_modules_are_timms() -> None:

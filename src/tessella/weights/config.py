@@ -48,7 +48,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, Sequence) and all(map(_is_text, value)))
+    return isinstance(value, Sequence) and not _is_text(value) and all(map(_is_text, value))
+
+
+def _names_modules(value: Any) -> bool:
+    return _is_text(value) or _is_texts(value)
 
 
 def _is_statistic(value: Any) -> bool:
@@ -75,8 +79,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_offset": (_is_count, "a count"),
     "label_names": (_is_texts, "one name per class"),
     "label_descriptions": (lambda v: isinstance(v, Mapping) and all(map(_is_text, v.values())), "a text per name"),
-    "first_conv": (_is_texts, "names of modules"),
-    "classifier": (_is_texts, "names of modules"),
+    "first_conv": (_names_modules, "names of modules"),
+    "classifier": (_names_modules, "names of modules"),
     "license": (_is_text, "a name"),
     "description": (_is_text, "text"),
     "note": (_is_text, "text"),
