@@ -98,7 +98,7 @@ class GPSA(nn.Module):
         content_BHNN = (q_BHNd @ k_BHNd.transpose(-2, -1) * self.scale).softmax(-1)
         position_HNN = self.position_attention(rel_NN3).to(content_BHNN.dtype)
         gate_H11 = self.gating_param.sigmoid()[:, None, None]
-        # Rows of both terms sum to 1, hence so do those of their blend: the reference's division by the sum is left out.
+        # The reference divides this by its row sums. Both terms' rows sum to 1, so does their blend: it is left out.
         attn_BHNN = self.attn_drop((1 - gate_H11) * content_BHNN + gate_H11 * position_HNN)
         return self.proj_drop(self.proj((attn_BHNN @ v_BHNd).transpose(1, 2).flatten(2)))
 
@@ -130,7 +130,7 @@ class GPSA(nn.Module):
 class ConViT(ImageModel):
     cls_token: nn.Parameter | None
     pos_embed: nn.Parameter | None
-    rel_NN3: Tensor
+    rel_pos: Tensor  # (N,N,3)
 
     def __init__(self, cfg: ConViTConfig):
         super().__init__()
@@ -143,7 +143,7 @@ class ConViT(ImageModel):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, patch_embed.num_patches, width)) if cfg.use_pos_embed else None
         # integers, so that casting the model to half precision cannot round them
-        self.register_buffer("rel_NN3", relative_positions(patch_embed.grid), persistent=False)
+        self.register_buffer("rel_pos", relative_positions(patch_embed.grid), persistent=False)
         self.patch_embed = patch_embed
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         self.blocks = nn.ModuleList(
@@ -158,9 +158,9 @@ class ConViT(ImageModel):
             )
             for i, rate in enumerate(linear_rates(cfg.drop_path_rate, cfg.depth))
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
             dict(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
@@ -183,7 +183,7 @@ class ConViT(ImageModel):
 
     def _run(self, i: int, x_BND: Tensor) -> Tensor:
         """Block i, then the class token in front if that was the last local block, also when none follows."""
-        context = (self.rel_NN3,) if i < self.num_local else ()
+        context = (self.rel_pos,) if i < self.num_local else ()
         x_BND = self.run_block(self.blocks[i], x_BND, *context)
         return self._join_class(x_BND) if i + 1 == self.num_local else x_BND
 
@@ -258,7 +258,7 @@ class ConViT(ImageModel):
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS if self.cls_token is not None else POOLS[1:])
         self.num_classes = num_classes
-        self.head = new_head(self.num_features, num_classes, self.patch_embed.proj.weight, self.training)
+        self.head = new_head(self.num_features, num_classes, next(self.parameters()), self.training)
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "pos_embed"}

@@ -32,6 +32,7 @@ from .layers import (
     new_head,
     pick_blocks,
     resample_tokens,
+    to_grid,
     to_pair,
     tokens_to_map,
 )
@@ -45,9 +46,7 @@ class CrossViTConfig:
     """Pairs hold one value a branch."""
 
     embed_dim: Sequence[int]  # D
-    depth: Sequence[
-        Sequence[int]
-    ]  # a stage: blocks of branch 0, of branch 1, cross-attentions in a row (0: a plain one)
+    depth: Sequence[Sequence[int]]  # a stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
     num_heads: Sequence[int]
     mlp_ratio: Sequence[float]  # timm's third value, for the fusion, is accepted and unused: it has no MLP
     multi_conv: bool = False  # the dagger models: three convolutions embed a patch
@@ -237,14 +236,15 @@ class CrossViT(ImageModel):
         self.num_features = self.head_hidden_size = sum(cfg.embed_dim)
         self.global_pool = check_pool(cfg.global_pool, POOLS)
         self.img_size = to_pair(cfg.img_size)
-        patch_embeds = [
-            PatchEmbed(size, patch, cfg.in_chans, dim, conv_stem(patch, cfg.in_chans, dim) if cfg.multi_conv else None)
-            for size, patch, dim in zip(branch_sizes(self.img_size, cfg), cfg.patch_size, cfg.embed_dim, strict=True)
-        ]
-        for b, embed in enumerate(patch_embeds):
-            setattr(self, f"pos_embed_{b}", nn.Parameter(torch.zeros(1, 1 + embed.num_patches, cfg.embed_dim[b])))
+        self.branch_sizes = branch_sizes(self.img_size, cfg)
+        self.grids = [to_grid(size, patch) for size, patch in zip(self.branch_sizes, cfg.patch_size, strict=True)]
+        for b, (rows, cols) in enumerate(self.grids):
+            setattr(self, f"pos_embed_{b}", nn.Parameter(torch.zeros(1, 1 + rows * cols, cfg.embed_dim[b])))
             setattr(self, f"cls_token_{b}", nn.Parameter(torch.zeros(1, 1, cfg.embed_dim[b])))
-        self.patch_embed = nn.ModuleList(patch_embeds)
+        self.patch_embed = nn.ModuleList(
+            PatchEmbed(size, patch, cfg.in_chans, dim, conv_stem(patch, cfg.in_chans, dim) if cfg.multi_conv else None)
+            for size, patch, dim in zip(self.branch_sizes, cfg.patch_size, cfg.embed_dim, strict=True)
+        )
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         steps = [max(depth[0], depth[1]) + depth[2] for depth in cfg.depth]
         rates = linear_rates(cfg.drop_path_rate, sum(steps))
@@ -273,16 +273,16 @@ class CrossViT(ImageModel):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
     def _new_head(self) -> nn.ModuleList:
-        like = self.get_parameter("pos_embed_0")
+        like = next(self.parameters())
         return nn.ModuleList(new_head(dim, self.num_classes, like, self.training) for dim in self.config.embed_dim)
 
     def _embed(self, x: Tensor) -> list[Tensor]:
         check_image_size(x, self.img_size)
         xs = []
         for b, embed in enumerate(self.patch_embed):
-            x_BND = embed(fit_image(x, self.img_size, embed.img_size, self.config.crop_scale))
-            cls_B1D = self.get_parameter(f"cls_token_{b}").expand(x.shape[0], -1, -1)
-            x_BND = torch.cat((cls_B1D, x_BND), dim=1) + self.get_parameter(f"pos_embed_{b}")
+            x_BND = embed(fit_image(x, self.img_size, self.branch_sizes[b], self.config.crop_scale))
+            cls_B1D = getattr(self, f"cls_token_{b}").expand(x.shape[0], -1, -1)
+            x_BND = torch.cat((cls_B1D, x_BND), dim=1) + getattr(self, f"pos_embed_{b}")
             xs.append(self.pos_drop(x_BND))
         return xs
 
@@ -332,8 +332,8 @@ class CrossViT(ImageModel):
                 by_index[b * stages + s] = y_BND[:, 1:]
         outputs = []
         for i in sorted(set(picked)):
-            grid = self.patch_embed[i // stages].grid
-            outputs.append(tokens_to_map(by_index[i], grid) if output_fmt == "NCHW" else by_index[i])
+            y_BND = by_index[i]
+            outputs.append(tokens_to_map(y_BND, self.grids[i // stages]) if output_fmt == "NCHW" else y_BND)
         return outputs if intermediates_only else (self._norm(xs), outputs)
 
     def prune_intermediate_layers(
@@ -377,8 +377,8 @@ class CrossViT(ImageModel):
         """
         resampled = dict(state)
         for b, size in enumerate(branch_sizes(to_pair(source, "source"), self.config, "source")):
-            name, patch = f"pos_embed_{b}", self.config.patch_size[b]
-            old, new = (size[0] // patch, size[1] // patch), self.patch_embed[b].grid
+            name = f"pos_embed_{b}"
+            old, new = to_grid(size, self.config.patch_size[b]), self.grids[b]
             if old != new and name in state:
                 patches = resample_tokens(state[name][:, 1:], 1, old, new)
                 resampled[name] = torch.cat((state[name][:, :1], patches), dim=1)
