@@ -24,8 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session, constants
 
 os.environ["NO_PROXY"] = "127.0.0.1"  # read when the client is made, which happens once: it takes 0.1 s
 close_session()
@@ -246,6 +245,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         path = self.noted()
         body = self.read_body()
+        if faults := self.hub.take_faults("PUT", path):
+            return self.reply(200, b"", {}, faults["break"])
         digest = path.rpartition("/")[2]
         if sha256(body) != digest:
             return self.refuse(400, "")

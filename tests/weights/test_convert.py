@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tessella.errors import TessellaError
-from tessella.models import ImageModel, build
+from tessella.models import build
+from tessella.models.base import ImageModel
 from tessella.weights import create_model
 from tessella.weights.convert import convert, find_layout, infer_arch
 
@@ -100,7 +101,7 @@ def resmlp_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return original
 
 
-def mixer_original(state: dict[str, Tensor], linen: bool, second_norm: int) -> dict[str, np.ndarray]:
+def mixer_original(state: dict[str, Tensor], linen: bool, second_norm: int) -> dict[str, Any]:
     """The flattened JAX tree, after or before linen."""
     arrays = {key: value.numpy() for key, value in state.items()}
 
@@ -242,9 +243,9 @@ def test_shapes_name_the_architecture(arch: str) -> None:
 # --- refusals ---
 
 
-def refused(out: Path, *args: Any, **kwargs: Any) -> TessellaError:
+def refused(out: Path, source: Path, arch: str | None = None, **args: Any) -> TessellaError:
     with pytest.raises(TessellaError) as caught:
-        convert(*args, out=out, **kwargs)
+        convert(source, arch, out, **args)
     assert not (out / "model.safetensors").exists()
     assert not (out / "config.json").exists()
     return caught.value

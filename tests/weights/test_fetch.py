@@ -301,6 +301,7 @@ def test_the_token_goes_to_the_hub_only_and_into_no_message(
             with pytest.raises(HubError) as caught:
                 fetch_from(hub, tmp_path / "other", token=SECRET)
             assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in repr(fetch._checked(REPO, None, tmp_path, SECRET, hub.url))
     for verb, path, headers in hub.requests:
         sent = headers.get("Authorization") or headers.get("authorization")
         assert sent == (None if path.startswith("/cdn/") else f"Bearer {SECRET}"), (verb, path)
@@ -399,6 +400,13 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, slept: list[float], tmp_pa
         fetch_from(hub, tmp_path / "file" / "cache")
     assert caught.value.code == "cache_failed"
     assert str(tmp_path / "file") in caught.value.message
+
+
+def test_a_file_that_another_process_removed_meanwhile(hub: FakeHub, tmp_path: Path) -> None:
+    source = fetch._checked(REPO, None, tmp_path, None, hub.url)
+    with pytest.raises(HubError) as caught:
+        fetch._verify(source, tmp_path / "gone", "0" * 64)
+    assert caught.value.code == "cache_failed"
 
 
 def test_a_cache_without_links(

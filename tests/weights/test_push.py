@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import constants
 
 from tessella.errors import HubError, UsageError
-from tessella.models import ImageModel, build
+from tessella.models import build
+from tessella.models.base import ImageModel
 from tessella.weights import create_model, push_to_hub
 from tessella.weights.fetch import fetch_model
 
@@ -99,18 +100,21 @@ def test_the_token_and_the_privacy_are_sent(hub: FakeHub, model: ImageModel) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "code"),
+    ("method", "name", "status", "code"),
     [
-        ("/api/repos/create", 401, "hub_denied"),
-        ("/api/repos/create", 403, "hub_denied"),
-        ("/preupload/main", 503, "hub_unavailable"),
-        ("/objects/batch", 429, "hub_unavailable"),
-        ("/commit/main", 500, "hub_unavailable"),
-        ("/commit/main", 403, "hub_denied"),
+        ("POST", "/api/repos/create", 401, "hub_denied"),
+        ("POST", "/api/repos/create", 403, "hub_denied"),
+        ("POST", "/preupload/main", 503, "hub_unavailable"),
+        ("POST", "/objects/batch", 429, "hub_unavailable"),
+        ("POST", "/commit/main", 500, "hub_unavailable"),
+        ("POST", "/commit/main", 403, "hub_denied"),
+        ("PUT", "", 403, "hub_denied"),
     ],
 )
-def test_a_push_that_fails_is_a_coded_error(name: str, status: int, code: str, hub: FakeHub, model: ImageModel) -> None:
-    hub.fault("status", name, method="POST", status=status, times=99)
+def test_a_push_that_fails_is_a_coded_error(
+    method: str, name: str, status: int, code: str, hub: FakeHub, model: ImageModel
+) -> None:
+    hub.fault("status", name, method=method, status=status, times=99)
     with pytest.raises(HubError) as caught:
         push_to_hub(model, REPO, token=TOKEN, endpoint=hub.url)
     assert caught.value.code == code

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError, WeightsError
-from ..models import ARCHITECTURES, ImageModel, build
+from ..models import ARCHITECTURES, build
+from ..models.base import ImageModel
 from .fetch import SAFETENSORS
 from .files import check_finite, read_state_dict
 from .load import load_weights

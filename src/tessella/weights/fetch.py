@@ -16,7 +16,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +40,7 @@ REPO = re.compile(rf"(?:{NAME}/)?{NAME}")
 PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 REVISION = re.compile(rf"{PART}(?:/{PART})*")
 HEX40, HEX64 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")  # SHA-1 (commits, blob ids), SHA-256
+PRINTABLE = re.compile(r"[!-~]+")  # what a header may hold
 ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,127}")  # becomes a file name in the cache
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Source:
     revision: str
     endpoint: str
     cache_dir: Path
-    token: str | bool | None
+    token: str | bool | None = field(repr=False)
 
     def __str__(self) -> str:
         url = urlsplit(self.endpoint)
@@ -116,9 +117,7 @@ def _checked(
     revision = "main" if revision is None else revision
     if not (REVISION.fullmatch(revision) and len(revision) <= 200 and ".." not in revision):
         raise UsageError("bad_argument", f"{revision!r} is not a revision", hint="use a branch, a tag or a commit")
-    if isinstance(token, str) and not re.fullmatch(
-        r"[!-~]+", token
-    ):  # a header's characters; never repeated in a message
+    if isinstance(token, str) and not PRINTABLE.fullmatch(token):
         raise UsageError("bad_argument", "the Hub token has characters that no token has", hint="copy it again")
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if not _is_address(endpoint):
@@ -130,7 +129,7 @@ def _checked(
 def _is_address(endpoint: str) -> bool:
     try:
         url = urlsplit(endpoint)
-        plain = re.fullmatch(r"[!-~]+", endpoint) and "\\" not in endpoint and not (url.query or url.fragment)
+        plain = PRINTABLE.fullmatch(endpoint) and "\\" not in endpoint and not (url.query or url.fragment)
         return bool(plain and url.scheme in ("http", "https") and url.hostname and url.port != 0)
     except ValueError:  # a port or an IPv6 address that is none
         return False
@@ -238,12 +237,11 @@ def _headers(source: Source, name: str) -> HfFileMetadata | None:
 
 def _verify(source: Source, path: Path, etag: str) -> None:
     """Hash a fresh download against its ETag; one that differs leaves the cache, which would keep it for good."""
-    if _has_etag(path, etag):
+    if _ask(source, lambda: _has_etag(path, etag)):
         return
     blob = _blob(source, path)
-    path.unlink()
-    if blob:
-        blob.unlink()
+    for bad in (path, blob) if blob else (path,):
+        bad.unlink(missing_ok=True)  # another process may have found out too
     raise HubError(
         "hub_bad_file",
         f"{source}: the content of {path.name} does not have the hash {etag} that was announced",
