@@ -67,7 +67,7 @@ def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
         raise UsageError(
             "wrong_input_size",
             f"got {height}x{width} px images, this model reads {expected[0]}x{expected[1]} px (height x width)",
-            hint=f"resize the images, or build the model with img_size=({height}, {width})",
+            hint=f"resize the images, or build the model with img_size=({height}, {width}) if its patches fit that",
         )
 
 
