@@ -168,8 +168,7 @@ def test_local_init_makes_each_head_look_at_its_neighbour(strength: float) -> No
 
 
 def test_local_init_of_nine_heads_peaks_on_the_3x3_neighbourhood() -> None:
-    model = small(num_heads=9, depth=1, local_up_to_layer=1, img_size=40)
-    model._init_weights()
+    model = ConViT(ConViTConfig(embed_dim=4, num_heads=9, depth=1, patch_size=8, img_size=40))
     attn = model.blocks[0].attn
     assert isinstance(attn, GPSA)
     centre_HN = attn.position_attention(model.rel_pos)[:, 12]  # from the middle of the 5x5 grid
@@ -199,6 +198,12 @@ def test_without_a_global_block_the_class_token_still_joins(local_up_to_layer: i
     assert torch.equal(model(images), model.head(intermediates[-1].mean(1)))  # all 16 patches, none taken for the token
     model.reset_classifier(0, "token")
     assert torch.equal(model(images), model.norm(model.cls_token)[0].expand(2, -1))
+
+
+def test_fewer_than_no_local_blocks() -> None:
+    with pytest.raises(TessellaError) as caught:
+        small(local_up_to_layer=-1)
+    assert caught.value.code == "bad_argument"
 
 
 def test_every_block_can_be_global() -> None:

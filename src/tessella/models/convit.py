@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from .base import ImageModel
 from .layers import (
     Attention,
@@ -43,7 +44,9 @@ class ConViTConfig:
     embed_dim: int  # d, the width of ONE head: the model's is embed_dim * num_heads
     num_heads: int
     depth: int = 12  # blocks
-    local_up_to_layer: int = 10  # blocks with positional attention; the class token joins after them
+    # Blocks with positional attention; the class token joins after them. Where no block follows it has seen no patch:
+    # pool "avg" then.
+    local_up_to_layer: int = 10
     locality_strength: float = 1.0  # how sharply a fresh positional head looks at its own neighbour
     use_pos_embed: bool = True
     mlp_ratio: float = 4.0
@@ -134,6 +137,8 @@ class ConViT(ImageModel):
 
     def __init__(self, cfg: ConViTConfig):
         super().__init__()
+        if cfg.local_up_to_layer < 0:
+            raise UsageError("bad_argument", f"local_up_to_layer is {cfg.local_up_to_layer}, expected 0 or more")
         self.config = cfg
         self.num_classes = cfg.num_classes
         self.num_features = self.head_hidden_size = width = cfg.embed_dim * cfg.num_heads
@@ -244,7 +249,7 @@ class ConViT(ImageModel):
         self.feature_info = self.feature_info[:kept]
         self.num_local = min(self.num_local, kept)
         if prune_norm:
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().train(self.training)
         if prune_head:
             self.reset_classifier(0, "")
             if kept == self.num_local:

@@ -39,6 +39,7 @@ from .layers import (
 
 POOLS = ("token", "avg")
 BRANCHES = (0, 1)
+SEARCH = 2048  # pixels above a size that does not work, in which one that does is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +114,9 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
 
     def nearest(side: int) -> str:
         below = next((near for near in range(side, 0, -1) if fits(near)), None)
-        above = next((near for near in range(side, 8 * side + 1) if fits(near)), None)
-        return " or ".join(sorted({str(near) for near in (below, above) if near}, key=int)) or "none up to 8 times that"
+        above = next((near for near in range(side, side + SEARCH) if fits(near)), None)
+        found = sorted({near for near in (below, above) if near})
+        return " or ".join(map(str, found)) or f"none below {side + SEARCH}"
 
     described = " and ".join(
         f"{height}x{width} px in {patch} px patches"
@@ -274,7 +276,8 @@ class CrossViT(ImageModel):
 
     def _new_head(self) -> nn.ModuleList:
         like = next(self.parameters())
-        return nn.ModuleList(new_head(dim, self.num_classes, like, self.training) for dim in self.config.embed_dim)
+        heads = [new_head(dim, self.num_classes, like, self.training) for dim in self.config.embed_dim]
+        return nn.ModuleList(heads).train(self.training)
 
     def _embed(self, x: Tensor) -> list[Tensor]:
         check_image_size(x, self.img_size)
@@ -346,7 +349,7 @@ class CrossViT(ImageModel):
         self.blocks = self.blocks[:kept]
         self._describe_features()
         if prune_norm:
-            self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES)
+            self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
         if prune_head:
             self.reset_classifier(0)
         return [i // stages * kept + i % stages for i in picked]
