@@ -32,12 +32,20 @@ def golden(name: str) -> dict[str, Any]:
     return json.loads((GOLDEN / name).read_text())
 
 
+@pytest.fixture
+def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the random start of weights that are overwritten at once: a quarter of the time of this file."""
+    for name in ("kaiming_uniform_", "trunc_normal_", "xavier_uniform_", "normal_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+
+
 LARGE = {"convit_base", "mixer_b16_224", "convmixer_1536_20", "convmixer_768_32"}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in golden("models.json")]
 )
+@pytest.mark.usefixtures("uninitialised")
 def test_outputs_are_the_reference(name: str) -> None:
     expected = golden("models.json")[name]
     model = build(name)
@@ -85,6 +93,6 @@ def test_layout_is_the_published_one(name: str) -> None:
 
 
 def test_no_architecture_lacks_a_reference() -> None:
-    own = {"convmixer_256_8_ks5_p4"}  # this project's, unknown to timm
+    own = {"convmixer_256_8_ks3_p4"}  # this project's, unknown to timm
     assert set(ARCHITECTURES) - own == set(golden("state_dicts.json"))
     assert len(golden("state_dicts.json")) == 32

@@ -62,7 +62,7 @@ def test_built_in_files_are_there_with_their_hash() -> None:
 
 def test_a_row_of_each_table_form_is_read(tmp_path: Path) -> None:
     row = {
-        "name": "convmixer_256_8_ks5_p4.mine",
+        "name": "convmixer_256_8_ks3_p4.mine",
         "num_classes": 2,
         "input_size": [3, 32, 32],
         "interpolation": "bicubic",

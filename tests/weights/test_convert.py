@@ -223,11 +223,11 @@ def test_the_convmixer_file_computes_what_the_authors_model_does(tmp_path: Path)
 
 def test_a_full_size_file_needs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    original = convmixer_original(build("convmixer_256_8_ks5_p4", num_classes=7))
+    original = convmixer_original(build("convmixer_256_8_ks3_p4", num_classes=7))
     torch.save(original.state_dict(), "checkpoint.pth")
     done = convert("checkpoint.pth")
-    assert (done.arch, done.folder) == ("convmixer_256_8_ks5_p4", Path("convmixer_256_8_ks5_p4"))
-    assert create_model("local-dir:convmixer_256_8_ks5_p4", pretrained=True).num_classes == 7
+    assert (done.arch, done.folder) == ("convmixer_256_8_ks3_p4", Path("convmixer_256_8_ks3_p4"))
+    assert create_model("local-dir:convmixer_256_8_ks3_p4", pretrained=True).num_classes == 7
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_model_by_name(name: str) -> None:
 
 
 def test_the_own_architecture_by_name() -> None:
-    assert model_of("convmixer_256_8_ks5_p4").num_classes == 10
+    assert model_of("convmixer_256_8_ks3_p4").num_classes == 10
 
 
 def test_a_tag_decides_the_class_count() -> None:

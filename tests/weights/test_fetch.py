@@ -30,7 +30,7 @@ from tessella.weights.fetch import HubFiles, fetch_model
 from .hub import FakeHub, blob_id, online, sha256
 
 REPO = "org/tiny"
-CONFIG = json.dumps({"architecture": "convmixer_256_8_ks5_p4"}).encode()
+CONFIG = json.dumps({"architecture": "convmixer_256_8_ks3_p4"}).encode()
 WEIGHTS = random.Random(0).randbytes(300_000)  # nobody parses them here
 FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 SECRET = "hf_thisMustNotBeSeen"

@@ -108,7 +108,7 @@ REMAPPED = {
     "resmlp_24_224_dino": "resmlp_24_224.fb_in1k",
 }
 
-OWN_ARCHITECTURES = ("convmixer_256_8_ks5_p4",)  # this project's; no other catalogue has them
+OWN_ARCHITECTURES = ("convmixer_256_8_ks3_p4",)  # this project's; no other catalogue has them
 MODULES = {  # timm's module names, by the first word of an architecture
     "convmixer": "convmixer",
     "convit": "convit",

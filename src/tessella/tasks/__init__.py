@@ -1,0 +1,1 @@
+"""One verb a file: what people do with a model."""
