@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import UsageError
 from . import convit, convmixer, crossvit, mixer
 from .base import ImageModel
 
-ARCHITECTURES: dict[str, tuple[type[ImageModel], Any]] = {
+ARCHITECTURES: dict[str, tuple[Callable[[Any], ImageModel], Any]] = {  # what builds it, from which config
     **{name: (convmixer.ConvMixer, cfg) for name, cfg in convmixer.VARIANTS.items()},
     **{name: (convit.ConViT, cfg) for name, cfg in convit.VARIANTS.items()},
     **{name: (mixer.MlpMixer, cfg) for name, cfg in mixer.VARIANTS.items()},
