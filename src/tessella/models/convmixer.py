@@ -142,7 +142,7 @@ class ConvMixer(ImageModel):
     ) -> list[int]:
         picked = pick_blocks(len(self.blocks), indices)
         kept = max(picked) + 1
-        self.blocks = nn.Sequential(*list(self.blocks)[:kept])
+        del self.blocks[kept:]
         self.feature_info = self.feature_info[:kept]
         if prune_head:
             self.reset_classifier(0, "")

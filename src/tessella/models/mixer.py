@@ -337,10 +337,10 @@ class MlpMixer(ImageModel):
     ) -> list[int]:
         picked = pick_blocks(len(self.blocks), indices)
         kept = max(picked) + 1
-        self.blocks = nn.Sequential(*list(self.blocks)[:kept])
+        del self.blocks[kept:]
         self.feature_info = self.feature_info[:kept]
         if prune_norm:
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().train(self.training)
         if prune_head:
             self.reset_classifier(0, "")
         return picked
