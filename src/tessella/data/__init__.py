@@ -1,0 +1,54 @@
+"""Bytes to pixels to tensors. Names load on first use: importing this package imports neither torch nor Pillow.
+
+The function `decode` is taken from its module, `tessella.data.decode`, whose name it shares.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decode import DEFAULT_LIMITS as DEFAULT_LIMITS
+    from .decode import Limits as Limits
+    from .labels import Labels as Labels
+    from .labels import labels_for as labels_for
+    from .labels import labels_for_classes as labels_for_classes
+    from .sources import Source as Source
+    from .sources import iter_sources as iter_sources
+    from .transforms import InputSpec as InputSpec
+    from .transforms import create_transform as create_transform
+    from .transforms import load_pixels as load_pixels
+    from .transforms import normalise as normalise
+    from .transforms import prepare as prepare
+    from .transforms import resolve_data_config as resolve_data_config
+    from .transforms import resolve_model_data_config as resolve_model_data_config
+
+_MODULE_OF = {
+    "DEFAULT_LIMITS": "decode",
+    "Limits": "decode",
+    "Labels": "labels",
+    "labels_for": "labels",
+    "labels_for_classes": "labels",
+    "Source": "sources",
+    "iter_sources": "sources",
+    "InputSpec": "transforms",
+    "create_transform": "transforms",
+    "load_pixels": "transforms",
+    "normalise": "transforms",
+    "prepare": "transforms",
+    "resolve_data_config": "transforms",
+    "resolve_model_data_config": "transforms",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,347 @@
+"""From pixels to what a model reads: resize, crop, normalise, by timm's rules.
+
+The evaluation transform is a function of (image, InputSpec). Mode "exact" resizes with Pillow and equals timm bit for
+bit on an RGB image. Mode "fast" resizes with torch's antialiased uint8 kernel, whose weights have 15 bits where
+Pillow's have 22: a value differs by at most one grey level, save about one in a million, which differs by two
+(`benchmarks/input_path.py` counts them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ImageError, UsageError, WeightsError
+from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, open_image, resize_exact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How an image becomes a model's input. Sizes in pixels; mean and std for values in 0..1, one a channel."""
+
+    height: int = 224
+    width: int = 224
+    channels: int = 3
+    interpolation: str = "bicubic"  # one of INTERPOLATIONS
+    crop_pct: float = 0.875  # part of the resized image's side that the crop keeps
+    crop_mode: str = "center"  # short side to scale, then crop; "squash" ignores the aspect; "border" pads instead
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _require(
+            all(isinstance(n, int) and n > 0 for n in (self.height, self.width, self.channels)),
+            f"input size is {self.channels}x{self.height}x{self.width}, expected positive integers",
+        )
+        _require(
+            self.interpolation in INTERPOLATIONS,
+            f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}",
+        )
+        _require(
+            self.crop_mode in CROP_MODES, f"crop_mode is {self.crop_mode!r}, expected one of {', '.join(CROP_MODES)}"
+        )
+        _require(
+            0 < self.crop_pct < math.inf, f"crop_pct is {self.crop_pct}, expected a positive number, such as 0.875"
+        )
+        _require(
+            len(self.mean) == len(self.std) == self.channels and all(s > 0 for s in self.std),
+            f"mean {self.mean} and std {self.std} do not give {self.channels} channels a mean and a positive std",
+        )
+
+    @classmethod
+    def from_cfg(cls, cfg: Mapping[str, Any]) -> InputSpec:
+        """From timm's `pretrained_cfg`; absent entries take timm's defaults. WeightsError `bad_config` if unusable."""
+        try:
+            return cls(**_spec_fields(**resolve_data_config(pretrained_cfg=cfg)))
+        except UsageError as error:
+            raise WeightsError("bad_config", f"the input configuration is not usable: {error.message}") from None
+
+    def to_cfg(self) -> dict[str, Any]:
+        """timm's `pretrained_cfg` entries; also the arguments of `create_transform`."""
+        return dict(
+            input_size=(self.channels, self.height, self.width),
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UsageError("bad_argument", message)
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+class Geometry(NamedTuple):
+    """Resize to (height, width), then cut the spec's window at (top, left); negative offsets are padding."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def geometry(height: int, width: int, spec: InputSpec) -> Geometry:
+    """timm's evaluation geometry for an image of height x width pixels."""
+    goal_h, goal_w = (max(math.floor(side / spec.crop_pct), 1) for side in (spec.height, spec.width))
+    if spec.crop_mode == "squash":
+        new_h, new_w = goal_h, goal_w
+    elif spec.crop_mode == "border":
+        new_h, new_w = _keep_ratio(height, width, max(height / goal_h, width / goal_w))
+    elif goal_h == goal_w:  # the long side truncated, where _keep_ratio rounds
+        new_h, new_w = (
+            (goal_h, int(goal_h * width / height)) if height <= width else (int(goal_w * height / width), goal_w)
+        )
+    else:
+        new_h, new_w = _keep_ratio(height, width, min(height / goal_h, width / goal_w))
+    return Geometry(new_h, new_w, _offset(new_h, spec.height), _offset(new_w, spec.width))
+
+
+def _keep_ratio(height: int, width: int, ratio: float) -> tuple[int, int]:
+    return max(round(height / ratio), 1), max(round(width / ratio), 1)
+
+
+def _offset(size: int, window: int) -> int:
+    """Where a centred window starts; halves go to the even number when cutting, to the top left when padding."""
+    return -((window - size) // 2) if size < window else round((size - window) / 2)
+
+
+def check_geometry(height: int, width: int, spec: InputSpec, limits: Limits = DEFAULT_LIMITS) -> Geometry:
+    """`geometry`, or ImageError `too_elongated` where the resized image would break the limit."""
+    plan = geometry(height, width, spec)
+    if plan.height * plan.width > limits.intermediate:
+        raise ImageError(
+            "too_elongated",
+            f"the image has {width:,} x {height:,} pixels (width x height) and would be resized to "
+            f"{plan.width:,} x {plan.height:,}, the limit is {limits.intermediate:,} pixels",
+            hint="crop it first",
+        )
+    return plan
+
+
+# --- pixels to pixels -------------------------------------------------------------------------------------------------
+
+
+def load_pixels(
+    source: ImageSource,
+    spec: InputSpec,
+    *,
+    policy: Policy = "tessella",
+    mode: Mode = "exact",
+    limits: Limits = DEFAULT_LIMITS,
+) -> Pixels:
+    """One image of any kind -> (spec.height, spec.width, 3) uint8; limits are checked before a pixel is decoded."""
+    opened = open_image(source, policy=policy, mode=mode, limits=limits)
+    check_geometry(opened.height, opened.width, spec, limits)
+    return prepare(opened.pixels(), spec, mode, limits)
+
+
+def prepare(pixels: Pixels, spec: InputSpec, mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """(H,W,3) uint8 -> (spec.height, spec.width, 3) uint8: resized, cropped, padded where it is too small."""
+    if spec.channels != 3:
+        raise UsageError("bad_argument", f"the model reads {spec.channels} channels, images have 3 (RGB)")
+    plan = check_geometry(pixels.shape[0], pixels.shape[1], spec, limits)
+    rows = slice(max(plan.top, 0), min(plan.top + spec.height, plan.height))
+    cols = slice(max(plan.left, 0), min(plan.left + spec.width, plan.width))
+    if mode == "fast" and _fast_fits(pixels, spec):
+        seen = _resize_fast(pixels, plan, rows, cols, spec.interpolation)
+    else:
+        seen = resize_exact(pixels, plan.height, plan.width, rows, cols, spec.interpolation)
+    if seen.shape[:2] == (spec.height, spec.width):
+        return np.ascontiguousarray(seen)
+    fill = [min(round(255 * mean), 255) for mean in spec.mean] if spec.crop_mode == "border" else [0, 0, 0]
+    canvas = np.full((spec.height, spec.width, 3), fill, np.uint8)
+    top, left = max(-plan.top, 0), max(-plan.left, 0)
+    canvas[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+    return canvas
+
+
+_FAST = {"bilinear": "_upsample_bilinear2d_aa", "bicubic": "_upsample_bicubic2d_aa"}  # what F.interpolate calls
+
+
+def _fast_fits(pixels: Pixels, spec: InputSpec) -> bool:
+    """Whether torch's kernel does what Pillow does: same filters, and columns before rows.
+
+    Pillow 13 begins with the rows when it shrinks an image more than twice as tall as wide, or changes its aspect.
+    """
+    tall = pixels.shape[0] > 2 * pixels.shape[1]
+    return spec.interpolation in _FAST and spec.crop_mode != "squash" and not tall
+
+
+def _resize_fast(pixels: Pixels, plan: Geometry, rows: slice, cols: slice, interpolation: str) -> Pixels:
+    """The part [rows, cols] of the resize to (plan.height, plan.width), by torch's antialiased uint8 kernel.
+
+    The operator is called directly because it takes scale and output size apart: nothing is computed below and to the
+    right of what the crop keeps.
+    """
+    import torch
+
+    height, width = pixels.shape[:2]
+    image_13HW = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)[None]  # channels_last
+    planes_13HW = getattr(torch.ops.aten, _FAST[interpolation])(
+        image_13HW,
+        [_computed(height, plan.height, rows.stop), _computed(width, plan.width, cols.stop)],
+        align_corners=False,
+        scales_h=plan.height / height,
+        scales_w=plan.width / width,
+    )
+    planes_3HW = planes_13HW[0].numpy()[:, rows, cols]
+    result = np.empty((*planes_3HW.shape[1:], 3), np.uint8)
+    for channel, plane in enumerate(planes_3HW):  # many times faster than a transposing copy
+        result[:, :, channel] = plane
+    return result
+
+
+def _computed(size: int, new_size: int, stop: int) -> int:
+    """How many outputs to ask for along an axis: `stop`, but never `size`, at which the kernel skips the axis."""
+    if new_size == size:
+        return size
+    return stop + 1 if stop == size else stop
+
+
+# --- pixels to tensors ------------------------------------------------------------------------------------------------
+
+
+def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
+    """(B,H,W,C) uint8 -> (B,C,H,W) float32: (x / 255 - mean) / std, in timm's order of operations and so its bits."""
+    import torch
+
+    images = torch.as_tensor(images_BHWC)
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (spec.mean, spec.std))
+    return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One image of any kind -> (C,H,W) float32 tensor; what `create_transform` returns."""
+
+    spec: InputSpec
+    policy: Policy = "tessella"
+    mode: Mode = "exact"
+
+    def __call__(self, source: ImageSource) -> Tensor:
+        return normalise(load_pixels(source, self.spec, policy=self.policy, mode=self.mode)[None], self.spec)[0]
+
+
+def create_transform(
+    input_size: int | Sequence[int] = 224,
+    is_training: bool = False,
+    interpolation: str = "bicubic",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    *,
+    policy: Policy = "tessella",
+    mode: Mode = "exact",
+) -> Transform:
+    """The evaluation transform, with timm's argument names: a Pillow image, array, bytes or path -> (C,H,W) float32.
+
+    input_size: a side, (height, width) or (channels, height, width), in pixels. policy="timm" takes Pillow's
+    `convert("RGB")` as timm does; the default also applies orientation, transparency and 16-bit scale.
+    """
+    if is_training:
+        raise UsageError(
+            "bad_argument",
+            "is_training=True: training transforms are not in this release",
+            hint="use is_training=False, and augment before it",
+        )
+    return Transform(InputSpec(**_spec_fields(input_size, interpolation, mean, std, crop_pct, crop_mode)), policy, mode)
+
+
+def _spec_fields(
+    input_size: int | Sequence[int],
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float | None,
+    crop_mode: str | None,
+) -> dict[str, Any]:
+    """timm's entries -> fields of InputSpec; a UsageError where they cannot be read."""
+    try:
+        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        channels, height, width = sides if len(sides) == 3 else (len(tuple(mean)), *sides)
+        return dict(
+            channels=channels,
+            height=height,
+            width=width,
+            interpolation=interpolation,
+            mean=tuple(map(float, mean)),
+            std=tuple(map(float, std)),
+            crop_pct=0.875 if crop_pct is None else float(crop_pct),
+            crop_mode=crop_mode or "center",
+        )
+    except (TypeError, ValueError):
+        raise UsageError(
+            "bad_argument",
+            f"input_size={input_size!r}, mean={mean!r}, std={std!r}, crop_pct={crop_pct!r} do not describe an input",
+            hint="such as input_size=(3, 224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=0.875",
+        ) from None
+
+
+def resolve_data_config(
+    args: Mapping[str, Any] | None = None,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    model: Any = None,
+    use_test_size: bool = False,
+) -> dict[str, Any]:
+    """timm's rule for the arguments of `create_transform`: what args says, else the checkpoint's cfg, else a default.
+
+    args may hold input_size, or img_size and in_chans, and any other key of the result; None counts as absent.
+    use_test_size prefers the cfg's test_input_size and test_crop_pct. model: anything with a `pretrained_cfg`.
+    """
+    cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
+    args = args or {}
+
+    def pick(name: str, default: Any) -> Any:
+        test = cfg.get(f"test_{name}") if use_test_size else None
+        return next((value for value in (args.get(name), test, cfg.get(name)) if value is not None), default)
+
+    channels = args.get("in_chans") or args.get("chans") or 3
+    if args.get("input_size") is None and (side := args.get("img_size")) is not None:
+        size = (channels, side, side) if isinstance(side, int) else (channels, *side)
+    else:
+        size = pick("input_size", (channels, 224, 224))
+    if not isinstance(size, Sequence) or len(size) != 3:
+        raise UsageError("bad_argument", f"input_size is {size!r}, expected (channels, height, width)")
+    size = tuple(size)
+
+    def per_channel(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        value = pick(name, default)
+        values = (value,) if isinstance(value, int | float) else tuple(value)
+        return values * size[0] if len(values) == 1 else values
+
+    return dict(
+        input_size=size,
+        interpolation=pick("interpolation", "bicubic"),
+        mean=per_channel("mean", IMAGENET_MEAN),
+        std=per_channel("std", IMAGENET_STD),
+        crop_pct=pick("crop_pct", 0.875),
+        crop_mode=pick("crop_mode", "center"),
+    )
+
+
+def resolve_model_data_config(
+    model: Any,
+    args: Mapping[str, Any] | None = None,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    use_test_size: bool = False,
+) -> dict[str, Any]:
+    """`resolve_data_config` with the model first; only its `pretrained_cfg` is read."""
+    return resolve_data_config(args, pretrained_cfg, model, use_test_size)

@@ -1,0 +1,347 @@
+"""Each line of the table in data/decode.py, on images made here, with pixels worked out by plain arithmetic."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, decode, open_image
+from tessella.errors import ImageError, UsageError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+ALPHA = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG by hand: colour 0 grey, 2 RGB, 4 grey + alpha, 6 RGBA; `rows` without filter bytes."""
+    stride = len(rows) // height
+    filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND")
+    )
+
+
+def chunk(name: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def on_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
+    part = alpha[..., None] / 255
+    return colour * part + 255 * (1 - part)
+
+
+def grey3(grey: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def assert_near(got: NDArray[np.uint8], want: NDArray[Any], tolerance: float) -> None:
+    assert got.dtype == np.uint8
+    assert got.shape == want.shape
+    assert np.abs(got.astype(float) - want).max() <= tolerance
+
+
+def test_colour_grey_and_palette() -> None:
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(RGB), "PNG")), RGB)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(GREY), "PNG")), grey3(GREY))
+    bits = GREY > 127
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), grey3(bits * 255))
+    palette = Image.fromarray(GREY % 3)
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    want = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
+    for form in ("PNG", "GIF", "BMP", "TIFF"):
+        np.testing.assert_array_equal(decode(encoded(palette, form)), want, err_msg=form)
+
+
+def test_alpha_is_composited_on_white() -> None:
+    rgba, la = np.dstack([RGB, ALPHA]), np.dstack([GREY, ALPHA])
+    for form in ("PNG", "TIFF"):
+        assert_near(decode(encoded(Image.fromarray(rgba), form)), on_white(RGB, ALPHA), 0.5)
+        assert_near(decode(encoded(Image.fromarray(la), form)), on_white(grey3(GREY), ALPHA), 0.5)
+    assert_near(decode(encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True)), on_white(RGB, ALPHA), 0.5)
+    clear = np.dstack([RGB, np.zeros_like(ALPHA)])  # fully transparent colours are white, not the colour hidden there
+    assert (decode(encoded(Image.fromarray(clear), "PNG")) == 255).all()
+    assert (decode(encoded(Image.fromarray(clear), "PNG"), policy="timm") == RGB).all()
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_pillow_images_with_alpha(mode: str) -> None:
+    colours = Image.fromarray(GREY % 3)
+    colours.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    if mode == "PA":
+        image = Image.merge("PA", (Image.fromarray(GREY % 3), Image.fromarray(ALPHA)))
+        image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+        want = on_white(np.asarray(colours.convert("RGB")), ALPHA)
+    elif mode[0] == "L":
+        image = Image.fromarray(np.dstack([GREY, ALPHA])).convert(mode)
+        want = on_white(grey3(GREY), ALPHA)
+    else:
+        image = Image.fromarray(np.dstack([RGB, ALPHA])).convert(mode)
+        want = on_white(RGB, ALPHA)
+    assert image.mode == mode
+    assert_near(decode(image), want, 2 if mode.endswith("a") else 0.5)  # premultiplied values have lost bits already
+
+
+def test_a_transparent_colour_is_white() -> None:
+    palette = Image.fromarray(GREY % 3)
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    want = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])[GREY % 3]
+    for form in ("PNG", "GIF"):
+        np.testing.assert_array_equal(decode(encoded(palette, form, transparency=1)), want, err_msg=form)
+    half = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3].astype(np.uint8)
+    alphas = np.array([255, 128, 0], np.uint8)[GREY % 3]
+    assert_near(decode(encoded(palette, "PNG", transparency=bytes([255, 128, 0]))), on_white(half, alphas), 0.5)
+    tone = int(GREY[0, 0])
+    got = decode(encoded(Image.fromarray(GREY), "PNG", transparency=tone))
+    np.testing.assert_array_equal(got, grey3(np.where(tone == GREY, 255, GREY)))
+    colour = tuple(int(v) for v in RGB[0, 0])
+    got = decode(encoded(Image.fromarray(RGB), "PNG", transparency=colour))
+    assert (got[0, 0] == 255).all()
+    np.testing.assert_array_equal(got[1:], RGB[1:])
+    wide = np.array([[0, 1000, 65535]], ">u2")
+    got = decode(png(3, 1, 16, 0, wide.tobytes(), chunk(b"tRNS", struct.pack(">H", 1000))))
+    np.testing.assert_array_equal(got[0, :, 0], [0, 255, 255])
+
+
+def test_sixteen_bits_are_scaled_not_clipped(golden_dir: Path) -> None:
+    ramp = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    want = ramp / 257
+    cases = {
+        "PNG I;16": png(32, 32, 16, 0, ramp.astype(">u2").tobytes()),
+        "TIFF I;16": encoded(Image.fromarray(ramp), "TIFF"),
+        "TIFF I;16B": encoded(Image.frombytes("I;16B", (32, 32), ramp.astype(">u2").tobytes()), "TIFF"),
+        "TIFF I": encoded(Image.fromarray(ramp.astype(np.int32)), "TIFF"),
+        "PNG grey + alpha": png(32, 32, 16, 4, np.dstack([ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
+        "PNG RGB": png(32, 32, 16, 2, grey3(ramp).astype(">u2").tobytes()),
+        "PNG RGBA": png(32, 32, 16, 6, np.dstack([ramp, ramp, ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
+    }
+    for name, data in cases.items():
+        got = decode(data)
+        assert_near(got, grey3(want), 0.5 if " I" in name else 1)
+        assert len(np.unique(got)) == 256, name
+    golden = decode(golden_dir / "images" / "ramp16.png")
+    assert len(np.unique(golden)) >= 200
+    assert len(np.unique(decode(golden_dir / "images" / "ramp16.png", policy="timm"))) <= 3  # what timm makes of it
+
+
+def test_integers_beyond_sixteen_bits_are_clipped() -> None:
+    values = np.array([[-5, 0, 257, 65535, 70000]], np.int32)
+    np.testing.assert_array_equal(decode(Image.fromarray(values))[0, :, 0], [0, 0, 1, 255, 255])
+
+
+def test_floats() -> None:
+    unit = np.array([[-1, 0, 0.5, 1, np.nan]], np.float32)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(unit), "TIFF"))[0, :, 0], [0, 0, 128, 255, 0])
+    levels = np.array([[-1, 0, 0.5, 127.4, 300, np.nan]], np.float32)
+    np.testing.assert_array_equal(decode(Image.fromarray(levels))[0, :, 0], [0, 0, 0, 127, 255, 0])
+
+
+def test_cmyk_ycbcr_and_lab() -> None:
+    cmyk = np.zeros((4, 4, 4), np.uint8)
+    cmyk[..., 0], cmyk[..., 3] = 255, 51  # full cyan, a fifth of black
+    tiff = encoded(Image.frombytes("CMYK", (4, 4), cmyk.tobytes()), "TIFF")
+    assert_near(decode(tiff), np.broadcast_to([0, 204, 204], (4, 4, 3)), 1)
+    jpeg = encoded(
+        Image.frombytes("CMYK", (4, 4), cmyk.tobytes()), "JPEG", quality=100
+    )  # stored inverted, as Adobe does
+    for mode in ("exact", "fast"):
+        assert_near(decode(jpeg, mode=mode), np.broadcast_to([0, 204, 204], (4, 4, 3)), 4)
+    flat = Image.new("RGB", (4, 4), (200, 100, 50))
+    assert_near(decode(flat.convert("YCbCr")), np.broadcast_to([200, 100, 50], (4, 4, 3)), 2)
+    # CIE L*a*b* of pure sRGB red, D50 (ICC): 54.3, 80.8, 69.9; stored as L*255/100, a+128, b+128
+    red = Image.frombytes("LAB", (1, 1), bytes([round(54.3 * 2.55), 81, 70]))
+    assert_near(decode(encoded(red, "TIFF")), np.array([[[255, 0, 0]]]), 12)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_orientation(form: str, mode: Mode) -> None:
+    picture = np.zeros((40, 64, 3), np.uint8)
+    picture[:20, :32], picture[:20, 32:], picture[20:, :32] = (200, 30, 30), (30, 200, 30), (30, 30, 200)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        step = _to_stored(orientation)
+        stored = Image.fromarray(picture) if step is None else Image.fromarray(picture).transpose(step)
+        data = encoded(stored, form, exif=exif, **({"lossless": True} if form == "WEBP" else {"quality": 95}))
+        got = decode(data, mode=mode)
+        assert got.shape == picture.shape, orientation
+        assert np.abs(got.astype(int) - picture).mean() <= 4, orientation
+        opened = open_image(data, mode=mode)
+        assert form == "PNG" or (opened.height, opened.width) == (40, 64)
+        if form != "TIFF":  # Pillow turns a TIFF itself, so timm sees it turned
+            raw = decode(data, policy="timm", mode=mode)
+            assert raw.shape[:2] == stored.size[::-1]
+            np.testing.assert_array_equal(raw, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def _to_stored(orientation: int) -> Image.Transpose | None:
+    """What a camera of that orientation did to the upright picture: the inverse of what the tag asks for."""
+    return {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+
+
+def test_a_damaged_orientation_counts_as_upright() -> None:
+    plain = encoded(Image.fromarray(RGB), "PNG")
+    want = decode(plain)
+    for body in (
+        b"",
+        b"MM",
+        b"II*\0\xff\xff\xff\xff",
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",
+    ):
+        got = decode(plain[:33] + chunk(b"eXIf", body) + plain[33:])
+        np.testing.assert_array_equal(got, want, err_msg=repr(body))
+
+
+def test_orientation_after_the_pixels_of_a_png() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(Image.fromarray(RGB), "PNG")
+    late = plain[:-12] + chunk(b"eXIf", exif.tobytes()[6:]) + plain[-12:]
+    np.testing.assert_array_equal(decode(late), np.rot90(RGB, -1))
+
+
+def test_first_frame_of_an_animation() -> None:
+    first, second = Image.new("RGB", (6, 4), (255, 0, 0)), Image.new("RGB", (6, 4), (0, 0, 255))
+    for form, options in (
+        ("GIF", {}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("AVIF", {}),
+        ("MPO", {}),
+    ):
+        data = encoded(first, form, save_all=True, append_images=[second], **options)
+        assert_near(decode(data), np.broadcast_to([255, 0, 0], (4, 6, 3)), 3)
+        assert_near(decode(data, mode="fast"), np.broadcast_to([255, 0, 0], (4, 6, 3)), 3)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_fast_jpeg_pixels_are_pillows(subsampling: int, progressive: bool) -> None:
+    smooth = Image.fromarray(RNG.integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize(
+        (83, 61), Image.Resampling.BICUBIC
+    )
+    for image in (smooth, smooth.convert("L")):
+        for quality in (30, 75, 95):
+            data = encoded(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+            np.testing.assert_array_equal(decode(data, mode="fast"), decode(data))
+
+
+def test_timm_policy_is_pillow_plainly_converted(golden_dir: Path) -> None:
+    for path in sorted((golden_dir / "images").iterdir()):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(decode(path, policy="timm"), np.asarray(image.convert("RGB")))
+
+
+def test_pillow_images_follow_the_same_rules(golden_dir: Path) -> None:
+    for path in sorted((golden_dir / "images").iterdir()):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(decode(image), decode(path), err_msg=path.name)
+
+
+def test_upright_golden_photo(golden_dir: Path) -> None:
+    path = golden_dir / "images" / "exif6.jpg"
+    with Image.open(path) as image:
+        want = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    for mode in ("exact", "fast"):
+        np.testing.assert_array_equal(decode(path, mode=mode), want)
+
+
+def test_arrays() -> None:
+    np.testing.assert_array_equal(decode(RGB), RGB)
+    np.testing.assert_array_equal(decode(RGB[::-1, ::-1]), RGB[::-1, ::-1])
+    np.testing.assert_array_equal(decode(GREY), grey3(GREY))
+    np.testing.assert_array_equal(decode(GREY[..., None]), grey3(GREY))
+    assert_near(decode(np.dstack([RGB, ALPHA])), on_white(RGB, ALPHA), 0.5)
+    for kind in (np.float16, np.float32, np.float64):
+        assert_near(decode((RGB / 255).astype(kind)), RGB, 1 if kind is np.float16 else 0)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3, 20, 30), np.uint8),
+        np.zeros((20, 30, 2), np.uint8),
+        np.zeros((1, 20, 30, 3), np.uint8),
+        np.zeros(20, np.uint8),
+        np.zeros((0, 30, 3), np.uint8),
+        np.zeros((20, 30, 3), np.int64),
+        np.zeros((20, 30, 3), bool),
+        np.full((20, 30, 3), 1.5),
+        np.full((20, 30, 3), -0.1, np.float32),
+        np.full((20, 30, 3), np.nan),
+        np.full((20, 30, 3), "x"),
+    ],
+)
+def test_arrays_that_are_no_image(array: NDArray[Any]) -> None:
+    with pytest.raises(ImageError) as error:
+        decode(array)
+    assert error.value.code == "bad_array"
+    if array.shape == (3, 20, 30):
+        assert "transpose(1, 2, 0)" in error.value.hint
+
+
+def test_what_is_no_source_at_all() -> None:
+    for thing in (None, 3, io.BytesIO(b""), [RGB]):
+        with pytest.raises(UsageError) as error:
+            decode(thing)  # type: ignore[arg-type]
+        assert error.value.code == "bad_argument"
+    with pytest.raises(UsageError):
+        decode(RGB, policy="opencv")  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        decode(RGB, mode="quick")  # type: ignore[arg-type]
+
+
+def test_limits_are_the_callers() -> None:
+    data = encoded(Image.fromarray(RGB), "PNG")
+    for limits, code in (
+        (Limits(bytes=len(data) - 1), "too_many_bytes"),
+        (Limits(pixels=34), "too_many_pixels"),
+        (Limits(side=6), "side_too_long"),
+    ):
+        for source in (data, RGB, Image.fromarray(RGB))[: 1 if code == "too_many_bytes" else 3]:
+            with pytest.raises(ImageError) as error:
+                decode(source, limits=limits)
+            assert error.value.code == code
+    decode(data, limits=Limits(bytes=len(data), pixels=35, side=7))
+    assert DEFAULT_LIMITS.pixels == 50_000_000
+
+
+def test_threads_agree(golden_dir: Path) -> None:
+    paths = sorted((golden_dir / "images").iterdir()) * 6
+    with ThreadPoolExecutor(8) as pool:
+        for path, got in zip(paths, pool.map(lambda p: decode(p, mode="fast"), paths), strict=True):
+            np.testing.assert_array_equal(got, decode(path))
+
+
+def test_without_simplejpeg_fast_is_pillow(monkeypatch: pytest.MonkeyPatch, golden_dir: Path) -> None:
+    path = golden_dir / "images" / "landscape.jpg"
+    want = decode(path, mode="fast")
+    monkeypatch.setattr("tessella.data.decode.simplejpeg", None)
+    np.testing.assert_array_equal(decode(path, mode="fast"), want)

@@ -1,0 +1,174 @@
+"""Files, folders, globs, archives and lists: every input gives its images, or one error that says why not."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessella.data.decode import Limits
+from tessella.data.sources import Source, iter_sources
+from tessella.errors import ImageError
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/{a1,a2,a10}.jpg, photos/b/{x.PNG,notes.txt}, hidden ones, and an empty folder; it is the current one."""
+    for name in ("a10.jpg", "a2.jpg", "a1.jpg", "b/x.PNG", "b/notes.txt", ".hidden.jpg", ".cache/y.jpg", "z.webp"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def keys(*inputs: str, stdin: list[str] | None = None) -> list[str]:
+    return [source.key for source in iter_sources(inputs, stdin)]
+
+
+def test_folders_are_walked_in_natural_order(tree: Path) -> None:
+    found = list(iter_sources(["photos"]))
+    assert [s.key for s in found] == [
+        "photos/a1.jpg", "photos/a2.jpg", "photos/a10.jpg", "photos/b/x.PNG", "photos/z.webp",
+    ]  # fmt: skip
+    assert [s.read() for s in found] == [b"a1.jpg", b"a2.jpg", b"a10.jpg", b"b/x.PNG", b"z.webp"]
+
+
+def test_a_file_is_taken_whatever_its_name(tree: Path) -> None:
+    assert keys("photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg") == [
+        "photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg",
+    ]  # fmt: skip
+
+
+def test_globs(tree: Path) -> None:
+    assert keys("photos/*.jpg") == ["photos/a1.jpg", "photos/a2.jpg", "photos/a10.jpg"]
+    assert keys("photos/a[12].jpg") == ["photos/a1.jpg", "photos/a2.jpg"]
+    assert keys("**/*.PNG") == ["photos/b/x.PNG"]
+    assert keys("photos/**") == keys("photos")
+    (tree / "photos" / "[1].jpg").write_bytes(b"brackets")
+    assert keys("photos/[1].jpg") == ["photos/[1].jpg"]  # a file of that very name comes first
+
+
+def test_standard_input(tree: Path) -> None:
+    lines = ["photos/a2.jpg\n", "\n", "photos/b\r\n", "absent.jpg"]
+    assert keys("-", "photos/a1.jpg", stdin=lines) == ["photos/a2.jpg", "photos/b/x.PNG", "absent.jpg", "photos/a1.jpg"]
+    assert keys("-", stdin=[]) == []
+
+
+def test_inputs_that_name_nothing_are_one_error_each(tree: Path) -> None:
+    found = list(iter_sources(["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]))
+    assert [s.key for s in found] == ["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]
+    for source in found[:3] + found[4:]:
+        with pytest.raises(ImageError) as error:
+            source.read()
+        assert error.value.code == "not_found"
+    assert found[3].read() == b"a1.jpg"
+
+
+def make_tar(path: Path, tar_format: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=tar_format) as archive:
+        for name in (
+            "b/2.jpg",
+            "b/10.png",
+            "notes.txt",
+            "b/._2.jpg",
+            "__MACOSX/2.jpg",
+            "../up.jpg",
+            "é" * 120 + ".jpg",
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(name.encode())
+            archive.addfile(info, io.BytesIO(name.encode()))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            info = tarfile.TarInfo(f"odd{kind.decode()}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_tar_members_are_read_in_place(tree: Path, tar_format: int) -> None:
+    make_tar(tree / "some.tar", tar_format)
+    before = sorted(tree.rglob("*"))
+    found = list(iter_sources(["some.tar"]))
+    names = ["b/2.jpg", "b/10.png", "../up.jpg", "é" * 120 + ".jpg"]
+    assert [s.key for s in found] == [f"some.tar::{name}" for name in names]
+    assert [s.read() for s in reversed(found)] == [name.encode() for name in reversed(names)]
+    assert sorted(tree.rglob("*")) == before
+    with pytest.raises(ImageError) as error:
+        found[0].read(Limits(bytes=3))
+    assert error.value.code == "too_many_bytes"
+
+
+def test_damaged_archives(tree: Path) -> None:
+    make_tar(tree / "some.tar")
+    whole = (tree / "some.tar").read_bytes()
+    (tree / "text.tar").write_bytes(b"this is no archive" * 100)
+    (tree / "none.tar").write_bytes(bytes(10_240))
+    (tree / "zero.tar").touch()
+    (tree / "cut.tar").write_bytes(whole[:1100])
+    for name, code in (("text", "unreadable"), ("none", "not_found"), ("zero", "unreadable")):
+        (source,) = iter_sources([f"{name}.tar"])
+        with pytest.raises(ImageError) as error:
+            source.read()
+        assert error.value.code == code, name
+    found = list(iter_sources(["cut.tar", "photos/a1.jpg"]))
+    assert found[0].read() == b"b/2.jpg"
+    assert found[-1].key == "photos/a1.jpg"
+    with pytest.raises(ImageError):
+        found[-2].read()
+    source = next(iter(iter_sources(["some.tar"])))
+    (tree / "some.tar").write_bytes(whole[:514])
+    with pytest.raises(ImageError, match="ends inside"):
+        source.read()
+    (tree / "some.tar").unlink()
+    with pytest.raises(ImageError) as error:
+        source.read()
+    assert error.value.code == "unreadable"
+
+
+def test_linked_folders_do_not_lead_round(tree: Path) -> None:
+    (tree / "photos" / "b" / "back").symlink_to(tree / "photos")
+    (tree / "photos" / "b" / "link.jpg").symlink_to(tree / "photos" / "a1.jpg")
+    (tree / "photos" / "b" / "dangling.jpg").symlink_to(tree / "gone.jpg")
+    assert keys("photos/b") == ["photos/b/link.jpg", "photos/b/x.PNG"]
+
+
+def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def guarded(path: str) -> Any:
+        if path == "photos/b":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", guarded)
+    found = list(iter_sources(["photos"]))
+    assert [(s.key, s.error.code) for s in found if s.error] == [("photos/b", "unreadable")]
+    assert len(found) == 5
+
+
+def test_sources_are_small_and_picklable(tree: Path) -> None:
+    make_tar(tree / "some.tar")
+    for source in iter_sources(["some.tar", "photos", "absent"]):
+        again = pickle.loads(pickle.dumps(source))
+        assert (again.key, again.path, again.offset) == (source.key, source.path, source.offset)
+        if source.error is None and source.key != "absent":
+            assert again.read() == source.read()
+
+
+def test_a_long_list_is_never_held() -> None:
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in iter_sources(["-"], (f"folder/{i}.jpg\n" for i in range(5_000))))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 5_000
+    assert peak < 300_000
+    assert isinstance(next(iter_sources(["x"])), Source)
