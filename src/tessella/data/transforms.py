@@ -193,19 +193,15 @@ def _resize_fast(pixels: Pixels, plan: Geometry, rows: slice, cols: slice, inter
     import torch
 
     height, width = pixels.shape[:2]
-    image_13HW = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)[None]  # channels_last
-    planes_13HW = getattr(torch.ops.aten, _FAST[interpolation])(
-        image_13HW,
+    image_1HW3 = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None]
+    resized_13HW = getattr(torch.ops.aten, _FAST[interpolation])(
+        image_1HW3.permute(0, 3, 1, 2),  # with this stride of the batch it counts as channels_last: vectorised
         [_computed(height, plan.height, rows.stop), _computed(width, plan.width, cols.stop)],
         align_corners=False,
         scales_h=plan.height / height,
         scales_w=plan.width / width,
     )
-    planes_3HW = planes_13HW[0].numpy()[:, rows, cols]
-    result = np.empty((*planes_3HW.shape[1:], 3), np.uint8)
-    for channel, plane in enumerate(planes_3HW):  # many times faster than a transposing copy
-        result[:, :, channel] = plane
-    return result
+    return resized_13HW[0].permute(1, 2, 0).numpy()[rows, cols]
 
 
 def _computed(size: int, new_size: int, stop: int) -> int:
