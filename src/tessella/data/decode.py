@@ -236,7 +236,6 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 def _check_gif_frame(data: bytes, limits: Limits) -> None:
     """The first frame may reach beyond the canvas that the header states, and Pillow would make room for it."""
-
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)  # after the colour table
     while data[at] == 0x21:  # an extension: two bytes, then blocks that begin with their length, the last of length 0
         at += 2
