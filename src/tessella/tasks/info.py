@@ -1,0 +1,281 @@
+"""What a model is, what it costs and where its weights come from, without reading a single weight."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..data.transforms import resolve_data_config
+from ..models.base import ImageModel
+from ..models.convit import ConViT
+from ..weights.catalogue import DEPRECATED, REMAPPED, get_arch_pretrained_cfgs, published_accuracy, resolve
+from ..weights.factory import create_model
+from ..weights.load import image_size
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str
+    year: int
+    arxiv: str  # id
+
+
+MIXER_PAPER = Paper("MLP-Mixer: An all-MLP Architecture for Vision", 2021, "2105.01601")
+FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of an architecture
+    "convmixer": ("ConvMixer", (Paper("Patches Are All You Need?", 2022, "2201.09792"),)),
+    "convit": (
+        "ConViT",
+        (Paper("ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", 2021, "2103.10697"),),
+    ),
+    "mixer": ("MLP-Mixer", (MIXER_PAPER,)),
+    # no paper of its own: the first paper's model with the second's gates
+    "gmixer": ("gMixer", (MIXER_PAPER, Paper("GLU Variants Improve Transformer", 2020, "2002.05202"))),
+    "resmlp": (
+        "ResMLP",
+        (
+            Paper(
+                "ResMLP: Feedforward networks for image classification with data-efficient training", 2021, "2105.03404"
+            ),
+        ),
+    ),
+    "gmlp": ("gMLP", (Paper("Pay Attention to MLPs", 2021, "2105.08050"),)),
+    "crossvit": (
+        "CrossViT",
+        (
+            Paper(
+                "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification", 2021, "2103.14899"
+            ),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One forward pass of one image.
+
+    macs: multiply-adds of all convolutions, linear layers and matrix products, those of attention included;
+    activations: numbers that these put out. card_macs, card_activations: what timm's model cards and benchmark files
+    say. Their counter does not know the operator behind `padding="same"`, so all of such a convolution is missing, and
+    it adds work for norms: 2 for each number that leaves a batch norm, 5 for a layer norm.
+    """
+
+    params: int
+    macs: int
+    activations: int
+    card_macs: int
+    card_activations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    name: str  # with its tag; a `hf-hub:` or `local-dir:` name as it was given
+    architecture: str
+    tag: str | None
+    tag_is_default: bool  # the name had no tag, so the architecture's default was taken
+    family: str
+    papers: tuple[Paper, ...]
+    cost: Cost  # at input_size
+    input_size: tuple[int, int, int]  # channels, height, width
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    embedding_width: int
+    sources: tuple[str, ...]  # where the weights come from; empty: none were published
+    licence: str | None  # None: not stated
+    accuracy: dict[str, dict[str, float]]  # published, by evaluation set: top1 and top5 in per cent, img_size in pixels
+    other_tags: tuple[str, ...]  # of the architecture
+    notes: tuple[str, ...]  # what is known to be wrong or surprising
+
+
+def info(name: str) -> ModelInfo:
+    """All that is known about a model by its name, in any of the forms that `create_model` takes.
+
+    No weights are read or made. Raises as `create_model(name)` does: UsageError `unknown_model` or `unknown_tag`, and
+    WeightsError for a folder or repository that cannot be used.
+    """
+    if ":" in name:
+        model = _build(name)
+        return _collect(model, name=name, sources=(name,))
+    arch, row = resolve(name)
+    full = row.name if row else arch
+    model = _build(full)
+    notes = []
+    if name in DEPRECATED:
+        told = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
+        notes.append(f"{name} is an old name for {full}{told}")
+    sources = []
+    if row and row.file:
+        sources.append(f"built in: {row.file}")
+    if row and row.hf_hub_id:
+        sources.append(f"hf-hub:{row.hf_hub_id}")
+    return _collect(
+        model,
+        name=full,
+        tag_is_default=name == arch and row is not None,
+        sources=tuple(sources),
+        accuracy={key: figures._asdict() for key, figures in published_accuracy(full).items()},
+        other_tags=tuple(other.tag for other in get_arch_pretrained_cfgs(arch).values() if other is not row),
+        notes=tuple(notes),
+    )
+
+
+def _build(name: str) -> ImageModel:
+    with torch.device("meta"):
+        model = create_model(name)
+    assert isinstance(model, ImageModel)  # only features_only gives anything else
+    return model
+
+
+def _collect(
+    model: ImageModel,
+    *,
+    name: str,
+    sources: tuple[str, ...],
+    tag_is_default: bool = False,
+    accuracy: dict[str, dict[str, float]] | None = None,
+    other_tags: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> ModelInfo:
+    cfg = model.pretrained_cfg
+    family, papers = FAMILIES[model.arch.partition("_")[0]]
+    recipe = resolve_data_config(pretrained_cfg=cfg)
+    recipe["input_size"] = (model.config.in_chans, *(image_size(model) or recipe["input_size"][1:]))
+    return ModelInfo(
+        name=name,
+        architecture=model.arch,
+        tag=cfg.get("tag"),
+        tag_is_default=tag_is_default,
+        family=family,
+        papers=papers,
+        cost=cost(model, recipe["input_size"]),
+        **recipe,
+        num_classes=model.num_classes,
+        embedding_width=model.head_hidden_size,
+        sources=sources,
+        licence=cfg.get("license"),
+        accuracy=accuracy or {},
+        other_tags=other_tags,
+        notes=notes + ((cfg["note"],) if cfg.get("note") else ()),
+    )
+
+
+def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
+    """What one image of (channels, height, width) costs in evaluation; nothing is computed and `model` is not changed.
+
+    Raises UsageError `wrong_input_size` where the model does not read images of that size.
+    """
+    # a twin without memory: deepcopy takes what is in its memo instead of copying the numbers
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): _without_memory(tensor) for tensor in tensors}
+    twin = copy.deepcopy(model, memo).eval()
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        twin(torch.empty(1, *input_size, device="meta"))
+    if isinstance(model, ConViT):
+        # Positional attention is a linear layer of the 3 numbers of each pair of patches, which GPSA computes
+        # elementwise; it is counted as the layer that it stands for.
+        pairs = model.rel_pos.shape[0] ** 2 * model.config.num_heads * model.num_local
+        counter.add(outputs=pairs, depth=3)
+    return Cost(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.macs,
+        activations=counter.activations,
+        card_macs=counter.macs - counter.same_macs + counter.norm_work,
+        card_activations=counter.activations - counter.same_activations,
+    )
+
+
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the calls that models make, before PyTorch picks kernels: attention and `padding="same"` are whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = self.activations = self.same_macs = self.same_activations = self.norm_work = 0
+
+    def add(self, outputs: int, depth: int) -> None:
+        """`outputs` numbers, each the sum of `depth` products."""
+        self.macs += outputs * depth
+        self.activations += outputs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.linear or func in MATMULS:
+            self.add(result.numel(), depth=args[0].shape[-1])
+        elif func is F.conv2d:
+            _, weight, _, _, padding, *_ = args
+            depth = weight[0].numel()
+            self.add(result.numel(), depth)
+            if padding == "same":
+                self.same_macs += result.numel() * depth
+                self.same_activations += result.numel()
+        elif func is F.scaled_dot_product_attention:
+            query, key = args[:2]
+            scores = query.shape[:-1].numel() * key.shape[-2]
+            self.add(scores, depth=query.shape[-1])
+            self.add(result.numel(), depth=key.shape[-2])
+        elif func is F.batch_norm:
+            self.norm_work += 2 * result.numel()
+        elif func is F.layer_norm:
+            self.norm_work += 5 * result.numel()
+        return result
+
+
+def describe(found: ModelInfo) -> Iterator[tuple[str, str]]:
+    """`found` as (label, text) rows for a person to read."""
+    cost, (channels, height, width) = found.cost, found.input_size
+    default = f" (the default of {found.architecture})" if found.tag_is_default else ""
+    yield "model", found.name + default
+    yield "family", found.family
+    for paper in found.papers:
+        yield "paper", f"{paper.title} ({paper.year}), arXiv:{paper.arxiv}"
+    yield "parameters", f"{_in_units(cost.params, 1e6)} M"
+    yield "cost of an image", _figures(cost.macs, cost.activations)
+    yield (
+        "as model cards count",
+        f"{_figures(cost.card_macs, cost.card_activations)}; with norms, without padding='same' convolutions",
+    )
+    yield "input", f"{channels} x {height} x {width} (channels, height, width)"
+    yield "resize and crop", f"{found.interpolation}, {found.crop_pct:g}, {found.crop_mode}"
+    yield "mean", ", ".join(f"{value:g}" for value in found.mean)
+    yield "std", ", ".join(f"{value:g}" for value in found.std)
+    yield "classes", str(found.num_classes)
+    yield "embedding", f"{found.embedding_width} numbers"
+    yield "weights", ", ".join(found.sources) or "none published"
+    yield "licence", found.licence or "not stated"
+    for dataset, figures in found.accuracy.items():
+        yield (
+            f"published, {dataset}",
+            f"{figures['top1']:.2f} % top-1, {figures['top5']:.2f} % top-5 at {figures['img_size']:g} px",
+        )
+    if found.other_tags:
+        yield "other tags", ", ".join(found.other_tags)
+    for note in found.notes:
+        yield "note", note
+
+
+def _figures(macs: int, activations: int) -> str:
+    return f"{_in_units(macs, 1e9)} GMACs, {_in_units(activations, 1e6)} M activations"
+
+
+def _in_units(count: int, unit: float) -> str:
+    """One decimal, as model cards have it; two digits below 1."""
+    return f"{count / unit:.1f}" if count >= unit else f"{count / unit:.2g}"
