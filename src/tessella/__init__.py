@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .errors import TessellaError as TessellaError
     from .errors import UsageError as UsageError
     from .errors import WeightsError as WeightsError
+    from .predictor import Prediction as Prediction
+    from .predictor import Predictor as Predictor
+    from .predictor import Record as Record
+    from .predictor import load as load
     from .weights.catalogue import get_arch_pretrained_cfgs as get_arch_pretrained_cfgs
     from .weights.catalogue import get_pretrained_cfg as get_pretrained_cfg
     from .weights.catalogue import is_model as is_model
@@ -31,6 +35,10 @@ _HOME = {
     "TessellaError": ".errors",
     "UsageError": ".errors",
     "WeightsError": ".errors",
+    "Prediction": ".predictor",
+    "Predictor": ".predictor",
+    "Record": ".predictor",
+    "load": ".predictor",
     "create_model": ".weights.factory",
     "get_arch_pretrained_cfgs": ".weights.catalogue",
     "get_pretrained_cfg": ".weights.catalogue",

@@ -20,7 +20,7 @@ from tessella.models.base import ImageModel
 from tessella.models.features import FeatureExtractor
 from tessella.weights import create_model, save_pretrained
 from tessella.weights.config import model_args, read_config
-from tessella.weights.save import write_atomic
+from tessella.atomic import write_atomic
 
 from ..models.tiny import NUM_CLASSES, TINY, tiny
 from .test_files import state_hash

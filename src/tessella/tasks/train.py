@@ -160,7 +160,11 @@ def train(train_path: str | Path, test_path: str | Path, out: str | Path, cfg: T
 
     model = model.to("cpu", memory_format=torch.contiguous_format).eval()
     model.pretrained_cfg = dict(
-        architecture=cfg.model, num_classes=len(names), fixed_input_size=False, label_names=tuple(names), **spec.to_cfg()
+        architecture=cfg.model,
+        num_classes=len(names),
+        fixed_input_size=False,
+        label_names=tuple(names),
+        **spec.to_cfg(),
     )
     save_pretrained(model, out)
     return model

@@ -91,7 +91,7 @@ def fetch_model(
     Raises UsageError (bad_argument) before any request; HubError (offline, hub_not_found, hub_denied, hub_unavailable,
     hub_bad_file, cache_failed).
     """
-    source = _checked(repo, revision, cache_dir, token, endpoint)
+    source = check_source(repo, revision, cache_dir, token, endpoint)
     try:
         return _from_hub(source)
     except HubError as error:
@@ -106,7 +106,7 @@ def fetch_model(
         return files
 
 
-def _checked(
+def check_source(
     repo: str, revision: str | None, cache_dir: str | Path | None, token: str | bool | None, endpoint: str | None
 ) -> Source:
     """Refuse names that could leave the cache folder or the endpoint, before anything is asked or written."""
@@ -162,7 +162,7 @@ def _described(source: Source, config: Path | None, weights: Path) -> HubFiles:
 def _cached(source: Source, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = _ask(source, lambda: try_to_load_from_cache(source.repo, name, source.cache_dir, source.revision))
+    found = ask(source, lambda: try_to_load_from_cache(source.repo, name, source.cache_dir, source.revision))
     if not isinstance(found, str):
         return None
     _blob(source, Path(found))
@@ -189,7 +189,7 @@ def _download(source: Source, name: str) -> Path | None:
     if headers is None:
         return None
     known = _cached(replace(source, revision=str(headers.commit_hash)), name)
-    found = _ask(
+    found = ask(
         source,
         lambda: hf_hub_download(
             source.repo,
@@ -214,7 +214,7 @@ def _headers(source: Source, name: str) -> HfFileMetadata | None:
     attempts = 1 if _cached(source, name) else ATTEMPTS
     for attempt in range(1, attempts + 1):
         try:
-            found = _ask(
+            found = ask(
                 source,
                 lambda: get_hf_file_metadata(
                     url, token=source.token, endpoint=source.endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT
@@ -237,7 +237,7 @@ def _headers(source: Source, name: str) -> HfFileMetadata | None:
 
 def _verify(source: Source, path: Path, etag: str) -> None:
     """Hash a fresh download against its ETag; one that differs leaves the cache, which would keep it for good."""
-    if _ask(source, lambda: _has_etag(path, etag)):
+    if ask(source, lambda: _has_etag(path, etag)):
         return
     blob = _blob(source, path)
     for bad in (path, blob) if blob else (path,):
@@ -263,7 +263,7 @@ def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, prefix, usedforsecurity=False)).hexdigest()
 
 
-def _ask(source: Source, call: Callable[[], T]) -> T:
+def ask(source: Source, call: Callable[[], T]) -> T:
     """One call of the client; whatever goes wrong becomes a coded error with the client's as its cause."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..atomic import write_atomic
 from ..errors import HubError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
@@ -81,7 +80,7 @@ def push_to_hub(
 
     from . import fetch
 
-    source = fetch._checked(repo_id, revision, None, token, endpoint)
+    source = fetch.check_source(repo_id, revision, None, token, endpoint)
     if constants.HF_HUB_OFFLINE:
         raise HubError("offline", f"{repo_id} cannot be written: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
     api = HfApi(endpoint=source.endpoint, token=token, library_name="tessella")
@@ -101,7 +100,7 @@ def push_to_hub(
             )
             return str(commit.pr_url if create_pr else commit.commit_url)
 
-        return fetch._ask(source, upload)
+        return fetch.ask(source, upload)
 
 
 def _checked_state(model: ImageModel) -> dict[str, Tensor]:
@@ -192,26 +191,3 @@ def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
             timm,
         ]
     )
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` at once: after a crash or a power cut it is the old file or the whole new one.
-
-    The file gets the permissions that the user's umask gives any new file.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are written through
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,0 +1,5 @@
+"""`python -m tessella`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,384 @@
+"""The command line: parsing and printing only; every verb's work is done elsewhere.
+
+Results go to standard output, everything else to standard error. Exit status: 0 done, 1 a fault of ours, 2 wrong
+usage, 3 no input could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed,
+6 a result could not be written, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import TessellaError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .data.sources import Source
+    from .predictor import Predictor, Record
+
+EXIT_BAD_INPUT = 3
+
+
+def main() -> None:
+    """Entry point of `tessella`: errors of the family become a message and their exit status."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        cli(standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TessellaError as error:
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"       {error.hint}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `tessella ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100))
+@click.version_option(__version__, prog_name="tessella")
+def cli() -> None:
+    """Classify and embed images with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT, ResMLP and gMLP.
+
+    Models have timm's names; without --model, the small one inside this package is used.
+    """
+
+
+Command = Callable[..., None]
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click decorators as one, applied in the order they are shown in the help."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+input_options = options(
+    click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+    click.option("-m", "--model", metavar="NAME", help="arch, arch.tag, hf-hub:org/repo or local-dir:path."),
+    click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    click.option("--precision", default="auto", show_default=True, help="float32 or bfloat16."),
+    click.option("--engine", default="auto", show_default=True, help="eager."),
+    click.option("--batch-size", type=int, help="Images a pass.  [default: by device]"),
+    click.option(
+        "--transform",
+        type=click.Choice(["exact", "fast"]),
+        default="exact",
+        show_default=True,
+        help="exact: timm's pixels bit for bit. fast: quicker, about one grey level off.",
+    ),
+    click.option(
+        "--policy",
+        type=click.Choice(["tessella", "timm"]),
+        default="tessella",
+        show_default=True,
+        help="timm: ignore orientation, transparency and 16-bit depth as timm does.",
+    ),
+    click.option("--strict", is_flag=True, help="Exit with status 3 if any input is bad."),
+)
+table_options = options(
+    click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+    click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header."),
+    click.option("--out", metavar="FILE", help="Write .npz, .parquet or .csv instead of printing."),
+)
+
+
+@cli.command()
+@input_options
+@click.option("-k", "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to name.")
+@table_options
+def classify(top: int, **given: Any) -> None:
+    """Name what is on images.
+
+    INPUT is a file, a folder, a glob, a .tar archive, or - for a list of these on standard input.
+    """
+    run_records(given, top=top, embed=False)
+
+
+@cli.command()
+@input_options
+@table_options
+def embed(**given: Any) -> None:
+    """Turn images into vectors of unit length.
+
+    INPUT is a file, a folder, a glob, a .tar archive, or - for a list of these on standard input.
+    """
+    run_records(given, top=0, embed=True)
+
+
+@cli.command()
+@input_options
+@click.option("--blocks", metavar="I,J,...", help="Which blocks; negatives count from the end.  [default: the usual]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--out", metavar="FILE.npz", help="Write the maps; without it only their shapes are shown.")
+def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -> None:
+    """Show or save the feature maps of a model's blocks.
+
+    INPUT is a file, a folder, a glob, a .tar archive, or - for a list of these on standard input.
+    """
+    from .tasks.output import check_output, npz_bytes, write_bytes
+
+    path = check_output(out, [".npz"]) if out else None
+    indices = parse_blocks(blocks)
+    predictor = load_predictor(given)
+    sources = list(find_sources(given["inputs"]))
+    keys, rows, bad = [], [], 0
+    for source in show_progress(sources, len(sources), "images"):
+        try:
+            maps = [one[0] for one in predictor.features(source.read(predictor.limits), indices)]
+        except TessellaError as error:
+            if error.exit_code != EXIT_BAD_INPUT:
+                raise
+            bad += 1
+            report_bad(source.key, error.code, error.message, as_json)
+            continue
+        keys.append(source.key)
+        shapes = [list(one.shape) for one in maps]
+        if as_json:
+            click.echo(json.dumps(dict(key=source.key, status="ok", shapes=shapes)))
+        elif path is None:
+            click.echo(f"{source.key}: " + ", ".join("x".join(map(str, shape)) for shape in shapes))
+        if path is not None:
+            rows.append(maps)
+    if path is not None and rows:
+        maps_by_block = {f"features{i}": [row[i] for row in rows] for i in range(len(rows[0]))}
+        facts = dict(model=predictor.name, fingerprint=predictor.fingerprint)
+        write_bytes(path, npz_bytes(dict(keys=keys, **facts, **maps_by_block)))
+        click.echo(f"wrote {len(rows)} rows to {path}", err=True)
+    finish(len(sources) - bad, bad, given["strict"])
+
+
+@cli.command("list")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
+@click.option("--pretrained", is_flag=True, help="Only what has trained weights.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
+    """List models; PATTERN may hold wildcards, such as 'convit*' or '*in1k'."""
+    from .weights.catalogue import CATALOGUE, list_models, published_accuracy
+
+    names = list_models(list(patterns) or "", pretrained=pretrained, include_tags=True)
+    rows = []
+    for name in names:
+        row = CATALOGUE[name]
+        top1 = published_accuracy(name).get("imagenet")
+        rows.append(
+            dict(
+                name=name,
+                weights="built in" if row.file else row.hf_hub_id or "none",
+                input="x".join(map(str, row.input_size)),
+                classes=row.num_classes,
+                top1=top1.top1 if top1 else None,
+                licence=row.license,
+                note=row.note,
+            )
+        )
+    if as_json:
+        for row_ in rows:
+            click.echo(json.dumps(row_))
+        return
+    table = new_table("name", "weights", "input", "classes", "top-1 %", "licence")
+    for row_ in rows:
+        cells = (row_[key] for key in ("name", "weights", "input", "classes", "top1", "licence"))
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    print_table(table)
+    click.echo(f"{len(rows)} of {len(CATALOGUE)} models; top-1 on ImageNet-1k as published", err=True)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def info(name: str | None, as_json: bool) -> None:
+    """Show a model's size, cost, input, sources, licence and published accuracy."""
+    import dataclasses
+
+    from .predictor import DEFAULT_MODEL
+    from .tasks.info import describe
+    from .tasks.info import info as model_info
+
+    found = model_info(name or DEFAULT_MODEL)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+        return
+    table = new_table("", "", header=False)
+    for label, value in describe(found):
+        table.add_row(label, value)
+    print_table(table)
+
+
+@cli.command()
+@click.argument("source", metavar="FILE")
+@click.option("--arch", metavar="NAME", help="The architecture, where the file does not tell it.")
+@click.option("--out", metavar="FOLDER", help="Where to write.  [default: a folder named after the architecture]")
+def convert(source: str, arch: str | None, out: str | None) -> None:
+    """Convert the original authors' weights to a folder that timm and Tessella read."""
+    from .weights.convert import convert as convert_file
+
+    done = convert_file(Path(source), arch, Path(out) if out else None)
+    click.echo(f"{source} holds {done.layout}: wrote {done.arch} to {done.folder}")
+    click.echo(f'use it: tessella classify --model "local-dir:{done.folder}" photo.jpg', err=True)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(as_json: bool) -> None:
+    """Show what was found on this machine, what was chosen, and why; then test the built-in model."""
+    from .tasks.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in findings]))
+    else:
+        table = new_table("what", "found or chosen", "why")
+        for row in findings:
+            table.add_row(*row)
+        print_table(table)
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def load_predictor(given: dict[str, Any]) -> Predictor:
+    from .predictor import load
+
+    keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
+    predictor = load(given["model"], checkpoint_path=given["checkpoint"], **{key: given[key] for key in keys})
+    chosen = {row.what: row.chosen for row in predictor.plan.choices}
+    parts = (predictor.name, *(chosen[what] for what in ("device", "precision", "engine", "transform", "policy")))
+    click.echo(f"{' · '.join(parts)} (reasons: tessella doctor)", err=True)
+    return predictor
+
+
+def find_sources(inputs: Sequence[str]) -> Iterator[Source]:
+    from .data.sources import iter_sources
+
+    return iter_sources(inputs, stdin=sys.stdin)
+
+
+def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
+    """One record per input to the screen as they come, or to a file at the end."""
+    from .tasks.output import as_dict, check_output, csv_header, csv_row, write_records
+
+    as_json, as_csv = given["as_json"], given["as_csv"]
+    if as_json + as_csv + bool(given["out"]) > 1:
+        raise UsageError("bad_argument", "--json, --csv and --out are three ways to give the result", hint="choose one")
+    path = check_output(given["out"], [".npz", ".parquet", ".csv"]) if given["out"] else None
+    predictor = load_predictor(given)
+    sources: Iterable[Source] = find_sources(given["inputs"])
+    total = None
+    if "-" not in given["inputs"]:  # a list on standard input may be endless
+        sources = list(sources)
+        total = len(sources)
+    top = min(top, predictor.model.num_classes)
+    width = predictor.model.head_hidden_size if embed else 0
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if as_csv:
+        writer.writerow(csv_header(top, width))
+    kept: list[Record] = []
+    good = bad = 0
+    for record in show_progress(predictor.records(sources, top=top, embed=embed), total, "images"):
+        good, bad = good + (record.status == "ok"), bad + (record.status != "ok")
+        if path is not None:
+            kept.append(record)
+        elif as_json:
+            click.echo(json.dumps(as_dict(record)))
+        elif as_csv:
+            writer.writerow(csv_row(record, top, width))
+        elif record.status == "ok":
+            click.echo(render(record))
+        if record.status != "ok":
+            report_bad(record.key, record.status, record.message, quiet=as_json or as_csv)
+    if path is not None:
+        write_records(path, kept, dict(model=predictor.name, fingerprint=predictor.fingerprint))
+        click.echo(f"wrote {len(kept)} rows to {path}", err=True)
+    finish(good, bad, given["strict"])
+
+
+def render(record: Record) -> str:
+    """A record for a person: classes under the file name, or the vector's first components."""
+    if record.embedding is not None:
+        first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
+        return f"{record.key}: {len(record.embedding)} components, unit length: {first}, ..."
+    lines = [f"  {100 * one.probability:5.1f} %  {one.label}" + (f"  ({one.synset})" if one.synset else "")
+             for one in record.top]  # fmt: skip
+    return "\n".join([record.key, *lines])
+
+
+def report_bad(key: str, code: str, message: str, quiet: bool) -> None:
+    if not quiet:  # the machine-readable forms carry it in the row
+        click.echo(f"{key}: {code}: {message}", err=True)
+
+
+def finish(good: int, bad: int, strict: bool) -> None:
+    if bad:
+        click.echo(f"{good} of {good + bad} inputs read, {bad} bad", err=True)
+    if bad and (strict or not good):
+        raise click.exceptions.Exit(EXIT_BAD_INPUT)
+
+
+def parse_blocks(text: str | None) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise UsageError("bad_argument", f"--blocks is {text!r}, expected numbers such as 3,7,-1") from None
+
+
+def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterator[Any]:
+    """Pass items through, with a bar on standard error once a second has gone by; only on a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    start = time.perf_counter()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total, rate="", visible=False)
+        for done, item in enumerate(items, 1):
+            passed = time.perf_counter() - start
+            progress.update(task, completed=done, visible=passed > 1, rate=f"{done / max(passed, 1e-9):.0f} {unit}/s")
+            yield item
+
+
+def new_table(*columns: str, header: bool = True) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=160)  # pipes and files have no width of their own
+    console.print(table)

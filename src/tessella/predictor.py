@@ -1,0 +1,321 @@
+"""The Predictor: a model with its weights, input recipe, labels and engine; images in, named scores and vectors out.
+
+Everything that runs a model goes through here. Order is sacred: result i belongs to input i, whatever the batching.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy
+from .data.labels import labels_for_classes
+from .data.sources import Source
+from .data.transforms import InputSpec, load_pixels
+from .engine import Choice, EagerEngine, Plan, make_plan
+from .errors import ImageError, UsageError
+from .models.base import ImageModel
+
+DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
+NUMERIC_CONTRACT = 1  # raised whenever the same model, image and settings may give other numbers than before
+
+FloatArray = NDArray[np.float32]
+AnyImage: TypeAlias = "ImageSource | Source"  # one image, however it is given
+
+
+class Prediction(NamedTuple):
+    """One named class: its index in the model's output, its label, its softmax probability, its WordNet id if any."""
+
+    index: int
+    label: str
+    probability: float
+    synset: str = ""
+
+
+class Scores(NamedTuple):
+    """Of one pass over N images: probabilities (N,classes) float32, embeddings (N,width) float32 of unit length."""
+
+    probabilities: FloatArray
+    embeddings: FloatArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row per input, always. status is "ok" or the error's code; message is empty when it is "ok"."""
+
+    key: str
+    status: str
+    message: str = ""
+    top: tuple[Prediction, ...] = ()
+    embedding: FloatArray | None = None  # (width,), unit length
+
+
+class Predictor:
+    """Made by `tessella.load`; holds no state that a call changes, so threads may share it."""
+
+    def __init__(
+        self,
+        model: ImageModel,
+        *,
+        name: str = "",
+        plan: Plan | None = None,
+        transform: Mode = "exact",
+        policy: Policy = "tessella",
+        limits: Limits = DEFAULT_LIMITS,
+    ):
+        """model: from `create_model`; its `pretrained_cfg` says how images are prepared and what the classes are."""
+        plan = plan or make_plan()
+        self.name = name or model.arch
+        self.spec = InputSpec.from_cfg(model.pretrained_cfg)
+        self.transform, self.policy, self.limits = transform, policy, limits
+        if self.spec.channels != 3:
+            raise UsageError("bad_argument", f"{self.name} reads {self.spec.channels} channels, images have 3 (RGB)")
+        self._read = functools.partial(load_pixels, spec=self.spec, policy=policy, mode=transform, limits=limits)
+        self._read(np.zeros((2, 2, 3), np.uint8))  # refuse unknown policies and modes now
+        self.engine = EagerEngine(model, self.spec, plan)
+        self.labels, self.synsets, labels_why = find_labels(model)
+        recipe = f"{self.spec.width}x{self.spec.height} px, {self.spec.interpolation}, crop {self.spec.crop_pct:g}"
+        self.plan = Plan(
+            plan.device,
+            plan.dtype,
+            plan.batch_size,
+            (
+                *plan.choices,
+                Choice("input", recipe, "the checkpoint's"),
+                Choice("transform", transform, "timm's numbers bit for bit" if transform == "exact" else "asked for"),
+                Choice("policy", policy, "orientation, transparency and depth respected"
+                       if policy == "tessella" else "asked for: what timm does"),
+                Choice("labels", f"{len(self.labels)} classes", labels_why),
+            ),
+        )  # fmt: skip
+
+    @property
+    def model(self) -> ImageModel:
+        return self.engine.model
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for everything which decides the numbers; artefacts of two are never mixed."""
+        weights = hashlib.sha256()
+        for key, value in self.model.state_dict().items():
+            weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            weights.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                           if value.ndim else str(value.item()).encode())  # fmt: skip
+        facts = dict(
+            arch=self.model.arch,
+            weights=weights.hexdigest(),
+            pool=self.model.global_pool,
+            spec=self.spec.to_cfg(),
+            policy=self.policy,
+            transform=self.transform,
+            precision=str(self.plan.dtype),
+            numeric_contract=NUMERIC_CONTRACT,
+        )
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def predict(self, images: AnyImage | Iterable[AnyImage]) -> Scores:
+        """Probabilities and embeddings of one image or of many, from one pass; a single image is N = 1.
+
+        An image is a path, the bytes of a file, a Pillow image, or an array (H,W), (H,W,3) or (H,W,4) of uint8 or of
+        float in 0..1. Raises ImageError for the first one that is none; `records` goes on past bad ones.
+        """
+        self._need_classes()
+        probabilities, embeddings = [], []
+        for logits, embedding in self._passes(images):
+            probabilities.append(logits.softmax(1).numpy())
+            embeddings.append(unit_length(embedding))
+        return Scores(_stack(probabilities, self.model.num_classes), _stack(embeddings, self.model.head_hidden_size))
+
+    def classify(self, images: AnyImage | Iterable[AnyImage], top: int = 5) -> Any:
+        """The `top` most probable classes, best first: a list of Prediction, for several images a list of lists."""
+        self._need_classes()
+        found = [self._named(row, top) for logits, _ in self._passes(images) for row in logits.softmax(1).numpy()]
+        return list(found[0]) if is_single(images) else [list(row) for row in found]
+
+    def embed(self, images: AnyImage | Iterable[AnyImage]) -> FloatArray:
+        """The vector the classifier reads, scaled to unit length: (width,) of one image, (N,width) of several."""
+        vectors = _stack([unit_length(vector) for _, vector in self._passes(images)], self.model.head_hidden_size)
+        return vectors[0] if is_single(images) else vectors
+
+    def features(
+        self, images: AnyImage | Iterable[AnyImage], indices: int | Sequence[int] | None = None
+    ) -> list[FloatArray]:
+        """Maps of the picked blocks, shallow to deep, each (N,channels,rows,columns) float32.
+
+        indices: None takes the model's usual ones, n the last n, a list those (negatives count from the end).
+        """
+        picked = list(self.model.default_out_indices) if indices is None else indices
+        parts: list[list[FloatArray]] = []
+        for pixels in _batched(self._pixels(images), self.plan.batch_size):
+            with torch.inference_mode():
+                maps = self.model.forward_intermediates(
+                    self.engine.prepare(np.stack(pixels)), indices=picked, intermediates_only=True, stop_early=True
+                )
+            assert isinstance(maps, list)
+            parts.append([one.float().cpu().numpy() for one in maps])
+        return [np.concatenate(maps) for maps in zip(*parts, strict=True)]
+
+    def records(
+        self, images: Iterable[AnyImage], *, top: int = 5, embed: bool = True, keys: Iterable[str] | None = None
+    ) -> Iterator[Record]:
+        """One Record per image, in order, as batches finish; a bad image is a record with its code, never an exception.
+
+        keys: names of the records; without them a Source's key, a path, or the position.
+        """
+        if top:
+            self._need_classes()
+        named = (
+            zip(images, keys, strict=True) if keys is not None else ((x, key_of(x, i)) for i, x in enumerate(images))
+        )
+        keys_seen: deque[str] = deque()
+
+        def sources() -> Iterator[AnyImage]:
+            for image, key in named:
+                keys_seen.append(key)
+                yield image
+
+        for outcomes in _batched(self._decoded(sources()), self.plan.batch_size):
+            good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
+            logits, vectors = self.engine(np.stack(good)) if good else (torch.empty(0, 0), torch.empty(0, 0))
+            rows = iter(zip(logits.softmax(1).numpy(), unit_length(vectors), strict=True))
+            for outcome in outcomes:
+                key = keys_seen.popleft()
+                if isinstance(outcome, ImageError):
+                    yield Record(key, outcome.code, outcome.message)
+                else:
+                    scores, vector = next(rows)
+                    yield Record(key, "ok", "", self._named(scores, top), vector if embed else None)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _passes(self, images: AnyImage | Iterable[AnyImage]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for pixels in _batched(self._pixels(images), self.plan.batch_size):
+            yield self.engine(np.stack(pixels))
+
+    def _pixels(self, images: AnyImage | Iterable[AnyImage]) -> Iterator[Pixels]:
+        single = is_single(images)
+        for i, outcome in enumerate(self._decoded([images] if single else images)):  # type: ignore[list-item,arg-type]
+            if isinstance(outcome, ImageError):
+                where = "" if single else f"image {i}: "
+                raise ImageError(outcome.code, where + outcome.message, hint=outcome.hint) from None
+            yield outcome
+
+    def _decoded(self, images: Iterable[AnyImage]) -> Iterator[Pixels | ImageError]:
+        """Pixels or error of each image, in order: threads decode the next batch while the model has the last one."""
+        waiting: deque[Future[Pixels | ImageError]] = deque()
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "tessella-decode") as pool:
+            try:
+                for image in images:
+                    waiting.append(pool.submit(self._decode_one, image))
+                    if len(waiting) > 2 * self.plan.batch_size:  # a bound on memory, whatever the collection's size
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _decode_one(self, image: AnyImage) -> Pixels | ImageError:
+        try:
+            return self._read(image.read(self.limits) if isinstance(image, Source) else image)
+        except ImageError as error:
+            return error
+
+    def _named(self, probabilities: FloatArray, top: int) -> tuple[Prediction, ...]:
+        """The best `top`; of equal probabilities the lower index comes first."""
+        best = np.argsort(-probabilities, kind="stable")[: max(top, 0)]
+        return tuple(
+            Prediction(int(i), self.labels[i], float(probabilities[i]), self.synsets[i] if self.synsets else "")
+            for i in best
+        )
+
+    def _need_classes(self) -> None:
+        if not self.model.num_classes:
+            raise UsageError(
+                "bad_argument", f"{self.name} has no classifier (num_classes is 0)", hint="use embed, or records(top=0)"
+            )
+
+
+def load(
+    name: str | None = None,
+    *,
+    checkpoint_path: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    batch_size: int | None = None,
+    transform: Mode = "exact",
+    policy: Policy = "tessella",
+    cache_dir: str | Path | None = None,
+    **model_args: Any,
+) -> Predictor:
+    """A ready Predictor: weights, input recipe, labels and engine of `name` (None: the model inside this package).
+
+    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`; the weights are
+    always loaded. checkpoint_path: a weight file to use instead of the published one. model_args: fields of the
+    architecture's config, such as img_size=256. transform: "exact" is timm's result bit for bit, "fast" is quicker and
+    differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
+    `predictor.plan` lists every choice with its reason. Raises UsageError or WeightsError.
+    """
+    from .weights.factory import create_model
+
+    plan = make_plan(device, precision, engine, batch_size)  # before anything is fetched
+    name = name or DEFAULT_MODEL
+    model = create_model(name, pretrained=True, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args)
+    assert isinstance(model, ImageModel)
+    return Predictor(model, name=name, plan=plan, transform=transform, policy=policy)
+
+
+def is_single(images: object) -> bool:
+    """Whether this is one image rather than an iterable of them; a batch array (N,H,W,C) is an iterable."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    whole = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Source)
+    return whole or not isinstance(images, Iterable)  # a Pillow image is not iterable
+
+
+def key_of(image: AnyImage, position: int) -> str:
+    if isinstance(image, Source):
+        return image.key
+    return os.fsdecode(image) if isinstance(image, str | os.PathLike) else str(position)
+
+
+def find_labels(model: ImageModel) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Names of the classes, their WordNet ids if they have such, and where both come from."""
+    if names := model.pretrained_cfg.get("label_names"):
+        return tuple(names), (), "the checkpoint's own"
+    if known := labels_for_classes(model.num_classes):
+        return known.names, known.synsets, f"{known.dataset}, the published set with {model.num_classes} classes"
+    return tuple(map(str, range(model.num_classes))), (), "no names are known: classes are called by their index"
+
+
+def unit_length(vectors: torch.Tensor) -> FloatArray:
+    """(N,D) -> float32 rows of length 1; a row of zeros stays zero."""
+    return torch.nn.functional.normalize(vectors, dim=1).numpy()
+
+
+def _stack(parts: Sequence[FloatArray], width: int) -> FloatArray:
+    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,310 @@
+"""The command line as a person meets it: surface, inputs, outputs, statuses; the real program in a real process."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+import tessella
+from tessella.cli import cli
+from tests.golden_rule import fill_golden
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CAT = str(EXAMPLES / "cat.jpg")
+
+RUN_OPTIONS = [
+    "--model",
+    "--checkpoint",
+    "--device",
+    "--precision",
+    "--engine",
+    "--batch-size",
+    "--transform",
+    "--policy",
+]
+SURFACE = {
+    "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out"],
+    "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out"],
+    "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
+    "list": ["[PATTERN...]", "--pretrained", "--json"],
+    "info": ["[NAME]", "--json"],
+    "convert": ["FILE", "--arch", "--out"],
+    "doctor": ["--json"],
+}
+
+
+def run(*arguments: str, status: int = 0, stdin: str | None = None, cwd: Path | None = None) -> tuple[str, str]:
+    """Standard output and standard error of `tessella ...`, which must end with `status`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tessella", *arguments], input=stdin, capture_output=True, text=True, cwd=cwd
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_surface_changes_only_on_purpose() -> None:
+    found = {}
+    for name, command in cli.commands.items():
+        context = click.Context(command, info_name=name)
+        found[name] = [
+            param.opts[-1] if isinstance(param, click.Option) else param.make_metavar(context)
+            for param in command.params
+        ]
+    assert found == SURFACE
+
+
+def test_every_option_and_command_has_a_help_text() -> None:
+    for command in cli.commands.values():
+        assert command.help
+        assert all(param.help for param in command.params if isinstance(param, click.Option))
+
+
+def test_classify_for_people() -> None:
+    out, err = run("classify", "--top", "2", CAT)
+    lines = out.splitlines()
+    assert lines[0] == CAT
+    assert len(lines) == 3
+    assert all("%" in line for line in lines[1:])
+    assert "convmixer_256_8_ks3_p4.cifar10 · cpu · float32 · eager · exact · tessella" in err
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder with two good images, a broken one and one that is none; names in natural order."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(CAT, folder / "a2.jpg")
+    shutil.copy(EXAMPLES / "coffee.jpg", folder / "deep" / "z.jpg")
+    (folder / "a10.jpg").write_bytes(Path(CAT).read_bytes()[:3000])
+    (folder / "b.png").write_text("<html>not found</html>")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_folder_with_bad_files_finishes_and_says_which(mixed: Path) -> None:
+    out, err = run("classify", "--json", str(mixed))
+    rows = [json.loads(line) for line in out.splitlines()]
+    names = [str(Path(row["key"]).relative_to(mixed)) for row in rows]
+    assert names == ["a2.jpg", "a10.jpg", "b.png", "deep/z.jpg"]
+    assert [row["status"] for row in rows] == ["ok", "corrupt_image", "unsupported_format", "ok"]
+    assert len(rows[0]["top"]) == 5
+    assert set(rows[0]["top"][0]) == {"index", "label", "probability"}
+    assert rows[1]["message"]
+    assert "2 of 4 inputs read, 2 bad" in err
+    run("classify", "--json", "--strict", str(mixed), status=3)
+    _, shown = run("classify", str(mixed))
+    assert "b.png: unsupported_format:" in shown
+
+
+def test_one_unreadable_input_is_status_3() -> None:
+    _, err = run("classify", "absent.jpg", status=3)
+    assert "absent.jpg: not_found" in err
+
+
+def test_lists_globs_and_archives_name_images_too(mixed: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "some.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(CAT, "inside/cat.jpg")
+    listed = f"{CAT}\n{mixed / 'a2.jpg'}\n"
+    out, _ = run("embed", "--json", "-", str(mixed / "a*.jpg"), str(archive), stdin=listed)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [Path(row["key"]).name for row in rows] == ["cat.jpg", "a2.jpg", "a2.jpg", "a10.jpg", "cat.jpg"]
+    assert rows[4]["key"] == f"{archive}::inside/cat.jpg"
+    good = [row["embedding"] for row in rows if row["status"] == "ok"]
+    assert_allclose(good, [good[0]] * 4, atol=1e-5)
+
+
+def test_csv(mixed: Path) -> None:
+    out, _ = run("classify", "--csv", "-k", "2", str(mixed))
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == [
+        "key",
+        "status",
+        "message",
+        *(f"{n}{k}" for k in (1, 2) for n in ("index", "label", "probability")),
+    ]
+    assert [row["status"] for row in rows] == ["ok", "corrupt_image", "unsupported_format", "ok"]
+    assert rows[1]["label1"] == ""
+    out, _ = run("embed", "--csv", CAT)
+    assert len(next(csv.reader(io.StringIO(out)))) == 3 + 256
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])
+def test_out_files_hold_every_row(mixed: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    run("embed", "--out", str(path), str(mixed))
+    keys, status, vectors = read_rows(path)
+    assert [Path(key).name for key in keys] == ["a2.jpg", "a10.jpg", "b.png", "z.jpg"]
+    assert status == ["ok", "corrupt_image", "unsupported_format", "ok"]
+    expected = tessella.load().embed([mixed / "a2.jpg", mixed / "deep" / "z.jpg"])
+    assert_allclose(np.array([vectors[0], vectors[3]]), expected, atol=1e-5)
+    assert not any(p.name.endswith(".tmp") for p in tmp_path.iterdir())
+
+
+def read_rows(path: Path) -> tuple[list[str], list[str], list[list[float]]]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            assert str(file["fingerprint"]) == tessella.load().fingerprint
+            assert np.isnan(file["embeddings"][1]).all()
+            return file["keys"].tolist(), file["status"].tolist(), file["embeddings"].tolist()
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        assert json.loads(table.schema.metadata[b"tessella"])["fingerprint"] == tessella.load().fingerprint
+        assert table["embedding"][1].as_py() is None
+        return table["key"].to_pylist(), table["status"].to_pylist(), table["embedding"].to_pylist()
+    rows = list(csv.reader(path.open()))[1:]
+    return [r[0] for r in rows], [r[1] for r in rows], [[float(x) for x in r[3:] if x] for r in rows]
+
+
+def test_features(tmp_path: Path) -> None:
+    out, _ = run("features", "--json", "--blocks", "0,-1", CAT, "absent.jpg")
+    assert [json.loads(line)["shapes"] for line in out.splitlines()] == [[[256, 8, 8]] * 2]
+    path = tmp_path / "maps.npz"
+    run("features", "--out", str(path), CAT, CAT)
+    with np.load(path, allow_pickle=False) as file:
+        assert file["features0"].shape == (2, 256, 8, 8)
+        assert file["keys"].tolist() == [CAT, CAT]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["classify", CAT, "--model", "convmixer_768_33"], "convmixer_768_32"),
+        (["classify", CAT, "--model", "mixer_b16_224.in22k"], "goog_in21k"),
+        (["classify", CAT, "--model", "gmixer_12_224"], "no weights"),
+        (["classify", CAT, "--device", "warp"], "device 'warp'"),
+        (["classify", CAT, "--json", "--csv"], "choose one"),
+        (["embed", CAT, "--out", "x.xlsx"], ".npz or .parquet or .csv"),
+        (["embed", CAT, "--out", "nowhere/x.npz"], "no folder 'nowhere'"),
+        (["features", CAT, "--blocks", "a"], "expected numbers"),
+        (["features", CAT, "--blocks", "99"], "0 to 7"),
+        (["classify"], "INPUT"),
+        (["classify", CAT, "--colour"], "--colour"),
+        (["clasify", CAT], "clasify"),
+        (["info", "convmixer_768_33"], "convmixer_768_32"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_says_what_to_type(arguments: list[str], says: str, tmp_path: Path) -> None:
+    out, err = run(*arguments, status=2, cwd=tmp_path)
+    assert says in err
+    assert out == ""
+
+
+def test_bad_weights_are_status_4_and_the_hub_is_status_5(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"<html>404</html>")
+    _, err = run("classify", CAT, "--checkpoint", str(tmp_path / "model.safetensors"), status=4)
+    assert "HTML" in err
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    command = [sys.executable, "-m", "tessella", "classify", CAT, "--model", "crossvit_9_240.in1k"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 5
+    assert "HF_HUB_OFFLINE" in done.stderr
+
+
+def test_a_folder_of_ones_own_model(tmp_path: Path) -> None:
+    model = tessella.create_model("mixer_s32_224", img_size=64, embed_dim=16, num_blocks=1, num_classes=2)
+    fill_golden(model)
+    tessella.save_pretrained(model, tmp_path, config_overrides=dict(label_names=["cup", "no cup"]))
+    out, _ = run("classify", "--model", f"local-dir:{tmp_path}", "--json", CAT)
+    assert {one["label"] for one in json.loads(out)["top"]} == {"cup", "no cup"}
+
+
+def test_convert(tmp_path: Path) -> None:
+    model = fill_golden(tessella.create_model("convit_tiny"))
+    torch.save(model.state_dict(), tmp_path / "convit_tiny.pth")
+    out, _ = run("convert", str(tmp_path / "convit_tiny.pth"), "--out", str(tmp_path / "model"))
+    assert "convit_tiny" in out
+    again = tessella.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_info_prints_the_model_cards_figures() -> None:
+    out, _ = run("info", "convmixer_768_32")
+    for figure in ("21.1", "19.5", "26.0", "20.7", "80.16", "mit", "timm/convmixer_768_32.in1k"):
+        assert figure in out, figure
+    out, _ = run("info", "mixer_b16_224.goog_in21k_ft_in1k")
+    assert "despite its tag" in out
+    assert json.loads(run("info", "--json")[0])["num_classes"] == 10
+
+
+def test_list() -> None:
+    out, err = run("list", "--json", "convit*", "mixer_s32*")
+    names = [json.loads(line)["name"] for line in out.splitlines()]
+    assert names == ["convit_base.fb_in1k", "convit_small.fb_in1k", "convit_tiny.fb_in1k", "mixer_s32_224.untrained"]
+    out, _ = run("list", "--json", "--pretrained", "mixer_s32*", "*cifar10")
+    assert [json.loads(line)["name"] for line in out.splitlines()] == ["convmixer_256_8_ks3_p4.cifar10"]
+    assert "44 models" in err
+
+
+def test_doctor() -> None:
+    rows = json.loads(run("doctor", "--json")[0])
+    found = {row["what"]: row["chosen"] for row in rows}
+    assert found["torch"] == torch.__version__
+    assert found["built-in model"] == "works"
+    assert all(row["reason"] for row in rows)
+
+
+def test_a_closed_pipe_is_no_error(mixed: Path) -> None:
+    command = (
+        f'"{sys.executable}" -m tessella classify "{mixed}" "{mixed}" 2>/dev/null | head -n 1; echo ${{PIPESTATUS[0]}}'
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_an_interrupt_is_status_130_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "tessella", "classify", "--json", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "eager" in process.stderr.readline()  # the model is loaded; it now waits for names
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_progress_is_shown_on_a_terminal_and_only_there() -> None:
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "tessella", "classify", "--json", "--batch-size", "1", *[CAT] * 400]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        rows = process.stdout.read().splitlines()
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # the other end is closed and everything was read
+            break
+        if not part:
+            break
+        shown += part
+    os.close(controller)
+    assert len(rows) == 400
+    assert b"/400" in shown
+    assert b"images/s" in shown
+    assert "images/s" not in run("classify", CAT)[1]

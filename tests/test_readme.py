@@ -1,0 +1,68 @@
+"""The README is true: its programs run, its commands print what it shows, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def blocks(language: str) -> list[str]:
+    found = [body for name, body in BLOCKS if name == language]
+    assert found
+    return found
+
+
+def without_numbers(text: str) -> str:
+    """Digits and spacing aside: the last digit of a probability may differ between processors."""
+    return re.sub(r"\s+", " ", re.sub(r"[-+]?\d+(\.\d+)?", "#", text)).strip()
+
+
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    assert {name for name, _ in BLOCKS} == {"sh", "console", "python"}
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_programs_run(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_commands_print_what_is_shown(block: str) -> None:
+    command, _, shown = block.removeprefix("$ ").partition("\n")
+    name, *arguments = shlex.split(command)
+    assert name == "tessella"
+    done = subprocess.run(
+        [sys.executable, "-m", "tessella", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert without_numbers(done.stdout) == without_numbers(shown)
+
+
+def test_shell_blocks_name_scripts_that_exist() -> None:
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            script = ROOT / line.split()[0]
+            assert os.access(script, os.X_OK), line
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
