@@ -266,6 +266,21 @@ def test_resolve_data_config() -> None:
     create_transform(**resolve_model_data_config(model), is_training=False)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_three_means_for_other_channels_are_averaged(channels: int) -> None:
+    cfg = dict(input_size=(channels, 32, 32), mean=(0.2, 0.4, 0.9), std=(0.1, 0.2, 0.6))
+    resolved = resolve_data_config(pretrained_cfg=cfg)
+    assert resolved["mean"] == pytest.approx((0.5,) * channels)
+    assert resolved["std"] == pytest.approx((0.3,) * channels)
+    assert InputSpec.from_cfg(cfg).channels == channels
+    asked = resolve_data_config(dict(mean=(0.2, 0.4, 0.9)), cfg)
+    with pytest.raises(UsageError, match="do not give"):
+        create_transform(**asked)
+    assert resolve_data_config(dict(in_chans=channels, img_size=32))["mean"] == pytest.approx(
+        (0.449,) * channels, abs=1e-3
+    )
+
+
 def test_importing_is_cheap() -> None:
     code = "import tessella.data, tessella.data.labels, sys; assert not {'torch', 'PIL', 'numpy'} & set(sys.modules)"
     light = "import tessella.data.sources, tessella.data.decode, sys; assert 'torch' not in sys.modules"

@@ -301,6 +301,8 @@ def resolve_data_config(
 
     args may hold input_size, or img_size and in_chans, and any other key of the result; None counts as absent.
     use_test_size prefers the cfg's test_input_size and test_crop_pct. model: anything with a `pretrained_cfg`.
+    A single mean or std counts for every channel, and so does the average of the cfg's three where the images have
+    not three channels.
     """
     cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
     args = args or {}
@@ -321,6 +323,8 @@ def resolve_data_config(
     def per_channel(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
         value = pick(name, default)
         values = (value,) if isinstance(value, int | float) else tuple(value)
+        if args.get(name) is None and len(values) == 3 != size[0]:  # RGB's, and the model reads something else
+            values = (sum(values) / len(values),)
         return values * size[0] if len(values) == 1 else values
 
     return dict(
