@@ -245,7 +245,7 @@ class ConViT(ImageModel):
         """As `ImageModel.prune_intermediate_layers`; without a head and a global block the class token goes too."""
         picked = pick_blocks(len(self.blocks), indices)
         kept = max(picked) + 1
-        self.blocks = self.blocks[:kept]
+        del self.blocks[kept:]
         self.feature_info = self.feature_info[:kept]
         self.num_local = min(self.num_local, kept)
         if prune_norm:

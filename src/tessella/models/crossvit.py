@@ -346,7 +346,7 @@ class CrossViT(ImageModel):
         stages = len(self.blocks)
         picked = pick_blocks(len(BRANCHES) * stages, indices)
         kept = max(i % stages for i in picked) + 1
-        self.blocks = self.blocks[:kept]
+        del self.blocks[kept:]
         self._describe_features()
         if prune_norm:
             self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
