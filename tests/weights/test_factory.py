@@ -16,13 +16,13 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 
-from tessella.errors import HubError, TessellaError, UsageError, WeightsError
+from tessella.errors import HubError, UsageError, WeightsError
 from tessella.models import ARCHITECTURES
 from tessella.models.base import ImageModel
 from tessella.models.features import FeatureExtractor
 from tessella.weights import catalogue, create_model, factory, save_pretrained
 from tessella.weights.catalogue import CATALOGUE
-from tessella.weights.fetch import fetch_model
+from tessella.weights.fetch import fetch_config, fetch_model
 
 from ..models.tiny import NUM_CLASSES, TINY, images, size_of, tiny
 from .hub import FakeHub, online
@@ -380,7 +380,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     online(monkeypatch, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as hub:
-        monkeypatch.setattr(factory, "fetch_model", functools.partial(fetch_model, endpoint=hub.url))
+        for fetch in (fetch_config, fetch_model):
+            monkeypatch.setattr(factory, fetch.__name__, functools.partial(fetch, endpoint=hub.url))
         yield hub
 
 
@@ -401,6 +402,24 @@ def test_a_hub_repository_by_name_and_revision(hub: FakeHub, folder: Path, tmp_p
     assert error.value.code == "hub_not_found"
 
 
+def test_an_untrained_model_takes_no_weights_from_the_hub(
+    hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/tiny", files_of(folder))
+    weights = folder / "model.safetensors"
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        assert model_of("hf-hub:org/tiny").arch == TINY["mixer"][0]
+        trained = model_of("hf-hub:org/tiny", pretrained=True, checkpoint_path=weights)
+        assert state_hash(trained) == state_hash(tiny("mixer"))
+        assert trained.pretrained_cfg["hf_hub_id"] == "org/tiny"
+        assert "sha256" not in trained.pretrained_cfg
+        assert {path.rpartition("/")[2] for _, path, _ in hub.requests} == {"config.json"}
+    with pytest.raises(HubError) as error:
+        create_model("hf-hub:org/other")
+    assert error.value.code == "offline"
+
+
 def test_a_published_checkpoint_is_taken_from_its_repository(
     hub: FakeHub, builtin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,16 +434,28 @@ def test_a_published_checkpoint_is_taken_from_its_repository(
     assert state_hash(model_of(name, pretrained=True)) == state_hash(model)
 
 
-def test_a_cached_file_that_was_altered_is_refused(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize(("at", "code"), [(-1, "hash_mismatch"), (7, "bad_format")])
+def test_a_cached_file_that_was_altered_is_refused(
+    hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, at: int, code: str
+) -> None:
+    """The client would hand out the same file for ever, so the hint names what must go; then all is well again."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
     hub.add("org/tiny", files_of(folder))
-    model_of("hf-hub:org/tiny", pretrained=True)
+    good = state_hash(model_of("hf-hub:org/tiny", pretrained=True))
     (cached,) = (tmp_path / "cache").rglob("model.safetensors")
-    content = bytearray(cached.read_bytes())
-    content[-1] ^= 1
-    cached.resolve().write_bytes(content)
-    with pytest.raises(TessellaError) as error:
-        create_model("hf-hub:org/tiny", pretrained=True)
-    assert error.value.code == "hash_mismatch"
+    assert cached.is_symlink() == links
+    rotten = cached.resolve()
+    content = bytearray(rotten.read_bytes())
+    content[at] ^= 1
+    rotten.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(WeightsError) as error:
+            create_model("hf-hub:org/tiny", pretrained=True)
+        assert error.value.code == code
+        assert f"delete {rotten} " in error.value.hint
+    rotten.unlink()
+    assert state_hash(model_of("hf-hub:org/tiny", pretrained=True)) == good
 
 
 def test_a_repository_without_a_config_is_refused(hub: FakeHub, folder: Path) -> None:

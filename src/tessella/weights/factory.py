@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -18,9 +18,37 @@ from ..models.base import ImageModel
 from ..models.features import FeatureExtractor
 from .catalogue import BUILTIN_FOLDER, Checkpoint, resolve
 from .config import SOURCE_FIELDS, check_cfg, read_config
-from .fetch import CONFIG, SAFETENSORS, fetch_model
+from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
 from .files import find_weights, read_state_dict
 from .load import image_size, load_weights
+
+
+@overload
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | Mapping[str, Any] | Checkpoint | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    features_only: Literal[False] = False,
+    out_indices: int | Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> ImageModel: ...
+
+
+@overload
+def create_model(
+    model_name: str, pretrained: bool = False, *, features_only: Literal[True], **kwargs: Any
+) -> FeatureExtractor: ...
+
+
+@overload
+def create_model(
+    model_name: str, pretrained: bool = False, *, features_only: bool, **kwargs: Any
+) -> ImageModel | FeatureExtractor: ...
 
 
 def create_model(
@@ -93,7 +121,9 @@ def _find(
             raise UsageError("bad_argument", f"{name!r} names nothing after {scheme}:")
         if override is not None:
             raise UsageError("bad_argument", f"{name!r} brings its own config", hint="use pretrained_cfg_overlay")
-        return _from_folder(Path(rest), load_pretrained) if scheme == "local-dir" else _from_hub(rest, cache_dir)
+        if scheme == "local-dir":
+            return _from_folder(Path(rest), load_pretrained)
+        return _from_hub(rest, load_pretrained, cache_dir)
     if isinstance(override, str):
         name = f"{resolve(name)[0]}.{override}"
     arch, row = resolve(name)
@@ -107,14 +137,17 @@ def _find(
     return {**cfg, "architecture": arch, **({"file": BUILTIN_FOLDER / row.file} if row.file else {})}, {}
 
 
-def _from_hub(rest: str, cache_dir: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_hub(rest: str, load_pretrained: bool, cache_dir: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     repo, _, revision = rest.partition("@")
-    files = fetch_model(repo, revision or None, cache_dir)
-    if files.config_path is None:
+    files = fetch_model(repo, revision or None, cache_dir) if load_pretrained else None
+    path = files.config_path if files else fetch_config(repo, revision or None, cache_dir)
+    if path is None:
         raise WeightsError("bad_config", f"the repository {repo} has no {CONFIG}", hint="is it a timm model?")
-    config = read_config(files.config_path)
-    place = {"hf_hub_id": rest, "file": files.weights_path, "sha256": files.sha256 or config.weights_sha256}
-    return {**config.pretrained_cfg, **place}, config.model_args
+    config = read_config(path)
+    cfg = {**config.pretrained_cfg, "hf_hub_id": rest}
+    if files:
+        cfg |= {"file": files.weights_path, "sha256": files.sha256 or config.weights_sha256}
+    return cfg, config.model_args
 
 
 def _from_folder(folder: Path, load_pretrained: bool) -> tuple[dict[str, Any], dict[str, Any]]:

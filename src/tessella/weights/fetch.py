@@ -91,19 +91,30 @@ def fetch_model(
     Raises UsageError (bad_argument) before any request; HubError (offline, hub_not_found, hub_denied, hub_unavailable,
     hub_bad_file, cache_failed).
     """
+    return _or_cached(check_source(repo, revision, cache_dir, token, endpoint), _from_hub, _from_cache)
+
+
+def fetch_config(
+    repo: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+) -> Path | None:
+    """`repo`'s config.json alone, by the rules and with the errors of `fetch_model`; None when it has none."""
     source = check_source(repo, revision, cache_dir, token, endpoint)
+    return _or_cached(source, lambda asked: _download(asked, CONFIG), lambda asked: _cached(asked, CONFIG))
+
+
+def _or_cached(source: Source, online: Callable[[Source], T], cached: Callable[[Source], T | None]) -> T:
     try:
-        return _from_hub(source)
+        return online(source)
     except HubError as error:
-        if error.code not in ("offline", "hub_unavailable") or not (files := _from_cache(source)):
+        if error.code not in ("offline", "hub_unavailable") or not (found := cached(source)):
             raise
-        logger.log(
-            logging.INFO if error.code == "offline" else logging.WARNING,
-            "using the cached copy (commit %s): %s",
-            files.revision,
-            error.message,
-        )
-        return files
+        level = logging.INFO if error.code == "offline" else logging.WARNING
+        logger.log(level, "using the cached copy: %s", error.message)
+        return found
 
 
 def check_source(

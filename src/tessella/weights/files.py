@@ -96,6 +96,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
 
 
 def _refuse(code: str, path: Path, what: str, hint: str = "", cause: BaseException | None = None) -> NoReturn:
+    if hint == AGAIN and path.parent.parent.name == "snapshots":  # the Hub's cache, which its client trusts for good
+        hint = f"delete {path.resolve()} and try again: the Hub's client does not replace a file that it has"
     raise WeightsError(code, f"{path} {what}", hint=hint) from cause
 
 
