@@ -197,7 +197,7 @@ def test_fusions_follow_each_other_on_the_class_token() -> None:
 def test_both_branches_read_each_other_before_the_exchange() -> None:
     """Written out for one stage: the class token of each branch asks the other's patches and comes back."""
     model = small(depth=((1, 1, 0),))
-    stage = model.blocks[0]
+    stage: Any = model.blocks[0]
     xs = [noise(2, 101, 8), noise(2, 50, 16)]
     own = [stage.blocks[b](xs[b]) for b in (0, 1)]
     for b, out in enumerate(stage(xs)):
@@ -225,7 +225,8 @@ def test_drop_path_grows_over_the_stages() -> None:
     def rates(module: nn.Module) -> list[float]:
         return [round(part.rate, 6) for part in module.modules() if isinstance(part, DropPath)]
 
-    for s, stage in enumerate(model.blocks):
+    stages: Any = model.blocks
+    for s, stage in enumerate(stages):
         expected = [round(0.1 * i, 6) for i in range(3 * s, 3 * s + 3)]
         assert rates(stage.blocks[0]) == expected[:1]
         assert rates(stage.blocks[1]) == expected
@@ -252,12 +253,12 @@ def test_intermediates_go_branch_by_branch() -> None:
     images = noise(2, 3, 120, 120)
     after_0: list[Tensor] = []
     model.blocks[0].register_forward_hook(lambda _module, _args, output: after_0.extend(output))
-    outputs = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
+    outputs: Any = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
     assert torch.equal(outputs[0], after_0[0][:, 1:])
     assert torch.equal(outputs[2], after_0[1][:, 1:])
     kept = model.prune_intermediate_layers([0, 2])
     assert kept == [0, 1]  # where the two are in the model of one stage
-    pruned = model.forward_intermediates(images, indices=kept, output_fmt="NLC", intermediates_only=True)
+    pruned: Any = model.forward_intermediates(images, indices=kept, output_fmt="NLC", intermediates_only=True)
     assert [torch.equal(a, b) for a, b in zip(pruned, (outputs[0], outputs[2]), strict=True)] == [True, True]
     assert model.default_out_indices == (0, 1)
 

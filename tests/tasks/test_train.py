@@ -16,6 +16,7 @@ from PIL import Image
 
 import tessella
 from tessella import ImageError, UsageError
+from tessella.models import build
 from tessella.tasks import train as training
 from tessella.tasks.train import TrainConfig, augment, read_images, train
 
@@ -50,7 +51,6 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = training.build
     monkeypatch.setattr(training, "build", lambda arch, **args: build(arch, dim=16, depth=2, **args))
 
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+from tessella.atomic import write_atomic
 from tessella.errors import TessellaError, UsageError, WeightsError
 from tessella.models.base import ImageModel
 from tessella.models.features import FeatureExtractor
 from tessella.weights import create_model, save_pretrained
 from tessella.weights.config import model_args, read_config
-from tessella.atomic import write_atomic
 
 from ..models.tiny import NUM_CLASSES, TINY, tiny
 from .test_files import state_hash
@@ -133,7 +133,7 @@ def diverged() -> ImageModel:
 
 def nameless() -> ImageModel:
     model = tiny("mixer")
-    return type(model)(model.config)  # type: ignore[call-arg]
+    return type(model)(model.config)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ def train(train_path: str | Path, test_path: str | Path, out: str | Path, cfg: T
     spec = InputSpec(height=height, width=width, crop_pct=1.0, mean=cfg.mean, std=cfg.std)
 
     torch.manual_seed(cfg.seed)
-    model = build(cfg.model, num_classes=len(names)).to(device, memory_format=torch.channels_last)
+    model = build(cfg.model, num_classes=len(names)).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's overloads
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [dict(params=decayed, weight_decay=cfg.weight_decay), dict(params=plain, weight_decay=0.0)]
@@ -158,7 +159,8 @@ def train(train_path: str | Path, test_path: str | Path, out: str | Path, cfg: T
         torch.save(state, resume.with_suffix(".tmp"))
         os.replace(resume.with_suffix(".tmp"), resume)  # noqa: PTH105 - a kill leaves the old file or the new one
 
-    model = model.to("cpu", memory_format=torch.contiguous_format).eval()
+    model = model.cpu().eval()
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
     model.pretrained_cfg = dict(
         architecture=cfg.model,
         num_classes=len(names),
