@@ -22,7 +22,7 @@ COMMITTED = sorted([*(ROOT / "examples").glob("*.jpg"), *(ROOT / "tests" / "gold
 
 
 def recorded() -> dict[str, Any]:
-    return json.loads(RECORDED.read_text())  # type: ignore[no-any-return]
+    return json.loads(RECORDED.read_text())
 
 
 def evaluate(parquet: Path, rows: int | None = None) -> tuple[list[bytes], np.ndarray, np.ndarray]:

@@ -35,10 +35,7 @@ def main() -> None:
     """Entry point of `tessella`: errors of the family become a message and their exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        cli(standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(cli(standalone_mode=False))  # click returns the status of an Exit, None when all went well
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -50,11 +47,22 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # `tessella ... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100))
+class Program(click.Group):
+    """A group whose commands may lose their reader, as in `tessella ... | head`: it has seen enough, all is well."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+        return result
+
+
+@click.group(cls=Program, context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100))
 @click.version_option(__version__, prog_name="tessella")
 def cli() -> None:
     """Classify and embed images with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT, ResMLP and gMLP.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,8 @@ FloatArray = NDArray[np.float32]
 AnyImage: TypeAlias = "ImageSource | Source"  # one image, however it is given
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Prediction:
     """One named class: its index in the model's output, its label, its softmax probability, its WordNet id if any."""
 
     index: int
@@ -169,7 +170,7 @@ class Predictor:
 
     def records(
         self, images: Iterable[AnyImage], *, top: int = 5, embed: bool = True, keys: Iterable[str] | None = None
-    ) -> Iterator[Record]:
+    ) -> Generator[Record, None, None]:
         """One Record per image, in order, as batches finish; a bad image is a record with its code, never an exception.
 
         keys: names of the records; without them a Source's key, a path, or the position.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ def as_dict(record: Record) -> dict[str, Any]:
     if record.message:
         row["message"] = record.message
     if record.top:
-        row["top"] = [{k: v for k, v in one._asdict().items() if v != ""} for one in record.top]
+        row["top"] = [{k: v for k, v in dataclasses.asdict(one).items() if v != ""} for one in record.top]
     if record.embedding is not None:
         row["embedding"] = record.embedding.tolist()
     return row
