@@ -1,4 +1,4 @@
-"""The command line as a person meets it: surface, inputs, outputs, statuses; the real program in a real process."""
+"""The command line as a person meets it: surface, inputs, outputs, statuses, a closed pipe, an interrupt, progress."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import click
@@ -22,7 +24,7 @@ import torch
 from numpy.testing import assert_allclose
 
 import tessella
-from tessella.cli import cli
+from tessella.cli import cli, main
 from tests.golden_rule import fill_golden
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -49,14 +51,23 @@ SURFACE = {
 }
 
 
-def run(*arguments: str, status: int = 0, stdin: str | None = None, cwd: Path | None = None) -> tuple[str, str]:
-    """Standard output and standard error of `tessella ...`, which must end with `status`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tessella", *arguments], input=stdin, capture_output=True, text=True, cwd=cwd
-    )
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
+def run(*arguments: str, status: int = 0, stdin: str = "", cwd: Path | None = None) -> tuple[str, str]:
+    """Standard output and error of `tessella ...`, which must end with `status`; in this process, to save its start."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["tessella", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        patch.chdir(cwd or Path.cwd())
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert (stop.value.code or 0) == status, err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
+    command = [sys.executable, "-m", "tessella", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_the_surface_changes_only_on_purpose() -> None:
@@ -77,12 +88,13 @@ def test_every_option_and_command_has_a_help_text() -> None:
 
 
 def test_classify_for_people() -> None:
-    out, err = run("classify", "--top", "2", CAT)
-    lines = out.splitlines()
+    done = process("classify", "--top", "2", CAT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert lines[0] == CAT
     assert len(lines) == 3
     assert all("%" in line for line in lines[1:])
-    assert "convmixer_256_8_ks3_p4.cifar10 · cpu · float32 · eager · exact · tessella" in err
+    assert "convmixer_256_8_ks3_p4.cifar10 · cpu · float32 · eager · exact · tessella" in done.stderr
 
 
 @pytest.fixture
@@ -171,7 +183,7 @@ def read_rows(path: Path) -> tuple[list[str], list[str], list[list[float]]]:
         assert json.loads(table.schema.metadata[b"tessella"])["fingerprint"] == tessella.load().fingerprint
         assert table["embedding"][1].as_py() is None
         return table["key"].to_pylist(), table["status"].to_pylist(), table["embedding"].to_pylist()
-    rows = list(csv.reader(path.open()))[1:]
+    rows = list(csv.reader(path.read_text().splitlines()))[1:]
     return [r[0] for r in rows], [r[1] for r in rows], [[float(x) for x in r[3:] if x] for r in rows]
 
 
@@ -212,10 +224,9 @@ def test_wrong_usage_is_status_2_and_says_what_to_type(arguments: list[str], say
 def test_bad_weights_are_status_4_and_the_hub_is_status_5(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"<html>404</html>")
     _, err = run("classify", CAT, "--checkpoint", str(tmp_path / "model.safetensors"), status=4)
-    assert "HTML" in err
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    command = [sys.executable, "-m", "tessella", "classify", CAT, "--model", "crossvit_9_240.in1k"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "web page" in err
+    offline = dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    done = process("classify", CAT, "--model", "crossvit_9_240.in1k", **offline)
     assert done.returncode == 5
     assert "HF_HUB_OFFLINE" in done.stderr
 
@@ -248,12 +259,12 @@ def test_info_prints_the_model_cards_figures() -> None:
 
 
 def test_list() -> None:
-    out, err = run("list", "--json", "convit*", "mixer_s32*")
+    out, _ = run("list", "--json", "convit*", "mixer_s32*")
     names = [json.loads(line)["name"] for line in out.splitlines()]
     assert names == ["convit_base.fb_in1k", "convit_small.fb_in1k", "convit_tiny.fb_in1k", "mixer_s32_224.untrained"]
     out, _ = run("list", "--json", "--pretrained", "mixer_s32*", "*cifar10")
     assert [json.loads(line)["name"] for line in out.splitlines()] == ["convmixer_256_8_ks3_p4.cifar10"]
-    assert "44 models" in err
+    assert "2 of 44 models" in run("list", "gmixer*")[1]
 
 
 def test_doctor() -> None:
@@ -291,21 +302,23 @@ def test_progress_is_shown_on_a_terminal_and_only_there() -> None:
     controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "tessella", "classify", "--json", "--batch-size", "1", *[CAT] * 400]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment) as running:
         os.close(terminal)
-        assert process.stdout is not None
-        rows = process.stdout.read().splitlines()
-    shown = b""
-    while True:
-        try:
-            part = os.read(controller, 65536)
-        except OSError:  # the other end is closed and everything was read
-            break
-        if not part:
-            break
-        shown += part
+        with ThreadPoolExecutor() as pool:  # a terminal that nobody reads would stop the program
+            shown = pool.submit(read_all, controller)
+            assert running.stdout is not None
+            rows = running.stdout.read().splitlines()
     os.close(controller)
     assert len(rows) == 400
-    assert b"/400" in shown
-    assert b"images/s" in shown
+    assert b"/400" in shown.result()
+    assert b"images/s" in shown.result()
     assert "images/s" not in run("classify", CAT)[1]
+
+
+def read_all(descriptor: int) -> bytes:
+    """What was written to the other end of a terminal until it was closed."""
+    parts = []
+    with suppress(OSError):  # how Linux tells that the other end is closed
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    return b"".join(parts)
