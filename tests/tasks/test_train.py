@@ -18,10 +18,10 @@ import tessella
 from tessella import ImageError, UsageError
 from tessella.models import build
 from tessella.tasks import train as training
-from tessella.tasks.train import TrainConfig, augment, learning_rate, read_images, train
+from tessella.tasks.train import TrainConfig, augment, read_images, train
 
 NAMES = ["dark", "bright"]
-CONFIG = TrainConfig(cycles=((2, 2e-3), (1, 1e-3)), batch_size=16)
+CONFIG = TrainConfig(epochs=3, batch_size=16, peak_lr=2e-3)
 
 
 def write_parquet(path: Path, count: int = 64, side: int = 16, seed: int = 0, odd: bool = False) -> Path:
@@ -84,7 +84,7 @@ def test_augment_crops_and_flips_and_nothing_else() -> None:
 def test_it_learns_and_its_folder_loads(data: Path, tmp_path: Path) -> None:
     train(data, write_parquet(tmp_path / "test.parquet", seed=1), tmp_path / "run", CONFIG)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert log[0]["config"]["cycles"] == [[2, 2e-3], [1, 1e-3]]
+    assert log[0]["config"]["epochs"] == 3
     assert [row["epoch"] for row in log[1:]] == [0, 1, 2]
     assert log[-1]["test_top1"] > 0.9
     assert log[-1]["loss"] < log[1]["loss"]
@@ -117,13 +117,3 @@ def test_an_interrupted_run_ends_as_the_whole_one(data: Path, tmp_path: Path, mo
         assert torch.equal(a, b), name
     with pytest.raises(UsageError, match="another configuration"):
         train(data, data, tmp_path / "cut", dataclasses.replace(CONFIG, seed=1))
-
-
-def test_each_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
-    cfg = TrainConfig(cycles=((4, 0.1), (2, 0.05)), warmup=0.25)
-    rates = [learning_rate(cfg, step, 10) for step in range(61)]
-    assert rates[:11] == pytest.approx([0.01 * (i + 1) for i in range(10)] + [0.1])
-    assert rates[39] == pytest.approx(0.1 / 30)
-    assert max(rates[40:]) == rates[45] == pytest.approx(0.05)
-    assert rates[25] == pytest.approx(0.05)
-    assert rates[60] == 0.0

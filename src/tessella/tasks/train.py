@@ -39,9 +39,10 @@ class TrainConfig:
     """Everything a run depends on besides its data; written into the first line of the log."""
 
     model: str = "convmixer_256_8_ks3_p4"
-    cycles: tuple[tuple[int, float], ...] = ((16, 3e-3), (4, 1e-3))  # (epochs, peak learning rate of AdamW) of each
+    epochs: int = 16
     batch_size: int = 64
-    warmup: float = 0.2  # part of a cycle's steps in which the rate rises to its peak, before it falls linearly to 0
+    peak_lr: float = 3e-3  # AdamW, reached after `warmup` of all steps, then linearly down to 0
+    warmup: float = 0.2
     weight_decay: float = 0.05  # not on biases and norms
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
@@ -49,24 +50,6 @@ class TrainConfig:
     seed: int = 0
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
-
-    @property
-    def epochs(self) -> int:
-        return sum(epochs for epochs, _ in self.cycles)
-
-
-def learning_rate(cfg: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Of update `step`, counted from 0: each cycle rises linearly to its peak, then falls linearly to 0.
-
-    Starting again from a lower peak is the warm restart of arXiv:1608.03983.
-    """
-    for epochs, peak in cfg.cycles:
-        length = epochs * steps_per_epoch
-        if step < length:
-            rise = max(cfg.warmup * length, 1)
-            return peak * min((step + 1) / rise, (length - step) / max(length - rise, 1))
-        step -= length
-    return 0.0
 
 
 def read_images(path: str | Path) -> tuple[Tensor, Tensor, list[str]]:
@@ -131,9 +114,12 @@ def train(train_path: str | Path, test_path: str | Path, out: str | Path, cfg: T
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [dict(params=decayed, weight_decay=cfg.weight_decay), dict(params=plain, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=1.0, fused=True)  # the scheduler gives the rate itself
-    steps = len(images) // cfg.batch_size
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(cfg, step, steps))
+    optimizer = torch.optim.AdamW(groups, lr=cfg.peak_lr, fused=True)
+    steps = cfg.epochs * (len(images) // cfg.batch_size)
+    rise = max(cfg.warmup * steps, 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, max(steps - step, 0) / max(steps - rise, 1))
+    )
     first = 0
     if resume.exists():
         saved = torch.load(resume, weights_only=True, map_location=device)
@@ -200,9 +186,10 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="Parquet file to report on")
     parser.add_argument("--out", required=True, help="folder for the log, the resumable state and the model")
     parser.add_argument("--model", default=TrainConfig.model)
+    parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     args = parser.parse_args()
-    train(args.train, args.test, args.out, TrainConfig(model=args.model, seed=args.seed))
+    train(args.train, args.test, args.out, TrainConfig(model=args.model, epochs=args.epochs, seed=args.seed))
 
 
 if __name__ == "__main__":
