@@ -180,6 +180,8 @@ def test_threads_share_a_predictor(predictor: Predictor, photos: list[np.ndarray
 def test_features(predictor: Predictor) -> None:
     maps = predictor.features([EXAMPLES / "cat.jpg"] * 9)
     assert [one.shape for one in maps] == [(9, 256, 8, 8)] * 3
+    (last,) = predictor.features([EXAMPLES / "cat.jpg"] * 9, [-1])
+    assert_allclose(last, maps[-1], atol=1e-5)
     (last,) = predictor.features(EXAMPLES / "cat.jpg", [-1])
     # another batch size may sum in another order: rounding is relative to the map's largest value, about 10
     assert_allclose(last[0], maps[-1][0], rtol=0, atol=1e-5 * np.abs(last).max())
