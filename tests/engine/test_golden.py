@@ -1,0 +1,32 @@
+"""The rewritten models give timm's numbers at full size, as closely as the reference does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tessella.engine.rewrite import rewrite
+from tessella.models import build
+
+from ..golden_rule import fill_golden, golden_input
+from ..models.test_golden import GOLDEN, LARGE, golden, tolerance, uninitialised
+
+__all__ = ["uninitialised"]  # a fixture
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in golden("models.json")]
+)
+@pytest.mark.usefixtures("uninitialised")
+def test_rewritten_outputs_are_the_reference(name: str) -> None:
+    model = build(name)
+    fill_golden(model)
+    fast = rewrite(model)
+    del model
+    with torch.inference_mode(), safe_open(GOLDEN / "models.safetensors", "pt") as file:
+        logits, embedding = fast(golden_input(*golden("models.json")[name]["input_size"][1:]))
+        for what, found in (("logits", logits), ("pre_logits", embedding)):
+            reference = file.get_tensor(f"{name}/{what}")
+            difference = (found - reference).abs().max() / reference.std()
+            assert difference < tolerance(name), f"{what} is off by {difference:.1e} of its standard deviation"
