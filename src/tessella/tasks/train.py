@@ -39,7 +39,7 @@ class TrainConfig:
     """Everything a run depends on besides its data; written into the first line of the log."""
 
     model: str = "convmixer_256_8_ks3_p4"
-    epochs: int = 16
+    epochs: int = 26
     batch_size: int = 64
     peak_lr: float = 3e-3  # AdamW, reached after `warmup` of all steps, then linearly down to 0
     warmup: float = 0.2
