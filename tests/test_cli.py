@@ -94,7 +94,7 @@ def test_classify_for_people() -> None:
     assert lines[0] == CAT
     assert len(lines) == 3
     assert all("%" in line for line in lines[1:])
-    assert "convmixer_256_8_ks3_p4.cifar10 · cpu · float32 · eager · exact · tessella" in done.stderr
+    assert "convmixer_256_8_ks3_p4.cifar10 · cpu · float32 · rewritten · exact · tessella" in done.stderr
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_an_interrupt_is_status_130_without_a_traceback() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
-        assert "eager" in process.stderr.readline()  # the model is loaded; it now waits for names
+        assert "float32" in process.stderr.readline()  # the model is loaded; it now waits for names
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)

@@ -70,8 +70,8 @@ def test_scores_and_embedding_are_the_models_own(family: str) -> None:
         probabilities = reference.forward_head(features).softmax(1)
         embedding = torch.nn.functional.normalize(reference.forward_head(features, pre_logits=True))
     scores = Predictor(model).predict(image)
-    assert_allclose(scores.probabilities, probabilities.numpy(), atol=1e-6)
-    assert_allclose(scores.embeddings, embedding.numpy(), atol=1e-6)
+    assert_allclose(scores.probabilities, probabilities.numpy(), atol=3e-6)  # the rewrites sum in another order
+    assert_allclose(scores.embeddings, embedding.numpy(), atol=3e-6)
     assert scores.embeddings.shape[1] == reference.num_features
 
 

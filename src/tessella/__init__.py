@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import data as data
+    from .engine.optimize import optimize as optimize
     from .errors import ImageError as ImageError
     from .errors import TessellaError as TessellaError
     from .errors import UsageError as UsageError
@@ -39,6 +40,7 @@ _HOME = {
     "Predictor": ".predictor",
     "Record": ".predictor",
     "load": ".predictor",
+    "optimize": ".engine.optimize",
     "create_model": ".weights.factory",
     "get_arch_pretrained_cfgs": ".weights.catalogue",
     "get_pretrained_cfg": ".weights.catalogue",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
+from .engine import ENGINES
 from .errors import TessellaError, UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ input_options = options(
     click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
     click.option("--precision", default="auto", show_default=True, help="float32 or bfloat16."),
-    click.option("--engine", default="auto", show_default=True, help="eager."),
+    click.option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
     click.option("--batch-size", type=int, help="Images a pass.  [default: by device]"),
     click.option(
         "--transform",

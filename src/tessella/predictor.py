@@ -5,6 +5,7 @@ Everything that runs a model goes through here. Order is sacred: result i belong
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,19 +15,20 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy
 from .data.labels import labels_for_classes
 from .data.sources import Source
 from .data.transforms import InputSpec, load_pixels
-from .engine import Choice, EagerEngine, Plan, make_plan
+from .engine import Choice, Plan, make_plan, open_engine
 from .errors import ImageError, UsageError
-from .models.base import ImageModel
+
+if TYPE_CHECKING:
+    from .models.base import ImageModel
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
 NUMERIC_CONTRACT = 1  # raised whenever the same model, image and settings may give other numbers than before
@@ -85,14 +87,12 @@ class Predictor:
             raise UsageError("bad_argument", f"{self.name} reads {self.spec.channels} channels, images have 3 (RGB)")
         self._read = functools.partial(load_pixels, spec=self.spec, policy=policy, mode=transform, limits=limits)
         self._read(np.zeros((2, 2, 3), np.uint8))  # refuse unknown policies and modes now
-        self.engine = EagerEngine(model, self.spec, plan)
+        self.engine = open_engine(model.eval(), plan, (self.spec.height, self.spec.width), self.spec)
         self.labels, self.synsets, labels_why = find_labels(model)
         recipe = f"{self.spec.width}x{self.spec.height} px, {self.spec.interpolation}, crop {self.spec.crop_pct:g}"
-        self.plan = Plan(
-            plan.device,
-            plan.dtype,
-            plan.batch_size,
-            (
+        self.plan = dataclasses.replace(
+            plan,
+            choices=(
                 *plan.choices,
                 Choice("input", recipe, "the checkpoint's"),
                 Choice("transform", transform, "timm's numbers bit for bit" if transform == "exact" else "asked for"),
@@ -109,19 +109,16 @@ class Predictor:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits that stand for everything which decides the numbers; artefacts of two are never mixed."""
-        weights = hashlib.sha256()
-        for key, value in self.model.state_dict().items():
-            weights.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            weights.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                           if value.ndim else str(value.item()).encode())  # fmt: skip
+        from .engine.base import weights_hash
+
         facts = dict(
             arch=self.model.arch,
-            weights=weights.hexdigest(),
+            weights=weights_hash(self.model),
             pool=self.model.global_pool,
             spec=self.spec.to_cfg(),
             policy=self.policy,
             transform=self.transform,
-            precision=str(self.plan.dtype),
+            precision=self.plan.precision,
             numeric_contract=NUMERIC_CONTRACT,
         )
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -135,14 +132,14 @@ class Predictor:
         self._need_classes()
         probabilities, embeddings = [], []
         for logits, embedding in self._passes(images):
-            probabilities.append(logits.softmax(1).numpy())
+            probabilities.append(softmax(logits))
             embeddings.append(unit_length(embedding))
         return Scores(_stack(probabilities, self.model.num_classes), _stack(embeddings, self.model.head_hidden_size))
 
     def classify(self, images: AnyImage | Iterable[AnyImage], top: int = 5) -> Any:
         """The `top` most probable classes, best first: a list of Prediction, for several images a list of lists."""
         self._need_classes()
-        found = [self._named(row, top) for logits, _ in self._passes(images) for row in logits.softmax(1).numpy()]
+        found = [self._named(row, top) for logits, _ in self._passes(images) for row in softmax(logits)]
         return list(found[0]) if is_single(images) else [list(row) for row in found]
 
     def embed(self, images: AnyImage | Iterable[AnyImage]) -> FloatArray:
@@ -160,12 +157,7 @@ class Predictor:
         picked = list(self.model.default_out_indices) if indices is None else indices
         parts: list[list[FloatArray]] = []
         for pixels in _batched(self._pixels(images), self.plan.batch_size):
-            with torch.inference_mode():
-                maps = self.model.forward_intermediates(
-                    self.engine.prepare(np.stack(pixels)), indices=picked, intermediates_only=True, stop_early=True
-                )
-            assert isinstance(maps, list)
-            parts.append([one.float().cpu().numpy() for one in maps])
+            parts.append(self.engine.features(np.stack(pixels), picked))
         return [np.concatenate(maps) for maps in zip(*parts, strict=True)]
 
     def records(
@@ -189,8 +181,8 @@ class Predictor:
 
         for outcomes in _batched(self._decoded(sources()), self.plan.batch_size):
             good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
-            logits, vectors = self.engine(np.stack(good)) if good else (torch.empty(0, 0), torch.empty(0, 0))
-            rows = iter(zip(logits.softmax(1).numpy(), unit_length(vectors), strict=True))
+            logits, vectors = self.engine(np.stack(good)) if good else (np.empty((0, 1), np.float32),) * 2
+            rows = iter(zip(softmax(logits), unit_length(vectors), strict=True))
             for outcome in outcomes:
                 key = keys_seen.popleft()
                 if isinstance(outcome, ImageError):
@@ -201,7 +193,7 @@ class Predictor:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _passes(self, images: AnyImage | Iterable[AnyImage]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _passes(self, images: AnyImage | Iterable[AnyImage]) -> Iterator[tuple[FloatArray, FloatArray]]:
         for pixels in _batched(self._pixels(images), self.plan.batch_size):
             yield self.engine(np.stack(pixels))
 
@@ -270,6 +262,7 @@ def load(
     differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
     `predictor.plan` lists every choice with its reason. Raises UsageError or WeightsError.
     """
+    from .models.base import ImageModel
     from .weights.factory import create_model
 
     plan = make_plan(device, precision, engine, batch_size)  # before anything is fetched
@@ -302,9 +295,16 @@ def find_labels(model: ImageModel) -> tuple[tuple[str, ...], tuple[str, ...], st
     return tuple(map(str, range(model.num_classes))), (), "no names are known: classes are called by their index"
 
 
-def unit_length(vectors: torch.Tensor) -> FloatArray:
+def softmax(logits: FloatArray) -> FloatArray:
+    """(N,classes) -> float32 rows that sum to 1."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def unit_length(vectors: FloatArray) -> FloatArray:
     """(N,D) -> float32 rows of length 1; a row of zeros stays zero."""
-    return torch.nn.functional.normalize(vectors, dim=1).numpy()
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _stack(parts: Sequence[FloatArray], width: int) -> FloatArray:

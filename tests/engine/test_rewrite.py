@@ -16,7 +16,7 @@ from tessella.models.convit import GPSA
 
 from ..models.tiny import TINY, images, size_of, tiny
 
-CLOSE = dict(rtol=1e-11, atol=1e-11)
+CLOSE: dict[str, Any] = dict(rtol=1e-11, atol=1e-11)
 ODD: dict[str, dict[str, Any]] = {  # a grid that is not square, heads that are not a power of two, a batch of three
     "convmixer": dict(dim=12, kernel_size=5),
     "convmixer_relu": dict(dim=12, kernel_size=5),
@@ -121,9 +121,12 @@ def test_features_and_intermediates_stay_available(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "pool"),
-    [("convmixer", "max"), ("convmixer", "catavgmax"), ("convmixer", "fastavg"), ("convmixer_relu", "max"), ("convmixer", ""),
-     ("convit", "avg"), ("convit", ""), ("mixer", ""), ("resmlp", ""), ("crossvit", "avg"), ("crossvit_dagger", "avg")],
-)  # fmt: skip
+    [
+        *(("convmixer", pool) for pool in ("max", "catavgmax", "fastavg", "")),
+        *(("convmixer_relu", "max"), ("convit", "avg"), ("convit", ""), ("mixer", ""), ("resmlp", "")),
+        *(("crossvit", "avg"), ("crossvit_dagger", "avg")),
+    ],
+)
 @pytest.mark.parametrize("classes", [0, 5])
 def test_other_pools_and_no_head(case: str, pool: str, classes: int) -> None:
     model = made(case, global_pool=pool, num_classes=classes)

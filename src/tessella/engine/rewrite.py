@@ -1,7 +1,7 @@
 """Exact rewrites: a model becomes an equivalent one for inference, with the same answers from fewer steps.
 
-Each rewrite is a function of REWRITES that swaps modules of a deep copy; the copy stays an `ImageModel`, so features and
-intermediates are still there. What holds for the end of a pass only (the last norm, the last class token) is in the
+Each rewrite is a function of REWRITES that swaps modules of a deep copy; the copy stays an `ImageModel`, so features
+and intermediates are still there. What holds for the end of a pass only (the last norm, the last class token) is in the
 `Rewritten` of the family. All are exact in real arithmetic; weights are folded in float64 and rounded once.
 
 Shape suffixes: those of the model files, and S for pixels of a patch times channels.
@@ -186,13 +186,14 @@ def fold_pixels(net: Any, spec: InputSpec) -> None:
         if isinstance(proj, nn.Conv2d):
             return PixelPatches(proj, spec)
         assert isinstance(proj, nn.Sequential)
-        assert isinstance(first := proj[0], nn.Conv2d)
+        first = proj[0]
+        assert isinstance(first, nn.Conv2d)
         return Normalised(proj, first, spec)
 
     if isinstance(net, ConvMixer):
         net.stem[0] = on_pixels(net.stem[0])
     else:
-        embeds = net.patch_embed if isinstance(net, CrossViT) else [getattr(net, "patch_embed", None) or net.stem]
+        embeds: Any = net.patch_embed if isinstance(net, CrossViT) else [getattr(net, "patch_embed", None) or net.stem]
         for embed in embeds:
             embed.proj = on_pixels(embed.proj)
 
@@ -270,7 +271,8 @@ def fold_batch_norms(net: Any) -> None:
     conv, _, norm = net.stem
     net.stem = conv_with_clamp(conv, norm) if relu else nn.Sequential(conv, ScaledGelu(*affine_of(norm), conv.weight))
     for i, block in enumerate(net.blocks):
-        (spatial, _, norm1), pointwise, _, norm2 = block[0].fn, *block[1:]
+        spatial, _, norm1 = block[0].fn
+        _, pointwise, _, norm2 = block
         if relu:
             net.blocks[i] = FoldedBlock(conv_with_clamp(spatial, norm1), conv_with_clamp(pointwise, norm2))
             continue
@@ -289,7 +291,9 @@ class ConvMixerEnd(Rewritten):
 
     def __init__(self, net: Any, applied: tuple[str, ...]):
         super().__init__(net, applied)
-        if isinstance(last := net.blocks[-1], FoldedBlock):
+        last = net.blocks[-1]
+        self.folded = isinstance(last, FoldedBlock)
+        if self.folded:
             self.mix, self.affine = nn.Sequential(last.channel[0], nn.GELU()), last.channel[1]
         else:
             scale, shift = affine_of(last[3])
@@ -301,7 +305,7 @@ class ConvMixerEnd(Rewritten):
         for block in net.blocks[:-1]:
             x = block(x)
         last = net.blocks[-1]
-        x = x + last.spatial(x) if isinstance(last, FoldedBlock) else last[0](x)
+        x = x + last.spatial(x) if self.folded else last[0](x)
         pooled_BD = pool_map(self.mix(x), net.global_pool)
         embedding = torch.addcmul(self.affine.shift.flatten(), pooled_BD, self.affine.scale.flatten())
         return net.head(embedding), embedding
@@ -314,14 +318,15 @@ class ConstantGPSA(nn.Module):
     """GPSA whose attention by position is a constant, computed once: it depends on weights alone.
 
     Its logits are a sum of a function of dx and one of dy, so the softmax over the grid is the product of one over
-    rows and one over columns, and the bias cancels. The content attention runs fused, in one projection with the values.
+    rows and one over columns, and the bias cancels. The content attention runs fused; queries, keys and values come
+    from one product.
     """
 
     def __init__(self, attn: GPSA, grid: Pair, position: str):
         super().__init__()
         self.num_heads, self.grid = attn.num_heads, grid
-        weights = [attn.qk.weight, attn.v.weight]
-        biases = [attn.qk.bias, attn.v.bias]
+        weights: list[Tensor] = [attn.qk.weight, attn.v.weight]
+        biases: list[Tensor] = [attn.qk.bias, attn.v.bias]
         self.qkv = new_linear(torch.cat(weights), torch.cat(biases) if attn.qk.bias is not None else None, weights[0])
         self.proj = attn.proj
         gate_H = attn.gating_param.double().sigmoid()
@@ -505,7 +510,8 @@ def mix_from_left(net: Any) -> None:
     """Mixing across patches as W @ X, which needs no transposed copy of X."""
     for i, block in enumerate(net.blocks):
         if isinstance(block, SpatialGatingBlock):
-            block.mlp_channels.gate = LeftGate(block.mlp_channels.gate)
+            mlp: Any = block.mlp_channels
+            mlp.gate = LeftGate(mlp.gate)
         else:
             net.blocks[i] = LeftResBlock(block) if isinstance(block, ResBlock) else LeftMixerBlock(block)
 
@@ -561,7 +567,7 @@ class MlpMixerEnd(Rewritten):
 
 
 class AbsorbedStage(nn.Module):
-    """A CrossViT stage whose class tokens visit without keys, values or joined copies being made; same inputs, outputs."""
+    """A CrossViT stage whose class tokens visit without keys, values or joined copies; same inputs and outputs."""
 
     def __init__(self, stage: MultiScaleBlock):
         super().__init__()

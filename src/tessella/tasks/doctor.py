@@ -14,6 +14,8 @@ from ..predictor import DEFAULT_MODEL, load
 
 OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
+    "openvino": "the engine of that name",
+    "onnxruntime": "the engine of that name",
     "pyarrow": "reading and writing Parquet",
 }
 

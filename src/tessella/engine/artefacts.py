@@ -1,0 +1,69 @@
+"""Converted models on disk, named by what decides them: written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..errors import WeightsError
+
+MANIFEST = "manifest.json"  # {"facts": what it was made of, "files": {name: sha256}}
+
+
+def cache_folder() -> Path:
+    """$TESSELLA_CACHE, or `tessella` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
+    if own := os.environ.get("TESSELLA_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
+
+
+def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` fills for `facts`, made on first use; processes that want the same one wait for one.
+
+    A folder whose files are not as they were written is made anew. Raises WeightsError `cache_failed` where the disk
+    refuses.
+    """
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    parent = cache_folder() / kind
+    folder = parent / key
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(parent / f"{key}.lock"):
+            if not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=parent) as temporary:
+                    made = Path(temporary) / key
+                    made.mkdir()
+                    build(made)
+                    files = {path.name: _sha256(path) for path in sorted(made.iterdir())}
+                    (made / MANIFEST).write_text(json.dumps(dict(facts=dict(facts), files=files), indent=1))
+                    made.rename(folder)
+    except OSError as error:
+        raise WeightsError(
+            "cache_failed",
+            f"the folder for converted models, {parent}, could not be used: {error.strerror or error}",
+            hint="set TESSELLA_CACHE to a folder with free space that you can write to",
+        ) from error
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder's files are those that its manifest names, byte for byte."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return bool(files) and all(_sha256(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,106 @@
+"""The cache of converted models: whole or absent, one maker at a time, damage noticed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tessella.engine.artefacts import MANIFEST, cache_folder, cached, is_whole
+from tessella.errors import WeightsError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write(text: str = "converted") -> object:
+    def build(folder: Path) -> None:
+        (folder / "model.bin").write_text(text)
+
+    return build
+
+
+def test_made_once_and_told_apart_by_facts() -> None:
+    calls = []
+
+    def build(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "model.bin").write_text("converted")
+
+    one = cached("kind", {"weights": "a"}, build)
+    assert cached("kind", {"weights": "a"}, build) == one
+    assert cached("kind", {"weights": "b"}, build) != one
+    assert len(calls) == 2
+    assert (one / "model.bin").read_text() == "converted"
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "manifest"])
+def test_damage_is_noticed_and_made_good(damage: str) -> None:
+    folder = cached("kind", {}, write())  # type: ignore[arg-type]
+    file = folder / "model.bin"
+    if damage == "changed":
+        file.write_text("c0nverted")
+    elif damage == "cut":
+        file.write_text("conv")
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (folder / MANIFEST).write_text("{")
+    assert not is_whole(folder)
+    assert (cached("kind", {}, write()) / "model.bin").read_text() == "converted"  # type: ignore[arg-type]
+    assert is_whole(folder)
+
+
+def test_a_build_that_fails_leaves_nothing(own_cache: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "model.bin").write_text("half")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        cached("kind", {}, build)
+    assert [path for path in (own_cache / "kind").iterdir() if path.suffix != ".lock"] == []
+
+
+def make_slowly(root: str, done: str) -> None:
+    os.environ["TESSELLA_CACHE"] = root
+
+    def build(folder: Path) -> None:
+        with Path(done).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.3)
+        (folder / "model.bin").write_text("converted")
+
+    cached("kind", {}, build)
+
+
+def test_processes_that_want_the_same_wait_for_one(own_cache: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    done = tmp_path / "builds"
+    workers = [context.Process(target=make_slowly, args=(str(own_cache), str(done))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(done.read_text().split()) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_coded_error(own_cache: Path) -> None:
+    own_cache.write_text("a file where the folder should be")
+    with pytest.raises(WeightsError) as caught:
+        cached("kind", {}, write())  # type: ignore[arg-type]
+    assert caught.value.code == "cache_failed"
+    assert "TESSELLA_CACHE" in str(caught.value.hint)
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path) -> None:
+    assert cache_folder() == own_cache
+    monkeypatch.delenv("TESSELLA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "tessella"

@@ -1,0 +1,202 @@
+"""Every engine gives the reference's answers, for uint8 images and for normalised batches of any length."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tessella
+from tessella.data.transforms import InputSpec
+from tessella.engine import ENGINES, make_plan, open_engine
+from tessella.engine.base import Engine
+from tessella.errors import UsageError
+
+from ..models.tiny import NUM_CLASSES, TINY, images, size_of, tiny
+
+# each runtime on models that between them have every operator of the rewrites; a conversion takes seconds
+CASES = [
+    *(("rewritten", case) for case in TINY),
+    *(("openvino", case) for case in ("convmixer_relu", "convit", "gmixer", "crossvit")),
+    *(("onnxruntime", case) for case in ("convmixer", "convit", "gmlp")),
+    *(("compile", case) for case in ("resmlp",)),
+]
+CLOSE: dict[str, Any] = dict(rtol=1e-4, atol=2e-5)  # float32, and two orders of summation
+BATCH = 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def opened(engine: str, case: str, *, pixels: bool, precision: str = "float32") -> Engine:
+    model = tiny(case)
+    height, width = size_of(model)
+    spec = InputSpec(height=height, width=width, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25)) if pixels else None
+    return open_engine(model, make_plan("cpu", precision, engine, BATCH), (height, width), spec)
+
+
+def inputs(engine: Engine, count: int) -> Tensor:
+    if engine.spec is None:
+        return images(engine.model, count)
+    return torch.randint(256, (count, *engine.shape), dtype=torch.uint8, generator=torch.Generator())
+
+
+@pytest.mark.parametrize(("engine", "case"), CASES)
+def test_pixels_of_any_number(engine: str, case: str) -> None:
+    fast, reference = opened(engine, case, pixels=True), opened("eager", case, pixels=True)
+    pixels = inputs(reference, 6)
+    expected = reference.run(pixels)
+    for count in (6, 4, 3, 1):  # more than a batch, one, less, a single image
+        logits, embedding = fast.run(pixels[:count])
+        torch.testing.assert_close(logits, expected[0][:count], **CLOSE)
+        torch.testing.assert_close(embedding, expected[1][:count], **CLOSE)
+    as_arrays = fast(pixels.numpy())
+    np.testing.assert_array_equal(as_arrays[0], fast.run(pixels)[0].numpy())
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "compile"])
+def test_normalised_batches(engine: str) -> None:
+    fast, reference = opened(engine, "mixer", pixels=False), opened("eager", "mixer", pixels=False)
+    x = inputs(reference, 3)
+    torch.testing.assert_close(fast.run(x), reference.run(x), **CLOSE)
+
+
+@pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
+def test_bfloat16_is_near_and_returns_float32(engine: str) -> None:
+    fast, reference = opened(engine, "convmixer_relu", pixels=True, precision="bfloat16"), opened(
+        "eager", "convmixer_relu", pixels=True
+    )  # fmt: skip
+    pixels = inputs(reference, 4)
+    for found, expected in zip(fast.run(pixels), reference.run(pixels), strict=True):
+        assert found.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+
+
+@pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
+def test_features_are_the_models(engine: str) -> None:
+    fast, reference = opened(engine, "convmixer_relu", pixels=True), opened("eager", "convmixer_relu", pixels=True)
+    pixels = inputs(reference, 2).numpy()
+    for found, expected in zip(fast.features(pixels, [0, 1]), reference.features(pixels, [0, 1]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", ["rewritten", "openvino", "onnxruntime"])
+def test_threads_may_share_an_engine(engine: str) -> None:
+    fast = opened(engine, "mixer", pixels=True)
+    batches = [inputs(fast, 2).add(i).clone() for i in range(8)]
+    expected = [fast.run(batch)[0].clone() for batch in batches]
+    wrong = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            if not torch.equal(fast.run(batches[i])[0], expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_result_is_not_overwritten_by_the_next_call() -> None:
+    fast = opened("openvino", "mixer", pixels=True)
+    first = fast.run(inputs(fast, 2))
+    before = [part.clone() for part in first]
+    fast.run(torch.zeros_like(inputs(fast, 2)))
+    for part, kept in zip(first, before, strict=True):
+        assert torch.equal(part, kept)
+
+
+# --- optimize ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager", "openvino"])
+def test_optimize_is_the_same_function(engine: str) -> None:
+    net = tiny("mixer").train()
+    x = images(net, 5)
+    fast = tessella.optimize(net, engine=engine, batch_size=2)
+    assert net.training  # left as it was
+    net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x), **CLOSE)
+        torch.testing.assert_close(fast.embed(x), net.forward_head(net.forward_features(x), pre_logits=True), **CLOSE)
+    both = fast.predict(x)
+    assert torch.equal(both.logits, fast(x))
+    assert torch.equal(both.embedding, fast.embed(x))
+    assert fast(x[:0]).shape == (0, NUM_CLASSES)
+    assert all(row.reason for row in fast.plan.choices)
+
+
+@pytest.mark.parametrize("engine", ["eager", "rewritten"])
+def test_optimized_weights_are_those_of_the_moment(engine: str) -> None:
+    net = tiny("convit")
+    x = images(net)
+    fast = tessella.optimize(net, engine=engine)
+    before = fast(x)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert torch.equal(fast(x), before)
+
+
+def test_optimize_for_another_size() -> None:
+    net = tiny("convmixer")
+    x = images(net)[..., :20, :28]
+    fast = tessella.optimize(net, example=x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x), **CLOSE)
+    with pytest.raises(UsageError) as caught:
+        fast(images(net))
+    assert caught.value.code == "wrong_input_size"
+    assert "20x28" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), torch.zeros(1, 3, 32, 32).byte(), "x"]
+)
+def test_optimize_refuses_what_is_no_batch(x: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        tessella.optimize(tiny("mixer"))(x)
+    assert caught.value.code == "bad_argument"
+
+
+def test_optimize_refuses_what_is_no_model() -> None:
+    with pytest.raises(UsageError, match="create_model"):
+        tessella.optimize(torch.nn.Identity())
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_plan_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_plan(engine="onnxruntime", precision="bfloat16")
+    assert caught.value.code == "bad_argument"
+    assert "openvino" in str(caught.value.hint)
+    with pytest.raises(UsageError):
+        make_plan(device="meta", engine="openvino")
+    monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError) as caught:
+        make_plan(engine="openvino")
+    assert caught.value.code == "missing_dependency"
+    assert "tessella[openvino]" in str(caught.value.hint)
+
+
+def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    first = opened("openvino", "mixer", pixels=True)
+    monkeypatch.setattr("tessella.engine.openvino.OpenVinoEngine._convert", lambda *_: pytest.fail("made again"))
+    again = opened("openvino", "mixer", pixels=True)
+    pixels = inputs(first, 2)
+    assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
