@@ -2,8 +2,8 @@
 
     python benchmarks/engines.py OUT.csv [--models ...] [--engines ...] [--batches 8 1] [--rounds 7]
 
-Engines take turns (A B C, A B C, ...), so that what else the machine does meets all of them; the figure is the median of
-the rounds, and the ratio is to `eager` in the same rounds.
+Engines take turns (A B C, A B C, ...), so that what else the machine does meets all of them; the figure is the median
+of the rounds, and the ratio is to `eager` in the same rounds.
 """
 
 from __future__ import annotations
