@@ -202,3 +202,23 @@ def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_p
     again = opened.__wrapped__("openvino", "mixer", pixels=True)
     pixels = inputs(first, 2)
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
+
+
+def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessella.engine import base
+
+    def facts(case: str = "mixer", pixels: bool = True, **overrides: Any) -> dict[str, Any]:
+        model = tiny(case, **overrides)
+        spec = InputSpec(height=32, width=32) if pixels else None
+        return base.facts_of(open_engine(model, make_plan("cpu", engine="rewritten"), (32, 32), spec))
+
+    usual = facts()
+    assert facts() == usual
+    assert facts(pixels=False) != usual
+    assert facts(global_pool="") != usual
+    changed = tiny("mixer")
+    with torch.no_grad():
+        changed.head.bias[0] += 1e-6
+    assert base.weights_hash(changed) != usual["weights"]
+    monkeypatch.setattr(base, "code_hash", lambda: "another")
+    assert facts() != usual

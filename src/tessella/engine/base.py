@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,15 @@ def weights_hash(model: ImageModel) -> str:
     return digest.hexdigest()
 
 
+def code_hash() -> str:
+    """SHA-256 over the code that makes a converted model: a change of it leaves no old conversion in use."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for path in sorted(path for layer in ("models", "engine") for path in (package / layer).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def facts_of(engine: Engine, **more: Any) -> dict[str, Any]:
     """What decides a converted model; its name in the cache is made of this."""
     from .. import __version__
@@ -111,6 +121,7 @@ def facts_of(engine: Engine, **more: Any) -> dict[str, Any]:
         size=engine.size,
         precision=engine.plan.precision,
         tessella=__version__,
+        code=code_hash(),
         torch=torch.__version__,
         **more,
     )
