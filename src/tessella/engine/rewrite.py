@@ -57,7 +57,8 @@ def rewrite(
     known = rewrites_of(model)
     if unknown := set(only or ()) - set(known):
         raise UsageError("bad_argument", f"no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}")
-    net: Any = copy.deepcopy(model).eval().requires_grad_(False)
+    device = next(model.parameters()).device
+    net: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)  # folded there: not every device has float64
     names = [name for name in known if (only is None or name in only) and name != "pixels"]
     for name in names:
         if name == "constant_position":
@@ -68,7 +69,8 @@ def rewrite(
         fold_pixels(net, spec)
         names.append("pixels")
     end = next((end for end in ENDS if end.rewrite in names), Rewritten)
-    return end(net, tuple(names))
+    fast: Rewritten = end(net, tuple(names)).to(device)
+    return fast
 
 
 def rewrites_of(model: ImageModel) -> tuple[str, ...]:
