@@ -34,7 +34,7 @@ CONFIG = json.dumps({"architecture": "convmixer_256_8_ks3_p4"}).encode()
 WEIGHTS = random.Random(0).randbytes(300_000)  # nobody parses them here
 FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 SECRET = "hf_thisMustNotBeSeen"
-REPEATS = 2  # what one time leaves behind in the client must not show the next time
+REPEATS = 3  # what one time leaves behind in the client must not show the next time
 
 
 @pytest.fixture

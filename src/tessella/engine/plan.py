@@ -16,18 +16,18 @@ DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # images; on a CPU larger on
 class EngineKind(NamedTuple):
     """What is known of an engine before it is opened."""
 
-    package: str  # import name; "" needs none besides torch
+    packages: tuple[str, ...]  # import names of what it needs besides torch
     extra: str  # of this package, that installs it
     devices: tuple[str, ...]  # () for all
     precisions: tuple[str, ...]
 
 
 ENGINES = {
-    "eager": EngineKind("", "", (), PRECISIONS),  # the reference: the model as it is
-    "rewritten": EngineKind("", "", (), PRECISIONS),  # the exact rewrites, run by PyTorch
-    "compile": EngineKind("", "", ("cpu", "cuda"), PRECISIONS),  # the same through torch.compile
-    "openvino": EngineKind("openvino", "openvino", ("cpu",), PRECISIONS),
-    "onnxruntime": EngineKind("onnxruntime", "onnx", ("cpu",), ("float32",)),
+    "eager": EngineKind((), "", (), PRECISIONS),  # the reference: the model as it is
+    "rewritten": EngineKind((), "", (), PRECISIONS),  # the exact rewrites, run by PyTorch
+    "compile": EngineKind((), "", ("cpu", "cuda"), PRECISIONS),  # the same through torch.compile
+    "openvino": EngineKind(("openvino",), "openvino", ("cpu",), PRECISIONS),
+    "onnxruntime": EngineKind(("onnxruntime", "onnx", "onnxscript"), "onnx", ("cpu",), ("float32",)),
 }
 
 
@@ -108,10 +108,10 @@ def check_engine(engine: str, device: str, precision: str) -> None:
             f"engine {engine!r} computes in {' or '.join(kind.precisions)}, not in {precision}",
             hint=f"for {precision} use {able}",
         )
-    if kind.package and not util.find_spec(kind.package):
+    if missing := [package for package in kind.packages if not util.find_spec(package)]:
         raise UsageError(
             "missing_dependency",
-            f"engine {engine!r} needs {kind.package}",
+            f"engine {engine!r} needs {' and '.join(missing)}",
             hint=f'pip install "tessella[{kind.extra}]"',
         )
 

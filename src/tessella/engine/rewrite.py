@@ -59,7 +59,7 @@ def rewrite(
         raise UsageError("bad_argument", f"no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}")
     device = next(model.parameters()).device
     net: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)  # folded there: not every device has float64
-    names = [name for name in known if (only is None or name in only) and name != "pixels"]
+    names = [name for name in known if only is None or name in only]
     for name in names:
         if name == "constant_position":
             constant_position(net, position)
