@@ -268,6 +268,53 @@ def doctor(as_json: bool) -> None:
         print_table(table)
 
 
+@cli.command()
+@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.option("--batch", default="8,1", show_default=True, metavar="N,...", help="Images a pass.")
+@click.option("--precision", default="float32", show_default=True, metavar="P,...", help="What to compute in.")
+@click.option("--engines", default="eager,rewritten,openvino,onnxruntime", show_default=True, metavar="E,...",
+              help=f"Of auto, {', '.join(ENGINES)}; ratios are to the first.")  # fmt: skip
+@click.option("--against", type=click.Choice(["timm"]), help="Compare with timm's own models instead.")
+@click.option("--pretrained", is_flag=True, help="Load trained weights; speed does not depend on them.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each candidate.")
+@click.option("--out", metavar="FILE.csv", help="Write every figure and its conditions too.")
+@click.option("--picture", metavar="FILE.png", help="Draw speed against published accuracy.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def bench(
+    models: tuple[str, ...], batch: str, precision: str, engines: str, out: str | None, picture: str | None,
+    as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Measure engines side by side, in turns, on this machine."""
+    from .predictor import DEFAULT_MODEL
+    from .tasks import bench as task
+    from .tasks.output import check_output, write_bytes
+
+    names = models or (DEFAULT_MODEL,)
+    path = check_output(out, [".csv"]) if out else None
+    image = check_output(picture, [".png", ".svg"]) if picture else None
+    if image:
+        task.check_picture(names)
+    chosen: dict[str, Any] = dict(precisions=split(precision), engines=split(engines), batches=parse_batches(batch))
+    rows = []
+    table = new_table(*task.HEADER)
+    for some in task.bench(names, **chosen, **given):
+        rows += some
+        for row in some:
+            table.add_row(*task.cells(row))
+            if as_json:
+                click.echo(json.dumps(task.as_dict(row)))
+        click.echo(f"{some[0].model} at batch {some[0].batch}: measured", err=True)
+        if path:
+            write_bytes(path, task.csv_bytes(rows))  # what is measured is not lost to an interrupt
+    if not as_json:
+        print_table(table)
+        for line in task.conditions(rows):
+            click.echo(line, err=True)
+    if image:
+        task.draw(rows, image)
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
@@ -302,8 +349,8 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
     if "-" not in given["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
         total = len(sources)
-    top = min(top, predictor.model.num_classes)
-    width = predictor.model.head_hidden_size if embed else 0
+    top = min(top, predictor.num_classes)
+    width = predictor.width if embed else 0
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if as_csv:
         writer.writerow(csv_header(top, width))
@@ -354,6 +401,17 @@ def parse_blocks(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
         raise UsageError("bad_argument", f"--blocks is {text!r}, expected numbers such as 3,7,-1") from None
+
+
+def parse_batches(text: str) -> list[int]:
+    try:
+        return [int(part) for part in split(text)]
+    except ValueError:
+        raise UsageError("bad_argument", f"--batch is {text!r}, expected numbers such as 8,1") from None
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterator[Any]:

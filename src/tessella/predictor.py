@@ -24,7 +24,10 @@ from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Poli
 from .data.labels import labels_for_classes
 from .data.sources import Source
 from .data.transforms import InputSpec, load_pixels
-from .engine import Choice, Plan, make_plan, open_engine
+from .engine import Choice, Plan, make_plan
+from .engine.exported import Card, is_exported, open_exported
+from .engine.gate import open_gated
+from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -77,48 +80,98 @@ class Predictor:
         transform: Mode = "exact",
         policy: Policy = "tessella",
         limits: Limits = DEFAULT_LIMITS,
+        images: Sequence[AnyImage] | None = None,
     ):
-        """model: from `create_model`; its `pretrained_cfg` says how images are prepared and what the classes are."""
-        plan = plan or make_plan()
-        self.name = name or model.arch
-        self.spec = InputSpec.from_cfg(model.pretrained_cfg)
-        self.transform, self.policy, self.limits = transform, policy, limits
-        if self.spec.channels != 3:
-            raise UsageError("bad_argument", f"{self.name} reads {self.spec.channels} channels, images have 3 (RGB)")
-        self._read = functools.partial(load_pixels, spec=self.spec, policy=policy, mode=transform, limits=limits)
+        """model: from `create_model`; its `pretrained_cfg` says how images are prepared and what the classes are.
+
+        images: what a lossy precision is judged on, a few hundred like those to come; None takes photographs of ours.
+        """
+        spec = InputSpec.from_cfg(model.pretrained_cfg)
+        name, size = name or model.arch, (spec.height, spec.width)
+        if spec.channels != 3:
+            raise UsageError("bad_argument", f"{name} reads {spec.channels} channels, images have 3 (RGB)")
+        self._prepare(spec, transform, policy, limits)
+        own = None if images is None else np.stack(list(self._pixels(images)))
+        model = model.eval()
+        self.engine = open_gated(model, plan or make_plan(model=model, size=size), size, spec, own)
+        labels, synsets, labels_why = find_labels(model)
+        plan = self.engine.plan
+        sizes = (model.num_classes, model.head_hidden_size)
+        self._present(
+            Card(name, model.arch, plan.engine, plan.precision, *sizes, spec, labels, synsets, {}), labels_why
+        )
+
+    @classmethod
+    def from_export(
+        cls,
+        folder: Path,
+        *,
+        batch_size: int | None = None,
+        mode: RunMode = "throughput",
+        transform: Mode = "exact",
+        policy: Policy = "tessella",
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Predictor:
+        """Of a folder that `tessella export` wrote; runs without PyTorch. Raises WeightsError, UsageError."""
+        predictor = cls.__new__(cls)
+        card, predictor.engine = open_exported(folder, batch_size, mode)
+        predictor._prepare(card.spec, transform, policy, limits)
+        predictor._present(card, "exported with the model")
+        return predictor
+
+    def _prepare(self, spec: InputSpec, transform: Mode, policy: Policy, limits: Limits) -> None:
+        self.spec, self.transform, self.policy, self.limits = spec, transform, policy, limits
+        self._read = functools.partial(load_pixels, spec=spec, policy=policy, mode=transform, limits=limits)
         self._read(np.zeros((2, 2, 3), np.uint8))  # refuse unknown policies and modes now
-        self.engine = open_engine(model.eval(), plan, (self.spec.height, self.spec.width), self.spec)
-        self.labels, self.synsets, labels_why = find_labels(model)
+
+    def _present(self, card: Card, labels_why: str) -> None:
+        self.card, self.name, self.labels, self.synsets = card, card.name, card.labels, card.synsets
+        self.num_classes, self.width = card.num_classes, card.width
         recipe = f"{self.spec.width}x{self.spec.height} px, {self.spec.interpolation}, crop {self.spec.crop_pct:g}"
         self.plan = dataclasses.replace(
-            plan,
+            self.engine.plan,
             choices=(
-                *plan.choices,
+                *self.engine.plan.choices,
                 Choice("input", recipe, "the checkpoint's"),
-                Choice("transform", transform, "timm's numbers bit for bit" if transform == "exact" else "asked for"),
-                Choice("policy", policy, "orientation, transparency and depth respected"
-                       if policy == "tessella" else "asked for: what timm does"),
+                Choice("transform", self.transform, "timm's numbers bit for bit" if self.transform == "exact"
+                       else "asked for"),
+                Choice("policy", self.policy, "orientation, transparency and depth respected"
+                       if self.policy == "tessella" else "asked for: what timm does"),
                 Choice("labels", f"{len(self.labels)} classes", labels_why),
             ),
         )  # fmt: skip
 
     @property
     def model(self) -> ImageModel:
+        """The model behind the engine; UsageError `bad_argument` for an exported one."""
+        if self.engine.model is None:
+            raise UsageError(
+                "bad_argument",
+                f"{self.name} is an exported model, which has no PyTorch module",
+                hint="load it by its name",
+            )
         return self.engine.model
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers, settings of this Predictor apart; an exported model keeps that of its source."""
+        if self.engine.model is None:
+            return dict(self.card.identity)
+        from .engine.convert import weights_hash
+
+        model = self.engine.model
+        facts = dict(arch=model.arch, weights=weights_hash(model), pool=model.global_pool, spec=self.spec.to_cfg())
+        if self.card.precision != "float32":  # rounded differently by each engine
+            facts |= dict(engine=self.card.engine, graph=self.engine.graph_hash)
+        return facts
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits that stand for everything which decides the numbers; artefacts of two are never mixed."""
-        from .engine.base import weights_hash
-
-        facts = dict(
-            arch=self.model.arch,
-            weights=weights_hash(self.model),
-            pool=self.model.global_pool,
-            spec=self.spec.to_cfg(),
+        facts = self.identity | dict(
             policy=self.policy,
             transform=self.transform,
-            precision=self.plan.precision,
+            precision=self.card.precision,
             numeric_contract=NUMERIC_CONTRACT,
         )
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -131,20 +184,20 @@ class Predictor:
         """
         self._need_classes()
         probabilities, embeddings = [], []
-        for logits, embedding in self._passes(images):
+        for logits, embedding in self._passes(self._pixels(images)):
             probabilities.append(softmax(logits))
             embeddings.append(unit_length(embedding))
-        return Scores(_stack(probabilities, self.model.num_classes), _stack(embeddings, self.model.head_hidden_size))
+        return Scores(_stack(probabilities, self.num_classes), _stack(embeddings, self.width))
 
     def classify(self, images: AnyImage | Iterable[AnyImage], top: int = 5) -> Any:
         """The `top` most probable classes, best first: a list of Prediction, for several images a list of lists."""
         self._need_classes()
-        found = [self._named(row, top) for logits, _ in self._passes(images) for row in softmax(logits)]
+        found = [self._named(row, top) for logits, _ in self._passes(self._pixels(images)) for row in softmax(logits)]
         return list(found[0]) if is_single(images) else [list(row) for row in found]
 
     def embed(self, images: AnyImage | Iterable[AnyImage]) -> FloatArray:
         """The vector the classifier reads, scaled to unit length: (width,) of one image, (N,width) of several."""
-        vectors = _stack([unit_length(vector) for _, vector in self._passes(images)], self.model.head_hidden_size)
+        vectors = _stack([unit_length(vector) for _, vector in self._passes(self._pixels(images))], self.width)
         return vectors[0] if is_single(images) else vectors
 
     def features(
@@ -179,23 +232,31 @@ class Predictor:
                 keys_seen.append(key)
                 yield image
 
-        for outcomes in _batched(self._decoded(sources()), self.plan.batch_size):
-            good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
-            logits, vectors = self.engine(np.stack(good)) if good else (np.empty((0, 1), np.float32),) * 2
-            rows = iter(zip(softmax(logits), unit_length(vectors), strict=True))
-            for outcome in outcomes:
-                key = keys_seen.popleft()
-                if isinstance(outcome, ImageError):
-                    yield Record(key, outcome.code, outcome.message)
-                else:
-                    scores, vector = next(rows)
-                    yield Record(key, "ok", "", self._named(scores, top), vector if embed else None)
+        told: deque[ImageError | None] = deque()  # of each image that is with the model or waits for its turn
+
+        def good() -> Iterator[Pixels]:
+            for outcome in self._decoded(sources()):
+                told.append(outcome if isinstance(outcome, ImageError) else None)
+                if not isinstance(outcome, ImageError):
+                    yield outcome
+
+        def bad_first() -> Iterator[Record]:
+            while told and (error := told[0]) is not None:
+                told.popleft()
+                yield Record(keys_seen.popleft(), error.code, error.message)
+
+        for logits, vectors in self._passes(good()):
+            for scores, vector in zip(softmax(logits), unit_length(vectors), strict=True):
+                yield from bad_first()
+                told.popleft()
+                yield Record(keys_seen.popleft(), "ok", "", self._named(scores, top), vector if embed else None)
+        yield from bad_first()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _passes(self, images: AnyImage | Iterable[AnyImage]) -> Iterator[tuple[FloatArray, FloatArray]]:
-        for pixels in _batched(self._pixels(images), self.plan.batch_size):
-            yield self.engine(np.stack(pixels))
+    def _passes(self, pixels: Iterable[Pixels]) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """(logits, embeddings) of one batch after the other, in order."""
+        return self.engine.in_turn(np.stack(batch) for batch in _batched(pixels, self.plan.batch_size))
 
     def _pixels(self, images: AnyImage | Iterable[AnyImage]) -> Iterator[Pixels]:
         single = is_single(images)
@@ -208,11 +269,12 @@ class Predictor:
     def _decoded(self, images: Iterable[AnyImage]) -> Iterator[Pixels | ImageError]:
         """Pixels or error of each image, in order: threads decode the next batch while the model has the last one."""
         waiting: deque[Future[Pixels | ImageError]] = deque()
+        ahead = max(self.plan.batch_size, 2 * (os.cpu_count() or 1))  # besides the batches that wait for the model
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "tessella-decode") as pool:
             try:
                 for image in images:
                     waiting.append(pool.submit(self._decode_one, image))
-                    if len(waiting) > 2 * self.plan.batch_size:  # a bound on memory, whatever the collection's size
+                    if len(waiting) >= ahead:  # a bound on memory, whatever the collection's size
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
@@ -235,7 +297,7 @@ class Predictor:
         )
 
     def _need_classes(self) -> None:
-        if not self.model.num_classes:
+        if not self.num_classes:
             raise UsageError(
                 "bad_argument", f"{self.name} has no classifier (num_classes is 0)", hint="use embed, or records(top=0)"
             )
@@ -249,27 +311,44 @@ def load(
     precision: str = "auto",
     engine: str = "auto",
     batch_size: int | None = None,
+    mode: RunMode = "throughput",
     transform: Mode = "exact",
     policy: Policy = "tessella",
+    images: Sequence[AnyImage] | None = None,
     cache_dir: str | Path | None = None,
     **model_args: Any,
 ) -> Predictor:
     """A ready Predictor: weights, input recipe, labels and engine of `name` (None: the model inside this package).
 
     name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`; the weights are
-    always loaded. checkpoint_path: a weight file to use instead of the published one. model_args: fields of the
-    architecture's config, such as img_size=256. transform: "exact" is timm's result bit for bit, "fast" is quicker and
-    differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
-    `predictor.plan` lists every choice with its reason. Raises UsageError or WeightsError.
+    always loaded. A `local-dir:` that `tessella export` wrote starts without PyTorch. checkpoint_path: a weight file to
+    use instead of the published one. model_args: fields of the architecture's config, such as img_size=256. mode:
+    "throughput" for many images, "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast"
+    is quicker and differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
+    images: a few hundred like those to come, on which "bfloat16" and "int8" are judged against float32 (and int8's
+    ranges are measured) before they are used; None takes photographs in this package. `predictor.plan` lists every
+    choice with its reason. Raises UsageError or WeightsError.
     """
+    name = name or DEFAULT_MODEL
+    settings: dict[str, Any] = dict(transform=transform, policy=policy)
+    folder = Path(name.removeprefix("local-dir:"))
+    if name.startswith("local-dir:") and is_exported(folder):
+        if device not in ("auto", "cpu") or (precision, engine) != ("auto", "auto") or checkpoint_path or model_args:
+            raise UsageError(
+                "bad_argument",
+                f"{name} is an exported model: its engine, precision and weights were chosen when it was exported",
+                hint="leave these out, or load the model by its name",
+            )
+        return Predictor.from_export(folder, batch_size=batch_size, mode=mode, **settings)
+    make_plan(device, precision, engine, batch_size, mode)  # refuse what cannot be before anything is fetched
     from .models.base import ImageModel
     from .weights.factory import create_model
 
-    plan = make_plan(device, precision, engine, batch_size)  # before anything is fetched
-    name = name or DEFAULT_MODEL
     model = create_model(name, pretrained=True, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args)
     assert isinstance(model, ImageModel)
-    return Predictor(model, name=name, plan=plan, transform=transform, policy=policy)
+    spec = InputSpec.from_cfg(model.pretrained_cfg)
+    plan = make_plan(device, precision, engine, batch_size, mode, model, (spec.height, spec.width))
+    return Predictor(model, name=name, plan=plan, images=images, **settings)
 
 
 def is_single(images: object) -> bool:

@@ -48,6 +48,7 @@ def opened(engine: str, case: str, *, pixels: bool, precision: str = "float32") 
 
 def inputs(engine: Engine, count: int) -> Tensor:
     if engine.spec is None:
+        assert engine.model
         return images(engine.model, count)
     return torch.randint(256, (count, *engine.shape), dtype=torch.uint8, generator=torch.Generator())
 
@@ -201,19 +202,19 @@ def test_plan_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     first = opened.__wrapped__("openvino", "mixer", pixels=True)
-    monkeypatch.setattr("tessella.engine.openvino.OpenVinoEngine._convert", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("tessella.engine.convert.exported", lambda *_: pytest.fail("made again"))
     again = opened.__wrapped__("openvino", "mixer", pixels=True)
     pixels = inputs(first, 2)
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
 
 
 def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.engine import base
+    from tessella.engine import convert
 
     def facts(case: str = "mixer", pixels: bool = True, **overrides: Any) -> dict[str, Any]:
         model = tiny(case, **overrides)
         spec = InputSpec(height=32, width=32) if pixels else None
-        return base.facts_of(open_engine(model, make_plan("cpu", engine="rewritten"), (32, 32), spec))
+        return convert.facts_of(model, make_plan("cpu", engine="rewritten"), (32, 32), spec)
 
     usual = facts()
     assert facts() == usual
@@ -222,6 +223,6 @@ def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.Monkey
     changed = tiny("mixer")
     with torch.no_grad():
         changed.head.bias[0] += 1e-6
-    assert base.weights_hash(changed) != usual["weights"]
-    monkeypatch.setattr(base, "code_hash", lambda: "another")
+    assert convert.weights_hash(changed) != usual["weights"]
+    monkeypatch.setattr(convert, "code_hash", lambda: "another")
     assert facts() != usual

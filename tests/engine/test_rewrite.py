@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tessella.data.transforms import InputSpec
-from tessella.engine.rewrite import Clamp, ConstantGPSA, SingleQuery, resize_matrix, rewrite, rewrites_of
+from tessella.engine.rewrite import Clamp, ConstantGPSA, SingleQuery, layouts_of, resize_matrix, rewrite, rewrites_of
 from tessella.errors import UsageError
 from tessella.models.base import ImageModel
 from tessella.models.convit import GPSA
@@ -156,9 +156,20 @@ def test_the_model_given_is_left_alone(case: str) -> None:
 def test_constant_position_on_any_grid(grid: tuple[int, int], how: str) -> None:
     model = made("convit", img_size=(grid[0] * 8, grid[1] * 8))
     x = batch(model)
-    torch.testing.assert_close(
-        rewrite(model, only={"constant_position"}, position=how)(x), reference(model, x), **CLOSE
-    )
+    torch.testing.assert_close(rewrite(model, only={"constant_position"}, layout=how)(x), reference(model, x), **CLOSE)
+
+
+@pytest.mark.parametrize(("case", "layout"), [(case, layout) for case in TINY for layout in layouts_of(tiny(case))])
+def test_every_layout_gives_the_same_answers(case: str, layout: str) -> None:
+    model = made(case, **ODD[case])
+    x = batch(model)
+    torch.testing.assert_close(rewrite(model, layout=layout)(x), reference(model, x), **CLOSE)
+
+
+def test_large_kernels_stay_channels_first() -> None:
+    """Channels-last kernels of 9 x 9 are slower on every CPU measured."""
+    assert layouts_of(tiny("convmixer", kernel_size=9))[0] == "channels_first"
+    assert layouts_of(tiny("convmixer", kernel_size=7))[0] == "channels_last"
 
 
 @pytest.mark.parametrize("gate", [-60.0, 0.0, 60.0])
@@ -205,6 +216,6 @@ def test_errors_name_what_exists() -> None:
     assert caught.value.code == "bad_argument"
     assert "constant_position" in str(caught.value.hint)
     with pytest.raises(UsageError):
-        rewrite(tiny("convit"), position="sparse")
+        rewrite(tiny("convit"), layout="sparse")
     with pytest.raises(UsageError):
         rewrites_of(nn.Identity())  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """The same function, faster: the plan and its reasons, the exact rewrites, one file a backend.
 
-`plan.py` resolves what is automatic, `rewrite.py` has the rewrites, `base.py` what an engine is, `artefacts.py` keeps
-converted models on disk. Engines are imported when they are opened.
+`plan.py` resolves what is automatic, `rewrite.py` has the rewrites, `base.py` what an engine is, `convert.py` makes
+files for other runtimes, `artefacts.py` keeps them on disk, `gate.py` judges lossy precisions, `tuned.py` keeps what
+was measured. Engines are imported when they are opened.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 
 if TYPE_CHECKING:
+    from ..data.decode import Pixels
     from ..data.transforms import InputSpec
     from ..models.base import ImageModel
     from .base import Engine
@@ -24,17 +26,26 @@ HOME = {
     "eager": (".eager", "EagerEngine"),
     "rewritten": (".eager", "RewrittenEngine"),
     "compile": (".compiled", "CompileEngine"),
-    "openvino": (".openvino", "OpenVinoEngine"),
-    "onnxruntime": (".onnxruntime", "OnnxRuntimeEngine"),
+    "openvino": (".openvino", "open_model"),
+    "onnxruntime": (".onnxruntime", "open_model"),
 }
 
 
-def open_engine(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None) -> Engine:
-    """The engine of the plan, ready to run `model` on images of `size` (height, width).
+def open_engine(
+    model: ImageModel,
+    plan: Plan,
+    size: tuple[int, int],
+    spec: InputSpec | None = None,
+    samples: Pixels | None = None,
+) -> Engine:
+    """The engine of the plan, ready to run `model` on images of `size` (height, width), in the precision of the plan.
 
-    With a spec it reads (B,H,W,C) uint8 images, without one (B,C,H,W) normalised floats. Raises WeightsError
-    `cache_failed` where a converted model cannot be written.
+    With a spec it reads (B,H,W,C) uint8 images, without one (B,C,H,W) normalised floats. samples: (N,H,W,C) uint8, for
+    the ranges of int8. No gate is asked here: `gate.open_gated` does. Raises WeightsError `cache_failed` where a
+    converted model cannot be written.
     """
     module, name = HOME[plan.engine]
-    engine: Engine = getattr(importlib.import_module(module, __name__), name)(model, plan, size, spec)
+    opener = getattr(importlib.import_module(module, __name__), name)
+    more = (samples,) if name == "open_model" else ()
+    engine: Engine = opener(model, plan, size, spec, *more)
     return engine

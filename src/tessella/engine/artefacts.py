@@ -43,8 +43,7 @@ def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -
                     made = Path(temporary) / key
                     made.mkdir()
                     build(made)
-                    files = {path.name: _sha256(path) for path in sorted(made.iterdir())}
-                    (made / MANIFEST).write_text(json.dumps(dict(facts=dict(facts), files=files), indent=1))
+                    seal(made, facts)
                     made.rename(folder)
     except OSError as error:
         raise WeightsError(
@@ -55,13 +54,35 @@ def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -
     return folder
 
 
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write down the hashes of the folder's files, and what they were made of."""
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    (folder / MANIFEST).write_text(json.dumps(dict(facts=dict(facts), files=files), indent=1))
+
+
+def sealed_hash(folder: Path) -> str:
+    """One hash over those of all files of a sealed folder."""
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def is_whole(folder: Path) -> bool:
     """Whether the folder's files are those that its manifest names, byte for byte."""
+    return first_damaged(folder) is None
+
+
+def first_damaged(folder: Path) -> str | None:
+    """Name of a file that is missing or not as it was sealed; None where all are whole."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-        return bool(files) and all(_sha256(folder / name) == digest for name, digest in files.items())
+        if not files:
+            return MANIFEST
+        for name, digest in files.items():
+            if not (folder / name).is_file() or _sha256(folder / name) != digest:
+                return str(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return MANIFEST
+    return None
 
 
 def _sha256(path: Path) -> str:

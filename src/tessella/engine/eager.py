@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.decode import Pixels
 from ..data.transforms import InputSpec, normalise
 from ..models.base import ImageModel
-from .base import Engine, Float32, OnPixels, Outputs
+from .base import Engine, FloatArray, Outputs
 from .plan import Plan
 from .rewrite import Rewritten, rewrite
 
 
-class EagerEngine(Engine):
+class TorchEngine(Engine):
+    """Runs in this process's PyTorch, on the device of the plan."""
+
+    model: ImageModel
+
+    def __call__(self, images_BHWC: Pixels) -> tuple[FloatArray, FloatArray]:
+        assert self.spec, "this engine reads normalised batches"
+        logits, embedding = self.run(torch.from_numpy(images_BHWC).to(self.plan.device, non_blocking=True))
+        return logits.cpu().numpy(), embedding.cpu().numpy()
+
+    def in_turn(self, batches: Iterable[Any]) -> Iterator[Any]:
+        before = torch.get_num_threads()
+        try:
+            yield from super().in_turn(batches)
+        finally:
+            if self.plan.streams > 1:
+                torch.set_num_threads(before)  # what `_enter` set holds for every thread that starts after it
+
+    def _enter(self) -> None:
+        if self.plan.streams > 1:
+            share = max(1, self.plan.threads // self.plan.streams)
+            torch.set_num_threads(share)  # of this thread and of those that start after it
+
+
+class EagerEngine(TorchEngine):
     """The reference: the model as it is, step by step. Every other engine is compared with it."""
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
@@ -44,7 +68,7 @@ class EagerEngine(Engine):
         return self.net.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
 
 
-class RewrittenEngine(Engine):
+class RewrittenEngine(TorchEngine):
     """The exact rewrites, run by PyTorch without a compiler: no waiting, any batch, any size that the model takes."""
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
@@ -62,22 +86,37 @@ class RewrittenEngine(Engine):
         return self.rewritten.net.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
 
 
+class OnPixels(nn.Module):
+    """A rewritten model that reads images as they lie in memory: (B,H,W,C) uint8."""
+
+    def __init__(self, fast: nn.Module):
+        super().__init__()
+        self.fast = fast
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fast(images.permute(0, 3, 1, 2))
+
+
+class Float32(nn.Module):
+    """Answers in float32, whatever the model inside computes in; inputs that are floats go in as it wants them."""
+
+    def __init__(self, fast: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.fast, self.dtype = fast, dtype
+
+    def forward(self, images: Tensor) -> Outputs:
+        logits, embedding = self.fast(images.to(self.dtype) if images.is_floating_point() else images)
+        return logits.float(), embedding.float()
+
+
 def rewritten_for(model: ImageModel, plan: Plan, spec: InputSpec | None) -> Rewritten:
     """The rewritten model where and as precise as the plan says; weights are folded before they are rounded."""
-    return rewrite(model, spec=spec).to(device=plan.device, dtype=getattr(torch, plan.precision))
+    return rewrite(model, spec=spec, layout=plan.layout).to(device=plan.device, dtype=getattr(torch, plan.precision))
 
 
 def whole(rewritten: Rewritten, plan: Plan, spec: InputSpec | None) -> nn.Module:
     """What `Engine.run` takes in, float32 answers out, as one module."""
     return Float32(OnPixels(rewritten) if spec else rewritten, getattr(torch, plan.precision)).eval()
-
-
-def exported(model: ImageModel, plan: Plan, spec: InputSpec | None, example: Tensor) -> torch.export.ExportedProgram:
-    """The whole rewritten model as a program of torch.export with a free batch, for converters to other runtimes."""
-    exact = dataclasses.replace(plan, device="cpu", precision="float32")
-    module = whole(rewritten_for(model, exact, spec), exact, spec)
-    with torch.no_grad():
-        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
 @contextmanager

@@ -1,44 +1,49 @@
-"""The rewritten model in ONNX Runtime, on a CPU; exported once, then read from the cache."""
+"""A converted model in ONNX Runtime, on a CPU, float32, without PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from ..data.decode import Pixels
 from ..data.transforms import InputSpec
-from ..models.base import ImageModel
-from .artefacts import cached
-from .base import Engine, Outputs, facts_of
-from .eager import exported, quiet
+from .base import FloatArray, GraphEngine
 from .plan import Plan
 
-GRAPH = "model.onnx"
+if TYPE_CHECKING:
+    from ..models.base import ImageModel
 
 
-class OnnxRuntimeEngine(Engine):
-    """Any batch size, float32."""
+class OnnxRuntimeEngine(GraphEngine):
+    """Any batch size; a stream has its share of the threads."""
 
-    def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
+    def __init__(
+        self,
+        graph: Path,
+        plan: Plan,
+        size: tuple[int, int],
+        spec: InputSpec | None = None,
+        model: ImageModel | None = None,
+    ):
         import onnxruntime
 
         super().__init__(model, plan, size, spec)
-        folder = cached("onnx", facts_of(self), self._export)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = plan.threads
+        options.intra_op_num_threads = max(1, plan.threads // plan.streams)
         options.log_severity_level = 3  # errors
-        self.session: Any = onnxruntime.InferenceSession(
-            str(folder / GRAPH), options, providers=["CPUExecutionProvider"]
-        )
+        self.session: Any = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
-    def _export(self, folder: Path) -> None:
-        program = exported(self.model, self.plan, self.spec, self.example(2))
-        names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
-        with quiet():
-            torch.onnx.export(program, f=str(folder / GRAPH), dynamo=True, external_data=False, verbose=False, **names)
+    def __call__(self, x: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        logits, embedding = self.session.run(None, {"images": x})
+        return logits, embedding
 
-    def run(self, x: Tensor) -> Outputs:
-        logits, embedding = self.session.run(None, {"images": x.numpy()})
-        return torch.from_numpy(logits), torch.from_numpy(embedding)
+
+def open_model(
+    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
+) -> OnnxRuntimeEngine:
+    from .convert import as_onnx
+    from .exported import GRAPHS
+
+    return OnnxRuntimeEngine(as_onnx(model, plan, size, spec) / GRAPHS["onnxruntime"], plan, size, spec, model)

@@ -1,53 +1,63 @@
-"""The rewritten model in OpenVINO, on a CPU; converted once, then read from the cache."""
+"""A converted model in OpenVINO, on a CPU, without PyTorch."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from ..data.decode import Pixels
 from ..data.transforms import InputSpec
-from ..models.base import ImageModel
-from .artefacts import cached
-from .base import Engine, Outputs, facts_of
-from .eager import exported, quiet
+from .artefacts import sealed_hash
+from .base import FloatArray, GraphEngine
 from .plan import Plan
 
-GRAPH = "model.xml"
-PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+if TYPE_CHECKING:
+    from ..models.base import ImageModel
+
+PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of what the graph does not say itself
 
 
-class OpenVinoEngine(Engine):
+class OpenVinoEngine(GraphEngine):
     """Any batch size; requests are one a thread, so threads may share it."""
 
-    def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
+    def __init__(
+        self,
+        graph: Path,
+        plan: Plan,
+        size: tuple[int, int],
+        spec: InputSpec | None = None,
+        model: ImageModel | None = None,
+    ):
         import openvino as ov
 
         super().__init__(model, plan, size, spec)
-        # one file serves every precision: the runtime rounds
-        folder = cached("openvino", facts_of(self, openvino=ov.__version__) | {"precision": "float32"}, self._convert)
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISION[plan.precision],
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": plan.threads,
+            "NUM_STREAMS": plan.streams,
         }
-        self.compiled: Any = ov.Core().compile_model(folder / GRAPH, "CPU", settings)
+        self.compiled: Any = ov.Core().compile_model(graph, "CPU", settings)
         self.requests = threading.local()
+        self.graph = graph
 
-    def _convert(self, folder: Path) -> None:
-        import openvino as ov
+    @property
+    def graph_hash(self) -> str:  # type: ignore[override]
+        return sealed_hash(self.graph.parent)
 
-        program = exported(self.model, self.plan, self.spec, self.example(2))
-        with quiet():
-            graph = ov.convert_model(program)
-        ov.save_model(graph, folder / GRAPH, compress_to_fp16=False)
-
-    def run(self, x: Tensor) -> Outputs:
+    def __call__(self, x: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
         if not hasattr(self.requests, "own"):
             self.requests.own = self.compiled.create_infer_request()
-        found = self.requests.own.infer([x.numpy()], share_inputs=True)
-        logits, embedding = found.values()
-        return torch.from_numpy(logits), torch.from_numpy(embedding)
+        logits, embedding = self.requests.own.infer([x], share_inputs=True).values()
+        return logits, embedding
+
+
+def open_model(
+    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
+) -> OpenVinoEngine:
+    from .convert import as_openvino
+    from .exported import GRAPHS
+
+    return OpenVinoEngine(as_openvino(model, plan, size, spec, samples) / GRAPHS["openvino"], plan, size, spec, model)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..models.base import ImageModel
-from . import open_engine
-from .plan import Plan, make_plan
+from .gate import open_gated
+from .plan import Mode, Plan, make_plan
 
 
 class Outputs(NamedTuple):
@@ -28,8 +28,9 @@ class Optimized:
     """
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int]):
-        self.engine = open_engine(model, plan, size)
-        self.plan = plan
+        self.model = model
+        self.engine = open_gated(model, plan, size)
+        self.plan = self.engine.plan
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images -> (B,classes) logits, float32, on the device of `x`."""
@@ -59,9 +60,10 @@ class Optimized:
                 hint="optimize again with an example of the new size: tessella.optimize(net, example=x)",
             )
         moved = x.detach().to(device=self.plan.device, dtype=torch.float32)
-        parts = [self.engine.run(piece.contiguous()) for piece in moved.split(self.plan.batch_size)] if len(x) else []
+        pieces = (piece.contiguous() for piece in moved.split(self.plan.batch_size)) if len(x) else ()
+        parts = list(self.engine.in_turn(pieces))
         if not parts:
-            widths = (self.engine.model.num_classes, self.engine.model.head_hidden_size)
+            widths = (self.model.num_classes, self.model.head_hidden_size)
             return Outputs(*(x.new_empty(0, width, dtype=torch.float32) for width in widths))
         return Outputs(*(torch.cat(found).to(x.device) for found in zip(*parts, strict=True)))
 
@@ -73,12 +75,14 @@ def optimize(
     engine: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
+    mode: Mode = "throughput",
     example: Tensor | None = None,
 ) -> Optimized:
     """The same function as `net`, faster; `net` itself is left as it was.
 
     net: a model of `create_model`. example: a batch like those to come, for its image size; without one the size is the
-    checkpoint's. engine, precision, batch_size: "auto" chooses, and `.plan` says what and why. Raises UsageError.
+    checkpoint's. engine, precision, batch_size: "auto" chooses, and `.plan` says what and why; a precision that changes
+    the answers too much is not used. mode: "latency" where batches are one image. Raises UsageError.
     """
     if not isinstance(net, ImageModel):
         raise UsageError(
@@ -92,6 +96,6 @@ def optimize(
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
         made_for = getattr(net.config, "img_size", configured)
         size = (made_for, made_for) if isinstance(made_for, int) else (int(made_for[0]), int(made_for[1]))
-    plan = make_plan(device, precision, engine, batch_size)
+    plan = make_plan(device, precision, engine, batch_size, mode, net, size)
     model = copy.deepcopy(net).eval() if plan.engine == "eager" else net  # the others make their own weights
     return Optimized(model, plan, size)

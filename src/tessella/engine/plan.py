@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 from dataclasses import dataclass
 from importlib import util
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
+from .tuned import find_tuned
 
-PRECISIONS = ("float32", "bfloat16")
+if TYPE_CHECKING:
+    from ..models.base import ImageModel
+
+Mode = Literal["throughput", "latency"]
+MODES = ("throughput", "latency")
+PRECISIONS = ("float32", "bfloat16", "int8")
+TORCH_PRECISIONS = ("float32", "bfloat16")
 DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # images; on a CPU larger ones fall out of cache and gain nothing
+MOST_STREAMS = 4  # without a measurement; each has its own buffers
 
 
 class EngineKind(NamedTuple):
@@ -23,9 +33,9 @@ class EngineKind(NamedTuple):
 
 
 ENGINES = {
-    "eager": EngineKind((), "", (), PRECISIONS),  # the reference: the model as it is
-    "rewritten": EngineKind((), "", (), PRECISIONS),  # the exact rewrites, run by PyTorch
-    "compile": EngineKind((), "", ("cpu", "cuda"), PRECISIONS),  # the same through torch.compile
+    "eager": EngineKind((), "", (), TORCH_PRECISIONS),  # the reference: the model as it is
+    "rewritten": EngineKind((), "", (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
+    "compile": EngineKind((), "", ("cpu", "cuda"), TORCH_PRECISIONS),  # the same through torch.compile
     "openvino": EngineKind(("openvino",), "openvino", ("cpu",), PRECISIONS),
     "onnxruntime": EngineKind(("onnxruntime", "onnx", "onnxscript"), "onnx", ("cpu",), ("float32",)),
 }
@@ -47,17 +57,34 @@ class Plan:
     precision: str  # one of PRECISIONS
     engine: str  # a key of ENGINES
     batch_size: int  # images a pass
-    threads: int
+    threads: int  # cores that the model works on
     choices: tuple[Choice, ...]
+    streams: int = 1  # passes at the same time, on a CPU; each on its share of the threads
+    layout: str = ""  # one of rewrite.LAYOUTS for the model's family; "" for its first
 
     def __str__(self) -> str:
         return "\n".join(f"{row.what}: {row.chosen} ({row.reason})" for row in self.choices)
 
+    def with_choice(self, choice: Choice) -> Plan:
+        """The same, with the row of that name replaced, or added at the end."""
+        rows = [choice if row.what == choice.what else row for row in self.choices]
+        return dataclasses.replace(self, choices=tuple(rows if choice in rows else [*rows, choice]))
+
 
 def make_plan(
-    device: str = "auto", precision: str = "auto", engine: str = "auto", batch_size: int | None = None
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    batch_size: int | None = None,
+    mode: Mode = "throughput",
+    model: ImageModel | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Plan:
-    """Resolve "auto" for this machine; anything else is taken as it is, or refused with UsageError."""
+    """Resolve "auto" for this machine; anything else is taken as it is, or refused with UsageError.
+
+    mode: "throughput" for many images, "latency" for one at a time. model and its image size (height, width): with them
+    what `tessella tune` measured for the model on this machine is used where engine and precision are both "auto".
+    """
     import torch
 
     asked = "asked for"
@@ -75,25 +102,55 @@ def make_plan(
         raise UsageError("bad_argument", f"engine is {engine!r}, expected auto, {' or '.join(ENGINES)}")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected a positive number of images")
-    runner = "rewritten" if engine == "auto" else engine
-    exact = "float32" if precision == "auto" else precision
-    check_engine(runner, target.type, exact)
-    size = batch_size or DEFAULT_BATCH.get(target.type, 8)
+    if mode not in MODES:
+        raise UsageError("bad_argument", f"mode is {mode!r}, expected {' or '.join(MODES)}")
     threads = torch.get_num_threads()
-    return Plan(
-        str(target),
-        exact,
-        runner,
-        size,
-        threads,
-        (
-            Choice("device", str(target), why_device),
-            Choice("precision", exact, asked if precision != "auto" else "exact; a lossy one is used only when asked"),
-            Choice("engine", runner, asked if engine != "auto" else "same answers in fewer steps, ready at once"),
-            Choice("batch", f"{size} images", asked if batch_size else f"default on {target.type}"),
-            Choice("threads", str(threads), f"PyTorch's own choice, of {os.cpu_count()} cores"),
-        ),
-    )
+    why_batch = asked if batch_size else "one image at a time" if mode == "latency" else f"default on {target.type}"
+    batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH.get(target.type, 8))
+    tuned = None
+    if model is not None and size is not None and engine == precision == "auto" and target.type == "cpu":
+        tuned = find_tuned(model.arch, repr(model.config), size, threads, mode)
+        if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine):
+            tuned = None
+    if tuned is not None:
+        why = tuned.reason
+        runner, exact, streams, layout = tuned.engine, tuned.precision, tuned.streams, tuned.layout
+        if batch_size is None:
+            batch, why_batch = tuned.batch_size, why
+        why_engine = why_precision = why_streams = why
+    else:
+        runner, why_engine = _choose_engine(engine, precision)
+        exact = "float32" if precision == "auto" else precision
+        why_precision = asked if precision != "auto" else "exact; a lossy one is used only when asked for or tuned"
+        streams, why_streams = _choose_streams(runner, target.type, threads, mode)
+        layout = ""
+    check_engine(runner, target.type, exact)
+    shares = f"{threads} threads, {streams} at a time" if streams > 1 else f"{threads} threads"
+    rows = [
+        Choice("device", str(target), why_device),
+        Choice("precision", exact, why_precision),
+        Choice("engine", runner, why_engine),
+        Choice("mode", mode, asked if mode == "latency" else "many images; latency is for one at a time"),
+        Choice("batch", f"{batch} images", why_batch),
+        Choice("threads", shares, f"PyTorch's own choice, of {os.cpu_count()} cores; {why_streams}"),
+    ]
+    return Plan(str(target), exact, runner, batch, threads, tuple(rows), streams, layout)
+
+
+def _choose_engine(engine: str, precision: str) -> tuple[str, str]:
+    if engine != "auto":
+        return engine, "asked for"
+    if precision == "int8":
+        return "openvino", "the engine that computes in int8"
+    return "rewritten", "same answers in fewer steps, ready at once; `tessella tune` finds what is fastest here"
+
+
+def _choose_streams(engine: str, device: str, threads: int, mode: str) -> tuple[int, str]:
+    if device != "cpu" or engine in ("eager", "compile"):
+        return 1, "all on one batch"
+    if mode == "latency":
+        return 1, "all on one image"
+    return min(threads, MOST_STREAMS), "whole images a core: cores do not wait for each other"
 
 
 def check_engine(engine: str, device: str, precision: str) -> None:
@@ -108,12 +165,29 @@ def check_engine(engine: str, device: str, precision: str) -> None:
             f"engine {engine!r} computes in {' or '.join(kind.precisions)}, not in {precision}",
             hint=f"for {precision} use {able}",
         )
-    if missing := [package for package in kind.packages if not util.find_spec(package)]:
+    if missing := missing_packages(engine, precision):
         raise UsageError(
             "missing_dependency",
-            f"engine {engine!r} needs {' and '.join(missing)}",
+            f"engine {engine!r} needs {' and '.join(missing)}" + (" for int8" if precision == "int8" else ""),
             hint=f'pip install "tessella[{kind.extra}]"',
         )
+
+
+def missing_packages(engine: str, precision: str = "float32") -> list[str]:
+    """Import names of packages that the engine needs and that are not installed."""
+    needed = (*ENGINES[engine].packages, *(("nncf",) if precision == "int8" else ()))
+    return [package for package in needed if not util.find_spec(package)]
+
+
+@functools.cache
+def has_native_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 are faster than in float32 there: AVX512-BF16 or AMX, a GPU since Ampere."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device == "cpu" and any(check() for check in found if check)
 
 
 def _find_device() -> tuple[str, str]:

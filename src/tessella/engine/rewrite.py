@@ -46,28 +46,34 @@ class Rewritten(nn.Module):
 
 
 def rewrite(
-    model: ImageModel, *, only: Collection[str] | None = None, spec: InputSpec | None = None, position: str = "dense"
+    model: ImageModel, *, only: Collection[str] | None = None, spec: InputSpec | None = None, layout: str = ""
 ) -> Rewritten:
     """An equivalent of `model` for inference, on its own copy of the weights; `model` itself is left as it was.
 
     only: names from `rewrites_of(model)`; None takes all. spec: how the pixels are normalised; with it the result reads
-    uint8 images (B,C,H,W), best in channels-last memory, instead of normalised ones. position: how ConViT applies its
-    constant attention by position, as one "dense" N x N product a head or "separable" over rows and columns.
+    uint8 images (B,C,H,W), best in channels-last memory, instead of normalised ones. layout: one of
+    `layouts_of(model)`, ways to the same answer of which a backend may run one or the other faster; "" is the first.
     """
     known = rewrites_of(model)
+    layouts = layouts_of(model)
+    if layout and layout not in layouts:
+        raise UsageError("bad_argument", f"layout is {layout!r}", hint=f"known: {', '.join(layouts) or 'none'}")
+    layout = layout or (layouts[0] if layouts else "")
     if unknown := set(only or ()) - set(known):
         raise UsageError("bad_argument", f"no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}")
     device = next(model.parameters()).device
     net: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False)  # folded there: not every device has float64
-    names = [name for name in known if only is None or name in only]
+    names = [name for name in known if (only is None and name != LAYOUT_SKIPS.get(layout)) or name in (only or ())]
     for name in names:
         if name == "constant_position":
-            constant_position(net, position)
+            constant_position(net, separable=layout == "separable")
         elif name in REWRITES:
             REWRITES[name](net)
     if spec is not None:
         fold_pixels(net, spec)
         names.append("pixels")
+    if isinstance(net, ConvMixer):
+        net.stem.append(InMemory(layout))
     end = next((end for end in ENDS if end.rewrite in names), Rewritten)
     fast: Rewritten = end(net, tuple(names)).to(device)
     return fast
@@ -87,6 +93,24 @@ def rewrites_of(model: ImageModel) -> tuple[str, ...]:
     if isinstance(model, CrossViT):
         return ("fold_layer_norms", "absorb_queries", "resize_by_matrices", "last_class_tokens")
     raise UsageError("bad_argument", f"{type(model).__name__} has no rewrites", hint="give a model of create_model")
+
+
+LAYOUT_SKIPS = {"right": "mix_from_left"}  # what a layout leaves out
+
+
+def layouts_of(model: ImageModel) -> tuple[str, ...]:
+    """Ways to compute the same that differ in speed by backend, the usual first.
+
+    ConvMixer: how a map lies in memory; CPU kernels of 9 x 9 and more lose 1.2 to 1.5 times in channels-last, smaller
+    ones gain. ConViT: its constant attention by position as one N x N product a head, or one over rows and one over
+    columns. Mixers: the product over the patches from the left, or transposed.
+    """
+    if isinstance(model, ConvMixer):
+        layouts = ("channels_last", "channels_first")
+        return layouts[::-1] if model.config.kernel_size >= 9 else layouts
+    if isinstance(model, ConViT):
+        return "dense", "separable"
+    return ("left", "right") if isinstance(model, MlpMixer) else ()
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
@@ -246,6 +270,17 @@ class ScaledGelu(nn.Module):
         return F.gelu(x) * self.scale if self.shift is None else torch.addcmul(self.shift, F.gelu(x), self.scale)
 
 
+class InMemory(nn.Module):
+    """The same map (B,D,h,w), stored as the layout says; convolutions keep it so."""
+
+    def __init__(self, layout: str):
+        super().__init__()
+        self.format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=self.format)
+
+
 class FoldedBlock(nn.Module):
     """A ConvMixer block without batch norms: x + spatial(x), then `channel`, each a convolution and what follows it."""
 
@@ -324,7 +359,7 @@ class ConstantGPSA(nn.Module):
     from one product.
     """
 
-    def __init__(self, attn: GPSA, grid: Pair, position: str):
+    def __init__(self, attn: GPSA, grid: Pair, separable: bool):
         super().__init__()
         self.num_heads, self.grid = attn.num_heads, grid
         weights: list[Tensor] = [attn.qk.weight, attn.v.weight]
@@ -335,12 +370,12 @@ class ConstantGPSA(nn.Module):
         self.content_share = frozen((1 - gate_H)[:, None, None], weights[0])
         rows_HYY, cols_HXX = position_factors(attn, grid)
         rows_HYY = rows_HYY * gate_H[:, None, None]
-        if position == "separable":
+        if separable:
             self.rows, self.cols = frozen(rows_HYY, weights[0]), frozen(cols_HXX[:, None], weights[0])
         else:
             both = rows_HYY[:, :, None, :, None] * cols_HXX[:, None, :, None, :]  # (H,Y,X,Y,X)
             self.position = frozen(both.flatten(3).flatten(1, 2), weights[0])
-        self.separable = position == "separable"
+        self.separable = separable
 
     def forward(self, x_BND: Tensor, rel_NN3: Tensor | None = None) -> Tensor:
         q_BHNd, k_BHNd, v_BHNd = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
@@ -368,13 +403,11 @@ def position_factors(attn: GPSA, grid: Pair) -> tuple[Tensor, Tensor]:
     return softmax_over(grid[0], by_y_H), softmax_over(grid[1], by_x_H)
 
 
-def constant_position(net: Any, position: str = "dense") -> None:
+def constant_position(net: Any, *, separable: bool = False) -> None:
     """Attention by position becomes a constant; queries, keys and values come from one product."""
-    if position not in ("dense", "separable"):
-        raise UsageError("bad_argument", f"position is {position!r}, expected 'dense' or 'separable'")
     for block in net.blocks:
         if isinstance(block.attn, GPSA):
-            block.attn = ConstantGPSA(block.attn, net.patch_embed.grid, position)
+            block.attn = ConstantGPSA(block.attn, net.patch_embed.grid, separable)
 
 
 class SingleQuery(nn.Module):

@@ -1,0 +1,175 @@
+"""From a model to a file that another runtime runs: by torch.export, once, kept in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.decode import Pixels
+from ..data.transforms import InputSpec, normalise
+from ..models.base import ImageModel
+from ..models.convmixer import ConvMixer
+from .artefacts import cached
+from .eager import quiet, rewritten_for, whole
+from .exported import GRAPHS
+from .plan import Plan
+
+
+def as_openvino(
+    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
+) -> Path:
+    """The folder of the model as OpenVINO's files; float32 and bfloat16 share one, as the runtime rounds.
+
+    samples: (N,H,W,C) uint8 images that int8 ranges are measured on; needed for that precision only.
+    """
+    import openvino as ov
+
+    def convert(folder: Path) -> None:
+        program = exported(model, plan, size, spec)
+        with quiet():
+            graph = ov.convert_model(program)
+        ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
+
+    facts = facts_of(model, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
+    exact = cached("openvino", facts, convert)
+    if plan.precision != "int8":
+        return exact
+    assert samples is not None
+
+    def quantise(folder: Path) -> None:
+        ov.save_model(
+            quantised(exact / GRAPHS["openvino"], model, spec, samples),
+            folder / GRAPHS["openvino"],
+            compress_to_fp16=False,
+        )
+
+    return cached(
+        "openvino", facts | {"precision": "int8", "samples": array_hash(samples), "vnni": has_vnni()}, quantise
+    )
+
+
+def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
+    """The folder of the model as an ONNX file."""
+
+    def export(folder: Path) -> None:
+        program = exported(model, plan, size, spec)
+        names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
+        with quiet():
+            torch.onnx.export(
+                program, f=str(folder / GRAPHS["onnxruntime"]), dynamo=True, external_data=False, verbose=False, **names
+            )
+
+    return cached("onnx", facts_of(model, plan, size, spec), export)
+
+
+def exported(
+    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None
+) -> torch.export.ExportedProgram:
+    """The whole rewritten model as a program of torch.export with a free batch, for converters to other runtimes."""
+    exact = dataclasses.replace(plan, device="cpu", precision="float32")
+    module = whole(rewritten_for(model, exact, spec), exact, spec)
+    channels = model.config.in_chans
+    example = torch.zeros(2, *size, channels, dtype=torch.uint8) if spec else torch.zeros(2, channels, *size)
+    with torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+# --- int8 -------------------------------------------------------------------------------------------------------------
+
+
+def quantised(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pixels) -> Any:
+    """The graph with int8 products: NNCF's post-training quantisation, ranges measured on the samples.
+
+    Left in floating point: the first and last products, whose inputs and outputs are the model's own; depthwise
+    convolutions and sums, which are bound by memory and lose accuracy. Activations are asymmetric, as none is centred.
+    """
+    with quiet(), redirect_stdout(sys.stderr):  # its progress bars are no result
+        import nncf
+        import openvino as ov
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+        nncf.set_log_level(logging.ERROR)
+        inputs = samples if spec else normalise(samples, InputSpec.from_cfg(model.pretrained_cfg)).numpy()
+        network = ov.Core().read_model(graph)
+        products = [
+            op.get_friendly_name()
+            for op in network.get_ordered_ops()
+            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
+        ]
+        convolutional = isinstance(model, ConvMixer)
+        return nncf.quantize(
+            network,
+            nncf.Dataset([one[None] for one in inputs]),
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=None if convolutional else nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(
+                names=[products[0], products[-1]],
+                types=["GroupConvolution", "Add"] if convolutional else [],
+                validate=False,
+            ),
+            advanced_parameters=AdvancedQuantizationParameters(
+                overflow_fix=OverflowFix.DISABLE if has_vnni() else OverflowFix.ENABLE
+            ),
+        )
+
+
+def has_vnni() -> bool:
+    """Whether int8 products add up in 32 bits; without it pairs do in 16, and full-range weights overflow."""
+    check = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(check and check())
+
+
+# --- names of converted models ----------------------------------------------------------------------------------------
+
+
+def weights_hash(model: ImageModel) -> str:
+    """SHA-256 over names, types, shapes and values of the state: what decides a model's answers besides its code."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def array_hash(array: Any) -> str:
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def code_hash() -> str:
+    """SHA-256 over the code that makes a converted model: a change of it leaves no old conversion in use."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for path in sorted(path for layer in ("models", "engine") for path in (package / layer).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def facts_of(
+    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, **more: Any
+) -> dict[str, Any]:
+    """What decides a converted model; its name in the cache is made of this."""
+    from .. import __version__
+
+    return dict(
+        architecture=model.arch,
+        config=repr(model.config),
+        pool=model.global_pool,
+        weights=weights_hash(model),
+        spec=spec.to_cfg() if spec else None,
+        size=size,
+        precision=plan.precision,
+        layout=plan.layout,
+        tessella=__version__,
+        code=code_hash(),
+        torch=torch.__version__,
+        **more,
+    )

@@ -1,0 +1,108 @@
+"""A folder that classifies by itself: graph, input recipe, labels and identity; read without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.transforms import InputSpec
+from ..errors import UsageError, WeightsError
+from .artefacts import first_damaged, seal
+from .base import Engine
+from .plan import DEFAULT_BATCH, MODES, MOST_STREAMS, Choice, Mode, Plan, missing_packages
+
+FILE = "tessella.json"
+GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}
+FORMAT = 1  # of the card; a reader refuses what is newer
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a Predictor needs to know of a model besides its graph."""
+
+    name: str
+    arch: str
+    engine: str  # the one that reads the graph, a key of GRAPHS
+    precision: str
+    num_classes: int
+    width: int  # of the embedding
+    spec: InputSpec
+    labels: tuple[str, ...]
+    synsets: tuple[str, ...]
+    identity: Mapping[str, Any]  # what decides the numbers, besides the settings of a Predictor
+    format: int = FORMAT
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """The card beside the graph that is there already, and the hashes of both."""
+    rows = dataclasses.asdict(card) | {"spec": card.spec.to_cfg()}
+    (folder / FILE).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    seal(folder, {"card": FILE})
+
+
+def is_exported(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def read_card(folder: Path) -> Card:
+    """Raises WeightsError: `file_corrupt` where a file is not as it was written, `bad_config` for an unusable card."""
+    try:
+        rows = json.loads((folder / FILE).read_text())
+        if rows["format"] > FORMAT:
+            raise WeightsError(
+                "bad_config",
+                f"{str(folder)!r} was written by a newer Tessella (format {rows['format']}, this one reads {FORMAT})",
+                hint="pip install --upgrade tessella",
+            )
+        texts = {key: tuple(rows[key]) for key in ("labels", "synsets")}
+        card = Card(**rows | texts | {"spec": InputSpec.from_cfg(rows["spec"])})
+        if card.engine not in GRAPHS:
+            raise ValueError(card.engine)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            "bad_config", f"{FILE} in {str(folder)!r} cannot be read: {error}", hint="export the model again"
+        ) from None
+    if damaged := first_damaged(folder):
+        raise WeightsError(
+            "file_corrupt", f"{damaged} in {str(folder)!r} is not as it was written", hint="export the model again"
+        )
+    return card
+
+
+def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "throughput") -> tuple[Card, Engine]:
+    """The card and a running engine. Raises WeightsError as `read_card`, UsageError where the runtime is missing."""
+    if mode not in MODES:
+        raise UsageError("bad_argument", f"mode is {mode!r}, expected {' or '.join(MODES)}")
+    card = read_card(folder)
+    if missing := [name for name in missing_packages(card.engine) if name == card.engine]:
+        extra = "openvino" if card.engine == "openvino" else "onnx"
+        raise UsageError(
+            "missing_dependency",
+            f"{str(folder)!r} needs {' and '.join(missing)}",
+            hint=f'pip install "tessella[{extra}]"',
+        )
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    streams = 1 if mode == "latency" else min(threads, MOST_STREAMS)
+    batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH["cpu"])
+    rows = (
+        Choice("device", "cpu", "what exported models run on"),
+        Choice("precision", card.precision, "exported so"),
+        Choice("engine", card.engine, "exported for it; PyTorch is not needed"),
+        Choice("mode", mode, "asked for" if mode == "latency" else "many images; latency is for one at a time"),
+        Choice("batch", f"{batch} images", "asked for" if batch_size else "default on cpu"),
+        Choice("threads", f"{threads} threads, {streams} at a time", f"of {os.cpu_count()} cores"),
+    )
+    plan = Plan("cpu", card.precision, card.engine, batch, threads, rows, streams)
+    graph, size = folder / GRAPHS[card.engine], (card.spec.height, card.spec.width)
+    if card.engine == "openvino":
+        from .openvino import OpenVinoEngine
+
+        return card, OpenVinoEngine(graph, plan, size, card.spec)
+    from .onnxruntime import OnnxRuntimeEngine
+
+    return card, OnnxRuntimeEngine(graph, plan, size, card.spec)
