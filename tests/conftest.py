@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests of the Hub undo it in a subprocess
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+_cache = tempfile.TemporaryDirectory(prefix="tessella-tests-")  # gone with the process
+os.environ["TESSELLA_CACHE"] = _cache.name  # nothing that a person tuned decides a test
 
 TESTS = Path(__file__).resolve().parent
 

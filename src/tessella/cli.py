@@ -86,13 +86,26 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return apply
 
 
+images_option = click.option(
+    "--images",
+    metavar="INPUT",
+    help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are judged against float32.  "
+    "[default: photographs in this package]",
+)
 input_options = options(
     click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
     click.option("-m", "--model", metavar="NAME", help="arch, arch.tag, hf-hub:org/repo or local-dir:path."),
     click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
-    click.option("--precision", default="auto", show_default=True, help="float32 or bfloat16."),
+    click.option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
     click.option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
+    click.option(
+        "--mode",
+        default="auto",
+        show_default=True,
+        help="throughput for many images, latency for one at a time; auto: by how many there are.",
+    ),
+    images_option,
     click.option("--batch-size", type=int, help="Images a pass.  [default: by device]"),
     click.option(
         "--transform",
@@ -253,6 +266,98 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
 
 
 @cli.command()
+@click.argument("name", required=False, metavar="[MODEL]")
+@click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones.")
+@click.option("--random-weights", is_flag=True, help="Fetch no weights: speed does not depend on them.")
+@click.option("--precision", metavar="P,P,...", help="Of float32, bfloat16, int8.  [default: exact, and native ones]")
+@click.option(
+    "--engines", metavar="E,E,...", help="Of rewritten, openvino, onnxruntime, compile.  [default: installed]"
+)
+@images_option
+@click.option("--seconds", type=click.FloatRange(min=1), default=100, show_default=True, help="When to stop.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def tune(
+    name: str | None,
+    checkpoint: str | None,
+    random_weights: bool,
+    precision: str | None,
+    engines: str | None,
+    images: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure what runs a model fastest on this machine, and use it from now on.
+
+    The winner is taken wherever --engine and --precision are auto; `tessella doctor` lists it.
+    """
+    import dataclasses
+
+    from .predictor import DEFAULT_MODEL
+    from .tasks.tune import tune as measure
+    from .weights.factory import create_model
+
+    model = create_model(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint)
+    done = measure(
+        model.eval(),
+        precisions=precision.split(",") if precision else None,
+        engines=engines.split(",") if engines else None,
+        images=read_samples(images),
+        seconds=seconds,
+        say=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        winners = {mode: dataclasses.asdict(winner) for mode, winner in done.winners.items()}
+        click.echo(json.dumps(dict(rows=[row.as_dict() for row in done.rows], winners=winners)))
+        return
+    table = new_table(
+        "mode", "engine", "precision", "layout", "streams", "batch", "images/s", "slowest", "fastest", "n"
+    )
+    for row in sorted(done.rows, key=lambda row: (row.mode, -row.images_per_second)):
+        cells = row.as_dict()
+        figures = [str(cells.get(key, "")) for key in ("images_per_second", "slowest", "fastest", "rounds")]
+        table.add_row(row.mode, row.engine, row.precision, row.layout, str(row.streams), str(row.batch_size),
+                      *([row.note, "", "", ""] if row.note else figures))  # fmt: skip
+    print_table(table)
+    for mode, winner in done.winners.items():
+        click.echo(f"{mode}: {winner.engine} {winner.precision} ({winner.reason})")
+    click.echo(f"kept in {done.path}", err=True)
+
+
+@cli.command()
+@click.argument("name", metavar="MODEL")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones.")
+@click.option(
+    "--engine",
+    type=click.Choice(["openvino", "onnxruntime"]),
+    default="openvino",
+    show_default=True,
+    help="What will run it: an OpenVINO or an ONNX file is written.",
+)
+@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or int8.")
+@images_option
+def export(name: str, folder: str, checkpoint: str | None, engine: str, precision: str, images: str | None) -> None:
+    """Write a folder that classifies by itself, without PyTorch, and that OpenVINO or ONNX tools read.
+
+    Use it as --model local-dir:FOLDER. MODEL is a name as in --model, or `default` for the model inside this package.
+    """
+    from .export import export as write_export
+    from .predictor import DEFAULT_MODEL, load
+
+    predictor = load(
+        DEFAULT_MODEL if name == "default" else name,
+        checkpoint_path=checkpoint,
+        engine=engine,
+        precision=precision,
+        images=read_samples(images),
+    )
+    done = write_export(predictor, folder)
+    reason = next(row.reason for row in predictor.plan.choices if row.what == "precision")
+    click.echo(f"{predictor.name} in {predictor.plan.precision} for {engine}: wrote {done} ({reason})")
+    click.echo(f'use it: tessella classify --model "local-dir:{done}" photo.jpg', err=True)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(as_json: bool) -> None:
     """Show what was found on this machine, what was chosen, and why; then test the built-in model."""
@@ -322,7 +427,17 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     from .predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
-    predictor = load(given["model"], checkpoint_path=given["checkpoint"], **{key: given[key] for key in keys})
+    mode = given["mode"]
+    if mode == "auto":
+        (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
+        mode = "latency" if Path(only).is_file() and not only.lower().endswith(".tar") else "throughput"
+    predictor = load(
+        given["model"],
+        checkpoint_path=given["checkpoint"],
+        mode=mode,
+        images=read_samples(given["images"]),
+        **{key: given[key] for key in keys},
+    )
     chosen = {row.what: row.chosen for row in predictor.plan.choices}
     parts = (predictor.name, *(chosen[what] for what in ("device", "precision", "engine", "transform", "policy")))
     click.echo(f"{' · '.join(parts)} (reasons: tessella doctor)", err=True)
@@ -333,6 +448,19 @@ def find_sources(inputs: Sequence[str]) -> Iterator[Source]:
     from .data.sources import iter_sources
 
     return iter_sources(inputs, stdin=sys.stdin)
+
+
+MOST_SAMPLES = 500  # images to judge a precision on
+
+
+def read_samples(given: str | None) -> list[Source] | None:
+    """The first images of --images that can be read."""
+    if given is None:
+        return None
+    sources = list(find_sources([given]))[:MOST_SAMPLES]
+    if not sources:
+        raise UsageError("bad_argument", f"--images {given!r} names no images")
+    return sources
 
 
 def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:

@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -91,7 +92,7 @@ class Predictor:
         if spec.channels != 3:
             raise UsageError("bad_argument", f"{name} reads {spec.channels} channels, images have 3 (RGB)")
         self._prepare(spec, transform, policy, limits)
-        own = None if images is None else np.stack(list(self._pixels(images)))
+        own = None if images is None else readable(images, self._read)
         model = model.eval()
         self.engine = open_gated(model, plan or make_plan(model=model, size=size), size, spec, own)
         labels, synsets, labels_why = find_labels(model)
@@ -207,7 +208,8 @@ class Predictor:
 
         indices: None takes the model's usual ones, n the last n, a list those (negatives count from the end).
         """
-        picked = list(self.model.default_out_indices) if indices is None else indices
+        usual = self.model.default_out_indices  # an exported model is refused here
+        picked = list(usual) if indices is None else indices
         parts: list[list[FloatArray]] = []
         for pixels in _batched(self._pixels(images), self.plan.batch_size):
             parts.append(self.engine.features(np.stack(pixels), picked))
@@ -357,6 +359,17 @@ def is_single(images: object) -> bool:
         return images.ndim < 4
     whole = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Source)
     return whole or not isinstance(images, Iterable)  # a Pillow image is not iterable
+
+
+def readable(images: Iterable[AnyImage], read: Callable[[Any], Pixels]) -> Pixels:
+    """(N,H,W,3) of those images that can be read; UsageError `bad_argument` where none can."""
+    good = []
+    for image in images:
+        with suppress(ImageError):
+            good.append(read(image.read() if isinstance(image, Source) else image))
+    if not good:
+        raise UsageError("bad_argument", "none of the images to judge a precision on can be read")
+    return np.stack(good)
 
 
 def key_of(image: AnyImage, position: int) -> str:

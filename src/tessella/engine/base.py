@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.decode import Pixels
 from ..data.transforms import InputSpec, normalise
-from ..errors import UsageError
+from .artefacts import sealed_hash
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ class Engine(abc.ABC):
     def __init__(self, model: ImageModel | None, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
         self.model, self.plan, self.size, self.spec = model, plan, size, spec
 
-    graph_hash = ""  # of a converted model's file
+    graph: Path | None = None  # the file of a converted model
+
+    @property
+    def graph_hash(self) -> str:
+        """Of a converted model's files; "" for others."""
+        return sealed_hash(self.graph.parent) if self.graph else ""
 
     @abc.abstractmethod
     def run(self, x: Tensor) -> Outputs:
@@ -98,12 +104,6 @@ class Engine(abc.ABC):
 
     def features(self, images_BHWC: Pixels, indices: int | Sequence[int]) -> list[FloatArray]:
         """Maps of the picked blocks for (B,H,W,C) uint8 images, each (B,channels,rows,columns)."""
-        if self.model is None:
-            raise UsageError(
-                "bad_argument",
-                "an exported model gives class scores and embeddings, no feature maps",
-                hint="load the model by its name for those",
-            )
         import torch
 
         with torch.inference_mode():

@@ -50,7 +50,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def read_card(folder: Path) -> Card:
-    """Raises WeightsError: `file_corrupt` where a file is not as it was written, `bad_config` for an unusable card."""
+    """Raises WeightsError: `hash_mismatch` where a file is not as it was written, `bad_config` for an unusable card."""
     try:
         rows = json.loads((folder / FILE).read_text())
         if rows["format"] > FORMAT:
@@ -69,7 +69,7 @@ def read_card(folder: Path) -> Card:
         ) from None
     if damaged := first_damaged(folder):
         raise WeightsError(
-            "file_corrupt", f"{damaged} in {str(folder)!r} is not as it was written", hint="export the model again"
+            "hash_mismatch", f"{damaged} in {str(folder)!r} is not as it was written", hint="export the model again"
         )
     return card
 

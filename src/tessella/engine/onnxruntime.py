@@ -30,6 +30,7 @@ class OnnxRuntimeEngine(GraphEngine):
         import onnxruntime
 
         super().__init__(model, plan, size, spec)
+        self.graph = graph
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, plan.threads // plan.streams)
         options.log_severity_level = 3  # errors

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..data.decode import Pixels
 from ..data.transforms import InputSpec
-from .artefacts import sealed_hash
 from .base import FloatArray, GraphEngine
 from .plan import Plan
 
@@ -42,10 +41,6 @@ class OpenVinoEngine(GraphEngine):
         self.compiled: Any = ov.Core().compile_model(graph, "CPU", settings)
         self.requests = threading.local()
         self.graph = graph
-
-    @property
-    def graph_hash(self) -> str:  # type: ignore[override]
-        return sealed_hash(self.graph.parent)
 
     def __call__(self, x: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
         if not hasattr(self.requests, "own"):

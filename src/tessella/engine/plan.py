@@ -10,7 +10,6 @@ from importlib import util
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
-from .tuned import find_tuned
 
 if TYPE_CHECKING:
     from ..models.base import ImageModel
@@ -87,6 +86,8 @@ def make_plan(
     """
     import torch
 
+    from .tuned import find_tuned
+
     asked = "asked for"
     where, why_device = (device, asked) if device != "auto" else _find_device()
     try:
@@ -113,11 +114,11 @@ def make_plan(
         if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine):
             tuned = None
     if tuned is not None:
-        why = tuned.reason
+        why = "measured: see engine"
         runner, exact, streams, layout = tuned.engine, tuned.precision, tuned.streams, tuned.layout
         if batch_size is None:
             batch, why_batch = tuned.batch_size, why
-        why_engine = why_precision = why_streams = why
+        why_engine, why_precision, why_streams = tuned.reason, why, why
     else:
         runner, why_engine = _choose_engine(engine, precision)
         exact = "float32" if precision == "auto" else precision

@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,8 @@ def all_tuned() -> Iterator[tuple[dict[str, Any], dict[str, Tuned]]]:
 
 def conditions(arch: str, config: str, size: tuple[int, int], threads: int) -> dict[str, Any]:
     """What a measurement of speed depends on: the model's shape, the machine, the versions. Not its weights."""
+    from importlib import metadata, util
+
     versions = {name: metadata.version(name) for name in ("tessella", *RUNTIMES) if util.find_spec(name)}
     return dict(
         arch=arch, config=config, size=list(size), threads=threads, cpu=cpu_name(), cores=os.cpu_count(), **versions

@@ -10,11 +10,14 @@ from importlib import metadata, util
 import numpy as np
 
 from ..engine import Choice
+from ..engine.plan import has_native_bfloat16
+from ..engine.tuned import all_tuned, conditions
 from ..predictor import DEFAULT_MODEL, load
 
 OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
     "openvino": "the engine of that name",
+    "nncf": "int8 on that engine",
     "onnxruntime": "the engine of that name",
     "pyarrow": "reading and writing Parquet",
 }
@@ -34,7 +37,11 @@ def examine() -> list[Choice]:
         found = metadata.version(package) if util.find_spec(package) else "not installed"
         rows.append(Choice(package, found, f"optional: {use}"))
     rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "what PyTorch uses of this CPU"))
+    native = has_native_bfloat16("cpu")
+    rows.append(Choice("bfloat16", "native" if native else "emulated", "faster than float32 on this CPU"
+                       if native else "no gain on this CPU: its products are rounded float32 ones"))  # fmt: skip
     rows.append(_hub())
+    rows += _tuned(torch.get_num_threads())
     start = time.perf_counter()
     predictor = load()
     rows += predictor.plan.choices
@@ -45,6 +52,19 @@ def examine() -> list[Choice]:
     rows.append(Choice("built-in model", "works", f"{DEFAULT_MODEL}: loaded and verified in {loaded:.2f} s, "
                        f"8 images in {passed:.2f} s"))  # fmt: skip
     return rows
+
+
+def _tuned(threads: int) -> list[Choice]:
+    """What `tessella tune` found, and whether it still holds."""
+    rows = []
+    for found, winners in all_tuned():
+        holds = found == conditions(found["arch"], found["config"], tuple(found["size"]), threads)
+        for mode, winner in winners.items():
+            chosen = " ".join(filter(None, (winner.engine, winner.precision, winner.layout)))
+            chosen += f", {winner.streams} x {winner.batch_size} images"
+            why = winner.reason if holds else f"not used: other machine, threads or versions; was {winner.reason}"
+            rows.append(Choice(f"{found['arch']}, {mode}", chosen, why))
+    return rows or [Choice("tuned models", "none", "`tessella tune MODEL` measures what is fastest here")]
 
 
 def _hub() -> Choice:

@@ -1,0 +1,157 @@
+"""This package beside what people would use instead, on this machine's CPU: `scripts/bench cpu`.
+
+For every model and batch size all candidates take turns in one process: timm's models by each engine that there is for
+them, and ours. Every figure goes to benchmarks/results as a CSV; the tables and ratios of the README are printed.
+bfloat16 is measured where the CPU multiplies it, or with --all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import torch
+from peers import Exports, stock, timm_importable
+
+from tessella.tasks.bench import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours, slug
+
+FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
+RESULTS = Path(__file__).resolve().parent / "results"
+EXACT, AUTO, TIMM = "auto (float32)", "auto", "timm"
+
+
+def native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 (AVX512_BF16, AMX, Arm's BF16); elsewhere it is slower than float32."""
+    return any("bf16" in feature and bool(has) for feature, has in torch.cpu.get_capabilities().items())
+
+
+def own(precisions: Sequence[str], *, compile: bool = True) -> list[Candidate]:
+    """Our engines one by one, then what is chosen for someone who asks for exact answers, and for nothing at all."""
+    engines = ["rewritten", "openvino", "onnxruntime", *(["compile"] if compile else [])]
+    pairs = [(engine, one) for one in precisions for engine in engines if (engine, one) != ("onnxruntime", "bfloat16")]
+    return [*(ours(*pair) for pair in pairs), ours("auto", "float32"), ours("auto", "auto")]
+
+
+def speed(rows: Iterable[Row], *names: str, precision: str | None = None) -> float | None:
+    """The best median of the candidates of those names, in images a second; "timm*" is all peers, "" all of ours."""
+
+    def wanted(row: Row) -> bool:
+        peer = row.candidate.startswith(TIMM)
+        named = any({"timm*": peer, "": not peer}.get(name, row.candidate == name) for name in names)
+        return named and precision in (None, row.precision)
+
+    return max((row.images_per_second for row in rows if row.images_per_second and wanted(row)), default=None)
+
+
+def quotient(over: float | None, under: float | None) -> float | None:
+    return over / under if over and under else None
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
+    """What the goals are stated in, for one model and batch size."""
+    best_exact, best = speed(rows, "timm*", precision="float32"), speed(rows, "timm*")
+    return {
+        "exact / best stock float32": quotient(speed(rows, EXACT), best_exact),
+        "our best float32 engine / best stock float32": quotient(speed(rows, "", precision="float32"), best_exact),
+        "auto / best stock": quotient(speed(rows, AUTO), best),
+        "auto / timm eager float32": quotient(speed(rows, AUTO), speed(rows, TIMM, precision="float32")),
+    }
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown, a line at a time: speeds and ratios for each batch size, models across."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    for batch in dict.fromkeys(row.batch for row in rows):
+        here = [row for row in rows if row.batch == batch]
+        by_model = [[row for row in here if row.model == model] for model in models]
+        head = [model.partition(".")[0] for model in models]
+        yield f"\nImages a second at batch {batch}, median, and share of the limit of matrix products:\n"
+        yield line(["candidate", "precision", *head])
+        yield line(["---", "---", *["--:"] * len(head)])
+        for position, first in enumerate(by_model[0]):
+            same = [of_model[position] for of_model in by_model]
+            computed = "/".join(dict.fromkeys(row.precision for row in same))  # "auto" may differ by model
+            yield line([first.candidate, computed, *map(cell, same)])
+        yield f"\nRatios of medians at batch {batch}:\n"
+        yield line(["ratio", *head, "geometric mean"])
+        yield line(["---", *["--:"] * (len(head) + 1)])
+        found = [ratios(of_model) for of_model in by_model]
+        for name in found[0]:
+            values = [one[name] for one in found]
+            yield line([name, *map(number, values), number(geometric_mean(values))])
+
+
+def line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cell(row: Row) -> str:
+    if row.images_per_second is None:
+        return row.status
+    share = "" if row.share_of_gemm is None else f", {100 * row.share_of_gemm:.0f} %"
+    return f"{row.images_per_second:.3g}{share}"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def geometric_mean(values: Sequence[float | None]) -> float | None:
+    """None where one is missing: a mean over fewer models is another figure."""
+    known = [value for value in values if value]
+    return math.exp(sum(map(math.log, known)) / len(known)) if known and len(known) == len(values) else None
+
+
+def result_path(rows: Sequence[Row]) -> Path:
+    """cpu_<hardware>_<precision>_<torch>_<date>.csv; results are added to, so a name that is taken gets a number."""
+    precisions = {row.precision for row in rows if row.images_per_second}
+    precision = precisions.pop() if len(precisions) == 1 else "mixed"
+    version = ".".join(torch.__version__.split(".")[:2])
+    stem = f"cpu_{slug(rows[0].hardware)}_{precision}_torch{version}_{time.strftime('%Y-%m-%d')}"
+    names = (RESULTS / f"{stem}{'' if number == 1 else f'_{number}'}.csv" for number in count(1))
+    return next(path for path in names if not path.exists())
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="scripts/bench cpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=FIVE)
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 1])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--all", action="store_true", help="bfloat16 on a CPU that does not multiply it, too")
+    parser.add_argument("--picture", type=Path, help="draw speed against published accuracy to this .png or .svg")
+    args = parser.parse_args()
+    if not timm_importable():
+        print("timm cannot be imported here: the rows of the peers will say why", file=sys.stderr)
+    precisions = ["float32", *(["bfloat16"] if args.all or native_bfloat16() else [])]
+    rows: list[Row] = []
+    path = None
+    with Exports() as exports:
+        candidates = [
+            *stock(exports, precisions, compile=not args.skip_compile),
+            *own(precisions, compile=not args.skip_compile),
+        ]
+        for name in args.models:
+            for some in measure(load_case(name), candidates, args.batches, args.rounds):
+                rows += some
+                path = path or result_path(rows)
+                path.write_bytes(csv_bytes(rows))  # after each, so that an interrupt loses one model at most
+                for row in some:
+                    print(f"{row.model} batch {row.batch} {row.candidate}, {row.precision}: {cell(row)} {row.note}",
+                          file=sys.stderr)  # fmt: skip
+            exports.forget()
+    print(*conditions(rows), sep="\n")
+    print(*tables(rows), sep="\n")
+    print(f"\nevery figure: {path}", file=sys.stderr)
+    if args.picture:
+        draw(rows, args.picture)
+
+
+if __name__ == "__main__":
+    main()

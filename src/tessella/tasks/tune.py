@@ -1,0 +1,230 @@
+"""Which engine, precision, layout, number of streams and batch run a model fastest on this machine: by measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.decode import Pixels
+from ..data.samples import sample_images
+from ..data.transforms import InputSpec, load_pixels
+from ..engine import ENGINES, Plan, make_plan
+from ..engine.base import Engine
+from ..engine.gate import open_gated
+from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
+from ..engine.tuned import Tuned, keep_tuned
+from ..errors import TessellaError, UsageError
+from ..models.base import ImageModel
+from ..predictor import AnyImage, readable
+
+SECONDS = 100.0  # of which a half is for making engines ready
+ROUNDS = 7
+LEAST = 0.2  # seconds of a round: shorter ones are all noise
+HOPELESS = 1.5  # times slower than the fastest in their best rounds: not measured again
+WORTH = 1.03  # a winner must be so much faster than what runs without tuning
+BATCHES = (1, 4, 8)
+
+
+@dataclass
+class Row:
+    """One way to run the model in one mode, and how fast it was."""
+
+    mode: str
+    engine: str
+    precision: str
+    layout: str
+    streams: int
+    batch_size: int
+    seconds: list[float] = field(default_factory=list)  # an image, of each round
+    note: str = ""  # why it was not measured
+
+    @property
+    def images_per_second(self) -> float:
+        return 1 / statistics.median(self.seconds) if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        row = {key: value for key, value in dataclasses.asdict(self).items() if key != "seconds"}
+        if self.seconds:
+            ends = (1 / max(self.seconds), 1 / min(self.seconds))
+            row |= dict(images_per_second=round(self.images_per_second, 2), rounds=len(self.seconds))
+            row |= dict(slowest=round(ends[0], 2), fastest=round(ends[1], 2))
+        return row
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The outcome: every row measured, the winner of each mode, and the file that `load` will read."""
+
+    rows: list[Row]
+    winners: dict[str, Tuned]
+    path: Path
+
+
+@dataclass
+class Ready:
+    """An engine that is open for one row."""
+
+    row: Row
+    engine: Engine
+    images: Pixels
+
+    def measure(self) -> None:
+        """One round: the row's batches for every stream, at least LEAST seconds of them."""
+        batches = self.row.streams
+        if self.row.seconds:
+            batches *= max(1, round(LEAST / (min(self.row.seconds) * batches * self.row.batch_size)))
+        start = time.perf_counter()
+        for _ in self.engine.in_turn([self.images[: self.row.batch_size]] * batches):
+            pass
+        self.row.seconds.append((time.perf_counter() - start) / (batches * self.row.batch_size))
+
+
+def tune(
+    model: ImageModel,
+    *,
+    precisions: Sequence[str] | None = None,
+    engines: Sequence[str] | None = None,
+    images: Sequence[AnyImage] | None = None,
+    seconds: float = SECONDS,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tuning:
+    """Measure the candidates by turns, keep the winner of each mode for this model, size and machine.
+
+    precisions: None takes float32, and bfloat16 where the hardware has it; lossy ones must pass the gate on `images`
+    (see `tessella.load`). engines: None takes those that are installed and ready within a minute, which "compile" is
+    not. seconds: when to stop; a conversion that has begun is finished. say: gets a line as work goes on. Raises
+    UsageError `bad_argument`.
+    """
+    spec = InputSpec.from_cfg(model.pretrained_cfg)
+    plan = make_plan("cpu")
+    started = time.perf_counter()
+    exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
+    wanted = list(_candidates(model, plan, engines, exact if precisions is None else precisions))
+    judges = None if images is None else readable(images, functools.partial(load_pixels, spec=spec))
+    pictures = sample_images(spec, max(BATCHES))
+    rows: list[Row] = []
+    ready: list[Ready] = []
+    for number, (engine, precision, layout) in enumerate(wanted, 1):
+        say(f"{number}/{len(wanted)} {' '.join(filter(None, (engine, precision, layout)))}")
+        for mode in MODES:
+            streams = 1 if mode == "latency" or engine == "compile" else plan.threads
+            row = Row(mode, engine, precision, layout, streams, 1 if mode == "latency" else DEFAULT_BATCH["cpu"])
+            rows.append(row)
+            if number > 1 and time.perf_counter() - started > seconds / 2:
+                row.note = "not measured: the time was up"
+                continue
+            if opened := _open(model, plan, spec, row, judges, pictures):
+                for _ in range(2):  # the first is a warm-up
+                    opened.measure()
+                del row.seconds[0]
+                ready.append(opened)
+    for mode in MODES:
+        _rounds([one for one in ready if one.row.mode == mode], started + seconds * (0.7 if mode == MODES[0] else 0.8))
+    best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
+    say(f"batches of {best.engine}")
+    variants = [_open(model, plan, spec, row, judges, pictures) for row in _variants(best, plan)]
+    ready = [*(one for one in ready if one.row is best), *(one for one in variants if one)]
+    for one in ready[1:]:
+        for _ in range(2):
+            one.measure()
+        del one.row.seconds[0]
+    _rounds(ready, started + seconds)
+    rows += [one.row for one in ready if one.row is not best]
+    date = time.strftime("%Y-%m-%d")
+    winners = {mode: _winner([row for row in rows if row.mode == mode], date) for mode in MODES}
+    table = [row.as_dict() for row in rows]
+    size = (spec.height, spec.width)
+    path = keep_tuned(model.arch, repr(model.config), size, plan.threads, winners, table, date)
+    return Tuning(rows, winners, path)
+
+
+def _candidates(
+    model: ImageModel, plan: Plan, engines: Sequence[str] | None, precisions: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """(engine, precision, layout), the most promising first: what it takes to try all may not be there."""
+    from ..engine.rewrite import layouts_of
+
+    for name in engines or ():
+        if name not in ENGINES or name == "eager":
+            raise UsageError(
+                "bad_argument", f"engine is {name!r}", hint=f"choose of {', '.join(n for n in ENGINES if n != 'eager')}"
+            )
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UsageError("bad_argument", f"precision is {precision!r}", hint=f"choose of {', '.join(PRECISIONS)}")
+    usual = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
+    chosen = list(engines) if engines else usual
+    yield "rewritten", "float32", ""  # what runs without tuning, whatever else was asked for
+    for layout in ("", *layouts_of(model)[1:]):
+        for precision in sorted(precisions, key=PRECISIONS.index, reverse=True):
+            for name in sorted(chosen, key=lambda name: name != "openvino"):
+                if precision not in ENGINES[name].precisions or (name, precision, layout) == (
+                    "rewritten",
+                    "float32",
+                    "",
+                ):
+                    continue
+                if layout and name != "rewritten" and layout.startswith("channels"):
+                    continue  # other runtimes lay maps out by themselves
+                yield name, precision, layout
+
+
+def _open(
+    model: ImageModel, plan: Plan, spec: InputSpec, row: Row, images: Pixels | None, pictures: Pixels
+) -> Ready | None:
+    """The engine of the row; None, with a note in the row, where it cannot be had or its answers are not good."""
+    try:
+        this = make_plan("cpu", row.precision, row.engine, row.batch_size)
+        this = dataclasses.replace(this, threads=plan.threads, layout=row.layout, streams=row.streams)
+        engine = open_gated(model, this, (spec.height, spec.width), spec, images)
+    except TessellaError as error:
+        row.note = error.message
+        return None
+    if engine.plan.precision != row.precision:
+        row.note = next(choice.reason for choice in engine.plan.choices if choice.what == "precision")
+        return None
+    return Ready(row, engine, pictures)
+
+
+def _rounds(ready: list[Ready], until: float) -> None:
+    """Turn by turn, so that what else the machine does meets all; those without hope are left out after the first."""
+    for _ in range(ROUNDS - 1):
+        best = min((min(one.row.seconds) for one in ready), default=0.0)
+        for one in ready:
+            if (
+                min(one.row.seconds) > HOPELESS * best and one is not ready[0]
+            ):  # the first is what all are compared with
+                continue
+            if time.perf_counter() > until and len(one.row.seconds) >= 2:
+                return
+            one.measure()
+
+
+def _variants(best: Row, plan: Plan) -> list[Row]:
+    """Other batches and streams of the fastest way."""
+    streams = {1, best.streams, max(1, plan.threads // 2)}
+    fresh = dataclasses.replace
+    return [
+        fresh(best, streams=count, batch_size=size, seconds=[], note="")
+        for count in sorted(streams)
+        for size in BATCHES
+        if (count, size) != (best.streams, best.batch_size) and (count > 1 or size == max(BATCHES))
+    ]
+
+
+def _winner(rows: list[Row], date: str) -> Tuned:
+    usual, *others = (row for row in rows if row.seconds)
+    best = max(others, key=lambda row: row.images_per_second, default=usual)
+    gain = best.images_per_second / usual.images_per_second
+    if gain < WORTH:
+        best = usual
+    per = f"{best.images_per_second:.3g} images/s"
+    against = "" if best is usual else f", {gain:.2f} times that of {usual.engine} {usual.precision}"
+    reason = f"tuned on {date}: {per}{against}; {len(best.seconds)} rounds by turns"
+    return Tuned(best.engine, best.precision, best.layout, best.streams, best.batch_size, reason)

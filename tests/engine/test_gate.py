@@ -1,0 +1,163 @@
+"""Lossy precisions are judged before they are used, and not used when they change the answers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tessella
+from tessella.data.samples import sample_images
+from tessella.data.transforms import InputSpec
+from tessella.engine import gate, make_plan, open_engine
+from tessella.engine.gate import BOUNDS, Bounds, compare, one_step_down, open_gated
+from tessella.predictor import DEFAULT_MODEL
+
+SIZE = (32, 32)
+
+
+@functools.cache
+def builtin() -> Any:
+    return tessella.create_model(DEFAULT_MODEL, pretrained=True).eval()
+
+
+def spec() -> InputSpec:
+    return InputSpec.from_cfg(builtin().pretrained_cfg)
+
+
+@functools.cache
+def test_images(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All CIFAR-10 test images (10000,32,32,3) and their labels."""
+    import pyarrow.parquet as pq
+
+    from tessella.data.decode import decode
+
+    table = pq.read_table(shared_data / "cifar10-test.parquet")
+    images = [decode(row["bytes"]) for row in table["image"].to_pylist()]
+    return np.stack(images), np.array(table["label"].to_pylist())
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+@functools.cache
+def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
+    images = test_images(shared_data)[0][:count]
+    plan = make_plan("cpu", precision, engine, 100)
+    opened = open_engine(builtin(), plan, SIZE, spec(), sample_images(spec(), gate.CALIBRATION))
+    logits, embeddings = zip(*opened.in_turn(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
+    return np.concatenate(logits), np.concatenate(embeddings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "precision", "points", "count"),
+    [
+        ("rewritten", "bfloat16", 0.1, 2_000),  # slow on a CPU that has it not
+        ("openvino", "int8", 0.5, 10_000),
+    ],
+)
+def test_the_built_in_models_accuracy_stays(
+    engine: str, precision: str, points: float, count: int, shared_data: Path
+) -> None:
+    labels = test_images(shared_data)[1][:count]
+    exact = answers("openvino", "float32", count, shared_data)
+    lossy = answers(engine, precision, count, shared_data)
+    accuracy = [100 * (logits.argmax(1) == labels).mean() for logits, _ in (exact, lossy)]
+    assert accuracy[1] >= accuracy[0] - points
+    verdict = compare(lossy, exact)  # of all images, undecided ones too
+    # int8 was calibrated on photographs of other things than it is shown here
+    assert verdict.agreement >= (0.995 if precision == "bfloat16" else 0.98)
+    assert verdict.cosine >= BOUNDS[precision].cosine
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("rewritten", "bfloat16"), ("openvino", "int8")])
+def test_what_passes_is_used_and_the_plan_has_the_figures(engine: str, precision: str) -> None:
+    opened = open_gated(builtin(), make_plan("cpu", precision, engine), SIZE, spec())
+    assert opened.plan.precision == precision
+    row = next(row for row in opened.plan.choices if row.what == "precision")
+    assert row.chosen == precision
+    assert "100.0 % same top class" in row.reason
+    assert "asked for" in row.reason
+
+
+def test_what_fails_is_not_used_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
+    with caplog.at_level(logging.WARNING):
+        opened = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
+    assert opened.plan.precision == "float32"
+    assert "float32 instead of bfloat16" in caplog.text
+    row = next(row for row in opened.plan.choices if row.what == "precision")
+    assert row.chosen == "float32"
+    assert "must have 100 % and 1.1" in row.reason
+    images = sample_images(spec(), 4)
+    exact = open_engine(builtin(), make_plan("cpu", "float32", "rewritten"), SIZE, spec())
+    np.testing.assert_array_equal(opened(images)[0], exact(images)[0])
+
+
+def test_int8_steps_down_to_bfloat16_only_where_that_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan("cpu", "int8", "openvino")
+    for native, next_one in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(gate, "has_native_bfloat16", lambda device, native=native: native)
+        assert one_step_down(plan).precision == next_one
+
+
+def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    first = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
+    monkeypatch.setattr(gate, "answers", lambda *_: pytest.fail("measured again"))
+    again = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
+    assert again.plan.choices == first.plan.choices
+
+
+def test_ones_own_images_are_what_counts() -> None:
+    images = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
+    predictor = tessella.load(precision="bfloat16", images=[*images, b"no image"])
+    row = next(row for row in predictor.plan.choices if row.what == "precision")
+    assert "on 4 images" in row.reason or "on 3 images" in row.reason  # the rest sets int8's ranges
+    with pytest.raises(tessella.UsageError, match="none of the images"):
+        tessella.load(precision="bfloat16", images=[b"no image"])
+
+
+def test_normalised_batches_pass_the_gate_too() -> None:
+    fast = tessella.optimize(builtin(), precision="bfloat16")
+    assert fast.plan.precision == "bfloat16"
+    assert any("same top class" in row.reason for row in fast.plan.choices)
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def made(logits: list[list[float]], embeddings: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(logits, np.float32), np.array(embeddings, np.float32)
+
+
+def test_compare() -> None:
+    truth = made([[5, 0], [0, 5], [0.1, 0]], [[1, 0], [0, 1], [1, 1]])
+    assert compare(truth, truth) == (1.0, pytest.approx(1.0), 3, 3)
+    flipped = made([[5, 0], [5, 0], [0, 0.1]], [[1, 0], [0, -1], [1, 1]])
+    assert compare(flipped, truth)[:2] == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert compare(flipped, truth, margin=0.1) == (0.5, pytest.approx(1 / 3), 3, 2)  # the undecided third is left out
+    vague = made([[0.1, 0]] * 3, [[1, 0], [0, 1], [1, 1]])
+    assert compare(vague, vague, margin=0.1).decided == 3  # where nearly all are undecided, all count
+    broken = made([[np.nan, 0]] * 3, [[np.nan, 0], [0, 1], [1, 1]])
+    assert not compare(broken, truth).passes("int8")
+    without_classes = made([[], [], []], [[1, 0], [0, 1], [1, 1]])
+    assert compare(without_classes, without_classes).passes("bfloat16")
+
+
+def test_samples_are_always_the_same_and_of_the_models_size() -> None:
+    wide = InputSpec(height=24, width=40)
+    images = sample_images(wide, 6)
+    assert images.shape == (6, 24, 40, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, sample_images(wide, 6))
+    assert len({image.tobytes() for image in images}) == 6
+    grey = InputSpec(height=8, width=8, channels=1, mean=(0.5,), std=(0.5,))
+    assert sample_images(grey, 2).shape == (2, 8, 8, 1)
