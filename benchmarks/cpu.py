@@ -18,23 +18,20 @@ from pathlib import Path
 import torch
 from peers import Exports, stock, timm_importable
 
+from tessella.engine import ENGINES
+from tessella.engine.plan import has_native_bfloat16
 from tessella.tasks.bench import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours, slug
+from tessella.tasks.tune import tune
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 RESULTS = Path(__file__).resolve().parent / "results"
-EXACT, AUTO, TIMM = "auto (float32)", "auto", "timm"
+AUTO, TIMM = "auto", "timm"
 
 
-def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 (AVX512_BF16, AMX, Arm's BF16); elsewhere it is slower than float32."""
-    return any("bf16" in feature and bool(has) for feature, has in torch.cpu.get_capabilities().items())
-
-
-def own(precisions: Sequence[str], *, compile: bool = True) -> list[Candidate]:
-    """Our engines one by one, then what is chosen for someone who asks for exact answers, and for nothing at all."""
-    engines = ["rewritten", "openvino", "onnxruntime", *(["compile"] if compile else [])]
-    pairs = [(engine, one) for one in precisions for engine in engines if (engine, one) != ("onnxruntime", "bfloat16")]
-    return [*(ours(*pair) for pair in pairs), ours("auto", "float32"), ours("auto", "auto")]
+def own(precisions: Sequence[str]) -> list[Candidate]:
+    """Our engines one by one, then what someone gets who asks for nothing, after `tessella tune`."""
+    pairs = [(name, one) for one in precisions for name, kind in ENGINES.items() if one in kind.precisions]
+    return [*(ours(*pair) for pair in pairs if pair[0] not in ("eager", "compile")), ours("auto", "auto")]
 
 
 def speed(rows: Iterable[Row], *names: str, precision: str | None = None) -> float | None:
@@ -56,7 +53,6 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
     """What the goals are stated in, for one model and batch size."""
     best_exact, best = speed(rows, "timm*", precision="float32"), speed(rows, "timm*")
     return {
-        "exact / best stock float32": quotient(speed(rows, EXACT), best_exact),
         "our best float32 engine / best stock float32": quotient(speed(rows, "", precision="float32"), best_exact),
         "auto / best stock": quotient(speed(rows, AUTO), best),
         "auto / timm eager float32": quotient(speed(rows, AUTO), speed(rows, TIMM, precision="float32")),
@@ -124,21 +120,25 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--tune-seconds", type=float, default=60, help="of `tessella tune` before each model")
+    parser.add_argument("--int8", action="store_true", help="our int8 too, which takes minutes to convert")
     parser.add_argument("--all", action="store_true", help="bfloat16 on a CPU that does not multiply it, too")
     parser.add_argument("--picture", type=Path, help="draw speed against published accuracy to this .png or .svg")
     args = parser.parse_args()
     if not timm_importable():
         print("timm cannot be imported here: the rows of the peers will say why", file=sys.stderr)
-    precisions = ["float32", *(["bfloat16"] if args.all or native_bfloat16() else [])]
+    precisions = ["float32", *(["bfloat16"] if args.all or has_native_bfloat16("cpu") else [])]
     rows: list[Row] = []
     path = None
     with Exports() as exports:
         candidates = [
             *stock(exports, precisions, compile=not args.skip_compile),
-            *own(precisions, compile=not args.skip_compile),
+            *own([*precisions, *(["int8"] if args.int8 else [])]),
         ]
         for name in args.models:
-            for some in measure(load_case(name), candidates, args.batches, args.rounds):
+            case = load_case(name)
+            tune(case.model, seconds=args.tune_seconds, judged=case.weights == "trained")
+            for some in measure(case, candidates, args.batches, args.rounds):
                 rows += some
                 path = path or result_path(rows)
                 path.write_bytes(csv_bytes(rows))  # after each, so that an interrupt loses one model at most

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_it_answers_as_its_source_does(folder: Path) -> None:
     source, exported = tessella.load(engine="eager"), tessella.load(f"local-dir:{folder}")
-    images = [CAT, np.zeros((5, 9, 3), np.uint8), CAT]
+    images: list[Any] = [CAT, np.zeros((5, 9, 3), np.uint8), CAT]
     expected, found = source.predict(images), exported.predict(images)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=3e-6)
     np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=3e-6)

@@ -302,6 +302,7 @@ def tune(
         precisions=precision.split(",") if precision else None,
         engines=engines.split(",") if engines else None,
         images=read_samples(images),
+        judged=not random_weights,
         seconds=seconds,
         say=lambda text: click.echo(text, err=True),
     )

@@ -140,10 +140,13 @@ def made(logits: list[list[float]], embeddings: list[list[float]]) -> tuple[np.n
 
 def test_compare() -> None:
     truth = made([[5, 0], [0, 5], [0.1, 0]], [[1, 0], [0, 1], [1, 1]])
-    assert compare(truth, truth) == (1.0, pytest.approx(1.0), 3, 3)
+    same = compare(truth, truth)
+    assert (same.agreement, same.images, same.decided) == (1.0, 3, 3)
+    assert same.cosine == pytest.approx(1.0)
     flipped = made([[5, 0], [5, 0], [0, 0.1]], [[1, 0], [0, -1], [1, 1]])
-    assert compare(flipped, truth)[:2] == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-    assert compare(flipped, truth, margin=0.1) == (0.5, pytest.approx(1 / 3), 3, 2)  # the undecided third is left out
+    assert compare(flipped, truth).agreement == compare(flipped, truth).cosine == pytest.approx(1 / 3)
+    decided = compare(flipped, truth, margin=0.1)  # the undecided third is left out
+    assert (decided.agreement, decided.images, decided.decided) == (0.5, 3, 2)
     vague = made([[0.1, 0]] * 3, [[1, 0], [0, 1], [1, 1]])
     assert compare(vague, vague, margin=0.1).decided == 3  # where nearly all are undecided, all count
     broken = made([[np.nan, 0]] * 3, [[np.nan, 0], [0, 1], [1, 1]])

@@ -96,8 +96,18 @@ class Engine(abc.ABC):
         return self(batch) if isinstance(batch, np.ndarray) else self.run(batch)
 
     def _alone(self, batch: Any) -> Any:
-        """One batch and no other at the same time: nothing is there to share the cores with."""
-        return self._work(batch)
+        """One batch and no other at the same time: every stream takes a part of it."""
+        streams = min(self.plan.streams, len(batch))
+        if streams < 2:
+            return self._work(batch)
+        cuts = [len(batch) * i // streams for i in range(streams + 1)]
+        with ThreadPoolExecutor(streams, "tessella-model", self._enter) as pool:
+            parts = list(pool.map(self._work, (batch[a:b] for a, b in itertools.pairwise(cuts))))
+        if isinstance(batch, np.ndarray):
+            return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+        import torch
+
+        return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 
     def _enter(self) -> None:  # noqa: B027 - nothing to do is the usual case
         """What a thread of `in_turn` does first."""
@@ -130,16 +140,3 @@ class GraphEngine(Engine):
 
         logits, embedding = self(x.numpy())
         return torch.from_numpy(logits), torch.from_numpy(embedding)
-
-    def _alone(self, batch: Any) -> Any:
-        streams = min(self.plan.streams, len(batch))
-        if streams < 2:  # one stream has one core
-            return self._work(batch)
-        cuts = [len(batch) * i // streams for i in range(streams + 1)]
-        with ThreadPoolExecutor(streams, "tessella-model") as pool:
-            parts = list(pool.map(self._work, (batch[a:b] for a, b in itertools.pairwise(cuts))))
-        if isinstance(batch, np.ndarray):
-            return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
-        import torch
-
-        return tuple(torch.cat(found) for found in zip(*parts, strict=True))

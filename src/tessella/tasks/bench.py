@@ -14,7 +14,6 @@ import importlib
 import io
 import itertools
 import os
-import platform
 import re
 import statistics
 import sys
@@ -31,9 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..data.samples import sample_images
 from ..data.transforms import InputSpec, normalise
 from ..engine import ENGINES, PRECISIONS, make_plan, open_engine
+from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import Mode
+from ..engine.tuned import cpu_name
 from ..errors import TessellaError, UsageError
 from ..models.base import ImageModel
 from ..weights.catalogue import published_accuracy, resolve
@@ -128,11 +130,15 @@ def ours(engine: str, precision: str) -> Candidate:
         chosen = make_plan(case.device, precision, engine, batch, mode, case.model, size)
 
         def make() -> Opened:
-            opened = open_engine(case.model, chosen, size, case.spec)
+            judged = chosen.precision != "float32" and case.weights == "trained"
+            if judged:
+                opened = open_gated(case.model, chosen, size, case.spec)
+            else:  # random weights have no answers that could be kept
+                opened = open_engine(case.model, chosen, size, case.spec, sample_images(case.spec, CALIBRATION))
             told = {row.what: f"{row.chosen}: {row.reason}" for row in opened.plan.choices}
             fell_back = opened.plan.precision != chosen.precision  # from a lossy one whose answers were too far off
             note = told["precision"] if fell_back else told["engine"] if engine == "auto" else ""
-            return Opened(lambda x: opened.run(x)[0], opened.plan.precision, note)
+            return Opened(lambda x: next(opened.in_turn([x]))[0], opened.plan.precision, note)
 
         return make
 
@@ -404,10 +410,7 @@ def hardware(device: str) -> str:
     """A GPU's name; a CPU's with its cores and the vector units that PyTorch uses."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def other_versions() -> str:

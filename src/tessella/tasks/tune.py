@@ -14,9 +14,9 @@ from typing import Any
 from ..data.decode import Pixels
 from ..data.samples import sample_images
 from ..data.transforms import InputSpec, load_pixels
-from ..engine import ENGINES, Plan, make_plan
+from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
-from ..engine.gate import open_gated
+from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, keep_tuned
 from ..errors import TessellaError, UsageError
@@ -92,14 +92,16 @@ def tune(
     engines: Sequence[str] | None = None,
     images: Sequence[AnyImage] | None = None,
     seconds: float = SECONDS,
+    judged: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tuning:
     """Measure the candidates by turns, keep the winner of each mode for this model, size and machine.
 
     precisions: None takes float32, and bfloat16 where the hardware has it; lossy ones must pass the gate on `images`
     (see `tessella.load`). engines: None takes those that are installed and ready within a minute, which "compile" is
-    not. seconds: when to stop; a conversion that has begun is finished. say: gets a line as work goes on. Raises
-    UsageError `bad_argument`.
+    not. seconds: when to stop; a conversion that has begun is finished. judged: False measures lossy precisions without
+    asking the gate, for random weights; it is asked when trained ones are loaded. say: gets a line as work goes on.
+    Raises UsageError `bad_argument`.
     """
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan("cpu")
@@ -119,7 +121,7 @@ def tune(
             if number > 1 and time.perf_counter() - started > seconds / 2:
                 row.note = "not measured: the time was up"
                 continue
-            if opened := _open(model, plan, spec, row, judges, pictures):
+            if opened := _open(model, plan, spec, row, judges if judged else (), pictures):
                 for _ in range(2):  # the first is a warm-up
                     opened.measure()
                 del row.seconds[0]
@@ -128,7 +130,7 @@ def tune(
         _rounds([one for one in ready if one.row.mode == mode], started + seconds * (0.7 if mode == MODES[0] else 0.8))
     best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
     say(f"batches of {best.engine}")
-    variants = [_open(model, plan, spec, row, judges, pictures) for row in _variants(best, plan)]
+    variants = [_open(model, plan, spec, row, judges if judged else (), pictures) for row in _variants(best, plan)]
     ready = [*(one for one in ready if one.row is best), *(one for one in variants if one)]
     for one in ready[1:]:
         for _ in range(2):
@@ -176,13 +178,17 @@ def _candidates(
 
 
 def _open(
-    model: ImageModel, plan: Plan, spec: InputSpec, row: Row, images: Pixels | None, pictures: Pixels
+    model: ImageModel, plan: Plan, spec: InputSpec, row: Row, images: Pixels | tuple[()] | None, pictures: Pixels
 ) -> Ready | None:
     """The engine of the row; None, with a note in the row, where it cannot be had or its answers are not good."""
     try:
         this = make_plan("cpu", row.precision, row.engine, row.batch_size)
         this = dataclasses.replace(this, threads=plan.threads, layout=row.layout, streams=row.streams)
-        engine = open_gated(model, this, (spec.height, spec.width), spec, images)
+        size = (spec.height, spec.width)
+        if isinstance(images, tuple):
+            engine = open_engine(model, this, size, spec, sample_images(spec, CALIBRATION))
+        else:
+            engine = open_gated(model, this, size, spec, images)
     except TessellaError as error:
         row.note = error.message
         return None

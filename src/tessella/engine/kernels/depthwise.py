@@ -1,0 +1,77 @@
+"""Depthwise convolution, what follows it and the residual sum in one pass, for ConvMixer (arXiv:2201.09792).
+
+    y = x + clamp(conv(x) + bias, low, high)      or      y = x + scale * gelu(conv(x) + bias)
+
+k x k with odd k, stride 1, zeros around ("same"). Compilers cannot join what stands around a library's convolution to
+it; here a block's activations are read once and written once.
+
+Shape suffixes: B images, D channels, h w the grid, K the side of the kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backend import SINGLE, kernel_of, wide
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@torch.library.custom_op("tessella::depthwise", mutates_args=())
+def depthwise(
+    x_BDhw: Tensor,
+    weight_KKD: Tensor,
+    bias_D: Tensor,
+    low_D: Tensor | None,
+    high_D: Tensor | None,
+    scale_D: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
+    """(B,D,h,w) -> the same shape and type, in channels-last memory or in contiguous memory.
+
+    Either low and high, which may be infinite, or scale. Sums are in float32.
+    """
+    run = kernel_of("depthwise", plain, x_BDhw, SINGLE)
+    y: Tensor = run(x_BDhw, weight_KKD, bias_D, low_D, high_D, scale_D, channels_last)
+    return y
+
+
+@depthwise.register_fake
+def _(
+    x_BDhw: Tensor,
+    weight_KKD: Tensor,
+    bias_D: Tensor,
+    low_D: Tensor | None,
+    high_D: Tensor | None,
+    scale_D: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
+    return torch.empty_like(x_BDhw, memory_format=memory_format(channels_last))
+
+
+def plain(
+    x_BDhw: Tensor,
+    weight_KKD: Tensor,
+    bias_D: Tensor,
+    low_D: Tensor | None,
+    high_D: Tensor | None,
+    scale_D: Tensor | None,
+    channels_last: bool,
+) -> Tensor:
+    """The same function in PyTorch's own steps."""
+    dtype = wide(x_BDhw)
+    x, weight, bias = (t.to(dtype) for t in (x_BDhw, weight_KKD.permute(2, 0, 1)[:, None], bias_D))
+    z = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(bias))
+    if scale_D is not None:
+        z = F.gelu(z) * scale_D.to(dtype)[:, None, None]
+    else:
+        assert low_D is not None
+        assert high_D is not None
+        z = torch.minimum(torch.maximum(z, low_D.to(dtype)[:, None, None]), high_D.to(dtype)[:, None, None])
+    # a copy even where nothing changes: an operator's result is never its input
+    y = torch.empty_like(x_BDhw, memory_format=memory_format(channels_last))
+    return y.copy_(x + z)
