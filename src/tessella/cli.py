@@ -35,6 +35,7 @@ EXIT_BAD_INPUT = 3
 def main() -> None:
     """Entry point of `tessella`: errors of the family become a message and their exit status."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("tessella.engine").setLevel(logging.INFO)  # what takes long says so
     try:
         sys.exit(cli(standalone_mode=False))  # click returns the status of an Exit, None when all went well
     except click.ClickException as error:

@@ -144,7 +144,8 @@ def test_compare() -> None:
     assert (same.agreement, same.images, same.decided) == (1.0, 3, 3)
     assert same.cosine == pytest.approx(1.0)
     flipped = made([[5, 0], [5, 0], [0, 0.1]], [[1, 0], [0, -1], [1, 1]])
-    assert compare(flipped, truth).agreement == compare(flipped, truth).cosine == pytest.approx(1 / 3)
+    assert compare(flipped, truth).agreement == pytest.approx(1 / 3)
+    assert compare(flipped, truth).cosine == pytest.approx(1 / 3)
     decided = compare(flipped, truth, margin=0.1)  # the undecided third is left out
     assert (decided.agreement, decided.images, decided.decided) == (0.5, 3, 2)
     vague = made([[0.1, 0]] * 3, [[1, 0], [0, 1], [1, 1]])

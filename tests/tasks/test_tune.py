@@ -63,7 +63,7 @@ def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
     from tessella.engine.gate import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
-    done = tune(model(), engines=["rewritten"], precisions=["float32", "bfloat16"], seconds=20)
+    done = tune(model(), engines=["rewritten"], precisions=["float32", "bfloat16"], seconds=5)
     lossy = [row for row in done.rows if row.precision == "bfloat16"]
     assert lossy
     assert all("must have" in row.note and not row.seconds for row in lossy)

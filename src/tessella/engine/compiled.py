@@ -60,7 +60,7 @@ class CompileEngine(RewrittenEngine):
         self.lock = threading.Lock()  # a graph has one place for its input and one for its answer
         if not self.on_gpu:
             with quiet():
-                self.program = torch.compile(self.module, dynamic=False, options={"freezing": True})
+                self.program = compile_alone(self.module, options={"freezing": True})
 
     def __call__(self, images_BHWC: Pixels) -> tuple[FloatArray, FloatArray]:
         if not self.on_gpu:

@@ -21,6 +21,8 @@ from .eager import quiet, rewritten_for, whole
 from .exported import GRAPHS
 from .plan import Plan
 
+log = logging.getLogger(__name__)
+
 
 def as_openvino(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
@@ -32,6 +34,7 @@ def as_openvino(
     import openvino as ov
 
     def convert(folder: Path) -> None:
+        log.info("converting %s for OpenVINO, once", model.arch)
         program = exported(model, plan, size, spec)
         with quiet():
             graph = ov.convert_model(program)
@@ -44,6 +47,8 @@ def as_openvino(
     assert samples is not None
 
     def quantise(folder: Path) -> None:
+        log.info("measuring the ranges of %s for int8 on %d images, once: minutes for a large model",
+                 model.arch, len(samples))  # fmt: skip
         ov.save_model(
             quantised(exact / GRAPHS["openvino"], model, spec, samples),
             folder / GRAPHS["openvino"],
@@ -59,6 +64,7 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
     """The folder of the model as an ONNX file."""
 
     def export(folder: Path) -> None:
+        log.info("converting %s for ONNX Runtime, once", model.arch)
         program = exported(model, plan, size, spec)
         names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
         with quiet():

@@ -74,6 +74,15 @@ class Ready:
     engine: Engine
     images: Pixels
 
+    def warm_up(self) -> None:
+        """An image for every stream; more where that takes no time."""
+        until = time.perf_counter() + LEAST
+        while True:
+            for _ in self.engine.in_turn([self.images[:1]] * self.row.streams):
+                pass
+            if time.perf_counter() > until:
+                return
+
     def measure(self) -> None:
         """One round: the row's batches for every stream, at least LEAST seconds of them."""
         batches = self.row.streams
@@ -122,9 +131,8 @@ def tune(
                 row.note = "not measured: the time was up"
                 continue
             if opened := _open(model, plan, spec, row, judges if judged else (), pictures):
-                for _ in range(2):  # the first is a warm-up
-                    opened.measure()
-                del row.seconds[0]
+                opened.warm_up()
+                opened.measure()
                 ready.append(opened)
     for mode in MODES:
         _rounds([one for one in ready if one.row.mode == mode], started + seconds * (0.7 if mode == MODES[0] else 0.8))
@@ -133,9 +141,8 @@ def tune(
     variants = [_open(model, plan, spec, row, judges if judged else (), pictures) for row in _variants(best, plan)]
     ready = [*(one for one in ready if one.row is best), *(one for one in variants if one)]
     for one in ready[1:]:
-        for _ in range(2):
-            one.measure()
-        del one.row.seconds[0]
+        one.warm_up()
+        one.measure()
     _rounds(ready, started + seconds)
     rows += [one.row for one in ready if one.row is not best]
     date = time.strftime("%Y-%m-%d")

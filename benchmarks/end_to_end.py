@@ -1,0 +1,122 @@
+"""From photographs in an archive to answers, beside the model alone: `python benchmarks/end_to_end.py PHOTOS.tar`.
+
+For each model, by turns: the engine on batches that are pixels already ("model"), and `Predictor.records` on the files
+of the archive, with the transform "exact" and "fast". The same engine, plan and number of images; weights are random.
+The share is the rate from files over that of the model in the same rounds. The engine is what `tessella tune` found
+for the model on this machine, or --engine. Peak memory is the process's, after half and after all images of a round.
+The result is added to benchmarks/results as a CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tessella.data.sources import Source, iter_sources
+from tessella.engine import make_plan
+from tessella.predictor import Predictor
+from tessella.tasks.bench import hardware, load_case, slug
+
+FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
+FIELDS = ("model", "engine", "streams", "batch", "path", "images", "rounds", "images_per_second", "slowest", "fastest",
+          "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware", "torch", "date")  # fmt: skip
+
+
+def photographs(archive: str) -> Iterator[Source]:
+    """Without end."""
+    while True:
+        yield from iter_sources([archive])
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
+
+
+def from_files(predictor: Predictor, archive: str, count: int) -> tuple[float, int, float]:
+    """Seconds for so many photographs, how many of them were errors, and the peak after half of them."""
+    errors, half = 0, 0.0
+    start = time.perf_counter()
+    for number, record in enumerate(predictor.records(islice(photographs(archive), count)), 1):
+        errors += record.status != "ok"
+        if number == count // 2:
+            half = peak_mb()
+    return time.perf_counter() - start, errors, half
+
+
+def model_alone(predictor: Predictor, count: int) -> float:
+    """Seconds for so many images that are pixels already."""
+    size = predictor.plan.batch_size
+    spec = predictor.spec
+    batch = np.random.default_rng(0).integers(0, 256, (size, spec.height, spec.width, 3), np.uint8)
+    start = time.perf_counter()
+    for _ in predictor.engine.in_turn(batch[: min(size, count - done)] for done in range(0, count, size)):
+        pass
+    return time.perf_counter() - start
+
+
+def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -> list[dict[str, object]]:
+    case = load_case(name)
+    size = (case.spec.height, case.spec.width)
+    plan = make_plan("cpu", "float32" if engine != "auto" else "auto", engine, None, "throughput", case.model, size)
+    exact = Predictor(case.model, plan=plan)
+    fast = copy.copy(exact)  # the same engine
+    fast._prepare(exact.spec, "fast", exact.policy, exact.limits)
+    few = 4 * plan.batch_size
+    rate = few / min(model_alone(exact, few) for _ in range(2))
+    count = max(few, round(rate * seconds))
+    taken: dict[str, list[float]] = {"model": [], "exact": [], "fast": []}
+    errors, halves, peaks = {"model": 0}, {"model": 0.0}, {"model": 0.0}
+    for _ in range(rounds):
+        taken["model"].append(model_alone(exact, count))
+        for path, predictor in (("exact", exact), ("fast", fast)):
+            found, errors[path], halves[path] = from_files(predictor, archive, count)
+            peaks[path] = peak_mb()
+            taken[path].append(found)
+    rows: list[dict[str, object]] = []
+    for path, times in taken.items():
+        share = statistics.median(taken["model"]) / statistics.median(times)
+        rows.append(
+            dict(model=name, engine=plan.engine, streams=plan.streams, batch=plan.batch_size, path=path, images=count,
+                 rounds=rounds, images_per_second=round(count / statistics.median(times), 2),
+                 slowest=round(count / max(times), 2), fastest=round(count / min(times), 2),
+                 share_of_model=round(share, 3), errors=errors[path], peak_mb_half=round(halves[path]),
+                 peak_mb=round(peaks[path]), threads=plan.threads, hardware=hardware("cpu"), torch=torch.__version__,
+                 date=time.strftime("%Y-%m-%d"))
+        )  # fmt: skip
+        print(f"{name:18} {plan.engine} {path:6} {rows[-1]['images_per_second']:>8} images/s  {100 * share:.1f} %")
+    return rows
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive")
+    parser.add_argument("--models", nargs="+", default=FIVE)
+    parser.add_argument("--seconds", type=float, default=12, help="of the model alone, a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", default="auto")
+    args = parser.parse_args()
+    version = ".".join(torch.__version__.split(".")[:2])
+    stem = f"end-to-end_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}"
+    path = Path(__file__).resolve().parent / "results" / f"{stem}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for name in args.models:
+            writer.writerows(measure(name, args.archive, args.seconds, args.rounds, args.engine))
+            file.flush()
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Several batches at a time: the order is kept, little is held, and nothing is left changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tessella.data.transforms import InputSpec
+from tessella.engine import make_plan, open_engine
+from tessella.engine.base import Engine, Outputs
+
+from ..models.tiny import tiny
+
+PLAN = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 4), threads=3, streams=3)
+
+
+class Slow(Engine):
+    """Gives back what it is given, after a while that has nothing to do with the order."""
+
+    def __init__(self) -> None:
+        super().__init__(None, PLAN, (1, 1), InputSpec(height=1, width=1))
+        self.running = self.most = 0
+        self.lock = threading.Lock()
+        self.sizes: list[int] = []
+
+    def run(self, x: Tensor) -> Outputs:
+        raise NotImplementedError
+
+    def __call__(self, images: Any) -> Any:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.sizes.append(len(images))
+        time.sleep(random.uniform(0.001, 0.02))
+        with self.lock:
+            self.running -= 1
+        if images[0] == 99:
+            raise RuntimeError("broken batch")
+        return images, images + 1
+
+
+def batches(count: int, size: int = 2) -> Iterator[np.ndarray]:
+    return (np.arange(size) + size * i for i in range(count))
+
+
+def test_order_is_kept_and_streams_work_at_the_same_time() -> None:
+    engine = Slow()
+    found = [part[0].tolist() for part in engine.in_turn(batches(40))]
+    assert found == [[2 * i, 2 * i + 1] for i in range(40)]
+    assert engine.most == 3
+
+
+def test_at_most_one_batch_more_than_streams_is_held() -> None:
+    drawn = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal drawn
+        for batch in batches(1000):
+            drawn += 1
+            yield batch
+
+    results = Slow().in_turn(counted())
+    for taken in range(1, 5):
+        next(results)
+        assert drawn <= taken + PLAN.streams
+    results.close()  # type: ignore[attr-defined]
+    assert drawn < 10
+
+
+def test_an_error_of_a_batch_is_raised_in_its_turn() -> None:
+    results = Slow().in_turn([np.array([1]), np.array([99]), np.array([3])])
+    assert next(results)[0].tolist() == [1]
+    with pytest.raises(RuntimeError, match="broken batch"):
+        next(results)
+
+
+def test_an_error_of_the_source_is_raised() -> None:
+    def failing() -> Iterator[np.ndarray]:
+        yield from batches(3)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(Slow().in_turn(failing()))
+
+
+def test_a_batch_alone_is_shared_out_and_joined_again() -> None:
+    engine = Slow()
+    logits, embedding = next(engine.in_turn([np.arange(8)]))
+    assert logits.tolist() == list(range(8))
+    assert embedding.tolist() == list(range(1, 9))
+    assert sorted(engine.sizes) == [2, 3, 3]
+    engine.sizes.clear()
+    assert next(engine.in_turn([np.arange(1)]))[0].tolist() == [0]
+    assert engine.sizes == [1]
+    assert list(engine.in_turn([])) == []
+
+
+def test_pytorchs_threads_are_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    plan = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 2), threads=2, streams=2)
+    engine = open_engine(tiny("mixer"), plan, (32, 32))
+    x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = engine.run(x)
+    parts = list(engine.in_turn(x.split(2)))
+    for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        torch.testing.assert_close(torch.cat(found), expected)
+    assert torch.get_num_threads() == before
+    elsewhere: list[int] = []
+    thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert elsewhere == [before]
