@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,13 @@ def test_a_bad_image_in_a_list_is_named_by_its_position(predictor: Predictor) ->
     with pytest.raises(ImageError, match="image 2: ") as caught:
         predictor.classify([EXAMPLES / "cat.jpg", EXAMPLES / "coffee.jpg", b"junk"])
     assert caught.value.code == "unsupported_format"
+
+
+def test_endless_bad_images_come_out_as_they_are_read(predictor: Predictor) -> None:
+    records = predictor.records(itertools.repeat(b"no image"))
+    for i in range(200):
+        record = next(records)
+        assert (record.key, record.status) == (str(i), "unsupported_format")
 
 
 def test_records_read_only_a_little_ahead(predictor: Predictor, photos: list[np.ndarray]) -> None:

@@ -27,7 +27,7 @@ from .data.sources import Source
 from .data.transforms import InputSpec, load_pixels
 from .engine import Choice, Plan, make_plan
 from .engine.exported import Card, is_exported, open_exported
-from .engine.gate import open_gated
+from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError
 
@@ -92,9 +92,10 @@ class Predictor:
         if spec.channels != 3:
             raise UsageError("bad_argument", f"{name} reads {spec.channels} channels, images have 3 (RGB)")
         self._prepare(spec, transform, policy, limits)
-        own = None if images is None else readable(images, self._read)
         model = model.eval()
-        self.engine = open_gated(model, plan or make_plan(model=model, size=size), size, spec, own)
+        plan = plan or make_plan(model=model, size=size)
+        own = None if images is None or plan.precision not in BOUNDS else readable(images, self._read)
+        self.engine = open_gated(model, plan, size, spec, own)
         labels, synsets, labels_why = find_labels(model)
         plan = self.engine.plan
         sizes = (model.num_classes, model.head_hidden_size)
@@ -234,25 +235,24 @@ class Predictor:
                 keys_seen.append(key)
                 yield image
 
-        told: deque[ImageError | None] = deque()  # of each image that is with the model or waits for its turn
+        nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
+        waiting: deque[list[Pixels | ImageError]] = deque()  # batches that are with the model, in order
 
-        def good() -> Iterator[Pixels]:
-            for outcome in self._decoded(sources()):
-                told.append(outcome if isinstance(outcome, ImageError) else None)
-                if not isinstance(outcome, ImageError):
-                    yield outcome
+        def batches() -> Iterator[Pixels]:
+            for outcomes in _batched(self._decoded(sources()), self.plan.batch_size):
+                waiting.append(outcomes)
+                good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
+                yield np.stack(good) if good else nothing
 
-        def bad_first() -> Iterator[Record]:
-            while told and (error := told[0]) is not None:
-                told.popleft()
-                yield Record(keys_seen.popleft(), error.code, error.message)
-
-        for logits, vectors in self._passes(good()):
-            for scores, vector in zip(softmax(logits), unit_length(vectors), strict=True):
-                yield from bad_first()
-                told.popleft()
-                yield Record(keys_seen.popleft(), "ok", "", self._named(scores, top), vector if embed else None)
-        yield from bad_first()
+        for logits, vectors in self.engine.in_turn(batches()):
+            rows = zip(softmax(logits), unit_length(vectors), strict=True)
+            for outcome in waiting.popleft():
+                key = keys_seen.popleft()
+                if isinstance(outcome, ImageError):
+                    yield Record(key, outcome.code, outcome.message)
+                else:
+                    scores, vector = next(rows)
+                    yield Record(key, "ok", "", self._named(scores, top), vector if embed else None)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

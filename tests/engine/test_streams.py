@@ -114,6 +114,12 @@ def test_pytorchs_threads_are_left_as_they_were() -> None:
     for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.cat(found), expected)
     assert torch.get_num_threads() == before
+    first, second = (engine.in_turn(x.split(2)) for _ in range(2))  # two at the same time, the later done first
+    next(first)
+    at_work = threading.Thread(target=lambda: list(second))
+    at_work.start()
+    at_work.join()
+    list(first)
     elsewhere: list[int] = []
     thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
     thread.start()

@@ -93,6 +93,8 @@ class Engine(abc.ABC):
                     future.cancel()
 
     def _work(self, batch: Any) -> Any:
+        if not len(batch):  # a batch in which no image could be read
+            return (np.empty((0, 1), np.float32),) * 2
         return self(batch) if isinstance(batch, np.ndarray) else self.run(batch)
 
     def _alone(self, batch: Any) -> Any:

@@ -20,6 +20,7 @@ from .artefacts import cached
 from .eager import quiet, rewritten_for, whole
 from .exported import GRAPHS
 from .plan import Plan
+from .rewrite import layouts_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
 
     def export(folder: Path) -> None:
         log.info("converting %s for ONNX Runtime, once", model.arch)
-        program = exported(model, plan, size, spec)
+        apart = "norms_apart" if "norms_apart" in layouts_of(model) else ""  # ONNX Runtime has no clamp by channel
+        program = exported(model, dataclasses.replace(plan, layout=plan.layout or apart), size, spec)
         names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
         with quiet():
             torch.onnx.export(
@@ -154,7 +156,8 @@ def code_hash() -> str:
     """SHA-256 over the code that makes a converted model: a change of it leaves no old conversion in use."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for path in sorted(path for layer in ("models", "engine") for path in (package / layer).glob("*.py")):
+    makers = [package / "engine" / f"{name}.py" for name in ("convert", "eager", "rewrite")]
+    for path in [*sorted((package / "models").glob("*.py")), *makers]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,31 @@ from .plan import Plan
 from .rewrite import Rewritten, rewrite
 
 
+class Shares:
+    """While threads work on a share of the cores each; PyTorch's own number is put back when the last is done.
+
+    What `torch.set_num_threads` is told holds for the thread that calls it and for every thread that starts later.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = torch.get_num_threads()
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                torch.set_num_threads(self.before)
+
+
+_SHARES = Shares()
+
+
 class TorchEngine(Engine):
     """Runs in this process's PyTorch, on the device of the plan."""
 
@@ -31,17 +57,12 @@ class TorchEngine(Engine):
         return logits.cpu().numpy(), embedding.cpu().numpy()
 
     def in_turn(self, batches: Iterable[Any]) -> Iterator[Any]:
-        before = torch.get_num_threads()
-        try:
+        with nullcontext() if self.plan.streams == 1 else _SHARES:
             yield from super().in_turn(batches)
-        finally:
-            if self.plan.streams > 1:
-                torch.set_num_threads(before)  # what `_enter` set holds for every thread that starts after it
 
     def _enter(self) -> None:
         if self.plan.streams > 1:
-            share = max(1, self.plan.threads // self.plan.streams)
-            torch.set_num_threads(share)  # of this thread and of those that start after it
+            torch.set_num_threads(max(1, self.plan.threads // self.plan.streams))
 
 
 class EagerEngine(TorchEngine):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of what the
 
 
 class OpenVinoEngine(GraphEngine):
-    """Any batch size; requests are one a thread, so threads may share it."""
+    """Any batch size; a pass has a request to itself, so threads may share it."""
 
     def __init__(
         self,
@@ -39,13 +39,16 @@ class OpenVinoEngine(GraphEngine):
             "NUM_STREAMS": plan.streams,
         }
         self.compiled: Any = ov.Core().compile_model(graph, "CPU", settings)
-        self.requests = threading.local()
+        self.free: deque[Any] = deque()  # requests that no thread uses now; one holds buffers, so they are kept
         self.graph = graph
 
     def __call__(self, x: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        if not hasattr(self.requests, "own"):
-            self.requests.own = self.compiled.create_infer_request()
-        logits, embedding = self.requests.own.infer([x], share_inputs=True).values()
+        try:
+            request = self.free.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        logits, embedding = request.infer([x], share_inputs=True).values()
+        self.free.append(request)
         return logits, embedding
 
 

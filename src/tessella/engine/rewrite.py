@@ -95,7 +95,7 @@ def rewrites_of(model: ImageModel) -> tuple[str, ...]:
     raise UsageError("bad_argument", f"{type(model).__name__} has no rewrites", hint="give a model of create_model")
 
 
-LAYOUT_SKIPS = {"right": "mix_from_left"}  # what a layout leaves out
+LAYOUT_SKIPS = {"right": "mix_from_left", "norms_apart": "fold_batch_norms"}  # what a layout leaves out
 
 
 def layouts_of(model: ImageModel) -> tuple[str, ...]:
@@ -104,10 +104,13 @@ def layouts_of(model: ImageModel) -> tuple[str, ...]:
     ConvMixer: how a map lies in memory; CPU kernels of 9 x 9 and more lose 1.2 to 1.5 times in channels-last, smaller
     ones gain. ConViT: its constant attention by position as one N x N product a head, or one over rows and one over
     columns. Mixers: the product over the patches from the left, or transposed.
+    "norms_apart", of the ReLU variant: a runtime that joins a ReLU to its convolution, but not a clamp by channel, needs
+    one pass for the norm and two for the clamp.
     """
     if isinstance(model, ConvMixer):
         layouts = ("channels_last", "channels_first")
-        return layouts[::-1] if model.config.kernel_size >= 9 else layouts
+        layouts = layouts[::-1] if model.config.kernel_size >= 9 else layouts
+        return (*layouts, "norms_apart") if model.config.act_layer == "relu" else layouts
     if isinstance(model, ConViT):
         return "dense", "separable"
     return ("left", "right") if isinstance(model, MlpMixer) else ()

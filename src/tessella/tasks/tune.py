@@ -21,6 +21,7 @@ from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16,
 from ..engine.tuned import Tuned, keep_tuned
 from ..errors import TessellaError, UsageError
 from ..models.base import ImageModel
+from ..models.convmixer import ConvMixer
 from ..predictor import AnyImage, readable
 
 SECONDS = 100.0  # of which a half is for making engines ready
@@ -179,7 +180,7 @@ def _candidates(
                     "",
                 ):
                     continue
-                if layout and name != "rewritten" and layout.startswith("channels"):
+                if isinstance(model, ConvMixer) and layout and (name != "rewritten" or layout == "norms_apart"):
                     continue  # other runtimes lay maps out by themselves
                 yield name, precision, layout
 
