@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
@@ -130,7 +132,8 @@ def main() -> None:
     precisions = ["float32", *(["bfloat16"] if args.all or has_native_bfloat16("cpu") else [])]
     rows: list[Row] = []
     path = None
-    with Exports() as exports:
+    with Exports() as exports, tempfile.TemporaryDirectory(prefix="tessella-tuned-") as cache:
+        os.environ["TESSELLA_CACHE"] = cache  # random weights are tuned here: no record for the user's own
         candidates = [
             *stock(exports, precisions, compile=not args.skip_compile),
             *own([*precisions, *(["int8"] if args.int8 else [])]),

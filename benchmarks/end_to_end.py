@@ -3,7 +3,8 @@
 For each model, by turns: the engine on batches that are pixels already ("model"), and `Predictor.records` on the files
 of the archive, with the transform "exact" and "fast". The same engine, plan and number of images; weights are random.
 The share is the rate from files over that of the model in the same rounds. The engine is what `tessella tune` found
-for the model on this machine, or --engine. Peak memory is the process's, after half and after all images of a round.
+for the model on this machine, or --engine. Peak memory is what a round added to
+the process, after half and after all of its images.
 The result is added to benchmarks/results as a CSV.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,11 +25,12 @@ import torch
 from tessella.data.sources import Source, iter_sources
 from tessella.engine import make_plan
 from tessella.predictor import Predictor
-from tessella.tasks.bench import hardware, load_case, slug
+from tessella.tasks.bench import PeakMemory, hardware, load_case, slug
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
-FIELDS = ("model", "engine", "streams", "batch", "path", "images", "rounds", "images_per_second", "slowest", "fastest",
-          "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware", "torch", "date")  # fmt: skip
+FIELDS = ("model", "engine", "precision", "streams", "batch", "path", "images", "rounds", "images_per_second",
+          "slowest", "fastest", "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware", "torch",
+          "date")  # fmt: skip
 
 
 def photographs(archive: str) -> Iterator[Source]:
@@ -38,19 +39,16 @@ def photographs(archive: str) -> Iterator[Source]:
         yield from iter_sources([archive])
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
-
-
-def from_files(predictor: Predictor, archive: str, count: int) -> tuple[float, int, float]:
-    """Seconds for so many photographs, how many of them were errors, and the peak after half of them."""
+def from_files(predictor: Predictor, archive: str, count: int) -> tuple[float, int, float, float]:
+    """Seconds for so many photographs, how many of them were errors, and the memory added after half and after all."""
     errors, half = 0, 0.0
+    memory = PeakMemory("cpu")
     start = time.perf_counter()
     for number, record in enumerate(predictor.records(islice(photographs(archive), count)), 1):
         errors += record.status != "ok"
         if number == count // 2:
-            half = peak_mb()
-    return time.perf_counter() - start, errors, half
+            half = memory.peak_mb() or 0.0
+    return time.perf_counter() - start, errors, half, memory.peak_mb() or 0.0
 
 
 def model_alone(predictor: Predictor, count: int) -> float:
@@ -79,8 +77,7 @@ def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -
     for _ in range(rounds):
         taken["model"].append(model_alone(exact, count))
         for path, predictor in (("exact", exact), ("fast", fast)):
-            found, errors[path], halves[path] = from_files(predictor, archive, count)
-            peaks[path] = peak_mb()
+            found, errors[path], halves[path], peaks[path] = from_files(predictor, archive, count)
             taken[path].append(found)
     rows: list[dict[str, object]] = []
     for path, times in taken.items():

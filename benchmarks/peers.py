@@ -1,8 +1,8 @@
 """What people would use instead of this package: timm's models, run by the engines that are at hand for them.
 
 Each is a candidate of `tessella.tasks.bench`, converted the way its own documentation does it: a fixed batch size,
-normalised float images, default options. timm imports torchvision, whose compiled operators load only over the build of
-torch they were made for; its Python parts need no more of them than their names.
+normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only over the
+build of torch they were made for; its Python parts need no more of them than their names.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class Exports:
         """Remove the files, after the last use of a model."""
         for path in self.folder.iterdir():
             path.unlink()
+        self.seconds.clear()
 
     def onnxruntime(self) -> Candidate:
         def session(path: Path) -> Run:

@@ -287,9 +287,9 @@ def tune(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure what runs a model fastest on this machine, and use it from now on.
+    """Measure what runs a model fastest on this machine's CPU, and use it from now on.
 
-    The winner is taken wherever --engine and --precision are auto; `tessella doctor` lists it.
+    The winner is taken on a CPU wherever --engine and --precision are auto; `tessella doctor` lists it.
     """
     import dataclasses
 
@@ -300,8 +300,8 @@ def tune(
     model = create_model(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint)
     done = measure(
         model.eval(),
-        precisions=precision.split(",") if precision else None,
-        engines=engines.split(",") if engines else None,
+        precisions=split(precision) if precision else None,
+        engines=split(engines) if engines else None,
         images=read_samples(images),
         judged=not random_weights,
         seconds=seconds,
@@ -456,7 +456,7 @@ MOST_SAMPLES = 500  # images to judge a precision on
 
 
 def read_samples(given: str | None) -> list[Source] | None:
-    """The first images of --images that can be read."""
+    """What --images names, up to MOST_SAMPLES."""
     if given is None:
         return None
     sources = list(find_sources([given]))[:MOST_SAMPLES]

@@ -47,6 +47,7 @@ CODES: dict[str, Kind] = {
     "wrong_shape": Kind(4, 500, "the weights have other shapes than the model"),
     "wrong_dtype": Kind(4, 500, "the weights have another number type than the model"),
     "bad_config": Kind(4, 500, "the model's configuration file is not usable"),
+    "conversion_failed": Kind(4, 500, "the model could not be converted for this engine"),
     "weights_not_found": Kind(4, 500, "no weight file was found at the place given"),
     # the Hub
     "offline": Kind(5, 503, "the file is not in the local cache and the network is switched off"),

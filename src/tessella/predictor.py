@@ -162,9 +162,17 @@ class Predictor:
         from .engine.convert import weights_hash
 
         model = self.engine.model
-        facts = dict(arch=model.arch, weights=weights_hash(model), pool=model.global_pool, spec=self.spec.to_cfg())
-        if self.card.precision != "float32":  # rounded differently by each engine
-            facts |= dict(engine=self.card.engine, graph=self.engine.graph_hash)
+        facts: dict[str, Any] = dict(
+            arch=model.arch,
+            config=repr(model.config),
+            weights=weights_hash(model),
+            pool=model.global_pool,
+            spec=self.spec.to_cfg(),
+            numeric_contract=NUMERIC_CONTRACT,
+        )
+        if self.card.precision != "float32":  # rounded differently by each of these
+            plan = self.engine.plan
+            facts |= dict(engine=plan.engine, graph=self.engine.graph_hash, layout=plan.layout, device=plan.device)
         return facts
 
     @functools.cached_property
@@ -174,7 +182,6 @@ class Predictor:
             policy=self.policy,
             transform=self.transform,
             precision=self.card.precision,
-            numeric_contract=NUMERIC_CONTRACT,
         )
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -236,20 +243,20 @@ class Predictor:
                 yield image
 
         nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
-        waiting: deque[list[Pixels | ImageError]] = deque()  # batches that are with the model, in order
+        waiting: deque[list[ImageError | None]] = deque()  # errors in batches that are with the model, in order
 
         def batches() -> Iterator[Pixels]:
             for outcomes in _batched(self._decoded(sources()), self.plan.batch_size):
-                waiting.append(outcomes)
+                waiting.append([one if isinstance(one, ImageError) else None for one in outcomes])
                 good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
                 yield np.stack(good) if good else nothing
 
         for logits, vectors in self.engine.in_turn(batches()):
             rows = zip(softmax(logits), unit_length(vectors), strict=True)
-            for outcome in waiting.popleft():
+            for error in waiting.popleft():
                 key = keys_seen.popleft()
-                if isinstance(outcome, ImageError):
-                    yield Record(key, outcome.code, outcome.message)
+                if error is not None:
+                    yield Record(key, error.code, error.message)
                 else:
                     scores, vector = next(rows)
                     yield Record(key, "ok", "", self._named(scores, top), vector if embed else None)
@@ -335,7 +342,8 @@ def load(
     settings: dict[str, Any] = dict(transform=transform, policy=policy)
     folder = Path(name.removeprefix("local-dir:"))
     if name.startswith("local-dir:") and is_exported(folder):
-        if device not in ("auto", "cpu") or (precision, engine) != ("auto", "auto") or checkpoint_path or model_args:
+        pinned = device not in ("auto", "cpu") or (precision, engine) != ("auto", "auto")
+        if pinned or checkpoint_path or model_args or images is not None:
             raise UsageError(
                 "bad_argument",
                 f"{name} is an exported model: its engine, precision and weights were chosen when it was exported",

@@ -208,6 +208,19 @@ def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
 
 
+def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        raise NotImplementedError("no translation for aten::spline")
+
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    monkeypatch.setattr("tessella.engine.convert.exported", broken)
+    for engine in ("openvino", "onnxruntime"):
+        with pytest.raises(tessella.WeightsError, match="aten::spline") as caught:
+            opened.__wrapped__(engine, "mixer", pixels=True)
+        assert caught.value.code == "conversion_failed"
+        assert "rewritten" in str(caught.value.hint)
+
+
 def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.engine import convert
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tessella
 from tessella.data.samples import sample_images
@@ -16,6 +17,9 @@ from tessella.data.transforms import InputSpec
 from tessella.engine import gate, make_plan, open_engine
 from tessella.engine.gate import BOUNDS, Bounds, compare, one_step_down, open_gated
 from tessella.predictor import DEFAULT_MODEL
+
+from ..models.tiny import images as images_of
+from ..models.tiny import tiny
 
 SIZE = (32, 32)
 
@@ -48,7 +52,7 @@ test_images.__test__ = False  # type: ignore[attr-defined]
 def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
     images = test_images(shared_data)[0][:count]
     plan = make_plan("cpu", precision, engine, 100)
-    opened = open_engine(builtin(), plan, SIZE, spec(), sample_images(spec(), gate.CALIBRATION))
+    opened = open_engine(builtin(), plan, SIZE, spec(), gate.split(None, spec())[1])  # as every user has it
     logits, embeddings = zip(*opened.in_turn(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)
 
@@ -120,9 +124,37 @@ def test_ones_own_images_are_what_counts() -> None:
     images = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
     predictor = tessella.load(precision="bfloat16", images=[*images, b"no image"])
     row = next(row for row in predictor.plan.choices if row.what == "precision")
-    assert "on 4 images" in row.reason or "on 3 images" in row.reason  # the rest sets int8's ranges
+    assert "on 4 images" in row.reason  # the other sets int8's ranges
     with pytest.raises(tessella.UsageError, match="none of the images"):
         tessella.load(precision="bfloat16", images=[b"no image"])
+
+
+def test_a_model_in_training_is_neither_changed_nor_judged_so() -> None:
+    net = tiny("convmixer").train()
+    net.pretrained_cfg = dict(input_size=(3, 32, 32), num_classes=5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fast = tessella.optimize(net, precision="bfloat16")
+    assert net.training
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])  # statistics of its batch norms, too
+    x = images_of(net)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net.eval()(x), rtol=0.1, atol=0.05)
+
+
+def test_a_model_without_classes_is_judged_by_its_embeddings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    seen: list[tuple[int, ...]] = []
+
+    def watched(found: tuple[np.ndarray, np.ndarray], *_: object) -> gate.Verdict:
+        seen.append(found[0].shape)
+        return compare(found, found)
+
+    monkeypatch.setattr(gate, "compare", watched)
+    net = tiny("convmixer_relu", num_classes=0)
+    net.pretrained_cfg = dict(input_size=(3, 32, 32), num_classes=0)
+    open_gated(net, make_plan("cpu", "bfloat16", "rewritten"), SIZE, InputSpec(height=32, width=32))
+    assert seen == [(gate.SAMPLES, 0)]
 
 
 def test_normalised_batches_pass_the_gate_too() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tessella.data.transforms import InputSpec
 from tessella.engine import make_plan, open_engine
 from tessella.engine.base import Engine, Outputs
+from tessella.engine.plan import streams_for
 
 from ..models.tiny import tiny
 
@@ -50,6 +51,13 @@ class Slow(Engine):
 
 def batches(count: int, size: int = 2) -> Iterator[np.ndarray]:
     return (np.arange(size) + size * i for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 3), (7, 3), (8, 4), (64, 4)]
+)
+def test_streams_leave_few_threads_idle(threads: int, streams: int) -> None:
+    assert streams_for(threads) == streams
 
 
 def test_order_is_kept_and_streams_work_at_the_same_time() -> None:

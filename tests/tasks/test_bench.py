@@ -138,7 +138,7 @@ def test_engines_run_and_agree() -> None:
     for row in rows:
         assert row.status == "ok", row.note
         assert row.difference is not None
-        assert row.difference < 1e-3 if row.precision == "float32" else 0.5
+        assert row.difference < (1e-3 if row.precision == "float32" else 0.5)
         assert row.images_per_second
         assert row.slowest
         assert row.fastest
@@ -193,7 +193,7 @@ def test_random_weights_reach_the_answer() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 def test_memory_that_is_held_meanwhile_is_seen() -> None:
-    memory = bench._Memory("cpu")
+    memory = bench.PeakMemory("cpu")
     block = torch.ones(20_000_000)  # 80 MB
     peak = memory.peak_mb()
     del block

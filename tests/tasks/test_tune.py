@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tessella
 from tessella.engine import make_plan
 from tessella.engine.tuned import Tuned, all_tuned, find_tuned, keep_tuned
 from tessella.errors import UsageError
@@ -36,7 +37,7 @@ def model() -> Any:
 def test_the_winner_is_kept_and_used() -> None:
     net = model()
     said: list[str] = []
-    done = tune(net, engines=["rewritten", "openvino"], seconds=3, say=said.append)
+    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=30, say=said.append)
     assert any("openvino float32" in line for line in said)
     measured = {(row.engine, row.layout) for row in done.rows if row.seconds}
     assert measured >= {("rewritten", ""), ("openvino", "")}
@@ -44,16 +45,18 @@ def test_the_winner_is_kept_and_used() -> None:
         assert bool(row.seconds) != bool(row.note)
         assert json.dumps(row.as_dict())
     for mode, winner in done.winners.items():
-        plan = make_plan(mode=mode, model=net, size=(32, 32))  # type: ignore[arg-type]
+        plan = make_plan("cpu", mode=mode, model=net, size=(32, 32))  # type: ignore[arg-type]
         assert (plan.engine, plan.precision, plan.streams) == (winner.engine, winner.precision, winner.streams)
         assert (plan.layout, plan.batch_size) == (winner.layout, winner.batch_size)
         assert any("tuned on" in row.reason for row in plan.choices)
     assert done.winners["latency"].batch_size == 1
-    assert Predictor(net).plan.engine == done.winners["throughput"].engine
+    assert (
+        Predictor(net, plan=make_plan("cpu", model=net, size=(32, 32))).plan.engine == done.winners["throughput"].engine
+    )
     # another size, a pin, another shape: nothing was measured for these
-    assert not any("tuned on" in row.reason for row in make_plan(model=net, size=(32, 64)).choices)
-    assert make_plan(engine="eager", model=net, size=(32, 32)).engine == "eager"
-    assert make_plan(model=tiny("mixer", num_blocks=3), size=(32, 32)).engine == "rewritten"
+    assert not any("tuned on" in row.reason for row in make_plan("cpu", model=net, size=(32, 64)).choices)
+    assert make_plan("cpu", engine="eager", model=net, size=(32, 32)).engine == "eager"
+    assert make_plan("cpu", model=tiny("mixer", num_blocks=3), size=(32, 32)).engine == "rewritten"
     rows = _tuned(torch.get_num_threads())
     assert {row.what for row in rows} == {f"{net.arch}, latency", f"{net.arch}, throughput"}
     assert all(row.reason.startswith("tuned on") for row in rows)
@@ -116,11 +119,49 @@ def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.Monke
     net = model()
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
     keep_tuned(net.arch, repr(net.config), (32, 32), torch.get_num_threads(), {"throughput": best}, [], "2026-01-01")
-    assert make_plan(model=net, size=(32, 32)).engine == "openvino"
+    assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
     monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["openvino"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tessella.engine.plan.check_engine", lambda *_: None)
-        assert make_plan(model=net, size=(32, 32)).engine == "rewritten"
+        assert make_plan("cpu", model=net, size=(32, 32)).engine == "rewritten"
+
+
+def test_an_engine_that_breaks_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessella.engine import openvino
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(openvino, "open_model", broken)
+    done = tune(model(), engines=["rewritten", "openvino"], precisions=["float32"], seconds=2)
+    notes = {row.note for row in done.rows if row.engine == "openvino"}
+    assert "RuntimeError: no such operator" in notes
+    assert done.winners["throughput"].engine == "rewritten"
+
+
+def test_a_cache_that_cannot_be_written_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tessella.engine.tuned.write_atomic", full)
+    with pytest.raises(tessella.WeightsError, match="No space left") as caught:
+        tune(model(), engines=["rewritten"], seconds=1)
+    assert caught.value.code == "cache_failed"
+
+
+def test_a_runtime_of_another_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu gives the module onnxruntime, and no distribution of that name."""
+    from importlib import metadata
+
+    whole = metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return whole(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"
 
 
 def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.decode import Pixels
 from ..data.transforms import InputSpec, normalise
-from .artefacts import sealed_hash
+from .artefacts import weights_file_hash
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Engine(abc.ABC):
     @property
     def graph_hash(self) -> str:
         """Of a converted model's files; "" for others."""
-        return sealed_hash(self.graph.parent) if self.graph else ""
+        return weights_file_hash(self.graph.parent) if self.graph else ""
 
     @abc.abstractmethod
     def run(self, x: Tensor) -> Outputs:

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import logging
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from ..data.decode import Pixels
 from ..data.transforms import InputSpec, normalise
+from ..errors import TessellaError, WeightsError
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
 from .artefacts import cached
@@ -21,6 +23,7 @@ from .eager import quiet, rewritten_for, whole
 from .exported import GRAPHS
 from .plan import Plan
 from .rewrite import layouts_of
+from .tuned import versions
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +39,9 @@ def as_openvino(
 
     def convert(folder: Path) -> None:
         log.info("converting %s for OpenVINO, once", model.arch)
-        program = exported(model, plan, size, spec)
-        with quiet():
-            graph = ov.convert_model(program)
-        ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
+        with converting("OpenVINO"), quiet():
+            graph = ov.convert_model(exported(model, plan, size, spec))
+            ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
     facts = facts_of(model, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
     exact = cached("openvino", facts, convert)
@@ -48,17 +50,13 @@ def as_openvino(
     assert samples is not None
 
     def quantise(folder: Path) -> None:
-        log.info("measuring the ranges of %s for int8 on %d images, once: minutes for a large model",
-                 model.arch, len(samples))  # fmt: skip
-        ov.save_model(
-            quantised(exact / GRAPHS["openvino"], model, spec, samples),
-            folder / GRAPHS["openvino"],
-            compress_to_fp16=False,
-        )
+        log.info("measuring int8 ranges of %s on %d images, once: minutes for a large model", model.arch, len(samples))
+        with converting("int8"):
+            graph = quantised(exact / GRAPHS["openvino"], model, spec, samples)
+            ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
-    return cached(
-        "openvino", facts | {"precision": "int8", "samples": array_hash(samples), "vnni": has_vnni()}, quantise
-    )
+    facts |= dict(precision="int8", samples=array_hash(samples), recipe=recipe_of(model), **versions())
+    return cached("openvino", facts, quantise)
 
 
 def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
@@ -67,14 +65,13 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
     def export(folder: Path) -> None:
         log.info("converting %s for ONNX Runtime, once", model.arch)
         apart = "norms_apart" if "norms_apart" in layouts_of(model) else ""  # ONNX Runtime has no clamp by channel
-        program = exported(model, dataclasses.replace(plan, layout=plan.layout or apart), size, spec)
+        file = str(folder / GRAPHS["onnxruntime"])
         names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
-        with quiet():
-            torch.onnx.export(
-                program, f=str(folder / GRAPHS["onnxruntime"]), dynamo=True, external_data=False, verbose=False, **names
-            )
+        with converting("ONNX Runtime"), quiet():
+            program = exported(model, dataclasses.replace(plan, layout=plan.layout or apart), size, spec)
+            torch.onnx.export(program, f=file, dynamo=True, external_data=False, verbose=False, **names)
 
-    return cached("onnx", facts_of(model, plan, size, spec), export)
+    return cached("onnx", facts_of(model, plan, size, spec, **versions()), export)
 
 
 def exported(
@@ -123,16 +120,30 @@ def quantised(graph: Path, model: ImageModel, spec: InputSpec | None, samples: P
                 types=["GroupConvolution", "Add"] if convolutional else [],
                 validate=False,
             ),
-            advanced_parameters=AdvancedQuantizationParameters(
-                overflow_fix=OverflowFix.DISABLE if has_vnni() else OverflowFix.ENABLE
-            ),
+            # without VNNI products are added in pairs in 16 bits, and full-range weights overflow; always on, so that
+            # a file gives the same answers on every CPU
+            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
         )
 
 
-def has_vnni() -> bool:
-    """Whether int8 products add up in 32 bits; without it pairs do in 16, and full-range weights overflow."""
-    check = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(check and check())
+@contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Whatever a converter raises, as an error that says what to do instead."""
+    try:
+        yield
+    except (TessellaError, OSError):
+        raise
+    except Exception as error:  # converters raise of all kinds
+        first = next(iter(str(error).strip().splitlines()), "")[:200]
+        raise WeightsError(
+            "conversion_failed",
+            f"the conversion for {what} failed: {type(error).__name__}: {first}",
+            hint="engine 'rewritten' needs none",
+        ) from error
+
+
+def recipe_of(model: ImageModel) -> dict[str, Any]:
+    return InputSpec.from_cfg(model.pretrained_cfg).to_cfg()
 
 
 # --- names of converted models ----------------------------------------------------------------------------------------
@@ -156,8 +167,7 @@ def code_hash() -> str:
     """SHA-256 over the code that makes a converted model: a change of it leaves no old conversion in use."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    makers = [package / "engine" / f"{name}.py" for name in ("convert", "eager", "rewrite")]
-    for path in [*sorted((package / "models").glob("*.py")), *makers]:
+    for path in sorted(path for layer in ("models", "engine") for path in (package / layer).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -177,8 +187,5 @@ def facts_of(
         size=size,
         precision=plan.precision,
         layout=plan.layout,
-        tessella=__version__,
         code=code_hash(),
-        torch=torch.__version__,
-        **more,
-    )
+    ) | (dict(tessella=__version__, torch=torch.__version__) | more)

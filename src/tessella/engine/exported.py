@@ -14,7 +14,7 @@ from ..data.transforms import InputSpec
 from ..errors import UsageError, WeightsError
 from .artefacts import first_damaged, seal
 from .base import Engine
-from .plan import DEFAULT_BATCH, MODES, MOST_STREAMS, Choice, Mode, Plan, missing_packages
+from .plan import DEFAULT_BATCH, MODES, Choice, Mode, Plan, check_batch, missing_packages, streams_for
 
 FILE = "tessella.json"
 GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}
@@ -78,6 +78,7 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
     """The card and a running engine. Raises WeightsError as `read_card`, UsageError where the runtime is missing."""
     if mode not in MODES:
         raise UsageError("bad_argument", f"mode is {mode!r}, expected {' or '.join(MODES)}")
+    check_batch(batch_size)
     card = read_card(folder)
     if missing := [name for name in missing_packages(card.engine) if name == card.engine]:
         extra = "openvino" if card.engine == "openvino" else "onnx"
@@ -87,7 +88,7 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
             hint=f'pip install "tessella[{extra}]"',
         )
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    streams = 1 if mode == "latency" else min(threads, MOST_STREAMS)
+    streams = 1 if mode == "latency" else streams_for(threads)
     batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH["cpu"])
     rows = (
         Choice("device", "cpu", "what exported models run on"),

@@ -21,7 +21,7 @@ from ..data.transforms import InputSpec, normalise
 from .artefacts import cached
 from .base import Engine, FloatArray
 from .plan import Choice, Plan, check_engine, has_native_bfloat16
-from .tuned import cpu_name
+from .tuned import cpu_features, cpu_name, versions
 
 if TYPE_CHECKING:
     from ..models.base import ImageModel
@@ -139,12 +139,16 @@ def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, 
 
     plan = engine.plan
     facts = facts_of(model, plan, engine.size, engine.spec, engine=plan.engine, images=array_hash(images))
-    facts |= dict(cpu=cpu_name(), device=plan.device, margin=margin)
+    facts |= dict(cpu=cpu_name(), features=cpu_features(), device=plan.device, margin=margin, graph=engine.graph_hash)
+    facts |= dict(recipe=recipe.to_cfg(), **versions())
 
     def measure(folder: Path) -> None:
         log.info("comparing %s in %s with float32 on %d images, once", model.arch, plan.precision, len(images))
         expected = reference(model, engine, images, recipe)
-        verdict = compare(answers(engine, images, recipe), expected, margin)
+        found = answers(engine, images, recipe)
+        if not model.num_classes:  # what stands for logits then is the embedding once more
+            found, expected = ((logits[:, :0], embeddings) for logits, embeddings in (found, expected))
+        verdict = compare(found, expected, margin)
         (folder / "verdict.json").write_text(json.dumps(verdict._asdict()))
 
     return Verdict(**json.loads((cached("verdicts", facts, measure) / "verdict.json").read_text()))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntimeEngine(GraphEngine):
-    """Any batch size; a stream has its share of the threads."""
+    """Any batch size; the threads that call it are among those of the plan."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class OnnxRuntimeEngine(GraphEngine):
         super().__init__(model, plan, size, spec)
         self.graph = graph
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = max(1, plan.threads // plan.streams)
+        options.intra_op_num_threads = max(1, plan.threads - plan.streams + 1)
         options.log_severity_level = 3  # errors
         self.session: Any = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 

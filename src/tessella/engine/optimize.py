@@ -97,5 +97,6 @@ def optimize(
         made_for = getattr(net.config, "img_size", configured)
         size = (made_for, made_for) if isinstance(made_for, int) else (int(made_for[0]), int(made_for[1]))
     plan = make_plan(device, precision, engine, batch_size, mode, net, size)
-    model = copy.deepcopy(net).eval() if plan.engine == "eager" else net  # the others make their own weights
+    # other engines than the reference make weights of their own, but all must see a model that is not training
+    model = copy.deepcopy(net).eval() if plan.engine == "eager" or net.training else net
     return Optimized(model, plan, size)

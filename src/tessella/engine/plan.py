@@ -101,8 +101,7 @@ def make_plan(
         raise UsageError("bad_argument", f"precision is {precision!r}, expected auto, {' or '.join(PRECISIONS)}")
     if engine != "auto" and engine not in ENGINES:
         raise UsageError("bad_argument", f"engine is {engine!r}, expected auto, {' or '.join(ENGINES)}")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected a positive number of images")
+    check_batch(batch_size)
     if mode not in MODES:
         raise UsageError("bad_argument", f"mode is {mode!r}, expected {' or '.join(MODES)}")
     threads = torch.get_num_threads()
@@ -111,7 +110,7 @@ def make_plan(
     tuned = None
     if model is not None and size is not None and engine == precision == "auto" and target.type == "cpu":
         tuned = find_tuned(model.arch, repr(model.config), size, threads, mode)
-        if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine):
+        if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine, tuned.precision):
             tuned = None
     if tuned is not None:
         why = "measured: see engine"
@@ -151,7 +150,17 @@ def _choose_streams(engine: str, device: str, threads: int, mode: str) -> tuple[
         return 1, "all on one batch"
     if mode == "latency":
         return 1, "all on one image"
-    return min(threads, MOST_STREAMS), "whole images a core: cores do not wait for each other"
+    return streams_for(threads), "whole images a core: cores do not wait for each other"
+
+
+def streams_for(threads: int) -> int:
+    """At most MOST_STREAMS of equal shares that leave the fewest threads idle, and of those the most."""
+    return max(range(min(2, threads), min(threads, MOST_STREAMS) + 1), key=lambda n: (threads // n * n, n))
+
+
+def check_batch(batch_size: int | None) -> None:
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected a positive number of images")
 
 
 def check_engine(engine: str, device: str, precision: str) -> None:

@@ -103,9 +103,9 @@ def layouts_of(model: ImageModel) -> tuple[str, ...]:
 
     ConvMixer: how a map lies in memory; CPU kernels of 9 x 9 and more lose 1.2 to 1.5 times in channels-last, smaller
     ones gain. ConViT: its constant attention by position as one N x N product a head, or one over rows and one over
-    columns. Mixers: the product over the patches from the left, or transposed.
-    "norms_apart", of the ReLU variant: a runtime that joins a ReLU to its convolution, but not a clamp by channel, needs
-    one pass for the norm and two for the clamp.
+    columns. Mixers: the product over the patches from the left, or transposed. "norms_apart", of the ReLU variant: a
+    runtime that joins a ReLU to its convolution, but not a clamp by channel, needs one pass for the norm and two for
+    the clamp.
     """
     if isinstance(model, ConvMixer):
         layouts = ("channels_last", "channels_first")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,14 @@ from typing import Any
 from ..atomic import write_atomic
 from .artefacts import cache_folder
 
-RUNTIMES = ("torch", "openvino", "onnxruntime")  # another version of one of these wants another measurement
+RUNTIMES = (
+    "torch",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)  # another version of one of these wants another measurement
 
 
 @dataclass(frozen=True)
@@ -64,29 +73,49 @@ def all_tuned() -> Iterator[tuple[dict[str, Any], dict[str, Tuned]]]:
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         record = _read(path)
         try:
-            yield record["conditions"], {mode: Tuned(**winner) for mode, winner in record["winners"].items()}
+            found, named = record["conditions"], record["winners"]
+            if {"arch", "config", "size"} <= set(found):
+                yield found, {mode: Tuned(**winner) for mode, winner in named.items()}
         except (KeyError, TypeError, AttributeError):
             continue
 
 
 def conditions(arch: str, config: str, size: tuple[int, int], threads: int) -> dict[str, Any]:
     """What a measurement of speed depends on: the model's shape, the machine, the versions. Not its weights."""
-    from importlib import metadata, util
+    cpu = dict(cpu=cpu_name(), features=cpu_features(), cores=os.cpu_count())
+    return dict(arch=arch, config=config, size=list(size), threads=threads, **cpu, **versions())
 
-    versions = {name: metadata.version(name) for name in ("tessella", *RUNTIMES) if util.find_spec(name)}
-    return dict(
-        arch=arch, config=config, size=list(size), threads=threads, cpu=cpu_name(), cores=os.cpu_count(), **versions
-    )
+
+def versions() -> dict[str, str]:
+    """Of this package and of the runtimes that are installed under their usual names."""
+    from importlib import metadata
+
+    from .. import __version__
+
+    found = dict(tessella=__version__)
+    for name in RUNTIMES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def cpu_name() -> str:
     """As the system calls it."""
+    return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> str:
+    """A short hash of the instruction sets that the system lists; names of virtual CPUs do not tell them apart."""
+    return hashlib.sha256((_cpu_line("flags") or _cpu_line("Features")).encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _cpu_line(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def _path(found: Mapping[str, Any]) -> Path:

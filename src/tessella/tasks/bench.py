@@ -134,7 +134,8 @@ def ours(engine: str, precision: str) -> Candidate:
             if judged:
                 opened = open_gated(case.model, chosen, size, case.spec)
             else:  # random weights have no answers that could be kept
-                opened = open_engine(case.model, chosen, size, case.spec, sample_images(case.spec, CALIBRATION))
+                ranges = sample_images(case.spec, CALIBRATION) if chosen.precision == "int8" else None
+                opened = open_engine(case.model, chosen, size, case.spec, ranges)
             told = {row.what: f"{row.chosen}: {row.reason}" for row in opened.plan.choices}
             fell_back = opened.plan.precision != chosen.precision  # from a lossy one whose answers were too far off
             note = told["precision"] if fell_back else told["engine"] if engine == "auto" else ""
@@ -292,7 +293,7 @@ def _inputs(case: Case, batch: int) -> tuple[dict[str, Tensor], Tensor]:
 
 def _open(make: Callable[[], Opened], x: Tensor, expected: Tensor, device: str, turn_seconds: float, row: Row) -> _Lane:
     """A candidate ready to take turns, its answer checked; `row` gets what was learnt on the way."""
-    memory = _Memory(device)
+    memory = PeakMemory(device)
     start = time.perf_counter()
     opened = make()
     row.precision, row.note = opened.precision, opened.note
@@ -427,7 +428,7 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-class _Memory:
+class PeakMemory:
     """How much more memory than now was held at most since: the GPU's, else the process's, which only Linux tells."""
 
     def __init__(self, device: str):

@@ -34,7 +34,10 @@ def examine() -> list[Choice]:
     for package in ("torch", "numpy", "pillow", "safetensors", "huggingface_hub"):
         rows.append(Choice(package, metadata.version(package), "needed"))
     for package, use in OPTIONAL.items():
-        found = metadata.version(package) if util.find_spec(package) else "not installed"
+        try:
+            found = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found = "found, of unknown version" if util.find_spec(package) else "not installed"
         rows.append(Choice(package, found, f"optional: {use}"))
     rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "what PyTorch uses of this CPU"))
     native = has_native_bfloat16("cpu")

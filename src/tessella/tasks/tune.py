@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import statistics
@@ -19,7 +20,7 @@ from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, keep_tuned
-from ..errors import TessellaError, UsageError
+from ..errors import TessellaError, UsageError, WeightsError
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
 from ..predictor import AnyImage, readable
@@ -113,6 +114,7 @@ def tune(
     asking the gate, for random weights; it is asked when trained ones are loaded. say: gets a line as work goes on.
     Raises UsageError `bad_argument`.
     """
+    model = copy.deepcopy(model).eval() if model.training else model
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan("cpu")
     started = time.perf_counter()
@@ -125,32 +127,34 @@ def tune(
     for number, (engine, precision, layout) in enumerate(wanted, 1):
         say(f"{number}/{len(wanted)} {' '.join(filter(None, (engine, precision, layout)))}")
         for mode in MODES:
-            streams = 1 if mode == "latency" or engine == "compile" else plan.threads
+            streams = 1 if mode == "latency" or engine == "compile" else plan.streams
             row = Row(mode, engine, precision, layout, streams, 1 if mode == "latency" else DEFAULT_BATCH["cpu"])
             rows.append(row)
             if number > 1 and time.perf_counter() - started > seconds / 2:
                 row.note = "not measured: the time was up"
                 continue
             if opened := _open(model, plan, spec, row, judges if judged else (), pictures):
-                opened.warm_up()
-                opened.measure()
-                ready.append(opened)
+                ready = _worth_a_round([*ready, opened])
     for mode in MODES:
         _rounds([one for one in ready if one.row.mode == mode], started + seconds * (0.7 if mode == MODES[0] else 0.8))
     best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
     say(f"batches of {best.engine}")
     variants = [_open(model, plan, spec, row, judges if judged else (), pictures) for row in _variants(best, plan)]
     ready = [*(one for one in ready if one.row is best), *(one for one in variants if one)]
-    for one in ready[1:]:
-        one.warm_up()
-        one.measure()
     _rounds(ready, started + seconds)
     rows += [one.row for one in ready if one.row is not best]
     date = time.strftime("%Y-%m-%d")
     winners = {mode: _winner([row for row in rows if row.mode == mode], date) for mode in MODES}
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
-    path = keep_tuned(model.arch, repr(model.config), size, plan.threads, winners, table, date)
+    try:
+        path = keep_tuned(model.arch, repr(model.config), size, plan.threads, winners, table, date)
+    except OSError as error:
+        raise WeightsError(
+            "cache_failed",
+            f"what was measured could not be kept: {error.strerror or error}",
+            hint="set TESSELLA_CACHE to a folder that you can write to",
+        ) from error
     return Tuning(rows, winners, path)
 
 
@@ -188,22 +192,37 @@ def _candidates(
 def _open(
     model: ImageModel, plan: Plan, spec: InputSpec, row: Row, images: Pixels | tuple[()] | None, pictures: Pixels
 ) -> Ready | None:
-    """The engine of the row; None, with a note in the row, where it cannot be had or its answers are not good."""
+    """The engine of the row, warm and measured once; None, with a note in the row, where it cannot be used."""
     try:
         this = make_plan("cpu", row.precision, row.engine, row.batch_size)
         this = dataclasses.replace(this, threads=plan.threads, layout=row.layout, streams=row.streams)
         size = (spec.height, spec.width)
         if isinstance(images, tuple):
-            engine = open_engine(model, this, size, spec, sample_images(spec, CALIBRATION))
+            ranges = sample_images(spec, CALIBRATION) if row.precision == "int8" else None
+            engine = open_engine(model, this, size, spec, ranges)
         else:
             engine = open_gated(model, this, size, spec, images)
-    except TessellaError as error:
-        row.note = error.message
+        if engine.plan.precision != row.precision:
+            row.note = next(choice.reason for choice in engine.plan.choices if choice.what == "precision")
+            return None
+        ready = Ready(row, engine, pictures)
+        ready.warm_up()
+        ready.measure()
+    except Exception as error:  # whatever one runtime raises, the others are measured
+        row.note = error.message if isinstance(error, TessellaError) else f"{type(error).__name__}: {error}"[:200]
+        row.seconds.clear()
         return None
-    if engine.plan.precision != row.precision:
-        row.note = next(choice.reason for choice in engine.plan.choices if choice.what == "precision")
-        return None
-    return Ready(row, engine, pictures)
+    return ready
+
+
+def _worth_a_round(ready: list[Ready]) -> list[Ready]:
+    """Without those that have no hope, to free their memory; the first of a mode is what all are compared with."""
+    kept: list[Ready] = []
+    for one in ready:
+        same = [other for other in ready if other.row.mode == one.row.mode]
+        if one is same[0] or min(one.row.seconds) <= HOPELESS * min(min(other.row.seconds) for other in same):
+            kept.append(one)
+    return kept
 
 
 def _rounds(ready: list[Ready], until: float) -> None:
@@ -222,7 +241,7 @@ def _rounds(ready: list[Ready], until: float) -> None:
 
 def _variants(best: Row, plan: Plan) -> list[Row]:
     """Other batches and streams of the fastest way."""
-    streams = {1, best.streams, max(1, plan.threads // 2)}
+    streams = {1} if best.engine == "compile" else {1, best.streams, max(1, plan.threads // 2), plan.threads}
     fresh = dataclasses.replace
     return [
         fresh(best, streams=count, batch_size=size, seconds=[], note="")
@@ -233,6 +252,8 @@ def _variants(best: Row, plan: Plan) -> list[Row]:
 
 
 def _winner(rows: list[Row], date: str) -> Tuned:
+    if not rows[0].seconds:
+        raise WeightsError("conversion_failed", f"not even {rows[0].engine} could be measured: {rows[0].note}")
     usual, *others = (row for row in rows if row.seconds)
     best = max(others, key=lambda row: row.images_per_second, default=usual)
     gain = best.images_per_second / usual.images_per_second
