@@ -22,7 +22,7 @@ from .artefacts import cached
 from .eager import quiet, rewritten_for, whole
 from .exported import GRAPHS
 from .plan import Plan
-from .rewrite import layouts_of
+from .rewrite import usual_layout
 from .tuned import versions
 
 log = logging.getLogger(__name__)
@@ -64,11 +64,10 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
 
     def export(folder: Path) -> None:
         log.info("converting %s for ONNX Runtime, once", model.arch)
-        apart = "norms_apart" if "norms_apart" in layouts_of(model) else ""  # ONNX Runtime has no clamp by channel
         file = str(folder / GRAPHS["onnxruntime"])
         names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
         with converting("ONNX Runtime"), quiet():
-            program = exported(model, dataclasses.replace(plan, layout=plan.layout or apart), size, spec)
+            program = exported(model, plan, size, spec)
             torch.onnx.export(program, f=file, dynamo=True, external_data=False, verbose=False, **names)
 
     return cached("onnx", facts_of(model, plan, size, spec, **versions()), export)
@@ -78,7 +77,8 @@ def exported(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None
 ) -> torch.export.ExportedProgram:
     """The whole rewritten model as a program of torch.export with a free batch, for converters to other runtimes."""
-    exact = dataclasses.replace(plan, device="cpu", precision="float32")
+    layout = plan.layout or usual_layout(model, plan.engine)
+    exact = dataclasses.replace(plan, device="cpu", precision="float32", layout=layout)
     module = whole(rewritten_for(model, exact, spec), exact, spec)
     channels = model.config.in_chans
     example = torch.zeros(2, *size, channels, dtype=torch.uint8) if spec else torch.zeros(2, channels, *size)

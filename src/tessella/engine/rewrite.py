@@ -116,6 +116,16 @@ def layouts_of(model: ImageModel) -> tuple[str, ...]:
     return ("left", "right") if isinstance(model, MlpMixer) else ()
 
 
+RUNTIMES_OWN = {"openvino": "right", "onnxruntime": "norms_apart"}  # what a runtime ran faster than the first layout
+
+
+def usual_layout(model: ImageModel, engine: str) -> str:
+    """The layout that an engine takes where none is asked for; "" for a family that has one."""
+    layouts = layouts_of(model)
+    own = RUNTIMES_OWN.get(engine, "")
+    return own if own in layouts else next(iter(layouts), "")
+
+
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,6 @@ from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16,
 from ..engine.tuned import Tuned, keep_tuned
 from ..errors import TessellaError, UsageError, WeightsError
 from ..models.base import ImageModel
-from ..models.convmixer import ConvMixer
 from ..predictor import AnyImage, readable
 
 SECONDS = 100.0  # of which a half is for making engines ready
@@ -162,7 +161,7 @@ def _candidates(
     model: ImageModel, plan: Plan, engines: Sequence[str] | None, precisions: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
     """(engine, precision, layout), the most promising first: what it takes to try all may not be there."""
-    from ..engine.rewrite import layouts_of
+    from ..engine.rewrite import layouts_of, usual_layout
 
     for name in engines or ():
         if name not in ENGINES or name == "eager":
@@ -174,17 +173,16 @@ def _candidates(
             raise UsageError("bad_argument", f"precision is {precision!r}", hint=f"choose of {', '.join(PRECISIONS)}")
     usual = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
     chosen = list(engines) if engines else usual
-    yield "rewritten", "float32", ""  # what runs without tuning, whatever else was asked for
-    for layout in ("", *layouts_of(model)[1:]):
+    untuned = ("rewritten", "float32", "")  # what runs without tuning is measured, whatever was asked for
+    yield untuned
+    for layout in ("", *layouts_of(model)):
         for precision in sorted(precisions, key=PRECISIONS.index, reverse=True):
             for name in sorted(chosen, key=lambda name: name != "openvino"):
-                if precision not in ENGINES[name].precisions or (name, precision, layout) == (
-                    "rewritten",
-                    "float32",
-                    "",
-                ):
+                if precision not in ENGINES[name].precisions or (name, precision, layout) == untuned:
                     continue
-                if isinstance(model, ConvMixer) and layout and (name != "rewritten" or layout == "norms_apart"):
+                if layout == usual_layout(model, name) or layout == "norms_apart":
+                    continue
+                if layout.startswith("channels") and name != "rewritten":
                     continue  # other runtimes lay maps out by themselves
                 yield name, precision, layout
 
