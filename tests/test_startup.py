@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,11 @@ def test_importing_the_package_takes_under_a_tenth_of_a_second() -> None:
 
 def test_help_takes_under_four_tenths_of_a_second() -> None:
     assert best_seconds([sys.executable, "-m", "tessella", "--help"]) < 0.4
+
+
+def test_classifying_takes_under_three_and_a_half_seconds() -> None:
+    cat = Path(__file__).resolve().parent.parent / "examples" / "cat.jpg"
+    assert best_seconds([sys.executable, "-m", "tessella", "classify", str(cat)], rounds=3) < 3.5
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["classify", "--help"]])

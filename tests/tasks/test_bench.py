@@ -194,10 +194,10 @@ def test_random_weights_reach_the_answer() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 def test_memory_that_is_held_meanwhile_is_seen() -> None:
     memory = bench.PeakMemory("cpu")
-    block = torch.ones(20_000_000)  # 80 MB
+    block = torch.ones(100_000_000)  # 400 MB
     peak = memory.peak_mb()
     del block
-    assert peak is None or 70 < peak < 500  # None: a container may hide it
+    assert peak is None or 350 < peak < 1000  # None: a container may hide it
 
 
 def run(*arguments: str, status: int = 0) -> tuple[str, str]:

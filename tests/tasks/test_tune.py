@@ -37,7 +37,7 @@ def model() -> Any:
 def test_the_winner_is_kept_and_used() -> None:
     net = model()
     said: list[str] = []
-    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=30, say=said.append)
+    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, say=said.append)
     assert any("openvino float32" in line for line in said)
     measured = {(row.engine, row.layout) for row in done.rows if row.seconds}
     assert measured >= {("rewritten", ""), ("openvino", "")}
@@ -66,7 +66,7 @@ def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
     from tessella.engine.gate import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
-    done = tune(model(), engines=["rewritten"], precisions=["float32", "bfloat16"], seconds=10)
+    done = tune(model(), engines=["rewritten"], precisions=["float32", "bfloat16"], seconds=6)
     lossy = [row for row in done.rows if row.precision == "bfloat16"]
     assert lossy
     assert not any(row.seconds for row in lossy)

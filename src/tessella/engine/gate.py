@@ -159,9 +159,7 @@ def reference(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSp
     from .convert import array_hash, facts_of
     from .eager import EagerEngine
 
-    exact = dataclasses.replace(
-        engine.plan, engine="eager", precision="float32", layout="", streams=engine.plan.streams
-    )
+    exact = dataclasses.replace(engine.plan, engine="eager", precision="float32", layout="")
 
     def measure(folder: Path) -> None:
         truth = EagerEngine(model, exact, engine.size, recipe)

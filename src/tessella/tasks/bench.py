@@ -432,6 +432,7 @@ class PeakMemory:
     """How much more memory than now was held at most since: the GPU's, else the process's, which only Linux tells."""
 
     def __init__(self, device: str):
+        gc.collect()  # what is freed meanwhile would hide what is added
         self.device = device if device.startswith("cuda") else None
         self.known = True
         if self.device:
