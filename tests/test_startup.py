@@ -40,9 +40,16 @@ def test_help_takes_under_four_tenths_of_a_second() -> None:
     assert best_seconds([sys.executable, "-m", "tessella", "--help"]) < 0.4
 
 
-def test_classifying_takes_under_three_and_a_half_seconds() -> None:
+def test_classifying_takes_a_second_and_a_quarter_more_than_importing_torch() -> None:
+    """Importing torch is most of it, and takes two to three seconds by the machine."""
     cat = Path(__file__).resolve().parent.parent / "examples" / "cat.jpg"
-    assert best_seconds([sys.executable, "-m", "tessella", "classify", str(cat)], rounds=3) < 3.5
+    whole = best_seconds([sys.executable, "-m", "tessella", "classify", str(cat)], rounds=3)
+    assert whole < 1.25 + best_seconds([sys.executable, "-c", "import torch"], rounds=3)
+
+
+def test_making_a_model_imports_no_symbolic_mathematics() -> None:
+    """PyTorch's meta functions in Python bring sympy, 0.7 s."""
+    run("import sys, tessella; tessella.load(mode='latency'); assert 'sympy' not in sys.modules")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["classify", "--help"]])

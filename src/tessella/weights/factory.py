@@ -240,4 +240,4 @@ def _give_memory(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
-                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
