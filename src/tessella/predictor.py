@@ -58,6 +58,13 @@ class Scores(NamedTuple):
     embeddings: FloatArray
 
 
+class Output(NamedTuple):
+    """Of one image, as the model gives it: logits (classes,), embedding (width,), both float32."""
+
+    logits: FloatArray
+    embedding: FloatArray
+
+
 @dataclass(frozen=True)
 class Record:
     """One row per input, always. status is "ok" or the error's code; message is empty when it is "ok"."""
@@ -242,24 +249,29 @@ class Predictor:
                 keys_seen.append(key)
                 yield image
 
+        for outcome in self.outputs(sources()):
+            key = keys_seen.popleft()
+            if isinstance(outcome, ImageError):
+                yield Record(key, outcome.code, outcome.message)
+            else:
+                best = self._named(softmax(outcome.logits[None])[0], top) if top else ()
+                yield Record(key, "ok", "", best, unit_length(outcome.embedding[None])[0] if embed else None)
+
+    def outputs(self, images: Iterable[AnyImage]) -> Generator[Output | ImageError, None, None]:
+        """What the model says of each image, in order, as batches finish; of a bad image, its error."""
         nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
         waiting: deque[list[ImageError | None]] = deque()  # errors in batches that are with the model, in order
 
         def batches() -> Iterator[Pixels]:
-            for outcomes in _batched(self._decoded(sources()), self.plan.batch_size):
+            for outcomes in _batched(self._decoded(images), self.plan.batch_size):
                 waiting.append([one if isinstance(one, ImageError) else None for one in outcomes])
                 good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
                 yield np.stack(good) if good else nothing
 
         for logits, vectors in self.engine.in_turn(batches()):
-            rows = zip(softmax(logits), unit_length(vectors), strict=True)
+            rows = zip(logits, vectors, strict=True)
             for error in waiting.popleft():
-                key = keys_seen.popleft()
-                if error is not None:
-                    yield Record(key, error.code, error.message)
-                else:
-                    scores, vector = next(rows)
-                    yield Record(key, "ok", "", self._named(scores, top), vector if embed else None)
+                yield Output(*next(rows)) if error is None else error
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
