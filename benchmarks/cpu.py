@@ -23,7 +23,7 @@ from peers import Exports, stock, timm_importable
 from tessella.engine import ENGINES
 from tessella.engine.plan import has_native_bfloat16
 from tessella.tasks.bench import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours, slug
-from tessella.tasks.tune import tune
+from tessella.tasks.tune import SECONDS, tune
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--tune-seconds", type=float, default=60, help="of `tessella tune` before each model")
+    parser.add_argument("--tune-seconds", type=float, default=SECONDS, help="of `tessella tune` before each model")
     parser.add_argument("--int8", action="store_true", help="our int8 too, which takes minutes to convert")
     parser.add_argument("--all", action="store_true", help="bfloat16 on a CPU that does not multiply it, too")
     parser.add_argument("--picture", type=Path, help="draw speed against published accuracy to this .png or .svg")

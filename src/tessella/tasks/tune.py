@@ -25,6 +25,7 @@ from ..predictor import AnyImage, readable
 
 SECONDS = 100.0  # of which a half is for making engines ready
 ROUNDS = 9
+MEASURED = 0.3  # of the seconds are for measuring at least
 LEAST = 0.2  # seconds of a round: shorter ones are all noise
 HOPELESS = (1.5, 1.25, 1.15)  # slower than the fastest by so much after 1, 2, 3 rounds: the time goes to the others
 WORTH = 1.03  # a winner must be so much faster than what runs without tuning
@@ -134,13 +135,15 @@ def tune(
                 continue
             if opened := _open(model, plan, spec, row, judges if judged else (), pictures):
                 ready = _worth_a_round([*ready, opened])
-    for mode in MODES:
-        _rounds([one for one in ready if one.row.mode == mode], started + seconds * (0.7 if mode == MODES[0] else 0.8))
+    now = time.perf_counter()
+    left = max(started + seconds - now, MEASURED * seconds)  # also where conversions took longer than planned
+    for mode, share in zip(MODES, (0.5, 0.75), strict=True):
+        _rounds([one for one in ready if one.row.mode == mode], now + share * left)
     best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
     say(f"batches of {best.engine}")
     variants = [_open(model, plan, spec, row, judges if judged else (), pictures) for row in _variants(best, plan)]
     ready = [*(one for one in ready if one.row is best), *(one for one in variants if one)]
-    _rounds(ready, started + seconds)
+    _rounds(ready, now + left)
     rows += [one.row for one in ready if one.row is not best]
     date = time.strftime("%Y-%m-%d")
     winners = {mode: _winner([row for row in rows if row.mode == mode], date) for mode in MODES}
