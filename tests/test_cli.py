@@ -61,6 +61,19 @@ SURFACE = {
         "--seconds",
         "--json",
     ],
+    "train": [
+        *("DATA", "--model", "--out", "--preset", "--config", "--val", "--val-fraction", "--scratch", "--head-only"),
+        *("--layer-decay", "--epochs", "--batch-size", "--accumulate", "--lr", "--img-size", "--ema", "--teacher"),
+        *("--precision", "--compile", "--shard", "--device", "--workers", "--seed", "--tensorboard"),
+    ],
+    "probe": [
+        *("DATA", "--model", "--val", "--val-fraction", "--shots", "--accuracy", "--out", "--attach-to", "--seed"),
+        "--json",
+    ],
+    "evaluate": [
+        *("DATA", "--model", "--split", "--engine", "--precision", "--device", "--batch-size", "--transform"),
+        *("--policy", "--checkpoint", "--real", "--out", "--json"),
+    ],
     "bench": [
         "[MODEL...]",
         "--batch",
@@ -285,12 +298,12 @@ def test_info_prints_the_model_cards_figures() -> None:
 
 
 def test_list() -> None:
-    out, _ = run("list", "--json", "convit*", "mixer_s32*")
+    out, _ = run("list", "--json", "convit_[bs]*", "convit_tiny*", "mixer_s32*")
     names = [json.loads(line)["name"] for line in out.splitlines()]
     assert names == ["convit_base.fb_in1k", "convit_small.fb_in1k", "convit_tiny.fb_in1k", "mixer_s32_224.untrained"]
     out, _ = run("list", "--json", "--pretrained", "mixer_s32*", "*cifar10")
     assert [json.loads(line)["name"] for line in out.splitlines()] == ["convmixer_256_8_ks3_p4.cifar10"]
-    assert "2 of 44 models" in run("list", "gmixer*")[1]
+    assert "3 of 48 models" in run("list", "gmixer*")[1]
 
 
 def test_doctor() -> None:

@@ -376,6 +376,176 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("data")
+@click.option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to begin with.")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Where the run is kept; the same command goes on.")
+@click.option("--preset", metavar="NAME", help="Of convmixer, convit, crossvit, mixer, gmixer, finetune, small-data; "
+              "by default finetune for a trained model, else small-data.")  # fmt: skip
+@click.option("--config", metavar="FILE.json", help="Every setting, as train.json of a run has them, or some.")
+@click.option("--val", metavar="DATA", help="Images to evaluate on; by default those beside DATA, or a part of it.")
+@click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
+              help="Part of the images to hold out, where none are there for it.")  # fmt: skip
+@click.option("--scratch", is_flag=True, help="Begin with random weights.")
+@click.option("--head-only", is_flag=True, help="Only the classifier learns.")
+@click.option("--layer-decay", type=click.FloatRange(0, 1, True), help="Learning rate of a layer over the next one's.")
+@click.option("--epochs", type=click.IntRange(min=1), help="How often each image is learned from.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a step, of all processes.")
+@click.option("--accumulate", type=click.IntRange(min=1), help="Parts a batch is computed in, to save memory.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="The highest learning rate.")
+@click.option("--img-size", type=click.IntRange(min=1), help="Pixels.")
+@click.option("--ema", type=click.FloatRange(0, 1), help="Decay of averaged weights; 0: none.")
+@click.option("--teacher", metavar="MODEL", help="Learn from its answers too.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of products, by autocast.")
+@click.option("--compile", "compile_", is_flag=True, help="Through torch.compile.")
+@click.option("--shard", is_flag=True, help="Divide the weights over the processes of torchrun (FSDP2).")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that read images; by default cores - 1.")
+@click.option("--seed", type=int, help="Of all that is random.")
+@click.option("--tensorboard", is_flag=True, help="Write FOLDER/tensorboard too.")
+def train(
+    data: str, model: str | None, out: str, preset: str | None, config: str | None, val: str | None,
+    val_fraction: float, scratch: bool, head_only: bool, compile_: bool, shard: bool, device: str, workers: int | None,
+    tensorboard: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Train or fine-tune a classifier on labelled images.
+
+    DATA is a folder with a folder a class, Parquet in the Hugging Face layout, WebDataset tars, or a CSV of path,label.
+    With several processes: torchrun --nproc-per-node N -m tessella train ...
+    """
+    import shlex
+
+    from .tasks.progress import Watcher
+    from .tasks.recipes import choose
+    from .tasks.train import train as run
+
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes |= dict(part="head") if head_only else {}
+    changes |= dict(compile=True) if compile_ else {}
+    chosen, why = choose(model, preset, config, scratch, changes)
+    command = shlex.join(["tessella", *sys.argv[1:]])
+    with Watcher(out if tensorboard else None) as watch:
+        watch(dict(kind="remark", text=why))
+        run(data, out, chosen, val=val, val_fraction=val_fraction, device=device, workers=workers, shard=shard,
+            command=command, watch=watch)  # fmt: skip
+        watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m local-dir:{out} IMAGE; {out}/report"))
+
+
+@cli.command()
+@click.argument("data")
+@click.option("-m", "--model", help="The model to embed with; by default the built-in one.")
+@click.option("--val", metavar="DATA", help="Images to judge on; by default those beside DATA, or a part of it.")
+@click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
+              help="Part of the images to hold out, where none are there for it.")  # fmt: skip
+@click.option("--shots", default="1,5,10", show_default=True, metavar="N,...", help="Examples a class to learn from.")
+@click.option("--accuracy", type=click.FloatRange(0, 1, True), help="Find the probability that answers this well.")
+@click.option("-o", "--out", metavar="FOLDER", help="Keep embeddings and figures; the same again reads them.")
+@click.option("--attach-to", metavar="FOLDER", help="Write the model with its new classifier.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the examples that are drawn.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def probe(
+    data: str, model: str | None, val: str | None, val_fraction: float, shots: str, accuracy: float | None,
+    out: str | None, attach_to: str | None, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure what a model's embeddings know of labelled images, without training it.
+
+    DATA is as for `tessella train`.
+    """
+    from .tasks.probe import probe as run
+
+    found = run(data, model, val=val, val_fraction=val_fraction, shots=parse_batches(shots), accuracy=accuracy, out=out,
+                attach_to=attach_to, seed=seed, watch=show_progress)  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    table = new_table("classifier", "top-1", "chosen")
+    table.add_row("nearest neighbours", f"{100 * found.knn.top1:.2f} %", f"k = {found.neighbours}")
+    table.add_row("linear", f"{100 * found.linear.top1:.2f} %", f"L2 penalty {found.strength:g}")
+    for row in found.few_shot:
+        spread = f"{100 * row.top1:.2f} % ± {100 * row.spread:.2f}"
+        table.add_row(f"linear, {row.shots} a class", spread, f"{row.draws} draws")
+    print_table(table)
+    counted = f"{found.train_count:,} images to learn from, {found.linear.count:,} to judge on"
+    errors = sum(found.train_errors.values()) + sum(found.linear.errors.values())
+    click.echo(f"{counted}; {errors:,} could not be read", err=True)
+    if found.threshold:
+        click.echo(
+            f"answering from a probability of {found.threshold.probability:.3f} on: "
+            f"{100 * found.threshold.coverage:.1f} % of the images, {100 * found.threshold.accuracy:.2f} % right"
+        )
+    elif accuracy is not None:
+        click.echo(f"no probability reaches an accuracy of {accuracy:g}")
+    for note in found.notes:
+        click.echo(note, err=True)
+    if found.attached:
+        click.echo(f"tessella classify -m local-dir:{found.attached} IMAGE", err=True)
+
+
+@cli.command()
+@click.argument("data")
+@click.option("-m", "--model", "models", multiple=True, help="A model; may be given several times.")
+@click.option("--split", "part", type=click.Choice(["train", "val", "all"]),
+              help="By default val where there is one, else all.")  # fmt: skip
+@click.option("--engine", default="auto", show_default=True, metavar="E,...", help=f"Of auto, {', '.join(ENGINES)}.")
+@click.option(
+    "--precision", default="auto", show_default=True, metavar="P,...", help="Of auto, float32, bfloat16, int8."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a pass.")
+@click.option("--transform", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="Resizing.")
+@click.option("--policy", type=click.Choice(["tessella", "timm"]), default="tessella", show_default=True,
+              help="How images are decoded.")  # fmt: skip
+@click.option("--checkpoint", metavar="FILE", help="Weights in place of the published ones.")
+@click.option("--real", metavar="real.json", help="ReaL's labels, for ImageNet's validation set.")
+@click.option("-o", "--out", metavar="FOLDER", help="Write table, picture and a report of each model.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def evaluate(
+    data: str, models: tuple[str, ...], part: Any, engine: str, precision: str, checkpoint: str | None,
+    out: str | None, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Accuracy of models on labelled images, every image counted, beside the published figures.
+
+    DATA is as for `tessella train`. Folders that are called by WordNet ids or 0..999 are known as ImageNet's.
+    """
+    import shlex
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .predictor import DEFAULT_MODEL
+    from .tasks import evaluate as task
+    from .tasks.report import prepare_folder
+
+    if out:
+        prepare_folder(out)
+    images = task.open_data(data, part)
+    table = new_table(*task.HEADER)
+    rows = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        bars: dict[str, Any] = {}
+
+        def watch(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        chosen: dict[str, Any] = dict(engine=split(engine), precision=split(precision))
+        for row in task.evaluate(
+            images, models or (DEFAULT_MODEL,), checkpoint_path=checkpoint, progress=watch, **chosen, **given
+        ):
+            rows.append(row)
+            table.add_row(*task.cells(row))
+            if as_json:
+                click.echo(json.dumps(task.as_dict(row)))
+    if not as_json:
+        print_table(table)
+        for line in task.remarks(rows):
+            click.echo(line, err=True)
+    if out:
+        page = task.write(out, rows, command=shlex.join(["tessella", *sys.argv[1:]]), images=images)
+        click.echo(str(page), err=True)
+
+
+@cli.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
 @click.option("--batch", default="8,1", show_default=True, metavar="N,...", help="Images a pass.")
 @click.option("--precision", default="float32", show_default=True, metavar="P,...", help="What to compute in.")

@@ -24,6 +24,7 @@ CODES: dict[str, Kind] = {
     "no_weights": Kind(2, 404, "no trained weights are published for this architecture"),
     "wrong_input_size": Kind(2, 422, "the image size does not fit this model"),
     "missing_dependency": Kind(2, 501, "an optional package is not installed"),
+    "changed_run": Kind(2, 409, "the folder holds a run with other settings or other data"),
     "output_failed": Kind(6, 500, "a result could not be written"),
     # images
     "not_found": Kind(3, 404, "no such input"),
@@ -48,7 +49,11 @@ CODES: dict[str, Kind] = {
     "wrong_dtype": Kind(4, 500, "the weights have another number type than the model"),
     "bad_config": Kind(4, 500, "the model's configuration file is not usable"),
     "conversion_failed": Kind(4, 500, "the model could not be converted for this engine"),
+    "damaged_checkpoint": Kind(4, 500, "no whole checkpoint of the training run is left"),
     "weights_not_found": Kind(4, 500, "no weight file was found at the place given"),
+    # training
+    "diverged": Kind(7, 500, "the loss or its gradient is not a finite number"),
+    "interrupted": Kind(130, 503, "the work was stopped from outside, and can go on"),
     # the Hub
     "offline": Kind(5, 503, "the file is not in the local cache and the network is switched off"),
     "hub_not_found": Kind(5, 503, "the model hub has no such repository, revision or file"),
@@ -101,6 +106,10 @@ class ImageError(TessellaError, ValueError):
 
 class WeightsError(TessellaError, RuntimeError):
     """A weight file, its configuration or its download was refused; no live model was changed."""
+
+
+class TrainingError(TessellaError, RuntimeError):
+    """A training run stopped; its checkpoints are whole, and it goes on from them."""
 
 
 class HubError(WeightsError):

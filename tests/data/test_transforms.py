@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tessella.data
+from tessella.data.augment import Augmentation, TrainTransform
 from tessella.data.decode import DEFAULT_LIMITS, Limits
+from tessella.data.mix import Erasing
 from tessella.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -188,9 +190,80 @@ def test_create_transform_takes_every_kind_of_source(tmp_path: Path) -> None:
     assert "bilinear" in repr(transform)
 
 
-def test_training_transforms_are_refused() -> None:
-    with pytest.raises(UsageError, match="not in this release"):
-        create_transform(224, is_training=True)
+def test_training_transforms_take_timms_arguments() -> None:
+    image = picture(50, 70)
+    config: dict[str, Any] = dict(input_size=(3, 32, 40), crop_pct=0.9, crop_mode="squash", mean=(0.5,) * 3)
+    transform = create_transform(
+        **config,
+        is_training=True,
+        scale=[0.5, 1],
+        ratio=[1, 1.5],
+        train_crop_mode="rkrr",
+        hflip=0.25,
+        vflip=0.125,
+        color_jitter=[0.1, 0.2, 0.3, 0.4],
+        color_jitter_prob=0.75,
+        force_color_jitter=True,
+        grayscale_prob=0.1,
+        gaussian_blur_prob=0.2,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="random",
+        re_prob=0.3,
+        re_mode="pixel",
+        re_count=3,
+        policy="timm",
+    )
+    assert transform == TrainTransform(
+        InputSpec(height=32, width=40, mean=(0.5,) * 3),
+        Augmentation(
+            crop="rkrr",
+            scale=(0.5, 1),
+            ratio=(1, 1.5),
+            hflip=0.25,
+            vflip=0.125,
+            color_jitter=(0.1, 0.2, 0.3, 0.4),
+            color_jitter_prob=0.75,
+            force_color_jitter=True,
+            grayscale_prob=0.1,
+            blur_prob=0.2,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="random",
+        ),
+        policy="timm",
+        erasing=Erasing(prob=0.3, mode="pixel", count=3),
+    )
+    torch.manual_seed(3)
+    first, second = transform(image), transform(image)
+    assert first.shape == (3, 32, 40)
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(transform(image), first)
+
+
+def test_training_transforms_have_timms_defaults() -> None:
+    def config(**arguments: Any) -> Augmentation:
+        made = create_transform(32, is_training=True, **arguments)
+        assert isinstance(made, TrainTransform)
+        return made.config
+
+    assert config() == Augmentation(color_jitter=0.4, interpolation="bicubic")
+    assert config(color_jitter=None, auto_augment=None, scale=None).color_jitter == 0
+    assert config(train_crop_mode="rkrc").ranges == ((0.8, 1.0), (0.9, 1 / 0.9))
+    bare = create_transform(32, is_training=True, no_aug=True, re_prob=1.0, auto_augment="3a")
+    spec = InputSpec(height=32, width=32, crop_pct=1.0, interpolation="bicubic")
+    image = picture(50, 70)
+    assert torch.equal(bare(image), normalise(prepare(image, spec)[None], spec)[0])
+    with pytest.raises(UsageError, match="crop is 'random'"):
+        config(train_crop_mode="random")
+    with pytest.raises(UsageError, match="interpolation is 'random'"):
+        create_transform(32, interpolation="random")
+
+
+def test_training_arguments_do_not_change_the_evaluation_transform() -> None:
+    config: dict[str, Any] = dict(input_size=(3, 32, 32), crop_pct=0.9)
+    plain = create_transform(**config)
+    assert create_transform(**config, scale=(0.5, 1), auto_augment="rand-m9", re_prob=1.0, vflip=1.0) == plain
 
 
 @pytest.mark.parametrize(

@@ -1,119 +1,480 @@
-"""The training script: augmentation, learning, resuming, and a folder that loads."""
+"""Training: it learns, goes on after any interruption as if there had been none, and never learns from nonsense."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
+import errno
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
-from PIL import Image
+from torch import Tensor
 
 import tessella
-from tessella import ImageError, UsageError
-from tessella.models import build
+from tessella.atomic import write_atomic
+from tessella.data.datasets import open_labelled
+from tessella.errors import ImageError, TrainingError, UsageError, WeightsError
+from tessella.tasks import checkpoint
 from tessella.tasks import train as training
-from tessella.tasks.train import TrainConfig, augment, read_images, train
+from tessella.tasks.learner import Process, Student, layers_of, new_model, parameter_groups
+from tessella.tasks.recipes import TrainConfig
+from tessella.tasks.train import train
 
-NAMES = ["dark", "bright"]
-CONFIG = TrainConfig(epochs=3, batch_size=16, peak_lr=2e-3)
+from .training import CLASSES, FAMILIES, make_images, small
 
 
-def write_parquet(path: Path, count: int = 64, side: int = 16, seed: int = 0, odd: bool = False) -> Path:
-    """Pictures that are dark (class 0) or bright (class 1) noise, in the Hugging Face layout."""
-    rng = np.random.default_rng(seed)
-    rows, labels = [], []
-    for i in range(count):
-        label = int(rng.integers(2))
-        size = side + 1 if odd and i == count - 1 else side
-        pixels = rng.integers(0, 140, (size, size, 3)) + 110 * label
-        file = io.BytesIO()
-        Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-        rows.append(dict(bytes=file.getvalue(), path=f"{i}.png"))
-        labels.append(label)
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table(dict(image=pa.array(rows, kind), label=pa.array(labels, pa.int64())))
-    features = dict(image=dict(_type="Image"), label=dict(_type="ClassLabel", names=NAMES))
-    table = table.replace_schema_metadata({"huggingface": json.dumps(dict(info=dict(features=features)))})
-    pq.write_table(table, path)
-    return path
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("data"))
+
+
+def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -> list[dict[str, Any]]:
+    """The events of a whole run."""
+    events: list[dict[str, Any]] = []
+    train(data, out, config or small(), workers=0, watch=events.append, **args)
+    return events
+
+
+def losses(events: list[dict[str, Any]]) -> list[float]:
+    return [event["loss"] for event in events if event["kind"] == "step"]
+
+
+def last(out: Path) -> checkpoint.Checkpoint:
+    return checkpoint.read(out, checkpoint.moments(out)[-1])
+
+
+def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
+    assert a.moment == b.moment
+    assert a.tensors.keys() == b.tensors.keys()
+    for part, tensors in a.tensors.items():
+        assert tensors.keys() == b.tensors[part].keys()
+        for name, value in tensors.items():
+            assert torch.equal(value, b.tensors[part][name]), (part, name)
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_parquet(tmp_path / "images.parquet")
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pictures of the report, which take most of the time of so small a run."""
+    monkeypatch.setattr(training, "write_report", lambda *args, **more: None)
 
 
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "build", lambda arch, **args: build(arch, dim=16, depth=2, **args))
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(data, out, small(ema=0.9))
+    return out
 
 
-def test_read_images(data: Path, tmp_path: Path) -> None:
-    images, labels, names = read_images(data)
-    assert (images.shape, images.dtype, names) == ((64, 16, 16, 3), torch.uint8, NAMES)
-    assert images[labels == 1].float().mean() > images[labels == 0].float().mean() + 90
-    with pytest.raises(UsageError, match="no Parquet file"):
-        read_images(tmp_path / "absent.parquet")
-    with pytest.raises(ImageError, match="2 sizes"):
-        read_images(write_parquet(tmp_path / "odd.parquet", odd=True))
+def test_it_learns_and_its_folder_loads(data: Path, whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows[-1]["val_top1"] > 0.9
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert (rows[-1]["images"], rows[-1]["val_images"], rows[-1]["skipped"]) == (48, 24, 0)
+    predictor = tessella.load(f"local-dir:{whole}")
+    assert predictor.labels == CLASSES
+    held_out = open_labelled(data, "val")
+    right = sum(predictor.classify(held_out.source(i))[0].index == held_out.labels[i] for i in range(len(held_out)))
+    best = max(rows, key=lambda row: row["val_top1"])
+    assert right / len(held_out) == best["val_top1"]
+    report = json.loads((whole / "report" / "report.json").read_text())
+    assert report["metrics"]["top1"] == pytest.approx(best["val_top1"])
+    assert {path.name for path in (whole / "report").iterdir()} >= {"report.md", "confusion.png", "curves.png"}
+    assert "## Training" in (whole / "README.md").read_text()
 
 
-def test_augment_crops_and_flips_and_nothing_else() -> None:
-    image = torch.arange(6 * 6 * 3, dtype=torch.uint8).reshape(1, 6, 6, 3)
-    padded = torch.nn.functional.pad(image.permute(0, 3, 1, 2), (2,) * 4, mode="reflect").permute(0, 2, 3, 1)[0]
-    windows = {
-        (top, left, flip): (window.flip(1) if flip else window)
-        for top in range(5)
-        for left in range(5)
-        for window in [padded[top : top + 6, left : left + 6]]
-        for flip in (False, True)
-    }
-    seen = augment(image.repeat(4000, 1, 1, 1), 2, torch.Generator().manual_seed(0))
-    counts = {key: int((seen == window).flatten(1).all(1).sum()) for key, window in windows.items()}
-    assert sum(counts.values()) == 4000  # the 50 outcomes are distinct, and there is no other
-    assert min(counts.values()) > 40  # 80 each on average
-    assert max(counts.values()) < 130
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_family_trains_with_everything_on(data: Path, tmp_path: Path, model: str) -> None:
+    config = small(
+        model, epochs=1, ema=0.9, drop_path=0.1, accumulate=2, repeats=2, grad_checkpointing=True, channels_last=True,
+        clip_norm=1.0, smoothing=0.1, precision="bfloat16", mixing=dict(mixup=0.5, cutmix=0.5), layer_decay=0.9,
+        erasing=dict(prob=0.5, mode="pixel"), augmentation=dict(auto_augment="rand-m9-mstd0.5-inc1"),
+    )  # fmt: skip
+    events = run(data, tmp_path / "run", config)
+    assert all(np.isfinite(losses(events)))
+    assert tessella.load(f"local-dir:{tmp_path / 'run'}").labels == CLASSES
 
 
-def test_it_learns_and_its_folder_loads(data: Path, tmp_path: Path) -> None:
-    train(data, write_parquet(tmp_path / "test.parquet", seed=1), tmp_path / "run", CONFIG)
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert log[0]["config"]["epochs"] == 3
-    assert [row["epoch"] for row in log[1:]] == [0, 1, 2]
-    assert log[-1]["test_top1"] > 0.9
-    assert log[-1]["loss"] < log[1]["loss"]
-    predictor = tessella.load(f"local-dir:{tmp_path / 'run'}")
-    assert predictor.labels == tuple(NAMES)
-    assert predictor.classify(np.full((16, 16, 3), 230, np.uint8))[0].label == "bright"
-    images, labels, _ = read_images(tmp_path / "test.parquet")
-    hits = [p[0].index == int(label) for p, label in zip(predictor.classify(images.numpy()), labels, strict=True)]
-    assert sum(hits) / len(hits) == log[-1]["test_top1"]
+# --- interruptions ----------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_run_ends_as_the_whole_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(data, data, tmp_path / "whole", CONFIG)
-    accuracy = training.accuracy
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_rest_is_bit_equal(
+    data: Path, tmp_path: Path, model: str, number: signal.Signals
+) -> None:
+    config = small(model, ema=0.9, drop_path=0.1, channels_last=True, augmentation=dict(auto_augment="rand-m9-inc1"),
+                   mixing=dict(mixup=0.2), model_args=FAMILIES[model] | dict(drop_rate=0.1))  # fmt: skip
+    events = run(data, tmp_path / "whole", config)
+    cut: list[dict[str, Any]] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        cut.append(event)
+        if event["kind"] == "step" and event["step"] in (2, 4):  # in the middle of epochs 0 and 1
+            os.kill(os.getpid(), number)
+
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=f"stopped by {number.name}") as caught:
+            train(data, tmp_path / "cut", config, workers=0, watch=watch)
+        assert (caught.value.code, caught.value.exit_code) == ("interrupted", 130)
+    train(data, tmp_path / "cut", config, workers=2, watch=watch)
+    assert losses(cut) == losses(events)
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
+    kept = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+        for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "cut" / "metrics.jsonl")
+    ]
+    assert kept[0] == kept[1]
+
+
+def start(data: Path, out: Path, config: TrainConfig, *more: str) -> subprocess.Popen[bytes]:
+    file = out.with_suffix(".json")
+    file.write_text(json.dumps(config.as_dict()))
+    command = [sys.executable, "-m", "tessella", "train", str(data), "--config", str(file), "--out", str(out), *more]
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, stderr=log, env=os.environ | dict(OMP_NUM_THREADS="1"))
+
+
+def test_killed_at_any_moment_it_ends_as_the_whole_one(data: Path, tmp_path: Path) -> None:
+    config = small(epochs=25, ema=0.9, checkpoint_minutes=0.0001, drop_path=0.1)
+    process = start(data, tmp_path / "whole", config, "--workers", "0")
+    assert process.wait(120) == 0
+    chance = random.Random(0)
+    kills = 0
+    while True:
+        process = start(data, tmp_path / "cut", config, "--workers", "1")
+        before = checkpoint.moments(tmp_path / "cut")[-1:]
+        until = time.monotonic() + 60
+        while (
+            process.poll() is None and checkpoint.moments(tmp_path / "cut")[-1:] == before and time.monotonic() < until
+        ):
+            time.sleep(0.01)  # it has begun
+        time.sleep(chance.uniform(0, 0.8))
+        if kills == 3:
+            break
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+        assert process.returncode in (0, -signal.SIGKILL), (tmp_path / "cut.log").read_text()
+    assert process.wait(120) == 0
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "cut" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("call", range(1, 6))
+def test_a_full_disk_leaves_the_checkpoint_before(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
     calls = 0
 
-    def interrupt_second(*args: object) -> float:
+    def write(path: Path, content: bytes) -> None:
         nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return accuracy(*args)  # type: ignore[arg-type]
+        calls += "at-00000008" in str(path)
+        if calls == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomic(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "accuracy", interrupt_second)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, data, tmp_path / "cut", CONFIG)
-    resumed = train(data, data, tmp_path / "cut", CONFIG)
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    with pytest.raises(UsageError, match="another configuration"):
-        train(data, data, tmp_path / "cut", dataclasses.replace(CONFIG, seed=1))
+        patch.setattr(checkpoint, "write_atomic", write)
+        if call <= 4:  # model, optimizer, state, manifest
+            with pytest.raises(UsageError, match="No space left") as caught:
+                run(data, tmp_path / "cut")
+            assert caught.value.code == "output_failed"
+            assert checkpoint.moments(tmp_path / "cut") == [4]
+    events = run(data, tmp_path / "cut")
+    assert any("going on after step 3" in event.get("text", "") for event in events) == (call <= 4)
+    run(data, tmp_path / "whole")
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, damage: str) -> None:
+    tensors = {part: {"a": torch.arange(5.0), "b/step": torch.tensor(3.0)} for part in ("model", "optimizer")}
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors, dict(step=step))
+    path = checkpoint.folder_of(tmp_path, 2) / name
+    if damage == "flip":
+        flip(path, 40)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    said: list[str] = []
+    found = checkpoint.read_newest(tmp_path, said.append)
+    assert found is not None
+    assert (found.moment, found.state) == (1, dict(step=1))
+    assert "at-00000002 is damaged" in said[0]
+    with pytest.raises(WeightsError) as caught:  # nor is the good one deleted for it
+        checkpoint.prune(tmp_path, 1)
+    assert caught.value.code == "damaged_checkpoint"
+    assert checkpoint.moments(tmp_path) == [1, 2]
+
+
+def test_checkpoints_of_two_steps_do_not_mix(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, dict(model={"a": torch.full((3,), float(step))}), dict(step=step))
+    one, two = (checkpoint.folder_of(tmp_path, step) for step in (1, 2))
+    (two / "model.safetensors").write_bytes((one / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="not the file that was written"):
+        checkpoint.read(tmp_path, 2)
+    for path in one.iterdir():
+        (two / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(WeightsError, match="manifest is that of moment 1"):
+        checkpoint.read(tmp_path, 2)
+    flip(one / "state.json", 3)
+    with pytest.raises(WeightsError) as caught:
+        checkpoint.read_newest(tmp_path, lambda text: None)
+    assert caught.value.code == "damaged_checkpoint"
+
+
+def test_no_pickle_is_read(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, 1, dict(model={"a": torch.zeros(2)}), dict(step=1))
+    torch.save({"a": torch.zeros(2)}, folder / "model.safetensors")
+    import hashlib
+
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest["sha256"]["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match="damaged"):
+        checkpoint.read(tmp_path, 1)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, dict(model={"a": torch.zeros(2)}), dict(step=step))
+    checkpoint.prune(tmp_path, 2, best=1)
+    assert checkpoint.moments(tmp_path) == [1, 4, 5]
+
+
+@pytest.mark.usefixtures("unreported")
+def test_another_config_or_other_data_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"lr 0\.003, now 0\.1") as caught:
+        run(data, whole, small(ema=0.9, lr=0.1))
+    assert caught.value.code == "changed_run"
+    with pytest.raises(UsageError, match="data images"):
+        run(make_images(tmp_path, count=50), whole, small(ema=0.9))
+
+
+# --- what must not be learned -----------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float, where: str) -> list[dict[str, Tensor]]:
+    """Make loss, gradient or input not finite at some steps; returns the weights after each step."""
+    states: list[dict[str, Tensor]] = []
+    step, loss, inputs = Student.step, Student._loss, Student._inputs
+    now = 0
+
+    def watched(self: Student, batch: Any, number: int, *rest: Any) -> Any:
+        nonlocal now
+        now = number
+        if not states:
+            states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        result = step(self, batch, number, *rest)
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return result
+
+    def poisoned_loss(self: Student, logits: Tensor, answers: Tensor) -> Tensor:
+        found = loss(self, logits, answers)
+        if now not in steps or where == "input":
+            return found
+        if where == "loss":
+            return found * value
+        found.register_hook(lambda gradient: gradient * value)  # the loss itself is fine
+        return found
+
+    def poisoned_inputs(self: Student, batch: Any, number: int) -> tuple[Tensor, Tensor]:
+        x, answers = inputs(self, batch, number)
+        if number in steps and where == "input":
+            x[0, 0, 0, 0] = value
+        return x, answers
+
+    monkeypatch.setattr(Student, "step", watched)
+    monkeypatch.setattr(Student, "_loss", poisoned_loss)
+    monkeypatch.setattr(Student, "_inputs", poisoned_inputs)
+    return states
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "input"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("model", FAMILIES)
+def test_no_step_is_taken_from_what_is_not_finite(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, value: float, where: str
+) -> None:
+    states = poison(monkeypatch, {4}, value, where)
+    with pytest.raises(TrainingError, match="step 5: the loss is") as caught:
+        run(data, tmp_path / "run", small(model))
+    assert (caught.value.code, caught.value.exit_code) == ("diverged", 7)
+    learned = {name for name, _ in new_model(small(model), CLASSES)[0].named_parameters()}
+    for name in learned:
+        assert torch.equal(states[-1][name], states[-2][name]), name
+    assert any(not torch.equal(states[-2][name], states[-3][name]) for name in learned)
+    assert checkpoint.moments(tmp_path / "run") == [4]  # nothing of it was saved
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_bad_step_can_be_skipped_but_not_ten(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        states = poison(patch, {4, 5}, float("nan"), "loss")
+        events = run(data, tmp_path / "run", small(on_bad_loss="skip"))
+        assert torch.equal(states[4]["head.weight"], states[6]["head.weight"])
+    rows = [event for event in events if event["kind"] == "epoch"]
+    assert [row["bad_steps"] for row in rows] == [0, 2, 0]
+    assert np.isfinite(rows[1]["loss"])
+    poison(monkeypatch, set(range(100)), float("nan"), "loss")
+    with pytest.raises(TrainingError, match="step 11"):
+        run(data, tmp_path / "never", small(on_bad_loss="skip", epochs=9))
+
+
+@pytest.mark.usefixtures("unreported")
+def test_images_that_cannot_be_read_are_counted_and_named(data: Path, tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "data")
+    for name in ("train/dark/3.png", "train/bright/7.png", "val/dark/0.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    run(folder, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {(row["images"], row["skipped"]) for row in rows} == {(46, 2)}
+    assert {(row["val_images"], row["val_errors"]) for row in rows} == {(23, 1)}
+    skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(skipped) == 6
+    assert {Path(row["key"]).name for row in skipped} == {"3.png", "7.png"}
+    assert {row["code"] for row in skipped} == {"corrupt_image"}
+    for path in (folder / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="none of the held-out images"):
+        run(folder, tmp_path / "blind")
+
+
+@pytest.mark.usefixtures("unreported")
+def test_too_few_images_for_a_batch(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="48 images to learn from, less than one batch of 64"):
+        run(data, tmp_path / "run", small(batch_size=64))
+    assert not (tmp_path / "run").exists()
+    run(data, tmp_path / "run", small(batch_size=48, epochs=1))
+
+
+# --- what learns ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_layers_and_decay(model: str) -> None:
+    net, _ = new_model(small(model), CLASSES)
+    layers = layers_of(net)
+    names = dict(net.named_parameters())
+    assert layers.keys() == names.keys()
+    head = {name for name in names if name.startswith("head")}
+    blocks = len(net.blocks)  # type: ignore[arg-type]
+    assert {layers[name] for name in head} == {blocks + 1}
+    assert {layer for name, layer in layers.items() if name not in head} == set(range(blocks + 1))
+    assert all(layers[name] == blocks for name in names if name.startswith("norm."))
+    groups = parameter_groups(net, small(model, layer_decay=0.5, weight_decay=0.3))
+    scales = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    excluded = net.no_weight_decay()
+    for name, parameter in names.items():
+        scale, decay = scales[id(parameter)]
+        assert scale == 0.5 ** (blocks + 1 - layers[name])
+        assert decay == (0.0 if parameter.ndim <= 1 or name in excluded else 0.3)
+
+
+@pytest.mark.usefixtures("unreported")
+def test_only_the_head_learns(data: Path, tmp_path: Path) -> None:
+    config = small("convmixer_768_32", part="head", epochs=1)
+    torch.manual_seed(config.seed)
+    before = {name: value.clone() for name, value in new_model(config, CLASSES)[0].state_dict().items()}
+    run(data, tmp_path / "run", config)
+    after = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+@pytest.mark.usefixtures("unreported")
+def test_parts_of_a_batch_are_the_batch(data: Path, tmp_path: Path) -> None:
+    one, four = (losses(run(data, tmp_path / f"{n}", small(accumulate=n))) for n in (1, 4))
+    np.testing.assert_allclose(one, four, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_fine_tune_begins_with_the_weights(data: Path, whole: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        model=f"local-dir:{whole}", start="pretrained", epochs=1, batch_size=16, lr=1e-9, smoothing=0.0
+    )
+    run(data, tmp_path / "tuned", config)
+    before, after = (safetensors.torch.load_file(path / "model.safetensors") for path in (whole, tmp_path / "tuned"))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
+    assert tessella.load(f"local-dir:{tmp_path / 'tuned'}").labels == CLASSES
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("way", ["soft", "hard"])
+def test_a_teacher_is_learned_from(data: Path, whole: Path, tmp_path: Path, way: str) -> None:
+    config = small(teacher=f"local-dir:{whole}", distill=way, distill_weight=1.0, distill_temperature=2.0)
+    events = run(data, tmp_path / "run", config)
+    assert losses(events)[-1] < losses(events)[0]
+    rows = [event for event in events if event["kind"] == "epoch"]
+    assert rows[-1]["val_top1"] > 0.9  # though no label was learned
+    with pytest.raises(UsageError, match="knows 10 classes, the data has 2"):
+        run(data, tmp_path / "other", small(teacher="convmixer_256_8_ks3_p4.cifar10"))
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def together(data: Path, out: Path, config: TrainConfig, *more: str) -> list[float]:
+    """Per epoch the loss of two processes under torchrun."""
+    file = out.with_suffix(".json")
+    file.write_text(json.dumps(config.as_dict()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tessella",
+               "train", str(data), "--config", str(file), "--out", str(out), "--workers", "0", *more]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"), timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(config.epochs))  # one writer
+    return [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_two_processes_are_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    config = small(ema=0.9, clip_norm=1.0, repeats=2)
+    events = run(data, tmp_path / "alone", config)
+    rows = [event for event in events if event["kind"] == "epoch"]
+    alone = [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
+    np.testing.assert_allclose(together(data, tmp_path / "both", config, *more), alone, rtol=1e-4)
+    model, same = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
+    for name, value in model.items():
+        torch.testing.assert_close(same[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(data: Path) -> None:
+    images = open_labelled(data, "train")
+    with pytest.raises(UsageError, match="cannot be shared by 3 processes") as caught:
+        training.check_data(small(), images, Process(0, 3, torch.device("cpu")))
+    assert "--batch-size 18" in str(caught.value.hint)

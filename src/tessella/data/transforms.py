@@ -21,6 +21,8 @@ from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, o
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .augment import TrainTransform
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -244,21 +246,59 @@ def create_transform(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     *,
+    no_aug: bool = False,
+    train_crop_mode: str | None = None,
+    scale: Sequence[float] | None = None,
+    ratio: Sequence[float] | None = None,
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float | Sequence[float] | None = 0.4,
+    color_jitter_prob: float | None = None,
+    force_color_jitter: bool = False,
+    grayscale_prob: float = 0.0,
+    gaussian_blur_prob: float = 0.0,
+    auto_augment: str | None = None,
+    re_prob: float = 0.0,
+    re_mode: str = "const",
+    re_count: int = 1,
     policy: Policy = "tessella",
     mode: Mode = "exact",
-) -> Transform:
-    """The evaluation transform, with timm's argument names: a Pillow image, array, bytes or path -> (C,H,W) float32.
+) -> Transform | TrainTransform:
+    """timm's transform, with its argument names: a Pillow image, array, bytes or path -> (C,H,W) float32.
 
     input_size: a side, (height, width) or (channels, height, width), in pixels. policy="timm" takes Pillow's
     `convert("RGB")` as timm does; the default also applies orientation, transparency and 16-bit scale.
+
+    For evaluation, only the arguments before the star, `policy` and `mode` count; for training, `crop_pct`, `crop_mode`
+    and `mode` do not. interpolation="random" (bilinear or bicubic, drawn for each image) is for training. See
+    `augment.Augmentation` and `mix.Erasing` for the rest; a training transform draws from torch's random numbers.
     """
-    if is_training:
-        raise UsageError(
-            "bad_argument",
-            "is_training=True: training transforms are not in this release",
-            hint="use is_training=False, and augment before it",
-        )
-    return Transform(InputSpec(**_spec_fields(input_size, interpolation, mean, std, crop_pct, crop_mode)), policy, mode)
+    if not is_training:
+        fields = _spec_fields(input_size, interpolation, mean, std, crop_pct, crop_mode)
+        return Transform(InputSpec(**fields), policy, mode)
+
+    from .augment import Augmentation, TrainTransform
+    from .mix import Erasing
+
+    spec = InputSpec(**_spec_fields(input_size, "bicubic", mean, std, None, None))
+    if no_aug:
+        return TrainTransform(spec, Augmentation(crop="none", hflip=0.0, interpolation=interpolation), policy)
+    config = Augmentation(
+        crop=train_crop_mode or "rrc",  # type: ignore[arg-type]  # checked there
+        scale=None if scale is None else tuple(scale),  # type: ignore[arg-type]
+        ratio=None if ratio is None else tuple(ratio),  # type: ignore[arg-type]
+        interpolation=interpolation,
+        hflip=hflip,
+        vflip=vflip,
+        auto_augment=auto_augment or "",
+        color_jitter=tuple(color_jitter) if isinstance(color_jitter, Sequence) else color_jitter or 0.0,
+        color_jitter_prob=1.0 if color_jitter_prob is None else color_jitter_prob,
+        force_color_jitter=force_color_jitter,
+        grayscale_prob=grayscale_prob,
+        blur_prob=gaussian_blur_prob,
+    )
+    erasing = Erasing(prob=re_prob, mode=re_mode, count=re_count)  # type: ignore[arg-type]
+    return TrainTransform(spec, config, policy, erasing=erasing)
 
 
 def _spec_fields(

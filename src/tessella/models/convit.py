@@ -67,6 +67,10 @@ VARIANTS = {  # Table 2 of the paper, under timm's names
     "convit_tiny": ConViTConfig(embed_dim=48, num_heads=4),
     "convit_small": ConViTConfig(embed_dim=48, num_heads=9),
     "convit_base": ConViTConfig(embed_dim=48, num_heads=16),
+    # this project's own, for 32 px images: nine heads begin as a 3 x 3 convolution
+    "convit_ti_p4_32": ConViTConfig(
+        embed_dim=12, num_heads=9, depth=7, local_up_to_layer=6, mlp_ratio=2, patch_size=4, img_size=32, num_classes=10
+    ),
 }
 
 

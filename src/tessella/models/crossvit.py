@@ -90,6 +90,16 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
     "crossvit_15_dagger_408": _row(192, 5, 6, 3, **_AT_408),
     "crossvit_18_dagger_240": _row(224, 6, 7, 3, multi_conv=True),
     "crossvit_18_dagger_408": _row(224, 6, 7, 3, **_AT_408),
+    "crossvit_ti_p4_32": CrossViTConfig(  # this project's own, for 32 px images
+        embed_dim=(96, 96),
+        depth=((2, 1, 1),) * 2,
+        num_heads=(3, 3),
+        mlp_ratio=(2, 2, 1),
+        patch_size=(4, 8),
+        img_size=32,
+        img_scale=(1.0, 1.0),
+        num_classes=10,
+    ),
 }
 
 

@@ -80,6 +80,12 @@ def _resmlp(embed_dim: int, num_blocks: int, patch_size: int, init_values: float
     )
 
 
+def _own(kind: str, mlp_ratio: tuple[float, float]) -> MixerConfig:
+    return MixerConfig(
+        kind=kind, embed_dim=128, num_blocks=8, patch_size=4, img_size=32, mlp_ratio=mlp_ratio, num_classes=10
+    )
+
+
 VARIANTS = {  # Table 1 of each paper, under timm's names
     "mixer_s32_224": _mixer(512, 8, 32),
     "mixer_s16_224": _mixer(512, 8, 16),
@@ -96,6 +102,9 @@ VARIANTS = {  # Table 1 of each paper, under timm's names
     "gmlp_ti16_224": MixerConfig(kind="gmlp", embed_dim=128, num_blocks=30, mlp_ratio=6.0),
     "gmlp_s16_224": MixerConfig(kind="gmlp", embed_dim=256, num_blocks=30, mlp_ratio=6.0),
     "gmlp_b16_224": MixerConfig(kind="gmlp", embed_dim=512, num_blocks=30, mlp_ratio=6.0),
+    # this project's own, for 32 px images
+    "mixer_ti_p4_32": _own("mixer", (0.5, 2.0)),
+    "gmixer_ti_p4_32": _own("gmixer", (1.0, 2.0)),
 }
 
 

@@ -108,7 +108,13 @@ REMAPPED = {
     "resmlp_24_224_dino": "resmlp_24_224.fb_in1k",
 }
 
-OWN_ARCHITECTURES = ("convmixer_256_8_ks3_p4",)  # this project's; no other catalogue has them
+OWN_ARCHITECTURES = (  # this project's; no other catalogue has them
+    "convmixer_256_8_ks3_p4",
+    "convit_ti_p4_32",
+    "crossvit_ti_p4_32",
+    "gmixer_ti_p4_32",
+    "mixer_ti_p4_32",
+)
 MODULES = {  # timm's module names, by the first word of an architecture
     "convmixer": "convmixer",
     "convit": "convit",

@@ -108,6 +108,11 @@ def create_model(
     return result.to(device=device, dtype=dtype)
 
 
+def architecture_of(model_name: str, cache_dir: str | Path | None = None) -> str:
+    """The architecture behind a name that `create_model` takes; raises what it raises."""
+    return str(_find(model_name, None, False, cache_dir)[0]["architecture"])
+
+
 def _find(
     name: str,
     override: str | Mapping[str, Any] | Checkpoint | None,

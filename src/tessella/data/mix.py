@@ -1,0 +1,210 @@
+"""What training does to normalised images after augmentation, and the targets and losses that belong to it.
+
+Random erasing works on one image, mixup and CutMix on a batch; all with timm's meaning. B images of C channels and
+H x W pixels, K classes. Everything random, noise too, is drawn from the generator handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRIES = 10  # for a box that fits into the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasing:
+    """Random erasing: boxes of an image are replaced by 0 or by noise."""
+
+    prob: float = 0.0
+    mode: Literal["const", "rand", "pixel"] = "const"  # 0, one normal value a channel, one a channel and pixel
+    count: int = 1  # boxes at most; how many is drawn from 1 to count
+    area: tuple[float, float] = (0.02, 1 / 3)  # of all boxes together, as a share of the image
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height over width, drawn evenly on a logarithmic scale
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.prob <= 1, "prob", self.prob, "0 to 1")
+        _check(self.mode in ("const", "rand", "pixel"), "mode", self.mode, "'const', 'rand' or 'pixel'")
+        _check(self.count >= 1, "count", self.count, "1 or more")
+        _check(_is_range(self.area, 0, 1), "area", self.area, "two shares from 0 to 1, the smaller first")
+        _check(_is_range(self.aspect, 1e-6, 1e6), "aspect", self.aspect, "two positive ratios, the smaller first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """Mixup and CutMix. With both, CutMix is chosen with probability `switch_prob`."""
+
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), from which the share of the first image is drawn; 0: no mixup
+    cutmix: float = 0.0  # the same for CutMix
+    cutmix_minmax: tuple[float, float] | None = None  # draw the box's sides between these shares of the image's instead
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mode: Literal["batch", "pair", "elem"] = "batch"  # one draw a batch, a pair of images that mix, or an image
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            _check(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
+        for name in ("prob", "switch_prob"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        _check(self.mode in ("batch", "pair", "elem"), "mode", self.mode, "'batch', 'pair' or 'elem'")
+        sides = self.cutmix_minmax
+        _check(sides is None or _is_range(sides, 0, 1), "cutmix_minmax", sides, "two shares, the smaller first")
+
+    @property
+    def enabled(self) -> bool:
+        return self.prob > 0 and (self.mixup > 0 or self.cuts)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether there is CutMix at all."""
+        return self.cutmix > 0 or self.cutmix_minmax is not None
+
+
+def _check(ok: bool, name: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise UsageError("bad_argument", f"{name} is {value!r}, expected {expected}")
+
+
+def _is_range(values: tuple[float, ...], least: float, most: float) -> bool:
+    return len(values) == 2 and least <= values[0] <= values[1] <= most
+
+
+# --- random erasing ---------------------------------------------------------------------------------------------------
+
+
+def erase(x_CHW: Tensor, rng: Generator, config: Erasing) -> Tensor:
+    """Erase boxes of one normalised image in place, with probability config.prob; returns the same tensor."""
+    if rng.random() >= config.prob:
+        return x_CHW
+    channels, height, width = x_CHW.shape
+    boxes = int(rng.integers(1, config.count + 1))
+    low, high = map(math.log, config.aspect)
+    for _ in range(boxes):
+        for _ in range(TRIES):
+            area = height * width * rng.uniform(*config.area) / boxes
+            aspect = math.exp(rng.uniform(low, high))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h < height and w < width:
+                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+                x_CHW[:, top : top + h, left : left + w] = _filling(x_CHW, (channels, h, w), rng, config.mode)
+                break
+    return x_CHW
+
+
+def _filling(x: Tensor, shape_CHW: tuple[int, int, int], rng: Generator, mode: str) -> Tensor | float:
+    if mode == "const":
+        return 0.0
+    shape = shape_CHW if mode == "pixel" else (shape_CHW[0], 1, 1)
+    return x.new_tensor(rng.standard_normal(shape, dtype=np.float32))
+
+
+# --- mixup and CutMix -------------------------------------------------------------------------------------------------
+
+
+def mix(x_BCHW: Tensor, labels_B: Tensor, rng: Generator, config: Mixing) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix every image with its partner, the image at the same place in the batch reversed.
+
+    Returns the images (those given are left as they are), the partners' labels (B,) and the share of the first label
+    (B,) float32: 1 where nothing was mixed. Of an odd batch, the image in the middle is its own partner.
+    """
+    count, _, height, width = x_BCHW.shape
+    groups = _groups(count, config.mode)
+    mixed, cut = _choose(len(groups), rng, config)
+    lam = np.ones(count, np.float32)
+    blended, partner = x_BCHW, x_BCHW.flip(0)
+    if (mixed & ~cut).any():
+        for group in np.flatnonzero(mixed & ~cut):
+            lam[groups[group]] = rng.beta(config.mixup, config.mixup)
+        blended = partner.lerp(x_BCHW, x_BCHW.new_tensor(lam)[:, None, None, None])
+    elif mixed.any():
+        blended = x_BCHW.clone()
+    for group in np.flatnonzero(mixed & cut):
+        top, bottom, left, right = _box(height, width, rng, config)
+        members = groups[group]
+        blended[members, :, top:bottom, left:right] = partner[members, :, top:bottom, left:right]
+        lam[members] = 1 - (bottom - top) * (right - left) / (height * width)
+    return blended, labels_B.flip(0), x_BCHW.new_tensor(lam).float()
+
+
+def _groups(count: int, mode: str) -> list[Any]:
+    """Indices of the images that share a draw."""
+    if mode == "batch":
+        return [slice(None)]
+    if mode == "pair":
+        return [[i, count - 1 - i] for i in range((count + 1) // 2)]
+    return [[i] for i in range(count)]
+
+
+def _choose(groups: int, rng: Generator, config: Mixing) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """For each group, whether it is mixed at all, and if so whether by CutMix."""
+    mixed = (rng.random(groups) < config.prob) & config.enabled
+    if config.mixup > 0 and config.cuts:
+        return mixed, rng.random(groups) < config.switch_prob
+    return mixed, np.full(groups, config.cuts)
+
+
+def _box(height: int, width: int, rng: Generator, config: Mixing) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the part that CutMix takes from the partner."""
+    if config.cutmix_minmax is not None:  # each side by itself, all of it inside the image
+        low, high = config.cutmix_minmax
+        h, w = (int(rng.integers(int(size * low), int(size * high) + 1)) for size in (height, width))
+        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        return top, top + h, left, left + w
+    side = math.sqrt(1 - rng.beta(config.cutmix, config.cutmix))
+    (top, bottom), (left, right) = (_span(size, int(size * side), rng) for size in (height, width))
+    return top, bottom, left, right
+
+
+def _span(size: int, length: int, rng: Generator) -> tuple[int, int]:
+    """`length` pixels around a random one of `size`, as far as they are inside."""
+    centre = int(rng.integers(size))
+    return max(centre - length // 2, 0), min(centre + (length + 1) // 2, size)
+
+
+# --- targets and losses -----------------------------------------------------------------------------------------------
+
+
+def targets(
+    labels_B: Tensor, partner_B: Tensor, lam_B: Tensor, num_classes: int, smoothing: float, binary: bool = False
+) -> Tensor:
+    """(B,K) float32: lam of the first label and 1 - lam of its partner's, both smoothed.
+
+    Smoothing spreads that share of a label over all classes, so that a row sums to 1. With `binary` every class is a
+    question of its own: a yes is 1 - smoothing / 2 and a no is smoothing / 2.
+    """
+    off = smoothing / 2 if binary else smoothing / num_classes
+    rise = 1 - smoothing  # from no to yes
+    lam_B = lam_B.float()
+    made = lam_B.new_full((len(labels_B), num_classes), off)
+    made.scatter_add_(1, labels_B[:, None], rise * lam_B[:, None])
+    return made.scatter_add_(1, partner_B[:, None], rise * (1 - lam_B)[:, None])
+
+
+def soft_target_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Cross-entropy with a distribution over the classes, averaged over the batch; in float32."""
+    return -(targets_BK * logits_BK.float().log_softmax(1)).sum(1).mean()
+
+
+def binary_loss(
+    logits_BK: Tensor, targets_BK: Tensor, threshold: float | None = None, sum_classes: bool = False
+) -> Tensor:
+    """Binary cross-entropy of every class, averaged over batch and classes, or summed over classes; in float32.
+
+    threshold: targets above it count as 1 and all others as 0, so that both labels of a mixed image are a yes.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    if threshold is not None:
+        targets_BK = targets_BK > threshold
+    loss_BK = binary_cross_entropy_with_logits(logits_BK.float(), targets_BK.float(), reduction="none")
+    return loss_BK.sum(1).mean() if sum_classes else loss_BK.mean()

@@ -1,0 +1,290 @@
+"""How a model is trained: one frozen config, the presets with their sources, and the learning rate as a function.
+
+A preset is a set of changes to `TrainConfig`; what a user asks for changes it further. `config.json` files that a run
+writes hold every field and make the same run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data.augment import Augmentation
+from ..data.mix import Erasing, Mixing
+from ..errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a run depends on besides its data and the number of its processes."""
+
+    model: str = "convmixer_256_8_ks3_p4"
+    model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
+    start: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
+    part: Literal["all", "head"] = "all"  # what learns; with "head" the rest also keeps its batch statistics
+    layer_decay: float = 1.0  # learning rate of a layer over that of the next
+    img_size: int | None = None  # pixels; None: the model's own
+    mean: tuple[float, ...] | None = None  # of the pixels, from 0 to 1; None: the model's own
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None  # share of a resized image's side that is evaluated; None: the model's own
+
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    erasing: Erasing = field(default_factory=Erasing)
+    mixing: Mixing = field(default_factory=Mixing)
+    repeats: int = 1  # copies of an image in a batch, each augmented by itself; an epoch keeps its length
+
+    epochs: int = 30
+    batch_size: int = 64  # images a step, of all processes
+    accumulate: int = 1  # parts that a batch is computed in, to save memory
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3  # the highest
+    momentum: float = 0.9  # of sgd
+    eps: float = 1e-8  # of adamw
+    weight_decay: float = 0.05  # not on biases, norms, and what the model excludes
+    schedule: Literal["cosine", "linear", "onecycle", "constant"] = "cosine"
+    warmup: float = 0.05  # share of the steps in which the rate rises in a line to `lr`; onecycle has its own
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    clip_norm: float = 0.0  # 0: no clipping
+    smoothing: float = 0.1
+    loss: Literal["softmax", "binary"] = "softmax"
+    drop_path: float = 0.0
+    ema: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0: the weights themselves
+    teacher: str = ""  # a model name; its answers are learned beside the labels
+    distill: Literal["soft", "hard"] = "soft"
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
+    select: Literal["best", "last"] = "best"  # which epoch's weights become the model
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of autocast
+    grad_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    on_bad_loss: Literal["stop", "skip"] = "stop"  # when a loss or gradient is not finite; "skip" ten in a row at most
+    checkpoint_minutes: float = 5.0  # besides one at the end of each epoch
+    keep: int = 2  # newest checkpoints, besides the best
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "repeats", "keep", "lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError("bad_argument", f"{name} is {getattr(self, name)!r}, expected more than 0")
+        for name in ("smoothing", "ema", "drop_path", "distill_weight", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError("bad_argument", f"{name} is {getattr(self, name)!r}, expected 0 to 1")
+        for name, kind in typing.get_type_hints(TrainConfig).items():
+            if typing.get_origin(kind) is Literal and getattr(self, name) not in (known := typing.get_args(kind)):
+                raise UsageError(
+                    "bad_argument", f"{name} is {getattr(self, name)!r}", hint=f"choose of {', '.join(known)}"
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `TrainConfig.from_dict` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Raises UsageError `bad_argument` for fields that are not known and values of another type."""
+        made: TrainConfig = _read(cls, values, "the config")
+        return made
+
+
+def _read(cls: Any, values: Any, what: str) -> Any:
+    """A dataclass of JSON's objects: tuples of lists, dataclasses of dicts."""
+    if not isinstance(values, Mapping):
+        raise UsageError("bad_argument", f"{what} is {values!r}, expected a JSON object")
+    kinds = typing.get_type_hints(cls)
+    if unknown := sorted(set(values) - set(kinds)):
+        close = difflib.get_close_matches(unknown[0], kinds, n=1)
+        raise UsageError(
+            "bad_argument",
+            f"{what} has no field {', '.join(map(repr, unknown))}",
+            hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(kinds)}",
+        )
+    return cls(**{name: _value(kinds[name], value, name) for name, value in values.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else _read(kind, value, name)
+    if isinstance(value, list):
+        value = tuple(value)
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    plain = {typing.get_origin(option) or option for option in options}
+    if Literal in plain or type(value) in plain or (type(value) is int and float in plain):
+        return value
+    if isinstance(value, Mapping) and any(getattr(one, "__name__", "") == "Mapping" for one in plain):
+        return dict(value)
+    if value is None and type(None) in plain:
+        return None
+    raise UsageError("bad_argument", f"{name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
+
+
+_DEIT = dict(  # shared by ConViT's and CrossViT's authors, who trained in DeiT's way
+    augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic"),
+    erasing=Erasing(prob=0.25, mode="pixel"),
+    mixing=Mixing(mixup=0.8, cutmix=1.0),
+    repeats=3,
+    epochs=300,
+    weight_decay=0.05,
+    schedule="cosine",
+    warmup=5 / 300,
+    warmup_lr=1e-6,
+    min_lr=1e-5,
+    drop_path=0.1,
+    select="last",
+)
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from, what it changes
+    "convmixer": (
+        "the authors' README and fork of timm 0.5 (convmixer_768_32: 300 epochs; 1536_20: 150)",
+        dict(
+            augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="random"),
+            erasing=Erasing(prob=0.25, mode="pixel"),
+            mixing=Mixing(mixup=0.5, cutmix=0.5),
+            epochs=300,
+            batch_size=640,
+            lr=0.01,
+            eps=1e-3,
+            weight_decay=2e-5,
+            schedule="onecycle",
+            warmup=0.0,
+            clip_norm=1.0,
+            select="last",
+        ),
+    ),
+    "convit": ("the defaults of the authors' main.py", dict(_DEIT, batch_size=1024, lr=1e-3)),
+    "crossvit": ("the authors' main.py and README", dict(_DEIT, batch_size=4096, lr=4e-3)),
+    "mixer": (
+        "big_vision's mixer_b16_i1k config, from scratch on ImageNet-1k",
+        dict(
+            augmentation=Augmentation(auto_augment="rand-m15-n2", interpolation="bilinear"),
+            mixing=Mixing(mixup=0.5),
+            epochs=300,
+            batch_size=4096,
+            lr=1e-3,
+            weight_decay=0.1,  # its 1e-4 is not multiplied by the learning rate, AdamW's is
+            schedule="linear",
+            warmup=10_000 / 93_750,
+            min_lr=1e-5,
+            clip_norm=1.0,
+            smoothing=0.0,
+            loss="binary",
+            drop_path=0.1,
+            select="last",
+        ),
+    ),
+    "gmixer": (
+        "this project's: the recipe of timm's gMixer weights is not published",
+        dict(_DEIT, batch_size=1024, lr=1e-3, repeats=1),
+    ),
+    "finetune": (
+        "this project's: a trained model on one's own classes",
+        dict(
+            start="pretrained",
+            layer_decay=0.8,
+            augmentation=Augmentation(scale=(0.35, 1.0), color_jitter=0.2),
+            epochs=10,
+            batch_size=32,
+            lr=1e-3,
+            warmup=0.1,
+            clip_norm=1.0,
+            ema=0.99,
+        ),
+    ),
+    "small-data": (
+        "this project's: small images from scratch, in hours rather than weeks",
+        dict(
+            augmentation=Augmentation(crop="pad", padding=4),
+            crop_pct=1.0,
+            epochs=30,
+            batch_size=64,
+            lr=2e-3,
+            schedule="linear",
+            warmup=0.2,
+            clip_norm=1.0,
+            ema=0.999,
+            channels_last=True,
+        ),
+    ),
+}
+
+
+def recipe(preset: str = "", **changes: Any) -> TrainConfig:
+    """The config of a preset ("": the defaults of TrainConfig) with changes; raises UsageError `bad_argument`."""
+    if preset and preset not in PRESETS:
+        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose of {', '.join(PRESETS)}")
+    base = PRESETS[preset][1] if preset else {}
+    return TrainConfig.from_dict({**base, **changes})
+
+
+def choose(
+    model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, Any]
+) -> tuple[TrainConfig, str]:
+    """The config that a command line names, and a sentence that says what was chosen and why.
+
+    A file is taken as it is, with the changes; without one the preset is "finetune" for a name that has weights.
+    """
+    changes = dict(changes)
+    if model is not None:
+        changes["model"] = model
+    if scratch:
+        changes["start"] = "scratch"
+    if file is not None:
+        if preset is not None:
+            raise UsageError("bad_argument", "--preset and --config both say how to train", hint="give one of them")
+        return TrainConfig.from_dict({**read_config(file), **changes}), f"config {file}"
+    name = model or TrainConfig.model
+    trained = not scratch and (":" in name or "." in name)
+    begin = "there are weights to begin with" if trained else "it begins with random weights"
+    why = "asked for" if preset else begin
+    preset = preset or ("finetune" if trained else "small-data")
+    if trained:
+        changes.setdefault("start", "pretrained")
+    elif preset == "finetune":
+        changes.setdefault("start", "scratch")
+    chosen = recipe(preset, **changes)
+    return chosen, f"{name} from {chosen.start}, preset {preset} ({why}): {PRESETS[preset][0]}"
+
+
+def read_config(file: str | Path) -> dict[str, Any]:
+    """The settings of a JSON file: a config, or the train.json of a run."""
+    try:
+        values = json.loads(Path(file).read_text())
+    except OSError as error:
+        raise UsageError("not_found", f"the config {str(file)!r} could not be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError("bad_argument", f"{str(file)!r} is not JSON: {error}") from None
+    found = values.get("config", values) if isinstance(values, dict) else values
+    if not isinstance(found, dict):
+        raise UsageError("bad_argument", f"{str(file)!r} holds no JSON object of settings")
+    return found
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Of step 0 <= step < steps: warm-up in a line, then the schedule.
+
+    onecycle is the ConvMixer authors': 0 to lr at 2/5 of the run, lr / 20 at 4/5, 0 at its end, in lines.
+    """
+    done = step / steps
+    if config.schedule == "onecycle":
+        points = ((0.0, 0.0), (0.4, config.lr), (0.8, config.lr / 20), (1.0, 0.0))
+        for (start, low), (end, high) in itertools.pairwise(points):
+            if done <= end:
+                return low + (high - low) * (done - start) / (end - start)
+    rise = config.warmup * steps
+    if step < rise:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * min((step + 1) / rise, 1.0)
+    if config.schedule == "constant":
+        return config.lr
+    left = 1.0 - (step - rise) / max(steps - rise, 1)
+    share = left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return config.min_lr + (config.lr - config.min_lr) * share
