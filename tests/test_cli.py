@@ -72,7 +72,7 @@ SURFACE = {
     ],
     "evaluate": [
         *("DATA", "--model", "--split", "--engine", "--precision", "--device", "--batch-size", "--transform"),
-        *("--policy", "--checkpoint", "--real", "--out", "--json"),
+        *("--policy", "--checkpoint", "--real", "--dataset", "--restrict", "--out", "--json"),
     ],
     "bench": [
         "[MODEL...]",

@@ -496,6 +496,8 @@ def probe(
               help="How images are decoded.")  # fmt: skip
 @click.option("--checkpoint", metavar="FILE", help="Weights in place of the published ones.")
 @click.option("--real", metavar="real.json", help="ReaL's labels, for ImageNet's validation set.")
+@click.option("--dataset", metavar="NAME", help="The published set that DATA is, or none; by default it is recognised.")
+@click.option("--restrict/--no-restrict", default=None, help="Predict only DATA's classes; by default for WordNet ids.")
 @click.option("-o", "--out", metavar="FOLDER", help="Write table, picture and a report of each model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def evaluate(

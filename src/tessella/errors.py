@@ -43,7 +43,7 @@ CODES: dict[str, Kind] = {
     "not_weights": Kind(4, 500, "the file is something other than model weights"),
     "unsafe_format": Kind(4, 500, "the weight file is of a format that can run code"),
     "hash_mismatch": Kind(4, 500, "the weight file is not the published one"),
-    "non_finite": Kind(4, 500, "the weights contain NaN or infinity"),
+    "non_finite": Kind(4, 500, "the weights, or what they give, contain NaN or infinity"),
     "wrong_keys": Kind(4, 500, "the weights have other tensors than the model"),
     "wrong_shape": Kind(4, 500, "the weights have other shapes than the model"),
     "wrong_dtype": Kind(4, 500, "the weights have another number type than the model"),

@@ -284,8 +284,11 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
     monkeypatch.setattr(probing, "minimise", counted)
     monkeypatch.setattr(probing, "MOST_LEARNED", 500)
     assert 0.1 <= choose_strength(x, labels, held, 3) / chosen <= 10
-    assert 1 < len(sizes) < len(STRENGTHS)  # not on to the weakest, once the loss has risen
     assert {(400, 3)} == set(sizes)
+    sizes.clear()
+    chance = np.random.default_rng(5).integers(0, 3, 2000)
+    choose_strength(x, chance, held, 3)
+    assert 1 < len(sizes) < len(STRENGTHS)  # not on to the weakest, once the loss has risen
 
 
 # --- nearest neighbours -----------------------------------------------------------------------------------------------
