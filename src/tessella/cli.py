@@ -452,7 +452,7 @@ def probe(
     """
     from .tasks.probe import probe as run
 
-    found = run(data, model, val=val, val_fraction=val_fraction, shots=parse_batches(shots), accuracy=accuracy, out=out,
+    found = run(data, model, val=val, val_fraction=val_fraction, shots=parse_numbers("--shots", shots), accuracy=accuracy, out=out,
                 attach_to=attach_to, seed=seed, watch=show_progress)  # fmt: skip
     if as_json:
         click.echo(json.dumps(found.as_dict()))
@@ -464,13 +464,17 @@ def probe(
         spread = f"{100 * row.top1:.2f} % ± {100 * row.spread:.2f}"
         table.add_row(f"linear, {row.shots} a class", spread, f"{row.draws} draws")
     print_table(table)
-    counted = f"{found.train_count:,} images to learn from, {found.linear.count:,} to judge on"
-    errors = sum(found.train_errors.values()) + sum(found.linear.errors.values())
-    click.echo(f"{counted}; {errors:,} could not be read", err=True)
+    for what, data_, count, errors in (
+        ("learned from", found.train_data, found.train_count, found.train_errors),
+        ("judged on", found.val_data, found.linear.count, found.linear.errors),
+    ):
+        codes = "".join(f", {number:,} {code}" for code, number in errors.items())
+        click.echo(f"{what} {count:,} images of {data_}{codes}", err=True)
     if found.threshold:
         click.echo(
             f"answering from a probability of {found.threshold.probability:.3f} on: "
-            f"{100 * found.threshold.coverage:.1f} % of the images, {100 * found.threshold.accuracy:.2f} % right"
+            f"{100 * found.threshold.coverage:.1f} % of {found.linear.count:,} images, "
+            f"{100 * found.threshold.accuracy:.2f} % right"
         )
     elif accuracy is not None:
         click.echo(f"no probability reaches an accuracy of {accuracy:g}")
@@ -574,7 +578,9 @@ def bench(
     image = check_output(picture, [".png", ".svg"]) if picture else None
     if image:
         task.check_picture(names)
-    chosen: dict[str, Any] = dict(precisions=split(precision), engines=split(engines), batches=parse_batches(batch))
+    chosen: dict[str, Any] = dict(
+        precisions=split(precision), engines=split(engines), batches=parse_numbers("--batch", batch)
+    )
     rows = []
     table = new_table(*task.HEADER)
     for some in task.bench(names, **chosen, **given):
@@ -705,11 +711,11 @@ def parse_blocks(text: str | None) -> list[int] | None:
         raise UsageError("bad_argument", f"--blocks is {text!r}, expected numbers such as 3,7,-1") from None
 
 
-def parse_batches(text: str) -> list[int]:
+def parse_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in split(text)]
     except ValueError:
-        raise UsageError("bad_argument", f"--batch is {text!r}, expected numbers such as 8,1") from None
+        raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1") from None
 
 
 def split(text: str) -> list[str]:

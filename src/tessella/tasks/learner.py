@@ -39,6 +39,7 @@ class Process:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    leaves: bool = False  # whether the group is ours to end
 
     @classmethod
     def join(cls, device: str = "auto") -> Process:
@@ -48,9 +49,16 @@ class Process:
         chosen = torch.device(kind, local) if kind == "cuda" and world > 1 else torch.device(kind)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        if world > 1 and not dist.is_initialized():
+        leaves = world > 1 and not dist.is_initialized()
+        if leaves:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        return cls(int(os.environ.get("RANK", "0")), world, chosen)
+        return cls(int(os.environ.get("RANK", "0")), world, chosen, leaves)
+
+    def leave(self) -> None:
+        """When all is done: others wait for the one that writes."""
+        if self.leaves:
+            dist.barrier()
+            dist.destroy_process_group()
 
     def total(self, *numbers: float) -> list[float]:
         """The sums over all processes."""
@@ -92,6 +100,8 @@ class Student:
         else:
             self.optimizer = torch.optim.AdamW(groups, config.lr, eps=config.eps, fused=not shard)
         self.learned = [parameter for group in groups for parameter in group["params"]]
+        parameters = dict(model.named_parameters())
+        self.statistics = [value for name, value in model.state_dict().items() if name not in parameters]
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision == "float16")
         if config.compile:
             model.compile()
@@ -113,6 +123,7 @@ class Student:
         images, stops, saves = self.process.total(len(batch.labels), stop, overdue)
         if not images:  # none could be read, by any process
             return Step(0.0, 0.0, 0, True, stops > 0, saves > 0)
+        before = [value.clone() for value in self.statistics]
         x, answers = self._inputs(batch, step)
         parts = list(zip(x.chunk(config.accumulate), answers.chunk(config.accumulate), strict=True))
         summed = torch.zeros((), device=device)
@@ -142,6 +153,9 @@ class Student:
                 group["lr"] = rate * group["scale"]
             self.scaler.step(self.optimizer)
             self._average(step)
+        else:  # the pass has counted them already
+            for value, old in zip(self.statistics, before, strict=True):
+                value.copy_(old)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # a scale that is too high for float16 is found by trying

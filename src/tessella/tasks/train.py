@@ -154,6 +154,7 @@ def train(
     if process.rank == 0:
         chosen = (best.epoch, best.moment) if config.select == "best" else (evaluated - 1, done + evaluated)
         finish(run, model, held_out, config, *chosen, command)
+    process.leave()
     return run
 
 
