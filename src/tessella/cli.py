@@ -452,7 +452,8 @@ def probe(
     """
     from .tasks.probe import probe as run
 
-    found = run(data, model, val=val, val_fraction=val_fraction, shots=parse_numbers("--shots", shots), accuracy=accuracy, out=out,
+    examples = parse_numbers("--shots", shots)
+    found = run(data, model, val=val, val_fraction=val_fraction, shots=examples, accuracy=accuracy, out=out,
                 attach_to=attach_to, seed=seed, watch=show_progress)  # fmt: skip
     if as_json:
         click.echo(json.dumps(found.as_dict()))
