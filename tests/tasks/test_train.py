@@ -330,9 +330,9 @@ def test_no_step_is_taken_from_what_is_not_finite(
     with pytest.raises(TrainingError, match="step 5: the loss is") as caught:
         run(data, tmp_path / "run", small(model))
     assert (caught.value.code, caught.value.exit_code) == ("diverged", 7)
-    for name, value in states[-1].items():  # batch statistics too
-        assert torch.equal(value, states[-2][name]), name
-    assert any(not torch.equal(value, states[-3][name]) for name, value in states[-2].items())
+    for name, after in states[-1].items():  # batch statistics too
+        assert torch.equal(after, states[-2][name]), name
+    assert any(not torch.equal(after, states[-3][name]) for name, after in states[-2].items())
     assert checkpoint.moments(tmp_path / "run") == [4]  # nothing of it was saved
 
 

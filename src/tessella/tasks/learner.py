@@ -182,7 +182,7 @@ class Student:
         x, partners, shares = mix(x, labels, rng, config.mixing)
         if config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return x, targets(labels, partners, shares, classes, config.smoothing, config.loss == "binary")
+        return x, targets(labels, partners, shares, classes, config.smoothing)
 
     def _loss(self, logits: Tensor, answers: Tensor) -> Tensor:
         return binary_loss(logits, answers) if self.config.loss == "binary" else soft_target_loss(logits, answers)

@@ -166,7 +166,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from,
     "mixer": (
         "big_vision's mixer_b16_i1k config, from scratch on ImageNet-1k",
         dict(
-            augmentation=Augmentation(auto_augment="rand-m15-n2", interpolation="bilinear"),
+            augmentation=Augmentation(auto_augment="rand-m15-n2-p1-mmax15", interpolation="bilinear"),
             mixing=Mixing(mixup=0.5),
             epochs=300,
             batch_size=4096,
