@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests of the Hub undo it in a subprocess
@@ -29,3 +30,18 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the shared data folder is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def animals(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a class with 100 of CIFAR-10's test images each."""
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("animals")
+    table = pq.read_table(shared_data / "cifar10-test.parquet")
+    for label, name in ((3, "cat"), (5, "dog"), (7, "horse")):
+        (folder / name).mkdir()
+        rows = np.flatnonzero(table["label"].to_numpy() == label)[:100]
+        for row in rows:
+            (folder / name / f"{row}.jpg").write_bytes(table["image"][int(row)].as_py()["bytes"])
+    return folder

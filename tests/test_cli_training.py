@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import tessella
@@ -19,21 +18,6 @@ from .tasks.training import FAMILIES, make_images
 from .test_cli import run
 
 CLASSES = ("cat", "dog", "horse")
-
-
-@pytest.fixture(scope="module")
-def animals(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder a class with 100 of CIFAR-10's test images each."""
-    import pyarrow.parquet as pq
-
-    folder = tmp_path_factory.mktemp("animals")
-    table = pq.read_table(shared_data / "cifar10-test.parquet")
-    for label, name in ((3, "cat"), (5, "dog"), (7, "horse")):
-        (folder / name).mkdir()
-        rows = np.flatnonzero(table["label"].to_numpy() == label)[:100]
-        for row in rows:
-            (folder / name / f"{row}.jpg").write_bytes(table["image"][int(row)].as_py()["bytes"])
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -44,16 +44,31 @@ def test_programs_run(program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", blocks("console"))
-def test_commands_print_what_is_shown(block: str) -> None:
+TRAINING = [block for block in blocks("console") if block.startswith("$ tessella train")]
+
+
+def typed(block: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The command of a block, done in a folder, and what the block shows of it."""
     command, _, shown = block.removeprefix("$ ").partition("\n")
     name, *arguments = shlex.split(command)
     assert name == "tessella"
     done = subprocess.run(
-        [sys.executable, "-m", "tessella", *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        [sys.executable, "-m", "tessella", *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done, shown
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("console") if block not in TRAINING])
+def test_commands_print_what_is_shown(block: str) -> None:
+    done, shown = typed(block, ROOT)
     assert without_numbers(done.stdout) == without_numbers(shown)
+
+
+def test_training_tells_what_is_shown(animals: Path, tmp_path: Path) -> None:
+    (tmp_path / "animals").symlink_to(animals)
+    done, shown = typed(TRAINING[0], tmp_path)
+    assert without_numbers(done.stderr) == without_numbers(shown)
 
 
 def test_shell_blocks_name_scripts_that_exist() -> None:
