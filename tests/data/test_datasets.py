@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.data import datasets
+from tessella.data import stores
 from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.data.decode import Limits
 from tessella.data.sources import Source
@@ -384,7 +384,7 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         table = pq.read_table(good).replace_schema_metadata({"huggingface": told})
         pq.write_table(table, tmp_path / "meta.parquet")
         refused("bad_argument", lambda: open_labelled(tmp_path / "meta.parquet"))
-    monkeypatch.setattr(datasets, "_memory", lambda: 100)
+    monkeypatch.setattr(stores, "_memory", lambda: 100)
     assert "WebDataset" in refused("bad_argument", lambda: open_labelled(good))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "tessella[train]" in refused("missing_dependency", lambda: open_labelled(good))

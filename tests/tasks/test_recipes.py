@@ -98,6 +98,12 @@ def test_what_the_command_line_chooses(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     file.write_text(json.dumps(dict(config=recipe("convit").as_dict(), data="0")))
     assert choose(None, None, str(file), False, dict(lr=0.5))[0] == recipe("convit", lr=0.5)
+    file.write_text('{"epochs": 3}')  # which does not say with what to begin
+    for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
+        config, why = choose(name, None, str(file), False, {})
+        assert (config.start, config.epochs) == (start, 3)
+        assert f"{name} from {start}" in why
+    assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
     with pytest.raises(UsageError, match="give one of them"):
         choose(None, "convit", str(file), False, {})
     with pytest.raises(UsageError, match="no preset"):

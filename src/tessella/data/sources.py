@@ -67,7 +67,7 @@ def _expand(given: str) -> Iterator[Source]:
     if Path(given).is_dir():
         yield from _or_error(_in_folder(given), given, f"no image in the folder {given!r}")
     elif glob.has_magic(given) and not os.path.lexists(given):
-        found = sorted(glob.iglob(given, recursive=True), key=_natural)  # noqa: PTH207 - patterns may be absolute
+        found = sorted(glob.iglob(given, recursive=True), key=natural)  # noqa: PTH207 - patterns may be absolute
         yield from _or_error(_among(found), given, f"no image matches {given!r}")
     else:
         yield from _in_file(given)
@@ -89,7 +89,7 @@ def _in_file(path: str) -> Iterator[Source]:
 def _in_folder(folder: str) -> Iterator[Source]:
     try:
         with os.scandir(folder) as entries:
-            listed = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: _natural(e.name))
+            listed = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: natural(e.name))
     except OSError as error:
         yield Source(
             folder, folder, error=ImageError("unreadable", f"{folder!r} could not be listed: {error.strerror}")
@@ -132,6 +132,6 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a million Path objects cost seconds
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key in which numbers count as numbers: a2 before a10."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]

@@ -231,7 +231,8 @@ def choose(
 ) -> tuple[TrainConfig, str]:
     """The config that a command line names, and a sentence that says what was chosen and why.
 
-    A file is taken as it is, with the changes; without one the preset is "finetune" for a name that has weights.
+    A file is taken as it is, with the changes; without one the preset is "finetune" for a name that has weights. Where
+    nothing says with which weights to begin, it is those of the name, if it has any.
     """
     changes = dict(changes)
     if model is not None:
@@ -241,9 +242,12 @@ def choose(
     if file is not None:
         if preset is not None:
             raise UsageError("bad_argument", "--preset and --config both say how to train", hint="give one of them")
-        return TrainConfig.from_dict({**read_config(file), **changes}), f"config {file}"
-    name = model or TrainConfig.model
+        changes = {**read_config(file), **changes}
+    name = str(changes.get("model", TrainConfig.model))
     trained = not scratch and (":" in name or "." in name)
+    if file is not None:
+        chosen = TrainConfig.from_dict({"start": "pretrained" if trained else "scratch", **changes})
+        return chosen, f"{chosen.model} from {chosen.start}, config {file}"
     begin = "there are weights to begin with" if trained else "it begins with random weights"
     why = "asked for" if preset else begin
     preset = preset or ("finetune" if trained else "small-data")
