@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tessella.engine.openvino import core
 from tessella.tasks.bench import Candidate, Case, Opened, Run, load_case, timm_eager
 from tessella.tasks.bench import timm_model as timm_twin
 
@@ -136,7 +137,7 @@ class Exports:
                 "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             }
-            opened = ov.Core().compile_model(ov.convert_model(path), "CPU", settings).create_infer_request()
+            opened = core().compile_model(ov.convert_model(path), "CPU", settings).create_infer_request()
             return lambda x: torch.from_numpy(opened.infer([x.numpy()], share_inputs=True)[0])
 
         return self._candidate("timm openvino", precision, request)

@@ -21,6 +21,7 @@ from ..models.convmixer import ConvMixer
 from .artefacts import cached
 from .eager import quiet, rewritten_for, whole
 from .exported import GRAPHS
+from .openvino import core
 from .plan import Plan
 from .rewrite import usual_layout
 from .tuned import versions
@@ -97,12 +98,11 @@ def quantised(graph: Path, model: ImageModel, spec: InputSpec | None, samples: P
     """
     with quiet(), redirect_stdout(sys.stderr):  # its progress bars are no result
         import nncf
-        import openvino as ov
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
         nncf.set_log_level(logging.ERROR)
         inputs = samples if spec else normalise(samples, InputSpec.from_cfg(model.pretrained_cfg)).numpy()
-        network = ov.Core().read_model(graph)
+        network = core().read_model(graph)
         products = [
             op.get_friendly_name()
             for op in network.get_ordered_ops()

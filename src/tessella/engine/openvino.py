@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,28 @@ if TYPE_CHECKING:
 PRECISION = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of what the graph does not say itself
 
 
+_MAKING = threading.Lock()
+_core: Any = None
+
+
+def core() -> Any:
+    """The one openvino.Core of this process, which is never freed.
+
+    Where signal frames may be large (AMX), a Core gives the thread that makes it a stack for signals, and at its end puts
+    back the one it found. Several, freed in another order than last made first, leave the thread with one that is
+    unmapped, and the next signal with a Python handler kills the process without a word (OpenVINO 2026.4).
+    """
+    global _core
+    import openvino as ov
+
+    with _MAKING:
+        if _core is None:
+            made = ov.Core()
+            made.get_property("CPU", "FULL_DEVICE_NAME")  # sets the stack now, before any other Core does
+            _core = made
+    return _core
+
+
 class OpenVinoEngine(GraphEngine):
     """Any batch size; a pass has a request to itself, so threads may share it."""
 
@@ -30,15 +53,13 @@ class OpenVinoEngine(GraphEngine):
         spec: InputSpec | None = None,
         model: ImageModel | None = None,
     ):
-        import openvino as ov
-
         super().__init__(model, plan, size, spec)
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISION[plan.precision],
             "INFERENCE_NUM_THREADS": plan.threads,
             "NUM_STREAMS": plan.streams,
         }
-        self.compiled: Any = ov.Core().compile_model(graph, "CPU", settings)
+        self.compiled: Any = core().compile_model(graph, "CPU", settings)
         self.free: deque[Any] = deque()  # requests that no thread uses now; one holds buffers, so they are kept
         self.graph = graph
 
