@@ -27,7 +27,7 @@ _core: Any = None
 def core() -> Any:
     """The one openvino.Core of this process, which is never freed.
 
-    Where signal frames may be large (AMX), a Core gives the thread that makes it a stack for signals, and at its end puts
+    Where signal frames may be large (AMX), a Core gives its maker thread a stack for signals, and at its end puts
     back the one it found. Several, freed in another order than last made first, leave the thread with one that is
     unmapped, and the next signal with a Python handler kills the process without a word (OpenVINO 2026.4).
     """
