@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from tessella.tasks.learner import Process, Student, layers_of, new_model, param
 from tessella.tasks.recipes import TrainConfig
 from tessella.tasks.train import train
 
+from .kills import assert_same, killed_and_whole, last
 from .training import CLASSES, FAMILIES, make_images, small
 
 
@@ -46,19 +45,6 @@ def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -
 
 def losses(events: list[dict[str, Any]]) -> list[float]:
     return [event["loss"] for event in events if event["kind"] == "step"]
-
-
-def last(out: Path) -> checkpoint.Checkpoint:
-    return checkpoint.read(out, checkpoint.moments(out)[-1])
-
-
-def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
-    assert a.moment == b.moment
-    assert a.tensors.keys() == b.tensors.keys()
-    for part, tensors in a.tensors.items():
-        assert tensors.keys() == b.tensors[part].keys()
-        for name, value in tensors.items():
-            assert torch.equal(value, b.tensors[part][name]), (part, name)
 
 
 @pytest.fixture
@@ -139,41 +125,10 @@ def test_a_signal_saves_and_the_rest_is_bit_equal(
     assert kept[0] == kept[1]
 
 
-def start(data: Path, out: Path, config: TrainConfig, *more: str) -> subprocess.Popen[bytes]:
-    file = out.with_suffix(".json")
-    file.write_text(json.dumps(config.as_dict()))
-    command = [sys.executable, "-m", "tessella", "train", str(data), "--config", str(file), "--out", str(out), *more]
-    with out.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stderr=log, env=os.environ | dict(OMP_NUM_THREADS="1"))
-
-
-def test_killed_at_any_moment_it_ends_as_the_whole_one(data: Path, tmp_path: Path) -> None:
-    config = small(epochs=25, ema=0.9, checkpoint_minutes=0.0001, drop_path=0.1)
-    process = start(data, tmp_path / "whole", config, "--workers", "0")
-    assert process.wait(120) == 0
-    chance = random.Random(0)
-    kills = 0
-    while True:
-        process = start(data, tmp_path / "cut", config, "--workers", "1")
-        before = checkpoint.moments(tmp_path / "cut")[-1:]
-        until = time.monotonic() + 60
-        while (
-            process.poll() is None and checkpoint.moments(tmp_path / "cut")[-1:] == before and time.monotonic() < until
-        ):
-            time.sleep(0.01)  # it has begun
-        time.sleep(chance.uniform(0, 0.8))
-        if kills == 3:
-            break
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        process.wait()
-        assert process.returncode in (0, -signal.SIGKILL), (tmp_path / "cut.log").read_text()
-    assert process.wait(120) == 0
-    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
-        tmp_path / "cut" / "model.safetensors"
-    ).read_bytes()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_killed_at_any_moment_it_ends_as_the_whole_one(data: Path, tmp_path: Path, family: str) -> None:
+    facts = killed_and_whole(data, tmp_path, family, kills=2)
+    assert (facts["kills"], facts["ends"]) == (2, facts["bit_equal"])
 
 
 @pytest.mark.usefixtures("unreported")
