@@ -1,7 +1,6 @@
 """Training that is killed at random and goes on, beside the same run left alone: a few kills in tests, many in a soak.
 
-`python -m tests.tasks.kills --kills 40 --out FILE` (scripts/soak train) writes what happened; every process is a real
-one, forked from a server that has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
+`scripts/soak train --kills 40 --out FILE` writes what happened; every process is a real one, forked from a server that has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
 """
 
 from __future__ import annotations
@@ -136,7 +135,3 @@ def main() -> None:
             torch=torch.__version__, python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
         )  # fmt: skip
         args.out.write_text(json.dumps(dict(conditions=conditions, rows=rows), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
