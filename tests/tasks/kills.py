@@ -1,6 +1,7 @@
 """Training that is killed at random and goes on, beside the same run left alone: a few kills in tests, many in a soak.
 
-`scripts/soak train --kills 40 --out FILE` writes what happened; every process is a real one, forked from a server that has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
+`scripts/soak train --kills 40 --out FILE` writes what happened; every process is a real one, forked from a server that
+has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
 """
 
 from __future__ import annotations
