@@ -46,6 +46,20 @@ SURFACE = {
     "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out"],
     "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out"],
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
+    "run": [
+        *(
+            "INPUT...",
+            *RUN_OPTIONS,
+            "--strict",
+            "--out",
+            "--top",
+            "--dtype",
+            "--shard-rows",
+            "--processes",
+            "--timeout",
+        ),
+        *("--quarantine", "--json"),
+    ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[NAME]", "--json"],
     "convert": ["FILE", "--arch", "--out"],
@@ -320,6 +334,20 @@ def test_a_closed_pipe_is_no_error(mixed: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    first, told = run("run", str(mixed), "--out", out, "--json")
+    summary = json.loads(first)
+    assert summary["rows"] == summary["ok"] + sum(summary["errors"].values()) > summary["ok"] > 0
+    assert "bad" in told
+    again, told = run("run", str(mixed), "--out", out)
+    assert "are finished" in told
+    assert str(summary["ok"]) in again
+    run("run", str(mixed), "--out", out, "--strict", status=3)
+    _, told = run("run", str(mixed), "--out", out, "--top", "2", status=2)
+    assert "holds a run with other settings: top 5, now 2" in told
 
 
 def test_an_interrupt_is_status_130_without_a_traceback() -> None:

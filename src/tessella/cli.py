@@ -196,6 +196,46 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
     finish(len(sources) - bad, bad, given["strict"])
 
 
+@cli.command("run")
+@input_options
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Of the run; the same command goes on with it.")
+@click.option("-k", "--top", type=click.IntRange(min=0), default=5, show_default=True, help="Classes a row.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
+              help="Of the embeddings.")  # fmt: skip
+@click.option(
+    "--shard-rows", type=click.IntRange(min=1), help="Rows a file.  [default: 1024 on a CPU, 16384 elsewhere]"
+)
+@click.option("--processes", type=click.IntRange(min=1), help="That decode images.  [default: one a core, at most 8]")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
+              help="Seconds that an image may take to decode.")  # fmt: skip
+@click.option("--quarantine", metavar="FILE", help="Write name and error code of every bad input.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
+    """Classify and embed a whole collection into Parquet files, and lose no image of it.
+
+    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, or - for a list of these on standard input.
+    """
+    import dataclasses
+
+    from .tasks.bulk import run
+    from .tasks.progress import RunWatcher
+
+    predictor = load_predictor(given)
+    settings = {key: given[key] for key in ("top", "dtype", "shard_rows", "processes", "timeout", "quarantine")}
+    with RunWatcher() as watch:
+        summary = run(given["inputs"], out, predictor, stdin=sys.stdin, watch=watch, **settings)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary)))
+    else:
+        table = new_table("status", "rows")
+        for status, count in {"ok": summary.ok, **summary.errors}.items():
+            table.add_row(status, f"{count:,}")
+        print_table(table)
+        rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", all done before"
+        click.echo(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}", err=True)
+    finish(summary.ok, summary.rows - summary.ok, strict)
+
+
 @cli.command("list")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
 @click.option("--pretrained", is_flag=True, help="Only what has trained weights.")
@@ -611,7 +651,7 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     mode = given["mode"]
     if mode == "auto":
         (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
-        mode = "latency" if Path(only).is_file() and not only.lower().endswith(".tar") else "throughput"
+        mode = "latency" if Path(only).is_file() and not only.lower().endswith((".tar", ".parquet")) else "throughput"
     predictor = load(
         given["model"],
         checkpoint_path=given["checkpoint"],

@@ -25,6 +25,8 @@ CODES: dict[str, Kind] = {
     "wrong_input_size": Kind(2, 422, "the image size does not fit this model"),
     "missing_dependency": Kind(2, 501, "an optional package is not installed"),
     "changed_run": Kind(2, 409, "the folder holds a run with other settings or other data"),
+    "busy": Kind(2, 409, "another process is writing to the same folder"),
+    "damaged_run": Kind(6, 500, "files of the run are missing or are not those that were written"),
     "output_failed": Kind(6, 500, "a result could not be written"),
     # images
     "not_found": Kind(3, 404, "no such input"),
@@ -36,6 +38,8 @@ CODES: dict[str, Kind] = {
     "too_many_pixels": Kind(3, 422, "the image has more pixels than the limit"),
     "side_too_long": Kind(3, 422, "one side of the image is longer than the limit"),
     "too_elongated": Kind(3, 422, "the image is so elongated that resizing it would exceed the pixel limit"),
+    "decoder_crashed": Kind(3, 422, "the image ended the process that decoded it"),
+    "timeout": Kind(3, 422, "the image took longer to decode than is allowed"),
     "bad_array": Kind(3, 422, "the array is not an image of a known layout"),
     # weights
     "truncated": Kind(4, 500, "the weight file is cut off or has bytes left over"),
@@ -110,6 +114,10 @@ class WeightsError(TessellaError, RuntimeError):
 
 class TrainingError(TessellaError, RuntimeError):
     """A training run stopped; its checkpoints are whole, and it goes on from them."""
+
+
+class RunError(TessellaError, RuntimeError):
+    """A bulk run stopped; its finished shards are whole, and it goes on with the others."""
 
 
 class HubError(WeightsError):

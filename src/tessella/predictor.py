@@ -259,11 +259,18 @@ class Predictor:
 
     def outputs(self, images: Iterable[AnyImage]) -> Generator[Output | ImageError, None, None]:
         """What the model says of each image, in order, as batches finish; of a bad image, its error."""
+        return self.outputs_of(self._decoded(images))
+
+    def outputs_of(self, prepared: Iterable[Pixels | ImageError]) -> Generator[Output | ImageError, None, None]:
+        """As `outputs`, of images that are (spec.height, spec.width, 3) uint8 already, or that could not be read.
+
+        Every `plan.batch_size` of them, errors included, are one batch.
+        """
         nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
         waiting: deque[list[ImageError | None]] = deque()  # errors in batches that are with the model, in order
 
         def batches() -> Iterator[Pixels]:
-            for outcomes in _batched(self._decoded(images), self.plan.batch_size):
+            for outcomes in _batched(prepared, self.plan.batch_size):
                 waiting.append([one if isinstance(one, ImageError) else None for one in outcomes])
                 good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
                 yield np.stack(good) if good else nothing

@@ -30,7 +30,7 @@ from .training import FAMILIES, make_images, small
 
 INTERVAL = 0.1  # seconds between checkpoints: several steps
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.tasks.kills"])
+_CONTEXT.set_forkserver_preload(["tests.tasks.bulk_kills", "tests.tasks.kills", "pytest"])
 
 
 def last(out: Path) -> checkpoint.Checkpoint:

@@ -1,4 +1,4 @@
-"""What a command line names -> images: files, folders, globs, tar archives, and lists on standard input."""
+"""What a command line names -> images: files, folders, globs, tar archives, Parquet, lists on standard input."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def iter_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> I
 
     A file is taken whatever its name is. Folders (with all below them), globs (`**` reaches all folders) and .tar
     archives give the files with an image's suffix, in natural order (a2 before a10; an archive's own order), without
-    hidden ones. "-" reads one input a line from `stdin`.
+    hidden ones; a .parquet file gives its rows. "-" reads one input a line from `stdin`.
     """
     for given in inputs:
         if given == "-":
@@ -75,13 +75,17 @@ def _expand(given: str) -> Iterator[Source]:
 
 def _among(paths: Iterable[str]) -> Iterator[Source]:
     for path in paths:
-        if _is_image(path) or path.lower().endswith(".tar"):
+        if _is_image(path) or path.lower().endswith((".tar", ".parquet")):
             yield from _in_file(path)
 
 
 def _in_file(path: str) -> Iterator[Source]:
     if path.lower().endswith(".tar") and Path(path).is_file():
         yield from _or_error(_in_tar(path), path, f"no image in the archive {path!r}")
+    elif path.lower().endswith(".parquet") and Path(path).is_file():
+        from .stores import parquet_rows
+
+        yield from _or_error(parquet_rows(path), path, f"no row in {path!r}")
     else:
         yield Source(path, path)
 

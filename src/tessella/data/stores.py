@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import csv
+import functools
 import json
 import os
 import tarfile
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, UsageError
-from .decode import DEFAULT_LIMITS, Limits
+from .decode import DEFAULT_LIMITS, Limits, read_file
 from .sources import IMAGE_SUFFIXES, Source, natural
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -328,6 +329,84 @@ class _RowSource(Source):
         return self.rows.read(self.row, limits)
 
 
+@dataclass(frozen=True)
+class ParquetRow(Source):
+    """A row of a Parquet file by itself, light to send to another process, which keeps the row group it read last.
+
+    A row without bytes that names a path is that file, from the folder of the Parquet file.
+    """
+
+    row: int = 0
+
+    def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
+        if self.error is not None:
+            raise self.error
+        starts, column = _row_groups(self.path)
+        group = int(np.searchsorted(starts, self.row, side="right")) - 1
+        value = _row_group(self.path, group, column)[self.row - int(starts[group])].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if not value:
+            raise ImageError("empty", f"{self.key} holds no image")
+        if isinstance(value, str):
+            return read_file(join(os.path.dirname(self.path), value), limits)  # noqa: PTH120 - as in join
+        if len(value) > limits.bytes:
+            raise ImageError("too_many_bytes", f"the image has {len(value):,} bytes, the limit is {limits.bytes:,}")
+        return bytes(value)
+
+
+def parquet_rows(path: str) -> Iterator[Source]:
+    """The images of a Parquet file: a column image (bytes, a struct with bytes or path, or paths); labels are not read.
+
+    What is no such file is one source with an error.
+    """
+    try:
+        count = int(_row_groups(path)[0][-1])
+    except ImageError as error:
+        yield Source(path, path, error=error)
+        return
+    for row in range(count):
+        yield ParquetRow(f"{path}:{row}", path, row=row)
+
+
+@functools.lru_cache(maxsize=8)
+def _row_groups(path: str) -> tuple[Ints, str]:
+    """Where each row group begins, and behind the last the number of rows; the column of the images."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise _no_pyarrow("store") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            schema = file.schema_arrow
+    except (OSError, pa.ArrowException):
+        raise ImageError("unreadable", f"{path!r} is damaged, or not a Parquet file") from None
+    kind = next((entry.type for entry in schema if entry.name == "image"), None)
+    if bytes_column(schema) is None and not (kind is not None and pa.types.is_string(kind)):
+        raise ImageError(
+            "unreadable", _other_columns(path, schema, "expected image, of bytes, of paths, or a struct").message
+        )
+    return np.cumsum([0, *counts]), "image"
+
+
+@functools.lru_cache(maxsize=1)
+def _row_group(path: str, group: int, column: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(group, columns=[column], use_threads=False).column(0)
+    except (OSError, pa.ArrowException, IndexError):
+        raise ImageError("unreadable", f"{path!r} could not be read, or has changed since it was listed") from None
+
+
+def _no_pyarrow(extra: str) -> UsageError:
+    return UsageError("missing_dependency", "reading Parquet needs pyarrow", hint=f'pip install "tessella[{extra}]"')
+
+
 def _read_column(path: str, column: str, count: int) -> list[Any]:
     """Arrow arrays of encoded images, null where there is none; ImageError if they cannot be had."""
     import pyarrow as pa
@@ -349,9 +428,7 @@ def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UsageError(
-            "missing_dependency", "reading Parquet needs pyarrow", hint='pip install "tessella[train]"'
-        ) from None
+        raise _no_pyarrow("train") from None
     counts, columns, labels, names, needed = [], [], [], [], 0
     for file in files:
         path = join(root, file.name)
@@ -380,26 +457,33 @@ def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
 
 
 def _image_column(path: str, schema: Any) -> str:
-    """The column with the encoded bytes, as `read` takes it."""
-    import pyarrow as pa
+    """The column with the encoded bytes, as `read` takes it, beside a label."""
+    column = bytes_column(schema) if "label" in schema.names else None
+    if column is None:
+        raise _other_columns(path, schema, "expected image, of bytes or of a struct with bytes, and label")
+    return column
 
-    types = {entry.name: entry.type for entry in schema}
-    image, label = types.get("image"), types.get("label")
+
+def bytes_column(schema: Any) -> str | None:
+    """Where the bytes of images are: "image", "image.bytes" in a struct, or None."""
+    import pyarrow as pa
 
     def holds_bytes(kind: Any) -> bool:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    if label is not None and image is not None and holds_bytes(image):
+    image = next((entry.type for entry in schema if entry.name == "image"), None)
+    if image is not None and holds_bytes(image):
         return "image"
-    if label is not None and image is not None and pa.types.is_struct(image):
+    if image is not None and pa.types.is_struct(image):
         at = image.get_field_index("bytes")
         if at >= 0 and holds_bytes(image.field(at).type):
             return "image.bytes"
-    shown = ", ".join(f"{name} ({kind})" for name, kind in types.items())
-    raise bad(
-        f"{path} has the columns {shown[:200]}",
-        "expected image, of bytes or of a struct with bytes, and label; rename those that mean the same",
-    )
+    return None
+
+
+def _other_columns(path: str, schema: Any, expected: str) -> UsageError:
+    shown = ", ".join(f"{entry.name} ({entry.type})" for entry in schema)
+    return bad(f"{path} has the columns {shown[:200]}", f"{expected}; rename those that mean the same")
 
 
 def _label_names(path: str, metadata: dict[bytes, bytes]) -> list[str] | None:

@@ -53,7 +53,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
             "bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {' or '.join(suffixes)}"
         )
     if path.suffix.lower() == ".parquet":
-        _pyarrow()
+        need_pyarrow()
     if not path.parent.is_dir():
         raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="make it first")
     return path
@@ -110,7 +110,7 @@ def _npz(records: Sequence[Record], top: int, width: int, facts: dict[str, str])
 
 
 def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
-    pa, pq = _pyarrow()
+    pa, pq = need_pyarrow()
     columns = dict(
         key=pa.array([r.key for r in records], pa.string()),
         status=pa.array([r.status for r in records], pa.string()),
@@ -131,12 +131,10 @@ def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, s
     return bytes(sink.getvalue())
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def need_pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UsageError(
-            "missing_dependency", "writing .parquet needs pyarrow", hint='pip install "tessella[store]", or write .npz'
-        ) from None
+        raise UsageError("missing_dependency", "Parquet needs pyarrow", hint='pip install "tessella[store]"') from None
     return pyarrow, pyarrow.parquet

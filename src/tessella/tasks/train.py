@@ -10,12 +10,10 @@ at the end the model.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,11 +37,11 @@ from .evaluate import measure
 from .learner import Process, Step, Student, new_model, new_teacher
 from .recipes import TrainConfig, learning_rate
 from .report import write_report
+from .stop import Stop
 
 METRICS = "metrics.jsonl"
 LOG_EVERY = 50  # steps to a row of metrics.jsonl, besides one an epoch
 PATIENCE = 10  # steps in a row without a finite loss that "skip" goes past
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # save, stop, and say how to go on
 Event = dict[str, Any]
 
 
@@ -286,29 +284,6 @@ class Log:
                 line for line, row in rows if row["step"] <= step and row["epoch"] < evaluated + (row["kind"] == "step")
             )
             write_atomic(path, "".join(kept).encode())
-
-
-class Stop:
-    """Remembers the signals that ask the run to stop; a second one stops it at once."""
-
-    def __init__(self) -> None:
-        self.asked, self.name = False, ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def _remember(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked, self.name = True, signal.Signals(number).name
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def finish(

@@ -1,0 +1,100 @@
+"""Which shards of a bulk run are finished: one SQLite table, and one process at a time that may write to the folder."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+
+FILE = "run.sqlite"
+_COLUMNS = ("id", "file", "sha256", "bytes", "rows", "ok", "errors")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard: file is its name below shards/, bytes and sha256 are that file's, errors counts by code."""
+
+    id: int
+    file: str
+    sha256: str
+    bytes: int
+    rows: int
+    ok: int
+    errors: Mapping[str, int]
+
+
+class Ledger:
+    """A row is written once its file is durable, and is durable itself when `commit` returns."""
+
+    def __init__(self, run: Path):
+        self._path = run / FILE
+        try:
+            self._connection = sqlite3.connect(self._path, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS shards (id INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL, "
+                "bytes INTEGER NOT NULL, rows INTEGER NOT NULL, ok INTEGER NOT NULL, errors TEXT NOT NULL)"
+            )
+        except sqlite3.Error as error:
+            raise _failed(self._path, error) from error
+
+    def finished(self) -> dict[int, Shard]:
+        """By their number, in order."""
+        try:
+            found = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM shards ORDER BY id").fetchall()
+            return {row[0]: Shard(**dict(zip(_COLUMNS, row, strict=True), errors=json.loads(row[-1]))) for row in found}
+        except (sqlite3.Error, ValueError) as error:
+            raise _failed(self._path, error) from error
+
+    def commit(self, shard: Shard) -> None:
+        try:
+            self._connection.execute(
+                "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (shard.id, shard.file, shard.sha256, shard.bytes, shard.rows, shard.ok,
+                 json.dumps(shard.errors, sort_keys=True)),
+            )  # fmt: skip
+        except sqlite3.Error as error:
+            raise _failed(self._path, error) from error
+
+    def forget(self, ids: list[int]) -> None:
+        """Of shards that are to be made again."""
+        try:
+            self._connection.executemany("DELETE FROM shards WHERE id = ?", [(one,) for one in ids])
+        except sqlite3.Error as error:
+            raise _failed(self._path, error) from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _failed(path: Path, error: Exception) -> UsageError:
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        return UsageError(
+            "damaged_run", f"{path} is damaged", hint="tessella verify-run --repair makes it again from the shards"
+        )
+    return UsageError("output_failed", f"{path} could not be written: {error}")
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Hold the folder; UsageError `busy` where another process does. The system lets go when a process dies."""
+    import filelock
+
+    run.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UsageError(
+            "busy", f"another process is writing to {run}", hint="wait for it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

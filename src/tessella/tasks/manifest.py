@@ -1,0 +1,146 @@
+"""What a bulk run covers: every input, listed once and cut into shards, in a Parquet file that is never changed again.
+
+Shard i is rows i * shard_rows to (i + 1) * shard_rows of the listing, in the listing's order, and row group i of the
+file; so a shard is read alone, and a run of millions of inputs starts by reading a footer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import sync_folder
+from ..data.sources import Source
+from ..data.stores import ParquetRow
+from ..errors import ImageError, UsageError
+
+_LISTED = 100_000  # inputs between two remarks
+
+
+def write_manifest(
+    path: Path, sources: Iterable[Source], shard_rows: int, say: Callable[[int], None] = lambda listed: None
+) -> tuple[int, str]:
+    """List `sources` into a new file, whole or not at all; returns their number and the file's SHA-256.
+
+    say: hears how many there are so far. Raises UsageError `not_found` for none, `bad_argument` for a key twice.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("key", pa.string()), ("path", pa.binary()), ("offset", pa.int64()), ("size", pa.int64()),
+                        ("row", pa.int64()), ("code", pa.string()), ("message", pa.string())])  # fmt: skip
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    columns: list[list[Any]] = [[] for _ in schema]
+    hashes: list[np.ndarray[Any, Any]] = []  # 8 bytes an input: what a set of keys would take ten times of
+    here: list[int] = []
+    count = 0
+
+    def flush(writer: Any) -> None:
+        writer.write_table(pa.table(columns, schema=schema), row_group_size=shard_rows)
+        for column in columns:
+            column.clear()
+        hashes.append(np.array(here, np.uint64))
+        here.clear()
+
+    try:
+        with pq.ParquetWriter(draft, schema, compression="zstd", write_page_checksum=True) as writer:
+            for source in sources:
+                row = source.row if isinstance(source, ParquetRow) else None
+                code, message = (source.error.code, source.error.message) if source.error else ("", "")
+                # whole paths: a run may go on from another folder
+                cells = (
+                    as_text(source.key),
+                    os.fsencode(os.path.abspath(source.path)),  # noqa: PTH100 - links keep their names
+                    source.offset,
+                    source.size,
+                    row,
+                    code,
+                    message,
+                )
+                for column, cell in zip(columns, cells, strict=True):
+                    column.append(cell)
+                here.append(int.from_bytes(hashlib.blake2b(cells[0].encode(), digest_size=8).digest(), "big"))
+                count += 1
+                if count % shard_rows == 0:
+                    flush(writer)
+                if count % _LISTED == 0:
+                    say(count)
+            if here:
+                flush(writer)
+        if not count:
+            raise UsageError("not_found", "no inputs were named", hint="give a folder, files, or - with a list")
+        _refuse_twins(draft, np.concatenate(hashes))
+        digest = file_hash(draft)
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UsageError("output_failed", f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return count, digest
+
+
+def as_text(name: str) -> str:
+    """Of a name that is not UTF-8, the odd bytes as \\xNN: Parquet's text is UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if not len(same):
+        return
+    import pyarrow.parquet as pq
+
+    places = [int(order[same[0]]), int(order[same[0] + 1])]
+    keys = pq.read_table(draft, columns=["key"]).column("key").take(places).to_pylist()
+    raise UsageError(
+        "bad_argument",
+        f"{len(same):,} inputs are named more than once, the first is {keys[0]!r}",
+        hint="name each input once: a row is known by its key",
+    )
+
+
+class Manifest:
+    """A listing that is there. rows, shards: numbers of both."""
+
+    def __init__(self, path: Path, digest: str):
+        """Raises UsageError `damaged_run` where it is not the file that was written."""
+        import pyarrow.parquet as pq
+
+        if not path.is_file() or file_hash(path) != digest:
+            raise UsageError(
+                "damaged_run",
+                f"{path} is missing or is not the listing that was written",
+                hint="tessella verify-run --repair lists the inputs again",
+            )
+        self._file = pq.ParquetFile(path)
+        self.rows: int = self._file.metadata.num_rows
+        self.shards: int = self._file.metadata.num_row_groups
+
+    def sources(self, shard: int) -> list[Source]:
+        """The inputs of a shard, in order."""
+        columns = self._file.read_row_group(shard, use_threads=False).to_pydict()
+        return [_source(*cells) for cells in zip(*columns.values(), strict=True)]
+
+
+def _source(
+    key: str, path: bytes, offset: int | None, size: int | None, row: int | None, code: str, message: str
+) -> Source:
+    if row is not None:
+        return ParquetRow(key, os.fsdecode(path), row=row)
+    return Source(key, os.fsdecode(path), offset, size, ImageError(code, message) if code else None)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

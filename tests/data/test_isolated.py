@@ -1,0 +1,448 @@
+"""Decoding in other processes: the pixels are the same, and whatever an image does to its process costs that image."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, Policy
+from tessella.data.isolated import Decoded, IsolatedDecoder
+from tessella.data.sources import Source, iter_sources
+from tessella.data.transforms import InputSpec, load_pixels
+from tessella.errors import ImageError, UsageError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = InputSpec(height=24, width=20)
+
+
+@dataclass(frozen=True)
+class Deed(Source):
+    """A source whose reading does something to the process it is read in."""
+
+    deed: str = ""
+    content: bytes = b""
+
+    def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
+        match self.deed:
+            case "exit":
+                os._exit(3)
+            case "segv":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "once":  # an outside kill: the second time the file is there
+                if not Path(self.path).exists():
+                    Path(self.path).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                Path(self.path).touch()
+                time.sleep(1000)
+            case "slow":
+                time.sleep(0.1)
+            case "endless":
+                kept = []
+                while True:
+                    kept.append(bytes(50_000_000))
+            case "tight":  # what decoding asks for, there is not
+                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000,) * 2)
+            case "raise":
+                raise KeyError(f"{object()} of a library")
+            case "nothing":
+                return None  # type: ignore[return-value]
+            case "tell":
+                raise ImageError("unreadable", f"{os.getpid()} {'torch' in sys.modules}")
+        return self.content
+
+
+def png(i: int) -> bytes:
+    """A small image like no other."""
+    from . import hostile  # here: the workers, which import this module for `Deed`, need not make its files
+
+    return hostile.png(30 + i % 50, 20 + i // 50, pixels=True)
+
+
+def good(i: int, deed: str = "") -> Deed:
+    return Deed(f"image {i}", "", deed=deed, content=png(i))
+
+
+def bad(deed: str, path: Path | str = "") -> Deed:
+    return Deed(deed, str(path), deed=deed)
+
+
+def check(
+    source: Source, seen: Decoded, spec: InputSpec = SPEC, policy: Policy = "tessella", mode: Mode = "exact"
+) -> None:
+    """That it is what this process makes of the source."""
+    data = Source.read(source) if source.path else source.read()
+    assert (seen.sha256, seen.bytes) == (hashlib.sha256(data).hexdigest(), len(data)), source.key
+    try:
+        expected, error = load_pixels(data, spec, policy=policy, mode=mode), None
+    except ImageError as failure:
+        expected, error = None, failure
+    assert str(seen.error) == str(error), source.key
+    assert code(seen) == (error.code if error else "ok"), source.key
+    assert np.array_equal(seen.pixels, expected), source.key  # type: ignore[arg-type]
+    assert error or min(seen.width, seen.height) > 0
+
+
+def code(seen: Decoded) -> str:
+    if seen.error is None:
+        assert seen.pixels is not None
+        return "ok"
+    assert seen.pixels is None
+    assert not re.search(r"0x|object at|KeyError|Traceback", str(seen.error))
+    return seen.error.code
+
+
+def children(pid: int | str = "self") -> set[int]:
+    """Processes that this one has started and that are there, zombies too."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
+
+
+def wait_until(true: object, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    before, threads, files = children(), threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    yield
+    assert children() <= before
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= files  # noqa: PTH208
+
+
+# --- the same pixels --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "policy"), [("exact", "tessella"), ("exact", "timm"), ("fast", "tessella")])
+def test_pixels_are_those_of_load_pixels(golden_dir: Path, mode: Mode, policy: Policy) -> None:
+    sources = list(iter_sources([str(golden_dir / "images")]))
+    spec = InputSpec(interpolation="bicubic")
+    with IsolatedDecoder(spec, policy=policy, mode=mode, processes=1) as decoder:
+        out = list(decoder.decoded(sources))
+    assert len(out) == len(sources) == 11
+    for source, seen in zip(sources, out, strict=True):
+        check(source, seen, spec, policy, mode)
+    sizes = {Path(source.key).name: (seen.width, seen.height) for source, seen in zip(sources, out, strict=True)}
+    assert sizes["exif6.jpg"] == ((300, 400) if policy == "tessella" else (400, 300))  # upright, or as stored
+
+
+@pytest.mark.slow
+def test_odd_images(shared_data: Path, tmp_path: Path) -> None:
+    with tarfile.open(shared_data / "odd-images.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    sources = [Source(str(path), str(path)) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    with IsolatedDecoder(SPEC, processes=2) as decoder:
+        out = list(decoder.decoded(sources))
+    assert len(out) == len(sources) == 647
+    for source, seen in zip(sources, out, strict=True):
+        check(source, seen)
+    assert {"ok", "corrupt_image", "unsupported_format"} <= {code(seen) for seen in out}
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "large.png").write_bytes(bytes(1001))
+    paths = [tmp_path / name for name in ("absent.png", "empty.png", "large.png")]
+    limits = Limits(bytes=1000)
+    with IsolatedDecoder(SPEC, processes=1, limits=limits) as decoder:
+        out = list(decoder.decoded([Source(str(path), str(path)) for path in paths]))
+    assert [code(seen) for seen in out] == ["not_found", "empty", "too_many_bytes"]
+    assert out[0][2:] == ("", 0, 0, 0)
+    assert out[1][2:] == (hashlib.sha256(b"").hexdigest(), 0, 0, 0)
+
+
+def test_relative_paths_are_from_where_the_decoder_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    monkeypatch.chdir(tmp_path)
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        monkeypatch.chdir("/")
+        sources = [Source("a.png", "a.png"), bad("exit"), Source("a", "a.png")]
+        assert [code(seen) for seen in decoder.decoded(sources)] == ["ok", "decoder_crashed", "ok"]
+
+
+# --- what images do ---------------------------------------------------------------------------------------------------
+
+
+def test_every_deed_costs_one_image(tmp_path: Path) -> None:
+    """Ten of a hundred; behind the one that hangs are sources larger than a socket takes."""
+    deeds = {
+        5: (bad("exit"), "decoder_crashed"),
+        17: (bad("segv"), "decoder_crashed"),
+        18: (bad("exit"), "decoder_crashed"),
+        25: (bad("hang", tmp_path / "hung"), "timeout"),
+        33: (bad("once", tmp_path / "killed"), "empty"),
+        41: (bad("endless"), "unreadable"),
+        58: (bad("raise"), "unreadable"),
+        66: (bad("nothing"), "unreadable"),
+        70: (Deed("cut", "", content=png(3)[:50]), "corrupt_image"),
+        99: (bad("segv"), "decoder_crashed"),
+    }
+    large = {i: Deed("large", "", content=png(i) + bytes(2_000_000)) for i in range(26, 30)}
+    sources = [large.get(i) or good(i, "slow" if i % 13 == 0 else "") for i in range(100)]
+    for i, (source, _) in deeds.items():
+        sources[i] = source
+    with IsolatedDecoder(SPEC, processes=2, timeout=5.0) as decoder:
+        out = list(decoder.decoded(sources))
+        assert [code(seen) for seen in out] == [deeds[i][1] if i in deeds else "ok" for i in range(100)]
+        for i in set(range(100)) - set(deeds):
+            check(Deed("", "", content=sources[i].content), out[i])
+        assert "SIGSEGV, twice" in str(out[17].error)
+        assert "exit status 3" in str(out[5].error)
+        assert "5 seconds" in str(out[25].error)
+        assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+
+
+def test_memory_that_decoding_does_not_get() -> None:
+    from . import hostile
+
+    source = Deed("tight", "", deed="tight", content=hostile.png(7_000, 7_000, pixels=True))
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        (seen,) = decoder.decoded([source])
+    assert code(seen) == "too_many_pixels"
+    assert seen.bytes == len(source.content)
+
+
+@pytest.mark.slow
+def test_the_largest_image_has_memory_enough(tmp_path: Path) -> None:
+    """Of all formats WebP takes the most: 1.4 GB beside the file, which has bytes to spare."""
+    Image.new("RGBA", (7_000, 7_000), (9, 8, 7, 6)).save(tmp_path / "large.webp", lossless=True, method=0)
+    with (tmp_path / "large.webp").open("ab") as file:
+        file.truncate(200_000_000)
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        (seen,) = decoder.decoded([Source("large", str(tmp_path / "large.webp"))])
+    assert code(seen) == "ok"
+    assert (seen.width, seen.height) == (7_000, 7_000)
+
+
+def test_kills_from_outside_lose_nothing() -> None:
+    with IsolatedDecoder(SPEC, processes=2) as decoder:
+        killed = 0
+        for i, seen in enumerate(decoder.decoded(good(i, "slow" if i % 4 == 0 else "") for i in range(100))):
+            check(good(i), seen)
+            if i in (20, 50, 80):
+                os.kill(max(children()), signal.SIGKILL)
+                killed += 1
+    assert killed == 3
+    assert i == 99
+
+
+def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in (shutil.which("false"), "/no/such/program"):
+        monkeypatch.setattr(sys, "executable", program)
+        with IsolatedDecoder(SPEC, processes=2) as decoder:
+            with pytest.raises(UsageError, match="no image can be decoded") as error:
+                list(decoder.decoded([good(1)]))
+            assert error.value.code == "unreadable"
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def test_order_and_a_bound_on_what_is_in_flight() -> None:
+    taken = given = 0
+
+    def sources() -> Iterator[Source]:
+        nonlocal taken
+        for i in range(60):
+            taken += 1
+            yield good(i, "slow" if i % 7 == 0 else "")
+
+    with IsolatedDecoder(SPEC, processes=2, ahead=9) as decoder:
+        for seen in decoder.decoded(sources()):
+            assert taken - given <= 9
+            assert seen.sha256 == hashlib.sha256(png(given)).hexdigest()
+            given += 1
+    assert taken == given == 60
+
+
+def test_workers_decode_while_the_consumer_is_away() -> None:
+    with IsolatedDecoder(SPEC, processes=1, ahead=20) as decoder:
+        run = decoder.decoded(good(i, "slow") for i in range(20))
+        next(run)
+        time.sleep(4.0)  # twice what they take
+        start = time.perf_counter()
+        assert len(list(run)) == 19
+        assert time.perf_counter() - start < 1.0
+
+
+def test_a_run_that_is_left() -> None:
+    others = children()
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        for seen in decoder.decoded(good(i) for i in range(100)):
+            assert code(seen) == "ok"
+            break
+        run = decoder.decoded(good(i) for i in range(5))
+        next(run)
+        with pytest.raises(UsageError, match="at work"):
+            next(decoder.decoded([good(1)]))
+        run.close()
+
+        def failing() -> Iterable[Source]:
+            yield good(1)
+            raise OSError("the list could not be read")
+
+        with pytest.raises(OSError, match="the list"):
+            list(decoder.decoded(failing()))
+        assert [seen.sha256 for seen in decoder.decoded([good(7)])] == [hashlib.sha256(png(7)).hexdigest()]
+        run = decoder.decoded(good(i, "slow") for i in range(100))
+        next(run)
+        left = children() - others
+        assert left
+    assert not left & children()
+    with pytest.raises(UsageError, match="closed"):
+        list(run)
+    with pytest.raises(UsageError, match="closed"):
+        list(decoder.decoded([]))
+
+
+def test_a_decoder_that_nobody_closes() -> None:
+    decoder = IsolatedDecoder(SPEC, processes=1)
+    assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+    del decoder  # the fixture looks whether its process is gone
+
+
+def test_memory_is_flat() -> None:
+    def used() -> float:
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (os.getpid(), *children())]
+        return sum(pages) * resource.getpagesize() / 1e6
+
+    spec = InputSpec(height=128, width=128)  # 49 kB: the second run's pixels are 69 MB in all
+    with IsolatedDecoder(spec, processes=2) as decoder:
+        assert sum(code(seen) == "ok" for seen in decoder.decoded(good(i) for i in range(70))) == 70
+        before = used()
+        assert sum(code(seen) == "ok" for seen in decoder.decoded(good(i) for i in range(1400))) == 1400
+        assert used() - before < 10
+
+
+def test_arguments() -> None:
+    for arguments in (
+        dict(processes=0),
+        dict(timeout=0.0),
+        dict(ahead=-1),
+        dict(mode="quick"),
+        dict(policy="none"),
+        dict(spec=InputSpec(channels=1, mean=(0.5,), std=(0.5,))),
+    ):
+        with pytest.raises(UsageError) as error:
+            IsolatedDecoder(**dict(spec=SPEC) | arguments)
+        assert error.value.code == "bad_argument"
+
+
+def test_sources_that_cannot_be_sent() -> None:
+    @dataclass(frozen=True)
+    class Local(Source):
+        pass
+
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        with pytest.raises(UsageError, match="Local cannot be sent"):
+            list(decoder.decoded([Local("a", "a")]))
+        assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def script(text: str, folder: Path) -> list[str]:
+    (folder / "script.py").write_text(
+        "import os, signal, sys, time\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'src')!r}]\n"
+        "from tessella.data.isolated import IsolatedDecoder\n"
+        "from tests.data.test_isolated import SPEC, bad, code, good\n" + text
+    )
+    return [sys.executable, str(folder / "script.py")]
+
+
+def test_workers_import_neither_torch_nor_the_callers_script(tmp_path: Path) -> None:
+    text = """
+with open("imported", "a") as file:
+    file.write(__name__ + "\\n")
+decoder = IsolatedDecoder(SPEC, processes=1)
+(seen,) = decoder.decoded([bad("tell")])
+pid, torch = seen.error.message.split()
+assert int(pid) != os.getpid()
+print(torch)
+class Mine(type(bad("tell"))):
+    pass
+try:
+    list(decoder.decoded([Mine("a", "a")]))
+except ValueError as error:
+    print(error.code)
+"""  # it ends without closing the decoder
+    done = subprocess.run(script(text, tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\nbad_argument\n", "")
+    assert (tmp_path / "imported").read_text() == "__main__\n"
+
+
+def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
+    text = f"""
+with IsolatedDecoder(SPEC, processes=2) as decoder:
+    list(decoder.decoded(bad("hang", os.path.join({str(tmp_path)!r}, f"at-{{i}}")) for i in range(20)))
+"""
+    with subprocess.Popen(script(text, tmp_path)) as parent:
+        wait_until(lambda: len(list(tmp_path.glob("at-*"))) == 2)  # both are in the middle of an image
+        workers = children(parent.pid)
+        assert len(workers) == 2
+        parent.kill()
+    wait_until(lambda: not any(is_running(pid) for pid in workers), seconds=5)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # nobody may wait for orphans
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_interrupts_are_the_callers(tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole group: workers go on, or end without a word, as the caller does."""
+    text = """
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+with IsolatedDecoder(SPEC, processes=1) as decoder:
+    told = []
+    for i, seen in enumerate(decoder.decoded([bad("tell"), *(good(i, "slow") for i in range(20)), bad("tell")])):
+        if i == 5:
+            os.killpg(0, signal.SIGINT)
+        if i in (0, 21):
+            told.append(str(seen.error))
+        else:
+            assert code(seen) == "ok"
+    assert told[0] == told[1], "it is the same process"
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with IsolatedDecoder(SPEC, processes=1) as decoder:
+    try:
+        for seen in decoder.decoded(good(i, "slow") for i in range(20)):
+            os.killpg(0, signal.SIGINT)
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+    done = subprocess.run(
+        script(text, tmp_path), capture_output=True, text=True, timeout=60, start_new_session=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("heard\nstopped\n", "")

@@ -1,0 +1,272 @@
+"""Bulk runs: every input is one row, in place; a run that is stopped, killed or repeated ends with the same bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import tessella
+from tessella.errors import RunError, UsageError
+from tessella.predictor import Predictor
+from tessella.tasks import bulk
+from tessella.tasks.bulk import Summary, read_rows, run
+from tessella.tasks.ledger import Ledger, alone
+
+from .bulk_kills import killed_and_whole, make_rows
+
+GOOD, BAD = 50, 4
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return tessella.load(engine="eager", batch_size=4, device="cpu")
+
+
+def png(seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    buffer = io.BytesIO()
+    size = (int(rng.integers(20, 50)), int(rng.integers(20, 50)), 3)
+    Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 good images and 4 bad ones between them, in two folders."""
+    folder = tmp_path_factory.mktemp("images")
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    for i in range(GOOD):
+        (folder / "ab"[i % 2] / f"{i}.png").write_bytes(png(i))
+    (folder / "a" / "5 empty.png").write_bytes(b"")
+    (folder / "a" / "7 cut.png").write_bytes(png(7)[:60])
+    (folder / "b" / "8 text.jpg").write_bytes(b"this is no image")
+    (folder / "b" / "9 gone.png").symlink_to(folder / "nowhere")
+    return folder
+
+
+def start(images: Path, out: Path, predictor: Predictor, **more: Any) -> Summary:
+    return run([str(images)], out, predictor, **dict(shard_rows=8, processes=1) | more)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [row for table in read_rows(out) for row in table.to_pylist()]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "shards").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    start(images, out, predictor)
+    return out
+
+
+def test_every_input_is_one_row_with_its_own_answer(images: Path, whole: Path, predictor: Predictor) -> None:
+    found = rows(whole)
+    listed = sorted(str(path) for path in images.rglob("*.*") if path.is_file())  # the broken link is no file
+    assert sorted(row["key"] for row in found) == listed
+    assert Counter(row["status"] for row in found) == {"ok": GOOD, "empty": 1, "corrupt_image": 1,
+                                                       "unsupported_format": 1}  # fmt: skip
+    for row in found:
+        if row["status"] != "ok":
+            assert row["embedding"] is None
+            assert row["top_index"] == []
+            assert row["message"]
+            continue
+        expected = predictor.predict(row["key"])
+        best = np.argsort(-expected.probabilities[0])[:5]
+        assert row["top_index"] == best.tolist()
+        assert row["top_label"] == [predictor.labels[i] for i in best]
+        np.testing.assert_allclose(row["top_probability"], expected.probabilities[0][best], atol=1e-5)
+        np.testing.assert_allclose(row["embedding"], expected.embeddings[0], atol=1e-3)
+        with Image.open(row["key"]) as image:
+            assert (row["width"], row["height"]) == image.size
+        assert row["bytes"] == Path(row["key"]).stat().st_size
+
+
+def test_the_summary_counts_and_the_files_tell_what_they_are(whole: Path, predictor: Predictor) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["rows"], summary["ok"], sum(summary["errors"].values())) == (GOOD + BAD - 1, GOOD, BAD - 1)
+    shards = [pq.ParquetFile(path) for path in sorted((whole / "shards").iterdir())]
+    assert [one.metadata.num_rows for one in shards] == [8] * 6 + [5]
+    told = json.loads(shards[0].schema_arrow.metadata[b"tessella"])
+    assert told["fingerprint"] == predictor.fingerprint
+    assert shards[0].schema_arrow.field("embedding").type == pa.list_(pa.float16(), predictor.width)
+    log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["rows_done"] for line in log] == [8, 16, 24, 32, 40, 48, 53]
+
+
+def test_the_same_again_is_the_same_bytes_and_a_finished_run_stays(
+    images: Path, whole: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    start(images, tmp_path / "again", predictor, processes=2)
+    assert contents(tmp_path / "again") == contents(whole)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "shards").iterdir()}
+    summary = start(images, tmp_path / "again", predictor)
+    assert summary.images_per_second is None
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "shards").iterdir()} == before
+
+
+def test_stopped_it_goes_on_with_what_is_not_finished(
+    images: Path, whole: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "shard":
+            seen.append(event["id"])
+            if len(seen) in (2, 5):
+                signal.raise_signal(signal.SIGTERM)
+
+    for _ in range(2):
+        with pytest.raises(RunError, match="stopped by SIGTERM") as caught:
+            start(images, tmp_path / "cut", predictor, watch=stop)
+        assert (caught.value.code, caught.value.exit_code) == ("interrupted", 130)
+        assert not (tmp_path / "cut" / "summary.json").exists()
+    start(images, tmp_path / "cut", predictor, watch=stop)
+    assert seen == list(range(7))  # none twice
+    assert contents(tmp_path / "cut") == contents(whole)
+    assert rows(tmp_path / "cut") == rows(whole)
+
+
+def test_killed_at_any_moment_it_ends_as_the_whole_one(tmp_path: Path) -> None:
+    facts = killed_and_whole(make_rows(tmp_path / "rows.parquet", 200), tmp_path, kills=30)
+    assert (facts["kills"], facts["lost"], facts["ends"]) == (30, 0, facts["byte_equal"])
+
+
+def test_inputs_that_change_later_are_not_in_the_run(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.png").write_bytes(png(i))
+
+    def add(event: dict[str, Any]) -> None:
+        if event["kind"] == "shard" and event["id"] == 0:
+            (folder / "0 new.png").write_bytes(png(99))
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(RunError):
+        start(folder, tmp_path / "run", predictor, watch=add)
+    assert start(folder, tmp_path / "run", predictor).rows == 12
+    assert not any("new" in row["key"] for row in rows(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"), [(dict(top=3), "top 5, now 3"), (dict(dtype="float32"), "dtype 'float16', now 'float32'")]
+)
+def test_another_run_in_the_folder_is_refused(
+    images: Path, whole: Path, predictor: Predictor, changed: dict[str, Any], told: str
+) -> None:
+    before = contents(whole)
+    with pytest.raises(UsageError, match=told) as caught:
+        start(images, whole, predictor, **changed)
+    assert caught.value.code == "changed_run"
+    assert contents(whole) == before
+
+
+def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:
+    other = tessella.load(engine="eager", batch_size=4, device="cpu", transform="fast")
+    with pytest.raises(UsageError, match=rf"fingerprint '{predictor.fingerprint}', now '{other.fingerprint}'"):
+        start(images, whole, other)
+
+
+def test_two_runs_into_one_folder(images: Path, whole: Path, predictor: Predictor) -> None:
+    with alone(whole), pytest.raises(UsageError, match="another process is writing") as caught:
+        start(images, whole, predictor)
+    assert caught.value.code == "busy"
+
+
+def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "some.tar", "w") as archive:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(png(i))
+            archive.addfile(member, io.BytesIO(png(i)))
+    table = pa.table(dict(image=[dict(bytes=png(i), path=None) for i in range(3, 6)]))
+    pq.write_table(table, tmp_path / "some.parquet", row_group_size=2)
+    (tmp_path / "6.png").write_bytes(png(6))
+    paths = pa.table(dict(image=["6.png", "7.png"]))
+    pq.write_table(paths, tmp_path / "paths.parquet")
+    given = [str(tmp_path / name) for name in ("some.tar", "some.parquet", "paths.parquet")]
+    absent = str(tmp_path / "absent.png")
+    run([*given, "-"], tmp_path / "run", predictor, processes=1, stdin=[f"{absent}\n"])
+    found = rows(tmp_path / "run")
+    assert [row["key"] for row in found] == [
+        *(f"{given[0]}::{i}.png" for i in range(3)), *(f"{given[1]}:{i}" for i in range(3)),
+        *(f"{given[2]}:{i}" for i in range(2)), absent,
+    ]  # fmt: skip
+    assert [row["status"] for row in found] == ["ok"] * 7 + ["not_found"] * 2
+    expected = predictor.embed([png(i) for i in range(7)])
+    np.testing.assert_allclose([row["embedding"] for row in found[:7]], expected, atol=1e-3)
+
+
+def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png"]
+    for name in names:
+        (folder / name).write_bytes(png(1))
+    (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
+    quarantine = tmp_path / "bad.txt"
+    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 5
+    keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
+    assert keys == {*names, "\\xff.png"}
+    assert quarantine.read_text() == ""
+
+
+def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+    start(images, tmp_path / "run", predictor, quarantine=tmp_path / "bad.txt")
+    lines = [line.split("\t") for line in (tmp_path / "bad.txt").read_text().splitlines()]
+    assert {(Path(key).name, code) for key, code in lines} == {
+        ("5 empty.png", "empty"), ("7 cut.png", "corrupt_image"), ("8 text.jpg", "unsupported_format"),
+    }  # fmt: skip
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    images: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="named more than once"):
+        run([str(images), str(images / "a")], tmp_path / "run", predictor)
+    assert not (tmp_path / "run" / bulk.RUN).exists()
+    with pytest.raises(UsageError, match="no inputs"):
+        run(["-"], tmp_path / "run", predictor, stdin=[])
+    with pytest.raises(UsageError, match="dtype"):
+        start(images, tmp_path / "run", predictor, dtype="int8")
+
+
+def test_a_listing_that_is_not_the_one_written_is_refused(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+    start(images, tmp_path / "run", predictor)
+    path = tmp_path / "run" / bulk.MANIFEST
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match="is not the listing") as caught:
+        start(images, tmp_path / "run", predictor)
+    assert caught.value.code == "damaged_run"
+
+
+def test_a_shard_that_is_not_in_the_ledger_is_made_again(
+    images: Path, whole: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    """As after a kill between the rename and the entry."""
+    start(images, tmp_path / "run", predictor)
+    ledger = Ledger(tmp_path / "run")
+    ledger.forget([2, 6])
+    ledger.close()
+    (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
+    start(images, tmp_path / "run", predictor)
+    assert contents(tmp_path / "run") == contents(whole)
