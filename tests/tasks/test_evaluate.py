@@ -27,7 +27,7 @@ from tessella.weights.catalogue import _accuracies
 from tessella.weights.save import save_pretrained
 
 from ..models.tiny import tiny
-from ..test_builtin import recorded
+from ..test_builtin import SUBSET, recorded
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 SYNSETS = labels_for("imagenet-1k").synsets
@@ -520,16 +520,15 @@ def test_the_folder_has_a_table_and_a_report_of_each(tmp_path: Path, folder: Pat
 def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     pytest.importorskip("pyarrow")
     images = open_labelled(shared_data / "cifar10-test.parquet")
-    expected = recorded()
-    subset = images.subset(range(len(expected["subset"])))
+    expected = recorded()["models"][DEFAULT_MODEL]
+    subset = images.subset(range(SUBSET))
     (row,) = evaluate(subset, [DEFAULT_MODEL], device="cpu", precision="float32", batch_size=100)
     assert row.metrics
     assert row.answers is not None
-    assert row.images == row.metrics.count == 1000
+    assert row.images == row.metrics.count == SUBSET
     assert row.metrics.top1 == pytest.approx(expected["subset_top1"], abs=1e-3)
     assert row.metrics.classes == tessella.load().labels
-    confidence = [one[3] for one in expected["subset"]]
-    np.testing.assert_allclose(row.answers.confidence, confidence, atol=1e-3)
+    np.testing.assert_allclose(row.answers.confidence, expected["probability"], atol=1e-3)
     assert row.metrics.ece < 0.1
     assert row.metrics.top5
     assert row.metrics.top5 > 0.98
