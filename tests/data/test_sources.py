@@ -130,7 +130,7 @@ def test_damaged_archives(tree: Path) -> None:
     (tree / "some.tar").unlink()
     with pytest.raises(ImageError) as error:
         source.read()
-    assert error.value.code == "unreadable"
+    assert error.value.code == "not_found"
 
 
 def test_linked_folders_do_not_lead_round(tree: Path) -> None:
@@ -172,3 +172,14 @@ def test_a_long_list_is_never_held() -> None:
     assert count == 5_000
     assert peak < 300_000
     assert isinstance(next(iter_sources(["x"])), Source)
+
+
+def test_a_list_in_a_file(tree: Path) -> None:
+    (tree / "some.list").write_text("photos/a2.jpg\n\nphotos/b\r\nabsent.jpg\n")
+    assert keys("@some.list") == ["photos/a2.jpg", "photos/b/x.PNG", "absent.jpg"]
+    (tree / "some.list").write_text("\n")
+    for given in ("@some.list", "@absent.list"):
+        (source,) = iter_sources([given])
+        assert source.error is not None
+    (tree / "@file.jpg").write_bytes(b"at")  # a file of that very name comes first
+    assert keys("@file.jpg") == ["@file.jpg"]

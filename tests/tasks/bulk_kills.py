@@ -72,13 +72,10 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def finished(out: Path) -> int:
     """Shards in the ledger."""
-    if not (out / "shards").is_dir():
+    if not (out / "run.json").is_file():
         return 0
-    ledger = Ledger(out)
-    try:
+    with Ledger(out) as ledger:
         return len(ledger.finished())
-    finally:
-        ledger.close()
 
 
 def killed_and_whole(data: Path, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import signal
@@ -221,19 +222,23 @@ def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> Non
     for name in names:
         (folder / name).write_bytes(png(1))
     (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
-    quarantine = tmp_path / "bad.txt"
+    (folder / 'broken,\n"it".png').write_bytes(b"")
+    quarantine = tmp_path / "bad.csv"
     assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 5
     keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
-    assert keys == {*names, "\\xff.png"}
-    assert quarantine.read_text() == ""
+    assert keys == {*names, "\\xff.png", 'broken,\n"it".png'}
+    with quarantine.open(newline="") as file:
+        assert [Path(line["key"]).name for line in csv.DictReader(file)] == ['broken,\n"it".png']
 
 
 def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: Path) -> None:
-    start(images, tmp_path / "run", predictor, quarantine=tmp_path / "bad.txt")
-    lines = [line.split("\t") for line in (tmp_path / "bad.txt").read_text().splitlines()]
-    assert {(Path(key).name, code) for key, code in lines} == {
+    start(images, tmp_path / "run", predictor, quarantine=tmp_path / "bad.csv")
+    with (tmp_path / "bad.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {(Path(line["key"]).name, line["status"]) for line in lines} == {
         ("5 empty.png", "empty"), ("7 cut.png", "corrupt_image"), ("8 text.jpg", "unsupported_format"),
     }  # fmt: skip
+    assert all(line["message"] for line in lines)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(
@@ -264,9 +269,8 @@ def test_a_shard_that_is_not_in_the_ledger_is_made_again(
 ) -> None:
     """As after a kill between the rename and the entry."""
     start(images, tmp_path / "run", predictor)
-    ledger = Ledger(tmp_path / "run")
-    ledger.forget([2, 6])
-    ledger.close()
+    with Ledger(tmp_path / "run") as ledger:
+        ledger.forget([2, 6])
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
     assert contents(tmp_path / "run") == contents(whole)

@@ -1,4 +1,4 @@
-"""What a command line names -> images: files, folders, globs, tar archives, Parquet, lists on standard input."""
+"""What a command line names -> images: files, folders, globs, tar archives, Parquet, lists, URLs of object stores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ImageError
 from .decode import DEFAULT_LIMITS, Limits, read_file
+from .remote import is_object, is_url, listed, opened, read_url
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -33,15 +34,15 @@ class Source:
         if self.error is not None:
             raise self.error
         if self.offset is None or self.size is None:
-            return read_file(self.path, limits)
+            return read_url(self.path, limits) if is_url(self.path) else read_file(self.path, limits)
         if self.size > limits.bytes:
             raise ImageError("too_many_bytes", f"the member has {self.size:,} bytes, the limit is {limits.bytes:,}")
-        try:
-            with Path(self.path).open("rb") as archive:
+        if is_url(self.path):
+            data = read_url(self.path, limits, self.offset, self.size)
+        else:
+            with opened(self.path) as archive:
                 archive.seek(self.offset)
                 data = archive.read(self.size)
-        except OSError as error:
-            raise ImageError("unreadable", f"{self.path!r} could not be read: {error.strerror}") from None
         if len(data) < self.size:
             raise ImageError("unreadable", f"{self.path!r} ends inside this member")
         return data
@@ -52,19 +53,36 @@ def iter_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> I
 
     A file is taken whatever its name is. Folders (with all below them), globs (`**` reaches all folders) and .tar
     archives give the files with an image's suffix, in natural order (a2 before a10; an archive's own order), without
-    hidden ones; a .parquet file gives its rows. "-" reads one input a line from `stdin`.
+    hidden ones; a .parquet file gives its rows. All of these may be URLs of object stores. "-" reads one input a line
+    from `stdin`, "@FILE" from a file.
     """
     for given in inputs:
         if given == "-":
-            for line in stdin or ():
-                if path := line.rstrip("\r\n"):
-                    yield from _expand(path)
+            yield from _in_lines(stdin or ())
+        elif given.startswith("@") and not os.path.lexists(given):
+            yield from _or_error(_in_list(given[1:]), given, f"no input in the list {given[1:]!r}")
         else:
             yield from _expand(given)
 
 
+def _in_lines(lines: Iterable[str]) -> Iterator[Source]:
+    for line in lines:
+        if path := line.rstrip("\r\n"):
+            yield from _expand(path)
+
+
+def _in_list(path: str) -> Iterator[Source]:
+    try:
+        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            yield from _in_lines(file)
+    except OSError as error:
+        yield Source(path, path, error=ImageError("unreadable", f"{path!r} could not be read: {error.strerror}"))
+
+
 def _expand(given: str) -> Iterator[Source]:
-    if Path(given).is_dir():
+    if is_url(given):
+        yield from _or_error(_in_store(given), given, f"no image below {given!r}")
+    elif Path(given).is_dir():
         yield from _or_error(_in_folder(given), given, f"no image in the folder {given!r}")
     elif glob.has_magic(given) and not os.path.lexists(given):
         found = sorted(glob.iglob(given, recursive=True), key=natural)  # noqa: PTH207 - patterns may be absolute
@@ -79,10 +97,22 @@ def _among(paths: Iterable[str]) -> Iterator[Source]:
             yield from _in_file(path)
 
 
+def _in_store(url: str) -> Iterator[Source]:
+    """One object, all below a folder, or those that a pattern matches."""
+    try:
+        if is_object(url):
+            yield from _in_file(url)
+        else:
+            yield from _among(sorted(listed(url), key=natural))
+    except ImageError as error:
+        yield Source(url, url, error=error)
+
+
 def _in_file(path: str) -> Iterator[Source]:
-    if path.lower().endswith(".tar") and Path(path).is_file():
+    there = is_url(path) or Path(path).is_file()
+    if path.lower().endswith(".tar") and there:
         yield from _or_error(_in_tar(path), path, f"no image in the archive {path!r}")
-    elif path.lower().endswith(".parquet") and Path(path).is_file():
+    elif path.lower().endswith(".parquet") and there:
         from .stores import parquet_rows
 
         yield from _or_error(parquet_rows(path), path, f"no row in {path!r}")
@@ -110,16 +140,16 @@ def _in_tar(path: str) -> Iterator[Source]:
     """Members by their offset in the uncompressed archive: nothing is extracted, a member's name is only a label."""
     damaged = ImageError("unreadable", f"{path!r} is cut off, damaged, or not an uncompressed tar archive")
     try:
-        with tarfile.open(path, "r:") as archive:
+        with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
                 hidden = any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in parts)
                 if member.isreg() and not member.issparse() and not hidden and _is_image(member.name):
                     yield Source(f"{path}::{member.name}", path, member.offset_data, member.size)
                 archive.members.clear()  # type: ignore[attr-defined]  # it would remember every member it has passed
-        if Path(path).stat().st_size % tarfile.BLOCKSIZE:  # tarfile takes half a header for the end
-            yield Source(path, path, error=damaged)
-    except (tarfile.TarError, OSError, ValueError, EOFError):
+            if file.seek(0, os.SEEK_END) % tarfile.BLOCKSIZE:  # tarfile takes half a header for the end
+                yield Source(path, path, error=damaged)
+    except (tarfile.TarError, ImageError, OSError, ValueError, EOFError):
         yield Source(path, path, error=damaged)
 
 

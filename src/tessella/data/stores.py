@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError, UsageError
 from .decode import DEFAULT_LIMITS, Limits, read_file
+from .remote import is_url, opened, read_url
 from .sources import IMAGE_SUFFIXES, Source, natural
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -341,15 +342,16 @@ class ParquetRow(Source):
     def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
         if self.error is not None:
             raise self.error
-        starts, column = _row_groups(self.path)
+        starts = _row_groups(self.path)
         group = int(np.searchsorted(starts, self.row, side="right")) - 1
-        value = _row_group(self.path, group, column)[self.row - int(starts[group])].as_py()
+        value = _row_group(self.path, group)[self.row - int(starts[group])].as_py()
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if not value:
             raise ImageError("empty", f"{self.key} holds no image")
         if isinstance(value, str):
-            return read_file(join(os.path.dirname(self.path), value), limits)  # noqa: PTH120 - as in join
+            path = value if is_url(value) else join(os.path.dirname(self.path), value)  # noqa: PTH120 - as in join
+            return read_url(path, limits) if is_url(path) else read_file(path, limits)
         if len(value) > limits.bytes:
             raise ImageError("too_many_bytes", f"the image has {len(value):,} bytes, the limit is {limits.bytes:,}")
         return bytes(value)
@@ -361,7 +363,8 @@ def parquet_rows(path: str) -> Iterator[Source]:
     What is no such file is one source with an error.
     """
     try:
-        count = int(_row_groups(path)[0][-1])
+        _row_groups.cache_clear()  # the file may not be the one that was read when it was last listed
+        count = int(_row_groups(path)[-1])
     except ImageError as error:
         yield Source(path, path, error=error)
         return
@@ -370,35 +373,36 @@ def parquet_rows(path: str) -> Iterator[Source]:
 
 
 @functools.lru_cache(maxsize=8)
-def _row_groups(path: str) -> tuple[Ints, str]:
-    """Where each row group begins, and behind the last the number of rows; the column of the images."""
+def _row_groups(path: str) -> Ints:
+    """Where each row group begins, and behind the last the number of rows."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise _no_pyarrow("store") from None
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as data, pq.ParquetFile(data) as file:
             counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             schema = file.schema_arrow
     except (OSError, pa.ArrowException):
         raise ImageError("unreadable", f"{path!r} is damaged, or not a Parquet file") from None
     kind = next((entry.type for entry in schema if entry.name == "image"), None)
-    if bytes_column(schema) is None and not (kind is not None and pa.types.is_string(kind)):
+    is_path = kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if bytes_column(schema) is None and not is_path:
         raise ImageError(
             "unreadable", _other_columns(path, schema, "expected image, of bytes, of paths, or a struct").message
         )
-    return np.cumsum([0, *counts]), "image"
+    return np.cumsum([0, *counts])
 
 
 @functools.lru_cache(maxsize=1)
-def _row_group(path: str, group: int, column: str) -> Any:
+def _row_group(path: str, group: int) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read_row_group(group, columns=[column], use_threads=False).column(0)
+        with opened(path) as data, pq.ParquetFile(data) as file:
+            return file.read_row_group(group, columns=["image"], use_threads=False).column(0)
     except (OSError, pa.ArrowException, IndexError):
         raise ImageError("unreadable", f"{path!r} could not be read, or has changed since it was listed") from None
 

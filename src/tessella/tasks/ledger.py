@@ -29,18 +29,25 @@ class Shard:
 
 
 class Ledger:
-    """A row is written once its file is durable, and is durable itself when `commit` returns."""
+    """A row is written once its file is durable, and is durable itself when `commit` returns. A context manager."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, *, new: bool = False):
+        """new: begin one, in place of what is there. UsageError `damaged_run` where it cannot be read or is missing."""
         self._path = run / FILE
+        if new:
+            for suffix in ("", "-wal", "-shm"):
+                self._path.with_name(FILE + suffix).unlink(missing_ok=True)
+        elif not self._path.is_file():
+            raise _damaged(f"{self._path} is missing", run)
         try:
             self._connection = sqlite3.connect(self._path, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS shards (id INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL, "
-                "bytes INTEGER NOT NULL, rows INTEGER NOT NULL, ok INTEGER NOT NULL, errors TEXT NOT NULL)"
-            )
+            if new:
+                self._connection.execute(
+                    "CREATE TABLE shards (id INTEGER PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL, "
+                    "bytes INTEGER NOT NULL, rows INTEGER NOT NULL, ok INTEGER NOT NULL, errors TEXT NOT NULL)"
+                )
         except sqlite3.Error as error:
             raise _failed(self._path, error) from error
 
@@ -72,13 +79,23 @@ class Ledger:
     def close(self) -> None:
         self._connection.close()
 
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _failed(path: Path, error: Exception) -> UsageError:
-    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-        return UsageError(
-            "damaged_run", f"{path} is damaged", hint="tessella verify-run --repair makes it again from the shards"
-        )
-    return UsageError("output_failed", f"{path} could not be written: {error}")
+    """Of a disk that is full or gone, SQLite tells by these words; all else is a file that is not a whole ledger."""
+    disk = ("disk", "readonly", "locked", "unable to open")
+    if isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in disk):
+        return UsageError("output_failed", f"{path} could not be written: {error}")
+    return _damaged(f"{path} is damaged", path.parent)
+
+
+def _damaged(message: str, run: Path) -> UsageError:
+    return UsageError("damaged_run", message, hint=f"tessella verify-run {run} --repair")
 
 
 @contextmanager

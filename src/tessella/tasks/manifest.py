@@ -7,15 +7,16 @@ file; so a shard is read alone, and a run of millions of inputs starts by readin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..atomic import sync_folder
+from ..atomic import replacing
+from ..data.remote import is_url
 from ..data.sources import Source
 from ..data.stores import ParquetRow
 from ..errors import ImageError, UsageError
@@ -33,59 +34,46 @@ def write_manifest(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([("key", pa.string()), ("path", pa.binary()), ("offset", pa.int64()), ("size", pa.int64()),
-                        ("row", pa.int64()), ("code", pa.string()), ("message", pa.string())])  # fmt: skip
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    columns: list[list[Any]] = [[] for _ in schema]
-    hashes: list[np.ndarray[Any, Any]] = []  # 8 bytes an input: what a set of keys would take ten times of
-    here: list[int] = []
-    count = 0
-
-    def flush(writer: Any) -> None:
-        writer.write_table(pa.table(columns, schema=schema), row_group_size=shard_rows)
-        for column in columns:
-            column.clear()
-        hashes.append(np.array(here, np.uint64))
-        here.clear()
-
     try:
-        with pq.ParquetWriter(draft, schema, compression="zstd", write_page_checksum=True) as writer:
-            for source in sources:
-                row = source.row if isinstance(source, ParquetRow) else None
-                code, message = (source.error.code, source.error.message) if source.error else ("", "")
-                # whole paths: a run may go on from another folder
-                cells = (
-                    as_text(source.key),
-                    os.fsencode(os.path.abspath(source.path)),  # noqa: PTH100 - links keep their names
-                    source.offset,
-                    source.size,
-                    row,
-                    code,
-                    message,
-                )
-                for column, cell in zip(columns, cells, strict=True):
-                    column.append(cell)
-                here.append(int.from_bytes(hashlib.blake2b(cells[0].encode(), digest_size=8).digest(), "big"))
-                count += 1
-                if count % shard_rows == 0:
-                    flush(writer)
-                if count % _LISTED == 0:
-                    say(count)
-            if here:
-                flush(writer)
-        if not count:
-            raise UsageError("not_found", "no inputs were named", hint="give a folder, files, or - with a list")
-        _refuse_twins(draft, np.concatenate(hashes))
-        digest = file_hash(draft)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_folder(path.parent)
+        with replacing(path) as file:
+            hashes = []  # 8 bytes an input: what a set of keys would take ten times of
+            with pq.ParquetWriter(file, _schema(), compression="zstd", write_page_checksum=True) as writer:
+                count, told, rest = 0, 0, iter(sources)
+                while rows := [_cells(source) for source in itertools.islice(rest, shard_rows)]:
+                    writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=_schema()))
+                    hashes.append(np.array([_hash(row[0]) for row in rows], np.uint64))
+                    count += len(rows)
+                    if count - told >= _LISTED:
+                        told = count
+                        say(count)
+            if not count:
+                raise UsageError("not_found", "no inputs were named", hint="give a folder, files, or - with a list")
+            file.flush()
+            draft = Path(file.name)
+            _refuse_twins(draft, np.concatenate(hashes))
+            digest = file_hash(draft)
     except OSError as error:
         raise UsageError("output_failed", f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return count, digest
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([("key", pa.string()), ("path", pa.binary()), ("offset", pa.int64()), ("size", pa.int64()),
+                      ("row", pa.int64()), ("code", pa.string()), ("message", pa.string())])  # fmt: skip
+
+
+def _cells(source: Source) -> tuple[Any, ...]:
+    """A row of the listing. Whole paths: a run may go on from another folder."""
+    path = source.path if is_url(source.path) else os.path.abspath(source.path)  # noqa: PTH100 - links keep their names
+    row = source.row if isinstance(source, ParquetRow) else None
+    code, message = (source.error.code, as_text(source.error.message)) if source.error else ("", "")
+    return as_text(source.key), os.fsencode(path), source.offset, source.size, row, code, message
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def as_text(name: str) -> str:
@@ -120,7 +108,7 @@ class Manifest:
             raise UsageError(
                 "damaged_run",
                 f"{path} is missing or is not the listing that was written",
-                hint="tessella verify-run --repair lists the inputs again",
+                hint=f"tessella verify-run {path.parent} --repair",
             )
         self._file = pq.ParquetFile(path)
         self.rows: int = self._file.metadata.num_rows
@@ -135,9 +123,10 @@ class Manifest:
 def _source(
     key: str, path: bytes, offset: int | None, size: int | None, row: int | None, code: str, message: str
 ) -> Source:
+    error = ImageError(code, message) if code else None
     if row is not None:
-        return ParquetRow(key, os.fsdecode(path), row=row)
-    return Source(key, os.fsdecode(path), offset, size, ImageError(code, message) if code else None)
+        return ParquetRow(key, os.fsdecode(path), error=error, row=row)
+    return Source(key, os.fsdecode(path), offset, size, error)
 
 
 def file_hash(path: Path) -> str:

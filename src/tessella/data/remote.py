@@ -1,0 +1,92 @@
+"""Images in object stores, by URL, through fsspec: s3://, gs://, az://, hf://, memory:// and what else it knows.
+
+Which store needs which package fsspec says itself (s3:// s3fs, gs:// gcsfs); credentials and retries are theirs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from ..errors import ImageError, UsageError
+from .decode import Limits
+
+
+def is_url(name: str) -> bool:
+    """Whether it has a scheme; a file of such a name can be had as ./s3://..."""
+    scheme, found, _ = name.partition("://")
+    return bool(found) and scheme.isidentifier()
+
+
+def store_of(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. UsageError where fsspec or a package of the store is missing."""
+    try:
+        import fsspec
+    except ImportError:
+        raise UsageError("missing_dependency", f"{url!r} needs fsspec", hint="pip install fsspec") from None
+    try:
+        store, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UsageError("missing_dependency", f"{url!r} cannot be read: {error}") from None
+    except ValueError:
+        raise UsageError(
+            "bad_argument", f"{url!r} is of no store that fsspec knows", hint="such as s3://bucket/folder"
+        ) from None
+    return store, path
+
+
+def read_url(url: str, limits: Limits, offset: int | None = None, size: int | None = None) -> bytes:
+    """The bytes of an object, at most `limits.bytes` + 1 of them, or a member's of an archive."""
+    begin = offset or 0
+    end = begin + (limits.bytes + 1 if size is None else size)
+    with coded(url):
+        store, path = store_of(url)
+        known = store.size(path)  # a range that ends behind the object is an error of some stores
+        return bytes(store.cat_file(path, start=begin, end=end if known is None else min(end, known)))
+
+
+@contextmanager
+def opened(name: str) -> Iterator[IO[bytes]]:
+    """A file or an object, with seek; ImageError `not_found` or `unreadable`."""
+    with coded(name):
+        if is_url(name):
+            store, path = store_of(name)
+            with store.open(path, "rb") as file:
+                yield file
+        else:
+            with open(name, "rb") as file:  # noqa: PTH123 - names need not be text
+                yield file
+
+
+def listed(url: str) -> list[str]:
+    """URLs of all objects below a folder, without hidden ones, or that match a pattern; none where there is none."""
+    with coded(url):
+        store, path = store_of(url)
+        fixed, pattern, _ = path.partition("*")
+        found = store.glob(path) if pattern else store.find(path)
+        return [store.unstrip_protocol(one) for one in found if "/." not in one[len(fixed) - 1 :]]
+
+
+def is_object(url: str) -> bool:
+    """Whether it is one object rather than a folder, a pattern, or nothing."""
+    with coded(url):
+        store, path = store_of(url)
+        return "*" not in path and bool(store.isfile(path))
+
+
+@contextmanager
+def coded(name: str) -> Iterator[None]:
+    """Whatever a store's package raises, as an ImageError."""
+    try:
+        yield
+    except (ImageError, UsageError):
+        raise
+    except FileNotFoundError:
+        raise ImageError("not_found", f"there is no {'object' if is_url(name) else 'file'} {name!r}") from None
+    except Exception as error:
+        if not is_url(name) and not isinstance(error, OSError):
+            raise
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+        raise ImageError("unreadable", f"{name!r} could not be read: {reason}") from None
