@@ -2,7 +2,7 @@
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 1 a fault of ours, 2 wrong
 usage, 3 no input could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed,
-6 a result could not be written, 130 interrupted.
+6 a result could not be written or is damaged, 7 training diverged, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ import click
 
 from . import __version__
 from .engine import ENGINES
-from .errors import TessellaError, UsageError
+from .errors import CODES, TessellaError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -234,6 +235,41 @@ def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
         rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", all done before"
         click.echo(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}", err=True)
     finish(summary.ok, summary.rows - summary.ok, strict)
+
+
+@cli.command("verify-run")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--repair", "mend", is_flag=True, help="Mend what is damaged, or name the rows that must be made again.")
+@click.option("--json", "as_json", is_flag=True)
+def verify_run(folder: str, mend: bool, as_json: bool) -> None:
+    """Read every byte of what `tessella run` wrote to FOLDER, and say what is not as it was written.
+
+    Exit status 6 where something is damaged and was not repaired.
+    """
+    import dataclasses
+
+    from .tasks.verify import repair, verify
+
+    found = (repair if mend else verify)(folder)
+    lost = sum(one.rows for one in found.damage if one.shard is not None)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found)))
+    elif found.damage:
+        table = new_table("file", "what is wrong", "rows", "from", "to")
+        for one in found.damage:
+            table.add_row(one.file, one.message, f"{one.rows:,}" if one.rows else "", one.first_key, one.last_key)
+        print_table(table)
+    open_ = found.shards - found.finished
+    told = f"{found.rows:,} rows in {found.shards:,} shards, {found.finished:,} of them finished and whole"
+    click.echo(f"{told}; {len(found.damage):,} damaged files or entries" if found.damage else f"{told}; no damage",
+               err=True)  # fmt: skip
+    if mend and found.damage:
+        click.echo(f"repaired; {lost:,} rows were lost", err=True)
+    if open_ and (mend or not found.damage):
+        click.echo(f"to go on: the same `tessella run` command makes the other {open_:,} shards", err=True)
+    if found.damage and not mend:
+        click.echo(f"to mend it: tessella verify-run {shlex.quote(folder)} --repair", err=True)
+        raise click.exceptions.Exit(CODES["damaged_run"].exit_code)
 
 
 @cli.command("list")

@@ -17,6 +17,7 @@ own; one that dies or hangs costs one row.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import statistics
@@ -165,6 +166,14 @@ def _enter(out: Path, ledger: Ledger, shard: Shard, tally: Tally) -> None:
     tally.watch(event)
 
 
+def _end_log(path: Path) -> None:
+    """Cut off half a line, as a process leaves it that is killed while it writes."""
+    if path.exists():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            write_atomic(path, data[: data.rfind(b"\n") + 1])
+
+
 def _alone_rate(predictor: Predictor, rows: int) -> float | None:
     """Images a second of the model with nothing beside it, if the run is long enough to pay for four batches."""
     batch = predictor.plan.batch_size
@@ -204,6 +213,7 @@ def _claim(
 ) -> Manifest:  # fmt: skip
     """List the inputs of a new run, or make sure that the run which is there is this one."""
     if (out / RUN).exists():
+        _end_log(out / LOG)
         there = read_run(out)
         changed = [name for name in facts if there.get(name) != facts[name]]
         if changed:
@@ -223,23 +233,35 @@ def _claim(
         (out / folder).mkdir(exist_ok=True)
     Ledger(out, new=True).close()
     copy_file(out / MANIFEST, out / COPY / MANIFEST)
-    told = (json.dumps(dict(facts, rows=count, manifest=digest), indent=1) + "\n").encode()
-    write_atomic(out / COPY / RUN, told)
-    write_atomic(out / RUN, told)  # last: where it is, all of the above is
+    told = dict(facts, rows=count, manifest=digest)
+    for path in (out / COPY / RUN, out / RUN):  # last: where it is, all of the above is
+        write_atomic(path, (json.dumps(told | dict(check=_check(told)), indent=1) + "\n").encode())
     return Manifest(out / MANIFEST, digest)
 
 
 def read_run(out: Path) -> dict[str, Any]:
-    """run.json; UsageError `not_found` where there is none, `damaged_run` where it cannot be read."""
+    """run.json; UsageError `not_found` where there is none, `damaged_run` where it is not what was written."""
+    facts = read_facts(out / RUN)
+    if facts is not None:
+        return facts
+    if not (out / RUN).exists() and not (out / COPY / RUN).exists():
+        raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
+    raise UsageError(
+        "damaged_run", f"{out / RUN} is missing or is not what was written", hint=f"tessella verify-run {out} --repair"
+    )
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """A run.json, or None where it is missing or not what was written."""
     try:
-        facts = json.loads((out / RUN).read_text())
-    except FileNotFoundError:
-        raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER") from None
-    except (OSError, ValueError):
-        facts = None
-    if not isinstance(facts, dict) or not {"fingerprint", "manifest", "rows"} <= set(facts):
-        raise UsageError("damaged_run", f"{out / RUN} cannot be read", hint=f"tessella verify-run {out} --repair")
-    return facts
+        facts = json.loads(path.read_bytes())
+        return facts if facts.pop("check") == _check(facts) else None
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None
+
+
+def _check(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:

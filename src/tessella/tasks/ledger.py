@@ -76,6 +76,15 @@ class Ledger:
         except sqlite3.Error as error:
             raise _failed(self._path, error) from error
 
+    def check(self) -> None:
+        """Read every page; UsageError `damaged_run` where one is not as SQLite wrote it."""
+        try:
+            told = self._connection.execute("PRAGMA integrity_check").fetchall()
+        except sqlite3.Error as error:
+            raise _failed(self._path, error) from error
+        if told != [("ok",)]:
+            raise _damaged(f"{self._path} is damaged", self._path.parent)
+
     def close(self) -> None:
         self._connection.close()
 

@@ -1,0 +1,251 @@
+"""Damage to a run's files is found, wherever it is; what is mended is as it was, and what is lost is named."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tessella
+from tessella.errors import UsageError
+from tessella.predictor import Predictor
+from tessella.tasks import bulk, ledger
+from tessella.tasks.bulk import read_rows, run
+from tessella.tasks.ledger import Ledger
+from tessella.tasks.manifest import Manifest
+from tessella.tasks.verify import Verdict, repair, verify
+
+from .bulk_kills import contents, make_rows
+
+ROWS, SHARD = 100, 8
+SHARDS = -(-ROWS // SHARD)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return tessella.load(engine="eager", batch_size=4, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rows(tmp_path_factory.mktemp("data") / "rows.parquet", ROWS)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    go_on(data, out, predictor)
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def go_on(data: Path, out: Path, predictor: Predictor) -> None:
+    run([str(data)], out, predictor, shard_rows=SHARD, processes=1)
+
+
+def entries(out: Path) -> dict[int, ledger.Shard]:
+    with Ledger(out) as there:
+        return there.finished()
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.choice([i for i, byte in enumerate(data) if byte])] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+
+
+def delete(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def blank(path: Path, chance: random.Random) -> None:
+    """As a file is left by a power cut before its data: the right size, and zeros from somewhere on."""
+    size = path.stat().st_size
+    begin = chance.randrange(size * 3 // 4)
+    path.write_bytes(path.read_bytes()[:begin] + bytes(size - begin))
+
+
+DAMAGES = (flip, truncate, delete, blank)
+FILES = ("run.json", "copy/run.json", "manifest.parquet", "copy/manifest.parquet", "shards/shard-00000000.parquet",
+         "shards/shard-00000007.parquet", "shards/shard-00000012.parquet")  # fmt: skip
+
+
+def test_a_whole_run_has_no_damage(whole: Path) -> None:
+    assert verify(whole) == Verdict(ROWS, SHARDS, SHARDS, ())
+    assert repair(whole) == Verdict(ROWS, SHARDS, SHARDS, ())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_every_damage_is_found_and_mended(
+    whole: Path, copy: Path, data: Path, predictor: Predictor, name: str, damage: Callable[..., None]
+) -> None:
+    """6 cases each: with those below, more than 200."""
+    chance = random.Random(f"{name} {damage.__name__}")
+    for _ in range(1 if damage is delete else 6):
+        (copy / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(whole / name, copy / name)
+        damage(copy / name, chance)
+        if (copy / name).exists() and (copy / name).read_bytes() == (whole / name).read_bytes():
+            continue
+        found = verify(copy)
+        assert [one.file for one in found.damage] == [name]
+        assert repair(copy) == found
+        assert not verify(copy).damage
+        lost = [one for one in found.damage if one.shard is not None]
+        if not lost:
+            continue
+        (shard,) = lost
+        assert not (copy / name).exists()
+        keys = [source.key for source in Manifest(copy / bulk.MANIFEST, json.loads(
+            (copy / bulk.RUN).read_text())["manifest"]).sources(shard.shard or 0)]  # fmt: skip
+        assert (shard.first, shard.rows) == ((shard.shard or 0) * SHARD, len(keys))
+        assert (shard.first_key, shard.last_key) == (keys[0], keys[-1])
+        assert verify(copy).finished == SHARDS - 1
+        with Ledger(copy) as there:
+            there.commit(entries(whole)[shard.shard or 0])
+    if name.startswith("shards"):
+        with Ledger(copy) as there:
+            there.forget([int(name[13:21])])
+    go_on(data, copy, predictor)
+    assert contents(copy) == contents(whole)
+    assert not verify(copy).damage
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_ledger_is_made_again_from_the_log(whole: Path, copy: Path, damage: Callable[..., None]) -> None:
+    """A bit that SQLite does not use, such as a counter of its own, may change without a difference."""
+    chance = random.Random(damage.__name__)
+    found = 0
+    for _ in range(1 if damage is delete else 12):
+        shutil.copyfile(whole / ledger.FILE, copy / ledger.FILE)
+        damage(copy / ledger.FILE, chance)
+        state = verify(copy)
+        found += bool(state.damage)
+        assert {one.file for one in state.damage} <= {ledger.FILE}
+        assert state.finished == SHARDS
+        repair(copy)
+        assert entries(copy) == entries(whole)
+        assert not verify(copy).damage
+    assert found >= {flip: 4, truncate: 12, delete: 1, blank: 12}[damage]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_entries_that_were_lost_with_the_write_ahead_log_are_found(
+    whole: Path, copy: Path, tmp_path: Path, damage: Callable[..., None]
+) -> None:
+    chance = random.Random(damage.__name__)
+    with Ledger(copy, new=True) as there:  # as a killed process leaves it: all entries are in the write-ahead log
+        for shard in entries(whole).values():
+            there.commit(shard)
+        before = Path(shutil.copytree(copy, tmp_path / "before"))
+    assert (before / f"{ledger.FILE}-wal").stat().st_size > 10_000
+    for i in range(1 if damage is delete else 6):
+        out = Path(shutil.copytree(before, tmp_path / str(i)))
+        damage(out / f"{ledger.FILE}-wal", chance)
+        state = verify(out)
+        repair(out)
+        assert state.damage or damage is flip  # of a page that is written again later, only the last one counts
+        assert {one.file for one in state.damage} <= {ledger.FILE}
+        assert entries(out) == entries(whole)
+        assert not verify(out).damage
+
+
+def test_a_damaged_log_loses_nothing(whole: Path, copy: Path) -> None:
+    lines = (copy / bulk.LOG).read_bytes().splitlines(keepends=True)
+    lines[3] = b'{"kind": "shard", "id": 3\n'
+    (copy / bulk.LOG).write_bytes(b"".join(lines))
+    assert [(one.file, one.message) for one in verify(copy).damage] == [(bulk.LOG, "line 4 cannot be read")]
+    repair(copy)
+    assert verify(copy) == Verdict(ROWS, SHARDS, SHARDS, ())
+    assert len((copy / bulk.LOG).read_text().splitlines()) == SHARDS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(rows=99), dict(ok=96), dict(ok=95, errors={}), dict(errors={"empty": 5}), dict(fingerprint="0" * 16)],
+)
+def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> None:
+    told = json.loads((copy / bulk.SUMMARY).read_text())
+    for text in (json.dumps(told | change), "{}", "[]", "", json.dumps(told)[:-5]):
+        (copy / bulk.SUMMARY).write_text(text)
+        assert [one.file for one in verify(copy).damage] == [bulk.SUMMARY]
+    repair(copy)
+    assert not (copy / bulk.SUMMARY).exists()  # the next run writes it
+
+
+def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Path) -> None:
+    with sqlite3.connect(copy / ledger.FILE) as connection:
+        connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
+        connection.execute("UPDATE shards SET errors = '{}' WHERE id = 0")
+    connection.close()
+    assert {one.file for one in verify(copy).damage} == {ledger.FILE}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+
+
+def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:
+    """Each is a whole file, and the ledger agrees: only the listing tells that the rows are not those."""
+    (copy / bulk.LOG).unlink()
+    a, b = (entries(whole)[number] for number in (2, 3))
+    with Ledger(copy) as there:
+        there.forget([2, 3])
+        for shard, other in ((a, b), (b, a)):
+            shutil.copyfile(whole / "shards" / other.file, copy / "shards" / shard.file)
+            there.commit(ledger.Shard(**vars(other) | dict(id=shard.id, file=shard.file)))
+    assert [(one.shard, one.message) for one in verify(copy).damage] == [
+        (2, "has other keys than the listing"), (3, "has other keys than the listing"),
+    ]  # fmt: skip
+
+
+def test_what_is_beyond_mending_is_said(copy: Path, data: Path, predictor: Predictor) -> None:
+    for name in ("manifest.parquet", "copy/manifest.parquet"):
+        (copy / name).unlink()
+    assert [one.file for one in verify(copy).damage] == ["manifest.parquet", "copy/manifest.parquet"]
+    with pytest.raises(UsageError, match="nor its copy") as caught:
+        repair(copy)
+    assert caught.value.code == "damaged_run"
+    assert sum(len(table) for table in read_rows(copy)) == ROWS
+    for name in ("run.json", "copy/run.json"):
+        (copy / name).write_text("{}")
+    for ask in (verify, repair, lambda out: go_on(data, out, predictor)):
+        with pytest.raises(UsageError) as caught:
+            ask(copy)
+        assert caught.value.code == "damaged_run"
+
+
+def test_a_run_with_damage_does_not_go_on(copy: Path, data: Path, predictor: Predictor) -> None:
+    """Finished shards that a lost ledger no longer names would be made again without a word."""
+    (copy / ledger.FILE).unlink()
+    with pytest.raises(UsageError, match=r"run\.sqlite is missing") as caught:
+        go_on(data, copy, predictor)
+    assert (caught.value.code, "verify-run" in caught.value.hint) == ("damaged_run", True)
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        for ask in (verify, repair, lambda out: next(read_rows(out))):
+            with pytest.raises(UsageError, match="holds no run") as caught:
+                ask(folder)
+            assert caught.value.code == "not_found"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_being_written_is_left_alone(copy: Path) -> None:
+    with ledger.alone(copy), pytest.raises(UsageError) as caught:
+        verify(copy)
+    assert caught.value.code == "busy"
