@@ -58,8 +58,9 @@ SURFACE = {
             "--processes",
             "--timeout",
         ),
-        *("--quarantine", "--json"),
+        *("--quarantine", "--prometheus", "--json"),
     ],
+    "verify-run": ["FOLDER", "--repair", "--json"],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[NAME]", "--json"],
     "convert": ["FILE", "--arch", "--out"],
@@ -348,6 +349,32 @@ def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
     run("run", str(mixed), "--out", out, "--strict", status=3)
     _, told = run("run", str(mixed), "--out", out, "--top", "2", status=2)
     assert "holds a run with other settings: top 5, now 2" in told
+    metrics = tmp_path / "run.prom"
+    run("run", str(mixed), "--out", str(tmp_path / "other"), "--prometheus", str(metrics))
+    lines = metrics.read_text().splitlines()
+    assert f"tessella_run_rows_done {float(summary['rows'])}" in lines
+    assert 'tessella_run_errors{code="corrupt_image"} 1.0' in lines
+    absent = str(tmp_path / "absent" / "run.prom")
+    _, told = run("run", str(mixed), "--out", out, "--prometheus", absent, status=6)
+    assert f"{absent} could not be written" in told
+
+
+def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run("run", str(mixed), "--out", str(out))
+    _, told = run("verify-run", str(out))
+    assert "4 rows in 1 shards, 1 of them finished and whole; no damage" in told
+    (out / "shards" / "shard-00000000.parquet").write_bytes(b"half")
+    shown, told = run("verify-run", str(out), status=6)
+    assert "not the file that was written" in shown
+    assert "--repair" in told
+    found = json.loads(run("verify-run", str(out), "--json", "--repair")[0])
+    assert [(one["shard"], one["rows"]) for one in found["damage"]] == [(0, 4)]
+    _, told = run("verify-run", str(out))
+    assert "the same `tessella run` command makes the other 1 shards" in told
+    run("run", str(mixed), "--out", str(out))
+    assert "no damage" in run("verify-run", str(out))[1]
+    assert "holds no run" in run("verify-run", str(mixed), status=3)[1]
 
 
 def test_an_interrupt_is_status_130_without_a_traceback() -> None:

@@ -139,7 +139,8 @@ table_options = options(
 def classify(top: int, **given: Any) -> None:
     """Name what is on images.
 
-    INPUT is a file, a folder, a glob, a .tar archive, or - for a list of these on standard input.
+    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
+    list of these, or - for a list on standard input.
     """
     run_records(given, top=top, embed=False)
 
@@ -150,7 +151,8 @@ def classify(top: int, **given: Any) -> None:
 def embed(**given: Any) -> None:
     """Turn images into vectors of unit length.
 
-    INPUT is a file, a folder, a glob, a .tar archive, or - for a list of these on standard input.
+    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
+    list of these, or - for a list on standard input.
     """
     run_records(given, top=0, embed=True)
 
@@ -163,7 +165,8 @@ def embed(**given: Any) -> None:
 def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -> None:
     """Show or save the feature maps of a model's blocks.
 
-    INPUT is a file, a folder, a glob, a .tar archive, or - for a list of these on standard input.
+    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
+    list of these, or - for a list on standard input.
     """
     from .tasks.output import check_output, npz_bytes, write_bytes
 
@@ -209,12 +212,14 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
 @click.option("--processes", type=click.IntRange(min=1), help="That decode images.  [default: one a core, at most 8]")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
               help="Seconds that an image may take to decode.")  # fmt: skip
-@click.option("--quarantine", metavar="FILE", help="Write name and error code of every bad input.")
+@click.option("--quarantine", metavar="FILE", help="Write name, error code and message of every bad input, as CSV.")
+@click.option("--prometheus", metavar="FILE", help="Write how far it is, every five seconds, for Prometheus.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
+def run_(out: str, as_json: bool, strict: bool, prometheus: str | None, **given: Any) -> None:
     """Classify and embed a whole collection into Parquet files, and lose no image of it.
 
-    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, or - for a list of these on standard input.
+    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
+    list of these, or - for a list on standard input.
     """
     import dataclasses
 
@@ -223,7 +228,7 @@ def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
 
     predictor = load_predictor(given)
     settings = {key: given[key] for key in ("top", "dtype", "shard_rows", "processes", "timeout", "quarantine")}
-    with RunWatcher() as watch:
+    with RunWatcher(prometheus) as watch:
         summary = run(given["inputs"], out, predictor, stdin=sys.stdin, watch=watch, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
@@ -233,6 +238,7 @@ def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
             table.add_row(status, f"{count:,}")
         print_table(table)
         rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", all done before"
+        rate += f" ({100 * summary.share:.0f} % of the model alone)" if summary.share else ""
         click.echo(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}", err=True)
     finish(summary.ok, summary.rows - summary.ok, strict)
 
@@ -240,7 +246,7 @@ def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
 @cli.command("verify-run")
 @click.argument("folder", metavar="FOLDER")
 @click.option("--repair", "mend", is_flag=True, help="Mend what is damaged, or name the rows that must be made again.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="What was found as one JSON object.")
 def verify_run(folder: str, mend: bool, as_json: bool) -> None:
     """Read every byte of what `tessella run` wrote to FOLDER, and say what is not as it was written.
 

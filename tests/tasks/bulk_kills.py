@@ -34,8 +34,8 @@ from tessella.tasks.ledger import Ledger
 from ..models.tiny import tiny
 
 SHARD_ROWS = 32
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.tasks.bulk_kills", "tests.tasks.kills", "pytest"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.tasks.bulk_kills", "tests.tasks.kills", "pytest"])
 
 
 def make_rows(path: Path, count: int) -> Path:
@@ -51,7 +51,7 @@ def make_rows(path: Path, count: int) -> Path:
     return path
 
 
-def _run(data: Path, out: Path) -> None:
+def run_tiny(data: Path, out: Path) -> None:
     torch.set_num_threads(1)
     model = tiny("mixer")
     model.pretrained_cfg = dict(input_size=(3, 32, 32), interpolation="bicubic", crop_pct=1.0, mean=(0.5,) * 3,
@@ -61,7 +61,7 @@ def _run(data: Path, out: Path) -> None:
 
 
 def _start(data: Path, out: Path) -> BaseProcess:
-    process = _CONTEXT.Process(target=_run, args=(data, out))
+    process = CONTEXT.Process(target=run_tiny, args=(data, out))
     process.start()
     return process
 

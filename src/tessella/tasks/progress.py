@@ -57,16 +57,17 @@ class Watcher:
 
 
 class RunWatcher:
-    """Takes the events of a bulk run; on no terminal, a line every ten seconds at most."""
+    """Takes the events of a bulk run; on no terminal, a line every ten seconds at most. metrics: see PrometheusFile."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: str | None = None) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
-            BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}  {task.fields[errors]}"),
-            TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal, transient=True,
+            BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
+            console=self.console, disable=not self.console.is_terminal, transient=True,
         )  # fmt: skip
         self.task: Any = None
-        self.began, self.told, self.here, self.errors = 0.0, 0.0, 0, ""
+        self.told = 0.0
+        self.metrics = PrometheusFile(Path(metrics)) if metrics else None
 
     def __enter__(self) -> RunWatcher:
         self.bar.start()
@@ -74,25 +75,75 @@ class RunWatcher:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+        if self.metrics is not None:
+            self.metrics.write()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        now = time.monotonic()
         if event["kind"] == "remark":
             self.console.print(event["text"], markup=False, soft_wrap=True)
             return
-        if self.task is None:
-            self.began = self.told = now
-            self.task = self.bar.add_task("", total=event["of"], completed=event["rows_done"], rate="", errors="")
-            self.here = event["rows_done"]
-            return
-        rate = (event["rows_done"] - self.here) / max(now - self.began, 1e-9)
+        rate, share = event["images_per_second"] or 0.0, event["share"]
+        told = f"{rate:.1f} images/s" + (f", {100 * share:.0f} % of the model alone" if share else "")
         errors = ", ".join(f"{count:,} {code}" for code, count in event["errors_so_far"].items())
-        self.bar.update(self.task, completed=event["rows_done"], rate=f"{rate:.1f} images/s", errors=errors)
+        told = f"{told}; {errors}" if errors else told
+        now = time.monotonic()
+        if self.task is None:
+            self.told = now
+            self.task = self.bar.add_task("", total=event["of"], completed=event["rows_done"], told="")
+        self.bar.update(self.task, completed=event["rows_done"], told=told)
         if not self.console.is_terminal and now - self.told >= 10:
             self.told = now
             left = (event["of"] - event["rows_done"]) / max(rate, 1e-9)
-            shown = f"{event['rows_done']:,} of {event['of']:,}, {rate:.1f} images/s, {left:.0f} s left"
-            self.console.print(f"{shown}; {errors}" if errors else shown, markup=False, soft_wrap=True)
+            shown = f"{event['rows_done']:,} of {event['of']:,}, {left:.0f} s left, {told}"
+            self.console.print(shown, markup=False, soft_wrap=True)
+        if self.metrics is not None:
+            self.metrics(event)
+
+
+class PrometheusFile:
+    """The last event of a bulk run as text that Prometheus reads through the node exporter's textfile collector.
+
+    Replaced at once, every five seconds at most and at the end.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            from prometheus_client import CollectorRegistry, Gauge
+        except ImportError:
+            raise UsageError(
+                "missing_dependency", "prometheus-client is not installed", hint='pip install "tessella[store]"'
+            ) from None
+        self.path, self.written = path, 0.0
+        self.registry = CollectorRegistry()
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
+            return Gauge(f"tessella_run_{name}", text, labels, registry=self.registry)
+
+        self.rows = gauge("rows", "Inputs of the run.")
+        self.done = gauge("rows_done", "Rows of all calls so far.")
+        self.rate = gauge("images_per_second", "Of this call.")
+        self.share = gauge("model_share", "The rate, of that of the model with nothing beside it; 0 if not measured.")
+        self.errors = gauge("errors", "Rows with an error code.", ("code",))
+        self.write()  # a path that cannot be written is said now
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.rows.set(event["of"])
+        self.done.set(event["rows_done"])
+        self.rate.set(event["images_per_second"] or 0.0)
+        self.share.set(event["share"] or 0.0)
+        for code, count in event["errors_so_far"].items():
+            self.errors.labels(code).set(count)
+        if time.monotonic() - self.written >= 5:
+            self.write()
+
+    def write(self) -> None:
+        from prometheus_client import write_to_textfile
+
+        self.written = time.monotonic()
+        try:
+            write_to_textfile(str(self.path), self.registry)
+        except OSError as error:
+            raise UsageError("output_failed", f"{self.path} could not be written: {error.strerror}") from None
 
 
 def _board(run: Path) -> Any:

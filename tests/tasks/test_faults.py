@@ -1,0 +1,28 @@
+"""A disk that fails, or a kill, at any call with which a bulk run changes its folder: it says so, and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .bulk_kills import contents, make_rows, run_tiny
+from .faults import KINDS, names_of, trial
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rows(tmp_path_factory.mktemp("data") / "rows.parquet", 40)  # two shards
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
+    """Of each kind a few here, spread over all calls; all of them in `scripts/soak faults`."""
+    run_tiny(data, tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    names = names_of(data, tmp_path, kind)
+    assert len(set(names)) >= 25
+    points = [at for at, name in enumerate(names) if kind != "short" or name.startswith("write")]
+    (tmp_path / "trials").mkdir()
+    for at in points[KINDS.index(kind) :: max(1, len(points) // 5)]:
+        trial(data, tmp_path / "trials", at, kind, whole)
