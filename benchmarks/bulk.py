@@ -1,0 +1,250 @@
+"""What a bulk run costs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,odd,memory,share,listing]`.
+
+    loader   photographs a second of `tessella run` with the built-in model (transforms exact and fast), and of timm's
+             dataset, transform and loader alone, without a model, for the same input size; two processes each
+    odd      the photographs, and the same with odd and broken files between them, a tenth of all; accounts checked
+    memory   peak memory of the process for the photographs once, and ten times over
+    share    the big models, each with its tuned engine: the run's rate beside the model's, batch after batch in memory
+    listing  a listing of ten million inputs: seconds to write, seconds and memory until a run goes on with it
+
+By turns where things are compared. Rows are added to benchmarks/results as a CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import json
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from end_to_end import FIVE, model_alone
+from peers import timm_importable
+
+import tessella
+from tessella.data.sources import Source
+from tessella.engine import make_plan
+from tessella.predictor import Predictor
+from tessella.tasks.bench import PeakMemory, hardware, load_case, slug
+from tessella.tasks.bulk import run
+from tessella.tasks.manifest import Manifest, write_manifest
+
+PROCESSES = 2
+ODD_SHARE = 0.1
+
+
+def from_run(source: Path, folder: Path, predictor: Predictor, shard_rows: int = 256) -> tuple[float, Any]:
+    """Seconds, and the run's summary."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    begin = time.perf_counter()
+    summary = run([str(source)], out, predictor, processes=PROCESSES, shard_rows=shard_rows)
+    return time.perf_counter() - begin, summary
+
+
+def from_timm(source: Path, predictor: Predictor) -> float:
+    """Seconds for timm's loader to go through a folder once, as its validation script has it, with no model behind."""
+    import timm.data
+
+    spec = predictor.spec
+    loader = timm.data.create_loader(
+        timm.data.create_dataset("", root=str(source)), input_size=(3, spec.height, spec.width), batch_size=64,
+        interpolation=spec.interpolation, mean=spec.mean, std=spec.std, crop_pct=spec.crop_pct, num_workers=PROCESSES,
+        use_prefetcher=False, device=torch.device("cpu"),
+    )  # fmt: skip
+    begin = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - begin
+
+
+def by_turns(paths: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    for turn in range(rounds):
+        for name in sorted(paths, key=lambda name: (list(paths).index(name) + turn) % len(paths)):
+            seconds[name].append(paths[name]())
+    return seconds
+
+
+def loader(photos: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    assert timm_importable(), "timm is not there: scripts/bench installs it"
+    count = len(list(photos.rglob("*.*")))
+    exact, fast = tessella.load(device="cpu"), tessella.load(device="cpu", transform="fast")
+    seconds = by_turns(
+        {
+            "timm's loader, no model": lambda: from_timm(photos, exact),
+            "run, exact": lambda: from_run(photos, folder, exact)[0],
+            "run, fast": lambda: from_run(photos, folder, fast)[0],
+        },
+        rounds,
+    )
+    base = statistics.median(seconds["timm's loader, no model"])
+    for name, taken in seconds.items():
+        yield rates("loader", name, count, taken) | dict(ratio=round(base / statistics.median(taken), 2))
+
+
+def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """The odd files are spread between the photographs by their names."""
+    good = sorted(photos.rglob("*.*"))
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar if member.isfile()]
+        many = min(len(members), round(len(good) * ODD_SHARE / (1 - ODD_SHARE)))
+        step = len(members) / many
+        for i in range(many):
+            member = members[int(i * step)]
+            data = tar.extractfile(member)
+            assert data is not None
+            suffix = Path(member.name).suffix.replace(".bin", ".jpg")  # or it would not be listed
+            (mixed / f"{int(i * len(good) / many):05d} odd {i}{suffix}").write_bytes(data.read())
+    for i, path in enumerate(good):
+        os.link(path, mixed / f"{i:05d} {path.name}")
+    predictor = tessella.load(device="cpu")
+    summaries: dict[str, Any] = {}
+
+    def one(name: str, source: Path) -> float:
+        seconds, summaries[name] = from_run(source, folder, predictor)
+        return seconds
+
+    paths = {"photographs": photos, "with odd files": mixed}
+    seconds = by_turns({name: functools.partial(one, name, source) for name, source in paths.items()}, rounds)
+    base = len(good) / statistics.median(seconds["photographs"])
+    for name, taken in seconds.items():
+        found = summaries[name]
+        assert found.rows == (len(good) + many if "odd" in name else len(good)) == found.ok + sum(found.errors.values())
+        row = rates("odd", name, found.rows, taken)
+        yield row | dict(ratio=round(row["images_per_second"] / base, 3), errors=json.dumps(found.errors))
+
+
+def memory(photos: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    predictor = tessella.load(device="cpu")
+    from_run(photos, folder, predictor)  # what is allocated once is there
+    ten = folder / "ten"
+    for i in range(10):
+        (ten / str(i)).mkdir(parents=True)
+        for path in photos.rglob("*.*"):
+            os.link(path, ten / str(i) / path.name)
+    for name, source in {"once": photos, "ten times": ten}.items():
+        peak = PeakMemory("cpu")
+        seconds, found = from_run(source, folder, predictor)
+        yield rates("memory", name, found.rows, [seconds]) | dict(peak_mb=round(peak.peak_mb() or 0))
+
+
+def share(photos: Path, folder: Path, rounds: int, models: list[str], seconds: float) -> Iterator[dict[str, Any]]:
+    for name in models:
+        case = load_case(name)
+        size = (case.spec.height, case.spec.width)
+        predictor = Predictor(
+            case.model, name=name, plan=make_plan("cpu", "auto", "auto", None, "throughput", case.model, size)
+        )
+        few = 4 * predictor.plan.batch_size
+        count = max(few, round(seconds * few / min(model_alone(predictor, few) for _ in range(2))))
+        some = folder / name
+        some.mkdir()
+        for i, path in zip(range(count), endless(sorted(photos.rglob("*.*"))), strict=False):
+            os.link(path, some / f"{i:06d}{path.suffix}")
+        taken = by_turns(
+            {"model alone": lambda: model_alone(predictor, count), "run": lambda: from_run(some, folder, predictor)[0]},  # noqa: B023
+            rounds,
+        )
+        base = statistics.median(taken["model alone"])
+        for path, times in taken.items():
+            row = rates("share", f"{name} {predictor.plan.engine}, {path}", count, times)
+            yield row | dict(ratio=round(base / statistics.median(times), 3))
+
+
+def endless(paths: list[Path]) -> Iterator[Path]:
+    while True:
+        yield from paths
+
+
+def listing(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
+    path = folder / "manifest.parquet"
+    sources = (
+        Source(f"photos/{i // 1000:05d}/{i:08d}.jpg", f"/photos/{i // 1000:05d}/{i:08d}.jpg") for i in range(rows)
+    )
+    peak = PeakMemory("cpu")
+    begin = time.perf_counter()
+    _, digest = write_manifest(path, sources, 1024)
+    yield rates("listing", "written", rows, [time.perf_counter() - begin]) | dict(
+        peak_mb=round(peak.peak_mb() or 0), megabytes=round(path.stat().st_size / 1e6)
+    )
+    peak = PeakMemory("cpu")
+    begin = time.perf_counter()
+    there = Manifest(path, digest)
+    last = there.sources(there.shards - 1)
+    assert len(last) > 0
+    yield rates("listing", "opened, first inputs at hand", rows, [time.perf_counter() - begin]) | dict(
+        peak_mb=round(peak.peak_mb() or 0)
+    )
+
+
+def rates(part: str, what: str, images: int, seconds: list[float]) -> dict[str, Any]:
+    row = dict(
+        part=part, what=what, images=images, rounds=len(seconds), seconds=round(statistics.median(seconds), 2),
+        images_per_second=round(images / statistics.median(seconds), 2), slowest=round(images / max(seconds), 2),
+        fastest=round(images / min(seconds), 2),
+    )  # fmt: skip
+    print(json.dumps(row), file=sys.stderr)
+    return row
+
+
+FIELDS = ("part", "what", "images", "rounds", "seconds", "images_per_second", "slowest", "fastest", "ratio", "errors",
+          "peak_mb", "megabytes", "processes", "hardware", "torch", "date")  # fmt: skip
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="scripts/bench bulk", description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("--odd", type=Path)
+    parser.add_argument("--parts", default="loader,odd,memory,share,listing")
+    parser.add_argument("--models", nargs="+", default=list(FIVE))
+    parser.add_argument("--seconds", type=float, default=30, help="of a model alone, a round of share")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="only so many photographs")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="of the listing")
+    args = parser.parse_args()
+    version = ".".join(torch.__version__.split(".")[:2])
+    stem = f"bulk_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}"
+    results = Path(__file__).resolve().parent / "results"
+    path = next(
+        p for i in range(1, 100) if not (p := results / (f"{stem}_{i}.csv" if i > 1 else f"{stem}.csv")).exists()
+    )
+    told = dict(processes=PROCESSES, hardware=hardware("cpu"), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
+    with tempfile.TemporaryDirectory() as name, path.open("w", newline="") as file:
+        folder = Path(name)
+        photos = folder / "photos" / "all"  # timm wants a folder a class
+        photos.mkdir(parents=True)
+        with tarfile.open(args.archive) as tar:
+            for member in [one for one in tar if one.name.endswith(".jpg")][: args.limit]:
+                data = tar.extractfile(member)
+                assert data is not None
+                (photos / Path(member.name).name).write_bytes(data.read())
+        parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = dict(
+            loader=lambda: loader(photos.parent, folder, args.rounds),
+            odd=lambda: odd(photos, args.odd, folder, args.rounds),
+            memory=lambda: memory(photos, folder, args.rounds),
+            share=lambda: share(photos, folder, args.rounds, args.models, args.seconds),
+            listing=lambda: listing(folder, args.rows),
+        )
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for part in args.parts.split(","):
+            for row in parts[part]():
+                writer.writerow(row | told)
+                file.flush()
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
