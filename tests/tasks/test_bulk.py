@@ -18,12 +18,15 @@ import pytest
 from PIL import Image
 
 import tessella
-from tessella.errors import RunError, UsageError
+from tessella.data.decode import decode
+from tessella.data.sources import Source
+from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
-from tessella.tasks import bulk
+from tessella.tasks import bulk, manifest
 from tessella.tasks.bulk import Summary, read_rows, run
 from tessella.tasks.ledger import Ledger, alone
 
+from ..data.test_isolated import Deed
 from .bulk_kills import killed_and_whole, make_rows
 
 GOOD, BAD = 50, 4
@@ -239,6 +242,57 @@ def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: 
         ("5 empty.png", "empty"), ("7 cut.png", "corrupt_image"), ("8 text.jpg", "unsupported_format"),
     }  # fmt: skip
     assert all(line["message"] for line in lines)
+
+
+def test_images_that_kill_or_hang_their_process_cost_a_row_each(
+    images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deeds = {"3.png": "segv", "4.png": "exit", "20.png": "exit", "30.png": "hang"}
+    read = manifest._source
+
+    def hostile(key: str, *cells: Any) -> Source:
+        deed = deeds.get(Path(key).name)
+        return read(key, *cells) if deed is None else Deed(key, str(tmp_path / "touched"), deed=deed)
+
+    monkeypatch.setattr(manifest, "_source", hostile)
+    start(images, tmp_path / "run", predictor, processes=2, timeout=3.0)
+    expected = {row["key"]: row for row in rows(whole)}
+    for row in rows(tmp_path / "run"):
+        deed = deeds.get(Path(row["key"]).name)
+        if deed is None:
+            other = expected[row["key"]]
+            for name in ("embedding", "top_probability"):  # of its own image, in batches that have one image less
+                seen, wanted = (np.array(one.pop(name) or 0, np.float32) for one in (row, other))
+                np.testing.assert_allclose(seen, wanted, atol=1e-3)
+            assert row == other
+        else:
+            assert row["status"] == ("timeout" if deed == "hang" else "decoder_crashed")
+            assert row["embedding"] is None
+
+
+def test_odd_and_broken_files_between_photographs(shared_data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """All 647 of them and 60 photographs: each has the status and the size that decoding it alone has."""
+    with tarfile.open(shared_data / "odd-images.tar.gz") as archive:
+        archive.extractall(tmp_path / "images", filter="data")
+    with tarfile.open(shared_data / "photos.tar") as archive:
+        for member in [one for one in archive if one.name.endswith(".jpg")][:60]:
+            archive.extract(member, tmp_path / "images", filter="data")
+    listed = sorted(str(path) for path in (tmp_path / "images").rglob("*") if path.is_file())
+    summary = run(["-"], tmp_path / "run", predictor, stdin=listed, processes=2)
+    found = rows(tmp_path / "run")
+    assert [row["key"] for row in found] == listed
+    assert Counter(row["status"] for row in found) == {"ok": summary.ok, **summary.errors}
+    assert summary.ok > 200
+    assert sum(summary.errors.values()) > 200
+    for row in found:
+        try:
+            height, width, _ = decode(row["key"]).shape
+            alone = ("ok", width, height)
+        except ImageError as error:
+            alone = (error.code, row["width"], row["height"])
+        if row["status"] == "too_elongated":  # which decoding alone does not ask
+            continue
+        assert (row["status"], row["width"], row["height"]) == alone, row["key"]
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(
