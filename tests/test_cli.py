@@ -371,7 +371,7 @@ def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
     found = json.loads(run("verify-run", str(out), "--json", "--repair")[0])
     assert [(one["shard"], one["rows"]) for one in found["damage"]] == [(0, 4)]
     _, told = run("verify-run", str(out))
-    assert "the same `tessella run` command makes the other 1 shards" in told
+    assert "shards to be made: 1, by the same `tessella run` command" in told
     run("run", str(mixed), "--out", str(out))
     assert "no damage" in run("verify-run", str(out))[1]
     assert "holds no run" in run("verify-run", str(mixed), status=3)[1]

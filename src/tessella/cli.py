@@ -267,12 +267,12 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
         print_table(table)
     open_ = found.shards - found.finished
     told = f"{found.rows:,} rows in {found.shards:,} shards, {found.finished:,} of them finished and whole"
-    click.echo(f"{told}; {len(found.damage):,} damaged files or entries" if found.damage else f"{told}; no damage",
+    click.echo(f"{told}; damage: {len(found.damage):,}" if found.damage else f"{told}; no damage",
                err=True)  # fmt: skip
     if mend and found.damage:
-        click.echo(f"repaired; {lost:,} rows were lost", err=True)
+        click.echo(f"repaired; {lost:,} rows must be made again" if lost else "repaired; nothing is lost", err=True)
     if open_ and (mend or not found.damage):
-        click.echo(f"to go on: the same `tessella run` command makes the other {open_:,} shards", err=True)
+        click.echo(f"shards to be made: {open_:,}, by the same `tessella run` command", err=True)
     if found.damage and not mend:
         click.echo(f"to mend it: tessella verify-run {shlex.quote(folder)} --repair", err=True)
         raise click.exceptions.Exit(CODES["damaged_run"].exit_code)
