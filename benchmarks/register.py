@@ -43,6 +43,7 @@ def register(run: Path, begun: str) -> str:
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(), note=NOTE,
     )  # fmt: skip
     write_atomic(table, (json.dumps(rows, indent=1) + "\n").encode())
+    CONFIGS.mkdir(exist_ok=True)
     settings = json.loads((run / "train.json").read_text())["config"]
     usual = TrainConfig().as_dict()
     chosen = {key: value for key, value in settings.items() if value != usual[key]}

@@ -137,7 +137,8 @@ def run(
             todo = [shard for shard in range(manifest.shards) if shard not in finished]
             if finished:
                 watch(_remark(f"going on: {len(finished):,} of {manifest.shards:,} shards are finished"))
-            tally = Tally(manifest.rows, finished.values(), _alone_rate(predictor, len(todo) * shard_rows), watch)
+            left = manifest.rows - sum(shard.rows for shard in finished.values())
+            tally = Tally(manifest.rows, finished.values(), _alone_rate(predictor, left), watch)
             with Stop() as stop, ShardMaker(
                 out, facts, manifest, predictor, processes=processes, timeout=timeout
             ) as maker:  # fmt: skip
