@@ -284,24 +284,30 @@ def _summarise(out: Path, facts: Mapping[str, Any], shards: Iterable[Shard], tal
     )  # fmt: skip
 
 
-def read_rows(out: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """An Arrow table a finished shard, in order: what the ledger lists, never what lies in the folder.
-
-    UsageError `not_found` where there is no run, `damaged_run` where a file is missing or cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def finished_shards(out: Path) -> list[Shard]:
+    """In order: what the ledger lists, never what lies in the folder. UsageError `not_found`, `damaged_run`."""
     read_run(out)
     with Ledger(out) as ledger:
-        for shard in ledger.finished().values():
-            path = out / SHARDS / shard.file
-            try:
-                yield pq.read_table(path, columns=columns, page_checksum_verification=True)
-            except (OSError, pa.ArrowException):
-                raise UsageError(
-                    "damaged_run", f"{path} is missing or damaged", hint=f"tessella verify-run {out}"
-                ) from None
+        return list(ledger.finished().values())
+
+
+def read_shard(out: Path, shard: Shard, columns: Sequence[str] | None = None) -> Any:
+    """The rows of a finished shard, an Arrow table; UsageError `damaged_run` where its file is not what was written."""
+    pa, pq = need_pyarrow()
+    path = out / SHARDS / shard.file
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise UsageError("damaged_run", f"{path} is missing or damaged", hint=f"tessella verify-run {out} --repair")
+    return pq.read_table(pa.BufferReader(data), columns=columns)
+
+
+def read_rows(out: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """An Arrow table a finished shard, in order. Raises as the two above."""
+    for shard in finished_shards(out):
+        yield read_shard(out, shard, columns)
 
 
 def _quarantine(out: Path, path: Path) -> None:
