@@ -165,9 +165,8 @@ def answered(curve: Coverage, thresholds: Sequence[float] = (0.5, 0.8, 0.95)) ->
     return render(figure)
 
 
-def contact_sheet(pictures: Sequence[tuple[Pixels, str]]) -> bytes:
-    """Images (H,W,3) uint8 of any size with a text above each, in rows of five."""
-    columns = SHEET[1]
+def contact_sheet(pictures: Sequence[tuple[Pixels, str]], columns: int = SHEET[1]) -> bytes:
+    """Images (H,W,3) uint8 of any size with a text above each, in rows of so many."""
     rows = max(math.ceil(len(pictures) / columns), 1)
     figure = matplotlib().Figure(figsize=(2.2 * columns, 2.6 * rows))
     for i, (pixels, text) in enumerate(pictures):

@@ -1,0 +1,94 @@
+"""Run folders without a model: what `tessella run` leaves, with vectors that a test has planted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tessella.data.isolated import Decoded
+from tessella.data.sources import Source
+from tessella.tasks import bulk, shards
+from tessella.tasks.ledger import Ledger, Shard
+from tessella.tasks.manifest import write_manifest
+
+LABELS = ("cat", "dog", "it's a horse")
+SHARD_ROWS = 100
+
+
+@dataclass
+class Image:
+    """A row to be written. label: its place in LABELS; error: a code, for a row that was one."""
+
+    key: str
+    vector: Any
+    label: int = 0
+    sha256: str = ""
+    size: tuple[int, int, int] = (1000, 640, 480)  # bytes, width, height
+    error: str = ""
+
+
+def unit(vectors: Any) -> Any:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def some(rows: int, seed: int, width: int = 16) -> Any:
+    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+
+
+def numbered(vectors: Any, start: int = 0) -> list[Image]:
+    """Keys, labels and sizes by their place."""
+    places = range(start, start + len(vectors))
+    return [Image(f"{i:06d}.jpg", v, i % 3, size=(1000 + i, 640, 480)) for i, v in zip(places, vectors, strict=True)]
+
+
+def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **facts: Any) -> Path:
+    """A finished run of these rows, in shards of 100."""
+    (out / "shards").mkdir(parents=True)
+    sources = [Source(image.key, image.key) for image in images]
+    count, digest = write_manifest(out / bulk.MANIFEST, sources, SHARD_ROWS)
+    told = dict(
+        fingerprint="0123456789abcdef", model="tiny", transform="exact", policy="tessella", precision="float32",
+        engine="eager", labels=list(LABELS), top=2, dtype=dtype, width=len(images[0].vector), shard_rows=SHARD_ROWS,
+        rows=count, manifest=digest,
+    )  # fmt: skip
+    told |= facts
+    (out / bulk.RUN).write_text(json.dumps(told | dict(check=bulk._check(told))))
+    Ledger(out, new=True).close()
+    for number in range(-(-count // SHARD_ROWS)):
+        write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])
+    return out
+
+
+def write_shard(out: Path, number: int, images: Sequence[Image]) -> None:
+    """Write and enter a shard, or one in its place."""
+    facts = bulk.read_run(out)
+    data = shards.encode([_row(image, facts["top"]) for image in images], facts)
+    name = f"shard-{number:08d}.parquet"
+    (out / "shards" / name).write_bytes(data)
+    ok = sum(not image.error for image in images)
+    errors = dict(corrupt_image=len(images) - ok)
+    with Ledger(out) as ledger:
+        ledger.forget([number])
+        ledger.commit(Shard(number, name, hashlib.sha256(data).hexdigest(), len(data), len(images), ok, errors))
+
+
+def drop_shard(out: Path, number: int) -> None:
+    with Ledger(out) as ledger:
+        ledger.forget([number])
+
+
+def _row(image: Image, top: int) -> shards.Row:
+    sha256 = image.sha256 or hashlib.sha256(image.key.encode()).hexdigest()
+    size, width, height = image.size
+    decoded = Decoded(None, None, sha256, size, width, height)
+    source = Source(image.key, image.key)
+    if image.error:
+        return shards.Row(source, decoded, image.error, "cut off")
+    named = ((image.label, LABELS[image.label], 0.5 + image.label / 8), (0, LABELS[0], 0.1))[:top]
+    return shards.Row(source, decoded, "ok", "", named, unit(image.vector))

@@ -1,0 +1,375 @@
+"""The index of a run: it is what the shards are, after updates, damage and kills; and what its searches find."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessella.errors import UsageError
+from tessella.tasks import index as task
+from tessella.tasks.bulk import finished_shards, read_rows, read_run, read_shard
+from tessella.tasks.index import Plan, approximate, build_index, check_index, exact, open_table
+from tessella.tasks.ledger import Shard
+
+from .runs import Image, drop_shard, numbered, some, unit, write_run, write_shard
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three shards of 100 rows, five of which are errors."""
+    images = numbered(some(300, 0))
+    for place in (3, 107, 150, 203, 299):
+        images[place].error = "corrupt_image"
+    return write_run(tmp_path / "run", images)
+
+
+def truth(out: Path) -> dict[str, tuple[Any, ...]]:
+    """What the shards say of each image, by key."""
+    rows = {}
+    place = 0
+    for table in read_rows(out):
+        for row in table.to_pylist():
+            if row["status"] == "ok":
+                label = (*row["top_label"], None)[0], (*row["top_probability"], None)[0]
+                same = (row[name] for name in ("source", "sha256", "bytes", "width", "height"))
+                rows[row["key"]] = (place, *same, *label, np.array(row["embedding"], np.float16).tobytes())
+            place += 1
+    return rows
+
+
+def contents(out: Path) -> dict[str, tuple[Any, ...]]:
+    """The same of the index, in the version that is sealed."""
+    table, seal = open_table(out / task.HOME, read_run(out), deep=True)
+    table.checkout(seal.version)
+    found = table.to_arrow().to_pylist()
+    assert len(found) == seal.rows
+    assert {row["shard"] for row in found} <= {shard.sha256 for shard in finished_shards(out)}
+    names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
+    rows = {
+        row["key"]: (*(row[name] for name in names), np.array(row["vector"], np.float16).tobytes()) for row in found
+    }
+    assert len(rows) == len(found)  # no key twice
+    return rows
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_that_is_ok_is_there_as_the_shards_have_it(run: Path) -> None:
+    said: list[str] = []
+    report = build_index(run, say=said.append)
+    assert contents(run) == truth(run)
+    assert (report.rows, report.added, report.removed, report.rebuilt) == (295, 295, 0, "")
+    assert report.bytes == sum(path.stat().st_size for path in (run / "index").rglob("*.*")
+                               if path.is_file() and path.name not in (task.SEAL, task.HINT, ".lock"))  # fmt: skip
+    assert said[-1] == "searches are exact, all rows are compared: there are fewer than 50,000 rows"
+    assert check_index(run) == []
+
+
+@pytest.mark.parametrize("facts", [dict(dtype="float32"), dict(top=0)])
+def test_other_kinds_of_runs(tmp_path: Path, facts: dict[str, Any]) -> None:
+    run = write_run(tmp_path / "run", numbered(some(30, 0)), **facts)
+    build_index(run)
+    assert contents(run) == truth(run)
+
+
+def test_a_run_of_errors_alone_has_an_index(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [Image("a", some(1, 0)[0], error="empty")])
+    assert build_index(run).rows == build_index(run).rows == 0
+    assert contents(run) == {}
+
+
+def test_an_update_adds_what_is_new_and_removes_what_is_gone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counted(out: Path, shard: Shard) -> Any:
+        read.append(shard.id)
+        return read_shard(out, shard)
+
+    monkeypatch.setattr(task, "read_shard", counted)
+    build_index(run)
+    before = {path: path.read_bytes() for path in (run / "index").rglob("*") if path.is_file()}
+    assert build_index(run).added == 0
+    assert read == [0, 1, 2]
+    assert before == {path: path.read_bytes() for path in (run / "index").rglob("*") if path.is_file()}
+    write_shard(run, 3, numbered(some(50, 30), 300))
+    write_shard(run, 1, numbered(some(100, 31), 100))
+    drop_shard(run, 2)
+    report = build_index(run)
+    assert read == [0, 1, 2, 1, 3]
+    assert (report.added, report.removed, report.rows) == (150, 98 + 98, 99 + 150)
+    assert contents(run).keys() == {f"{i:06d}.jpg" for i in (*range(200), *range(300, 350)) if i != 3}
+    assert check_index(run) == []
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def largest(run: Path) -> Path:
+    return max((run / "index/rows.lance/data").iterdir(), key=lambda path: path.stat().st_size)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "bit": lambda run: flip(largest(run)),
+    "cut": lambda run: largest(run).write_bytes(largest(run).read_bytes()[:-1]),
+    "gone": lambda run: largest(run).unlink(),
+    "zeroed": lambda run: next((run / "index/rows.lance/_versions").glob("*.manifest")).write_bytes(b""),
+    "seal": lambda run: flip(run / "index/index.json"),
+    "no seal": lambda run: (run / "index/index.json").unlink(),
+    "no table": lambda run: shutil.rmtree(run / "index/rows.lance"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_index_is_found_and_made_anew(run: Path, kind: str) -> None:
+    build_index(run)
+    DAMAGE[kind](run)
+    assert check_index(run)
+    with pytest.raises(UsageError, match="tessella index") as caught:
+        open_table(run / "index", read_run(run), deep=kind == "bit")  # without deep, only lengths are looked at
+    assert caught.value.code == "damaged_run"
+    said: list[str] = []
+    report = build_index(run, say=said.append)
+    assert report.rebuilt
+    assert said[0] == f"the index is made anew: {report.rebuilt}"
+    assert contents(run) == truth(run)
+    assert check_index(run) == []
+
+
+def test_an_index_of_another_fingerprint_is_made_anew(run: Path, tmp_path: Path) -> None:
+    build_index(run)
+    other = write_run(tmp_path / "other", numbered(some(5, 9)), fingerprint="f" * 16)
+    shutil.copytree(run / "index", other / "index")
+    with pytest.raises(UsageError, match="of fingerprint 0123456789abcdef, the run of ffffffffffffffff"):
+        open_table(other / "index", read_run(other))
+    assert "0123456789abcdef" in build_index(other).rebuilt
+    assert contents(other) == truth(other)
+
+
+def test_a_damaged_shard_is_refused_and_the_index_stays(run: Path) -> None:
+    build_index(run)
+    whole = contents(run)
+    write_shard(run, 3, numbered(some(9, 5), 300))
+    flip(run / "shards" / "shard-00000003.parquet")
+    with pytest.raises(UsageError, match="verify-run") as caught:
+        build_index(run)
+    assert caught.value.code == "damaged_run"
+    assert contents(run) == whole
+    (run / "shards" / "shard-00000003.parquet").unlink()
+    with pytest.raises(UsageError):
+        build_index(run)
+
+
+def test_there_must_be_a_run_and_an_index(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run") as caught:
+        build_index(tmp_path)
+    assert caught.value.code == "not_found"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(UsageError, match="has no index"):
+        check_index(run)
+
+
+def test_of_two_builders_at_once_one_is_refused(run: Path) -> None:
+    refused: list[str] = []
+
+    def second(text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            build_index(run)
+        refused.append(caught.value.code)
+
+    build_index(run, say=second)
+    assert set(refused) == {"busy"}
+    assert contents(run) == truth(run)
+
+
+def test_a_full_disk_is_told_and_the_index_stays(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    build_index(run)
+    whole = contents(run)
+    write_shard(run, 3, numbered(some(9, 5), 300))
+    monkeypatch.setattr(task, "_settle", full)
+    with pytest.raises(UsageError, match="No space left") as caught:
+        build_index(run)
+    assert caught.value.code == "output_failed"
+    assert contents(run) == whole
+    monkeypatch.undo()
+    assert build_index(run).rebuilt == ""
+    assert contents(run) == truth(run)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", ["_rows", "_settle", "_durable", "_write_seal"])
+def test_stopped_at_any_step_the_next_builder_ends_the_work(
+    run: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    def stopped() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(task, step, killed)
+            with pytest.raises(Killed):
+                build_index(run)
+
+    stopped()
+    assert "never finished" in build_index(run).rebuilt
+    assert contents(run) == truth(run)
+    write_shard(run, 1, numbered(some(100, 31), 100))
+    write_shard(run, 3, numbered(some(50, 30), 300))
+    stopped()
+    report = build_index(run)
+    if step in ("_rows", "_settle"):  # until old files are removed, the index is the old one
+        assert (report.rebuilt, report.added) == ("", 150)
+    assert contents(run) == truth(run)
+    assert check_index(run) == []
+
+
+BUILDER = """
+import os, sys, warnings
+from pathlib import Path
+from tessella.tasks import index
+warnings.simplefilter("ignore")  # LanceDB's on forks: in this process nothing of it is at work
+index.STEP_ROWS = 100
+index._lancedb()
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        index.build_index(Path(sys.argv[1]))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_killed_at_any_moment_it_ends_as_what_the_shards_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve real kills of builders, each of which goes on with what the one before has left."""
+    run = write_run(tmp_path / "run", numbered(some(3_000, 0)))
+    monkeypatch.setattr(task, "STEP_ROWS", 100)
+    takes = build_index(run).seconds
+    shutil.rmtree(run / "index")
+    chance = random.Random(0)
+    ends = []
+    command = [sys.executable, "-c", BUILDER, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as builders:
+        assert builders.stdin is not None
+        assert builders.stdout is not None
+        for attempt in range(12):
+            print(file=builders.stdin, flush=True)
+            child = int(builders.stdout.readline())
+            time.sleep(chance.uniform(0, takes))
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            ends.append(int(builders.stdout.readline()))
+            if attempt % 4 == 3:
+                build_index(run)
+                assert contents(run) == truth(run)
+                assert check_index(run) == []
+                for number in range(15):  # what the next four are to bring in
+                    write_shard(run, number, numbered(some(100, attempt + number), number * 100))
+        builders.stdin.close()
+    assert set(ends) <= {0, -signal.SIGKILL}
+    assert ends.count(-signal.SIGKILL) >= 6  # a few had ended before
+
+
+# --- the nearest rows -------------------------------------------------------------------------------------------------
+
+
+def clustered(rows: int, seed: int) -> Any:
+    centres = some(40, 0)
+    return unit(centres[np.random.default_rng(seed).integers(0, 40, rows)] + some(rows, seed))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("large") / "run", numbered(clustered(6_000, 1)))
+
+
+def test_exact_answers_are_those_of_plain_arithmetic(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "SCAN_ROWS", 1_700)
+    build_index(large)
+    table, _ = open_table(large / "index", read_run(large))
+    stored = table.search().select(["row", "vector"]).with_row_id(True).to_arrow()
+    vectors = np.stack(stored["vector"].to_numpy()).astype(np.float64)
+    queries = unit(some(20, 3))
+    expected = queries.astype(np.float64) @ unit(vectors).T.astype(np.float64)
+    for k in (1, 10, 7_000):
+        scores, ids = exact(table, queries, k)
+        assert scores.shape == ids.shape == (20, min(k, 6_000))
+        np.testing.assert_allclose(scores, -np.sort(-expected, 1)[:, :k], atol=1e-6)
+        rows = stored["_rowid"].to_numpy()
+        places = np.searchsorted(rows, ids)
+        np.testing.assert_allclose(np.take_along_axis(expected, places, 1), scores, atol=1e-6)
+
+
+def test_an_approximate_index_states_the_recall_that_it_has(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "ASKED", 64)
+    said: list[str] = []
+    plan = build_index(large, approximate_from=100_000).plan
+    assert plan.probes == 0
+    shutil.rmtree(large / "index")
+    report = build_index(large, approximate_from=5_000, say=said.append)
+    plan = report.plan
+    assert plan.recall >= 0.99
+    assert 1 <= plan.probes <= plan.partitions
+    assert f"recall@10 {plan.recall:.4f}" in said[-1]
+    table, _ = open_table(large / "index", read_run(large))
+    queries = clustered(50, 7)
+    worst = exact(table, queries, 10)[0][:, -1]
+    hits = [(approximate(table, q, 10, plan.probes)[0] >= w - 1e-6).sum() for q, w in zip(queries, worst, strict=True)]
+    assert np.mean(hits) / 10 >= 0.97
+    # an update of a few rows goes into the partitions that are there, and is found
+    write_shard(large, 60, numbered(clustered(100, 9), 6_000))
+    plan = build_index(large, approximate_from=5_000).plan
+    assert (plan.trained, plan.recall >= 0.99) == (6_000, True)
+    table, _ = open_table(large / "index", read_run(large))
+    scores, ids = approximate(table, clustered(100, 9)[42], 1, plan.probes)
+    assert table.take_row_ids(ids.tolist()).select(["key"]).to_arrow()["key"].to_pylist() == ["006042.jpg"]
+    assert scores[0] > 0.9999
+    assert contents(large) == truth(large)
+
+
+def test_an_approximate_index_that_finds_too_little_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "approximate", lambda table, query, k, probes: (np.zeros(k), np.zeros(k, int)))
+    said: list[str] = []
+    plan = build_index(run, approximate_from=200, say=said.append).plan
+    assert plan == Plan("an approximate index had a recall@10 of -0.1000, under 0.99")
+    assert said[-1].startswith("searches are exact")
+    assert open_table(run / "index", read_run(run))[0].list_indices() == []
+
+
+def test_importing_is_cheap_and_lancedb_is_asked_for() -> None:
+    code = """
+import json, sys
+from tessella.tasks import dedup, index, search
+print(json.dumps([name for name in ("lancedb", "torch", "matplotlib", "pyarrow") if name in sys.modules]))
+sys.modules["lancedb"] = None
+try: index._lancedb()
+except Exception as error: print(json.dumps([error.code, error.hint]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, refused = map(json.loads, done.stdout.splitlines())
+    assert loaded == []
+    assert refused == ["missing_dependency", 'pip install "tessella[store]"']
