@@ -1,0 +1,86 @@
+"""A page of small pictures with a few words to each, as .png or as one .html file with nothing outside it."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.decode import ImageSource, Pixels, decode
+from ..data.sources import Source
+from ..errors import ImageError
+from .bulk import MANIFEST
+from .manifest import Manifest
+from .output import check_output, write_bytes
+from .report import contact_sheet, matplotlib, plain, thumbnail
+
+SUFFIXES = (".png", ".html")
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 14px sans-serif; margin: 1.5em; max-width: {width}px }}
+main {{ display: flex; flex-wrap: wrap; gap: 1em }}
+figure {{ margin: 0; width: 165px }}
+figcaption {{ overflow-wrap: anywhere; font-size: 12px }}
+</style></head>
+<body><h1>{title}</h1><main>
+{figures}
+</main></body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    image: Source | ImageSource
+    lines: tuple[str, ...]
+
+
+def write_sheet(path: str | Path, panels: Sequence[Panel], title: str, columns: int = 5) -> None:
+    """Draw the panels in order, so many a row; an image that cannot be read has its error in its place.
+
+    Raises UsageError: bad_argument for another suffix, missing_dependency; TessellaError `output_failed`.
+    """
+    path = check_output(path, SUFFIXES)
+    matplotlib()
+    shown = [_picture(panel) for panel in panels]
+    if path.suffix.lower() == ".png":
+        texts = [(pixels, "\n".join(plain(line) for line in lines)) for pixels, lines in shown]
+        write_bytes(path, contact_sheet(texts, columns))
+        return
+    figures = [
+        f'<figure><img alt="" src="data:image/png;base64,{b64encode(_png(pixels)).decode()}">'
+        f"<figcaption>{'<br>'.join(map(escape, lines))}</figcaption></figure>"
+        for pixels, lines in shown
+    ]
+    page = _PAGE.format(title=escape(title), width=181 * columns, figures="\n".join(figures))
+    write_bytes(path, page.encode("utf-8", "backslashreplace"))  # a file's name may be no text
+
+
+def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
+    try:
+        image = panel.image
+        return thumbnail(decode(image.read() if isinstance(image, Source) else image)), panel.lines
+    except ImageError as error:
+        return np.full((120, 160, 3), 225, np.uint8), (*panel.lines, f"no picture: {error.code}")
+
+
+def _png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    matplotlib("image").imsave(buffer, pixels, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def row_sources(out: Path, facts: Mapping[str, Any], rows: Sequence[int]) -> dict[int, Source]:
+    """Where the images of some rows of a run are, by row: as it listed them. Raises UsageError `damaged_run`."""
+    manifest = Manifest(out / MANIFEST, facts["manifest"])
+    size = facts["shard_rows"]
+    listed = {shard: manifest.sources(shard) for shard in {row // size for row in rows}}
+    return {row: listed[row // size][row % size] for row in rows}

@@ -1,0 +1,275 @@
+"""Searches of a run: against plain arithmetic, with filters, by queries of every kind, and as a picture."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tessella
+from tessella.errors import ImageError, UsageError
+from tessella.tasks import bulk, search
+from tessella.tasks.bulk import read_rows
+from tessella.tasks.index import build_index
+from tessella.tasks.search import Index, load_model
+
+from .runs import Image, numbered, some, unit, write_run
+
+pytest.importorskip("lancedb")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CAT = str(EXAMPLES / "cat.jpg")
+
+
+class Fake:
+    """A Predictor whose embedding of an image is the vector in its bytes."""
+
+    name = "tiny"
+
+    def __init__(self, fingerprint: str = "0123456789abcdef"):
+        self.fingerprint = fingerprint
+
+    def embed(self, image: bytes) -> Any:
+        return unit(np.frombuffer(image, np.float32))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 rows; ten copies of one vector under other keys, and near relatives of another."""
+    vectors = some(600, 1)
+    vectors[100:105] = vectors[340:345] = vectors[0]
+    vectors[310:320] = vectors[7] + 0.05 * some(10, 3)
+    run = write_run(tmp_path_factory.mktemp("planted") / "run", numbered(vectors))
+    build_index(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def index(planted: Path) -> Index:
+    fake: Any = Fake()
+    return Index(planted, fake)
+
+
+def nearest(run: Path, query: Any, top: int, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[str]:
+    """Keys by cosine in float64, then key."""
+    rows = [row for table in read_rows(run) for row in table.to_pylist() if row["status"] == "ok" and keep(row)]
+    cosines = unit(np.stack([row["embedding"] for row in rows]).astype(np.float64)).astype(np.float64) @ unit(query)
+    found = sorted(zip((-cosines).round(6), (row["key"] for row in rows), strict=True))
+    return [key for _, key in found[:top]]
+
+
+def keys(found: list[search.Neighbour]) -> list[str]:
+    return [one.key for one in found]
+
+
+def test_a_search_is_plain_arithmetic(planted: Path, index: Index) -> None:
+    for query in some(8, 5):
+        for top in (1, 10):
+            found = index.search(query, top=top)
+            assert keys(found) == nearest(planted, query, top)
+            assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert len(index.search(some(1, 5)[0], top=10_000)) == 600
+
+
+def test_equal_ones_are_in_order_of_the_key(index: Index) -> None:
+    copies = [f"{i:06d}.jpg" for i in (*range(100, 105), *range(340, 345))]
+    found = index.search("000000.jpg")
+    assert keys(found) == copies
+    assert {one.score for one in found} == {1.0}
+
+
+def test_a_neighbour_says_what_the_run_knows(index: Index) -> None:
+    query = index.query("000011.jpg")
+    assert (query.row, query.name) == (11, "000011.jpg")
+    (one,) = index.search(query.vector, top=1)
+    assert (one.key, one.row, one.score, one.label) == ("000011.jpg", 11, 1.0, "it's a horse")
+    assert (one.probability, one.bytes, one.width, one.height) == (0.75, 1011, 640, 480)
+
+
+def test_filters(planted: Path, index: Index) -> None:
+    query = some(1, 5)[0]
+    found = index.search(query, top=20, where="bytes >= 1100 -- larger", label="it's a horse")
+    expected = nearest(
+        planted, query, 20, lambda row: row["top_label"][0] == "it's a horse" and row["bytes"] >= 1100
+    )  # fmt: skip
+    assert keys(found) == expected
+    assert index.search(query, where="key = '000005.jpg' OR key = '000007.jpg'", label="cat") == []
+    with pytest.raises(UsageError, match="has no class 'hors'") as caught:
+        index.search(query, label="hors")
+    assert "it's a horse" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "where", ["nope = 1", "bytes >", "", "bytes", "bytes = 'x'", "1=1; drop table rows", "CAST(key AS INT) = 1", "'"]
+)
+def test_a_bad_filter_is_a_usage_error_in_our_words(index: Index, where: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        index.search(some(1, 5)[0], where=where)
+    assert caught.value.code == "bad_argument"
+    assert "probability" in caught.value.hint  # a column
+    assert not any(word in str(caught.value).lower() for word in ("cargo", "lance", ".rs", "datafusion"))
+    assert len(index.search(some(1, 5)[0], top=3)) == 3
+
+
+def test_odd_keys_are_found(tmp_path: Path) -> None:
+    odd = ["it's.jpg", "a'b''c.jpg", '"q".png', "tab\t.png", "bücher 猫.png", "x' OR key != '", "key:a", "%"]
+    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(8, 0), strict=True)])
+    build_index(run)
+    index = Index(run)
+    for row, key in enumerate(odd):
+        assert index.query(f"key:{key}").row == row
+        assert len(index.search(f"key:{key}")) == 7
+
+
+def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:
+    image, array = some(2, 8)
+    np.save(tmp_path / "v.npy", array)
+    facts = dict(fingerprint=index.facts["fingerprint"], model="tiny")
+    np.savez(tmp_path / "v.npz", embeddings=np.stack([array, np.full(16, np.nan)]), **facts)
+    expected = nearest(planted, array, 5)
+    for query in (array, array.astype(np.float64) * 7, str(tmp_path / "v.npy"), tmp_path / "v.npz"):
+        assert keys(index.search(query, top=5)) == expected
+    assert keys(index.search(image.tobytes(), top=5)) == nearest(planted, image, 5)
+    own = index.query("000007.jpg").vector
+    others = nearest(planted, own, 6)
+    assert others[0] == "000007.jpg"
+    assert keys(index.search("key:000007.jpg", top=5)) == keys(index.search(["000007.jpg"], top=5)) == others[1:]
+    assert set(others[1:]) <= {f"{i:06d}.jpg" for i in range(310, 320)}  # its planted relatives
+    mean = (unit(image) + unit(array) + own) / 3
+    found = index.search([image.tobytes(), array, "000007.jpg"], top=5)
+    assert keys(found) == nearest(planted, mean, 5, lambda row: row["key"] != "000007.jpg")
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        (np.zeros(16), "bad_argument"),
+        (np.full(16, np.nan), "bad_argument"),
+        (np.ones(17), "bad_argument"),
+        (np.array(["x"] * 16), "bad_argument"),
+        ([], "bad_argument"),
+        ([np.ones(16), -np.ones(16)], "bad_argument"),
+        ("none.npy", "not_found"),
+        ("key:none", "not_found"),
+        ("{tmp}/cat.npz", "bad_argument"),
+    ],
+)
+def test_a_query_that_cannot_be_is_refused(index: Index, query: Any, code: str, tmp_path: Path) -> None:
+    shutil.copy(CAT, tmp_path / "cat.npz")
+    with pytest.raises(UsageError) as caught:
+        index.search(query.format(tmp=tmp_path) if isinstance(query, str) else query)
+    assert caught.value.code == code
+    with pytest.raises(UsageError):
+        index.search(np.ones(16), top=0)
+
+
+def test_embeddings_of_another_model_are_refused(planted: Path, index: Index, tmp_path: Path) -> None:
+    other: Any = Fake("f" * 16)
+    np.savez(tmp_path / "v.npz", embeddings=np.ones((1, 16)), fingerprint="f" * 16, model="other")
+    for refused in (lambda: Index(planted, other), lambda: index.search(tmp_path / "v.npz")):
+        with pytest.raises(UsageError, match=r"0123456789abcdef.*ffffffffffffffff") as caught:
+            refused()
+        assert caught.value.code == "changed_run"
+
+
+def test_the_state_that_was_opened_is_searched_during_an_update(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", numbered(some(50, 0)))
+    build_index(run)
+    said: list[int] = []
+    from .runs import write_shard
+
+    write_shard(run, 1, numbered(some(20, 1), 50))
+    build_index(run, say=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
+    assert set(said) == {50}
+    assert len(Index(run).search(np.ones(16), top=100)) == 70
+
+
+# --- a real run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example images through the built-in model: two as files, one of these in an archive, too."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("cat.jpg", "coffee.jpg"):
+        shutil.copy(EXAMPLES / name, folder / name)
+    with tarfile.open(folder / "some.tar", "w") as archive:
+        archive.add(CAT, "in/<b>cat</b>.jpg")
+    predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
+    bulk.run([str(folder), str(folder / "some.tar")], folder / "run", predictor, processes=1)
+    build_index(folder / "run")
+    return folder
+
+
+def test_the_runs_own_model_embeds_a_query(photographs: Path) -> None:
+    index = Index(photographs / "run")
+    found = index.search(CAT, top=2)
+    assert [Path(one.key).name for one in found] == ["cat.jpg", "b>.jpg"]
+    assert [one.score for one in found] == pytest.approx([1, 1], abs=1e-5)
+    with pytest.raises(ImageError):
+        index.search("no such image.jpg")
+    fast = index.facts | dict(fingerprint="f" * 16)
+    with pytest.raises(UsageError, match="ffffffffffffffff"):
+        load_model(fast)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".png"])
+def test_sheets_show_queries_and_neighbours(photographs: Path, tmp_path: Path, suffix: str) -> None:
+    index = Index(photographs / "run")
+    coffee = str(photographs / "coffee.jpg")
+    asked = [index.query(CAT), index.query(coffee), index.query(np.ones(256))]
+    found = index.search(asked)
+    path = tmp_path / f"sheet{suffix}"
+    index.sheet(path, asked, found)
+    again = tmp_path / f"again{suffix}"
+    index.sheet(again, asked, found)
+    assert path.read_bytes() == again.read_bytes()
+    if suffix == ".png":
+        assert path.read_bytes().startswith(b"\x89PNG")
+        return
+    page = Page()
+    page.feed(path.read_text())
+    pictures = [value or "" for name, value in page.attributes if name == "src"]
+    assert len(pictures) == 2 + len(found)  # a vector has none
+    assert all(one.startswith("data:image/png;base64,iVBOR") for one in pictures)
+    assert page.tags <= {*("html", "head", "meta", "title", "style", "body", "h1", "main", "figure", "img", "br"),
+                         "figcaption"}  # fmt: skip
+    assert "no picture" not in page.text
+    places = [page.text.index(text) for text in ("query", "1. ", "2. ", "some.tar::in/<b>cat</b>.jpg")]
+    assert places == sorted(places)
+
+
+class Page(HTMLParser):
+    """What a browser sees of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_picture_that_is_gone_has_its_error_in_its_place(photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "photographs")
+    index = Index(photographs / "run")
+    found = index.search(CAT)
+    (photographs / "coffee.jpg").rename(tmp_path / "moved.jpg")
+    try:
+        index.sheet(tmp_path / "sheet.html", [], found)
+    finally:
+        (tmp_path / "moved.jpg").rename(photographs / "coffee.jpg")
+    assert (tmp_path / "sheet.html").read_text().count("no picture: not_found") == 1
+    with pytest.raises(UsageError, match=r"sheet\.pdf"):
+        index.sheet(tmp_path / "sheet.pdf", [], found)
