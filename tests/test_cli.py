@@ -61,6 +61,22 @@ SURFACE = {
         *("--quarantine", "--prometheus", "--json"),
     ],
     "verify-run": ["FOLDER", "--repair", "--json"],
+    "index": ["RUN", "--json"],
+    "search": [
+        *(
+            "RUN",
+            "QUERY...",
+            "--top",
+            "--where",
+            "--label",
+            "--all-rows",
+            "--model",
+            "--checkpoint",
+            "--sheet",
+            "--json",
+        )
+    ],
+    "dedup": ["RUN", "--threshold", "--exact", "--sheet", "--json"],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[NAME]", "--json"],
     "convert": ["FILE", "--arch", "--out"],

@@ -278,6 +278,105 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(CODES["damaged_run"].exit_code)
 
 
+@cli.command()
+@click.argument("folder", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="What was done as one JSON object.")
+def index(folder: str, as_json: bool) -> None:
+    """Make a run searchable, or bring its index up to date.
+
+    RUN is the folder that `tessella run --out` made; the index is kept in RUN/index.
+    """
+    import dataclasses
+
+    from .tasks.index import build_index
+
+    done = build_index(folder, say=lambda text: click.echo(text, err=True))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done)))
+    else:
+        click.echo(f"{done.rows:,} rows in {folder}/index ({done.added:,} added, {done.removed:,} removed), "
+                   f"{done.bytes / 1e6:.1f} MB, {done.seconds:.1f} s")  # fmt: skip
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN")
+@click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
+@click.option("-k", "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows to find.")
+@click.option("--where", metavar="SQL", help="Only rows like these: \"label = 'cat' AND width >= 640\".")
+@click.option("--label", metavar="NAME", help="Only rows of this predicted class.")
+@click.option("--all-rows", is_flag=True, help="Compare every row, even where there is an approximate index.")
+@click.option("-m", "--model", metavar="NAME", help="Where the run's model lies now.  [default: as it was called]")
+@click.option("--checkpoint", metavar="FILE", help="The weights, where the run was made with --checkpoint.")
+@click.option("--sheet", metavar="FILE", help="Draw queries and neighbours: .html or .png.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def search(
+    folder: str, queries: tuple[str, ...], model: str | None, checkpoint: str | None, sheet: str | None,
+    as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Find the images of a run that are most like others.
+
+    RUN needs an index, see `tessella index`. QUERY is an image, the key of a row, a .npy file with a vector, or a .npz
+    that `tessella embed` wrote; of several, their mean is searched for.
+    """
+    import dataclasses
+
+    from .tasks.output import check_output
+    from .tasks.search import Index, load_model
+    from .tasks.sheet import SUFFIXES
+
+    path = check_output(sheet, SUFFIXES) if sheet else None
+    there = Index(folder)
+    if model or checkpoint:
+        there.predictor = load_model(there.facts, model, checkpoint)
+    asked = [there.query(one) for one in queries]
+    found = there.search(asked, **given)
+    if path:
+        there.sheet(path, asked, found)
+    table = new_table("score", "class", "%", "size", "key")
+    for one in found:
+        share = "" if one.probability is None else f"{100 * one.probability:.1f}"
+        table.add_row(f"{one.score:.4f}", one.label or "", share, f"{one.width}x{one.height}", one.key)
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(one)))
+    if not as_json:
+        print_table(table)
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN")
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
+              help="The cosine from which on two images are one.")  # fmt: skip
+@click.option("--exact", is_flag=True, help="Only equal bytes.")
+@click.option("--sheet", metavar="FILE", help="Draw the pairs next to the threshold: .html or .png.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json: bool) -> None:
+    """Find the images that a run holds more than once, and which one to keep.
+
+    That is the one with the most pixels; of equal ones with the most bytes; then of the shortest key. Nothing is
+    deleted. RUN is the folder that `tessella run --out` made; it needs no index.
+    """
+    import dataclasses
+
+    from .tasks.dedup import find_duplicates, pairs_sheet
+    from .tasks.output import check_output
+    from .tasks.sheet import SUFFIXES
+
+    path = check_output(sheet, SUFFIXES) if sheet else None
+    found = find_duplicates(folder, threshold=None if exact else threshold)
+    if path:
+        pairs_sheet(folder, found, path)
+    table = new_table("cluster", "", "similarity", "size", "bytes", "key")
+    for one in found.rows:
+        size = f"{one.width}x{one.height}"
+        table.add_row(str(one.cluster), one.kind, f"{one.similarity:.4f}", size, f"{one.bytes:,}", one.key)
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(one)))
+    if not as_json:
+        print_table(table)
+    extra = len(found.rows) - found.clusters
+    click.echo(f"{extra:,} of {found.images:,} images are duplicates, in {found.clusters:,} clusters", err=True)
+
+
 @cli.command("list")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
 @click.option("--pretrained", is_flag=True, help="Only what has trained weights.")
