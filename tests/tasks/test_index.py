@@ -1,4 +1,4 @@
-"""The index of a run: it is what the shards are, after updates, damage and kills; and what its searches find."""
+"""The index of a run: it is what the shards are, after updates, damage and kills."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import pytest
 from tessella.errors import UsageError
 from tessella.tasks import index as task
 from tessella.tasks.bulk import finished_shards, read_rows, read_run, read_shard
-from tessella.tasks.index import Plan, approximate, build_index, check_index, exact, open_table
+from tessella.tasks.index import build_index, check_index, open_table
 from tessella.tasks.ledger import Shard
 
-from .runs import Image, drop_shard, numbered, some, unit, write_run, write_shard
+from .runs import Image, drop_shard, numbered, some, write_run, write_shard
 
 pytest.importorskip("lancedb")
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_told_and_the_index_stays(run: Path, monkeypatch: pytest.
     build_index(run)
     whole = contents(run)
     write_shard(run, 3, numbered(some(9, 5), 300))
-    monkeypatch.setattr(task, "_settle", full)
+    monkeypatch.setattr(task, "choose_plan", full)
     with pytest.raises(UsageError, match="No space left") as caught:
         build_index(run)
     assert caught.value.code == "output_failed"
@@ -221,7 +221,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", ["_rows", "_settle", "_durable", "_write_seal"])
+@pytest.mark.parametrize("step", ["_rows", "choose_plan", "_durable", "_write_seal"])
 def test_stopped_at_any_step_the_next_builder_ends_the_work(
     run: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +241,7 @@ def test_stopped_at_any_step_the_next_builder_ends_the_work(
     write_shard(run, 3, numbered(some(50, 30), 300))
     stopped()
     report = build_index(run)
-    if step in ("_rows", "_settle"):  # until old files are removed, the index is the old one
+    if step in ("_rows", "choose_plan"):  # until old files are removed, the index is the old one
         assert (report.rebuilt, report.added) == ("", 150)
     assert contents(run) == truth(run)
     assert check_index(run) == []
@@ -292,72 +292,6 @@ def test_killed_at_any_moment_it_ends_as_what_the_shards_are(tmp_path: Path, mon
         builders.stdin.close()
     assert set(ends) <= {0, -signal.SIGKILL}
     assert ends.count(-signal.SIGKILL) >= 6  # a few had ended before
-
-
-# --- the nearest rows -------------------------------------------------------------------------------------------------
-
-
-def clustered(rows: int, seed: int) -> Any:
-    centres = some(40, 0)
-    return unit(centres[np.random.default_rng(seed).integers(0, 40, rows)] + some(rows, seed))
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("large") / "run", numbered(clustered(6_000, 1)))
-
-
-def test_exact_answers_are_those_of_plain_arithmetic(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "SCAN_ROWS", 1_700)
-    build_index(large)
-    table, _ = open_table(large / "index", read_run(large))
-    stored = table.search().select(["row", "vector"]).with_row_id(True).to_arrow()
-    vectors = np.stack(stored["vector"].to_numpy()).astype(np.float64)
-    queries = unit(some(20, 3))
-    expected = queries.astype(np.float64) @ unit(vectors).T.astype(np.float64)
-    for k in (1, 10, 7_000):
-        scores, ids = exact(table, queries, k)
-        assert scores.shape == ids.shape == (20, min(k, 6_000))
-        np.testing.assert_allclose(scores, -np.sort(-expected, 1)[:, :k], atol=1e-6)
-        rows = stored["_rowid"].to_numpy()
-        places = np.searchsorted(rows, ids)
-        np.testing.assert_allclose(np.take_along_axis(expected, places, 1), scores, atol=1e-6)
-
-
-def test_an_approximate_index_states_the_recall_that_it_has(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "ASKED", 64)
-    said: list[str] = []
-    plan = build_index(large, approximate_from=100_000).plan
-    assert plan.probes == 0
-    shutil.rmtree(large / "index")
-    report = build_index(large, approximate_from=5_000, say=said.append)
-    plan = report.plan
-    assert plan.recall >= 0.99
-    assert 1 <= plan.probes <= plan.partitions
-    assert f"recall@10 {plan.recall:.4f}" in said[-1]
-    table, _ = open_table(large / "index", read_run(large))
-    queries = clustered(50, 7)
-    worst = exact(table, queries, 10)[0][:, -1]
-    hits = [(approximate(table, q, 10, plan.probes)[0] >= w - 1e-6).sum() for q, w in zip(queries, worst, strict=True)]
-    assert np.mean(hits) / 10 >= 0.97
-    # an update of a few rows goes into the partitions that are there, and is found
-    write_shard(large, 60, numbered(clustered(100, 9), 6_000))
-    plan = build_index(large, approximate_from=5_000).plan
-    assert (plan.trained, plan.recall >= 0.99) == (6_000, True)
-    table, _ = open_table(large / "index", read_run(large))
-    scores, ids = approximate(table, clustered(100, 9)[42], 1, plan.probes)
-    assert table.take_row_ids(ids.tolist()).select(["key"]).to_arrow()["key"].to_pylist() == ["006042.jpg"]
-    assert scores[0] > 0.9999
-    assert contents(large) == truth(large)
-
-
-def test_an_approximate_index_that_finds_too_little_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "approximate", lambda table, query, k, probes: (np.zeros(k), np.zeros(k, int)))
-    said: list[str] = []
-    plan = build_index(run, approximate_from=200, say=said.append).plan
-    assert plan == Plan("an approximate index had a recall@10 of -0.1000, under 0.99")
-    assert said[-1].startswith("searches are exact")
-    assert open_table(run / "index", read_run(run))[0].list_indices() == []
 
 
 def test_importing_is_cheap_and_lancedb_is_asked_for() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import UsageError
 from ..predictor import unit_length
 from .bulk import finished_shards, read_run, read_shard
-from .index import Floats, Ints, vectors_of
+from .nearest import Floats, Ints, vectors_of
 from .sheet import Panel, row_sources, write_sheet
 
 THRESHOLD = 0.95  # cosine

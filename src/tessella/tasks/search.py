@@ -20,7 +20,8 @@ import numpy as np
 from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from .bulk import read_run
-from .index import COLUMNS, HOME, Floats, approximate, exact, no_index, open_table, vectors_of
+from .index import COLUMNS, HOME, no_index, open_table
+from .nearest import Floats, approximate, exact, vectors_of
 from .sheet import Panel, row_sources, write_sheet
 
 

@@ -1,0 +1,134 @@
+"""The nearest rows of a LanceDB table: by comparing all, or through an approximate index whose recall was measured.
+
+Letters for shapes: N rows, Q queries, D width of the embedding, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..predictor import unit_length
+
+Floats: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = NDArray[np.int64]
+
+SCAN_ROWS = 16_384  # in memory while all are compared
+APPROXIMATE_FROM = 50_000  # rows; fewer are compared in less than a tenth of a second
+PARTITION_ROWS = 4_096  # of an approximate index
+BITS, REFINE = 4, 5  # of a component in it; times k candidates are compared by their vectors
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until enough is found
+RECALL, RECALL_AT, ASKED = 0.99, 10, 256  # what must be found: of the nearest ten, of so many rows of the table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the nearest rows are found: by comparing all, or through an approximate index whose recall was measured."""
+
+    why: str = ""
+    partitions: int = 0  # of the approximate index
+    probes: int = 0  # of these that are looked into; 0: all rows are compared
+    recall: float = 1.0
+    trained: int = 0  # rows when the partitions were made
+
+    def __str__(self) -> str:
+        if not self.probes:
+            return f"searches are exact, all rows are compared: {self.why}"
+        return (
+            f"searches are approximate: {self.why}; recall@{RECALL_AT} {self.recall:.4f} against the exact answers for "
+            f"{ASKED} of them, looking into {self.probes} of {self.partitions} partitions"
+        )
+
+
+def exact(table: Any, queries_QD: Floats, k: int, where: str = "") -> tuple[Floats, Ints]:
+    """(Q,K) cosines, best first, and ids of the rows: all rows that fit `where` are compared, in float32.
+
+    K is less than k where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
+    """
+    import torch
+
+    queries = torch.from_numpy(queries_QD)
+    scores, ids = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    scan = table.search().select(["vector"]).with_row_id(True)
+    for batch in (scan.where(where) if where else scan).to_batches(SCAN_ROWS):
+        here = torch.from_numpy(batch["_rowid"].to_numpy().astype(np.int64))
+        scores = torch.cat((scores, _cosines(queries, batch["vector"])), 1)
+        ids = torch.cat((ids, here.expand(len(queries), -1)), 1)
+        scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
+        ids = ids.gather(1, best)
+    return scores.numpy(), ids.numpy()
+
+
+def approximate(table: Any, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
+    """(K,) cosines, best first, and ids of rows, from so many partitions of the approximate index."""
+    import torch
+
+    query = table.search(query_D, vector_column_name="vector").distance_type("cosine").limit(k).nprobes(probes)
+    found = query.refine_factor(REFINE).select(["vector", "_distance"]).with_row_id(True).to_arrow()
+    scores, order = _cosines(torch.from_numpy(query_D[None]), found["vector"].combine_chunks())[0].sort(descending=True)
+    return scores.numpy(), found["_rowid"].to_numpy().astype(np.int64)[order.numpy()]
+
+
+def _cosines(queries_QD: Any, column: Any) -> Any:
+    """(Q,D) of unit length, an Arrow array of N float16 vectors -> (Q,N)."""
+    import torch
+
+    rows_ND = torch.utils.dlpack.from_dlpack(column.flatten()).view(len(column), queries_QD.shape[1]).float()
+    return queries_QD @ rows_ND.T / torch.linalg.vector_norm(rows_ND, dim=1).clamp_min(1e-12)
+
+
+def choose_plan(table: Any, plan: Plan, approximate_from: int, say: Callable[[str], None]) -> Plan:
+    """Merge small pieces, and decide how these rows are searched."""
+    from lancedb.index import IvfRq
+
+    rows = table.count_rows()
+    keep = rows >= approximate_from and 0.8 * plan.trained < rows < 1.25 * plan.trained
+    for one in [] if keep else table.list_indices():
+        table.drop_index(one.name)
+    table.optimize()  # takes new rows into an index that stays
+    if rows < approximate_from:
+        plan = Plan(f"there are fewer than {approximate_from:,} rows")
+    else:
+        if not keep:
+            plan = Plan(partitions=max(rows // PARTITION_ROWS, 1), trained=rows)
+            say(f"training an approximate index of {rows:,} rows")
+            config = IvfRq(distance_type="cosine", num_partitions=plan.partitions, num_bits=BITS)
+            table.create_index("vector", config=config)
+        plan = _measured(table, plan)
+        if not plan.probes:
+            for one in table.list_indices():
+                table.drop_index(one.name)
+    say(str(plan))
+    return plan
+
+
+def _measured(table: Any, plan: Plan) -> Plan:
+    """The plan with the fewest probes that find 99 % of the nearest ten of some of the table's rows, or an exact one.
+
+    What is as near as the tenth is as good: of copies any will do. A row itself is found too, and not counted.
+    """
+    offsets = np.unique(np.linspace(0, table.count_rows() - 1, ASKED).astype(np.int64))
+    own = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()["vector"]
+    queries_QD = unit_length(vectors_of(own, own.type.list_size).astype(np.float32))
+    worst_Q = exact(table, queries_QD, RECALL_AT + 1)[0][:, -1] - 1e-6
+    recall = 0.0
+    for share in SHARES:
+        probes = max(round(share * plan.partitions), 1)
+        found = [
+            (approximate(table, query_D, RECALL_AT + 1, probes)[0] >= worst).sum() - 1
+            for query_D, worst in zip(queries_QD, worst_Q, strict=True)
+        ]
+        recall = float(np.mean(found)) / RECALL_AT
+        if recall >= RECALL:
+            return replace(plan, probes=probes, recall=recall, why=f"there are {table.count_rows():,} rows")
+    return Plan(f"an approximate index had a recall@{RECALL_AT} of {recall:.4f}, under {RECALL}")
+
+
+def vectors_of(column: Any, width: int) -> NDArray[Any]:
+    """An Arrow column of embeddings, none of them missing -> (N,D) of its own number type."""
+    flat: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, width)
