@@ -1,0 +1,163 @@
+"""Search in 100,000 rows, and what embeddings find: `scripts/bench search [--labelled CIFAR10_TEST.parquet]`.
+
+    index   vectors in 1,000 clusters, as the shards of a run: seconds of `tessella index`, its size beside the shards,
+            and by turns, for new vectors of the same clusters: milliseconds of the approximate search, of the exact one
+            and of LanceDB's own scan of all rows; recall@10, where what is as near as the true tenth is as good
+    model   with --labelled, every image is the query among all others: kNN accuracy, recall@k, mean average precision
+
+Rows are added to benchmarks/results as CSVs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessella.data.datasets import open_labelled
+from tessella.data.isolated import Decoded
+from tessella.data.sources import Source
+from tessella.predictor import DEFAULT_MODEL, load, unit_length
+from tessella.tasks import bulk, shards
+from tessella.tasks.bench import hardware, slug
+from tessella.tasks.index import HOME, build_index, open_table
+from tessella.tasks.ledger import Ledger, Shard
+from tessella.tasks.manifest import write_manifest
+from tessella.tasks.nearest import Floats, approximate, exact
+from tessella.tasks.probe import embed
+from tessella.tasks.retrieval import retrieval
+
+WIDTH, CLUSTERS, SPREAD, SHARD_ROWS, TOP = 256, 1_000, 0.9, 1_024, 10
+K = (1, 5, 10, 20)
+
+
+def clustered(rows: int, seed: int) -> Floats:
+    """(rows,WIDTH): about one of CLUSTERS centres each, nearly as far from it as it is from zero."""
+    centres = np.random.default_rng(0).standard_normal((CLUSTERS, WIDTH)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((rows, WIDTH)).astype(np.float32)
+    return unit_length(centres[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
+
+
+def make_run(out: Path, vectors_ND: Floats) -> int:
+    """What `tessella run` leaves of images with these embeddings; returns the bytes of its shards."""
+    (out / shards.SHARDS).mkdir(parents=True)
+    sources = [Source(f"{i:08d}.jpg", f"{i:08d}.jpg") for i in range(len(vectors_ND))]
+    count, digest = write_manifest(out / bulk.MANIFEST, sources, SHARD_ROWS)
+    facts = dict(fingerprint="0" * 16, model="synthetic", transform="exact", policy="tessella", precision="float32",
+                 labels=[], top=0, dtype="float16", width=WIDTH, shard_rows=SHARD_ROWS, rows=count,
+                 manifest=digest)  # fmt: skip
+    (out / bulk.RUN).write_text(json.dumps(facts | dict(check=bulk._check(facts))))
+    written = 0
+    with Ledger(out, new=True) as ledger:
+        for number, start in enumerate(range(0, count, SHARD_ROWS)):
+            some = zip(sources[start : start + SHARD_ROWS], vectors_ND[start : start + SHARD_ROWS], strict=True)
+            rows = [shards.Row(source, Decoded(None, None, "", 0, 0, 0), "ok", embedding=v) for source, v in some]
+            data = shards.encode(rows, facts)
+            file = f"shard-{number:08d}.parquet"
+            (out / shards.SHARDS / file).write_bytes(data)
+            ledger.commit(Shard(number, file, hashlib.sha256(data).hexdigest(), len(data), len(rows), len(rows), {}))
+            written += len(data)
+    return written
+
+
+def index(count: int, queries: int) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        shard_bytes = make_run(out, clustered(count, 1))
+        built = build_index(out, say=print)
+        table, _ = open_table(out / HOME, bulk.read_run(out))
+
+        def lancedb_scan(query_D: Floats) -> Any:
+            query = table.search(query_D, vector_column_name="vector").distance_type("cosine").bypass_vector_index()
+            return query.limit(TOP).select(["_distance"]).with_row_id(True).to_arrow()
+
+        ways: dict[str, Any] = dict(
+            exact=lambda query_D: exact(table, query_D[None], TOP)[0][0],
+            lancedb_scan=lancedb_scan,
+        )
+        if built.plan.probes:
+            ways["approximate"] = lambda query_D: approximate(table, query_D, TOP, built.plan.probes)[0]
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        found = 0
+        for number, query_D in enumerate(clustered(queries + 1, 2)):
+            answers = {}
+            for way, ask in ways.items():
+                began = time.perf_counter()
+                answers[way] = ask(query_D)
+                if number:  # the first one warms up
+                    seconds[way].append(time.perf_counter() - began)
+            if number and "approximate" in ways:
+                found += int((answers["approximate"] >= answers["exact"][-1] - 1e-6).sum())
+        rows = []
+        for way, times in seconds.items():
+            times_exact = statistics.median(seconds["exact"]) / statistics.median(times)
+            rows.append(
+                dict(rows=count, width=WIDTH, way=way, queries=queries, ms=round(1e3 * statistics.median(times), 2),
+                     fastest_ms=round(1e3 * min(times), 2), slowest_ms=round(1e3 * max(times), 2),
+                     times_exact=round(times_exact, 2),
+                     recall_at_10=round(found / TOP / queries, 4) if way == "approximate" else None,
+                     probes=built.plan.probes, partitions=built.plan.partitions, build_seconds=round(built.seconds, 1),
+                     index_mb=round(built.bytes / 1e6, 1), shards_mb=round(shard_bytes / 1e6, 1))
+            )  # fmt: skip
+    return rows
+
+
+def models(names: Sequence[str], data: str, limit: int | None) -> list[dict[str, Any]]:
+    images = open_labelled(data)
+    images = images.subset(range(min(limit or len(images), len(images))))
+    rows = []
+    for name in names:
+        predictor = load(name)
+        embedded = embed(images, predictor)
+        found = retrieval(embedded.vectors[embedded.ok], images.labels[embedded.ok], K)
+        rows.append(
+            dict(model=predictor.name, data=Path(data).name, images=found.images, errors=int((~embedded.ok).sum()),
+                 width=predictor.width, map=round(found.map, 4),
+                 **{f"knn_{k}": round(found.knn[k], 4) for k in K},
+                 **{f"recall_at_{k}": round(found.recall[k], 4) for k in K}, fingerprint=predictor.fingerprint)
+        )  # fmt: skip
+    return rows
+
+
+def write(what: str, rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    version = ".".join(torch.__version__.split(".")[:2])
+    date = time.strftime("%Y-%m-%d")
+    path = folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv"
+    conditions = dict(threads=torch.get_num_threads(), hardware=hardware("cpu"), torch=torch.__version__, date=date)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *conditions], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | conditions for row in rows)
+    for row in rows:
+        print(row)
+    print(path)
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--labelled", metavar="DATA", help="as for `tessella train`")
+    parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL])
+    parser.add_argument("--limit", type=int, help="only so many labelled images")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    given = parser.parse_args()
+    write("search", index(given.rows, given.queries), given.out)
+    if given.labelled:
+        write("retrieval", models(given.models, given.labelled, given.limit), given.out)
+
+
+if __name__ == "__main__":
+    main()
