@@ -393,6 +393,35 @@ def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
     assert "holds no run" in run("verify-run", str(mixed), status=3)[1]
 
 
+def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    shutil.copy(CAT, mixed / "copy of a2.jpg")
+    run("run", str(mixed), "--out", out)
+    assert "tessella index" in run("search", out, CAT, status=3)[1]
+    shown, told = run("index", out)
+    assert shown.startswith("3 rows in ")
+    assert "searches are exact" in told
+    assert json.loads(run("index", out, "--json")[0])["added"] == 0
+    sheet = tmp_path / "sheet.html"
+    shown, _ = run("search", out, CAT, "--top", "2", "--where", "width > 10", "--sheet", str(sheet), "--json")
+    rows = [json.loads(line) for line in shown.splitlines()]
+    assert [Path(row["key"]).name for row in rows] == ["a2.jpg", "copy of a2.jpg"]
+    assert sheet.read_text().count("<figure>") == 3
+    assert rows[0]["key"] in run("search", out, f"key:{rows[1]['key']}")[0]
+    assert "columns are key, row" in run("search", out, CAT, "--where", "widht > 10", status=2)[1]
+    assert "there is no file" in run("search", out, str(tmp_path / "gone.jpg"), status=3)[1]
+    vectors = str(tmp_path / "v.npz")
+    run("embed", CAT, "--transform", "fast", "--out", vectors)
+    assert "fingerprint" in run("search", out, vectors, status=2)[1]
+    shown, told = run("dedup", out, "--json")
+    assert [(json.loads(line)["kind"], json.loads(line)["key"]) for line in shown.splitlines()] == [
+        ("kept", str(mixed / "a2.jpg")),
+        ("same", str(mixed / "copy of a2.jpg")),
+    ]
+    assert "1 of 3 images are duplicates" in told
+    assert "same" in run("dedup", out, "--exact")[0]
+
+
 def test_an_interrupt_is_status_130_without_a_traceback() -> None:
     command = [sys.executable, "-m", "tessella", "classify", "--json", "-"]
     with subprocess.Popen(

@@ -20,7 +20,7 @@ Ints: TypeAlias = NDArray[np.int64]
 SCAN_ROWS = 16_384  # in memory while all are compared
 APPROXIMATE_FROM = 50_000  # rows; fewer are compared in less than a tenth of a second
 PARTITION_ROWS = 4_096  # of an approximate index
-BITS, REFINE = 4, 5  # of a component in it; times k candidates are compared by their vectors
+BITS, REFINE = 4, 5  # of a component in it; candidates for each row that is asked for
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until enough is found
 RECALL, RECALL_AT, ASKED = 0.99, 10, 256  # what must be found: of the nearest ten, of so many rows of the table
 
@@ -64,13 +64,16 @@ def exact(table: Any, queries_QD: Floats, k: int, where: str = "") -> tuple[Floa
 
 
 def approximate(table: Any, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
-    """(K,) cosines, best first, and ids of rows, from so many partitions of the approximate index."""
+    """(K,) cosines, best first, and ids of rows, from so many partitions of the approximate index.
+
+    It ranks by rounded vectors; of REFINE times as many the best are picked by the stored ones.
+    """
     import torch
 
-    query = table.search(query_D, vector_column_name="vector").distance_type("cosine").limit(k).nprobes(probes)
-    found = query.refine_factor(REFINE).select(["vector", "_distance"]).with_row_id(True).to_arrow()
+    query = table.search(query_D, vector_column_name="vector").distance_type("cosine").nprobes(probes)
+    found = query.limit(REFINE * k).select(["vector", "_distance"]).with_row_id(True).to_arrow()
     scores, order = _cosines(torch.from_numpy(query_D[None]), found["vector"].combine_chunks())[0].sort(descending=True)
-    return scores.numpy(), found["_rowid"].to_numpy().astype(np.int64)[order.numpy()]
+    return scores[:k].numpy(), found["_rowid"].to_numpy().astype(np.int64)[order[:k].numpy()]
 
 
 def _cosines(queries_QD: Any, column: Any) -> Any:
