@@ -24,7 +24,7 @@ from tessella.tasks.bulk import finished_shards, read_rows, read_run, read_shard
 from tessella.tasks.index import build_index, check_index, open_table
 from tessella.tasks.ledger import Shard
 
-from .runs import Image, drop_shard, numbered, some, write_run, write_shard
+from .runs import SHARD_ROWS, Image, drop_shard, numbered, some, write_run, write_shard
 
 pytest.importorskip("lancedb")
 
@@ -58,7 +58,8 @@ def contents(out: Path) -> dict[str, tuple[Any, ...]]:
     table.checkout(seal.version)
     found = table.to_arrow().to_pylist()
     assert len(found) == seal.rows
-    assert {row["shard"] for row in found} <= {shard.sha256 for shard in finished_shards(out)}
+    hashes = {shard.id * SHARD_ROWS: shard.sha256 for shard in finished_shards(out)}
+    assert all(row["shard"] == f"{(first := row['row'] // SHARD_ROWS * SHARD_ROWS)}:{hashes[first]}" for row in found)
     names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
     rows = {
         row["key"]: (*(row[name] for name in names), np.array(row["vector"], np.float16).tobytes()) for row in found
@@ -115,6 +116,17 @@ def test_an_update_adds_what_is_new_and_removes_what_is_gone(run: Path, monkeypa
     assert (report.added, report.removed, report.rows) == (150, 98 + 98, 99 + 150)
     assert contents(run).keys() == {f"{i:06d}.jpg" for i in (*range(200), *range(300, 350)) if i != 3}
     assert check_index(run) == []
+
+
+def test_a_shard_in_another_place_is_another_shard(tmp_path: Path) -> None:
+    """As where a listing has grown by just one shard at its beginning: rows are known by their place in it."""
+    new, old = numbered(some(100, 1), 500), numbered(some(100, 0))
+    run = write_run(tmp_path / "run", old)
+    build_index(run)
+    write_run(tmp_path / "grown", [*new, *old])
+    shutil.copytree(run / "index", tmp_path / "grown" / "index")
+    assert build_index(tmp_path / "grown").added == 200
+    assert contents(tmp_path / "grown") == truth(tmp_path / "grown")
 
 
 def flip(path: Path) -> None:

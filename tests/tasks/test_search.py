@@ -19,7 +19,7 @@ from tessella.tasks.bulk import read_rows
 from tessella.tasks.index import build_index
 from tessella.tasks.search import Index, load_model
 
-from .runs import Image, numbered, some, unit, write_run
+from .runs import Image, numbered, some, unit, write_run, write_shard
 
 pytest.importorskip("lancedb")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -181,12 +181,14 @@ def test_the_state_that_was_opened_is_searched_during_an_update(tmp_path: Path) 
     run = write_run(tmp_path / "run", numbered(some(50, 0)))
     build_index(run)
     said: list[int] = []
-    from .runs import write_shard
-
-    write_shard(run, 1, numbered(some(20, 1), 50))
+    before = Index(run)
+    write_shard(run, 0, numbered(some(70, 1)))
     build_index(run, say=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
     assert set(said) == {50}
     assert len(Index(run).search(np.ones(16), top=100)) == 70
+    with pytest.raises(UsageError, match="was changed after it was opened") as caught:
+        before.search(np.ones(16))
+    assert caught.value.code == "damaged_run"
 
 
 # --- a real run -------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """The index of a run: a LanceDB table made of its Parquet shards, in which the nearest rows are found.
 
-    RUN/index/rows.lance   a row for each input that is ok; its vector as float16, the shard that it is from by SHA-256
+    RUN/index/rows.lance   a row for each input that is ok: its vector as float16, and which shard it is from
     RUN/index/index.json   the seal: which version of the table is whole, its shards, the hash of every file
 
-The shards are the truth, and RUN/index can be deleted at any time. A shard is known by its hash: an update adds those
-that are new and removes the rows of those that are gone. The seal is written last. What a killed builder began is
-undone by going back to the version of the seal; where that is not whole either, the table is made anew.
+The shards are the truth, and RUN/index can be deleted at any time. A shard is known by its place and its hash: an
+update adds those that are new and removes the rows of those that are gone. The seal is written last. What a killed
+builder began is undone by going back to the version of the seal; where that is not whole either, the table is made
+anew.
 
 LanceDB runs threads that a fork does not copy: a process that has opened an index must start others by spawn or
 forkserver.
@@ -44,7 +45,7 @@ STEP_ROWS = 65_536  # added at once
 
 @dataclass(frozen=True)
 class Seal:
-    """A state of the table that is whole. shards: rows by hash; files: [bytes, hash] by name."""
+    """A state of the table that is whole. shards: rows by name; files: [bytes, hash] by name."""
 
     version: int
     rows: int
@@ -84,23 +85,23 @@ def build_index(
     _lancedb()
     pa, _ = need_pyarrow()
     began = time.monotonic()
-    with _writing(home), alone(home):
-        shards = finished_shards(out)
+    hint = "make room, look at the folder's permissions, and run the same command again"
+    with lance_errors("output_failed", f"{home} could not be written", hint), alone(home):
+        shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}": shard for shard in finished_shards(out)}
         table, seal, rebuilt = _reopen(home, facts)
         if rebuilt:
             say(f"the index is made anew: {rebuilt}")
-        wanted = {shard.sha256 for shard in shards}
-        there = {sha256: rows for sha256, rows in seal.shards.items() if sha256 in wanted}
+        there = {name: rows for name, rows in seal.shards.items() if name in shards}
         removed = seal.rows - sum(there.values())
         if gone := seal.shards.keys() - there.keys():
-            listed = ", ".join(f"'{sha256}'" for sha256 in gone)
+            listed = ", ".join(f"'{name}'" for name in gone)
             table.delete(f"shard IN ({listed})")
-        missing = [shard for shard in shards if shard.sha256 not in there]
+        missing = [name for name in shards if name not in there]
         step = max(STEP_ROWS // facts["shard_rows"], 1)
         for at in range(0, len(missing), step):
             part = missing[at : at + step]
-            table.add(pa.concat_tables([_rows(out, shard, facts) for shard in part]))
-            there |= {shard.sha256: shard.ok for shard in part}
+            table.add(pa.concat_tables([_rows(out, name, shards[name], facts) for name in part]))
+            there |= {name: shards[name].ok for name in part}
             say(f"{len(there):,} of {len(shards):,} shards are in the index")
         if gone or missing or not seal.files:
             plan = choose_plan(table, seal.plan, approximate_from, say)
@@ -108,12 +109,12 @@ def build_index(
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
             seal = Seal(table.version, table.count_rows(), plan, there, _durable(home, seal.files))
             _write_seal(home, seal)
-        assert seal.rows == sum(shard.ok for shard in shards)
-    added, size = sum(shard.ok for shard in missing), sum(size for size, _ in seal.files.values())
+        assert seal.rows == sum(shard.ok for shard in shards.values())
+    added, size = sum(there[name] for name in missing), sum(size for size, _ in seal.files.values())
     return Report(seal.rows, added, removed, rebuilt, seal.plan, time.monotonic() - began, size)
 
 
-def _rows(out: Path, shard: Shard, facts: Mapping[str, Any]) -> Any:
+def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> Any:
     """What the table holds of a shard: its rows that are ok."""
     pa, _ = need_pyarrow()
     import pyarrow.compute as pc
@@ -121,12 +122,11 @@ def _rows(out: Path, shard: Shard, facts: Mapping[str, Any]) -> Any:
     table = read_shard(out, shard)
     table = table.append_column("row", pa.array(shard.id * facts["shard_rows"] + np.arange(shard.rows)))
     table = table.filter(pc.equal(table["status"], "ok"))
-    columns = {name: table[name] for name in COLUMNS if name in table.column_names}
-    for name in ("label", "probability"):
-        column = table[f"top_{name}"]
-        columns[name] = pc.list_element(column, 0) if facts["top"] else pa.nulls(len(table))
+    columns = {column: table[column] for column in COLUMNS if column in table.column_names}
+    for column in ("label", "probability"):
+        columns[column] = pc.list_element(table[f"top_{column}"], 0) if facts["top"] else pa.nulls(len(table))
     vectors = pa.array(vectors_of(table["embedding"], facts["width"]).astype(np.float16).reshape(-1))
-    columns["shard"] = pa.array([shard.sha256] * len(table), pa.string())
+    columns["shard"] = pa.array([name] * len(table), pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors, facts["width"])
     return pa.table(columns).cast(_schema(facts))
 
@@ -248,18 +248,14 @@ def _bad_files(home: Path, seal: Seal, deep: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _writing(home: Path) -> Iterator[None]:
-    """Failures of the disk, which LanceDB tells as OSError or RuntimeError."""
+def lance_errors(code: str, what: str, hint: str) -> Iterator[None]:
+    """Failures of the disk, and all that LanceDB says as OSError or RuntimeError, as a UsageError."""
     try:
         yield
     except TessellaError:
         raise
     except (OSError, RuntimeError) as error:
-        raise UsageError(
-            "output_failed",
-            f"{home} could not be written: {getattr(error, 'strerror', None) or 'LanceDB failed'}",
-            hint="make room, look at the folder's permissions, and run the same command again",
-        ) from error
+        raise UsageError(code, f"{what}: {getattr(error, 'strerror', None) or 'LanceDB failed'}", hint=hint) from error
 
 
 def no_index(out: Path) -> UsageError:

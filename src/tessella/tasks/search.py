@@ -10,6 +10,7 @@ import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from .bulk import read_run
-from .index import COLUMNS, HOME, no_index, open_table
+from .index import COLUMNS, HOME, lance_errors, no_index, open_table
 from .nearest import Floats, approximate, exact, vectors_of
 from .sheet import Panel, row_sources, write_sheet
 
@@ -91,7 +92,8 @@ class Index:
         neighbours. where: a condition in SQL on the columns, such as "probability > 0.9 AND width >= 640"; label: of
         the predicted class. With a condition, or all_rows, every row is compared.
 
-        Raises UsageError: bad_argument, not_found, changed_run; ImageError for an image that cannot be read.
+        Raises UsageError: bad_argument, not_found, changed_run, damaged_run, also after an update that ended meanwhile;
+        ImageError for an image that cannot be read.
         """
         given: Sequence[Any] = [queries] if is_single(queries) else list(queries)  # type: ignore[arg-type]
         if not given or top < 1:
@@ -103,11 +105,13 @@ class Index:
             raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
         query_D = unit_length(mean_D[None])[0]
         condition = self._condition(where, label)
-        if condition or all_rows or not self.plan.probes:
-            (scores,), (ids,) = exact(self._table, query_D[None], top + len(asked), condition)
-        else:
-            scores, ids = approximate(self._table, query_D, top + len(asked), self.plan.probes)
-        found = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
+        count = top + len(asked)
+        with self._reading():
+            if condition or all_rows or not self.plan.probes:
+                (scores,), (ids,) = exact(self._table, query_D[None], count, condition)
+            else:
+                scores, ids = approximate(self._table, query_D, count, self.plan.probes)
+            found = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         rows = [Neighbour(score=round(score[row.pop("_rowid")], 6), **row) for row in found]
         return sorted((one for one in rows if one.row not in own), key=lambda one: (-one.score, one.key))[:top]
@@ -138,10 +142,15 @@ class Index:
             panels.append(Panel(sources[near.row], (f"{rank}. {near.score:.4f}", *label, near.key)))
         write_sheet(path, panels, f"Nearest in {self.out}")
 
+    def _reading(self) -> AbstractContextManager[None]:
+        what = f"{self.out / HOME} was changed after it was opened, or is damaged"
+        return lance_errors("damaged_run", what, f"open it again; if that does not help: tessella index {self.out}")
+
     def _row_of(self, given: str) -> Query | None:
         """The row whose key this is; UsageError `not_found` where "key:NAME" says that there must be one."""
         key = given.removeprefix("key:")
-        found = self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
+        with self._reading():
+            found = self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
         if found.num_rows:
             (vector_D,) = vectors_of(found["vector"], self.facts["width"])
             return Query(key, self._checked(vector_D), found["row"][0].as_py())
