@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tessella.data.isolated import Decoded
 from tessella.data.sources import Source
 from tessella.tasks import bulk, shards
 from tessella.tasks.ledger import Ledger, Shard
-from tessella.tasks.manifest import write_manifest
+from tessella.tasks.manifest import as_text, write_manifest
 
 LABELS = ("cat", "dog", "it's a horse")
 SHARD_ROWS = 100
@@ -84,10 +85,10 @@ def drop_shard(out: Path, number: int) -> None:
 
 
 def _row(image: Image, top: int) -> shards.Row:
-    sha256 = image.sha256 or hashlib.sha256(image.key.encode()).hexdigest()
+    sha256 = image.sha256 or hashlib.sha256(os.fsencode(image.key)).hexdigest()
     size, width, height = image.size
     decoded = Decoded(None, None, sha256, size, width, height)
-    source = Source(image.key, image.key)
+    source = Source(as_text(image.key), image.key)
     if image.error:
         return shards.Row(source, decoded, image.error, "cut off")
     named = ((image.label, LABELS[image.label], 0.5 + image.label / 8), (0, LABELS[0], 0.1))[:top]

@@ -117,13 +117,23 @@ def test_a_bad_filter_is_a_usage_error_in_our_words(index: Index, where: str) ->
 
 
 def test_odd_keys_are_found(tmp_path: Path) -> None:
-    odd = ["it's.jpg", "a'b''c.jpg", '"q".png', "tab\t.png", "bücher 猫.png", "x' OR key != '", "key:a", "%"]
-    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(8, 0), strict=True)])
+    odd = [
+        "it's.jpg",
+        "a'b''c.jpg",
+        '"q".png',
+        "tab\t.png",
+        "bücher 猫.png",
+        "x' OR key != '",
+        "key:a",
+        "%",
+        "\udcff.jpg",
+    ]
+    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(9, 0), strict=True)])
     build_index(run)
     index = Index(run)
     for row, key in enumerate(odd):
         assert index.query(f"key:{key}").row == row
-        assert len(index.search(f"key:{key}")) == 7
+        assert len(index.search(f"key:{key}")) == 8
 
 
 def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The index of a run: a LanceDB table made of its Parquet shards, in which the nearest rows are found.
 
-    RUN/index/rows.lance   a row for each input that is ok: its vector as float16, and which shard it is from
+    RUN/index/rows.lance   a row for each input that has an embedding: it as float16, and which shard it is from
     RUN/index/index.json   the seal: which version of the table is whole, its shards, the hash of every file
 
 The shards are the truth, and RUN/index can be deleted at any time. A shard is known by its place and its hash: an
@@ -100,8 +100,9 @@ def build_index(
         step = max(STEP_ROWS // facts["shard_rows"], 1)
         for at in range(0, len(missing), step):
             part = missing[at : at + step]
-            table.add(pa.concat_tables([_rows(out, name, shards[name], facts) for name in part]))
-            there |= {name: shards[name].ok for name in part}
+            rows = [_rows(out, name, shards[name], facts) for name in part]
+            table.add(pa.concat_tables(rows))
+            there |= {name: len(some) for name, some in zip(part, rows, strict=True)}
             say(f"{len(there):,} of {len(shards):,} shards are in the index")
         if gone or missing or not seal.files:
             plan = choose_plan(table, seal.plan, approximate_from, say)
@@ -109,23 +110,26 @@ def build_index(
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
             seal = Seal(table.version, table.count_rows(), plan, there, _durable(home, seal.files))
             _write_seal(home, seal)
-        assert seal.rows == sum(shard.ok for shard in shards.values())
+        assert seal.rows == sum(there.values())
     added, size = sum(there[name] for name in missing), sum(size for size, _ in seal.files.values())
     return Report(seal.rows, added, removed, rebuilt, seal.plan, time.monotonic() - began, size)
 
 
 def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> Any:
-    """What the table holds of a shard: its rows that are ok."""
+    """What the table holds of a shard: its rows that are ok and whose vectors are finite numbers."""
     pa, _ = need_pyarrow()
     import pyarrow.compute as pc
 
     table = read_shard(out, shard)
     table = table.append_column("row", pa.array(shard.id * facts["shard_rows"] + np.arange(shard.rows)))
     table = table.filter(pc.equal(table["status"], "ok"))
+    vectors_ND = vectors_of(table["embedding"], facts["width"]).astype(np.float16)
+    finite_N = np.isfinite(vectors_ND).all(1)  # a model may give NaN for an image, which is nobody's neighbour
+    table = table.filter(pa.array(finite_N))
     columns = {column: table[column] for column in COLUMNS if column in table.column_names}
     for column in ("label", "probability"):
         columns[column] = pc.list_element(table[f"top_{column}"], 0) if facts["top"] else pa.nulls(len(table))
-    vectors = pa.array(vectors_of(table["embedding"], facts["width"]).astype(np.float16).reshape(-1))
+    vectors = pa.array(vectors_ND[finite_N].reshape(-1))
     columns["shard"] = pa.array([name] * len(table), pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors, facts["width"])
     return pa.table(columns).cast(_schema(facts))

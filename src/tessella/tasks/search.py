@@ -22,6 +22,7 @@ from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from .bulk import read_run
 from .index import COLUMNS, HOME, lance_errors, no_index, open_table
+from .manifest import as_text
 from .nearest import Floats, approximate, exact, vectors_of
 from .sheet import Panel, row_sources, write_sheet
 
@@ -148,13 +149,13 @@ class Index:
 
     def _row_of(self, given: str) -> Query | None:
         """The row whose key this is; UsageError `not_found` where "key:NAME" says that there must be one."""
-        key = given.removeprefix("key:")
+        key = as_text(given.removeprefix("key:"))
         with self._reading():
             found = self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
         if found.num_rows:
             (vector_D,) = vectors_of(found["vector"], self.facts["width"])
             return Query(key, self._checked(vector_D), found["row"][0].as_py())
-        if key == given:
+        if not given.startswith("key:"):
             return None
         hint = "keys are those of `tessella run`; an input that was an error has no embedding"
         raise UsageError("not_found", f"the index of {self.out} has no row {key!r}", hint=hint)
@@ -198,7 +199,7 @@ class Index:
             fingerprint, vectors_ND = str(told["fingerprint"]), told["embeddings"]
             check_fingerprint(self.facts, fingerprint, f"{path}, {told['model']}")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of no rows at all: `vector` refuses the result
+                warnings.simplefilter("ignore", RuntimeWarning)  # of no rows at all, which is refused later
                 return np.nanmean(vectors_ND, 0)  # an input that was an error is NaN
         except FileNotFoundError:
             raise UsageError("not_found", f"there is no file {str(path)!r}") from None
