@@ -255,7 +255,7 @@ def test_images_that_kill_or_hang_their_process_cost_a_row_each(
         return read(key, *cells) if deed is None else Deed(key, str(tmp_path / "touched"), deed=deed)
 
     monkeypatch.setattr(manifest, "_source", hostile)
-    start(images, tmp_path / "run", predictor, processes=2, timeout=3.0)
+    start(images, tmp_path / "run", predictor, processes=2, timeout=6.0)
     expected = {row["key"]: row for row in rows(whole)}
     for row in rows(tmp_path / "run"):
         deed = deeds.get(Path(row["key"]).name)
@@ -268,6 +268,30 @@ def test_images_that_kill_or_hang_their_process_cost_a_row_each(
         else:
             assert row["status"] == ("timeout" if deed == "hang" else "decoder_crashed")
             assert row["embedding"] is None
+
+
+def test_an_image_that_the_model_gives_nan_for_is_an_error(
+    images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [row["key"] for row in rows(whole) if row["status"] == "ok"]
+    outputs_of = predictor.outputs_of
+
+    def some_nan(prepared: Any) -> Any:
+        seen = 0
+        for outcome in outputs_of(prepared):
+            if not isinstance(outcome, ImageError):
+                seen += 1
+                if seen == 5:
+                    outcome.embedding[3] = np.nan
+                if seen == 6:
+                    outcome.logits[0] = np.inf
+            yield outcome
+
+    monkeypatch.setattr(predictor, "outputs_of", some_nan)
+    summary = start(images, tmp_path / "run", predictor)
+    assert summary.errors["non_finite"] == 2
+    assert summary.rows == summary.ok + sum(summary.errors.values())
+    assert [row["key"] for row in rows(tmp_path / "run") if row["status"] == "non_finite"] == good[4:6]
 
 
 def test_odd_and_broken_files_between_photographs(shared_data: Path, predictor: Predictor, tmp_path: Path) -> None:

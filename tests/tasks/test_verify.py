@@ -17,6 +17,7 @@ from tessella.errors import UsageError
 from tessella.predictor import Predictor
 from tessella.tasks import bulk, ledger
 from tessella.tasks.bulk import read_rows, run
+from tessella.tasks.index import HINT, build_index
 from tessella.tasks.ledger import Ledger
 from tessella.tasks.manifest import Manifest
 from tessella.tasks.verify import Verdict, repair, verify
@@ -186,6 +187,27 @@ def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> N
         assert [one.file for one in verify(copy).damage] == [bulk.SUMMARY]
     repair(copy)
     assert not (copy / bulk.SUMMARY).exists()  # the next run writes it
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_index_is_found_and_made_anew(copy: Path, damage: Callable[..., None]) -> None:
+    chance = random.Random(damage.__name__)
+    build_index(copy)
+    assert not verify(copy).damage
+    kept = Path(shutil.copytree(copy / "index", copy.parent / "kept"))
+    files = [path for path in sorted(kept.rglob("*")) if path.is_file() and path.stat().st_size]
+    for path in files:
+        name = path.relative_to(kept)
+        if name.name in (".lock", HINT):
+            continue
+        damage(copy / "index" / name, chance)
+        assert [one.file for one in verify(copy).damage] == [f"index/{name}"]
+        if path is not files[-1]:
+            shutil.copyfile(path, copy / "index" / name)
+    repair(copy)
+    assert not (copy / "index").exists()
+    assert not verify(copy).damage
+    assert build_index(copy).rows == sum(shard.ok for shard in entries(copy).values())
 
 
 def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Path) -> None:

@@ -102,6 +102,8 @@ class ShardMaker:
     def _row(self, source: Source, image: Decoded, outcome: Output | ImageError) -> Row:
         if isinstance(outcome, ImageError):
             return Row(source, image, outcome.code, outcome.message)
+        if not (np.isfinite(outcome.logits).all() and np.isfinite(outcome.embedding).all()):
+            return Row(source, image, "non_finite", "the model gives NaN or infinity for this image")
         named: tuple[tuple[int, str, float], ...] = ()
         if self._facts["top"]:
             probabilities = softmax(outcome.logits[None])[0]

@@ -2,11 +2,13 @@
 
 What can be mended comes from what is there twice: run.json and the listing from copy/, entries of the ledger from
 log.jsonl. A shard whose file is damaged is taken out of the ledger: the same `tessella run` makes the same rows again.
+An index that is damaged is removed: `tessella index` makes it anew.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from ..atomic import copy_file, write_atomic
 from ..errors import UsageError
 from .bulk import COPY, LOG, MANIFEST, RUN, SUMMARY, read_facts
+from .index import HOME, check_index
 from .ledger import FILE, Ledger, Shard, alone
 from .manifest import Manifest, file_hash
 from .output import need_pyarrow
@@ -89,6 +92,7 @@ class _State:
         self.logged = self._logged()
         self.good = self._good()
         self._summary()
+        self._index()
 
     def verdict(self) -> Verdict:
         size = self.facts["shard_rows"]
@@ -119,6 +123,8 @@ class _State:
         write_atomic(self.out / LOG, "".join(lines).encode())
         if SUMMARY in bad:
             (self.out / SUMMARY).unlink(missing_ok=True)
+        if any(name.startswith(f"{HOME}/") for name in bad):
+            shutil.rmtree(self.out / HOME)
 
     # --- each kind of file --------------------------------------------------------------------------------------------
 
@@ -232,6 +238,12 @@ class _State:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self._report(SUMMARY, "not what was written")
+
+    def _index(self) -> None:
+        if (self.out / HOME).is_dir():
+            with alone(self.out / HOME):
+                for name in check_index(self.out):
+                    self._report(f"{HOME}/{name}", "missing, or not what was written; `tessella index` makes it anew")
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
