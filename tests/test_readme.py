@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,7 @@ def test_programs_run(program: str) -> None:
 
 
 TRAINING = [block for block in blocks("console") if block.startswith("$ tessella train")]
+COLLECTION = [block for block in blocks("console") if block.startswith("$ tessella run")]
 
 
 def typed(block: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], str]:
@@ -59,7 +62,7 @@ def typed(block: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], s
     return done, shown
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("console") if block not in TRAINING])
+@pytest.mark.parametrize("block", [block for block in blocks("console") if block not in TRAINING + COLLECTION])
 def test_commands_print_what_is_shown(block: str) -> None:
     done, shown = typed(block, ROOT)
     assert without_numbers(done.stdout) == without_numbers(shown)
@@ -69,6 +72,25 @@ def test_training_tells_what_is_shown(animals: Path, tmp_path: Path) -> None:
     (tmp_path / "animals").symlink_to(animals)
     done, shown = typed(TRAINING[0], tmp_path)
     assert without_numbers(done.stderr) == without_numbers(shown)
+
+
+def test_a_collection_is_run_and_searched_as_shown(shared_data: Path, tmp_path: Path) -> None:
+    """The first 200 photographs by name, one of them twice, and half a one."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with tarfile.open(shared_data / "photos.tar") as archive:
+        members = sorted((one for one in archive if one.name.endswith(".jpg")), key=lambda one: one.name)[:200]
+        for member in members:
+            archive.extract(member, photos, filter="data")
+    first, eighth = (photos / members[i].name for i in (0, 7))
+    (photos / "broken.jpg").write_bytes(first.read_bytes()[:3000])
+    shutil.copy(eighth, photos / f"copy of {eighth.name}")
+    for block in COLLECTION[0].split("$ ")[1:]:
+        done, shown = typed(f"$ {block}", tmp_path)
+        printed = {without_numbers(line) for line in (done.stdout + done.stderr).splitlines()}
+        for line in shown.splitlines():
+            assert without_numbers(line) in printed
+    assert "data:image/png" in (tmp_path / "flamingo.html").read_text()
 
 
 def test_shell_blocks_name_scripts_that_exist() -> None:
