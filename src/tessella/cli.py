@@ -8,6 +8,7 @@ usage, 3 no input could be read (with --strict: at least one could not), 4 unusa
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 import os
@@ -209,8 +210,24 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
               help="Seconds that an image may take to decode.")  # fmt: skip
 @click.option("--quarantine", metavar="FILE", help="Write name and error code of every bad input.")
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="local",
+    metavar="[HOST:PORT]",
+    help="Have actors of Ray do it, in a cluster of which this machine is a node; without an address, here.",
+)
+@click.option(
+    "--actor-cores",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Cores of an actor of Ray.  [default: all of this machine's]",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
+def run_(
+    out: str, address: str | None, actor_cores: int | None, as_json: bool, strict: bool, **given: Any
+) -> None:  # fmt: skip
     """Classify and embed a whole collection into Parquet files, and lose no image of it.
 
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, or - for a list of these on standard input.
@@ -218,12 +235,14 @@ def run_(out: str, as_json: bool, strict: bool, **given: Any) -> None:
     import dataclasses
 
     from .tasks.bulk import run
+    from .tasks.cluster import Cluster
     from .tasks.progress import RunWatcher
 
     predictor = load_predictor(given)
+    cluster = Cluster(loading(given), address, actor_cores) if address else None
     settings = {key: given[key] for key in ("top", "dtype", "shard_rows", "processes", "timeout", "quarantine")}
     with RunWatcher() as watch:
-        summary = run(given["inputs"], out, predictor, stdin=sys.stdin, watch=watch, **settings)
+        summary = run(given["inputs"], out, predictor, stdin=sys.stdin, cluster=cluster, watch=watch, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:
@@ -644,7 +663,8 @@ def bench(
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def load_predictor(given: dict[str, Any]) -> Predictor:
+def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
+    """`load` with the settings given."""
     from .predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
@@ -652,13 +672,18 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     if mode == "auto":
         (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
         mode = "latency" if Path(only).is_file() and not only.lower().endswith((".tar", ".parquet")) else "throughput"
-    predictor = load(
+    return functools.partial(
+        load,
         given["model"],
         checkpoint_path=given["checkpoint"],
         mode=mode,
         images=read_samples(given["images"]),
         **{key: given[key] for key in keys},
     )
+
+
+def load_predictor(given: dict[str, Any]) -> Predictor:
+    predictor = loading(given)()
     chosen = {row.what: row.chosen for row in predictor.plan.choices}
     parts = (predictor.name, *(chosen[what] for what in ("device", "precision", "engine", "transform", "policy")))
     click.echo(f"{' · '.join(parts)} (reasons: tessella doctor)", err=True)
