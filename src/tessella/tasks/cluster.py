@@ -17,7 +17,6 @@ import secrets
 import signal
 import socket
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -125,7 +124,7 @@ class ClusterMaker:
             if answer is None:
                 raise RunError("cluster_failed", f"Ray ended without {len(left):,} shards", hint=_AGAIN)
             if isinstance(answer, BaseException):
-                raise _failed("the run was given up by Ray", answer) from answer
+                raise _failed("the run was given up by Ray", answer, _AGAIN) from answer
             shard = self._checked(json.loads(answer))
             if shard.id not in left:  # a task that Ray did twice: the same file again
                 continue
@@ -146,7 +145,7 @@ class ClusterMaker:
             else:
                 ray.init(self._address, **how)
         except Exception as error:
-            raise _failed(f"the Ray cluster {self._address} cannot be used", error) from error
+            raise _failed(f"the Ray cluster {self._address} cannot be used", error, _JOIN) from error
         finally:
             with contextlib.suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which ends the process at once
@@ -173,11 +172,8 @@ class ClusterMaker:
             min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=1
         )
         job = replace(self._job, cores=int(needs["num_cpus"]))
-        with warnings.catch_warnings():  # max_task_retries has no other place, but will lose this one in Ray 2.64
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            return shards.map_batches(
-                _Actor, fn_constructor_args=(job,), batch_size=1, compute=pool, max_task_retries=TRIES - 1, **needs
-            )
+        # Ray tries again without end: of a node that has died it uses up any number of tries before it knows
+        return shards.map_batches(_Actor, fn_constructor_args=(job,), batch_size=1, compute=pool, **needs)
 
     def _checked(self, answer: dict[str, Any]) -> Shard:
         if "code" in answer:
@@ -190,6 +186,7 @@ class ClusterMaker:
 
 
 _AGAIN = "every finished shard is kept: run the same command again to go on"
+_JOIN = "is it up, is this machine a node of it, and is its token in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH?"
 _SHARE = "give an --out that is on a file system which all nodes share, under the same path"
 
 
@@ -232,6 +229,8 @@ def _ray(local: bool) -> Any:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that finds the cluster gone must not look for another one
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # or it reports dead nodes among our results, on stdout
     if local:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -245,13 +244,12 @@ def _ray(local: bool) -> Any:
     return ray
 
 
-def _failed(what: str, error: BaseException) -> RunError:
+def _failed(what: str, error: BaseException, hint: str) -> RunError:
+    if type(error).__name__ == "AuthenticationError":  # its own words are a page
+        return RunError("cluster_failed", f"{what}: no token was found, and every cluster has one", hint=hint)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = lines[-1] if lines else type(error).__name__
-    if "token" in str(error).lower():
-        return RunError("cluster_failed", f"{what}: it wants its token and did not get it ({why})",
-                        hint="set RAY_AUTH_TOKEN_PATH to a file with the token of the cluster")  # fmt: skip
-    return RunError("cluster_failed", f"{what}: {type(error).__name__}: {why}", hint=_AGAIN)
+    why = f": {lines[-1]}" if lines else ""
+    return RunError("cluster_failed", f"{what}: {type(error).__name__}{why}", hint=hint)
 
 
 class _Actor:
@@ -295,14 +293,25 @@ class _Actor:
                 return dict(json.loads(path.read_text()))
         raise RunError("not_shared", f"{path} is not there, or not as the driver sees it", hint=_SHARE)
 
+    def _made(self, maker: ShardMaker, number: int) -> Shard:
+        """A shard, if it has not ended TRIES actors: each leaves a byte in a file that the one who succeeds removes."""
+        self._same_run()
+        tries = self._job.out / SHARDS / f".shard-{number:08d}.tries.tmp"  # a run that goes on begins without
+        with tries.open("ab") as file:
+            if file.tell() >= TRIES:
+                raise RunError("cluster_failed", f"shard {number} has ended {TRIES} actors, one after the other",
+                               hint="is there enough memory for an actor? " + _AGAIN)  # fmt: skip
+            file.write(b".")
+        (shard,) = maker.make([number])
+        tries.unlink(missing_ok=True)
+        return shard
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """The shard of a batch of one."""
         try:
             if isinstance(self._maker, TessellaError):
                 raise self._maker
-            self._same_run()
-            (shard,) = self._maker.make([int(number) for number in batch["shard"]])
-            answer = asdict(shard)
+            answer = asdict(self._made(self._maker, int(batch["shard"][0])))
         except TessellaError as error:
             answer = dict(code=error.code, message=error.message, hint=error.hint, node=socket.gethostname())
         except OSError as error:
