@@ -2,7 +2,7 @@
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 1 a fault of ours, 2 wrong
 usage, 3 no input could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed,
-6 a result could not be written, 130 interrupted.
+6 a result could not be written, 7 training diverged, 8 a cluster failed, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import signal
 import socket
@@ -46,6 +47,12 @@ class Cluster:
     load: Callable[[], Predictor]
     address: str = LOCAL
     cores: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError `bad_argument`; Ray would take any word for a host, and look for it."""
+        if self.address != LOCAL and not re.fullmatch(r"[^/\s]+:\d+", self.address):
+            raise UsageError("bad_argument", f"--ray {self.address!r} is not HOST:PORT",
+                             hint="for a cluster on this machine alone, put --ray after the inputs")  # fmt: skip
 
     def maker(
         self, out: Path, facts: Mapping[str, Any], manifest: Manifest, predictor: Predictor, *,
