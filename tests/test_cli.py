@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import pty
 import shutil
 import signal
@@ -16,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.testing import assert_allclose
 
 import tessella
 from tessella.cli import cli, main
+from tessella.errors import UsageError
 from tests.golden_rule import fill_golden
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -58,7 +61,7 @@ SURFACE = {
             "--processes",
             "--timeout",
         ),
-        *("--quarantine", "--prometheus", "--json"),
+        *("--quarantine", "--prometheus", "--ray", "--actor-cores", "--json"),
     ],
     "verify-run": ["FOLDER", "--repair", "--json"],
     "index": ["RUN", "--json"],
@@ -420,6 +423,31 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
     ]
     assert "1 of 3 images are duplicates" in told
     assert "same" in run("dedup", out, "--exact")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], None),
+        (["--ray"], ("local", None)),
+        (["--ray", "n1:6379", "--actor-cores", "4"], ("n1:6379", 4)),
+    ],
+)
+def test_run_on_ray_here_or_there(
+    given: list[str], expected: Any, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def start(*_: Any, cluster: Any, **__: Any) -> Any:
+        asked.append(cluster and (cluster.address, cluster.cores))
+        assert not cluster or pickle.loads(pickle.dumps(cluster.load))().name
+        raise UsageError("busy", "enough")
+
+    monkeypatch.setattr("tessella.tasks.bulk.run", start)
+    run("run", str(mixed), "--out", str(tmp_path / "run"), *given, status=2)
+    assert asked == [expected]
+    _, told = run("run", "--ray", str(mixed), "--out", str(tmp_path / "run"), str(mixed), status=2)
+    assert "is not HOST:PORT" in told
 
 
 def test_an_interrupt_is_status_130_without_a_traceback() -> None:

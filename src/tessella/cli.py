@@ -2,12 +2,13 @@
 
 Results go to standard output, everything else to standard error. Exit status: 0 done, 1 a fault of ours, 2 wrong
 usage, 3 no input could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed,
-6 a result could not be written or is damaged, 7 training diverged, 130 interrupted.
+6 a result could not be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 import os
@@ -214,8 +215,21 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
               help="Seconds that an image may take to decode.")  # fmt: skip
 @click.option("--quarantine", metavar="FILE", help="Write name, error code and message of every bad input, as CSV.")
 @click.option("--prometheus", metavar="FILE", help="Write how far it is, every five seconds, for Prometheus.")
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="local",
+    metavar="[HOST:PORT]",
+    help="Have actors of Ray do it, in a cluster of which this machine is a node; alone: one made here.",
+)
+@click.option("--actor-cores", type=click.IntRange(min=1), metavar="N",
+              help="Cores of an actor of Ray.  [default: all of this machine's]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-def run_(out: str, as_json: bool, strict: bool, prometheus: str | None, **given: Any) -> None:
+def run_(
+    out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, strict: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Classify and embed a whole collection into Parquet files, and lose no image of it.
 
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
@@ -224,12 +238,14 @@ def run_(out: str, as_json: bool, strict: bool, prometheus: str | None, **given:
     import dataclasses
 
     from .tasks.bulk import run
+    from .tasks.cluster import Cluster
     from .tasks.progress import RunWatcher
 
     predictor = load_predictor(given)
+    cluster = Cluster(loading(given), address, actor_cores) if address else None
     settings = {key: given[key] for key in ("top", "dtype", "shard_rows", "processes", "timeout", "quarantine")}
     with RunWatcher(prometheus) as watch:
-        summary = run(given["inputs"], out, predictor, stdin=sys.stdin, watch=watch, **settings)
+        summary = run(given["inputs"], out, predictor, stdin=sys.stdin, cluster=cluster, watch=watch, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:
@@ -785,7 +801,8 @@ def bench(
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def load_predictor(given: dict[str, Any]) -> Predictor:
+def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
+    """`load` with the settings given."""
     from .predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
@@ -793,13 +810,18 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     if mode == "auto":
         (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
         mode = "latency" if Path(only).is_file() and not only.lower().endswith((".tar", ".parquet")) else "throughput"
-    predictor = load(
+    return functools.partial(
+        load,
         given["model"],
         checkpoint_path=given["checkpoint"],
         mode=mode,
         images=read_samples(given["images"]),
         **{key: given[key] for key in keys},
     )
+
+
+def load_predictor(given: dict[str, Any]) -> Predictor:
+    predictor = loading(given)()
     chosen = {row.what: row.chosen for row in predictor.plan.choices}
     parts = (predictor.name, *(chosen[what] for what in ("device", "precision", "engine", "transform", "policy")))
     click.echo(f"{' · '.join(parts)} (reasons: tessella doctor)", err=True)

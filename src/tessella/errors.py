@@ -28,6 +28,9 @@ CODES: dict[str, Kind] = {
     "busy": Kind(2, 409, "another process is writing to the same folder"),
     "damaged_run": Kind(6, 500, "files of the run are missing or are not those that were written"),
     "output_failed": Kind(6, 500, "a result could not be written"),
+    # a cluster
+    "cluster_failed": Kind(8, 503, "the cluster could not be used, or lost what worked in it"),
+    "not_shared": Kind(8, 500, "a machine of the cluster does not have the folder of the run"),
     # images
     "not_found": Kind(3, 404, "no such input"),
     "unreadable": Kind(3, 422, "the input could not be read"),

@@ -51,13 +51,17 @@ def make_rows(path: Path, count: int) -> Path:
     return path
 
 
-def run_tiny(data: Path, out: Path) -> None:
+def tiny_predictor() -> Predictor:
     torch.set_num_threads(1)
     model = tiny("mixer")
     model.pretrained_cfg = dict(input_size=(3, 32, 32), interpolation="bicubic", crop_pct=1.0, mean=(0.5,) * 3,
                                 std=(0.5,) * 3, label_names=tuple("abcde"), num_classes=5)  # fmt: skip
     plan = make_plan("cpu", "float32", "eager", 16, model=model, size=(32, 32))
-    run([str(data)], out, Predictor(model, name="tiny", plan=plan), shard_rows=SHARD_ROWS, processes=1)
+    return Predictor(model, name="tiny", plan=plan)
+
+
+def run_tiny(data: Path, out: Path) -> None:
+    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
 
 
 def _start(data: Path, out: Path) -> BaseProcess:

@@ -16,7 +16,7 @@ from tessella.data.isolated import Decoded
 from tessella.data.sources import Source
 from tessella.tasks import bulk, shards
 from tessella.tasks.ledger import Ledger, Shard
-from tessella.tasks.manifest import as_text, write_manifest
+from tessella.tasks.manifest import MANIFEST, RUN, as_text, write_manifest
 
 LABELS = ("cat", "dog", "it's a horse")
 SHARD_ROWS = 100
@@ -52,14 +52,14 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
     """A finished run of these rows, in shards of 100."""
     (out / "shards").mkdir(parents=True)
     sources = [Source(image.key, image.key) for image in images]
-    count, digest = write_manifest(out / bulk.MANIFEST, sources, SHARD_ROWS)
+    count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
     told = dict(
         fingerprint="0123456789abcdef", model="tiny", transform="exact", policy="tessella", precision="float32",
         engine="eager", labels=list(LABELS), top=2, dtype=dtype, width=len(images[0].vector), shard_rows=SHARD_ROWS,
         rows=count, manifest=digest,
     )  # fmt: skip
     told |= facts
-    (out / bulk.RUN).write_text(json.dumps(told | dict(check=bulk._check(told))))
+    (out / RUN).write_text(json.dumps(told | dict(check=bulk._check(told))))
     Ledger(out, new=True).close()
     for number in range(-(-count // SHARD_ROWS)):
         write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])

@@ -22,7 +22,7 @@ from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
-from tessella.tasks import bulk, manifest
+from tessella.tasks import manifest
 from tessella.tasks.bulk import Summary, read_rows, run
 from tessella.tasks.ledger import Ledger, alone
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UsageError, match="named more than once"):
         run([str(images), str(images / "a")], tmp_path / "run", predictor)
-    assert not (tmp_path / "run" / bulk.RUN).exists()
+    assert not (tmp_path / "run" / manifest.RUN).exists()
     with pytest.raises(UsageError, match="no inputs"):
         run(["-"], tmp_path / "run", predictor, stdin=[])
     with pytest.raises(UsageError, match="dtype"):
@@ -333,7 +333,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 def test_a_listing_that_is_not_the_one_written_is_refused(images: Path, predictor: Predictor, tmp_path: Path) -> None:
     start(images, tmp_path / "run", predictor)
-    path = tmp_path / "run" / bulk.MANIFEST
+    path = tmp_path / "run" / manifest.MANIFEST
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)

@@ -15,7 +15,7 @@ import pytest
 import tessella
 from tessella.errors import UsageError
 from tessella.predictor import Predictor
-from tessella.tasks import bulk, ledger
+from tessella.tasks import bulk, ledger, manifest
 from tessella.tasks.bulk import read_rows, run
 from tessella.tasks.index import HINT, build_index
 from tessella.tasks.ledger import Ledger
@@ -112,8 +112,8 @@ def test_every_damage_is_found_and_mended(
             continue
         (shard,) = lost
         assert not (copy / name).exists()
-        keys = [source.key for source in Manifest(copy / bulk.MANIFEST, json.loads(
-            (copy / bulk.RUN).read_text())["manifest"]).sources(shard.shard or 0)]  # fmt: skip
+        keys = [source.key for source in Manifest(copy / manifest.MANIFEST, json.loads(
+            (copy / manifest.RUN).read_text())["manifest"]).sources(shard.shard or 0)]  # fmt: skip
         assert (shard.first, shard.rows) == ((shard.shard or 0) * SHARD, len(keys))
         assert (shard.first_key, shard.last_key) == (keys[0], keys[-1])
         assert verify(copy).finished == SHARDS - 1

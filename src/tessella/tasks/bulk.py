@@ -35,14 +35,15 @@ from ..atomic import copy_file, write_atomic
 from ..data.sources import iter_sources
 from ..errors import RunError, UsageError
 from ..predictor import Predictor
+from .cluster import Cluster
 from .ledger import Ledger, Shard, alone
-from .manifest import Manifest, write_manifest
+from .manifest import MANIFEST, RUN, Manifest, write_manifest
 from .output import need_pyarrow
 from .shards import SHARDS, ShardMaker
 from .stop import Stop
 
 SHARD_ROWS = {"cpu": 1024, "cuda": 16_384}  # or the next multiple of the batch: what a kill costs, in images
-RUN, MANIFEST, LOG, SUMMARY, COPY = "run.json", "manifest.parquet", "log.jsonl", "summary.json", "copy"
+LOG, SUMMARY, COPY = "log.jsonl", "summary.json", "copy"
 Dtype: TypeAlias = Literal["float16", "float32"]
 Event: TypeAlias = "dict[str, Any]"
 
@@ -113,6 +114,7 @@ def run(
     processes: int | None = None,
     timeout: float = 30.0,
     quarantine: str | Path | None = None,
+    cluster: Cluster | None = None,
     watch: Callable[[Event], None] = lambda event: None,
 ) -> Summary:
     """Classify and embed all that `inputs` name (as `iter_sources` reads them) into the folder `out`.
@@ -120,8 +122,9 @@ def run(
     A run that is there already goes on, if its settings are these; its inputs are those listed when it began. top:
     classes a row; dtype: of the stored embeddings; shard_rows: rows a file, rounded up to whole batches. processes:
     that decode; timeout: seconds an image may take there. quarantine: a CSV file for key, status and message of every
-    bad input. watch: gets a dict per remark, batch and shard.
-    Raises UsageError: bad_argument, busy, changed_run, damaged_run, not_found, output_failed; RunError: interrupted.
+    bad input. cluster: has actors of Ray make the shards. watch: gets a dict per remark, batch and shard.
+    Raises UsageError: bad_argument, busy, changed_run, damaged_run, not_found, output_failed; RunError: interrupted,
+    and with a cluster cluster_failed, not_shared and what went wrong in an actor.
     """
     need_pyarrow()
     out = Path(out)
@@ -138,10 +141,12 @@ def run(
             if finished:
                 watch(_remark(f"going on: {len(finished):,} of {manifest.shards:,} shards are finished"))
             left = manifest.rows - sum(shard.rows for shard in finished.values())
-            tally = Tally(manifest.rows, finished.values(), _alone_rate(predictor, left), watch)
-            with Stop() as stop, ShardMaker(
+            alone_rate = None if cluster else _alone_rate(predictor, left)
+            tally = Tally(manifest.rows, finished.values(), alone_rate, watch)
+            made = (cluster.maker if cluster else ShardMaker)(
                 out, facts, manifest, predictor, processes=processes, timeout=timeout
-            ) as maker:  # fmt: skip
+            )
+            with Stop() as stop, made as maker:
                 for shard in maker.make(todo, tally.count, lambda: stop.asked):
                     _enter(out, ledger, shard, tally)
             finished = ledger.finished()

@@ -21,6 +21,7 @@ from ..data.sources import Source
 from ..data.stores import ParquetRow
 from ..errors import ImageError, UsageError
 
+RUN, MANIFEST = "run.json", "manifest.parquet"  # what a run is, in its folder
 _LISTED = 100_000  # inputs between two remarks
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from ..data.decode import ImageSource, Pixels, decode
 from ..data.sources import Source
 from ..errors import ImageError
-from .bulk import MANIFEST
-from .manifest import Manifest
+from .manifest import MANIFEST, Manifest
 from .output import check_output, write_bytes
 from .report import contact_sheet, matplotlib, plain, thumbnail
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from ..atomic import copy_file, write_atomic
 from ..errors import UsageError
-from .bulk import COPY, LOG, MANIFEST, RUN, SUMMARY, read_facts
+from .bulk import COPY, LOG, SUMMARY, read_facts
 from .index import HOME, check_index
 from .ledger import FILE, Ledger, Shard, alone
-from .manifest import Manifest, file_hash
+from .manifest import MANIFEST, RUN, Manifest, file_hash
 from .output import need_pyarrow
 from .shards import SHARDS
 

@@ -1,0 +1,161 @@
+"""How long a billion images take on many nodes that fail and lag: `python benchmarks/scale.py`, a simulation.
+
+Nodes take the next shard when they have none, as Ray hands them out. A node that fails loses the shard it is at and is
+back `away` seconds later; a slow one is slow all the time. What is measured comes from `--measure`, which times Ray and
+the ledger on this machine, and from earlier files in benchmarks/results; what is assumed is named so. Both add a CSV to
+benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import heapq
+import itertools
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tessella.predictor import load
+from tessella.tasks.bench import hardware, slug
+from tessella.tasks.bulk import run
+from tessella.tasks.cluster import LOCAL, Cluster
+from tessella.tasks.ledger import Ledger, Shard
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = 1_000_000_000
+NODES = 1000
+# images a second of a node, exact transform, from photographs
+RATES = {
+    "2 cores, measured": 36.0,  # end-to-end_intel-xeon-2-cores-avx512_..., crossvit_9_240
+    "GPU, assumed": 2000.0,
+}
+JITTER = 0.1  # assumed: standard deviation of the logarithm of a shard's time
+AWAY = 120.0  # assumed: seconds until another node is in a failed one's place; Ray's own part of it is measured
+FAILURES = {"none": 0.0, "1 in 1,000 h": 1 / 3.6e6, "1 in 24 h": 1 / 86_400}  # assumed: of a node, a second
+SLOW = {"none": (0.0, 1.0), "2 % at half speed": (0.02, 0.5), "1 % at a tenth": (0.01, 0.1)}  # assumed
+START, OVERHEAD = 23.0, 0.03  # seconds, measured: "start", and "there" less "local"
+SMALL, SHARDS = 16, 60  # rows and number of the shards that are timed
+SHARD_ROWS = (1024, 4096, 16_384, 65_536)
+
+
+def simulate(
+    rate: float, rows: int, failures: float, slow: tuple[float, float], start: float, overhead: float, seed: int = 0
+) -> dict[str, float]:
+    """One run. start, overhead: seconds of an actor and of a shard besides its images.
+
+    Returns hours, share (of what the nodes could do if nothing went wrong), redone (share of all work that was lost
+    with a node), tail_minutes (from the first node without work to the end), shards_a_second (that the driver enters).
+    """
+    chance = random.Random(seed)
+    speeds = [slow[1] if i < slow[0] * NODES else 1.0 for i in range(NODES)]
+    count = -(-ROWS // rows)
+    todo, again = iter(range(count)), 0
+    fails = [chance.expovariate(failures) if failures else float("inf") for _ in range(NODES)]
+    free = [(start, i) for i in range(NODES)]
+    ends, lost, first_idle = 0.0, 0.0, None
+    while free:
+        now, node = heapq.heappop(free)
+        if again:
+            again -= 1
+        elif next(todo, None) is None:
+            first_idle = now if first_idle is None else first_idle
+            continue
+        takes = overhead + rows / (rate * speeds[node]) * chance.lognormvariate(0, JITTER)
+        if now + takes > fails[node]:
+            lost += max(fails[node] - now, 0.0)
+            back = max(fails[node], now) + AWAY + start
+            fails[node] = back + chance.expovariate(failures)
+            again += 1
+            heapq.heappush(free, (back, node))
+            continue
+        ends = max(ends, now + takes)
+        heapq.heappush(free, (now + takes, node))
+    ideal = ROWS / rate / NODES
+    assert first_idle is not None
+    return dict(hours=ends / 3600, share=ideal / ends, redone=lost / (ideal * NODES), shards=count,
+                tail_minutes=(ends - first_idle) / 60, shards_a_second=count / ends)  # fmt: skip
+
+
+def measure() -> dict[str, tuple[float, str]]:
+    """Seconds that the ledger and Ray take on this machine, which is one node with one actor: value, what it is."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        commits = []
+        with Ledger(folder, new=True) as ledger:
+            for i in range(200):
+                began = time.perf_counter()
+                ledger.commit(Shard(i, f"shard-{i:08d}.parquet", "0" * 64, 1, 1, 1, {}))
+                commits.append(time.perf_counter() - began)
+        rng = np.random.default_rng(0)
+        for i in range(SMALL * SHARDS):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+        local = _times(folder, None)
+        there = _times(folder, Cluster(functools.partial(load, device="cpu"), LOCAL))
+    steady = [(times[-1] - times[0]) / (len(times) - 1) for times in (local, there)]
+    return dict(
+        commit=(statistics.median(commits), "to enter a shard, median of 200"),
+        start=(there[0] - local[0], "until the first shard: a cluster, an actor, PyTorch, the model"),
+        local=(steady[0], f"a shard of {SMALL} small images without Ray, mean of {SHARDS}"),
+        there=(steady[1], f"the same shard with Ray, mean of {SHARDS}"),
+    )
+
+
+def _times(folder: Path, cluster: Cluster | None) -> list[float]:
+    """Seconds from the start of a run to each of its shards."""
+    times: list[float] = []
+    predictor = load(device="cpu")
+    began = time.perf_counter()
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["kind"] == "shard":
+            times.append(time.perf_counter() - began)
+
+    out = folder / ("local" if cluster is None else "ray")
+    run([f"{folder}/*.png"], out, predictor, shard_rows=SMALL, cluster=cluster, watch=watch)
+    return times
+
+
+def save(what: str, rows: list[dict[str, Any]]) -> None:
+    version = torch.__version__.split("+")[0]
+    path = RESULTS / f"{what}_{slug(hardware('cpu'))}_torch{version}_{time.strftime('%Y-%m-%d')}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="time Ray and the ledger here")
+    parser.add_argument("--beside", default="nothing", help="what else the machine does meanwhile, for the file")
+    parser.add_argument("--start", type=float, default=START, help="seconds until an actor has its first shard")
+    parser.add_argument("--overhead", type=float, default=OVERHEAD, help="seconds of a shard besides its images")
+    args = parser.parse_args()
+    if args.measure:
+        facts = measure()
+        save("scale-measured", [
+            dict(what=name, seconds=f"{value:.4f}", note=note, beside=args.beside, hardware=hardware("cpu"))
+            for name, (value, note) in facts.items()
+        ])  # fmt: skip
+        return
+    rows = []
+    for (node, rate), size in itertools.product(RATES.items(), SHARD_ROWS):
+        for failures, slow in itertools.product(FAILURES, SLOW):
+            found = simulate(rate, size, FAILURES[failures], SLOW[slow], args.start, args.overhead)
+            given = dict(node=node, images_per_second=rate, nodes=NODES, shard_rows=size, failures=failures, slow=slow)
+            rows.append(given | {name: f"{value:.4g}" for name, value in found.items()})
+    save("scale", rows)
+
+
+if __name__ == "__main__":
+    main()

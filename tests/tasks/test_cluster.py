@@ -1,0 +1,327 @@
+"""Runs on Ray: nodes, actors and drivers are killed, and the dataset is the one that a local run makes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tessella.errors import RunError, UsageError
+from tessella.predictor import Predictor
+from tessella.tasks import cluster
+from tessella.tasks.bulk import read_run, run
+from tessella.tasks.cluster import Cluster, ClusterMaker, slots
+from tessella.tasks.ledger import Ledger, Shard
+from tessella.tasks.manifest import Manifest
+from tessella.tasks.shards import ShardMaker
+
+from .bulk_kills import contents, make_rows, tiny_predictor
+from .cluster_runs import SHARD_ROWS, finished, other
+
+ROWS = 640
+SHARDS = ROWS // SHARD_ROWS
+MARK = secrets.token_hex(8)  # in the environment of all that is started here
+WAIT = 120.0  # seconds, for what takes five where there is nothing beside it
+ROOT = Path(__file__).parents[2]
+CONNECT = """
+import os, sys
+os.dup2(1, 2)  # what Ray says of it too
+from tessella.errors import RunError
+from tessella.tasks.cluster import ClusterMaker
+try:
+    ClusterMaker(None, sys.argv[1], None)._connect()
+except RunError as error:
+    print(error.code, error)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """What is one here is what it was for others."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rows(tmp_path_factory.mktemp("data") / "rows.parquet", ROWS)
+
+
+def make_here(data: Path, out: Path) -> None:
+    """The run made by this process, without Ray."""
+    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    make_here(data, out)
+    return out
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=kept | more, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def running(name: str = "") -> set[int]:
+    """Processes that were started here and are alive, whoever their parent is; name: a part of their command."""
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"TESSELLA_MARK={MARK}".encode() in (place / "environ").read_bytes()
+            if ours and name.encode() in (place / "cmdline").read_bytes():
+                found.add(int(place.name))
+        except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    began = time.monotonic()
+    while not true():
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() - began < WAIT
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[dict[str, Any]]:
+    token = secrets.token_hex(32)
+    # a node is dead when nothing has answered for 3 seconds, not for 15
+    quick = dict(RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3")
+    process = start("-m", "tests.tasks.cluster_runs", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **quick)
+    assert process.stdout
+    told = process.stdout.readline()
+    yield json.loads(told) | dict(token=token)
+    process.communicate(timeout=WAIT)
+    until(lambda: not running())
+
+
+def drive(data: Path, out: Path, address: str, *load: str, **more: str) -> subprocess.Popen[str]:
+    return start("-m", "tests.tasks.cluster_runs", str(data), str(out), address, *load, **more)
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
+    data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "run", dict(RAY_AUTH_TOKEN=nodes["token"])
+    driver = drive(data, out, nodes["address"], **settings)
+    until(lambda: len(finished(out)) >= 5, driver)
+    actors = running("MapWorker")
+    assert len(actors) == 2  # one a node
+    driver.kill()
+    driver.communicate()
+    until(lambda: not actors & running())
+    before = len(finished(out))
+    assert before < SHARDS / 2
+
+    driver = drive(data, out, nodes["address"], **settings)
+    until(lambda: len(finished(out)) >= before + 4, driver)
+    with pytest.raises(UsageError) as caught:
+        make_here(data, out)
+    assert caught.value.code == "busy"
+    os.kill(min(running("MapWorker")), signal.SIGKILL)
+    until(lambda: len(finished(out)) >= before + 10, driver)
+    os.kill(nodes["raylet"], signal.SIGKILL)
+    driver.communicate(timeout=WAIT)
+    assert driver.returncode == 0
+    assert sorted(finished(out)) == [*range(SHARDS)]  # none lost, none twice
+    assert contents(out) == contents(whole)
+    with Ledger(out) as ours, Ledger(whole) as theirs:
+        assert ours.finished() == theirs.finished()
+    told = [json.loads((folder / "summary.json").read_text()) for folder in (out, whole)]
+    assert [(one["rows"], one["errors"]) for one in told] == [(ROWS, dict(corrupt_image=ROWS // 20))] * 2
+
+
+@pytest.mark.slow
+def test_what_a_cluster_refuses(data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path) -> None:
+    """Clients without its token; actors, whatever the driver may think, with another model."""
+    none = start("-c", CONNECT, nodes["address"], HOME=str(tmp_path))
+    wrong = start("-c", CONNECT, nodes["address"], RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="2")
+    driver = drive(data, tmp_path / "run", nodes["address"], "other", RAY_AUTH_TOKEN=nodes["token"])
+    assert "no token was found" in none.communicate(timeout=WAIT)[0]
+    refused = wrong.communicate(timeout=WAIT)[0]
+    assert "InvalidAuthToken" in refused
+    assert f"cluster_failed the Ray cluster {nodes['address']} cannot be used" in refused
+    said, _ = driver.communicate(timeout=WAIT)
+    told = json.loads(said.splitlines()[-1])
+    assert (driver.returncode, told["code"]) == (2, "changed_run")
+    assert f"fingerprint '{read_run(whole)['fingerprint']}', here '" in told["message"]
+    assert not contents(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_cluster_of_ones_own_keeps_to_itself_and_stops_when_asked(data: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = running()
+    driver = drive(data, out, "local", HOME=str(tmp_path))
+    until(lambda: len(finished(out)) >= 2, driver)
+    opened = [one for pid in running() - before for one in psutil.Process(pid).net_connections("tcp")]
+    listening = {one.laddr.ip.removeprefix("::ffff:") for one in opened if one.status == "LISTEN"}
+    assert listening == {"127.0.0.1"}
+    assert 8265 not in {one.laddr.port for one in opened}  # the dashboard's
+    driver.terminate()
+    said, _ = driver.communicate(timeout=WAIT)
+    assert (driver.returncode, json.loads(said.splitlines()[-1])["code"]) == (130, "interrupted")
+    until(lambda: not running() - before)
+    assert not (tmp_path / ".ray").exists()  # no token is left in the home folder
+    kept = finished(out)
+    assert 2 <= len(kept) < SHARDS
+    make_here(data, out)  # what Ray began goes on without it
+    assert sorted(finished(out)) == [*range(SHARDS)]
+    assert contents(out) == contents(whole)
+
+
+# --- an actor and a driver, without Ray -------------------------------------------------------------------------------
+
+
+def maker(out: Path, load: Callable[[], Predictor] = tiny_predictor) -> ClusterMaker:
+    manifest = Manifest(out / "manifest.parquet", read_run(out)["manifest"])
+    return Cluster(load).maker(out, read_run(out), manifest, tiny_predictor(), processes=1)
+
+
+def answer(out: Path, shard: int, load: Callable[[], Predictor] = tiny_predictor) -> dict[str, Any]:
+    actor = cluster._Actor(maker(out, load)._job)
+    try:
+        (told,) = actor(dict(shard=[shard]))["told"]
+        return dict(json.loads(told))
+    finally:
+        if not isinstance(actor._maker, Exception):
+            actor._maker.__exit__()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    make_here(make_rows(tmp_path / "rows.parquet", 24), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def tries(out: Path) -> Path:
+    return out / "shards" / ".shard-00000001.tries.tmp"
+
+
+def test_an_actor_makes_the_same_shard_again(small: Path) -> None:
+    """As one does that has outlived its driver, beside the one that came after it."""
+    before = contents(small)
+    tries(small).write_bytes(b"...")
+    told = answer(small, 1)
+    with Ledger(small) as ledger:
+        assert Shard(**told) == ledger.finished()[1]
+    assert contents(small) == before  # the file with its tries is gone too
+
+
+def test_a_shard_that_ends_its_actors_is_given_up(small: Path) -> None:
+    tries(small).write_bytes(b"....")
+    told = answer(small, 1)
+    assert (told["code"], told["message"]) == ("cluster_failed", "shard 1 has ended 4 actors, one after the other")
+    make_here(small.parent / "rows.parquet", small)
+    assert not tries(small).exists()
+
+
+def test_an_actor_refuses_another_model_and_another_folder(small: Path) -> None:
+    assert answer(small, 0, other)["code"] == "changed_run"
+    job = maker(small)._job
+    (small / "run.json").write_text((small / "run.json").read_text() + " ")
+    assert json.loads(cluster._Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    (small / "run.json").unlink()
+    assert json.loads(cluster._Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+
+
+def test_a_full_disk_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ShardMaker, "make", full)
+    told = answer(small, 0)
+    assert told["code"] == "output_failed"
+    assert "No space left" in told["message"]
+    assert told["node"]
+
+
+class Answers:
+    """In place of a dataset of Ray."""
+
+    def __init__(self, *told: dict[str, Any]):
+        self.told = told
+
+    def iter_rows(self) -> Iterator[dict[str, str]]:
+        for one in self.told:
+            yield dict(told=json.dumps(one))
+
+
+def shards(out: Path, *told: dict[str, Any], todo: tuple[int, ...] = (0, 1)) -> list[int]:
+    made = maker(out)
+    made._connect = lambda: (1, dict(num_cpus=1))  # type: ignore[method-assign]
+    made._scheduled = lambda *_: Answers(*told)  # type: ignore[method-assign]
+    return [shard.id for shard in made.make(todo)]
+
+
+def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
+    first, second = answer(small, 0), answer(small, 1)
+    assert shards(small, second, second, first) == [1, 0]
+    assert shards(small, todo=()) == []
+    with pytest.raises(RunError, match="Ray ended without 1 shards") as caught:
+        shards(small, first)
+    assert caught.value.code == "cluster_failed"
+    with pytest.raises(RunError, match="a7: it burns") as caught:
+        shards(small, dict(code="output_failed", message="it burns", hint="run", node="a7"))
+    assert (caught.value.code, caught.value.exit_code) == ("output_failed", 6)
+    (small / "shards" / first["file"]).unlink()
+    with pytest.raises(RunError, match="it is not here") as caught:
+        shards(small, first)
+    assert caught.value.code == "not_shared"
+
+
+GPU = dict(CPU=32.0, GPU=4.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "pinned", "expected"),
+    [
+        ([dict(CPU=8.0)], "cpu", None, (2, dict(num_cpus=4))),
+        ([dict(CPU=8.0), dict(CPU=7.0), dict(CPU=2.0), {}], "cpu", None, (3, dict(num_cpus=4))),
+        ([GPU, GPU, dict(CPU=64.0)], "cuda", None, (8, dict(num_cpus=8, num_gpus=1))),
+        ([GPU, dict(CPU=4.0, GPU=1.0)], "cuda:0", None, (5, dict(num_cpus=4, num_gpus=1))),
+        ([GPU], "cuda", 2, (4, dict(num_cpus=2, num_gpus=1))),
+    ],
+)
+def test_an_actor_a_device(nodes: Any, device: str, pinned: int | None, expected: Any) -> None:
+    assert slots(nodes, device, pinned, 4) == expected
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", "4 cores"), ("cuda", "a GPU")])
+def test_a_cluster_without_room_is_refused(device: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"no node of the cluster has {told}"):
+        slots([dict(CPU=2.0)], device, None, 4)
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS_SKIP_REGEX"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="Ray is not installed") as caught:
+        cluster._ray(local=False)
+    assert (caught.value.code, caught.value.hint) == ("missing_dependency", 'pip install "tessella[ray]"')
