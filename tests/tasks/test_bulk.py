@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import tessella
+from tessella.engine.base import Engine
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.tasks import bulk
@@ -147,6 +148,19 @@ def test_stopped_it_goes_on_with_what_is_not_finished(
 def test_killed_at_any_moment_it_ends_as_the_whole_one(tmp_path: Path) -> None:
     facts = killed_and_whole(make_rows(tmp_path / "rows.parquet", 200), tmp_path, kills=30)
     assert (facts["kills"], facts["lost"], facts["ends"]) == (30, 0, facts["byte_equal"])
+
+
+def test_a_batch_that_is_left_alone_is_not_worked_on_in_parts(
+    images: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CrossViT's numbers differ in the last bits when it is."""
+    start(images, tmp_path / "run", predictor, shard_rows=4)
+    before = contents(tmp_path / "run")
+    with Ledger(tmp_path / "run") as ledger:
+        ledger.forget([3])
+    monkeypatch.setattr(Engine, "_alone", lambda *_: pytest.fail("in parts"))
+    start(images, tmp_path / "run", predictor, shard_rows=4)
+    assert contents(tmp_path / "run") == before
 
 
 def test_inputs_that_change_later_are_not_in_the_run(images: Path, predictor: Predictor, tmp_path: Path) -> None:
