@@ -261,10 +261,12 @@ class Predictor:
         """What the model says of each image, in order, as batches finish; of a bad image, its error."""
         return self.outputs_of(self._decoded(images))
 
-    def outputs_of(self, prepared: Iterable[Pixels | ImageError]) -> Generator[Output | ImageError, None, None]:
+    def outputs_of(
+        self, prepared: Iterable[Pixels | ImageError], *, divide: bool = True
+    ) -> Generator[Output | ImageError, None, None]:
         """As `outputs`, of images that are (spec.height, spec.width, 3) uint8 already, or that could not be read.
 
-        Every `plan.batch_size` of them, errors included, are one batch.
+        Every `plan.batch_size` of them, errors included, are one batch. divide: as `Engine.in_turn` has it.
         """
         nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
         waiting: deque[list[ImageError | None]] = deque()  # errors in batches that are with the model, in order
@@ -275,7 +277,7 @@ class Predictor:
                 good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
                 yield np.stack(good) if good else nothing
 
-        for logits, vectors in self.engine.in_turn(batches()):
+        for logits, vectors in self.engine.in_turn(batches(), divide=divide):
             rows = zip(logits, vectors, strict=True)
             for error in waiting.popleft():
                 yield Output(*next(rows)) if error is None else error

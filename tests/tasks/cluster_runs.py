@@ -25,8 +25,8 @@ def slow() -> Predictor:
     predictor = tiny_predictor()
     outputs_of = predictor.outputs_of
 
-    def slowly(prepared: Iterable[Any]) -> Iterator[Any]:
-        for outcome in outputs_of(prepared):
+    def slowly(prepared: Iterable[Any], **how: Any) -> Iterator[Any]:
+        for outcome in outputs_of(prepared, **how):
             time.sleep(ROW_SECONDS)
             yield outcome
 

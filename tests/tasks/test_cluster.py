@@ -21,6 +21,7 @@ import torch
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.tasks import cluster
+from tessella.tasks.actor import Actor
 from tessella.tasks.bulk import read_run, run
 from tessella.tasks.cluster import Cluster, ClusterMaker, slots
 from tessella.tasks.ledger import Ledger, Shard
@@ -204,7 +205,7 @@ def maker(out: Path, load: Callable[[], Predictor] = tiny_predictor) -> ClusterM
 
 
 def answer(out: Path, shard: int, load: Callable[[], Predictor] = tiny_predictor) -> dict[str, Any]:
-    actor = cluster._Actor(maker(out, load)._job)
+    actor = Actor(maker(out, load)._job)
     try:
         (told,) = actor(dict(shard=[shard]))["told"]
         return dict(json.loads(told))
@@ -245,9 +246,9 @@ def test_an_actor_refuses_another_model_and_another_folder(small: Path) -> None:
     assert answer(small, 0, other)["code"] == "changed_run"
     job = maker(small)._job
     (small / "run.json").write_text((small / "run.json").read_text() + " ")
-    assert json.loads(cluster._Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    assert json.loads(Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
     (small / "run.json").unlink()
-    assert json.loads(cluster._Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    assert json.loads(Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
 
 
 def test_a_full_disk_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +307,8 @@ GPU = dict(CPU=32.0, GPU=4.0)
         ([GPU, GPU, dict(CPU=64.0)], "cuda", None, (8, dict(num_cpus=8, num_gpus=1))),
         ([GPU, dict(CPU=4.0, GPU=1.0)], "cuda:0", None, (5, dict(num_cpus=4, num_gpus=1))),
         ([GPU], "cuda", 2, (4, dict(num_cpus=2, num_gpus=1))),
+        ([GPU], "cuda", 16, (2, dict(num_cpus=16, num_gpus=1))),
+        ([dict(CPU=2.0, GPU=4.0)], "cuda", None, (4, dict(num_cpus=0, num_gpus=1))),
     ],
 )
 def test_an_actor_a_device(nodes: Any, device: str, pinned: int | None, expected: Any) -> None:

@@ -68,15 +68,16 @@ class Engine(abc.ABC):
 
         return torch.zeros(batch, *self.shape, dtype=torch.uint8 if self.spec else torch.float32)
 
-    def in_turn(self, batches: Iterable[Item]) -> Iterator[Any]:
+    def in_turn(self, batches: Iterable[Item], *, divide: bool = True) -> Iterator[Any]:
         """`self(batch)` for array batches, `self.run(batch)` for tensors: in order, `plan.streams` of them at a time.
 
         Whole images a core instead of parts of each: no waiting of cores for each other. The next batches are drawn
-        while the model works; at most one more than are being worked on is held.
+        while the model works; at most one more than are being worked on is held. divide: a batch that is the only one
+        may be worked on in parts, which changes the last bits of some models.
         """
         source = iter(batches)
         drawn = list(itertools.islice(source, 2))
-        if len(drawn) == 1:
+        if len(drawn) == 1 and divide:
             yield self._alone(drawn[0])
             return
         waiting: deque[Future[Any]] = deque()

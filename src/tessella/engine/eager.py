@@ -56,9 +56,9 @@ class TorchEngine(Engine):
         logits, embedding = self.run(torch.from_numpy(images_BHWC).to(self.plan.device, non_blocking=True))
         return logits.cpu().numpy(), embedding.cpu().numpy()
 
-    def in_turn(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def in_turn(self, batches: Iterable[Any], *, divide: bool = True) -> Iterator[Any]:
         with nullcontext() if self.plan.streams == 1 else _SHARES:
-            yield from super().in_turn(batches)
+            yield from super().in_turn(batches, divide=divide)
 
     def _enter(self) -> None:
         if self.plan.streams > 1:

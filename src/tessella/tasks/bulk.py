@@ -20,7 +20,6 @@ import csv
 import hashlib
 import io
 import json
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -181,18 +180,16 @@ def _end_log(path: Path) -> None:
 
 
 def _alone_rate(predictor: Predictor, rows: int) -> float | None:
-    """Images a second of the model with nothing beside it, if the run is long enough to pay for four batches."""
-    batch = predictor.plan.batch_size
-    if rows < 100 * batch:
+    """Images a second of the model with nothing beside it, where what that takes is under a twentieth of the run."""
+    some = predictor.plan.batch_size * predictor.plan.streams
+    if rows < 100 * some:
         return None
     blank = np.zeros((predictor.spec.height, predictor.spec.width, 3), np.uint8)
-    seconds = []
-    for _ in range(4):
+    for count in (some, 4 * some):  # the first one warms up
         began = time.perf_counter()
-        for _ in predictor.outputs_of([blank] * batch):
+        for _ in predictor.outputs_of([blank] * count, divide=False):
             pass
-        seconds.append(time.perf_counter() - began)
-    return batch / statistics.median(seconds[1:])  # the first one warms up
+    return count / (time.perf_counter() - began)
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------------

@@ -16,21 +16,21 @@ import queue
 import re
 import secrets
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError, TessellaError, UsageError
+from ..errors import RunError, UsageError
 from ..predictor import Predictor
+from .actor import AGAIN, SHARE, Actor, Job, decisive
 from .ledger import Shard
-from .manifest import MANIFEST, RUN, Manifest, file_hash
-from .shards import SHARDS, ShardMaker
+from .manifest import RUN, Manifest, file_hash
+from .shards import SHARDS
 
-TRIES = 4  # of a shard whose actor dies: one that kills every actor must not go round for ever
 LOCAL = "local"
+_JOIN = "is it up, is this machine a node of it, and is its token in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH?"
 _OBJECTS = 100_000_000  # bytes for Ray's object store on this machine: numbers of shards are all that goes through it
 
 
@@ -58,38 +58,17 @@ class Cluster:
         processes: int | None = None, timeout: float = 30.0,
     ) -> ClusterMaker:  # fmt: skip
         """In place of a ShardMaker."""
-        job = _Job(
+        job = Job(
             self.load, out.absolute(), file_hash(out / RUN), decisive(predictor),
             self.cores or predictor.plan.threads, processes, timeout, Path.cwd(),
         )  # fmt: skip
         return ClusterMaker(job, self.address, self.cores)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What an actor is told, once; it is pickled."""
-
-    load: Callable[[], Predictor]
-    out: Path  # absolute
-    run_hash: str  # of run.json, which has all else
-    decisive: Mapping[str, Any]
-    cores: int
-    processes: int | None
-    timeout: float  # seconds
-    folder: Path  # that paths in the settings of `load` are relative to
-
-
-def decisive(predictor: Predictor) -> dict[str, Any]:
-    """What must be the same in all actors for the bytes to be the same."""
-    plan = predictor.plan
-    return dict(fingerprint=predictor.fingerprint, engine=plan.engine, precision=plan.precision,
-                batch=plan.batch_size, device=plan.device, layout=plan.layout)  # fmt: skip
-
-
 class ClusterMaker:
     """Has the shards of one run made by actors; a context manager that leaves the cluster, or ends it if it is ours."""
 
-    def __init__(self, job: _Job, address: str, cores: int | None):
+    def __init__(self, job: Job, address: str, cores: int | None):
         self._job, self._address, self._cores = job, address, cores
         self._connected = False
 
@@ -128,9 +107,9 @@ class ClusterMaker:
             except queue.Empty:
                 continue
             if answer is None:
-                raise RunError("cluster_failed", f"Ray ended without {len(left):,} shards", hint=_AGAIN)
+                raise RunError("cluster_failed", f"Ray ended without {len(left):,} shards", hint=AGAIN)
             if isinstance(answer, BaseException):
-                raise _failed("the run was given up by Ray", answer, _AGAIN) from answer
+                raise _failed("the run was given up by Ray", answer, AGAIN) from answer
             shard = self._checked(json.loads(answer))
             if shard.id not in left:  # a task that Ray did twice: the same file again
                 continue
@@ -158,28 +137,24 @@ class ClusterMaker:
         self._connected = True
         nodes = [node["Resources"] | dict(at=node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
         if local and any(not node["at"].startswith("127.") for node in nodes):
-            raise RunError(
-                "cluster_failed", "Ray was imported before and does not keep to this machine's own network",
-                hint="let tessella import it, or start a cluster and give its address",
-            )  # fmt: skip
+            raise RunError("cluster_failed", "Ray, imported before, does not keep to this machine's own network",
+                           hint="let tessella import it, or start a cluster and give its address")  # fmt: skip
         return slots(nodes, self._job.decisive["device"], self._cores, self._job.cores)
 
     def _scheduled(self, todo: list[int], count: int, needs: dict[str, Any]) -> Any:
         """A dataset of answers, one a shard, that begins when it is read."""
         import ray.data
 
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
         # a block a shard: it is what Ray hands out, and what it does again
         shards = ray.data.from_items([dict(shard=shard) for shard in todo], override_num_blocks=len(todo))
         # An actor whose node is gone waits for another place; at the end idle ones give theirs up, as the pool may
         # shrink. One task at a time, so that no shard waits behind a slow actor while others have nothing to do.
-        pool = ray.data.ActorPoolStrategy(
-            min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=1
-        )
-        job = replace(self._job, cores=int(needs["num_cpus"]))
+        size: dict[str, Any] = dict(min_size=1, max_size=count, initial_size=count)
+        pool = ray.data.ActorPoolStrategy(**size, max_tasks_in_flight_per_actor=1)
+        job = replace(self._job, cores=int(needs["num_cpus"]) or 1)
         # Ray tries again without end: of a node that has died it uses up any number of tries before it knows
-        return shards.map_batches(_Actor, fn_constructor_args=(job,), batch_size=1, compute=pool, **needs)
+        return shards.map_batches(Actor, fn_constructor_args=(job,), batch_size=1, compute=pool, **needs)
 
     def _checked(self, answer: dict[str, Any]) -> Shard:
         if "code" in answer:
@@ -187,13 +162,8 @@ class ClusterMaker:
         shard = Shard(**answer)
         path = self._job.out / SHARDS / shard.file
         if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise RunError("not_shared", f"an actor wrote {path}, and it is not here", hint=_SHARE)
+            raise RunError("not_shared", f"an actor wrote {path}, and it is not here", hint=SHARE)
         return shard
-
-
-_AGAIN = "every finished shard is kept: run the same command again to go on"
-_JOIN = "is it up, is this machine a node of it, and is its token in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH?"
-_SHARE = "give an --out that is on a file system which all nodes share, under the same path"
 
 
 def slots(
@@ -205,9 +175,10 @@ def slots(
     UsageError `bad_argument` where none fits.
     """
     if device.startswith("cuda"):
-        with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
-        share = min((int(node.get("CPU", 0) // int(node["GPU"])) for node in with_gpu), default=0)
-        needs, count = dict(num_cpus=pinned or share, num_gpus=1), sum(int(node["GPU"]) for node in with_gpu)
+        found = [(int(node["GPU"]), node.get("CPU", 0)) for node in nodes if node.get("GPU", 0) >= 1]
+        share = pinned or min((int(cpus // gpus) for gpus, cpus in found), default=0)
+        needs = dict(num_cpus=share, num_gpus=1)
+        count = sum(min(gpus, int(cpus // share)) if share else gpus for gpus, cpus in found)
     else:
         needs, count = dict(num_cpus=cores), sum(int(node.get("CPU", 0) // cores) for node in nodes)
     if not count:
@@ -256,71 +227,3 @@ def _failed(what: str, error: BaseException, hint: str) -> RunError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     why = f": {lines[-1]}" if lines else ""
     return RunError("cluster_failed", f"{what}: {type(error).__name__}{why}", hint=hint)
-
-
-class _Actor:
-    """Has the model and its decoders for as long as the run lasts; whatever goes wrong is an answer, not an exception.
-
-    (Ray makes an exception in here one of its own, in which code and hint are lost.)
-    """
-
-    def __init__(self, job: _Job):
-        self._job = job
-        self._maker: ShardMaker | TessellaError
-        try:
-            self._maker = self._start()
-        except TessellaError as error:
-            self._maker = error
-
-    def _start(self) -> ShardMaker:
-        job = self._job
-        facts = self._same_run()
-        if job.folder.is_dir():
-            os.chdir(job.folder)
-        import torch
-
-        torch.set_num_threads(job.cores)  # before the plan, which counts them
-        predictor = job.load()
-        here = decisive(predictor)
-        if changed := [name for name in here if here[name] != job.decisive[name]]:
-            shown = "; ".join(f"{name} {job.decisive[name]!r}, here {here[name]!r}" for name in changed)
-            raise RunError("changed_run", f"the model is another one than the run's: {shown}",
-                           hint="have the same weights and versions on all nodes, and pin --engine")  # fmt: skip
-        manifest = Manifest(job.out / MANIFEST, facts["manifest"])
-        return ShardMaker(
-            job.out, facts, manifest, predictor, processes=job.processes or min(job.cores, 8), timeout=job.timeout
-        )
-
-    def _same_run(self) -> dict[str, Any]:
-        """run.json; read before each shard: who outlives its driver must not write into a run that came later."""
-        path = self._job.out / RUN
-        with contextlib.suppress(OSError):
-            if file_hash(path) == self._job.run_hash:
-                return dict(json.loads(path.read_text()))
-        raise RunError("not_shared", f"{path} is not there, or not as the driver sees it", hint=_SHARE)
-
-    def _made(self, maker: ShardMaker, number: int) -> Shard:
-        """A shard, if it has not ended TRIES actors: each leaves a byte in a file that the one who succeeds removes."""
-        self._same_run()
-        tries = self._job.out / SHARDS / f".shard-{number:08d}.tries.tmp"  # a run that goes on begins without
-        with tries.open("ab") as file:
-            if file.tell() >= TRIES:
-                raise RunError("cluster_failed", f"shard {number} has ended {TRIES} actors, one after the other",
-                               hint="is there enough memory for an actor? " + _AGAIN)  # fmt: skip
-            file.write(b".")
-        (shard,) = maker.make([number])
-        tries.unlink(missing_ok=True)
-        return shard
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
-        """The shard of a batch of one."""
-        try:
-            if isinstance(self._maker, TessellaError):
-                raise self._maker
-            answer = asdict(self._made(self._maker, int(batch["shard"][0])))
-        except TessellaError as error:
-            answer = dict(code=error.code, message=error.message, hint=error.hint, node=socket.gethostname())
-        except OSError as error:
-            why = f"{self._job.out} could not be written: {error.strerror or error}"
-            answer = dict(code="output_failed", message=why, hint=_AGAIN, node=socket.gethostname())
-        return dict(told=[json.dumps(answer)])
