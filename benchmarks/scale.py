@@ -32,35 +32,36 @@ from tessella.tasks.ledger import Ledger, Shard
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = 1_000_000_000
-NODES = 1000
-# images a second of a node, exact transform, from photographs
-RATES = {
-    "2 cores, measured": 36.0,  # end-to-end_intel-xeon-2-cores-avx512_..., crossvit_9_240
-    "GPU, assumed": 2000.0,
+# images a second of a node, and how many there are
+CASES = {
+    "2 cores": (36.0, 1000),  # measured, from photographs: end-to-end_intel-xeon-2-cores-avx512_..., crossvit_9_240
+    "a GPU": (2000.0, 64),  # assumed
 }
 JITTER = 0.1  # assumed: standard deviation of the logarithm of a shard's time
-AWAY = 120.0  # assumed: seconds until another node is in a failed one's place; Ray's own part of it is measured
+AWAY = 120.0  # assumed: seconds until another node is in a failed one's place, and noticed
 FAILURES = {"none": 0.0, "1 in 1,000 h": 1 / 3.6e6, "1 in 24 h": 1 / 86_400}  # assumed: of a node, a second
 SLOW = {"none": (0.0, 1.0), "2 % at half speed": (0.02, 0.5), "1 % at a tenth": (0.01, 0.1)}  # assumed
-START, OVERHEAD = 23.0, 0.03  # seconds, measured: "start", and "there" less "local"
+START, OVERHEAD, COMMIT = 23.0, 0.03, 0.008  # seconds, measured: "start", "there" less "local", "commit"
 SMALL, SHARDS = 16, 60  # rows and number of the shards that are timed
 SHARD_ROWS = (1024, 4096, 16_384, 65_536)
 
 
 def simulate(
-    rate: float, rows: int, failures: float, slow: tuple[float, float], start: float, overhead: float, seed: int = 0
-) -> dict[str, float]:
+    rate: float, nodes: int, rows: int, failures: float, slow: tuple[float, float], start: float, overhead: float,
+    seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """One run. start, overhead: seconds of an actor and of a shard besides its images.
 
     Returns hours, share (of what the nodes could do if nothing went wrong), redone (share of all work that was lost
-    with a node), tail_minutes (from the first node without work to the end), shards_a_second (that the driver enters).
+    with a node), tail_minutes (from the first node without work to the end), driver (share of its time that the
+    ledger takes).
     """
     chance = random.Random(seed)
-    speeds = [slow[1] if i < slow[0] * NODES else 1.0 for i in range(NODES)]
+    speeds = [slow[1] if i < slow[0] * nodes else 1.0 for i in range(nodes)]
     count = -(-ROWS // rows)
     todo, again = iter(range(count)), 0
-    fails = [chance.expovariate(failures) if failures else float("inf") for _ in range(NODES)]
-    free = [(start, i) for i in range(NODES)]
+    fails = [chance.expovariate(failures) if failures else float("inf") for _ in range(nodes)]
+    free = [(start, i) for i in range(nodes)]
     ends, lost, first_idle = 0.0, 0.0, None
     while free:
         now, node = heapq.heappop(free)
@@ -79,10 +80,10 @@ def simulate(
             continue
         ends = max(ends, now + takes)
         heapq.heappush(free, (now + takes, node))
-    ideal = ROWS / rate / NODES
+    ideal = ROWS / rate / nodes
     assert first_idle is not None
-    return dict(hours=ends / 3600, share=ideal / ends, redone=lost / (ideal * NODES), shards=count,
-                tail_minutes=(ends - first_idle) / 60, shards_a_second=count / ends)  # fmt: skip
+    return dict(hours=ends / 3600, share=ideal / ends, redone=lost / (ideal * nodes), shards=count,
+                tail_minutes=(ends - first_idle) / 60, driver=count * COMMIT / ends)  # fmt: skip
 
 
 def measure() -> dict[str, tuple[float, str]]:
@@ -149,10 +150,10 @@ def main() -> None:
         ])  # fmt: skip
         return
     rows = []
-    for (node, rate), size in itertools.product(RATES.items(), SHARD_ROWS):
+    for (node, (rate, nodes)), size in itertools.product(CASES.items(), SHARD_ROWS):
         for failures, slow in itertools.product(FAILURES, SLOW):
-            found = simulate(rate, size, FAILURES[failures], SLOW[slow], args.start, args.overhead)
-            given = dict(node=node, images_per_second=rate, nodes=NODES, shard_rows=size, failures=failures, slow=slow)
+            found = simulate(rate, nodes, size, FAILURES[failures], SLOW[slow], args.start, args.overhead)
+            given = dict(node=node, images_per_second=rate, nodes=nodes, shard_rows=size, failures=failures, slow=slow)
             rows.append(given | {name: f"{value:.4g}" for name, value in found.items()})
     save("scale", rows)
 

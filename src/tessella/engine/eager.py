@@ -62,7 +62,7 @@ class TorchEngine(Engine):
 
     def _enter(self) -> None:
         if self.plan.streams > 1:
-            torch.set_num_threads(max(1, self.plan.threads // self.plan.streams))
+            torch.set_num_threads(self.plan.pass_threads)
 
 
 class EagerEngine(TorchEngine):

@@ -64,6 +64,11 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(f"{row.what}: {row.chosen} ({row.reason})" for row in self.choices)
 
+    @property
+    def pass_threads(self) -> int:
+        """Of one pass on a CPU, where their number decides the last bits of some results; 0 elsewhere."""
+        return max(1, self.threads // self.streams) if self.device == "cpu" else 0
+
     def with_choice(self, choice: Choice) -> Plan:
         """The same, with the row of that name replaced, or added at the end."""
         rows = [choice if row.what == choice.what else row for row in self.choices]

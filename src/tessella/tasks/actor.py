@@ -40,7 +40,7 @@ def decisive(predictor: Predictor) -> dict[str, Any]:
     """What must be the same in all actors for the bytes to be the same."""
     plan = predictor.plan
     return dict(fingerprint=predictor.fingerprint, engine=plan.engine, precision=plan.precision,
-                batch=plan.batch_size, device=plan.device, layout=plan.layout)  # fmt: skip
+                batch=plan.batch_size, device=plan.device, layout=plan.layout, threads=plan.pass_threads)  # fmt: skip
 
 
 class Actor:

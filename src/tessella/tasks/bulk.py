@@ -205,6 +205,7 @@ def _facts(inputs: Sequence[str], predictor: Predictor, top: int, dtype: str, sh
     return dict(
         fingerprint=predictor.fingerprint, model=predictor.name, precision=plan.precision, engine=plan.engine,
         transform=predictor.transform, policy=predictor.policy, device=plan.device, batch=plan.batch_size,
+        threads=plan.pass_threads,
         shard_rows=shard_rows, top=min(top, predictor.num_classes), dtype=dtype, width=predictor.width,
         inputs=list(inputs), labels=list(predictor.labels),
     )  # fmt: skip
