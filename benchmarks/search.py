@@ -32,7 +32,7 @@ from tessella.tasks import bulk, shards
 from tessella.tasks.bench import hardware, slug
 from tessella.tasks.index import HOME, build_index, open_table
 from tessella.tasks.ledger import Ledger, Shard
-from tessella.tasks.manifest import write_manifest
+from tessella.tasks.manifest import MANIFEST, RUN, write_manifest
 from tessella.tasks.nearest import Floats, approximate, exact
 from tessella.tasks.probe import embed
 from tessella.tasks.retrieval import retrieval
@@ -53,11 +53,11 @@ def make_run(out: Path, vectors_ND: Floats) -> int:
     """What `tessella run` leaves of images with these embeddings; returns the bytes of its shards."""
     (out / shards.SHARDS).mkdir(parents=True)
     sources = [Source(f"{i:08d}.jpg", f"{i:08d}.jpg") for i in range(len(vectors_ND))]
-    count, digest = write_manifest(out / bulk.MANIFEST, sources, SHARD_ROWS)
+    count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
     facts = dict(fingerprint="0" * 16, model="synthetic", transform="exact", policy="tessella", precision="float32",
                  labels=[], top=0, dtype="float16", width=WIDTH, shard_rows=SHARD_ROWS, rows=count,
                  manifest=digest)  # fmt: skip
-    (out / bulk.RUN).write_text(json.dumps(facts | dict(check=bulk._check(facts))))
+    (out / RUN).write_text(json.dumps(facts | dict(check=bulk._check(facts))))
     written = 0
     with Ledger(out, new=True) as ledger:
         for number, start in enumerate(range(0, count, SHARD_ROWS)):

@@ -1,4 +1,4 @@
-"""Bulk runs that are killed at random and go on, beside the same run left alone: 30 kills in the tests, many in a soak.
+"""Bulk runs, and their index, that are killed at random and go on: 30 kills in the tests, many in a soak.
 
 `scripts/soak run --kills 300 --rows 20000 --out FILE` writes what happened. Every process is a real one, SIGKILL comes
 at any moment: while inputs are listed, in the middle of a shard, between a file and its entry.
@@ -16,6 +16,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from PIL import Image
 from tessella.engine import make_plan
 from tessella.predictor import Predictor
 from tessella.tasks.bulk import run
+from tessella.tasks.index import build_index
 from tessella.tasks.ledger import Ledger
 
 from ..models.tiny import tiny
+from .runs import indexed, truth
 
 SHARD_ROWS = 32
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -60,12 +63,12 @@ def tiny_predictor() -> Predictor:
     return Predictor(model, name="tiny", plan=plan)
 
 
-def run_tiny(data: Path, out: Path) -> None:
-    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
+def run_tiny(data: Path, out: Path, shard_rows: int = SHARD_ROWS) -> None:
+    run([str(data)], out, tiny_predictor(), shard_rows=shard_rows, processes=1)
 
 
-def _start(data: Path, out: Path) -> BaseProcess:
-    process = CONTEXT.Process(target=run_tiny, args=(data, out))
+def _start(target: Callable[..., object], *arguments: Any) -> BaseProcess:
+    process = CONTEXT.Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -82,14 +85,16 @@ def finished(out: Path) -> int:
         return len(ledger.finished())
 
 
-def killed_and_whole(data: Path, folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
+def killed_and_whole(
+    data: Path, folder: Path, kills: int, seed: int = 0, shard_rows: int = SHARD_ROWS
+) -> dict[str, Any]:
     """Kill `kills` times, starting anew when a run has reached its end; each end must be that of the whole, bit by bit.
 
     Returns counts, and the most shards that were finished and not there afterwards.
     """
     chance = random.Random(seed)
     whole, cut = folder / "whole", folder / "cut"
-    process = _start(data, whole)
+    process = _start(run_tiny, data, whole, shard_rows)
     while process.is_alive() and not whole.exists():
         time.sleep(0.002)  # the fork server imports PyTorch first
     began = time.monotonic()
@@ -100,7 +105,7 @@ def killed_and_whole(data: Path, folder: Path, kills: int, seed: int = 0) -> dic
     facts = dict(kills=0, while_listing=0, while_writing=0, ends=0, byte_equal=0, lost=0)
     while facts["kills"] < kills or facts["ends"] == 0:
         before = finished(cut)
-        process = _start(data, cut)
+        process = _start(run_tiny, data, cut, shard_rows)
         if facts["kills"] < kills:
             process.join(chance.uniform(0, takes))
             if process.is_alive():
@@ -124,6 +129,35 @@ def killed_and_whole(data: Path, folder: Path, kills: int, seed: int = 0) -> dic
     return facts
 
 
+def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
+    """The index of a run, built again and again by processes that are killed: what the shards are, after each end."""
+    chance = random.Random(seed)
+    expected = truth(out)
+    facts = dict(kills=0, ends=0, equal=0)
+    takes = 0.0
+    while facts["kills"] < kills or facts["ends"] == 0:
+        began = time.monotonic()
+        process = _start(build_index, out)
+        if takes and facts["kills"] < kills:
+            process.join(chance.uniform(0, takes))
+            if process.is_alive():
+                process.kill()
+                process.join()
+                facts["kills"] += 1
+                if chance.random() < 0.7:  # another one goes on with what this one has left, and may be killed too
+                    continue
+                process = _start(build_index, out)
+        process.join(600)
+        assert process.exitcode == 0, f"a builder ended with {process.exitcode}"
+        takes = takes or time.monotonic() - began
+        facts["ends"] += 1
+        assert indexed(out) == expected
+        facts["equal"] += 1
+        if facts["kills"] < kills:
+            shutil.rmtree(out / "index")
+    return facts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/soak run", description=killed_and_whole.__doc__)
     parser.add_argument("--kills", type=int, default=300)
@@ -134,8 +168,10 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         data = make_rows(Path(folder) / "rows.parquet", args.rows)
-        facts = killed_and_whole(data, Path(folder), args.kills, args.seed)
-    facts |= dict(rows=args.rows, shard_rows=SHARD_ROWS, seconds=round(time.monotonic() - began))
+        size = max(SHARD_ROWS, args.rows // 80 // 16 * 16)  # whole batches
+        facts = killed_and_whole(data, Path(folder), args.kills, args.seed, size)
+        facts["index"] = killed_indexes(Path(folder) / "whole", args.kills, args.seed)
+    facts |= dict(rows=args.rows, shard_rows=size, seconds=round(time.monotonic() - began))
     print(json.dumps(facts))
     if args.out:
         conditions = dict(

@@ -15,6 +15,7 @@ import numpy as np
 from tessella.data.isolated import Decoded
 from tessella.data.sources import Source
 from tessella.tasks import bulk, shards
+from tessella.tasks.index import HOME, open_table
 from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.manifest import MANIFEST, RUN, as_text, write_manifest
 
@@ -93,3 +94,35 @@ def _row(image: Image, top: int) -> shards.Row:
         return shards.Row(source, decoded, image.error, "cut off")
     named = ((image.label, LABELS[image.label], 0.5 + image.label / 8), (0, LABELS[0], 0.1))[:top]
     return shards.Row(source, decoded, "ok", "", named, unit(image.vector))
+
+
+def truth(out: Path) -> dict[str, tuple[Any, ...]]:
+    """What the shards say of each image, by key."""
+    rows = {}
+    place = 0
+    for table in bulk.read_rows(out):
+        for row in table.to_pylist():
+            if row["status"] == "ok":
+                label = (*row["top_label"], None)[0], (*row["top_probability"], None)[0]
+                same = (row[name] for name in ("source", "sha256", "bytes", "width", "height"))
+                rows[row["key"]] = (place, *same, *label, np.array(row["embedding"], np.float16).tobytes())
+            place += 1
+    return rows
+
+
+def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
+    """The same of the index, in the version that is sealed, every file compared with its hash."""
+    facts = bulk.read_run(out)
+    size = facts["shard_rows"]
+    table, seal = open_table(out / HOME, facts, deep=True)
+    table.checkout(seal.version)
+    found = table.to_arrow().to_pylist()
+    assert len(found) == seal.rows
+    hashes = {shard.id * size: shard.sha256 for shard in bulk.finished_shards(out)}
+    assert all(row["shard"] == f"{(first := row['row'] // size * size)}:{hashes[first]}" for row in found)
+    names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
+    rows = {
+        row["key"]: (*(row[name] for name in names), np.array(row["vector"], np.float16).tobytes()) for row in found
+    }
+    assert len(rows) == len(found)  # no key twice
+    return rows

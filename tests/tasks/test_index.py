@@ -20,11 +20,11 @@ import pytest
 
 from tessella.errors import UsageError
 from tessella.tasks import index as task
-from tessella.tasks.bulk import finished_shards, read_rows, read_run, read_shard
+from tessella.tasks.bulk import read_run, read_shard
 from tessella.tasks.index import build_index, check_index, open_table
 from tessella.tasks.ledger import Shard
 
-from .runs import SHARD_ROWS, Image, drop_shard, numbered, some, write_run, write_shard
+from .runs import Image, drop_shard, indexed, numbered, some, truth, write_run, write_shard
 
 pytest.importorskip("lancedb")
 
@@ -38,43 +38,13 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", images)
 
 
-def truth(out: Path) -> dict[str, tuple[Any, ...]]:
-    """What the shards say of each image, by key."""
-    rows = {}
-    place = 0
-    for table in read_rows(out):
-        for row in table.to_pylist():
-            if row["status"] == "ok":
-                label = (*row["top_label"], None)[0], (*row["top_probability"], None)[0]
-                same = (row[name] for name in ("source", "sha256", "bytes", "width", "height"))
-                rows[row["key"]] = (place, *same, *label, np.array(row["embedding"], np.float16).tobytes())
-            place += 1
-    return rows
-
-
-def contents(out: Path) -> dict[str, tuple[Any, ...]]:
-    """The same of the index, in the version that is sealed."""
-    table, seal = open_table(out / task.HOME, read_run(out), deep=True)
-    table.checkout(seal.version)
-    found = table.to_arrow().to_pylist()
-    assert len(found) == seal.rows
-    hashes = {shard.id * SHARD_ROWS: shard.sha256 for shard in finished_shards(out)}
-    assert all(row["shard"] == f"{(first := row['row'] // SHARD_ROWS * SHARD_ROWS)}:{hashes[first]}" for row in found)
-    names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
-    rows = {
-        row["key"]: (*(row[name] for name in names), np.array(row["vector"], np.float16).tobytes()) for row in found
-    }
-    assert len(rows) == len(found)  # no key twice
-    return rows
-
-
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_row_that_is_ok_is_there_as_the_shards_have_it(run: Path) -> None:
     said: list[str] = []
     report = build_index(run, say=said.append)
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
     assert (report.rows, report.added, report.removed, report.rebuilt) == (295, 295, 0, "")
     assert report.bytes == sum(path.stat().st_size for path in (run / "index").rglob("*.*")
                                if path.is_file() and path.name not in (task.SEAL, task.HINT, ".lock"))  # fmt: skip
@@ -86,13 +56,13 @@ def test_every_row_that_is_ok_is_there_as_the_shards_have_it(run: Path) -> None:
 def test_other_kinds_of_runs(tmp_path: Path, facts: dict[str, Any]) -> None:
     run = write_run(tmp_path / "run", numbered(some(30, 0)), **facts)
     build_index(run)
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
 
 
 def test_a_run_of_errors_alone_has_an_index(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [Image("a", some(1, 0)[0], error="empty")])
     assert build_index(run).rows == build_index(run).rows == 0
-    assert contents(run) == {}
+    assert indexed(run) == {}
 
 
 def test_an_image_for_which_a_model_gives_nan_is_nobodys_neighbour(tmp_path: Path) -> None:
@@ -100,7 +70,7 @@ def test_an_image_for_which_a_model_gives_nan_is_nobodys_neighbour(tmp_path: Pat
     images[3].vector = np.full(16, np.nan)
     run = write_run(tmp_path / "run", images)
     assert build_index(run).rows == build_index(run).rows == 19
-    assert contents(run) == {key: row for key, row in truth(run).items() if key != "000003.jpg"}
+    assert indexed(run) == {key: row for key, row in truth(run).items() if key != "000003.jpg"}
 
 
 def test_an_update_adds_what_is_new_and_removes_what_is_gone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +92,7 @@ def test_an_update_adds_what_is_new_and_removes_what_is_gone(run: Path, monkeypa
     report = build_index(run)
     assert read == [0, 1, 2, 1, 3]
     assert (report.added, report.removed, report.rows) == (150, 98 + 98, 99 + 150)
-    assert contents(run).keys() == {f"{i:06d}.jpg" for i in (*range(200), *range(300, 350)) if i != 3}
+    assert indexed(run).keys() == {f"{i:06d}.jpg" for i in (*range(200), *range(300, 350)) if i != 3}
     assert check_index(run) == []
 
 
@@ -134,7 +104,7 @@ def test_a_shard_in_another_place_is_another_shard(tmp_path: Path) -> None:
     write_run(tmp_path / "grown", [*new, *old])
     shutil.copytree(run / "index", tmp_path / "grown" / "index")
     assert build_index(tmp_path / "grown").added == 200
-    assert contents(tmp_path / "grown") == truth(tmp_path / "grown")
+    assert indexed(tmp_path / "grown") == truth(tmp_path / "grown")
 
 
 def flip(path: Path) -> None:
@@ -170,7 +140,7 @@ def test_a_damaged_index_is_found_and_made_anew(run: Path, kind: str) -> None:
     report = build_index(run, say=said.append)
     assert report.rebuilt
     assert said[0] == f"the index is made anew: {report.rebuilt}"
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
     assert check_index(run) == []
 
 
@@ -181,18 +151,18 @@ def test_an_index_of_another_fingerprint_is_made_anew(run: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="of fingerprint 0123456789abcdef, the run of ffffffffffffffff"):
         open_table(other / "index", read_run(other))
     assert "0123456789abcdef" in build_index(other).rebuilt
-    assert contents(other) == truth(other)
+    assert indexed(other) == truth(other)
 
 
 def test_a_damaged_shard_is_refused_and_the_index_stays(run: Path) -> None:
     build_index(run)
-    whole = contents(run)
+    whole = indexed(run)
     write_shard(run, 3, numbered(some(9, 5), 300))
     flip(run / "shards" / "shard-00000003.parquet")
     with pytest.raises(UsageError, match="verify-run") as caught:
         build_index(run)
     assert caught.value.code == "damaged_run"
-    assert contents(run) == whole
+    assert indexed(run) == whole
     (run / "shards" / "shard-00000003.parquet").unlink()
     with pytest.raises(UsageError):
         build_index(run)
@@ -217,7 +187,7 @@ def test_of_two_builders_at_once_one_is_refused(run: Path) -> None:
 
     build_index(run, say=second)
     assert set(refused) == {"busy"}
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
 
 
 def test_a_full_disk_is_told_and_the_index_stays(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,16 +195,16 @@ def test_a_full_disk_is_told_and_the_index_stays(run: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     build_index(run)
-    whole = contents(run)
+    whole = indexed(run)
     write_shard(run, 3, numbered(some(9, 5), 300))
     monkeypatch.setattr(task, "choose_plan", full)
     with pytest.raises(UsageError, match="No space left") as caught:
         build_index(run)
     assert caught.value.code == "output_failed"
-    assert contents(run) == whole
+    assert indexed(run) == whole
     monkeypatch.undo()
     assert build_index(run).rebuilt == ""
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
 
 
 class Killed(BaseException):
@@ -256,14 +226,14 @@ def test_stopped_at_any_step_the_next_builder_ends_the_work(
 
     stopped()
     assert "never finished" in build_index(run).rebuilt
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
     write_shard(run, 1, numbered(some(100, 31), 100))
     write_shard(run, 3, numbered(some(50, 30), 300))
     stopped()
     report = build_index(run)
     if step in ("_rows", "choose_plan"):  # until old files are removed, the index is the old one
         assert (report.rebuilt, report.added) == ("", 150)
-    assert contents(run) == truth(run)
+    assert indexed(run) == truth(run)
     assert check_index(run) == []
 
 
@@ -310,7 +280,7 @@ def test_killed_at_any_moment_it_ends_as_what_the_shards_are(tmp_path: Path, mon
             ends += 1
             takes *= 1 if code else 0.8  # it had ended before: the next one is killed sooner
             build_index(run)
-            assert contents(run) == truth(run)
+            assert indexed(run) == truth(run)
             assert check_index(run) == []
             if ends % 2:  # what the next one is to do
                 shutil.rmtree(run / "index")
