@@ -343,6 +343,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         run(["-"], tmp_path / "run", predictor, stdin=[])
     with pytest.raises(UsageError, match="dtype"):
         start(images, tmp_path / "run", predictor, dtype="int8")
+    for name, told in (("bad.txt", "cannot write"), ("absent/bad.csv", "no folder")):
+        with pytest.raises(UsageError, match=told):
+            start(images, tmp_path / "run", predictor, quarantine=tmp_path / name)
 
 
 def test_a_listing_that_is_not_the_one_written_is_refused(images: Path, predictor: Predictor, tmp_path: Path) -> None:

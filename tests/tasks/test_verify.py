@@ -258,6 +258,17 @@ def test_a_run_with_damage_does_not_go_on(copy: Path, data: Path, predictor: Pre
     assert (caught.value.code, "verify-run" in caught.value.hint) == ("damaged_run", True)
 
 
+def test_a_run_whose_settings_are_lost_is_not_begun_anew(copy: Path, data: Path, predictor: Predictor) -> None:
+    before = entries(copy)
+    (copy / "run.json").unlink()
+    with pytest.raises(UsageError) as caught:
+        go_on(data, copy, predictor)
+    assert caught.value.code == "damaged_run"
+    assert entries(copy) == before
+    repair(copy)
+    assert not verify(copy).damage
+
+
 def test_no_run_at_all(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         for ask in (verify, repair, lambda out: next(read_rows(out))):

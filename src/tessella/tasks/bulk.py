@@ -37,7 +37,7 @@ from ..predictor import Predictor
 from .cluster import Cluster
 from .ledger import Ledger, Shard, alone
 from .manifest import MANIFEST, RUN, Manifest, write_manifest
-from .output import need_pyarrow
+from .output import check_output, need_pyarrow, write_bytes
 from .shards import SHARDS, ShardMaker
 from .stop import Stop
 
@@ -127,6 +127,7 @@ def run(
     """
     need_pyarrow()
     out = Path(out)
+    bad = None if quarantine is None else check_output(quarantine, [".csv"])
     batch = predictor.plan.batch_size
     shard_rows = -(-(shard_rows or SHARD_ROWS.get(predictor.plan.device, 16_384)) // batch) * batch
     facts = _facts(inputs, predictor, top, dtype, shard_rows)
@@ -157,8 +158,8 @@ def run(
         summary = _summarise(out, facts, finished.values(), tally)
         assert summary.rows == manifest.rows == summary.ok + sum(summary.errors.values())
         write_atomic(out / SUMMARY, (json.dumps(asdict(summary), indent=1) + "\n").encode())
-        if quarantine is not None:
-            _quarantine(out, Path(quarantine))
+        if bad is not None:
+            _quarantine(out, bad)
     return summary
 
 
@@ -205,9 +206,8 @@ def _facts(inputs: Sequence[str], predictor: Predictor, top: int, dtype: str, sh
     return dict(
         fingerprint=predictor.fingerprint, model=predictor.name, precision=plan.precision, engine=plan.engine,
         transform=predictor.transform, policy=predictor.policy, device=plan.device, batch=plan.batch_size,
-        threads=plan.pass_threads,
-        shard_rows=shard_rows, top=min(top, predictor.num_classes), dtype=dtype, width=predictor.width,
-        inputs=list(inputs), labels=list(predictor.labels),
+        threads=plan.pass_threads, shard_rows=shard_rows, top=min(top, predictor.num_classes), dtype=dtype,
+        width=predictor.width, inputs=list(inputs), labels=list(predictor.labels),
     )  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def _claim(
     watch: Callable[[Event], None],
 ) -> Manifest:  # fmt: skip
     """List the inputs of a new run, or make sure that the run which is there is this one."""
-    if (out / RUN).exists():
+    if (out / RUN).exists() or (out / LOG).exists():  # a run that has finished a shard is never begun anew
         _end_log(out / LOG)
         there = read_run(out)
         changed = [name for name in facts if there.get(name) != facts[name]]
@@ -248,7 +248,7 @@ def read_run(out: Path) -> dict[str, Any]:
     facts = read_facts(out / RUN)
     if facts is not None:
         return facts
-    if not (out / RUN).exists() and not (out / COPY / RUN).exists():
+    if not any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")):
         raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
     raise UsageError(
         "damaged_run", f"{out / RUN} is missing or is not what was written", hint=f"tessella verify-run {out} --repair"
@@ -319,7 +319,7 @@ def _quarantine(out: Path, path: Path) -> None:
     writer.writerow(["key", "status", "message"])
     for table in read_rows(out, ["key", "status", "message"]):
         writer.writerows(row.values() for row in table.to_pylist() if row["status"] != "ok")
-    write_atomic(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode())
 
 
 def _remark(text: str) -> Event:
