@@ -51,6 +51,15 @@ def test_all_kinds_of_sources(url: str, given: str) -> None:
     assert all(source.key.startswith(url) for source in found)
 
 
+def test_a_folder_of_archives(url: str) -> None:
+    store, path = fsspec.core.url_to_fs(url)
+    store.makedirs(f"{path}/shards", exist_ok=True)
+    store.copy(f"{path}/some.tar", f"{path}/shards/a.tar")
+    store.copy(f"{path}/some.parquet", f"{path}/shards/b.parquet")
+    found = list(iter_sources([f"{url}/shards"]))
+    assert [source.read() for source in found] == [name.encode() for name in NAMES] * 2
+
+
 def test_one_object_and_a_pattern(url: str) -> None:
     (one,) = iter_sources([f"{url}/images/b/notes.txt"])  # named, so taken whatever it is
     assert one.read() == b"b/notes.txt"

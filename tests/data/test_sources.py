@@ -174,6 +174,17 @@ def test_a_long_list_is_never_held() -> None:
     assert isinstance(next(iter_sources(["x"])), Source)
 
 
+def test_a_folder_of_archives(tree: Path) -> None:
+    folder = tree / "shards"
+    for name in ("a10.tar", "deep/a2.tar"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / name, "w") as archive:
+            archive.add(tree / "photos" / "a1.jpg", "x.jpg")
+    assert keys("shards") == ["shards/a10.tar::x.jpg", "shards/deep/a2.tar::x.jpg"]
+    (folder / "y.jpg").write_bytes(b"y")  # then it is a folder of images, and the archives may be copies of them
+    assert keys("shards") == ["shards/y.jpg"]
+
+
 def test_a_list_in_a_file(tree: Path) -> None:
     (tree / "some.list").write_text("photos/a2.jpg\n\nphotos/b\r\nabsent.jpg\n")
     assert keys("@some.list") == ["photos/a2.jpg", "photos/b/x.PNG", "absent.jpg"]

@@ -6,9 +6,10 @@ import glob
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from ..errors import ImageError
 from .decode import DEFAULT_LIMITS, Limits, read_file
@@ -17,6 +18,9 @@ from .remote import is_object, is_url, listed, opened, read_url
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 )
+
+
+Wanted: TypeAlias = Callable[[str], bool]  # of a file's name
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ def iter_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> I
 
     A file is taken whatever its name is. Folders (with all below them), globs (`**` reaches all folders) and .tar
     archives give the files with an image's suffix, in natural order (a2 before a10; an archive's own order), without
-    hidden ones; a .parquet file gives its rows. All of these may be URLs of object stores. "-" reads one input a line
-    from `stdin`, "@FILE" from a file.
+    hidden ones; a .parquet file gives its rows, a folder without images what its archives and .parquet files hold. All
+    of these may be URLs of object stores. "-" reads one input a line from `stdin`, "@FILE" from a file.
     """
     for given in inputs:
         if given == "-":
@@ -83,7 +87,7 @@ def _expand(given: str) -> Iterator[Source]:
     if is_url(given):
         yield from _or_error(_in_store(given), given, f"no image below {given!r}")
     elif Path(given).is_dir():
-        yield from _or_error(_in_folder(given), given, f"no image in the folder {given!r}")
+        yield from _or_error(_first_of(_in_folder, given), given, f"no image in the folder {given!r}")
     elif glob.has_magic(given) and not os.path.lexists(given):
         found = sorted(glob.iglob(given, recursive=True), key=natural)  # noqa: PTH207 - patterns may be absolute
         yield from _or_error(_among(found), given, f"no image matches {given!r}")
@@ -91,9 +95,20 @@ def _expand(given: str) -> Iterator[Source]:
         yield from _in_file(given)
 
 
+def _first_of(listing: Callable[[str, Wanted], Iterator[Source]], folder: str) -> Iterator[Source]:
+    """Its images; of a folder without, what its archives and tables hold."""
+    empty = True
+    for source in listing(folder, _is_image):
+        empty = False
+        yield source
+    if empty:
+        for archive in listing(folder, _is_archive):
+            yield from _in_file(archive.path) if archive.error is None else (archive,)
+
+
 def _among(paths: Iterable[str]) -> Iterator[Source]:
     for path in paths:
-        if _is_image(path) or path.lower().endswith((".tar", ".parquet")):
+        if _is_image(path) or _is_archive(path):
             yield from _in_file(path)
 
 
@@ -102,10 +117,16 @@ def _in_store(url: str) -> Iterator[Source]:
     try:
         if is_object(url):
             yield from _in_file(url)
-        else:
+        elif "*" in url:
             yield from _among(sorted(listed(url), key=natural))
+        else:
+            yield from _first_of(_below, url)
     except ImageError as error:
         yield Source(url, url, error=error)
+
+
+def _below(url: str, wanted: Wanted) -> Iterator[Source]:
+    return (Source(name, name) for name in sorted(listed(url), key=natural) if wanted(name))
 
 
 def _in_file(path: str) -> Iterator[Source]:
@@ -120,7 +141,7 @@ def _in_file(path: str) -> Iterator[Source]:
         yield Source(path, path)
 
 
-def _in_folder(folder: str) -> Iterator[Source]:
+def _in_folder(folder: str, wanted: Wanted) -> Iterator[Source]:
     try:
         with os.scandir(folder) as entries:
             listed = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: natural(e.name))
@@ -131,8 +152,8 @@ def _in_folder(folder: str) -> Iterator[Source]:
         return
     for entry in listed:
         if entry.is_dir(follow_symlinks=False):  # a linked folder could lead back here
-            yield from _in_folder(entry.path)
-        elif _is_image(entry.name) and entry.is_file():
+            yield from _in_folder(entry.path, wanted)
+        elif wanted(entry.name) and entry.is_file():
             yield Source(entry.path, entry.path)
 
 
@@ -164,6 +185,10 @@ def _or_error(sources: Iterator[Source], key: str, message: str) -> Iterator[Sou
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a million Path objects cost seconds
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith((".tar", ".parquet"))
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
