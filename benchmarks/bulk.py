@@ -31,7 +31,7 @@ from end_to_end import FIVE, model_alone
 from peers import timm_importable
 
 import tessella
-from tessella.data.sources import Source
+from tessella.data.sources import IMAGE_SUFFIXES, Source
 from tessella.engine import make_plan
 from tessella.predictor import Predictor
 from tessella.tasks.bench import PeakMemory, hardware, load_case, slug
@@ -104,7 +104,8 @@ def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict
             member = members[int(i * step)]
             data = tar.extractfile(member)
             assert data is not None
-            suffix = Path(member.name).suffix.replace(".bin", ".jpg")  # or it would not be listed
+            suffix = Path(member.name).suffix.lower()
+            suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"  # or it would not be listed
             (mixed / f"{int(i * len(good) / many):05d} odd {i}{suffix}").write_bytes(data.read())
     for i, path in enumerate(good):
         os.link(path, mixed / f"{i:05d} {path.name}")
