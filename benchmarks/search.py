@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import json
 import statistics
 import tempfile
 import time
@@ -57,7 +56,7 @@ def make_run(out: Path, vectors_ND: Floats) -> int:
     facts = dict(fingerprint="0" * 16, model="synthetic", transform="exact", policy="tessella", precision="float32",
                  labels=[], top=0, dtype="float16", width=WIDTH, shard_rows=SHARD_ROWS, rows=count,
                  manifest=digest)  # fmt: skip
-    (out / RUN).write_text(json.dumps(facts | dict(check=bulk._check(facts))))
+    bulk.write_facts(out / RUN, facts)
     written = 0
     with Ledger(out, new=True) as ledger:
         for number, start in enumerate(range(0, count, SHARD_ROWS)):

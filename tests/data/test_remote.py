@@ -68,6 +68,38 @@ def test_one_object_and_a_pattern(url: str) -> None:
     ]  # fmt: skip
 
 
+def test_patterns_as_of_files_on_disk_and_an_object_of_such_a_name(url: str) -> None:
+    for pattern in ("a?.jpg", "a[12].jpg"):
+        assert [source.read() for source in iter_sources([f"{url}/images/{pattern}"])] == [b"a1.jpg", b"a2.jpg"]
+    store, path = fsspec.core.url_to_fs(url)
+    store.pipe_file(f"{path}/images/a[1]?.jpg", b"odd")
+    assert [source.read() for source in iter_sources([f"{url}/images/a[1]?.jpg"])] == [b"odd"]
+
+
+def test_an_object_costs_one_request_and_one_more_where_the_store_refuses_the_range(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = fsspec.core.url_to_fs(url)
+    store.pipe_file(f"{path}/images/empty.jpg", b"")
+    (one,), (empty,) = iter_sources([f"{url}/images/a1.jpg"]), iter_sources([f"{url}/images/empty.jpg"])
+    asked = []
+    read, size = type(store).cat_file, type(store).size
+
+    def cat_file(self: object, path: str, start: int | None = None, end: int | None = None) -> object:
+        asked.append("cat_file")
+        if end is not None and end > size(store, path):
+            raise OSError("InvalidRange")
+        return read(store, path, start=start, end=end)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store), "size", lambda self, path: asked.append("size"))
+        assert one.read() == b"a1.jpg"
+    assert asked == []
+    monkeypatch.setattr(type(store), "cat_file", cat_file)
+    assert (one.read(), empty.read()) == (b"a1.jpg", b"")
+    assert asked == ["cat_file"] * 4
+
+
 def test_what_is_not_there(url: str) -> None:
     for given in ("absent", "absent/*.jpg"):
         (source,) = iter_sources([f"{url}/{given}"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
         rows=count, manifest=digest,
     )  # fmt: skip
     told |= facts
-    (out / RUN).write_text(json.dumps(told | dict(check=bulk._check(told))))
+    bulk.write_facts(out / RUN, told)
     Ledger(out, new=True).close()
     for number in range(-(-count // SHARD_ROWS)):
         write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import random
 import shutil
@@ -267,6 +269,54 @@ def test_a_run_whose_settings_are_lost_is_not_begun_anew(copy: Path, data: Path,
     assert entries(copy) == before
     repair(copy)
     assert not verify(copy).damage
+
+
+def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector is what one runs this for; opening such a file works, and reading it does not."""
+    bad = {"manifest.parquet", "log.jsonl", "shard-00000003.parquet"}
+    read = Path.read_bytes
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in bad and path.parent != copy / "copy":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(manifest, "file_hash", digest)
+    monkeypatch.setattr("tessella.tasks.verify.file_hash", digest)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = verify(copy)
+    assert {Path(one.file).name for one in found.damage} == bad
+    assert found.finished == SHARDS - 1
+
+
+def test_a_full_disk_while_mending(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (copy / "run.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("tessella.tasks.verify.copy_file", full)
+        with pytest.raises(UsageError, match="No space left") as caught:
+            repair(copy)
+    assert caught.value.code == "output_failed"
+    assert [one.file for one in repair(copy).damage] == ["run.json"]
+    assert not verify(copy).damage
+
+
+def test_a_run_that_was_killed_before_it_began(copy: Path, data: Path, predictor: Predictor) -> None:
+    """Listed, and no more: there is nothing to lose, and the same command begins it anew."""
+    for name in ("run.json", "copy/run.json", "log.jsonl"):
+        (copy / name).unlink()
+    for path in (copy / "shards").iterdir():
+        path.unlink()
+    with pytest.raises(UsageError) as caught:
+        verify(copy)
+    assert caught.value.code == "not_found"
+    go_on(data, copy, predictor)
+    assert verify(copy).finished == SHARDS
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def test_only_trained_ones_or_with_the_untrained() -> None:
     assert list_models("gmixer*", pretrained=True, include_tags=False) == ["gmixer_24_224"]
     assert list_models("gmixer_*_224*", include_tags=True) == ["gmixer_12_224.untrained", "gmixer_24_224.ra3_in1k"]
     assert list_pretrained("gmlp*") == ["gmlp_s16_224.ra3_in1k"]
-    parts = [list_models(some, pretrained=True) for some in ("*_224.*", "c*", "*_32.*")]
-    assert sorted({*itertools.chain(*parts)}) == sorted(list_pretrained())
+    parts = (set(list_models(some, pretrained=True)) for some in ("*_224.*", "c*", "*_32.*"))
+    assert set().union(*parts) == set(list_pretrained())
 
 
 def test_modules_are_timms() -> None:

@@ -117,7 +117,7 @@ def _in_store(url: str) -> Iterator[Source]:
     try:
         if is_object(url):
             yield from _in_file(url)
-        elif "*" in url:
+        elif glob.has_magic(url):
             yield from _among(sorted(listed(url), key=natural))
         else:
             yield from _first_of(_below, url)

@@ -131,7 +131,7 @@ def run(
     batch = predictor.plan.batch_size
     shard_rows = -(-(shard_rows or SHARD_ROWS.get(predictor.plan.device, 16_384)) // batch) * batch
     facts = _facts(inputs, predictor, top, dtype, shard_rows)
-    with _writing(out), alone(out):
+    with writing(out), alone(out):
         for draft in (*out.glob(".*.tmp"), *(out / SHARDS).glob(".*.tmp")):  # of a run that was killed while it wrote
             draft.unlink(missing_ok=True)
         manifest = _claim(out, facts, inputs, stdin, watch)
@@ -239,7 +239,7 @@ def _claim(
     copy_file(out / MANIFEST, out / COPY / MANIFEST)
     told = dict(facts, rows=count, manifest=digest)
     for path in (out / COPY / RUN, out / RUN):  # last: where it is, all of the above is
-        write_atomic(path, (json.dumps(told | dict(check=_check(told)), indent=1) + "\n").encode())
+        write_facts(path, told)
     return Manifest(out / MANIFEST, digest)
 
 
@@ -248,11 +248,21 @@ def read_run(out: Path) -> dict[str, Any]:
     facts = read_facts(out / RUN)
     if facts is not None:
         return facts
-    if not any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")):
-        raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
+    need_run(out)
     raise UsageError(
         "damaged_run", f"{out / RUN} is missing or is not what was written", hint=f"tessella verify-run {out} --repair"
     )
+
+
+def need_run(out: Path) -> None:
+    """UsageError `not_found` where nothing of a run is in `out`."""
+    if not any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")):
+        raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
+
+
+def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """A run.json, with what tells later whether it is whole."""
+    write_atomic(path, (json.dumps(dict(facts, check=_check(facts)), indent=1) + "\n").encode())
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
@@ -327,7 +337,8 @@ def _remark(text: str) -> Event:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
+    """What the disk refuses, as a UsageError `output_failed`."""
     try:
         yield
     except OSError as error:

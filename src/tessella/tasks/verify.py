@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..atomic import copy_file, write_atomic
 from ..errors import UsageError
-from .bulk import COPY, LOG, SUMMARY, read_facts
+from .bulk import COPY, LOG, SUMMARY, need_run, read_facts, writing
 from .index import HOME, check_index
 from .ledger import FILE, Ledger, Shard, alone
 from .manifest import MANIFEST, RUN, Manifest, file_hash
@@ -50,8 +52,8 @@ class Verdict:
 def verify(out: str | Path) -> Verdict:
     """Read every byte of the run in `out` and compare it with what was written.
 
-    UsageError `not_found` where there is no run, `busy` while it is being written, `damaged_run` where neither
-    run.json nor its copy can be read.
+    A file that the disk does not give is damaged like any other. UsageError `not_found` where there is no run, `busy`
+    while it is being written, `damaged_run` where neither run.json nor its copy can be read, `output_failed`.
     """
     out = Path(out)
     with _held(out):
@@ -73,11 +75,12 @@ def repair(out: str | Path) -> Verdict:
     return found
 
 
-def _held(out: Path) -> Any:
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
     need_pyarrow()
-    if not any((out / name).exists() for name in (RUN, f"{COPY}/{RUN}", MANIFEST, FILE)):
-        raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
-    return alone(out)
+    need_run(out)
+    with writing(out), alone(out):
+        yield
 
 
 class _State:
@@ -165,7 +168,14 @@ class _State:
         """By the log, where the last word on a shard counts."""
         found: dict[int, Shard] = {}
         path = self.out / LOG
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # half a line is one that was cut off
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        except OSError:
+            self._report(LOG, "cannot be read")
+            data = b""
+        lines = data.split(b"\n")[:-1]  # half a line is one that was cut off
         for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
@@ -204,9 +214,9 @@ class _State:
         path = self.out / SHARDS / Path(shard.file).name
         if not path.is_file():
             return "missing"
-        if path.stat().st_size != shard.bytes or file_hash(path) != shard.sha256:
-            return "not the file that was written"
         try:
+            if path.stat().st_size != shard.bytes or file_hash(path) != shard.sha256:
+                return "not the file that was written"
             table = pq.read_table(path, columns=["key", "status"], page_checksum_verification=True)
             told = json.loads(table.schema.metadata[b"tessella"])
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
