@@ -242,15 +242,32 @@ def test_the_largest_image_has_memory_enough(tmp_path: Path) -> None:
 
 
 def test_kills_from_outside_lose_nothing() -> None:
+    """Of workers, and of the process that makes them."""
     with IsolatedDecoder(SPEC, processes=2) as decoder:
-        killed = 0
+        killed = set()
         for i, seen in enumerate(decoder.decoded(good(i, "slow" if i % 4 == 0 else "") for i in range(100))):
             check(good(i), seen)
             if i in (20, 50, 80):
-                os.kill(max(children()), signal.SIGKILL)
-                killed += 1
-    assert killed == 3
+                nursery = max(children())
+                victim = nursery if i == 50 else max(children(nursery))
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+        assert max(children()) not in killed
+    assert len(killed) == 3
     assert i == 99
+
+
+def test_a_lost_process_is_replaced_without_importing_everything_again() -> None:
+    with IsolatedDecoder(SPEC, mode="fast", processes=1) as decoder:
+        list(decoder.decoded([good(1)]))
+        (nursery,) = children()
+        (before,) = children(nursery)
+        assert [code(seen) for seen in decoder.decoded([bad("exit")])] == ["decoder_crashed"]
+        (seen,) = decoder.decoded([bad("tell")])
+        assert str(seen.error).endswith(" True")  # torch is there
+        (after,) = children(nursery)
+        assert children() == {nursery}
+        assert after != before
 
 
 def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +347,9 @@ def test_a_decoder_that_nobody_closes() -> None:
 
 def test_memory_is_flat() -> None:
     def used() -> float:
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (os.getpid(), *children())]
+        (nursery,) = children()
+        family = (os.getpid(), nursery, *children(nursery))
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in family]
         return sum(pages) * resource.getpagesize() / 1e6
 
     spec = InputSpec(height=128, width=128)  # 49 kB: the second run's pixels are 69 MB in all
@@ -407,10 +426,11 @@ with IsolatedDecoder(SPEC, processes=2) as decoder:
 """
     with subprocess.Popen(script(text, tmp_path)) as parent:
         wait_until(lambda: len(list(tmp_path.glob("at-*"))) == 2)  # both are in the middle of an image
-        workers = children(parent.pid)
+        (nursery,) = children(parent.pid)
+        workers = children(nursery)
         assert len(workers) == 2
         parent.kill()
-    wait_until(lambda: not any(is_running(pid) for pid in workers), seconds=5)
+    wait_until(lambda: not any(is_running(pid) for pid in (nursery, *workers)), seconds=5)
 
 
 def is_running(pid: int) -> bool:

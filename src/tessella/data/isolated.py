@@ -1,17 +1,20 @@
 """Images read and decoded in processes of their own: one that kills or hangs its process costs one image.
 
-A thread of the parent hands out tasks and collects results; a worker is a fresh Python that imports only what decoding
-needs. Each has a socket, on which it is sent pickled sources and answers a line of JSON for each, in order, and a file
-in memory, into which it writes the pixels. A worker is at the first image that it has not answered: that one is to
-blame when the process dies or hangs, those behind it go to others.
+A thread of the parent hands out tasks and collects results. It has one nursery, a fresh Python that imports what
+decoding needs, once, and touches no image; workers are its forks, so one that is lost is replaced in milliseconds.
+Each has a socket, on which it is sent pickled sources and answers a line of JSON for each, in order, and a file in
+memory, into which it writes the pixels. A worker is at the first image that it has not answered: that one is to blame
+when the process dies or hangs, those behind it go to others.
 
-subprocess rather than multiprocessing: "spawn" imports the caller's __main__ again in each worker, and "fork" cannot
-be used beside threads. Answers are JSON, because what a hostile image made of its process must not be unpickled here.
+subprocess rather than multiprocessing: "spawn" and "forkserver" import the caller's __main__ again in each worker, and
+"fork" cannot be used beside threads. Answers are JSON, because what a hostile image made of its process must not be
+unpickled here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -28,7 +31,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -166,46 +169,91 @@ class _Task:
 
 # sys.path first: the package, and the classes of sources, may be where only the caller looks
 _BOOT = (
-    "import pickle, sys; tasks = open(int(sys.argv[1]), 'rb'); sys.path[:] = pickle.load(tasks); "
-    "from tessella.data.isolated import _work; _work(tasks, *map(int, sys.argv[1:]))"
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from tessella.data.isolated import _nurse; _nurse(int(sys.argv[1]))"
 )
+_ORDER = 8  # bytes: 0 with two descriptors is to fork, another number the child that is to end
+_HANGS = 1 << 20  # no exit code: killed, and held up in the kernel
+
+
+class _Nursery:
+    """The process whose forks are the workers; OSError if it cannot be started. With it, they end."""
+
+    def __init__(self, setup: tuple[Any, ...], folder: str):
+        # the processes are the parallelism; Arrow's own allocator reserves a gigabyte at a time, over the limit
+        usual = dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", ARROW_DEFAULT_MEMORY_POOL="system")
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(5.0)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    cwd=folder,
+                    env=os.environ | usual,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,  # libraries print what strangers wrote into files
+                    stderr=subprocess.DEVNULL,
+                )
+        except BaseException:
+            self._socket.close()
+            raise
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin as file:  # where it has ended, its workers are lost
+            file.write(pickle.dumps(sys.path) + pickle.dumps((*setup, os.getpid())))
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self, channel: int, memory: int) -> None:
+        """Have a worker made, with its ends of both; it says by itself that it is there."""
+        socket.send_fds(self._socket, [bytes(_ORDER)], [channel, memory])
+
+    def end(self, pid: int) -> int | None:
+        """End a worker, whatever it is at; its exit code (of a signal -N), None where the nursery does not know it."""
+        try:
+            self._socket.sendall(pid.to_bytes(_ORDER, "little"))
+            code = int.from_bytes(self._socket.recv(_ORDER, socket.MSG_WAITALL), "little", signed=True)
+        except OSError:
+            return None
+        return None if code == _HANGS else code
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
 
 
 class _Worker:
     """A process and what it has been given; OSError if it cannot be started."""
 
-    def __init__(self, setup: Any, folder: str):
+    def __init__(self, nursery: _Nursery):
+        self.pid = 0  # until it is ready
+        self.code: int | None = None  # with which it ended, of a signal -N
         self.tasks: deque[_Task] = deque()  # it is at the first
         self.ready = False
         self.alone = False  # it has one image, which may have ended a process before
         self.since = time.monotonic()  # when it began with that image, or to start
         self.answered = 0
         self.inbox = b""
-        self.outbox = bytearray(pickle.dumps(sys.path) + pickle.dumps((*setup, os.getpid())))
+        self.outbox = bytearray()
         self.memory = _file_in_memory()
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
-        ends = (theirs.fileno(), self.memory)
-        # the processes are the parallelism; Arrow's own allocator reserves a gigabyte at a time, over the limit
-        usual = dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", ARROW_DEFAULT_MEMORY_POOL="system")
+        self._nursery = nursery
         try:
             with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, *map(str, ends)],
-                    pass_fds=ends,
-                    cwd=folder,
-                    env=os.environ | usual,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # libraries print what strangers wrote into files
-                    stderr=subprocess.DEVNULL,
-                )
+                nursery.fork(theirs.fileno(), self.memory)
         except BaseException:
-            self.free()
+            self.end()
             raise
 
-    def free(self) -> None:
+    def end(self) -> None:
+        """Before it is ready it has no name to be ended by: it ends with its nursery, or as it reads its tasks."""
         self.socket.close()
         os.close(self.memory)
+        if self.pid:
+            self.code = self._nursery.end(self.pid)
 
     def pixels(self, height: int, width: int) -> Pixels:
         """Of the image that is answered next; ValueError if they are not there."""
@@ -215,13 +263,12 @@ class _Worker:
         return image
 
     def how_it_ended(self) -> str:
-        code = self.process.returncode
-        if code is None or code >= 0:
-            return "" if code is None else f" with exit status {code}"
+        if self.code is None or self.code >= 0:
+            return "" if self.code is None else f" with exit status {self.code}"
         try:
-            return f" by {signal.Signals(-code).name}"
+            return f" by {signal.Signals(-self.code).name}"
         except ValueError:
-            return f" by signal {-code}"
+            return f" by signal {-self.code}"
 
 
 class _Crew:
@@ -232,8 +279,8 @@ class _Crew:
         self._shape = (setup[0].height, setup[0].width)
         self._queue: deque[_Task] = deque()
         self._suspects: deque[_Task] = deque()  # each ended a process, and has another try as the only one of a new one
+        self._nursery: _Nursery | None = None
         self._workers: list[_Worker] = []
-        self._leaving: list[subprocess.Popen[bytes]] = []  # killed, and held up in the kernel
         self._vain_starts = 0
         self._next_start = 0.0
         self._closing = False
@@ -288,9 +335,9 @@ class _Crew:
             self._failure = error
         finally:
             for worker in [*self._workers]:
-                worker.process.kill()  # all at once, and then wait for each
-            for worker in [*self._workers]:
                 self._end(worker)
+            if self._nursery is not None:
+                self._nursery.close()
             self._selector.close()
             self._bell.close()
             self._button.close()
@@ -312,13 +359,17 @@ class _Crew:
 
     def _start(self) -> None:
         try:
-            worker = _Worker(self._setup, self._folder)
+            if self._nursery is None or not self._nursery.is_alive():
+                if self._nursery is not None:
+                    self._nursery.close()
+                self._nursery = None  # should the next line fail
+                self._nursery = _Nursery(self._setup, self._folder)
+            worker = _Worker(self._nursery)
         except OSError:
             self._started_in_vain()
             return
         self._workers.append(worker)
         self._selector.register(worker.socket, selectors.EVENT_READ, worker)
-        self._send(worker)
         if self._suspects:
             worker.alone = True
             self._give(worker, self._suspects.popleft())
@@ -375,7 +426,6 @@ class _Crew:
         for worker in [*self._workers]:
             if (worker.tasks or not worker.ready) and now >= self._deadline(worker):
                 self._overdue(worker)
-        self._leaving = [process for process in self._leaving if process.poll() is None]
 
     def _deadline(self, worker: _Worker) -> float:
         return worker.since + (self._timeout if worker.ready else _START_SECONDS)
@@ -398,9 +448,9 @@ class _Crew:
             self._lost(worker)
 
     def _take(self, worker: _Worker, answer: Any) -> None:
-        """The answer of the image that the worker was at, or that it is ready."""
+        """The answer of the image that the worker was at, or, when it is ready, its process id."""
         if not worker.ready:
-            worker.ready = True
+            worker.pid, worker.ready = int(answer), True
             self._vain_starts = 0
             worker.since = time.monotonic()
             return
@@ -442,7 +492,9 @@ class _Crew:
         self._queue.extendleft(reversed(worker.tasks))
 
     def _overdue(self, worker: _Worker) -> None:
-        if not worker.ready or worker.process.poll() is not None:
+        if not worker.ready:
+            assert self._nursery is not None
+            self._nursery.close()  # it is what hangs
             self._lost(worker)
             return
         self._end(worker)
@@ -453,12 +505,7 @@ class _Crew:
     def _end(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         self._selector.unregister(worker.socket)
-        worker.free()
-        worker.process.kill()
-        try:
-            worker.process.wait(1.0)
-        except subprocess.TimeoutExpired:  # it hangs in the kernel, at a disk; it will do nothing more of its own
-            self._leaving.append(worker.process)
+        worker.end()
 
 
 def _failed(code: str, message: str) -> Decoded:
@@ -477,19 +524,64 @@ def _file_in_memory() -> int:
         return os.dup(file.fileno())
 
 
-# --- the worker's side ------------------------------------------------------------------------------------------------
+# --- the other side ---------------------------------------------------------------------------------------------------
 
 
-def _work(tasks: IO[bytes], channel: int, memory: int) -> None:
-    """Decode what comes from `tasks` until its other end is closed."""
-    spec, policy, mode, limits, parent = pickle.load(tasks)
+def _nurse(control: int) -> None:
+    """Fork a worker, or end one, whenever it is asked for, until the other end of `control` is closed."""
+    spec, policy, mode, limits, parent = pickle.load(sys.stdin.buffer)
     _die_with(parent)
     if mode == "fast":
         import torch
 
         torch.set_num_threads(1)
-    _limit_memory(limits)
-    os.write(channel, b"{}\n")  # ready
+    gc.freeze()  # a collection in a fork would write to, and so copy, the memory that all share
+    nursery = os.getpid()
+    with socket.socket(fileno=control) as orders:
+        while True:
+            order, descriptors, _, _ = socket.recv_fds(orders, _ORDER, 2, socket.MSG_WAITALL)
+            if len(order) < _ORDER:
+                os._exit(0)
+            if child := int.from_bytes(order, "little"):
+                orders.sendall(_ended(child).to_bytes(_ORDER, "little", signed=True))
+                continue
+            with contextlib.suppress(OSError):  # no memory for a process: the other side hears that its end is closed
+                if os.fork() == 0:
+                    orders.close()
+                    _die_with(nursery)
+                    channel, memory = descriptors
+                    _work(channel, memory, spec, policy, mode, limits)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _ended(child: int) -> int:
+    """Kill it, if it has not ended by itself; its exit code. Nobody else waits for it, so the id is still its own."""
+    os.kill(child, signal.SIGKILL)
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.0005)
+    return _HANGS  # at a disk; it will do nothing more of its own
+
+
+def _work(channel: int, memory: int, spec: InputSpec, policy: Policy, mode: Mode, limits: Limits) -> NoReturn:
+    """Decode what comes from `channel` until its other end is closed, and exit."""
+    try:
+        _limit_memory(limits)
+        os.write(channel, f"{os.getpid()}\n".encode())  # ready
+        with open(channel, "rb", closefd=False) as tasks:
+            _answer(tasks, channel, memory, spec, policy, mode, limits)
+        os._exit(0)  # at once, whatever threads a library has left
+    finally:
+        os._exit(1)  # never back into the nursery's loop
+
+
+def _answer(
+    tasks: IO[bytes], channel: int, memory: int, spec: InputSpec, policy: Policy, mode: Mode, limits: Limits
+) -> None:
     place = 0
     while len(head := tasks.read(8)) == 8:
         source = tasks.read(int.from_bytes(head, "little"))
@@ -501,7 +593,6 @@ def _work(tasks: IO[bytes], channel: int, memory: int) -> None:
         answer = memoryview(json.dumps([error, *outcome[2:]]).encode() + b"\n")
         while answer:
             answer = answer[os.write(channel, answer) :]
-    os._exit(0)  # at once, whatever threads a library has left
 
 
 def _decode_one(source: bytes, spec: InputSpec, policy: Policy, mode: Mode, limits: Limits) -> Decoded:
