@@ -31,15 +31,18 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert heavy.strip() == "[]"
 
 
+@pytest.mark.quiet
 def test_importing_the_package_takes_under_a_tenth_of_a_second() -> None:
     code = "import time; t = time.perf_counter(); import tessella; print(time.perf_counter() - t)"
     assert min(float(run(code)) for _ in range(3)) < 0.1
 
 
+@pytest.mark.quiet
 def test_help_takes_under_four_tenths_of_a_second() -> None:
     assert best_seconds([sys.executable, "-m", "tessella", "--help"]) < 0.4
 
 
+@pytest.mark.quiet
 def test_classifying_takes_a_second_and_a_quarter_more_than_importing_torch() -> None:
     """Importing torch is most of it, and takes two to three seconds by the machine."""
     cat = Path(__file__).resolve().parent.parent / "examples" / "cat.jpg"

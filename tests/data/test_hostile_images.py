@@ -94,6 +94,7 @@ def measured() -> dict[str, tuple[object, float, float]]:
     return {name: (result, seconds, growth) for name, result, seconds, growth in rows}
 
 
+@pytest.mark.quiet
 def test_bombs_cost_nothing(measured: dict[str, tuple[object, float, float]]) -> None:
     assert len(measured) == len(hostile.HEADERS) + len(hostile.ELONGATED) >= 40
     for name, (result, seconds, growth) in measured.items():
