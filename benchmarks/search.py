@@ -29,10 +29,10 @@ from tessella.data.sources import Source
 from tessella.predictor import DEFAULT_MODEL, load, unit_length
 from tessella.tasks import bulk, shards
 from tessella.tasks.bench import hardware, slug
-from tessella.tasks.index import HOME, build_index, open_table
+from tessella.tasks.index import HOME, TABLE, build_index, open_table
 from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.manifest import MANIFEST, RUN, write_manifest
-from tessella.tasks.nearest import Floats, approximate, exact
+from tessella.tasks.nearest import Approximate, Floats, exact
 from tessella.tasks.probe import embed
 from tessella.tasks.retrieval import retrieval
 
@@ -75,7 +75,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
         out = Path(folder) / "run"
         shard_bytes = make_run(out, clustered(count, 1))
         built = build_index(out, say=print)
-        table, _ = open_table(out / HOME, bulk.read_run(out))
+        table, seal = open_table(out / HOME, bulk.read_run(out))
 
         def lancedb_scan(query_D: Floats) -> Any:
             query = table.search(query_D, vector_column_name="vector").distance_type("cosine").bypass_vector_index()
@@ -86,7 +86,8 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
             lancedb_scan=lancedb_scan,
         )
         if built.plan.probes:
-            ways["approximate"] = lambda query_D: approximate(table, query_D, TOP, built.plan.probes)[0]
+            near = Approximate(out / HOME, TABLE, seal.version)
+            ways["approximate"] = lambda query_D: near.search(query_D, TOP, built.plan.probes)[0]
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         found = 0
         for number, query_D in enumerate(clustered(queries + 1, 2)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 from tessella.tasks import nearest
 from tessella.tasks.bulk import read_run
-from tessella.tasks.index import build_index, open_table
-from tessella.tasks.nearest import Plan, approximate, exact
+from tessella.tasks.index import HOME, TABLE, build_index, open_table
+from tessella.tasks.nearest import Approximate, Plan, exact
+from tessella.tasks.search import Index
 
 from .runs import numbered, some, unit, write_run, write_shard
 
@@ -57,26 +59,42 @@ def test_an_approximate_index_states_the_recall_that_it_has(large: Path, monkeyp
     assert plan.recall >= 0.99
     assert 1 <= plan.probes <= plan.partitions
     assert f"recall@10 {plan.recall:.4f}" in said[-1]
-    table, _ = open_table(large / "index", read_run(large))
+    table, seal = open_table(large / HOME, read_run(large))
+    index = Approximate(large / HOME, TABLE, seal.version)
     queries = clustered(50, 7)
     worst = exact(table, queries, 10)[0][:, -1]
-    hits = [(approximate(table, q, 10, plan.probes)[0] >= w - 1e-6).sum() for q, w in zip(queries, worst, strict=True)]
+    hits = [(index.search(q, 10, plan.probes)[0] >= w - 1e-6).sum() for q, w in zip(queries, worst, strict=True)]
     assert np.mean(hits) / 10 >= 0.97
     # an update of a few rows goes into the partitions that are there, and is found
     write_shard(large, 60, numbered(clustered(100, 9), 6_000))
     plan = build_index(large, approximate_from=5_000).plan
     assert (plan.trained, plan.recall >= 0.99) == (6_000, True)
-    table, _ = open_table(large / "index", read_run(large))
-    scores, ids = approximate(table, clustered(100, 9)[42], 1, plan.probes)
+    table, seal = open_table(large / HOME, read_run(large))
+    scores, ids = Approximate(large / HOME, TABLE, seal.version).search(clustered(100, 9)[42], 1, plan.probes)
     assert table.take_row_ids(ids.tolist()).select(["key"]).to_arrow()["key"].to_pylist() == ["006042.jpg"]
     assert scores[0] > 0.9999
+
+
+def test_threads_share_an_approximate_index(large: Path) -> None:
+    build_index(large, approximate_from=5_000)
+    index = Index(large)
+    assert index.plan.probes
+    queries = list(clustered(40, 8))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(index.search, queries))
+    shares = []
+    for query, near in zip(queries, found, strict=True):
+        expected = {one.key: one.score for one in index.search(query, all_rows=True)}
+        shares.append(len(expected.keys() & {one.key for one in near}) / 10)
+        assert all(one.score == pytest.approx(expected.get(one.key, one.score), abs=1e-5) for one in near)
+    assert np.mean(shares) >= 0.97
 
 
 def test_an_approximate_index_that_finds_too_little_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "run", numbered(some(300, 0)))
-    monkeypatch.setattr(nearest, "approximate", lambda table, query, k, probes: (np.zeros(k), np.zeros(k, int)))
+    monkeypatch.setattr(Approximate, "search", lambda index, query, k, probes: (np.zeros(k), np.zeros(k, int)))
     said: list[str] = []
     plan = build_index(run, approximate_from=200, say=said.append).plan
     assert plan == Plan("an approximate index had a recall@10 of -0.1000, under 0.99")

@@ -105,7 +105,7 @@ def build_index(
             there |= {name: len(some) for name, some in zip(part, rows, strict=True)}
             say(f"{len(there):,} of {len(shards):,} shards are in the index")
         if gone or missing or not seal.files:
-            plan = choose_plan(table, seal.plan, approximate_from, say)
+            plan = choose_plan(table, home, seal.plan, approximate_from, say)
             # from here to the seal a kill costs the index; nobody else writes, and readers open what is sealed
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
             seal = Seal(table.version, table.count_rows(), plan, there, _durable(home, seal.files))

@@ -5,8 +5,12 @@ Letters for shapes: N rows, Q queries, D width of the embedding, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -63,17 +67,49 @@ def exact(table: Any, queries_QD: Floats, k: int, where: str = "") -> tuple[Floa
     return scores.numpy(), ids.numpy()
 
 
-def approximate(table: Any, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
-    """(K,) cosines, best first, and ids of rows, from so many partitions of the approximate index.
+class Approximate:
+    """One version of a table, open for searches through its approximate index; threads may share it.
 
-    It ranks by rounded vectors; of REFINE times as many the best are picked by the stored ones.
+    A search by LanceDB's calls that wait crosses five times to the thread that does the work, and by its coroutines
+    once: 7.5 ms instead of 11 on two cores.
     """
-    import torch
 
-    query = table.search(query_D, vector_column_name="vector").distance_type("cosine").nprobes(probes)
-    found = query.limit(REFINE * k).select(["vector", "_distance"]).with_row_id(True).to_arrow()
-    scores, order = _cosines(torch.from_numpy(query_D[None]), found["vector"].combine_chunks())[0].sort(descending=True)
-    return scores[:k].numpy(), found["_rowid"].to_numpy().astype(np.int64)[order[:k].numpy()]
+    def __init__(self, home: Path, name: str, version: int):
+        async def opened() -> Any:
+            import lancedb
+
+            table = await (await lancedb.connect_async(home)).open_table(name)
+            await table.checkout(version)
+            return table
+
+        self._table = _wait_for(opened())
+
+    def search(self, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
+        """(K,) cosines, best first, and ids of rows, from so many partitions.
+
+        The index ranks by rounded vectors; of REFINE times as many the best are picked by the stored ones.
+        """
+        import torch
+
+        async def near() -> Any:
+            query = self._table.query().nearest_to(query_D).column("vector").distance_type("cosine").nprobes(probes)
+            return await query.limit(REFINE * k).select(["vector", "_distance"]).with_row_id().to_arrow()
+
+        found = _wait_for(near())
+        cosines = _cosines(torch.from_numpy(query_D[None]), found["vector"].combine_chunks())
+        scores, order = cosines[0].sort(descending=True)
+        return scores[:k].numpy(), found["_rowid"].to_numpy().astype(np.int64)[order[:k].numpy()]
+
+
+def _wait_for(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="tessella-nearest", daemon=True).start()
+    return loop
 
 
 def _cosines(queries_QD: Any, column: Any) -> Any:
@@ -84,8 +120,8 @@ def _cosines(queries_QD: Any, column: Any) -> Any:
     return queries_QD @ rows_ND.T / torch.linalg.vector_norm(rows_ND, dim=1).clamp_min(1e-12)
 
 
-def choose_plan(table: Any, plan: Plan, approximate_from: int, say: Callable[[str], None]) -> Plan:
-    """Merge small pieces, and decide how these rows are searched."""
+def choose_plan(table: Any, home: Path, plan: Plan, approximate_from: int, say: Callable[[str], None]) -> Plan:
+    """Merge small pieces of a table of the database in `home`, and decide how its rows are searched."""
     from lancedb.index import IvfRq
 
     rows = table.count_rows()
@@ -101,7 +137,7 @@ def choose_plan(table: Any, plan: Plan, approximate_from: int, say: Callable[[st
             say(f"training an approximate index of {rows:,} rows")
             config = IvfRq(distance_type="cosine", num_partitions=plan.partitions, num_bits=BITS)
             table.create_index("vector", config=config)
-        plan = _measured(table, plan)
+        plan = _measured(table, Approximate(home, table.name, table.version), plan)
         if not plan.probes:
             for one in table.list_indices():
                 table.drop_index(one.name)
@@ -109,7 +145,7 @@ def choose_plan(table: Any, plan: Plan, approximate_from: int, say: Callable[[st
     return plan
 
 
-def _measured(table: Any, plan: Plan) -> Plan:
+def _measured(table: Any, index: Approximate, plan: Plan) -> Plan:
     """The plan with the fewest probes that find 99 % of the nearest ten of some of the table's rows, or an exact one.
 
     What is as near as the tenth is as good: of copies any will do. A row itself is found too, and not counted.
@@ -122,7 +158,7 @@ def _measured(table: Any, plan: Plan) -> Plan:
     for share in SHARES:
         probes = max(round(share * plan.partitions), 1)
         found = [
-            (approximate(table, query_D, RECALL_AT + 1, probes)[0] >= worst).sum() - 1
+            (index.search(query_D, RECALL_AT + 1, probes)[0] >= worst).sum() - 1
             for query_D, worst in zip(queries_QD, worst_Q, strict=True)
         ]
         recall = float(np.mean(found)) / RECALL_AT

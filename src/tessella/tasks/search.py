@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from .bulk import read_run
-from .index import COLUMNS, HOME, lance_errors, no_index, open_table
+from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_table
 from .manifest import as_text
-from .nearest import Floats, approximate, exact, vectors_of
+from .nearest import Approximate, Floats, exact, vectors_of
 from .sheet import Panel, row_sources, write_sheet
 
 
@@ -72,8 +72,10 @@ class Index:
         if not (self.out / HOME).is_dir():
             raise no_index(self.out)
         self._table, seal = open_table(self.out / HOME, self.facts)
-        self._table.checkout(seal.version)
         self.rows, self.plan = seal.rows, seal.plan
+        with self._reading():
+            self._table.checkout(seal.version)
+            self._approximate = Approximate(self.out / HOME, TABLE, seal.version) if seal.plan.probes else None
         if predictor is not None:
             check_fingerprint(self.facts, predictor.fingerprint, predictor.name)
             self.predictor = predictor
@@ -108,10 +110,10 @@ class Index:
         condition = self._condition(where, label)
         count = top + len(asked)
         with self._reading():
-            if condition or all_rows or not self.plan.probes:
+            if condition or all_rows or self._approximate is None:
                 (scores,), (ids,) = exact(self._table, query_D[None], count, condition)
             else:
-                scores, ids = approximate(self._table, query_D, count, self.plan.probes)
+                scores, ids = self._approximate.search(query_D, count, self.plan.probes)
             found = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         rows = [Neighbour(score=round(score[row.pop("_rowid")], 6), **row) for row in found]
