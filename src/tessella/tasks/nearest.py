@@ -24,7 +24,7 @@ Ints: TypeAlias = NDArray[np.int64]
 SCAN_ROWS = 16_384  # in memory while all are compared
 APPROXIMATE_FROM = 50_000  # rows; fewer are compared in less than a tenth of a second
 PARTITION_ROWS = 4_096  # of an approximate index
-BITS, REFINE = 4, 5  # of a component in it; candidates for each row that is asked for
+BITS, REFINE = 4, 3  # of a component in it; candidates for each row that is asked for
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until enough is found
 RECALL, RECALL_AT, ASKED = 0.99, 10, 256  # what must be found: of the nearest ten, of so many rows of the table
 
