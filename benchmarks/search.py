@@ -11,7 +11,6 @@ Rows are added to benchmarks/results as CSVs.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import statistics
 import tempfile
@@ -21,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from table import RESULTS, write_table
 
 from tessella.data.datasets import open_labelled
 from tessella.data.isolated import Decoded
 from tessella.data.sources import Source
 from tessella.predictor import DEFAULT_MODEL, load, unit_length
 from tessella.tasks import bulk, shards
-from tessella.tasks.bench import hardware, slug
 from tessella.tasks.index import HOME, TABLE, build_index, open_table
 from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.manifest import MANIFEST, RUN, write_manifest
@@ -130,20 +128,6 @@ def models(names: Sequence[str], data: str, limit: int | None) -> list[dict[str,
     return rows
 
 
-def write(what: str, rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    version = ".".join(torch.__version__.split(".")[:2])
-    date = time.strftime("%Y-%m-%d")
-    path = folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv"
-    conditions = dict(threads=torch.get_num_threads(), hardware=hardware("cpu"), torch=torch.__version__, date=date)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *conditions], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | conditions for row in rows)
-    for row in rows:
-        print(row)
-    print(path)
-
-
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,11 +136,11 @@ def main() -> None:
     parser.add_argument("--labelled", metavar="DATA", help="as for `tessella train`")
     parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL])
     parser.add_argument("--limit", type=int, help="only so many labelled images")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    write("search", index(given.rows, given.queries), given.out)
+    write_table("search", index(given.rows, given.queries), given.out)
     if given.labelled:
-        write("retrieval", models(given.models, given.labelled, given.limit), given.out)
+        write_table("retrieval", models(given.models, given.labelled, given.limit), given.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""A table of results with the conditions of its run, as a CSV file whose name says what, where and when."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tessella.tasks.bench import hardware, slug
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def write_table(what: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
+    """Rows of the same columns, on a CPU in float32; they and the file's name are printed too."""
+    version, date = ".".join(torch.__version__.split(".")[:2]), time.strftime("%Y-%m-%d")
+    path = folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv"
+    conditions = dict(threads=torch.get_num_threads(), hardware=hardware("cpu"), torch=torch.__version__, date=date)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *conditions], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | conditions for row in rows)
+    for row in rows:
+        print(row)
+    print(path)
