@@ -419,6 +419,17 @@ except ValueError as error:
     assert (tmp_path / "imported").read_text() == "__main__\n"
 
 
+def test_a_caller_who_ignores_the_end_of_his_children(tmp_path: Path) -> None:
+    text = """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+with IsolatedDecoder(SPEC, processes=2) as decoder:
+    for seen in decoder.decoded([good(1), bad("segv"), good(2)]):
+        print(code(seen), seen.error and "SIGSEGV" in seen.error.message)
+"""
+    done = subprocess.run(script(text, tmp_path), capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("ok None\ndecoder_crashed True\nok None\n", "")
+
+
 def test_a_killed_parent_leaves_no_worker(tmp_path: Path) -> None:
     text = f"""
 with IsolatedDecoder(SPEC, processes=2) as decoder:

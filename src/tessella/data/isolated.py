@@ -213,9 +213,13 @@ class _Nursery:
         """End a worker, whatever it is at; its exit code (of a signal -N), None where the nursery does not know it."""
         try:
             self._socket.sendall(pid.to_bytes(_ORDER, "little"))
-            code = int.from_bytes(self._socket.recv(_ORDER, socket.MSG_WAITALL), "little", signed=True)
+            answer = self._socket.recv(_ORDER, socket.MSG_WAITALL)
         except OSError:
+            answer = b""
+        if len(answer) < _ORDER:
+            self._process.kill()  # what it might still say would be taken for the answer to another question
             return None
+        code = int.from_bytes(answer, "little", signed=True)
         return None if code == _HANGS else code
 
     def close(self) -> None:
@@ -531,6 +535,7 @@ def _nurse(control: int) -> None:
     """Fork a worker, or end one, whenever it is asked for, until the other end of `control` is closed."""
     spec, policy, mode, limits, parent = pickle.load(sys.stdin.buffer)
     _die_with(parent)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as the caller may have it, children cannot be waited for
     if mode == "fast":
         import torch
 
