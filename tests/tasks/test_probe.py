@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella.data.datasets import open_labelled
+from tessella.data.datasets import LabelledImages, open_labelled
+from tessella.data.sources import Source
 from tessella.engine import make_plan
 from tessella.errors import ImageError, TessellaError, UsageError
 from tessella.predictor import Output, Predictor, softmax, unit_length
@@ -40,6 +41,7 @@ from tessella.tasks.probe import (
     vote,
 )
 
+from ..data.test_isolated import Deed
 from ..models.tiny import TINY, size_of, tiny
 
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
@@ -183,6 +185,20 @@ def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
     assert not np.allclose(found.vectors[good], expected, atol=1e-3)  # as the model gives them
 
 
+def test_an_image_that_ends_its_process_costs_a_row(data: Path, predictor: Predictor) -> None:
+    class Deadly(LabelledImages):
+        def source(self, index: int) -> Source:
+            return Deed("deadly", "", deed="segv") if index == 5 else super().source(index)
+
+    images = open_labelled(data, "val")
+    whole = embed(images, predictor)
+    images.__class__ = Deadly
+    found = embed(images, predictor)
+    assert found.errors == {"decoder_crashed": 1} | whole.errors
+    assert np.flatnonzero(found.ok != whole.ok).tolist() == [5]
+    assert np.array_equal(found.vectors[found.ok], whole.vectors[found.ok])
+
+
 def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "e.npz"
     images = open_labelled(data, "val")
@@ -190,13 +206,13 @@ def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, m
     assert not first.cached
     passes = 0
 
-    def outputs(self: Predictor, given: Iterable[Any]) -> Iterator[Output | ImageError]:
+    def outputs(self: Predictor, given: Iterable[Any], **how: Any) -> Iterator[Output | ImageError]:
         nonlocal passes
         passes += 1
-        return original(self, given)
+        return original(self, given, **how)
 
-    original = Predictor.outputs
-    monkeypatch.setattr(Predictor, "outputs", outputs)
+    original = Predictor.outputs_of
+    monkeypatch.setattr(Predictor, "outputs_of", outputs)
     again = embed(images, predictor, cache)
     assert (passes, again.cached) == (0, True)
     assert np.array_equal(again.vectors, first.vectors)
@@ -217,12 +233,12 @@ def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, m
 def test_vectors_that_are_not_finite_are_errors(
     data: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def outputs(self: Predictor, given: Iterable[Any]) -> Iterator[Output | ImageError]:
-        for i, one in enumerate(original(self, given)):
+    def outputs(self: Predictor, given: Iterable[Any], **how: Any) -> Iterator[Output | ImageError]:
+        for i, one in enumerate(original(self, given, **how)):
             yield Output(one.logits, one.embedding * np.float32("nan")) if isinstance(one, Output) and i < 2 else one
 
-    original = Predictor.outputs
-    monkeypatch.setattr(Predictor, "outputs", outputs)
+    original = Predictor.outputs_of
+    monkeypatch.setattr(Predictor, "outputs_of", outputs)
     found = embed(open_labelled(data, "train"), predictor)
     assert found.errors == {"non_finite": 2, "unsupported_format": 1}
     assert np.isfinite(found.vectors).all()

@@ -55,6 +55,13 @@ class Decoded(NamedTuple):
     width: int  # of the image as decoded, upright, in pixels; 0 where it was not decoded
     height: int
 
+    @property
+    def outcome(self) -> Pixels | ImageError:
+        """As `Predictor.outputs_of` takes it."""
+        found = self.error if self.pixels is None else self.pixels
+        assert found is not None
+        return found
+
 
 class IsolatedDecoder:
     """`load_pixels` of many sources in processes that may die; a context manager, `close()` ends the processes.

@@ -31,6 +31,7 @@ from ..predictor import FloatArray, Predictor, load, unit_length
 from ..weights.save import save_pretrained
 from .metrics import Answers, Coverage, Ints, Metrics, as_dict, coverage, judge, metrics_of
 from .output import npz_bytes, write_bytes
+from .shards import decoder_of
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # the k that are tried
 TEMPERATURE = 0.07  # a neighbour's vote is exp(cosine / TEMPERATURE)
@@ -240,7 +241,7 @@ def embed(
     cache: Path | None = None,
     watch: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, total, unit: items,
 ) -> Embedded:
-    """The raw embedding of every image; an image that cannot be read keeps its row.
+    """The raw embedding of every image, by the way of a bulk run; an image that cannot be read keeps its row.
 
     cache: an .npz that is read if it was written for the same model and the same data, else written. A vector that is
     not finite counts as an error, `non_finite`.
@@ -251,13 +252,15 @@ def embed(
     vectors_ND = np.zeros((len(images), predictor.width), np.float32)
     status = np.full(len(images), "ok", "<U24")
     sources = watch((images.source(i) for i in range(len(images))), len(images), "images")
-    for i, outcome in enumerate(predictor.outputs(sources)):
-        if isinstance(outcome, ImageError):
-            status[i] = outcome.code
-        elif np.isfinite(outcome.embedding).all():
-            vectors_ND[i] = outcome.embedding
-        else:
-            status[i] = "non_finite"
+    with decoder_of(predictor) as decoder:
+        decoded = (image.outcome for image in decoder.decoded(sources))
+        for i, outcome in enumerate(predictor.outputs_of(decoded, divide=False)):
+            if isinstance(outcome, ImageError):
+                status[i] = outcome.code
+            elif np.isfinite(outcome.embedding).all():
+                vectors_ND[i] = outcome.embedding
+            else:
+                status[i] = "non_finite"
     if cache is not None:
         arrays = dict(vectors=vectors_ND, status=status, labels=images.labels)
         write_bytes(cache, npz_bytes(arrays | {name: np.array(value) for name, value in facts.items()}))

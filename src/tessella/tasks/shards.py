@@ -38,6 +38,14 @@ class Row:
     embedding: Any = None
 
 
+def decoder_of(predictor: Predictor, processes: int | None = None, timeout: float = 30.0) -> IsolatedDecoder:
+    """Of what this predictor reads, as it would read it itself."""
+    return IsolatedDecoder(
+        predictor.spec, policy=predictor.policy, mode=predictor.transform, limits=predictor.limits,
+        processes=processes, timeout=timeout,
+    )  # fmt: skip
+
+
 class ShardMaker:
     """Makes shards of one run, in one process: a model, and decoding processes that stay. A context manager.
 
@@ -51,10 +59,7 @@ class ShardMaker:
         processes: int | None = None, timeout: float = 30.0,
     ):  # fmt: skip
         self._out, self._facts, self._manifest, self._predictor = out, facts, manifest, predictor
-        self._decoder = IsolatedDecoder(
-            predictor.spec, policy=predictor.policy, mode=predictor.transform, limits=predictor.limits,
-            processes=processes, timeout=timeout,
-        )  # fmt: skip
+        self._decoder = decoder_of(predictor, processes, timeout)
 
     def __enter__(self) -> ShardMaker:
         return self
@@ -85,9 +90,7 @@ class ShardMaker:
         def prepared() -> Iterator[Pixels | ImageError]:
             for image in self._decoder.decoded(sources()):
                 images.append(image._replace(pixels=None))
-                came = image.error if image.pixels is None else image.pixels
-                assert came is not None
-                yield came
+                yield image.outcome
 
         rows: list[Row] = []
         # a batch that is left alone after a kill gives the bits that it would have given among others
