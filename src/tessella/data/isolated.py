@@ -299,6 +299,7 @@ class _Crew:
         self.ended = False  # nothing more will come of it
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
+        self._awaited: _Task | None = None  # by the consumer
         self._selector = selectors.DefaultSelector()
         self._bell, self._button = socket.socketpair()
         self._bell.setblocking(False)
@@ -318,8 +319,10 @@ class _Crew:
         return task
 
     def outcome(self, task: _Task) -> Decoded:
-        with self._changed:
-            self._changed.wait_for(lambda: task.outcome is not None or self.ended)
+        if task.outcome is None:
+            with self._changed:
+                self._awaited = task
+                self._changed.wait_for(lambda: task.outcome is not None or self.ended)
         if task.outcome is not None:
             return task.outcome
         raise self._failure or UsageError("bad_argument", "the decoder was closed before its images were decoded")
@@ -484,7 +487,8 @@ class _Crew:
     def _finish(self, task: _Task, outcome: Decoded) -> None:
         with self._changed:
             task.outcome = outcome
-            self._changed.notify_all()
+            if task is self._awaited:  # to wake the consumer for every image costs more than to hand it over
+                self._changed.notify_all()
 
     def _lost(self, worker: _Worker) -> None:
         """It has ended by itself, or been killed by another than this crew."""
