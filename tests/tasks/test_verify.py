@@ -306,6 +306,17 @@ def test_a_full_disk_while_mending(copy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not verify(copy).damage
 
 
+def test_shards_of_which_all_else_is_lost_are_not_written_over(copy: Path, data: Path, predictor: Predictor) -> None:
+    for name in ("run.json", "copy/run.json", "log.jsonl"):
+        (copy / name).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()}
+    for ask in (verify, repair, lambda out: next(read_rows(out)), lambda out: go_on(data, out, predictor)):
+        with pytest.raises(UsageError) as caught:
+            ask(copy)
+        assert caught.value.code == "damaged_run"
+    assert {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()} == before
+
+
 def test_a_run_that_was_killed_before_it_began(copy: Path, data: Path, predictor: Predictor) -> None:
     """Listed, and no more: there is nothing to lose, and the same command begins it anew."""
     for name in ("run.json", "copy/run.json", "log.jsonl"):

@@ -561,12 +561,15 @@ def _nurse(control: int) -> None:
             if child := int.from_bytes(order, "little"):
                 orders.sendall(_ended(child).to_bytes(_ORDER, "little", signed=True))
                 continue
-            with contextlib.suppress(OSError):  # no memory for a process: the other side hears that its end is closed
-                if os.fork() == 0:
-                    orders.close()
-                    _die_with(nursery)
-                    channel, memory = descriptors
-                    _work(channel, memory, spec, policy, mode, limits)
+            try:
+                child = os.fork()
+            except OSError:  # no memory for a process: the other side hears that its end is closed
+                child = -1
+            if child == 0:
+                orders.close()
+                _die_with(nursery)
+                channel, memory = descriptors
+                _work(channel, memory, spec, policy, mode, limits)
             for descriptor in descriptors:
                 os.close(descriptor)
 

@@ -49,7 +49,10 @@ def read_url(url: str, limits: Limits, offset: int | None = None, size: int | No
         except FileNotFoundError:
             raise
         except Exception:  # some stores refuse a range of an object with no byte in it, or one that ends behind it
-            return bytes(store.cat_file(path, start=begin, end=min(end, store.size(path))))
+            known = store.size(path)
+            if known is None or known >= end:
+                raise
+            return bytes(store.cat_file(path, start=begin, end=known))
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def _claim(
     watch: Callable[[Event], None],
 ) -> Manifest:  # fmt: skip
     """List the inputs of a new run, or make sure that the run which is there is this one."""
-    if (out / RUN).exists() or (out / LOG).exists():  # a run that has finished a shard is never begun anew
+    if (out / RUN).exists() or (out / LOG).exists() or _has_shards(out):  # which are never made anew without a word
         _end_log(out / LOG)
         there = read_run(out)
         changed = [name for name in facts if there.get(name) != facts[name]]
@@ -256,8 +256,12 @@ def read_run(out: Path) -> dict[str, Any]:
 
 def need_run(out: Path) -> None:
     """UsageError `not_found` where nothing of a run is in `out`."""
-    if not any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")):
+    if not (any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")) or _has_shards(out)):
         raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
+
+
+def _has_shards(out: Path) -> bool:
+    return any((out / SHARDS).glob("shard-*.parquet"))
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
