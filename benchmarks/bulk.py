@@ -1,7 +1,8 @@
 """What a bulk run costs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,odd,memory,share,listing]`.
 
-    loader   photographs a second of `tessella run` with the built-in model (transforms exact and fast), and of timm's
-             dataset, transform and loader alone, without a model, for the same input size; two processes each
+    loader   photographs a second of `tessella run` with the built-in model (exact, fast, and fast with the engine that
+             --engine names), and of timm's dataset, transform and loader alone, without a model, for the same input
+             size; two processes each, every photograph --times over
     odd      the photographs, and the same with odd and broken files between them, a tenth of all; accounts checked
     memory   peak memory of the process for the photographs once, and ten times over
     share    the big models, each with its tuned engine: the run's rate beside the model's, batch after batch in memory
@@ -74,15 +75,18 @@ def by_turns(paths: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
     return seconds
 
 
-def loader(photos: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def loader(photos: Path, folder: Path, rounds: int, times: int, engine: str) -> Iterator[dict[str, Any]]:
     assert timm_importable(), "timm is not there: scripts/bench installs it"
+    photos = times_over(photos, folder / "over", times)
     count = len(list(photos.rglob("*.*")))
     exact, fast = tessella.load(device="cpu"), tessella.load(device="cpu", transform="fast")
+    other = tessella.load(device="cpu", transform="fast", engine=engine)
     seconds = by_turns(
         {
             "timm's loader, no model": lambda: from_timm(photos, exact),
             "run, exact": lambda: from_run(photos, folder, exact)[0],
             "run, fast": lambda: from_run(photos, folder, fast)[0],
+            f"run, fast, {engine}": lambda: from_run(photos, folder, other)[0],
         },
         rounds,
     )
@@ -129,15 +133,18 @@ def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict
 def memory(photos: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
     predictor = tessella.load(device="cpu")
     from_run(photos, folder, predictor)  # what is allocated once is there
-    ten = folder / "ten"
-    for i in range(10):
-        (ten / str(i)).mkdir(parents=True)
-        for path in photos.rglob("*.*"):
-            os.link(path, ten / str(i) / path.name)
-    for name, source in {"once": photos, "ten times": ten}.items():
+    for name, source in {"once": photos, "ten times": times_over(photos, folder / "ten", 10)}.items():
         peak = PeakMemory("cpu")
         seconds, found = from_run(source, folder, predictor)
         yield rates("memory", name, found.rows, [seconds]) | dict(peak_mb=round(peak.peak_mb() or 0))
+
+
+def times_over(photos: Path, folder: Path, times: int) -> Path:
+    for i in range(times):
+        (folder / str(i)).mkdir(parents=True)
+        for path in photos.rglob("*.*"):
+            os.link(path, folder / str(i) / path.name)
+    return folder
 
 
 def share(photos: Path, folder: Path, rounds: int, models: list[str], seconds: float) -> Iterator[dict[str, Any]]:
@@ -212,6 +219,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(FIVE))
     parser.add_argument("--seconds", type=float, default=30, help="of a model alone, a round of share")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--times", type=int, default=10, help="of each photograph, in loader")
+    parser.add_argument("--engine", default="openvino", help="a further one for the built-in model, in loader")
     parser.add_argument("--limit", type=int, help="only so many photographs")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the listing")
     args = parser.parse_args()
@@ -232,7 +241,7 @@ def main() -> None:
                 assert data is not None
                 (photos / Path(member.name).name).write_bytes(data.read())
         parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = dict(
-            loader=lambda: loader(photos.parent, folder, args.rounds),
+            loader=lambda: loader(photos.parent, folder, args.rounds, args.times, args.engine),
             odd=lambda: odd(photos, args.odd, folder, args.rounds),
             memory=lambda: memory(photos, folder, args.rounds),
             share=lambda: share(photos, folder, args.rounds, args.models, args.seconds),

@@ -1,7 +1,9 @@
 """Put trained models into the package: `python benchmarks/register.py RUN ...`, each the folder of a finished run.
 
 A run's weights go to src/tessella/weights/builtin as ARCHITECTURE.cifar10, with a row in builtin.json and a card that
-has the run's figures and every epoch; its settings go to benchmarks/cifar10/ARCHITECTURE.json, which makes it again.
+has the run's figures and every epoch; its settings go to benchmarks/cifar10/ARCHITECTURE.json, which makes it again. A
+run that went on from another's folder is told as a chain: settings of each of them, every epoch of all. RUN0 stands for
+the weights that are replaced, where the chain began with them.
 `tests/test_builtin.py` then wants `python -m tests.test_builtin`.
 """
 
@@ -11,6 +13,7 @@ import argparse
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from tessella.tasks.recipes import TrainConfig
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
 CONFIGS = Path(__file__).parent / "cifar10"
-TAG, MOST_BYTES = "cifar10", 3_000_000
+TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
 NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten classes only, at 32 px"
 
 
@@ -44,17 +47,41 @@ def register(run: Path, begun: str) -> str:
     )  # fmt: skip
     write_atomic(table, (json.dumps(rows, indent=1) + "\n").encode())
     CONFIGS.mkdir(exist_ok=True)
-    settings = json.loads((run / "train.json").read_text())["config"]
-    usual = TrainConfig().as_dict()
-    chosen = {key: value for key, value in settings.items() if value != usual[key]}
-    write_atomic(CONFIGS / f"{told['architecture']}.json", (json.dumps(chosen, indent=1) + "\n").encode())
-    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(run, told, settings, begun).encode())
+    usual, runs = TrainConfig().as_dict(), chain(run)
+    stages = []
+    for number, (one, settings) in enumerate(runs, 1):
+        chosen = {key: value for key, value in settings.items() if value != usual[key]}
+        if number > 1 or settings["model"] == name:  # or else the name would lead to the weights that it ends with
+            chosen["model"] = f"{FOLDER}RUN{number - 1}"
+        file = CONFIGS / f"{told['architecture']}{f'-{number}' if len(runs) > 1 else ''}.json"
+        write_atomic(file, (json.dumps(chosen, indent=1) + "\n").encode())
+        out = f"RUN{number}" if len(runs) > 1 else "RUN"
+        command = f"tessella train cifar10-train.parquet --config benchmarks/cifar10/{file.name} --out {out}"
+        stages.append(Stage(command, settings, json.loads((one / "report" / "report.json").read_text())))
+    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(stages, told, begun).encode())
     return name
 
 
-def card(run: Path, told: dict[str, Any], settings: dict[str, Any], begun: str) -> str:
-    report = json.loads((run / "report" / "report.json").read_text())
-    metrics, history, conditions = report["metrics"], report["history"], report["conditions"]
+@dataclass(frozen=True)
+class Stage:
+    """A run of a chain: how to repeat it, its settings, its report."""
+
+    command: str
+    settings: dict[str, Any]
+    report: dict[str, Any]
+
+
+def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The run after those whose weights it went on with, the first of them first; each with its settings."""
+    settings: dict[str, Any] = json.loads((run / "train.json").read_text())["config"]
+    before = settings["model"].startswith(FOLDER)
+    return [*(chain(Path(settings["model"].removeprefix(FOLDER))) if before else []), (run, settings)]
+
+
+def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
+    report = stages[-1].report
+    metrics, conditions = report["metrics"], report["conditions"]
+    history = [row for stage in stages for row in stage.report["history"]]
     architecture, hours = told["architecture"], sum(row["seconds"] for row in history) / 3600
     found = info(architecture)
     papers = ", ".join(f"arXiv:{paper.arxiv}" for paper in found.papers)
@@ -67,16 +94,18 @@ def card(run: Path, told: dict[str, Any], settings: dict[str, Any], begun: str) 
         f"On all {metrics['count']:,} CIFAR-10 test images: top-1 {100 * metrics['top1']:.2f} %, top-5 "
         f"{100 * metrics['top5']:.2f} %, loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}. The data "
         "is a JPEG copy of CIFAR-10, so the figures sit a little under what the original pixels would give.", "",
-        f"Trained on the 50,000 training images, from {begun}, seed {settings['seed']}:", "",
-        f"    tessella train cifar10-train.parquet --config benchmarks/cifar10/{architecture}.json --out RUN", "",
+        f"Trained on the 50,000 training images, from {begun}, seed {stages[-1].settings['seed']}, "
+        "with cifar10-test.parquet beside them (or a tenth of them would be held out):", "",
+        *(f"    {stage.command}" for stage in stages), "",
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
-        "beside it. The test images were looked at after each epoch to report progress and chose nothing: the weights "
-        f"are those of the last step{', averaged over the last ones' if settings['ema'] else ''}.", "",
+        "beside it. The test images were looked at after each epoch to report progress"
+        f"{', and after a run to decide whether another one follows' if len(stages) > 1 else ''}; the weights "
+        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema'] else ''}.", "",
         "| epoch | training loss | test loss | test top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
-    for row in history:
+    for number, row in enumerate(history, 1):
         lines.append(
-            f"| {row['epoch'] + 1} | {row['loss']:.3f} | {row['val_loss']:.3f} | {100 * row['val_top1']:.2f} % "
+            f"| {number} | {row['loss']:.3f} | {row['val_loss']:.3f} | {100 * row['val_top1']:.2f} % "
             f"| {row['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ RECORDED = ROOT / "tests" / "golden" / "builtin_cifar10.json"
 COMMITTED = sorted([*(ROOT / "examples").glob("*.jpg"), *(ROOT / "tests" / "golden" / "images").iterdir()])
 BUILTIN = [row.name for row in CATALOGUE.values() if row.file]
 SUBSET = 1000
-LEAST = {"convmixer": 0.86}  # top-1; what the training of each family was to reach
+LEAST = {"convmixer": 0.88}  # top-1; what the training of each family was to reach
 recorded = functools.cache(lambda: json.loads(RECORDED.read_text()))
 
 

@@ -299,6 +299,7 @@ def test_order_and_a_bound_on_what_is_in_flight() -> None:
     assert taken == given == 60
 
 
+@pytest.mark.quiet
 def test_workers_decode_while_the_consumer_is_away() -> None:
     with IsolatedDecoder(SPEC, processes=1, ahead=20) as decoder:
         run = decoder.decoded(good(i, "slow") for i in range(20))

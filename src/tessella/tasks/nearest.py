@@ -24,7 +24,7 @@ Ints: TypeAlias = NDArray[np.int64]
 SCAN_ROWS = 16_384  # in memory while all are compared
 APPROXIMATE_FROM = 50_000  # rows; fewer are compared in less than a tenth of a second
 PARTITION_ROWS = 4_096  # of an approximate index
-BITS, REFINE = 4, 3  # of a component in it; candidates for each row that is asked for
+BITS = 6  # of a component in it
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until enough is found
 RECALL, RECALL_AT, ASKED = 0.99, 10, 256  # what must be found: of the nearest ten, of so many rows of the table
 
@@ -86,13 +86,15 @@ class Approximate:
     def search(self, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
         """(K,) cosines, best first, and ids of rows, from so many partitions.
 
-        The index ranks by rounded vectors; of REFINE times as many the best are picked by the stored ones.
+        The index ranks by rounded vectors; of half as many more, at least five, the best are picked by the stored ones.
         """
         import torch
 
+        candidates = k + max(k // 2, 5)
+
         async def near() -> Any:
             query = self._table.query().nearest_to(query_D).column("vector").distance_type("cosine").nprobes(probes)
-            return await query.limit(REFINE * k).select(["vector", "_distance"]).with_row_id().to_arrow()
+            return await query.limit(candidates).select(["vector", "_distance"]).with_row_id().to_arrow()
 
         found = _wait_for(near())
         cosines = _cosines(torch.from_numpy(query_D[None]), found["vector"].combine_chunks())
