@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tessella.errors import TessellaError, UsageError
 from tessella.models import build
-from tessella.models.crossvit import CrossViT, CrossViTConfig, branch_sizes, fit_image, scaled_side
+from tessella.models.crossvit import CrossViT, CrossViTConfig, branch_sizes, conv_stem, fit_image, scaled_side
 from tessella.models.layers import DropPath
 
 from ..golden_rule import fill_golden, golden_input
@@ -102,6 +102,13 @@ def test_every_size_that_is_accepted_works(multi_conv: bool, img_scale: tuple[fl
         accepted.add(side)
         assert model(torch.zeros(1, 3, *size)).shape == (1, 5)
     assert accepted == working
+
+
+@pytest.mark.parametrize("patch_size", [4, 8, 12, 16])
+def test_a_conv_stem_shrinks_by_the_patch_size(patch_size: int) -> None:
+    embed = conv_stem(patch_size, in_chans=3, width=16)
+    for patches in (1, 2, 5):
+        assert embed(torch.zeros(1, 3, patches * patch_size, patch_size)).shape == (1, 16, patches, 1)
 
 
 def test_a_size_can_be_made_to_work_by_its_scale() -> None:
@@ -315,7 +322,7 @@ def test_resampling_from_a_size_that_the_weights_are_not_of(size: tuple[int, int
         (dict(num_heads=(3, 4)), "num_heads 3"),
         (dict(depth=((1, 1),)), "depth"),
         (dict(depth=((0, 0, 0),)), "depth"),
-        (dict(multi_conv=True, patch_size=(8, 16)), "not for 8"),
+        (dict(multi_conv=True, patch_size=(6, 16)), "not for 6"),
     ],
 )
 def test_arguments_that_cannot_be(wrong: dict[str, Any], said: str) -> None:

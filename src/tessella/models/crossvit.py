@@ -90,11 +90,12 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
     "crossvit_15_dagger_408": _row(192, 5, 6, 3, **_AT_408),
     "crossvit_18_dagger_240": _row(224, 6, 7, 3, multi_conv=True),
     "crossvit_18_dagger_408": _row(224, 6, 7, 3, **_AT_408),
-    "crossvit_ti_p4_32": CrossViTConfig(  # this project's own, for 32 px images
-        embed_dim=(96, 96),
-        depth=((2, 1, 1),) * 2,
-        num_heads=(3, 3),
+    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # this project's own, for 32 px images: most work in the finer branch
+        embed_dim=(96, 64),
+        depth=((3, 1, 1), (2, 1, 1)),
+        num_heads=(3, 2),
         mlp_ratio=(2, 2, 1),
+        multi_conv=True,
         patch_size=(4, 8),
         img_size=32,
         img_scale=(1.0, 1.0),
@@ -139,19 +140,25 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
     )
 
 
+STEMS = {  # (kernel, stride, padding) of the three convolutions that shrink an image by the patch size
+    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8: this project's own, since 7x7 with stride 4 is coarse for 32 px
+    8: ((3, 2, 1), (3, 2, 1), (3, 2, 1)),
+    12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
+    16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
+}
+
+
 def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
     """The dagger models' patch embedding: three convolutions that together shrink the image by patch_size."""
-    kernels = {12: ((3, 0), (1, 1)), 16: ((2, 1), (2, 1))}  # (stride, padding) of the second and the third
-    if patch_size not in kernels:
-        raise UsageError("bad_argument", f"multi_conv has a form for patch_size 12 and 16, not for {patch_size}")
-    (stride2, padding2), (stride3, padding3) = kernels[patch_size]
-    return nn.Sequential(
-        nn.Conv2d(in_chans, width // 4, 7, stride=4, padding=3),
-        nn.ReLU(),
-        nn.Conv2d(width // 4, width // 2, 3, stride=stride2, padding=padding2),
-        nn.ReLU(),
-        nn.Conv2d(width // 2, width, 3, stride=stride3, padding=padding3),
+    if patch_size not in STEMS:
+        forms = ", ".join(map(str, STEMS))
+        raise UsageError("bad_argument", f"multi_conv has a form for patch_size {forms}, not for {patch_size}")
+    widths = (in_chans, width // 4, width // 2, width)
+    first, second, third = (
+        nn.Conv2d(before, after, kernel, stride=stride, padding=padding)
+        for before, after, (kernel, stride, padding) in zip(widths, widths[1:], STEMS[patch_size], strict=False)
     )
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
 
 
 class CrossAttention(nn.Module):

@@ -111,7 +111,7 @@ REMAPPED = {
 OWN_ARCHITECTURES = (  # this project's; no other catalogue has them
     "convmixer_256_8_ks3_p4",
     "convit_ti_p4_32",
-    "crossvit_ti_p4_32",
+    "crossvit_ti_dagger_p4_32",
     "gmixer_ti_p4_32",
     "mixer_ti_p4_32",
 )
