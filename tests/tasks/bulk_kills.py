@@ -124,6 +124,7 @@ def killed_and_whole(
         assert finished(cut) == len(expected)
         assert json.loads((cut / "summary.json").read_text())["rows"] == rows
         facts["byte_equal"] += 1
+        print(json.dumps(facts), flush=True)
         if facts["kills"] < kills:
             shutil.rmtree(cut)
     return facts
@@ -153,6 +154,7 @@ def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
         facts["ends"] += 1
         assert indexed(out) == expected
         facts["equal"] += 1
+        print(json.dumps(facts), flush=True)
         if facts["kills"] < kills:
             shutil.rmtree(out / "index")
     return facts

@@ -1,7 +1,8 @@
 """Every call with which a bulk run changes its folder, by name; at one of them a disk fails or the process dies.
 
-`scripts/soak faults --out FILE` goes through all of them; the tests through a part. What is patched is the system's
-side (opening, writing, syncing, renaming, removing, SQLite's commit), in the process that runs, and nothing of ours.
+`scripts/soak faults --out FILE` goes through all of them, or with --named through one of each name, for runs of many
+rows; the tests go through a part. What is patched is the system's side (opening, writing, syncing, renaming, removing,
+SQLite's commit), in the process that runs, and nothing of ours.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import sqlite3
 import tempfile
@@ -141,10 +143,20 @@ def names_of(data: Path, folder: Path, kind: str) -> list[str]:
     return run_reaching(data, out, Points(out, kind="kill" if kind == "kill" else ""))
 
 
+def one_of_each(names: list[str]) -> list[int]:
+    """Of the calls that differ by a number alone, the one in the middle."""
+    alike: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        alike.setdefault(re.sub(r"\d+", "", name), []).append(at)
+    return sorted(calls[len(calls) // 2] for calls in alike.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/soak faults", description=__doc__)
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=KINDS)
+    parser.add_argument("--named", action="store_true", help="one call of each name, in the middle of the run")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     rows = []
@@ -153,9 +165,10 @@ def main() -> None:
         data = make_rows(folder / "rows.parquet", args.rows)
         run_tiny(data, folder / "whole")
         whole = contents(folder / "whole")
-        for kind in KINDS:
+        for kind in args.kinds:
             names = names_of(data, folder, kind)
-            for at, point in enumerate(names):
+            for at in one_of_each(names) if args.named else range(len(names)):
+                point = names[at]
                 if kind == "short" and not point.startswith("write"):
                     continue
                 for repeat in range(args.repeats):
@@ -170,10 +183,10 @@ def main() -> None:
                     )
                 print(json.dumps(rows[-1]), flush=True)
     if args.out:
-        counts = {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
+        counts = {kind: sum(row["kind"] == kind for row in rows) for kind in args.kinds}
         conditions = dict(
             what="a fault at every call that changes the folder of a bulk run, then the same run again; D-2, D-3",
-            rows=args.rows, trials=len(rows), each=counts, points=len({row["point"] for row in rows}),
+            rows=args.rows, named=args.named, trials=len(rows), each=counts, points=len({row["point"] for row in rows}),
             python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
         )  # fmt: skip
         args.out.write_text(json.dumps(dict(conditions=conditions, rows=rows), indent=1) + "\n")
