@@ -2,7 +2,7 @@
 
 `scripts/soak faults --out FILE` goes through all of them, or with --named through one of each name, for runs of many
 rows; the tests go through a part. What is patched is the system's side (opening, writing, syncing, renaming, removing,
-SQLite's commit), in the process that runs, and nothing of ours.
+SQLite's statement), in the process that runs, and nothing of ours.
 """
 
 from __future__ import annotations
@@ -86,8 +86,14 @@ def reaching(points: Points) -> Iterator[None]:
         fsync(descriptor)
 
     def entered(ledger: Ledger, shard: Shard) -> None:
-        points.reach("commit", f"{points.folder}/before entry {shard.id}")
-        commit(ledger, shard)
+        connection = ledger._connection
+
+        def execute(*given: Any) -> Any:
+            points.reach("commit", f"{points.folder}/before entry {shard.id}")
+            return connection.execute(*given)
+
+        with mock.patch.object(ledger, "_connection", mock.Mock(execute=execute)):
+            commit(ledger, shard)
         if points.kind == "kill":  # a commit that is done cannot fail
             points.reach("commit", f"{points.folder}/after entry {shard.id}")
 

@@ -24,5 +24,6 @@ def test_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
     assert len(set(names)) >= 25
     points = [at for at, name in enumerate(names) if kind != "short" or name.startswith("write")]
     (tmp_path / "trials").mkdir()
-    for at in points[KINDS.index(kind) :: max(1, len(points) // 5)]:
+    spread = points[KINDS.index(kind) :: max(1, len(points) // 5)]
+    for at in {*spread, *(at for at in points if names[at].startswith("commit before"))}:
         trial(data, tmp_path / "trials", at, kind, whole)
