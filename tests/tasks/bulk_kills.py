@@ -103,7 +103,7 @@ def killed_and_whole(
     takes = time.monotonic() - began
     expected, rows = contents(whole), pq.ParquetFile(data).metadata.num_rows
     facts = dict(kills=0, while_listing=0, while_writing=0, ends=0, byte_equal=0, lost=0)
-    while facts["kills"] < kills or facts["ends"] == 0:
+    while True:  # until a run has ended after the last kill
         before = finished(cut)
         process = _start(run_tiny, data, cut, shard_rows)
         if facts["kills"] < kills:
@@ -125,9 +125,9 @@ def killed_and_whole(
         assert json.loads((cut / "summary.json").read_text())["rows"] == rows
         facts["byte_equal"] += 1
         print(json.dumps(facts), flush=True)
-        if facts["kills"] < kills:
-            shutil.rmtree(cut)
-    return facts
+        if facts["kills"] >= kills:
+            return facts
+        shutil.rmtree(cut)
 
 
 def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
@@ -135,9 +135,9 @@ def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     chance = random.Random(seed)
     expected = truth(out)
     facts = dict(kills=0, ends=0, equal=0)
-    takes = 0.0
-    while facts["kills"] < kills or facts["ends"] == 0:
-        began = time.monotonic()
+    takes = 0.0  # seconds of the last that began anew and was left alone; the first also waits for imports
+    while True:
+        began, anew = time.monotonic(), not (out / "index").exists()
         process = _start(build_index, out)
         if takes and facts["kills"] < kills:
             process.join(chance.uniform(0, takes))
@@ -147,17 +147,17 @@ def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
                 facts["kills"] += 1
                 if chance.random() < 0.7:  # another one goes on with what this one has left, and may be killed too
                     continue
-                process = _start(build_index, out)
+                anew, process = False, _start(build_index, out)
         process.join(600)
         assert process.exitcode == 0, f"a builder ended with {process.exitcode}"
-        takes = takes or time.monotonic() - began
+        takes = time.monotonic() - began if anew else takes
         facts["ends"] += 1
         assert indexed(out) == expected
         facts["equal"] += 1
         print(json.dumps(facts), flush=True)
-        if facts["kills"] < kills:
-            shutil.rmtree(out / "index")
-    return facts
+        if facts["kills"] >= kills:
+            return facts
+        shutil.rmtree(out / "index")
 
 
 def main() -> None:
