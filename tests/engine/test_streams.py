@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -133,3 +135,38 @@ def test_pytorchs_threads_are_left_as_they_were() -> None:
     thread.start()
     thread.join()
     assert elsewhere == [before]
+
+
+FIRST = """
+import os, sys, threading
+import numpy as np
+from tessella.engine.openvino import core
+import openvino as ov
+import openvino.opset13 as ops
+
+made = core()
+x = ops.parameter([-1, 3], np.float32)
+compiled = made.compile_model(ov.Model([ops.relu(x)], [x]), "CPU")
+sys.setswitchinterval(1e-6)
+gate = threading.Barrier(4)
+
+def first():
+    request = compiled.create_infer_request()
+    gate.wait()
+    request.infer([np.zeros((2, 3), np.float32)], share_inputs=True)
+
+threads = [threading.Thread(target=first) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("all done")
+"""
+
+
+def test_openvinos_first_passes_may_be_at_the_same_time() -> None:
+    """Its bindings' first look for NumPy, by several threads at once, held up three processes of four for ever."""
+    pytest.importorskip("openvino")
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=60)
+        assert done.stdout == "all done\n", done.stderr[-2000:]

@@ -38,6 +38,8 @@ def as_openvino(
     """
     import openvino as ov
 
+    core()
+
     def convert(folder: Path) -> None:
         log.info("converting %s for OpenVINO, once", model.arch)
         with converting("OpenVINO"), quiet():

@@ -30,12 +30,16 @@ def core() -> Any:
     Where signal frames may be large (AMX), a Core gives its maker thread a stack for signals, and at its end puts
     back the one it found. Several, freed in another order than last made first, leave the thread with one that is
     unmapped, and the next signal with a Python handler kills the process without a word (OpenVINO 2026.4).
+
+    To be called before anything else of OpenVINO: its bindings look NumPy up at their first need of it, and where two
+    threads do so at once, one holds the GIL and waits for the other, which waits for the GIL, for ever.
     """
     global _core
     import openvino as ov
 
     with _MAKING:
         if _core is None:
+            ov.Type.f32.to_dtype()  # NumPy is looked up now, by one thread
             made = ov.Core()
             made.get_property("CPU", "FULL_DEVICE_NAME")  # sets the stack now, before any other Core does
             _core = made
