@@ -9,7 +9,6 @@ benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import heapq
 import itertools
@@ -21,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from table import write_table
 
 from tessella.predictor import load
-from tessella.tasks.bench import hardware, slug
 from tessella.tasks.bulk import run
 from tessella.tasks.cluster import LOCAL, Cluster
 from tessella.tasks.ledger import Ledger, Shard
 
-RESULTS = Path(__file__).parent / "results"
 ROWS = 1_000_000_000
 # images a second of a node, and how many there are
 CASES = {
@@ -125,16 +122,6 @@ def _times(folder: Path, cluster: Cluster | None) -> list[float]:
     return times
 
 
-def save(what: str, rows: list[dict[str, Any]]) -> None:
-    version = torch.__version__.split("+")[0]
-    path = RESULTS / f"{what}_{slug(hardware('cpu'))}_torch{version}_{time.strftime('%Y-%m-%d')}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measure", action="store_true", help="time Ray and the ledger here")
@@ -144,8 +131,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         facts = measure()
-        save("scale-measured", [
-            dict(what=name, seconds=f"{value:.4f}", note=note, beside=args.beside, hardware=hardware("cpu"))
+        write_table("scale-measured", [
+            dict(what=name, seconds=f"{value:.4f}", note=note, beside=args.beside)
             for name, (value, note) in facts.items()
         ])  # fmt: skip
         return
@@ -155,7 +142,7 @@ def main() -> None:
             found = simulate(rate, nodes, size, FAILURES[failures], SLOW[slow], args.start, args.overhead)
             given = dict(node=node, images_per_second=rate, nodes=nodes, shard_rows=size, failures=failures, slow=slow)
             rows.append(given | {name: f"{value:.4g}" for name, value in found.items()})
-    save("scale", rows)
+    write_table("scale", rows)
 
 
 if __name__ == "__main__":
