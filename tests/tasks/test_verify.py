@@ -147,6 +147,16 @@ def test_a_damaged_ledger_is_made_again_from_the_log(whole: Path, copy: Path, da
     assert found >= {flip: 4, truncate: 12, delete: 1, blank: 12}[damage]
 
 
+def test_text_that_became_a_blob_is_damage(whole: Path, copy: Path) -> None:
+    """As one flipped bit of a row's header makes it."""
+    with Ledger(copy) as there:
+        there._connection.execute("UPDATE shards SET file = CAST(file AS BLOB) WHERE id = 1")
+    assert {one.file for one in verify(copy).damage} == {ledger.FILE}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+    assert not verify(copy).damage
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_entries_that_were_lost_with_the_write_ahead_log_are_found(
     whole: Path, copy: Path, tmp_path: Path, damage: Callable[..., None]

@@ -32,6 +32,7 @@ from .shards import SHARDS
 LOCAL = "local"
 _JOIN = "is it up, is this machine a node of it, and is its token in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH?"
 _OBJECTS = 100_000_000  # bytes for Ray's object store on this machine: numbers of shards are all that goes through it
+_LEAVE_SECONDS = 3.0  # for the thread that reads answers to end, before Ray does
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class ClusterMaker:
     def __init__(self, job: Job, address: str, cores: int | None):
         self._job, self._address, self._cores = job, address, cores
         self._connected = False
+        self._leaving = threading.Event()
+        self._reader: threading.Thread | None = None
 
     def __enter__(self) -> ClusterMaker:
         return self
@@ -79,6 +82,10 @@ class ClusterMaker:
         if self._connected:
             import ray
 
+            self._leaving.set()
+            if self._reader:
+                # who uses Ray after its end has this process ended at once, without a word
+                self._reader.join(_LEAVE_SECONDS)
             ray.shutdown()  # the actors are this driver's, and end with it
             self._connected = False
 
@@ -97,8 +104,9 @@ class ClusterMaker:
             return
         count, needs = self._connect()
         answers: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-        waiting = (self._scheduled(sorted(left), count, needs), answers)
-        threading.Thread(target=_wait, args=waiting, name="tessella-ray", daemon=True).start()
+        waiting = (self._scheduled(sorted(left), count, needs), answers, self._leaving)
+        self._reader = threading.Thread(target=_wait, args=waiting, name="tessella-ray", daemon=True)
+        self._reader.start()
         while left:
             if stop():
                 return
@@ -188,11 +196,13 @@ def slots(
     return count, needs
 
 
-def _wait(dataset: Any, answers: queue.SimpleQueue[Any]) -> None:
+def _wait(dataset: Any, answers: queue.SimpleQueue[Any], leaving: threading.Event) -> None:
     """In a thread of its own, so that the driver hears a signal at once."""
     try:
         for row in dataset.iter_rows():
             answers.put(row["told"])
+            if leaving.is_set():
+                return
         answers.put(None)
     except BaseException as error:
         answers.put(error)

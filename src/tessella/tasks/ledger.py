@@ -13,6 +13,7 @@ from ..errors import UsageError
 
 FILE = "run.sqlite"
 _COLUMNS = ("id", "file", "sha256", "bytes", "rows", "ok", "errors")
+_TYPES = [int, str, str, int, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Ledger:
         """By their number, in order."""
         try:
             found = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM shards ORDER BY id").fetchall()
+            if any([type(value) for value in row] != _TYPES for row in found):
+                raise ValueError("an entry has a value of another type")  # one bit of damage makes text a blob
             return {row[0]: Shard(**dict(zip(_COLUMNS, row, strict=True), errors=json.loads(row[-1]))) for row in found}
         except (sqlite3.Error, ValueError) as error:
             raise _failed(self._path, error) from error
