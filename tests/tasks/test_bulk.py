@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tessella.data.sources import Source
 from tessella.engine.base import Engine
 from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
-from tessella.tasks import manifest
+from tessella.tasks import manifest, progress
 from tessella.tasks.bulk import Summary, read_rows, run
 from tessella.tasks.ledger import Ledger, alone
 
@@ -369,3 +370,18 @@ def test_a_shard_that_is_not_in_the_ledger_is_made_again(
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
     assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_progress_tells_no_time_left_before_it_knows_a_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 20.0, 40.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    event: dict[str, Any] = dict(kind="batch", share=None, errors_so_far={}, of=400_000, rows_done=0)
+    watch = progress.RunWatcher()
+    for rate in (None, None, 4.0):
+        watch(event | dict(images_per_second=rate))
+    assert capsys.readouterr().err.splitlines() == [
+        "0 of 400,000, 0.0 images/s",
+        "0 of 400,000, 1 day, 3:46:40 left, 4.0 images/s",
+    ]

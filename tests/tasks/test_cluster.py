@@ -20,12 +20,12 @@ import torch
 
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
-from tessella.tasks import cluster
 from tessella.tasks.actor import Actor
 from tessella.tasks.bulk import read_run, run
-from tessella.tasks.cluster import Cluster, ClusterMaker, slots
+from tessella.tasks.cluster import Cluster, ClusterMaker
 from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.manifest import Manifest
+from tessella.tasks.scheduler import slots
 from tessella.tasks.shards import ShardMaker
 
 from .bulk_kills import contents, make_rows, tiny_predictor
@@ -36,16 +36,6 @@ SHARDS = ROWS // SHARD_ROWS
 MARK = secrets.token_hex(8)  # in the environment of all that is started here
 WAIT = 120.0  # seconds, for what takes five where there is nothing beside it
 ROOT = Path(__file__).parents[2]
-CONNECT = """
-import os, sys
-os.dup2(1, 2)  # what Ray says of it too
-from tessella.errors import RunError
-from tessella.tasks.cluster import ClusterMaker
-try:
-    ClusterMaker(None, sys.argv[1], None)._connect()
-except RunError as error:
-    print(error.code, error)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,6 +126,13 @@ def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
     driver.kill()
     driver.communicate()
     until(lambda: not actors & running())
+    driver = drive(data, out, nodes["address"], **settings)
+    until(lambda: running("MapWorker"), driver)
+    os.kill(min(running("tessella.tasks.scheduler")), signal.SIGKILL)
+    said, _ = driver.communicate(timeout=WAIT)
+    assert driver.returncode == 8
+    assert "Ray ended without" in json.loads(said)["message"]
+    until(lambda: not running("MapWorker"))
     before = len(finished(out))
     assert before < SHARDS / 2
 
@@ -158,20 +155,25 @@ def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
 
 
 @pytest.mark.slow
-def test_what_a_cluster_refuses(data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path) -> None:
+def test_what_a_cluster_refuses(
+    data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Clients without its token; actors, whatever the driver may think, with another model."""
-    none = start("-c", CONNECT, nodes["address"], HOME=str(tmp_path))
-    wrong = start("-c", CONNECT, nodes["address"], RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="2")
-    driver = drive(data, tmp_path / "run", nodes["address"], "other", RAY_AUTH_TOKEN=nodes["token"])
-    assert "no token was found" in none.communicate(timeout=WAIT)[0]
-    refused = wrong.communicate(timeout=WAIT)[0]
-    assert "InvalidAuthToken" in refused
-    assert f"cluster_failed the Ray cluster {nodes['address']} cannot be used" in refused
-    said, _ = driver.communicate(timeout=WAIT)
-    told = json.loads(said.splitlines()[-1])
-    assert (driver.returncode, told["code"]) == (2, "changed_run")
-    assert f"fingerprint '{read_run(whole)['fingerprint']}', here '" in told["message"]
-    assert not contents(tmp_path / "run")
+    right, wrong = (dict(RAY_AUTH_TOKEN=token) for token in (nodes["token"], "0" * 64))
+    asked = [("slow", {}), ("slow", wrong | dict(RAY_NUM_REDIS_GET_RETRIES="2")), ("other", right)]
+    drivers = [
+        drive(data, tmp_path / str(number), nodes["address"], load, HOME=str(tmp_path), **token)
+        for number, (load, token) in enumerate(asked)
+    ]
+    none, refused, changed = (json.loads(driver.communicate(timeout=WAIT)[0]) for driver in drivers)
+    failed = f"the Ray cluster {nodes['address']} cannot be used: "
+    assert (none["code"], refused["code"], changed["code"]) == ("cluster_failed", "cluster_failed", "changed_run")
+    assert none["message"] == failed + "no token was found, and every cluster has one"
+    assert refused["message"].startswith(failed + "ConnectionError")
+    assert "InvalidAuthToken" in capfd.readouterr().err  # Ray's own words
+    assert f"fingerprint '{read_run(whole)['fingerprint']}', here '" in changed["message"]
+    assert [driver.returncode for driver in drivers] == [8, 8, 2]
+    assert not any(contents(tmp_path / str(number)) for number in range(3))
 
 
 @pytest.mark.slow
@@ -262,22 +264,13 @@ def test_a_full_disk_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert told["node"]
 
 
-class Answers:
-    """In place of a dataset of Ray."""
-
-    def __init__(self, *told: dict[str, Any]):
-        self.told = told
-
-    def iter_rows(self) -> Iterator[dict[str, str]]:
-        for one in self.told:
-            yield dict(told=json.dumps(one))
-
-
-def shards(out: Path, *told: dict[str, Any], todo: tuple[int, ...] = (0, 1)) -> list[int]:
+def shards(out: Path, *told: dict[str, Any], todo: tuple[int, ...] = (0, 1), says: str = "") -> list[int]:
+    """What a driver makes of these answers, and of what is said after them."""
     made = maker(out)
-    made._connect = lambda: (1, dict(num_cpus=1))  # type: ignore[method-assign]
-    made._scheduled = lambda *_: Answers(*told)  # type: ignore[method-assign]
-    return [shard.id for shard in made.make(todo)]
+    answers = "".join(json.dumps(one) + "\n" for one in told) + says
+    made._command = [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", answers]
+    with made:
+        return [shard.id for shard in made.make(todo)]
 
 
 def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
@@ -290,6 +283,10 @@ def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
     with pytest.raises(RunError, match="a7: it burns") as caught:
         shards(small, dict(code="output_failed", message="it burns", hint="run", node="a7"))
     assert (caught.value.code, caught.value.exit_code) == ("output_failed", 6)
+    with pytest.raises(RunError, match="Ray ended without 1 shards"):
+        shards(small, first, says=json.dumps(second)[:-9])  # killed while it said so
+    with pytest.raises(UsageError, match="no room"):
+        shards(small, dict(code="bad_argument", message="no room", hint=""))
     (small / "shards" / first["file"]).unlink()
     with pytest.raises(RunError, match="it is not here") as caught:
         shards(small, first)
@@ -321,10 +318,8 @@ def test_a_cluster_without_room_is_refused(device: str, told: str) -> None:
         slots([dict(CPU=2.0)], device, None, 4)
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS_SKIP_REGEX"):
-        monkeypatch.setenv(name, "")  # put back afterwards
+def test_without_ray_it_says_what_to_install(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="Ray is not installed") as caught:
-        cluster._ray(local=False)
+        list(maker(small).make([0]))
     assert (caught.value.code, caught.value.hint) == ("missing_dependency", 'pip install "tessella[ray]"')

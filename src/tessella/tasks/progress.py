@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ class RunWatcher:
         self.bar.update(self.task, completed=event["rows_done"], told=told)
         if not self.console.is_terminal and now - self.told >= 10:
             self.told = now
-            left = (event["of"] - event["rows_done"]) / max(rate, 1e-9)
-            shown = f"{event['rows_done']:,} of {event['of']:,}, {left:.0f} s left, {told}"
+            seconds = (event["of"] - event["rows_done"]) / rate if rate else None
+            left = f"{timedelta(seconds=round(seconds))} left, " if seconds is not None else ""
+            shown = f"{event['rows_done']:,} of {event['of']:,}, {left}{told}"
             self.console.print(shown, markup=False, soft_wrap=True)
         if self.metrics is not None:
             self.metrics(event)
