@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from . import index_faults
 from .bulk_kills import contents, make_rows, run_tiny
 from .faults import KINDS, names_of, trial
 
@@ -27,3 +28,12 @@ def test_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
     spread = points[KINDS.index(kind) :: max(1, len(points) // 5)]
     for at in {*spread, *(at for at in points if names[at].startswith("commit before"))}:
         trial(data, tmp_path / "trials", at, kind, whole)
+
+
+def test_a_builder_of_an_index_killed_at_any_call(tmp_path: Path) -> None:
+    """At two calls here; at one of each name, in all states, in `scripts/soak index`."""
+    states = index_faults.prepare(tmp_path, 500)
+    calls = index_faults.names_of(states["changed shards"], tmp_path)
+    assert len(calls) >= 25
+    assert index_faults.trial(states["changed shards"], tmp_path, "after add", calls["after add"]) == ""
+    assert "never finished" in index_faults.trial(states["killed after rows were added"], tmp_path, "fsync *.txn", 1)
