@@ -421,7 +421,7 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
         ("kept", str(mixed / "a2.jpg")),
         ("same", str(mixed / "copy of a2.jpg")),
     ]
-    assert "1 of 3 images are duplicates" in told
+    assert "duplicates: 1 of 3 images; clusters: 1\n" in told
     assert "same" in run("dedup", out, "--exact")[0]
 
 

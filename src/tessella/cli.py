@@ -390,7 +390,7 @@ def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json
     if not as_json:
         print_table(table)
     extra = len(found.rows) - found.clusters
-    click.echo(f"{extra:,} of {found.images:,} images are duplicates, in {found.clusters:,} clusters", err=True)
+    click.echo(f"duplicates: {extra:,} of {found.images:,} images; clusters: {found.clusters:,}", err=True)
 
 
 @cli.command("list")
