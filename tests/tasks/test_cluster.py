@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ import torch
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.tasks.actor import Actor
-from tessella.tasks.bulk import read_run, run
+from tessella.tasks.bulk import read_run
 from tessella.tasks.cluster import Cluster, ClusterMaker
 from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.manifest import Manifest
@@ -29,13 +26,9 @@ from tessella.tasks.scheduler import slots
 from tessella.tasks.shards import ShardMaker
 
 from .bulk_kills import contents, make_rows, tiny_predictor
-from .cluster_runs import SHARD_ROWS, finished, other
+from .cluster_runs import ROWS, SHARD_ROWS, WAIT, finished, make_here, other, running, start_driver, start_nodes, until
 
-ROWS = 640
 SHARDS = ROWS // SHARD_ROWS
-MARK = secrets.token_hex(8)  # in the environment of all that is started here
-WAIT = 120.0  # seconds, for what takes five where there is nothing beside it
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,11 +44,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_rows(tmp_path_factory.mktemp("data") / "rows.parquet", ROWS)
 
 
-def make_here(data: Path, out: Path) -> None:
-    """The run made by this process, without Ray."""
-    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
-
-
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -66,52 +54,12 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    kept |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
-    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    return subprocess.Popen(
-        [sys.executable, *arguments], env=kept | more, cwd=ROOT, text=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def running(name: str = "") -> set[int]:
-    """Processes that were started here and are alive, whoever their parent is; name: a part of their command."""
-    found = set()
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = f"TESSELLA_MARK={MARK}".encode() in (place / "environ").read_bytes()
-            if ours and name.encode() in (place / "cmdline").read_bytes():
-                found.add(int(place.name))
-        except OSError:  # gone, or another user's
-            continue
-    return found
-
-
-def until(true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    began = time.monotonic()
-    while not true():
-        assert process is None or process.poll() is None, f"ended with {process.returncode}"
-        assert time.monotonic() - began < WAIT
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[dict[str, Any]]:
-    token = secrets.token_hex(32)
-    # a node is dead when nothing has answered for 3 seconds, not for 15
-    quick = dict(RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3")
-    process = start("-m", "tests.tasks.cluster_runs", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **quick)
-    assert process.stdout
-    told = process.stdout.readline()
-    yield json.loads(told) | dict(token=token)
+    process, told = start_nodes()
+    yield told
     process.communicate(timeout=WAIT)
     until(lambda: not running())
-
-
-def drive(data: Path, out: Path, address: str, *load: str, **more: str) -> subprocess.Popen[str]:
-    return start("-m", "tests.tasks.cluster_runs", str(data), str(out), address, *load, **more)
 
 
 @pytest.mark.slow
@@ -119,14 +67,14 @@ def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
     data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path
 ) -> None:
     out, settings = tmp_path / "run", dict(RAY_AUTH_TOKEN=nodes["token"])
-    driver = drive(data, out, nodes["address"], **settings)
+    driver = start_driver(data, out, nodes["address"], **settings)
     until(lambda: len(finished(out)) >= 5, driver)
     actors = running("MapWorker")
     assert len(actors) == 2  # one a node
     driver.kill()
     driver.communicate()
     until(lambda: not actors & running())
-    driver = drive(data, out, nodes["address"], **settings)
+    driver = start_driver(data, out, nodes["address"], **settings)
     until(lambda: running("MapWorker"), driver)
     os.kill(min(running("tessella.tasks.scheduler")), signal.SIGKILL)
     said, _ = driver.communicate(timeout=WAIT)
@@ -136,7 +84,7 @@ def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
     before = len(finished(out))
     assert before < SHARDS / 2
 
-    driver = drive(data, out, nodes["address"], **settings)
+    driver = start_driver(data, out, nodes["address"], **settings)
     until(lambda: len(finished(out)) >= before + 4, driver)
     with pytest.raises(UsageError) as caught:
         make_here(data, out)
@@ -162,7 +110,7 @@ def test_what_a_cluster_refuses(
     right, wrong = (dict(RAY_AUTH_TOKEN=token) for token in (nodes["token"], "0" * 64))
     asked = [("slow", {}), ("slow", wrong | dict(RAY_NUM_REDIS_GET_RETRIES="2")), ("other", right)]
     drivers = [
-        drive(data, tmp_path / str(number), nodes["address"], load, HOME=str(tmp_path), **token)
+        start_driver(data, tmp_path / str(number), nodes["address"], load, HOME=str(tmp_path), **token)
         for number, (load, token) in enumerate(asked)
     ]
     none, refused, changed = (json.loads(driver.communicate(timeout=WAIT)[0]) for driver in drivers)
@@ -180,7 +128,7 @@ def test_what_a_cluster_refuses(
 def test_a_cluster_of_ones_own_keeps_to_itself_and_stops_when_asked(data: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     before = running()
-    driver = drive(data, out, "local", HOME=str(tmp_path))
+    driver = start_driver(data, out, "local", HOME=str(tmp_path))
     until(lambda: len(finished(out)) >= 2, driver)
     opened = [one for pid in running() - before for one in psutil.Process(pid).net_connections("tcp")]
     listening = {one.laddr.ip.removeprefix("::ffff:") for one in opened if one.status == "LISTEN"}
