@@ -1,6 +1,6 @@
 """A run on two nodes of Ray of which an actor, the process that uses Ray, the driver or a node is killed at random.
 
-`scripts/soak cluster --kills 60 --out FILE` writes what happened; the tests kill each of them once.
+`scripts/soak cluster --kills 50 --out FILE` writes what happened; the tests kill each of them once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
         expecting = {0}
         while sum(facts["kills"].values()) < kills:
             try:
-                driver.wait(chance.uniform(2, 20))
+                driver.wait(chance.uniform(4, 14))
                 break
             except TimeoutExpired:
                 (target,) = chance.choices(list(TARGETS), list(TARGETS.values()))
@@ -65,8 +65,10 @@ def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
             facts["kills"][target] += 1
             print(json.dumps(dict(target=target, finished=len(finished(out)))), flush=True)
             if target in ("driver", "scheduler"):
-                expecting = {-signal.SIGKILL} if target == "driver" else {8}
+                expecting = {-signal.SIGKILL if target == "driver" else 8}
                 break
+        if len(finished(out)) == len(entries):
+            expecting.add(0)  # it may have been at its end
         said, _ = driver.communicate(timeout=3 * WAIT)
         assert driver.returncode in expecting, (driver.returncode, said)
         until(lambda: not running("MapWorker") | running("tessella.tasks.scheduler"))
@@ -88,7 +90,7 @@ def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/soak cluster", description=__doc__)
-    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
