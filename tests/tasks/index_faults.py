@@ -32,10 +32,7 @@ TABLE_CALLS = ("add", "delete", "restore", "optimize", "create_index", "drop_ind
 
 
 class IndexPoints(Points):
-    """Of calls that differ by a number or a random name alone the one in the middle counts.
-
-    name, nth: at this one the process is killed.
-    """
+    """Calls that differ by a number or a random name alone share one; at the nth of `name` the process is killed."""
 
     def __init__(self, folder: Path, name: str = "", nth: int = 0):
         super().__init__(folder)

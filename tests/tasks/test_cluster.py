@@ -19,10 +19,10 @@ from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.tasks.actor import Actor
 from tessella.tasks.bulk import read_run
-from tessella.tasks.cluster import Cluster, ClusterMaker
+from tessella.tasks.cluster import LOCAL, Cluster, ClusterMaker
 from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.manifest import Manifest
-from tessella.tasks.scheduler import slots
+from tessella.tasks.scheduler import connect, slots
 from tessella.tasks.shards import ShardMaker
 
 from .bulk_kills import contents, make_rows, tiny_predictor
@@ -79,7 +79,9 @@ def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
     os.kill(min(running("tessella.tasks.scheduler")), signal.SIGKILL)
     said, _ = driver.communicate(timeout=WAIT)
     assert driver.returncode == 8
-    assert "Ray ended without" in json.loads(said)["message"]
+    message = json.loads(said)["message"]
+    assert message.startswith("Ray ended without ")
+    assert message.endswith(f"exit status {-signal.SIGKILL}")
     until(lambda: not running("MapWorker"))
     before = len(finished(out))
     assert before < SHARDS / 2
@@ -239,6 +241,37 @@ def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
     with pytest.raises(RunError, match="it is not here") as caught:
         shards(small, first)
     assert caught.value.code == "not_shared"
+
+
+EARLY = """
+import pickle, sys, types
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from tessella.tasks import scheduler
+scheduler.connect = lambda address: [dict(CPU=64.0)]
+rows = [dict(told=sys.argv[2])]
+scheduler._scheduled = lambda *_: types.SimpleNamespace(iter_rows=lambda: iter(rows))
+scheduler.main()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_dataset_that_ends_before_its_time_is_not_waited_for(small: Path) -> None:
+    made = maker(small)
+    made._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]
+    with made, pytest.raises(RunError, match="Ray ended without 1 shards, with exit status 0"):
+        assert [shard.id for shard in made.make([0, 1])] == [1]
+
+
+def test_a_cluster_of_ones_own_that_others_could_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    nodes = [dict(Alive=True, NodeManagerAddress="192.168.0.7", Resources=dict(CPU=2.0))]
+    monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(RunError, match="this machine's own network") as caught:
+        connect(LOCAL)
+    assert caught.value.code == "cluster_failed"
+    assert connect("192.168.0.7:6379") == [dict(CPU=2.0)]
 
 
 GPU = dict(CPU=32.0, GPU=4.0)

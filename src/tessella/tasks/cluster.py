@@ -32,7 +32,7 @@ from .manifest import RUN, Manifest, file_hash
 from .shards import SHARDS
 
 LOCAL = "local"
-_LEAVE_SECONDS = 10.0  # for Ray to be shut down; processes of a cluster of our own end with ours in any case
+_LEAVE_SECONDS = 10.0  # for Ray to be shut down; then it is killed, and what it has begun of a cluster ends by itself
 
 # sys.path first: the package, and what gives the model, may be where only the caller looks
 _BOOT = (
@@ -83,14 +83,8 @@ class ClusterMaker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process and self._process.stdin:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()  # which says that it may end
-            try:
-                self._process.wait(_LEAVE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._process:
+            _end(self._process)
 
     def make(
         self, todo: Iterable[int], seen: Callable[..., None] = lambda status, rows=1: None,
@@ -105,7 +99,7 @@ class ClusterMaker:
         left = set(todo)
         if not left:
             return
-        answers = self._start(sorted(left))
+        process, answers = self._start(sorted(left))
         while left:
             if stop():
                 return
@@ -114,7 +108,8 @@ class ClusterMaker:
             except queue.Empty:
                 continue
             if answer is None:
-                raise RunError("cluster_failed", f"Ray ended without {len(left):,} shards", hint=AGAIN)
+                how = f"Ray ended without {len(left):,} shards, with exit status {_end(process)}"
+                raise RunError("cluster_failed", how, hint=AGAIN)
             shard = self._checked(json.loads(answer))
             if shard.id not in left:  # a task that Ray did twice: the same file again
                 continue
@@ -123,7 +118,7 @@ class ClusterMaker:
                 seen(status, rows)
             yield shard
 
-    def _start(self, todo: list[int]) -> queue.SimpleQueue[bytes | None]:
+    def _start(self, todo: list[int]) -> tuple[subprocess.Popen[bytes], queue.SimpleQueue[bytes | None]]:
         """The process that uses Ray; its answers, and None when it has ended."""
         try:
             from ray import cloudpickle
@@ -131,18 +126,17 @@ class ClusterMaker:
             raise UsageError("missing_dependency", "Ray is not installed", hint='pip install "tessella[ray]"') from None
         told = cloudpickle.dumps((self._job, todo, self._cores))  # also a function of the caller's __main__
         # a session of its own: Ctrl-C in a terminal is for the driver, which ends this one when it is ready
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        assert self._process.stdin
-        assert self._process.stdout
+        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = process
+        assert process.stdin
+        assert process.stdout
         with contextlib.suppress(BrokenPipeError):  # it has ended, which its answers will tell
-            self._process.stdin.write(pickle.dumps(sys.path) + told)
-            self._process.stdin.flush()
+            process.stdin.write(pickle.dumps(sys.path) + told)
+            process.stdin.flush()
         answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        waiting = (self._process.stdout, answers)
-        threading.Thread(target=_read, args=waiting, name="tessella-cluster", daemon=True).start()
-        return answers
+        reading = (process.stdout, answers)
+        threading.Thread(target=_read, args=reading, name="tessella-cluster", daemon=True).start()
+        return process, answers
 
     def _checked(self, answer: dict[str, Any]) -> Shard:
         if "code" in answer:
@@ -156,9 +150,21 @@ class ClusterMaker:
         return shard
 
 
-def _read(answers_in: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
-    with answers_in:
-        for line in answers_in:
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status, of a signal -N."""
+    if process.stdin:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()  # which says that it may end
+    try:
+        return process.wait(_LEAVE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _read(lines: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
+    with lines:
+        for line in lines:
             if line.endswith(b"\n"):  # else cut off
                 answers.put(line)
     answers.put(None)

@@ -94,8 +94,8 @@ class RunWatcher:
         self.bar.update(self.task, completed=event["rows_done"], told=told)
         if not self.console.is_terminal and now - self.told >= 10:
             self.told = now
-            seconds = (event["of"] - event["rows_done"]) / rate if rate else None
-            left = f"{timedelta(seconds=round(seconds))} left, " if seconds is not None else ""
+            rows = event["of"] - event["rows_done"]
+            left = f"{timedelta(seconds=round(rows / rate))} left, " if rate else ""
             shown = f"{event['rows_done']:,} of {event['of']:,}, {left}{told}"
             self.console.print(shown, markup=False, soft_wrap=True)
         if self.metrics is not None:

@@ -12,10 +12,10 @@ import pickle
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import RunError, TessellaError, UsageError
 from .actor import AGAIN, Actor, Job
@@ -29,24 +29,21 @@ def main() -> None:
     """What ClusterMaker starts: address in sys.argv; on stdin (job, todo, cores of an actor), pickled."""
     address = sys.argv[1]
     # libraries that print must not answer in our place
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def say(answer: str) -> None:
-        print(answer, file=answers, flush=True)
-
     _set_environment(address == LOCAL)
     job, todo, cores = pickle.load(sys.stdin.buffer)
     try:
         nodes = connect(address)
         count, needs = slots(nodes, job.decisive["device"], cores, job.cores)
     except TessellaError as error:
-        say(_refusal(error))
+        print(_refusal(error), file=answers)
         return
     # what goes wrong from here on is an answer; Ray's threads find it shut down, and print where they were
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    asked = (job, todo, count, needs, say)
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    asked = (job, todo, count, needs, answers)
     threading.Thread(target=_answer, args=asked, name="tessella-ray", daemon=True).start()
     sys.stdin.buffer.read()  # until the driver is done, or is no more
     import ray
@@ -67,7 +64,11 @@ def connect(address: str) -> list[dict[str, Any]]:
             ray.init(address, **how)
     except Exception as error:
         raise _failed(f"the Ray cluster {address} cannot be used", error, _JOIN) from error
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if address == LOCAL and any(not node["NodeManagerAddress"].startswith("127.") for node in nodes):
+        raise RunError("cluster_failed", "Ray does not keep to this machine's own network",
+                       hint="start a cluster in a network of its own, and give its address")  # fmt: skip
+    return [node["Resources"] for node in nodes]
 
 
 def slots(
@@ -96,7 +97,6 @@ def _scheduled(job: Job, todo: list[int], count: int, needs: dict[str, Any]) -> 
     """A dataset of answers, one a shard, that begins when it is read."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told by an error of ours
     ray.data.DataContext.get_current().enable_progress_bars = False
     # a block a shard: it is what Ray hands out, and what it does again
     shards = ray.data.from_items([dict(shard=shard) for shard in todo], override_num_blocks=len(todo))
@@ -109,13 +109,14 @@ def _scheduled(job: Job, todo: list[int], count: int, needs: dict[str, Any]) -> 
     return shards.map_batches(Actor, fn_constructor_args=(job,), batch_size=1, compute=pool, **needs)
 
 
-def _answer(job: Job, todo: list[int], count: int, needs: dict[str, Any], say: Callable[[str], None]) -> None:
+def _answer(job: Job, todo: list[int], count: int, needs: dict[str, Any], answers: IO[str]) -> None:
     """In a thread of its own, so that the end of the driver is heard."""
-    try:
-        for row in _scheduled(job, todo, count, needs).iter_rows():
-            say(row["told"])
-    except BaseException as error:
-        say(_refusal(_failed("the run was given up by Ray", error, AGAIN)))
+    with answers:  # where the dataset ends before its time, the driver must not wait for more
+        try:
+            for row in _scheduled(job, todo, count, needs).iter_rows():
+                print(row["told"], file=answers)
+        except BaseException as error:
+            print(_refusal(_failed("the run was given up by Ray", error, AGAIN)), file=answers)
 
 
 def _refusal(error: TessellaError) -> str:
@@ -131,7 +132,6 @@ def _set_environment(local: bool) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that finds the cluster gone must not look for another one
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # or it reports dead nodes, again and again
     if local:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
