@@ -10,8 +10,6 @@ import argparse
 import io
 import json
 import multiprocessing
-import os
-import platform
 import random
 import shutil
 import tempfile
@@ -35,6 +33,7 @@ from tessella.tasks.ledger import Ledger
 
 from ..models.tiny import tiny
 from .runs import indexed, truth
+from .soak import write_figures
 
 SHARD_ROWS = 32
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -175,9 +174,4 @@ def main() -> None:
         facts["index"] = killed_indexes(Path(folder) / "whole", args.kills, args.seed)
     facts |= dict(rows=args.rows, shard_rows=size, seconds=round(time.monotonic() - began))
     print(json.dumps(facts))
-    if args.out:
-        conditions = dict(
-            what="SIGKILL at random moments of a bulk run; D-1", seed=args.seed, torch=torch.__version__,
-            python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
-        args.out.write_text(json.dumps(dict(conditions=conditions, **facts), indent=1) + "\n")
+    write_figures(args.out, "SIGKILL at random moments of a bulk run; D-1", facts, seed=args.seed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -22,6 +21,7 @@ from tessella.tasks.ledger import Ledger
 
 from .bulk_kills import contents, make_rows
 from .cluster_runs import ROWS, WAIT, finished, make_here, running, start_driver, start_nodes, until
+from .soak import write_figures
 
 TARGETS = dict(actor=8, scheduler=4, driver=4, node=1)  # how often each is chosen
 
@@ -99,9 +99,5 @@ def main() -> None:
         data = make_rows(Path(name) / "rows.parquet", ROWS)
         facts = trials(data, Path(name), args.kills, args.seed)
     facts |= dict(rows=ROWS, nodes=2, seconds=round(time.monotonic() - began))
-    if args.out:
-        conditions = dict(
-            what="SIGKILL at random moments of a run on two nodes of Ray on one machine; D-8", seed=args.seed,
-            python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
-        args.out.write_text(json.dumps(dict(conditions=conditions, **facts), indent=1) + "\n")
+    what = "SIGKILL at random moments of a run on two nodes of Ray on one machine; D-8"
+    write_figures(args.out, what, facts, seed=args.seed)

@@ -12,7 +12,6 @@ import errno
 import io
 import json
 import os
-import platform
 import re
 import signal
 import sqlite3
@@ -28,6 +27,7 @@ from tessella.tasks.ledger import Ledger, Shard
 from tessella.tasks.verify import verify
 
 from .bulk_kills import CONTEXT, contents, finished, make_rows, run_tiny
+from .soak import write_figures
 
 DISK = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 KINDS = (*DISK, "short", "kill")  # short: half of what a write was given is taken, which is no error
@@ -188,11 +188,8 @@ def main() -> None:
                         )
                     )
                 print(json.dumps(rows[-1]), flush=True)
-    if args.out:
-        counts = {kind: sum(row["kind"] == kind for row in rows) for kind in args.kinds}
-        conditions = dict(
-            what="a fault at every call that changes the folder of a bulk run, then the same run again; D-2, D-3",
-            rows=args.rows, named=args.named, trials=len(rows), each=counts, points=len({row["point"] for row in rows}),
-            python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
-        args.out.write_text(json.dumps(dict(conditions=conditions, rows=rows), indent=1) + "\n")
+    what = "a fault at every call that changes the folder of a bulk run, then the same run again; D-2, D-3"
+    counts = {kind: sum(row["kind"] == kind for row in rows) for kind in args.kinds}
+    points = len({row["point"] for row in rows})
+    given = dict(rows=args.rows, named=args.named)
+    write_figures(args.out, what, dict(rows=rows), **given, trials=len(rows), each=counts, points=points)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -26,6 +25,7 @@ from tessella.tasks.index import build_index, check_index
 from .bulk_kills import CONTEXT
 from .faults import Points, reaching
 from .runs import SHARD_ROWS, drop_shard, indexed, numbered, some, truth, write_run, write_shard
+from .soak import write_figures
 
 STATES = ("no index", "changed shards", "killed after rows were added", "killed before its seal")
 TABLE_CALLS = ("add", "delete", "restore", "optimize", "create_index", "drop_index")
@@ -140,10 +140,6 @@ def main() -> None:
                 anew = bool(trial(path, folder, point, nth))
                 rows.append(dict(state=state, point=point, call=nth, of=times, made_anew=anew))
                 print(json.dumps(rows[-1]), flush=True)
-    if args.out:
-        conditions = dict(
-            what="a builder of an index killed at each call by name, then another one; D-1", rows=args.rows,
-            trials=len(rows), points=len({row["point"] for row in rows}),
-            python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
-        args.out.write_text(json.dumps(dict(conditions=conditions, rows=rows), indent=1) + "\n")
+    what = "a builder of an index killed at each call by name, then another one; D-1"
+    points = len({row["point"] for row in rows})
+    write_figures(args.out, what, dict(rows=rows), rows=args.rows, trials=len(rows), points=points)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import random
 import shutil
 import tempfile
@@ -26,6 +24,7 @@ import torch._dynamo  # an optimizer would import it in each process, for second
 from tessella.tasks import checkpoint, train
 from tessella.tasks.recipes import TrainConfig
 
+from .soak import write_figures
 from .training import FAMILIES, make_images, small
 
 INTERVAL = 0.1  # seconds between checkpoints: several steps
@@ -130,9 +129,5 @@ def main() -> None:
             facts |= dict(lost_seconds_median=lost[len(lost) // 2], lost_seconds_most=lost[-1])
             rows.append(facts | dict(seconds=round(time.monotonic() - began, 1)))
             print(json.dumps(rows[-1]), flush=True)
-    if args.out:
-        conditions = dict(
-            what="SIGKILL at random moments of training; T-1", checkpoint_interval_seconds=INTERVAL, seed=args.seed,
-            torch=torch.__version__, python=platform.python_version(), cores=len(os.sched_getaffinity(0)),
-        )  # fmt: skip
-        args.out.write_text(json.dumps(dict(conditions=conditions, rows=rows), indent=1) + "\n")
+    what = "SIGKILL at random moments of training; T-1"
+    write_figures(args.out, what, dict(rows=rows), checkpoint_interval_seconds=INTERVAL, seed=args.seed)
