@@ -9,7 +9,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
-    {"errors", "atomic"},
+    {"errors", "text"},
+    {"extras", "atomic"},
     {"models", "data"},
     {"weights"},
     {"engine"},

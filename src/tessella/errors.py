@@ -37,6 +37,9 @@ CODES: dict[str, Kind] = {
     "empty": Kind(3, 422, "the input has no bytes"),
     "unsupported_format": Kind(3, 415, "the image format is not one of those accepted"),
     "corrupt_image": Kind(3, 422, "the image is damaged or cut off"),
+    "corrupt_archive": Kind(3, 422, "the archive or table is damaged or cut off"),
+    "changed_input": Kind(3, 409, "the input is not the one that was listed"),
+    "special_file": Kind(3, 422, "the input is neither a regular file nor a folder"),
     "too_many_bytes": Kind(3, 413, "the image file is larger than the limit"),
     "too_many_pixels": Kind(3, 422, "the image has more pixels than the limit"),
     "side_too_long": Kind(3, 422, "one side of the image is longer than the limit"),
@@ -121,6 +124,10 @@ class TrainingError(TessellaError, RuntimeError):
 
 class RunError(TessellaError, RuntimeError):
     """A bulk run stopped; its finished shards are whole, and it goes on with the others."""
+
+
+class OutputError(TessellaError, RuntimeError):
+    """A result could not be written; what was there before is unchanged."""
 
 
 class HubError(WeightsError):

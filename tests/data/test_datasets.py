@@ -387,7 +387,7 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stores, "_memory", lambda: 100)
     assert "WebDataset" in refused("bad_argument", lambda: open_labelled(good))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "tessella[train]" in refused("missing_dependency", lambda: open_labelled(good))
+    assert "pip install pyarrow" in refused("missing_dependency", lambda: open_labelled(good))
 
 
 def test_rows_without_an_image(tmp_path: Path) -> None:

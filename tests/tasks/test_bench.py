@@ -152,7 +152,7 @@ def test_an_engine_that_cannot_be_is_a_row(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
     (row,) = measured([ours("openvino", "float32")])
     assert row.status == "missing_dependency"
-    assert 'pip install "tessella[openvino]"' in row.note
+    assert "pip install openvino" in row.note
 
 
 def test_conversion_is_timed_cold_and_leaves_the_users_cache_alone(
@@ -309,7 +309,7 @@ def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.Monke
     with pytest.raises(UsageError) as caught:
         bench.check_picture(["mixer_b16_224"])
     assert caught.value.code == "missing_dependency"
-    assert 'pip install "tessella[plots]"' in caught.value.hint
+    assert "pip install matplotlib" in caught.value.hint
 
 
 def test_a_picture_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,6 +301,6 @@ def test_a_cluster_without_room_is_refused(device: str, told: str) -> None:
 
 def test_without_ray_it_says_what_to_install(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match="Ray is not installed") as caught:
+    with pytest.raises(UsageError, match="needs ray, which") as caught:
         list(maker(small).make([0]))
     assert (caught.value.code, caught.value.hint) == ("missing_dependency", 'pip install "tessella[ray]"')

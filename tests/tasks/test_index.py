@@ -302,4 +302,4 @@ except Exception as error: print(json.dumps([error.code, error.hint]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded, refused = map(json.loads, done.stdout.splitlines())
     assert loaded == []
-    assert refused == ["missing_dependency", 'pip install "tessella[store]"']
+    assert refused == ["missing_dependency", "pip install lancedb"]

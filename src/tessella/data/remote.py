@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from ..errors import ImageError, UsageError
+from ..extras import require
 from .decode import Limits
 
 
@@ -23,10 +24,7 @@ def is_url(name: str) -> bool:
 
 def store_of(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. UsageError where fsspec or a package of the store is missing."""
-    try:
-        import fsspec
-    except ImportError:
-        raise UsageError("missing_dependency", f"{url!r} needs fsspec", hint="pip install fsspec") from None
+    fsspec = require("fsspec", f"reading {url!r}")
     try:
         store, path = fsspec.core.url_to_fs(url)
     except ImportError as error:

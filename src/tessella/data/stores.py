@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, UsageError
+from ..extras import require
 from .decode import DEFAULT_LIMITS, Limits, read_file
 from .remote import is_url, opened, read_url
 from .sources import IMAGE_SUFFIXES, Source, natural
@@ -375,11 +376,7 @@ def parquet_rows(path: str) -> Iterator[Source]:
 @functools.lru_cache(maxsize=8)
 def _row_groups(path: str) -> Ints:
     """Where each row group begins, and behind the last the number of rows."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise _no_pyarrow("store") from None
+    pa, pq = require("pyarrow", "reading Parquet"), require("pyarrow.parquet", "reading Parquet")
     try:
         with opened(path) as data, pq.ParquetFile(data) as file:
             counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
@@ -407,10 +404,6 @@ def _row_group(path: str, group: int) -> Any:
         raise ImageError("unreadable", f"{path!r} could not be read, or has changed since it was listed") from None
 
 
-def _no_pyarrow(extra: str) -> UsageError:
-    return UsageError("missing_dependency", "reading Parquet needs pyarrow", hint=f'pip install "tessella[{extra}]"')
-
-
 def _read_column(path: str, column: str, count: int) -> list[Any]:
     """Arrow arrays of encoded images, null where there is none; ImageError if they cannot be had."""
     import pyarrow as pa
@@ -428,11 +421,7 @@ def _read_column(path: str, column: str, count: int) -> list[Any]:
 
 def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
     """The labels of all rows now; the images when one is asked for."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise _no_pyarrow("train") from None
+    pa, pq = require("pyarrow", "reading Parquet"), require("pyarrow.parquet", "reading Parquet")
     counts, columns, labels, names, needed = [], [], [], [], 0
     for file in files:
         path = join(root, file.name)

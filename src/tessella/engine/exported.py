@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data.transforms import InputSpec
 from ..errors import UsageError, WeightsError
+from ..extras import install_command
 from .artefacts import first_damaged, seal
 from .base import Engine
 from .plan import DEFAULT_BATCH, MODES, Choice, Mode, Plan, check_batch, missing_packages, streams_for
@@ -81,11 +82,10 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
     check_batch(batch_size)
     card = read_card(folder)
     if missing := [name for name in missing_packages(card.engine) if name == card.engine]:
-        extra = "openvino" if card.engine == "openvino" else "onnx"
         raise UsageError(
             "missing_dependency",
             f"{str(folder)!r} needs {' and '.join(missing)}",
-            hint=f'pip install "tessella[{extra}]"',
+            hint=install_command(missing),
         )
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     streams = 1 if mode == "latency" else streams_for(threads)

@@ -10,6 +10,7 @@ from importlib import util
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
+from ..extras import install_command
 
 if TYPE_CHECKING:
     from ..models.base import ImageModel
@@ -26,17 +27,16 @@ class EngineKind(NamedTuple):
     """What is known of an engine before it is opened."""
 
     packages: tuple[str, ...]  # import names of what it needs besides torch
-    extra: str  # of this package, that installs it
     devices: tuple[str, ...]  # () for all
     precisions: tuple[str, ...]
 
 
 ENGINES = {
-    "eager": EngineKind((), "", (), TORCH_PRECISIONS),  # the reference: the model as it is
-    "rewritten": EngineKind((), "", (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
-    "compile": EngineKind((), "", ("cpu", "cuda"), TORCH_PRECISIONS),  # the same through torch.compile
-    "openvino": EngineKind(("openvino",), "openvino", ("cpu",), PRECISIONS),
-    "onnxruntime": EngineKind(("onnxruntime", "onnx", "onnxscript"), "onnx", ("cpu",), ("float32",)),
+    "eager": EngineKind((), (), TORCH_PRECISIONS),  # the reference: the model as it is
+    "rewritten": EngineKind((), (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
+    "compile": EngineKind((), ("cpu", "cuda"), TORCH_PRECISIONS),  # the same through torch.compile
+    "openvino": EngineKind(("openvino",), ("cpu",), PRECISIONS),
+    "onnxruntime": EngineKind(("onnxruntime", "onnx", "onnxscript"), ("cpu",), ("float32",)),
 }
 
 
@@ -184,7 +184,7 @@ def check_engine(engine: str, device: str, precision: str) -> None:
         raise UsageError(
             "missing_dependency",
             f"engine {engine!r} needs {' and '.join(missing)}" + (" for int8" if precision == "int8" else ""),
-            hint=f'pip install "tessella[{kind.extra}]"',
+            hint=install_command(missing),
         )
 
 

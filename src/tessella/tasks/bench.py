@@ -37,6 +37,7 @@ from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import Mode
 from ..engine.tuned import cpu_name
 from ..errors import TessellaError, UsageError
+from ..extras import require
 from ..models.base import ImageModel
 from ..weights.catalogue import published_accuracy, resolve
 from ..weights.factory import create_model
@@ -595,12 +596,7 @@ def top1(name: str) -> float | None:
 
 def check_picture(names: Sequence[str]) -> None:
     """UsageError where a picture could not be drawn: `missing_dependency`, or no model with a published accuracy."""
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        raise UsageError(
-            "missing_dependency", "a picture needs matplotlib", hint='pip install "tessella[plots]"'
-        ) from None
+    require("matplotlib", "--picture")
     if all(top1(name) is None for name in names):
         raise UsageError(
             "bad_argument",

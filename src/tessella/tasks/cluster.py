@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunError, UsageError
+from ..extras import require
 from ..predictor import Predictor
 from .actor import AGAIN, SHARE, Job, decisive
 from .ledger import Shard
@@ -120,10 +121,7 @@ class ClusterMaker:
 
     def _start(self, todo: list[int]) -> tuple[subprocess.Popen[bytes], queue.SimpleQueue[bytes | None]]:
         """The process that uses Ray; its answers, and None when it has ended."""
-        try:
-            from ray import cloudpickle
-        except ImportError:
-            raise UsageError("missing_dependency", "Ray is not installed", hint='pip install "tessella[ray]"') from None
+        cloudpickle = require("ray.cloudpickle", "a run on a cluster")
         told = cloudpickle.dumps((self._job, todo, self._cores))  # also a function of the caller's __main__
         # a session of its own: Ctrl-C in a terminal is for the driver, which ends this one when it is ready
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

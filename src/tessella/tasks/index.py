@@ -30,6 +30,7 @@ import numpy as np
 
 from ..atomic import sync_folder, write_atomic
 from ..errors import TessellaError, UsageError
+from ..extras import require
 from .bulk import finished_shards, read_run, read_shard
 from .ledger import Shard, alone
 from .manifest import file_hash
@@ -272,9 +273,5 @@ def _damaged(home: Path, what: str) -> UsageError:
 
 
 def _lancedb() -> Any:
-    try:
-        import lancedb
-        import lancedb.index
-    except ImportError:
-        raise UsageError("missing_dependency", "an index needs lancedb", hint='pip install "tessella[store]"') from None
-    return lancedb
+    require("lancedb.index", "a search index")
+    return require("lancedb", "a search index")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..atomic import write_atomic
 from ..errors import TessellaError, UsageError
+from ..extras import require
 from ..predictor import Record
 
 
@@ -132,9 +133,4 @@ def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, s
 
 
 def need_pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UsageError("missing_dependency", "Parquet needs pyarrow", hint='pip install "tessella[store]"') from None
-    return pyarrow, pyarrow.parquet
+    return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")

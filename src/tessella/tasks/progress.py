@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import UsageError
+from ..extras import require
 
 
 class Watcher:
@@ -109,17 +110,12 @@ class PrometheusFile:
     """
 
     def __init__(self, path: Path):
-        try:
-            from prometheus_client import CollectorRegistry, Gauge
-        except ImportError:
-            raise UsageError(
-                "missing_dependency", "prometheus-client is not installed", hint='pip install "tessella[store]"'
-            ) from None
+        prometheus = require("prometheus_client", "--prometheus")
         self.path, self.written = path, 0.0
-        self.registry = CollectorRegistry()
+        self.registry = prometheus.CollectorRegistry()
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-            return Gauge(f"tessella_run_{name}", text, labels, registry=self.registry)
+            return prometheus.Gauge(f"tessella_run_{name}", text, labels, registry=self.registry)
 
         self.rows = gauge("rows", "Inputs of the run.")
         self.done = gauge("rows_done", "Rows of all calls so far.")
@@ -149,10 +145,7 @@ class PrometheusFile:
 
 
 def _board(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError(
-            "missing_dependency", "TensorBoard is not installed", hint='pip install "tessella[train]"'
-        ) from None
+    require("tensorboard", "TensorBoard logging")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(run / "tensorboard"))

@@ -5,7 +5,6 @@ Pictures are PNG bytes, drawn without pyplot, so that threads and a program's ow
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import math
@@ -20,7 +19,8 @@ import numpy as np
 
 from ..data.datasets import LabelledImages
 from ..data.decode import Pixels, decode, resize_exact
-from ..errors import ImageError, TessellaError, UsageError
+from ..errors import ImageError, TessellaError
+from ..extras import require
 from .metrics import Answers, Bin, Coverage, Ints, Metrics, as_dict, confused, coverage, worst_mistakes
 from .output import write_bytes
 
@@ -48,12 +48,7 @@ class Unread(NamedTuple):
 
 def matplotlib(module: str = "figure") -> Any:
     """A module of matplotlib; UsageError `missing_dependency` where it is not installed."""
-    try:
-        return importlib.import_module(f"matplotlib.{module}")
-    except ImportError:
-        raise UsageError(
-            "missing_dependency", "pictures need matplotlib", hint='pip install "tessella[train]"'
-        ) from None
+    return require(f"matplotlib.{module}", "drawing pictures")
 
 
 def render(figure: Any, suffix: str = ".png") -> bytes:

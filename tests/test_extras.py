@@ -1,0 +1,47 @@
+"""A missing package is one error with the command that installs it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tessella.errors import UsageError
+from tessella.extras import EXTRA_OF, install_command, require
+
+PROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[><=;! ]", one)[0] for one in requirements}
+
+
+def test_an_installed_module_is_returned() -> None:
+    assert require("json.decoder", "a test") is sys.modules["json.decoder"]
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError) as caught:
+        require("ray.data", "a run on a cluster")
+    assert caught.value.code == "missing_dependency"
+    assert "a run on a cluster needs ray, which " in caught.value.message
+    assert caught.value.hint == 'pip install "tessella[ray]"'
+
+
+def test_the_command_of_a_default_package_names_its_distribution() -> None:
+    assert install_command(["prometheus_client"]) == "pip install prometheus-client"
+
+
+def test_every_extra_named_here_installs_its_package() -> None:
+    for package, extra in EXTRA_OF.items():
+        assert package in names(PROJECT["optional-dependencies"][extra])
+
+
+def test_the_main_jobs_need_no_extra() -> None:
+    default = names(PROJECT["dependencies"])
+    assert {"pyarrow", "lancedb", "matplotlib", "openvino", "prometheus-client"} <= default
+    assert not default & set(EXTRA_OF)

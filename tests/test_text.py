@@ -1,0 +1,56 @@
+"""Text borders: names that are not UTF-8 and text for a terminal."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessella.text import escape, printable, unescape
+
+NAMES = st.one_of(
+    st.text(st.characters()),  # lone surrogates included
+    st.binary().map(os.fsdecode),
+    st.text(alphabet="\\xu0f9da\udcff\ud800é"),  # what looks like an escape
+)
+
+
+@given(NAMES)
+def test_an_escaped_name_is_utf8_and_can_be_restored(name: str) -> None:
+    text = escape(name)
+    assert text.encode("utf-8").decode() == text
+    assert unescape(text) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.jpg", "a.jpg"), ("é.jpg", "é.jpg"), ("a\udcff", r"a\xff"), (r"a\xff", r"a\\xff"), ("\ud800", r"\ud800")],
+)
+def test_escape(name: str, text: str) -> None:
+    assert escape(name) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("tabby cat", "tabby cat"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("two\nlines\r", r"two\x0alines\x0d"),
+        ("a\u202egpj.exe", r"a\u202egpj.exe"),
+        ("\x9b1m", r"\x9b1m"),
+        ("b\udce9.png", r"b\xe9.png"),
+        ("猫 🐈\u200d⬛", "猫 🐈\u200d⬛"),
+        ("\U000e0041", r"\U000e0041"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(NAMES)
+def test_printable_text_has_no_control_characters(name: str) -> None:
+    shown = printable(name)
+    assert shown.encode("utf-8").decode() == shown
+    assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in shown)
