@@ -16,7 +16,8 @@ What policy "tessella" (the default) does with each Pillow mode:
     LAB                      converted to sRGB through littlecms
     LA, La, PA, RGBA, RGBa   composited on white
     transparent colour       (tRNS of PNG, GIF, in 1, L, P, RGB, I;16): composited on white
-    area outside of a GIF's first frame, alpha of a BMP that is 0 everywhere: white, opaque
+    canvas around the first frame of a GIF: its background colour, white if the frame has a transparent colour
+    alpha of a BMP           that is 0 everywhere: opaque
     I;16, I;16B, I;16L       round(v / 257): all of the 16 bits count, also where fewer were used; 12 bits: v / 4095
     16 bits a colour channel the high byte, which is v / 257 to within 1 (Pillow has no such mode)
     I                        as 16 bits: values under 0 are 0, over 65,535 are 255
@@ -312,7 +313,13 @@ def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> Opened:
     if not structure.sound:
         structure.check_rows(checksum=True)
     image = PngImagePlugin.PngImageFile(io.BytesIO(structure.data))
-    opened = _open_pillow(image, policy, limits, lambda loaded: _to_rgb(loaded, structure.bits))
+
+    def to_rgb(loaded: Image.Image) -> Pixels:
+        if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in loaded.info:
+            loaded.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales the pixels only
+        return _to_rgb(loaded)
+
+    opened = _open_pillow(image, policy, limits, to_rgb)
 
     def pixels() -> Pixels:
         with _coded_errors():
@@ -331,7 +338,8 @@ def _open_gif(structure: gif.Gif, policy: Policy, limits: Limits) -> Opened:
 
     def to_rgb(image: Image.Image) -> Pixels:
         rgb = _to_rgb(image)
-        rgb[:top] = rgb[bottom:] = rgb[:, :left] = rgb[:, right:] = 255  # nothing has been drawn there yet
+        for around in (rgb[:top], rgb[bottom:], rgb[:, :left], rgb[:, right:]):
+            around[:] = structure.background
         return rgb
 
     return _open_pillow(GifImagePlugin.GifImageFile(io.BytesIO(structure.data)), policy, limits, to_rgb)

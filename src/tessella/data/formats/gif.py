@@ -16,6 +16,7 @@ class Gif:
     height: int  # of the canvas
     width: int
     frame: tuple[int, int, int, int]  # of the first frame: top, left, bottom, right
+    background: tuple[int, int, int]  # colour of the canvas around it: white where it is transparent
 
 
 def read(data: bytes) -> Gif:
@@ -40,8 +41,16 @@ def read(data: bytes) -> Gif:
     if data[at : at + 1] != bytes((_FRAME,)) or at + 10 > len(data):
         raise damaged("GIF", "it has no first frame")
     left, top, frame_width, frame_height = (int.from_bytes(data[at + i : at + i + 2], "little") for i in (1, 3, 5, 7))
-    clean = data if at == tables_end else data[:tables_end] + control + data[at:]
-    return Gif(clean, height, width, (top, left, top + frame_height, left + frame_width))
+    head, frame = data[:tables_end], data[at:]
+    if data[at + 9] & 0x80:  # Pillow confuses a grey palette of the frame with the global one: make it the global one
+        size = 3 << (data[at + 9] & 7) + 1
+        head = data[:10] + bytes((data[10] & 0x78 | data[at + 9] & 0x87,)) + data[11:13] + frame[10 : 10 + size]
+        frame = frame[:9] + bytes((frame[9] & 0x78,)) + frame[10 + size :]
+    clean = b"".join([head, control, frame])
+    place = 13 + 3 * data[11]
+    opaque = not (control[3:4] or b"\0")[0] & 1 and place + 3 <= tables_end
+    background = (data[place], data[place + 1], data[place + 2]) if opaque else (255, 255, 255)
+    return Gif(clean, height, width, (top, left, top + frame_height, left + frame_width), background)
 
 
 def _end_of_extension(data: bytes, at: int) -> int:

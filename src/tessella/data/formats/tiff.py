@@ -159,19 +159,32 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
 
 
 def _with_directory(data: bytes, page: _Directory, big: bool, changed: dict[int, int]) -> bytes:
-    """The file with one directory, at its end, of the kept entries; `changed` has new values for some."""
-    order = page.order
-    entries = {tag: entry.raw for tag, entry in page.entries.items() if tag in _KEPT}
-    for tag, value in changed.items():
-        entries[tag] = struct.pack(f"{order}HHQH6x" if big else f"{order}HHIH2x", tag, 3, 1, value)
+    """The file with one directory, at its end, of the kept entries; `changed` has new values for some.
+
+    A BigTIFF becomes a TIFF: not all decoders read both in each byte order.
+    """
+    order, entries, values = page.order, {}, bytearray(-len(data) % 8)
+    for tag, entry in page.entries.items():
+        if tag not in _KEPT:
+            continue
+        entries[tag] = entry.raw
+        if big:
+            kind, value = entry.kind, entry.value
+            if kind in (16, 17, 18):
+                numbers = page.integers(tag)
+                if not all(0 <= number < 1 << 32 for number in numbers):
+                    raise damaged("TIFF", f"tag {tag} points beyond the end of the file")
+                kind, value = 4, struct.pack(f"{order}{len(numbers)}I", *numbers)
+            if len(value) > 4:
+                place = struct.pack(order + "I", len(data) + len(values))
+                values += value + bytes(-len(value) % 8)
+                value = place
+            entries[tag] = struct.pack(order + "HHI", tag, kind, entry.length) + value.ljust(4, b"\0")
+    for tag, number in changed.items():
+        entries[tag] = struct.pack(f"{order}HHIH2x", tag, 3, 1, number)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", len(data) + len(values))
     body = b"".join(entries[tag] for tag in sorted(entries))
-    padding = bytes(-len(data) % 8)
-    place = len(data) + len(padding)
-    if big:
-        head = data[:8] + struct.pack(f"{order}Q", place)
-        return b"".join([head, data[16:], padding, struct.pack(f"{order}Q", len(entries)), body, bytes(8)])
-    head = data[:4] + struct.pack(f"{order}I", place)
-    return b"".join([head, data[8:], padding, struct.pack(f"{order}H", len(entries)), body, bytes(4)])
+    return b"".join([head, data[8:], values, struct.pack(order + "H", len(entries)), body, bytes(4)])
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -269,11 +282,13 @@ class _Layout(NamedTuple):
         if self.sample_format != 1 or not known_extra:
             return False
         if self.photometric == 3:
+            if self.fill_order == 2 and not packed and bits < 8:
+                return False
             return bits in (1, 2, 4, 8) and (not extra or (bits == 8 and chunky and extra in ((0,), (2,))))
         if self.photometric == 6:
             return bits == 8 and not self.extra and self.fill_order == 1 and self._has_usual_ycc(packed, chunky)
         if self.photometric == 8:
-            return bits == 8 and not extra and self.fill_order == 1
+            return bits == 8 and not extra and self.fill_order == 1 and chunky
         if self.photometric == 5 and (self.page.integer(INK_SET, 1) != 1 or any(extra) or self.fill_order == 2):
             return False
         if bits == 16:
