@@ -83,6 +83,13 @@ def cmyk_to_rgb(cmyk: Array) -> Array:
     return (255 - cmyk[..., :3]) * (255 - cmyk[..., 3:]) / 255
 
 
+def by_opencv(data: bytes) -> Array:
+    """(H, W, 3) RGB, without alpha."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    return pixels[..., ::-1]
+
+
 # --- TIFF -------------------------------------------------------------------------------------------------------------
 
 _TYPES = {"B": 1, "H": 3, "I": 4, "b": 6, "d": 12, "Q": 16}
@@ -91,7 +98,7 @@ _TYPES = {"B": 1, "H": 3, "I": 4, "b": 6, "d": 12, "Q": 16}
 def packed(rows: Array, bits: int, order: str) -> list[bytes]:
     """(H, N) samples -> the bytes of each row."""
     if rows.dtype.kind == "f" or bits in (8, 16, 32, 64):
-        stored = rows.astype(rows.dtype.newbyteorder(order))
+        stored = rows.astype(np.dtype(f"{order}{rows.dtype.str[1:]}"))
         return [row.tobytes() for row in stored]
     places = np.arange(bits - 1, -1, -1)
     return [
@@ -110,7 +117,7 @@ def _predicted(block: Array, predictor: int, order: str) -> list[bytes]:
         return packed(flat, block.dtype.itemsize * 8, order)
     rows = []
     for row in flat:
-        planes = row.astype(row.dtype.newbyteorder(">")).view(np.uint8).reshape(len(row), -1).T.ravel().copy()
+        planes = row.astype(np.dtype(f">{row.dtype.str[1:]}")).view(np.uint8).reshape(len(row), -1).T.ravel().copy()
         planes[channels:] -= planes[:-channels].copy()
         rows.append(planes.tobytes())
     return rows
@@ -615,7 +622,7 @@ def jpeg_cases() -> Iterator[Case]:
             cv2.IMWRITE_JPEG_RST_INTERVAL, restart, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, samplings[sampling],
         ]  # fmt: skip
         data = cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes()
-        want = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(np.float64)
+        want = by_opencv(data).astype(np.float64)
         name = f"{height}x{width}, {sampling}, quality {quality}{', progressive' * progressive}{', restarts' * restart}"
         yield Case(f"JPEG {name}", data, picture, want, 1.0, oracles=("vips",))
     for (height, width), space in itertools.product(((8, 8), (33, 50)), ("GRAYSCALE", "YCBCR", "RGB", "CMYK", "YCCK")):
@@ -631,12 +638,12 @@ def jpeg_cases() -> Iterator[Case]:
         yield Case(f"JPEG {space}, {height}x{width}", data, picture, want, 2.0, oracles=oracles)
     grey = smooth(rng, 16, 16, 1)[..., 0]
     wide = smooth(rng, 16, 16, 1, 12)[..., 0]
-    for name, data in (
+    for name, coded in (
         ("12 bits", imagecodecs.jpeg8_encode(wide, 95, bitspersample=12)),
         ("lossless", imagecodecs.jpeg8_encode(grey, lossless=True)),
         ("JPEG-LS", imagecodecs.jpegls_encode(grey)),
     ):
-        yield Case(f"JPEG {name}", bytes(data), grey, np.zeros((16, 16, 3)), 0, refusable=True)
+        yield Case(f"JPEG {name}", bytes(coded), grey, np.zeros((16, 16, 3)), 0, refusable=True)
 
 
 # --- TIFF, all of it --------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 import png as pypng
 import pytest
@@ -48,10 +47,6 @@ def by_vips(data: bytes) -> Array:
     return image.cast("double").numpy()
 
 
-def by_opencv(data: bytes) -> Array:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-
-
 def by_pypng(data: bytes) -> Array:
     width, height, rows, _ = pypng.Reader(bytes=data).read()
     return np.array([list(row) for row in rows]).reshape(height, width, -1)
@@ -66,7 +61,7 @@ def by_tifffile(data: bytes) -> Array:
         return pixels.reshape(page.imagelength, page.imagewidth, -1)
 
 
-PICTURES = {"vips": by_vips, "opencv": by_opencv}
+PICTURES = {"vips": by_vips, "opencv": generated.by_opencv}
 SAMPLES = {"pypng": by_pypng, "tifffile": by_tifffile}
 
 

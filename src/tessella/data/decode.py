@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
@@ -176,6 +177,8 @@ _PLUGINS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
 }
 # Another JPEG library gives other pixels than libjpeg-turbo: then mode "exact" leaves the decoding to Pillow
 _PILLOW_USES_TURBO = bool(features.check_feature("libjpeg_turbo"))
+# What libjpeg-turbo says first of a file whose data or restart markers are not all there
+_PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd[0-7]")
 
 _FIRST_BYTES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -241,7 +244,7 @@ def _open_bytes(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Open
         if name == "GIF":
             return _open_gif(gif.read(data), policy, limits)
         if name == "TIFF":
-            return _open_tiff(tiff.read(data), policy, limits)
+            return _open_tiff(tiff.read(data, corrected=policy == "tessella"), policy, limits)
         if name == "BMP" and policy == "tessella":
             return _open_bmp(data, bmp.read(data), limits)
         return _open_pillow(_PLUGINS[name](io.BytesIO(data)), policy, limits)
@@ -298,12 +301,12 @@ def _whole_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[byte
         return data, None
     space = "CMYK" if header is not None and len(header.identifiers) == 4 else "RGB"
     pixels, complaint = _turbo(data, space)
-    missing = "remature end" in complaint or "instead of RST" in complaint
+    missing = _PIXELS_ARE_MISSING.search(complaint) is not None
     if complaint.startswith("Premature end of JPEG file") and header is not None and header.has_all_scans:
         data += b"\xff\xd9"
         pixels, complaint = _turbo(data, space)
-        missing = pixels is None
-    if missing:
+        missing = pixels is None and not complaint.endswith("before marker 0xd9")  # that is: after all the pixels
+    if missing or (header is not None and not header.has_all_components):
         raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
     return data, pixels
 

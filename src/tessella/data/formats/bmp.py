@@ -92,7 +92,9 @@ class Bmp:
         for _ in range(_MAX_CODES):
             if y >= self.height:
                 break
-            if at + 2 > len(coded) or coded[at : at + 2] == b"\0\1":  # the end mark may be missing, pixels may not
+            if at + 2 > len(coded) or (
+                coded[at] == 0 and coded[at + 1] == 1
+            ):  # the end mark may be missing, pixels may not
                 if y * self.width + x < size:
                     raise damaged("BMP", "rows are missing")
                 break

@@ -33,24 +33,35 @@ class Jpeg:
     scans: int  # where they begin in `data`
 
     @property
+    def has_all_components(self) -> bool:
+        """Whether each colour component is in some scan."""
+        if self.data[self.scans + 4 : self.scans + 5] == bytes((len(self.identifiers),)):  # in the first scan
+            return True
+        return all(bits[0] >= 0 for bits in self._missing_bits().values())
+
+    @property
     def has_all_scans(self) -> bool:
         """Whether the scans add up to every bit of every coefficient; says nothing about their contents.
 
         Encoders may leave scans out, so this decides only about a file that does not have its end marker.
         """
-        low = {component: [-1] * (64 if self.progressive else 1) for component in self.identifiers}
+        return not any(bits for coefficients in self._missing_bits().values() for bits in coefficients)
+
+    def _missing_bits(self) -> dict[int, list[int]]:
+        """How many low bits of each coefficient of each component are in no scan, -1 for all of them."""
+        missing = {component: [-1] * (64 if self.progressive else 1) for component in self.identifiers}
         at = self.scans
         while (found := _NEXT_MARKER.search(self.data, at)) is not None and found[1] != b"\xd9":
             at = found.end()
             end = at + int.from_bytes(self.data[at : at + 2], "big")
             if found[1] == b"\xda" and end <= len(self.data) and end - at >= 6:
                 first, last, bits = self.data[end - 3 : end]
+                span = range(first, min(last, 63) + 1) if self.progressive else range(1)
                 for component in self.data[at + 3 : end - 3 : 2]:
-                    coefficients = low.get(component, [])
-                    for i in range(first, min(last, 63) + 1) if self.progressive else range(len(coefficients)):
-                        coefficients[i] = bits & 15
+                    for i in span if component in missing else ():
+                        missing[component][i] = bits & 15 if self.progressive else 0
             at = max(at, end)
-        return not any(bits for coefficients in low.values() for bits in coefficients)
+        return missing
 
 
 def read(data: bytes) -> Jpeg | None:

@@ -37,7 +37,7 @@ _COMPRESSIONS = {
     34677: "SGI LogLuv 24", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA", 34933: "PNG",
     34934: "JPEG XR", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
-_DECODED = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001)
+_DECODED = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000)
 _PHOTOMETRICS = {
     0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab",
     9: "ICCLab", 10: "ITULab", 32803: "colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw",
@@ -87,19 +87,22 @@ class Tiff:
     palette: bytes | None  # RGB of each index, where the decoder would read it wrongly
 
 
-def read(data: bytes) -> Tiff:
-    """The structure of the page that is shown; ImageError if it is damaged or of a layout that is not supported."""
+def read(data: bytes, *, corrected: bool = True) -> Tiff:
+    """The structure of the page that is shown; ImageError if it is damaged or of a layout that is not supported.
+
+    corrected: False is the first page, whatever it is, in the way Pillow takes it.
+    """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
-    page = _shown_page(data, order, big)
+    page = _shown_page(data, order, big, corrected)
     layout = _Layout.of(page)
     if what := layout.problem():
         raise unsupported("TIFF", what)
     _check_parts(page, layout, len(data))
     # What the decoder inverts wrongly or takes for signed is presented to it as something that it reads right
-    inverted = layout.photometric == 0 and layout.bits >= 8
+    inverted = corrected and layout.photometric == 0 and layout.bits >= 8
     changed = {PHOTOMETRIC: 1} if inverted else {}
-    if layout.bits in (8, 32) and layout.sample_format < 3 and layout.photometric < 2:
+    if corrected and layout.bits in (8, 32) and layout.sample_format < 3 and layout.photometric < 2:
         changed[SAMPLE_FORMAT] = 1 if layout.bits == 8 else 2
     return Tiff(
         _with_directory(data, page, big, changed),
@@ -118,10 +121,12 @@ def read(data: bytes) -> Tiff:
 # --- directories ------------------------------------------------------------------------------------------------------
 
 
-def _shown_page(data: bytes, order: str, big: bool) -> _Directory:
+def _shown_page(data: bytes, order: str, big: bool, corrected: bool) -> _Directory:
     start = struct.unpack_from(order + ("Q" if big else "I"), data.ljust(16, b"\0"), 8 if big else 4)[0]
     first = page = _directory(data, start, order, big)
     seen = {start}
+    if not corrected:
+        return first
     while page.integer(SUBFILE, 0) & 1 and page.following not in seen | {0} and len(seen) < _MAX_PAGES:
         seen.add(page.following)
         page = _directory(data, page.following, order, big)
