@@ -265,6 +265,17 @@ def test_one_door_to_the_image_libraries() -> None:
     assert sum(path.read_text().count("Image.open(") for path in package.rglob("*.py")) <= 1
 
 
+# Files that Pillow refuses, or policy "timm" only, and that are decoded here all the same
+REVIEWED = {
+    "1189b16fadec897b.bmp": "4 bits per colour, by colour masks that Pillow does not know",
+    "51c89919fc6b85cc.bmp": "300 colours in a palette of which 256 can be used",
+    "2a80a5b6bfecc0a1.bmp": "run-length coded with empty rows, which Pillow leaves out",
+    "305443eb2aceae1f.bmp": "the same",
+    "d1251f1c9fb5df3f.bmp": "the same",
+    "c76009a8070ba0f2.png": "the chunks of its animation are damaged, its picture is not",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_the_shared_odd_files_behave_as_listed(shared_data: Path) -> None:
@@ -281,6 +292,10 @@ def test_the_shared_odd_files_behave_as_listed(shared_data: Path) -> None:
             seen.add(row["file"])
             for policy, mode in (("timm", "exact"), ("tessella", "exact"), ("tessella", "fast")):
                 code = code_of(data, policy, mode)  # type: ignore[arg-type]
+                if row["file"] in REVIEWED:
+                    assert row["outcome"] == "rejected"
+                    assert code == "ok" or policy == "timm"
+                    continue
                 assert (code == "ok") == (row["outcome"] == "decoded"), (row, policy, mode, code)
             if row["outcome"] == "decoded":
                 size = (int(row["height"]), int(row["width"]))

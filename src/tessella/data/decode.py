@@ -124,6 +124,10 @@ def open_image(
         return _open_array(source, policy, limits)
     if isinstance(source, Image.Image):
         with _coded_errors():
+            unread = _bytes_of_unread(source, limits)
+        if unread is not None:
+            return _open_bytes(unread, policy, mode, limits)
+        with _coded_errors():
             return _open_pillow(source, policy, limits)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
@@ -154,6 +158,17 @@ def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> 
         reason = getattr(error, "strerror", None) or "not a valid file name"
         raise ImageError("unreadable", f"{name!r} could not be read: {reason}") from None
     return data
+
+
+def _bytes_of_unread(image: Image.Image, limits: Limits) -> bytes | None:
+    """The file of a Pillow image, at its first frame, whose pixels are not decoded yet: the rules of files apply."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None or image.tell() != 0:
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read(limits.bytes + 1)
+    image.fp.seek(place)
+    return data if _format_of(data) in FORMATS else None
 
 
 def resize_exact(pixels: Pixels, height: int, width: int, rows: slice, cols: slice, interpolation: str) -> Pixels:
