@@ -8,7 +8,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -370,7 +370,7 @@ def test_fax_compressions_of_a_tiff(compression: str) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
-def test_the_page_of_a_tiff_that_is_shown(order: str, big: bool) -> None:
+def test_the_page_of_a_tiff_that_is_shown(order: Literal["<", ">"], big: bool) -> None:
     small = PHOTO[::4, ::4].copy()
 
     def pages(*each: tuple[Array, dict[str, Any]]) -> bytes:
@@ -438,7 +438,7 @@ def test_strips_that_are_missing_from_a_tiff() -> None:
 
 def test_tags_of_a_tiff_that_decide_nothing() -> None:
     private = {65_000: ("H", tuple(range(60_000))), 34_675: ("B", tuple(b"no profile")), 33_723: ("B", (1, 2, 3))}
-    np.testing.assert_array_equal(decode(tiff(PHOTO, 8, 2, tags=private)), PHOTO)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(decode(tiff(PHOTO, 8, 2, tags=private)), PHOTO)
     broken = bytearray(tiff(PHOTO, 8, 2, tags={700: ("B", tuple(b"<xmp>"))}))
     struct.pack_into("<I", broken, tags_of(bytes(broken))[700] + 8, 2**31)  # points to nowhere
     np.testing.assert_array_equal(decode(bytes(broken)), PHOTO)

@@ -17,7 +17,8 @@ _PROCESSES = {
     0xC8: "extended coding", 0xCB: "lossless arithmetic coding", 0xCD: "hierarchical coding",
     0xCE: "hierarchical coding", 0xCF: "hierarchical coding", 0xF7: "JPEG-LS coding",
 }  # fmt: skip
-# What is kept of APP0, APP1 and APP14, once each: how the components are to be read, and the orientation
+_MAX_EXIF = 16  # segments that are read as one
+# What is kept of APP0, APP1 and APP14: how the components are to be read, and the orientation; all but EXIF once
 _KEPT = {0xE0: (b"JFIF\0",), 0xE1: (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"), 0xEE: (b"Adobe",)}
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 
@@ -71,7 +72,7 @@ def read(data: bytes) -> Jpeg | None:
     """
     at, frame = 2, None
     dropped: list[tuple[int, int]] = []
-    kept: set[bytes] = set()
+    kept: list[bytes] = []
     for _ in range(_MAX_SEGMENTS):
         while data[at : at + 2] == b"\xff\xff":  # fill bytes
             at += 1
@@ -87,13 +88,13 @@ def read(data: bytes) -> Jpeg | None:
                 return None
             _check_scans(data, at, *frame[:2])
             clean = _without(data, dropped)
-            return Jpeg(clean, *frame, bool(kept & set(_KEPT[0xE1])), at - len(data) + len(clean))
+            return Jpeg(clean, *frame, not set(_KEPT[0xE1]).isdisjoint(kept), at - len(data) + len(clean))
         elif 0xE0 <= marker <= 0xEF or marker == 0xFE:
             known = next((name for name in _KEPT.get(marker, ()) if data.startswith(name, at + 4)), None)
-            if known is None or known in kept:
+            if known is None or kept.count(known) >= (_MAX_EXIF if known == b"Exif\0" else 1):
                 dropped.append((at, end))
             else:
-                kept.add(known)
+                kept.append(known)
         elif marker not in (0xC4, 0xCC, 0xDB, 0xDD):  # tables, restart interval
             return None
         at = max(end, at + 4)
