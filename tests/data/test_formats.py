@@ -150,6 +150,9 @@ def test_many_chunks_of_a_png() -> None:
     for between in (b"", text):  # between them is against the format, and harmless
         chunks = between.join(png_chunk(b"IDAT", piece) for piece in pieces)
         np.testing.assert_array_equal(decode(PNG_HEADER + chunks + png_chunk(b"IEND")), PHOTO)
+    bomb = PNG_HEADER + png_chunk(b"IDAT", zlib.compress(PNG_ROWS + bytes(100_000_000)))
+    np.testing.assert_array_equal(decode(bomb), PHOTO)
+    assert code_of(bomb[:-1] + b"x") == "corrupt_image"  # its checksum is too far behind the rows
     empty = png_chunk(b"IDAT") * 600_000
     assert code_of(PNG_HEADER + empty + png_chunk(b"IDAT", body)) == "too_complex"
 
@@ -445,6 +448,31 @@ def test_tags_of_a_tiff_that_decide_nothing() -> None:
     many: dict[int, tuple[str, tuple[int, ...]]] = dict.fromkeys(range(40_000, 45_000), ("H", (1,)))
     assert code_of(tiff(PHOTO, 8, 2, tags=many)) == "too_complex"
     assert code_of(tiff(uints(RNG, (51_000, 2, 4), 8), 8, 5, planar=2, rows=1)) == "too_complex"  # strips
+    long: dict[int, tuple[str, tuple[int, ...]]] = {320: ("H", tuple(range(600)) * 1000)}
+    assert code_of(tiff(PHOTO, 8, 2, tags=long)) == "too_complex"
+
+
+# --- WebP, AVIF -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["WEBP", "AVIF"])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_metadata_and_missing_data_of_webp_and_avif(form: str) -> None:
+    image = Image.fromarray(smooth(RNG, 48, 64, 3))
+    plain = encoded(image, form, quality=90)
+    want = decode(plain)
+    metadata: list[dict[str, bytes]] = [
+        {"icc_profile": b"no profile"},
+        {"xmp": b"<x"},
+        {"exif": b"Exif\0\0II*\0" + bytes(60_000), "xmp": bytes(2_000_000)},
+    ]
+    if form == "WEBP":  # Pillow writes no broken EXIF into AVIF
+        metadata += [{"exif": b"Exif\0\0" + b"\xff" * 100}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"}]
+    for options in metadata:
+        np.testing.assert_array_equal(decode(encoded(image, form, quality=90, **options)), want)
+    np.testing.assert_array_equal(decode(plain + b"garbage"), want)
+    for eighth in range(8):
+        assert code_of(plain[: len(plain) * eighth // 8]) != "ok", eighth
 
 
 # --- Pillow images ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from . import damaged, too_complex, unsupported
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 500_000  # about half a second of work
+_PIECE = 1 << 14  # bytes that are inflated at once, to 16 MB at most
+_SURPLUS = 1 << 24  # bytes behind the last row that are looked through for the checksum
 _MAX_TEXT = 1 << 20  # bytes of text in a chunk that may hold the orientation; also Pillow's limit
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -30,7 +32,8 @@ class Png:
     bits: int  # per sample
     colour: int  # colour type: 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGBA
     interlaced: bool
-    stream: bytes  # the compressed rows
+    begin: int  # of the compressed rows in `data`
+    end: int
     sound: bool  # the checksums of the IDAT chunks are right
 
     @property
@@ -50,16 +53,18 @@ class Png:
 
         Costs about a third of the time of decoding, so it is called where there is reason for suspicion.
         """
-        stream, part, wanted, found = zlib.decompressobj(), self.stream, self.filtered_size, 0
+        inflater, wanted, found = zlib.decompressobj(), self.filtered_size, 0
+        stream = memoryview(self.data)[self.begin : self.end]
         try:
-            while part and not stream.eof and found <= wanted + (1 << 20) and (checksum or found < wanted):
-                found += len(stream.decompress(part, 1 << 20))
-                part = stream.unconsumed_tail
+            for at in range(0, len(stream), _PIECE):
+                found += len(inflater.decompress(stream[at : at + _PIECE]))
+                if inflater.eof or (found >= wanted and not checksum) or found > wanted + _SURPLUS:
+                    break
         except zlib.error:
             raise damaged("PNG", "its compressed pixels cannot be read") from None
         if found < wanted:
             raise damaged("PNG", "rows are missing")
-        if checksum and not stream.eof:
+        if checksum and not inflater.eof:
             raise damaged("PNG", "the checksum of its pixels is wrong")
 
 
@@ -142,8 +147,9 @@ def _assemble(
         raise damaged("PNG", "its palette is missing")
     if colour == 2 and bits == 16 and b"tRNS" in kept:  # the decoder keeps 8 bits of each
         raise unsupported("PNG", "a transparent colour of 16 bits per channel")
-    parts = tuple(data[begin:end] for begin, end in pixels)
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    body = b"".join(data[begin:end] for begin, end in pixels)
     head = [kept[kind] for kind in (b"IHDR", b"PLTE", b"tRNS") if kind in kept]
-    clean = b"".join([SIGNATURE, *head, *texts, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
-    return Png(clean, width, height, bits, colour, interlace == 1, body, sound)
+    before = b"".join([SIGNATURE, *head, *texts])
+    clean = b"".join([before, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
+    begin = len(before) + 8
+    return Png(clean, width, height, bits, colour, interlace == 1, begin, begin + len(body), sound)

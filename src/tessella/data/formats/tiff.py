@@ -14,6 +14,7 @@ from . import damaged, too_complex, unsupported
 
 _MAX_ENTRIES = 4_096  # of one directory; a page has about 20
 _MAX_PAGES = 64  # looked at for one that is not a thumbnail
+_MAX_VALUES = 500_000  # of one tag: offsets of strips or tiles, colours of a palette
 _MAX_PARTS = 200_000  # strips or tiles; the decoder needs up to 10 us for each
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -22,12 +23,13 @@ SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 2
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, SUB_IFDS = 317, 320, 322, 323, 324, 325, 330
 INK_SET, EXTRA, SAMPLE_FORMAT, YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE = 332, 338, 339, 529, 530, 532
+_JPEG_TABLES = 347
 _KEPT = frozenset(
     (
         WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP,
         STRIP_COUNTS, PLANAR, 292, 293, PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS,
-        EXTRA, SAMPLE_FORMAT, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING,
-        531, REFERENCE,
+        EXTRA, SAMPLE_FORMAT, _JPEG_TABLES, 512, 513, 514, 515, 517, 518, 519, 520, 521, YCBCR_COEFFICIENTS,
+        YCBCR_SUBSAMPLING, 531, REFERENCE,
     )
 )  # fmt: skip
 
@@ -150,6 +152,8 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
         tag, kind, length = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, begin)
         if (tag not in _KEPT and tag not in (SUBFILE, SUB_IFDS, INK_SET)) or tag in entries or kind not in _SIZES:
             continue
+        if length > _MAX_VALUES and kind in _INTEGERS and tag != _JPEG_TABLES:
+            raise too_complex("TIFF", f"{length:,} values of tag {tag}")
         extent, place = _SIZES[kind] * length, begin + size - inline
         if extent > inline:
             place = struct.unpack_from(order + ("Q" if big else "I"), data, place)[0]
