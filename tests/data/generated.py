@@ -577,10 +577,10 @@ def webp_cases() -> Iterator[Case]:
 
 
 def avif_cases() -> Iterator[Case]:
-    """Of 8 bits the other decoder has the same colours.
+    """For 8 bits the other decoder gives the same colours.
 
-    Of 10 and 12 bits Pillow's libavif drops the low bits before it converts colours, and takes the nearest sample of
-    chroma, as libvips does of 4:2:0.
+    For 10 and 12 bits Pillow's libavif drops the low bits before it converts colours and takes the nearest chroma
+    sample, as libvips does for 4:2:0.
     """
     rng = np.random.default_rng(5)
     for (height, width), channels, bits, subsampling in itertools.product(

@@ -403,6 +403,15 @@ def test_orientations_of_a_tiff() -> None:
         assert (opened.height, opened.width) == want.shape[:2]
 
 
+def test_an_orientation_in_the_xmp_of_a_tiff() -> None:
+    xmp = b'<x tiff:Orientation="3"/>'
+    for big in (False, True):
+        data = tiff(PHOTO, 8, 2, big=big, tags={700: ("B", tuple(xmp))})
+        np.testing.assert_array_equal(decode(data), PHOTO[::-1, ::-1])
+    large = tuple(xmp) + (32,) * 1_100_000
+    np.testing.assert_array_equal(decode(tiff(PHOTO, 8, 2, tags={700: ("B", large)})), PHOTO)
+
+
 def test_palettes_of_a_tiff() -> None:
     table = RNG.integers(0, 256, (256, 3), dtype=np.uint8)
     indices = RNG.integers(0, 256, (8, 9, 1), dtype=np.uint8)

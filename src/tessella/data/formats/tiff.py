@@ -23,16 +23,18 @@ SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 2
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, SUB_IFDS = 317, 320, 322, 323, 324, 325, 330
 INK_SET, EXTRA, SAMPLE_FORMAT, YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, REFERENCE = 332, 338, 339, 529, 530, 532
-_JPEG_TABLES = 347
+_JPEG_TABLES, _XMP = 347, 700  # XMP: the decoder looks there for an orientation that has no tag
+_MAX_XMP = 1 << 20  # bytes; a larger one is dropped
 _KEPT = frozenset(
     (
         WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP,
         STRIP_COUNTS, PLANAR, 292, 293, PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS,
         EXTRA, SAMPLE_FORMAT, _JPEG_TABLES, 512, 513, 514, 515, 517, 518, 519, 520, 521, YCBCR_COEFFICIENTS,
-        YCBCR_SUBSAMPLING, 531, REFERENCE,
+        YCBCR_SUBSAMPLING, 531, REFERENCE, _XMP,
     )
 )  # fmt: skip
 
+_OPTIONAL = frozenset((SUBFILE, SUB_IFDS, INK_SET, ORIENTATION, _XMP))  # a damaged one counts as absent
 _COMPRESSIONS = {
     1: "none", 2: "CCITT RLE", 3: "CCITT Group 3", 4: "CCITT Group 4", 5: "LZW", 6: "old-style JPEG", 7: "JPEG",
     8: "Deflate", 32771: "word-aligned", 32773: "PackBits", 32809: "ThunderScan", 32946: "Deflate", 34676: "SGI LogLuv",
@@ -150,15 +152,17 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
     entries: dict[int, _Entry] = {}
     for begin in range(at, min(at + size * count, len(data) - size + 1), size):
         tag, kind, length = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, begin)
-        if (tag not in _KEPT and tag not in (SUBFILE, SUB_IFDS, INK_SET)) or tag in entries or kind not in _SIZES:
+        if tag not in _KEPT | _OPTIONAL or tag in entries or kind not in _SIZES:
             continue
-        if length > _MAX_VALUES and kind in _INTEGERS and tag != _JPEG_TABLES:
+        if tag == _XMP and length > _MAX_XMP:
+            continue
+        if length > _MAX_VALUES and kind in _INTEGERS and tag not in (_JPEG_TABLES, _XMP):
             raise too_complex("TIFF", f"{length:,} values of tag {tag}")
         extent, place = _SIZES[kind] * length, begin + size - inline
         if extent > inline:
             place = struct.unpack_from(order + ("Q" if big else "I"), data, place)[0]
         if place + extent > len(data):
-            if tag in (SUBFILE, SUB_IFDS, INK_SET, ORIENTATION):
+            if tag in _OPTIONAL:
                 continue
             raise damaged("TIFF", f"the values of tag {tag} are cut off")
         entries[tag] = _Entry(data[begin : begin + size], kind, length, data[place : place + extent])
