@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from PIL import Image
 
@@ -182,10 +183,13 @@ def jpegs() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("mode", ["exact", "fast", "without simplejpeg"])
 @pytest.mark.parametrize("name", jpegs())
-def test_the_end_of_a_jpeg(name: str, mode: Mode) -> None:
+def test_the_end_of_a_jpeg(name: str, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpegs()[name]
+    if mode == "without simplejpeg":  # type: ignore[comparison-overlap]
+        monkeypatch.setattr("tessella.data.decode.simplejpeg", None)
+        mode = "exact"
     want = decode(data, mode=mode)
     for policy in ("tessella", "timm"):
         for whole in (data[:-2], data[:-1], data + b"garbage", data[:-2] + bytes(500)):
@@ -193,6 +197,58 @@ def test_the_end_of_a_jpeg(name: str, mode: Mode) -> None:
         for missing in (1, 2, 3, 10, 100, len(data) // 4, len(data) // 2):
             for end in (b"", b"\xff\xd9"):
                 assert code_of(data[: -2 - missing] + end, policy, mode) == "corrupt_image", (missing, end)
+
+
+def test_missing_pixels_of_a_sampling_that_libjpeg_turbo_does_not_take() -> None:
+    """4:1:0, and chroma that is sampled more finely than brightness: Pillow decodes these alone."""
+    planes = [np.ascontiguousarray(smooth(RNG, 64, 64, 1)[..., 0]) for _ in range(3)]
+    for factors in (((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 2), (1, 1)), ((3, 1), (1, 1), (1, 1))):
+        data = sequential_jpeg(planes, factors)
+        assert simplejpeg_refuses(data)
+        want = decode(data)
+        assert len(np.unique(want)) > 20
+        np.testing.assert_array_equal(decode(data[:-2]), want)
+        for missing in (3, 5, 30, len(data) // 4):  # the last byte is padding, or as good as that
+            for end in (b"", b"\xff\xd9"):
+                assert code_of(data[: -2 - missing] + end) == "corrupt_image", (factors, missing, end)
+
+
+def simplejpeg_refuses(data: bytes) -> bool:
+    try:
+        simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return True
+    return False
+
+
+def sequential_jpeg(planes: list[Array], factors: tuple[tuple[int, int], ...]) -> bytes:
+    """A baseline JPEG of blocks with a mean and nothing else, (horizontal, vertical) factors for each component."""
+    wide, high = max(h for h, _ in factors), max(v for _, v in factors)
+    height, width = planes[0].shape
+    frame = struct.pack(">BHHB", 8, height, width, 3)
+    frame += b"".join(bytes((i + 1, h << 4 | v, 0)) for i, (h, v) in enumerate(factors))
+    # DC: size 0 has a code of 2 bits, sizes 1 to 6 of 4; AC: the end of a block is the code 0
+    dc = segment(0xC4, b"\0" + bytes((0, 1, 0, 6)) + bytes(12) + bytes((0, 1, 2, 3, 4, 5, 6)))
+    ac = segment(0xC4, b"\x10\1" + bytes(15) + b"\0")
+    codes = {0: "00"} | {size: f"{3 + size:04b}" for size in range(1, 7)}
+    bits, last = [], [0, 0, 0]
+    for row, col in itertools.product(range(-(-height // (8 * high))), range(-(-width // (8 * wide)))):
+        for i, (h, v) in enumerate(factors):
+            for y, x in itertools.product(range(v), range(h)):
+                across, down = 8 * wide // h, 8 * high // v
+                top, left = (row * v + y) * down, (col * h + x) * across
+                block = planes[i][min(top, height - 1) : top + down, min(left, width - 1) : left + across]
+                level = int((block.mean() - 128) / 4.2)
+                change, last[i] = level - last[i], level
+                size = abs(change).bit_length()
+                value = change if change > 0 else change + (1 << size) - 1
+                bits.append(codes[size] + (f"{value:0{size}b}" if size else "") + "0")
+    stream = "".join(bits)
+    stream += "1" * (-len(stream) % 8)
+    body = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\0")
+    scan = segment(0xDA, b"\3\1\0\2\0\3\0\0\x3f\0")
+    table = segment(0xDB, b"\0" + b"\x20" * 64)
+    return b"\xff\xd8" + table + segment(0xC0, frame) + dc + ac + scan + body + b"\xff\xd9"
 
 
 def test_scans_that_are_missing_from_a_jpeg() -> None:

@@ -265,8 +265,9 @@ def test_one_door_to_the_image_libraries() -> None:
     assert sum(path.read_text().count("Image.open(") for path in package.rglob("*.py")) <= 1
 
 
-# Files that Pillow refuses, or policy "timm" only, and that are decoded here all the same
+# Files that are refused by Pillow and decoded here, or the other way round
 REVIEWED = {
+    "23d30eddeda9d0ca.jpg": "59,400 x 3 pixels of which most are missing",
     "1189b16fadec897b.bmp": "4 bits per colour, by colour masks that Pillow does not know",
     "51c89919fc6b85cc.bmp": "300 colours in a palette of which 256 can be used",
     "2a80a5b6bfecc0a1.bmp": "run-length coded with empty rows, which Pillow leaves out",
@@ -293,11 +294,10 @@ def test_the_shared_odd_files_behave_as_listed(shared_data: Path) -> None:
             for policy, mode in (("timm", "exact"), ("tessella", "exact"), ("tessella", "fast")):
                 code = code_of(data, policy, mode)  # type: ignore[arg-type]
                 if row["file"] in REVIEWED:
-                    assert row["outcome"] == "rejected"
-                    assert code == "ok" or policy == "timm"
+                    assert (code == "ok") == (row["outcome"] == "rejected") or policy == "timm", (row, code)
                     continue
                 assert (code == "ok") == (row["outcome"] == "decoded"), (row, policy, mode, code)
-            if row["outcome"] == "decoded":
+            if row["outcome"] == "decoded" and row["file"] not in REVIEWED:
                 size = (int(row["height"]), int(row["width"]))
                 assert decode(data, policy="timm").shape[:2] == size
                 assert decode(data).shape[:2] in (size, size[::-1])

@@ -192,6 +192,8 @@ _PLUGINS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
 }
 # Another JPEG library gives other pixels than libjpeg-turbo: then mode "exact" leaves the decoding to Pillow
 _PILLOW_USES_TURBO = bool(features.check_feature("libjpeg_turbo"))
+_END_OF_JPEG = b"\xff\xd9"
+_FILLERS = (bytes(64), b"\xaa\x55" * 32)  # they differ from the first bit on
 # What libjpeg-turbo says first of a file whose data or restart markers are not all there
 _PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd[0-7]")
 
@@ -287,7 +289,6 @@ def _open_pillow(
 def _open_jpeg(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opened:
     header = jpeg.read(data)
     clean = data if header is None else header.data
-    by_pillow = header is None or len(header.identifiers) == 4  # irregular, or CMYK
     orientation = 1
     if header is None or (header.oriented and policy == "tessella"):  # Pillow's own header costs a quarter of a ms
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(clean))
@@ -299,31 +300,53 @@ def _open_jpeg(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opene
 
     def pixels() -> Pixels:
         with _coded_errors():
-            whole, rgb = _whole_jpeg(clean, header, mode)
-            if rgb is None or by_pillow:
-                rgb = np.array(JpegImagePlugin.JpegImageFile(io.BytesIO(whole)).convert("RGB"))
+            rgb, judged = _turbo_jpeg(clean, header, mode)
+            if rgb is None:
+                rgb = _pillow_jpeg(clean, header, judged)
             return _turn(rgb, orientation)
 
     return Opened(*((width, height) if _is_turned(orientation) else (height, width)), pixels)
 
 
-def _whole_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[bytes, Pixels | None]:
-    """The file with its end marker, and libjpeg-turbo's pixels if it has no complaint; ImageError if some are missing.
+def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixels | None, bool]:
+    """RGB by libjpeg-turbo if it has no complaint, and whether it found all pixels; ImageError if some are missing.
 
-    Pillow fills missing pixels with grey and reports nothing, so it is not asked first.
+    It is asked first because Pillow fills missing pixels with grey and reports nothing.
     """
-    if simplejpeg is None or not (mode == "fast" or _PILLOW_USES_TURBO):
-        return data, None
-    space = "CMYK" if header is not None and len(header.identifiers) == 4 else "RGB"
+    if simplejpeg is None or header is None or not (mode == "fast" or _PILLOW_USES_TURBO):
+        return None, False
+    cmyk = len(header.identifiers) == 4
+    space = "CMYK" if cmyk else "RGB"
     pixels, complaint = _turbo(data, space)
     missing = _PIXELS_ARE_MISSING.search(complaint) is not None
-    if complaint.startswith("Premature end of JPEG file") and header is not None and header.has_all_scans:
-        data += b"\xff\xd9"
-        pixels, complaint = _turbo(data, space)
+    if complaint.startswith("Premature end of JPEG file") and header.has_all_scans:
+        pixels, complaint = _turbo(data + _END_OF_JPEG, space)
         missing = pixels is None and not complaint.endswith("before marker 0xd9")  # that is: after all the pixels
-    if missing or (header is not None and not header.has_all_components):
+    if missing or not header.has_all_components:
         raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
-    return data, pixels
+    return None if cmyk else pixels, pixels is not None
+
+
+def _pillow_jpeg(data: bytes, header: jpeg.Jpeg | None, judged: bool) -> Pixels:
+    """RGB by Pillow; unless `judged`, ImageError if pixels are missing.
+
+    Two different fillers take the place of whatever follows the pixels: where some are missing, they are decoded in
+    their place, and the results differ. Arithmetic coding reads ahead and has to be believed.
+    """
+
+    def rgb_of(whole: bytes) -> Pixels:
+        return np.array(JpegImagePlugin.JpegImageFile(io.BytesIO(whole)).convert("RGB"))
+
+    if header is None or (header.arithmetic and not judged):
+        return rgb_of(data)
+    end = header.end
+    if judged:
+        return rgb_of(data[:end] + _END_OF_JPEG)
+    if end < len(data) or header.has_all_scans:
+        first, second = (rgb_of(data[:end] + filler + _END_OF_JPEG) for filler in _FILLERS)
+        if np.array_equal(first, second):
+            return first
+    raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
 
 
 def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> Opened:

@@ -29,9 +29,20 @@ class Jpeg:
     height: int  # as stored
     width: int
     progressive: bool
+    arithmetic: bool  # coding, in place of Huffman's
     identifiers: bytes  # of the components
     oriented: bool  # it has a segment that can tell an orientation
     scans: int  # where they begin in `data`
+
+    @property
+    def end(self) -> int:
+        """Where the pixels end in `data`: at the end marker, or at the end of the file."""
+        at = self.scans
+        while (found := _NEXT_MARKER.search(self.data, at)) is not None:
+            if found[1] == b"\xd9":
+                return found.start()
+            at = found.end() + int.from_bytes(self.data[found.end() : found.end() + 2], "big")
+        return len(self.data.rstrip(b"\xff"))  # half of an end marker
 
     @property
     def has_all_components(self) -> bool:
@@ -101,8 +112,8 @@ def read(data: bytes) -> Jpeg | None:
     raise too_complex("JPEG", f"more than {_MAX_SEGMENTS:,} segments before its pixels")
 
 
-def _frame(data: bytes, at: int, end: int) -> tuple[int, int, bool, bytes] | None:
-    """Height, width, whether it is progressive, and the identifiers of the components."""
+def _frame(data: bytes, at: int, end: int) -> tuple[int, int, bool, bool, bytes] | None:
+    """Height, width, whether it is progressive and arithmetic, and the identifiers of the components."""
     if end - at < 13 or end > len(data):
         return None
     bits, components = data[at + 4], data[at + 9]
@@ -113,7 +124,7 @@ def _frame(data: bytes, at: int, end: int) -> tuple[int, int, bool, bytes] | Non
         return None
     if components not in (1, 3, 4):
         raise unsupported("JPEG", f"{components} colour components")
-    return height, width, data[at + 1] in (0xC2, 0xCA), data[at + 10 : end : 3]
+    return height, width, data[at + 1] in (0xC2, 0xCA), data[at + 1] in (0xC9, 0xCA), data[at + 10 : end : 3]
 
 
 def _check_scans(data: bytes, at: int, height: int, width: int) -> None:
