@@ -43,6 +43,44 @@ def build(arch: str, **overrides: Any) -> ImageModel:
             f"{arch} takes no argument {', '.join(map(repr, unknown))}",
             hint=f"known: {', '.join(fields)}",
         )
-    model = family(dataclasses.replace(config, **given))
+    for name, value in given.items():
+        _check_value(name, value)
+    try:
+        model = family(dataclasses.replace(config, **given))
+    except UsageError:
+        raise
+    except _WRONG_VALUE as error:  # a wrong type or size fails wherever the constructor first uses it
+        raise UsageError(
+            "bad_argument",
+            f"{arch} cannot be built with {_described(given) or 'its default arguments'}: {error}",
+            hint=f"the defaults are {_described({name: getattr(config, name) for name in given})}",
+        ) from error
     model.arch = arch
     return model
+
+
+MAX_DEPTH = 1000  # blocks
+MAX_SIZE = 1_000_000  # of any width, side or count
+_WRONG_VALUE = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError)
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse numbers that would keep the constructor busy for hours, or that compare with nothing."""
+    for item in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(item, list | tuple):
+            _check_value(name, item)
+        most = MAX_DEPTH if name in ("depth", "num_blocks") else MAX_SIZE
+        if isinstance(item, int | float) and not -most <= item <= most:
+            raise UsageError("bad_argument", f"{name} is {_short(value)}, expected a finite number up to {most:,}")
+
+
+def _described(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in arguments.items())
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
