@@ -21,12 +21,11 @@ def suggestion(words: Iterable[str], known: Collection[str], *, most: int = 1, c
 
 
 def unknown_argument(function: str, words: Collection[str], known: Collection[str]) -> UsageError:
-    """The error for arguments that a function does not have: the nearest names, then all of them."""
-    near = suggestion(words, known)
+    """The error for arguments that a function does not have: the nearest names, or all where none is near."""
     return UsageError(
         "bad_argument",
         f"{function} takes no argument {', '.join(map(repr, words))}",
-        hint=f"{near} known: {', '.join(known)}".strip(),
+        hint=suggestion(words, known) or f"known: {', '.join(known)}",
     )
 
 

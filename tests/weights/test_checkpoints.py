@@ -194,15 +194,14 @@ SMALL_FLOATS = [getattr(torch, name) for name in sorted(vars(torch)) if name.sta
 def test_float8_is_widened_or_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     values = torch.tensor([64, 63], dtype=torch.uint8).view(dtype)
     (tmp_path / "m.pth").write_bytes(saved({"a": values}))
-    try:
-        read = read_state_dict(tmp_path / "m.pth")["a"]
-    except WeightsError as error:
-        assert error.code == "wrong_dtype"  # noqa: PT017
-        assert str(dtype) in error.message
-        assert "float4" in str(dtype)
-    else:
-        assert read.dtype == torch.float32
-        assert torch.equal(read, values.to(torch.float32))
+    if "float4" in str(dtype):
+        with pytest.raises(WeightsError, match=str(dtype)) as error:
+            read_state_dict(tmp_path / "m.pth")
+        assert error.value.code == "wrong_dtype"
+        return
+    read = read_state_dict(tmp_path / "m.pth")["a"]
+    assert read.dtype == torch.float32
+    assert torch.equal(read, values.to(torch.float32))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -253,7 +252,7 @@ ODD_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", ODD_TENSORS)
-@pytest.mark.parametrize("case", ["convmixer", "convit", "mixer", "resmlp", "crossvit_dagger"])
+@pytest.mark.parametrize("case", ["convmixer", "resmlp", "crossvit_dagger"])
 def test_odd_tensors_in_any_place_give_a_code(case: str, kind: str, tmp_path: Path) -> None:
     """Also in `convert`, which renames and reshapes before anything is compared."""
     model = tiny(case)

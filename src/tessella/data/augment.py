@@ -91,6 +91,10 @@ class Augmentation:
         return bool(self.color_jitter) and wanted
 
 
+def as_pillow(pixels: Pixels) -> PillowImage:
+    return Image.fromarray(pixels)
+
+
 def _check(ok: bool, name: str, value: Any, expected: str) -> None:
     if not ok:
         raise UsageError("bad_argument", f"{name} is {value!r}, expected {expected}")
@@ -144,12 +148,12 @@ class TrainTransform:
         x: Any = source
         for step in self.transforms:
             x = step(x)
-        return x  # type: ignore[no-any-return]
+        return x
 
     @property
     def transforms(self) -> list[Callable[[Any], Any]]:
         """Steps that, called one after the other, do what the whole does; a copy, so changing it has no effect."""
-        steps = [_Augment(self), *tensor_steps(self.spec, self.normalized)]
+        steps: list[Callable[[Any], Any]] = [_Augment(self), *tensor_steps(self.spec, self.normalized)]
         return [*steps, RandomErasing(self.erasing)] if self.erasing.prob and self.normalized else steps
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +136,8 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
 def _start(folder: Path, card: Card, plan: Plan) -> Engine:
     """The engine, after one pass that shows whether the graph is what the card says."""
     graph, size = folder / GRAPHS[card.engine], (card.spec.height, card.spec.width)
-    made: Callable[..., Engine]
-    if card.engine == "openvino":
-        from .openvino import OpenVinoEngine as made
-    else:
-        from .onnxruntime import OnnxRuntimeEngine as made
     try:
-        engine = made(graph, plan, size, card.spec)
+        engine = _open_graph(graph, card, plan, size)
         shapes = [np.shape(part) for part in engine(np.zeros((1, *size, 3), np.uint8))]
         if shapes != [(1, card.num_classes or card.width), (1, card.width)]:
             raise ValueError(f"it gives {shapes}, the card says {card.num_classes} classes and width {card.width}")
@@ -151,3 +146,13 @@ def _start(folder: Path, card: Card, plan: Plan) -> Engine:
             "bad_config", f"{graph} cannot be used with {FILE}: {error}", hint="export the model again"
         ) from None
     return engine
+
+
+def _open_graph(graph: Path, card: Card, plan: Plan, size: tuple[int, int]) -> Engine:
+    if card.engine == "openvino":
+        from .openvino import OpenVinoEngine
+
+        return OpenVinoEngine(graph, plan, size, card.spec)
+    from .onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(graph, plan, size, card.spec)

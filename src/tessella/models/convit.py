@@ -215,7 +215,7 @@ class ConViT(ImageModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
         x_BND = self._embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for i in range(len(self.blocks)):
                 x_BND = self._run(i, x_BND)
             return self.norm(x_BND)

@@ -99,7 +99,7 @@ class ConvMixer(ImageModel):
         """(B,C,H,W) normalised images of any size from one patch up -> (B,D,h,w), h = H // patch_size."""
         check_smallest(x, self.patch_size)
         x = self.stem(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 x = self.run_block(block, x)
             return x
@@ -174,7 +174,7 @@ def pool_map(x_BDhw: Tensor, kind: str) -> Tensor:
         return x_BDhw.amax((2, 3))
     # the pooling operator rather than mean(): its summation order is the reference's
     avg_BD = F.adaptive_avg_pool2d(x_BDhw, 1).flatten(1)
-    if kind == "" or kind == "avg":  # noqa: PLR1714  # TorchScript
+    if kind == "" or kind == "avg":  # TorchScript
         return avg_BD
     max_BD = x_BDhw.amax((2, 3))
     return (avg_BD + max_BD) / 2 if kind == "avgmax" else torch.cat((avg_BD, max_BD), 1)

@@ -251,6 +251,10 @@ def _projection(width: int, out: int) -> nn.Sequential:
 class CrossViT(ImageModel):
     if TYPE_CHECKING:
         head: nn.ModuleList
+        cls_token_0: nn.Parameter
+        cls_token_1: nn.Parameter
+        pos_embed_0: nn.Parameter
+        pos_embed_1: nn.Parameter
 
     def __init__(self, cfg: CrossViTConfig):
         super().__init__()
@@ -319,7 +323,7 @@ class CrossViT(ImageModel):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of the two branches."""
         xs = self._embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 xs = self.run_block(block, xs)
         else:

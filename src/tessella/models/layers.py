@@ -176,7 +176,7 @@ def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
 @torch.fx.wrap
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions, else the type itself: for sums and positions that bf16 cannot hold."""
-    return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype  # noqa: PLR1714  # TorchScript
+    return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype  # TorchScript
 
 
 class Attention(nn.Module):

@@ -311,7 +311,7 @@ class MlpMixer(ImageModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens after the last norm."""
         x = self.stem(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 x = self.run_block(block, x)
         else:

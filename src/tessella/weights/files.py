@@ -82,8 +82,8 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
     """Name -> CPU tensor, all finite, of a safetensors or PyTorch file.
 
     sha256: hex digest, or its first characters, that the file must have. The weights may be inside a training
-    checkpoint; with use_ema, averaged weights are preferred. What else the checkpoint holds is ignored, and the prefixes
-    of compiled or replicated modules are removed. float8 tensors come as float32.
+    checkpoint; with use_ema, averaged weights are preferred. What else the checkpoint holds is ignored, and prefixes of
+    compiled or replicated modules are removed. float8 tensors come as float32.
     Raises WeightsError: weights_not_found, truncated, bad_format, not_weights, unsafe_format, hash_mismatch or
     non_finite.
     """
