@@ -10,8 +10,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
     {"errors", "text"},
-    {"extras", "atomic"},
-    {"models", "data"},
+    {"extras", "atomic", "arguments"},
+    {"models", "data", "utils"},
     {"weights"},
     {"engine"},
     {"predictor"},
