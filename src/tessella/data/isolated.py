@@ -30,14 +30,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
-from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from ..errors import CODES, ImageError, UsageError
 from .decode import DEFAULT_LIMITS, Limits, Mode, Pixels, Policy, open_image
-from .sources import Source
+from .memory import set_limit
+from .source import Source
 from .transforms import InputSpec, check_geometry, prepare
 
 _QUEUED = 4  # images a worker has at once, so that it never waits for the parent; its file has room for as many
@@ -657,7 +657,4 @@ def _limit_memory(limits: Limits) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a million crashes are not to fill the disk
     scale = max(limits.pixels / DEFAULT_LIMITS.pixels, limits.bytes / DEFAULT_LIMITS.bytes, 1)
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = [has + int(_HEADROOM * scale), *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_AS, (min(wanted), hard))
+    set_limit(int(_HEADROOM * scale))
