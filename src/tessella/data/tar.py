@@ -89,8 +89,8 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
                 raise _damaged(name, "it is cut off")
             extended, count, size, data = _Headers(), 0, data_size, member.offset
         at = data + -(-size // BLOCK) * BLOCK
-        if at > end:  # padding of the last member only
-            at = end
+        if at > end:  # in the padding
+            raise _damaged(name, "it is cut off")
         file.seek(at)
 
 

@@ -7,6 +7,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from ..errors import ImageError
@@ -54,7 +55,8 @@ def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[S
     lead back to a folder above them. A folder that cannot be listed is "broken".
     """
     end = len(pattern)
-    top = _open(root, "", _closure(pattern, {0}), skipped, [])
+    above = _identities_above(root)
+    top = _open(root, "", _closure(pattern, {0}), skipped, [], above)
     if isinstance(top, Seen):
         yield top
     stack = [top] if isinstance(top, _Folder) else []
@@ -74,7 +76,7 @@ def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[S
             if end in matched:
                 yield seen
             continue
-        below = _open(path, name, matched, skipped, stack)
+        below = _open(path, name, matched, skipped, stack, above)
         if isinstance(below, _Folder):
             stack.append(below)
             if end in matched:
@@ -156,14 +158,34 @@ def _broken_link(path: str, error: OSError) -> ImageError:
     return ImageError("unreadable", f"{path!r} is a link{target}, which cannot be followed: {error.strerror}")
 
 
+def _identities_above(root: str) -> set[tuple[int, int]]:
+    """Device and inode of the folders that contain `root`: a link to one of them leads back as well."""
+    found = set()
+    path = os.path.realpath(root or ".") if "\0" not in root else "/"
+    while (parent := os.path.dirname(path)) != path:  # noqa: PTH120 - as below
+        path = parent
+        with suppress(OSError):
+            status = os.stat(path)  # noqa: PTH116 - as below
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
 def _open(
-    path: str, name: str, matched: frozenset[int], skipped: Skipped, stack: Sequence[_Folder]
+    path: str,
+    name: str,
+    matched: frozenset[int],
+    skipped: Skipped,
+    stack: Sequence[_Folder],
+    above: set[tuple[int, int]],
 ) -> _Folder | Seen | None:
-    """The sorted entries of a folder; Seen if it cannot be listed, None if it is left out."""
+    """The sorted entries of a folder; Seen if it cannot be listed, None if it is left out.
+
+    stack: the folders that lead to it; above: device and inode of those that contain the first of them.
+    """
     try:
         here = os.stat(path or ".")  # noqa: PTH116 - as above
         identity = here.st_dev, here.st_ino
-        if any(identity == above.identity for above in stack):
+        if stack and (identity in above or any(identity == folder.identity for folder in stack)):
             skipped.add("link_loop", path)
             return None
         with os.scandir(path or ".") as found:
