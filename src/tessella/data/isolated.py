@@ -45,6 +45,8 @@ _HEADROOM = 2_000_000_000  # bytes for one image: of DEFAULT_LIMITS' 50 MP, an R
 _START_SECONDS = 120.0  # for a process to be ready; importing torch from a slow disk can take half of that
 _STARTS = 5  # processes in a row that end before they are ready, after which there is no point in going on
 _LONGEST_ANSWER = 1 << 20  # bytes
+_LONG_READ_SECONDS = 300.0  # more for an image whose container has to be read first, such as a large Parquet page
+_LONG_READ = 0  # the answer that announces it
 
 
 class Decoded(NamedTuple):
@@ -243,6 +245,7 @@ class _Worker:
         self.code: int | None = None  # with which it ended, of a signal -N
         self.tasks: deque[_Task] = deque()  # it is at the first
         self.ready = False
+        self.long_read = False  # whether it has announced one for the image that it is at
         self.alone = False  # it has one image, which may have ended a process before
         self.since = time.monotonic()  # when it began with that image, or to start
         self.answered = 0
@@ -468,6 +471,11 @@ class _Crew:
             self._vain_starts = 0
             worker.since = time.monotonic()
             return
+        if answer == _LONG_READ:
+            if not worker.long_read:
+                worker.long_read = True
+                worker.since = time.monotonic() + _LONG_READ_SECONDS
+            return
         error, *facts = answer
         sha256, *numbers = facts
         failure = pixels = None
@@ -480,7 +488,7 @@ class _Crew:
         outcome = Decoded(pixels, failure, str(sha256), size, width, height)
         task = worker.tasks.popleft()
         worker.answered += 1
-        worker.alone = False
+        worker.alone = worker.long_read = False
         worker.since = time.monotonic()
         self._finish(task, outcome)
 
@@ -589,7 +597,7 @@ def _ended(child: int) -> int:
 def _work(channel: int, memory: int, spec: InputSpec, policy: Policy, mode: Mode, limits: Limits) -> NoReturn:
     """Decode what comes from `channel` until its other end is closed, and exit."""
     try:
-        _limit_memory(limits)
+        _limit_memory(limits, channel)
         os.write(channel, f"{os.getpid()}\n".encode())  # ready
         with open(channel, "rb", closefd=False) as tasks:
             _answer(tasks, channel, memory, spec, policy, mode, limits)
@@ -649,7 +657,7 @@ def _die_with(parent: int) -> None:
         os._exit(0)
 
 
-def _limit_memory(limits: Limits) -> None:
+def _limit_memory(limits: Limits, channel: int) -> None:
     """What asks for too much gets a MemoryError, before the machine has to choose whom to kill (Linux)."""
     if sys.platform != "linux":
         return
@@ -657,4 +665,4 @@ def _limit_memory(limits: Limits) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a million crashes are not to fill the disk
     scale = max(limits.pixels / DEFAULT_LIMITS.pixels, limits.bytes / DEFAULT_LIMITS.bytes, 1)
-    set_limit(int(_HEADROOM * scale))
+    set_limit(int(_HEADROOM * scale), lambda: os.write(channel, f"{_LONG_READ}\n".encode()))
