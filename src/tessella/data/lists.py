@@ -94,10 +94,9 @@ def _decoded(read: Callable[[int], bytes]) -> Iterator[str]:
         start += more
     encoding, errors, mark = encoding_of(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors)
-    data = start[mark:]
-    while data:
+    yield decoder.decode(start[mark:])
+    while data := read(_CHUNK):
         yield decoder.decode(data)
-        data = read(_CHUNK) or b""
     yield decoder.decode(b"", final=True)
 
 

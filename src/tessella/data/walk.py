@@ -191,6 +191,8 @@ def _open(
         with os.scandir(path or ".") as found:
             entries = sorted(found, key=lambda entry: (natural(entry.name), entry.name))
     except (OSError, ValueError) as error:
+        if not stack and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return None  # the folder before a pattern: nothing matches
         reason = getattr(error, "strerror", None) or "not a valid file name"
         problem = ImageError("unreadable", f"the folder {path!r} could not be listed: {reason}")
         return Seen(path, name, "broken", None, problem)
