@@ -15,8 +15,8 @@ from ..errors import ImageError, UsageError
 from .decode import DEFAULT_LIMITS, Limits
 from .parquet import (
     ImageColumn,
-    bytes_below,
     coded_errors,
+    group_sizes,
     image_bytes,
     image_column,
     is_text,
@@ -179,8 +179,7 @@ def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
                 columns.append(image)
                 names.append(_label_names(path, schema.metadata or {}, label))
                 counts.append(table.metadata.num_rows)
-                groups = (table.metadata.row_group(i) for i in range(table.metadata.num_row_groups))
-                needed += sum(bytes_below(group, image.bytes_path) for group in groups)
+                needed += sum(group_sizes(table.metadata))
                 read = table.read(columns=[label], use_threads=False)
                 labels.append(_labels_of(path, read.column(read.schema.names.index(label))))
         except ImageError as error:

@@ -54,11 +54,6 @@ class ImageColumn(NamedTuple):
     name: str
     kind: str
 
-    @property
-    def bytes_path(self) -> str:
-        """The column as Parquet names it that holds the encoded bytes."""
-        return f"{self.name}.bytes" if self.kind == "struct" else self.name
-
 
 # --- schemas ----------------------------------------------------------------------------------------------------------
 
@@ -203,7 +198,7 @@ def _check_ends(file: IO[bytes], path: str) -> None:
 class _Footer(NamedTuple):
     starts: Any  # (groups + 1,) where each row group begins, and the number of rows
     column: ImageColumn
-    sizes: tuple[int, ...]  # bytes of the images of each row group, uncompressed, as the file states
+    sizes: tuple[int, ...]  # uncompressed bytes of each row group, as the file states
 
 
 def _identity(path: str) -> tuple[int, ...]:
@@ -224,20 +219,21 @@ def _footer(path: str, identity: tuple[int, ...]) -> _Footer:
         column = image_column(schema)
         if column is None:
             raise ImageError("unreadable", "; ".join(other_columns(path, schema)))
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        counts = [group.num_rows for group in groups]
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
             raise damaged(path, "its footer contradicts itself")
         if identity and metadata.num_rows > max(identity[1], _LIKELY_ROWS):
             raise damaged(path, f"it states {metadata.num_rows:,} rows in {identity[1]:,} bytes")
-        sizes = tuple(bytes_below(group, column.name) for group in groups)
+        sizes = tuple(group_sizes(metadata))
     return _Footer(np.cumsum([0, *counts]), column, sizes)
 
 
-def bytes_below(group: Any, name: str) -> int:
-    """Uncompressed bytes of a column and the parts of it."""
-    parts = (group.column(i) for i in range(group.num_columns))
-    return sum(p.total_uncompressed_size for p in parts if f"{p.path_in_schema}.".startswith(f"{name}."))
+def group_sizes(metadata: Any) -> list[int]:
+    """Uncompressed bytes of each row group, as the file states.
+
+    Not of a column: to ask for the metadata of a column that is encrypted or damaged ends the process.
+    """
+    return [max(metadata.row_group(i).total_byte_size, 0) for i in range(metadata.num_row_groups)]
 
 
 def is_metadata(path: str) -> str:
@@ -398,7 +394,9 @@ os.register_at_fork(after_in_child=_forget)
 
 def python_value(scalar: Any) -> Any:
     """As `as_py`, without a Python number per byte of a list."""
-    values = getattr(scalar, "values", None)
-    if values is not None and getattr(values.type, "bit_width", 0) == 8 and not values.null_count:
+    import pyarrow as pa
+
+    values = scalar.values if isinstance(scalar, pa.ListScalar) else None
+    if values is not None and values.type in (pa.uint8(), pa.int8()) and not values.null_count:
         return values.to_numpy(zero_copy_only=False).tobytes()
     return scalar.as_py()
