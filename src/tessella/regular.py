@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import IO
+from io import BufferedReader
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe (FIFO)",
@@ -25,7 +25,7 @@ def special_kind(mode: int) -> str:
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; never blocks on what is not one.
 
     Raises SpecialFileError, IsADirectoryError, another OSError, or ValueError for a name with a NUL character.

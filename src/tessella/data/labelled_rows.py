@@ -16,6 +16,7 @@ from .decode import DEFAULT_LIMITS, Limits
 from .parquet import (
     ImageColumn,
     coded_errors,
+    damaged,
     group_sizes,
     image_bytes,
     image_column,
@@ -182,6 +183,8 @@ def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
                 needed += sum(group_sizes(table.metadata))
                 read = table.read(columns=[label], use_threads=False)
                 labels.append(_labels_of(path, read.column(read.schema.names.index(label))))
+                if len(labels[-1]) != counts[-1]:
+                    raise damaged(path, "it has other rows than it states")
         except ImageError as error:
             raise UsageError(error.code, error.message, hint=error.hint or "write it again") from None
     for i, file in enumerate(files):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..regular import open_regular
 from .fetch import SAFETENSORS
 
 MAX_HEADER = 4 << 20  # bytes; the largest model here needs 60 kB
@@ -69,7 +70,7 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             kind = _sniff(path, file)
             if sha256:
                 _check_hash(path, file, sha256)
