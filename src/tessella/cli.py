@@ -725,6 +725,7 @@ def evaluate(
     if out:
         prepare_folder(out)
     images = task.open_data(data, part)
+    report_skipped(images.skipped)
     table = new_table(*task.HEADER)
     rows = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:

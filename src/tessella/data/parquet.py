@@ -225,6 +225,8 @@ def _footer(path: str, identity: tuple[int, ...]) -> _Footer:
         if identity and metadata.num_rows > max(identity[1], _LIKELY_ROWS):
             raise damaged(path, f"it states {metadata.num_rows:,} rows in {identity[1]:,} bytes")
         sizes = tuple(group_sizes(metadata))
+        if identity and sum(sizes) < identity[1]:  # some writers state nothing, or too little
+            sizes = tuple(identity[1] * count // max(metadata.num_rows, 1) for count in counts)
     return _Footer(np.cumsum([0, *counts]), column, sizes)
 
 
@@ -389,7 +391,8 @@ def _forget() -> None:
     _READING, _reader = threading.Lock(), None
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def python_value(scalar: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ImageError
-from .decode import DEFAULT_LIMITS, Limits, read_file
+from .decode import DEFAULT_LIMITS, Limits, read_file, unreadable_file
 from .remote import is_url, opened, read_url
 
 
@@ -35,9 +35,15 @@ class Source:
         if is_url(self.path):
             data = read_url(self.path, limits, self.offset, self.size)
         else:
-            with opened(self.path) as archive:
-                archive.seek(self.offset)
-                data = archive.read(self.size)
+            data = self._member(self.offset, self.size)
         if len(data) < self.size:
             raise ImageError("corrupt_archive", f"{self.path!r} ends inside this member")
         return data
+
+    def _member(self, offset: int, size: int) -> bytes:
+        try:
+            with opened(self.path) as archive:
+                archive.seek(offset)
+                return archive.read(size)
+        except OSError as error:  # of a disk that fails
+            raise unreadable_file(self.path, error) from None
