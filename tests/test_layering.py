@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
-    {"errors", "text"},
+    {"errors", "text", "regular"},
     {"extras", "atomic", "arguments"},
     {"models", "data", "utils"},
     {"weights"},

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
+from .data.names import Skipped
 from .engine import ENGINES
 from .errors import CODES, TessellaError, UsageError
 
@@ -174,7 +175,9 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
     path = check_output(out, [".npz"]) if out else None
     indices = parse_blocks(blocks)
     predictor = load_predictor(given)
-    sources = list(find_sources(given["inputs"]))
+    skipped = Skipped()
+    sources = list(find_sources(given["inputs"], skipped))
+    report_skipped(skipped)
     keys, rows, bad = [], [], 0
     for source in show_progress(sources, len(sources), "images"):
         try:
@@ -722,6 +725,7 @@ def evaluate(
     if out:
         prepare_folder(out)
     images = task.open_data(data, part)
+    report_skipped(images.skipped)
     table = new_table(*task.HEADER)
     rows = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -828,10 +832,15 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     return predictor
 
 
-def find_sources(inputs: Sequence[str]) -> Iterator[Source]:
+def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
     from .data.sources import iter_sources
 
-    return iter_sources(inputs, stdin=sys.stdin)
+    return iter_sources(inputs, stdin=sys.stdin, skipped=skipped)
+
+
+def report_skipped(skipped: Skipped) -> None:
+    for line in skipped.lines():
+        click.echo(line, err=True)
 
 
 MOST_SAMPLES = 500  # images to judge a precision on
@@ -856,11 +865,13 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
         raise UsageError("bad_argument", "--json, --csv and --out are three ways to give the result", hint="choose one")
     path = check_output(given["out"], [".npz", ".parquet", ".csv"]) if given["out"] else None
     predictor = load_predictor(given)
-    sources: Iterable[Source] = find_sources(given["inputs"])
+    skipped = Skipped()
+    sources: Iterable[Source] = find_sources(given["inputs"], skipped)
     total = None
-    if "-" not in given["inputs"]:  # a list on standard input may be endless
+    if is_listed := "-" not in given["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
         total = len(sources)
+        report_skipped(skipped)
     top = min(top, predictor.num_classes)
     width = predictor.width if embed else 0
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -880,6 +891,8 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
             click.echo(render(record))
         if record.status != "ok":
             report_bad(record.key, record.status, record.message, quiet=as_json or as_csv)
+    if not is_listed:
+        report_skipped(skipped)
     if path is not None:
         write_records(path, kept, dict(model=predictor.name, fingerprint=predictor.fingerprint))
         click.echo(f"wrote {len(kept)} rows to {path}", err=True)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from .labels import Labels as Labels
     from .labels import labels_for as labels_for
     from .labels import labels_for_classes as labels_for_classes
-    from .sources import Source as Source
+    from .names import Skipped as Skipped
+    from .source import Source as Source
     from .sources import iter_sources as iter_sources
     from .transforms import InputSpec as InputSpec
     from .transforms import create_transform as create_transform
@@ -62,7 +63,8 @@ _MODULE_OF = {
     "Labels": "labels",
     "labels_for": "labels",
     "labels_for_classes": "labels",
-    "Source": "sources",
+    "Skipped": "names",
+    "Source": "source",
     "iter_sources": "sources",
     "InputSpec": "transforms",
     "create_transform": "transforms",

@@ -36,7 +36,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +58,7 @@ from PIL import (
 )
 
 from ..errors import ImageError, TessellaError, UsageError
+from ..regular import SpecialFileError, open_regular
 from .formats import bmp, gif, jpeg, png, tiff
 
 try:
@@ -143,21 +143,25 @@ def open_image(
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The bytes of a regular file, at most `limits.bytes` of them; ImageError otherwise."""
+    """The bytes of a regular file, at most `limits.bytes` + 1 of them; ImageError otherwise."""
     name = os.fsdecode(path)
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a path may also be bytes-like
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError("unreadable", f"{name!r} is not a regular file")
-            data = file.read(limits.bytes + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ImageError("not_found", f"there is no file {name!r}") from None
-    except IsADirectoryError:
-        raise ImageError("unreadable", f"{name!r} is a folder, expected an image file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or "not a valid file name"
-        raise ImageError("unreadable", f"{name!r} could not be read: {reason}") from None
-    return data
+        with open_regular(path) as file:
+            return file.read(limits.bytes + 1)
+    except (OSError, ValueError) as error:
+        raise unreadable_file(name, error) from None
+
+
+def unreadable_file(name: str, error: OSError | ValueError) -> ImageError:
+    """Why a file could not be opened or read, as the error of that one input."""
+    if isinstance(error, SpecialFileError):
+        return ImageError("special_file", f"{name!r} was not opened: {error.strerror}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ImageError("not_found", f"there is no file {name!r}")
+    if isinstance(error, IsADirectoryError):
+        return ImageError("unreadable", f"{name!r} is a folder, expected an image file")
+    reason = getattr(error, "strerror", None) or "not a valid file name"  # ValueError: a NUL in the name
+    return ImageError("unreadable", f"{name!r} could not be read: {reason}")
 
 
 def _bytes_of_unread(image: Image.Image, limits: Limits) -> bytes | None:

@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..atomic import copy_file, write_atomic
-from ..data.sources import iter_sources
+from ..data.sources import Skipped, iter_sources
 from ..errors import RunError, UsageError
 from ..predictor import Predictor
 from .cluster import Cluster
@@ -229,10 +229,13 @@ def _claim(
             )
         return Manifest(out / MANIFEST, there["manifest"])
     watch(_remark("listing the inputs"))
+    skipped = Skipped()
     count, digest = write_manifest(
-        out / MANIFEST, iter_sources(inputs, stdin), facts["shard_rows"],
+        out / MANIFEST, iter_sources(inputs, stdin, skipped), facts["shard_rows"],
         lambda listed: watch(_remark(f"{listed:,} listed")),
     )  # fmt: skip
+    for line in skipped.lines():
+        watch(_remark(line))
     for folder in (SHARDS, COPY):
         (out / folder).mkdir(exist_ok=True)
     Ledger(out, new=True).close()

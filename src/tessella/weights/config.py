@@ -18,6 +18,7 @@ from ..errors import TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.layers import to_pair
+from ..regular import read_regular
 from .catalogue import resolve
 
 MAX_NUMBER = 1e12  # in a config; larger ones would overflow where they are used
@@ -117,7 +118,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
-        root = json.loads(path.read_bytes())
+        root = json.loads(read_regular(path))
         if not isinstance(root, dict):
             raise UsageError("bad_argument", "it is not an object")
         return _parse(root)

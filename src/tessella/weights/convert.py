@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
+from ..regular import open_regular
 from .fetch import SAFETENSORS
 from .files import check_finite, read_state_dict, without_prefix
 from .load import load_weights
@@ -209,7 +210,7 @@ def _shapes(arch: str, model_args: Mapping[str, Any]) -> dict[str, torch.Size] |
 def _read_npz(path: Path) -> State:
     """Like `read_state_dict`: every array as a tensor, all finite; never an object."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
             state = {key: torch.from_numpy(archive[key]) for key in archive.files}
     except FileNotFoundError as err:
         raise WeightsError("weights_not_found", f"{path} does not exist") from err

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..regular import open_regular
 from .fetch import SAFETENSORS
 
 MAX_HEADER = 4 << 20  # bytes; the largest model here needs 60 kB
@@ -91,7 +92,7 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
     if "\0" in str(path):
         raise WeightsError("weights_not_found", f"{str(path)!r} is no path: it holds a null character")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             kind = _sniff(path, file)
             if sha256:
                 _check_hash(path, file, sha256)
