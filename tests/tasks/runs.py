@@ -113,7 +113,7 @@ def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
     """The same of the index, in the version that is sealed, every file compared with its hash."""
     facts = bulk.read_run(out)
     size = facts["shard_rows"]
-    table, seal = open_table(out / HOME, facts, deep=True)
+    table, seal = open_table(out / HOME, facts)
     table.checkout(seal.version)
     found = table.to_arrow().to_pylist()
     assert len(found) == seal.rows
