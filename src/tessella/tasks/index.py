@@ -258,7 +258,7 @@ def _bad_files(home: Path, seal: Seal) -> Iterator[str]:
 
 
 @contextmanager
-def lance_errors(code: str, what: str, hint: str) -> Iterator[None]:
+def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -> Iterator[None]:
     """Failures of the disk, and all that LanceDB raises, as an OutputError `output_failed` or a UsageError `code`."""
     kind = OutputError if code == "output_failed" else UsageError
     try:
@@ -266,11 +266,11 @@ def lance_errors(code: str, what: str, hint: str) -> Iterator[None]:
     except TessellaError:
         raise
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        raise kind(code, f"{what}: {getattr(error, 'strerror', None) or 'LanceDB failed'}", hint=hint) from error
+        raise kind(code, f"{what}: {getattr(error, 'strerror', None) or why}", hint=hint) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of Rust, which is no Exception, and has no name to import
             raise
-        raise kind(code, f"{what}: LanceDB failed", hint=hint) from error
+        raise kind(code, f"{what}: {why}", hint=hint) from error
 
 
 def no_index(out: Path) -> UsageError:

@@ -20,6 +20,7 @@ from ..data.remote import is_url
 from ..data.sources import Source
 from ..data.stores import ParquetRow
 from ..errors import ImageError, UsageError
+from ..text import escape
 
 RUN, MANIFEST = "run.json", "manifest.parquet"  # what a run is, in its folder
 _LISTED = 100_000  # inputs between two remarks
@@ -70,16 +71,19 @@ def _cells(source: Source) -> tuple[Any, ...]:
     path = source.path if is_url(source.path) else os.path.abspath(source.path)  # noqa: PTH100 - links keep their names
     row = source.row if isinstance(source, ParquetRow) else None
     code, message = (source.error.code, as_text(source.error.message)) if source.error else ("", "")
-    return as_text(source.key), os.fsencode(path), source.offset, source.size, row, code, message
+    return escape(source.key), os.fsencode(path), source.offset, source.size, row, code, message
 
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-def as_text(name: str) -> str:
-    """Of a name that is not UTF-8, the odd bytes as \\xNN: Parquet's text is UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def as_text(message: str) -> str:
+    """A message that may name a file, as valid UTF-8 for Parquet. For names see `tessella.text.escape`."""
+    try:
+        return os.fsencode(message).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that no file name has
+        return message.encode("utf-8", "backslashreplace").decode()
 
 
 def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:

@@ -48,14 +48,21 @@ class Plan:
         )
 
 
-def exact(table: Any, queries_QD: Floats, k: int, where: str = "") -> tuple[Floats, Ints]:
+def exact(
+    table: Any, queries_QD: Floats, k: int, where: str = "", label: str | None = None
+) -> tuple[Floats, Ints]:  # fmt: skip
     """(Q,K) cosines, best first, and ids of the rows: all rows that fit `where` are compared, in float32.
 
-    K is less than k where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
+    label: of the rows, beside `where`, which is SQL of the user and is never made part of other SQL. K is less than k
+    where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
     """
+    import pyarrow.compute as pc
+
     scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
-    scan = table.search().select(["vector"]).with_row_id(True)
+    scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
     for batch in (scan.where(where) if where else scan).to_batches(SCAN_ROWS):
+        if label is not None:
+            batch = batch.filter(pc.equal(batch["label"], label))
         here_N = batch["_rowid"].to_numpy().astype(np.int64)
         scores = np.concatenate((scores, _cosines(queries_QD, batch["vector"])), 1)
         ids = np.concatenate((ids, np.broadcast_to(here_N, (len(queries_QD), len(here_N)))), 1)
