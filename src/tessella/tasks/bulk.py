@@ -125,7 +125,7 @@ def run(
     classes a row; dtype: of the stored embeddings; shard_rows: rows a file, rounded up to whole batches. processes:
     that decode; timeout: seconds an image may take there. quarantine: a CSV file for key, status and message of every
     bad input. cluster: has actors of Ray make the shards. watch: gets a dict per remark, batch and shard.
-    Raises UsageError: bad_argument, busy, changed_run, damaged_run, not_found, output_failed; RunError: interrupted,
+    Raises UsageError: bad_argument, busy, changed_run, damaged_run, not_found; OutputError; RunError: interrupted,
     and with a cluster cluster_failed, not_shared and what went wrong in an actor.
     """
     need_pyarrow()
@@ -137,11 +137,15 @@ def run(
     with writing(out), folder_lock(out):
         for draft in (*out.glob(".*.tmp"), *(out / SHARDS).glob(".*.tmp")):  # of a run that was killed while it wrote
             draft.unlink(missing_ok=True)
+        resumed = (out / RUN).exists()
         manifest = _claim(out, facts, inputs, stdin, watch)
         with Ledger(out) as ledger:
             finished = ledger.finished()
             todo = [shard for shard in range(manifest.shards) if shard not in finished]
             _complete_log(out, finished)
+            if resumed:
+                hashes = ((one.id, read_shard(out, one, ["sha256"])["sha256"].to_pylist()) for one in finished.values())
+                manifest.need_unchanged(todo, hashes)
             if todo:  # a summary is of a run that is at its end
                 (out / SUMMARY).unlink(missing_ok=True)
             if finished:
