@@ -204,6 +204,24 @@ def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole
         start(images, whole, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("shard_rows", value) for value in (0, -1, 10**19, 2.5, True, "8")),
+        *(("processes", value) for value in (0, 10**23, 1.5)),
+        *(("timeout", value) for value in (0, -1.0, float("nan"), float("inf"), 10**400, "30")),
+        *(("top", value) for value in (-1, 10**19, 2.5)),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_written(
+    images: Path, predictor: Predictor, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .* expected") as caught:
+        start(images, tmp_path / "run", predictor, **{name: value})
+    assert caught.value.code == "bad_argument"
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_into_one_folder(images: Path, whole: Path, predictor: Predictor) -> None:
     with folder_lock(whole), pytest.raises(UsageError, match="another process is writing") as caught:
         start(images, whole, predictor)
@@ -237,15 +255,15 @@ def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: P
 def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png"]
+    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png", "\\xff.png"]
     for name in names:
         (folder / name).write_bytes(png(1))
     (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
     (folder / 'broken,\n"it".png').write_bytes(b"")
     quarantine = tmp_path / "bad.csv"
-    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 5
+    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 6
     keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
-    assert keys == {*names, "\\xff.png", 'broken,\n"it".png'}
+    assert keys == {*names[:-1], "\\\\xff.png", "\\xff.png", 'broken,\n"it".png'}  # one key belongs to one name
     with quarantine.open(newline="") as file:
         assert [Path(line["key"]).name for line in csv.DictReader(file)] == ['broken,\n"it".png']
 

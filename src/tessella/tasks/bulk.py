@@ -35,6 +35,7 @@ from ..data.sources import iter_sources
 from ..errors import OutputError, RunError, UsageError
 from ..locks import folder_lock
 from ..predictor import Predictor
+from .checks import check_count, check_seconds
 from .cluster import Cluster
 from .ledger import FILE, Ledger, Shard, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash, write_manifest
@@ -44,6 +45,9 @@ from .stop import Stop
 
 SHARD_ROWS = {"cpu": 1024, "cuda": 16_384}  # or the next multiple of the batch: what a kill costs, in images
 LOG, SUMMARY, COPY = "log.jsonl", "summary.json", "copy"
+MOST_ROWS = 10_000_000  # of a shard, which is held in memory
+MOST_PROCESSES = 4096
+MOST_SECONDS = 30 * 24 * 3600.0  # for one image
 Dtype: TypeAlias = Literal["float16", "float32"]
 Event: TypeAlias = "dict[str, Any]"
 _LOGGED = {"kind", "rows_done", "of", "seconds", "errors_so_far", "images_per_second", "share",
@@ -129,6 +133,7 @@ def run(
     and with a cluster cluster_failed, not_shared and what went wrong in an actor.
     """
     need_pyarrow()
+    _check_numbers(top, shard_rows, processes, timeout)
     out = Path(out)
     bad = None if quarantine is None else check_output(quarantine, [".csv"])
     batch = predictor.plan.batch_size
@@ -171,6 +176,16 @@ def run(
         if bad is not None:
             _quarantine(out, bad)
     return summary
+
+
+def _check_numbers(top: Any, shard_rows: Any, processes: Any, timeout: Any) -> None:
+    """UsageError `bad_argument` for what no machine can have, before it fails in the middle of something else."""
+    check_count("top", top, MOST_ROWS, least=0)
+    if shard_rows is not None:
+        check_count("shard_rows", shard_rows, MOST_ROWS)
+    if processes is not None:
+        check_count("processes", processes, MOST_PROCESSES)
+    check_seconds("timeout", timeout, MOST_SECONDS)
 
 
 def _enter(out: Path, ledger: Ledger, shard: Shard, tally: Tally) -> None:

@@ -34,6 +34,7 @@ from ..errors import OutputError, TessellaError, UsageError
 from ..extras import require
 from ..locks import folder_lock
 from .bulk import finished_shards, read_run, read_shard
+from .checks import check_count
 from .ledger import Shard
 from .manifest import file_hash
 from .nearest import APPROXIMATE_FROM, Plan, choose_plan, vectors_of
@@ -85,6 +86,7 @@ def build_index(
     Raises UsageError: not_found without a run, busy, damaged_run for a shard, output_failed, missing_dependency.
     """
     out = Path(out)
+    check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
     _lancedb()
     pa, _ = need_pyarrow()
