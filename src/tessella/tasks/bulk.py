@@ -365,7 +365,13 @@ def _summarise(out: Path, facts: Mapping[str, Any], shards: Iterable[Shard], tal
 def finished_shards(out: Path) -> list[Shard]:
     """In order: what the ledger lists, never what lies in the folder. UsageError `not_found`, `damaged_run`."""
     read_run(out)
-    return list(read_ledger(out).values())
+    told = read_facts(out / SUMMARY) or {}  # of a run that came to its end; what is damaged there is for `verify-run`
+    found = list(read_ledger(out).values())
+    if told.get("ledger") not in (None, file_hash(out / FILE)):
+        raise UsageError(
+            "damaged_run", f"{out / FILE} is not what was written", hint=f"tessella verify-run {out} --repair"
+        )
+    return found
 
 
 def read_shard(out: Path, shard: Shard, columns: Sequence[str] | None = None) -> Any:
