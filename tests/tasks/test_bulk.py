@@ -22,7 +22,7 @@ import tessella
 from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
-from tessella.errors import ImageError, RunError, UsageError
+from tessella.errors import ImageError, OutputError, RunError, UsageError
 from tessella.locks import folder_lock
 from tessella.predictor import Predictor
 from tessella.tasks import manifest, progress
@@ -389,6 +389,24 @@ def test_a_shard_that_is_not_in_the_ledger_is_made_again(
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
     assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_the_figures_for_prometheus_go_where_any_result_goes(tmp_path: Path) -> None:
+    """A link stays, a device is written to, and a folder is refused."""
+    target = tmp_path / "target.prom"
+    target.write_text("old")
+    (tmp_path / "link.prom").symlink_to(target)
+    figures = progress.PrometheusFile(tmp_path / "link.prom")
+    figures(dict(of=9, rows_done=4, images_per_second=2.0, share=None, errors_so_far={"empty": 1}))
+    figures.write()
+    assert (tmp_path / "link.prom").is_symlink()
+    assert 'tessella_run_errors{code="empty"} 1.0' in target.read_text().splitlines()
+    progress.PrometheusFile(Path("/dev/null"))
+    for path in (Path("/dev/full"), tmp_path, tmp_path / "absent" / "run.prom"):
+        with pytest.raises(OutputError, match="could not be written") as caught:
+            progress.PrometheusFile(path)
+        assert caught.value.code == "output_failed"
+    assert Path("/dev/full").is_char_device()
 
 
 def test_progress_tells_no_time_left_before_it_knows_a_rate(

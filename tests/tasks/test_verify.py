@@ -380,6 +380,19 @@ def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkey
         assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
 
 
+def test_a_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to do is no error; damage is."""
+
+    def refuse(folder: Path) -> Any:
+        raise OutputError("output_failed", f"{folder} could not be written: Read-only file system")
+
+    monkeypatch.setattr("tessella.tasks.verify.folder_lock", refuse)
+    assert not repair(copy).damage
+    (copy / "run.json").unlink()
+    with pytest.raises(OutputError, match="Read-only"):
+        repair(copy)
+
+
 def test_readers_go_together_and_a_writer_waits_for_them(copy: Path) -> None:
     with shared_lock(copy):
         assert not verify(copy).damage

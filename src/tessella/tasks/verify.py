@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
 from ..locks import LOCK, folder_lock, shared_lock
 from .bulk import COPY, LOG, SUMMARY, Summary, facts_bytes, log_line, need_run, read_facts, read_log_line, writing
 from .index import HOME, check_index
@@ -77,7 +77,12 @@ def repair(out: str | Path) -> Verdict:
     need_run(out)
     with ExitStack() as stack:
         stack.enter_context(writing(out))
-        stack.enter_context(folder_lock(out))
+        try:
+            stack.enter_context(folder_lock(out))
+        except OutputError:  # read-only media: a run without damage needs no repair
+            if (found := verify(out)).damage:
+                raise
+            return found
         if (out / HOME).is_dir():
             stack.enter_context(folder_lock(out / HOME))
         state = _State(out)
