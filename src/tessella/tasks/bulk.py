@@ -35,7 +35,7 @@ from ..data.sources import iter_sources
 from ..errors import OutputError, RunError, UsageError
 from ..locks import folder_lock
 from ..predictor import Predictor
-from .checks import check_count, check_seconds
+from .checks import as_inputs, as_path, check_count, check_seconds
 from .cluster import Cluster
 from .ledger import FILE, Ledger, Shard, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash, write_manifest
@@ -134,8 +134,10 @@ def run(
     """
     need_pyarrow()
     _check_numbers(top, shard_rows, processes, timeout)
-    out = Path(out)
-    bad = None if quarantine is None else check_output(quarantine, [".csv"])
+    if not (isinstance(predictor, Predictor) and isinstance(cluster, Cluster | None) and callable(watch)):
+        raise UsageError("bad_argument", "predictor, cluster or watch is no Predictor, Cluster or function")
+    out, inputs = as_path("out", out), as_inputs(inputs)
+    bad = None if quarantine is None else check_output(as_path("quarantine", quarantine), [".csv"])
     batch = predictor.plan.batch_size
     shard_rows = -(-(shard_rows or SHARD_ROWS.get(predictor.plan.device, 16_384)) // batch) * batch
     facts = _facts(inputs, predictor, top, dtype, shard_rows)
@@ -311,8 +313,12 @@ def read_run(out: Path) -> dict[str, Any]:
 
 
 def need_run(out: Path) -> None:
-    """UsageError `not_found` where nothing of a run is in `out`."""
-    if not (any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")) or _has_shards(out)):
+    """UsageError `not_found` where nothing of a run is in `out`, `unreadable` where that cannot be told."""
+    try:
+        there = any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")) or _has_shards(out)
+    except OSError as error:
+        raise UsageError("unreadable", f"{str(out)[:200]!r} could not be read: {error.strerror or error}") from None
+    if not there:
         raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from ..errors import UsageError
 from ..predictor import unit_length
 from .bulk import finished_shards, read_run, read_shard
+from .checks import as_path
 from .nearest import Floats, Ints, vectors_of
 from .output import check_output, need_pyarrow, write_bytes
 from .sheet import SUFFIXES, Panel, row_sources, write_sheet
@@ -85,7 +86,7 @@ def find_duplicates(out: str | Path, *, threshold: float | None = THRESHOLD) -> 
     is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold is not None and not (is_number and 0 < threshold <= 1):
         raise UsageError("bad_argument", f"threshold is {threshold!r}, expected a cosine, such as {THRESHOLD}")
-    images, vectors_ND = _read(Path(out))
+    images, vectors_ND = _read(as_path("the run", out))
     first: dict[str, int] = {}
     root_N = np.array([first.setdefault(one["sha256"], i) for i, one in enumerate(images)], np.int64)
     distinct = np.flatnonzero(root_N == np.arange(len(root_N)))
@@ -111,7 +112,7 @@ def pairs_sheet(out: str | Path, found: Duplicates, path: str | Path) -> bool:
     The pairs show whether the threshold is where it should be. Returns False, and writes nothing, where there are
     neither pairs nor clusters. Raises as `write_sheet`.
     """
-    out, path = Path(out), check_output(path, SUFFIXES)
+    out, path = as_path("the run", out), check_output(as_path("the sheet", path), SUFFIXES)
     clusters = [list(some) for _, some in groupby(found.rows, lambda row: row.cluster)][:SHOWN_CLUSTERS]
     shown = [row for some in clusters for row in some[:SHOWN_MEMBERS]]
     if not (found.pairs or shown):
@@ -136,7 +137,7 @@ def write_duplicates(path: str | Path, found: Duplicates) -> None:
 
     Raises UsageError `bad_argument` for another suffix; OutputError `output_failed`.
     """
-    path = check_output(path, OUTPUTS)
+    path = check_output(as_path("the file", path), OUTPUTS)
     names = list(Duplicate.__dataclass_fields__)
     rows = [vars(one) for one in found.rows]
     kind = path.suffix.lower()

@@ -34,7 +34,7 @@ from ..errors import OutputError, TessellaError, UsageError
 from ..extras import require
 from ..locks import folder_lock
 from .bulk import finished_shards, read_run, read_shard
-from .checks import check_count
+from .checks import as_path, check_count
 from .ledger import Shard
 from .manifest import file_hash
 from .nearest import APPROXIMATE_FROM, Plan, choose_plan, vectors_of
@@ -85,7 +85,7 @@ def build_index(
     searches go on to compare all rows. A damaged index is made anew. say: is told what happens.
     Raises UsageError: not_found without a run, busy, damaged_run for a shard, output_failed, missing_dependency.
     """
-    out = Path(out)
+    out = as_path("the run", out)
     check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
     _lancedb()
@@ -178,9 +178,10 @@ def check_index(out: str | Path) -> list[str]:
 
     Raises UsageError `not_found` where there is no index.
     """
-    home = Path(out) / HOME
-    if not home.is_dir():
-        raise no_index(Path(out))
+    out = as_path("the run", out)
+    home = out / HOME
+    if not os.path.isdir(home):  # noqa: PTH112 - False where it cannot be told
+        raise no_index(out)
     seal = _read_seal(home)
     return [SEAL] if seal is None else list(_bad_files(home, seal))
 

@@ -7,6 +7,7 @@ reading changes no file and needs none that can be written.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import struct
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class Ledger:
         elif not self._path.is_file():
             raise _damaged(f"{self._path} is missing", run)
         try:
-            self._connection = sqlite3.connect(self._path, isolation_level=None)
+            self._connection = sqlite3.connect(os.fsencode(self._path), isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             if new:

@@ -111,7 +111,8 @@ def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:
     import pyarrow.parquet as pq
 
     places = [int(order[same[0]]), int(order[same[0] + 1])]
-    keys = pq.read_table(draft, columns=["key"]).column("key").take(places).to_pylist()
+    with draft.open("rb") as file:
+        keys = pq.read_table(file, columns=["key"]).column("key").take(places).to_pylist()
     raise UsageError(
         "bad_argument",
         f"{len(same):,} inputs are named more than once, the first is {keys[0]!r}",
@@ -124,6 +125,7 @@ class Manifest:
 
     def __init__(self, path: Path, digest: str):
         """Raises UsageError `damaged_run` where it is not the file that was written."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
@@ -136,7 +138,7 @@ class Manifest:
                 f"{path} is missing or is not the listing that was written",
                 hint=f"tessella verify-run {path.parent} --repair",
             )
-        self._file = pq.ParquetFile(path)
+        self._file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # its name may be no text
         self.rows: int = self._file.metadata.num_rows
         self.shards: int = self._file.metadata.num_row_groups
 

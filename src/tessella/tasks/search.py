@@ -24,7 +24,7 @@ from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from ..text import escape
 from .bulk import read_run
-from .checks import check_count
+from .checks import as_path, check_count
 from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_table
 from .manifest import as_text
 from .nearest import Approximate, Floats, exact, vectors_of
@@ -75,7 +75,7 @@ class Index:
         Raises UsageError: not_found without run or index, damaged_run, missing_dependency; changed_run where the
         predictor's embeddings are others than the run's.
         """
-        self.out = Path(out)
+        self.out = as_path("the run", out)
         self.facts = read_run(self.out)
         if not (self.out / HOME).is_dir():
             raise no_index(self.out)

@@ -22,6 +22,7 @@ from ..atomic import replacing
 from ..errors import OutputError, UsageError
 from ..locks import LOCK, folder_lock, shared_lock
 from .bulk import COPY, LOG, SUMMARY, Summary, facts_bytes, log_line, need_run, read_facts, read_log_line, writing
+from .checks import as_path
 from .index import HOME, check_index
 from .ledger import FILE, Shard, ledger_bytes, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash
@@ -58,7 +59,7 @@ def verify(out: str | Path) -> Verdict:
     A file that the disk does not give is damaged like any other. UsageError `not_found` where there is no run, `busy`
     while it is being written, `damaged_run` where neither run.json nor its copy can be read.
     """
-    out = Path(out)
+    out = as_path("the run", out)
     need_pyarrow()
     need_run(out)
     with _reading(out), shared_lock(out), shared_lock(out / HOME):
@@ -72,7 +73,7 @@ def repair(out: str | Path) -> Verdict:
     `verify` does, and `damaged_run` where both copies of the listing are gone: then finished shards keep their rows,
     and the run cannot go on. OutputError `output_failed`.
     """
-    out = Path(out)
+    out = as_path("the run", out)
     need_pyarrow()
     need_run(out)
     with ExitStack() as stack:
@@ -255,7 +256,8 @@ class _State:
                 return "missing"
             if path.stat().st_size != shard.bytes or file_hash(path) != shard.sha256:
                 return "not the file that was written"
-            table = pq.read_table(path, columns=["key", "status"], page_checksum_verification=True)
+            with path.open("rb") as file:  # its name may be no text
+                table = pq.read_table(file, columns=["key", "status"], page_checksum_verification=True)
             told = json.loads(table.schema.metadata[b"tessella"])
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return "cannot be read"
