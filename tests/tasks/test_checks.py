@@ -74,7 +74,8 @@ def test_arguments_of_other_types(predictor: Predictor, tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("vectors", "labels", "k"),
     [
-        (None, None, (1,)), ("x", "y", (1,)), ([[1], [2, 3]], [1, 2], (1,)), (np.ones((3, 2), complex), [1, 1, 2], (1,)),
+        (None, None, (1,)), ("x", "y", (1,)), ([[1], [2, 3]], [1, 2], (1,)),
+        (np.ones((3, 2), complex), [1, 1, 2], (1,)),
         (np.ones((3, 2)), [1, 1, None], (1,)), (np.ones((3, 2)), [1, 1, 2], 1), (np.ones((3, 2)), [1, 1, 2], (1.5,)),
         (np.ones((3, 2)), [1, 1, 2], (10**20,)), (np.ones((3, 2)), [1, 1, 2], (True,)),
     ],
