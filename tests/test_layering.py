@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
     {"errors", "text", "regular"},
-    {"extras", "atomic", "arguments"},
+    {"extras", "atomic", "arguments", "locks"},
     {"models", "data", "utils"},
     {"weights"},
     {"engine"},

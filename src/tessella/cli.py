@@ -366,9 +366,10 @@ def search(
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
               help="The cosine from which on two images are one.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Only equal bytes.")
-@click.option("--sheet", metavar="FILE", help="Draw the pairs next to the threshold: .html or .png.")
+@click.option("-o", "--out", metavar="FILE", help="Also write the rows: .csv, .json, .jsonl or .parquet.")
+@click.option("--sheet", metavar="FILE", help="Draw the pairs next to the threshold, and clusters: .html or .png.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json: bool) -> None:
+def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
     """Find the images that a run holds more than once, and which one to keep.
 
     That is the one with the most pixels; of equal ones with the most bytes; then of the shortest key. Nothing is
@@ -376,14 +377,17 @@ def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json
     """
     import dataclasses
 
-    from .tasks.dedup import find_duplicates, pairs_sheet
+    from .tasks.dedup import OUTPUTS, find_duplicates, pairs_sheet, write_duplicates
     from .tasks.output import check_output
     from .tasks.sheet import SUFFIXES
 
     path = check_output(sheet, SUFFIXES) if sheet else None
+    rows_path = check_output(out, OUTPUTS) if out else None
     found = find_duplicates(folder, threshold=None if exact else threshold)
-    if path:
-        pairs_sheet(folder, found, path)
+    if rows_path:
+        write_duplicates(rows_path, found)
+    if path and not pairs_sheet(folder, found, path):
+        click.echo(f"{path} was not written: there are no duplicates, and no pairs near the threshold", err=True)
     table = new_table("cluster", "", "similarity", "size", "bytes", "key")
     for one in found.rows:
         size = f"{one.width}x{one.height}"

@@ -22,11 +22,12 @@ import tessella
 from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
-from tessella.errors import ImageError, RunError, UsageError
+from tessella.errors import ImageError, OutputError, RunError, UsageError
+from tessella.locks import folder_lock
 from tessella.predictor import Predictor
 from tessella.tasks import manifest, progress
 from tessella.tasks.bulk import Summary, read_rows, run
-from tessella.tasks.ledger import Ledger, alone
+from tessella.tasks.ledger import Ledger
 
 from ..data.test_isolated import Deed
 from .bulk_kills import killed_and_whole, make_rows
@@ -203,8 +204,26 @@ def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole
         start(images, whole, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("shard_rows", value) for value in (0, -1, 10**19, 2.5, True, "8")),
+        *(("processes", value) for value in (0, 10**23, 1.5)),
+        *(("timeout", value) for value in (0, -1.0, float("nan"), float("inf"), 10**400, "30")),
+        *(("top", value) for value in (-1, 10**19, 2.5)),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_written(
+    images: Path, predictor: Predictor, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .* expected") as caught:
+        start(images, tmp_path / "run", predictor, **{name: value})
+    assert caught.value.code == "bad_argument"
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_into_one_folder(images: Path, whole: Path, predictor: Predictor) -> None:
-    with alone(whole), pytest.raises(UsageError, match="another process is writing") as caught:
+    with folder_lock(whole), pytest.raises(UsageError, match="another process is writing") as caught:
         start(images, whole, predictor)
     assert caught.value.code == "busy"
 
@@ -236,15 +255,15 @@ def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: P
 def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png"]
+    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png", "\\xff.png"]
     for name in names:
         (folder / name).write_bytes(png(1))
     (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
     (folder / 'broken,\n"it".png').write_bytes(b"")
     quarantine = tmp_path / "bad.csv"
-    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 5
+    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 6
     keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
-    assert keys == {*names, "\\xff.png", 'broken,\n"it".png'}
+    assert keys == {*names[:-1], "\\\\xff.png", "\\xff.png", 'broken,\n"it".png'}  # one key belongs to one name
     with quarantine.open(newline="") as file:
         assert [Path(line["key"]).name for line in csv.DictReader(file)] == ['broken,\n"it".png']
 
@@ -370,6 +389,24 @@ def test_a_shard_that_is_not_in_the_ledger_is_made_again(
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
     assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_the_figures_for_prometheus_go_where_any_result_goes(tmp_path: Path) -> None:
+    """A link stays, a device is written to, and a folder is refused."""
+    target = tmp_path / "target.prom"
+    target.write_text("old")
+    (tmp_path / "link.prom").symlink_to(target)
+    figures = progress.PrometheusFile(tmp_path / "link.prom")
+    figures(dict(of=9, rows_done=4, images_per_second=2.0, share=None, errors_so_far={"empty": 1}))
+    figures.write()
+    assert (tmp_path / "link.prom").is_symlink()
+    assert 'tessella_run_errors{code="empty"} 1.0' in target.read_text().splitlines()
+    progress.PrometheusFile(Path("/dev/null"))
+    for path in (Path("/dev/full"), tmp_path, tmp_path / "absent" / "run.prom"):
+        with pytest.raises(OutputError, match="could not be written") as caught:
+            progress.PrometheusFile(path)
+        assert caught.value.code == "output_failed"
+    assert Path("/dev/full").is_char_device()
 
 
 def test_progress_tells_no_time_left_before_it_knows_a_rate(
