@@ -354,13 +354,9 @@ def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> Opened:
     if not structure.sound:
         structure.check_rows(checksum=True)
     image = PngImagePlugin.PngImageFile(io.BytesIO(structure.data))
-
-    def to_rgb(loaded: Image.Image) -> Pixels:
-        if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in loaded.info:
-            loaded.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales the pixels only
-        return _to_rgb(loaded)
-
-    opened = _open_pillow(image, policy, limits, to_rgb)
+    if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales the pixels only
+    opened = _open_pillow(image, policy, limits)
 
     def pixels() -> Pixels:
         with _coded_errors():
