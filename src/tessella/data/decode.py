@@ -161,8 +161,13 @@ def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> 
 
 
 def _bytes_of_unread(image: Image.Image, limits: Limits) -> bytes | None:
-    """The file of a Pillow image, at its first frame, whose pixels are not decoded yet: the rules of files apply."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None or image.tell() != 0:
+    """The file of an opened Pillow image that is not decoded yet, if Pillow reads its format wrongly at times.
+
+    The image stays as it is, so that it gives the same pixels again.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("TIFF", "BMP", "GIF"):
+        return None
+    if not image.tile or image.fp is None or image.tell() != 0:  # decoded, closed, or at a frame that was chosen
         return None
     place = image.fp.tell()
     image.fp.seek(0)
