@@ -323,6 +323,24 @@ def test_scans_are_limited_by_the_work_they_make(tmp_path: Path) -> None:
     assert found.error.code == "too_complex"
 
 
+def test_scans_of_a_jpeg_inside_a_tiff() -> None:
+    for count, code in ((20, "ok"), (200, "too_complex")):
+        strip = many_scans(64, 64, count)
+        assert code_of(tiff(uints(RNG, (64, 64, 1), 8), 8, 1, compression=7, parts=[strip])) == code
+
+
+def test_what_stands_before_the_markers_of_a_jpeg() -> None:
+    data = jpegs()["sequential"]
+    for fill in (b"\xff", b"\xff" * 10_000_000):
+        begin = time.perf_counter()
+        np.testing.assert_array_equal(decode(data[:2] + fill + data[2:]), decode(data))
+        assert time.perf_counter() - begin < 5
+    for junk in (b"\xff\0" * 1_000_000, b"\xff\0" + b"\xff" * 1_000_000):
+        assert code_of(data[:2] + junk + data[2:]) in ("too_complex", "corrupt_image")
+    hidden = many_scans(2000, 2000, 2000)
+    assert code_of(hidden[:2] + b"\xff\0" + hidden[2:]) == "too_complex"  # the frame header is not read
+
+
 def test_codings_of_a_jpeg_that_are_refused_by_name() -> None:
     names = {case.name: message_of(case.data) for case in generated.jpeg_cases() if case.refusable}
     assert "12 bits" in names["JPEG 12 bits"]

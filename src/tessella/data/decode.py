@@ -165,8 +165,13 @@ def unreadable_file(name: str, error: OSError | ValueError) -> ImageError:
 
 
 def _bytes_of_unread(image: Image.Image, limits: Limits) -> bytes | None:
-    """The file of a Pillow image, at its first frame, whose pixels are not decoded yet: the rules of files apply."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None or image.tell() != 0:
+    """The file of an opened Pillow image that is not decoded yet, if Pillow reads its format wrongly at times.
+
+    The image stays as it is, so that it gives the same pixels again.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("TIFF", "BMP", "GIF"):
+        return None
+    if not image.tile or image.fp is None or image.tell() != 0:  # decoded, closed, or at a frame that was chosen
         return None
     place = image.fp.tell()
     image.fp.seek(0)
@@ -358,13 +363,9 @@ def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> Opened:
     if not structure.sound:
         structure.check_rows(checksum=True)
     image = PngImagePlugin.PngImageFile(io.BytesIO(structure.data))
-
-    def to_rgb(loaded: Image.Image) -> Pixels:
-        if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in loaded.info:
-            loaded.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales the pixels only
-        return _to_rgb(loaded)
-
-    opened = _open_pillow(image, policy, limits, to_rgb)
+    if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales the pixels only
+    opened = _open_pillow(image, policy, limits)
 
     def pixels() -> Pixels:
         with _coded_errors():

@@ -11,6 +11,7 @@ _MAX_SEGMENTS = 100_000  # before the first scan; a camera writes about ten
 # Each scan passes over all coefficients, at about 2 ns per pixel and scan: two to three seconds at most, and the few
 # dozen scans of the most elaborate encoders are allowed at any size.
 _MAX_SCANS, _SCANS_AT_ANY_SIZE, _PIXELS_TIMES_SCANS = 1_000, 32, 1_000_000_000
+_FILL = re.compile(rb"\xff+")  # before a marker
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.S)
 _PROCESSES = {
     0xC3: "lossless coding", 0xC5: "hierarchical coding", 0xC6: "hierarchical coding", 0xC7: "hierarchical coding",
@@ -85,9 +86,11 @@ def read(data: bytes) -> Jpeg | None:
     dropped: list[tuple[int, int]] = []
     kept: list[bytes] = []
     for _ in range(_MAX_SEGMENTS):
-        while data[at : at + 2] == b"\xff\xff":  # fill bytes
-            at += 1
+        if data[at : at + 2] == b"\xff\xff" and (fill := _FILL.match(data, at)):
+            dropped.append((at, fill.end() - 1))
+            at = fill.end() - 1
         if data[at : at + 1] != b"\xff" or at + 4 > len(data):
+            _check_irregular(data)
             return None
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _PROCESSES:
@@ -96,6 +99,7 @@ def read(data: bytes) -> Jpeg | None:
             frame = _frame(data, at, end)
         elif marker == 0xDA:
             if frame is None:
+                _check_irregular(data)
                 return None
             _check_scans(data, at, *frame[:2])
             clean = _without(data, dropped)
@@ -107,9 +111,20 @@ def read(data: bytes) -> Jpeg | None:
             else:
                 kept.append(known)
         elif marker not in (0xC4, 0xCC, 0xDB, 0xDD):  # tables, restart interval
+            _check_irregular(data)
             return None
         at = max(end, at + 4)
     raise too_complex("JPEG", f"more than {_MAX_SEGMENTS:,} segments before its pixels")
+
+
+def _check_irregular(data: bytes) -> None:
+    """ImageError if the decoder, which looks for markers byte by byte, would take long to find the pixels."""
+    begin = data.find(b"\xff\xda")
+    head = data[: begin if begin >= 0 else len(data)]
+    if head.count(b"\xff\xff") + head.count(b"\xff\0") > _MAX_SEGMENTS:
+        raise too_complex("JPEG", f"more than {_MAX_SEGMENTS:,} bytes that are no markers before its pixels")
+    if begin >= 0 and data.count(b"\xff\xda", begin) > _SCANS_AT_ANY_SIZE:
+        _check_count(_count_scans(data, begin, _SCANS_AT_ANY_SIZE), _SCANS_AT_ANY_SIZE)
 
 
 def _frame(data: bytes, at: int, end: int) -> tuple[int, int, bool, bool, bytes] | None:
@@ -131,8 +146,13 @@ def _check_scans(data: bytes, at: int, height: int, width: int) -> None:
     if not height or not width:
         raise damaged("JPEG", "its header states no size")
     allowed = min(_MAX_SCANS, max(_SCANS_AT_ANY_SIZE, _PIXELS_TIMES_SCANS // (height * width)))
-    if data.count(b"\xff\xda", at) > allowed and (scans := _count_scans(data, at, allowed)) > allowed:
-        raise too_complex("JPEG", f"more than {scans - 1:,} scans of {width:,} x {height:,} pixels")
+    if data.count(b"\xff\xda", at) > allowed:
+        _check_count(_count_scans(data, at, allowed), allowed, f" of {width:,} x {height:,} pixels")
+
+
+def _check_count(scans: int, allowed: int, size: str = "") -> None:
+    if scans > allowed:
+        raise too_complex("JPEG", f"more than {allowed:,} scans{size}")
 
 
 def _count_scans(data: bytes, at: int, enough: int) -> int:

@@ -16,6 +16,7 @@ _MAX_ENTRIES = 4_096  # of one directory; a page has about 20
 _MAX_PAGES = 64  # looked at for one that is not a thumbnail
 _MAX_VALUES = 500_000  # of one tag: offsets of strips or tiles, colours of a palette
 _MAX_PARTS = 200_000  # strips or tiles; the decoder needs up to 10 us for each
+_MAX_SCANS = 32  # of a strip or tile that is a JPEG
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
@@ -103,6 +104,8 @@ def read(data: bytes, *, corrected: bool = True) -> Tiff:
     if what := layout.problem():
         raise unsupported("TIFF", what)
     _check_parts(page, layout, len(data))
+    if layout.compression in (6, 7) and data.count(b"\xff\xda") > _MAX_SCANS * layout.parts:
+        raise too_complex("TIFF", f"more than {_MAX_SCANS} JPEG scans in each strip or tile")
     # What the decoder inverts wrongly or takes for signed is presented to it as something that it reads right
     inverted = corrected and layout.photometric == 0 and layout.bits >= 8
     changed = {PHOTOMETRIC: 1} if inverted else {}
