@@ -64,8 +64,10 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def _part(part: str) -> tuple[int, int, str]:
     if not part.isdecimal():
         return (1, 0, part)
+    if len(part) < 1000:
+        return (0, int(part), "")
     digits = part.lstrip("0")  # int() refuses thousands of digits; shorter numbers come first
-    return (0, int(digits or "0"), "") if len(digits) < 1000 else (0, 10 ** len(digits), digits)
+    return (0, 10 ** len(digits), digits)
 
 
 def class_name(name: str) -> str:

@@ -284,7 +284,7 @@ def image_bytes(value: Any, key: str, table: str, limits: Limits) -> bytes:
     if isinstance(value, list):
         value = bytes(number & 255 for number in value if number is not None)
     if not value:
-        raise ImageError("empty", f"{key} holds no image")
+        raise ImageError("empty", f"{key!r} holds no image")
     if isinstance(value, str):
         path = value if is_url(value) else os.path.join(os.path.dirname(table), value)  # noqa: PTH118, PTH120
         return read_url(path, limits) if is_url(path) else read_file(path, limits)
@@ -360,7 +360,7 @@ class _GroupReader:
         if not make_room(2 * page + page // 4 if large else 0):  # for a page, and the values in it
             raise ImageError(
                 "unreadable",
-                f"{self._path!r} has a row group of {self._size / 2**30:.1f} GiB, for which there is not enough memory; "
+                f"{self._path!r} has a row group of {self._size / 2**30:.1f} GiB, more than there is memory for; "
                 f"{_SMALLER_GROUPS}",
             )
         opening = open_table(self._path, buffer_size=1 << 20)
