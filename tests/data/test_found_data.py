@@ -78,6 +78,13 @@ def test_the_folder_of_an_earlier_run_is_not_read_as_data(tmp_path: Path) -> Non
     assert (data.classes, len(data)) == (("cat", "dog"), 40)
 
 
+@pytest.mark.parametrize("left", [[".train.lock"], [".lock", ".manifest.parquet.x.tmp"], ["train.json", ".train.lock"]])
+def test_a_run_that_ended_before_it_began_is_no_empty_class(tmp_path: Path, left: list[str]) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/1.jpg", *(f"run/{name}" for name in left))
+    data = open_labelled(tmp_path)
+    assert (data.classes, data.skipped.counts) == (("cat", "dog"), {"own_result": 1})
+
+
 def test_a_run_in_the_data_folder_itself(tmp_path: Path) -> None:
     write(
         tmp_path, *(f"{name}/1.jpg" for name in ("cat", "dog")), "train.json", "metrics.jsonl", "checkpoints/1/x.json"

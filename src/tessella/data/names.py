@@ -102,6 +102,11 @@ def is_result_folder(names: Collection[str]) -> bool:
     return any(marks <= set(names) for marks, _ in _RESULT_FOLDERS)
 
 
+def is_begun(name: str) -> bool:
+    """Whether a run writes a file of this name before any other; a folder with nothing else is no user's folder."""
+    return name in (".lock", ".train.lock", "train.json") or (name.startswith(".") and name.endswith(".tmp"))
+
+
 def result_names(names: Collection[str]) -> set[str]:
     """Those of a folder's entries that Tessella wrote, where user data may be beside them."""
     tables = (*_RESULT_FOLDERS, *_RESULT_FILES)
