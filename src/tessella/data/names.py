@@ -97,6 +97,9 @@ _RESULT_FILES = (  # files that mark a report, and the others that were written 
 )  # fmt: skip
 
 
+MEASURED = ("report.json", "evaluation.json", "probe.json")  # one of these is in a folder of measurements
+
+
 def is_result_folder(names: Collection[str]) -> bool:
     """Whether a folder with these entries was written by Tessella: a training run, a bulk run, an exported model."""
     return any(marks <= set(names) for marks, _ in _RESULT_FOLDERS)
