@@ -70,12 +70,27 @@ def test_the_folder_of_an_earlier_run_is_not_read_as_data(tmp_path: Path) -> Non
     table = pa.table(dict(key=["a"])).replace_schema_metadata({"tessella": "{}"})
     pq.write_table(table, tmp_path / "records.parquet")
     for _ in range(2):
-        data = open_labelled(tmp_path, classes=("cat", "dog"))
+        data = open_labelled(tmp_path)
         assert len(data) == 40
-        assert data.skipped.counts["own_result"] == 5
+        assert data.skipped.counts["own_result"] == 6
     (tmp_path / "scores").rename(tmp_path / "cat" / "scores")
     data = open_labelled(tmp_path)
     assert (data.classes, len(data)) == (("cat", "dog"), 40)
+
+
+@pytest.mark.parametrize("left", [[".train.lock"], [".lock", ".manifest.parquet.x.tmp"], ["train.json", ".train.lock"]])
+def test_a_run_that_ended_before_it_began_is_no_empty_class(tmp_path: Path, left: list[str]) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/1.jpg", *(f"run/{name}" for name in left))
+    data = open_labelled(tmp_path)
+    assert (data.classes, data.skipped.counts) == (("cat", "dog"), {"own_result": 1})
+
+
+def test_measurements_beside_the_classes_are_no_empty_class(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/1.jpg", "a/report.json", "a/report.md", "a/confusion.png", "b/probe.json")
+    write(tmp_path, "c/evaluation.json", "c/evaluation.md", "c/evaluation.png", "c/m/report.json", "c/m/report.md")
+    data = open_labelled(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.skipped.counts["own_result"] >= 3
 
 
 def test_a_run_in_the_data_folder_itself(tmp_path: Path) -> None:

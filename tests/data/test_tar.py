@@ -219,7 +219,7 @@ def test_names(tmp_path: Path) -> None:
     assert {source.read() for source in found} == {b"data"}
 
 
-def test_archives_behind_each_other_are_told(tmp_path: Path) -> None:
+def test_data_after_the_end_marker_are_counted(tmp_path: Path) -> None:
     found, skipped = read(tmp_path / "x.tar", member() + END + member(b"b.jpg") + END)
     assert len(found) == 1
     assert skipped == {"data_after_end": 1}

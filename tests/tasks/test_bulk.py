@@ -274,6 +274,7 @@ def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: 
         lines = list(csv.DictReader(file))
     assert {(Path(line["key"]).name, line["status"]) for line in lines} == {
         ("5 empty.png", "empty"), ("7 cut.png", "corrupt_image"), ("8 text.jpg", "unsupported_format"),
+        ("9 gone.png", "not_found"),
     }  # fmt: skip
     assert all(line["message"] for line in lines)
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .decode import DEFAULT_LIMITS, Limits
 from .labelled_rows import read_parquet
-from .names import IMAGE_SUFFIXES, PACKED, Skipped, class_name
+from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name
 from .parquet import is_metadata
 from .source import Source
 from .stores import (
@@ -324,7 +324,11 @@ def _image_folder(given: str, images: list[File], folders: list[str], skipped: S
     empty: dict[str, list[str]] = {}
     for folder in folders:
         place = tuple(folder.split("/"))
-        if len(place) == depth + 1 and place not in filled and (not by_split or place[0] in splits):
+        if len(place) != depth + 1 or place in filled or (by_split and place[0] not in splits):
+            continue
+        if any(os.path.lexists(join(given, f"{folder}/{name}")) for name in MEASURED):
+            skipped.add("own_result", join(given, folder))
+        else:
             empty.setdefault(splits[place[0]] if by_split else next(iter(parts)), []).append(folder)
     return _Found(given, "folder", given, parts, skipped, not by_split, depth, empty)
 

@@ -64,8 +64,10 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def _part(part: str) -> tuple[int, int, str]:
     if not part.isdecimal():
         return (1, 0, part)
+    if len(part) < 1000:
+        return (0, int(part), "")
     digits = part.lstrip("0")  # int() refuses thousands of digits; shorter numbers come first
-    return (0, int(digits or "0"), "") if len(digits) < 1000 else (0, 10 ** len(digits), digits)
+    return (0, 10 ** len(digits), digits)
 
 
 def class_name(name: str) -> str:
@@ -95,9 +97,17 @@ _RESULT_FILES = (  # files that mark a report, and the others that were written 
 )  # fmt: skip
 
 
+MEASURED = ("report.json", "evaluation.json", "probe.json")  # one of these is in a folder of measurements
+
+
 def is_result_folder(names: Collection[str]) -> bool:
     """Whether a folder with these entries was written by Tessella: a training run, a bulk run, an exported model."""
     return any(marks <= set(names) for marks, _ in _RESULT_FOLDERS)
+
+
+def is_begun(name: str) -> bool:
+    """Whether a run writes a file of this name before any other; a folder with nothing else is no user's folder."""
+    return name in (".lock", ".train.lock", "train.json") or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def result_names(names: Collection[str]) -> set[str]:

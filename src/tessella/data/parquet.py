@@ -45,6 +45,7 @@ _BATCH = 1 << 25  # bytes of images that are decoded at once
 _MOST_ROWS = 4096  # in a batch
 _KEPT = 4  # batches: threads ask for rows a little out of order
 _LARGE_GROUP = 1 << 28  # bytes: a row group above may have pages that the usual limit on memory leaves no room for
+_SMALLER_GROUPS = "write it again with smaller row groups, such as row_group_size=100"
 _LARGEST_PAGE = 1 << 31  # bytes, by the format
 
 
@@ -145,8 +146,7 @@ def coded_errors(path: str) -> Iterator[None]:
     except MemoryError:
         raise ImageError(
             "unreadable",
-            f"{path!r} needs more memory than there is for one image",
-            hint="write it again with smaller row groups, such as row_group_size=100",
+            f"{path!r} needs more memory than there is for one image; {_SMALLER_GROUPS}",
         ) from None
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, RuntimeError):
         raise damaged(path) from None
@@ -183,9 +183,7 @@ def _check_ends(file: IO[bytes], path: str) -> None:
     start = file.read(4)
     file.seek(0)
     if start == b"PARE" or end == b"PARE":
-        raise ImageError(
-            "unsupported_format", f"the Parquet file {path!r} is encrypted", hint="write it without encryption"
-        )
+        raise ImageError("unsupported_format", f"the Parquet file {path!r} is encrypted; write it without encryption")
     if start != b"PAR1":
         raise ImageError("corrupt_archive", f"{path!r} is not a Parquet file")
     if size < 12 or end != b"PAR1":
@@ -286,7 +284,7 @@ def image_bytes(value: Any, key: str, table: str, limits: Limits) -> bytes:
     if isinstance(value, list):
         value = bytes(number & 255 for number in value if number is not None)
     if not value:
-        raise ImageError("empty", f"{key} holds no image")
+        raise ImageError("empty", f"{key!r} holds no image")
     if isinstance(value, str):
         path = value if is_url(value) else os.path.join(os.path.dirname(table), value)  # noqa: PTH118, PTH120
         return read_url(path, limits) if is_url(path) else read_file(path, limits)
@@ -362,8 +360,8 @@ class _GroupReader:
         if not make_room(2 * page + page // 4 if large else 0):  # for a page, and the values in it
             raise ImageError(
                 "unreadable",
-                f"{self._path!r} has a row group of {self._size / 2**30:.1f} GiB, for which there is not enough memory",
-                hint="write it again with smaller row groups, such as row_group_size=100",
+                f"{self._path!r} has a row group of {self._size / 2**30:.1f} GiB, more than there is memory for; "
+                f"{_SMALLER_GROUPS}",
             )
         opening = open_table(self._path, buffer_size=1 << 20)
         table = opening.__enter__()

@@ -68,7 +68,7 @@ def _in_list_file(given: str, skipped: Skipped) -> Iterator[Source]:
     except (OSError, ValueError) as error:
         problem = unreadable_file(path, error)
         if problem.code == "special_file":
-            problem = ImageError(problem.code, problem.message, hint="give - and the list on standard input")
+            problem = ImageError(problem.code, f"{problem.message}; give - and the list on standard input")
         yield Source(path, path, error=problem)
         return
     with file:
@@ -92,7 +92,7 @@ def _in_list(stream: Any, name: str, skipped: Skipped) -> Iterator[Source]:
         try:
             yield from _expand(existing_name(entry), skipped)
         except TessellaError as error:  # a store whose package is missing: the other entries are none of its concern
-            yield Source(entry, entry, error=ImageError(error.code, error.message, hint=error.hint))
+            yield Source(entry, entry, error=ImageError(error.code, str(error)))
 
 
 # --- files, folders and patterns --------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def _in_file(path: str, exists: bool, skipped: Skipped) -> Iterator[Source]:
 def _packed(path: str) -> ImageError:
     return ImageError(
         "unsupported_format",
-        f"{path!r} is an archive that cannot be read in place, expected a folder, .tar or .parquet",
-        hint="unpack it and give the folder",
+        f"{path!r} is an archive that cannot be read in place, expected a folder, .tar or .parquet; "
+        "unpack it and give the folder",
     )
 
 

@@ -200,7 +200,6 @@ def _not_tar(name: str, start: bytes) -> ImageError:
         return ImageError(
             "unsupported_format",
             f"{name!r} is a compressed archive ({packed}), expected an uncompressed tar archive: "
-            "members are read in place, at their offset",
-            hint="unpack it, or decompress it to .tar first",
+            "members are read in place, at their offset; unpack it, or decompress it to .tar first",
         )
     return _damaged(name, "it is not a tar archive")

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from ..errors import ImageError
 from ..regular import special_kind
-from .names import Skipped, ignored, is_image, is_result_folder, natural, result_names
+from .names import Skipped, ignored, is_begun, is_image, is_result_folder, natural, result_names
 
 Kind = Literal["file", "folder", "special", "broken"]
 
@@ -198,7 +198,8 @@ def _open(
         return Seen(path, name, "broken", None, problem)
     marks = [entry.name for entry in entries if entry.name.endswith((".json", ".jsonl", ".md")) or
              entry.name in ("manifest.parquet", "checkpoints")]  # fmt: skip
-    if stack and is_result_folder(marks):
+    begun = bool(entries) and all(is_begun(entry.name) for entry in entries)
+    if stack and (begun or is_result_folder(marks)):
         skipped.add("own_result", path)
         return None
     archives = {entry.name[:-4] for entry in entries if entry.name.lower().endswith(".tar")}
