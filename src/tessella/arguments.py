@@ -47,7 +47,7 @@ def named_arguments(function: Callable[P, R]) -> Callable[P, R]:
     @functools.cache
     def expected() -> dict[str, Any]:
         names = getattr(function, "__globals__", {})
-        return {key: _evaluated(signature.parameters[key].annotation, names) for key in known}
+        return {key: annotated_type(signature.parameters[key].annotation, names) for key in known}
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,7 +55,7 @@ def named_arguments(function: Callable[P, R]) -> Callable[P, R]:
             raise unknown_argument(name, unknown, known)
         given = signature.bind_partial(*args, **kwargs).arguments if len(args) <= len(known) else {}
         for key, value in given.items():
-            if key in known and not _fits(value, expected()[key]):
+            if key in known and not fits(value, expected()[key]):
                 wanted = signature.parameters[key].annotation
                 shown = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
                 raise UsageError("bad_argument", f"{name}: {key} is {shown[:80]}, expected {wanted}")
@@ -64,7 +64,7 @@ def named_arguments(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+def annotated_type(annotation: Any, names: dict[str, Any]) -> Any:
     """The type that an annotation in text stands for; Any where it needs what is imported for type checkers only."""
     if annotation is inspect.Parameter.empty or not isinstance(annotation, str):
         return Any if annotation is inspect.Parameter.empty else annotation
@@ -74,22 +74,23 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
         return Any
 
 
-def _fits(value: Any, wanted: Any) -> bool:
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of an annotated type; any integer is also a number and a truth value."""
     if wanted is Any or wanted is None:
         return wanted is Any or value is None
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(fits(value, one) for one in arguments)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
     if origin in (Sequence, Iterable):
         # arrays are sequences in all but name
         items = isinstance(value, origin) or (hasattr(value, "__len__") and hasattr(value, "__getitem__"))
         items = items and not isinstance(value, str | bytes | Mapping)
-        return items and (origin is Iterable or all(_fits(item, arguments[0]) for item in value))
+        return items and (origin is Iterable or all(fits(item, arguments[0]) for item in value))
     if origin is not None:
         return callable(value) if origin is Callable else isinstance(value, origin)
-    wider = {float: numbers.Real, int: numbers.Integral, Path: os.PathLike}.get(wanted, wanted)
+    wider = {float: numbers.Real, int: numbers.Integral, bool: numbers.Integral, Path: os.PathLike}.get(wanted, wanted)
     return isinstance(value, wider) if isinstance(wider, type) else True
 
 
