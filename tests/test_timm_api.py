@@ -46,7 +46,7 @@ OTHER_NAMES = {("CrossVit.forward_head", "xs"): "x"}  # our name where it is ano
 
 def find(name: str) -> Any:
     found: Any = tessella
-    owner, dot, rest = name.partition(".")
+    owner, _, rest = name.partition(".")
     if owner in ("ConvMixer", "ConVit", "MlpMixer", "CrossVit"):
         found, name = getattr(models, owner), rest
     for part in name.split("."):
@@ -141,12 +141,19 @@ def test_every_argument_of_create_transform_is_listed() -> None:
     assert list(TRANSFORM) == [p["name"] for p in TIMM["functions"]["data.create_transform"]]
 
 
+MORE: dict[str, dict[str, Any]] = {
+    "eval": {},
+    "train": dict(is_training=True),
+    "erasing": dict(is_training=True, re_prob=1.0),
+}
+
+
 @pytest.mark.parametrize("name", TRANSFORM)
 @pytest.mark.parametrize("where", ["eval", "train", "erasing"])
 def test_what_an_argument_of_create_transform_does(name: str, where: str, image: np.ndarray) -> None:
     value, counts, outcome = TRANSFORM[name]
     base: dict[str, Any] = dict(input_size=32)
-    base |= {"train": dict(is_training=True), "erasing": dict(is_training=True, re_prob=1.0)}.get(where, {})
+    base |= MORE[where]
     if outcome == "refused":
         with pytest.raises(UsageError, match=name) as error:
             create_transform(**base, **{name: value})
@@ -174,7 +181,7 @@ def test_the_default_transform_is_timms_for_an_image(image: np.ndarray) -> None:
     assert torch.equal(create_transform(224)(image), (x - mean) / std)
 
 
-LOADER_REFUSED = {
+LOADER_REFUSED: dict[str, Any] = {
     "re_split": True,
     "num_aug_repeats": 3,
     "num_aug_splits": 2,
@@ -185,7 +192,7 @@ LOADER_REFUSED = {
     "batch_schedule_epochs": 3,
     "num_batches": 3,
 }
-LOADER_NO_EFFECT = {
+LOADER_NO_EFFECT: dict[str, Any] = {
     "use_multi_epochs_loader": True,
     "worker_seeding": "part",
     "batch_choice_seed": 1,
@@ -232,7 +239,8 @@ def test_create_loader_for_training_shuffles_and_drops_the_last(folder: Path) ->
     torch.manual_seed(0)
     labels = [y.tolist() for _, y in loader]
     assert [len(one) for one in labels] == [4, 4]
-    assert sum(labels, []) != sorted(sum(labels, []))
+    flat = [label for batch in labels for label in batch]
+    assert flat != sorted(flat)
 
 
 def test_the_other_arguments_of_create_loader(folder: Path) -> None:
@@ -261,7 +269,7 @@ def test_the_other_arguments_of_create_loader(folder: Path) -> None:
         known = {p["name"] for p in TIMM["functions"]["data.create_loader"]}
         if name in known - {"input_size", "is_training", "use_prefetcher"} and outcome == "changes":
             training = counts != "eval"
-            more = {"re_prob": 1.0} if counts == "erasing" else {}
+            more: dict[str, Any] = {"re_prob": 1.0} if counts == "erasing" else {}
             create_loader(data, 32, 2, is_training=training, **more)
             before = data.transform
             create_loader(data, 32, 2, is_training=training, **{**more, name: value})
@@ -348,7 +356,9 @@ def test_image_net_info() -> None:
     assert (info.num_classes(), info.index_to_label_name(0)) == (1000, "n01440764")
     assert info.label_names()[1] == "n01443537"
     assert "tench" in info.index_to_description(0)
-    assert info.label_name_to_description("n01440764") == info.index_to_description(0) == info.label_descriptions()[0]
+    assert info.label_name_to_description("n01440764") == info.index_to_description(0)
+    texts: Any = info.label_descriptions()
+    assert texts[0] == info.index_to_description(0)
     assert info.label_descriptions(as_dict=True)["n01440764"] == info.index_to_description(0)  # type: ignore[call-overload]
     assert ImageNetInfo("imagenet-21k-miil").num_classes() == 11221
     for call in (lambda: ImageNetInfo("imagenet-12k"), lambda: info.index_to_description(0, detailed=True),
@@ -469,9 +479,9 @@ def test_functions_about_names() -> None:
         tessella.get_pretrained_cfg("mixer_b16_224.nope")
     assert tessella.get_pretrained_cfg_value("mixer_b16_224", "input_size") == (3, 224, 224)
     assert tessella.get_pretrained_cfg_value("mixer_b16_224", "nothing") is None
-    pretrained = {name: tessella.is_model_pretrained(name) for name in
-                  ("mixer_b16_224", "mixer_b16_224.goog_in21k", "mixer_s16_224", "mixer_b16_224.nope", "resnet50")}  # fmt: skip
-    assert list(pretrained.values()) == [True, True, False, False, False]
+    for name, expected in {"b16_224": True, "b16_224.goog_in21k": True, "s16_224": False, "b16_224.no": False}.items():
+        assert tessella.is_model_pretrained(f"mixer_{name}") == expected
+    assert not tessella.is_model_pretrained("resnet50")
     assert tessella.list_models(module=["convit", "convmixer"]) == sorted(
         tessella.list_models(module="convit") + tessella.list_models(module="convmixer"),
         key=tessella.list_models().index,
@@ -483,6 +493,7 @@ def test_functions_about_names() -> None:
     assert entry(num_classes=3, **SMALL).num_classes == 3
     with pytest.raises(UsageError):
         tessella.model_entrypoint("mixer_s16_224", module_filter="convit")
+    wrong: Any
     for wrong in (None, 3, b"mixer"):
         for function in (
             tessella.is_model,
@@ -490,8 +501,8 @@ def test_functions_about_names() -> None:
             tessella.get_pretrained_cfg,
             tessella.create_model,
         ):
-            with pytest.raises(UsageError, match="text"):
-                function(wrong)  # type: ignore[operator]
+            with pytest.raises(UsageError, match="expected"):
+                function(wrong)
 
 
 def test_names_are_where_timm_has_them() -> None:
@@ -580,6 +591,71 @@ def test_load_checkpoint_into_any_module(tmp_path: Path) -> None:
 def test_a_saved_folder_is_a_name(tmp_path: Path) -> None:
     folder = save_pretrained(tiny("mixer"), tmp_path)
     assert state_hash(model_of(f"local-dir:{folder}", pretrained=True)) == state_hash(tiny("mixer"))
+
+
+# --- wrong types ------------------------------------------------------------------------------------------------------
+
+WRONG_TYPES: list[Any] = [
+    lambda: tessella.create_model(ARCH, checkpoint_path=3),  # type: ignore[call-overload]
+    lambda: tessella.create_model(ARCH, pretrained_cfg_overlay=[1]),  # type: ignore[call-overload]
+    lambda: tessella.create_model(ARCH, cache_dir=3.0),  # type: ignore[call-overload]
+    lambda: tessella.create_model(ARCH, features_only=True, out_indices="a"),
+    lambda: tessella.create_model(ARCH, features_only=True, out_indices=[0.5]),
+    lambda: create_transform("a"),  # type: ignore[arg-type]
+    lambda: create_transform(None),  # type: ignore[arg-type]
+    lambda: create_transform(224, mean="abc"),  # type: ignore[arg-type]
+    lambda: create_transform(224, interpolation=["a"]),  # type: ignore[arg-type]
+    lambda: create_transform(224, True, hflip="a"),  # type: ignore[arg-type]
+    lambda: create_transform(224, True, hflip=float("nan")),
+    lambda: create_transform(224, True, scale=("a", "b")),  # type: ignore[arg-type]
+    lambda: create_transform(224, True, auto_augment=3),  # type: ignore[arg-type]
+    lambda: create_transform(224, True, color_jitter="x"),  # type: ignore[arg-type]
+    lambda: create_transform(224, True, re_prob="x"),  # type: ignore[arg-type]
+    lambda: create_transform(224, True, re_count=1.5),  # type: ignore[arg-type]
+    lambda: create_transform(10**9),
+    lambda: create_transform(224, crop_pct="x"),  # type: ignore[arg-type]
+    lambda: create_transform(224, policy="x"),  # type: ignore[arg-type]
+    lambda: resolve_data_config({"input_size": "abc"}),
+    lambda: resolve_data_config(3),  # type: ignore[arg-type]
+    lambda: resolve_data_config({}, [1]),  # type: ignore[arg-type]
+    lambda: resolve_data_config({"img_size": "a"}),
+    lambda: resolve_data_config({"mean": object()}),
+    lambda: tessella.list_models(3),  # type: ignore[arg-type]
+    lambda: tessella.list_models(module=[3]),  # type: ignore[list-item]
+    lambda: tessella.model_entrypoint(3),  # type: ignore[arg-type]
+    lambda: tessella.get_pretrained_cfg_value("mixer_b16_224", 3),  # type: ignore[arg-type]
+    lambda: tessella.load_checkpoint(3, "x"),  # type: ignore[arg-type]
+    lambda: tessella.load_checkpoint(nn.Identity(), None),  # type: ignore[arg-type]
+    lambda: models.load_state_dict(3),
+    lambda: Mixup("a"),  # type: ignore[arg-type]
+    lambda: Mixup(num_classes="a"),  # type: ignore[arg-type]
+    lambda: Mixup()(1, 2),  # type: ignore[arg-type]
+    lambda: ImageDataset(3),  # type: ignore[arg-type]
+    lambda: create_dataset(3),  # type: ignore[arg-type]
+    lambda: create_dataset("", 3),  # type: ignore[arg-type]
+    lambda: create_dataset("", "/nowhere"),
+    lambda: ImageNetInfo(3),  # type: ignore[arg-type]
+    lambda: ImageNetInfo().index_to_label_name("a"),  # type: ignore[arg-type]
+    lambda: tiny("mixer").reset_classifier("a"),
+    lambda: tiny("convit").reset_classifier(-1),
+    lambda: tiny("crossvit").reset_classifier(10**9),
+    lambda: tiny("mixer").forward_intermediates(torch.zeros(1, 3, 32, 32), indices="a"),
+    lambda: tiny("mixer")(torch.zeros(3, 32, 32)),
+    lambda: tiny("convmixer")(torch.zeros(3, 32, 32)),
+    lambda: tiny("crossvit")(torch.zeros(120, 120)),
+]
+
+
+@pytest.mark.parametrize("case", range(len(WRONG_TYPES)))
+def test_wrong_types_are_coded(case: int) -> None:
+    with pytest.raises(UsageError):
+        WRONG_TYPES[case]()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numbers: dict[str, Any] = dict(input_size=np.int64(32), hflip=np.float32(0.5), mean=np.full(3, 0.5))
+    transform = create_transform(is_training=True, scale=[np.float64(0.5), 1], **numbers)
+    assert (transform.spec.height, transform.spec.mean) == (32, (0.5,) * 3)
 
 
 # --- timm.utils -------------------------------------------------------------------------------------------------------

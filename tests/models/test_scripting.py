@@ -32,7 +32,7 @@ def setting() -> Iterator[None]:
 
 
 def script(model: nn.Module) -> Any:
-    return torch.jit.script(model)  # type: ignore[no-untyped-call]
+    return torch.jit.script(model)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -49,9 +49,9 @@ def test_a_scripted_model_gives_the_same_numbers_also_from_a_file(case: str) -> 
     model = tiny(case)
     x = images(model)
     buffer = io.BytesIO()
-    torch.jit.save(script(model), buffer)  # type: ignore[no-untyped-call]
+    torch.jit.save(script(model), buffer)
     buffer.seek(0)
-    scripted = torch.jit.load(buffer)  # type: ignore[no-untyped-call]
+    scripted = torch.jit.load(buffer)
     assert close(scripted(x), model(x))
     features, expected = scripted.forward_features(x), model.forward_features(x)
     for ours, theirs in zip(as_list(features), as_list(expected), strict=True):
@@ -88,8 +88,8 @@ def test_every_pool_and_no_head(case: str) -> None:
     default = tiny(case)
     pools = {"ConvMixer": ("avg", "max", "avgmax", "catavgmax", "fast", "fastmax", "fastcatavgmax", ""),
              "ConViT": ("token", "avg", ""), "MlpMixer": ("avg", ""), "CrossViT": ("token", "avg")}  # fmt: skip
-    variants = [dict(global_pool=pool) for pool in pools[type(default).__name__][1:]]
-    for changed in (dict(num_classes=0), *variants):
+    variants: list[dict[str, Any]] = [dict(global_pool=pool) for pool in pools[type(default).__name__][1:]]
+    for changed in ({"num_classes": 0}, *variants):
         model = tiny(case, **changed)
         x = images(model)
         assert close(script(model)(x), model(x))

@@ -34,7 +34,7 @@ def good_state() -> dict[str, Tensor]:
 
 
 def loaded(path: Path) -> str:
-    return state_hash(create_model(ARCH, checkpoint_path=path, num_classes=5, **SMALL))  # type: ignore[arg-type]
+    return state_hash(create_model(ARCH, checkpoint_path=path, num_classes=5, **SMALL))
 
 
 EXPECTED = state_hash(tiny("mixer"))

@@ -103,7 +103,6 @@ def test_arguments_that_are_none_count_as_not_given() -> None:
         (dict(model_name="gmixer_12_224", pretrained=True), "no_weights"),
         (dict(model_name="mixer_s16_224.untrained", pretrained=True), "no_weights"),
         (dict(model_name="convmixer_768_32", img_size=224), "bad_argument"),
-        (dict(model_name="convmixer_768_32", exportable=True), "bad_argument"),
         (dict(model_name="convmixer_768_32", out_indices=(1,)), "bad_argument"),
         (dict(model_name="mixer_s16_224", img_size=100), "bad_argument"),
         (dict(model_name="mixer_s16_224", pretrained_cfg={"mean": "grey"}), "bad_argument"),

@@ -34,6 +34,7 @@ class Mixup:
     `mixup_enabled = False` stops the mixing; the targets are still smoothed.
     """
 
+    @named_arguments
     def __init__(
         self,
         mixup_alpha: float = 1.0,
@@ -63,6 +64,8 @@ class Mixup:
         self.mixup_enabled = True
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(x, Tensor) or not isinstance(target, Tensor) or len(x) != len(target):
+            raise UsageError("bad_argument", "expected images (B,C,H,W) and labels (B,), both tensors")
         if len(x) % 2:
             raise UsageError("bad_argument", f"got {len(x)} images, mixing needs an even number", hint="drop_last=True")
         if not self.mixup_enabled:
@@ -82,6 +85,7 @@ class ImageDataset(Dataset[Any]):
     An image that cannot be read raises ImageError; timm takes the next one in its place.
     """
 
+    @named_arguments
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -369,7 +373,7 @@ class ImageNetInfo:
         return self.index_to_description(self._labels.synsets.index(label), detailed)
 
     def _known(self, index: int) -> int:
-        if not 0 <= index < self.num_classes():
+        if not isinstance(index, int) or not 0 <= index < self.num_classes():
             raise UsageError("bad_argument", f"class {index} of {self.num_classes()}")
         return index
 

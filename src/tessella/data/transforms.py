@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -443,12 +445,12 @@ def _spec_fields(
 ) -> dict[str, Any]:
     """timm's entries -> fields of InputSpec; a UsageError where they cannot be read."""
     try:
-        sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        sides = (input_size, input_size) if isinstance(input_size, Integral) else tuple(input_size)  # type: ignore[arg-type]
         channels, height, width = sides if len(sides) == 3 else (len(tuple(mean)), *sides)
         return dict(
-            channels=channels,
-            height=height,
-            width=width,
+            channels=index(channels),
+            height=index(height),
+            width=index(width),
             interpolation=interpolation,
             mean=tuple(map(float, mean)),
             std=tuple(map(float, std)),
@@ -463,6 +465,7 @@ def _spec_fields(
         ) from None
 
 
+@named_arguments
 def resolve_data_config(
     args: Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
@@ -497,7 +500,8 @@ def resolve_data_config(
 
     def per_channel(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
         value = pick(name, default)
-        values = (value,) if isinstance(value, int | float) else tuple(value)
+        values = (value,) if isinstance(value, int | float) else tuple(value) if isinstance(value, Iterable) else ()
+        _require(len(values) > 0 and not isinstance(value, str), f"{name} is {value!r}, expected a number per channel")
         if args.get(name) is None and len(values) == 3 != size[0]:  # RGB's, and the model reads something else
             values = (sum(values) / len(values),)
         return values * size[0] if len(values) == 1 else values
@@ -515,6 +519,7 @@ def resolve_data_config(
     return resolved
 
 
+@named_arguments
 def resolve_model_data_config(
     model: Any,
     args: Mapping[str, Any] | None = None,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ..arguments import suggestion, unknown_argument
+from ..arguments import annotated_type, fits, suggestion, unknown_argument
 from ..errors import UsageError
 from . import convit, convmixer, crossvit, mixer
 from .base import ImageModel
@@ -47,8 +48,10 @@ def build(arch: str, **overrides: Any) -> ImageModel:
         raise unknown_argument(arch, unknown, fields)
     if given.get("act_layer") in (nn.GELU, nn.ReLU):  # timm's way to name an activation
         given["act_layer"] = given["act_layer"].__name__.lower()
-    for name, value in given.items():
-        _check_value(name, value)
+    names = vars(sys.modules[type(config).__module__])
+    for field in dataclasses.fields(config):
+        if field.name in given:
+            _check_value(field.name, given[field.name], str(field.type), names)
     try:
         model = family(dataclasses.replace(config, **given))
     except UsageError:
@@ -68,11 +71,17 @@ MAX_SIZE = 1_000_000  # of any width, side or count
 _WRONG_VALUE = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError)
 
 
-def _check_value(name: str, value: Any) -> None:
-    """Refuse numbers that would keep the constructor busy for hours, or that compare with nothing."""
+def _check_value(name: str, value: Any, annotation: str, names: dict[str, Any]) -> None:
+    """Refuse other types than the config's, and numbers that are not finite or would keep the constructor busy."""
+    if not fits(value, annotated_type(annotation, names)):
+        raise UsageError("bad_argument", f"{name} is {_short(value)}, expected {annotation}")
+    _check_size(name, value)
+
+
+def _check_size(name: str, value: Any) -> None:
     for item in value if isinstance(value, list | tuple) else (value,):
         if isinstance(item, list | tuple):
-            _check_value(name, item)
+            _check_size(name, item)
         most = MAX_DEPTH if name in ("depth", "num_blocks") else MAX_SIZE
         if isinstance(item, int | float) and not -most <= item <= most:
             raise UsageError("bad_argument", f"{name} is {_short(value)}, expected a finite number up to {most:,}")

@@ -287,8 +287,8 @@ class ConViT(ImageModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS if self.cls_token is not None else POOLS[1:])
-        self.num_classes = num_classes
         self.head = new_head(self.num_features, num_classes, next(self.parameters()), self.training)
+        self.num_classes = num_classes
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "pos_embed"}

@@ -151,8 +151,8 @@ class ConvMixer(ImageModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS)
-        self.num_classes = num_classes
         self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
+        self.num_classes = num_classes
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(stem=r"^stem", blocks=r"^blocks\.(\d+)")
@@ -160,6 +160,8 @@ class ConvMixer(ImageModel):
 
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
+    if x_BCHW.ndim != 4:
+        raise UsageError("wrong_input_size", f"got a tensor of shape {x_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = x_BCHW.shape[-2], x_BCHW.shape[-1]
     if min(height, width) < patch_size:
         raise UsageError("wrong_input_size", f"got {height}x{width} px images, smaller than one {patch_size} px patch")

@@ -24,6 +24,7 @@ from .layers import (
     Pair,
     PatchEmbed,
     PreNormBlock,
+    check_classes,
     check_image_size,
     check_output_fmt,
     check_pool,
@@ -393,6 +394,7 @@ class CrossViT(ImageModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS)
+        check_classes(num_classes)
         self.num_classes = num_classes
         self.head = self._new_head()
 

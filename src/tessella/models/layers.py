@@ -63,6 +63,8 @@ class PatchEmbed(nn.Module):
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
     """A wrongly sized batch is an error that says both sizes; nothing is resized behind the caller's back."""
+    if image_BCHW.ndim != 4:
+        raise UsageError("wrong_input_size", f"got a tensor of shape {image_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = image_BCHW.shape[-2], image_BCHW.shape[-1]
     if height != expected[0] or width != expected[1]:
         raise UsageError(
@@ -122,6 +124,8 @@ def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     if indices is None:
         return list(range(depth))
     wanted = range(-indices, 0) if isinstance(indices, int) else indices
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not all(isinstance(i, int) for i in wanted):
+        raise UsageError("bad_argument", f"indices={indices!r}, expected a number of blocks or a list of block numbers")
     picked = [i + depth if i < 0 else i for i in wanted]
     if not picked or min(picked) < 0 or max(picked) >= depth:
         raise UsageError(
@@ -160,8 +164,17 @@ def resample_tokens(weight: Tensor, dim: int, source: Pair, target: Pair) -> Ten
     return maps.reshape(*moved.shape[:-1], -1).movedim(-1, dim).to(weight.dtype).contiguous()
 
 
+MAX_CLASSES = 1_000_000
+
+
+def check_classes(num_classes: int) -> None:
+    if not isinstance(num_classes, int) or not 0 <= num_classes <= MAX_CLASSES:
+        raise UsageError("bad_argument", f"num_classes is {num_classes!r}, expected 0 to {MAX_CLASSES:,}")
+
+
 def new_head(width: int, num_classes: int, like: Tensor, training: bool) -> nn.Module:
     """A fresh classifier (0 classes: none) with the device, dtype and mode of the model it joins."""
+    check_classes(num_classes)
     head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
     return head.to(device=like.device, dtype=like.dtype).train(training)
 

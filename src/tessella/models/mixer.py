@@ -364,8 +364,8 @@ class MlpMixer(ImageModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, POOLS)
-        self.num_classes = num_classes
         self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
+        self.num_classes = num_classes
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         # the last norm joins the last block: 99999 sorts after every block number

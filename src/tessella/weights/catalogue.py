@@ -206,7 +206,7 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Chec
 
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
     """One field of `get_pretrained_cfg`; None where it has no such field."""
-    return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), cfg_key, None)
+    return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), _text(cfg_key), None)
 
 
 def is_model(model_name: str) -> bool:
@@ -226,7 +226,7 @@ def is_model_pretrained(model_name: str) -> bool:
 
 def _text(name: str) -> str:
     if not isinstance(name, str):
-        raise UsageError("bad_argument", f"a model name is text, such as 'mixer_b16_224', not {type(name).__name__}")
+        raise UsageError("bad_argument", f"expected text, such as 'mixer_b16_224', not {type(name).__name__}")
     return name
 
 
