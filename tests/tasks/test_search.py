@@ -219,7 +219,7 @@ def test_embeddings_of_odd_shapes_are_refused(index: Index, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("top", [0, -1, 10**24, 2.5, True, "3"])
 def test_odd_numbers_of_rows_are_refused(index: Index, top: Any) -> None:
-    with pytest.raises(UsageError, match="top is") as caught:
+    with pytest.raises(UsageError, match="top") as caught:
         index.search(np.ones(16), top=top)
     assert caught.value.code == "bad_argument"
 
