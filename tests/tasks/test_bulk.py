@@ -216,7 +216,7 @@ def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole
 def test_numbers_that_cannot_be_are_refused_before_anything_is_written(
     images: Path, predictor: Predictor, tmp_path: Path, name: str, value: Any
 ) -> None:
-    with pytest.raises(UsageError, match=f"{name} is .* expected") as caught:
+    with pytest.raises(UsageError, match=name) as caught:
         start(images, tmp_path / "run", predictor, **{name: value})
     assert caught.value.code == "bad_argument"
     assert not (tmp_path / "run").exists()

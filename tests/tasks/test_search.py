@@ -219,14 +219,14 @@ def test_embeddings_of_odd_shapes_are_refused(index: Index, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("top", [0, -1, 10**24, 2.5, True, "3"])
 def test_odd_numbers_of_rows_are_refused(index: Index, top: Any) -> None:
-    with pytest.raises(UsageError, match="top is") as caught:
+    with pytest.raises(UsageError, match="top") as caught:
         index.search(np.ones(16), top=top)
     assert caught.value.code == "bad_argument"
 
 
-def test_a_search_by_key_needs_no_pytorch(planted: Path) -> None:
+def test_a_search_by_key_in_few_rows_needs_neither_pytorch_nor_lancedb(planted: Path) -> None:
     code = f"import sys; from tessella.tasks.search import Index; Index({str(planted)!r}).search('000003.jpg')\n"
-    code += "sys.exit('torch' in sys.modules)"
+    code += "sys.exit('torch' in sys.modules or 'lancedb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -290,9 +290,30 @@ def test_the_state_that_was_opened_is_searched_during_an_update(tmp_path: Path) 
     build_index(run, say=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
     assert set(said) == {50}
     assert len(Index(run).search(np.ones(16), top=100)) == 70
-    with pytest.raises(UsageError, match="was changed after it was opened") as caught:
-        before.search(np.ones(16))
+    assert len(before.search(np.ones(16), top=100)) == 50  # its rows are in memory
+    with pytest.raises(UsageError, match="tessella index") as caught:
+        before.search(np.ones(16), where="bytes > 0")
     assert caught.value.code == "damaged_run"
+
+
+def test_large_indexes_are_searched_by_lancedb_with_the_same_answers(
+    planted: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "IN_MEMORY_ROWS", 0)
+    large = Index(planted)
+    assert (large._memory, index._memory is None) == (None, False)
+    for query in [*some(4, 5), "000007.jpg", "000000.jpg"]:
+        for label in (None, "dog"):
+            assert large.search(query, top=20, label=label) == index.search(query, top=20, label=label)
+
+
+def test_an_index_is_searched_without_the_shards(planted: Path, index: Index, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(planted, tmp_path / "run"))
+    shard = run / "shards" / "shard-00000002.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    alone = Index(run)
+    assert alone._memory is None
+    assert alone.search("000007.jpg") == index.search("000007.jpg")
 
 
 # --- a real run -------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class Tally:
 
 
 def run(
-    inputs: Sequence[str],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     predictor: Predictor,
     *,

@@ -159,11 +159,7 @@ def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal]:
     Every sealed file is compared with its hash (about a second a GB): LanceDB takes a damaged vector for another one.
     Raises UsageError `damaged_run` where a file is not whole or is of another fingerprint than the run.
     """
-    seal = _read_seal(home)
-    if seal is None:
-        raise _damaged(home, "it was never finished, or its seal is damaged")
-    if bad := next(_bad_files(home, seal), None):
-        raise _damaged(home, f"{bad} is missing or is not what was written")
+    seal = open_seal(home)
     lancedb = _lancedb()
     with lance_errors("damaged_run", f"{home} cannot be used", _anew(home)):
         table = lancedb.connect(home).open_table(TABLE)
@@ -171,6 +167,33 @@ def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal]:
     if made != facts["fingerprint"]:
         raise _damaged(home, f"it is of fingerprint {made}, the run of {facts['fingerprint']}")
     return table, seal
+
+
+def open_seal(home: Path) -> Seal:
+    """The seal of an index whose files are all as they were written; UsageError `damaged_run` for any other."""
+    seal = _read_seal(home)
+    if seal is None:
+        raise _damaged(home, "it was never finished, or its seal is damaged")
+    if bad := next(_bad_files(home, seal), None):
+        raise _damaged(home, f"{bad} is missing or is not what was written")
+    return seal
+
+
+def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> Any:
+    """The rows of an index as an Arrow table, read from the run's shards; None where these are not all there and whole.
+
+    For few rows this is sooner done than LanceDB is imported.
+    """
+    pa, _ = need_pyarrow()
+    try:
+        shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}": shard for shard in finished_shards(out)}
+        if seal.shards.keys() - shards.keys():
+            return None
+        tables = [_rows(out, name, shards[name], facts) for name in seal.shards]
+    except UsageError:  # it does not concern the index, which has all that a search needs
+        return None
+    table = pa.concat_tables([_schema(facts).empty_table(), *tables])
+    return table.append_column("_rowid", pa.array(np.arange(len(table)))) if len(table) == seal.rows else None
 
 
 def check_index(out: str | Path) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,11 +56,18 @@ def exact(
     label: of the rows, beside `where`, which is SQL of the user and is never made part of other SQL. K is less than k
     where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
     """
+    scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
+    return nearest_of((scan.where(where) if where else scan).to_batches(SCAN_ROWS), queries_QD, k, label)
+
+
+def nearest_of(
+    batches: Iterable[Any], queries_QD: Floats, k: int, label: str | None = None
+) -> tuple[Floats, Ints]:  # fmt: skip
+    """`exact` of Arrow batches with the columns vector, _rowid and, where one is asked for, label."""
     import pyarrow.compute as pc
 
     scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
-    scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
-    for batch in (scan.where(where) if where else scan).to_batches(SCAN_ROWS):
+    for batch in batches:
         if label is not None:
             batch = batch.filter(pc.equal(batch["label"], label))
         here_N = batch["_rowid"].to_numpy().astype(np.int64)

@@ -142,9 +142,7 @@ class PrometheusFile:
         try:
             write_atomic(self.path, generate_latest(self.registry))
         except OSError as error:
-            raise OutputError(
-                "output_failed", f"{str(self.path)!r} could not be written: {error.strerror or error}"
-            ) from None
+            raise OutputError("output_failed", f"{self.path} could not be written: {error.strerror or error}") from None
 
 
 def _board(run: Path) -> Any:

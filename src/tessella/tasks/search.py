@@ -25,12 +25,13 @@ from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_lengt
 from ..text import escape
 from .bulk import read_run
 from .checks import as_path, check_count
-from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_table
+from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_seal, open_table, sealed_rows
 from .manifest import as_text
-from .nearest import Approximate, Floats, exact, vectors_of
+from .nearest import SCAN_ROWS, Approximate, Floats, exact, nearest_of, vectors_of
 from .sheet import Panel, row_sources, write_sheet
 
 MOST_ROWS = 1_000_000  # in an answer
+IN_MEMORY_ROWS = 20_000  # of an index that is searched without LanceDB, whose import takes seconds
 MOST_SQL = 100_000  # characters of a condition
 MOST_OPERATORS = 500  # in one; some thousands would overflow the stack of the engine that works on it
 
@@ -79,14 +80,27 @@ class Index:
         self.facts = read_run(self.out)
         if not (self.out / HOME).is_dir():
             raise no_index(self.out)
-        self._table, seal = open_table(self.out / HOME, self.facts)
-        self.rows, self.plan = seal.rows, seal.plan
-        with self._reading():
-            self._table.checkout(seal.version)
-            self._approximate = Approximate(self.out / HOME, TABLE, seal.version) if seal.plan.probes else None
+        self._seal = open_seal(self.out / HOME)
+        self.rows, self.plan = self._seal.rows, self._seal.plan
+        few = self.rows <= IN_MEMORY_ROWS and not self.plan.probes
+        self._memory: Any = sealed_rows(self.out, self.facts, self._seal) if few else None
+        self._approximate: Approximate | None = None
+        if self._memory is None:
+            with self._reading():
+                _ = self._table  # in the state that it has now
+                if self.plan.probes:
+                    self._approximate = Approximate(self.out / HOME, TABLE, self._seal.version)
         if predictor is not None:
             check_fingerprint(self.facts, predictor.fingerprint, predictor.name)
             self.predictor = predictor
+
+    @functools.cached_property
+    def _table(self) -> Any:
+        """The table of LanceDB in the state of the seal."""
+        table, _ = open_table(self.out / HOME, self.facts)
+        with self._reading():
+            table.checkout(self._seal.version)
+        return table
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -120,11 +134,17 @@ class Index:
         self._check_label(label)
         count = top + len(asked)
         with self._reading():
-            if condition or label is not None or all_rows or self._approximate is None:
+            in_memory = self._memory is not None and not condition
+            if in_memory:
+                (scores,), (ids,) = nearest_of(self._memory.to_batches(SCAN_ROWS), query_D[None], count, label)
+            elif condition or label is not None or all_rows or self._approximate is None:
                 (scores,), (ids,) = exact(self._table, query_D[None], count, condition, label)
             else:
                 scores, ids = self._approximate.search(query_D, count, self.plan.probes)
-            found = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
+            if in_memory:
+                found = self._memory.take(ids).select([*COLUMNS, "_rowid"]).to_pylist()
+            else:
+                found = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         rows = [Neighbour(score=round(score[row.pop("_rowid")], 6), **row) for row in found]
         return sorted((one for one in rows if one.row not in own), key=lambda one: (-one.score, one.key))[:top]
@@ -165,8 +185,7 @@ class Index:
         for key in dict.fromkeys((name, escape(name), as_text(name))):  # as a run shows it, or as the file is called
             if (not key.isascii() and key != as_text(key)) or "\0" in key:
                 continue  # no text, so no key
-            with self._reading():
-                found = self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
+            found = self._of_key(key)
             if found.num_rows:
                 (vector_D,) = vectors_of(found["vector"], self.facts["width"])
                 return Query(key, self._checked(vector_D), found["row"][0].as_py())
@@ -174,6 +193,15 @@ class Index:
             return None
         hint = "keys are those of `tessella run`; an input that was an error has no embedding"
         raise UsageError("not_found", f"the index of {self.out} has no row {name!r}", hint=hint)
+
+    def _of_key(self, key: str) -> Any:
+        """Columns row and vector of the row with this key, if there is one."""
+        import pyarrow.compute as pc
+
+        if self._memory is not None:
+            return self._memory.filter(pc.equal(self._memory["key"], key)).select(["row", "vector"])
+        with self._reading():
+            return self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
 
     def _checked(self, vector: Any) -> Floats:
         """Anything -> (D,) float32 of unit length."""

@@ -1,0 +1,99 @@
+"""What identifies a file, and how a change is put into words."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tessella.data.identity import (
+    UNKNOWN,
+    ListedSource,
+    container_difference,
+    difference,
+    identity_of,
+    listed_source,
+)
+from tessella.data.sources import Source, iter_sources
+from tessella.errors import ImageError
+
+
+def write_tar(path: Path, names: list[str]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(name[:4].encode()))
+
+
+def test_a_file_is_known_by_size_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"data")
+    before = identity_of(str(path))
+    assert before == (4, path.stat().st_mtime_ns, None, None)
+    assert difference(before, identity_of(str(path))) == ""
+    path.write_bytes(b"longer")
+    assert difference(before, identity_of(str(path))) == "it had 4 bytes, and has 6"
+    path.write_bytes(b"last")
+    os.utime(path, ns=(0, 0))
+    assert "now 1970-01-01 00:00:00" in difference(before, identity_of(str(path)))
+    assert difference(before, before._replace(mtime=2**90)).endswith("ns after 1970")
+    path.unlink()
+    assert difference(before, identity_of(str(path))) == "it is gone"
+    assert identity_of("a\0b") == UNKNOWN
+
+
+def test_a_source_that_changed_says_so_also_after_pickling(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"data")
+    source = listed_source(Source("a", str(path)), identity_of(str(path)))
+    assert pickle.loads(pickle.dumps(source)).read() == b"data"
+    path.write_bytes(b"other data")
+    with pytest.raises(ImageError, match="it had 4 bytes, and has 10") as caught:
+        pickle.loads(pickle.dumps(source)).read()
+    assert caught.value.code == "changed_input"
+    path.unlink()
+    with pytest.raises(ImageError) as caught:
+        source.read()
+    assert caught.value.code == "not_found"
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"data")
+
+    class Slow(Source):
+        def read(self, *_: object) -> bytes:
+            path.write_bytes(b"torn, as half of it is old")
+            return b"torn"
+
+    with pytest.raises(ImageError, match="is not the file that was listed"):
+        ListedSource("a", str(path), inner=Slow("a", str(path)), identity=identity_of(str(path))).read()
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_members_are_compared_with_the_archive(tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an archive behind a URL, where the store gives its size, and possibly a time."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "some.tar"
+    write_tar(path, ["aaaa.png", "bbbb.png"])
+    url = f"{prefix}{path}"
+    before = identity_of(url, container=True)
+    assert before.size == path.stat().st_size
+    given = url if prefix else "some.tar"
+    members = [(one.key, one.offset or 0, one.size or 0) for one in iter_sources([given])]
+    assert len(members) == 2
+    assert container_difference(url, before, members) == ""
+    assert container_difference(url, before, []) == ""
+    stat = path.stat()
+    write_tar(path, ["bbbb.png", "aaaa.png"])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    if not prefix:
+        assert container_difference(url, before, members) == "'bbbb.png' is where 'some.tar::aaaa.png' was"
+        assert "no longer where they were" in container_difference(url, before, [("some.tar::x.png", 99, 4)])
+    os.utime(path, ns=(0, 0))
+    assert container_difference(url, before, members) != ""
