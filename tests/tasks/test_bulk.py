@@ -23,10 +23,11 @@ from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
 from tessella.errors import ImageError, RunError, UsageError
+from tessella.locks import folder_lock
 from tessella.predictor import Predictor
 from tessella.tasks import manifest, progress
 from tessella.tasks.bulk import Summary, read_rows, run
-from tessella.tasks.ledger import Ledger, alone
+from tessella.tasks.ledger import Ledger
 
 from ..data.test_isolated import Deed
 from .bulk_kills import killed_and_whole, make_rows
@@ -204,7 +205,7 @@ def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole
 
 
 def test_two_runs_into_one_folder(images: Path, whole: Path, predictor: Predictor) -> None:
-    with alone(whole), pytest.raises(UsageError, match="another process is writing") as caught:
+    with folder_lock(whole), pytest.raises(UsageError, match="another process is writing") as caught:
         start(images, whole, predictor)
     assert caught.value.code == "busy"
 

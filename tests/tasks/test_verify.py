@@ -16,6 +16,7 @@ import pytest
 
 import tessella
 from tessella.errors import UsageError
+from tessella.locks import folder_lock
 from tessella.predictor import Predictor
 from tessella.tasks import bulk, ledger, manifest
 from tessella.tasks.bulk import read_rows, run
@@ -350,6 +351,6 @@ def test_no_run_at_all(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_written_is_left_alone(copy: Path) -> None:
-    with ledger.alone(copy), pytest.raises(UsageError) as caught:
+    with folder_lock(copy), pytest.raises(UsageError) as caught:
         verify(copy)
     assert caught.value.code == "busy"

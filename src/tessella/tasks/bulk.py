@@ -33,9 +33,10 @@ import numpy as np
 from ..atomic import copy_file, write_atomic
 from ..data.sources import iter_sources
 from ..errors import RunError, UsageError
+from ..locks import folder_lock
 from ..predictor import Predictor
 from .cluster import Cluster
-from .ledger import Ledger, Shard, alone
+from .ledger import Ledger, Shard
 from .manifest import MANIFEST, RUN, Manifest, write_manifest
 from .output import check_output, need_pyarrow, write_bytes
 from .shards import SHARDS, ShardMaker
@@ -131,7 +132,7 @@ def run(
     batch = predictor.plan.batch_size
     shard_rows = -(-(shard_rows or SHARD_ROWS.get(predictor.plan.device, 16_384)) // batch) * batch
     facts = _facts(inputs, predictor, top, dtype, shard_rows)
-    with writing(out), alone(out):
+    with writing(out), folder_lock(out):
         for draft in (*out.glob(".*.tmp"), *(out / SHARDS).glob(".*.tmp")):  # of a run that was killed while it wrote
             draft.unlink(missing_ok=True)
         manifest = _claim(out, facts, inputs, stdin, watch)

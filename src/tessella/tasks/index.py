@@ -31,8 +31,9 @@ import numpy as np
 from ..atomic import sync_folder, write_atomic
 from ..errors import TessellaError, UsageError
 from ..extras import require
+from ..locks import folder_lock
 from .bulk import finished_shards, read_run, read_shard
-from .ledger import Shard, alone
+from .ledger import Shard
 from .manifest import file_hash
 from .nearest import APPROXIMATE_FROM, Plan, choose_plan, vectors_of
 from .output import need_pyarrow
@@ -87,7 +88,7 @@ def build_index(
     pa, _ = need_pyarrow()
     began = time.monotonic()
     hint = "make room, look at the folder's permissions, and run the same command again"
-    with lance_errors("output_failed", f"{home} could not be written", hint), alone(home):
+    with lance_errors("output_failed", f"{home} could not be written", hint), folder_lock(home):
         shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}": shard for shard in finished_shards(out)}
         table, seal, rebuilt = _reopen(home, facts)
         if rebuilt:

@@ -1,11 +1,10 @@
-"""Which shards of a bulk run are finished: one SQLite table, and one process at a time that may write to the folder."""
+"""Which shards of a bulk run are finished, in one SQLite table."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,22 +107,3 @@ def _failed(path: Path, error: Exception) -> UsageError:
 
 def _damaged(message: str, run: Path) -> UsageError:
     return UsageError("damaged_run", message, hint=f"tessella verify-run {run} --repair")
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Hold the folder; UsageError `busy` where another process does. The system lets go when a process dies."""
-    import filelock
-
-    run.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(run / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise UsageError(
-            "busy", f"another process is writing to {run}", hint="wait for it, or give another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -18,9 +18,10 @@ from typing import Any
 
 from ..atomic import copy_file, write_atomic
 from ..errors import UsageError
+from ..locks import folder_lock
 from .bulk import COPY, LOG, SUMMARY, need_run, read_facts, writing
 from .index import HOME, check_index
-from .ledger import FILE, Ledger, Shard, alone
+from .ledger import FILE, Ledger, Shard
 from .manifest import MANIFEST, RUN, Manifest, file_hash
 from .output import need_pyarrow
 from .shards import SHARDS
@@ -79,7 +80,7 @@ def repair(out: str | Path) -> Verdict:
 def _held(out: Path) -> Iterator[None]:
     need_pyarrow()
     need_run(out)
-    with writing(out), alone(out):
+    with writing(out), folder_lock(out):
         yield
 
 
@@ -251,7 +252,7 @@ class _State:
 
     def _index(self) -> None:
         if (self.out / HOME).is_dir():
-            with alone(self.out / HOME):
+            with folder_lock(self.out / HOME):
                 for name in check_index(self.out):
                     self._report(f"{HOME}/{name}", "missing, or not what was written; `tessella index` makes it anew")
 
