@@ -175,7 +175,7 @@ def probe(
     _check_readable(train_data, y_N, len(seen_N))
 
     rng = np.random.default_rng(seed)
-    held = _hold_out(y_N, rng)
+    held = hold_out(y_N, rng)
     count = choose_neighbours(x_ND, y_N, held, len(classes))
     strength = choose_strength(x_ND, y_N, held, len(classes))
     knn = judge(vote(*neighbours(seen_ND, x_ND, y_N, count), len(classes)), seen_N)
@@ -282,7 +282,7 @@ def _cached(path: Path, facts: dict[str, str], count: int, width: int) -> Embedd
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
-def _hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
+def hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which training images choices are made on: the same share of each class, never all of one."""
     share = min(HELD_OUT, MOST_HELD_OUT / len(labels_N))
     held = np.zeros(len(labels_N), bool)
@@ -465,14 +465,19 @@ def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str
     """
     model = copy.deepcopy(predictor.model)
     model.reset_classifier(len(classes))
-    with torch.no_grad():
-        for layer, columns, factor in _layers(model):
-            layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
-            layer.bias.copy_(torch.from_numpy(head.bias))
+    set_head(model, head)
     dropped = ("tag", "label_names", "label_descriptions", "label_offset", "description", "note")
     kept = {key: value for key, value in model.pretrained_cfg.items() if key not in dropped}
     model.pretrained_cfg = kept | predictor.spec.to_cfg() | dict(num_classes=len(classes), label_names=tuple(classes))
     return save_pretrained(model, folder)
+
+
+@torch.no_grad()
+def set_head(model: ImageModel, head: Head) -> None:
+    """Write `head` into the model's classifier, which must have as many classes."""
+    for layer, columns, factor in _layers(model):
+        layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
+        layer.bias.copy_(torch.from_numpy(head.bias))
 
 
 def _layers(model: ImageModel) -> Iterable[tuple[Any, slice, float]]:

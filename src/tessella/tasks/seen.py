@@ -1,0 +1,91 @@
+"""Which images a model was trained on: a record in its folder, by which an evaluation recognises them.
+
+RUN/images.npz holds 8 bytes per image, of its content or, for collections too large to be read once more, of its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..atomic import write_atomic
+from ..data.datasets import LabelledImages
+from ..errors import ImageError, OutputError
+from .output import npz_bytes
+
+RECORD = "images.npz"
+MOST_BYTES = 8 << 30  # of images that are read for their hashes
+BY = ("content", "key")
+
+Hashes = NDArray[np.uint64]  # 0 stands for an image that could not be read: it equals no other
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Hashes of the images that a model was trained on, and of those that it was validated on."""
+
+    by: str  # one of BY
+    train: Hashes
+    held_out: Hashes
+
+
+def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages) -> None:
+    """Write the record of a model's images to its folder; raises OutputError `output_failed`."""
+    size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
+    by = "content" if size <= MOST_BYTES else "key"
+    arrays = dict(by=np.array(by), train=hashes_of(train, by), held_out=hashes_of(held_out, by))
+    try:
+        write_atomic(folder / RECORD, npz_bytes(arrays))
+    except OSError as error:
+        raise OutputError("output_failed", f"{folder / RECORD} could not be written: {error.strerror}") from error
+
+
+def read_seen(folder: Path) -> Seen | None:
+    """The record of a model folder; None where there is none, or none that can be read."""
+    try:
+        with np.load(folder / RECORD, allow_pickle=False) as arrays:
+            seen = Seen(str(arrays["by"]), arrays["train"], arrays["held_out"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError):
+        return None
+    sound = seen.by in BY and all(one.dtype == np.uint64 and one.ndim == 1 for one in (seen.train, seen.held_out))
+    return seen if sound else None
+
+
+def hashes_of(images: LabelledImages, by: str) -> Hashes:
+    """(N,) hashes of the images' contents or keys."""
+    if by == "key":
+        return np.array([_hash(os.fsencode(images.key(i))) for i in range(len(images))], np.uint64)
+
+    def content(index: int) -> int:
+        try:
+            return _hash(images.read(index))
+        except ImageError:
+            return 0
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "tessella-hash") as pool:
+        return np.fromiter(pool.map(content, range(len(images))), np.uint64, len(images))
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def find(images: LabelledImages, records: list[Seen]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(N,) whether each image was trained on by any of the models, and whether any held it out.
+
+    An image that was in both parts, as a copy, counts as trained on.
+    """
+    known = {by: hashes_of(images, by) for by in {record.by for record in records}}
+    trained, held_out = np.zeros((2, len(images)), bool)
+    for record in records:
+        own = known[record.by]
+        trained |= np.isin(own, record.train) & (own > 0)
+        held_out |= np.isin(own, record.held_out) & (own > 0)
+    return trained, held_out & ~trained
