@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
             assert caught.value.code == "output_failed"
             assert checkpoint.moments(tmp_path / "cut") == [4]
     events = run(data, tmp_path / "cut")
-    assert any("going on after step 3" in event.get("text", "") for event in events) == (call <= 4)
+    assert any("resuming after step 3" in event.get("text", "") for event in events) == (call <= 4)
     run(data, tmp_path / "whole")
     assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
 

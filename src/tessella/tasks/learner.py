@@ -229,10 +229,10 @@ class Student:
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
-        """The averaged weights forget faster in the first steps, as they begin with random ones."""
+        """Random weights are forgotten faster in the first steps; those of a linear probe are as good as any."""
         if self.ema is None:
             return
-        decay = min(self.config.ema, (1 + step) / (10 + step))
+        decay = self.config.ema if self.config.probe else min(self.config.ema, (1 + step) / (10 + step))
         old, new = self.ema.state_dict().values(), self.model.state_dict().values()
         for a, b in zip(old, new, strict=True):
             if a.is_floating_point():

@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import write_atomic
-from ..data.datasets import LabelledImages
-from ..errors import ImageError, OutputError
+from ..data.datasets import LabelledImages, open_labelled
+from ..errors import ImageError, OutputError, UsageError
 from .output import npz_bytes
 
 RECORD = "images.npz"
@@ -89,3 +91,79 @@ def find(images: LabelledImages, records: list[Seen]) -> tuple[NDArray[np.bool_]
         trained |= np.isin(own, record.train) & (own > 0)
         held_out |= np.isin(own, record.held_out) & (own > 0)
     return trained, held_out & ~trained
+
+
+class Chosen(NamedTuple):
+    """Images to evaluate on, and what a reader of the figures must know about the choice, as sentences."""
+
+    images: LabelledImages
+    remarks: tuple[str, ...] = ()
+
+
+SPLITS = ("train", "val", "all")
+Split = Literal["train", "val", "all"]
+
+
+def choose_images(data: str | Path, names: Sequence[str], split: Split | None = None) -> Chosen:
+    """The labelled images of `data` to evaluate models on.
+
+    names: of the models, as in `tessella.load`. split: None takes "val" where the data has it, else all images. Where
+    a model is a folder that records its images (by `tessella train` or `probe --attach-to`) and held out some of
+    these, the images that it was trained on are left out; the splits "all" and "train" keep them. Raises as
+    `open_labelled`.
+    """
+    if split not in (None, *SPLITS):
+        raise UsageError("bad_argument", f"split is {split!r}", hint=f"choose from {', '.join(SPLITS)}")
+    folders = list(dict.fromkeys(name.removeprefix("local-dir:") for name in names if _is_local(name)))
+    records = {folder: seen for folder in folders if (seen := read_seen(Path(folder).expanduser()))}
+    unknown = tuple(
+        f"warning: {folder} does not record which images it was trained on: if these are among them, its figures are "
+        "too good"
+        for folder in folders
+        if folder not in records and (Path(folder).expanduser() / "train.json").exists()
+    )
+    if not records:
+        return Chosen(open_data(data, split), unknown)
+    return _without_trained(data, split, records, unknown)
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith("local-dir:")
+
+
+def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
+    """What `open_labelled` reads. split: None takes "val" where the data has it, else all there is."""
+    if split is not None:
+        return open_labelled(data, None if split == "all" else split)
+    try:
+        return open_labelled(data, "val")
+    except UsageError as error:
+        if error.code != "not_found":
+            raise
+        return open_labelled(data)
+
+
+def _without_trained(
+    data: str | Path, split: Split | None, records: Mapping[str, Seen], remarks: tuple[str, ...]
+) -> Chosen:
+    """The images that the models of the records were not trained on, where they held out some of the data."""
+    images = open_data(data, None if split == "val" else split)
+    trained, held_out = find(images, [*records.values()])
+    who = " and ".join(records)
+    of = f"the {len(images):,} images of {data}"
+    if split in (None, "val") and held_out.any():
+        if not trained.any():
+            return Chosen(images, (*remarks, f"{who} held out {held_out.sum():,} of {of}, and was trained on none"))
+        kept = np.flatnonzero(~trained)
+        told = f"the {len(kept):,} images of {data} that {who} held out"
+        if unseen := len(kept) - int(held_out.sum()):
+            told = f"{len(kept):,} images of {data}: {held_out.sum():,} that {who} held out, {unseen:,} that are new"
+        return Chosen(images.subset(kept, told), (*remarks, f"{told} (--split all: all {len(images):,})"))
+    if split == "train" and trained.any() and held_out.any():
+        images = images.subset(
+            np.flatnonzero(trained), f"the {trained.sum():,} images of {data} that {who} was trained on"
+        )
+        return Chosen(images, (*remarks, f"warning: --split train: {images.origin}: the figures are too good"))
+    if trained.any():
+        remarks += (f"warning: {who} was trained on {trained.sum():,} of {of}: the figures are too good",)
+    return Chosen(images, remarks)
