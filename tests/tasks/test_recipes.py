@@ -45,7 +45,7 @@ def test_presets_are_what_their_authors_published() -> None:
         (dict(epochs=0), "epochs is 0"),
         (dict(epochs="many"), "epochs is 'many'"),
         (dict(epoch=3), "did you mean epochs"),
-        (dict(optimizer="magic"), "choose of adamw, sgd"),
+        (dict(optimizer="magic"), "choose from adamw, sgd"),
         (dict(smoothing=1.5), "expected 0 to 1"),
         (dict(augmentation=dict(crop="round")), "crop"),
         (dict(augmentation=3), "augmentation"),
@@ -90,7 +90,7 @@ def test_linear_ends_near_nothing_and_constant_stays() -> None:
 def test_what_the_command_line_chooses(tmp_path: Path) -> None:
     config, why = choose("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
     assert (config.start, config.epochs) == ("pretrained", recipe("finetune").epochs)
-    assert "preset finetune (there are weights" in why
+    assert "pretrained weights, preset finetune: settings" in why
     config, why = choose("mixer_s16_224", None, None, False, dict(epochs=2))
     assert (config.start, config.epochs, config.schedule) == ("scratch", 2, "linear")
     assert "small-data" in why
@@ -102,7 +102,7 @@ def test_what_the_command_line_chooses(tmp_path: Path) -> None:
     for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
         config, why = choose(name, None, str(file), False, {})
         assert (config.start, config.epochs) == (start, 3)
-        assert f"{name} from {start}" in why
+        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
     assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
     with pytest.raises(UsageError, match="give one of them"):
         choose(None, "convit", str(file), False, {})

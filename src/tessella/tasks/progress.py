@@ -46,10 +46,15 @@ class Watcher:
             if self.task is None:
                 self.task = self.bar.add_task("", total=event["steps"], **fields)
             self.bar.update(self.task, completed=event["step"], **fields)
+        elif event["kind"] == "probe":
+            self.console.print(
+                f"linear probe on frozen embeddings: top-1 {100 * event['val_top1']:.2f} % on "
+                f"{event['val_images']:,} held-out images, {event['seconds']:.0f} s"
+            )
         else:
             skipped = f", {event['skipped']:,} images skipped" if event["skipped"] else ""
             self.console.print(
-                f"epoch {event['epoch']}: loss {event['loss']:.4f}, held out {event['val_loss']:.4f}, "
+                f"epoch {event['epoch']}: loss {event['loss']:.4f}, validation loss {event['val_loss']:.4f}, "
                 f"top-1 {100 * event['val_top1']:.2f} %, {event['seconds']:.0f} s{skipped}"
             )
         if self.board is not None and event["kind"] != "remark":

@@ -234,16 +234,26 @@ def plain(text: str, length: int = 28) -> str:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
+def warn_without_matplotlib() -> bool:
+    """Whether pictures can be drawn; a warning says why not."""
+    try:
+        matplotlib()
+    except TessellaError as error:
+        log.warning("no pictures will be drawn: %s", error)
+        return False
+    return True
+
+
 def prepare_folder(folder: str | Path) -> Path:
     """The folder, made where it is missing: to be called before the work.
 
     Without matplotlib a warning says that there will be no pictures. Raises OutputError `output_failed`.
     """
-    try:
-        matplotlib()
-    except TessellaError as error:
-        log.warning("no pictures will be drawn: %s", error)
-    folder = Path(folder)
+    warn_without_matplotlib()
+    return _made(Path(folder))
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -275,7 +285,7 @@ def write_report(
     also for a contact sheet of the worst mistakes. unread: images that gave no answer. history: rows of the training
     log, see `curves`. notes: sentences under the title. Raises as `prepare_folder`.
     """
-    folder = prepare_folder(folder)
+    folder = _made(Path(folder))
     draws: dict[str, Callable[[], bytes]] = {
         "confusion.png": lambda: confusion(found.confusion, found.classes),
         "calibration.png": lambda: calibration(found.bins, found.ece),
@@ -301,7 +311,7 @@ def write_report(
 
     write_page([])  # pictures come last: whatever becomes of them, the report is there
     drawn = []
-    for name, draw in draws.items():
+    for name, draw in draws.items() if warn_without_matplotlib() else ():
         if data := draw_or_warn(f"{name} of the report", draw):
             write_bytes(folder / name, data)
             drawn.append(name)

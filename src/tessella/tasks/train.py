@@ -41,7 +41,7 @@ from .evaluate import Evaluation, measure
 from .head import fit_head
 from .learner import Process, Step, Student, Teacher, new_model, new_teacher
 from .recipes import TrainConfig, differences, learning_rate
-from .report import percent, write_report
+from .report import percent, warn_without_matplotlib, write_report
 from .seen import RECORD, write_seen
 from .stop import Stop
 
@@ -84,6 +84,8 @@ def train(
         raise UsageError("bad_argument", "--shard divides weights over several processes", hint="start it by torchrun")
     run = Path(out)
     check_folder(run)
+    if process.rank == 0:
+        warn_without_matplotlib()
     learning, held_out = data if isinstance(data, tuple) else open_split(data, val=val, val_fraction=val_fraction)
     check_data(config, learning, process)
     facts = dict(config=config.as_dict(), data=learning.fingerprint, val=held_out.fingerprint)
@@ -241,15 +243,18 @@ class Trainer:
 
     def verdict(self) -> str:
         """Whether fine-tuning beat the linear probe, and which weights become the model."""
-        kept = "the probe" if self.best.epoch == PROBE else f"epoch {self.best.epoch}"
-        if self.config.select == "last":
-            kept = f"the last epoch, {self.config.epochs - 1}"
-        if self.probed is None:
-            return f"kept the weights of {kept}"
-        reached = f"{100 * self.best.top1:.2f} % against {100 * self.probed['top1']:.2f} %"
+        assert self.probed is not None
+        kept = f"the weights of epoch {self.best.epoch} are kept"
         if self.best.epoch == PROBE:
-            return f"fine-tuning did not beat the linear probe: kept the weights of {kept}"
-        return f"fine-tuning beat the linear probe ({reached}): kept the weights of {kept}"
+            kept = "the weights of the probe are kept"
+        if self.config.select == "last":
+            kept = "the weights of the last epoch are kept"
+        probed, best = 100 * self.probed["top1"], 100 * self.best.top1
+        if self.best.epoch == PROBE:
+            return f"fine-tuning did not beat the linear probe ({probed:.2f} %): {kept}"
+        if best == probed:
+            return f"fine-tuning equals the linear probe in accuracy and has a lower loss: {kept}"
+        return f"fine-tuning beat the linear probe ({best:.2f} % against {probed:.2f} %): {kept}"
 
 
 def evaluate(student: Student, loader: Loader, count: int) -> dict[str, Any]:
@@ -303,8 +308,6 @@ class Best:
     moment: int = 0  # of its checkpoint
 
     def better(self, top1: float, loss: float, epoch: int, moment: int) -> Best:
-        if self.epoch == PROBE and self.moment == 0 and top1 <= self.top1:
-            return self  # as good as the linear probe is not better: so few images do not tell losses apart
         return Best(top1, loss, epoch, moment) if (top1, -loss) > (self.top1, -self.loss) else self
 
 
