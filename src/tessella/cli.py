@@ -627,7 +627,8 @@ def train(
     with Watcher(out if tensorboard else None) as watch:
         watch(dict(kind="remark", text=why))
         run(images, out, chosen, device=device, workers=workers, shard=shard, command=command, watch=watch)
-        watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m local-dir:{out} IMAGE; {out}/report"))
+        name = shlex.quote(f"local-dir:{out}")
+        watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))
 
 
 @cli.command()
@@ -701,7 +702,7 @@ def probe(
     "--precision", default="auto", show_default=True, metavar="P,...", help="Of auto, float32, bfloat16, int8."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a pass.")
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Images per batch.")
 @click.option("--transform", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="Resizing.")
 @click.option("--policy", type=click.Choice(["tessella", "timm"]), default="tessella", show_default=True,
               help="How images are decoded.")  # fmt: skip

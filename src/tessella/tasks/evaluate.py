@@ -274,7 +274,7 @@ def measure(
 
     # what is made at first use does not count
     height, width, batch = predictor.spec.height, predictor.spec.width, predictor.plan.batch_size
-    deque(predictor.outputs([np.zeros((height, width, 3), np.uint8)] * batch), maxlen=0)
+    deque(predictor.outputs([np.zeros((height, width, 3), np.uint8)] * min(batch, len(positions))), maxlen=0)
     started = time.perf_counter()
     answers, unread = _run(predictor, images, positions, match.columns, truth, progress)
     seconds = time.perf_counter() - started

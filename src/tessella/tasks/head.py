@@ -34,9 +34,9 @@ def fit_head(
     processes. Raises ImageError `unreadable` where no image can be read.
     """
     rows = _rows_of_all_classes(images.labels, MOST_FITTED)
-    vectors_ND, ok_N = embed(model, spec, images, rows, process, workers, batch)
+    vectors_ND, ok_N, reason = embed(model, spec, images, rows, process, workers, batch)
     if not ok_N.any():
-        raise ImageError("unreadable", "none of the training images can be read")
+        raise ImageError("unreadable", f"none of the training images can be read: {reason}")
     x_ND, labels_N = vectors_ND[ok_N].numpy(), images.labels[rows][ok_N.numpy()]
     held = hold_out(labels_N, np.random.default_rng(seed))
     classes = len(images.classes)
@@ -58,17 +58,22 @@ def embed(
     process: Process,
     workers: int,
     batch: int,
-) -> tuple[Tensor, Tensor]:
-    """(N,D) float32 embeddings of some images, on the CPU, and (N,) whether the image could be read."""
+) -> tuple[Tensor, Tensor, str]:
+    """(N,D) float32 embeddings of some images, on the CPU, (N,) whether the image could be read, and the first reason
+    why one could not.
+    """
     was_training = model.training
     model.eval()
     vectors_ND = torch.zeros(len(rows), model.head_hidden_size)
     ok_N = torch.zeros(len(rows), dtype=torch.bool)
+    reason = ""
     mine = np.arange(process.rank, len(rows), process.world)
     shares = [mine[i : i + batch] for i in range(0, len(mine), batch)]
     loader = Loader(EvalImages(images, spec), workers, pin=process.device.type == "cuda", persistent=False)
     for share, found in zip(shares, loader.run([rows[share].tolist() for share in shares]), strict=True):
         unread = {index for index, _ in found.skipped}
+        if found.skipped and not reason:
+            reason = found.skipped[0][1].message
         good = share[[row not in unread for row in rows[share].tolist()]]
         if len(good):
             x = normalise(found.x.to(process.device), spec)
@@ -80,7 +85,7 @@ def embed(
         dist.all_reduce(both)  # each row is zero in all processes but one
         both = both.cpu()
         vectors_ND, ok_N = both[:, :-1], both[:, -1] > 0
-    return vectors_ND, ok_N
+    return vectors_ND, ok_N, reason
 
 
 def _rows_of_all_classes(labels_N: Ints, most: int) -> Ints:

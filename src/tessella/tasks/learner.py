@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..data.loader import Batch
 from ..data.mix import binary_loss, mix, soft_target_loss, targets
-from ..data.transforms import InputSpec, normalise, resolve_model_data_config
-from ..errors import TessellaError, UsageError, WeightsError
+from ..data.transforms import InputSpec, check_geometry, normalise, resolve_model_data_config
+from ..errors import ImageError, TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES
 from ..models.base import ImageModel
 from ..weights.factory import architecture_of, create_model
@@ -29,6 +29,7 @@ from .checkpoint import Checkpoint
 from .recipes import TrainConfig
 
 _MIX, _STEP = 3, 4  # as in data/loader.py: what the random numbers are for
+SMALL = 256  # pixels
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -377,8 +378,23 @@ def new_model(config: TrainConfig, classes: tuple[str, ...]) -> tuple[ImageModel
         ) from error
     asked = dict(img_size=config.img_size or image_size(model), mean=config.mean, std=config.std)
     spec = InputSpec.from_cfg(resolve_model_data_config(model, asked | dict(crop_pct=config.crop_pct)))
+    if config.img_size:
+        _check_size(model, spec)
     model.pretrained_cfg = {**model.pretrained_cfg, **spec.to_cfg()}
     return model, spec
+
+
+def _check_size(model: ImageModel, spec: InputSpec) -> None:
+    """Refuse an image size that the model cannot read, or that no image may be resized to."""
+    try:
+        check_geometry(spec.height, spec.width, spec)
+    except ImageError as error:
+        raise UsageError("wrong_input_size", f"images of {spec.width}x{spec.height} px: {error.message}") from None
+    if max(spec.height, spec.width) <= SMALL:  # it costs nothing to try
+        training = model.training
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, spec.channels, spec.height, spec.width))
+        model.train(training)
 
 
 @dataclass

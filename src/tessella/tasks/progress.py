@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..errors import UsageError
 from ..extras import require
+from ..text import printable
 
 
 class Watcher:
@@ -40,7 +41,7 @@ class Watcher:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["kind"] == "remark":
-            self.console.print(event["text"], markup=False, soft_wrap=True)
+            self.console.print(printable(event["text"]), markup=False, soft_wrap=True)
         elif event["kind"] == "step":
             fields = dict(epoch=event["epoch"], loss=event["loss"], rate=event["images_per_second"])
             if self.task is None:

@@ -23,6 +23,7 @@ from ..data.decode import Pixels, decode, resize_exact
 from ..errors import ImageError, OutputError, TessellaError
 from ..extras import require
 from ..text import escape as escape_name
+from ..text import printable
 from .metrics import Answers, Bin, Coverage, Ints, Metrics, as_dict, confused, coverage, worst_mistakes
 from .output import write_bytes
 
@@ -227,7 +228,7 @@ def _is_number(value: Any) -> bool:
 
 def plain(text: str, length: int = 28) -> str:
     """A name for a picture: one line, not too long, and no mathematics in it."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return (line if len(line) <= length else f"{line[: length - 1]}…").replace("$", r"\$")
 
 

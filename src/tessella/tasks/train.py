@@ -82,8 +82,7 @@ def train(
     process = Process.join(device)
     if shard and process.world == 1:
         raise UsageError("bad_argument", "--shard divides weights over several processes", hint="start it by torchrun")
-    run = Path(out)
-    check_folder(run)
+    run = check_folder(out)
     if process.rank == 0:
         warn_without_matplotlib()
     learning, held_out = data if isinstance(data, tuple) else open_split(data, val=val, val_fraction=val_fraction)
@@ -331,8 +330,20 @@ def check_workers(workers: int | None) -> None:
         raise UsageError("bad_argument", f"workers is {workers!r}, expected 0 to {MOST_WORKERS}")
 
 
-def check_folder(run: Path) -> None:
-    """Refuse a place where no folder can be made, before the work."""
+def check_folder(out: str | Path) -> Path:
+    """The folder of the run; a place where no folder can be made is refused before the work."""
+    if not os.fspath(out):
+        raise UsageError("bad_argument", "the folder of the run has no name", hint="--out RUN")
+    run = Path(out)
+    try:
+        (run / SETTINGS).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            "output_failed", f"{str(run)[:200]!r} cannot be used: {reason}", hint="give another --out"
+        ) from None
     there = run
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
@@ -340,6 +351,7 @@ def check_folder(run: Path) -> None:
         raise OutputError("output_failed", f"{run} cannot be a folder: {there} is not one", hint="give another --out")
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError("output_failed", f"{there} is not writable", hint="give another --out")
+    return run
 
 
 def check_same(run: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
