@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch._dynamo
 from torch import Tensor
 
 import tessella
@@ -336,7 +337,7 @@ def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, mode
             (0.5, 0.25, 0.5, 0.25),
             (0.3, 0.1, 0.4, 0.1),
             0,
-            "did not beat the linear probe (50.00 %): the weights of the",
+            "did not beat the linear probe (50.00 %): the weights of",
         ),
         ((0.5, 0.25, 0.75, 0.5), (0.3, 0.1, 0.4, 0.1), 8, "beat the linear probe (75.00 % against 50.00 %)"),
         ((0.5, 0.25, 0.5, 0.5), (0.3, 0.1, 0.4, 0.1), 12, "equals the linear probe in accuracy and has a lower loss"),
@@ -415,6 +416,27 @@ def test_models_that_cannot_be(data: Path, tmp_path: Path, changes: Any, text: s
     with pytest.raises(UsageError, match=text):
         run(data, tmp_path / "run", small("convmixer_768_32", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError(), "does not fit in memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "does not fit in memory"),
+        (torch._dynamo.exc.TorchDynamoException("no compiler\nlong story"), "torch.compile failed: no compiler"),
+    ],
+)
+def test_memory_that_runs_out_is_a_coded_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Student, "step", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.Module.compile", lambda self: None)
+        with pytest.raises(UsageError, match=text):
+            run(data, tmp_path / "run", small(compile=True))
 
 
 def test_names_that_are_not_utf8(data: Path, tmp_path: Path) -> None:
@@ -603,6 +625,7 @@ def together(data: Path, out: Path, config: TrainConfig, *more: str) -> list[flo
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "epoch"]
     assert [row["epoch"] for row in rows] == list(range(config.epochs))  # one writer
     return [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
 

@@ -15,8 +15,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,8 @@ class Trainer:
         for batch in self.loader.run(self.schedule.epoch(epoch)[self.done - epoch * self.schedule.steps :]):
             rate = learning_rate(config, self.done, self.total)
             overdue = time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes
-            step = self.student.step(batch, self.done, rate, teacher, stop.asked, overdue)
+            with memory_errors(config):
+                step = self.student.step(batch, self.done, rate, teacher, stop.asked, overdue)
             self.done += 1
             log.skip(self.learning, batch, epoch)
             self.sums.add(step, config.batch_size)
@@ -323,6 +324,26 @@ def check_data(config: TrainConfig, images: LabelledImages, process: Process) ->
             f"a batch of {config.batch_size} cannot be shared by {process.world} processes",
             hint=f"--batch-size {math.ceil(config.batch_size / process.world) * process.world}",
         )
+
+
+@contextmanager
+def memory_errors(config: TrainConfig) -> Iterator[None]:
+    """Turn a batch that does not fit in memory, and a failed compilation, into UsageError `bad_argument`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+            raise UsageError(
+                "bad_argument",
+                f"a batch of {config.batch_size} in {config.accumulate} parts does not fit in memory",
+                hint="give a larger --accumulate, or a smaller --batch-size or --img-size, and another --out",
+            ) from error
+        if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UsageError(
+                "bad_argument", f"torch.compile failed: {text.splitlines()[0][:300]}", hint="leave out --compile"
+            ) from error
+        raise
 
 
 def check_workers(workers: int | None) -> None:
