@@ -93,6 +93,15 @@ def test_models_are_compared_on_what_none_was_trained_on(data: Path, run: Run, t
     assert keys(images) == keys(held_out)[:half]
 
 
+def test_what_the_model_before_was_trained_on_counts_too(data: Path, run: Run, tmp_path: Path) -> None:
+    folder, train, held_out = run
+    (tmp_path / "second").mkdir()
+    write_seen(tmp_path / "second", held_out, train, f"local-dir:{folder}")  # the other way round
+    images, (remark,) = choose_images(data, [f"local-dir:{tmp_path / 'second'}"])
+    assert len(images) == 48
+    assert "was trained on 48 of the 48 images" in remark
+
+
 def test_data_with_splits_says_what_the_split_is(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "data")
     (tmp_path / "run").mkdir()

@@ -252,6 +252,18 @@ def test_more_epochs_extend_a_run_of_constant_learning_rate(data: Path, tmp_path
         run(data, tmp_path / "run", three)
 
 
+@pytest.mark.usefixtures("unreported")
+def test_a_run_of_an_earlier_version_is_resumed(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, small(epochs=1))
+    facts = json.loads((tmp_path / "train.json").read_text())
+    del facts["config"]["probe"], facts["config"]["keep_statistics"]
+    (tmp_path / "train.json").write_text(json.dumps(facts))
+    (tmp_path / "images.npz").unlink()
+    events = run(data, tmp_path, small(epochs=1))
+    assert any("every epoch is done" in event.get("text", "") for event in events)
+    assert (tmp_path / "images.npz").exists()
+
+
 def test_a_refusal_says_how_to_train_further_and_dumps_no_dict(data: Path, whole: Path) -> None:
     with pytest.raises(UsageError, match="a run of 3 epochs, not 4") as caught:
         run(data, whole, small(ema=0.9, epochs=4))

@@ -209,7 +209,7 @@ def probe(
         attached=None if attach_to is None else attach(predictor, head, classes, attach_to),
     )
     if found.attached is not None:
-        write_seen(found.attached, train_data, val_data)
+        write_seen(found.attached, train_data, val_data, predictor.name)
     if out is not None:
         write_bytes(Path(out) / "probe.json", (json.dumps(found.as_dict(), indent=1) + "\n").encode())
     return found

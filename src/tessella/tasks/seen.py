@@ -37,11 +37,18 @@ class Seen:
     held_out: Hashes
 
 
-def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages) -> None:
-    """Write the record of a model's images to its folder; raises OutputError `output_failed`."""
+def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages, start: str = "") -> None:
+    """Write the record of a model's images to its folder; raises OutputError `output_failed`.
+
+    start: name of the model that training started from; what that one was trained on counts too.
+    """
     size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
     by = "content" if size <= MOST_BYTES else "key"
-    arrays = dict(by=np.array(by), train=hashes_of(train, by), held_out=hashes_of(held_out, by))
+    learned = hashes_of(train, by)
+    before = read_seen(_folder_of(start)) if _is_local(start) else None
+    if before is not None and before.by == by:
+        learned = np.union1d(learned, before.train)
+    arrays = dict(by=np.array(by), train=learned, held_out=hashes_of(held_out, by))
     try:
         write_atomic(folder / RECORD, npz_bytes(arrays))
     except OSError as error:
@@ -128,6 +135,10 @@ def choose_images(data: str | Path, names: Sequence[str], split: Split | None = 
 
 def _is_local(name: str) -> bool:
     return name.startswith("local-dir:")
+
+
+def _folder_of(name: str) -> Path:
+    return Path(name.removeprefix("local-dir:")).expanduser()
 
 
 def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:

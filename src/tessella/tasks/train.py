@@ -102,7 +102,7 @@ def train(
         if process.rank == 0:
             claim(run, facts)
             if not (run / RECORD).exists():
-                write_seen(run, learning, held_out)
+                write_seen(run, learning, held_out, config.model if config.start == "pretrained" else "")
         workers = default_workers() if workers is None else workers
         trainer = Trainer(run, config, model, spec, learning, held_out, process, workers, watch)
         trainer.begin(shard)
@@ -162,7 +162,7 @@ class Trainer:
             if self.done < self.total:
                 log.say(f"resuming after step {self.done:,} of {self.total:,}")
             else:
-                log.say(f"all {config.epochs:,} epochs are done")
+                log.say("every epoch is done")
             log.trim(self.done, self.evaluated)
         else:
             log.trim(-1, -1)
