@@ -24,7 +24,7 @@ import click
 from . import __version__
 from .data.names import Skipped
 from .engine import ENGINES
-from .errors import CODES, TessellaError, UsageError
+from .errors import CODES, TessellaError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -581,30 +581,31 @@ def doctor(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("data")
-@click.option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to begin with.")
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="Where the run is kept; the same command goes on.")
-@click.option("--preset", metavar="NAME", help="Of convmixer, convit, crossvit, mixer, gmixer, finetune, small-data; "
-              "by default finetune for a trained model, else small-data.")  # fmt: skip
+@click.option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to start from.  "
+              "[default: the built-in model]")  # fmt: skip
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the run; the same command resumes it.")
+@click.option("--preset", metavar="NAME", help="One of convmixer, convit, crossvit, mixer, gmixer, finetune, "
+              "small-data.  [default: finetune for a pretrained model, else small-data]")  # fmt: skip
 @click.option("--config", metavar="FILE.json", help="Every setting, as train.json of a run has them, or some.")
 @click.option("--val", metavar="DATA", help="Images to evaluate on; by default those beside DATA, or a part of it.")
 @click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
               help="Part of the images to hold out, where none are there for it.")  # fmt: skip
-@click.option("--scratch", is_flag=True, help="Begin with random weights.")
+@click.option("--scratch", is_flag=True, help="Start from random weights.")
 @click.option("--head-only", is_flag=True, help="Only the classifier learns.")
 @click.option("--layer-decay", type=click.FloatRange(0, 1, True), help="Learning rate of a layer over the next one's.")
-@click.option("--epochs", type=click.IntRange(min=1), help="How often each image is learned from.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a step, of all processes.")
-@click.option("--accumulate", type=click.IntRange(min=1), help="Parts a batch is computed in, to save memory.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="The highest learning rate.")
-@click.option("--img-size", type=click.IntRange(min=1), help="Pixels.")
+@click.option("--epochs", type=click.IntRange(1, 1_000_000), help="Passes over the training images.")
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Images per step, of all processes.")
+@click.option("--accumulate", type=click.IntRange(1, 1_000_000), help="Parts to compute a batch in, to save memory.")
+@click.option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="The highest learning rate.")
+@click.option("--img-size", type=click.IntRange(1, 4096), help="Height and width of the model's input in pixels.")
 @click.option("--ema", type=click.FloatRange(0, 1), help="Decay of averaged weights; 0: none.")
 @click.option("--teacher", metavar="MODEL", help="Learn from its answers too.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of products, by autocast.")
 @click.option("--compile", "compile_", is_flag=True, help="Through torch.compile.")
 @click.option("--shard", is_flag=True, help="Divide the weights over the processes of torchrun (FSDP2).")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that read images; by default cores - 1.")
-@click.option("--seed", type=int, help="Of all that is random.")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that read images.  [default: cores - 1]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything that is random.")
 @click.option("--tensorboard", is_flag=True, help="Write FOLDER/tensorboard too.")
 def train(
     data: str, model: str | None, out: str, preset: str | None, config: str | None, val: str | None,
@@ -616,22 +617,25 @@ def train(
     DATA is a folder with a folder a class, Parquet in the Hugging Face layout, WebDataset tars, or a CSV of path,label.
     With several processes: torchrun --nproc-per-node N -m tessella train ...
     """
-    import shlex
-
-    from .tasks.progress import Watcher
+    from .data.datasets import open_split
     from .tasks.recipes import choose
-    from .tasks.train import train as run
 
     changes = {name: value for name, value in given.items() if value is not None}
     changes |= dict(part="head") if head_only else {}
     changes |= dict(compile=True) if compile_ else {}
     chosen, why = choose(model, preset, config, scratch, changes)
+    check_model(chosen.model)
+    images = open_split(data, val=val, val_fraction=val_fraction)
     command = shlex.join(["tessella", *sys.argv[1:]])
+
+    from .tasks.progress import Watcher
+    from .tasks.train import train as run  # PyTorch is imported once everything that was given has been checked
+
     with Watcher(out if tensorboard else None) as watch:
         watch(dict(kind="remark", text=why))
-        run(data, out, chosen, val=val, val_fraction=val_fraction, device=device, workers=workers, shard=shard,
-            command=command, watch=watch)  # fmt: skip
-        watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m local-dir:{out} IMAGE; {out}/report"))
+        run(images, out, chosen, device=device, workers=workers, shard=shard, command=command, watch=watch)
+        name = shlex.quote(f"local-dir:{out}")
+        watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))
 
 
 @cli.command()
@@ -644,7 +648,8 @@ def train(
 @click.option("--accuracy", type=click.FloatRange(0, 1, True), help="Find the probability that answers this well.")
 @click.option("-o", "--out", metavar="FOLDER", help="Keep embeddings and figures; the same again reads them.")
 @click.option("--attach-to", metavar="FOLDER", help="Write the model with its new classifier.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the examples that are drawn.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+              help="Seed of the examples that are drawn.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def probe(
     data: str, model: str | None, val: str | None, val_fraction: float, shots: str, accuracy: float | None,
@@ -654,11 +659,16 @@ def probe(
 
     DATA is as for `tessella train`.
     """
-    from .tasks.probe import probe as run
+    from .data.datasets import open_split
 
     examples = parse_numbers("--shots", shots)
-    found = run(data, model, val=val, val_fraction=val_fraction, shots=examples, accuracy=accuracy, out=out,
-                attach_to=attach_to, seed=seed, watch=show_progress)  # fmt: skip
+    check_model(model)
+    images = open_split(data, val=val, val_fraction=val_fraction)
+
+    from .tasks.probe import probe as run
+
+    found = run(images, model, shots=examples, accuracy=accuracy, out=out, attach_to=attach_to, seed=seed,
+                watch=show_progress)  # fmt: skip
     if as_json:
         click.echo(json.dumps(found.as_dict()))
         return
@@ -699,7 +709,7 @@ def probe(
     "--precision", default="auto", show_default=True, metavar="P,...", help="Of auto, float32, bfloat16, int8."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a pass.")
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Images per batch.")
 @click.option("--transform", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="Resizing.")
 @click.option("--policy", type=click.Choice(["tessella", "timm"]), default="tessella", show_default=True,
               help="How images are decoded.")  # fmt: skip
@@ -717,18 +727,23 @@ def evaluate(
 
     DATA is as for `tessella train`. Folders that are called by WordNet ids or 0..999 are known as ImageNet's.
     """
-    import shlex
-
     from rich.console import Console
     from rich.progress import Progress
 
     from .predictor import DEFAULT_MODEL
+    from .tasks.seen import choose_images
+
+    for name in models:
+        check_model(name)
+    images, remarks = choose_images(data, models, part)
+    for remark in remarks:
+        click.echo(remark, err=True)
+
     from .tasks import evaluate as task
     from .tasks.report import prepare_folder
 
     if out:
         prepare_folder(out)
-    images = task.open_data(data, part)
     report_skipped(images.skipped)
     table = new_table(*task.HEADER)
     rows = []
@@ -753,7 +768,8 @@ def evaluate(
         for line in task.remarks(rows):
             click.echo(line, err=True)
     if out:
-        page = task.write(out, rows, command=shlex.join(["tessella", *sys.argv[1:]]), images=images)
+        command = shlex.join(["tessella", *sys.argv[1:]])
+        page = task.write(out, rows, command=command, images=images, notes=remarks)
         click.echo(str(page), err=True)
 
 
@@ -834,6 +850,18 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     parts = (predictor.name, *(chosen[what] for what in ("device", "precision", "engine", "transform", "policy")))
     click.echo(f"{' · '.join(parts)} (reasons: tessella doctor)", err=True)
     return predictor
+
+
+def check_model(name: str | None) -> None:
+    """Refuse a name that cannot be a model, before PyTorch is imported."""
+    from .weights.catalogue import resolve
+
+    scheme, colon, rest = (name or "").partition(":")
+    if scheme == "local-dir":
+        if not Path(rest).expanduser().is_dir():
+            raise WeightsError("weights_not_found", f"there is no folder {rest!r}")
+    elif name and not colon:
+        resolve(name)
 
 
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:

@@ -34,7 +34,7 @@ def test_a_file_is_known_by_size_and_time(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
     before = identity_of(str(path))
-    assert before == (4, path.stat().st_mtime_ns, None, None)
+    assert tuple(before) == (4, path.stat().st_mtime_ns, None, None)
     assert difference(before, identity_of(str(path))) == ""
     path.write_bytes(b"longer")
     assert difference(before, identity_of(str(path))) == "it had 4 bytes, and has 6"

@@ -48,7 +48,8 @@ def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
 def config_of(family: str) -> TrainConfig:
     """36 steps with everything on that has a state of its own."""
     return small(
-        family, epochs=12, ema=0.9, drop_path=0.1, mixing=dict(mixup=0.2), checkpoint_minutes=INTERVAL / 60,
+        family, probe=True, keep_statistics=True, epochs=12, ema=0.9, drop_path=0.1,
+        mixing=dict(mixup=0.2), checkpoint_minutes=INTERVAL / 60,
         augmentation=dict(auto_augment="rand-m9-inc1"), model_args=FAMILIES[family] | dict(drop_rate=0.1),
     )  # fmt: skip
 

@@ -296,6 +296,15 @@ def test_picture(tmp_path: Path, suffix: str) -> None:
     assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
 
 
+def test_a_picture_that_cannot_be_drawn_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "_draw", lambda *_: 1 / 0)
+    bench.draw(two_rows(), tmp_path / "speed.png")
+    assert "speed.png was not drawn: ZeroDivisionError" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = builtins.__import__
 

@@ -249,9 +249,9 @@ def test_vectors_that_are_not_finite_are_errors(
 
 def test_what_is_held_out() -> None:
     labels = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
-    held = probing._hold_out(labels, np.random.default_rng(0))
+    held = probing.hold_out(labels, np.random.default_rng(0))
     assert np.bincount(labels[held], minlength=4).tolist() == [20, 2, 1, 0]
-    many = probing._hold_out(np.repeat([0, 1], 40_000), np.random.default_rng(0))
+    many = probing.hold_out(np.repeat([0, 1], 40_000), np.random.default_rng(0))
     assert many.sum() == probing.MOST_HELD_OUT
     assert many[:40_000].sum() == many[40_000:].sum()
 
@@ -259,7 +259,7 @@ def test_what_is_held_out() -> None:
 def test_with_one_image_a_class_there_is_nothing_to_choose_on() -> None:
     x, _ = clouds(3, 0)
     labels = np.arange(3)
-    held = probing._hold_out(labels, np.random.default_rng(0))
+    held = probing.hold_out(labels, np.random.default_rng(0))
     assert not held.any()
     assert choose_neighbours(x, labels, held, 3) == 1
     assert choose_strength(x, labels, held, 3) == pytest.approx(0.4 * 6)
@@ -267,7 +267,7 @@ def test_with_one_image_a_class_there_is_nothing_to_choose_on() -> None:
 
 def test_the_number_of_neighbours_is_chosen() -> None:
     x, labels = clouds(900, 0.05)
-    held = probing._hold_out(labels, np.random.default_rng(0))
+    held = probing.hold_out(labels, np.random.default_rng(0))
     assert choose_neighbours(x, labels, held, 3) == 1  # all are right: the fewest
     wrong = np.random.default_rng(1).random(900) < 0.35
     labels = np.where(wrong, (labels + 1) % 3, labels)
@@ -278,7 +278,7 @@ def test_the_number_of_neighbours_is_chosen() -> None:
 
 def test_the_penalty_is_chosen() -> None:
     x, labels = clouds(600, 4.0, width=40)
-    held = probing._hold_out(labels, np.random.default_rng(0))
+    held = probing.hold_out(labels, np.random.default_rng(0))
     chosen = choose_strength(x, labels, held, 3)
     assert 1e-2 < chosen < 1e4
     chance = np.random.default_rng(5).integers(0, 3, 600)
@@ -289,7 +289,7 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
     x, labels = clouds(2000, 1.5)
     order = np.argsort(labels)  # as in folders
     x, labels = x[order], labels[order]
-    held = probing._hold_out(labels, np.random.default_rng(0))
+    held = probing.hold_out(labels, np.random.default_rng(0))
     chosen = choose_strength(x, labels, held, 3)
     sizes = []
 

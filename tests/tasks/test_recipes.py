@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tessella.errors import UsageError
+from tessella.predictor import DEFAULT_MODEL
 from tessella.tasks.recipes import PRESETS, TrainConfig, choose, learning_rate, read_config, recipe
 
 
@@ -45,12 +46,27 @@ def test_presets_are_what_their_authors_published() -> None:
         (dict(epochs=0), "epochs is 0"),
         (dict(epochs="many"), "epochs is 'many'"),
         (dict(epoch=3), "did you mean epochs"),
-        (dict(optimizer="magic"), "choose of adamw, sgd"),
+        (dict(optimizer="magic"), "choose from adamw, sgd"),
         (dict(smoothing=1.5), "expected 0 to 1"),
         (dict(augmentation=dict(crop="round")), "crop"),
         (dict(augmentation=3), "augmentation"),
         (dict(mixing=dict(nonsense=1)), "no field 'nonsense'"),
         (dict(lr=True), "lr is True"),
+        (dict(lr=float("nan")), "lr is nan, expected 0 to 1000"),
+        (dict(lr=float("inf")), "lr is inf"),
+        (dict(lr=0), "lr is 0, expected more than 0"),
+        (dict(layer_decay=-1.0), "layer_decay is -1.0"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(seed=2**64), "seed is 18446744073709551616"),
+        (dict(img_size=100_000), "img_size is 100000, expected 1 to 4096"),
+        (dict(epochs=10**12), "epochs is 1000000000000"),
+        (dict(mean=[0.5, float("nan"), 0.5]), "mean is"),
+        (dict(std=[0.0, 0.5, 0.5]), "std is"),
+        (dict(erasing=dict(prob=float("nan"))), "nan"),
+        (dict(mixing=dict(mixup=float("nan"))), "nan"),
+        (dict(mixing=dict(cutmix=-1.0)), "-1.0"),
+        (dict(augmentation=dict(scale=[float("nan"), 1.0])), "nan"),
+        (dict(augmentation=dict(color_jitter=float("inf"))), "inf"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], text: str) -> None:
@@ -90,11 +106,22 @@ def test_linear_ends_near_nothing_and_constant_stays() -> None:
 def test_what_the_command_line_chooses(tmp_path: Path) -> None:
     config, why = choose("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
     assert (config.start, config.epochs) == ("pretrained", recipe("finetune").epochs)
-    assert "preset finetune (there are weights" in why
+    assert "pretrained weights, preset finetune: settings" in why
     config, why = choose("mixer_s16_224", None, None, False, dict(epochs=2))
     assert (config.start, config.epochs, config.schedule) == ("scratch", 2, "linear")
     assert "small-data" in why
-    assert choose("local-dir:run", None, None, True, {})[0].start == "scratch"
+    scratch = choose("local-dir:run", None, None, True, {})[0]
+    assert (scratch.start, scratch.probe) == ("scratch", False)
+    for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
+        config, why = choose(None, preset, None, False, {})
+        assert (config.model, config.start, config.probe) == (DEFAULT_MODEL, "pretrained", True)
+        assert why == (
+            f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
+            "pretrained model"
+        )
+    assert choose("mixer_b16_224", "finetune", None, False, {})[0].start == "pretrained"  # its default weights
+    with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
+        choose("mixer_s16_224", "finetune", None, False, {})
     file = tmp_path / "train.json"
     file.write_text(json.dumps(dict(config=recipe("convit").as_dict(), data="0")))
     assert choose(None, None, str(file), False, dict(lr=0.5))[0] == recipe("convit", lr=0.5)
@@ -102,7 +129,7 @@ def test_what_the_command_line_chooses(tmp_path: Path) -> None:
     for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
         config, why = choose(name, None, str(file), False, {})
         assert (config.start, config.epochs) == (start, 3)
-        assert f"{name} from {start}" in why
+        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
     assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
     with pytest.raises(UsageError, match="give one of them"):
         choose(None, "convit", str(file), False, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import importlib
 import io
 import itertools
 import json
@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tessella.data.datasets import LabelledImages, open_labelled
-from tessella.errors import TessellaError, UsageError
+from tessella.errors import TessellaError
 from tessella.tasks import report
 from tessella.tasks.metrics import Answers, Metrics, coverage, judge, metrics_of
 from tessella.tasks.report import Unread, write_report
@@ -176,8 +176,9 @@ def images(tmp_path: Path) -> LabelledImages:
 
 def write(folder: Path, images: LabelledImages | None = None, **more: Any) -> Path:
     found, answers, unread = measured()
+    more = dict(title="A model on data") | more
     return write_report(
-        folder, found, title="A model on data", command="tessella evaluate 'my data' -m x", answers=answers,
+        folder, found, command="tessella evaluate 'my data' -m x", answers=answers,
         conditions={"engine": "eager", "data": "a|b"}, images=images, unread=unread, **more,
     )  # fmt: skip
 
@@ -271,12 +272,13 @@ def test_the_same_report_is_the_same_bytes(tmp_path: Path, images: LabelledImage
         assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
 
 
-def test_the_page_is_written_last_and_each_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_drawn_after_the_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     monkeypatch.setattr("tessella.tasks.output.write_atomic", lambda path, data: written.append(path.name))
     write(tmp_path)
-    assert written[-2:] == ["report.json", "report.md"]
-    assert len(written) == 5
+    assert written[:2] == ["report.json", "report.md"]  # the report is there before any picture is drawn
+    assert written[-1] == "report.md"
+    assert len(written) == 6  # with the pictures' names the second time
     assert not list(tmp_path.iterdir())  # nothing is written in another way
 
 
@@ -287,8 +289,10 @@ def test_a_folder_that_cannot_be_is_a_coded_error(tmp_path: Path) -> None:
     assert caught.value.code == "output_failed"
 
 
-def test_a_report_without_matplotlib_is_a_coded_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
+def test_a_report_without_matplotlib_has_no_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = importlib.import_module
 
     def without(name: str, *more: Any, **rest: Any) -> Any:
         if name.partition(".")[0] == "matplotlib":
@@ -296,7 +300,30 @@ def test_a_report_without_matplotlib_is_a_coded_error(tmp_path: Path, monkeypatc
         return whole(name, *more, **rest)
 
     monkeypatch.setattr("importlib.import_module", without)
-    with pytest.raises(UsageError) as caught:
-        write(tmp_path)
-    assert caught.value.code == "missing_dependency"
-    assert "pip install matplotlib" in caught.value.hint
+    text = write(tmp_path).read_text()
+    assert "## Confusion" in text
+    assert "(confusion.png)" not in text
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json"}
+    (message,) = caplog.messages
+    assert "pip install matplotlib" in message
+
+
+def test_a_picture_that_cannot_be_drawn_costs_that_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> bytes:
+        raise RuntimeError("no font")
+
+    (tmp_path / "calibration.png").write_bytes(b"of an earlier report")
+    monkeypatch.setattr("tessella.tasks.report.calibration", fail)
+    text = write(tmp_path).read_text()
+    assert "confusion.png" in text
+    assert "calibration.png" not in text
+    assert not (tmp_path / "calibration.png").exists()
+    assert caplog.messages == ["calibration.png of the report was not drawn: RuntimeError: no font"]
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
+    text = write(tmp_path, title="caf\udce9").read_text()
+    assert text.startswith(r"# caf\xe9")
+    assert json.loads((tmp_path / "report.json").read_bytes())["title"] == "caf\udce9"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch._dynamo
 from torch import Tensor
 
 import tessella
 from tessella.atomic import write_atomic
 from tessella.data.datasets import open_labelled
-from tessella.errors import ImageError, TrainingError, UsageError, WeightsError
+from tessella.errors import ImageError, OutputError, TrainingError, UsageError, WeightsError
+from tessella.locks import folder_lock
 from tessella.tasks import checkpoint
 from tessella.tasks import train as training
 from tessella.tasks.learner import Process, Student, layers_of, new_model, parameter_groups
@@ -153,7 +156,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
             assert caught.value.code == "output_failed"
             assert checkpoint.moments(tmp_path / "cut") == [4]
     events = run(data, tmp_path / "cut")
-    assert any("going on after step 3" in event.get("text", "") for event in events) == (call <= 4)
+    assert any("resuming after step 3" in event.get("text", "") for event in events) == (call <= 4)
     run(data, tmp_path / "whole")
     assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
 
@@ -229,11 +232,235 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unreported")
 def test_another_config_or_other_data_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"lr 0\.003, now 0\.1") as caught:
+    with pytest.raises(UsageError, match=r"lr was 0\.003, now 0\.1 ") as caught:
         run(data, whole, small(ema=0.9, lr=0.1))
     assert caught.value.code == "changed_run"
-    with pytest.raises(UsageError, match="data images"):
+    with pytest.raises(UsageError, match="the training images changed"):
         run(make_images(tmp_path, count=50), whole, small(ema=0.9))
+
+
+@pytest.mark.usefixtures("unreported")
+def test_more_epochs_extend_a_run_of_constant_learning_rate(data: Path, tmp_path: Path) -> None:
+    three, four = (small(schedule="constant", warmup=0.0, epochs=n) for n in (3, 4))
+    run(data, tmp_path / "run", three)
+    events = run(data, tmp_path / "run", four)
+    assert [event["epoch"] for event in events if event["kind"] == "epoch"] == [3]
+    run(data, tmp_path / "whole", four)
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "run"))
+    run(data, tmp_path / "run", four)  # train.json says so too
+    with pytest.raises(UsageError, match="holds a run of 4 epochs, not 3"):
+        run(data, tmp_path / "run", three)
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_run_of_an_earlier_version_is_resumed(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, small(epochs=1))
+    facts = json.loads((tmp_path / "train.json").read_text())
+    del facts["config"]["probe"], facts["config"]["keep_statistics"]
+    (tmp_path / "train.json").write_text(json.dumps(facts))
+    (tmp_path / "images.npz").unlink()
+    events = run(data, tmp_path, small(epochs=1))
+    assert any("every epoch is done" in event.get("text", "") for event in events)
+    assert (tmp_path / "images.npz").exists()
+
+
+def test_a_refusal_says_how_to_train_further_and_dumps_no_dict(data: Path, whole: Path) -> None:
+    with pytest.raises(UsageError, match="a run of 3 epochs, not 4") as caught:
+        run(data, whole, small(ema=0.9, epochs=4))
+    assert f"-m local-dir:{whole}" in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        run(data, whole, small(ema=0.9, augmentation=dict(scale=[0.5, 1.0])))
+    assert "augmentation.scale was null, now [0.5, 1.0] " in str(caught.value)
+    assert "{" not in str(caught.value)
+
+
+def test_a_second_training_in_the_folder_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
+    with folder_lock(whole, training.LOCK), pytest.raises(UsageError) as caught:
+        run(data, whole, small(ema=0.9))
+    assert caught.value.code == "busy"
+    with folder_lock(tmp_path / "new", training.LOCK), pytest.raises(UsageError, match="another process"):
+        run(data, tmp_path / "new")
+    assert not (tmp_path / "new" / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b'{"config": {}}', b'{"config": 3, "data": "", "val": ""}', b"\xff\xfe"),
+        b'{"config": {"lr": NaN}, "data": "", "val": ""}',
+        b'{"config": {"lr": "fast"}, "data": "", "val": ""}',
+        b'{"config": {"epochs": 1e400}, "data": "", "val": ""}',
+        b'{"config": {"mixing": {"mixup": []}}, "data": "", "val": ""}',
+        b'{"config": {"resnet": 1}, "data": "", "val": ""}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_train_json_is_a_coded_error(data: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train.json").write_bytes(content)
+    with pytest.raises(OutputError, match=r"train\.json is not as a run wrote it") as caught:
+        run(data, tmp_path)
+    assert caught.value.code == "damaged_run"
+
+
+@pytest.mark.usefixtures("unreported")
+def test_damaged_lines_of_the_log_are_left_out(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    rows = log.read_text()
+    log.write_text('{"kind": "epoch"}\nnonsense\n' + rows + '{"kind": "st')
+    events = run(data, tmp_path)
+    assert log.read_text() == rows
+    assert any("2 damaged lines" in event.get("text", "") for event in events)
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_checkpoint_of_another_model_is_a_coded_error(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "one", small("convmixer_768_32", epochs=1))
+    run(data, tmp_path / "two", small(epochs=1))
+    for path in (tmp_path / "two" / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    shutil.copytree(tmp_path / "one" / "checkpoints", tmp_path / "two" / "checkpoints", dirs_exist_ok=True)
+    with pytest.raises(WeightsError, match="of another model") as caught:
+        run(data, tmp_path / "two", small(epochs=1))
+    assert caught.value.code == "damaged_checkpoint"
+
+
+# --- the linear probe that fine-tuning starts from --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("model", FAMILIES)
+def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, model: str) -> None:
+    events = run(data, tmp_path / "run", small(model, probe=True, keep_statistics=True, lr=1e-9))
+    probed, *epochs = [event for event in events if event["kind"] in ("probe", "epoch")]
+    assert probed["val_top1"] > 0.9
+    for row in epochs:  # nothing changes at such a learning rate
+        assert row["val_loss"] == pytest.approx(probed["val_loss"], abs=2e-3)
+    assert (probed["step"], probed["epoch"]) == (0, -1)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [-1, 0, 1, 2]
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize(
+    ("top1", "loss", "kept", "said"),
+    [
+        (
+            (0.5, 0.25, 0.5, 0.25),
+            (0.3, 0.1, 0.4, 0.1),
+            0,
+            "did not beat the linear probe (50.00 %): the weights of",
+        ),
+        ((0.5, 0.25, 0.75, 0.5), (0.3, 0.1, 0.4, 0.1), 8, "beat the linear probe (75.00 % against 50.00 %)"),
+        ((0.5, 0.25, 0.5, 0.5), (0.3, 0.1, 0.4, 0.1), 12, "equals the linear probe in accuracy and has a lower loss"),
+    ],
+)
+def test_the_better_of_probe_and_fine_tuning_is_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1: Any, loss: Any, kept: int, said: str
+) -> None:
+    found = [dict(val_top1=a, val_loss=b, val_images=24, val_errors=0) for a, b in zip(top1, loss, strict=True)]
+    monkeypatch.setattr(training, "evaluate", lambda *_: found.pop(0))
+    events = run(data, tmp_path / "run", small(probe=True))
+    assert any(said in event.get("text", "") for event in events)
+    weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in checkpoint.read(tmp_path / "run", kept).tensors["model"].items():
+        assert torch.equal(value, weights[name])
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_classifier_for_the_same_classes_is_not_replaced(data: Path, whole: Path, tmp_path: Path) -> None:
+    config = TrainConfig(model=f"local-dir:{whole}", start="pretrained", probe=True, epochs=1, batch_size=16)
+    assert all(event["kind"] != "probe" for event in run(data, tmp_path / "run", config))
+
+
+@pytest.mark.usefixtures("unreported")
+def test_batch_norms_keep_their_statistics(data: Path, tmp_path: Path) -> None:
+    config = small("convmixer_768_32", keep_statistics=True, epochs=1)
+    torch.manual_seed(config.seed)
+    before = new_model(config, CLASSES)[0].state_dict()
+    run(data, tmp_path / "run", config)
+    after = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    same = {name for name, value in after.items() if torch.equal(value, before[name])}
+    assert same == {name for name in after if "running" in name or "num_batches" in name}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(device="cuda:7"), "device 'cuda:7' is not available"),
+        (dict(device="meta"), "device 'meta'"),
+        (dict(device="abacus"), "device 'abacus'"),
+        (dict(workers=-1), "workers is -1"),
+        (dict(workers=1_000_000), "workers is 1000000"),
+        (dict(shard=True), "torchrun"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_work(data: Path, tmp_path: Path, options: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        train(data, tmp_path / "run", small(), **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_and_environments_that_cannot_be(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300), "a\0b"):
+        with pytest.raises(OutputError) as caught:
+            train(data, out, small())
+        assert caught.value.code == "output_failed"
+    with pytest.raises(UsageError, match="has no name"):
+        train(data, "", small())
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 'two'"):
+        train(data, tmp_path / "run", small())
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(img_size=4096), "would be resized to"),
+        (dict(img_size=1), "smaller than one 4 px patch"),
+        (dict(model_args=dict(dim="wide")), "no convmixer_768_32 can be made with dim='wide'"),
+        (dict(model_args=dict(dim=-3)), "no convmixer_768_32 can be made with dim=-3"),
+    ],
+)
+def test_models_that_cannot_be(data: Path, tmp_path: Path, changes: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        run(data, tmp_path / "run", small("convmixer_768_32", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError(), "does not fit in memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "does not fit in memory"),
+        (torch._dynamo.exc.TorchDynamoException("no compiler\nlong story"), "torch.compile failed: no compiler"),
+    ],
+)
+def test_memory_that_runs_out_is_a_coded_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Student, "step", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.Module.compile", lambda self: None)
+        with pytest.raises(UsageError, match=text):
+            run(data, tmp_path / "run", small(compile=True))
+
+
+def test_names_that_are_not_utf8(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(data, root)
+    for split in ("train", "val"):
+        (root / split / "dark").rename(root / split / os.fsdecode(b"gr\xe9y"))
+        (root / split / "bright" / "0.png").rename(root / split / "bright" / os.fsdecode(b"\xff.png"))
+    run(root, tmp_path / "run", small(epochs=1), command=f"tessella train {root}")
+    assert "gr" in tessella.load(f"local-dir:{tmp_path / 'run'}").labels[1]
+    assert r"caf\xe9" in (tmp_path / "run" / "report" / "report.md").read_text()
+    assert (tmp_path / "run" / "report" / "confusion.png").exists()
 
 
 # --- what must not be learned -----------------------------------------------------------------------------------------
@@ -410,6 +637,7 @@ def together(data: Path, out: Path, config: TrainConfig, *more: str) -> list[flo
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "epoch"]
     assert [row["epoch"] for row in rows] == list(range(config.epochs))  # one writer
     return [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
 
@@ -417,7 +645,7 @@ def together(data: Path, out: Path, config: TrainConfig, *more: str) -> list[flo
 @pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("more", [(), ("--shard",)])
 def test_two_processes_are_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    config = small(ema=0.9, clip_norm=1.0, repeats=2)
+    config = small(probe=True, ema=0.9, clip_norm=1.0, repeats=2)
     events = run(data, tmp_path / "alone", config)
     rows = [event for event in events if event["kind"] == "epoch"]
     alone = [row["loss"] for row in rows] + [row["val_loss"] for row in rows]

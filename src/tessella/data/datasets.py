@@ -101,6 +101,11 @@ class LabelledImages:
         """The encoded bytes, for `decode`; ImageError if they cannot be had."""
         return self.source(index).read(limits)
 
+    @property
+    def sizes(self) -> Ints:
+        """(N,) bytes of each encoded image, -1 where the size is unknown."""
+        return self._store.sizes()[self._rows]
+
     def subset(self, indices: Sequence[int] | NDArray[Any], origin: str = "") -> LabelledImages:
         """Those images, in that order, with all the classes."""
         at = np.asarray(indices, np.int64)

@@ -606,8 +606,18 @@ def check_picture(names: Sequence[str]) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Speed against published accuracy, a panel for each batch size, to a .png or .svg file. As `check_picture`."""
+    """Speed against published accuracy, a panel for each batch size, to a .png or .svg file.
+
+    A picture that cannot be drawn costs a warning. Raises as `check_picture`, and TessellaError `output_failed`.
+    """
+    from .report import draw_or_warn
+
     check_picture([row.model for row in rows])
+    if data := draw_or_warn(str(path), lambda: _draw(rows, path.suffix)):
+        write_bytes(path, data)
+
+
+def _draw(rows: Sequence[Row], suffix: str) -> bytes:
     figures, ticker = (importlib.import_module(f"matplotlib.{name}") for name in ("figure", "ticker"))
     batches = list(dict.fromkeys(row.batch for row in rows))
     series = list(dict.fromkeys((row.candidate, row.precision) for row in rows if row.images_per_second))
@@ -643,8 +653,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(f"{rows[0].hardware}, {rows[0].threads} threads", fontsize=10)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
-    write_bytes(path, buffer.getvalue())
+    figure.savefig(buffer, format=suffix[1:].lower(), dpi=150)
+    return buffer.getvalue()
 
 
 def slug(text: str) -> str:

@@ -12,19 +12,20 @@ import functools
 import io
 import itertools
 import json
+import logging
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .. import __version__
-from ..data.datasets import LabelledImages, open_labelled
+from ..data.datasets import LabelledImages
 from ..data.decode import Mode, Policy
 from ..data.labels import labels_for
 from ..errors import ImageError, TessellaError, UsageError
@@ -37,6 +38,7 @@ from .output import write_bytes
 from .report import (
     Unread,
     cell,
+    draw_or_warn,
     json_bytes,
     matplotlib,
     percent,
@@ -45,8 +47,13 @@ from .report import (
     render,
     rule,
     table,
+    text_bytes,
     write_report,
 )  # fmt: skip
+from .seen import Split, choose_images
+from .seen import open_data as open_data
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256  # images whose logits are held
 REAL_IMAGES = 50_000  # of ImageNet's validation set, one list of labels each
@@ -268,7 +275,7 @@ def measure(
 
     # what is made at first use does not count
     height, width, batch = predictor.spec.height, predictor.spec.width, predictor.plan.batch_size
-    deque(predictor.outputs([np.zeros((height, width, 3), np.uint8)] * batch), maxlen=0)
+    deque(predictor.outputs([np.zeros((height, width, 3), np.uint8)] * min(batch, len(positions))), maxlen=0)
     started = time.perf_counter()
     answers, unread = _run(predictor, images, positions, match.columns, truth, progress)
     seconds = time.perf_counter() - started
@@ -363,23 +370,11 @@ def _conditions(predictor: Predictor, images: LabelledImages) -> dict[str, str]:
 # --- several ----------------------------------------------------------------------------------------------------------
 
 
-def open_data(data: str | Path, split: Literal["train", "val", "all"] | None = None) -> LabelledImages:
-    """What `open_labelled` reads. split: None takes "val" where the data has it, else all there is."""
-    if split is not None:
-        return open_labelled(data, None if split == "all" else split)
-    try:
-        return open_labelled(data, "val")
-    except UsageError as error:
-        if error.code != "not_found":
-            raise
-        return open_labelled(data)
-
-
 def evaluate(
     data: str | Path | LabelledImages,
     names: Sequence[str | Predictor],
     *,
-    split: Literal["train", "val", "all"] | None = None,
+    split: Split | None = None,
     device: str = "auto",
     engine: str | Sequence[str] = "auto",
     precision: str | Sequence[str] = "auto",
@@ -394,8 +389,8 @@ def evaluate(
 ) -> Iterator[Evaluation]:
     """One Evaluation for each model, engine and precision, as they are done; a model that fails is one that says why.
 
-    data: as in `open_data`, or images that are open. names: as in `tessella.load`, or Predictors that are loaded (of
-    which the other settings are left as they are). checkpoint_path: weights in place of the published ones, for a
+    data: as in `choose_images`, or images that are open. names: as in `tessella.load`, or Predictors that are loaded
+    (of which the other settings are left as they are). checkpoint_path: weights in place of the published ones, for a
     single model. real: ReaL's real.json, for ImageNet's validation set: any of an image's labels is right, images
     without one are left out, and what needs one label takes the one of them that the model ranks best. dataset: the
     published set that the data is, a name of SETS, "none" for none of them; None recognises it by its classes and
@@ -415,7 +410,12 @@ def evaluate(
         if isinstance(name, str) and ":" not in name:
             resolve(name)
     labels = None if real is None else read_real(real)
-    opened = data if isinstance(data, LabelledImages) else open_data(data, split)
+    if isinstance(data, LabelledImages):
+        opened = data
+    else:
+        opened, remarks = choose_images(data, [_name_of(one) for one in names], split)
+        for remark in remarks:
+            log.warning("%s", remark.removeprefix("warning: "))
     settings: dict[str, Any] = dict(
         device=device, batch_size=batch_size, transform=transform, policy=policy, checkpoint_path=checkpoint_path
     )
@@ -450,6 +450,10 @@ def evaluate(
             yield row
 
     return rows()
+
+
+def _name_of(model: str | Predictor) -> str:
+    return model if isinstance(model, str) else model.name
 
 
 def _same(predictor: Predictor) -> Predictor:
@@ -499,7 +503,7 @@ def csv_bytes(rows: Sequence[Evaluation]) -> bytes:
     for row in rows:
         told = "; ".join(f"{name}: {value}" for name, value in row.conditions.items())
         writer.writerow((as_dict(row) | dict(conditions=told)).values())
-    return text.getvalue().encode()
+    return text_bytes(text.getvalue())
 
 
 HEADER = (
@@ -598,36 +602,42 @@ def draw(rows: Sequence[Evaluation], suffix: str = ".png") -> bytes:
 
 
 def write(
-    folder: str | Path, rows: Sequence[Evaluation], *, command: str, images: LabelledImages | None = None
+    folder: str | Path,
+    rows: Sequence[Evaluation],
+    *,
+    command: str,
+    images: LabelledImages | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """evaluation.md, .csv, .json and .png of all rows, and a report of each model; returns the page's path.
 
     The report of a single model is in the folder itself, those of several in folders below. images: those evaluated,
-    for the contact sheets. command: to type for the same again. Raises as `write_report`.
+    for the contact sheets. command: to type for the same again. notes: sentences for the reports. Raises as
+    `write_report`.
     """
     folder = prepare_folder(folder)
+    write_bytes(folder / "evaluation.csv", csv_bytes(rows))
+    write_bytes(folder / "evaluation.json", json_bytes(dict(command=command, rows=[as_dict(row) for row in rows])))
     good = [(number, row, row.metrics) for number, row in enumerate(rows, 1) if row.metrics]
     links = []
     for number, row, found in good:
         name = f"{number}-{slug(row.model)[-80:]}-{row.engine}-{row.precision}"
         title = f"{row.model} on {row.conditions['data']}"
-        notes = [f"Classes: {row.classes}."]
+        about = [*notes, f"Classes: {row.classes}."]
         if row.published:
-            notes.append(f"Published on {row.dataset}: {percent(row.published.top1 / 100)} top-1, "
+            about.append(f"Published on {row.dataset}: {percent(row.published.top1 / 100)} top-1, "
                          f"{percent(row.published.top5 / 100)} top-5.")  # fmt: skip
         page = write_report(
             folder / name if len(rows) > 1 else folder, found, title=title, command=command, answers=row.answers,
             conditions=dict(row.conditions) | {"images/s": f"{row.images_per_second:.4g}"}, images=images,
-            unread=row.unread, notes=[*notes, *filter(None, [row.note])],
+            unread=row.unread, notes=[*about, *filter(None, [row.note])],
         )  # fmt: skip
         links.append(f"- [{cell(row.model)}, {row.engine}, {row.precision}]({page.relative_to(folder).as_posix()})")
     picture = []
-    if good:
-        write_bytes(folder / "evaluation.png", draw(rows))
+    if good and (data := draw_or_warn("evaluation.png", lambda: draw(rows))):
+        write_bytes(folder / "evaluation.png", data)
         picture = ["![Accuracy against speed](evaluation.png)", ""]
-    write_bytes(folder / "evaluation.csv", csv_bytes(rows))
-    write_bytes(folder / "evaluation.json", json_bytes(dict(command=command, rows=[as_dict(row) for row in rows])))
     text = "\n".join(["# Evaluation", "", markdown(rows), *picture, "## Reports", "", *links, "", "## Repeat", "",
                       "```sh", command, "```", ""])  # fmt: skip
-    write_bytes(folder / "evaluation.md", text.encode())
+    write_bytes(folder / "evaluation.md", text_bytes(text))
     return folder / "evaluation.md"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..data.loader import Batch
 from ..data.mix import binary_loss, mix, soft_target_loss, targets
-from ..data.transforms import InputSpec, normalise, resolve_model_data_config
-from ..errors import UsageError
+from ..data.transforms import InputSpec, check_geometry, normalise, resolve_model_data_config
+from ..errors import ImageError, TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES
 from ..models.base import ImageModel
 from ..weights.factory import architecture_of, create_model
@@ -29,6 +29,7 @@ from .checkpoint import Checkpoint
 from .recipes import TrainConfig
 
 _MIX, _STEP = 3, 4  # as in data/loader.py: what the random numbers are for
+SMALL = 256  # pixels
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,15 +45,15 @@ class Process:
     @classmethod
     def join(cls, device: str = "auto") -> Process:
         """By what torchrun, Ray Train and other launchers set: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and _PORT."""
-        world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+        world, local, rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0), _number("RANK", 0)
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        chosen = torch.device(kind, local) if kind == "cuda" and world > 1 else torch.device(kind)
+        chosen = usable_device(f"{kind}:{local}" if kind == "cuda" and world > 1 else kind)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         leaves = world > 1 and not dist.is_initialized()
         if leaves:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        return cls(int(os.environ.get("RANK", "0")), world, chosen, leaves)
+        return cls(rank, world, chosen, leaves)
 
     def leave(self) -> None:
         """When all is done: others wait for the one that writes."""
@@ -67,6 +68,26 @@ class Process:
         sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         return sums.tolist()
+
+
+def _number(name: str, default: int) -> int:
+    """What a launcher set in an environment variable."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UsageError("bad_argument", f"the environment variable {name} is {text!r}, expected a number")
+    return int(text)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; UsageError `bad_argument` where it is unknown or nothing can be computed on it."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # the meta device holds no values
+    except (RuntimeError, AssertionError, ValueError):
+        raise UsageError(
+            "bad_argument", f"device {name!r} is not available here", hint="use cpu, or see `tessella doctor`"
+        ) from None
+    return device
 
 
 class Step(NamedTuple):
@@ -109,6 +130,14 @@ class Student:
         if process.world > 1 and not shard:
             on = [process.device] if process.device.type == "cuda" else None
             self.call = nn.parallel.DistributedDataParallel(model, device_ids=on, find_unused_parameters=False)
+
+    def train(self) -> None:
+        """Put the model into training mode, save for batch norms whose statistics are to stay as they are."""
+        self.model.train(self.config.part == "all")
+        if self.config.keep_statistics:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     @property
     def shown(self) -> nn.Module:
@@ -201,10 +230,10 @@ class Student:
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
-        """The averaged weights forget faster in the first steps, as they begin with random ones."""
+        """Random weights are forgotten faster in the first steps; those of a linear probe are as good as any."""
         if self.ema is None:
             return
-        decay = min(self.config.ema, (1 + step) / (10 + step))
+        decay = self.config.ema if self.config.probe else min(self.config.ema, (1 + step) / (10 + step))
         old, new = self.ema.state_dict().values(), self.model.state_dict().values()
         for a, b in zip(old, new, strict=True):
             if a.is_floating_point():
@@ -230,12 +259,18 @@ class Student:
 
     @torch.no_grad()
     def restore(self, saved: Checkpoint) -> int:
-        """Take over a checkpoint; returns the number of steps that were done."""
-        for name, value in self.model.state_dict().items():
-            value.copy_(_like(value, saved.tensors["model"][name]))
-        if self.ema is not None:
-            for name, value in self.ema.state_dict().items():
-                value.copy_(_like(value, saved.tensors["ema"][name]))
+        """Take over a checkpoint; returns the number of steps that were done. WeightsError `damaged_checkpoint`."""
+        targets = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema})
+        for part, module in targets.items():
+            own, found = module.state_dict(), saved.tensors.get(part, {})
+            if {name: value.shape for name, value in own.items()} != {n: value.shape for n, value in found.items()}:
+                raise WeightsError(
+                    "damaged_checkpoint",
+                    f"the checkpoint at step {saved.state.get('step')} is of another model than the one in train.json",
+                    hint="give another --out",
+                )
+            for name, value in own.items():
+                value.copy_(_like(value, found[name]))
         parameters = dict(self.model.named_parameters())
         for full, value in saved.tensors["optimizer"].items():
             name, _, key = full.rpartition("/")
@@ -325,17 +360,41 @@ def new_model(config: TrainConfig, classes: tuple[str, ...]) -> tuple[ImageModel
     given |= dict(img_size=config.img_size) if sized else {}  # a ConvMixer reads any size
     given |= dict(drop_path_rate=config.drop_path) if config.drop_path else {}
     trained = config.start == "pretrained"
-    model = create_model(
-        config.model,
-        pretrained=trained,
-        checkpoint_path=None if trained or config.start == "scratch" else config.start,
-        num_classes=len(classes),
-        **given,
-    )
+    try:
+        model = create_model(
+            config.model,
+            pretrained=trained,
+            checkpoint_path=None if trained or config.start == "scratch" else config.start,
+            num_classes=len(classes),
+            **given,
+        )
+    except TessellaError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError, AssertionError) as error:
+        raise UsageError(
+            "bad_argument",
+            f"no {arch} can be made with {', '.join(f'{k}={v!r}' for k, v in given.items())}: {error}"[:500],
+            hint="see model_args in the config, and --img-size",
+        ) from error
     asked = dict(img_size=config.img_size or image_size(model), mean=config.mean, std=config.std)
     spec = InputSpec.from_cfg(resolve_model_data_config(model, asked | dict(crop_pct=config.crop_pct)))
+    if config.img_size:
+        _check_size(model, spec)
     model.pretrained_cfg = {**model.pretrained_cfg, **spec.to_cfg()}
     return model, spec
+
+
+def _check_size(model: ImageModel, spec: InputSpec) -> None:
+    """Refuse an image size that the model cannot read, or that no image may be resized to."""
+    try:
+        check_geometry(spec.height, spec.width, spec)
+    except ImageError as error:
+        raise UsageError("wrong_input_size", f"images of {spec.width}x{spec.height} px: {error.message}") from None
+    if max(spec.height, spec.width) <= SMALL:  # it costs nothing to try
+        training = model.training
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, spec.channels, spec.height, spec.width))
+        model.train(training)
 
 
 @dataclass

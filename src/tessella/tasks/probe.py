@@ -31,6 +31,7 @@ from ..predictor import FloatArray, Predictor, load, unit_length
 from ..weights.save import save_pretrained
 from .metrics import Answers, Coverage, Ints, Metrics, as_dict, coverage, judge, metrics_of
 from .output import npz_bytes, write_bytes
+from .seen import write_seen
 from .shards import decoder_of
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # the k that are tried
@@ -132,7 +133,7 @@ class Probe:
 
 
 def probe(
-    data: str | Path,
+    data: str | Path | tuple[LabelledImages, LabelledImages],
     model: str | Predictor | None = None,
     *,
     val: str | Path | None = None,
@@ -146,7 +147,8 @@ def probe(
 ) -> Probe:
     """Embed labelled images and measure what a k-nearest-neighbour and a linear classifier make of the embeddings.
 
-    data, val, val_fraction: as `open_split`. model: a Predictor, or a name for `load` (None: the built-in model).
+    data, val, val_fraction: as `open_split`, or the two sets of images that are open.
+    model: a Predictor, or a name for `load` (None: the built-in model).
     shots: examples a class of the few-shot figures; numbers that a class has not are left out, with a note. accuracy:
     find the threshold on the probability from which on answers are right so often (0..1). out: folder for the
     embeddings, which a later run with the same model and data takes from there, and for probe.json. attach_to: folder
@@ -160,7 +162,8 @@ def probe(
         raise UsageError("bad_argument", f"shots is {shots!r}, expected positive integers, such as (1, 5, 10)")
     if accuracy is not None and not 0 < accuracy <= 1:
         raise UsageError("bad_argument", f"accuracy is {accuracy}, expected a number over 0, at most 1, such as 0.95")
-    train_data, val_data = open_split(data, val=val, val_fraction=val_fraction)
+    check_seed(seed)
+    train_data, val_data = data if isinstance(data, tuple) else open_split(data, val=val, val_fraction=val_fraction)
     predictor = model if isinstance(model, Predictor) else load(model)
     if attach_to is not None:
         _made(Path(attach_to))
@@ -175,7 +178,7 @@ def probe(
     _check_readable(train_data, y_N, len(seen_N))
 
     rng = np.random.default_rng(seed)
-    held = _hold_out(y_N, rng)
+    held = hold_out(y_N, rng)
     count = choose_neighbours(x_ND, y_N, held, len(classes))
     strength = choose_strength(x_ND, y_N, held, len(classes))
     knn = judge(vote(*neighbours(seen_ND, x_ND, y_N, count), len(classes)), seen_N)
@@ -206,9 +209,16 @@ def probe(
         notes=tuple(notes),
         attached=None if attach_to is None else attach(predictor, head, classes, attach_to),
     )
+    if found.attached is not None:
+        write_seen(found.attached, train_data, val_data, predictor.name)
     if out is not None:
         write_bytes(Path(out) / "probe.json", (json.dumps(found.as_dict(), indent=1) + "\n").encode())
     return found
+
+
+def check_seed(seed: int) -> None:
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UsageError("bad_argument", f"seed is {seed!r}, expected 0 to {2**63 - 1}")
 
 
 def _made(folder: Path) -> Path:
@@ -283,7 +293,7 @@ def _cached(path: Path, facts: dict[str, str], count: int, width: int) -> Embedd
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
-def _hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
+def hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which training images choices are made on: the same share of each class, never all of one."""
     share = min(HELD_OUT, MOST_HELD_OUT / len(labels_N))
     held = np.zeros(len(labels_N), bool)
@@ -466,14 +476,19 @@ def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str
     """
     model = copy.deepcopy(predictor.model)
     model.reset_classifier(len(classes))
-    with torch.no_grad():
-        for layer, columns, factor in _layers(model):
-            layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
-            layer.bias.copy_(torch.from_numpy(head.bias))
+    set_head(model, head)
     dropped = ("tag", "label_names", "label_descriptions", "label_offset", "description", "note")
     kept = {key: value for key, value in model.pretrained_cfg.items() if key not in dropped}
     model.pretrained_cfg = kept | predictor.spec.to_cfg() | dict(num_classes=len(classes), label_names=tuple(classes))
     return save_pretrained(model, folder)
+
+
+@torch.no_grad()
+def set_head(model: ImageModel, head: Head) -> None:
+    """Write `head` into the model's classifier, which must have as many classes."""
+    for layer, columns, factor in _layers(model):
+        layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
+        layer.bias.copy_(torch.from_numpy(head.bias))
 
 
 def _layers(model: ImageModel) -> Iterable[tuple[Any, slice, float]]:

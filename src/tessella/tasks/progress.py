@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..atomic import write_atomic
 from ..errors import OutputError
 from ..extras import require
+from ..text import printable
 
 
 class Watcher:
@@ -41,16 +42,21 @@ class Watcher:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["kind"] == "remark":
-            self.console.print(event["text"], markup=False, soft_wrap=True)
+            self.console.print(printable(event["text"]), markup=False, soft_wrap=True)
         elif event["kind"] == "step":
             fields = dict(epoch=event["epoch"], loss=event["loss"], rate=event["images_per_second"])
             if self.task is None:
                 self.task = self.bar.add_task("", total=event["steps"], **fields)
             self.bar.update(self.task, completed=event["step"], **fields)
+        elif event["kind"] == "probe":
+            self.console.print(
+                f"linear probe on frozen embeddings: top-1 {100 * event['val_top1']:.2f} % on "
+                f"{event['val_images']:,} held-out images, {event['seconds']:.0f} s"
+            )
         else:
             skipped = f", {event['skipped']:,} images skipped" if event["skipped"] else ""
             self.console.print(
-                f"epoch {event['epoch']}: loss {event['loss']:.4f}, held out {event['val_loss']:.4f}, "
+                f"epoch {event['epoch']}: loss {event['loss']:.4f}, validation loss {event['val_loss']:.4f}, "
                 f"top-1 {100 * event['val_top1']:.2f} %, {event['seconds']:.0f} s{skipped}"
             )
         if self.board is not None and event["kind"] != "remark":

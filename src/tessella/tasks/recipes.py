@@ -1,7 +1,7 @@
 """How a model is trained: one frozen config, the presets with their sources, and the learning rate as a function.
 
-A preset is a set of changes to `TrainConfig`; what a user asks for changes it further. `config.json` files that a run
-writes hold every field and make the same run again.
+A preset is a set of changes to `TrainConfig`; options of the command line change it further. The train.json of a run
+holds every field and makes the same run again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,35 @@ from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
 from ..regular import read_regular
 
+DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
+
+MOST_PIXELS_A_SIDE = 4096  # of an image after resizing: see data.decode.Limits
+BOUNDS: dict[str, tuple[float, float]] = {  # least and greatest value of each number in TrainConfig
+    "img_size": (1, MOST_PIXELS_A_SIDE),
+    "crop_pct": (0, 2),
+    "layer_decay": (0, 1),
+    "repeats": (1, 1000),
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 1_000_000),
+    "accumulate": (1, 1_000_000),
+    "lr": (0, 1000),
+    "momentum": (0, 1),
+    "eps": (0, 1),
+    "weight_decay": (0, 1000),
+    "warmup": (0, 1),
+    "warmup_lr": (0, 1000),
+    "min_lr": (0, 1000),
+    "clip_norm": (0, 1e9),
+    "smoothing": (0, 1),
+    "drop_path": (0, 1),
+    "ema": (0, 1),
+    "distill_weight": (0, 1),
+    "distill_temperature": (0, 1000),
+    "checkpoint_minutes": (0, 1e6),
+    "keep": (1, 1_000_000),
+    "seed": (0, 2**63 - 1),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -32,6 +61,8 @@ class TrainConfig:
     model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
     start: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
     part: Literal["all", "head"] = "all"  # what learns; with "head" the rest also keeps its batch statistics
+    probe: bool = False  # begin with a classifier fitted on frozen embeddings in place of a random one
+    keep_statistics: bool = False  # batch norms keep the statistics of the weights that training begins with
     layer_decay: float = 1.0  # learning rate of a layer over that of the next
     img_size: int | None = None  # pixels; None: the model's own
     mean: tuple[float, ...] | None = None  # of the pixels, from 0 to 1; None: the model's own
@@ -76,16 +107,23 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "repeats", "keep", "lr"):
-            if not getattr(self, name) > 0:
-                raise UsageError("bad_argument", f"{name} is {getattr(self, name)!r}, expected more than 0")
-        for name in ("smoothing", "ema", "drop_path", "distill_weight", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError("bad_argument", f"{name} is {getattr(self, name)!r}, expected 0 to 1")
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            number = type(value) in (int, float) or (value is None and name in ("img_size", "crop_pct"))
+            if not number or (value is not None and not low <= value <= high):  # nan is refused too
+                raise UsageError("bad_argument", f"{name} is {value!r}, expected {low:g} to {high:g}")
+        for name in ("lr", "layer_decay", "distill_temperature", "crop_pct"):
+            if getattr(self, name) == 0:
+                raise UsageError("bad_argument", f"{name} is 0, expected more than 0")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            good = values is None or (values and all(type(v) in (int, float) and 0 <= v <= 1 for v in values))
+            if not good or (name == "std" and values and 0 in values):
+                raise UsageError("bad_argument", f"{name} is {values!r}, expected a number from 0 to 1 per channel")
         for name, kind in typing.get_type_hints(TrainConfig).items():
             if typing.get_origin(kind) is Literal and getattr(self, name) not in (known := typing.get_args(kind)):
                 raise UsageError(
-                    "bad_argument", f"{name} is {getattr(self, name)!r}", hint=f"choose of {', '.join(known)}"
+                    "bad_argument", f"{name} is {getattr(self, name)!r}", hint=f"choose from {', '.join(known)}"
                 )
 
     def as_dict(self) -> dict[str, Any]:
@@ -184,25 +222,27 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from,
         ),
     ),
     "gmixer": (
-        "this project's: the recipe of timm's gMixer weights is not published",
+        "settings of this project; the recipe of timm's gMixer weights is not published",
         dict(_DEIT, batch_size=1024, lr=1e-3, repeats=1),
     ),
     "finetune": (
-        "this project's: a trained model on one's own classes",
+        "settings of this project for fine-tuning a pretrained model",
         dict(
             start="pretrained",
+            probe=True,
+            keep_statistics=True,
             layer_decay=0.8,
             augmentation=Augmentation(scale=(0.35, 1.0), color_jitter=0.2),
-            epochs=10,
+            epochs=6,
             batch_size=32,
-            lr=1e-3,
+            lr=5e-4,
             warmup=0.1,
             clip_norm=1.0,
             ema=0.99,
         ),
     ),
     "small-data": (
-        "this project's: small images from scratch, in hours rather than weeks",
+        "settings of this project for training on small images from random weights",
         dict(
             augmentation=Augmentation(crop="pad", padding=4),
             crop_pct=1.0,
@@ -222,7 +262,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from,
 def recipe(preset: str = "", **changes: Any) -> TrainConfig:
     """The config of a preset ("": the defaults of TrainConfig) with changes; raises UsageError `bad_argument`."""
     if preset and preset not in PRESETS:
-        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose of {', '.join(PRESETS)}")
+        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
     base = PRESETS[preset][1] if preset else {}
     return TrainConfig.from_dict({**base, **changes})
 
@@ -230,48 +270,85 @@ def recipe(preset: str = "", **changes: Any) -> TrainConfig:
 def choose(
     model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, Any]
 ) -> tuple[TrainConfig, str]:
-    """The config that a command line names, and a sentence that says what was chosen and why.
+    """The config that a command line asks for, and a sentence that says what it is.
 
-    A file is taken as it is, with the changes; without one the preset is "finetune" for a name that has weights. Where
-    nothing says with which weights to begin, it is those of the name, if it has any.
+    A config file is taken as it is, with the changes. Without one, the preset is "finetune" where training starts from
+    pretrained weights, else "small-data". Without a model, the built-in one is fine-tuned.
     """
     changes = dict(changes)
+    if file is not None and preset is not None:
+        raise UsageError("bad_argument", "--preset and --config both say how to train", hint="give one of them")
+    if preset is not None and preset not in PRESETS:
+        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
+    if file is not None:
+        changes = {**read_config(file), **changes}
     if model is not None:
         changes["model"] = model
+    elif preset in (None, "finetune") and file is None and not scratch:
+        changes["model"] = DEFAULT_MODEL
     if scratch:
         changes["start"] = "scratch"
+    name = changes.get("model", TrainConfig.model)
+    named = isinstance(name, str) and (":" in name or "." in name)  # names weights, not only an architecture
+    if not scratch and not named and preset == "finetune":
+        need_weights(name)
+        named = True
+    changes.setdefault("start", "pretrained" if named else "scratch")
+    start = "pretrained weights" if changes["start"] == "pretrained" else "random weights"
+    if changes["start"] not in ("pretrained", "scratch"):
+        start = f"the weights in {changes['start']}"
     if file is not None:
-        if preset is not None:
-            raise UsageError("bad_argument", "--preset and --config both say how to train", hint="give one of them")
-        changes = {**read_config(file), **changes}
-    name = str(changes.get("model", TrainConfig.model))
-    trained = not scratch and (":" in name or "." in name)
-    if file is not None:
-        chosen = TrainConfig.from_dict({"start": "pretrained" if trained else "scratch", **changes})
-        return chosen, f"{chosen.model} from {chosen.start}, config {file}"
-    begin = "there are weights to begin with" if trained else "it begins with random weights"
-    why = "asked for" if preset else begin
-    preset = preset or ("finetune" if trained else "small-data")
-    if trained:
-        changes.setdefault("start", "pretrained")
-    elif preset == "finetune":
-        changes.setdefault("start", "scratch")
-    chosen = recipe(preset, **changes)
-    return chosen, f"{name} from {chosen.start}, preset {preset} ({why}): {PRESETS[preset][0]}"
+        return TrainConfig.from_dict(changes), f"{name}: {start}, config {file}"
+    preset = preset or ("finetune" if named and not scratch else "small-data")
+    if changes["start"] == "scratch":
+        changes.setdefault("probe", False)  # of random features
+        changes.setdefault("keep_statistics", False)
+    return recipe(preset, **changes), f"{name}: {start}, preset {preset}: {PRESETS[preset][0]}"
+
+
+def need_weights(name: str) -> None:
+    """Raise UsageError unless pretrained weights are published for the architecture."""
+    from ..weights.catalogue import resolve
+
+    row = resolve(name)[1]
+    if row is None or not (row.file or row.hf_hub_id):
+        raise UsageError(
+            "no_weights",
+            f"there are no pretrained weights of {name!r} to fine-tune",
+            hint="--preset small-data trains it from random weights; see `tessella list --pretrained`",
+        )
 
 
 def read_config(file: str | Path) -> dict[str, Any]:
-    """The settings of a JSON file: a config, or the train.json of a run."""
+    """The settings in a JSON file: a config, or the train.json of a run."""
     try:
         values = json.loads(read_regular(file))
     except OSError as error:
         raise UsageError("not_found", f"the config {str(file)!r} could not be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError("bad_argument", f"{str(file)!r} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError("bad_argument", f"the config {str(file)!r} is not JSON: {error}") from None
     found = values.get("config", values) if isinstance(values, dict) else values
     if not isinstance(found, dict):
-        raise UsageError("bad_argument", f"{str(file)!r} holds no JSON object of settings")
+        raise UsageError("bad_argument", f"the config {str(file)!r} is not a JSON object of settings")
     return found
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[str, str]]:
+    """Settings that differ, by their dotted names: (old, new) as JSON."""
+    before, after = (_flat("", json.loads(json.dumps(config.as_dict()))) for config in (old, new))
+    names = [*after, *(name for name in before if name not in after)]
+    return {
+        name: (before.get(name, "unset"), after.get(name, "unset"))
+        for name in names
+        if before.get(name) != after.get(name)
+    }
+
+
+def _flat(prefix: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    parts = (_flat(f"{prefix}.{name}" if prefix else name, one) for name, one in value.items())
+    return {name: text for part in parts for name, text in part.items()}
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

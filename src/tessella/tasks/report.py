@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,14 @@ import numpy as np
 
 from ..data.datasets import LabelledImages
 from ..data.decode import Pixels, decode, resize_exact
-from ..errors import ImageError, TessellaError
+from ..errors import ImageError, OutputError, TessellaError
 from ..extras import require
+from ..text import escape as escape_name
+from ..text import printable
 from .metrics import Answers, Bin, Coverage, Ints, Metrics, as_dict, confused, coverage, worst_mistakes
 from .output import write_bytes
+
+log = logging.getLogger(__name__)
 
 NAMED_CLASSES = 30  # a confusion matrix of no more has names and counts in it
 CELLS = 250  # of a larger one's side: neighbouring classes share a cell
@@ -49,6 +54,17 @@ class Unread(NamedTuple):
 def matplotlib(module: str = "figure") -> Any:
     """A module of matplotlib; UsageError `missing_dependency` where it is not installed."""
     return require(f"matplotlib.{module}", "drawing pictures")
+
+
+def draw_or_warn(what: str, draw: Callable[[], bytes]) -> bytes | None:
+    """The picture that `draw` returns; None, with a warning, where it cannot be drawn: no result depends on it."""
+    try:
+        return draw()
+    except TessellaError as error:
+        log.warning("%s was not drawn: %s", what, error)
+    except Exception as error:  # fonts, caches and backends outside this package fail in ways that nobody has listed
+        log.warning("%s was not drawn: %s: %s", what, type(error).__name__, error)
+    return None
 
 
 def render(figure: Any, suffix: str = ".png") -> bytes:
@@ -212,24 +228,37 @@ def _is_number(value: Any) -> bool:
 
 def plain(text: str, length: int = 28) -> str:
     """A name for a picture: one line, not too long, and no mathematics in it."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return (line if len(line) <= length else f"{line[: length - 1]}…").replace("$", r"\$")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def prepare_folder(folder: str | Path) -> Path:
-    """The folder, made where it is missing: to be asked before the work is done.
+def warn_without_matplotlib() -> bool:
+    """Whether pictures can be drawn; a warning says why not."""
+    try:
+        matplotlib()
+    except TessellaError as error:
+        log.warning("no pictures will be drawn: %s", error)
+        return False
+    return True
 
-    Raises TessellaError `output_failed`, UsageError `missing_dependency` without matplotlib.
+
+def prepare_folder(folder: str | Path) -> Path:
+    """The folder, made where it is missing: to be called before the work.
+
+    Without matplotlib a warning says that there will be no pictures. Raises OutputError `output_failed`.
     """
-    matplotlib()
-    folder = Path(folder)
+    warn_without_matplotlib()
+    return _made(Path(folder))
+
+
+def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TessellaError(
+        raise OutputError(
             "output_failed", f"the folder {str(folder)!r} could not be made: {error.strerror}", hint="name another one"
         ) from None
     return folder
@@ -248,43 +277,60 @@ def write_report(
     history: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write report.md, report.json and the pictures; returns the path of report.md, which is written last.
+    """Write report.md, report.json and the pictures; returns the path of report.md.
+
+    A picture that cannot be drawn is left out, with a warning.
 
     title: of the page. command: to type for the same again. conditions: what else decides the figures, by name.
     answers: those that `found` was made of, for the coverage curve; with images, whose positions `answers.index` are,
     also for a contact sheet of the worst mistakes. unread: images that gave no answer. history: rows of the training
     log, see `curves`. notes: sentences under the title. Raises as `prepare_folder`.
     """
-    folder = prepare_folder(folder)
-    pictures = {
-        "confusion.png": confusion(found.confusion, found.classes),
-        "calibration.png": calibration(found.bins, found.ece),
+    folder = _made(Path(folder))
+    draws: dict[str, Callable[[], bytes]] = {
+        "confusion.png": lambda: confusion(found.confusion, found.classes),
+        "calibration.png": lambda: calibration(found.bins, found.ece),
     }
     worst: list[dict[str, Any]] = []
     if answers is not None:
-        pictures["coverage.png"] = answered(coverage(answers))
+        draws["coverage.png"] = lambda: answered(coverage(answers))
         if images is not None:
             worst, sheet = _worst(answers, found.classes, images)
             if sheet:
-                pictures["mistakes.png"] = contact_sheet(sheet)
+                draws["mistakes.png"] = lambda: contact_sheet(sheet)
     if history:
-        pictures["curves.png"] = curves(history)
+        draws["curves.png"] = lambda: curves(history)
     facts = dict(
         title=title, command=command, conditions=dict(conditions), notes=list(notes), metrics=as_dict(found),
         mistakes=worst, unread=[one._asdict() for one in unread], history=[dict(row) for row in history],
     )  # fmt: skip
-    for name, data in pictures.items():
-        write_bytes(folder / name, data)
     write_bytes(folder / "report.json", json_bytes(facts))
-    page = _page(found, title, command, conditions, notes, worst, unread, pictures)
-    write_bytes(folder / "report.md", "\n".join(page).encode())
+
+    def write_page(pictures: Sequence[str]) -> None:
+        page = _page(found, title, command, conditions, notes, worst, unread, pictures)
+        write_bytes(folder / "report.md", text_bytes("\n".join(page)))
+
+    write_page([])  # pictures come last: whatever becomes of them, the report is there
+    drawn = []
+    for name, draw in draws.items() if warn_without_matplotlib() else ():
+        if data := draw_or_warn(f"{name} of the report", draw):
+            write_bytes(folder / name, data)
+            drawn.append(name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier report
+    write_page(drawn)
     return folder / "report.md"
+
+
+def text_bytes(text: str) -> bytes:
+    """UTF-8 of a text that may hold bytes of a file name that are not UTF-8: these are written as `\\xNN`."""
+    return re.sub("[\ud800-\udfff]", lambda match: escape_name(match[0]), text).encode()
 
 
 def json_bytes(facts: Mapping[str, Any]) -> bytes:
     """A JSON object with a line for each of its members; not finite numbers are null."""
     lines = (f"{json.dumps(key)}: {json.dumps(_finite(value), ensure_ascii=False)}" for key, value in facts.items())
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8", "backslashreplace")  # \\udcNN is JSON's own escape
 
 
 def _finite(value: Any) -> Any:
@@ -369,7 +415,7 @@ def _page(
     notes: Sequence[str],
     worst: Sequence[Mapping[str, Any]],
     unread: Sequence[Unread],
-    pictures: Mapping[str, bytes],
+    pictures: Sequence[str],
 ) -> Iterator[str]:
     yield from (f"# {cell(title)}", "")
     for note in notes:
@@ -390,7 +436,9 @@ def _page(
     yield from (cell(rule(found)), "")
     yield from ("## Repeat", "", "```sh", command, "```", "")
     yield from table(("condition", "value"), conditions.items())
-    yield from ("## Confusion", "", "![Confusion matrix](confusion.png)", "")
+    yield from ("## Confusion", "")
+    if "confusion.png" in pictures:
+        yield from ("![Confusion matrix](confusion.png)", "")
     if pairs := confused(found, LISTED):
         rows = ((one["true"], one["predicted"], one["count"], percent(one["share"])) for one in pairs)
         yield from table(("true", "predicted", "images", "of the true class"), rows)
@@ -402,11 +450,14 @@ def _page(
     shares = ("precision", "recall", "f1")
     rows = ((row["label"], row["count"], *(percent(row[name]) for name in shares)) for row in listed)
     yield from table(("class", "images", "precision", "recall", "F1"), rows)
-    yield from ("## Calibration", "", "![Reliability diagram](calibration.png)", "")
+    if "calibration.png" in pictures:
+        yield from ("## Calibration", "", "![Reliability diagram](calibration.png)", "")
     if "coverage.png" in pictures:
         yield from ("Answering only from some confidence on:", "", "![Coverage and accuracy](coverage.png)", "")
     if worst:
-        yield from ("## Worst mistakes", "", "The most confident of them.", "", "![Worst mistakes](mistakes.png)", "")
+        yield from ("## Worst mistakes", "", "The most confident of them.", "")
+        if "mistakes.png" in pictures:
+            yield from ("![Worst mistakes](mistakes.png)", "")
         rows = ((one["key"], one["true"], one["predicted"], percent(one["probability"])) for one in worst)
         yield from table(("image", "true", "predicted", "probability"), rows)
     if "curves.png" in pictures:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import struct
+import zlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..errors import ImageError
 from ..text import printable
 from .manifest import MANIFEST, Manifest
 from .output import check_output, write_bytes
-from .report import contact_sheet, matplotlib, plain, thumbnail
+from .report import contact_sheet, draw_or_warn, plain, thumbnail
 
 SUFFIXES = (".png", ".html")
 _BLANK = np.full((120, 160, 3), 255, np.uint8)
@@ -53,31 +54,34 @@ class Panel:
 def write_sheet(path: str | Path, panels: Sequence[Panel], title: str, columns: int = 5) -> None:
     """Draw the panels in order, `columns` in a row; an image that cannot be read has its error in its place.
 
-    Panels of one group are in one box, or begin a new row in a .png. Raises UsageError: bad_argument for another
-    suffix, missing_dependency; OutputError `output_failed`.
+    Panels of one group are in one box, or start a new row in a .png. A sheet that cannot be drawn costs a warning, and
+    nothing is written. Raises UsageError: bad_argument for another suffix; OutputError `output_failed`.
     """
     path = check_output(path, SUFFIXES)
-    matplotlib()
-    groups = [(title, [_picture(panel) for panel in some]) for title, some in groupby(panels, lambda one: one.group)]
+    if data := draw_or_warn(str(path), lambda: _draw(path, panels, title, columns)):
+        write_bytes(path, data)
+
+
+def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> bytes:
+    groups = [(group, [_picture(panel) for panel in some]) for group, some in groupby(panels, lambda one: one.group)]
     if path.suffix.lower() == ".png":
         texts: list[tuple[Pixels, str]] = []
-        for title, shown in groups:
-            titled = [title] if title else []
-            texts += [(pixels, "\n".join(plain(line) for line in [*titled, *lines])) for pixels, lines in shown]
-            texts += [(_BLANK, "")] * (-len(texts) % columns if title else 0)
-        write_bytes(path, contact_sheet(texts, columns))
-        return
+        for group, shown in groups:
+            heading = [group] if group else []
+            texts += [(pixels, "\n".join(plain(line) for line in [*heading, *lines])) for pixels, lines in shown]
+            texts += [(_BLANK, "")] * (-len(texts) % columns if group else 0)
+        return contact_sheet(texts, columns)
     figures = []
-    for title, shown in groups:
-        figures += [f"<section><h2>{escape(title)}</h2>"] if title else []
+    for group, shown in groups:
+        figures += [f"<section><h2>{escape(group)}</h2>"] if group else []
         figures += [
             f'<figure><img alt="" src="data:image/png;base64,{b64encode(_png(pixels)).decode()}">'
             f"<figcaption>{'<br>'.join(escape(printable(line)) for line in lines)}</figcaption></figure>"
             for pixels, lines in shown
         ]
-        figures += ["</section>"] if title else []
+        figures += ["</section>"] if group else []
     page = _PAGE.format(title=escape(title), width=181 * columns, figures="\n".join(figures))
-    write_bytes(path, page.encode("utf-8", "backslashreplace"))  # a file's name may be no text
+    return page.encode("utf-8", "backslashreplace")  # a file's name may be no text
 
 
 def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
@@ -89,9 +93,19 @@ def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
 
 
 def _png(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    matplotlib("image").imsave(buffer, pixels, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    """(H,W,3) uint8 as a PNG file: so little of the format that a page needs no drawing library."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))  # 0: no filter
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),  # 8 bits, RGB
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def row_sources(out: Path, facts: Mapping[str, Any], rows: Sequence[int]) -> dict[int, Source]:
