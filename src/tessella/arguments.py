@@ -61,13 +61,10 @@ def _check_weights(name: str) -> None:
 def _check_model(name: str) -> None:
     from .weights.catalogue import DEPRECATED, local_folder, resolve
 
-    scheme, colon, rest = name.partition(":")
-    if colon and scheme == "local-dir":
+    if name.startswith("local-dir:"):
         local_folder(name)
-    elif not colon and name not in DEPRECATED and name != "default":  # `export` knows a model of that name
-        resolve(name)
-    elif colon and scheme not in ("hf-hub", "hf_hub"):
-        resolve(name)
+    elif not name.startswith(("hf-hub:", "hf_hub:")) and name not in DEPRECATED and name != "default":
+        resolve(name)  # "default" is a name that `export` knows
 
 
 _CHECKS: dict[str, Callable[[str], None]] = {

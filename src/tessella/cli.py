@@ -22,7 +22,7 @@ from . import __version__, arguments
 from .arguments import count_type
 from .console import (
     PrintableFormatter,
-    ReaderGone,
+    ReaderGoneError,
     Verb,
     complain,
     echo,
@@ -37,6 +37,7 @@ from .console import (
     show_progress,
 )
 from .engine import ENGINES
+from .engine.plan import MOST_IMAGES
 from .errors import CODES, ImageError, TessellaError, UsageError
 from .text import escape, printable
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from .predictor import Predictor, Record
 
 EXIT_BAD_INPUT = 3
-MOST_IMAGES = 65_536  # in one pass
 MOST_PROCESSES = 1_024
 
 
@@ -66,7 +66,7 @@ def _status() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except ReaderGone:
+    except ReaderGoneError:
         return 0
     except TessellaError as error:
         show_error(error.message, error.hint)
@@ -257,9 +257,7 @@ def stack_maps(rows: Sequence[Any]) -> dict[str, Any]:
 @click.option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Classes per row.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Of the embeddings.")  # fmt: skip
-@click.option(
-    "--shard-rows", type=count_type(), help="Rows per file.  [default: 1024 on a CPU, 16384 elsewhere]"
-)
+@click.option("--shard-rows", type=count_type(), help="Rows per file.  [default: 1024 on a CPU, 16384 elsewhere]")
 @click.option("--processes", type=count_type(most=MOST_PROCESSES),
               help="Processes that decode images.  [default: one per core, at most 8]")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=30.0,

@@ -32,7 +32,7 @@ _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the cli
 # --- standard streams -------------------------------------------------------------------------------------------------
 
 
-class ReaderGone(Exception):
+class ReaderGoneError(Exception):
     """Whoever reads standard output has closed it, as in `tessella ... | head`: it has seen enough.
 
     Not an OSError, because rich and click end the program with status 1 on EPIPE.
@@ -40,7 +40,7 @@ class ReaderGone(Exception):
 
 
 class _Results(io.FileIO):
-    """Standard output; a write that fails raises OutputError or ReaderGone, once."""
+    """Standard output; a write that fails raises OutputError or ReaderGoneError, once."""
 
     closed_by_caller = dropped = False
 
@@ -57,7 +57,7 @@ class _Results(io.FileIO):
         except OSError as error:
             self.dropped = True
             if error.errno == errno.EPIPE:
-                raise ReaderGone from None
+                raise ReaderGoneError from None
             reason = error.strerror or str(error)
             raise OutputError("output_failed", f"standard output could not be written: {reason}") from None
 
@@ -122,7 +122,7 @@ def flush_results(status: int) -> int:
     """Write what is still buffered; the exit status, which is that of `output_failed` where this fails."""
     try:
         sys.stdout.flush()
-    except ReaderGone:
+    except ReaderGoneError:
         return status
     except OutputError as error:
         if not status:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..models.base import ImageModel
+from ..text import html_table, html_text, printable
 from .gate import open_gated
 from .plan import Mode, Plan, make_plan
 
@@ -31,6 +32,15 @@ class Optimized:
         self.model = model
         self.engine = open_gated(model, plan, size)
         self.plan = self.engine.plan
+
+    def __repr__(self) -> str:
+        channels, height, width = self.engine.shape
+        how = ", ".join((self.plan.device, self.plan.precision, self.plan.engine))
+        return f"<Optimized {printable(self.model.arch)}: (B,{channels},{height},{width}); {how}>"
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: every choice with its reason."""
+        return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images -> (B,classes) logits, float32, on the device of `x`."""

@@ -284,7 +284,8 @@ def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[st
             raise unknown_model(pattern)
         found.update(list_models(wild.lower(), pretrained=pretrained, include_tags=True))
     if not found:
-        raise UsageError("no_weights", f"no weights are published for {', '.join(patterns)}", hint="leave --pretrained out")
+        shown = ", ".join(patterns)
+        raise UsageError("no_weights", f"no weights are published for {shown}", hint="leave --pretrained out")
     return sorted(found, key=_natural)
 
 
