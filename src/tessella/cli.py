@@ -1,8 +1,8 @@
 """The command line: parsing and printing only; every verb's work is done elsewhere.
 
-Results go to standard output, everything else to standard error. Exit status: 0 done, 1 a fault of ours, 2 wrong
-usage, 3 no input could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed,
-6 a result could not be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit status: 0 done, 2 wrong usage, 3 no input could
+be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed, 6 a result could not be
+written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -220,7 +221,7 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
         except TessellaError as error:
             if not isinstance(error, ImageError) and error.code != "non_finite":
                 raise
-            record = Record(source.key, error.code, error.message)
+            record = Record(source.key, error.code, str(error))
             bad += 1
             report_bad(record, quiet=as_json)
         shapes = [list(one.shape) for one in maps or ()]
@@ -863,7 +864,9 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     mode = given["mode"]
     if mode == "auto":
         (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
-        mode = "latency" if Path(only).is_file() and not only.lower().endswith((".tar", ".parquet")) else "throughput"
+        # os.path: Path.is_file raises for names that are too long
+        alone = os.path.isfile(only) and not only.lower().endswith((".tar", ".parquet"))  # noqa: PTH113
+        mode = "latency" if alone else "throughput"
     return functools.partial(
         load,
         given["model"],
@@ -877,6 +880,7 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
 def load_predictor(given: dict[str, Any]) -> Predictor:
     predictor = loading(given)()
     if is_verbose():
+        notice(f"model: {printable(predictor.name)}")
         for row in predictor.plan.choices:
             notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
     return predictor
@@ -906,8 +910,6 @@ def errors_only(sources: Sequence[Source]) -> list[Record]:
 
     A wrong path is reported at once, without loading a model.
     """
-    import os
-
     from .predictor import Record
 
     records = []
@@ -917,7 +919,7 @@ def errors_only(sources: Sequence[Source]) -> list[Record]:
         try:
             source.read()
         except ImageError as error:
-            records.append(Record(source.key, error.code, error.message))
+            records.append(Record(source.key, error.code, str(error)))
         else:
             return []
     return records
@@ -995,9 +997,12 @@ def finish(good: int, bad: int, strict: bool) -> None:
 
 def parse_numbers(option: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in split(text)]
+        numbers = [int(part) for part in split(text)]
     except ValueError:
-        raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1") from None
+        numbers = []
+    if not numbers or max(map(abs, numbers)) > arguments.MOST:
+        raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1")
+    return numbers
 
 
 def split(text: str) -> list[str]:

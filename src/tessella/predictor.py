@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 from collections import deque
@@ -128,6 +129,12 @@ class Predictor:
 
         images: what a lossy precision is judged on, a few hundred like those to come; None takes photographs of ours.
         """
+        if not hasattr(model, "pretrained_cfg"):
+            raise UsageError(
+                "bad_argument",
+                f"a Predictor needs a model of create_model, got {type(model).__name__}",
+                hint="for the name of a model use tessella.load(name)",
+            )
         spec = InputSpec.from_cfg(model.pretrained_cfg)
         name, size = name or model.arch, (spec.height, spec.width)
         if spec.channels != 3:
@@ -164,8 +171,8 @@ class Predictor:
 
     def _prepare(self, spec: InputSpec, transform: Mode, policy: Policy, limits: Limits) -> None:
         self.spec, self.transform, self.policy, self.limits = spec, transform, policy, limits
+        _check_reading(transform, policy)
         self._read = functools.partial(load_pixels, spec=spec, policy=policy, mode=transform, limits=limits)
-        self._read(np.zeros((2, 2, 3), np.uint8))  # refuse unknown policies and modes now
 
     def _present(self, card: Card, labels_why: str) -> None:
         self.card, self.name, self.labels, self.synsets = card, card.name, card.labels, card.synsets
@@ -320,7 +327,7 @@ class Predictor:
         top = checked_top(top)
         if top:
             self._need_classes()
-        if isinstance(keys, str):
+        if isinstance(keys, str) or not isinstance(keys, Iterable | None):
             raise UsageError("bad_argument", f"keys is {keys!r}, expected one name for each image")
         return self._records(one_or_many(images)[1], top, embed, keys)
 
@@ -338,7 +345,7 @@ class Predictor:
         for outcome in self.outputs(sources()):
             key = keys_seen.popleft()
             if isinstance(outcome, ImageError):
-                yield Record(key, outcome.code, outcome.message)
+                yield Record(key, outcome.code, str(outcome))
             elif not _is_finite(*outcome):
                 yield Record(key, "non_finite", NON_FINITE)
             else:
@@ -457,6 +464,9 @@ def load(
     name = DEFAULT_MODEL if name is None else name
     if not isinstance(name, str):
         raise UsageError("bad_argument", f"name is a {type(name).__name__}, expected the name of a model")
+    if checkpoint_path is not None and not isinstance(checkpoint_path, str | os.PathLike):
+        raise UsageError("bad_argument", f"checkpoint_path is {checkpoint_path!r}, expected the path of a weight file")
+    _check_reading(transform, policy)
     _check_model_args(model_args)
     settings: dict[str, Any] = dict(transform=transform, policy=policy)
     folder = local_folder(name) if name.startswith("local-dir:") else None
@@ -488,6 +498,12 @@ def load(
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan(device, precision, engine, batch_size, mode, model, (spec.height, spec.width))
     return Predictor(model, name=name, plan=plan, images=images, **settings)
+
+
+def _check_reading(transform: str, policy: str) -> None:
+    for what, value, known in (("transform", transform, ("exact", "fast")), ("policy", policy, ("tessella", "timm"))):
+        if value not in known:
+            raise UsageError("bad_argument", f"{what} is {value!r}, expected {' or '.join(map(repr, known))}")
 
 
 _NOT_FOR_LOAD = {  # arguments of `create_model` that a Predictor cannot serve
@@ -608,13 +624,14 @@ def tensor_pixels(image: Tensor) -> NDArray[Any]:
 
 
 def _read_open_file(file: Any, limits: Limits) -> bytes:
+    if isinstance(file, io.TextIOBase):
+        raise ImageError("bad_argument", "the file is open for text, expected bytes", hint="open it with mode 'rb'")
     try:
         data = file.read(limits.bytes + 1)
     except Exception as error:  # closed, not open for reading, whatever else another library's file raises
         raise ImageError("unreadable", f"the open file could not be read: {error}") from None
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise ImageError("bad_argument", f"the open file gives {type(data).__name__}, expected bytes",
-                         hint="open it with mode 'rb'")  # fmt: skip
+        raise ImageError("bad_argument", f"the open file gives {type(data).__name__}, expected bytes")
     return bytes(data)
 
 
@@ -637,10 +654,10 @@ def _is_finite(logits: FloatArray, embedding: FloatArray) -> bool:
     return bool(np.isfinite(logits).all() and np.isfinite(embedding).all())
 
 
-def readable(images: Iterable[AnyImage], read: Callable[[Any], Pixels]) -> Pixels:
+def readable(images: AnyImage | Iterable[AnyImage], read: Callable[[Any], Pixels]) -> Pixels:
     """(N,H,W,3) of those images that can be read; UsageError `bad_argument` where none can."""
     good = []
-    for image in images:
+    for image in one_or_many(images)[1]:
         with suppress(ImageError):
             good.append(read(image_source(image)))
     if not good:

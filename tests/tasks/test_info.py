@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tessella.errors import UsageError
 from tessella.models import ARCHITECTURES
-from tessella.tasks.info import FAMILIES, cost, describe, info
+from tessella.tasks.cost import cost
+from tessella.tasks.info import FAMILIES, describe, info
 from tessella.weights.catalogue import ARCHITECTURE_NAMES, OWN_ARCHITECTURES
 from tessella.weights.save import save_pretrained
 
