@@ -478,7 +478,7 @@ def test_an_interrupt_is_status_130_without_a_traceback() -> None:
 
 def test_progress_is_shown_on_a_terminal_and_only_there() -> None:
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-m", "tessella", "classify", "--json", "--batch-size", "1", *[CAT] * 250]
+    command = [sys.executable, "-m", "tessella", "classify", "--json", "--batch-size", "1", *[CAT] * 800]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment) as running:
         os.close(terminal)
@@ -487,8 +487,8 @@ def test_progress_is_shown_on_a_terminal_and_only_there() -> None:
             assert running.stdout is not None
             rows = running.stdout.read().splitlines()
     os.close(controller)
-    assert len(rows) == 250
-    assert b"/250" in shown.result()
+    assert len(rows) == 800
+    assert b"/800" in shown.result()
     assert b"images/s" in shown.result()
     assert "images/s" not in run("classify", CAT)[1]
 

@@ -287,7 +287,8 @@ def run_(
     """
     import dataclasses
 
-    if arguments.all_missing(given["inputs"]) and not Path(out).exists():  # a run that is there has its own listing
+    resumes = os.path.lexists(os.path.join(out, "run.json"))  # noqa: PTH118 - Path raises for names that are too long
+    if not resumes and arguments.all_missing(given["inputs"]):  # a run that resumes has its own listing
         raise UsageError("not_found", f"there is no file or folder {given['inputs'][0]!r}")
 
     from .tasks.bulk import run
@@ -951,6 +952,7 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
         echo(csv_line(csv_header(top, width)))
     kept: list[Record] = []
     good = bad = 0
+    on_terminal = sys.stdout.isatty()
     for record in show_progress(records or predictor.records(sources, top=top, embed=embed), total, "images"):
         good, bad = good + (record.status == "ok"), bad + (record.status != "ok")
         if path is not None:
@@ -958,7 +960,8 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
         elif as_json:
             echo_json(as_dict(record))
         elif as_csv:
-            echo(csv_line(csv_row(record, top, width), safe=safe))
+            line = csv_line(csv_row(record, top, width), safe=safe)
+            echo(printable(line) if on_terminal else line)
         elif record.status == "ok":
             echo(render(record))
         if record.status != "ok":

@@ -248,7 +248,9 @@ def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterato
 
     start = time.perf_counter()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # rich would send what is printed meanwhile to standard error, too
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task("", total=total, rate="", visible=False)
         for done, item in enumerate(items, 1):
             passed = time.perf_counter() - start
