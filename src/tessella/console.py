@@ -16,15 +16,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 
 from .errors import OutputError
 from .text import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the click context
 
@@ -209,33 +206,52 @@ def finite(value: Any) -> Any:
 # --- tables and progress ----------------------------------------------------------------------------------------------
 
 
-def new_table(*columns: str, header: bool = True) -> Table:
-    """A table whose cells are shown with `printable`."""
+_NAMES = {"name", "key", "file", "model"}  # headers of columns that are never broken
+
+
+def new_table(*columns: str, header: bool = True) -> Any:
+    """A table whose cells are shown with `printable`; names and single words in it are never broken."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
 
     class PrintableTable(Table):
+        texts: list[list[str]]  # the cells of every row
+
         def add_row(self, *cells: Any, **options: Any) -> None:
-            super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+            shown = [printable(cell) if isinstance(cell, str) else cell for cell in cells]
+            for column, text in zip(self.columns, shown, strict=False):
+                parts = [str(text)] if column.header in _NAMES else str(text).split() or [""]
+                column.min_width = max(column.min_width or 1, *map(cell_len, parts))
+                column.no_wrap = column.no_wrap and len(parts) == 1
+            self.texts.append([str(text) for text in shown])
+            super().add_row(*shown, **options)
 
     table = PrintableTable(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
+    table.texts = []
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=True)
     return table
 
 
-def print_table(table: Table) -> None:
-    """On a terminal too narrow for the longest words the table is wider than the terminal: names are never broken."""
+def print_table(table: Any) -> None:
+    """On a terminal too narrow for its longest names the cells of a row are printed below each other."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(highlight=False, markup=False, emoji=False)
-    # pipes and files have no width of their own
-    width = console.width if console.is_terminal else 160
-    wide = Console(highlight=False, markup=False, emoji=False, width=10_000)
-    longest_words = Measurement.get(wide, wide.options, table).minimum
-    console = Console(highlight=False, markup=False, emoji=False, width=max(width, longest_words))
-    console.print(table, crop=False, no_wrap=False)
+    width = console.width if console.is_terminal else 160  # pipes and files have no width of their own
+    wide = Console(highlight=False, markup=False, emoji=False, width=100_000)
+    needed = Measurement.get(wide, wide.options, table).minimum
+    if not console.is_terminal or needed <= width:
+        Console(highlight=False, markup=False, emoji=False, width=max(width, needed)).print(table)
+        return
+    headers = [str(column.header) for column in table.columns]
+    for first, *rest in table.texts:
+        echo(first)
+        for header, text in zip(headers[1:], rest, strict=False):
+            if text:
+                echo(f"  {header}: {text}" if header else f"  {text}")
 
 
 def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterator[Any]:
