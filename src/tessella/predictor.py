@@ -35,7 +35,7 @@ from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
 from .text import html_table, html_text, printable
-from .weights.catalogue import local_folder
+from .weights.catalogue import DEPRECATED, local_folder, resolve
 
 if TYPE_CHECKING:
     from typing import IO
@@ -479,25 +479,31 @@ def load(
                 hint="leave these out, or load the model by its name",
             )
         return Predictor.from_export(folder, batch_size=batch_size, mode=mode, **settings)
+    if folder is None and checkpoint_path is None and "pretrained_cfg" not in model_args:
+        _check_weights(name)
     make_plan(device, precision, engine, batch_size, mode)  # refuse what cannot be before anything is fetched
     from .models.base import ImageModel
     from .weights.factory import create_model
 
-    try:
-        model = create_model(name, pretrained=True, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args)
-    except UsageError as error:
-        if error.code != "no_weights":
-            raise
-        raise UsageError(
-            error.code,
-            error.message,
-            hint="give your own with checkpoint_path= (--checkpoint FILE), take one of `tessella list --pretrained`, "
-            "or for random weights: tessella.Predictor(tessella.create_model(name))",
-        ) from None
+    model = create_model(name, pretrained=True, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args)
     assert isinstance(model, ImageModel)
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan(device, precision, engine, batch_size, mode, model, (spec.height, spec.width))
     return Predictor(model, name=name, plan=plan, images=images, **settings)
+
+
+def _check_weights(name: str) -> None:
+    """Refuse an unknown name and one without weights, before PyTorch is imported."""
+    if ":" in name or name in DEPRECATED:  # every old name has weights
+        return
+    arch, row = resolve(name)
+    if row is None or not row.has_weights:
+        raise UsageError(
+            "no_weights",
+            f"no weights are published for {row.name if row else arch}",
+            hint="give your own with checkpoint_path= (--checkpoint FILE), take one of `tessella list --pretrained`, "
+            "or for random weights: tessella.Predictor(tessella.create_model(name))",
+        )
 
 
 def _check_reading(transform: str, policy: str) -> None:
