@@ -17,6 +17,7 @@ LAYERS = [
     {"predictor"},
     {"tasks"},
     {"serve", "export", "explain", "card"},
+    {"console", "arguments"},
     {"cli"},
     {"__main__"},
 ]
