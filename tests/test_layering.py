@@ -17,7 +17,7 @@ LAYERS = [
     {"predictor"},
     {"tasks"},
     {"serve", "export", "explain", "card"},
-    {"console", "arguments"},
+    {"console", "preflight"},
     {"cli"},
     {"__main__"},
 ]

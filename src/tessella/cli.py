@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, arguments
-from .arguments import count_type
+from . import __version__, preflight
 from .console import (
     PrintableFormatter,
     ReaderGoneError,
@@ -40,6 +39,7 @@ from .console import (
 from .engine import ENGINES
 from .engine.plan import MOST_IMAGES
 from .errors import CODES, ImageError, TessellaError, UsageError
+from .preflight import count_type
 from .text import escape, printable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Program(click.Group):
 
     class command_class(Verb):  # noqa: N801 - click's name for it
         def invoke(self, ctx: click.Context) -> Any:
-            arguments.check(ctx.params)
+            preflight.check(ctx.params)
             return super().invoke(ctx)
 
 
@@ -288,7 +288,7 @@ def run_(
     import dataclasses
 
     resumes = os.path.lexists(os.path.join(out, "run.json"))  # noqa: PTH118 - Path raises for names that are too long
-    if not resumes and arguments.all_missing(given["inputs"]):  # a run that resumes has its own listing
+    if not resumes and preflight.all_missing(given["inputs"]):  # a run that resumes has its own listing
         raise UsageError("not_found", f"there is no file or folder {given['inputs'][0]!r}")
 
     from .tasks.bulk import run
@@ -453,7 +453,8 @@ def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     """List models; PATTERN is a part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
-    from .weights.catalogue import CATALOGUE, find_models, headline_accuracy
+    from .weights.catalogue import CATALOGUE
+    from .weights.names import find_models, headline_accuracy
 
     rows = []
     for name in find_models(patterns, pretrained=pretrained):
@@ -1003,7 +1004,7 @@ def parse_numbers(option: str, text: str) -> list[int]:
         numbers = [int(part) for part in split(text)]
     except ValueError:
         numbers = []
-    if not numbers or max(map(abs, numbers)) > arguments.MOST:
+    if not numbers or max(map(abs, numbers)) > preflight.MOST:
         raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1")
     return numbers
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import glob
 import hashlib
 import inspect
 import io
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
-from .data.remote import is_url
-from .data.sources import Source, iter_sources, names_many
+from .data.remote import is_object, is_url
+from .data.sources import IMAGE_SUFFIXES, Source, iter_sources
 from .data.transforms import InputSpec, load_pixels
 from .engine import Choice, Plan, make_plan
 from .engine.exported import Card, is_exported, open_exported
@@ -35,7 +36,8 @@ from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
 from .text import html_table, html_text, printable
-from .weights.catalogue import DEPRECATED, local_folder, resolve
+from .weights.catalogue import DEPRECATED, resolve
+from .weights.names import local_folder
 
 if TYPE_CHECKING:
     from typing import IO
@@ -438,6 +440,7 @@ class Predictor:
 def load(
     name: str | None = None,
     *,
+    pretrained: bool = True,
     checkpoint_path: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -452,11 +455,12 @@ def load(
 ) -> Predictor:
     """A ready Predictor: weights, input recipe, labels and engine of `name` (None: the model inside this package).
 
-    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`; the weights are
-    always loaded. A `local-dir:` that `tessella export` wrote starts without PyTorch. checkpoint_path: a weight file to
-    use instead of the published one. model_args: fields of the architecture's config, such as img_size=256. mode:
-    "throughput" for many images, "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast"
-    is quicker and differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
+    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. pretrained: False
+    leaves the weights random, to measure speed or to try a model that has none. A `local-dir:` that
+    `tessella export` wrote starts without PyTorch. checkpoint_path: a weight file to use instead of the published one.
+    model_args: fields of the architecture's config, such as img_size=256. mode: "throughput" for many images,
+    "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by about
+    one grey level. policy: "timm" ignores orientation and transparency as timm does.
     images: a few hundred like those to come, on which "bfloat16" and "int8" are judged against float32 (and int8's
     ranges are measured) before they are used; None takes photographs in this package. `predictor.plan` lists every
     choice with its reason. Raises UsageError or WeightsError.
@@ -479,13 +483,15 @@ def load(
                 hint="leave these out, or load the model by its name",
             )
         return Predictor.from_export(folder, batch_size=batch_size, mode=mode, **settings)
-    if folder is None and checkpoint_path is None and "pretrained_cfg" not in model_args:
+    if pretrained and folder is None and checkpoint_path is None and "pretrained_cfg" not in model_args:
         _check_weights(name)
     make_plan(device, precision, engine, batch_size, mode)  # refuse what cannot be before anything is fetched
     from .models.base import ImageModel
     from .weights.factory import create_model
 
-    model = create_model(name, pretrained=True, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args)
+    model = create_model(
+        name, pretrained=pretrained, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args
+    )
     assert isinstance(model, ImageModel)
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan(device, precision, engine, batch_size, mode, model, (spec.height, spec.width))
@@ -502,7 +508,7 @@ def _check_weights(name: str) -> None:
             "no_weights",
             f"no weights are published for {row.name if row else arch}",
             hint="give your own with checkpoint_path= (--checkpoint FILE), take one of `tessella list --pretrained`, "
-            "or for random weights: tessella.Predictor(tessella.create_model(name))",
+            "or pretrained=False for random weights",
         )
 
 
@@ -513,7 +519,6 @@ def _check_reading(transform: str, policy: str) -> None:
 
 
 _NOT_FOR_LOAD = {  # arguments of `create_model` that a Predictor cannot serve
-    "pretrained": "load always loads weights; for random ones: tessella.Predictor(tessella.create_model(name))",
     "features_only": "use tessella.create_model, or Predictor.features",
     "out_indices": "use Predictor.features(images, indices)",
     "dtype": "use precision=",
@@ -552,6 +557,21 @@ def is_single(images: object) -> bool:
         return images.ndim < 4  # type: ignore[attr-defined]
     whole = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Source | Mapping)
     return whole or hasattr(images, "read") or not isinstance(images, Iterable)  # a Pillow image is not iterable
+
+
+def names_many(name: str) -> bool:
+    """Whether a name stands for a collection of images: a folder, glob, archive or list, or the URL of one of these."""
+    is_archive = name.lower().endswith((".tar", ".parquet"))
+    if is_url(name):
+        if is_archive or (name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not glob.has_magic(name)):
+            return is_archive
+        try:
+            return not is_object(name)
+        except (ImageError, UsageError):  # reading it will say why
+            return False
+    if os.path.lexists(name):
+        return is_archive or os.path.isdir(name)  # noqa: PTH112 - a name may be too long for Path
+    return glob.has_magic(name) or (name.startswith("@") and len(name) > 1)
 
 
 def one_or_many(images: Any) -> tuple[bool, Iterable[Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from ..errors import ImageError, UsageError
+from ..errors import ImageError
 from .decode import DEFAULT_LIMITS, Limits, read_file
 from .remote import is_object, is_url, listed, opened, read_url
 
@@ -189,22 +189,6 @@ def _is_image(name: str) -> bool:
 
 def _is_archive(name: str) -> bool:
     return name.lower().endswith((".tar", ".parquet"))
-
-
-def names_many(name: str) -> bool:
-    """Whether a name stands for a collection of images (folder, glob, archive, list, or the URL of one of these)."""
-    if is_url(name):
-        if _is_archive(name) or (_is_image(name) and not glob.has_magic(name)):
-            return _is_archive(name)
-        try:
-            return not is_object(name)
-        except (ImageError, UsageError):  # reading it will say why
-            return False
-    if os.path.isdir(name):  # noqa: PTH112 - a name may be too long for Path
-        return True
-    if os.path.lexists(name):
-        return _is_archive(name)
-    return glob.has_magic(name) or (name.startswith("@") and len(name) > 1)
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

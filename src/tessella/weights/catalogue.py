@@ -13,14 +13,13 @@ import fnmatch
 import functools
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UsageError, WeightsError
+from ..errors import UsageError
 
 _HERE = Path(__file__).parent
 BUILTIN_FOLDER = _HERE / "builtin"
@@ -169,7 +168,12 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
         name = DEPRECATED[name]
     arch, _, tag = name.partition(".")
     if arch not in ARCHITECTURE_NAMES:
-        raise unknown_model(name)
+        close = difflib.get_close_matches(arch, [*ARCHITECTURE_NAMES, *DEPRECATED], n=3, cutoff=0.5)
+        raise UsageError(
+            "unknown_model",
+            f"unknown model {name!r}",
+            hint=f"did you mean {', '.join(close)}?" if close else "see `tessella list`",
+        )
     rows = get_arch_pretrained_cfgs(arch)
     if not tag:
         return arch, next(iter(rows.values()), None)
@@ -182,34 +186,6 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
             hint=(f"did you mean {close[0]}? " if close else "") + f"known: {', '.join(tags) or 'none'}",
         )
     return arch, rows[name]
-
-
-def unknown_model(name: str) -> UsageError:
-    """The error for a name that no model has: with similar names, or with the families that there are."""
-    arch = name.partition(".")[0]
-    close = difflib.get_close_matches(arch, [*ARCHITECTURE_NAMES, *DEPRECATED], n=3, cutoff=0.5)
-    parts = [f"did you mean {', '.join(close)}?"] if close else []
-    if arch.partition("_")[0] not in MODULES:
-        parts.append(f"only these families are here: {', '.join(MODULES)}; see `tessella list`")
-    return UsageError("unknown_model", f"unknown model {name!r}", hint=" ".join(parts) or "see `tessella list`")
-
-
-def local_folder(name: str) -> Path:
-    """The folder of a `local-dir:PATH` name; `~` stands for the home folder.
-
-    Raises UsageError `bad_argument` for the home folder of an unknown user, WeightsError `weights_not_found` where
-    there is no such folder.
-    """
-    given = name.removeprefix("local-dir:")
-    if not given:
-        raise UsageError("bad_argument", f"{name!r} names no folder", hint="write local-dir:PATH")
-    try:
-        folder = Path(given).expanduser()
-    except RuntimeError:
-        raise UsageError("bad_argument", f"{given!r} is in the home folder of an unknown user") from None
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-        raise WeightsError("weights_not_found", f"{str(folder)!r} is not a folder")
-    return folder
 
 
 def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
@@ -266,36 +242,6 @@ def list_models(
     if name_matches_cfg:
         selected = {name for name in selected if resolve(name)[1]}
     return sorted(selected, key=_natural)
-
-
-def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[str]:
-    """`arch.tag` names that match any of the patterns; one without wildcards matches every name that contains it.
-
-    Raises UsageError `unknown_model`, with similar names, for a pattern that matches nothing; with `pretrained`, also
-    where only models without weights match.
-    """
-    if not patterns:
-        return list_models(pretrained=pretrained, include_tags=True)
-    found: set[str] = set()
-    for pattern in patterns:
-        wild = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-        names = list_models(wild.lower(), include_tags=True)
-        if not names:
-            raise unknown_model(pattern)
-        found.update(list_models(wild.lower(), pretrained=pretrained, include_tags=True))
-    if not found:
-        shown = ", ".join(patterns)
-        raise UsageError("no_weights", f"no weights are published for {shown}", hint="leave --pretrained out")
-    return sorted(found, key=_natural)
-
-
-def headline_accuracy(name: str) -> tuple[float, str] | None:
-    """Top-1 accuracy in per cent and its data set: ImageNet-1k, or what a model in this package was trained for."""
-    figures = published_accuracy(name)
-    for dataset, label in (("imagenet", "ImageNet-1k"), ("cifar10", "CIFAR-10")):
-        if dataset in figures:
-            return figures[dataset].top1, label
-    return None
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:

@@ -16,7 +16,7 @@ from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.features import FeatureExtractor
-from .catalogue import BUILTIN_FOLDER, Checkpoint, local_folder, resolve
+from .catalogue import BUILTIN_FOLDER, Checkpoint, resolve
 from .config import SOURCE_FIELDS, check_cfg, read_config
 from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
 from .files import find_weights, read_state_dict
@@ -127,7 +127,7 @@ def _find(
         if override is not None:
             raise UsageError("bad_argument", f"{name!r} brings its own config", hint="use pretrained_cfg_overlay")
         if scheme == "local-dir":
-            return _from_folder(local_folder(name), load_pretrained)
+            return _from_folder(Path(rest), load_pretrained)
         return _from_hub(rest, load_pretrained, cache_dir)
     if isinstance(override, str):
         name = f"{resolve(name)[0]}.{override}"
@@ -156,6 +156,9 @@ def _from_hub(rest: str, load_pretrained: bool, cache_dir: str | Path | None) ->
 
 
 def _from_folder(folder: Path, load_pretrained: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    from .names import local_folder
+
+    folder = local_folder(f"local-dir:{folder}")
     config = read_config(folder / CONFIG)
     if not load_pretrained:
         return config.pretrained_cfg, config.model_args

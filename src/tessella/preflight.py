@@ -59,7 +59,8 @@ def _check_weights(name: str) -> None:
 
 
 def _check_model(name: str) -> None:
-    from .weights.catalogue import DEPRECATED, local_folder, resolve
+    from .weights.catalogue import DEPRECATED, resolve
+    from .weights.names import local_folder
 
     if name.startswith("local-dir:"):
         local_folder(name)
