@@ -420,6 +420,7 @@ def test_open_files_are_read_and_named(predictor: Predictor) -> None:
         assert_allclose(predictor.embed(file), predictor.embed(path), atol=1e-6)
         file.seek(0)
         assert [record.key for record in predictor.records([file, io.BytesIO(b"")])] == [str(path), "1"]
+    assert predictor.embed(np.array([str(path), str(path)])).shape == (2, 256)  # an array of names
     with path.open() as file, pytest.raises(ImageError, match="'rb'"):
         predictor.embed(file)
 

@@ -547,11 +547,11 @@ def checked_top(top: int) -> int:
 def is_single(images: object) -> bool:
     """Whether this is one image, or the name of one or many, rather than a collection.
 
-    A batch (N,H,W,C) or (N,C,H,W) and an array of names are collections. Mappings, open files and everything that is
-    not iterable count as one, however wrong.
+    A batch (N,H,W,C) or (N,C,H,W) is a collection. Mappings, open files and everything that is not iterable count as
+    one, however wrong.
     """
     if isinstance(images, np.ndarray):
-        return images.ndim < 4 and not (images.ndim == 1 and images.dtype.kind in "OUS")
+        return images.ndim < 4
     if _is_tensor(images):
         return images.ndim < 4  # type: ignore[attr-defined]
     whole = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Source | Mapping)
@@ -575,7 +575,8 @@ def names_many(name: str) -> bool:
 
 def one_or_many(images: Any) -> tuple[bool, Iterable[Any]]:
     """Whether it is one image, and an iterable of all; a name that stands for many is listed by `iter_sources`."""
-    if not is_single(images):
+    names = isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU"
+    if names or not is_single(images):
         return False, images
     if isinstance(images, str | os.PathLike) and names_many(os.fsdecode(images)):
         return False, iter_sources([os.fsdecode(images)])
