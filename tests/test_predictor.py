@@ -521,3 +521,18 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tessella.save_pretrained(tiny("convmixer_768_32", dim=8, depth=1, num_classes=3), tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tessella.load("local-dir:~/model").num_classes == 3
+
+
+@pytest.mark.parametrize("indices", ["a", 1.5, [None], ["x"], 10**20, [-(10**20)], True, {}, [], [99], 0, -1, b"1"])
+def test_blocks_that_cannot_be_are_refused(predictor: Predictor, indices: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        predictor.features(EXAMPLES / "cat.jpg", indices)
+    assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize(
+    "example", [3, "x", torch.zeros(3), np.zeros((1, 3, 32, 32))], ids=lambda value: type(value).__name__
+)
+def test_an_example_is_a_batch(predictor: Predictor, example: Any) -> None:
+    with pytest.raises(UsageError, match="expected a batch"):
+        tessella.optimize(predictor.model, example=example)

@@ -51,6 +51,7 @@ NUMERIC_CONTRACT = 1  # raised whenever the same model, image and settings may g
 
 FloatArray = NDArray[np.float32]
 AnyImage: TypeAlias = "ImageSource | Source | IO[bytes] | Tensor"  # one image, however it is given
+MOST_BLOCKS = 10_000  # of a model
 NON_FINITE = "the model gives NaN or infinity for this image"
 
 
@@ -300,7 +301,7 @@ class Predictor:
         Raises as `predict`, and UsageError `bad_argument` for blocks that the model does not have.
         """
         usual = self.model.default_out_indices  # an exported model is refused here
-        picked = list(usual) if indices is None else indices
+        picked = list(usual) if indices is None else checked_indices(indices)
         parts: list[list[FloatArray]] = []
         single, items = one_or_many(images)
         for pixels in _batched(self._pixels(items, single), self.plan.batch_size):
@@ -539,6 +540,21 @@ def checked_top(top: int) -> int:
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 0:
         raise UsageError("bad_argument", f"top is {top!r}, expected a number of classes, 0 or more")
     return int(top)
+
+
+def checked_indices(indices: int | Sequence[int]) -> int | list[int]:
+    """UsageError `bad_argument` for what are no numbers of blocks; which blocks there are, the model knows."""
+    single = isinstance(indices, int | np.integer)
+    numbers: Any = [indices] if single else indices
+    good = isinstance(numbers, Sequence | np.ndarray) and not isinstance(numbers, str | bytes)
+    if not good or not all(
+        isinstance(one, int | np.integer) and not isinstance(one, bool) and abs(int(one)) <= MOST_BLOCKS
+        for one in numbers
+    ):
+        raise UsageError(
+            "bad_argument", f"indices is {indices!r}, expected numbers of blocks such as [3, 7, -1], or how many"
+        )
+    return int(numbers[0]) if single else [int(one) for one in numbers]
 
 
 # --- one image or many ------------------------------------------------------------------------------------------------

@@ -101,6 +101,11 @@ def optimize(
             hint="give the model itself",
         )
     if example is not None:
+        if not isinstance(example, Tensor) or example.ndim != 4:
+            given = (
+                f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+            )
+            raise UsageError("bad_argument", f"example is {given}, expected a batch (B,C,H,W)")
         size = (int(example.shape[-2]), int(example.shape[-1]))
     else:
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
