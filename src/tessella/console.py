@@ -240,11 +240,13 @@ def print_table(table: Any) -> None:
     from rich.measure import Measurement
 
     console = Console(highlight=False, markup=False, emoji=False)
-    width = console.width if console.is_terminal else 160  # pipes and files have no width of their own
     wide = Console(highlight=False, markup=False, emoji=False, width=100_000)
-    needed = Measurement.get(wide, wide.options, table).minimum
-    if not console.is_terminal or needed <= width:
-        Console(highlight=False, markup=False, emoji=False, width=max(width, needed)).print(table)
+    needed = Measurement.get(wide, wide.options, table)
+    if not console.is_terminal:  # pipes and files have no width: lines are not broken
+        Console(highlight=False, markup=False, emoji=False, width=needed.maximum).print(table)
+        return
+    if needed.minimum <= console.width:
+        console.print(table)
         return
     headers = [str(column.header) for column in table.columns]
     for first, *rest in table.texts:
