@@ -79,7 +79,7 @@ SURFACE = {
             "--json",
         )
     ],
-    "dedup": ["RUN", "--threshold", "--exact", "--sheet", "--json"],
+    "dedup": ["RUN", "--threshold", "--exact", "--out", "--sheet", "--json"],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[NAME]", "--json"],
     "convert": ["FILE", "--arch", "--out"],

@@ -9,9 +9,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
-    {"errors", "text"},
-    {"extras", "atomic"},
-    {"models", "data"},
+    {"errors", "text", "regular"},
+    {"extras", "atomic", "arguments", "locks"},
+    {"models", "data", "utils"},
     {"weights"},
     {"engine"},
     {"predictor"},

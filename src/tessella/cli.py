@@ -36,6 +36,7 @@ from .console import (
     show_error,
     show_progress,
 )
+from .data.names import Skipped
 from .engine import ENGINES
 from .engine.plan import MOST_IMAGES
 from .errors import CODES, ImageError, TessellaError, UsageError
@@ -208,7 +209,9 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
 
     path = check_output(out, [".npz"]) if out else None
     indices = parse_numbers("--blocks", blocks) if blocks else None
-    sources = list(find_sources(given["inputs"]))
+    skipped = Skipped()
+    sources = list(find_sources(given["inputs"], skipped))
+    report_skipped(skipped)
     predictor = None if errors_only(sources) else load_predictor(given)
     rows: list[tuple[Record, Any]] = []
     bad = 0
@@ -417,9 +420,10 @@ def search(
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
               help="The cosine from which on two images are one.")  # fmt: skip
 @click.option("--exact", is_flag=True, help="Only equal bytes.")
-@click.option("--sheet", metavar="FILE", help="Draw the pairs next to the threshold: .html or .png.")
+@click.option("-o", "--out", metavar="FILE", help="Also write the rows: .csv, .json, .jsonl or .parquet.")
+@click.option("--sheet", metavar="FILE", help="Draw the pairs next to the threshold, and clusters: .html or .png.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json: bool) -> None:
+def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
     """Find the images that a run holds more than once, and which one to keep.
 
     That is the one with the most pixels; of equal ones with the most bytes; then of the shortest key. Nothing is
@@ -427,14 +431,17 @@ def dedup(folder: str, threshold: float, exact: bool, sheet: str | None, as_json
     """
     import dataclasses
 
-    from .tasks.dedup import find_duplicates, pairs_sheet
+    from .tasks.dedup import OUTPUTS, find_duplicates, pairs_sheet, write_duplicates
     from .tasks.output import check_output
     from .tasks.sheet import SUFFIXES
 
     path = check_output(sheet, SUFFIXES) if sheet else None
+    rows_path = check_output(out, OUTPUTS) if out else None
     found = find_duplicates(folder, threshold=None if exact else threshold)
-    if path:
-        pairs_sheet(folder, found, path)
+    if rows_path:
+        write_duplicates(rows_path, found)
+    if path and not pairs_sheet(folder, found, path):
+        click.echo(f"{path} was not written: there are no duplicates, and no pairs near the threshold", err=True)
     table = new_table("cluster", "", "similarity", "size", "bytes", "key")
     for one in found.rows:
         size = f"{one.width}x{one.height}"
@@ -779,6 +786,7 @@ def evaluate(
     if out:
         prepare_folder(out)
     images = task.open_data(data, part)
+    report_skipped(images.skipped)
     table = new_table(*task.HEADER)
     rows = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -888,10 +896,15 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     return predictor
 
 
-def find_sources(inputs: Sequence[str]) -> Iterator[Source]:
+def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
     from .data.sources import iter_sources
 
-    return iter_sources(inputs, stdin=sys.stdin)
+    return iter_sources(inputs, stdin=sys.stdin, skipped=skipped)
+
+
+def report_skipped(skipped: Skipped) -> None:
+    for line in skipped.lines():
+        notice(printable(line))
 
 
 MOST_SAMPLES = 500  # images to judge a precision on
@@ -937,11 +950,13 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
     path = check_output(given["out"], SUFFIXES) if given["out"] else None
     if safe and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
         raise UsageError("bad_argument", "--csv-safe is for --csv and --out FILE.csv", hint="leave it out")
-    sources: Iterable[Source] = find_sources(given["inputs"])
+    skipped = Skipped()
+    sources: Iterable[Source] = find_sources(given["inputs"], skipped)
     total, records = None, None
-    if "-" not in given["inputs"]:  # a list on standard input may be endless
+    if is_listed := "-" not in given["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
         total, records = len(sources), errors_only(sources)
+        report_skipped(skipped)
     width, facts = 0, {}
     if records:
         top = 0
@@ -967,6 +982,8 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
             echo(render(record))
         if record.status != "ok":
             report_bad(record, quiet=as_json or as_csv)
+    if not is_listed:
+        report_skipped(skipped)
     if path is not None and kept:
         write_records(path, kept, facts, csv_safe=safe)
         notice(f"wrote {len(kept)} rows to {printable(str(path))}")

@@ -44,6 +44,7 @@ CODES: dict[str, Kind] = {
     "too_many_pixels": Kind(3, 422, "the image has more pixels than the limit"),
     "side_too_long": Kind(3, 422, "one side of the image is longer than the limit"),
     "too_elongated": Kind(3, 422, "the image is so elongated that resizing it would exceed the pixel limit"),
+    "too_complex": Kind(3, 422, "the image would take longer to decode than its size justifies"),
     "decoder_crashed": Kind(3, 422, "the image ended the process that decoded it"),
     "timeout": Kind(3, 422, "the image took longer to decode than is allowed"),
     "bad_array": Kind(3, 422, "the array is not an image of a known layout"),

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.data import stores
+from tessella.data import labelled_rows
 from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.data.decode import Limits
 from tessella.data.sources import Source
@@ -374,40 +374,55 @@ def test_labels_of_parquet_that_are_refused(tmp_path: Path, labels: Any, kind: A
 def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = write_parquet(tmp_path / "a.parquet", [0, 1, 2])
     (tmp_path / "bad.parquet").write_bytes(good.read_bytes()[:-9])
-    refused("unreadable", lambda: open_labelled(tmp_path / "bad.parquet"))
+    refused("corrupt_archive", lambda: open_labelled(tmp_path / "bad.parquet"))
     write_parquet(tmp_path / "two" / "a.parquet", [0, 1, 2])
     write_parquet(tmp_path / "two" / "b.parquet", [0, 1, 2], CLASSES[::-1])
     assert "other columns or class names" in refused("bad_argument", lambda: open_labelled(tmp_path / "two"))
-    pq.write_table(pa.table(dict(img=["x"], label=[1])), tmp_path / "img.parquet")
-    assert "img (string), label (int64)" in refused("bad_argument", lambda: open_labelled(tmp_path / "img.parquet"))
+    pq.write_table(pa.table(dict(x=["x"], label=[1])), tmp_path / "x.parquet")
+    message = refused("bad_argument", lambda: open_labelled(tmp_path / "x.parquet"))
+    assert "x (string), label (int64)" in message
+    assert "rename" in message
     for told in (b"{", b'{"info": 3}', b'{"info": {"features": {"label": {"names": [1, 2]}}}}'):
         table = pq.read_table(good).replace_schema_metadata({"huggingface": told})
         pq.write_table(table, tmp_path / "meta.parquet")
         refused("bad_argument", lambda: open_labelled(tmp_path / "meta.parquet"))
-    monkeypatch.setattr(stores, "_memory", lambda: 100)
+    monkeypatch.setattr(labelled_rows, "_memory", lambda: 100)
     assert "WebDataset" in refused("bad_argument", lambda: open_labelled(good))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow" in refused("missing_dependency", lambda: open_labelled(good))
 
 
 def test_rows_without_an_image(tmp_path: Path) -> None:
-    data = open_labelled(write_parquet(tmp_path / "x.parquet", [0, 1, 2], images=[b"abc", None, b""]))
+    data = open_labelled(write_parquet(tmp_path / "x.parquet", [0, 1, 2], images=[b"abc", None, b""], plain=True))
     assert data.read(0, Limits(bytes=3)) == b"abc"
-    for index, limits, code in ((1, Limits(), "empty"), (0, Limits(bytes=2), "too_many_bytes")):
+    for index, limits, code in ((1, Limits(), "empty"), (2, Limits(), "empty"), (0, Limits(bytes=2), "too_many_bytes")):
         with pytest.raises(ImageError) as error:
             data.read(index, limits)
         assert error.value.code == code
-    assert data.read(2) == b""  # which `decode` refuses
+
+
+def test_rows_without_bytes_name_a_file(tmp_path: Path) -> None:
+    write(tmp_path, "1.jpg")
+    data = open_labelled(write_parquet(tmp_path / "x.parquet", [0, 1, 2], images=[b"abc", None, None]))
+    assert (data.read(0), data.read(1)) == (b"abc", content("1.jpg"))
+    with pytest.raises(ImageError) as error:
+        data.read(2)
+    assert error.value.code == "not_found"
 
 
 def test_parquet_that_changes_meanwhile(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
-    for change in (lambda: write_parquet(file, [0, 1]), file.unlink, lambda: file.write_bytes(b"PAR1")):
+    changes: list[tuple[Callable[[], Any], str]] = [
+        (lambda: write_parquet(file, [0, 1]), "changed_input"),
+        (file.unlink, "not_found"),
+        (lambda: file.write_bytes(b"PAR1"), "corrupt_archive"),
+    ]
+    for change, code in changes:
         data = open_labelled(write_parquet(file, [0, 1, 2]))
         change()
         with pytest.raises(ImageError) as error:
             data.read(0)
-        assert error.value.code == "unreadable"
+        assert error.value.code == code
 
 
 # --- WebDataset -------------------------------------------------------------------------------------------------------
@@ -474,13 +489,13 @@ def test_damaged_archives(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "x.tar", shard("01")).read_bytes()
     for name, part in (("cut", whole[:1100]), ("half", whole[:700]), ("text", b"no archive" * 99), ("zero", b"")):
         (tmp_path / f"{name}.tar").write_bytes(part)
-        refused("unreadable", functools.partial(open_labelled, tmp_path / f"{name}.tar"))
+        refused("corrupt_archive", functools.partial(open_labelled, tmp_path / f"{name}.tar"))
     refused("not_found", lambda: open_labelled(write_tar(tmp_path / "none.tar", {"1.cls": b"1"})))
     data = open_labelled(tmp_path / "x.tar")
     (tmp_path / "x.tar").write_bytes(whole[:514])
     with pytest.raises(ImageError) as error:
         data.read(0)
-    assert error.value.code == "unreadable"
+    assert error.value.code == "corrupt_archive"
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tessella.data import memory
 from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, Policy
 from tessella.data.isolated import Decoded, IsolatedDecoder
 from tessella.data.sources import Source, iter_sources
@@ -54,6 +55,9 @@ class Deed(Source):
             case "hang":
                 Path(self.path).touch()
                 time.sleep(1000)
+            case "long":  # before it works on what takes more memory and time than an image
+                assert memory.make_room(1000)
+                time.sleep(2.5)
             case "slow":
                 time.sleep(0.1)
             case "endless":
@@ -223,6 +227,13 @@ def test_every_deed_costs_one_image(tmp_path: Path) -> None:
         assert "exit status 3" in str(out[5].error)
         assert "5 seconds" in str(out[25].error)
         assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+
+
+def test_long_reading_that_is_announced_is_waited_for() -> None:
+    """Such as of a page of a Parquet file, which is read for the sake of one image; once for each image."""
+    with IsolatedDecoder(SPEC, processes=1, timeout=1.0) as decoder:
+        assert [code(seen) for seen in decoder.decoded([good(1), good(2, "long"), good(3)])] == ["ok"] * 3
+        assert [code(seen) for seen in decoder.decoded([good(4), bad("hang", os.devnull)])] == ["ok", "timeout"]
 
 
 def test_memory_that_decoding_does_not_get() -> None:

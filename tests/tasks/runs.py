@@ -16,7 +16,8 @@ from tessella.data.sources import Source
 from tessella.tasks import bulk, shards
 from tessella.tasks.index import HOME, open_table
 from tessella.tasks.ledger import Ledger, Shard
-from tessella.tasks.manifest import MANIFEST, RUN, as_text, write_manifest
+from tessella.tasks.manifest import MANIFEST, RUN, write_manifest
+from tessella.text import escape
 
 LABELS = ("cat", "dog", "it's a horse")
 SHARD_ROWS = 100
@@ -88,7 +89,7 @@ def _row(image: Image, top: int) -> shards.Row:
     sha256 = image.sha256 or hashlib.sha256(os.fsencode(image.key)).hexdigest()
     size, width, height = image.size
     decoded = Decoded(None, None, sha256, size, width, height)
-    source = Source(as_text(image.key), image.key)
+    source = Source(escape(image.key), image.key)
     if image.error:
         return shards.Row(source, decoded, image.error, "cut off")
     named = ((image.label, LABELS[image.label], 0.5 + image.label / 8), (0, LABELS[0], 0.1))[:top]
@@ -113,7 +114,7 @@ def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
     """The same of the index, in the version that is sealed, every file compared with its hash."""
     facts = bulk.read_run(out)
     size = facts["shard_rows"]
-    table, seal = open_table(out / HOME, facts, deep=True)
+    table, seal = open_table(out / HOME, facts)
     table.checkout(seal.version)
     found = table.to_arrow().to_pylist()
     assert len(found) == seal.rows

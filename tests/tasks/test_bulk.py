@@ -22,11 +22,12 @@ import tessella
 from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
-from tessella.errors import ImageError, RunError, UsageError
+from tessella.errors import ImageError, OutputError, RunError, UsageError
+from tessella.locks import folder_lock
 from tessella.predictor import Predictor
 from tessella.tasks import manifest, progress
 from tessella.tasks.bulk import Summary, read_rows, run
-from tessella.tasks.ledger import Ledger, alone
+from tessella.tasks.ledger import Ledger
 
 from ..data.test_isolated import Deed
 from .bulk_kills import killed_and_whole, make_rows
@@ -83,10 +84,10 @@ def whole(images: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathF
 
 def test_every_input_is_one_row_with_its_own_answer(images: Path, whole: Path, predictor: Predictor) -> None:
     found = rows(whole)
-    listed = sorted(str(path) for path in images.rglob("*.*") if path.is_file())  # the broken link is no file
+    listed = sorted(str(path) for path in images.rglob("*.*"))
     assert sorted(row["key"] for row in found) == listed
     assert Counter(row["status"] for row in found) == {"ok": GOOD, "empty": 1, "corrupt_image": 1,
-                                                       "unsupported_format": 1}  # fmt: skip
+                                                       "unsupported_format": 1, "not_found": 1}  # fmt: skip
     for row in found:
         if row["status"] != "ok":
             assert row["embedding"] is None
@@ -106,14 +107,14 @@ def test_every_input_is_one_row_with_its_own_answer(images: Path, whole: Path, p
 
 def test_the_summary_counts_and_the_files_tell_what_they_are(whole: Path, predictor: Predictor) -> None:
     summary = json.loads((whole / "summary.json").read_text())
-    assert (summary["rows"], summary["ok"], sum(summary["errors"].values())) == (GOOD + BAD - 1, GOOD, BAD - 1)
+    assert (summary["rows"], summary["ok"], sum(summary["errors"].values())) == (GOOD + BAD, GOOD, BAD)
     shards = [pq.ParquetFile(path) for path in sorted((whole / "shards").iterdir())]
-    assert [one.metadata.num_rows for one in shards] == [8] * 6 + [5]
+    assert [one.metadata.num_rows for one in shards] == [8] * 6 + [6]
     told = json.loads(shards[0].schema_arrow.metadata[b"tessella"])
     assert told["fingerprint"] == predictor.fingerprint
     assert shards[0].schema_arrow.field("embedding").type == pa.list_(pa.float16(), predictor.width)
     log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    assert [line["rows_done"] for line in log] == [8, 16, 24, 32, 40, 48, 53]
+    assert [line["rows_done"] for line in log] == [8, 16, 24, 32, 40, 48, 54]
 
 
 def test_the_same_again_is_the_same_bytes_and_a_finished_run_stays(
@@ -203,8 +204,26 @@ def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole
         start(images, whole, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("shard_rows", value) for value in (0, -1, 10**19, 2.5, True, "8")),
+        *(("processes", value) for value in (0, 10**23, 1.5)),
+        *(("timeout", value) for value in (0, -1.0, float("nan"), float("inf"), 10**400, "30")),
+        *(("top", value) for value in (-1, 10**19, 2.5)),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_written(
+    images: Path, predictor: Predictor, tmp_path: Path, name: str, value: Any
+) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .* expected") as caught:
+        start(images, tmp_path / "run", predictor, **{name: value})
+    assert caught.value.code == "bad_argument"
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_into_one_folder(images: Path, whole: Path, predictor: Predictor) -> None:
-    with alone(whole), pytest.raises(UsageError, match="another process is writing") as caught:
+    with folder_lock(whole), pytest.raises(UsageError, match="another process is writing") as caught:
         start(images, whole, predictor)
     assert caught.value.code == "busy"
 
@@ -236,15 +255,15 @@ def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: P
 def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png"]
+    names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png", "\\xff.png"]
     for name in names:
         (folder / name).write_bytes(png(1))
     (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
     (folder / 'broken,\n"it".png').write_bytes(b"")
     quarantine = tmp_path / "bad.csv"
-    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 5
+    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 6
     keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
-    assert keys == {*names, "\\xff.png", 'broken,\n"it".png'}
+    assert keys == {*names[:-1], "\\\\xff.png", "\\xff.png", 'broken,\n"it".png'}  # one key belongs to one name
     with quarantine.open(newline="") as file:
         assert [Path(line["key"]).name for line in csv.DictReader(file)] == ['broken,\n"it".png']
 
@@ -255,6 +274,7 @@ def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: 
         lines = list(csv.DictReader(file))
     assert {(Path(line["key"]).name, line["status"]) for line in lines} == {
         ("5 empty.png", "empty"), ("7 cut.png", "corrupt_image"), ("8 text.jpg", "unsupported_format"),
+        ("9 gone.png", "not_found"),
     }  # fmt: skip
     assert all(line["message"] for line in lines)
 
@@ -370,6 +390,24 @@ def test_a_shard_that_is_not_in_the_ledger_is_made_again(
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
     assert contents(tmp_path / "run") == contents(whole)
+
+
+def test_the_figures_for_prometheus_go_where_any_result_goes(tmp_path: Path) -> None:
+    """A link stays, a device is written to, and a folder is refused."""
+    target = tmp_path / "target.prom"
+    target.write_text("old")
+    (tmp_path / "link.prom").symlink_to(target)
+    figures = progress.PrometheusFile(tmp_path / "link.prom")
+    figures(dict(of=9, rows_done=4, images_per_second=2.0, share=None, errors_so_far={"empty": 1}))
+    figures.write()
+    assert (tmp_path / "link.prom").is_symlink()
+    assert 'tessella_run_errors{code="empty"} 1.0' in target.read_text().splitlines()
+    progress.PrometheusFile(Path("/dev/null"))
+    for path in (Path("/dev/full"), tmp_path, tmp_path / "absent" / "run.prom"):
+        with pytest.raises(OutputError, match="could not be written") as caught:
+            progress.PrometheusFile(path)
+        assert caught.value.code == "output_failed"
+    assert Path("/dev/full").is_char_device()
 
 
 def test_progress_tells_no_time_left_before_it_knows_a_rate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import tessella
 from tessella.errors import UsageError
 from tessella.tasks import bulk, dedup
-from tessella.tasks.dedup import Duplicates, find_duplicates, join, pairs_sheet
+from tessella.tasks.dedup import OUTPUTS, Duplicates, find_duplicates, join, pairs_sheet, write_duplicates
 
 from .runs import Image, unit, write_run
 
@@ -150,8 +152,46 @@ def test_copies_of_real_images_and_a_picture_of_the_pairs(tmp_path: Path) -> Non
         ("cat.jpg", "kept"), ("copy.jpg", "same"), ("small.png", "near")
     ]  # fmt: skip
     for name in ("pairs.png", "pairs.html"):
-        pairs_sheet(tmp_path / "run", found, tmp_path / name)
+        assert pairs_sheet(tmp_path / "run", found, tmp_path / name)
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "pairs.html").read_text()
-    assert page.count("<figure>") == 2 * len(found.pairs) > 0
-    assert "joined" in page
+    assert page.count("<figure>") == 2 * len(found.pairs) + len(found.rows) > 0
+    boxes = page.split("<section>")[1:]
+    assert [box.count("<figure>") for box in boxes] == [2] * len(found.pairs) + [len(found.rows)]
+    first = found.pairs[0]
+    assert f"pair 1: {first.similarity:.4f}, joined" in boxes[0]
+    assert all(key in boxes[0] for key in first.keys)
+    assert pairs_sheet(tmp_path / "run", find_duplicates(tmp_path / "run", threshold=None), tmp_path / "exact.html")
+    assert (tmp_path / "exact.html").read_text().count("<figure>") == 2
+
+
+def test_there_is_no_picture_of_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [Image(str(i), np.eye(D)[i]) for i in range(3)])
+    found = find_duplicates(run)
+    assert (found.rows, found.pairs) == ((), ())
+    assert not pairs_sheet(run, found, tmp_path / "pairs.html")
+    assert not (tmp_path / "pairs.html").exists()
+
+
+def test_rows_as_files(run: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    found = find_duplicates(run)
+    rows = [vars(one) for one in found.rows]
+    for name in OUTPUTS:
+        write_duplicates(tmp_path / f"rows{name}", found)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == rows
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{name: str(value) for name, value in row.items()} for row in rows]
+    with pytest.raises(UsageError, match=r"rows\.txt") as caught:
+        write_duplicates(tmp_path / "rows.txt", found)
+    assert ".json" in caught.value.hint
+
+
+@pytest.mark.parametrize("threshold", [0, 1.5, float("nan"), "0.9", True])
+def test_odd_thresholds_are_refused(run: Path, threshold: Any) -> None:
+    with pytest.raises(UsageError, match="threshold is") as caught:
+        find_duplicates(run, threshold=threshold)
+    assert caught.value.code == "bad_argument"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -105,8 +109,12 @@ def test_filters(planted: Path, index: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["nope = 1", "bytes >", "", "bytes", "bytes = 'x'", "1=1; drop table rows", "CAST(key AS INT) = 1", "'"]
-)
+    "where", [
+        "nope = 1", "bytes >", "", "bytes", "bytes = 'x'", "1=1; drop table rows", "CAST(key AS INT) = 1", "'",
+        "1=1) OR (1=1", "true)", "(true", "true) --", "1=1 garbage", "1=1 \0", "1=1 /* open", "width/0 = 1",
+        "label = '\udcff'", "(" * 300 + "1=1" + ")" * 300, "width+" * 1600 + "1 > 1", "NOT " * 30_000 + "true",
+    ],
+)  # fmt: skip
 def test_a_bad_filter_is_a_usage_error_in_our_words(index: Index, where: str) -> None:
     with pytest.raises(UsageError) as caught:
         index.search(some(1, 5)[0], where=where)
@@ -127,13 +135,99 @@ def test_odd_keys_are_found(tmp_path: Path) -> None:
         "key:a",
         "%",
         "\udcff.jpg",
+        "\\xff.jpg",
     ]
-    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(9, 0), strict=True)])
+    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(10, 0), strict=True)])
     build_index(run)
     index = Index(run)
+    shown = {one.row: one.key for one in index.search(some(1, 1)[0], top=20)}
+    assert (shown[8], shown[9]) == ("\\xff.jpg", "\\\\xff.jpg")  # one text belongs to one name
     for row, key in enumerate(odd):
-        assert index.query(f"key:{key}").row == row
-        assert len(index.search(f"key:{key}")) == 8
+        assert index.query(f"key:{shown[row]}").row == row
+        assert len(index.search(f"key:{shown[row]}")) == 9
+        if row != 9:  # which is what the one before is shown as
+            assert index.query(f"key:{key}").row == row
+    for key in ("key:a\0b", "key:\ud800"):
+        with pytest.raises(UsageError) as caught:
+            index.query(key)
+        assert caught.value.code == "not_found"
+
+
+def test_a_condition_never_widens_a_label(index: Index) -> None:
+    every = len(index.search(some(1, 5)[0], top=600, label="cat"))
+    assert every == 200
+    for where in ("1=1", "true OR true", "label = 'dog' OR 1=1", "1=1 -- ) OR (1=1", "'a' = 'a' /* ( */"):
+        found = index.search(some(1, 5)[0], top=600, label="cat", where=where)
+        assert len(found) == every
+        assert {one.label for one in found} == {"cat"}
+
+
+def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + data
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (16,"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", bytes(64)),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (16,), }", bytes(64)),
+        npy("{'descr': 'nonsense', 'fortran_order': False, 'shape': (16,), }", bytes(64)),
+        npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (16,), }", bytes(64)),
+        npy("{'descr': '<c8', 'fortran_order': False, 'shape': (16,), }", bytes(128)),
+        npy("{'descr': '<M8[s]', 'fortran_order': False, 'shape': (16,), }", bytes(128)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (), }", bytes(4)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1L,), }", bytes(4)),
+        npy("[" * 9000), npy("(((", b"", 2), npy("\\", b"", 3), npy("{}", b"", 9), b"PK\x03\x04" + bytes(60),
+    ],
+    ids=range(18),
+)  # fmt: skip
+def test_a_damaged_file_of_vectors_is_refused(index: Index, tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"v{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        index.search(path)
+    assert caught.value.code == "bad_argument"
+    if suffix == ".npz":
+        with ZipFile(path, "w") as file:
+            for name in ("fingerprint", "model", "embeddings"):
+                file.writestr(f"{name}.npy", content)
+        with pytest.raises(UsageError):
+            index.search(path)
+
+
+def test_a_query_that_is_no_regular_file(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name in ("folder.npy", "pipe.npz"):
+        with pytest.raises(UsageError) as caught:
+            index.search(tmp_path / name)
+        assert caught.value.code == "special_file"
+
+
+def test_embeddings_of_odd_shapes_are_refused(index: Index, tmp_path: Path) -> None:
+    facts = dict(fingerprint=index.facts["fingerprint"], model="tiny")
+    for odd in (np.ones(16), np.ones((0, 16)), np.ones((2, 3, 16)), np.array([["x"] * 16]), np.ones((2, 16), bool)):
+        np.savez(tmp_path / "v.npz", embeddings=odd, **facts)
+        with pytest.raises(UsageError) as caught:
+            index.search(tmp_path / "v.npz")
+        assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize("top", [0, -1, 10**24, 2.5, True, "3"])
+def test_odd_numbers_of_rows_are_refused(index: Index, top: Any) -> None:
+    with pytest.raises(UsageError, match="top is") as caught:
+        index.search(np.ones(16), top=top)
+    assert caught.value.code == "bad_argument"
+
+
+def test_a_search_by_key_needs_no_pytorch(planted: Path) -> None:
+    code = f"import sys; from tessella.tasks.search import Index; Index({str(planted)!r}).search('000003.jpg')\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:

@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 
 import tessella
-from tessella.errors import UsageError
+from tessella.errors import OutputError, UsageError
+from tessella.locks import folder_lock, shared_lock
 from tessella.predictor import Predictor
 from tessella.tasks import bulk, ledger, manifest
 from tessella.tasks.bulk import read_rows, run
+from tessella.tasks.dedup import find_duplicates
 from tessella.tasks.index import HINT, build_index
 from tessella.tasks.ledger import Ledger
 from tessella.tasks.manifest import Manifest
 from tessella.tasks.verify import Verdict, repair, verify
 
 from .bulk_kills import contents, make_rows
+from .faults import Points, reaching
 
 ROWS, SHARD = 100, 8
 SHARDS = -(-ROWS // SHARD)
@@ -234,7 +237,8 @@ def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Pa
 
 def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:
     """Each is a whole file, and the ledger agrees: only the listing tells that the rows are not those."""
-    (copy / bulk.LOG).unlink()
+    for name in (bulk.LOG, bulk.SUMMARY):
+        (copy / name).unlink()
     a, b = (entries(whole)[number] for number in (2, 3))
     with Ledger(copy) as there:
         there.forget([2, 3])
@@ -302,17 +306,124 @@ def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: 
     assert found.finished == SHARDS - 1
 
 
-def test_a_full_disk_while_mending(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: Path, path: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def files_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
+
+def damage_everything(out: Path) -> None:
+    """All that a repair has to write: run.json, the listing, log, ledger and summary; and a shard that is lost."""
+    chance = random.Random(0)
+    for name in ("run.json", "copy/manifest.parquet", "shards/shard-00000003.parquet"):
+        flip(out / name, chance)
+    for name in (bulk.LOG, bulk.SUMMARY):
+        truncate(out / name, chance)
+    with sqlite3.connect(out / ledger.FILE) as connection:
+        connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
+    connection.close()
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
+def test_a_disk_that_fails_at_any_call_of_a_repair(whole: Path, tmp_path: Path, kind: str) -> None:
+    """Until all is written nothing changes; afterwards every file is the old or the new one, and a repair goes on."""
+    damaged = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    damage_everything(damaged)
+    before = files_of(damaged)
+    names = repair_reaching(Path(shutil.copytree(damaged, tmp_path / "names")), Points(tmp_path / "names"))
+    assert len(names) >= 20
+    first_change = next(at for at, name in enumerate(names) if name.startswith("replace"))
+    assert first_change >= 12
+    mended = files_of(tmp_path / "names")
+    for at in range(len(names)):
+        out = Path(shutil.copytree(damaged, tmp_path / f"at {at}"))
+        with pytest.raises(OutputError) as caught:
+            repair_reaching(out, Points(out, at, kind))
+        assert caught.value.code == "output_failed"
+        after = files_of(out)
+        assert at > first_change or after == before, names[at]
+        assert all(data in (before.get(name), mended.get(name)) for name, data in after.items()), names[at]
+        repair(out)
+        assert not verify(out).damage
+        assert entries(out) == {number: shard for number, shard in entries(whole).items() if number != 3}
+
+
+def repair_reaching(out: Path, points: Points) -> list[str]:
+    with reaching(points):
+        repair(out)
+    return points.names
+
+
+def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither with an index nor with a write-ahead log that a killed process has left."""
+    with Ledger(copy, new=True) as there:
+        for shard in entries(whole).values():
+            there.commit(shard)
+        killed = Path(shutil.copytree(copy, tmp_path / "killed"))
+    (killed / bulk.SUMMARY).unlink()
+    (killed / f"{ledger.FILE}-shm").unlink()
+    indexed = Path(shutil.copytree(whole, tmp_path / "indexed"))
+    build_index(indexed)
+    connect = sqlite3.connect
+
+    def only_in_memory(path: str, **settings: Any) -> sqlite3.Connection:
+        assert path == ":memory:"
+        return connect(path, **settings)
+
+    monkeypatch.setattr(sqlite3, "connect", only_in_memory)
+    for out in (killed, indexed):
+        before = {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]}
+        points = Points(out)
+        with reaching(points):
+            assert verify(out) == Verdict(ROWS, SHARDS, SHARDS, ())
+            assert sum(len(table) for table in read_rows(out)) == ROWS
+            find_duplicates(out)
+        assert points.names == []
+        assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
+
+
+def test_a_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to do is no error; damage is."""
+
+    def refuse(folder: Path) -> Any:
+        raise OutputError("output_failed", f"{folder} could not be written: Read-only file system")
+
+    monkeypatch.setattr("tessella.tasks.verify.folder_lock", refuse)
+    assert not repair(copy).damage
     (copy / "run.json").unlink()
-    with monkeypatch.context() as patched:
-        patched.setattr("tessella.tasks.verify.copy_file", full)
-        with pytest.raises(UsageError, match="No space left") as caught:
+    with pytest.raises(OutputError, match="Read-only"):
+        repair(copy)
+
+
+def test_readers_go_together_and_a_writer_waits_for_them(copy: Path) -> None:
+    with shared_lock(copy):
+        assert not verify(copy).damage
+        with pytest.raises(UsageError) as caught:
             repair(copy)
-    assert caught.value.code == "output_failed"
-    assert [one.file for one in repair(copy).damage] == ["run.json"]
+    assert caught.value.code == "busy"
+
+
+def test_entries_that_a_killed_process_did_not_log_are_logged_later(
+    copy: Path, data: Path, predictor: Predictor
+) -> None:
+    lines = (copy / bulk.LOG).read_bytes().splitlines(keepends=True)
+    (copy / bulk.LOG).write_bytes(b"".join(lines[:-2]))
+    assert [one.file for one in verify(copy).damage] == [bulk.LOG]
+    (copy / bulk.SUMMARY).unlink()
+    assert not verify(copy).damage
+    go_on(data, copy, predictor)
+    assert not verify(copy).damage
+    assert len((copy / bulk.LOG).read_bytes().splitlines()) == SHARDS
+
+
+def test_runs_of_earlier_versions_are_whole(copy: Path) -> None:
+    """Their log and summary have no hashes."""
+    log = [json.loads(line) for line in (copy / bulk.LOG).read_text().splitlines()]
+    (copy / bulk.LOG).write_text("".join(json.dumps(line | dict(check="0")) + "\n" for line in log))
+    assert {one.file for one in verify(copy).damage} == {bulk.LOG}
+    for line in log:
+        del line["check"]
+    (copy / bulk.LOG).write_text("".join(json.dumps(line) + "\n" for line in log[1:]))  # one that was not logged
+    told = json.loads((copy / bulk.SUMMARY).read_text())
+    (copy / bulk.SUMMARY).write_text(json.dumps({name: told[name] for name in bulk.Summary.__dataclass_fields__}))
     assert not verify(copy).damage
 
 
@@ -350,6 +461,6 @@ def test_no_run_at_all(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_written_is_left_alone(copy: Path) -> None:
-    with ledger.alone(copy), pytest.raises(UsageError) as caught:
+    with folder_lock(copy), pytest.raises(UsageError) as caught:
         verify(copy)
     assert caught.value.code == "busy"

@@ -4,11 +4,12 @@
     an image folder: CLASS/**/image or SPLIT/CLASS/**/image  CLASS/.../image.jpg, from the folder given
     .parquet, or a folder of them, in Hugging Face's layout  file.parquet:row
     WebDataset .tar, a folder of them, or a glob             file.tar::member.jpg
-    .csv or .tsv of path,label                               the path as it is written there
+    .csv or .tsv of path,label                               the path, from the folder of the list
 
 Splits go by names: of sub-folders, and of the words in the names of Parquet files, archives and lists. Classes are in
 the natural order of their names (a2 before a10), save where the data brings an order: the `names` of a Hugging Face
-label, the lines of a classes.txt. Whatever does not fit is an error; nothing is left out in silence.
+label, the lines of a classes.txt. Names are compared in Unicode normal form C. What does not fit is an error, or is
+counted in `LabelledImages.skipped`: hidden files, by-products of other systems, results of Tessella, unlabelled images.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .decode import DEFAULT_LIMITS, Limits
-from .sources import IMAGE_SUFFIXES, Source
+from .labelled_rows import read_parquet
+from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name
+from .parquet import is_metadata
+from .source import Source
 from .stores import (
     File,
     Files,
@@ -41,11 +45,11 @@ from .stores import (
     mixed,
     ordered,
     read_lists,
-    read_parquet,
     read_tars,
     some,
     suffix,
 )
+from .walk import split_pattern, walk
 
 Split: TypeAlias = Literal["train", "val"]
 
@@ -62,12 +66,22 @@ _ACCEPTED = "an image folder, a .parquet, .tar, .csv or .tsv file, a folder of P
 class LabelledImages:
     """N encoded images with a class each, in any order. Cheap to pickle: what a process reads, it opens by itself.
 
-    classes: their names, index = label; labels: (N,), read-only; origin: what they were read from, for a person.
+    classes: their names, index = label; labels: (N,), read-only; origin: what they were read from, for a person;
+    skipped: what was seen beside them and left out.
     """
 
-    def __init__(self, store: Store, classes: Sequence[str], labels: Ints, origin: str, rows: Ints | None = None):
+    def __init__(
+        self,
+        store: Store,
+        classes: Sequence[str],
+        labels: Ints,
+        origin: str,
+        rows: Ints | None = None,
+        skipped: Skipped | None = None,
+    ):
         """rows: (N,) where each image is in the store; None: in its order."""
         self._store = store
+        self.skipped = Skipped() if skipped is None else skipped
         self._rows = np.arange(len(labels)) if rows is None else rows
         self.classes, self.labels, self.origin = tuple(classes), labels, origin
         self.labels.flags.writeable = False
@@ -90,7 +104,8 @@ class LabelledImages:
     def subset(self, indices: Sequence[int] | NDArray[Any], origin: str = "") -> LabelledImages:
         """Those images, in that order, with all the classes."""
         at = np.asarray(indices, np.int64)
-        return LabelledImages(self._store, self.classes, self.labels[at], origin or self.origin, self._rows[at])
+        rows = self._rows[at]
+        return LabelledImages(self._store, self.classes, self.labels[at], origin or self.origin, rows, self.skipped)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -114,7 +129,7 @@ def open_labelled(
     Raises UsageError: not_found (no such data, split or image), unreadable, missing_dependency, or bad_argument for one
     class only, an empty class folder, a label that is not in the class list, a key twice, or layouts that are mixed.
     """
-    found = _find(os.fspath(data))
+    found = _find(os.fsdecode(data), Skipped())
     if split not in (None, "train", "val"):
         raise bad(f"split is {split!r}, expected 'train', 'val' or None")
     return _load(found, _need(found, split), classes)
@@ -127,13 +142,15 @@ def open_split(
 
     val: where the validation images are. None: the split of that name in `data`; or, where `data` is itself called
     train, what lies beside it under the name of the other split; or `val_fraction` of the images, by a hash of each
-    key, so that an image stays where it is when others are added. Raises as `open_labelled`.
+    key, so that an image stays where it is when others are added. A test folder without classes, or with none of the
+    training classes, is left alone, and named in `skipped`. Raises as `open_labelled`.
     """
-    found = _find(os.fspath(data))
+    skipped = Skipped()
+    found = _find(os.fsdecode(data), skipped)
     parts = _need(found, "train")
     train = _load(found, parts, None)
     if val is not None:
-        other = _find(os.fspath(val))
+        other = _find(os.fsdecode(val), skipped)
         chosen = _choose(other, "val") or list(other.parts)
     else:
         other, chosen = found, _choose(found, "val") or []
@@ -141,6 +158,9 @@ def open_split(
             chosen = []
         if not chosen and (beside := _beside(found)):
             other, chosen = beside, _choose(beside, "val") or list(beside.parts)
+        if chosen and _is_foreign(other, chosen, train.classes):
+            skipped.add("unlabelled", other.given if other is not found else join(other.root, _top(other, chosen)))
+            chosen = []
     if chosen:
         twice = found.paths(parts) & other.paths(chosen)
         if twice:
@@ -151,6 +171,8 @@ def open_split(
         held_out = _load(other, chosen, train.classes)
     else:
         train, held_out = _split_off(train, val_fraction)
+        if example := skipped.example("unlabelled"):
+            held_out.origin += f"; {example!r} has no images of these classes, and is not used"
     missing = np.flatnonzero(np.bincount(train.labels, minlength=len(train.classes)) == 0)
     if len(missing):
         raise bad(
@@ -195,6 +217,7 @@ class _Found:
     kind: str  # "folder", "parquet", "tar" or "list"
     root: str
     parts: dict[str, list[File]]
+    skipped: Skipped
     whole: bool = False
     depth: int = 0  # folders above the class folders
     empty: dict[str, list[str]] = field(default_factory=dict)  # class folders without an image, by split
@@ -207,73 +230,83 @@ class _Found:
         return {join(root, file.name) for file in self.files(parts)}
 
 
-def _find(given: str) -> _Found:
-    path = Path(given)
-    if path.is_dir():
-        return _in_folder(given)
-    if path.is_file():
-        return _as_shards(given, str(path.parent), [File(path.name, path.stat().st_size)], whole=True)
+def _find(given: str, skipped: Skipped) -> _Found:
+    if os.path.isdir(given):  # noqa: PTH112 - unlike Path's, it has an answer for names that cannot be
+        return _in_folder(given, skipped)
+    if os.path.isfile(given):  # noqa: PTH113 - likewise
+        path = Path(given)
+        return _as_shards(given, str(path.parent), [File(path.name, path.stat().st_size)], skipped, whole=True)
+    if os.path.lexists(given):
+        raise UsageError(
+            "special_file" if os.path.exists(given) else "not_found",  # noqa: PTH110 - likewise
+            f"{given!r} is neither a regular file nor a folder",
+            hint=f"DATA is {_ACCEPTED}",
+        )
     if glob.has_magic(given):
-        root = path.parent
-        while glob.has_magic(str(root)):
-            root = root.parent
-        matched = (Path(name) for name in glob.iglob(given, recursive=True))  # noqa: PTH207 - it may be absolute
-        files = [File(one.relative_to(root).as_posix(), one.stat().st_size) for one in matched if one.is_file()]
+        root, pattern = split_pattern(given)
+        files = [File(seen.name, _size(seen.entry)) for seen in walk(root, skipped, pattern) if seen.kind == "file"]
         if files:
-            return _as_shards(given, str(root), sorted(files, key=lambda file: ordered(file.name)), whole=True)
+            return _as_shards(given, root or ".", files, skipped, whole=True)
         raise UsageError("not_found", f"no file matches {given!r}", hint=f"DATA is {_ACCEPTED}")
     raise UsageError("not_found", f"there is no {given!r}", hint=f"DATA is {_ACCEPTED}")
 
 
-def _in_folder(given: str) -> _Found:
+def _in_folder(given: str, skipped: Skipped) -> _Found:
     folders: list[str] = []
-    files = list(_walk(given, "", folders, ()))
+    files = list(_walk(given, folders, skipped))
     images = [file for file in files if suffix(file.name) in IMAGE_SUFFIXES]
     shards = [file for file in files if _KINDS.get(suffix(file.name)) in ("parquet", "tar")]
     lists = [file for file in files if _KINDS.get(suffix(file.name)) == "list"]
     if images and shards:
         raise mixed(given, f"images, such as {images[0].name!r}, and {shards[0].name!r}")
+    if lists and (images or shards):
+        skipped.add("unused_list", join(given, lists[0].name), len(lists))
     if images:
-        return _image_folder(given, images, folders)
+        return _image_folder(given, images, folders, skipped)
     if shards or lists:
-        return _as_shards(given, given, shards or lists)
+        return _as_shards(given, given, shards or lists, skipped)
     raise UsageError("not_found", f"no image in the folder {given!r}", hint=f"DATA is {_ACCEPTED}")
 
 
-def _walk(root: str, below: str, folders: list[str], above: tuple[tuple[int, int], ...]) -> Iterator[File]:
-    """Files under root/below in natural order, without hidden ones. `folders` gets those seen; links are followed."""
-    try:
-        here = Path(join(root, below)).stat()
-        if (here.st_dev, here.st_ino) in above:  # a link that leads back
-            return
-        with os.scandir(join(root, below)) as entries:
-            listed = sorted(
-                (e for e in entries if not e.name.startswith((".", "__MACOSX"))), key=lambda e: ordered(e.name)
-            )
-    except OSError as error:
-        raise UsageError("unreadable", f"{join(root, below)!r} could not be listed: {error.strerror}") from None
-    for entry in listed:
-        name = f"{below}/{entry.name}" if below else entry.name
-        if entry.is_dir():
-            folders.append(name)
-            yield from _walk(root, name, folders, (*above, (here.st_dev, here.st_ino)))
-        elif suffix(name) in IMAGE_SUFFIXES or suffix(name) in _KINDS:
-            yield File(name, _size(entry))
+def _walk(root: str, folders: list[str], skipped: Skipped) -> Iterator[File]:
+    """Images, archives, tables and lists below `root`, in natural order. `folders` gets the names of those seen."""
+    for seen in walk(root, skipped):
+        ending = suffix(seen.name)
+        if seen.kind == "folder":
+            folders.append(seen.name)
+        elif seen.error is not None and seen.entry is None:  # a folder that cannot be listed
+            raise UsageError(seen.error.code, seen.error.message)
+        elif ending in IMAGE_SUFFIXES:  # also what cannot be read: an error of that one image
+            yield File(seen.name, _size(seen.entry))
+        elif seen.kind == "broken":
+            skipped.add("broken_link", seen.path)
+        elif ending in _KINDS and seen.kind == "file":
+            reason = is_metadata(seen.path) if ending == ".parquet" else ""
+            if reason == "own_result" or (reason and seen.beside_images):
+                skipped.add(reason, seen.path)
+            else:
+                yield File(seen.name, _size(seen.entry))
+        else:
+            skipped.add("packed_archive" if PACKED.fullmatch(seen.name) else "other_suffix", seen.path)
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _size(entry: os.DirEntry[str] | None) -> int:
     try:
-        return entry.stat().st_size
+        return -1 if entry is None else entry.stat().st_size
     except OSError:  # a link to nothing: it will be an error of that one image
         return -1
 
 
-def _image_folder(given: str, images: list[File], folders: list[str]) -> _Found:
+def _image_folder(given: str, images: list[File], folders: list[str], skipped: Skipped) -> _Found:
     """Classes, or splits of classes: these only where every folder with images is called as a split."""
     tops = list(dict.fromkeys(file.name.split("/")[0] for file in images))
     flat = {file.name.split("/")[0]: file.name for file in images if file.name.count("/") < 2}
     splits = {top: _SPLIT_OF[top.lower()] for top in tops if top.lower() in _SPLIT_OF}
     by_split = len(splits) == len(tops)
+    for top in _unlabelled(images, splits) if by_split else ():
+        skipped.add("unlabelled", join(given, top))
+        images = [file for file in images if not file.name.startswith(f"{top}/")]
+        del splits[top], flat[top]
     stray = next((name for top, name in flat.items() if by_split or top == name), None)
     if stray:
         raise bad(f"{given}: {stray!r} is in no class folder", "DATA/CLASS/image.jpg or DATA/train/CLASS/image.jpg")
@@ -291,12 +324,24 @@ def _image_folder(given: str, images: list[File], folders: list[str]) -> _Found:
     empty: dict[str, list[str]] = {}
     for folder in folders:
         place = tuple(folder.split("/"))
-        if len(place) == depth + 1 and place not in filled and (not by_split or place[0] in splits):
+        if len(place) != depth + 1 or place in filled or (by_split and place[0] not in splits):
+            continue
+        if any(os.path.lexists(join(given, f"{folder}/{name}")) for name in MEASURED):
+            skipped.add("own_result", join(given, folder))
+        else:
             empty.setdefault(splits[place[0]] if by_split else next(iter(parts)), []).append(folder)
-    return _Found(given, "folder", given, parts, not by_split, depth, empty)
+    return _Found(given, "folder", given, parts, skipped, not by_split, depth, empty)
 
 
-def _as_shards(given: str, root: str, files: list[File], whole: bool = False) -> _Found:
+def _unlabelled(images: list[File], splits: dict[str, str]) -> list[str]:
+    """Folders of images without classes that are called as a split other than train, where train has classes."""
+    deep = {file.name.split("/")[0] for file in images if file.name.count("/") > 1}
+    if not any(splits.get(top) == "train" for top in deep):
+        return []
+    return [top for top, split in splits.items() if split != "train" and top not in deep]
+
+
+def _as_shards(given: str, root: str, files: list[File], skipped: Skipped, whole: bool = False) -> _Found:
     """Parquet files, archives or lists; each is in the split that its name, else a folder above it, tells."""
     kinds = {_KINDS.get(suffix(file.name), "") for file in files}
     if len(kinds) > 1:
@@ -317,8 +362,8 @@ def _as_shards(given: str, root: str, files: list[File], whole: bool = False) ->
         named = next(part for part in parts if part)
         raise mixed(given, f"{parts[named][0].name!r} of the split {named}, and {parts[''][0].name!r} of none")
     if list(parts) == [""] and not whole:
-        return _Found(given, kind, root, {_own_split(given): files}, True)
-    return _Found(given, kind, root, parts, whole)
+        return _Found(given, kind, root, {_own_split(given): files}, skipped, True)
+    return _Found(given, kind, root, parts, skipped, whole)
 
 
 def _choose(found: _Found, split: Split) -> list[str] | None:
@@ -348,9 +393,30 @@ def _beside(found: _Found) -> _Found | None:
         return None
     for word in (*SPLIT_NAMES["val"], *SPLIT_NAMES["test"]):
         other = str(path.with_name(_renamed(path.name, word)))
-        if os.path.lexists(other) or (glob.has_magic(other) and glob.glob(other)):  # noqa: PTH207 - it is absolute
-            return _find(other)
+        if os.path.isdir(other) and _has_no_classes(other):  # noqa: PTH112 - as in _find
+            found.skipped.add("unlabelled", other)
+        elif os.path.lexists(other) or (glob.has_magic(other) and glob.glob(other)):  # noqa: PTH207 - it is absolute
+            return _find(other, found.skipped)
     return None
+
+
+def _has_no_classes(folder: str) -> bool:
+    """Whether there is nothing in a folder but images that are in no class folder, as in the test set of a contest."""
+    files = list(_walk(folder, [], Skipped()))
+    return bool(files) and all(suffix(file.name) in IMAGE_SUFFIXES and "/" not in file.name for file in files)
+
+
+def _is_foreign(found: _Found, parts: list[str], classes: Sequence[str]) -> bool:
+    """Whether a test folder has none of these classes: contests put its images into one folder of any name."""
+    if found.kind != "folder" or parts != ["test"]:
+        return False
+    names = {class_name(file.name.split("/")[found.depth]) for file in found.files(parts)}
+    return names.isdisjoint(classes) and not all(name.isdecimal() for name in names)
+
+
+def _top(found: _Found, parts: list[str]) -> str:
+    """The folder of a split."""
+    return found.files(parts)[0].name.split("/")[0]
 
 
 def _renamed(name: str, word: str) -> str:
@@ -387,11 +453,12 @@ def _load(found: _Found, parts: list[str], classes: Sequence[str] | None) -> Lab
     store: Store
     if found.kind == "folder":
         store = Files(found.root, [file.name for file in files], [file.size for file in files])
+        _refuse_two_forms(found, parts)
         labels = Labels.of(file.name.split("/")[found.depth] for file in files)
     elif found.kind == "parquet":
         store, labels = read_parquet(found.root, files)
     elif found.kind == "tar":
-        store, labels = read_tars(found.root, files)
+        store, labels = read_tars(found.root, files, found.skipped)
     else:
         store, labels = read_lists(found.root, files)
     if not len(labels.codes):
@@ -404,7 +471,22 @@ def _load(found: _Found, parts: list[str], classes: Sequence[str] | None) -> Lab
             f"{origin} has one class only, {names[0]!r}",
             "at least two are needed; a class is a folder below DATA, or below DATA/train",
         )
-    return LabelledImages(store, names, codes, origin)
+    return LabelledImages(store, names, codes, origin, skipped=found.skipped)
+
+
+def _refuse_two_forms(found: _Found, parts: list[str]) -> None:
+    """Two class folders side by side whose names are one, in different Unicode forms."""
+    for part in parts:
+        folders = dict.fromkeys(file.name.split("/")[found.depth] for file in found.parts[part])
+        places: dict[str, str] = {}
+        for folder in folders:
+            other = places.setdefault(class_name(folder), folder)
+            if other != folder:
+                raise bad(
+                    f"{found.given}: two class folders have one name in different Unicode forms, {other!a} and "
+                    f"{folder!a}",
+                    "put their images into one of them",
+                )
 
 
 def _in_own_classes(origin: str, labels: Labels, store: Store) -> tuple[list[str], Ints]:
@@ -433,12 +515,12 @@ def _in_classes(origin: str, names: list[str], codes: Ints, wanted: list[str]) -
     """The same images in another class list."""
     if names == wanted:
         return wanted, codes
-    for either in (names, wanted):
+    for either in (names, [class_name(name) for name in wanted]):
         if len(set(either)) < len(either):
             twice = next(name for name in either if either.count(name) > 1)
             raise bad(f"two classes are called {twice!r}, so {origin} cannot be matched with the class list by name")
     used = np.unique(codes)
-    place = {name: i for i, name in enumerate(wanted)}
+    place = {class_name(name): i for i, name in enumerate(wanted)}
     numbered = all(names[i].isdecimal() for i in used) and not all(name.isdecimal() for name in wanted)
     if numbered:
         place = {names[i]: int(names[i]) for i in used if int(names[i]) < len(wanted)}

@@ -3,6 +3,10 @@
 Formats: JPEG (an MPO is its first frame), PNG, WebP, GIF, BMP, TIFF, AVIF; of an animation, the first frame.
 Limits are checked on the header, before any pixel is decoded. ICC profiles are not applied.
 
+The modules in `formats/` read the structure of a file first. Metadata is dropped there, so that it cannot decide about
+pixels; layouts that Pillow reads wrongly are corrected or refused (`unsupported_format`); structures that would take
+long to decode are refused (`too_complex`). A file whose pixels are not all there is `corrupt_image`.
+
 What policy "tessella" (the default) does with each Pillow mode:
 
     mode                     rule
@@ -12,7 +16,9 @@ What policy "tessella" (the default) does with each Pillow mode:
     LAB                      converted to sRGB through littlecms
     LA, La, PA, RGBA, RGBa   composited on white
     transparent colour       (tRNS of PNG, GIF, in 1, L, P, RGB, I;16): composited on white
-    I;16, I;16B, I;16L       round(v / 257): all of the 16 bits count, also where fewer were used
+    canvas around the first frame of a GIF: its background colour, white if the frame has a transparent colour
+    alpha of a BMP           that is 0 everywhere: opaque
+    I;16, I;16B, I;16L       round(v / 257): all of the 16 bits count, also where fewer were used; 12 bits: v / 4095
     16 bits a colour channel the high byte, which is v / 257 to within 1 (Pillow has no such mode)
     I                        as 16 bits: values under 0 are 0, over 65,535 are 255
     F                        0..1 is black to white if no value is over 1, else 0..255; clipped; NaN is black
@@ -21,15 +27,15 @@ What policy "tessella" (the default) does with each Pillow mode:
 Policy "timm" is `Image.open(...).convert("RGB")` and nothing else: no orientation except TIFF's own (Pillow applies
 that itself), alpha dropped, 16-bit values clipped at 255. The formats, the limits and the error codes stay.
 
-Mode "exact" decodes everything with Pillow, as timm does. Mode "fast" hands plain JPEGs to libjpeg-turbo directly,
-with the same slow-but-accurate settings as Pillow's; the pixels are the same ones (tests hold it).
+JPEGs are decoded by libjpeg-turbo directly, with the same slow-but-accurate settings as Pillow's: the pixels are the
+same (tests compare them), and unlike Pillow it reports missing pixels. What it does not accept, Pillow decodes.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import stat
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,9 +54,12 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
 from ..errors import ImageError, TessellaError, UsageError
+from ..regular import SpecialFileError, open_regular
+from .formats import bmp, gif, jpeg, png, tiff
 
 try:
     import simplejpeg
@@ -115,6 +124,10 @@ def open_image(
         return _open_array(source, policy, limits)
     if isinstance(source, Image.Image):
         with _coded_errors():
+            unread = _bytes_of_unread(source, limits)
+        if unread is not None:
+            return _open_bytes(unread, policy, mode, limits)
+        with _coded_errors():
             return _open_pillow(source, policy, limits)
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
@@ -130,21 +143,41 @@ def open_image(
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The bytes of a regular file, at most `limits.bytes` of them; ImageError otherwise."""
+    """The bytes of a regular file, at most `limits.bytes` + 1 of them; ImageError otherwise."""
     name = os.fsdecode(path)
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a path may also be bytes-like
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError("unreadable", f"{name!r} is not a regular file")
-            data = file.read(limits.bytes + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ImageError("not_found", f"there is no file {name!r}") from None
-    except IsADirectoryError:
-        raise ImageError("unreadable", f"{name!r} is a folder, expected an image file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or "not a valid file name"
-        raise ImageError("unreadable", f"{name!r} could not be read: {reason}") from None
-    return data
+        with open_regular(path) as file:
+            return file.read(limits.bytes + 1)
+    except (OSError, ValueError) as error:
+        raise unreadable_file(name, error) from None
+
+
+def unreadable_file(name: str, error: OSError | ValueError) -> ImageError:
+    """Why a file could not be opened or read, as the error of that one input."""
+    if isinstance(error, SpecialFileError):
+        return ImageError("special_file", f"{name!r} was not opened: {error.strerror}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ImageError("not_found", f"there is no file {name!r}")
+    if isinstance(error, IsADirectoryError):
+        return ImageError("unreadable", f"{name!r} is a folder, expected an image file")
+    reason = getattr(error, "strerror", None) or "not a valid file name"  # ValueError: a NUL in the name
+    return ImageError("unreadable", f"{name!r} could not be read: {reason}")
+
+
+def _bytes_of_unread(image: Image.Image, limits: Limits) -> bytes | None:
+    """The file of an opened Pillow image that is not decoded yet, if Pillow reads its format wrongly at times.
+
+    The image stays as it is, so that it gives the same pixels again.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("TIFF", "BMP", "GIF"):
+        return None
+    if not image.tile or image.fp is None or image.tell() != 0:  # decoded, closed, or at a frame that was chosen
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read(limits.bytes + 1)
+    image.fp.seek(place)
+    return data if _format_of(data) in FORMATS else None
 
 
 def resize_exact(pixels: Pixels, height: int, width: int, rows: slice, cols: slice, interpolation: str) -> Pixels:
@@ -159,17 +192,19 @@ def resize_exact(pixels: Pixels, height: int, width: int, rows: slice, cols: sli
 
 # --- what the first bytes say -----------------------------------------------------------------------------------------
 
-_OPENERS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
-    # the plugins themselves rather than Image.open: it tries others, and warns about large images before our limit acts
-    "JPEG": JpegImagePlugin.jpeg_factory,
-    "PNG": PngImagePlugin.PngImageFile,
+FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+# The plugins themselves rather than Image.open: it tries others, and warns about large images before our limit acts.
+_PLUGINS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "WebP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
 }
-FORMATS = tuple(_OPENERS)
+# Another JPEG library gives other pixels than libjpeg-turbo: then mode "exact" leaves the decoding to Pillow
+_PILLOW_USES_TURBO = bool(features.check_feature("libjpeg_turbo"))
+_END_OF_JPEG = b"\xff\xd9"
+_FILLERS = (bytes(64), b"\xaa\x55" * 32)  # they differ from the first bit on
+# What libjpeg-turbo says first of a file whose data or restart markers are not all there
+_PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd[0-7]")
 
 _FIRST_BYTES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -212,45 +247,7 @@ def _format_of(data: bytes) -> str:
     return ""
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG whose header needs none of Pillow's judgement (a quarter of a millisecond), else None.
-
-    Plain: 8-bit, grey or of three components; no APP1 or APP2 segment, where an orientation or an MPO's frames would
-    be told; nothing irregular between the segments before the first scan.
-    """
-    at, size = 2, None
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:  # the scan begins
-            return size
-        if marker in (0xC0, 0xC1, 0xC2) and size is None:  # frame header: bits, height, width, components
-            frame = data[at + 4 : at + 10]
-            if length < 11 or len(frame) < 6 or frame[0] != 8 or frame[5] not in (1, 3):
-                return None
-            size = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-        elif marker not in (0xC4, 0xDB, 0xDD, 0xE0, 0xFE) and not 0xE3 <= marker <= 0xEF:
-            return None  # not tables, restart interval, JFIF, comment or a vendor's segment
-        at += 2 + length
-    return None
-
-
-def _check_gif_frame(data: bytes, limits: Limits) -> None:
-    """The first frame may reach beyond the canvas that the header states, and Pillow would make room for it."""
-    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)  # after the colour table
-    while data[at] == 0x21:  # an extension: two bytes, then blocks that begin with their length, the last of length 0
-        at += 2
-        while data[at]:
-            at += 1 + data[at]
-        at += 1
-    if data[at] == 0x2C:
-        left, top, width, height = (int.from_bytes(data[at + i : at + i + 2], "little") for i in (1, 3, 5, 7))
-        _check_size(max(top + height, 1), max(left + width, 1), limits)
-
-
 # --- opening ----------------------------------------------------------------------------------------------------------
-
-
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
 
 def _open_bytes(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opened:
@@ -259,49 +256,175 @@ def _open_bytes(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Open
     if len(data) > limits.bytes:
         raise ImageError("too_many_bytes", f"the image file is larger than the limit of {limits.bytes:,} bytes")
     name = _format_of(data)
-    if name not in _OPENERS:
+    if name not in FORMATS:
         raise ImageError(
             "unsupported_format",
             f"this is {name or 'not a known image format'}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
             hint="convert it to one of them first",
         )
-    turbo = mode == "fast" and name == "JPEG" and simplejpeg is not None
     with _coded_errors():
+        if name == "JPEG":
+            return _open_jpeg(data, policy, mode, limits)
+        if name == "PNG":
+            return _open_png(png.read(data), policy, limits)
         if name == "GIF":
-            _check_gif_frame(data, limits)
-        if not turbo:
-            return _open_pillow(_OPENERS[name](io.BytesIO(data)), policy, limits)
-        size = _plain_jpeg_size(data)
-        if size is None:
-            return _open_pillow(_OPENERS[name](io.BytesIO(data)), policy, limits, jpeg=data)
-    _check_size(*size, limits)
-
-    def pixels() -> Pixels:
-        decoded = _turbo(data)
-        return _open_bytes(data, policy, "exact", limits).pixels() if decoded is None else decoded
-
-    return Opened(*size, pixels)
+            return _open_gif(gif.read(data), policy, limits)
+        if name == "TIFF":
+            return _open_tiff(tiff.read(data, corrected=policy == "tessella"), policy, limits)
+        if name == "BMP" and policy == "tessella":
+            return _open_bmp(data, bmp.read(data), limits)
+        return _open_pillow(_PLUGINS[name](io.BytesIO(data)), policy, limits)
 
 
-def _open_pillow(image: Image.Image, policy: Policy, limits: Limits, jpeg: bytes | None = None) -> Opened:
-    """jpeg: the file itself, to be given to libjpeg-turbo where Pillow would decode to RGB or grey."""
+def _open_pillow(
+    image: Image.Image, policy: Policy, limits: Limits, to_rgb: Callable[[Image.Image], Pixels] | None = None
+) -> Opened:
+    """to_rgb: what policy "tessella" does with the loaded image, None for `_to_rgb`."""
     width, height = image.size
     _check_size(height, width, limits)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole, however little of it is shown
-        _check_size(image.tag_v2.get(_TILE_LENGTH, 1), image.tag_v2.get(_TILE_WIDTH, 1), limits)
     if policy == "tessella" and _is_turned(_orientation(image, loaded=False)):
         height, width = width, height
 
     def pixels() -> Pixels:
         with _coded_errors():
-            if jpeg is not None and image.mode in ("RGB", "L") and (decoded := _turbo(jpeg)) is not None:
-                rgb = decoded
-            else:
-                image.load()
-                rgb = np.array(image.convert("RGB")) if policy == "timm" else _to_rgb(image)
-            return rgb if policy == "timm" else _turn(rgb, _orientation(image, loaded=True))
+            image.load()
+            if policy == "timm":
+                return np.array(image.convert("RGB"))
+            return _turn((to_rgb or _to_rgb)(image), _orientation(image, loaded=True))
 
     return Opened(height, width, pixels)
+
+
+def _open_jpeg(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opened:
+    header = jpeg.read(data)
+    clean = data if header is None else header.data
+    orientation = 1
+    if header is None or (header.oriented and policy == "tessella"):  # Pillow's own header costs a quarter of a ms
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(clean))
+        width, height = image.size
+        orientation = 1 if policy == "timm" else _orientation(image, loaded=True)
+    else:
+        height, width = header.height, header.width
+    _check_size(height, width, limits)
+
+    def pixels() -> Pixels:
+        with _coded_errors():
+            rgb, judged = _turbo_jpeg(clean, header, mode)
+            if rgb is None:
+                rgb = _pillow_jpeg(clean, header, judged)
+            return _turn(rgb, orientation)
+
+    return Opened(*((width, height) if _is_turned(orientation) else (height, width)), pixels)
+
+
+def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixels | None, bool]:
+    """RGB by libjpeg-turbo if it has no complaint, and whether it found all pixels; ImageError if some are missing.
+
+    It is asked first because Pillow fills missing pixels with grey and reports nothing.
+    """
+    if simplejpeg is None or header is None or not (mode == "fast" or _PILLOW_USES_TURBO):
+        return None, False
+    cmyk = len(header.identifiers) == 4
+    space = "CMYK" if cmyk else "RGB"
+    pixels, complaint = _turbo(data, space)
+    missing = _PIXELS_ARE_MISSING.search(complaint) is not None
+    if complaint.startswith("Premature end of JPEG file") and header.has_all_scans:
+        pixels, complaint = _turbo(data + _END_OF_JPEG, space)
+        missing = pixels is None and not complaint.endswith("before marker 0xd9")  # that is: after all the pixels
+    if missing or not header.has_all_components:
+        raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
+    return None if cmyk else pixels, pixels is not None
+
+
+def _pillow_jpeg(data: bytes, header: jpeg.Jpeg | None, judged: bool) -> Pixels:
+    """RGB by Pillow; unless `judged`, ImageError if pixels are missing.
+
+    Two different fillers take the place of whatever follows the pixels: where some are missing, they are decoded in
+    their place, and the results differ. Arithmetic coding reads ahead and has to be believed.
+    """
+
+    def rgb_of(whole: bytes) -> Pixels:
+        return np.array(JpegImagePlugin.JpegImageFile(io.BytesIO(whole)).convert("RGB"))
+
+    if header is None or (header.arithmetic and not judged):
+        return rgb_of(data)
+    end = header.end
+    if judged:
+        return rgb_of(data[:end] + _END_OF_JPEG)
+    if end < len(data) or header.has_all_scans:
+        first, second = (rgb_of(data[:end] + filler + _END_OF_JPEG) for filler in _FILLERS)
+        if np.array_equal(first, second):
+            return first
+    raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
+
+
+def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> Opened:
+    _check_size(structure.height, structure.width, limits)
+    if not structure.sound:
+        structure.check_rows(checksum=True)
+    image = PngImagePlugin.PngImageFile(io.BytesIO(structure.data))
+    if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales the pixels only
+    opened = _open_pillow(image, policy, limits)
+
+    def pixels() -> Pixels:
+        with _coded_errors():
+            image.load()
+            last_row = image.crop((0, image.height - 1, image.width, image.height))
+            if structure.interlaced or not np.asarray(last_row).any():  # rows that are missing stay 0
+                structure.check_rows()
+        return opened.pixels()
+
+    return Opened(opened.height, opened.width, pixels)
+
+
+def _open_gif(structure: gif.Gif, policy: Policy, limits: Limits) -> Opened:
+    top, left, bottom, right = structure.frame  # may reach beyond the canvas; Pillow makes room for it
+    _check_size(max(bottom, structure.height), max(right, structure.width), limits)
+
+    def to_rgb(image: Image.Image) -> Pixels:
+        rgb = _to_rgb(image)
+        for around in (rgb[:top], rgb[bottom:], rgb[:, :left], rgb[:, right:]):
+            around[:] = structure.background
+        return rgb
+
+    return _open_pillow(GifImagePlugin.GifImageFile(io.BytesIO(structure.data)), policy, limits, to_rgb)
+
+
+def _open_bmp(data: bytes, structure: bmp.Bmp, limits: Limits) -> Opened:
+    _check_size(structure.height, structure.width, limits)
+
+    def pixels() -> Pixels:
+        with _coded_errors():
+            rgb, alpha = structure.pixels(data)
+            if alpha is None:
+                return np.ascontiguousarray(rgb)
+            return _to_rgb(Image.fromarray(np.dstack([rgb, alpha])))
+
+    return Opened(structure.height, structure.width, pixels)
+
+
+def _open_tiff(structure: tiff.Tiff, policy: Policy, limits: Limits) -> Opened:
+    _check_size(structure.height, structure.width, limits)
+    # a tile is decoded whole, however little of it is shown
+    _check_size(max(structure.tile_height, 1), max(structure.tile_width, 1), limits)
+
+    def to_rgb(image: Image.Image) -> Pixels:
+        if structure.palette is not None:
+            image.putpalette(structure.palette)
+        if structure.swapped and image.mode in ("I", "F"):
+            values = np.asarray(image)
+            values = values.astype(np.int16).byteswap().astype(np.int32) if structure.bits == 16 else values.byteswap()
+            image = Image.fromarray(values)
+        if structure.bits == 32 and structure.sample_format == 1:
+            rgb = _grey_to_rgb((np.asarray(image).view(np.uint32).clip(0, 65_535) + 128) // 257)
+        elif structure.bits == 8 and structure.sample_format == 2:
+            rgb = _grey_to_rgb(np.asarray(image).view(np.int8).clip(0))
+        else:
+            rgb = _to_rgb(image, structure.bits)
+        return 255 - rgb if structure.inverted else rgb
+
+    return _open_pillow(TiffImagePlugin.TiffImageFile(io.BytesIO(structure.data)), policy, limits, to_rgb)
 
 
 def _open_array(array: NDArray[Any], policy: Policy, limits: Limits) -> Opened:
@@ -368,19 +491,22 @@ def _coded_errors() -> Iterator[None]:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _turbo(data: bytes) -> Pixels | None:
-    """libjpeg-turbo's pixels, or None at the smallest irregularity: then Pillow judges the file."""
+def _turbo(data: bytes, space: str) -> tuple[Pixels | None, str]:
+    """libjpeg-turbo's pixels, or None and its complaint at the smallest irregularity."""
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
-    except (ValueError, RuntimeError, MemoryError):
-        return None
+        return simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=True), ""
+    except (ValueError, RuntimeError, MemoryError) as error:
+        return None, str(error) or "unknown"
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
-    """Policy "tessella" for a loaded image; the table at the top of this file says why each line is there."""
+def _to_rgb(image: Image.Image, bits: int = 0) -> Pixels:
+    """Policy "tessella" for a loaded image; the table at the top of this file says why each line is there.
+
+    bits: of a sample in the file, 0 if not known.
+    """
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
-        grey = (values + 128) // 257
+        grey = (values * 255 + 2047) // 4095 if bits == 12 else (values + 128) // 257
         if (clear := image.info.get("transparency")) is not None:
             grey[values == clear] = 255
         return _grey_to_rgb(grey)

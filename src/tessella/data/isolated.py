@@ -30,14 +30,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
-from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from ..errors import CODES, ImageError, UsageError
 from .decode import DEFAULT_LIMITS, Limits, Mode, Pixels, Policy, open_image
-from .sources import Source
+from .memory import set_limit
+from .source import Source
 from .transforms import InputSpec, check_geometry, prepare
 
 _QUEUED = 4  # images a worker has at once, so that it never waits for the parent; its file has room for as many
@@ -45,6 +45,8 @@ _HEADROOM = 2_000_000_000  # bytes for one image: of DEFAULT_LIMITS' 50 MP, an R
 _START_SECONDS = 120.0  # for a process to be ready; importing torch from a slow disk can take half of that
 _STARTS = 5  # processes in a row that end before they are ready, after which there is no point in going on
 _LONGEST_ANSWER = 1 << 20  # bytes
+_LONG_READ_SECONDS = 300.0  # more for an image whose container has to be read first, such as a large Parquet page
+_LONG_READ = 0  # the answer that announces it
 
 
 class Decoded(NamedTuple):
@@ -243,6 +245,7 @@ class _Worker:
         self.code: int | None = None  # with which it ended, of a signal -N
         self.tasks: deque[_Task] = deque()  # it is at the first
         self.ready = False
+        self.long_read = False  # whether it has announced one for the image that it is at
         self.alone = False  # it has one image, which may have ended a process before
         self.since = time.monotonic()  # when it began with that image, or to start
         self.answered = 0
@@ -468,6 +471,11 @@ class _Crew:
             self._vain_starts = 0
             worker.since = time.monotonic()
             return
+        if answer == _LONG_READ:
+            if not worker.long_read:
+                worker.long_read = True
+                worker.since = time.monotonic() + _LONG_READ_SECONDS
+            return
         error, *facts = answer
         sha256, *numbers = facts
         failure = pixels = None
@@ -480,7 +488,7 @@ class _Crew:
         outcome = Decoded(pixels, failure, str(sha256), size, width, height)
         task = worker.tasks.popleft()
         worker.answered += 1
-        worker.alone = False
+        worker.alone = worker.long_read = False
         worker.since = time.monotonic()
         self._finish(task, outcome)
 
@@ -589,7 +597,7 @@ def _ended(child: int) -> int:
 def _work(channel: int, memory: int, spec: InputSpec, policy: Policy, mode: Mode, limits: Limits) -> NoReturn:
     """Decode what comes from `channel` until its other end is closed, and exit."""
     try:
-        _limit_memory(limits)
+        _limit_memory(limits, channel)
         os.write(channel, f"{os.getpid()}\n".encode())  # ready
         with open(channel, "rb", closefd=False) as tasks:
             _answer(tasks, channel, memory, spec, policy, mode, limits)
@@ -649,7 +657,7 @@ def _die_with(parent: int) -> None:
         os._exit(0)
 
 
-def _limit_memory(limits: Limits) -> None:
+def _limit_memory(limits: Limits, channel: int) -> None:
     """What asks for too much gets a MemoryError, before the machine has to choose whom to kill (Linux)."""
     if sys.platform != "linux":
         return
@@ -657,7 +665,4 @@ def _limit_memory(limits: Limits) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a million crashes are not to fill the disk
     scale = max(limits.pixels / DEFAULT_LIMITS.pixels, limits.bytes / DEFAULT_LIMITS.bytes, 1)
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = [has + int(_HEADROOM * scale), *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_AS, (min(wanted), hard))
+    set_limit(int(_HEADROOM * scale), lambda: os.write(channel, f"{_LONG_READ}\n".encode()))

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from ..errors import ImageError, UsageError
 from ..extras import require
-from .decode import Limits
+from ..regular import open_regular
+from .decode import Limits, unreadable_file
 
 
 def is_url(name: str) -> bool:
@@ -55,24 +56,27 @@ def read_url(url: str, limits: Limits, offset: int | None = None, size: int | No
 
 @contextmanager
 def opened(name: str) -> Iterator[IO[bytes]]:
-    """A file or an object, with seek; ImageError `not_found` or `unreadable`."""
-    with coded(name):
-        if is_url(name):
+    """A file or an object, with seek; ImageError `not_found`, `unreadable` or `special_file`."""
+    if is_url(name):
+        with coded(name):
             store, path = store_of(name)
             with store.open(path, "rb") as file:
                 yield file
-        else:
-            with open(name, "rb") as file:  # noqa: PTH123 - names need not be text
-                yield file
+        return
+    with coded(name):
+        file = open_regular(name)
+    with file:
+        yield file
 
 
-def listed(url: str) -> list[str]:
-    """URLs of all objects below a folder, without hidden ones, or that match a pattern; none where there is none."""
+def listed(url: str) -> list[tuple[str, str]]:
+    """(URL, path from the folder) of all objects below a folder, or that match a pattern; none where there is none."""
     with coded(url):
         store, path = store_of(url)
         fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
         found = store.find(path) if fixed == path else store.glob(path)
-        return [store.unstrip_protocol(one) for one in found if "/." not in one[len(fixed) - 1 :]]
+        start = fixed.rfind("/") + 1 if fixed != path else len(fixed.rstrip("/")) + 1
+        return [(store.unstrip_protocol(one), one[start:]) for one in found]
 
 
 def is_object(url: str) -> bool:
@@ -89,10 +93,18 @@ def coded(name: str) -> Iterator[None]:
         yield
     except (ImageError, UsageError):
         raise
-    except FileNotFoundError:
-        raise ImageError("not_found", f"there is no {'object' if is_url(name) else 'file'} {name!r}") from None
-    except Exception as error:
-        if not is_url(name) and not isinstance(error, OSError):
+    except (OSError, ValueError) as error:
+        if not is_url(name):
+            raise unreadable_file(name, error) from None
+        if isinstance(error, FileNotFoundError):
+            raise ImageError("not_found", f"there is no object {name!r}") from None
+        raise _unreadable_object(name, error) from None
+    except Exception as error:  # of a store's own package
+        if not is_url(name):
             raise
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
-        raise ImageError("unreadable", f"{name!r} could not be read: {reason}") from None
+        raise _unreadable_object(name, error) from None
+
+
+def _unreadable_object(url: str, error: Exception) -> ImageError:
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+    return ImageError("unreadable", f"{url!r} could not be read: {reason}")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import named_arguments
 from ..errors import UsageError
 from ..models.base import ImageModel
 from ..text import html_table, html_text, printable
@@ -78,6 +79,7 @@ class Optimized:
         return Outputs(*(torch.cat(found).to(x.device) for found in zip(*parts, strict=True)))
 
 
+@named_arguments
 def optimize(
     net: Any,
     *,

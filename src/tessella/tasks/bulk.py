@@ -23,7 +23,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -31,20 +31,27 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..atomic import copy_file, write_atomic
-from ..data.sources import iter_sources
-from ..errors import RunError, UsageError
+from ..data.sources import Skipped, iter_sources
+from ..errors import OutputError, RunError, UsageError
+from ..locks import folder_lock
 from ..predictor import Predictor
+from .checks import as_inputs, as_path, check_count, check_seconds
 from .cluster import Cluster
-from .ledger import Ledger, Shard, alone
-from .manifest import MANIFEST, RUN, Manifest, write_manifest
+from .ledger import FILE, Ledger, Shard, read_ledger
+from .manifest import MANIFEST, RUN, Manifest, file_hash, write_manifest
 from .output import check_output, need_pyarrow, write_bytes
 from .shards import SHARDS, ShardMaker
 from .stop import Stop
 
 SHARD_ROWS = {"cpu": 1024, "cuda": 16_384}  # or the next multiple of the batch: what a kill costs, in images
 LOG, SUMMARY, COPY = "log.jsonl", "summary.json", "copy"
+MOST_ROWS = 10_000_000  # of a shard, which is held in memory
+MOST_PROCESSES = 4096
+MOST_SECONDS = 30 * 24 * 3600.0  # for one image
 Dtype: TypeAlias = Literal["float16", "float32"]
 Event: TypeAlias = "dict[str, Any]"
+_LOGGED = {"kind", "rows_done", "of", "seconds", "errors_so_far", "images_per_second", "share",
+           *Shard.__dataclass_fields__}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,22 +129,32 @@ def run(
     classes a row; dtype: of the stored embeddings; shard_rows: rows a file, rounded up to whole batches. processes:
     that decode; timeout: seconds an image may take there. quarantine: a CSV file for key, status and message of every
     bad input. cluster: has actors of Ray make the shards. watch: gets a dict per remark, batch and shard.
-    Raises UsageError: bad_argument, busy, changed_run, damaged_run, not_found, output_failed; RunError: interrupted,
+    Raises UsageError: bad_argument, busy, changed_run, damaged_run, not_found; OutputError; RunError: interrupted,
     and with a cluster cluster_failed, not_shared and what went wrong in an actor.
     """
     need_pyarrow()
-    out = Path(out)
-    bad = None if quarantine is None else check_output(quarantine, [".csv"])
+    _check_numbers(top, shard_rows, processes, timeout)
+    if not (isinstance(predictor, Predictor) and isinstance(cluster, Cluster | None) and callable(watch)):
+        raise UsageError("bad_argument", "predictor, cluster or watch is no Predictor, Cluster or function")
+    out, inputs = as_path("out", out), as_inputs(inputs)
+    bad = None if quarantine is None else check_output(as_path("quarantine", quarantine), [".csv"])
     batch = predictor.plan.batch_size
     shard_rows = -(-(shard_rows or SHARD_ROWS.get(predictor.plan.device, 16_384)) // batch) * batch
     facts = _facts(inputs, predictor, top, dtype, shard_rows)
-    with writing(out), alone(out):
+    with writing(out), folder_lock(out):
         for draft in (*out.glob(".*.tmp"), *(out / SHARDS).glob(".*.tmp")):  # of a run that was killed while it wrote
             draft.unlink(missing_ok=True)
+        resumed = (out / RUN).exists()
         manifest = _claim(out, facts, inputs, stdin, watch)
         with Ledger(out) as ledger:
             finished = ledger.finished()
             todo = [shard for shard in range(manifest.shards) if shard not in finished]
+            _complete_log(out, finished)
+            if resumed:
+                hashes = ((one.id, read_shard(out, one, ["sha256"])["sha256"].to_pylist()) for one in finished.values())
+                manifest.need_unchanged(todo, hashes)
+            if todo:  # a summary is of a run that is at its end
+                (out / SUMMARY).unlink(missing_ok=True)
             if finished:
                 watch(_remark(f"going on: {len(finished):,} of {manifest.shards:,} shards are finished"))
             left = manifest.rows - sum(shard.rows for shard in finished.values())
@@ -157,19 +174,48 @@ def run(
             )  # fmt: skip
         summary = _summarise(out, facts, finished.values(), tally)
         assert summary.rows == manifest.rows == summary.ok + sum(summary.errors.values())
-        write_atomic(out / SUMMARY, (json.dumps(asdict(summary), indent=1) + "\n").encode())
+        write_facts(out / SUMMARY, asdict(summary) | dict(ledger=file_hash(out / FILE)))
         if bad is not None:
             _quarantine(out, bad)
     return summary
+
+
+def _check_numbers(top: Any, shard_rows: Any, processes: Any, timeout: Any) -> None:
+    """UsageError `bad_argument` for what no machine can have, before it fails in the middle of something else."""
+    check_count("top", top, MOST_ROWS, least=0)
+    if shard_rows is not None:
+        check_count("shard_rows", shard_rows, MOST_ROWS)
+    if processes is not None:
+        check_count("processes", processes, MOST_PROCESSES)
+    check_seconds("timeout", timeout, MOST_SECONDS)
 
 
 def _enter(out: Path, ledger: Ledger, shard: Shard, tally: Tally) -> None:
     """A shard whose file is durable counts from here on."""
     ledger.commit(shard)
     event = tally.event("shard") | asdict(shard)
-    with (out / LOG).open("a") as file:
-        file.write(json.dumps(event) + "\n")
+    with (out / LOG).open("ab") as file:
+        file.write(log_line(event))
     tally.watch(event)
+
+
+def log_line(event: Mapping[str, Any]) -> bytes:
+    """A line of log.jsonl: an event, or of a shard that was logged anew its entry, with a hash of the line."""
+    return (json.dumps(dict(event, check=_check(event))) + "\n").encode()
+
+
+def read_log_line(line: bytes) -> Shard:
+    """The entry in a line of log.jsonl; ValueError where it is not what was written."""
+    event = json.loads(line)
+    if not isinstance(event, dict):
+        raise ValueError("not an event")
+    check = event.pop("check", None)
+    if check != _check(event) and (check is not None or not event.keys() <= _LOGGED):  # earlier versions wrote none
+        raise ValueError("not the line that was written")
+    try:
+        return Shard(**{name: event[name] for name in Shard.__dataclass_fields__})
+    except KeyError:
+        raise ValueError("not of a shard") from None
 
 
 def _end_log(path: Path) -> None:
@@ -178,6 +224,18 @@ def _end_log(path: Path) -> None:
         data = path.read_bytes()
         if not data.endswith(b"\n"):
             write_atomic(path, data[: data.rfind(b"\n") + 1])
+
+
+def _complete_log(out: Path, finished: Mapping[int, Shard]) -> None:
+    """Log the shards that a process had entered when it was killed, before it logged them."""
+    path = out / LOG
+    logged: set[int] = set()
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):  # damage is for `verify-run` to report
+            logged.add(read_log_line(line).id)
+    if missing := [shard for shard in finished.values() if shard.id not in logged]:
+        with path.open("ab") as file:
+            file.writelines(log_line(dict(kind="shard", **vars(shard))) for shard in missing)
 
 
 def _alone_rate(predictor: Predictor, rows: int) -> float | None:
@@ -229,10 +287,13 @@ def _claim(
             )
         return Manifest(out / MANIFEST, there["manifest"])
     watch(_remark("listing the inputs"))
+    skipped = Skipped()
     count, digest = write_manifest(
-        out / MANIFEST, iter_sources(inputs, stdin), facts["shard_rows"],
+        out / MANIFEST, iter_sources(inputs, stdin, skipped), facts["shard_rows"],
         lambda listed: watch(_remark(f"{listed:,} listed")),
     )  # fmt: skip
+    for line in skipped.lines():
+        watch(_remark(line))
     for folder in (SHARDS, COPY):
         (out / folder).mkdir(exist_ok=True)
     Ledger(out, new=True).close()
@@ -255,8 +316,12 @@ def read_run(out: Path) -> dict[str, Any]:
 
 
 def need_run(out: Path) -> None:
-    """UsageError `not_found` where nothing of a run is in `out`."""
-    if not (any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")) or _has_shards(out)):
+    """UsageError `not_found` where nothing of a run is in `out`, `unreadable` where that cannot be told."""
+    try:
+        there = any((out / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")) or _has_shards(out)
+    except OSError as error:
+        raise UsageError("unreadable", f"{str(out)[:200]!r} could not be read: {error.strerror or error}") from None
+    if not there:
         raise UsageError("not_found", f"{out} holds no run", hint="tessella run SOURCE --out FOLDER")
 
 
@@ -265,16 +330,21 @@ def _has_shards(out: Path) -> bool:
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """A run.json, with what tells later whether it is whole."""
-    write_atomic(path, (json.dumps(dict(facts, check=_check(facts)), indent=1) + "\n").encode())
+    """A run.json or summary.json, with a hash that tells later whether it is whole."""
+    write_atomic(path, facts_bytes(facts))
+
+
+def facts_bytes(facts: Mapping[str, Any]) -> bytes:
+    """The file that `read_facts` reads."""
+    return (json.dumps(dict(facts, check=_check(facts)), indent=1) + "\n").encode()
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """A run.json, or None where it is missing or not what was written."""
+    """A run.json or summary.json, or None where it is missing or not what was written."""
     try:
         facts = json.loads(path.read_bytes())
         return facts if facts.pop("check") == _check(facts) else None
-    except (OSError, ValueError, AttributeError, KeyError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -304,8 +374,13 @@ def _summarise(out: Path, facts: Mapping[str, Any], shards: Iterable[Shard], tal
 def finished_shards(out: Path) -> list[Shard]:
     """In order: what the ledger lists, never what lies in the folder. UsageError `not_found`, `damaged_run`."""
     read_run(out)
-    with Ledger(out) as ledger:
-        return list(ledger.finished().values())
+    told = read_facts(out / SUMMARY) or {}  # of a run that came to its end; what is damaged there is for `verify-run`
+    found = list(read_ledger(out).values())
+    if told.get("ledger") not in (None, file_hash(out / FILE)):
+        raise UsageError(
+            "damaged_run", f"{out / FILE} is not what was written", hint=f"tessella verify-run {out} --repair"
+        )
+    return found
 
 
 def read_shard(out: Path, shard: Shard, columns: Sequence[str] | None = None) -> Any:
@@ -342,11 +417,11 @@ def _remark(text: str) -> Event:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """What the disk refuses, as a UsageError `output_failed`."""
+    """What the disk refuses, as an OutputError `output_failed`."""
     try:
         yield
     except OSError as error:
-        raise UsageError(
+        raise OutputError(
             "output_failed",
             f"{out} could not be written: {error.strerror or error}",
             hint="every finished shard is kept: make room and run the same command again",

@@ -28,11 +28,13 @@ from ..errors import RunError, UsageError
 from ..extras import require
 from ..predictor import Predictor
 from .actor import AGAIN, SHARE, Job, decisive
+from .checks import check_count
 from .ledger import Shard
 from .manifest import RUN, Manifest, file_hash
 from .shards import SHARDS
 
 LOCAL = "local"
+MOST_CORES = 4096
 _LEAVE_SECONDS = 10.0  # for Ray to be shut down; then it is killed, and what it has begun of a cluster ends by itself
 
 # sys.path first: the package, and what gives the model, may be where only the caller looks
@@ -56,6 +58,8 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Raises UsageError `bad_argument`; Ray would take any word for a host, and look for it."""
+        if self.cores is not None:
+            check_count("cores", self.cores, MOST_CORES)
         if self.address != LOCAL and not re.fullmatch(r"[^/\s]+:\d+", self.address):
             raise UsageError("bad_argument", f"--ray {self.address!r} is not HOST:PORT",
                              hint="for a cluster on this machine alone, put --ray after the inputs")  # fmt: skip

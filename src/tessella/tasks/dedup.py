@@ -11,8 +11,12 @@ Letters for shapes: N images, D width of the embedding, P pairs, B images of a b
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,16 @@ import numpy as np
 from ..errors import UsageError
 from ..predictor import unit_length
 from .bulk import finished_shards, read_run, read_shard
+from .checks import as_path
 from .nearest import Floats, Ints, vectors_of
-from .sheet import Panel, row_sources, write_sheet
+from .output import check_output, need_pyarrow, write_bytes
+from .sheet import SUFFIXES, Panel, row_sources, write_sheet
 
 THRESHOLD = 0.95  # cosine
 BLOCK = 2_048  # images: a block of cosines has 16 MB
 PAIRS = 10  # shown on either side of the threshold
+SHOWN_CLUSTERS, SHOWN_MEMBERS = 20, 8  # in a picture
+OUTPUTS = (".csv", ".json", ".jsonl", ".parquet")
 AROUND = 0.1  # below the threshold that pairs are looked for, to be shown
 
 
@@ -75,9 +83,10 @@ def find_duplicates(out: str | Path, *, threshold: float | None = THRESHOLD) -> 
     The embeddings are held in memory as they are stored; time grows with the square of their number.
     Raises UsageError: not_found without a run, damaged_run, bad_argument, missing_dependency.
     """
-    if threshold is not None and not 0 < threshold <= 1:
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and 0 < threshold <= 1):
         raise UsageError("bad_argument", f"threshold is {threshold!r}, expected a cosine, such as {THRESHOLD}")
-    images, vectors_ND = _read(Path(out))
+    images, vectors_ND = _read(as_path("the run", out))
     first: dict[str, int] = {}
     root_N = np.array([first.setdefault(one["sha256"], i) for i, one in enumerate(images)], np.int64)
     distinct = np.flatnonzero(root_N == np.arange(len(root_N)))
@@ -97,18 +106,59 @@ def find_duplicates(out: str | Path, *, threshold: float | None = THRESHOLD) -> 
     return Duplicates(len(images), len(kept), tuple(rows), tuple(pairs))
 
 
-def pairs_sheet(out: str | Path, found: Duplicates, path: str | Path) -> None:
-    """A picture, .png or .html, of the pairs next to the threshold, two a row: whether it is where it should be.
+def pairs_sheet(out: str | Path, found: Duplicates, path: str | Path) -> bool:
+    """A picture, .png or .html, of the pairs next to the threshold and of the first clusters, each in its own box.
 
-    Raises as `write_sheet`.
+    The pairs show whether the threshold is where it should be. Returns False, and writes nothing, where there are
+    neither pairs nor clusters. Raises as `write_sheet`.
     """
-    out = Path(out)
-    sources = row_sources(out, read_run(out), [row for pair in found.pairs for row in pair.rows])
+    out, path = as_path("the run", out), check_output(as_path("the sheet", path), SUFFIXES)
+    clusters = [list(some) for _, some in groupby(found.rows, lambda row: row.cluster)][:SHOWN_CLUSTERS]
+    shown = [row for some in clusters for row in some[:SHOWN_MEMBERS]]
+    if not (found.pairs or shown):
+        return False
+    sources = row_sources(out, read_run(out), [row for pair in found.pairs for row in pair.rows] +
+                          [one.row for one in shown])  # fmt: skip
     panels = []
-    for pair in found.pairs:
-        text = f"{pair.similarity:.4f} {'joined' if pair.joined else 'apart'}"
-        panels += [Panel(sources[row], (text, key)) for row, key in zip(pair.rows, pair.keys, strict=True)]
-    write_sheet(path, panels, f"Pairs next to the threshold in {out}", columns=4)
+    for number, pair in enumerate(found.pairs, 1):
+        title = f"pair {number}: {pair.similarity:.4f}, {'joined' if pair.joined else 'apart'}"
+        panels += [Panel(sources[row], (key,), title) for row, key in zip(pair.rows, pair.keys, strict=True)]
+    for some in clusters:
+        more = f", {SHOWN_MEMBERS} shown" if len(some) > SHOWN_MEMBERS else ""
+        title = f"cluster {some[0].cluster}: {len(some):,} images{more}"
+        panels += [Panel(sources[one.row], (f"{one.kind} {one.similarity:.4f}", one.key), title)
+                   for one in some[:SHOWN_MEMBERS]]  # fmt: skip
+    write_sheet(path, panels, f"Duplicates in {out}", columns=4)
+    return True
+
+
+def write_duplicates(path: str | Path, found: Duplicates) -> None:
+    """The rows of all clusters as .csv, .json (one list), .jsonl or .parquet.
+
+    Raises UsageError `bad_argument` for another suffix; OutputError `output_failed`.
+    """
+    path = check_output(as_path("the file", path), OUTPUTS)
+    names = list(Duplicate.__dataclass_fields__)
+    rows = [vars(one) for one in found.rows]
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        pa, pq = need_pyarrow()
+        sink = pa.BufferOutputStream()
+        kinds = dict(kind=pa.string(), similarity=pa.float64(), key=pa.string(), source=pa.string())
+        schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
+        pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+        data = sink.getvalue().to_pybytes()
+    elif kind == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        data = text.getvalue().encode()
+    elif kind == ".json":
+        data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+    else:
+        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    write_bytes(path, data)
 
 
 def _read(out: Path) -> tuple[list[dict[str, Any]], Any]:

@@ -29,6 +29,7 @@ from ..data.decode import Mode, Policy
 from ..data.labels import labels_for
 from ..errors import ImageError, TessellaError, UsageError
 from ..predictor import Predictor, load
+from ..regular import read_regular
 from ..weights.catalogue import Accuracy, published_accuracy, resolve
 from .bench import STYLES, hardware, other_versions, short_name, slug
 from .metrics import Answers, Ints, Metrics, join, judge, metrics_of
@@ -176,7 +177,7 @@ def read_real(path: str | Path) -> list[list[int]]:
     Raises UsageError `bad_argument`.
     """
     try:
-        found = json.loads(Path(path).read_bytes())
+        found = json.loads(read_regular(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise UsageError("bad_argument", f"the ReaL labels {str(path)!r} could not be read: {reason}") from None

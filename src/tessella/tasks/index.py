@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -29,10 +30,12 @@ from typing import Any
 import numpy as np
 
 from ..atomic import sync_folder, write_atomic
-from ..errors import TessellaError, UsageError
+from ..errors import OutputError, TessellaError, UsageError
 from ..extras import require
+from ..locks import folder_lock
 from .bulk import finished_shards, read_run, read_shard
-from .ledger import Shard, alone
+from .checks import as_path, check_count
+from .ledger import Shard
 from .manifest import file_hash
 from .nearest import APPROXIMATE_FROM, Plan, choose_plan, vectors_of
 from .output import need_pyarrow
@@ -42,6 +45,7 @@ HOME, TABLE, SEAL = "index", "rows", "index.json"
 HINT = "latest_version_hint.json"  # the one file that LanceDB changes in place; it does without
 COLUMNS = ("key", "row", "source", "sha256", "bytes", "width", "height", "label", "probability")
 STEP_ROWS = 65_536  # added at once
+HASHED_AT_ONCE = 4  # files
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,14 @@ def build_index(
     searches go on to compare all rows. A damaged index is made anew. say: is told what happens.
     Raises UsageError: not_found without a run, busy, damaged_run for a shard, output_failed, missing_dependency.
     """
-    out = Path(out)
+    out = as_path("the run", out)
+    check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
     _lancedb()
     pa, _ = need_pyarrow()
     began = time.monotonic()
     hint = "make room, look at the folder's permissions, and run the same command again"
-    with lance_errors("output_failed", f"{home} could not be written", hint), alone(home):
+    with lance_errors("output_failed", f"{home} could not be written", hint), folder_lock(home):
         shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}": shard for shard in finished_shards(out)}
         table, seal, rebuilt = _reopen(home, facts)
         if rebuilt:
@@ -148,23 +153,21 @@ def _schema(facts: Mapping[str, Any]) -> Any:
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def open_table(home: Path, facts: Mapping[str, Any], *, deep: bool = False) -> tuple[Any, Seal]:
+def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal]:
     """The table of an index in its newest version, which may be after that of the seal, and the seal.
 
-    deep: compare every file with its hash, else only with its length. Raises UsageError `damaged_run` for one that is
-    not whole or is of another fingerprint than the run.
+    Every sealed file is compared with its hash (about a second a GB): LanceDB takes a damaged vector for another one.
+    Raises UsageError `damaged_run` where a file is not whole or is of another fingerprint than the run.
     """
-    lancedb = _lancedb()
     seal = _read_seal(home)
     if seal is None:
         raise _damaged(home, "it was never finished, or its seal is damaged")
-    if bad := next(_bad_files(home, seal, deep), None):
+    if bad := next(_bad_files(home, seal), None):
         raise _damaged(home, f"{bad} is missing or is not what was written")
-    try:
+    lancedb = _lancedb()
+    with lance_errors("damaged_run", f"{home} cannot be used", _anew(home)):
         table = lancedb.connect(home).open_table(TABLE)
         made = json.loads(table.schema.metadata[b"tessella"])["fingerprint"]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
-        raise _damaged(home, "LanceDB cannot open it") from None
     if made != facts["fingerprint"]:
         raise _damaged(home, f"it is of fingerprint {made}, the run of {facts['fingerprint']}")
     return table, seal
@@ -175,11 +178,12 @@ def check_index(out: str | Path) -> list[str]:
 
     Raises UsageError `not_found` where there is no index.
     """
-    home = Path(out) / HOME
-    if not home.is_dir():
-        raise no_index(Path(out))
+    out = as_path("the run", out)
+    home = out / HOME
+    if not os.path.isdir(home):  # noqa: PTH112 - False where it cannot be told
+        raise no_index(out)
     seal = _read_seal(home)
-    return [SEAL] if seal is None else list(_bad_files(home, seal, True))
+    return [SEAL] if seal is None else list(_bad_files(home, seal))
 
 
 def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal, str]:
@@ -187,7 +191,7 @@ def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal, str]:
     why = ""
     if (home / SEAL).exists() or (home / f"{TABLE}.lance").exists():
         try:
-            table, seal = open_table(home, facts, deep=True)
+            table, seal = open_table(home, facts)
             if table.version != seal.version:  # of a builder that was killed
                 table.restore(seal.version)
             return table, seal, ""
@@ -242,25 +246,34 @@ def _durable(home: Path, known: Mapping[str, list[Any]]) -> dict[str, list[Any]]
     return files
 
 
-def _bad_files(home: Path, seal: Seal, deep: bool) -> Iterator[str]:
-    for name, (size, digest) in seal.files.items():
-        path = home / name
+def _bad_files(home: Path, seal: Seal) -> Iterator[str]:
+    """Names of sealed files that are missing or not what was written."""
+
+    def whole(name: str) -> bool:
+        size, digest = seal.files[name]
         try:
-            if path.stat().st_size != size or (deep and file_hash(path) != digest):
-                yield name
+            return (home / name).stat().st_size == size and file_hash(home / name) == digest
         except OSError:
-            yield name
+            return False
+
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        yield from (name for name, fits in zip(seal.files, pool.map(whole, seal.files), strict=True) if not fits)
 
 
 @contextmanager
-def lance_errors(code: str, what: str, hint: str) -> Iterator[None]:
-    """Failures of the disk, and all that LanceDB says as OSError or RuntimeError, as a UsageError."""
+def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -> Iterator[None]:
+    """Failures of the disk, and all that LanceDB raises, as an OutputError `output_failed` or a UsageError `code`."""
+    kind = OutputError if code == "output_failed" else UsageError
     try:
         yield
     except TessellaError:
         raise
-    except (OSError, RuntimeError) as error:
-        raise UsageError(code, f"{what}: {getattr(error, 'strerror', None) or 'LanceDB failed'}", hint=hint) from error
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise kind(code, f"{what}: {getattr(error, 'strerror', None) or why}", hint=hint) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, which is no Exception, and has no name to import
+            raise
+        raise kind(code, f"{what}: {why}", hint=hint) from error
 
 
 def no_index(out: Path) -> UsageError:
@@ -268,8 +281,11 @@ def no_index(out: Path) -> UsageError:
 
 
 def _damaged(home: Path, what: str) -> UsageError:
-    hint = f"nothing is lost, make it anew: tessella index {home.parent}"
-    return UsageError("damaged_run", f"{home} cannot be used: {what}", hint=hint)
+    return UsageError("damaged_run", f"{home} cannot be used: {what}", hint=_anew(home))
+
+
+def _anew(home: Path) -> str:
+    return f"nothing is lost, make it anew: tessella index {home.parent}"
 
 
 def _lancedb() -> Any:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..atomic import replacing
+from ..data.identity import UNKNOWN, Identity, container_difference, identity_of, listed_source
 from ..data.remote import is_url
 from ..data.sources import Source
 from ..data.stores import ParquetRow
-from ..errors import ImageError, UsageError
+from ..errors import ImageError, OutputError, UsageError
+from ..text import escape
 
 RUN, MANIFEST = "run.json", "manifest.parquet"  # what a run is, in its folder
 _LISTED = 100_000  # inputs between two remarks
@@ -35,12 +37,13 @@ def write_manifest(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    cells_of = _Cells()
     try:
         with replacing(path) as file:
             hashes = []  # 8 bytes an input: what a set of keys would take ten times of
             with pq.ParquetWriter(file, _schema(), compression="zstd", write_page_checksum=True) as writer:
                 count, told, rest = 0, 0, iter(sources)
-                while rows := [_cells(source) for source in itertools.islice(rest, shard_rows)]:
+                while rows := [cells_of(source) for source in itertools.islice(rest, shard_rows)]:
                     writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=_schema()))
                     hashes.append(np.array([_hash(row[0]) for row in rows], np.uint64))
                     count += len(rows)
@@ -54,7 +57,7 @@ def write_manifest(
             _refuse_twins(draft, np.concatenate(hashes))
             digest = file_hash(draft)
     except OSError as error:
-        raise UsageError("output_failed", f"{path} could not be written: {error.strerror or error}") from error
+        raise OutputError("output_failed", f"{path} could not be written: {error.strerror or error}") from error
     return count, digest
 
 
@@ -62,24 +65,42 @@ def _schema() -> Any:
     import pyarrow as pa
 
     return pa.schema([("key", pa.string()), ("path", pa.binary()), ("offset", pa.int64()), ("size", pa.int64()),
-                      ("row", pa.int64()), ("code", pa.string()), ("message", pa.string())])  # fmt: skip
+                      ("row", pa.int64()), ("code", pa.string()), ("message", pa.string()),
+                      ("file_size", pa.int64()), ("mtime", pa.int64()), ("digest", pa.string()),
+                      ("ctime", pa.int64())])  # fmt: skip
 
 
-def _cells(source: Source) -> tuple[Any, ...]:
-    """A row of the listing. Whole paths: a run may go on from another folder."""
-    path = source.path if is_url(source.path) else os.path.abspath(source.path)  # noqa: PTH100 - links keep their names
-    row = source.row if isinstance(source, ParquetRow) else None
-    code, message = (source.error.code, as_text(source.error.message)) if source.error else ("", "")
-    return as_text(source.key), os.fsencode(path), source.offset, source.size, row, code, message
+class _Cells:
+    """Makes rows of the listing. Remembers what identifies the container whose members come one after the other."""
+
+    def __init__(self) -> None:
+        self._container, self._identity = "", UNKNOWN
+
+    def __call__(self, source: Source) -> tuple[Any, ...]:
+        """Whole paths: a run may be resumed from another folder."""
+        path = source.path if is_url(source.path) else os.path.abspath(source.path)  # noqa: PTH100 - links keep their names
+        row = source.row if isinstance(source, ParquetRow) else None
+        code, message = (source.error.code, as_text(source.error.message)) if source.error else ("", "")
+        cells = (escape(source.key), os.fsencode(path), source.offset, source.size, row, code, message)
+        if source.error is not None:
+            return (*cells, *UNKNOWN)
+        if row is None and source.offset is None:
+            return (*cells, *identity_of(path))
+        if path != self._container:
+            self._container, self._identity = path, identity_of(path, container=True)
+        return (*cells, *self._identity)
 
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-def as_text(name: str) -> str:
-    """Of a name that is not UTF-8, the odd bytes as \\xNN: Parquet's text is UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def as_text(message: str) -> str:
+    """A message that may name a file, as valid UTF-8 for Parquet. For names see `tessella.text.escape`."""
+    try:
+        return os.fsencode(message).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that no file name has
+        return message.encode("utf-8", "backslashreplace").decode()
 
 
 def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:
@@ -90,7 +111,8 @@ def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:
     import pyarrow.parquet as pq
 
     places = [int(order[same[0]]), int(order[same[0] + 1])]
-    keys = pq.read_table(draft, columns=["key"]).column("key").take(places).to_pylist()
+    with draft.open("rb") as file:
+        keys = pq.read_table(file, columns=["key"]).column("key").take(places).to_pylist()
     raise UsageError(
         "bad_argument",
         f"{len(same):,} inputs are named more than once, the first is {keys[0]!r}",
@@ -103,6 +125,7 @@ class Manifest:
 
     def __init__(self, path: Path, digest: str):
         """Raises UsageError `damaged_run` where it is not the file that was written."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
@@ -115,7 +138,7 @@ class Manifest:
                 f"{path} is missing or is not the listing that was written",
                 hint=f"tessella verify-run {path.parent} --repair",
             )
-        self._file = pq.ParquetFile(path)
+        self._file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # its name may be no text
         self.rows: int = self._file.metadata.num_rows
         self.shards: int = self._file.metadata.num_row_groups
 
@@ -124,14 +147,70 @@ class Manifest:
         columns = self._file.read_row_group(shard, use_threads=False).to_pydict()
         return [_source(*cells) for cells in zip(*columns.values(), strict=True)]
 
+    def need_unchanged(self, shards: Sequence[int], finished: Iterable[tuple[int, Sequence[str]]]) -> None:
+        """UsageError `changed_run` where an archive or table that these shards need is not the one that was listed.
+
+        finished: of the shards that are there, numbers and the SHA-256 of the rows. Archives are listed anew, tables
+        are known by their footers; where the file system says that one was touched in any way, the images that were
+        read from it are read again and compared. Files by themselves are checked when they are read.
+        """
+        changed: dict[str, str] = {}
+        touched = set()
+        for path, (identity, members) in self._containers(shards).items():
+            if what := container_difference(path, identity, members):
+                changed[path] = what
+            elif identity_of(path, container=True).ctime != identity.ctime:
+                touched.add(path)
+        if not changed and touched:
+            changed = self._other_bytes(touched, finished)
+        if changed:
+            path, what = next(iter(changed.items()))
+            more = f"; {len(changed) - 1:,} others have changed, too" if len(changed) > 1 else ""
+            raise UsageError(
+                "changed_run", f"{path!r} has changed since the run listed it: {what}{more}",
+                hint="put the file back as it was, or begin anew in another --out",
+            )  # fmt: skip
+
+    def _other_bytes(self, paths: set[str], finished: Iterable[tuple[int, Sequence[str]]]) -> dict[str, str]:
+        """Of these containers, those that give other bytes for rows that are finished; and which row is the first."""
+        for shard, hashes in finished:
+            for source, sha256 in zip(self.sources(shard), hashes, strict=True):
+                if source.path in paths and sha256:
+                    try:
+                        same = hashlib.sha256(source.read()).hexdigest() == sha256
+                    except ImageError:
+                        same = False
+                    if not same:
+                        return {source.path: f"{source.key!r} is another image"}
+        return {}
+
+    def _containers(self, shards: Sequence[int]) -> dict[str, tuple[Identity, list[tuple[str, int, int]]]]:
+        """What identifies each archive and table, and of an archive the members (key, offset, size)."""
+        import pyarrow.compute as pc
+
+        found: dict[str, tuple[Identity, list[tuple[str, int, int]]]] = {}
+        if "file_size" not in self._file.schema_arrow.names:  # of an earlier version
+            return found
+        names = ["key", "path", "offset", "size", "row", "file_size", "mtime", "digest", "ctime"]
+        for shard in shards:
+            table = self._file.read_row_group(shard, columns=names, use_threads=False)
+            inside = pc.or_(pc.is_valid(table["offset"]), pc.is_valid(table["row"]))
+            table = table.filter(pc.and_(inside, pc.is_valid(table["file_size"])))
+            for key, path, offset, size, _, *identity in zip(*table.to_pydict().values(), strict=True):
+                members = found.setdefault(os.fsdecode(path), (Identity(*identity), []))[1]
+                if offset is not None:
+                    members.append((key, offset, size))
+        return found
+
 
 def _source(
-    key: str, path: bytes, offset: int | None, size: int | None, row: int | None, code: str, message: str
-) -> Source:
+    key: str, path: bytes, offset: int | None, size: int | None, row: int | None, code: str, message: str,
+    *identity: Any,
+) -> Source:  # fmt: skip
     error = ImageError(code, message) if code else None
-    if row is not None:
-        return ParquetRow(key, os.fsdecode(path), error=error, row=row)
-    return Source(key, os.fsdecode(path), offset, size, error)
+    name = os.fsdecode(path)
+    source = Source(key, name, offset, size, error) if row is None else ParquetRow(key, name, error=error, row=row)
+    return listed_source(source, Identity(*identity))
 
 
 def file_hash(path: Path) -> str:

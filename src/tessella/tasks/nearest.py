@@ -48,23 +48,29 @@ class Plan:
         )
 
 
-def exact(table: Any, queries_QD: Floats, k: int, where: str = "") -> tuple[Floats, Ints]:
+def exact(
+    table: Any, queries_QD: Floats, k: int, where: str = "", label: str | None = None
+) -> tuple[Floats, Ints]:  # fmt: skip
     """(Q,K) cosines, best first, and ids of the rows: all rows that fit `where` are compared, in float32.
 
-    K is less than k where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
+    label: of the rows, beside `where`, which is SQL of the user and is never made part of other SQL. K is less than k
+    where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
     """
-    import torch
+    import pyarrow.compute as pc
 
-    queries = torch.from_numpy(queries_QD)
-    scores, ids = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-    scan = table.search().select(["vector"]).with_row_id(True)
+    scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
+    scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
     for batch in (scan.where(where) if where else scan).to_batches(SCAN_ROWS):
-        here = torch.from_numpy(batch["_rowid"].to_numpy().astype(np.int64))
-        scores = torch.cat((scores, _cosines(queries, batch["vector"])), 1)
-        ids = torch.cat((ids, here.expand(len(queries), -1)), 1)
-        scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
-        ids = ids.gather(1, best)
-    return scores.numpy(), ids.numpy()
+        if label is not None:
+            batch = batch.filter(pc.equal(batch["label"], label))
+        here_N = batch["_rowid"].to_numpy().astype(np.int64)
+        scores = np.concatenate((scores, _cosines(queries_QD, batch["vector"])), 1)
+        ids = np.concatenate((ids, np.broadcast_to(here_N, (len(queries_QD), len(here_N)))), 1)
+        if scores.shape[1] > k:
+            best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
 
 class Approximate:
@@ -88,8 +94,6 @@ class Approximate:
 
         The index ranks by rounded vectors; of half as many more, at least five, the best are picked by the stored ones.
         """
-        import torch
-
         candidates = k + max(k // 2, 5)
 
         async def near() -> Any:
@@ -97,9 +101,9 @@ class Approximate:
             return await query.limit(candidates).select(["vector", "_distance"]).with_row_id().to_arrow()
 
         found = _wait_for(near())
-        cosines = _cosines(torch.from_numpy(query_D[None]), found["vector"].combine_chunks())
-        scores, order = cosines[0].sort(descending=True)
-        return scores[:k].numpy(), found["_rowid"].to_numpy().astype(np.int64)[order[:k].numpy()]
+        cosines_N = _cosines(query_D[None], found["vector"].combine_chunks())[0]
+        order = np.argsort(-cosines_N, kind="stable")[:k]
+        return cosines_N[order], found["_rowid"].to_numpy().astype(np.int64)[order]
 
 
 def _wait_for(work: Coroutine[Any, Any, Any]) -> Any:
@@ -113,12 +117,12 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _cosines(queries_QD: Any, column: Any) -> Any:
+def _cosines(queries_QD: Floats, column: Any) -> Floats:
     """(Q,D) of unit length, an Arrow array of N float16 vectors -> (Q,N)."""
-    import torch
-
-    rows_ND = torch.utils.dlpack.from_dlpack(column.flatten()).view(len(column), queries_QD.shape[1]).float()
-    return queries_QD @ rows_ND.T / torch.linalg.vector_norm(rows_ND, dim=1).clamp_min(1e-12)
+    rows_ND = column.flatten().to_numpy().reshape(len(column), queries_QD.shape[1]).astype(np.float32)
+    norms_N = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND))
+    cosines_QN: Floats = queries_QD @ rows_ND.T / np.maximum(norms_N, np.float32(1e-12))
+    return cosines_QN
 
 
 def choose_plan(table: Any, home: Path, plan: Plan, approximate_from: int, say: Callable[[str], None]) -> Plan:

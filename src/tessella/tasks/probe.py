@@ -182,6 +182,7 @@ def probe(
     head = fit(x_ND, y_N, len(classes), strength)
     answers = judge(head(seen_ND), seen_N, np.flatnonzero(val_all.ok))
     few, notes = few_shot(x_ND, y_N, seen_ND, seen_N, shots, classes, rng)
+    notes = [*train_data.skipped.lines(), *notes]
     curve = coverage(answers)
     found = Probe(
         model=predictor.name,

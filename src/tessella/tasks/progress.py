@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import UsageError
+from ..atomic import write_atomic
+from ..errors import OutputError
 from ..extras import require
 
 
@@ -135,13 +136,15 @@ class PrometheusFile:
             self.write()
 
     def write(self) -> None:
-        from prometheus_client import write_to_textfile
+        from prometheus_client import generate_latest
 
         self.written = time.monotonic()
         try:
-            write_to_textfile(str(self.path), self.registry)
+            write_atomic(self.path, generate_latest(self.registry))
         except OSError as error:
-            raise UsageError("output_failed", f"{self.path} could not be written: {error.strerror}") from None
+            raise OutputError(
+                "output_failed", f"{str(self.path)!r} could not be written: {error.strerror or error}"
+            ) from None
 
 
 def _board(run: Path) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
+from ..regular import read_regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +263,7 @@ def choose(
 def read_config(file: str | Path) -> dict[str, Any]:
     """The settings of a JSON file: a config, or the train.json of a run."""
     try:
-        values = json.loads(Path(file).read_text())
+        values = json.loads(read_regular(file))
     except OSError as error:
         raise UsageError("not_found", f"the config {str(file)!r} could not be read: {error.strerror}") from None
     except ValueError as error:

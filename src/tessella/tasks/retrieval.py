@@ -42,18 +42,25 @@ def retrieval(vectors_ND: Any, labels_N: Any, k: Sequence[int] = (1, 5, 10)) -> 
     """
     import torch
 
-    vectors, labels = np.asarray(vectors_ND), np.asarray(labels_N)
-    count = len(vectors)
-    if vectors.ndim != 2 or labels.shape != (count,) or count < 2 or not np.isfinite(vectors).all():
+    if not isinstance(k, Sequence) or not all(isinstance(one, int) and not isinstance(one, bool) for one in k):
+        raise UsageError("bad_argument", f"k is {str(k)[:80]!r}, expected whole numbers, such as (1, 5, 10)")
+    try:
+        vectors, labels = np.asarray(vectors_ND), np.asarray(labels_N)
+        classes = np.unique(labels, return_inverse=True)[1]
+    except (ValueError, TypeError) as error:
+        raise UsageError("bad_argument", f"vectors or labels are no array: {error}") from None
+    count = len(vectors) if vectors.ndim else 0
+    is_real = vectors.dtype.kind in "fiu"
+    if vectors.ndim != 2 or labels.shape != (count,) or count < 2 or not is_real or not np.isfinite(vectors).all():
         raise UsageError(
             "bad_argument",
-            f"vectors of shape {vectors.shape} and labels of shape {labels.shape}, expected (N,D), finite, and (N,), "
-            "of two images or more",
+            f"vectors of shape {vectors.shape} and type {vectors.dtype}, and labels of shape {labels.shape}; expected "
+            "finite numbers (N,D) and (N,), of two images or more",
         )
     if not k or any(not 1 <= one < count for one in k):
         raise UsageError("bad_argument", f"k is {tuple(k)!r}, expected numbers from 1 to {count - 1}")
     units_ND = torch.from_numpy(unit_length(vectors.astype(np.float32)))
-    classes_N = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    classes_N = torch.from_numpy(classes.reshape(-1))
     ranks = torch.arange(1, count, dtype=torch.float64)
     knn, recall, precision, queries = dict.fromkeys(k, 0), dict.fromkeys(k, 0), 0.0, 0
     for start in range(0, count, BLOCK):

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import IO, Any
+from zipfile import ZipFile
 
 import numpy as np
 
 from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
+from ..text import escape
 from .bulk import read_run
+from .checks import as_path, check_count
 from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_table
 from .manifest import as_text
 from .nearest import Approximate, Floats, exact, vectors_of
 from .sheet import Panel, row_sources, write_sheet
+
+MOST_ROWS = 1_000_000  # in an answer
+MOST_SQL = 100_000  # characters of a condition
+MOST_OPERATORS = 500  # in one; some thousands would overflow the stack of the engine that works on it
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Index:
         Raises UsageError: not_found without run or index, damaged_run, missing_dependency; changed_run where the
         predictor's embeddings are others than the run's.
         """
-        self.out = Path(out)
+        self.out = as_path("the run", out)
         self.facts = read_run(self.out)
         if not (self.out / HOME).is_dir():
             raise no_index(self.out)
@@ -99,19 +107,21 @@ class Index:
         ImageError for an image that cannot be read.
         """
         given: Sequence[Any] = [queries] if is_single(queries) else list(queries)  # type: ignore[arg-type]
-        if not given or top < 1:
-            raise UsageError("bad_argument", f"{len(given)} queries for {top} rows, expected one or more of both")
+        check_count("top", top, MOST_ROWS)
+        if not given:
+            raise UsageError("bad_argument", "no query was given", hint="give an image, the key of a row, or a vector")
         asked = [one if isinstance(one, Query) else self.query(one) for one in given]
         own = {one.row for one in asked}
         mean_D = np.stack([one.vector for one in asked]).mean(0)
         if np.linalg.norm(mean_D) < 1e-6:
             raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
         query_D = unit_length(mean_D[None])[0]
-        condition = self._condition(where, label)
+        condition = self._condition(where)
+        self._check_label(label)
         count = top + len(asked)
         with self._reading():
-            if condition or all_rows or self._approximate is None:
-                (scores,), (ids,) = exact(self._table, query_D[None], count, condition)
+            if condition or label is not None or all_rows or self._approximate is None:
+                (scores,), (ids,) = exact(self._table, query_D[None], count, condition, label)
             else:
                 scores, ids = self._approximate.search(query_D, count, self.plan.probes)
             found = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
@@ -151,23 +161,28 @@ class Index:
 
     def _row_of(self, given: str) -> Query | None:
         """The row whose key this is; UsageError `not_found` where "key:NAME" says that there must be one."""
-        key = as_text(given.removeprefix("key:"))
-        with self._reading():
-            found = self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
-        if found.num_rows:
-            (vector_D,) = vectors_of(found["vector"], self.facts["width"])
-            return Query(key, self._checked(vector_D), found["row"][0].as_py())
+        name = given.removeprefix("key:")
+        for key in dict.fromkeys((name, escape(name), as_text(name))):  # as a run shows it, or as the file is called
+            if (not key.isascii() and key != as_text(key)) or "\0" in key:
+                continue  # no text, so no key
+            with self._reading():
+                found = self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
+            if found.num_rows:
+                (vector_D,) = vectors_of(found["vector"], self.facts["width"])
+                return Query(key, self._checked(vector_D), found["row"][0].as_py())
         if not given.startswith("key:"):
             return None
         hint = "keys are those of `tessella run`; an input that was an error has no embedding"
-        raise UsageError("not_found", f"the index of {self.out} has no row {key!r}", hint=hint)
+        raise UsageError("not_found", f"the index of {self.out} has no row {name!r}", hint=hint)
 
     def _checked(self, vector: Any) -> Floats:
         """Anything -> (D,) float32 of unit length."""
         width = self.facts["width"]
         if vector.shape == (width,) and vector.dtype.kind in "fiu":
-            vector_D = vector.astype(np.float64)
-            if 0 < (length := np.linalg.norm(vector_D)) < np.inf:
+            with np.errstate(over="ignore", invalid="ignore"):
+                vector_D = vector.astype(np.float64)
+                length = np.linalg.norm(vector_D)
+            if 0 < length < np.inf:
                 return np.asarray(vector_D / length, np.float32)
         raise UsageError(
             "bad_argument",
@@ -175,43 +190,78 @@ class Index:
             "numbers, not all of them zero, as the embeddings of this run",
         )
 
-    def _condition(self, where: str | None, label: str | None) -> str:
+    def _check_label(self, label: str | None) -> None:
         if label is not None and label not in self.facts["labels"]:
             import difflib
 
             near = difflib.get_close_matches(label, self.facts["labels"], 3, 0.5) or self.facts["labels"][:3]
             hint = f"classes are such as {', '.join(map(repr, near))}"
             raise UsageError("bad_argument", f"{self.facts['model']} has no class {label!r}", hint=hint)
-        condition = [] if label is None else [f"label = {quoted(label)}"]
-        if where is not None:
-            condition.append(f"({where}\n)")  # a comment or a semicolon in it ends nothing
-            try:
-                self._table.count_rows(condition[-1])
-            except (OSError, RuntimeError, ValueError):
-                hint = f"""columns are {", ".join(COLUMNS)}; for example "label = 'cat' AND width >= 640\""""
-                raise UsageError("bad_argument", f"the condition {where!r} cannot be used", hint=hint) from None
-        return " AND ".join(condition)
+
+    def _condition(self, where: str | None) -> str:
+        """The user's SQL in parentheses, so that all of it counts: LanceDB ignores what follows a whole expression."""
+        if where is None:
+            return ""
+        what = f"the condition {where[:200]!r} cannot be used"
+        hint = f"""columns are {", ".join(COLUMNS)}; for example "label = 'cat' AND width >= 640\""""
+        condition = f"({where}\n)"  # a comment in it ends with its line
+        if len(where) > MOST_SQL or not _closed(where):
+            raise UsageError("bad_argument", what, hint=hint)
+        with lance_errors("bad_argument", what, hint, "it is not true or false for every row"):
+            self._table.count_rows(condition)
+        return condition
 
     def _from_file(self, path: Path) -> Any:
         """The vector in a .npy file, or the mean of those in a .npz."""
+        what = f"{str(path)!r} has no embeddings in it"
+        hint = "give a vector as .npy, or what `tessella embed --out FILE.npz` writes"
+        if not path.is_file():
+            if not os.path.lexists(path):
+                raise UsageError("not_found", f"there is no file {str(path)!r}")
+            raise UsageError("special_file", f"{str(path)!r} is no regular file", hint=hint)
         try:
-            told = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-            if isinstance(told, np.ndarray):
-                return told
-            fingerprint, vectors_ND = str(told["fingerprint"]), told["embeddings"]
-            check_fingerprint(self.facts, fingerprint, f"{path}, {told['model']}")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of no rows at all, which is refused later
+                warnings.simplefilter("ignore")  # a mean of no rows at all is refused later; headers of Python 2
+                if path.suffix.lower() == ".npy":
+                    return read_array(io.BytesIO(path.read_bytes()), path.stat().st_size)
+                with ZipFile(path) as file:
+                    fingerprint, model, vectors_ND = (
+                        read_array(io.BytesIO(file.read(f"{name}.npy")), file.getinfo(f"{name}.npy").file_size)
+                        for name in ("fingerprint", "model", "embeddings")
+                    )
+                check_fingerprint(self.facts, str(fingerprint), f"{path}, {model}")
+                if vectors_ND.ndim != 2 or vectors_ND.dtype.kind != "f":
+                    raise UsageError("bad_argument", what, hint=hint)
                 return np.nanmean(vectors_ND, 0)  # an input that was an error is NaN
-        except FileNotFoundError:
-            raise UsageError("not_found", f"there is no file {str(path)!r}") from None
         except UsageError:
             raise
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile):
-            raise UsageError(
-                "bad_argument", f"{str(path)!r} has no embeddings in it",
-                hint="give a vector as .npy, or what `tessella embed --out FILE.npz` writes",
-            ) from None  # fmt: skip
+        except Exception:  # a damaged header raises whatever NumPy, zipfile and Python's own tokenizer do
+            raise UsageError("bad_argument", what, hint=hint) from None
+
+
+def read_array(file: IO[bytes], size: int) -> Any:
+    """An array of numbers or text from a .npy file of `size` bytes; ValueError where its header asks for more."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("not an array of numbers, or cut off")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+_SQL = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|[][()+*/%|&^<>=!~:-]""", re.DOTALL)
+
+
+def _closed(sql: str) -> bool:
+    """Whether every parenthesis outside of text and comments is closed, and none that was not opened."""
+    parts = _SQL.findall(sql)
+    depth = 0
+    for part in parts:
+        depth += (part == "(") - (part == ")")
+        if depth < 0:
+            return False
+    return depth == 0 and sum(len(part) == 1 for part in parts) <= MOST_OPERATORS
 
 
 def quoted(text: str) -> str:

@@ -19,6 +19,7 @@ from ..data.isolated import Decoded, IsolatedDecoder
 from ..data.sources import Source
 from ..errors import ImageError
 from ..predictor import Output, Predictor, softmax, unit_length
+from ..text import escape
 from .ledger import Shard
 from .manifest import Manifest, as_text
 
@@ -141,7 +142,7 @@ def encode(rows: Sequence[Row], facts: Mapping[str, Any]) -> bytes:
     told = {key: facts[key] for key in TOLD}
     columns: dict[str, Any] = dict(
         key=pa.array([row.source.key for row in rows], pa.string()),
-        source=pa.array([as_text(row.source.path) for row in rows], pa.string()),
+        source=pa.array([escape(row.source.path) for row in rows], pa.string()),
         status=pa.array([row.status for row in rows], pa.string()),
         message=pa.array([as_text(row.message) for row in rows], pa.string()),
         sha256=pa.array([row.image.sha256 for row in rows], pa.string()),

@@ -71,6 +71,8 @@ def train(
     run = Path(out)
     log = Log(run, process, watch)
     learning, held_out = open_split(data, val=val, val_fraction=val_fraction)
+    for line in learning.skipped.lines():
+        log.say(line)
     schedule = Schedule(len(learning), config.batch_size, config.seed, config.repeats, process.rank, process.world)
     check_data(config, learning, process)
     total = config.epochs * schedule.steps

@@ -7,20 +7,24 @@ An index that is damaged is removed: `tessella index` makes it anew.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import copy_file, write_atomic
-from ..errors import UsageError
-from .bulk import COPY, LOG, SUMMARY, need_run, read_facts, writing
+from ..atomic import replacing
+from ..errors import OutputError, UsageError
+from ..locks import LOCK, folder_lock, shared_lock
+from .bulk import COPY, LOG, SUMMARY, Summary, facts_bytes, log_line, need_run, read_facts, read_log_line, writing
+from .checks import as_path
 from .index import HOME, check_index
-from .ledger import FILE, Ledger, Shard, alone
+from .ledger import FILE, Shard, ledger_bytes, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash
 from .output import need_pyarrow
 from .shards import SHARDS
@@ -50,24 +54,38 @@ class Verdict:
 
 
 def verify(out: str | Path) -> Verdict:
-    """Read every byte of the run in `out` and compare it with what was written.
+    """Read every byte of the run in `out` and compare it with what was written. Nothing is written.
 
     A file that the disk does not give is damaged like any other. UsageError `not_found` where there is no run, `busy`
-    while it is being written, `damaged_run` where neither run.json nor its copy can be read, `output_failed`.
+    while it is being written, `damaged_run` where neither run.json nor its copy can be read.
     """
-    out = Path(out)
-    with _held(out):
+    out = as_path("the run", out)
+    need_pyarrow()
+    need_run(out)
+    with _reading(out), shared_lock(out), shared_lock(out / HOME):
         return _State(out).verdict()
 
 
 def repair(out: str | Path) -> Verdict:
     """Mend the run in `out`; returns what `verify` had found. Shards that are lost are made by the next `run`.
 
-    UsageError as of `verify`, and `damaged_run` where both copies of the listing are gone: then finished shards keep
-    their rows, and the run cannot go on.
+    All that is written is on the disk before anything is replaced, so a full disk changes nothing. Raises UsageError as
+    `verify` does, and `damaged_run` where both copies of the listing are gone: then finished shards keep their rows,
+    and the run cannot go on. OutputError `output_failed`.
     """
-    out = Path(out)
-    with _held(out):
+    out = as_path("the run", out)
+    need_pyarrow()
+    need_run(out)
+    with ExitStack() as stack:
+        stack.enter_context(writing(out))
+        try:
+            stack.enter_context(folder_lock(out))
+        except OutputError:  # read-only media: a run without damage needs no repair
+            if (found := verify(out)).damage:
+                raise
+            return found
+        if (out / HOME).is_dir():
+            stack.enter_context(folder_lock(out / HOME))
         state = _State(out)
         found = state.verdict()
         if found.damage:
@@ -76,11 +94,11 @@ def repair(out: str | Path) -> Verdict:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
-    need_pyarrow()
-    need_run(out)
-    with writing(out), alone(out):
+def _reading(out: Path) -> Iterator[None]:
+    try:
         yield
+    except OSError as error:
+        raise UsageError("damaged_run", f"{out} could not be read: {error.strerror or error}") from error
 
 
 class _State:
@@ -94,7 +112,7 @@ class _State:
         self.entered = self._entered()
         self.logged = self._logged()
         self.good = self._good()
-        self._summary()
+        self.summary = self._summary()
         self._index()
 
     def verdict(self) -> Verdict:
@@ -108,26 +126,51 @@ class _State:
                 hint="finished shards are whole; begin anew in another folder for the other inputs",
             )  # fmt: skip
         bad = {one.file for one in self.damage}
-        (self.out / COPY).mkdir(exist_ok=True)
-        (self.out / SHARDS).mkdir(exist_ok=True)
-        for name in (RUN, MANIFEST):
-            for broken, whole in ((name, f"{COPY}/{name}"), (f"{COPY}/{name}", name)):
-                if broken in bad:
-                    copy_file(self.out / whole, self.out / broken)
+        for folder in (COPY, SHARDS):
+            (self.out / folder).mkdir(exist_ok=True)
+        self._replace(bad)
         for one in self.damage:
             if one.shard is not None:
                 (self.out / one.file).unlink(missing_ok=True)
-        if self.entered != self.good:
-            with Ledger(self.out, new=True) as ledger:
-                for shard in self.good.values():
-                    ledger.commit(shard)
-        # after the ledger: until then it is what a ledger can be made from
-        lines = [json.dumps(dict(kind="shard", **vars(shard))) + "\n" for shard in self.good.values()]
-        write_atomic(self.out / LOG, "".join(lines).encode())
-        if SUMMARY in bad:
-            (self.out / SUMMARY).unlink(missing_ok=True)
         if any(name.startswith(f"{HOME}/") for name in bad):
             shutil.rmtree(self.out / HOME)
+
+    def _replace(self, bad: set[str]) -> None:
+        """Write all that must be replaced beside it, and only then put it in place.
+
+        Replaced are first the copies, then the log, then the ledger: until then it can be made again from the log.
+        """
+        all_good = len(self.good) == self.verdict().shards
+        ledger = self.out / FILE
+        anew = ledger_bytes(self.good) if FILE in bad or self.entered != self.good else b""
+        with ExitStack() as stack:  # what is entered last is replaced first
+
+            def stage(name: str, data: bytes) -> None:
+                file = stack.enter_context(replacing(self.out / name))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+            def remove(*paths: Path) -> None:
+                def when_all_is_written(kind: object, *_: object) -> None:
+                    for path in paths if kind is None else ():
+                        path.unlink(missing_ok=True)
+
+                stack.push(when_all_is_written)
+
+            if self.summary and all_good and anew:
+                stage(SUMMARY, facts_bytes(self.summary | dict(ledger=hashlib.sha256(anew).hexdigest())))
+            elif not (self.summary and all_good):
+                remove(self.out / SUMMARY)
+            if anew:
+                stage(FILE, anew)
+                remove(*(ledger.with_name(FILE + suffix) for suffix in ("-wal", "-shm")))
+            if LOG in bad or self.logged != self.good:
+                stage(LOG, b"".join(log_line(dict(kind="shard", **vars(shard))) for shard in self.good.values()))
+            for name in (RUN, MANIFEST):
+                for broken, whole in ((name, f"{COPY}/{name}"), (f"{COPY}/{name}", name)):
+                    if broken in bad:
+                        stage(broken, (self.out / whole).read_bytes())
 
     # --- each kind of file --------------------------------------------------------------------------------------------
 
@@ -157,9 +200,7 @@ class _State:
     def _entered(self) -> dict[int, Shard] | None:
         """By the ledger; None where it cannot be read."""
         try:
-            with Ledger(self.out) as ledger:
-                ledger.check()
-                return ledger.finished()
+            return read_ledger(self.out, deep=True)
         except UsageError as error:
             self._report(FILE, error.message)
             return None
@@ -167,21 +208,19 @@ class _State:
     def _logged(self) -> dict[int, Shard]:
         """By the log, where the last word on a shard counts."""
         found: dict[int, Shard] = {}
-        path = self.out / LOG
         try:
-            data = path.read_bytes()
+            data = (self.out / LOG).read_bytes()
         except FileNotFoundError:
             data = b""
         except OSError:
             self._report(LOG, "cannot be read")
-            data = b""
+            return found
         lines = data.split(b"\n")[:-1]  # half a line is one that was cut off
         for number, line in enumerate(lines, 1):
             try:
-                event = json.loads(line)
-                shard = Shard(**{name: event[name] for name in Shard.__dataclass_fields__})
+                shard = read_log_line(line)
                 found[shard.id] = shard
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, RecursionError):
                 self._report(LOG, f"line {number} cannot be read")
         if self.entered is not None:
             for number, shard in found.items():
@@ -212,12 +251,13 @@ class _State:
         if number < 0 or shard.rows != rows or shard.ok + sum(shard.errors.values()) != rows:
             return "its entry cannot be true"
         path = self.out / SHARDS / Path(shard.file).name
-        if not path.is_file():
-            return "missing"
         try:
+            if not path.is_file():
+                return "missing"
             if path.stat().st_size != shard.bytes or file_hash(path) != shard.sha256:
                 return "not the file that was written"
-            table = pq.read_table(path, columns=["key", "status"], page_checksum_verification=True)
+            with path.open("rb") as file:  # its name may be no text
+                table = pq.read_table(file, columns=["key", "status"], page_checksum_verification=True)
             told = json.loads(table.schema.metadata[b"tessella"])
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return "cannot be read"
@@ -231,12 +271,17 @@ class _State:
             return "has other keys than the listing"
         return ""
 
-    def _summary(self) -> None:
+    def _summary(self) -> dict[str, Any]:
+        """Where there is one, the run came to its end: then it also tells whether log and ledger are whole."""
         path = self.out / SUMMARY
         if not path.is_file():
-            return  # the run has not come to its end
+            return {}
+        told = read_facts(path)
         try:
-            told = json.loads(path.read_bytes())
+            if told is None:
+                told = json.loads(path.read_bytes())
+                if told.keys() != Summary.__dataclass_fields__.keys():  # earlier versions wrote no hash
+                    raise ValueError
             right = (told["fingerprint"], told["rows"]) == (self.facts["fingerprint"], self.facts["rows"])
             right = right and told["rows"] == told["ok"] + sum(told["errors"].values())
             if len(self.good) == self.verdict().shards:
@@ -246,14 +291,24 @@ class _State:
                 right = right and told["errors"] == errors
             if not right:
                 raise ValueError
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._report(SUMMARY, "not what was written")
+            return {}
+        if "ledger" in told:
+            self._at_the_end(told["ledger"])
+        return dict(told)
+
+    def _at_the_end(self, digest: str) -> None:
+        if self.entered is not None and _hash_of(self.out / FILE) != digest:
+            self._report(FILE, "not the file that was written")
+        missing = (self.entered or {}).keys() - self.logged.keys()
+        if missing and LOG not in {one.file for one in self.damage}:
+            self._report(LOG, f"{len(missing):,} shards are missing")
 
     def _index(self) -> None:
-        if (self.out / HOME).is_dir():
-            with alone(self.out / HOME):
-                for name in check_index(self.out):
-                    self._report(f"{HOME}/{name}", "missing, or not what was written; `tessella index` makes it anew")
+        if (self.out / HOME).is_dir() and any(path.name != LOCK for path in (self.out / HOME).iterdir()):
+            for name in check_index(self.out):
+                self._report(f"{HOME}/{name}", "missing, or not what was written; `tessella index` makes it anew")
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
@@ -266,3 +321,10 @@ class _State:
         keys = [source.key for source in self.manifest.sources(number)] if self.manifest and rows else [""]
         name = f"{SHARDS}/shard-{number:08d}.parquet"
         self.damage.append(Damage(name, message, number, first, rows, keys[0], keys[-1]))
+
+
+def _hash_of(path: Path) -> str:
+    try:
+        return file_hash(path)
+    except OSError:
+        return ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from ..errors import TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.layers import to_pair
+from ..regular import read_regular
 from .catalogue import resolve
 
+MAX_NUMBER = 1e12  # in a config; larger ones would overflow where they are used
 MAX_BYTES = 32 << 20  # a 21k-class set with descriptions takes 3 MB
 SOURCE_FIELDS = ("file", "hf_hub_id", "sha256")
 
@@ -36,11 +37,11 @@ class ModelConfig:
 
 
 def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and value >= least
+    return type(value) is int and least <= value < MAX_NUMBER
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER  # NaN is neither
 
 
 def _is_text(value: Any) -> bool:
@@ -117,7 +118,7 @@ def read_config(path: Path) -> ModelConfig:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
-        root = json.loads(path.read_bytes())
+        root = json.loads(read_regular(path))
         if not isinstance(root, dict):
             raise UsageError("bad_argument", "it is not an object")
         return _parse(root)

@@ -1,0 +1,143 @@
+"""Whether a file is still the one that was listed: what identifies it, and sources that check it when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from ..errors import ImageError
+from ..text import escape
+from .decode import DEFAULT_LIMITS, Limits
+from .remote import coded, is_url, store_of
+from .sources import Source, iter_sources
+
+_MOST_FOOTER = 1 << 30  # bytes
+_TOKENS = ("ETag", "etag", "generation", "LastModified", "last_modified", "mtime", "created")  # as stores name them
+
+
+class Identity(NamedTuple):
+    """What a file was when it was listed. digest: of a Parquet file's footer, or what an object store gives.
+
+    ctime: of an archive or table; it also changes where a backup makes a link, so that alone is only a suspicion.
+    """
+
+    size: int | None = None  # bytes
+    mtime: int | None = None  # nanoseconds since 1970
+    digest: str | None = None
+    ctime: int | None = None  # nanoseconds
+
+
+UNKNOWN = Identity()
+
+
+def identity_of(path: str, *, container: bool = False) -> Identity:
+    """`UNKNOWN` where the file is not there, and for single objects of a store, which would cost a request each."""
+    if is_url(path):
+        return _identity_of_object(path) if container else UNKNOWN
+    try:
+        found = os.stat(path)  # noqa: PTH116 - ten million Path objects cost minutes
+        footer = _footer_hash(path) if container and path.lower().endswith(".parquet") else None
+    except (OSError, ValueError):
+        return UNKNOWN
+    return Identity(found.st_size, found.st_mtime_ns, footer, found.st_ctime_ns if container else None)
+
+
+def _identity_of_object(url: str) -> Identity:
+    try:
+        with coded(url):
+            store, path = store_of(url)
+            info = store.info(path)
+    except ImageError:
+        return UNKNOWN
+    token = next((str(info[name]) for name in _TOKENS if info.get(name)), None)
+    return Identity(info.get("size"), None, token)
+
+
+def _footer_hash(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123 - names need not be text
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 8))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, end - 8 - min(length, _MOST_FOOTER)))
+        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class ListedSource(Source):
+    """An input that a run has listed; `read` raises ImageError `changed_input` where its file is another one by now."""
+
+    inner: Source | None = None
+    identity: Identity = UNKNOWN
+
+    def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
+        assert self.inner is not None
+        if self.identity.size is None or is_url(self.path):
+            return self.inner.read(limits)
+        self._compare()
+        try:
+            return self.inner.read(limits)
+        finally:
+            self._compare()  # what was changed meanwhile may have given anything, also an error
+
+    def _compare(self) -> None:
+        now = identity_of(self.path)
+        if now.size is not None and (now.size, now.mtime) != self.identity[:2]:  # None: it is gone, as reading it says
+            what = difference(self.identity, now._replace(digest=self.identity.digest))
+            raise ImageError("changed_input", f"{self.path!r} is not the file that was listed: {what}")
+
+
+def listed_source(source: Source, identity: Identity) -> Source:
+    """`source`, with the check where there is something to compare."""
+    if identity == UNKNOWN or source.error is not None:
+        return source
+    return ListedSource(source.key, source.path, source.offset, source.size, inner=source, identity=identity)
+
+
+def difference(before: Identity, now: Identity) -> str:
+    """How a file has changed, in words; "" where it has not."""
+    if now == UNKNOWN:
+        return "it is gone"
+    if now.size != before.size:
+        return f"it had {before.size:,} bytes, and has {now.size:,}"
+    if now.mtime != before.mtime:
+        return f"it was last modified {_time(before.mtime)}, and now {_time(now.mtime)}"
+    if now.digest != before.digest:
+        return "its footer or its entity tag is another one"
+    return ""
+
+
+def container_difference(path: str, identity: Identity, members: Iterable[tuple[str, int, int]]) -> str:
+    """How a container has changed since it was listed, in words; "" where it has not.
+
+    members: of a tar archive those that are needed, as (key, offset, size). They are compared with the archive's
+    headers, as another order of equal members changes neither its size nor, where that was preserved, its time.
+    """
+    if changed := difference(identity, identity_of(path, container=True)):
+        return changed
+    wanted = {offset: (key, size) for key, offset, size in members}
+    if not wanted or (is_url(path) and identity.digest):
+        return ""
+    prefix = len(escape(path))  # a key begins with the path as it was given, which may be a relative one
+    for source in iter_sources([path]):
+        if source.offset in wanted:
+            key, size = wanted.pop(source.offset)
+            if source.size != size or not key.endswith(escape(source.key)[prefix:]):
+                return f"{source.key[len(path) + 2 :]!r} is where {key!r} was"
+    return f"{len(wanted):,} members are no longer where they were, such as {_first(wanted)!r}" if wanted else ""
+
+
+def _first(wanted: dict[Any, tuple[str, int]]) -> str:
+    return next(iter(wanted.values()))[0]
+
+
+def _time(nanoseconds: int | None) -> str:
+    if nanoseconds is None:
+        return "at an unknown time"
+    try:
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(" ", "microseconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{nanoseconds} ns after 1970"

@@ -1,0 +1,164 @@
+"""Lists of names as other systems write them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessella.data.lists import LONGEST_ENTRY, entries
+from tessella.data.sources import Source, iter_sources
+from tessella.errors import ImageError
+
+NAMES = ["a b.jpg", "é.jpg", "日本.png"]
+
+
+def split(data: bytes, chunk: int = 1 << 16) -> list[str]:
+    """The entries of a list that arrives in chunks of this size."""
+
+    class Slow(io.RawIOBase):
+        def __init__(self) -> None:
+            self.rest = data
+
+        def read(self, size: int = -1) -> bytes:
+            given, self.rest = self.rest[:chunk], self.rest[chunk:]
+            return given
+
+    found = list(entries(Slow()))
+    assert not [entry for entry in found if isinstance(entry, ImageError)]
+    return [str(entry) for entry in found]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 16])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\0"])
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [("utf-8", b""), ("utf-8", b"\xef\xbb\xbf"), ("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff"),
+     ("utf-32-le", b"\xff\xfe\0\0")],
+)  # fmt: skip
+@pytest.mark.parametrize("last", [False, True])
+def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: bool, chunk: int) -> None:
+    text = end.join(NAMES) + end * last
+    assert split(mark + text.encode(encoding), chunk) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", []),
+        (b"\n\r\n\n", []),
+        (b"\xef\xbb\xbf", []),
+        (b"a.jpg", ["a.jpg"]),
+        (b"a\nb.jpg\0c.jpg\0", ["a\nb.jpg", "c.jpg"]),  # find -print0
+        (b"a\nb.jpg\0", ["a\nb.jpg"]),
+        (b"one\na\0b\ntwo\n", ["one", "a\0b", "two"]),  # a name that cannot be, in a list by lines
+        (b"a\rb.jpg\nc.jpg\n", ["a\rb.jpg", "c.jpg"]),
+        (b"a\r\n\r\nb\r\n", ["a", "b"]),
+        ("a\x85b\u2028c\x0b.jpg\nd".encode(), ["a\x85b\u2028c\x0b.jpg", "d"]),
+        (b"\xff\xfe", []),
+        (b"b\xe9.jpg\nc", [os.fsdecode(b"b\xe9.jpg"), "c"]),
+        (b" a.jpg \nb", [" a.jpg ", "b"]),
+    ],
+)
+def test_separators(data: bytes, expected: list[str]) -> None:
+    assert split(data) == split(data, 40) == expected
+
+
+@pytest.mark.parametrize("end", ["\n", "\0"])
+def test_an_entry_without_end_is_one_error_in_bounded_memory(end: str) -> None:
+    longest = "x" * LONGEST_ENTRY
+    found = list(entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
+    assert [isinstance(entry, ImageError) for entry in found] == [False, True, False, False]
+    assert (found[0], found[2], found[3]) == ("a", longest, "b")
+    assert len(list(entries(io.BytesIO(longest.encode() * 3)))) == 1
+
+
+def test_entries_arrive_before_the_list_ends() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as other:
+        other.write(b"a.jpg\nb.j")
+        found = entries(stream)
+        assert next(found) == "a.jpg"
+        other.write(b"pg\n")
+        assert next(found) == "b.jpg"
+
+
+def test_lines_of_an_iterable_and_standard_input_as_text_or_bytes() -> None:
+    assert list(entries(["a\n", b"b\r\n", "", "c"])) == ["a", "b", "c"]
+    assert isinstance(next(entries([3])), ImageError)
+    assert list(entries(io.StringIO("a\nb\n"))) == ["a", "b"]
+    as_latin = io.TextIOWrapper(io.BytesIO("é\n".encode()), encoding="latin-1")  # its bytes are read, not its text
+    assert list(entries(as_latin)) == ["é"]
+
+
+def keys(*inputs: str, stdin: Any = None) -> list[str]:
+    return [source.key for source in iter_sources(inputs, stdin)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("through", ["file", "stdin"])
+def test_a_bad_entry_is_one_row_and_the_list_goes_on(here: Path, through: str) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        Path(name).write_bytes(b"x")
+    bad = ["n" * 300, "nul\0.jpg", "x" * (LONGEST_ENTRY + 1), "nowhere://x", "@gone", "-", "*.gif", "q/" * 9000]
+    data = "\n".join(["a.jpg", *bad, "b.jpg"]).encode()
+    Path("list").write_bytes(data)
+    found = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))  # type: ignore[arg-type]
+    assert len(found) == len(bad) + 2
+    for source in found[1:-1]:
+        with pytest.raises(ImageError):
+            source.read()
+    assert (found[0].read(), found[-1].read()) == (b"x", b"x")
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_names_in_another_form_are_found(here: Path, on_disk: Any) -> None:
+    name = unicodedata.normalize(on_disk, "Café ü.jpg")
+    Path(name).write_bytes(b"x")
+    Path("spaces .jpg ").write_bytes(b"x")
+    forms = [unicodedata.normalize(form, "Café ü.jpg").encode() for form in ("NFC", "NFD")]
+    lines = [*forms, forms[0] + b"  ", b"spaces .jpg "]
+    if on_disk == "NFC":
+        lines.append("Café ü.jpg".encode("cp1252"))
+    Path("list").write_bytes(b"\r\n".join(lines))
+    assert keys("@list") == [name] * 3 + ["spaces .jpg "] + [name] * (on_disk == "NFC")
+
+
+def test_a_list_that_fails_while_it_is_read(here: Path) -> None:
+    class Failing(io.RawIOBase):
+        count = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.count += 1
+            if self.count > 1:
+                raise OSError(5, "Input/output error")
+            return b"a.jpg\n"
+
+    found: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))  # type: ignore[arg-type]
+    assert [source.key for source in found] == ["a.jpg", "-", "b.jpg"]
+    assert found[1].error is not None
+    assert found[1].error.code == "unreadable"
+
+
+def test_closed_standard_input_is_one_row(here: Path) -> None:
+    def closed() -> Iterator[Any]:
+        stream = io.BytesIO()
+        stream.close()
+        yield stream
+
+    (row,) = iter_sources(["-"], next(closed()))
+    assert row.error is not None
+    assert "closed" in row.error.message
+    assert list(iter_sources(["-"], None)) == []
+    assert sys.stdin is None or not sys.stdin.closed

@@ -1,0 +1,72 @@
+"""A folder as people have it, given to each command: every entry is a row, or a line says what was left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from .test_cli import run
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """Four good images (one in an archive, one in a linked folder), three bad entries, and what is no image."""
+    photos, disk = tmp_path / "photos", tmp_path / "disk2"
+    disk.mkdir()
+    photos.mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "PNG")
+    for path in (photos / "a.png", photos / "b.png", disk / "c.png"):
+        path.write_bytes(picture.getvalue())
+    with tarfile.open(photos / "all.tar", "w") as archive:
+        archive.add(photos / "a.png", "d.png")
+    (photos / "disk2").symlink_to("../disk2")
+    (photos / "self.jpg").symlink_to("self.jpg")
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "a.png").write_bytes(picture.getvalue())
+    (photos / "notes.txt").touch()
+    return tmp_path
+
+
+LINES = [
+    "skipped 1 by-product of another system, such as photos/@eaDir",
+    "skipped 1 file without an image suffix (.txt), such as photos/notes.txt",
+]
+STATUS = {
+    "photos/a.png": "ok", "photos/all.tar::d.png": "ok", "photos/b.png": "ok", "photos/disk2/c.png": "ok",
+    "photos/gone.jpg": "not_found", "photos/pipe.jpg": "special_file", "photos/self.jpg": "unreadable",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["classify", "embed"])
+@pytest.mark.parametrize("given", ["photos", "-"])
+def test_records(messy: Path, command: str, given: str) -> None:
+    out, err = run(command, "--json", given, cwd=messy, stdin="photos\n")
+    assert {row["key"]: row["status"] for row in map(json.loads, out.splitlines())} == STATUS
+    assert [line for line in err.splitlines() if "skipped" in line] == LINES
+
+
+def test_features(messy: Path) -> None:
+    _, err = run("features", "photos", "--out", "f.npz", cwd=messy)
+    assert [line for line in err.splitlines() if "skipped" in line] == LINES
+    for key, status in STATUS.items():
+        assert status == "ok" or f"{key}: {status}" in err
+
+
+def test_a_bulk_run(messy: Path) -> None:
+    _, err = run("run", "photos", "--out", "photos/run", "--processes", "1", cwd=messy)
+    assert [line in err for line in LINES] == [True, True]
+    (shard,) = (messy / "photos" / "run" / "shards").glob("*.parquet")
+    rows = pq.read_table(shard, columns=["key", "status"]).to_pylist()
+    assert {row["key"]: row["status"] for row in rows} == STATUS
+    _, err = run("classify", "photos", cwd=messy)  # the run is not read as data
+    assert "skipped 1 result of Tessella, such as photos/run" in err
