@@ -380,7 +380,7 @@ def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
     assert 'tessella_run_errors{code="corrupt_image"} 1.0' in lines
     absent = str(tmp_path / "absent" / "run.prom")
     _, told = run("run", str(mixed), "--out", out, "--prometheus", absent, status=6)
-    assert f"{absent} could not be written" in told
+    assert f"{absent!r} could not be written" in told
 
 
 def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
