@@ -46,8 +46,8 @@ RUN_OPTIONS = [
     "--policy",
 ]
 SURFACE = {
-    "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out"],
-    "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out"],
+    "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out", "--csv-safe"],
+    "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
     "run": [
         *(
@@ -151,7 +151,7 @@ def test_the_surface_changes_only_on_purpose() -> None:
             param.opts[-1] if isinstance(param, click.Option) else param.make_metavar(context)
             for param in command.params
         ]
-    assert found == SURFACE
+    assert found == {name: [*parameters, "--quiet", "--verbose"] for name, parameters in SURFACE.items()}
 
 
 def test_every_option_and_command_has_a_help_text() -> None:
@@ -161,13 +161,14 @@ def test_every_option_and_command_has_a_help_text() -> None:
 
 
 def test_classify_for_people() -> None:
-    done = process("classify", "--top", "2", CAT)
+    done = process("classify", "-v", "--top", "2", CAT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == CAT
     assert len(lines) == 3
     assert all("%" in line for line in lines[1:])
-    assert "convmixer_256_8_ks3_p4.cifar10 · cpu · float32 · rewritten · exact · tessella" in done.stderr
+    assert "model: convmixer_256_8_ks3_p4.cifar10\n" in done.stderr
+    assert "precision: float32 (" in done.stderr
 
 
 @pytest.fixture
@@ -262,12 +263,16 @@ def read_rows(path: Path) -> tuple[list[str], list[str], list[list[float]]]:
 
 def test_features(tmp_path: Path) -> None:
     out, _ = run("features", "--json", "--blocks", "0,-1", CAT, "absent.jpg")
-    assert [json.loads(line)["shapes"] for line in out.splitlines()] == [[[256, 8, 8]] * 2]
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert rows[0]["shapes"] == [[256, 8, 8]] * 2
+    assert (rows[1]["key"], rows[1]["status"]) == ("absent.jpg", "not_found")
     path = tmp_path / "maps.npz"
-    run("features", "--out", str(path), CAT, CAT)
+    run("features", "--out", str(path), CAT, "absent.jpg", CAT)
     with np.load(path, allow_pickle=False) as file:
-        assert file["features0"].shape == (2, 256, 8, 8)
-        assert file["keys"].tolist() == [CAT, CAT]
+        assert file["features0"].shape == (3, 256, 8, 8)
+        assert file["keys"].tolist() == [CAT, "absent.jpg", CAT]
+        assert file["status"].tolist() == ["ok", "not_found", "ok"]
+        assert np.isnan(file["features0"]).any((1, 2, 3)).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +380,7 @@ def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
     assert 'tessella_run_errors{code="corrupt_image"} 1.0' in lines
     absent = str(tmp_path / "absent" / "run.prom")
     _, told = run("run", str(mixed), "--out", out, "--prometheus", absent, status=6)
-    assert f"{absent} could not be written" in told
+    assert f"{absent!r} could not be written" in told
 
 
 def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
@@ -451,7 +456,7 @@ def test_run_on_ray_here_or_there(
 
 
 def test_an_interrupt_is_status_130_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "tessella", "classify", "--json", "-"]
+    command = [sys.executable, "-m", "tessella", "classify", "--json", "-v", "-"]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -462,7 +467,7 @@ def test_an_interrupt_is_status_130_without_a_traceback() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
-        assert "float32" in process.stderr.readline()  # the model is loaded; it now waits for names
+        assert "model:" in process.stderr.readline()  # the model is loaded; it now waits for names
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
@@ -473,7 +478,7 @@ def test_an_interrupt_is_status_130_without_a_traceback() -> None:
 
 def test_progress_is_shown_on_a_terminal_and_only_there() -> None:
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-m", "tessella", "classify", "--json", "--batch-size", "1", *[CAT] * 250]
+    command = [sys.executable, "-m", "tessella", "classify", "--json", "--batch-size", "1", *[CAT] * 800]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment) as running:
         os.close(terminal)
@@ -482,8 +487,8 @@ def test_progress_is_shown_on_a_terminal_and_only_there() -> None:
             assert running.stdout is not None
             rows = running.stdout.read().splitlines()
     os.close(controller)
-    assert len(rows) == 250
-    assert b"/250" in shown.result()
+    assert len(rows) == 800
+    assert b"/800" in shown.result()
     assert b"images/s" in shown.result()
     assert "images/s" not in run("classify", CAT)[1]
 

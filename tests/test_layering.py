@@ -17,6 +17,7 @@ LAYERS = [
     {"predictor"},
     {"tasks"},
     {"serve", "export", "explain", "card"},
+    {"console", "preflight"},
     {"cli"},
     {"__main__"},
 ]

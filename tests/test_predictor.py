@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 import tessella
-from tessella import ImageError, Predictor, UsageError
+from tessella import ImageError, Predictor, UsageError, WeightsError
 from tessella.data.labels import labels_for
 from tessella.data.sources import iter_sources
 from tessella.data.transforms import create_transform, resolve_model_data_config
@@ -279,3 +281,258 @@ def test_orientation_is_respected_unless_timms_policy_is_asked_for(predictor: Pr
     as_timm = tessella.load(policy="timm")
     other = as_timm.embed(upright.getvalue()) @ as_timm.embed(turned.getvalue())
     assert same > 0.9999 > other
+
+
+# --- one image or many ------------------------------------------------------------------------------------------------
+
+
+def not_images() -> dict[str, Any]:
+    """What is no image, by the code that it gets."""
+    one = np.zeros((4, 4, 3), np.uint8)
+    return {
+        "none": (None, "bad_argument"),
+        "nan": (float("nan"), "bad_argument"),
+        "number": (3, "bad_argument"),
+        "numpy number": (np.float32(3), "bad_array"),
+        "mapping": ({"image": one}, "bad_argument"),
+        "list": ([one], "bad_argument"),
+        "tuple": ((1, 2), "bad_argument"),
+        "set": ({1}, "bad_argument"),
+        "object": (object(), "bad_argument"),
+        "function": (len, "bad_argument"),
+        "folder": (EXAMPLES, "bad_argument"),
+        "text file": (io.StringIO("x"), "bad_argument"),
+        "closed file": (closed_file(), "unreadable"),
+        "no path": ("a\0b", "unreadable"),
+        "long path": ("a" * 5000, "unreadable"),
+        "scalar array": (np.zeros(()), "bad_array"),
+        "object array": (np.zeros((4, 4), object), "bad_array"),
+        "bool array": (np.zeros((4, 4), bool), "bad_array"),
+        "uint16 array": (np.zeros((4, 4), np.uint16), "bad_array"),
+        "int64 array": (np.zeros((4, 4), np.int64), "bad_array"),
+        "complex array": (np.zeros((4, 4), complex), "bad_array"),
+        "int64 tensor": (torch.zeros(3, 8, 8, dtype=torch.int64), "bad_array"),
+        "normalised tensor": (torch.full((3, 8, 8), -1.0), "bad_array"),
+        "tensor without memory": (torch.zeros(3, 8, 8, device="meta"), "bad_array"),
+        "sparse tensor": (torch.zeros(3, 8, 8).to_sparse(), "bad_array"),
+        "broken array": (BrokenArray(), "bad_argument"),
+    }
+
+
+def closed_file() -> Any:
+    file = io.BytesIO()
+    file.close()
+    return file
+
+
+class BrokenArray:
+    def __array__(self) -> Any:
+        raise KeyError("an error of another library")
+
+
+def test_a_bad_item_of_any_kind_is_one_record(predictor: Predictor) -> None:
+    cases = not_images()
+    cat = EXAMPLES / "cat.jpg"
+    mixed = [item for bad, _ in cases.values() for item in (bad, cat)]
+    records = list(predictor.records((item for item in mixed), top=1))
+    assert len(records) == len(mixed)
+    assert {name: record.status for name, record in zip(cases, records[::2], strict=True)} == {
+        name: code for name, (_, code) in cases.items()
+    }
+    assert all(record.message for record in records[::2])
+    assert {record.status for record in records[1::2]} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [(np.uint16, "/ 65535"), (np.int64, "astype"), (np.bool_, "* 255")], ids=str
+)
+def test_arrays_of_other_types_are_refused_with_a_hint(predictor: Predictor, dtype: Any, hint: str) -> None:
+    with pytest.raises(ImageError, match="expected uint8 or float") as caught:
+        predictor.classify(np.zeros((4, 4, 3), dtype))
+    assert hint in caught.value.hint
+    (record,) = predictor.records(np.zeros((4, 4, 3), dtype))
+    assert hint in record.message
+
+
+@pytest.mark.parametrize("single", ["examples/cat.jpg", b"junk", None, 3, {"a": 1}, np.zeros((4, 4)), io.BytesIO(b"x")])
+def test_a_single_item_is_never_taken_for_a_collection(predictor: Predictor, single: Any) -> None:
+    assert len(list(predictor.records(single, top=0))) == 1
+    assert len(list(predictor.outputs(single))) == 1
+
+
+def test_one_wrong_thing_is_named_without_a_position(predictor: Predictor) -> None:
+    cases: list[Any] = [b"junk", None, {"a": 1}, io.BytesIO(b"x")]
+    for wrong in cases:
+        with pytest.raises(ImageError) as caught:
+            predictor.classify(wrong)
+        assert "image 0" not in str(caught.value)
+
+
+def test_names_that_stand_for_many_are_listed(predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("cat.jpg", "coffee.jpg"):
+        shutil.copy(EXAMPLES / name, folder / name)
+    archive = tmp_path / "some.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder / "cat.jpg", "cat.jpg")
+        tar.add(folder / "coffee.jpg", "coffee.jpg")
+    (tmp_path / "list.txt").write_text(f"{folder / 'cat.jpg'}\n{folder / 'coffee.jpg'}\n")
+    expected = predictor.embed([folder / "cat.jpg", folder / "coffee.jpg"])
+    names: list[Any] = [folder, str(folder), str(folder / "*.jpg"), archive, f"@{tmp_path / 'list.txt'}"]
+    for name in [*names, f"file://{folder}"]:
+        assert_allclose(predictor.embed(name), expected, atol=1e-6)
+        assert [len(one) for one in predictor.classify(name, top=2)] == [2, 2]
+        assert len(predictor.predict(name).embeddings) == 2
+        assert [Path(r.key.replace("::", "/")).name for r in predictor.records(name)] == ["cat.jpg", "coffee.jpg"]
+    assert predictor.embed(f"file://{folder}/cat.jpg").shape == (256,)
+    strange = folder / "a[1]*.jpg"  # a file of that name is a file
+    shutil.copy(EXAMPLES / "cat.jpg", strange)
+    assert predictor.embed(strange).shape == (256,)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no image in the folder"):
+        predictor.classify(tmp_path / "empty")
+
+
+def test_tensors_have_channels_first(predictor: Predictor) -> None:
+    pixels = np.array(Image.open(EXAMPLES / "cat.jpg"))
+    expected = predictor.embed(pixels)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    alpha = torch.cat([tensor, torch.full_like(tensor[:1], 255)])
+    for one in (tensor, tensor / 255, (tensor / 255).double().requires_grad_(), alpha):
+        assert_allclose(predictor.embed(one), expected, atol=1e-5)
+    assert_allclose(predictor.embed(torch.stack([tensor, tensor])), [expected, expected], atol=1e-5)
+    assert_allclose(predictor.embed([tensor, pixels]), [expected, expected], atol=1e-5)
+    grey = predictor.embed(pixels[:, :, 0])
+    assert_allclose(predictor.embed(tensor[0]), grey, atol=1e-6)
+    assert_allclose(predictor.embed(tensor[:1]), grey, atol=1e-6)
+    assert float(predictor.embed((tensor / 255).half()) @ expected) > 0.999
+    assert float(predictor.embed((tensor / 255).bfloat16()) @ expected) > 0.99
+    with pytest.raises(ImageError, match=r"3 channels of 40x3 pixels, or 3x40 pixels of 3 channels"):
+        predictor.embed(torch.zeros(3, 40, 3))
+    with pytest.raises(ImageError, match=r"image.permute\(2, 0, 1\)"):
+        predictor.embed(torch.from_numpy(pixels))
+
+
+def test_open_files_are_read_and_named(predictor: Predictor) -> None:
+    path = EXAMPLES / "cat.jpg"
+    with path.open("rb") as file:
+        assert_allclose(predictor.embed(file), predictor.embed(path), atol=1e-6)
+        file.seek(0)
+        assert [record.key for record in predictor.records([file, io.BytesIO(b"")])] == [str(path), "1"]
+    assert predictor.embed(np.array([str(path), str(path)])).shape == (2, 256)  # an array of names
+    with path.open() as file, pytest.raises(ImageError, match="'rb'"):
+        predictor.embed(file)
+
+
+def test_keys_are_one_per_image(predictor: Predictor) -> None:
+    cat = EXAMPLES / "cat.jpg"
+    assert [r.key for r in predictor.records([cat, None], keys=iter(["a", "b"]))] == ["a", "b"]
+    for keys in (["a"], ["a", "b", "c"], "ab", 3):
+        with pytest.raises(UsageError) as caught:
+            list(predictor.records([cat, cat], keys=keys))  # type: ignore[arg-type]
+        assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize("top", [-1, None, 1.5, "3", True])
+def test_top_is_a_number_of_classes(predictor: Predictor, top: Any) -> None:
+    for call in (predictor.classify, predictor.records):
+        with pytest.raises(UsageError, match="top is"):
+            call(EXAMPLES / "cat.jpg", top=top)
+
+
+def test_answers_that_are_not_finite_are_an_error_and_a_record() -> None:
+    model = tiny("convmixer_768_32", dim=8, depth=1)
+    with torch.no_grad():
+        model.head.bias[0] = float("inf")
+    broken = Predictor(model)
+    cat = EXAMPLES / "cat.jpg"
+    records = list(broken.records([cat, b""]))
+    assert (records[0].status, records[0].top, records[0].embedding) == ("non_finite", (), None)
+    assert records[1].status == "empty"
+    for call in (broken.classify, broken.predict, broken.embed):
+        with pytest.raises(WeightsError) as caught:
+            call(cat)
+        assert caught.value.code == "non_finite"
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(WeightsError):
+        Predictor(model).features(cat)
+
+
+def test_how_things_are_shown(predictor: Predictor) -> None:
+    assert repr(predictor).startswith("<Predictor convmixer_256_8_ks3_p4.cifar10: 32x32 px, 10 classes, 256 features;")
+    scores = predictor.predict(EXAMPLES / "cat.jpg")
+    assert repr(scores) == "Scores(probabilities=float32 (1, 10), embeddings=float32 (1, 256))"
+    fast = tessella.optimize(predictor.model)
+    assert repr(fast).startswith("<Optimized convmixer_256_8_ks3_p4: (B,3,32,32); cpu, float32, rewritten")
+    for shown in (predictor, scores, fast, predictor.classify(EXAMPLES / "cat.jpg")[0], predictor.predict([])):
+        page = shown._repr_html_()
+        assert page.count("<table>") == page.count("</table>") == 1
+    hostile = tessella.Prediction(0, "<script>alert('x')</script>\x1b", 0.5)._repr_html_()
+    assert "<script>" not in hostile
+    assert "&lt;script&gt;" in hostile
+    assert "\x1b" not in hostile
+    named = Predictor(tiny("convmixer_768_32", dim=8, depth=1), name="<b>\x1b")
+    assert "\x1b" not in repr(named)
+    assert "<b>" not in named._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (dict(devic="cpu"), "bad_argument", "did you mean 'device'"),
+        (dict(batchsize=3), "bad_argument", "did you mean 'batch_size'"),
+        (dict(features_only=True), "bad_argument", "Predictor.features"),
+        (dict(name="mixer_s32_224"), "no_weights", "checkpoint_path="),
+        (dict(name="resnet50"), "unknown_model", "tessella list"),
+        (dict(name=3), "bad_argument", "the name of a model"),
+        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "unknown user"),
+        (dict(name="local-dir:"), "bad_argument", "local-dir:PATH"),
+        (dict(name=f"local-dir:{'a' * 300}"), "weights_not_found", "not a folder"),
+        (dict(device="meta"), "bad_argument", "cuda"),
+        (dict(device=3), "bad_argument", "cuda"),
+        (dict(batch_size=10**20), "bad_argument", "65,536"),
+        (dict(batch_size=True), "bad_argument", "65,536"),
+        (dict(precision=None), "bad_argument", "float32"),
+        (dict(mode="fast"), "bad_argument", "latency"),
+        (dict(transform=None), "bad_argument", "'exact' or 'fast'"),
+        (dict(checkpoint_path=3), "bad_argument", "weight file"),
+    ],
+    ids=str,
+)
+def test_load_says_what_is_wrong(arguments: dict[str, Any], code: str, says: str) -> None:
+    with pytest.raises(tessella.TessellaError) as caught:
+        tessella.load(**arguments)
+    assert caught.value.code == code
+    assert says in str(caught.value)
+
+
+def test_random_weights_are_for_the_asking() -> None:
+    assert tessella.load("mixer_s32_224", pretrained=False).num_classes == 1000
+
+
+def test_a_predictor_needs_a_model() -> None:
+    with pytest.raises(UsageError, match="create_model"):
+        Predictor("convmixer_768_32")  # type: ignore[arg-type]
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tessella.save_pretrained(tiny("convmixer_768_32", dim=8, depth=1, num_classes=3), tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tessella.load("local-dir:~/model").num_classes == 3
+
+
+@pytest.mark.parametrize("indices", ["a", 1.5, [None], ["x"], 10**20, [-(10**20)], True, {}, [], [99], 0, -1, b"1"])
+def test_blocks_that_cannot_be_are_refused(predictor: Predictor, indices: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        predictor.features(EXAMPLES / "cat.jpg", indices)
+    assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize(
+    "example", [3, "x", torch.zeros(3), np.zeros((1, 3, 32, 32))], ids=lambda value: type(value).__name__
+)
+def test_an_example_is_a_batch(predictor: Predictor, example: Any) -> None:
+    with pytest.raises(UsageError, match="expected a batch"):
+        tessella.optimize(predictor.model, example=example)

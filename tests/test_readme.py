@@ -8,10 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from tessella.errors import CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -46,51 +48,50 @@ def test_programs_run(program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-TRAINING = [block for block in blocks("console") if block.startswith("$ tessella train")]
-COLLECTION = [block for block in blocks("console") if block.startswith("$ tessella run")]
+CONSOLE = [f"$ {command}" for block in blocks("console") for command in block.split("$ ")[1:]]
+IN_SENTENCES = re.findall(r"`(tessella (?:dedup|probe|evaluate) [^`]*)`", TEXT)
 
 
-def typed(block: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], str]:
-    """The command of a block, done in a folder, and what the block shows of it."""
-    command, _, shown = block.removeprefix("$ ").partition("\n")
+def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = shlex.split(command)
     assert name == "tessella"
     done = subprocess.run(
         [sys.executable, "-m", "tessella", *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return done, shown
+    return done
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("console") if block not in TRAINING + COLLECTION])
-def test_commands_print_what_is_shown(block: str) -> None:
-    done, shown = typed(block, ROOT)
-    assert without_numbers(done.stdout) == without_numbers(shown)
-
-
-def test_training_tells_what_is_shown(animals: Path, tmp_path: Path) -> None:
-    (tmp_path / "animals").symlink_to(animals)
-    done, shown = typed(TRAINING[0], tmp_path)
-    assert without_numbers(done.stderr) == without_numbers(shown)
-
-
-def test_a_collection_is_run_and_searched_as_shown(shared_data: Path, tmp_path: Path) -> None:
-    """The first 200 photographs by name, one of them twice, and half a one."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    with tarfile.open(shared_data / "photos.tar") as archive:
-        members = sorted((one for one in archive if one.name.endswith(".jpg")), key=lambda one: one.name)[:200]
-        for member in members:
-            archive.extract(member, photos, filter="data")
-    first, eighth = (photos / members[i].name for i in (0, 7))
-    (photos / "broken.jpg").write_bytes(first.read_bytes()[:3000])
-    shutil.copy(eighth, photos / f"copy of {eighth.name}")
-    for block in COLLECTION[0].split("$ ")[1:]:
-        done, shown = typed(f"$ {block}", tmp_path)
+def test_commands_work_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
+    """What they read is all in the repository; what they write stays out of it."""
+    for name in ("examples", "clothing"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for block in CONSOLE:
+        command, _, shown = block.removeprefix("$ ").partition("\n")
+        done = typed(command, tmp_path)
         printed = {without_numbers(line) for line in (done.stdout + done.stderr).splitlines()}
         for line in shown.splitlines():
-            assert without_numbers(line) in printed
-    assert "data:image/png" in (tmp_path / "flamingo.html").read_text()
+            assert without_numbers(line) in printed, command
+    assert "data:image/png" in (tmp_path / "hats.html").read_text()
+    assert (tmp_path / "run" / "report").is_dir()
+    assert len(IN_SENTENCES) == 3
+    for command in IN_SENTENCES:
+        typed(command, tmp_path)
+
+
+def test_every_exit_status_is_listed() -> None:
+    statuses = {kind.exit_code for kind in CODES.values()} | {0}
+    sentence = TEXT.partition("Exit status: ")[2].partition("\n\n")[0]
+    assert {int(number) for number in re.findall(r"\b(\d+) [a-z]", sentence)} == statuses
+
+
+def test_every_extra_is_listed_with_its_packages() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = TEXT.partition("| extra |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.M))
+    assert set(rows) == set(extras) - {"all", "dev"}
+    for name, packages in rows.items():
+        assert packages.strip().split(", ") == [re.split(r"[\[>]", one)[0] for one in extras[name]]
 
 
 def test_shell_blocks_name_scripts_that_exist() -> None:

@@ -14,12 +14,12 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def best_seconds(command: list[str], rounds: int = 5) -> float:
+def best_seconds(command: list[str], rounds: int = 5, status: int = 0) -> float:
     """Wall time of the fastest of some runs: other work on the machine can only add to it."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=True)
+        assert subprocess.run(command, capture_output=True).returncode == status
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -55,16 +55,81 @@ def test_making_a_model_imports_no_symbolic_mathematics() -> None:
     run("import sys, tessella; tessella.load(mode='latency'); assert 'sympy' not in sys.modules")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["list", "--json"], ["classify", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["list", "mixer"],
+        ["list", "--json"],
+        ["classify", "--help"],
+        ["info"],
+        ["info", "mixer_b16_224"],
+    ],
+    ids=" ".join,
+)
 def test_commands_without_a_model_do_not_import_torch(arguments: list[str]) -> None:
+    assert imported(arguments, status=0).isdisjoint({"torch", "pyarrow"})
+
+
+WRONG = [
+    (["classify", "nope.jpg"], 3),
+    (["embed", "nope.jpg", "--out", "FOLDER/x.npz"], 3),
+    (["features", "nope.jpg"], 3),
+    (["classify", "nope/*.jpg", "--json"], 3),
+    (["classify", "@nope.txt"], 3),
+    (["run", "nope", "-o", "FOLDER/run"], 3),
+    (["train", "nope", "-o", "FOLDER/run"], 3),
+    (["probe", "nope"], 3),
+    (["evaluate", "nope"], 3),
+    (["verify-run", "nope"], 3),
+    (["index", "nope"], 3),
+    (["search", "nope", "x"], 3),
+    (["dedup", "nope"], 3),
+    (["convert", "nope.pth"], 4),
+    (["export", "local-dir:nope", "FOLDER/out"], 4),
+    (["export", "convmixer_768_33", "FOLDER/out"], 2),
+    (["tune", "convmixer_768_33"], 2),
+    (["bench", "convmixer_768_33"], 2),
+    (["info", "convmixer_768_33"], 2),
+    (["list", "resnet50"], 2),
+    (["classify", "FOLDER", "--checkpoint", "nope"], 4),
+    (["classify", "FOLDER/a.jpg", "--images", "nope"], 3),
+    (["classify", "FOLDER/a.jpg", "--out", "nope/x.csv"], 2),
+    (["classify", "FOLDER/a.jpg", "-m", "gmixer_12_224"], 2),
+    (["classify", "FOLDER/a.jpg", "--device", "meta"], 2),
+    (["classify", "FOLDER/a.jpg", "--engine", "steam"], 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), WRONG, ids=lambda value: "-".join(value) if isinstance(value, list) else ""
+)
+def test_wrong_arguments_and_paths_are_reported_without_importing_torch(
+    arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"junk")
+    given = [one.replace("FOLDER", str(tmp_path)) for one in arguments]
+    assert "torch" not in imported(given, status)
+
+
+@pytest.mark.quiet
+@pytest.mark.parametrize("arguments", [["classify", "nope.jpg"], ["train", "nope", "-o", "run"], ["dedup", "nope"]])
+def test_a_wrong_path_is_reported_within_a_second(arguments: list[str], tmp_path: Path) -> None:
+    assert best_seconds([sys.executable, "-m", "tessella", *arguments], rounds=3, status=3) < 1
+
+
+def imported(arguments: list[str], status: int) -> set[str]:
+    """The modules that are loaded when `tessella ARGUMENTS` ends, with this status, in another process."""
     code = (
         "import sys; from tessella import cli\n"
         f"sys.argv = ['tessella', *{arguments!r}]\n"
         "try: cli.main()\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules"
+        "except SystemExit as stop: print('\\nSTATUS', stop.code or 0, *sys.modules)"
     )
-    run(code)
+    _, found, *modules = run(code).splitlines()[-1].split()
+    assert int(found) == status
+    return set(modules)
 
 
 def test_public_names_resolve() -> None:

@@ -1,79 +1,105 @@
 """The command line: parsing and printing only; every verb's work is done elsewhere.
 
-Results go to standard output, everything else to standard error. Exit status: 0 done, 1 a fault of ours, 2 wrong
-usage, 3 no input could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed,
-6 a result could not be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit status: 0 done, 2 wrong usage, 3 no input could
+be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed, 6 a result could not be
+written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
-import json
 import logging
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
+from . import __version__, preflight
+from .console import (
+    PrintableFormatter,
+    ReaderGoneError,
+    Verb,
+    complain,
+    echo,
+    echo_json,
+    flush_results,
+    is_verbose,
+    new_table,
+    notice,
+    open_streams,
+    print_table,
+    show_error,
+    show_progress,
+)
 from .data.names import Skipped
 from .engine import ENGINES
-from .errors import CODES, TessellaError, UsageError, WeightsError
+from .engine.plan import MOST_IMAGES
+from .errors import CODES, ImageError, TessellaError, UsageError
+from .preflight import count_type
+from .text import escape, printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from .data.sources import Source
     from .predictor import Predictor, Record
 
 EXIT_BAD_INPUT = 3
+MOST_PROCESSES = 1_024
 
 
 def main() -> None:
     """Entry point of `tessella`: errors of the family become a message and their exit status."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("tessella.engine").setLevel(logging.INFO)  # what takes long says so
+    open_streams()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.exit(flush_results(_status()))
+
+
+def _status() -> int:
+    """Run the command line; its exit status."""
     try:
-        sys.exit(cli(standalone_mode=False))  # click returns the status of an Exit, None when all went well
+        # click returns the status of an Exit, None where a command has ended normally
+        return cli(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except ReaderGoneError:
+        return 0
     except TessellaError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"       {error.hint}", err=True)
-        sys.exit(error.exit_code)
+        show_error(error.message, error.hint)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        complain("interrupted")
+        return 130
 
 
 class Program(click.Group):
-    """A group whose commands may lose their reader, as in `tessella ... | head`: it has seen enough, all is well."""
+    """The group of all commands; arguments are checked before a command imports what it needs."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return None
-        return result
+    class command_class(Verb):  # noqa: N801 - click's name for it
+        def invoke(self, ctx: click.Context) -> Any:
+            preflight.check(ctx.params)
+            return super().invoke(ctx)
 
 
-@click.group(cls=Program, context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100))
+@click.group(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100),
+)
 @click.version_option(__version__, prog_name="tessella")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Classify and embed images with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT, ResMLP and gMLP.
 
     Models have timm's names; without --model, the small one inside this package is used.
     """
+    if ctx.invoked_subcommand is None:
+        echo(ctx.get_help())
 
 
 Command = Callable[..., None]
@@ -110,7 +136,7 @@ input_options = options(
         help="throughput for many images, latency for one at a time; auto: by how many there are.",
     ),
     images_option,
-    click.option("--batch-size", type=int, help="Images a pass.  [default: by device]"),
+    click.option("--batch-size", type=count_type(most=MOST_IMAGES), help="Images per pass.  [default: by device]"),
     click.option(
         "--transform",
         type=click.Choice(["exact", "fast"]),
@@ -130,13 +156,18 @@ input_options = options(
 table_options = options(
     click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
     click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header."),
-    click.option("--out", metavar="FILE", help="Write .npz, .parquet or .csv instead of printing."),
+    click.option("--out", metavar="FILE", help="Write .npz, .parquet, .csv, .json or .jsonl instead of printing."),
+    click.option(
+        "--csv-safe",
+        is_flag=True,
+        help="In CSV, put an apostrophe before text that a spreadsheet would run as a formula.",
+    ),
 )
 
 
 @cli.command()
 @input_options
-@click.option("-k", "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to name.")
+@click.option("-k", "--top", type=count_type(), default=5, show_default=True, help="Classes per image.")
 @table_options
 def classify(top: int, **given: Any) -> None:
     """Name what is on images.
@@ -169,53 +200,71 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
 
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
     list of these, or - for a list on standard input.
+
+    The file has a row for each input: keys, status, and maps that are NaN where the status is not ok.
     """
-    from .tasks.output import check_output, npz_bytes, write_bytes
+    from .predictor import Record
+    from .tasks.output import as_dict, check_output, npz_bytes, valid_text, write_bytes
 
     path = check_output(out, [".npz"]) if out else None
-    indices = parse_blocks(blocks)
-    predictor = load_predictor(given)
+    indices = parse_numbers("--blocks", blocks) if blocks else None
     skipped = Skipped()
     sources = list(find_sources(given["inputs"], skipped))
     report_skipped(skipped)
-    keys, rows, bad = [], [], 0
+    predictor = None if errors_only(sources) else load_predictor(given)
+    rows: list[tuple[Record, Any]] = []
+    bad = 0
     for source in show_progress(sources, len(sources), "images"):
+        record, maps = Record(source.key, "ok"), None
         try:
-            maps = [one[0] for one in predictor.features(source.read(predictor.limits), indices)]
+            data = source.read()
+            if predictor is not None:
+                maps = [one[0] for one in predictor.features(data, indices)]
         except TessellaError as error:
-            if error.exit_code != EXIT_BAD_INPUT:
+            if not isinstance(error, ImageError) and error.code != "non_finite":
                 raise
+            record = Record(source.key, error.code, str(error))
             bad += 1
-            report_bad(source.key, error.code, error.message, as_json)
-            continue
-        keys.append(source.key)
-        shapes = [list(one.shape) for one in maps]
+            report_bad(record, quiet=as_json)
+        shapes = [list(one.shape) for one in maps or ()]
         if as_json:
-            click.echo(json.dumps(dict(key=source.key, status="ok", shapes=shapes)))
-        elif path is None:
-            click.echo(f"{source.key}: " + ", ".join("x".join(map(str, shape)) for shape in shapes))
+            echo_json(as_dict(record) | (dict(shapes=shapes) if maps else {}))
+        elif maps and path is None:
+            shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
+            echo(f"{printable(source.key)}: {shown}")
         if path is not None:
-            rows.append(maps)
+            rows.append((record, maps))
     if path is not None and rows:
-        maps_by_block = {f"features{i}": [row[i] for row in rows] for i in range(len(rows[0]))}
-        facts = dict(model=predictor.name, fingerprint=predictor.fingerprint)
-        write_bytes(path, npz_bytes(dict(keys=keys, **facts, **maps_by_block)))
-        click.echo(f"wrote {len(rows)} rows to {path}", err=True)
+        facts = dict(model=predictor.name, fingerprint=predictor.fingerprint) if predictor else {}
+        columns = dict(keys=[escape(record.key) for record, _ in rows], status=[record.status for record, _ in rows])
+        named = {name: valid_text(value) for name, value in facts.items()}
+        write_bytes(path, npz_bytes(columns | named | stack_maps([maps for _, maps in rows])))
+        notice(f"wrote {len(rows)} rows to {printable(str(path))}")
     finish(len(sources) - bad, bad, given["strict"])
+
+
+def stack_maps(rows: Sequence[Any]) -> dict[str, Any]:
+    """The maps of several inputs by block, each (N,channels,rows,columns); NaN for inputs that have none."""
+    import numpy as np
+
+    known = next((maps for maps in rows if maps is not None), ())
+    return {
+        f"features{i}": np.stack([np.full_like(one, np.nan) if maps is None else maps[i] for maps in rows])
+        for i, one in enumerate(known)
+    }
 
 
 @cli.command("run")
 @input_options
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="Of the run; the same command goes on with it.")
-@click.option("-k", "--top", type=click.IntRange(min=0), default=5, show_default=True, help="Classes a row.")
+@click.option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Classes per row.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Of the embeddings.")  # fmt: skip
-@click.option(
-    "--shard-rows", type=click.IntRange(min=1), help="Rows a file.  [default: 1024 on a CPU, 16384 elsewhere]"
-)
-@click.option("--processes", type=click.IntRange(min=1), help="That decode images.  [default: one a core, at most 8]")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
-              help="Seconds that an image may take to decode.")  # fmt: skip
+@click.option("--shard-rows", type=count_type(), help="Rows per file.  [default: 1024 on a CPU, 16384 elsewhere]")
+@click.option("--processes", type=count_type(most=MOST_PROCESSES),
+              help="Processes that decode images.  [default: one per core, at most 8]")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=30.0,
+              show_default=True, help="Seconds that an image may take to decode.")  # fmt: skip
 @click.option("--quarantine", metavar="FILE", help="Write name, error code and message of every bad input, as CSV.")
 @click.option("--prometheus", metavar="FILE", help="Write how far it is, every five seconds, for Prometheus.")
 @click.option(
@@ -226,7 +275,7 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
     metavar="[HOST:PORT]",
     help="Have actors of Ray do it, in a cluster of which this machine is a node; alone: one made here.",
 )
-@click.option("--actor-cores", type=click.IntRange(min=1), metavar="N",
+@click.option("--actor-cores", type=count_type(most=MOST_PROCESSES), metavar="N",
               help="Cores of an actor of Ray.  [default: all of this machine's]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
 def run_(
@@ -240,6 +289,10 @@ def run_(
     """
     import dataclasses
 
+    resumes = os.path.lexists(os.path.join(out, "run.json"))  # noqa: PTH118 - Path raises for names that are too long
+    if not resumes and preflight.all_missing(given["inputs"]):  # a run that resumes has its own listing
+        raise UsageError("not_found", f"there is no file or folder {given['inputs'][0]!r}")
+
     from .tasks.bulk import run
     from .tasks.cluster import Cluster
     from .tasks.progress import RunWatcher
@@ -250,7 +303,7 @@ def run_(
     with RunWatcher(prometheus) as watch:
         summary = run(given["inputs"], out, predictor, stdin=sys.stdin, cluster=cluster, watch=watch, **settings)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(summary)))
+        echo_json(dataclasses.asdict(summary))
     else:
         table = new_table("status", "rows")
         for status, count in {"ok": summary.ok, **summary.errors}.items():
@@ -258,7 +311,7 @@ def run_(
         print_table(table)
         rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", all done before"
         rate += f" ({100 * summary.share:.0f} % of the model alone)" if summary.share else ""
-        click.echo(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}", err=True)
+        notice(printable(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}"))
     finish(summary.ok, summary.rows - summary.ok, strict)
 
 
@@ -278,7 +331,7 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
     found = (repair if mend else verify)(folder)
     lost = sum(one.rows for one in found.damage if one.shard is not None)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found)))
+        echo_json(dataclasses.asdict(found))
     elif found.damage:
         table = new_table("file", "what is wrong", "rows", "from", "to")
         for one in found.damage:
@@ -286,14 +339,16 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
         print_table(table)
     open_ = found.shards - found.finished
     told = f"{found.rows:,} rows in {found.shards:,} shards, {found.finished:,} of them finished and whole"
-    click.echo(f"{told}; damage: {len(found.damage):,}" if found.damage else f"{told}; no damage",
-               err=True)  # fmt: skip
+    if found.damage:
+        complain(f"{told}; damage: {len(found.damage):,}")
+    else:
+        notice(f"{told}; no damage")
     if mend and found.damage:
-        click.echo(f"repaired; {lost:,} rows must be made again" if lost else "repaired; nothing is lost", err=True)
+        notice(f"repaired; {lost:,} rows must be made again" if lost else "repaired; nothing is lost")
     if open_ and (mend or not found.damage):
-        click.echo(f"shards to be made: {open_:,}, by the same `tessella run` command", err=True)
+        notice(f"shards to be made: {open_:,}, by the same `tessella run` command")
     if found.damage and not mend:
-        click.echo(f"to mend it: tessella verify-run {shlex.quote(folder)} --repair", err=True)
+        notice(printable(f"to mend it: tessella verify-run {shlex.quote(folder)} --repair"))
         raise click.exceptions.Exit(CODES["damaged_run"].exit_code)
 
 
@@ -309,18 +364,19 @@ def index(folder: str, as_json: bool) -> None:
 
     from .tasks.index import build_index
 
-    done = build_index(folder, say=lambda text: click.echo(text, err=True))
+    done = build_index(folder, say=lambda text: notice(printable(text)))
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(done)))
+        echo_json(dataclasses.asdict(done))
     else:
-        click.echo(f"{done.rows:,} rows in {folder}/index ({done.added:,} added, {done.removed:,} removed), "
-                   f"{done.bytes / 1e6:.1f} MB, {done.seconds:.1f} s")  # fmt: skip
+        changes = f"{done.added:,} added, {done.removed:,} removed"
+        echo(printable(f"{done.rows:,} rows in {folder}/index ({changes}), {done.bytes / 1e6:.1f} MB, "
+                       f"{done.seconds:.1f} s"))  # fmt: skip
 
 
 @cli.command()
 @click.argument("folder", metavar="RUN")
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
-@click.option("-k", "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows to find.")
+@click.option("-k", "--top", type=count_type(), default=10, show_default=True, help="Rows to find.")
 @click.option("--where", metavar="SQL", help="Only rows like these: \"label = 'cat' AND width >= 640\".")
 @click.option("--label", metavar="NAME", help="Only rows of this predicted class.")
 @click.option("--all-rows", is_flag=True, help="Compare every row, even where there is an approximate index.")
@@ -349,16 +405,16 @@ def search(
         there.predictor = load_model(there.facts, model, checkpoint)
     asked = [there.query(one) for one in queries]
     found = there.search(asked, **given)
-    if path:
-        there.sheet(path, asked, found)
     table = new_table("score", "class", "%", "size", "key")
     for one in found:
         share = "" if one.probability is None else f"{100 * one.probability:.1f}"
         table.add_row(f"{one.score:.4f}", one.label or "", share, f"{one.width}x{one.height}", one.key)
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(one)))
+            echo_json(dataclasses.asdict(one))
     if not as_json:
         print_table(table)
+    if path:  # last: a picture that fails costs no result
+        there.sheet(path, asked, found)
 
 
 @cli.command()
@@ -386,18 +442,18 @@ def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: st
     found = find_duplicates(folder, threshold=None if exact else threshold)
     if rows_path:
         write_duplicates(rows_path, found)
-    if path and not pairs_sheet(folder, found, path):
-        click.echo(f"{path} was not written: there are no duplicates, and no pairs near the threshold", err=True)
     table = new_table("cluster", "", "similarity", "size", "bytes", "key")
     for one in found.rows:
         size = f"{one.width}x{one.height}"
         table.add_row(str(one.cluster), one.kind, f"{one.similarity:.4f}", size, f"{one.bytes:,}", one.key)
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(one)))
+            echo_json(dataclasses.asdict(one))
     if not as_json:
         print_table(table)
     extra = len(found.rows) - found.clusters
-    click.echo(f"duplicates: {extra:,} of {found.images:,} images; clusters: {found.clusters:,}", err=True)
+    notice(f"duplicates: {extra:,} of {found.images:,} images; clusters: {found.clusters:,}")
+    if path and not pairs_sheet(folder, found, path):
+        notice(printable(f"{path} was not written: there are no duplicates, and no pairs near the threshold"))
 
 
 @cli.command("list")
@@ -405,35 +461,36 @@ def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: st
 @click.option("--pretrained", is_flag=True, help="Only what has trained weights.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
-    """List models; PATTERN may hold wildcards, such as 'convit*' or '*in1k'."""
-    from .weights.catalogue import CATALOGUE, list_models, published_accuracy
+    """List models; PATTERN is a part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
+    from .weights.catalogue import CATALOGUE
+    from .weights.names import find_models, headline_accuracy
 
-    names = list_models(list(patterns) or "", pretrained=pretrained, include_tags=True)
     rows = []
-    for name in names:
+    for name in find_models(patterns, pretrained=pretrained):
         row = CATALOGUE[name]
-        top1 = published_accuracy(name).get("imagenet")
+        top1, dataset = headline_accuracy(name) or (None, None)
         rows.append(
             dict(
                 name=name,
                 weights="built in" if row.file else row.hf_hub_id or "none",
                 input="x".join(map(str, row.input_size)),
                 classes=row.num_classes,
-                top1=top1.top1 if top1 else None,
+                top1=top1,
+                dataset=dataset,
                 licence=row.license,
                 note=row.note,
             )
         )
     if as_json:
         for row_ in rows:
-            click.echo(json.dumps(row_))
+            echo_json(row_)
         return
-    table = new_table("name", "weights", "input", "classes", "top-1 %", "licence")
+    table = new_table("name", "weights", "input", "classes", "top-1 %", "of", "licence")
     for row_ in rows:
-        cells = (row_[key] for key in ("name", "weights", "input", "classes", "top1", "licence"))
+        cells = (row_[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     print_table(table)
-    click.echo(f"{len(rows)} of {len(CATALOGUE)} models; top-1 on ImageNet-1k as published", err=True)
+    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, of built-in models as measured here")
 
 
 @cli.command()
@@ -449,7 +506,7 @@ def info(name: str | None, as_json: bool) -> None:
 
     found = model_info(name or DEFAULT_MODEL)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found)))
+        echo_json(dataclasses.asdict(found))
         return
     table = new_table("", "", header=False)
     for label, value in describe(found):
@@ -466,8 +523,9 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     from .weights.convert import convert as convert_file
 
     done = convert_file(Path(source), arch, Path(out) if out else None)
-    click.echo(f"{source} holds {done.layout}: wrote {done.arch} to {done.folder}")
-    click.echo(f'use it: tessella classify --model "local-dir:{done.folder}" photo.jpg', err=True)
+    folder = printable(str(done.folder))
+    echo(f"{printable(source)} holds {done.layout}: wrote {done.arch} to {folder}")
+    notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
 
 
 @cli.command()
@@ -479,7 +537,7 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     "--engines", metavar="E,E,...", help="Of rewritten, openvino, onnxruntime, compile.  [default: installed]"
 )
 @images_option
-@click.option("--seconds", type=click.FloatRange(min=1), default=100, show_default=True, help="When to stop.")
+@click.option("--seconds", type=click.FloatRange(1, 86_400), default=100, show_default=True, help="When to stop.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def tune(
     name: str | None,
@@ -509,11 +567,11 @@ def tune(
         images=read_samples(images),
         judged=not random_weights,
         seconds=seconds,
-        say=lambda text: click.echo(text, err=True),
+        say=notice,
     )
     if as_json:
         winners = {mode: dataclasses.asdict(winner) for mode, winner in done.winners.items()}
-        click.echo(json.dumps(dict(rows=[row.as_dict() for row in done.rows], winners=winners)))
+        echo_json(dict(rows=[row.as_dict() for row in done.rows], winners=winners))
         return
     table = new_table(
         "mode", "engine", "precision", "layout", "streams", "batch", "images/s", "slowest", "fastest", "n"
@@ -525,8 +583,8 @@ def tune(
                       *([row.note, "", "", ""] if row.note else figures))  # fmt: skip
     print_table(table)
     for mode, winner in done.winners.items():
-        click.echo(f"{mode}: {winner.engine} {winner.precision} ({winner.reason})")
-    click.echo(f"kept in {done.path}", err=True)
+        echo(f"{mode}: {winner.engine} {winner.precision} ({winner.reason})")
+    notice(f"kept in {done.path}")
 
 
 @cli.command()
@@ -559,8 +617,9 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     )
     done = write_export(predictor, folder)
     reason = next(row.reason for row in predictor.plan.choices if row.what == "precision")
-    click.echo(f"{predictor.name} in {predictor.plan.precision} for {engine}: wrote {done} ({reason})")
-    click.echo(f'use it: tessella classify --model "local-dir:{done}" photo.jpg', err=True)
+    shown = printable(str(done))
+    echo(f"{printable(predictor.name)} in {predictor.plan.precision} for {engine}: wrote {shown} ({reason})")
+    notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
 
 
 @cli.command()
@@ -571,7 +630,7 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     if as_json:
-        click.echo(json.dumps([row._asdict() for row in findings]))
+        echo_json([row._asdict() for row in findings])
     else:
         table = new_table("what", "found or chosen", "why")
         for row in findings:
@@ -624,7 +683,6 @@ def train(
     changes |= dict(part="head") if head_only else {}
     changes |= dict(compile=True) if compile_ else {}
     chosen, why = choose(model, preset, config, scratch, changes)
-    check_model(chosen.model)
     images = open_split(data, val=val, val_fraction=val_fraction)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
@@ -662,7 +720,6 @@ def probe(
     from .data.datasets import open_split
 
     examples = parse_numbers("--shots", shots)
-    check_model(model)
     images = open_split(data, val=val, val_fraction=val_fraction)
 
     from .tasks.probe import probe as run
@@ -670,7 +727,7 @@ def probe(
     found = run(images, model, shots=examples, accuracy=accuracy, out=out, attach_to=attach_to, seed=seed,
                 watch=show_progress)  # fmt: skip
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        echo_json(found.as_dict())
         return
     table = new_table("classifier", "top-1", "chosen")
     table.add_row("nearest neighbours", f"{100 * found.knn.top1:.2f} %", f"k = {found.neighbours}")
@@ -684,19 +741,19 @@ def probe(
         ("judged on", found.val_data, found.linear.count, found.linear.errors),
     ):
         codes = "".join(f", {number:,} {code}" for code, number in errors.items())
-        click.echo(f"{what} {count:,} images of {data_}{codes}", err=True)
+        notice(printable(f"{what} {count:,} images of {data_}{codes}"))
     if found.threshold:
-        click.echo(
+        echo(
             f"answering from a probability of {found.threshold.probability:.3f} on: "
             f"{100 * found.threshold.coverage:.1f} % of {found.linear.count:,} images, "
             f"{100 * found.threshold.accuracy:.2f} % right"
         )
     elif accuracy is not None:
-        click.echo(f"no probability reaches an accuracy of {accuracy:g}")
+        echo(f"no probability reaches an accuracy of {accuracy:g}")
     for note in found.notes:
-        click.echo(note, err=True)
+        notice(printable(note))
     if found.attached:
-        click.echo(f"tessella classify -m local-dir:{found.attached} IMAGE", err=True)
+        notice(printable(f"tessella classify -m local-dir:{found.attached} IMAGE"))
 
 
 @cli.command()
@@ -733,11 +790,9 @@ def evaluate(
     from .predictor import DEFAULT_MODEL
     from .tasks.seen import choose_images
 
-    for name in models:
-        check_model(name)
     images, remarks = choose_images(data, models, part)
     for remark in remarks:
-        click.echo(remark, err=True)
+        notice(printable(remark))
 
     from .tasks import evaluate as task
     from .tasks.report import prepare_folder
@@ -747,7 +802,8 @@ def evaluate(
     report_skipped(images.skipped)
     table = new_table(*task.HEADER)
     rows = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    streams: dict[str, Any] = dict(console=Console(stderr=True), redirect_stdout=False, redirect_stderr=False)
+    with Progress(**streams, transient=True, disable=not sys.stderr.isatty()) as progress:
         bars: dict[str, Any] = {}
 
         def watch(name: str, done: int, total: int) -> None:
@@ -762,15 +818,15 @@ def evaluate(
             rows.append(row)
             table.add_row(*task.cells(row))
             if as_json:
-                click.echo(json.dumps(task.as_dict(row)))
+                echo_json(task.as_dict(row))
     if not as_json:
         print_table(table)
         for line in task.remarks(rows):
-            click.echo(line, err=True)
+            notice(printable(line))
     if out:
         command = shlex.join(["tessella", *sys.argv[1:]])
         page = task.write(out, rows, command=command, images=images, notes=remarks)
-        click.echo(str(page), err=True)
+        notice(printable(str(page)))
 
 
 @cli.command()
@@ -782,7 +838,7 @@ def evaluate(
 @click.option("--against", type=click.Choice(["timm"]), help="Compare with timm's own models instead.")
 @click.option("--pretrained", is_flag=True, help="Load trained weights; speed does not depend on them.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each candidate.")
+@click.option("--rounds", type=count_type(), default=7, show_default=True, help="Turns of each candidate.")
 @click.option("--out", metavar="FILE.csv", help="Write every figure and its conditions too.")
 @click.option("--picture", metavar="FILE.png", help="Draw speed against published accuracy.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -810,14 +866,14 @@ def bench(
         for row in some:
             table.add_row(*task.cells(row))
             if as_json:
-                click.echo(json.dumps(task.as_dict(row)))
-        click.echo(f"{some[0].model} at batch {some[0].batch}: measured", err=True)
+                echo_json(task.as_dict(row))
+        notice(f"{printable(some[0].model)} at batch {some[0].batch}: measured")
         if path:
             write_bytes(path, task.csv_bytes(rows))  # what is measured is not lost to an interrupt
     if not as_json:
         print_table(table)
         for line in task.conditions(rows):
-            click.echo(line, err=True)
+            notice(printable(line))
     if image:
         task.draw(rows, image)
 
@@ -833,7 +889,9 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     mode = given["mode"]
     if mode == "auto":
         (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
-        mode = "latency" if Path(only).is_file() and not only.lower().endswith((".tar", ".parquet")) else "throughput"
+        # os.path: Path.is_file raises for names that are too long
+        alone = os.path.isfile(only) and not only.lower().endswith((".tar", ".parquet"))  # noqa: PTH113
+        mode = "latency" if alone else "throughput"
     return functools.partial(
         load,
         given["model"],
@@ -846,22 +904,11 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
 
 def load_predictor(given: dict[str, Any]) -> Predictor:
     predictor = loading(given)()
-    chosen = {row.what: row.chosen for row in predictor.plan.choices}
-    parts = (predictor.name, *(chosen[what] for what in ("device", "precision", "engine", "transform", "policy")))
-    click.echo(f"{' · '.join(parts)} (reasons: tessella doctor)", err=True)
+    if is_verbose():
+        notice(f"model: {printable(predictor.name)}")
+        for row in predictor.plan.choices:
+            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
     return predictor
-
-
-def check_model(name: str | None) -> None:
-    """Refuse a name that cannot be a model, before PyTorch is imported."""
-    from .weights.catalogue import resolve
-
-    scheme, colon, rest = (name or "").partition(":")
-    if scheme == "local-dir":
-        if not Path(rest).expanduser().is_dir():
-            raise WeightsError("weights_not_found", f"there is no folder {rest!r}")
-    elif name and not colon:
-        resolve(name)
 
 
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
@@ -872,7 +919,7 @@ def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Itera
 
 def report_skipped(skipped: Skipped) -> None:
     for line in skipped.lines():
-        click.echo(line, err=True)
+        notice(printable(line))
 
 
 MOST_SAMPLES = 500  # images to judge a precision on
@@ -888,121 +935,111 @@ def read_samples(given: str | None) -> list[Source] | None:
     return sources
 
 
+def errors_only(sources: Sequence[Source]) -> list[Record]:
+    """The records of sources none of which can be read; an empty list where one may be readable.
+
+    A wrong path is reported at once, without loading a model.
+    """
+    from .predictor import Record
+
+    records = []
+    for source in sources:
+        if source.error is None and ("://" in source.path or os.path.exists(source.path)):  # noqa: PTH110
+            return []
+        try:
+            source.read()
+        except ImageError as error:
+            records.append(Record(source.key, error.code, str(error)))
+        else:
+            return []
+    return records
+
+
 def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
     """One record per input to the screen as they come, or to a file at the end."""
-    from .tasks.output import as_dict, check_output, csv_header, csv_row, write_records
+    from .tasks.output import SUFFIXES, as_dict, check_output, csv_header, csv_line, csv_row, write_records
 
-    as_json, as_csv = given["as_json"], given["as_csv"]
+    as_json, as_csv, safe = given["as_json"], given["as_csv"], given["csv_safe"]
     if as_json + as_csv + bool(given["out"]) > 1:
         raise UsageError("bad_argument", "--json, --csv and --out are three ways to give the result", hint="choose one")
-    path = check_output(given["out"], [".npz", ".parquet", ".csv"]) if given["out"] else None
-    predictor = load_predictor(given)
+    path = check_output(given["out"], SUFFIXES) if given["out"] else None
+    if safe and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
+        raise UsageError("bad_argument", "--csv-safe is for --csv and --out FILE.csv", hint="leave it out")
     skipped = Skipped()
     sources: Iterable[Source] = find_sources(given["inputs"], skipped)
-    total = None
+    total, records = None, None
     if is_listed := "-" not in given["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
-        total = len(sources)
+        total, records = len(sources), errors_only(sources)
         report_skipped(skipped)
-    top = min(top, predictor.num_classes)
-    width = predictor.width if embed else 0
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    width, facts = 0, {}
+    if records:
+        top = 0
+    else:
+        predictor = load_predictor(given)
+        top, width = min(top, predictor.num_classes), predictor.width if embed else 0
+        facts = dict(model=predictor.name, fingerprint=predictor.fingerprint) if path is not None else {}
     if as_csv:
-        writer.writerow(csv_header(top, width))
+        echo(csv_line(csv_header(top, width)))
     kept: list[Record] = []
     good = bad = 0
-    for record in show_progress(predictor.records(sources, top=top, embed=embed), total, "images"):
+    on_terminal = sys.stdout.isatty()
+    for record in show_progress(records or predictor.records(sources, top=top, embed=embed), total, "images"):
         good, bad = good + (record.status == "ok"), bad + (record.status != "ok")
         if path is not None:
             kept.append(record)
         elif as_json:
-            click.echo(json.dumps(as_dict(record)))
+            echo_json(as_dict(record))
         elif as_csv:
-            writer.writerow(csv_row(record, top, width))
+            line = csv_line(csv_row(record, top, width), safe=safe)
+            echo(printable(line) if on_terminal else line)
         elif record.status == "ok":
-            click.echo(render(record))
+            echo(render(record))
         if record.status != "ok":
-            report_bad(record.key, record.status, record.message, quiet=as_json or as_csv)
+            report_bad(record, quiet=as_json or as_csv)
     if not is_listed:
         report_skipped(skipped)
-    if path is not None:
-        write_records(path, kept, dict(model=predictor.name, fingerprint=predictor.fingerprint))
-        click.echo(f"wrote {len(kept)} rows to {path}", err=True)
+    if path is not None and kept:
+        write_records(path, kept, facts, csv_safe=safe)
+        notice(f"wrote {len(kept)} rows to {printable(str(path))}")
     finish(good, bad, given["strict"])
 
 
 def render(record: Record) -> str:
     """A record for a person: classes under the file name, or the vector's first components."""
+    key = printable(record.key)
     if record.embedding is not None:
         first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
-        return f"{record.key}: {len(record.embedding)} components, unit length: {first}, ..."
-    lines = [f"  {100 * one.probability:5.1f} %  {one.label}" + (f"  ({one.synset})" if one.synset else "")
+        return f"{key}: {len(record.embedding)} components, unit length: {first}, ..."
+    lines = [f"  {100 * one.probability:5.1f} %  {printable(one.label)}" + (f"  ({one.synset})" if one.synset else "")
              for one in record.top]  # fmt: skip
-    return "\n".join([record.key, *lines])
+    return "\n".join([key, *lines])
 
 
-def report_bad(key: str, code: str, message: str, quiet: bool) -> None:
+def report_bad(record: Record, *, quiet: bool) -> None:
     if not quiet:  # the machine-readable forms carry it in the row
-        click.echo(f"{key}: {code}: {message}", err=True)
+        complain(printable(f"{record.key}: {record.status}: {record.message}"))
 
 
 def finish(good: int, bad: int, strict: bool) -> None:
+    """The end of a command that reads images: status 3 where none could be read, or with --strict not all."""
+    if not good + bad:
+        raise UsageError("not_found", "no inputs were named", hint="give a folder, files, or - with a list")
     if bad:
-        click.echo(f"{good} of {good + bad} inputs read, {bad} bad", err=True)
+        complain(f"{good} of {good + bad} inputs read, {bad} bad")
     if bad and (strict or not good):
         raise click.exceptions.Exit(EXIT_BAD_INPUT)
 
 
-def parse_blocks(text: str | None) -> list[int] | None:
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise UsageError("bad_argument", f"--blocks is {text!r}, expected numbers such as 3,7,-1") from None
-
-
 def parse_numbers(option: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in split(text)]
+        numbers = [int(part) for part in split(text)]
     except ValueError:
-        raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1") from None
+        numbers = []
+    if not numbers or max(map(abs, numbers)) > preflight.MOST:
+        raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1")
+    return numbers
 
 
 def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
-
-
-def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterator[Any]:
-    """Pass items through, with a bar on standard error once a second has gone by; only on a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    start = time.perf_counter()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total, rate="", visible=False)
-        for done, item in enumerate(items, 1):
-            passed = time.perf_counter() - start
-            progress.update(task, completed=done, visible=passed > 1, rate=f"{done / max(passed, 1e-9):.0f} {unit}/s")
-            yield item
-
-
-def new_table(*columns: str, header: bool = True) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def print_table(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=160)  # pipes and files have no width of their own
-    console.print(table)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from .engine.exported import GRAPHS, write_card
-from .errors import TessellaError, UsageError
+from .errors import OutputError, UsageError
 from .predictor import Predictor
 
 
@@ -17,7 +17,7 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
 
     predictor: of `tessella.load(..., engine="openvino")` or `engine="onnxruntime"`, in the precision wanted. The graph
     reads (B,H,W,3) uint8 images, already resized and cropped, and gives logits (B,classes) and embedding (B,width).
-    The folder appears whole or not at all. Raises UsageError `bad_argument`, TessellaError `output_failed`.
+    The folder appears whole or not at all. Raises UsageError `bad_argument`, OutputError `output_failed`.
     """
     folder = Path(folder)
     engine = predictor.engine
@@ -27,7 +27,11 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
             f"{predictor.name} runs on the engine {engine.plan.engine!r}, which has no file to export",
             hint=f"load it with engine={' or '.join(map(repr, GRAPHS))}",
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror}") from None
+    if taken:
         raise UsageError("bad_argument", f"{str(folder)!r} exists already", hint="name a new folder, or remove it")
     stem = engine.graph.stem
     card = dataclasses.replace(predictor.card, identity=predictor.identity)
@@ -43,5 +47,5 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
                 folder.rmdir()
             made.rename(folder)
     except OSError as error:
-        raise TessellaError("output_failed", f"{str(folder)!r} could not be written: {error.strerror}") from None
+        raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror or error}") from None
     return folder

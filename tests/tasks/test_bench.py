@@ -24,7 +24,7 @@ from tessella.engine.artefacts import cache_folder, cached
 from tessella.errors import UsageError
 from tessella.tasks import bench
 from tessella.tasks.bench import Candidate, Case, Opened, Row, Run, measure, ours
-from tessella.tasks.info import cost
+from tessella.tasks.cost import cost
 
 from ..models.tiny import size_of, tiny
 

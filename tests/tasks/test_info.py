@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tessella.errors import UsageError
 from tessella.models import ARCHITECTURES
-from tessella.tasks.info import FAMILIES, cost, describe, info
+from tessella.tasks.cost import cost, facts_of, table_names
+from tessella.tasks.info import COSTS, FAMILIES, describe, info
 from tessella.weights.catalogue import ARCHITECTURE_NAMES, OWN_ARCHITECTURES
 from tessella.weights.save import save_pretrained
 
@@ -49,6 +50,16 @@ def test_benchmark_table(arch: str) -> None:
     found = known(arch).cost
     figures = (found.params / 1e6, found.card_macs / 1e9, found.card_activations / 1e6)
     assert figures == pytest.approx([float(text) for text in PUBLISHED[arch]], abs=0.00501)
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_the_table_of_costs_is_what_the_models_give(name: str) -> None:
+    """`python -m tessella.tasks.cost` writes it."""
+    assert json.loads(COSTS.read_text())[name] == facts_of(name)
+
+
+def test_the_table_of_costs_has_nothing_else() -> None:
+    assert list(json.loads(COSTS.read_text())) == table_names()
 
 
 def test_the_table_has_every_architecture() -> None:

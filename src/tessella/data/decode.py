@@ -442,12 +442,23 @@ def _open_array(array: NDArray[Any], policy: Policy, limits: Limits) -> Opened:
             raise ImageError("bad_array", "a float array must hold 0..1", hint="or convert it to uint8 of 0..255")
         array = np.rint(array * np.float32(255)).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise ImageError("bad_array", f"an array of {array.dtype} is not an image, expected uint8 or float in 0..1")
+        raise ImageError(
+            "bad_array",
+            f"an array of {array.dtype} is not an image, expected uint8 or float in 0..1",
+            hint=_DTYPE_HINTS.get(array.dtype.kind, ""),
+        )
     if array.ndim == 3 and array.shape[2] == 3:
         return Opened(shape[0], shape[1], lambda: np.ascontiguousarray(array))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return _open_pillow(Image.fromarray(np.ascontiguousarray(array)), policy, limits)
+
+
+_DTYPE_HINTS = {  # by NumPy's letter for a kind of type
+    "b": "for a mask of black and white: array.astype(numpy.uint8) * 255",
+    "u": "for all of 16 bits: (array / 65535).astype(numpy.float32); for values of 0..255: array.astype(numpy.uint8)",
+    "i": "for values of 0..255: array.astype(numpy.uint8); for others, scale them to 0..1 as float32",
+}
 
 
 def _check_size(height: int, width: int, limits: Limits) -> None:

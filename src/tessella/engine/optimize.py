@@ -11,6 +11,7 @@ from torch import Tensor
 from ..arguments import named_arguments
 from ..errors import UsageError
 from ..models.base import ImageModel
+from ..text import html_table, html_text, printable
 from .gate import open_gated
 from .plan import Mode, Plan, make_plan
 
@@ -32,6 +33,15 @@ class Optimized:
         self.model = model
         self.engine = open_gated(model, plan, size)
         self.plan = self.engine.plan
+
+    def __repr__(self) -> str:
+        channels, height, width = self.engine.shape
+        how = ", ".join((self.plan.device, self.plan.precision, self.plan.engine))
+        return f"<Optimized {printable(self.model.arch)}: (B,{channels},{height},{width}); {how}>"
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: every choice with its reason."""
+        return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images -> (B,classes) logits, float32, on the device of `x`."""
@@ -93,6 +103,11 @@ def optimize(
             hint="give the model itself",
         )
     if example is not None:
+        if not isinstance(example, Tensor) or example.ndim != 4:
+            given = (
+                f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+            )
+            raise UsageError("bad_argument", f"example is {given}, expected a batch (B,C,H,W)")
         size = (int(example.shape[-2]), int(example.shape[-1]))
     else:
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]

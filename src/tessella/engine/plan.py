@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from dataclasses import dataclass
 from importlib import util
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -20,6 +21,7 @@ MODES = ("throughput", "latency")
 PRECISIONS = ("float32", "bfloat16", "int8")
 TORCH_PRECISIONS = ("float32", "bfloat16")
 DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # images; on a CPU larger ones fall out of cache and gain nothing
+MOST_IMAGES = 65_536  # in a batch
 MOST_STREAMS = 4  # without a measurement; each has its own buffers
 
 
@@ -86,9 +88,12 @@ def make_plan(
 ) -> Plan:
     """Resolve "auto" for this machine; anything else is taken as it is, or refused with UsageError.
 
+    What can be refused without PyTorch is refused before it is imported.
+
     mode: "throughput" for many images, "latency" for one at a time. model and its image size (height, width): with them
     what `tessella tune` measured for the model on this machine is used where engine and precision are both "auto".
     """
+    _check_choices(device, precision, engine, batch_size, mode)
     import torch
 
     from .tuned import find_tuned
@@ -99,16 +104,7 @@ def make_plan(
         target = torch.device(where)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError):
-        raise UsageError(
-            "bad_argument", f"device {device!r} is not available here", hint="use 'cpu', or see `tessella doctor`"
-        ) from None
-    if precision != "auto" and precision not in PRECISIONS:
-        raise UsageError("bad_argument", f"precision is {precision!r}, expected auto, {' or '.join(PRECISIONS)}")
-    if engine != "auto" and engine not in ENGINES:
-        raise UsageError("bad_argument", f"engine is {engine!r}, expected auto, {' or '.join(ENGINES)}")
-    check_batch(batch_size)
-    if mode not in MODES:
-        raise UsageError("bad_argument", f"mode is {mode!r}, expected {' or '.join(MODES)}")
+        raise _no_device(device) from None
     threads = torch.get_num_threads()
     why_batch = asked if batch_size else "one image at a time" if mode == "latency" else f"default on {target.type}"
     batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH.get(target.type, 8))
@@ -163,9 +159,36 @@ def streams_for(threads: int) -> int:
     return max(range(min(2, threads), min(threads, MOST_STREAMS) + 1), key=lambda n: (threads // n * n, n))
 
 
+def _check_choices(device: str, precision: str, engine: str, batch_size: int | None, mode: str) -> None:
+    """Refuse what no machine can do."""
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device):
+        raise _no_device(device)
+    for what, value, known in (
+        ("precision", precision, ("auto", *PRECISIONS)),
+        ("engine", engine, ("auto", *ENGINES)),
+        ("mode", mode, MODES),
+    ):
+        if not isinstance(value, str) or value not in known:
+            expected = f"{', '.join(known[:-1])} or {known[-1]}"
+            raise UsageError("bad_argument", f"{what} is {value!r}, expected {expected}")
+    check_batch(batch_size)
+
+
+def _no_device(device: object) -> UsageError:
+    return UsageError(
+        "bad_argument",
+        f"device {device!r} is not available here",
+        hint="use auto, cpu, cuda, cuda:1 or mps; `tessella doctor` shows what was found",
+    )
+
+
 def check_batch(batch_size: int | None) -> None:
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected a positive number of images")
+    """UsageError `bad_argument` for what is no batch size."""
+    if batch_size is None:
+        return
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if not whole or not 1 <= batch_size <= MOST_IMAGES:
+        raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected 1 to {MOST_IMAGES:,} images")
 
 
 def check_engine(engine: str, device: str, precision: str) -> None:

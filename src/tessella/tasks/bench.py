@@ -42,7 +42,7 @@ from ..models.base import ImageModel
 from ..weights.catalogue import published_accuracy, resolve
 from ..weights.factory import create_model
 from ..weights.load import image_size
-from .info import cost
+from .cost import cost
 from .output import write_bytes
 
 DEFAULT_ENGINES = ("eager", "rewritten", "openvino", "onnxruntime")  # `compile` takes minutes to start: when asked for

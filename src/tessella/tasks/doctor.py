@@ -14,12 +14,14 @@ from ..engine.plan import has_native_bfloat16
 from ..engine.tuned import all_tuned, conditions
 from ..predictor import DEFAULT_MODEL, load
 
+NEEDED = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "openvino", "pyarrow", "lancedb", "matplotlib",
+          "prometheus_client")  # fmt: skip
 OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
-    "openvino": "the engine of that name",
-    "nncf": "int8 on that engine",
-    "onnxruntime": "the engine of that name",
-    "pyarrow": "reading and writing Parquet",
+    "onnxruntime": "the engine of that name (extra onnx)",
+    "nncf": "int8 with OpenVINO (extra int8)",
+    "ray": "many machines (extra ray)",
+    "tensorboard": "`train --tensorboard` (extra train)",
 }
 
 
@@ -31,14 +33,8 @@ def examine() -> list[Choice]:
         Choice("python", platform.python_version(), f"{platform.system()} {platform.machine()}"),
         Choice("tessella", metadata.version("tessella"), "installed"),
     ]
-    for package in ("torch", "numpy", "pillow", "safetensors", "huggingface_hub"):
-        rows.append(Choice(package, metadata.version(package), "needed"))
-    for package, use in OPTIONAL.items():
-        try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found = "found, of unknown version" if util.find_spec(package) else "not installed"
-        rows.append(Choice(package, found, f"optional: {use}"))
+    rows += [Choice(package, _version(package), "needed") for package in NEEDED]
+    rows += [Choice(package, _version(package), f"optional: {use}") for package, use in OPTIONAL.items()]
     rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "what PyTorch uses of this CPU"))
     native = has_native_bfloat16("cpu")
     rows.append(Choice("bfloat16", "native" if native else "emulated", "faster than float32 on this CPU"
@@ -55,6 +51,13 @@ def examine() -> list[Choice]:
     rows.append(Choice("built-in model", "works", f"{DEFAULT_MODEL}: loaded and verified in {loaded:.2f} s, "
                        f"8 images in {passed:.2f} s"))  # fmt: skip
     return rows
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "found, of unknown version" if util.find_spec(package) else "not installed"
 
 
 def _tuned(threads: int) -> list[Choice]:

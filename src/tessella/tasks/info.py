@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.overrides import TorchFunctionMode
-
 from ..data.transforms import resolve_data_config
-from ..models.base import ImageModel
-from ..models.convit import ConViT
+from ..weights import catalogue
 from ..weights.catalogue import DEPRECATED, REMAPPED, get_arch_pretrained_cfgs, published_accuracy, resolve
-from ..weights.factory import create_model
-from ..weights.load import image_size
+
+COSTS = Path(catalogue.__file__).parent / "tables" / "costs.json"  # written by tasks/cost.py
 
 
 @dataclass(frozen=True)
@@ -105,22 +101,22 @@ def info(name: str) -> ModelInfo:
     WeightsError for a folder or repository that cannot be used.
     """
     if ":" in name:
-        model = _build(name)
-        return _collect(model, name=name, sources=(name,))
+        return _info_of_own(name)
     arch, row = resolve(name)
     full = row.name if row else arch
-    model = _build(full)
     notes = []
     if name in DEPRECATED:
-        told = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
-        notes.append(f"{name} is an old name for {full}{told}")
+        other = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
+        notes.append(f"{name} is an old name for {full}{other}")
     sources = []
     if row and row.file:
         sources.append(f"built in: {row.file}")
     if row and row.hf_hub_id:
         sources.append(f"hf-hub:{row.hf_hub_id}")
     return _collect(
-        model,
+        _costs()[full],
+        row.to_dict() if row else {},
+        arch,
         name=full,
         tag_is_default=name == arch and row is not None,
         sources=tuple(sources),
@@ -130,15 +126,30 @@ def info(name: str) -> ModelInfo:
     )
 
 
-def _build(name: str) -> ImageModel:
+def _info_of_own(name: str) -> ModelInfo:
+    """Of a model that is not in the catalogue: it is built, without memory, to count."""
+    import torch
+
+    from ..models.base import ImageModel
+    from ..weights.factory import create_model
+    from .cost import model_facts
+
     with torch.device("meta"):
         model = create_model(name)
     assert isinstance(model, ImageModel)  # only features_only gives anything else
-    return model
+    return _collect(model_facts(model), model.pretrained_cfg, model.arch, name=name, sources=(name,))
+
+
+@functools.cache
+def _costs() -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
+    return rows
 
 
 def _collect(
-    model: ImageModel,
+    facts: Mapping[str, Any],
+    cfg: Mapping[str, Any],
+    arch: str,
     *,
     name: str,
     sources: tuple[str, ...],
@@ -147,96 +158,26 @@ def _collect(
     other_tags: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> ModelInfo:
-    cfg = model.pretrained_cfg
-    family, papers = FAMILIES[model.arch.partition("_")[0]]
-    recipe = resolve_data_config(pretrained_cfg=cfg)
-    recipe["input_size"] = (model.config.in_chans, *(image_size(model) or recipe["input_size"][1:]))
+    """facts: a row of the table of costs; cfg: the checkpoint's config."""
+    family, papers = FAMILIES[arch.partition("_")[0]]
+    recipe = resolve_data_config(pretrained_cfg=cfg) | dict(input_size=tuple(facts["input_size"]))
     return ModelInfo(
         name=name,
-        architecture=model.arch,
+        architecture=arch,
         tag=cfg.get("tag"),
         tag_is_default=tag_is_default,
         family=family,
         papers=papers,
-        cost=cost(model, recipe["input_size"]),
+        cost=Cost(**{field: facts[field] for field in Cost.__dataclass_fields__}),
         **recipe,
-        num_classes=model.num_classes,
-        embedding_width=model.head_hidden_size,
+        num_classes=facts["num_classes"],
+        embedding_width=facts["embedding_width"],
         sources=sources,
         licence=cfg.get("license"),
         accuracy=accuracy or {},
         other_tags=other_tags,
         notes=notes + ((cfg["note"],) if cfg.get("note") else ()),
     )
-
-
-def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
-    """What one image of (channels, height, width) costs in evaluation; nothing is computed and `model` is not changed.
-
-    Raises UsageError `wrong_input_size` where the model does not read images of that size.
-    """
-    # a twin without memory: deepcopy takes what is in its memo instead of copying the numbers
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {id(tensor): _without_memory(tensor) for tensor in tensors}
-    twin = copy.deepcopy(model, memo).eval()
-    counter = _Counter()
-    with torch.no_grad(), counter:
-        twin(torch.empty(1, *input_size, device="meta"))
-    if isinstance(model, ConViT):
-        # Positional attention is a linear layer of the 3 numbers of each pair of patches, which GPSA computes
-        # elementwise; it is counted as the layer that it stands for.
-        pairs = model.rel_pos.shape[0] ** 2 * model.config.num_heads * model.num_local
-        counter.add(outputs=pairs, depth=3)
-    return Cost(
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=counter.macs,
-        activations=counter.activations,
-        card_macs=counter.macs - counter.same_macs + counter.norm_work,
-        card_activations=counter.activations - counter.same_activations,
-    )
-
-
-def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-
-
-class _Counter(TorchFunctionMode):
-    """Counts the calls that models make, before PyTorch picks kernels: attention and `padding="same"` are whole."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = self.activations = self.same_macs = self.same_activations = self.norm_work = 0
-
-    def add(self, outputs: int, depth: int) -> None:
-        """`outputs` numbers, each the sum of `depth` products."""
-        self.macs += outputs * depth
-        self.activations += outputs
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is F.linear or func in MATMULS:
-            self.add(result.numel(), depth=args[0].shape[-1])
-        elif func is F.conv2d:
-            _, weight, _, _, padding, *_ = args
-            depth = weight[0].numel()
-            self.add(result.numel(), depth)
-            if padding == "same":
-                self.same_macs += result.numel() * depth
-                self.same_activations += result.numel()
-        elif func is F.scaled_dot_product_attention:
-            query, key = args[:2]
-            scores = query.shape[:-1].numel() * key.shape[-2]
-            self.add(scores, depth=query.shape[-1])
-            self.add(result.numel(), depth=key.shape[-2])
-        elif func is F.batch_norm:
-            self.norm_work += 2 * result.numel()
-        elif func is F.layer_norm:
-            self.norm_work += 5 * result.numel()
-        return result
 
 
 def describe(found: ModelInfo) -> Iterator[tuple[str, str]]:
@@ -263,7 +204,7 @@ def describe(found: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "licence", found.licence or "not stated"
     for dataset, figures in found.accuracy.items():
         yield (
-            f"published, {dataset}",
+            f"accuracy, {dataset}",
             f"{figures['top1']:.2f} % top-1, {figures['top5']:.2f} % top-5 at {figures['img_size']:g} px",
         )
     if found.other_tags:

@@ -1,11 +1,15 @@
-"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, whatever became of it."""
+"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, whatever became of it.
+
+Every text that is written is valid UTF-8: a key is written as `text.escape` makes it, so that names which are not UTF-8
+stay apart, and `text.unescape` restores it.
+"""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +17,37 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_atomic
-from ..errors import TessellaError, UsageError
+from ..errors import OutputError, UsageError
 from ..extras import require
 from ..predictor import Record
+from ..text import escape
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
 
 def as_dict(record: Record) -> dict[str, Any]:
-    """What `--json` prints of a record: absent parts are left out."""
-    row: dict[str, Any] = dict(key=record.key, status=record.status)
+    """What `--json` prints of a record: absent parts are left out, a number that is not finite is None."""
+    row: dict[str, Any] = dict(key=escape(record.key), status=record.status)
     if record.message:
-        row["message"] = record.message
+        row["message"] = valid_text(record.message)
     if record.top:
-        row["top"] = [{k: v for k, v in dataclasses.asdict(one).items() if v != ""} for one in record.top]
+        row["top"] = [
+            {key: value for key, value in dataclasses.asdict(one).items() if value != ""}
+            | dict(label=valid_text(one.label), probability=finite_or_none(one.probability))
+            for one in record.top
+        ]
     if record.embedding is not None:
-        row["embedding"] = record.embedding.tolist()
+        row["embedding"] = [finite_or_none(value) for value in record.embedding.tolist()]
     return row
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def valid_text(text: str) -> str:
+    """Text in which lone surrogates are replaced by their escapes; for display, not to be reversed."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def csv_header(top: int, width: int) -> list[str]:
@@ -39,7 +59,25 @@ def csv_header(top: int, width: int) -> list[str]:
 def csv_row(record: Record, top: int, width: int) -> list[Any]:
     ranks = [cell for one in record.top for cell in (one.index, one.label, one.probability)]
     vector = [] if record.embedding is None else record.embedding.tolist()
-    return [record.key, record.status, record.message, *pad(ranks, 3 * top), *pad(vector, width)]
+    return [escape(record.key), record.status, record.message, *pad(ranks, 3 * top), *pad(vector, width)]
+
+
+def csv_line(cells: Iterable[Any], *, safe: bool = False) -> str:
+    """One line of CSV by RFC 4180, without its end; text with a comma, a quote or any line break is quoted.
+
+    safe: put an apostrophe before text that a spreadsheet would run as a formula.
+    """
+    return ",".join(_csv_cell(cell, safe) for cell in cells)
+
+
+def _csv_cell(cell: Any, safe: bool) -> str:
+    if not isinstance(cell, str):
+        return repr(cell)
+    text = valid_text(cell)
+    if safe and text.startswith(FORMULA):
+        text = "'" + text
+    # the csv module leaves a carriage return unquoted before Python 3.13
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 def pad(cells: Sequence[Any], length: int) -> list[Any]:
@@ -47,7 +85,10 @@ def pad(cells: Sequence[Any], length: int) -> list[Any]:
 
 
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
-    """Refuse a file that could not be written before the work is done, not after."""
+    """Refuse a file that could not be written before the work is done, not after.
+
+    Raises UsageError `bad_argument`, `missing_dependency`.
+    """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise UsageError(
@@ -55,27 +96,39 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
         )
     if path.suffix.lower() == ".parquet":
         need_pyarrow()
-    if not path.parent.is_dir():
-        raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="make it first")
+    try:
+        if not path.parent.is_dir():
+            raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="make it first")
+        if path.is_dir():
+            raise UsageError("bad_argument", f"{str(path)!r} is a folder, expected a file")
+    except OSError as error:
+        raise UsageError("bad_argument", f"cannot write {str(path)!r}: {error.strerror}") from None
     return path
 
 
-def write_records(path: Path, records: Sequence[Record], facts: dict[str, str]) -> None:
+def write_records(path: Path, records: Sequence[Record], facts: dict[str, str], *, csv_safe: bool = False) -> None:
     """All records to `path`, as its suffix says; facts (model, fingerprint, ...) go where the format has room.
 
-    The file appears whole or not at all. Rows without an embedding hold NaN in .npz, null in .parquet.
+    The file appears whole or not at all. Rows without an embedding hold NaN in .npz, null in .parquet. csv_safe: as
+    `csv_line` has it. Raises OutputError.
     """
     top = max((len(record.top) for record in records), default=0)
     width = max((len(record.embedding) for record in records if record.embedding is not None), default=0)
-    writers: dict[str, Callable[..., bytes]] = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}
-    write_bytes(path, writers[path.suffix.lower()](records, top, width, facts))
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        lines = [csv_header(top, width), *(csv_row(record, top, width) for record in records)]
+        data = "".join(csv_line(line, safe=csv_safe) + "\n" for line in lines).encode()
+    else:
+        data = WRITERS[suffix](records, top, width, facts)
+    write_bytes(path, data)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Raises OutputError `output_failed`; what was at `path` before is then unchanged."""
     try:
         write_atomic(path, data)
     except OSError as error:
-        raise TessellaError("output_failed", f"{str(path)!r} could not be written: {error.strerror}") from None
+        raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
 
 
 def npz_bytes(arrays: dict[str, Any]) -> bytes:
@@ -84,19 +137,20 @@ def npz_bytes(arrays: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _csv(records: Iterable[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(csv_header(top, width))
-    writer.writerows(csv_row(record, top, width) for record in records)
-    return text.getvalue().encode()
+def _json(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
+    rows = ",\n".join(json.dumps(as_dict(record), allow_nan=False) for record in records)
+    return f"[{rows}]\n".encode()
+
+
+def _json_lines(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
+    return "".join(json.dumps(as_dict(record), allow_nan=False) + "\n" for record in records).encode()
 
 
 def _npz(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
     arrays: dict[str, Any] = dict(
-        keys=np.array([r.key for r in records], dtype=str),
+        keys=np.array([escape(r.key) for r in records], dtype=str),
         status=np.array([r.status for r in records], dtype=str),
-        **{name: np.array(value) for name, value in facts.items()},
+        **{name: np.array(valid_text(value)) for name, value in facts.items()},
     )
     if width:
         missing = np.full(width, np.nan, np.float32)
@@ -106,20 +160,22 @@ def _npz(records: Sequence[Record], top: int, width: int, facts: dict[str, str])
         arrays["probabilities"] = np.array(
             [[p.probability for p in r.top] or [np.nan] * top for r in records], np.float32
         )
-        arrays["labels"] = np.array([[p.label for p in r.top] or [""] * top for r in records], dtype=str)
+        arrays["labels"] = np.array([[valid_text(p.label) for p in r.top] or [""] * top for r in records], dtype=str)
     return npz_bytes(arrays)
 
 
 def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
     pa, pq = need_pyarrow()
     columns = dict(
-        key=pa.array([r.key for r in records], pa.string()),
+        key=pa.array([escape(r.key) for r in records], pa.string()),
         status=pa.array([r.status for r in records], pa.string()),
-        message=pa.array([r.message for r in records], pa.string()),
+        message=pa.array([valid_text(r.message) for r in records], pa.string()),
     )
     if top:
         columns["indices"] = pa.array([[p.index for p in r.top] or None for r in records], pa.list_(pa.int32()))
-        columns["labels"] = pa.array([[p.label for p in r.top] or None for r in records], pa.list_(pa.string()))
+        columns["labels"] = pa.array(
+            [[valid_text(p.label) for p in r.top] or None for r in records], pa.list_(pa.string())
+        )
         columns["probabilities"] = pa.array(
             [[p.probability for p in r.top] or None for r in records], pa.list_(pa.float32())
         )
@@ -134,3 +190,12 @@ def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, s
 
 def need_pyarrow() -> tuple[Any, Any]:
     return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")
+
+
+WRITERS: dict[str, Callable[[Sequence[Record], int, int, dict[str, str]], bytes]] = {
+    ".npz": _npz,
+    ".parquet": _parquet,
+    ".json": _json,
+    ".jsonl": _json_lines,
+}
+SUFFIXES = (".npz", ".parquet", ".csv", ".json", ".jsonl")

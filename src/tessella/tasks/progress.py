@@ -89,7 +89,7 @@ class RunWatcher:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["kind"] == "remark":
-            self.console.print(event["text"], markup=False, soft_wrap=True)
+            self.console.print(printable(event["text"]), markup=False, soft_wrap=True)
             return
         rate, share = event["images_per_second"] or 0.0, event["share"]
         told = f"{rate:.1f} images/s" + (f", {100 * share:.0f} % of the model alone" if share else "")

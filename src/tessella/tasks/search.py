@@ -61,7 +61,7 @@ class Query:
     name: str
     vector: Floats
     row: int | None = None
-    image: AnyImage | None = None
+    image: Any | None = None
 
 
 class Index:

@@ -302,10 +302,14 @@ def _accuracies() -> dict[str, dict[str, Accuracy]]:
         for row in csv.DictReader(file):
             figures = Accuracy(float(row["top1"]), float(row["top5"]), int(row["img_size"]))
             table.setdefault(row["model"], {})[row["set"]] = figures
+    for row in json.loads((BUILTIN_FOLDER / "builtin.json").read_text(encoding="utf-8")):
+        table[row["name"]] = {dataset: Accuracy(**figures) for dataset, figures in row.get("accuracy", {}).items()}
     return table
 
 
 def published_accuracy(name: str) -> dict[str, Accuracy]:
-    """timm's published figures for a checkpoint by evaluation set ("imagenet" is its validation set); often none."""
+    """Figures for a checkpoint by evaluation set, often none: timm's ("imagenet" is its validation set), and for the
+    models in this package those measured on all test images of "cifar10".
+    """
     _, row = resolve(name)
     return dict(_accuracies().get(row.name, {})) if row else {}

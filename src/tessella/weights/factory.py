@@ -289,9 +289,9 @@ def _from_hub(rest: str, load_pretrained: bool, cache_dir: str | Path | None) ->
 
 
 def _from_folder(folder: Path, load_pretrained: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    folder = folder.expanduser()
-    if not folder.is_dir():
-        raise WeightsError("weights_not_found", f"{folder} is not a folder")
+    from .names import local_folder
+
+    folder = local_folder(f"local-dir:{folder}")
     config = read_config(folder / CONFIG)
     if not load_pretrained:
         return config.pretrained_cfg, config.model_args

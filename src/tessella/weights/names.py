@@ -1,0 +1,69 @@
+"""Names of models as people write them: parts of names, folders; nothing here imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UsageError, WeightsError
+from .catalogue import ARCHITECTURE_NAMES, MODULES, list_models, published_accuracy
+
+
+def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[str]:
+    """`arch.tag` names that match any of the patterns; one without wildcards matches every name that contains it.
+
+    Raises UsageError `unknown_model`, with similar names, for a pattern that matches nothing; with `pretrained`, also
+    where only models without weights match.
+    """
+    if not patterns:
+        return list_models(pretrained=pretrained, include_tags=True)
+    found: set[str] = set()
+    for pattern in patterns:
+        wild = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+        names = list_models(wild.lower(), include_tags=True)
+        if not names:
+            raise _no_match(pattern)
+        found.update(list_models(wild.lower(), pretrained=pretrained, include_tags=True))
+    if not found:
+        shown = ", ".join(patterns)
+        raise UsageError("no_weights", f"no weights are published for {shown}", hint="leave --pretrained out")
+    return [name for name in list_models(include_tags=True) if name in found]
+
+
+def headline_accuracy(name: str) -> tuple[float, str] | None:
+    """Top-1 accuracy in per cent and its data set: ImageNet-1k, or what a model in this package was trained for."""
+    figures = published_accuracy(name)
+    for dataset, label in (("imagenet", "ImageNet-1k"), ("cifar10", "CIFAR-10")):
+        if dataset in figures:
+            return figures[dataset].top1, label
+    return None
+
+
+def _no_match(pattern: str) -> UsageError:
+    close = difflib.get_close_matches(pattern.lower().partition(".")[0], ARCHITECTURE_NAMES, n=3, cutoff=0.5)
+    near = f"did you mean {', '.join(close)}? " if close else ""
+    return UsageError(
+        "unknown_model",
+        f"no model matches {pattern!r}",
+        hint=f"{near}only these families are here: {', '.join(MODULES)}; `tessella list` shows all models",
+    )
+
+
+def local_folder(name: str) -> Path:
+    """The folder of a `local-dir:PATH` name; `~` stands for the home folder.
+
+    Raises UsageError `bad_argument` for the home folder of an unknown user, WeightsError `weights_not_found` where
+    there is no such folder.
+    """
+    given = name.removeprefix("local-dir:")
+    if not given:
+        raise UsageError("bad_argument", f"{name!r} names no folder", hint="write local-dir:PATH")
+    try:
+        folder = Path(given).expanduser()
+    except RuntimeError:
+        raise UsageError("bad_argument", f"{given!r} is in the home folder of an unknown user") from None
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
+        raise WeightsError("weights_not_found", f"{str(folder)!r} is not a folder")
+    return folder
