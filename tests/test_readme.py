@@ -71,7 +71,10 @@ def test_commands_work_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
         done = typed(command, tmp_path)
         printed = {without_numbers(line) for line in (done.stdout + done.stderr).splitlines()}
         for line in shown.splitlines():
-            assert without_numbers(line) in printed, command
+            if line.startswith("fine-tuning "):  # which weights are kept may differ between processors
+                assert any(other.startswith("fine-tuning ") for other in printed)
+            elif line != "...":
+                assert without_numbers(line) in printed, command
     assert "data:image/png" in (tmp_path / "hats.html").read_text()
     assert (tmp_path / "run" / "report").is_dir()
     assert len(IN_SENTENCES) == 3
