@@ -1,0 +1,290 @@
+"""One process with everything imported that forks for each case, as an import of PyTorch per case would take hours.
+
+It reads a case per line, pickled in base64, and answers with a line of JSON. The child gets its own folder, session,
+standard streams and variables; whatever it starts is in its session, and is ended with it. The parent imports only:
+no PyTorch operation and no thread runs in it, so that its children are like new interpreters.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import faulthandler
+import gc
+import importlib
+import io
+import json
+import os
+import pickle
+import pkgutil
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+from .values import namespace
+
+TIME_LIMIT = 20.0  # seconds; more where the machine is shared, see `allowance`
+MOST_PROCESSES = 60
+MEMORY = 6 << 30  # bytes of a process; a case that asks for more meets a MemoryError
+_TRACE = 250  # file descriptor of the child's stack, written on SIGUSR1
+_MODULES = ("numpy", "torch", "PIL.Image", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.compute", "rich.progress", "rich.table",
+            "safetensors.torch", "huggingface_hub", "matplotlib.figure", "fsspec", "filelock", "prometheus_client")  # fmt: skip
+
+
+def allowance() -> float:
+    """The time limit in seconds, stretched where more processes want to run than there are cores."""
+    return TIME_LIMIT * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
+def serve(world: str, folder: str) -> None:
+    """Answer cases from standard input until it ends."""
+    warnings.simplefilter("ignore")
+    for name in _MODULES:
+        importlib.import_module(name)
+    import tessella
+
+    for module in pkgutil.walk_packages(tessella.__path__, "tessella."):
+        if not module.name.endswith(("__main__", "_triton")):
+            importlib.import_module(module.name)
+    namespace()
+    gc.collect()
+    gc.freeze()  # pages that the children share stay shared
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        case = pickle.loads(base64.b64decode(line))
+        found = run_case(case, Path(world), Path(folder))
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+
+def run_case(case: Case, world: Path, folder: Path) -> dict[str, Any]:
+    """Run one case in a fresh copy of the world; what came of it, as JSON."""
+    here = folder / "here"
+    clear(folder)
+    subprocess.run(["cp", "-a", str(world), str(here)], check=True)
+    began, limit = time.monotonic(), allowance()
+    pid = _fresh(case, folder) if case.fresh else _fork(case, folder)
+    status, hung = _wait(pid, began + limit)
+    seconds = time.monotonic() - began
+    left = _end_session(pid)
+    found: dict[str, Any] = dict(number=case.number, status=status, seconds=round(seconds, 2), hung=hung, left=left)
+    for name in ("stdout", "stderr", "stack"):
+        with contextlib.suppress(OSError):
+            found[name] = (folder / name).read_bytes()[-20_000:].decode(errors="replace")
+    with contextlib.suppress(OSError):
+        found |= json.loads((folder / "outcome").read_text())
+    return found
+
+
+def clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _wait(pid: int, deadline: float) -> tuple[int | None, str]:
+    """(exit status, "") or, of a case that was ended here, (None, why)."""
+    pause, looked = 0.002, time.monotonic()
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), ""
+        now = time.monotonic()
+        why = f"still running after {TIME_LIMIT:g} s" if now > deadline else ""
+        if now - looked > 0.5:
+            looked = now
+            if (count := len(_session(pid))) > MOST_PROCESSES:
+                why = f"{count} processes"
+        if why:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)  # a stack, see _fork
+                time.sleep(0.3)
+                os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return None, why
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+def _session(leader: int) -> list[tuple[int, str]]:
+    """(process id, name) of what is alive in the session of `leader`."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                name, _, rest = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")
+                state, _parent, _group, session = rest.split()[:4]
+                if int(session) == leader and state not in "ZX":
+                    found.append((int(entry), name.partition("(")[2]))
+    return found
+
+
+def _end_session(leader: int) -> list[str]:
+    """Names of processes that outlived the case by two seconds; all are ended."""
+    deadline = time.monotonic() + 2
+    while (left := _session(leader)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid, _ in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return [name for _, name in left]
+
+
+def variables(case: Case, here: Path) -> dict[str, str]:
+    """The environment of a case: nothing of the caller's home or cache, no network."""
+    found = dict(os.environ)
+    for name in ("PYTHONIOENCODING", "PYTHONWARNINGS", "HF_HOME", "COLUMNS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        found.pop(name, None)
+    found |= dict(HOME=f"{here}/home", TMPDIR=f"{here}/tmp", TESSELLA_CACHE=f"{here}/cache", HF_HUB_OFFLINE="1",
+                  OMP_NUM_THREADS="2")  # fmt: skip
+    for name, value in case.around.variables.items():
+        if value is None:
+            found.pop(name, None)
+        else:
+            found[name] = value.format(here=here)
+    return found
+
+
+def _fresh(case: Case, folder: Path) -> int:
+    """A new interpreter, by the shell line that a person would type; the process id of the shell."""
+    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        environment = variables(Case(0, 0), folder / "here") | dict(PYTHONPATH=os.pathsep.join(sys.path))
+        line = f"set -o pipefail; ulimit -c 0; {case.shell(str(folder / 'here'), sys.executable)}"
+        command: list[str | bytes] = ["bash", "-c", os.fsencode(line)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
+    return process.pid
+
+
+def _fork(case: Case, folder: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _child(case, folder)
+    except BaseException:  # a fault of this harness
+        (folder / "outcome").write_text(json.dumps(dict(harness=traceback.format_exc())))
+    finally:
+        os._exit(99)
+
+
+# --- in the child -----------------------------------------------------------------------------------------------------
+
+
+def _child(case: Case, folder: Path) -> None:
+    here = folder / "here"
+    os.setsid()
+    os.chdir(here)
+    trace = os.open(folder / "stack", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    os.dup2(trace, _TRACE)
+    _streams(case, folder)
+    faulthandler.register(signal.SIGUSR1, file=_TRACE, all_threads=True)
+    os.environ.clear()
+    os.environ.update(variables(case, here))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if case.around.handles:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (case.around.handles, case.around.handles))
+    if case.around.deleted:
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    outcome, status = (_call if case.code else _command)(case)
+    try:
+        import multiprocessing.util
+
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        threading._shutdown()  # type: ignore[attr-defined]
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException as error:
+        outcome, status = outcome or describe(error), status or 120  # what the interpreter says
+    if outcome:
+        (folder / "outcome").write_text(json.dumps(outcome))
+    os._exit(status)
+
+
+def _streams(case: Case, folder: Path) -> None:
+    """Standard streams as the case wants them, and no other open file."""
+    around, here = case.around, folder / "here"
+    inputs = dict(nothing="/dev/null", names=here / "list.txt", bytes=here / "random.bin", endless=here / "zero", folder=here / "photos")
+    opened = [os.open(inputs.get(around.stdin, "/dev/null"), os.O_RDONLY)]
+    if around.stdout == "no reader":
+        reader, writer = os.pipe()
+        os.close(reader)
+        opened.append(writer)
+    else:
+        path = here / "full" if around.stdout == "full" else folder / "stdout"
+        opened.append(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+    opened.append(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY, 0o644))
+    opened = [os.dup2(os.dup2(file, 100 + i), 100 + i) for i, file in enumerate(opened)]
+    for i, file in enumerate(opened):
+        os.dup2(file, i)
+    os.closerange(3, _TRACE)
+    os.closerange(_TRACE + 1, 1024)
+    encoding, _, errors = case.around.variables.get("PYTHONIOENCODING", "utf-8").partition(":")  # type: ignore[union-attr]
+    closed = dict(stdin=around.stdin, stdout=around.stdout, stderr=around.stderr)
+    for i, (name, kind) in enumerate(closed.items()):
+        if kind == "closed":
+            os.close(i)
+            setattr(sys, name, None)
+            continue
+        mode, handler = ("r", "strict") if i == 0 else ("w", "backslashreplace" if i == 2 else errors or "strict")
+        raw = io.FileIO(i, mode, closefd=False)
+        buffer = io.BufferedReader(raw) if i == 0 else io.BufferedWriter(raw)
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding=encoding, errors=handler, line_buffering=i == 2))  # type: ignore[type-var]
+
+
+def _command(case: Case) -> tuple[dict[str, Any], int]:
+    from tessella.cli import main
+
+    sys.argv = ["tessella", *case.arguments]
+    try:
+        main()
+    except SystemExit as done:
+        return {}, done.code if isinstance(done.code, int) else int(done.code is not None)
+    except BaseException as error:
+        return describe(error), 1
+    return {}, 0
+
+
+def _call(case: Case) -> tuple[dict[str, Any], int]:
+    names = namespace()
+    try:
+        names["look"](eval(compile(case.code, "<case>", "eval"), names))
+    except BaseException as error:
+        return describe(error), 1
+    return {}, 0
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception as JSON; place: the innermost function of the package, "" where none was entered."""
+    from tessella.errors import TessellaError
+
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename.partition('/tessella/')[2]}:{frame.name}" for frame in frames if _ours(frame.filename)]
+    return dict(
+        coded=isinstance(error, TessellaError),
+        error=type(error).__name__,
+        message=str(error)[:500],
+        place=places[-1] if places else "",
+        trace="".join(traceback.format_exception(error))[-6000:],
+    )
+
+
+def _ours(file: str) -> bool:
+    return "/src/tessella/" in file
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:3])
