@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
     {"errors", "text"},
-    {"extras", "atomic"},
+    {"extras", "atomic", "checks"},
     {"models", "data"},
     {"weights"},
     {"engine"},

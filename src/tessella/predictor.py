@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import checked
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy
 from .data.labels import labels_for_classes
 from .data.sources import Source
@@ -333,6 +334,7 @@ class Predictor:
             )
 
 
+@checked
 def load(
     name: str | None = None,
     *,

@@ -54,7 +54,12 @@ def judge(case: Case, found: dict[str, Any]) -> str:
 
 
 def _not_json(case: Case, found: dict[str, Any]) -> str:
-    if "--json" not in case.arguments or case.around.stdout != "file" or case.around.variables or found["status"] not in (0, 3):
+    if (
+        "--json" not in case.arguments
+        or case.around.stdout != "file"
+        or case.around.variables
+        or found["status"] not in (0, 3)
+    ):
         return ""
     try:
         for line in found["stdout"].splitlines():
@@ -89,7 +94,9 @@ def servers(count: int) -> Iterator[list[Server]]:
         world.mkdir()
         environment = dict(os.environ, TESSELLA_CACHE=str(folder / "cache"), OPENBLAS_NUM_THREADS="1", HF_HUB_OFFLINE="1",
                            PYTHONPATH=os.pathsep.join([str(ROOT / "src"), str(ROOT)]))  # fmt: skip
-        subprocess.run([sys.executable, "-m", "tests.fuzz.world", str(world)], check=True, env=environment, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.world", str(world)], check=True, env=environment, capture_output=True
+        )
         with ExitStack() as stack:
             yield [stack.enter_context(Server(world, folder / str(number), environment)) for number in range(count)]
     finally:
@@ -155,7 +162,9 @@ def reproducer(case: Case) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="scripts/soak fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="run only this one, and show all of it")

@@ -194,7 +194,9 @@ def parameters(target: str) -> list[str]:
     except ValueError:  # written in C
         return list(CALLS[target])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = [name for name, param in signature.parameters.items() if param.kind in kinds and name not in ("self", "cls")]
+    names = [
+        name for name, param in signature.parameters.items() if param.kind in kinds and name not in ("self", "cls")
+    ]
     return [*names, *(name for name in CALLS[target] if name not in names)]
 
 

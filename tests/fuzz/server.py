@@ -217,7 +217,13 @@ def _child(case: Case, folder: Path) -> None:
 def _streams(case: Case, folder: Path) -> None:
     """Standard streams as the case wants them, and no other open file."""
     around, here = case.around, folder / "here"
-    inputs = dict(nothing="/dev/null", names=here / "list.txt", bytes=here / "random.bin", endless=here / "zero", folder=here / "photos")
+    inputs = dict(
+        nothing="/dev/null",
+        names=here / "list.txt",
+        bytes=here / "random.bin",
+        endless=here / "zero",
+        folder=here / "photos",
+    )
     opened = [os.open(inputs.get(around.stdin, "/dev/null"), os.O_RDONLY)]
     if around.stdout == "no reader":
         reader, writer = os.pipe()

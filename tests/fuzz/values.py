@@ -39,52 +39,58 @@ def kind_of(name: str) -> Kind:
 
 
 ODD_TEXTS = [
-    "", " ", "-", "--", "-1", "0", "nonsense", "'", '"', "%s", "{}", "{0.__class__}", "[bold]", "\n", "a\nb", "\t", "\x1b]0;x\x07",
-    "\u202e", "ß", "\U0001f600", "null", "nan", "a" * 300, "a" * 20_000, "[", "***", "?" * 50, "(" * 500, "a,b,,c", ",", "1,2,3",
-    os.fsdecode(b"\xff\xfe"), "../x", "~", "~nouser/x", "$HOME", "@", "@list.txt", ":", "::", "=", "a=b", "\\", "\\x00", "#",
+    "", " ", "-", "--", "-1", "0", "nonsense", "'", '"', "%s", "{}", "{0.__class__}", "[bold]", "\n", "a\nb", "\t",
+    "\x1b]0;x\x07", "\u202e", "ß", "\U0001f600", "null", "nan", "a" * 300, "a" * 20_000, "[", "***", "?" * 50,
+    "(" * 500, "a,b,,c", ",", "1,2,3", os.fsdecode(b"\xff\xfe"), "../x", "~", "~nouser/x", "$HOME", "@", "@list.txt",
+    ":", "::", "=", "a=b", "\\", "\\x00", "#",
 ]  # fmt: skip
 NUMBERS = [
-    "1", "2", "0", "-1", "3.7", "1e3", "1e400", "nan", "inf", "-inf", "0.5", "1.0", "1e-320", "2147483648", "4294967296",
-    "9223372036854775808", "1" * 24, "9" * 5000, "0x10", "1_000", "", " 1 ", "one", "٣", "+2", "--", "1,2",
+    "1", "2", "0", "-1", "3.7", "1e3", "1e400", "nan", "inf", "-inf", "0.5", "1.0", "1e-320", "2147483648",
+    "4294967296", "9223372036854775808", "1" * 24, "9" * 5000, "0x10", "1_000", "", " 1 ", "one", "٣", "+2", "--",
+    "1,2",
 ]  # fmt: skip
-_MISSING = ["nowhere", "nowhere/", "nowhere/x.png", "x" * 300, "a/" * 3000 + "b", "photos/0.jpg/x", "self", "fifo", "null", "zero"]
+_MISSING = [
+    "nowhere", "nowhere/", "nowhere/x.png", "x" * 300, "a/" * 3000 + "b", "photos/0.jpg/x", "self", "fifo", "null",
+    "zero",
+]  # fmt: skip
 _INPUTS = [
-    "photos", "photos/0.jpg", "photos/*.png", "photos/**", "odd", "odd/*", "odd/self.png", "odd/fifo.png", "odd/socket.png",
-    "odd/dangling.png", "odd/huge.png", "odd/cut.png", "odd/no bytes.png", "odd/zeros.jpg", "odd/loop/loop/cut.png", f"odd/{LONG_NAME}",
-    *(f"odd/{name}" for name in ODD_NAMES), "odd/nothing*.png", "[", "[!", "empty", ".", "", "link", "full",
-    "photos.tar", "cut.tar", "text.tar", "header.tar", "empty.tar", "rows.parquet", "cut.parquet", "flipped.parquet", "magic.parquet",
-    "encrypted.parquet", "types.parquet", "norows.parquet", "@list.txt", "@utf16.txt", "@latin1.txt", "@nul.txt", "@recursive.txt",
-    "@random.bin", "@fifo", "@zero", "@nowhere", "@photos", "-", "nope://x/y.png", "file:///nowhere.png", "memory://x", "http://",
-    "s3://", "file://" + "x" * 300, "data", "labels.csv", "bad.csv", "real.json", "run", "tiny", "run/shards/*.parquet", "vector.npy",
-    "narrow.npy", "nan.npy", "text.npy", "zero-d.npy", "object.npy", "header.npy", "absurd.npy", "cut.npz", "arrays.npz", "random.bin",
-    "deep.json", "deepobject.json", "nan.json", "big.json", "digits.json", "array.json", "surrogate.json", "latin1.json", "types.json",
-    "small.json", "cut.safetensors", "header.safetensors", "weights.pth", "weights/model.safetensors", "tiny/model.safetensors",
-    *_MISSING,
+    "photos", "photos/0.jpg", "photos/*.png", "photos/**", "odd", "odd/*", "odd/self.png", "odd/fifo.png",
+    "odd/socket.png", "odd/dangling.png", "odd/huge.png", "odd/cut.png", "odd/no bytes.png", "odd/zeros.jpg",
+    "odd/loop/loop/cut.png", f"odd/{LONG_NAME}", *(f"odd/{name}" for name in ODD_NAMES), "odd/nothing*.png", "[", "[!",
+    "empty", ".", "", "link", "full", "photos.tar", "cut.tar", "text.tar", "header.tar", "empty.tar", "rows.parquet",
+    "cut.parquet", "flipped.parquet", "magic.parquet", "encrypted.parquet", "types.parquet", "norows.parquet",
+    "@list.txt", "@utf16.txt", "@latin1.txt", "@nul.txt", "@recursive.txt", "@random.bin", "@fifo", "@zero",
+    "@nowhere", "@photos", "-", "nope://x/y.png", "file:///nowhere.png", "memory://x", "http://", "s3://",
+    "file://" + "x" * 300, "data", "labels.csv", "bad.csv", "real.json", "run", "tiny", "run/shards/*.parquet",
+    "vector.npy", "narrow.npy", "nan.npy", "text.npy", "zero-d.npy", "object.npy", "header.npy", "absurd.npy",
+    "cut.npz", "arrays.npz", "random.bin", "deep.json", "deepobject.json", "nan.json", "big.json", "digits.json",
+    "array.json", "surrogate.json", "latin1.json", "types.json", "small.json", "cut.safetensors", "header.safetensors",
+    "weights.pth", "weights/model.safetensors", "tiny/model.safetensors", *_MISSING,
 ]  # fmt: skip
 _OUTPUTS = [
-    f"made{suffix}"
-    for suffix in ("", ".csv", ".npz", ".parquet", ".json", ".html", ".png", ".svg", ".prom", ".xyz", ".CSV", "/a/b", "/a.csv")
-] + [
-    *("photos", "photos/0.jpg", "photos/x.csv", "photos/0.jpg/x.csv", "run", "run/x.csv", "trained", "data", "empty", ".", "", "link"),
-    *("fifo", "full", "null", "zero", "self", "odd/fifo.png", "odd/self.png", "odd/dangling.png", "/proc/nope", "/proc/nope/x.csv"),
-    *("/dev/full/x.csv", "x" * 300 + ".csv", "nowhere/x.csv", "a\nb.csv", os.fsdecode(b"lat\xe9.csv"), "-", "random.bin"),
-]
+    "made", "made.csv", "made.npz", "made.parquet", "made.json", "made.html", "made.png", "made.svg", "made.prom",
+    "made.xyz", "made.CSV", "made/a/b", "made/a.csv", "photos", "photos/0.jpg", "photos/x.csv", "photos/0.jpg/x.csv",
+    "run", "run/x.csv", "trained", "data", "empty", ".", "", "link", "fifo", "full", "null", "zero", "self",
+    "odd/fifo.png", "odd/self.png", "odd/dangling.png", "/proc/nope", "/proc/nope/x.csv", "/dev/full/x.csv",
+    "x" * 300 + ".csv", "nowhere/x.csv", "a\nb.csv", os.fsdecode(b"lat\xe9.csv"), "-", "random.bin",
+]  # fmt: skip
 _FOLDERS = [
-    "run", "unindexed", "run-cut", "run-flipped", "run-ledger", "run-facts", "run-types", "run-manifest", "run-seal", "run-index",
-    "run/", "run/index", "trained", "trained-facts", "trained-weights", "trained-checkpoints", "tiny", "exported", "photos", "empty", "",
-    ".", "link", "odd/loop", *_MISSING,
+    "run", "unindexed", "run-cut", "run-flipped", "run-ledger", "run-facts", "run-types", "run-manifest", "run-seal",
+    "run-index", "run/", "run/index", "trained", "trained-facts", "trained-weights", "trained-checkpoints", "tiny",
+    "exported", "photos", "empty", "", ".", "link", "odd/loop", *_MISSING,
 ]  # fmt: skip
 _MODELS = [
-    "convmixer_256_8_ks3_p4.cifar10", "convmixer_256_8_ks3_p4", "convmixer_256_8_ks3_p4.nope", "resnet50", "mixer_s32_224", "convit*",
-    "local-dir:tiny", "local-dir:weights", "local-dir:exported", "local-dir:badexport", "local-dir:nohash", "local-dir:badconfig",
-    "local-dir:deepconfig", "local-dir:trained", "local-dir:trained-weights", "local-dir:", "local-dir:nowhere", "local-dir:fifo",
-    "local-dir:~nouser", "local-dir:photos", "local-dir:\n", "hf-hub:", "hf-hub:a/b", "hf-hub:../..", "hf-hub:a/b@", "hf-hub:a/b@\n",
+    "convmixer_256_8_ks3_p4.cifar10", "convmixer_256_8_ks3_p4", "convmixer_256_8_ks3_p4.nope", "resnet50",
+    "mixer_s32_224", "convit*", "local-dir:tiny", "local-dir:weights", "local-dir:exported", "local-dir:badexport",
+    "local-dir:nohash", "local-dir:badconfig", "local-dir:deepconfig", "local-dir:trained",
+    "local-dir:trained-weights", "local-dir:", "local-dir:nowhere", "local-dir:fifo", "local-dir:~nouser",
+    "local-dir:photos", "local-dir:\n", "hf-hub:", "hf-hub:a/b", "hf-hub:../..", "hf-hub:a/b@", "hf-hub:a/b@\n",
     "timm/mixer_s32_224", "nope:x", "tiny", "default", ".", "..", ".cifar10", *_MISSING[:4],
 ]  # fmt: skip
 _WORDS = [
-    "auto", "cpu", "cuda", "cuda:9", "cuda:x", "mps", "meta", "xla", "cpu:0", "float32", "bfloat16", "int8", "float16", "eager",
-    "rewritten", "openvino", "onnxruntime", "compile", "auto,eager", "latency", "throughput", "finetune", "small-data", "convit", "none",
-    "imagenet", "1", "1,2", "1,-1", "99", "9" * 30, "1.5", "0",
+    "auto", "cpu", "cuda", "cuda:9", "cuda:x", "mps", "meta", "xla", "cpu:0", "float32", "bfloat16", "int8", "float16",
+    "eager", "rewritten", "openvino", "onnxruntime", "compile", "auto,eager", "latency", "throughput", "finetune",
+    "small-data", "convit", "none", "imagenet", "1", "1,2", "1,-1", "99", "9" * 30, "1.5", "0",
 ]  # fmt: skip
 TEXTS: dict[Kind, list[str]] = {
     Kind.INPUT: _INPUTS,
@@ -92,10 +98,25 @@ TEXTS: dict[Kind, list[str]] = {
     Kind.FOLDER: _FOLDERS,
     Kind.MODEL: _MODELS,
     Kind.WORD: [*_WORDS, *ODD_TEXTS],
-    Kind.TEXT: [*ODD_TEXTS, "label = 'x'", "width > 10", "1=1) OR (1=1", "row IN (", "nocolumn = 1", "label LIKE '%'; DROP TABLE x"],
+    Kind.TEXT: [
+        *ODD_TEXTS,
+        "label = 'x'",
+        "width > 10",
+        "1=1) OR (1=1",
+        "row IN (",
+        "nocolumn = 1",
+        "label LIKE '%'; DROP TABLE x",
+    ],
 }
 
-_IMAGES: list[list[str]] = [["photos/0.jpg"], ["photos"], ["photos.tar"], ["rows.parquet"], ["@list.txt"], ["photos/0.png", "odd"]]
+_IMAGES: list[list[str]] = [
+    ["photos/0.jpg"],
+    ["photos"],
+    ["photos.tar"],
+    ["rows.parquet"],
+    ["@list.txt"],
+    ["photos/0.png", "odd"],
+]
 _SMALL = [["local-dir:tiny"], ["convmixer_256_8_ks3_p4.cifar10"]]
 _READING: dict[str, list[list[str]]] = dict(inputs=_IMAGES, model=_SMALL, engine=[["eager"]])
 # What works, by command and parameter; long work is kept short here.
@@ -125,7 +146,17 @@ GOOD: dict[str, dict[str, list[list[str]]]] = {
 
 ENVIRONMENT: dict[str, list[str | None]] = {
     "HOME": [None, "", "/nonexistent", "{here}/random.bin", "/proc"],
-    "TESSELLA_CACHE": [None, "", "{here}/random.bin", "/proc/nope", "{here}/null", "~nouser", "relative", "{here}/a\nb", "{here}/fifo"],
+    "TESSELLA_CACHE": [
+        None,
+        "",
+        "{here}/random.bin",
+        "/proc/nope",
+        "{here}/null",
+        "~nouser",
+        "relative",
+        "{here}/a\nb",
+        "{here}/fifo",
+    ],
     "HF_HOME": ["", "{here}/random.bin", "/proc/nope", "relative"],
     "HF_HUB_CACHE": ["{here}/random.bin", "/proc/nope"],
     "TMPDIR": ["{here}/nowhere", "{here}/random.bin", "", "/proc"],
@@ -195,26 +226,36 @@ def namespace() -> dict[str, Any]:
 
 WHERE = ("token", "endpoint")  # a value could reach out to a network
 VALUES = [
-    "None", "True", "False", "0", "1", "-1", "3", "10**30", "2**31", "1.5", "-0.0", "float('nan')", "float('inf')", "1j", "Decimal('1')",
-    "Fraction(1, 3)", "''", "'nonsense'", "' '", "'a\\nb'", "'\\0'", "'\\udce9.png'", "'\\ud800'", "'x' * 300", "'a/' * 3000", "b''",
-    "b'\\xff' * 10", "b'photos/0.jpg'", "bytearray(3)", "memoryview(b'abc')", "[]", "[None]", "[[]]", "['']", "[0]", "[-1]", "[10**30]",
-    "[1.5]", "['nonsense']", "['photos/0.jpg']", "['photos/0.jpg', None, 3, 'nowhere.png']", "()", "(1, 2, 3)", "(0, 0, 0)",
-    "(float('nan'),) * 3", "('a', 'b', 'c')", "(3, 10**9, 10**9)", "{}", "{'a': 1}", "{1: 2}", "set()", "frozenset([1])", "range(3)",
-    "iter([])", "(x for x in 'ab')", "object()", "int", "...", "len", "lambda: 0", "lambda *a, **k: 0", "Exception('x')", "slice(1)",
-    "'photos'", "'photos/0.jpg'", "Path('photos/0.jpg')", "Path('nowhere')", "Path('.')", "'odd'", "'fifo'", "'zero'", "'null'", "'self'",
-    "'run'", "'run-facts'", "'run-seal'", "'run-cut'", "'unindexed'", "'trained'", "'data'", "'labels.csv'", "'bad.csv'", "'rows.parquet'",
-    "'photos.tar'", "'cut.tar'", "'small.json'", "'deep.json'", "'vector.npy'", "'object.npy'", "'weights.pth'", "'made'", "'made/a/b'",
-    "'/proc/nope/x'", "'full'", "'local-dir:tiny'", "'local-dir:nowhere'", "'hf-hub:a/b'", "'mixer_s32_224'", "'resnet50'",
-    "np.zeros(3)", "np.zeros((2, 2, 3), np.uint8)", "np.zeros((0, 2, 3), np.uint8)", "np.zeros((2, 2, 7))", "np.zeros((4, 2, 2, 3), np.uint8)",
-    "np.full((2, 2, 3), np.nan)", "np.zeros((2, 2), bool)", "np.zeros((2, 2), np.int64)", "np.zeros((2, 2), complex)", "np.array('x')",
-    "np.array(None)", "np.array([{}], object)", "np.float32('nan')", "np.int64(3)", "np.datetime64('now')", "np.zeros(2, 'U3')",
-    "torch.zeros(3)", "torch.zeros(1, 3, 16, 16)", "torch.zeros(0, 3, 16, 16)", "torch.zeros(1, 3, 7, 9)", "torch.zeros(2, 3, 16, 16).long()",
-    "torch.zeros(1, 3, 16, 16, device='meta')", "torch.zeros(2, 2, dtype=torch.complex64)", "torch.zeros(3, 3).to_sparse()", "torch.float16",
-    "torch.device('meta')", "torch.nn.Linear(2, 2)", "Image.new('RGB', (1, 1))", "Image.new('I;16', (3, 2))", "Image.new('P', (0, 0))",
-    "open('photos/0.jpg', 'rb')", "open('list.txt')", "predictor()", "model()", "spec()", "data.Source('a', 'nowhere')",
+    "None", "True", "False", "0", "1", "-1", "3", "10**30", "2**31", "1.5", "-0.0", "float('nan')", "float('inf')",
+    "1j", "Decimal('1')", "Fraction(1, 3)", "''", "'nonsense'", "' '", "'a\\nb'", "'\\0'", "'\\udce9.png'",
+    "'\\ud800'", "'x' * 300", "'a/' * 3000", "b''", "b'\\xff' * 10", "b'photos/0.jpg'", "bytearray(3)",
+    "memoryview(b'abc')", "[]", "[None]", "[[]]", "['']", "[0]", "[-1]", "[10**30]", "[1.5]", "['nonsense']",
+    "['photos/0.jpg']", "['photos/0.jpg', None, 3, 'nowhere.png']", "()", "(1, 2, 3)", "(0, 0, 0)",
+    "(float('nan'),) * 3", "('a', 'b', 'c')", "(3, 10**9, 10**9)", "{}", "{'a': 1}", "{1: 2}", "set()",
+    "frozenset([1])", "range(3)", "iter([])", "(x for x in 'ab')", "object()", "int", "...", "len", "lambda: 0",
+    "lambda *a, **k: 0", "Exception('x')", "slice(1)", "'photos'", "'photos/0.jpg'", "Path('photos/0.jpg')",
+    "Path('nowhere')", "Path('.')", "'odd'", "'fifo'", "'zero'", "'null'", "'self'", "'run'", "'run-facts'",
+    "'run-seal'", "'run-cut'", "'unindexed'", "'trained'", "'data'", "'labels.csv'", "'bad.csv'", "'rows.parquet'",
+    "'photos.tar'", "'cut.tar'", "'small.json'", "'deep.json'", "'vector.npy'", "'object.npy'", "'weights.pth'",
+    "'made'", "'made/a/b'", "'/proc/nope/x'", "'full'", "'local-dir:tiny'", "'local-dir:nowhere'", "'hf-hub:a/b'",
+    "'mixer_s32_224'", "'resnet50'", "np.zeros(3)", "np.zeros((2, 2, 3), np.uint8)", "np.zeros((0, 2, 3), np.uint8)",
+    "np.zeros((2, 2, 7))", "np.zeros((4, 2, 2, 3), np.uint8)", "np.full((2, 2, 3), np.nan)", "np.zeros((2, 2), bool)",
+    "np.zeros((2, 2), np.int64)", "np.zeros((2, 2), complex)", "np.array('x')", "np.array(None)",
+    "np.array([{}], object)", "np.float32('nan')", "np.int64(3)", "np.datetime64('now')", "np.zeros(2, 'U3')",
+    "torch.zeros(3)", "torch.zeros(1, 3, 16, 16)", "torch.zeros(0, 3, 16, 16)", "torch.zeros(1, 3, 7, 9)",
+    "torch.zeros(2, 3, 16, 16).long()", "torch.zeros(1, 3, 16, 16, device='meta')",
+    "torch.zeros(2, 2, dtype=torch.complex64)", "torch.zeros(3, 3).to_sparse()", "torch.float16",
+    "torch.device('meta')", "torch.nn.Linear(2, 2)", "Image.new('RGB', (1, 1))", "Image.new('I;16', (3, 2))",
+    "Image.new('P', (0, 0))", "open('photos/0.jpg', 'rb')", "open('list.txt')", "predictor()", "model()", "spec()",
+    "data.Source('a', 'nowhere')",
 ]  # fmt: skip
 
-_ONE = ("'photos/0.jpg'", "open('photos/0.png', 'rb').read()", "Image.open('photos/0.png')", "np.zeros((9, 8, 3), np.uint8)")
+_ONE = (
+    "'photos/0.jpg'",
+    "open('photos/0.png', 'rb').read()",
+    "Image.open('photos/0.png')",
+    "np.zeros((9, 8, 3), np.uint8)",
+)
 _MANY = (*_ONE, "['photos/0.jpg', 'photos/1.png']", "[np.zeros((9, 8), np.uint8)] * 5")
 _NAME = ("'mixer_s32_224'", "'convmixer_256_8_ks3_p4.cifar10'")
 _INTO = ("'made'", "Path('made')")

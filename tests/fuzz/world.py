@@ -23,7 +23,15 @@ from PIL import Image
 from tests.tasks.training import MIXER, make_images
 
 LONG_NAME = "n" * 251 + ".png"
-ODD_NAMES = ["new\nline.png", "esc\x1b[31m.png", "-dash.png", "sp ace.png", "ünï.png", "=1+1.png", os.fsdecode(b"lat\xe9.png")]
+ODD_NAMES = [
+    "new\nline.png",
+    "esc\x1b[31m.png",
+    "-dash.png",
+    "sp ace.png",
+    "ünï.png",
+    "=1+1.png",
+    os.fsdecode(b"lat\xe9.png"),
+]
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7)}
 TRAINING = dict(
     model="mixer_s32_224", model_args=MIXER, epochs=1, batch_size=4, lr=3e-3, checkpoint_minutes=60,
@@ -134,7 +142,7 @@ def _texts() -> None:
         "latin1.json": b'{"model": "\xe9"}',
         "types.json": json.dumps(dict(model=[1], epochs="three", mixing=7, model_args=[])).encode(),
         "small.json": json.dumps(TRAINING).encode(),
-        "labels.csv": "path,label\nphotos/0.jpg,a\nphotos/1.jpg,b\nphotos/2.jpg,a\nphotos/3.jpg,b\n".encode(),
+        "labels.csv": b"path,label\nphotos/0.jpg,a\nphotos/1.jpg,b\nphotos/2.jpg,a\nphotos/3.jpg,b\n",
         "bad.csv": b'path,label\nphotos/0.jpg,"a\n\xff\xfe,\n,,,,\n' + b"x" * 200_000,
         "real.json": json.dumps([[0], [1]] * 5).encode(),
     }
@@ -171,7 +179,9 @@ def _models() -> None:
         Path(name).mkdir()
         Path(name, "model.safetensors").write_bytes(Path("tiny/model.safetensors").read_bytes())
     Path("nohash/config.json").write_text("{}")
-    Path("badconfig/config.json").write_text(Path("tiny/config.json").read_text().replace("224", '"x"').replace("0.5", "NaN"))
+    Path("badconfig/config.json").write_text(
+        Path("tiny/config.json").read_text().replace("224", '"x"').replace("0.5", "NaN")
+    )
     Path("deepconfig/config.json").write_bytes(b'{"a":' * 100_000)
     Path("cut.safetensors").write_bytes(data[:3000])
     Path("header.safetensors").write_bytes(b"\xff" * 8 + data[8:3000])

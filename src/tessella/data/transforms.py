@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..checks import checked
 from ..errors import ImageError, UsageError, WeightsError
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, open_image, resize_exact
 
@@ -140,6 +141,7 @@ def check_geometry(height: int, width: int, spec: InputSpec, limits: Limits = DE
 # --- pixels to pixels -------------------------------------------------------------------------------------------------
 
 
+@checked
 def load_pixels(
     source: ImageSource,
     spec: InputSpec,
@@ -154,6 +156,7 @@ def load_pixels(
     return prepare(opened.pixels(), spec, mode, limits)
 
 
+@checked
 def prepare(pixels: Pixels, spec: InputSpec, mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS) -> Pixels:
     """(H,W,3) uint8 -> (spec.height, spec.width, 3) uint8: resized, cropped, padded where it is too small."""
     if spec.channels != 3:
@@ -216,6 +219,7 @@ def _computed(size: int, new_size: int, stop: int) -> int:
 # --- pixels to tensors ------------------------------------------------------------------------------------------------
 
 
+@checked
 def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
     """(B,H,W,C) uint8 -> (B,C,H,W) float32: (x / 255 - mean) / std, in timm's order of operations and so its bits."""
     import torch
@@ -237,6 +241,7 @@ class Transform:
         return normalise(load_pixels(source, self.spec, policy=self.policy, mode=self.mode)[None], self.spec)[0]
 
 
+@checked
 def create_transform(
     input_size: int | Sequence[int] = 224,
     is_training: bool = False,
@@ -331,6 +336,7 @@ def _spec_fields(
         ) from None
 
 
+@checked
 def resolve_data_config(
     args: Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
@@ -377,6 +383,7 @@ def resolve_data_config(
     )
 
 
+@checked
 def resolve_model_data_config(
     model: Any,
     args: Mapping[str, Any] | None = None,

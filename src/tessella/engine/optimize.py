@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import checked
 from ..errors import UsageError
 from ..models.base import ImageModel
 from .gate import open_gated
@@ -68,6 +69,7 @@ class Optimized:
         return Outputs(*(torch.cat(found).to(x.device) for found in zip(*parts, strict=True)))
 
 
+@checked
 def optimize(
     net: Any,
     *,

@@ -31,6 +31,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..atomic import copy_file, write_atomic
+from ..checks import checked
 from ..data.sources import iter_sources
 from ..errors import RunError, UsageError
 from ..predictor import Predictor
@@ -101,6 +102,7 @@ class Tally:
         return round(rate / self.alone, 3) if rate and self.alone else None
 
 
+@checked
 def run(
     inputs: Sequence[str],
     out: str | Path,

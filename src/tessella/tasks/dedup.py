@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import checked
 from ..errors import UsageError
 from ..predictor import unit_length
 from .bulk import finished_shards, read_run, read_shard
@@ -69,6 +70,7 @@ class Duplicates:
     pairs: tuple[Pair, ...]
 
 
+@checked
 def find_duplicates(out: str | Path, *, threshold: float | None = THRESHOLD) -> Duplicates:
     """Clusters of a run's images, of which one each is to be kept; None: only equal bytes are duplicates.
 

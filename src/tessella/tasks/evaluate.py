@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..checks import checked
 from ..data.datasets import LabelledImages, open_labelled
 from ..data.decode import Mode, Policy
 from ..data.labels import labels_for
@@ -362,6 +363,7 @@ def _conditions(predictor: Predictor, images: LabelledImages) -> dict[str, str]:
 # --- several ----------------------------------------------------------------------------------------------------------
 
 
+@checked
 def open_data(data: str | Path, split: Literal["train", "val", "all"] | None = None) -> LabelledImages:
     """What `open_labelled` reads. split: None takes "val" where the data has it, else all there is."""
     if split is not None:
@@ -374,6 +376,7 @@ def open_data(data: str | Path, split: Literal["train", "val", "all"] | None = N
         return open_labelled(data)
 
 
+@checked
 def evaluate(
     data: str | Path | LabelledImages,
     names: Sequence[str | Predictor],

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import sync_folder, write_atomic
+from ..checks import checked
 from ..errors import TessellaError, UsageError
 from ..extras import require
 from .bulk import finished_shards, read_run, read_shard
@@ -72,6 +73,7 @@ class Report:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def build_index(
     out: str | Path, *, approximate_from: int = APPROXIMATE_FROM, say: Callable[[str], None] = lambda text: None
 ) -> Report:

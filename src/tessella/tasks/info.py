@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..checks import checked
 from ..data.transforms import resolve_data_config
 from ..models.base import ImageModel
 from ..models.convit import ConViT
@@ -98,6 +99,7 @@ class ModelInfo:
     notes: tuple[str, ...]  # what is known to be wrong or surprising
 
 
+@checked
 def info(name: str) -> ModelInfo:
     """All that is known about a model by its name, in any of the forms that `create_model` takes.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_atomic
+from ..checks import checked
 from ..errors import TessellaError, UsageError
 from ..extras import require
 from ..predictor import Record
@@ -46,6 +47,7 @@ def pad(cells: Sequence[Any], length: int) -> list[Any]:
     return [*cells, *[""] * (length - len(cells))]
 
 
+@checked
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
     """Refuse a file that could not be written before the work is done, not after."""
     path = Path(path)

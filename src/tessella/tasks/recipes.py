@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..checks import checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
@@ -218,6 +219,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from,
 }
 
 
+@checked
 def recipe(preset: str = "", **changes: Any) -> TrainConfig:
     """The config of a preset ("": the defaults of TrainConfig) with changes; raises UsageError `bad_argument`."""
     if preset and preset not in PRESETS:
@@ -259,6 +261,7 @@ def choose(
     return chosen, f"{name} from {chosen.start}, preset {preset} ({why}): {PRESETS[preset][0]}"
 
 
+@checked
 def read_config(file: str | Path) -> dict[str, Any]:
     """The settings of a JSON file: a config, or the train.json of a run."""
     try:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from ..atomic import write_atomic
+from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages, open_split
 from ..data.loader import Batch, EvalImages, Loader, Schedule, TrainImages, eval_batches
@@ -45,6 +46,7 @@ PATIENCE = 10  # steps in a row without a finite loss that "skip" goes past
 Event = dict[str, Any]
 
 
+@checked
 def train(
     data: str | Path,
     out: str | Path,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import copy_file, write_atomic
+from ..checks import checked
 from ..errors import UsageError
 from .bulk import COPY, LOG, SUMMARY, need_run, read_facts, writing
 from .index import HOME, check_index
@@ -49,6 +50,7 @@ class Verdict:
     damage: tuple[Damage, ...]
 
 
+@checked
 def verify(out: str | Path) -> Verdict:
     """Read every byte of the run in `out` and compare it with what was written.
 
@@ -60,6 +62,7 @@ def verify(out: str | Path) -> Verdict:
         return _State(out).verdict()
 
 
+@checked
 def repair(out: str | Path) -> Verdict:
     """Mend the run in `out`; returns what `verify` had found. Shards that are lost are made by the next `run`.
 

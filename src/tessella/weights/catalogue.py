@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..checks import checked
 from ..errors import UsageError
 
 _HERE = Path(__file__).parent
@@ -149,6 +150,7 @@ ARCHITECTURE_NAMES: tuple[str, ...] = tuple(
 )
 
 
+@checked
 def resolve(name: str) -> tuple[str, Checkpoint | None]:
     """`arch`, `arch.tag` or an old name -> the architecture and its checkpoint.
 
@@ -188,6 +190,7 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
     return arch, rows[name]
 
 
+@checked
 def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
     """All checkpoints of an architecture by full name, the default first; an unknown one has none."""
     arch = model_name.partition(".")[0]
@@ -196,11 +199,13 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
     return {row.name: row for row in sorted(rows, key=lambda row: (not row.has_weights, row.tag != default))}
 
 
+@checked
 def get_pretrained_cfg(model_name: str) -> Checkpoint | None:
     """The checkpoint that `model_name` stands for; see `resolve`."""
     return resolve(model_name)[1]
 
 
+@checked
 def is_model(model_name: str) -> bool:
     """Whether the architecture (a tag is not looked at) can be built."""
     return model_name.partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
@@ -210,6 +215,7 @@ def list_modules() -> list[str]:
     return sorted(set(MODULES.values()))
 
 
+@checked
 def list_models(
     filter: str | Sequence[str] = "",
     module: str = "",
@@ -244,6 +250,7 @@ def list_models(
     return sorted(selected, key=_natural)
 
 
+@checked
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
     """All `arch.tag` names that have weights."""
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)

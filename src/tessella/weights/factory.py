@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..checks import checked
 from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
@@ -51,6 +52,7 @@ def create_model(
 ) -> ImageModel | FeatureExtractor: ...
 
 
+@checked
 def create_model(
     model_name: str,
     pretrained: bool = False,
