@@ -92,11 +92,11 @@ def servers(count: int) -> Iterator[list[Server]]:
     try:
         world = folder / "world"
         world.mkdir()
-        environment = dict(os.environ, TESSELLA_CACHE=str(folder / "cache"), OPENBLAS_NUM_THREADS="1", HF_HUB_OFFLINE="1",
-                           PYTHONPATH=os.pathsep.join([str(ROOT / "src"), str(ROOT)]))  # fmt: skip
-        subprocess.run(
-            [sys.executable, "-m", "tests.fuzz.world", str(world)], check=True, env=environment, capture_output=True
-        )
+        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        ours = dict(TESSELLA_CACHE=str(folder / "cache"), HF_HUB_OFFLINE="1", OPENBLAS_NUM_THREADS="1", PYTHONPATH=path)
+        environment = {**os.environ, **ours}
+        build = [sys.executable, "-m", "tests.fuzz.world", str(world)]
+        subprocess.run(build, check=True, env=environment, capture_output=True)
         with ExitStack() as stack:
             yield [stack.enter_context(Server(world, folder / str(number), environment)) for number in range(count)]
     finally:
@@ -172,15 +172,20 @@ def main() -> None:
     args = parser.parse_args()
     numbers = range(args.cases) if args.case is None else [args.case]
     cases = [make_case(args.seed, number) for number in numbers]
-    failures, targets, outcomes = [], Counter[str](), Counter[str]()
+    failures: list[dict[str, Any]] = []
+    targets, outcomes = Counter[str](), Counter[str]()
     with servers(min(len(cases), len(os.sched_getaffinity(0)))) as among:
         for case, found, wrong in run_cases(cases, among):
             targets[case.target] += 1
             outcomes[outcome_of(found)] += 1
             if wrong:
-                failures.append(dict(number=case.number, wrong=wrong, case=case.code or case.shell("HERE")))
+                text = case.code or case.shell("HERE")
+                failures.append(dict(number=case.number, wrong=wrong, case=text, message=found.get("message", "")))
             if wrong or args.case is not None:
-                print(f"--- case {case.number}: {wrong or 'fine'}\n{reproducer(case)}", flush=True)
+                print(
+                    f"--- case {case.number}: {wrong or 'fine'}: {found.get('message', '')}\n{reproducer(case)}",
+                    flush=True,
+                )
             if args.case is not None:
                 print(json.dumps(found, indent=1).replace("\\n", "\n"))
     kinds = Counter(row["wrong"] for row in failures)

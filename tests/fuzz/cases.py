@@ -208,4 +208,4 @@ def _function(target: str) -> Callable[..., Any]:
     owner, dot, method = target.rpartition("().")
     found = eval(f"{owner}.of.{method}" if dot else target, names)
     assert callable(found), target
-    return found  # type: ignore[no-any-return]
+    return found

@@ -14,6 +14,7 @@ import gc
 import importlib
 import io
 import json
+import multiprocessing.util
 import os
 import pickle
 import pkgutil
@@ -26,6 +27,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,8 @@ TIME_LIMIT = 20.0  # seconds; more where the machine is shared, see `allowance`
 MOST_PROCESSES = 60
 MEMORY = 6 << 30  # bytes of a process; a case that asks for more meets a MemoryError
 _TRACE = 250  # file descriptor of the child's stack, written on SIGUSR1
-_MODULES = ("numpy", "torch", "PIL.Image", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.compute", "rich.progress", "rich.table",
-            "safetensors.torch", "huggingface_hub", "matplotlib.figure", "fsspec", "filelock", "prometheus_client")  # fmt: skip
+_MODULES = """numpy torch PIL.Image pyarrow.parquet pyarrow.dataset pyarrow.compute rich.progress rich.table
+    safetensors.torch huggingface_hub matplotlib.figure fsspec filelock prometheus_client"""
 
 
 def allowance() -> float:
@@ -48,7 +50,7 @@ def allowance() -> float:
 def serve(world: str, folder: str) -> None:
     """Answer cases from standard input until it ends."""
     warnings.simplefilter("ignore")
-    for name in _MODULES:
+    for name in _MODULES.split():
         importlib.import_module(name)
     import tessella
 
@@ -117,13 +119,13 @@ def _wait(pid: int, deadline: float) -> tuple[int | None, str]:
 def _session(leader: int) -> list[tuple[int, str]]:
     """(process id, name) of what is alive in the session of `leader`."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError):
-                name, _, rest = Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")
+                name, _, rest = (entry / "stat").read_text(errors="replace").rpartition(")")
                 state, _parent, _group, session = rest.split()[:4]
                 if int(session) == leader and state not in "ZX":
-                    found.append((int(entry), name.partition("(")[2]))
+                    found.append((int(entry.name), name.partition("(")[2]))
     return found
 
 
@@ -195,14 +197,12 @@ def _child(case: Case, folder: Path) -> None:
     if case.around.handles:
         resource.setrlimit(resource.RLIMIT_NOFILE, (case.around.handles, case.around.handles))
     if case.around.deleted:
-        os.mkdir("gone")
-        os.chdir("gone")
-        os.rmdir("../gone")
+        (gone := here / "gone").mkdir()
+        os.chdir(gone)
+        gone.rmdir()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     outcome, status = (_call if case.code else _command)(case)
     try:
-        import multiprocessing.util
-
         multiprocessing.util._exit_function()  # type: ignore[attr-defined]
         threading._shutdown()  # type: ignore[attr-defined]
         if sys.stdout is not None:
@@ -217,38 +217,38 @@ def _child(case: Case, folder: Path) -> None:
 def _streams(case: Case, folder: Path) -> None:
     """Standard streams as the case wants them, and no other open file."""
     around, here = case.around, folder / "here"
-    inputs = dict(
-        nothing="/dev/null",
-        names=here / "list.txt",
-        bytes=here / "random.bin",
-        endless=here / "zero",
-        folder=here / "photos",
-    )
-    opened = [os.open(inputs.get(around.stdin, "/dev/null"), os.O_RDONLY)]
-    if around.stdout == "no reader":
-        reader, writer = os.pipe()
-        os.close(reader)
-        opened.append(writer)
-    else:
-        path = here / "full" if around.stdout == "full" else folder / "stdout"
-        opened.append(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
-    opened.append(os.open(folder / "stderr", os.O_CREAT | os.O_WRONLY, 0o644))
-    opened = [os.dup2(os.dup2(file, 100 + i), 100 + i) for i, file in enumerate(opened)]
-    for i, file in enumerate(opened):
+    kinds = (around.stdin, around.stdout, around.stderr)
+    files = {"names": "list.txt", "bytes": "random.bin", "endless": "zero", "folder": "photos"}
+    path = here / files[around.stdin] if around.stdin in files else "/dev/null"
+    opened = [os.open(path, os.O_RDONLY)]
+    for kind, name in zip(kinds[1:], ("stdout", "stderr"), strict=True):
+        if kind == "no reader":
+            reader, writer = os.pipe()
+            os.close(reader)
+            opened.append(writer)
+        else:
+            opened.append(os.open(here / "full" if kind == "full" else folder / name, os.O_CREAT | os.O_WRONLY, 0o644))
+    high = [os.dup2(file, 100 + i) for i, file in enumerate(opened)]
+    for i, file in enumerate(high):
         os.dup2(file, i)
     os.closerange(3, _TRACE)
     os.closerange(_TRACE + 1, 1024)
-    encoding, _, errors = case.around.variables.get("PYTHONIOENCODING", "utf-8").partition(":")  # type: ignore[union-attr]
-    closed = dict(stdin=around.stdin, stdout=around.stdout, stderr=around.stderr)
-    for i, (name, kind) in enumerate(closed.items()):
+    for i, (name, kind) in enumerate(zip(("stdin", "stdout", "stderr"), kinds, strict=True)):
         if kind == "closed":
             os.close(i)
-            setattr(sys, name, None)
-            continue
-        mode, handler = ("r", "strict") if i == 0 else ("w", "backslashreplace" if i == 2 else errors or "strict")
-        raw = io.FileIO(i, mode, closefd=False)
-        buffer = io.BufferedReader(raw) if i == 0 else io.BufferedWriter(raw)
-        setattr(sys, name, io.TextIOWrapper(buffer, encoding=encoding, errors=handler, line_buffering=i == 2))  # type: ignore[type-var]
+        stream = None if kind in ("closed", "folder") else _text_stream(i, case.around.variables)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _text_stream(number: int, variables: Mapping[str, str | None]) -> io.TextIOWrapper:
+    """What the interpreter would make of an open descriptor."""
+    encoding, _, errors = (variables.get("PYTHONIOENCODING") or "utf-8").partition(":")
+    errors = "backslashreplace" if number == 2 else errors or "strict"
+    raw = io.FileIO(number, "w" if number else "r", closefd=False)
+    if number:
+        return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=number == 2)
+    return io.TextIOWrapper(io.BufferedReader(raw), encoding, errors)
 
 
 def _command(case: Case) -> tuple[dict[str, Any], int]:

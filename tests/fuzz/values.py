@@ -263,10 +263,12 @@ _DATA = ("'data'", "'labels.csv'", "Path('rows.parquet')")
 _BATCH = ("torch.zeros(2, 3, 16, 16)",)
 CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "tessella.load": dict(
-        name=("'local-dir:tiny'", "'convmixer_256_8_ks3_p4.cifar10'", "None"), engine=("'eager'",), img_size=(), num_classes=()
+        name=("'local-dir:tiny'", "'convmixer_256_8_ks3_p4.cifar10'", "None"), engine=("'eager'",), img_size=(),
+        num_classes=(),
     ),
     "tessella.create_model": dict(
-        model_name=_NAME, num_classes=(), img_size=(), in_chans=(), drop_rate=(), drop_path_rate=(), global_pool=(), patch_size=(),
+        model_name=_NAME, num_classes=(), img_size=(), in_chans=(), drop_rate=(), drop_path_rate=(), global_pool=(),
+        patch_size=(),
     ),
     "tessella.optimize": dict(net=("model()",), engine=("'eager'",), device=("'cpu'",)),
     "tessella.save_pretrained": dict(model=("model()",), folder=_INTO),
@@ -300,7 +302,9 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.labels_for": dict(dataset=("'imagenet-1k'",)),
     "data.labels_for_classes": dict(num_classes=("1000",)),
     "data.iter_sources": dict(inputs=("['photos']", "['@list.txt', 'odd']", "['photos.tar']")),
-    "bulk.run": dict(inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)),
+    "bulk.run": dict(
+        inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)
+    ),
     "verify.verify": dict(out=("'run'", "'run-cut'")),
     "verify.repair": dict(out=("'run-flipped'", "'run-facts'")),
     "index.build_index": dict(out=("'unindexed'", "'run'")),
@@ -309,7 +313,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "there().query": dict(given=("'photos/0.jpg'",)),
     "dedup.find_duplicates": dict(out=("'run'",)),
     "train.train": dict(
-        data=_DATA, out=_INTO, config=("recipes.read_config('small.json') and recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
+        data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
         workers=("0",),
     ),
     "recipes.recipe": dict(preset=("'finetune'", "''"), epochs=("1",), lr=()),

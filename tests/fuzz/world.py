@@ -33,7 +33,7 @@ ODD_NAMES = [
     os.fsdecode(b"lat\xe9.png"),
 ]
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7)}
-TRAINING = dict(
+TRAINING: dict[str, Any] = dict(
     model="mixer_s32_224", model_args=MIXER, epochs=1, batch_size=4, lr=3e-3, checkpoint_minutes=60,
     mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
 )  # fmt: skip
@@ -173,7 +173,7 @@ def _models() -> None:
     model = tessella.create_model("convmixer_256_8_ks3_p4.cifar10", pretrained=True)
     tessella.save_pretrained(model, "weights")
     data = Path("weights/model.safetensors").read_bytes()
-    small = tessella.create_model(TRAINING["model"], num_classes=2, **MIXER)  # type: ignore[arg-type]
+    small = tessella.create_model("mixer_s32_224", num_classes=2, **MIXER)
     tessella.save_pretrained(small, "tiny")
     for name in ("nohash", "badconfig", "deepconfig"):
         Path(name).mkdir()
