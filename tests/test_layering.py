@@ -10,8 +10,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
     {"errors", "text"},
-    {"extras", "atomic", "checks"},
-    {"models", "data"},
+    {"extras", "atomic", "arguments"},
+    {"checks"},
+    {"models", "data", "utils"},
     {"weights"},
     {"engine"},
     {"predictor"},

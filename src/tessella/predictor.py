@@ -338,6 +338,7 @@ class Predictor:
 def load(
     name: str | None = None,
     *,
+    pretrained: bool = True,
     checkpoint_path: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -352,11 +353,11 @@ def load(
 ) -> Predictor:
     """A ready Predictor: weights, input recipe, labels and engine of `name` (None: the model inside this package).
 
-    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`; the weights are
-    always loaded. A `local-dir:` that `tessella export` wrote starts without PyTorch. checkpoint_path: a weight file to
-    use instead of the published one. model_args: fields of the architecture's config, such as img_size=256. mode:
-    "throughput" for many images, "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast"
-    is quicker and differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
+    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. pretrained: False
+    leaves the weights random, to measure speed or to try a model that has none. A `local-dir:` that
+    `tessella export` wrote starts without PyTorch. checkpoint_path: a weight file to use instead of the published one.
+    model_args: fields of the architecture's config, such as img_size=256. mode: "throughput" for many images,
+    "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
     images: a few hundred like those to come, on which "bfloat16" and "int8" are judged against float32 (and int8's
     ranges are measured) before they are used; None takes photographs in this package. `predictor.plan` lists every
     choice with its reason. Raises UsageError or WeightsError.
@@ -377,7 +378,9 @@ def load(
     from .models.base import ImageModel
     from .weights.factory import create_model
 
-    model = create_model(name, pretrained=True, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args)
+    model = create_model(
+        name, pretrained=pretrained, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **model_args
+    )
     assert isinstance(model, ImageModel)
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan(device, precision, engine, batch_size, mode, model, (spec.height, spec.width))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -247,17 +248,53 @@ def test_training_transforms_have_timms_defaults() -> None:
         assert isinstance(made, TrainTransform)
         return made.config
 
-    assert config() == Augmentation(color_jitter=0.4, interpolation="bicubic")
+    assert config() == Augmentation(color_jitter=0.4, interpolation="bilinear")
     assert config(color_jitter=None, auto_augment=None, scale=None).color_jitter == 0
     assert config(train_crop_mode="rkrc").ranges == ((0.8, 1.0), (0.9, 1 / 0.9))
     bare = create_transform(32, is_training=True, no_aug=True, re_prob=1.0, auto_augment="3a")
-    spec = InputSpec(height=32, width=32, crop_pct=1.0, interpolation="bicubic")
+    spec = InputSpec(height=32, width=32, crop_pct=1.0, interpolation="bilinear")
     image = picture(50, 70)
     assert torch.equal(bare(image), normalise(prepare(image, spec)[None], spec)[0])
     with pytest.raises(UsageError, match="crop is 'random'"):
         config(train_crop_mode="random")
     with pytest.raises(UsageError, match="interpolation is 'random'"):
         create_transform(32, interpolation="random")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        dict(normalize=False),
+        dict(use_prefetcher=True),
+        dict(crop_border_pixels=3),
+        dict(mode="fast"),
+        dict(is_training=True, auto_augment="rand-m9", re_prob=1.0),
+        dict(is_training=True, no_aug=True),
+        dict(is_training=True, normalize=False, re_prob=1.0),
+    ],
+)
+def test_the_steps_of_a_transform_give_what_the_whole_gives(arguments: dict[str, Any]) -> None:
+    transform = create_transform((3, 32, 40), **arguments)
+    image = picture(50, 70)
+    torch.manual_seed(1)
+    whole = transform(image)
+    torch.manual_seed(1)
+    x: Any = image
+    for step in transform.transforms:
+        x = step(x)
+    assert torch.equal(x, whole)
+    uint8 = arguments.get("use_prefetcher") or not arguments.get("normalize", True)
+    assert whole.dtype == (torch.uint8 if uint8 else torch.float32)
+    assert pickle.loads(pickle.dumps(transform)) == transform
+
+
+def test_a_border_is_cut_before_resizing() -> None:
+    image = picture(50, 70)
+    cut = create_transform(32, crop_border_pixels=5)(image)
+    assert torch.equal(cut, create_transform(32)(image[5:-5, 5:-5]))
+    with pytest.raises(ImageError, match="nothing is left"):
+        create_transform(32, crop_border_pixels=25)(image)
 
 
 def test_training_arguments_do_not_change_the_evaluation_transform() -> None:

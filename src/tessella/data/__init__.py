@@ -9,6 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compat import ImageDataset as ImageDataset
+    from .compat import ImageNetInfo as ImageNetInfo
+    from .compat import Mixup as Mixup
+    from .compat import create_dataset as create_dataset
+    from .compat import create_loader as create_loader
+    from .compat import infer_imagenet_subset as infer_imagenet_subset
+    from .constants import DEFAULT_CROP_MODE as DEFAULT_CROP_MODE
+    from .constants import DEFAULT_CROP_PCT as DEFAULT_CROP_PCT
+    from .constants import IMAGENET_DEFAULT_MEAN as IMAGENET_DEFAULT_MEAN
+    from .constants import IMAGENET_DEFAULT_STD as IMAGENET_DEFAULT_STD
+    from .constants import IMAGENET_DPN_MEAN as IMAGENET_DPN_MEAN
+    from .constants import IMAGENET_DPN_STD as IMAGENET_DPN_STD
+    from .constants import IMAGENET_INCEPTION_MEAN as IMAGENET_INCEPTION_MEAN
+    from .constants import IMAGENET_INCEPTION_STD as IMAGENET_INCEPTION_STD
+    from .constants import OPENAI_CLIP_MEAN as OPENAI_CLIP_MEAN
+    from .constants import OPENAI_CLIP_STD as OPENAI_CLIP_STD
     from .decode import DEFAULT_LIMITS as DEFAULT_LIMITS
     from .decode import Limits as Limits
     from .labels import Labels as Labels
@@ -25,6 +41,22 @@ if TYPE_CHECKING:
     from .transforms import resolve_model_data_config as resolve_model_data_config
 
 _MODULE_OF = {
+    "ImageDataset": "compat",
+    "ImageNetInfo": "compat",
+    "Mixup": "compat",
+    "create_dataset": "compat",
+    "create_loader": "compat",
+    "infer_imagenet_subset": "compat",
+    "DEFAULT_CROP_MODE": "constants",
+    "DEFAULT_CROP_PCT": "constants",
+    "IMAGENET_DEFAULT_MEAN": "constants",
+    "IMAGENET_DEFAULT_STD": "constants",
+    "IMAGENET_DPN_MEAN": "constants",
+    "IMAGENET_DPN_STD": "constants",
+    "IMAGENET_INCEPTION_MEAN": "constants",
+    "IMAGENET_INCEPTION_STD": "constants",
+    "OPENAI_CLIP_MEAN": "constants",
+    "OPENAI_CLIP_STD": "constants",
     "DEFAULT_LIMITS": "decode",
     "Limits": "decode",
     "Labels": "labels",

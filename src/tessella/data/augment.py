@@ -26,7 +26,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from ..errors import ImageError, UsageError
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, PillowImage, Pixels, Policy, open_image
 from .mix import Erasing, erase
-from .transforms import INTERPOLATIONS, InputSpec, geometry, normalise
+from .transforms import INTERPOLATIONS, InputSpec, geometry, tensor_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,10 @@ class Augmentation:
         return bool(self.color_jitter) and wanted
 
 
+def as_pillow(pixels: Pixels) -> PillowImage:
+    return Image.fromarray(pixels)
+
+
 def _check(ok: bool, name: str, value: Any, expected: str) -> None:
     if not ok:
         raise UsageError("bad_argument", f"{name} is {value!r}, expected {expected}")
@@ -108,7 +112,8 @@ class TrainTransform:
     config: Augmentation = Augmentation()
     policy: Policy = "tessella"
     limits: Limits = DEFAULT_LIMITS
-    erasing: Erasing = field(default_factory=Erasing)  # of tensors only: `pixels` knows nothing of it
+    erasing: Erasing = field(default_factory=Erasing)  # of normalised tensors only: `pixels` knows nothing of it
+    normalized: bool = True  # False: uint8 tensors
 
     def __post_init__(self) -> None:
         if self.spec.channels != 3:
@@ -140,10 +145,42 @@ class TrainTransform:
 
         Draws from torch's random numbers, which `torch.manual_seed` sets and which differ in each DataLoader worker.
         """
-        import torch
+        x: Any = source
+        for step in self.transforms:
+            x = step(x)
+        return x
 
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        return erase(normalise(self.pixels(source, rng)[None], self.spec)[0], rng, self.erasing)
+    @property
+    def transforms(self) -> list[Callable[[Any], Any]]:
+        """Steps that, called one after the other, do what the whole does; a copy, so changing it has no effect."""
+        steps: list[Callable[[Any], Any]] = [_Augment(self), *tensor_steps(self.spec, self.normalized)]
+        return [*steps, RandomErasing(self.erasing)] if self.erasing.prob and self.normalized else steps
+
+
+@dataclass(frozen=True)
+class _Augment:
+    """An image of any kind -> (spec.height, spec.width, 3) uint8, augmented with torch's random numbers."""
+
+    whole: TrainTransform
+
+    def __call__(self, source: ImageSource) -> Pixels:
+        return np.ascontiguousarray(self.whole.pixels(source, _generator()))
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """(C,H,W) -> the same tensor, in parts erased with torch's random numbers."""
+
+    config: Erasing
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return erase(x, _generator(), self.config)
+
+
+def _generator() -> Generator:
+    import torch
+
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 def _resampling(config: Augmentation, rng: Generator, *, warp: bool = False) -> Image.Resampling:

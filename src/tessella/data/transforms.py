@@ -8,15 +8,18 @@ Pillow's have 22: a value differs by at most one grey level, save about one in a
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..arguments import named_arguments, refuse
 from ..checks import checked
 from ..errors import ImageError, UsageError, WeightsError
+from .constants import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, open_image, resize_exact
 
 if TYPE_CHECKING:
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
     from .augment import TrainTransform
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+_log = logging.getLogger(__name__)
 CROP_MODES = ("center", "squash", "border")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,26 +234,112 @@ def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class Transform:
-    """One image of any kind -> (C,H,W) float32 tensor; what `create_transform` returns."""
+    """One image of any kind -> (C,H,W) float32 tensor; what `create_transform` returns.
+
+    border: pixels to cut from each side of the image first. normalized: False leaves the tensor uint8.
+    """
 
     spec: InputSpec
     policy: Policy = "tessella"
     mode: Mode = "exact"
+    border: int = 0
+    normalized: bool = True
 
     def __call__(self, source: ImageSource) -> Tensor:
-        return normalise(load_pixels(source, self.spec, policy=self.policy, mode=self.mode)[None], self.spec)[0]
+        if self.border:
+            pixels = _Resize(self.spec, self.mode)(_Open(self.policy, self.mode, self.border)(source))
+        else:  # refuses what is too elongated before it is decoded
+            pixels = load_pixels(source, self.spec, policy=self.policy, mode=self.mode)
+        return normalise(pixels[None], self.spec)[0] if self.normalized else _to_tensor(pixels)
+
+    @property
+    def transforms(self) -> list[Callable[[Any], Any]]:
+        """Steps that, called one after the other, give what the whole gives; a copy, so changing it has no effect.
+
+        Between the first steps go (H,W,3) uint8 arrays, between the last ones (C,H,W) tensors.
+        """
+        return [_Open(self.policy, self.mode, self.border), _Resize(self.spec, self.mode), *self._last_steps()]
+
+    def _last_steps(self) -> list[Callable[[Any], Any]]:
+        return tensor_steps(self.spec, self.normalized)
 
 
+def tensor_steps(spec: InputSpec, normalized: bool) -> list[Callable[[Any], Any]]:
+    return [ToTensor(), Normalize(spec.mean, spec.std)] if normalized else [_to_tensor]
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    """(H,W,C) uint8 -> (C,H,W) uint8."""
+    import torch
+
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class _Open:
+    """An image of any kind -> (H,W,3) uint8, without `border` pixels on each side."""
+
+    policy: Policy
+    mode: Mode
+    border: int
+
+    def __call__(self, source: ImageSource) -> Pixels:
+        pixels = open_image(source, policy=self.policy, mode=self.mode, limits=DEFAULT_LIMITS).pixels()
+        if not self.border:
+            return pixels
+        kept = pixels[self.border : -self.border, self.border : -self.border]
+        if not kept.size:
+            raise ImageError("bad_array", f"nothing is left of the image without {self.border} px on each side")
+        return kept
+
+
+@dataclass(frozen=True)
+class _Resize:
+    """(H,W,3) uint8 -> (spec.height, spec.width, 3) uint8."""
+
+    spec: InputSpec
+    mode: Mode
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        return prepare(pixels, self.spec, self.mode)
+
+
+@dataclass(frozen=True)
+class ToTensor:
+    """(H,W,C) uint8 -> (C,H,W) float32 in 0..1."""
+
+    def __call__(self, pixels: Pixels) -> Tensor:
+        return _to_tensor(pixels).float().div_(255)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(C,H,W) float32 in 0..1 -> (x - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
+        return x.sub(mean).div_(std)
+
+
+_ALTERNATIVES = {  # timm's arguments that are not supported, and what to use
+    "re_num_splits": "use re_prob and re_count; AugMix and split batches are not covered",
+    "tf_preprocessing": "the transform is timm's Pillow one; leave it out",
+    "separate": "use transform.transforms: its steps can be called one by one",
+    "naflex": "the models here read images of one size; leave it out",
+    "patchify": "the models here cut their patches themselves; leave it out",
+}
+
+
+@named_arguments
 @checked
 def create_transform(
     input_size: int | Sequence[int] = 224,
     is_training: bool = False,
-    interpolation: str = "bicubic",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
-    *,
     no_aug: bool = False,
     train_crop_mode: str | None = None,
     scale: Sequence[float] | None = None,
@@ -259,39 +348,66 @@ def create_transform(
     vflip: float = 0.0,
     color_jitter: float | Sequence[float] | None = 0.4,
     color_jitter_prob: float | None = None,
-    force_color_jitter: bool = False,
     grayscale_prob: float = 0.0,
     gaussian_blur_prob: float = 0.0,
     auto_augment: str | None = None,
+    interpolation: str = "bilinear",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     re_prob: float = 0.0,
     re_mode: str = "const",
     re_count: int = 1,
+    re_num_splits: int = 0,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    crop_border_pixels: int | None = None,
+    tf_preprocessing: bool = False,
+    use_prefetcher: bool = False,
+    normalize: bool = True,
+    separate: bool = False,
+    naflex: bool = False,
+    patch_size: int | Sequence[int] = 16,
+    max_seq_len: int = 576,
+    patchify: bool = False,
+    patchify_channels_last: bool = True,
+    patchify_flatten: bool = True,
+    *,
+    force_color_jitter: bool = False,
     policy: Policy = "tessella",
     mode: Mode = "exact",
 ) -> Transform | TrainTransform:
-    """timm's transform, with its argument names: a Pillow image, array, bytes or path -> (C,H,W) float32.
+    """timm's transform, with its arguments and defaults: a Pillow image, array, bytes or path -> (C,H,W) float32.
 
     input_size: a side, (height, width) or (channels, height, width), in pixels. policy="timm" takes Pillow's
     `convert("RGB")` as timm does; the default also applies orientation, transparency and 16-bit scale.
+    normalize=False and use_prefetcher=True give uint8 tensors. re_num_splits, tf_preprocessing, separate, naflex and
+    patchify are refused; patch_size, max_seq_len and the other patchify arguments belong to them and have no effect.
 
-    For evaluation, only the arguments before the star, `policy` and `mode` count; for training, `crop_pct`, `crop_mode`
-    and `mode` do not. interpolation="random" (bilinear or bicubic, drawn for each image) is for training. See
-    `augment.Augmentation` and `mix.Erasing` for the rest; a training transform draws from torch's random numbers.
+    Evaluation reads input_size, interpolation, mean, std, crop_pct, crop_mode, crop_border_pixels, policy and mode;
+    training reads all but crop_pct, crop_mode, crop_border_pixels and mode. interpolation="random" (bilinear or
+    bicubic, drawn for each image) is for training. See `augment.Augmentation` and `mix.Erasing` for the rest; a
+    training transform draws from torch's random numbers.
     """
+    unsupported = dict(re_num_splits=re_num_splits, tf_preprocessing=tf_preprocessing, separate=separate)
+    refuse("create_transform", {**unsupported, "naflex": naflex, "patchify": patchify}, _ALTERNATIVES)
+    normalized = normalize and not use_prefetcher
     if not is_training:
+        border = crop_border_pixels or 0
+        _require(isinstance(border, int) and border >= 0, f"crop_border_pixels is {border!r}, expected 0 or more")
         fields = _spec_fields(input_size, interpolation, mean, std, crop_pct, crop_mode)
-        return Transform(InputSpec(**fields), policy, mode)
+        return Transform(InputSpec(**fields), policy, mode, border, normalized)
 
     from .augment import Augmentation, TrainTransform
     from .mix import Erasing
 
     spec = InputSpec(**_spec_fields(input_size, "bicubic", mean, std, None, None))
     if no_aug:
-        return TrainTransform(spec, Augmentation(crop="none", hflip=0.0, interpolation=interpolation), policy)
+        config = Augmentation(crop="none", hflip=0.0, interpolation=interpolation)
+        return TrainTransform(spec, config, policy, normalized=normalized)
     config = Augmentation(
         crop=train_crop_mode or "rrc",  # type: ignore[arg-type]  # checked there
-        scale=None if scale is None else tuple(scale),  # type: ignore[arg-type]
-        ratio=None if ratio is None else tuple(ratio),  # type: ignore[arg-type]
+        scale=_pair("scale", scale),
+        ratio=_pair("ratio", ratio),
         interpolation=interpolation,
         hflip=hflip,
         vflip=vflip,
@@ -303,7 +419,14 @@ def create_transform(
         blur_prob=gaussian_blur_prob,
     )
     erasing = Erasing(prob=re_prob, mode=re_mode, count=re_count)  # type: ignore[arg-type]
-    return TrainTransform(spec, config, policy, erasing=erasing)
+    return TrainTransform(spec, config, policy, erasing=erasing, normalized=normalized)
+
+
+def _pair(name: str, values: Sequence[float] | None) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    _require(isinstance(values, Sequence) and len(values) == 2, f"{name} is {values!r}, expected two numbers")
+    return values[0], values[1]
 
 
 def _spec_fields(
@@ -328,7 +451,7 @@ def _spec_fields(
             crop_pct=0.875 if crop_pct is None else float(crop_pct),
             crop_mode=crop_mode or "center",
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(
             "bad_argument",
             f"input_size={input_size!r}, mean={mean!r}, std={std!r}, crop_pct={crop_pct!r} do not describe an input",
@@ -342,11 +465,13 @@ def resolve_data_config(
     pretrained_cfg: Mapping[str, Any] | None = None,
     model: Any = None,
     use_test_size: bool = False,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """timm's rule for the arguments of `create_transform`: what args says, else the checkpoint's cfg, else a default.
 
-    args may hold input_size, or img_size and in_chans, and any other key of the result; None counts as absent.
+    args may hold input_size, or img_size and in_chans, and any other key of the result; None, 0 and "" count as absent.
     use_test_size prefers the cfg's test_input_size and test_crop_pct. model: anything with a `pretrained_cfg`.
+    verbose: log the result.
     A single mean or std counts for every channel, and so does the average of the cfg's three where the images have
     not three channels.
     """
@@ -355,7 +480,8 @@ def resolve_data_config(
 
     def pick(name: str, default: Any) -> Any:
         test = cfg.get(f"test_{name}") if use_test_size else None
-        return next((value for value in (args.get(name), test, cfg.get(name)) if value is not None), default)
+        given = (args.get(name), test, cfg.get(name))
+        return next((value for value in given if not (value is None or value == 0 or value == "")), default)
 
     channels = args.get("in_chans") or args.get("chans") or 3
     if args.get("input_size") is None and (side := args.get("img_size")) is not None:
@@ -373,14 +499,17 @@ def resolve_data_config(
             values = (sum(values) / len(values),)
         return values * size[0] if len(values) == 1 else values
 
-    return dict(
+    resolved = dict(
         input_size=size,
         interpolation=pick("interpolation", "bicubic"),
         mean=per_channel("mean", IMAGENET_MEAN),
         std=per_channel("std", IMAGENET_STD),
-        crop_pct=pick("crop_pct", 0.875),
-        crop_mode=pick("crop_mode", "center"),
+        crop_pct=pick("crop_pct", DEFAULT_CROP_PCT),
+        crop_mode=pick("crop_mode", DEFAULT_CROP_MODE),
     )
+    if verbose:
+        _log.info("input of the model: %s", ", ".join(f"{key} {value}" for key, value in resolved.items()))
+    return resolved
 
 
 @checked
@@ -389,6 +518,7 @@ def resolve_model_data_config(
     args: Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
     use_test_size: bool = False,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """`resolve_data_config` with the model first; only its `pretrained_cfg` is read."""
-    return resolve_data_config(args, pretrained_cfg, model, use_test_size)
+    return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)

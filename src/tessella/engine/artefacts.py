@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +71,18 @@ def is_whole(folder: Path) -> bool:
     return first_damaged(folder) is None
 
 
-def first_damaged(folder: Path) -> str | None:
-    """Name of a file that is missing or not as it was sealed; None where all are whole."""
+def first_damaged(folder: Path, needed: Iterable[str] = ()) -> str | None:
+    """Name of a file that is missing or not as it was sealed; None where all are whole, the `needed` ones included."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        if not files:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        if not files or not all(Path(name).name == name for name in files):  # of this folder only
             return MANIFEST
         for name, digest in files.items():
             if not (folder / name).is_file() or _sha256(folder / name) != digest:
                 return str(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return MANIFEST
-    return None
+    return next((name for name in needed if name not in files), None)
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import named_arguments
 from ..checks import checked
 from ..errors import UsageError
 from ..models.base import ImageModel
@@ -69,6 +70,7 @@ class Optimized:
         return Outputs(*(torch.cat(found).to(x.device) for found in zip(*parts, strict=True)))
 
 
+@named_arguments
 @checked
 def optimize(
     net: Any,

@@ -21,7 +21,7 @@ from ..data.transforms import InputSpec
 from ..errors import UsageError
 from ..models.base import ImageModel
 from ..models.convit import GPSA, ConViT
-from ..models.convmixer import ConvMixer, pool_map
+from ..models.convmixer import ConvMixer, check_smallest, pool_map
 from ..models.crossvit import BRANCHES, CrossAttentionBlock, CrossViT, MultiScaleBlock
 from ..models.layers import Attention, Mlp, Pair, PatchEmbed, PreNormBlock, check_image_size
 from ..models.mixer import Affine, GluMlp, MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
@@ -351,7 +351,8 @@ class ConvMixerEnd(Rewritten):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net = self.net
-        x = net.stem(net._check(x))
+        check_smallest(x, net.patch_size)
+        x = net.stem(x)
         for block in net.blocks[:-1]:
             x = block(x)
         last = net.blocks[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +35,17 @@ class ImageModel(nn.Module, abc.ABC):
     pretrained_cfg: timm's dict (input_size, mean, std, ...), set by `create_model`.
     """
 
-    arch: str = ""
-    config: Any
-    num_classes: int
-    num_features: int
-    head_hidden_size: int
-    global_pool: str
-    feature_info: list[dict[str, Any]]
-    default_out_indices: tuple[int, ...]
-    pretrained_cfg: dict[str, Any]
+    arch = ""
+    if TYPE_CHECKING:  # at run time TorchScript would read them, and it cannot read annotations that are text
+        config: Any
+        num_classes: int
+        num_features: int
+        head_hidden_size: int
+        global_pool: str
+        feature_info: list[dict[str, Any]]
+        default_out_indices: tuple[int, ...]
+        pretrained_cfg: dict[str, Any]
+    __jit_unused_properties__ = ["default_cfg", "head_hidden_size"]  # TorchScript leaves these out
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from .layers import (
     tokens_to_map,
 )
 
+torch.fx.wrap("at_least_float32")  # it is imported: where it is defined, it is wrapped for that file only
 POOLS = ("token", "avg", "")
 
 
@@ -72,6 +73,11 @@ VARIANTS = {  # Table 2 of the paper, under timm's names
         embed_dim=12, num_heads=9, depth=7, local_up_to_layer=6, mlp_ratio=2, patch_size=4, img_size=32, num_classes=10
     ),
 }
+
+
+def _global_block(cfg: ConViTConfig, width: int, drop_path: float) -> PreNormBlock:
+    attn = Attention(width, cfg.num_heads, cfg.qkv_bias, cfg.attn_drop_rate, cfg.proj_drop_rate)
+    return PreNormBlock(attn, width, cfg.mlp_ratio, cfg.proj_drop_rate, drop_path)
 
 
 def relative_positions(grid: Pair) -> Tensor:
@@ -115,7 +121,7 @@ class GPSA(nn.Module):
         float32 or wider and elementwise, as autocast would make `Linear` round the squared distances to half precision.
         """
         dtype = at_least_float32(self.pos_proj.weight.dtype)
-        by_x, by_y, by_distance = self.pos_proj.weight.to(dtype).T[:, :, None, None]
+        by_x, by_y, by_distance = self.pos_proj.weight.to(dtype).T[:, :, None, None].unbind()
         dx_NN, dy_NN, distance_NN = rel_NN3.unbind(-1)
         bias_H11 = self.pos_proj.bias.to(dtype)[:, None, None]
         return (by_x * dx_NN + by_y * dy_NN + by_distance * distance_NN + bias_H11).softmax(-1)
@@ -134,10 +140,23 @@ class GPSA(nn.Module):
         self.pos_proj.weight *= strength
 
 
+class LocalBlock(PreNormBlock):
+    """A block whose attention also reads where the patches are: (B,N,D) -> (B,N,D)."""
+
+    def __init__(self, cfg: ConViTConfig, width: int, drop_path: float):
+        super().__init__(GPSA(cfg), width, cfg.mlp_ratio, cfg.proj_drop_rate, drop_path)
+        self.reads_positions = True
+
+    def forward(self, x_BND: Tensor, rel_NN3: Tensor) -> Tensor:  # type: ignore[override]
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), rel_NN3))
+        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+
+
 class ConViT(ImageModel):
-    cls_token: nn.Parameter | None
-    pos_embed: nn.Parameter | None
-    rel_pos: Tensor  # (N,N,3)
+    if TYPE_CHECKING:
+        cls_token: nn.Parameter | None
+        pos_embed: nn.Parameter | None
+        rel_pos: Tensor  # (N,N,3)
 
     def __init__(self, cfg: ConViTConfig):
         super().__init__()
@@ -156,15 +175,7 @@ class ConViT(ImageModel):
         self.patch_embed = patch_embed
         self.pos_drop = nn.Dropout(cfg.pos_drop_rate)
         self.blocks = nn.ModuleList(
-            PreNormBlock(
-                GPSA(cfg)
-                if i < self.num_local
-                else Attention(width, cfg.num_heads, cfg.qkv_bias, cfg.attn_drop_rate, cfg.proj_drop_rate),
-                width,
-                cfg.mlp_ratio,
-                cfg.proj_drop_rate,
-                rate,
-            )
+            LocalBlock(cfg, width, rate) if i < self.num_local else _global_block(cfg, width, rate)
             for i, rate in enumerate(linear_rates(cfg.drop_path_rate, cfg.depth))
         )
         self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6)
@@ -204,8 +215,17 @@ class ConViT(ImageModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
         x_BND = self._embed(x)
-        for i in range(len(self.blocks)):
-            x_BND = self._run(i, x_BND)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            for i in range(len(self.blocks)):
+                x_BND = self._run(i, x_BND)
+            return self.norm(x_BND)
+        for i, block in enumerate(self.blocks):
+            if hasattr(block, "reads_positions"):  # which TorchScript decides once, for each block
+                x_BND = block(x_BND, self.rel_pos)
+            else:
+                x_BND = block(x_BND)
+            if i + 1 == self.num_local:
+                x_BND = self._join_class(x_BND)
         return self.norm(x_BND)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -213,7 +233,8 @@ class ConViT(ImageModel):
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool == "avg":
-            x = x[:, self.cls_token is not None :].mean(dim=1)
+            first = 0 if self.cls_token is None else 1
+            x = x[:, first:].mean(dim=1)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 

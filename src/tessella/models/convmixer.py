@@ -75,6 +75,7 @@ class ConvMixer(ImageModel):
         self.config = cfg
         self.num_classes = cfg.num_classes
         self.num_features = cfg.dim
+        self.patch_size = cfg.patch_size
         self.global_pool = check_pool(cfg.global_pool, POOLS)
         self.stem = nn.Sequential(
             nn.Conv2d(cfg.in_chans, cfg.dim, cfg.patch_size, stride=cfg.patch_size),
@@ -96,18 +97,13 @@ class ConvMixer(ImageModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of any size from one patch up -> (B,D,h,w), h = H // patch_size."""
-        x = self.stem(self._check(x))
-        for block in self.blocks:
-            x = self.run_block(block, x)
-        return x
-
-    def _check(self, x: Tensor) -> Tensor:
-        if min(x.shape[-2:]) < self.config.patch_size:
-            raise UsageError(
-                "wrong_input_size",
-                f"got {x.shape[-2]}x{x.shape[-1]} px images, smaller than one {self.config.patch_size} px patch",
-            )
-        return x
+        check_smallest(x, self.patch_size)
+        x = self.stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            for block in self.blocks:
+                x = self.run_block(block, x)
+            return x
+        return self.blocks(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B,D,h,w) -> (B,num_classes) logits; with pre_logits, the pooled (B,head_hidden_size) embedding."""
@@ -115,7 +111,7 @@ class ConvMixer(ImageModel):
         if pre_logits:
             return x
         # without pooling the head would read the last spatial axis as channels
-        return self.head(x) if self.global_pool else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(x) if self.global_pool != "" else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def forward_intermediates(
         self,
@@ -129,7 +125,8 @@ class ConvMixer(ImageModel):
         """As `ImageModel.forward_intermediates`; entry i is the (B,D,h,w) output of block i; norm has no effect."""
         check_output_fmt(output_fmt, ("NCHW",))
         picked = pick_blocks(len(self.blocks), indices)
-        x = self.stem(self._check(x))
+        check_smallest(x, self.patch_size)
+        x = self.stem(x)
         outputs = []
         for i, block in enumerate(list(self.blocks)[: max(picked) + 1 if stop_early else None]):
             x = self.run_block(block, x)
@@ -161,16 +158,23 @@ class ConvMixer(ImageModel):
         return dict(stem=r"^stem", blocks=r"^blocks\.(\d+)")
 
 
+@torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
+def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
+    height, width = x_BCHW.shape[-2], x_BCHW.shape[-1]
+    if min(height, width) < patch_size:
+        raise UsageError("wrong_input_size", f"got {height}x{width} px images, smaller than one {patch_size} px patch")
+
+
 def pool_map(x_BDhw: Tensor, kind: str) -> Tensor:
     """(B,D,h,w) -> (B,D), or (B,2D) for catavgmax; "" returns the map. The fast kinds are the same numbers."""
-    if not kind:
+    if kind == "":
         return x_BDhw
-    kind = kind.removeprefix("fast") or "avg"
+    kind = kind.replace("fast", "")
     if kind == "max":
         return x_BDhw.amax((2, 3))
     # the pooling operator rather than mean(): its summation order is the reference's
     avg_BD = F.adaptive_avg_pool2d(x_BDhw, 1).flatten(1)
-    if kind == "avg":
+    if kind == "" or kind == "avg":  # TorchScript
         return avg_BD
     max_BD = x_BDhw.amax((2, 3))
     return (avg_BD + max_BD) / 2 if kind == "avgmax" else torch.cat((avg_BD, max_BD), 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from .layers import (
     tokens_to_map,
 )
 
+torch.fx.wrap("check_image_size")  # it is imported: where it is defined, it is wrapped for that file only
 POOLS = ("token", "avg")
 BRANCHES = (0, 1)
 SEARCH = 2048  # pixels above a size that does not work, in which one that does is looked for
@@ -175,14 +176,16 @@ class CrossAttention(nn.Module):
         self.proj_drop = nn.Dropout(cfg.proj_drop_rate)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        q_Bh1d, k_BhNd, v_BhNd = (
-            y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for y in (self.wq(x_BND[:, :1]), self.wk(x_BND), self.wv(x_BND))
-        )
+        q_Bh1d = self._heads(self.wq(x_BND[:, :1]))
+        k_BhNd, v_BhNd = self._heads(self.wk(x_BND)), self._heads(self.wv(x_BND))
         y_Bh1d = F.scaled_dot_product_attention(
             q_Bh1d, k_BhNd, v_BhNd, dropout_p=self.attn_drop if self.training else 0.0
         )
         return self.proj_drop(self.proj(y_Bh1d.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x_BND: Tensor) -> Tensor:
+        """(B,N,D) -> (B,h,N,d)."""
+        return x_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -231,13 +234,14 @@ class MultiScaleBlock(nn.Module):
         self.revert_projs = nn.ModuleList(_projection(dims[1 - b], dims[b]) for b in BRANCHES)
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
-        xs = [block(x_BND) for block, x_BND in zip(self.blocks, xs, strict=True)]
-        outs = []
-        for b in BRANCHES:
-            visitor_B1D = self.projs[b](xs[b][:, :1])
-            visitor_B1D = self.fusion[b](torch.cat((visitor_B1D, xs[1 - b][:, 1:]), dim=1))
-            outs.append(torch.cat((self.revert_projs[b](visitor_B1D), xs[b][:, 1:]), dim=1))
-        return outs
+        xs = [self.blocks[0](xs[0]), self.blocks[1](xs[1])]
+        visitors = [self.projs[0](xs[0][:, :1]), self.projs[1](xs[1][:, :1])]
+        visitors = [  # with the patches of the other branch
+            self.fusion[0](torch.cat((visitors[0], xs[1][:, 1:]), dim=1)),
+            self.fusion[1](torch.cat((visitors[1], xs[0][:, 1:]), dim=1)),
+        ]
+        returned = [self.revert_projs[0](visitors[0]), self.revert_projs[1](visitors[1])]
+        return [torch.cat((token_B1D, x_BND[:, 1:]), dim=1) for token_B1D, x_BND in zip(returned, xs)]  # noqa: B905
 
 
 def _projection(width: int, out: int) -> nn.Sequential:
@@ -245,7 +249,12 @@ def _projection(width: int, out: int) -> nn.Sequential:
 
 
 class CrossViT(ImageModel):
-    head: nn.ModuleList
+    if TYPE_CHECKING:
+        head: nn.ModuleList
+        cls_token_0: nn.Parameter
+        cls_token_1: nn.Parameter
+        pos_embed_0: nn.Parameter
+        pos_embed_1: nn.Parameter
 
     def __init__(self, cfg: CrossViTConfig):
         super().__init__()
@@ -255,6 +264,7 @@ class CrossViT(ImageModel):
         self.num_features = self.head_hidden_size = sum(cfg.embed_dim)
         self.global_pool = check_pool(cfg.global_pool, POOLS)
         self.img_size = to_pair(cfg.img_size)
+        self.crop_scale = cfg.crop_scale
         self.branch_sizes = branch_sizes(self.img_size, cfg)
         self.grids = [to_grid(size, patch) for size, patch in zip(self.branch_sizes, cfg.patch_size, strict=True)]
         for b, (rows, cols) in enumerate(self.grids):
@@ -298,22 +308,27 @@ class CrossViT(ImageModel):
 
     def _embed(self, x: Tensor) -> list[Tensor]:
         check_image_size(x, self.img_size)
+        tokens = [self.cls_token_0, self.cls_token_1]
+        positions = [self.pos_embed_0, self.pos_embed_1]
         xs = []
         for b, embed in enumerate(self.patch_embed):
-            x_BND = embed(fit_image(x, self.img_size, self.branch_sizes[b], self.config.crop_scale))
-            cls_B1D = getattr(self, f"cls_token_{b}").expand(x.shape[0], -1, -1)
-            x_BND = torch.cat((cls_B1D, x_BND), dim=1) + getattr(self, f"pos_embed_{b}")
+            x_BND = embed(fit_image(x, self.img_size, self.branch_sizes[b], self.crop_scale))
+            x_BND = torch.cat((tokens[b].expand(x.shape[0], -1, -1), x_BND), dim=1) + positions[b]
             xs.append(self.pos_drop(x_BND))
         return xs
 
     def _norm(self, xs: list[Tensor]) -> list[Tensor]:
-        return [norm(x_BND) for norm, x_BND in zip(self.norm, xs, strict=True)]
+        return [norm(xs[b]) for b, norm in enumerate(self.norm)]
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of the two branches."""
         xs = self._embed(x)
-        for block in self.blocks:
-            xs = self.run_block(block, xs)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            for block in self.blocks:
+                xs = self.run_block(block, xs)
+        else:
+            for block in self.blocks:
+                xs = block(xs)
         return self._norm(xs)
 
     def forward_head(self, x: list[Tensor], pre_logits: bool = False) -> Tensor:
@@ -323,9 +338,9 @@ class CrossViT(ImageModel):
         """
         pooled = [x_BND[:, 0] if self.global_pool == "token" else x_BND[:, 1:].mean(dim=1) for x_BND in x]
         pooled = [self.head_drop(x_BD) for x_BD in pooled]
-        if pre_logits or not self.num_classes:
+        if pre_logits or self.num_classes == 0:
             return torch.cat(pooled, dim=1)
-        return torch.stack([head(x_BD) for head, x_BD in zip(self.head, pooled, strict=True)]).mean(dim=0)
+        return torch.stack([head(pooled[b]) for b, head in enumerate(self.head)]).mean(dim=0)
 
     def forward_intermediates(
         self,
@@ -407,10 +422,10 @@ class CrossViT(ImageModel):
 
 def fit_image(image_BCHW: Tensor, size: Pair, wanted: Pair, crop: bool) -> Tensor:
     """The image of `size` as a branch wants it: itself, its centre, or bicubically resized as the reference does."""
-    if size == wanted:
+    if size[0] == wanted[0] and size[1] == wanted[1]:
         return image_BCHW
     if crop and wanted[0] <= size[0] and wanted[1] <= size[1]:
-        top, left = round((size[0] - wanted[0]) / 2), round((size[1] - wanted[1]) / 2)
+        top, left = int(round((size[0] - wanted[0]) / 2)), int(round((size[1] - wanted[1]) / 2))  # noqa: RUF046
         return image_BCHW[:, :, top : top + wanted[0], left : left + wanted[1]]
     return F.interpolate(image_BCHW, size=wanted, mode="bicubic", align_corners=False)
 

@@ -60,9 +60,10 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(image_BCHW).flatten(2).transpose(1, 2))
 
 
+@torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
     """A wrongly sized batch is an error that says both sizes; nothing is resized behind the caller's back."""
-    height, width = image_BCHW.shape[-2:]
+    height, width = image_BCHW.shape[-2], image_BCHW.shape[-1]
     if height != expected[0] or width != expected[1]:
         raise UsageError(
             "wrong_input_size",
@@ -86,6 +87,14 @@ class Mlp(nn.Module):
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 
+@torch.fx.wrap
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Each sample's `x` is zero with probability `rate`, else divided by the keep probability."""
+    keep = 1.0 - rate
+    shape = [x.shape[0]] + [1] * (x.ndim - 1)  # one draw per sample
+    return x * (x.new_empty(shape).bernoulli_(keep) / keep)
+
+
 class DropPath(nn.Module):
     """Stochastic depth (arXiv:1603.09382): in training a sample's branch is zero with probability `rate`.
 
@@ -97,11 +106,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)  # one draw a sample
-        return x * (x.new_empty(shape).bernoulli_(keep) / keep)
+        return drop_path(x, self.rate) if self.training and self.rate > 0.0 else x
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
@@ -168,9 +173,10 @@ def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
     return global_pool
 
 
+@torch.fx.wrap
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions, else the type itself: for sums and positions that bf16 cannot hold."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype  # TorchScript
 
 
 class Attention(nn.Module):
@@ -205,9 +211,8 @@ class PreNormBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), drop=drop)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x_BND: Tensor, *context: Tensor) -> Tensor:
-        """`context` is what the attention reads besides the tokens."""
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND), *context))
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
         return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
 
 

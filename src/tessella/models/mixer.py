@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -256,7 +256,8 @@ def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
 
 
 class MlpMixer(ImageModel):
-    stem: PatchEmbed
+    if TYPE_CHECKING:
+        stem: PatchEmbed
 
     def __init__(self, cfg: MixerConfig):
         super().__init__()
@@ -310,13 +311,16 @@ class MlpMixer(ImageModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens after the last norm."""
         x = self.stem(x)
-        for block in self.blocks:
-            x = self.run_block(block, x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            for block in self.blocks:
+                x = self.run_block(block, x)
+        else:
+            x = self.blocks(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B,N,D) -> (B,K) logits; with pre_logits, the pooled (B,D) embedding. Without pooling N stays in both."""
-        x = self.head_drop(x.mean(dim=1) if self.global_pool else x)
+        x = self.head_drop(x.mean(dim=1) if self.global_pool != "" else x)
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import fnmatch
 import functools
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..arguments import suggestion
 from ..checks import checked
 from ..errors import UsageError
 
@@ -158,7 +158,7 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
     architecture of this project that has no row yet. Raises UsageError `unknown_model`, `unknown_tag`, or
     `bad_argument` for something that is no name at all.
     """
-    if any(mark in name for mark in "/\\:"):
+    if any(mark in _text(name) for mark in "/\\:"):
         raise UsageError(
             "bad_argument",
             f"{name!r} is not a model name",
@@ -170,22 +170,17 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
         name = DEPRECATED[name]
     arch, _, tag = name.partition(".")
     if arch not in ARCHITECTURE_NAMES:
-        close = difflib.get_close_matches(arch, [*ARCHITECTURE_NAMES, *DEPRECATED], n=3, cutoff=0.5)
-        raise UsageError(
-            "unknown_model",
-            f"unknown model {name!r}",
-            hint=f"did you mean {', '.join(close)}?" if close else "see `tessella list`",
-        )
+        raise unknown_model(name, [*ARCHITECTURE_NAMES, *DEPRECATED])
     rows = get_arch_pretrained_cfgs(arch)
     if not tag:
         return arch, next(iter(rows.values()), None)
     if name not in rows:
         tags = [row.tag for row in rows.values()]
-        close = difflib.get_close_matches(tag, tags, n=1)
+        near = suggestion([tag], tags)
         raise UsageError(
             "unknown_tag",
             f"{arch} has no checkpoint {tag!r}",
-            hint=(f"did you mean {close[0]}? " if close else "") + f"known: {', '.join(tags) or 'none'}",
+            hint=f"{near} known: {', '.join(tags) or 'none'}".strip(),
         )
     return arch, rows[name]
 
@@ -193,22 +188,61 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
 @checked
 def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
     """All checkpoints of an architecture by full name, the default first; an unknown one has none."""
-    arch = model_name.partition(".")[0]
+    arch = _text(model_name).partition(".")[0]
     rows = [row for row in CATALOGUE.values() if row.architecture == arch]
     default = DEFAULT_TAGS.get(arch)
     return {row.name: row for row in sorted(rows, key=lambda row: (not row.has_weights, row.tag != default))}
 
 
 @checked
-def get_pretrained_cfg(model_name: str) -> Checkpoint | None:
-    """The checkpoint that `model_name` stands for; see `resolve`."""
-    return resolve(model_name)[1]
+def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Checkpoint | None:
+    """The checkpoint that `model_name` stands for; see `resolve`.
+
+    allow_unregistered: None for an architecture that is not known, as timm has it, instead of UsageError.
+    """
+    if allow_unregistered and not is_model(model_name):
+        return None
+    row = resolve(model_name)[1]
+    if row is None and not allow_unregistered:
+        raise UsageError("no_weights", f"{model_name} has no published checkpoint")
+    return row
+
+
+@checked
+def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
+    """One field of `get_pretrained_cfg`; None where it has no such field."""
+    return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), cfg_key, None)
 
 
 @checked
 def is_model(model_name: str) -> bool:
     """Whether the architecture (a tag is not looked at) can be built."""
-    return model_name.partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
+    return _text(model_name).partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
+
+
+def is_model_pretrained(model_name: str) -> bool:
+    """Whether there are published weights under exactly this name, with a tag or (the default ones) without."""
+    try:
+        row = resolve(_text(model_name))[1]
+    except UsageError:
+        return False
+    return row is not None and row.has_weights
+
+
+def _text(name: str) -> str:
+    if not isinstance(name, str):
+        raise UsageError("bad_argument", f"a model name is text, such as 'mixer_b16_224', not {type(name).__name__}")
+    return name
+
+
+def unknown_model(name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is no architecture of this package: near names, and the families there are."""
+    near = suggestion([name.partition(".")[0]], list(known), most=3, cutoff=0.5)
+    return UsageError(
+        "unknown_model",
+        f"unknown model {name!r}",
+        hint=f"{near} only these families are covered: {', '.join(MODULES)}; `tessella list` has all names".strip(),
+    )
 
 
 def list_modules() -> list[str]:
@@ -217,32 +251,34 @@ def list_modules() -> list[str]:
 
 @checked
 def list_models(
-    filter: str | Sequence[str] = "",
-    module: str = "",
+    filter: str | Iterable[str] = "",
+    module: str | Iterable[str] = "",
     pretrained: bool = False,
-    exclude_filters: str | Sequence[str] = "",
+    exclude_filters: str | Iterable[str] = "",
     name_matches_cfg: bool = False,
     include_tags: bool | None = None,
 ) -> list[str]:
     """Names in natural order, by timm's rules.
 
     filter, exclude_filters: one or several shell patterns; one without a tag stands for all tags of what it matches.
-    module: one of `list_modules()`; pretrained: only those with weights; name_matches_cfg: only those with a row.
+    module: one or several of `list_modules()`; pretrained: only those with weights; name_matches_cfg: only those with
+    a row.
     include_tags: `arch.tag` names instead of bare architectures (None: as `pretrained`).
     """
-    if module and module not in list_modules():
-        raise UsageError("bad_argument", f"module is {module!r}, expected one of {', '.join(list_modules())}")
+    modules = _patterns("module", module)
+    if unknown := [name for name in modules if name not in list_modules()]:
+        raise UsageError("bad_argument", f"module is {unknown[0]!r}, expected one of {', '.join(list_modules())}")
     with_tags = pretrained if include_tags is None else include_tags
-    names = [arch for arch in ARCHITECTURE_NAMES if not module or MODULES[arch.partition("_")[0]] == module]
+    names = [arch for arch in ARCHITECTURE_NAMES if not modules or MODULES[arch.partition("_")[0]] in modules]
     if with_tags:
         names = [full for arch in names for full in (get_arch_pretrained_cfgs(arch) or [arch])]
 
-    def matching(patterns: str | Sequence[str]) -> set[str]:
-        wanted = [patterns] if isinstance(patterns, str) else patterns
-        wanted = [p for pattern in wanted for p in ([pattern, f"{pattern}.*"] if with_tags else [pattern])]
+    def matching(patterns: list[str]) -> set[str]:
+        wanted = [p for pattern in patterns for p in ([pattern, f"{pattern}.*"] if with_tags else [pattern])]
         return {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in wanted)}
 
-    selected = (matching(filter) if filter else set(names)) - (matching(exclude_filters) if exclude_filters else set())
+    included, excluded = _patterns("filter", filter), _patterns("exclude_filters", exclude_filters)
+    selected = (matching(included) if included else set(names)) - matching(excluded)
     if pretrained:
         selected = {name for name in selected if (row := resolve(name)[1]) and row.has_weights}
     if name_matches_cfg:
@@ -250,8 +286,18 @@ def list_models(
     return sorted(selected, key=_natural)
 
 
+def _patterns(name: str, given: str | Iterable[str] | None) -> list[str]:
+    """One text or several as a list."""
+    if not given:
+        return []
+    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError("bad_argument", f"{name} is {given!r}, expected a text or several")
+    return patterns
+
+
 @checked
-def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
+def list_pretrained(filter: str | Iterable[str] = "", exclude_filters: str | Iterable[str] = "") -> list[str]:
     """All `arch.tag` names that have weights."""
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..models.base import ImageModel
 from ..models.layers import to_pair
 from .catalogue import resolve
 
+MAX_NUMBER = 1e12  # in a config; larger ones would overflow where they are used
 MAX_BYTES = 32 << 20  # a 21k-class set with descriptions takes 3 MB
 SOURCE_FIELDS = ("file", "hf_hub_id", "sha256")
 
@@ -36,11 +36,11 @@ class ModelConfig:
 
 
 def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and value >= least
+    return type(value) is int and least <= value < MAX_NUMBER
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER  # NaN is neither
 
 
 def _is_text(value: Any) -> bool:

@@ -22,7 +22,7 @@ from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from .fetch import SAFETENSORS
-from .files import check_finite, read_state_dict
+from .files import check_finite, read_state_dict, without_prefix
 from .load import load_weights
 from .save import save_pretrained
 
@@ -50,9 +50,11 @@ def convert(source: str | Path, arch: str | None = None, out: str | Path | None 
     """
     source = Path(source)
     original = _read_npz(source) if source.suffix == ".npz" else read_state_dict(source)
+    original = without_prefix(original, {layout.marker for layout in LAYOUTS}, source)
     layout = find_layout(original, source)
     state = layout.translate(original)
-    classes = {value.shape[0] for key, value in state.items() if re.fullmatch(r"head\.(\d+\.)?weight", key)}
+    heads = [value for key, value in state.items() if re.fullmatch(r"head\.(\d+\.)?weight", key)]
+    classes = {value.shape[0] for value in heads if value.ndim}
     if len(classes) == 1:
         model_args = {"num_classes": classes.pop(), **model_args}
     arch = arch or infer_arch(state, layout, source, model_args)

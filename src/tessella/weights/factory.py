@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 from torch.overrides import TorchFunctionMode
 
+from ..arguments import suggestion, unknown_argument
 from ..checks import checked
 from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.features import FeatureExtractor
-from .catalogue import BUILTIN_FOLDER, Checkpoint, resolve
+from .catalogue import BUILTIN_FOLDER, DEPRECATED, Checkpoint, list_models, resolve
 from .config import SOURCE_FIELDS, check_cfg, read_config
-from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
-from .files import find_weights, read_state_dict
-from .load import image_size, load_weights
+from .fetch import CONFIG, SAFETENSORS, WAYS_OUT, fetch_config, fetch_model
+from .files import check_finite, find_weights, read_state_dict, without_prefix
+from .load import image_size, load_weights, verify
 
 
 @overload
@@ -32,7 +34,11 @@ def create_model(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    features_only: Literal[False] = False,
+    scriptable: bool | None = None,
+    exportable: bool | None = None,
+    no_jit: bool | None = None,
+    *,
+    features_only: Literal[False] | None = False,
     out_indices: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -60,7 +66,11 @@ def create_model(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    features_only: bool = False,
+    scriptable: bool | None = None,
+    exportable: bool | None = None,
+    no_jit: bool | None = None,
+    *,
+    features_only: bool | None = False,
     out_indices: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -74,6 +84,7 @@ def create_model(
     pretrained_cfg_overlay: single fields of it, such as `dict(file="best.safetensors", num_classes=-1)`.
     checkpoint_path: weights for exactly this model, loaded strictly; the pretrained ones are then not read.
     cache_dir: for the Hub, in place of its own. kwargs: fields of the architecture's config; None means not given.
+    scriptable, exportable, no_jit: timm's; accepted without effect, as every model here is scriptable and exportable.
     features_only: the maps of some blocks (out_indices, as `forward_intermediates`) instead of logits.
 
     num_classes, in_chans and, for models of a fixed size, img_size follow the checkpoint where they are not given. The
@@ -84,21 +95,23 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise UsageError("bad_argument", "out_indices is for features_only=True")
-    load_pretrained = pretrained and checkpoint_path is None
-    cfg, args = _find(model_name, pretrained_cfg, load_pretrained, cache_dir)
+    checkpoint_path, cache_dir = checkpoint_path or None, cache_dir or None  # "" means not given
+    load_pretrained = bool(pretrained) and checkpoint_path is None
+    cfg, args = _find(model_name, pretrained_cfg or None, load_pretrained, cache_dir)
     if pretrained_cfg_overlay:
         cfg = _overlay(cfg, pretrained_cfg_overlay)
-    arch = cfg["architecture"]
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    check_names(cfg["architecture"], kwargs)
     if load_pretrained:
         path, sha256 = _locate(cfg, model_name, cache_dir)
         state = read_state_dict(path, sha256=sha256)
     elif checkpoint_path is not None:
         path, sha256, state = Path(checkpoint_path), None, read_state_dict(checkpoint_path)
 
-    args = {**_defaults(cfg), **args, **{key: value for key, value in kwargs.items() if value is not None}}
+    args = {**_defaults(cfg), **args, **kwargs}
     loads_all = checkpoint_path is not None or (pretrained and args.get("num_classes") == cfg.get("num_classes"))
     with _Unfilled() if loads_all else nullcontext():
-        model = build(arch, **args)
+        model = build(cfg["architecture"], **args)
     if loads_all:
         _give_memory(model)
     if load_pretrained or checkpoint_path is not None:
@@ -107,7 +120,115 @@ def create_model(
             cfg["sha256"] = sha256
     model.pretrained_cfg = _describe(cfg, model)
     result = FeatureExtractor(model, out_indices=out_indices) if features_only else model
-    return result.to(device=device, dtype=dtype)
+    return _placed(result, device, dtype)
+
+
+def _placed(
+    model: ImageModel | FeatureExtractor, device: torch.device | str | None, dtype: torch.dtype | None
+) -> ImageModel | FeatureExtractor:
+    try:
+        return model.to(device=device, dtype=dtype)
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch: no such device, not built with it, no such type
+        what = f"the model cannot be put on device={device!r}, dtype={dtype!r}: {error}"
+        raise UsageError("bad_argument", what) from None
+
+
+_OWN_ARGUMENTS = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("features_only", "out_indices", "device", "dtype"),
+)
+_LOAD_ARGUMENTS = ("precision", "engine", "batch_size", "mode", "transform", "policy", "images")
+_NOT_COVERED = {  # timm's, which name code
+    **dict.fromkeys(("norm_layer", "block_layer", "mlp_layer"), "the layers are those of the published models"),
+    "hybrid_backbone": "the models read images, not the features of another network",
+}
+
+
+def check_names(arch: str, arguments: Collection[str]) -> None:
+    """Refuse arguments that the architecture does not have, saying which are near; raises UsageError `bad_argument`."""
+    fields = [field.name for field in dataclasses.fields(ARCHITECTURES[arch][1])]
+    for name in arguments:
+        if name in _NOT_COVERED and name not in fields:
+            raise UsageError("bad_argument", f"{arch} takes no argument {name!r}", hint=_NOT_COVERED[name])
+        if name in _LOAD_ARGUMENTS:
+            raise UsageError("bad_argument", f"{name} is an argument of tessella.load, not of create_model")
+    if unknown := [name for name in arguments if name not in fields]:
+        known = [*fields, *_OWN_ARGUMENTS]
+        if not suggestion(unknown, known) and (near := suggestion(unknown, _LOAD_ARGUMENTS)):
+            raise UsageError("bad_argument", f"there is no argument {', '.join(map(repr, unknown))}", hint=near)
+        raise unknown_argument(arch, unknown, known)
+
+
+def model_entrypoint(model_name: str, module_filter: str | None = None) -> Callable[..., Any]:
+    """What builds an architecture: a function of `create_model`'s other arguments, named like the architecture.
+
+    module_filter: one of `list_modules()` that must have it. A tag in the name is not looked at, as in timm.
+    """
+    arch = resolve(model_name)[0] if model_name in DEPRECATED else model_name.partition(".")[0]
+    resolve(arch)
+    if module_filter and arch not in list_models(module=module_filter):
+        raise UsageError("unknown_model", f"{arch} is not in the module {module_filter}")
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
+        return create_model(arch, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = arch
+    return entrypoint
+
+
+def load_state_dict(
+    checkpoint_path: str | Path,
+    use_ema: bool = True,
+    device: torch.device | str = "cpu",
+    weights_only: bool = True,
+) -> dict[str, Tensor]:
+    """timm's name of `read_state_dict`: name -> tensor on `device`, all finite.
+
+    weights_only=False, which would run code from the file, is refused. Raises WeightsError and UsageError.
+    """
+    if not weights_only:
+        raise UsageError("bad_argument", "weights_only=False would run code from the file", hint="leave it out")
+    state = read_state_dict(checkpoint_path, use_ema=use_ema)
+    return {key: value.to(device) for key, value in state.items()}
+
+
+def load_checkpoint(
+    model: nn.Module,
+    checkpoint_path: str | Path,
+    use_ema: bool = True,
+    device: torch.device | str = "cpu",
+    strict: bool = True,
+    remap: bool = False,
+    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+    weights_only: bool = True,
+) -> Any:
+    """Load a checkpoint into a model that exists; returns its missing and unexpected keys, as `load_state_dict` does.
+
+    strict=False leaves out keys that only one side has; shapes must fit in any case. remap: match tensors by their
+    order instead of their names. filter_fn: called with (state, model) before anything is compared; not with remap.
+    Raises what `load_state_dict` above raises, and WeightsError as `load_weights`; the model is then unchanged.
+    """
+    state = load_state_dict(checkpoint_path, use_ema, device, weights_only)
+    live = model.state_dict()
+    if remap:
+        state = _by_order(state, live, checkpoint_path)
+    elif filter_fn:
+        state = filter_fn(state, model)
+    state = without_prefix(state, live, checkpoint_path)
+    shared = {key: value for key, value in state.items() if key in live}
+    arch = getattr(model, "arch", "") or type(model).__name__
+    expected = live if strict else {key: live[key] for key in shared}
+    verify(state if strict else shared, expected, source=checkpoint_path, arch=arch)
+    check_finite(((key, value.to(live[key].dtype)) for key, value in shared.items()), checkpoint_path)
+    model.load_state_dict(shared, strict=False)
+    return _IncompatibleKeys([key for key in live if key not in state], [key for key in state if key not in live])
+
+
+def _by_order(state: dict[str, Tensor], live: dict[str, Tensor], source: object) -> dict[str, Tensor]:
+    """The tensors of `state` under the names, and in the shapes, of those at the same places in `live`."""
+    if [value.numel() for value in state.values()] != [value.numel() for value in live.values()]:
+        raise WeightsError("wrong_shape", f"{source}: in their order, its tensors do not have the model's sizes")
+    return {key: value.reshape(live[key].shape) for key, value in zip(live, state.values(), strict=True)}
 
 
 def architecture_of(model_name: str, cache_dir: str | Path | None = None) -> str:
@@ -122,6 +243,8 @@ def _find(
     cache_dir: str | Path | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The checkpoint's config, with the place of its weights, and the constructor arguments it comes with."""
+    if not isinstance(name, str):
+        raise UsageError("bad_argument", f"a model name is text, such as 'mixer_b16_224', not {type(name).__name__}")
     scheme, colon, rest = name.partition(":")
     if colon and scheme in ("hf-hub", "hf_hub", "local-dir"):
         if not rest:
@@ -134,6 +257,8 @@ def _find(
     if isinstance(override, str):
         name = f"{resolve(name)[0]}.{override}"
     arch, row = resolve(name)
+    if override is not None and not isinstance(override, str | Checkpoint | Mapping):
+        raise UsageError("bad_argument", f"pretrained_cfg is a {type(override).__name__}, expected a tag or a dict")
     if isinstance(override, Checkpoint):
         row = override
     elif isinstance(override, Mapping):
@@ -200,7 +325,7 @@ def _locate(cfg: dict[str, Any], name: str, cache_dir: str | Path | None) -> tup
     raise UsageError(
         "no_weights",
         f"no weights are published for {name}",
-        hint="leave out pretrained=True for random weights, or see `tessella list --pretrained`",
+        hint=f"{WAYS_OUT}; `tessella list --pretrained` names the models that have weights",
     )
 
 

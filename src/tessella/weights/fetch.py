@@ -46,6 +46,13 @@ ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,127}")  # becomes a file name 
 T = TypeVar("T")
 
 
+# what else there is to do where weights are missing
+WAYS_OUT = (
+    "give --checkpoint FILE (checkpoint_path=FILE) for weights that you have, local-dir:FOLDER as the name of a "
+    "saved model, or pretrained=False for random weights"
+)
+
+
 @dataclass(frozen=True)
 class HubFiles:
     """Files in the local cache, all of one commit.
@@ -110,11 +117,22 @@ def _or_cached(source: Source, online: Callable[[Source], T], cached: Callable[[
     try:
         return online(source)
     except HubError as error:
-        if error.code not in ("offline", "hub_unavailable") or not (found := cached(source)):
+        if error.code not in ("offline", "hub_unavailable"):
             raise
+        found = cached(source)
+        if not found:
+            hint = f"{error.hint}; {_elsewhere(source)}; or {WAYS_OUT}"
+            raise HubError(error.code, error.message, hint=hint) from error
         level = logging.INFO if error.code == "offline" else logging.WARNING
         logger.log(level, "using the cached copy: %s", error.message)
         return found
+
+
+def _elsewhere(source: Source) -> str:
+    return (
+        f"or run `hf download {source.repo} --revision {source.revision}` on a machine with a network and copy its "
+        f"cache (~/.cache/huggingface/hub) to {source.cache_dir}"
+    )
 
 
 def check_source(

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import UsageError, WeightsError
 from ..models.base import ImageModel
 from ..models.layers import Pair, to_pair
-from .files import check_finite
+from .files import check_finite, without_prefix
 
 MAX_SHOWN = 10  # differences in a message
 # keys of the original authors' files: ConvMixer's Sequential, CrossViT's ParameterLists, Facebook's ResMLP
@@ -43,6 +43,7 @@ def load_weights(
         timm does, and weights tied to the patch grid are resampled.
     A field that is missing is as in the model. source: what messages call the checkpoint.
 
+    A prefix that all keys of the checkpoint share, and that the model does not have, is removed, which is logged.
     Numbers must be floating where the model's are, and take its precision; float64 is rounded, which is logged.
     Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is then
     unchanged.
@@ -53,6 +54,7 @@ def load_weights(
     classes = cfg.get("num_classes", model.num_classes)
     offset = cfg.get("label_offset") or 0
     keep_head = classes != model.num_classes
+    state = without_prefix(state, live, source)
     fitted = {key: value for key, value in state.items() if not (keep_head and key.startswith(head))}
 
     trained = _state_as_trained(model, classes + offset, cfg.get("input_size"), source)

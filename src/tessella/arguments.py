@@ -1,0 +1,49 @@
+"""Arguments by name: what is unknown is refused with the nearest name that is known."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+from .errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def suggestion(words: Iterable[str], known: Collection[str], *, most: int = 1, cutoff: float = 0.6) -> str:
+    """ "did you mean ...?" with the known names that are nearest to each word; "" where none is near."""
+    near = [name for word in words for name in difflib.get_close_matches(word, known, n=most, cutoff=cutoff)]
+    return f"did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+
+
+def unknown_argument(function: str, words: Collection[str], known: Collection[str]) -> UsageError:
+    """The error for arguments that a function does not have: the nearest names, or all where none is near."""
+    return UsageError(
+        "bad_argument",
+        f"{function} takes no argument {', '.join(map(repr, words))}",
+        hint=suggestion(words, known) or f"known: {', '.join(known)}",
+    )
+
+
+def named_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: keyword arguments that `function` does not have raise UsageError `bad_argument`, not TypeError."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if unknown := [name for name in kwargs if name not in known]:
+            raise unknown_argument(function.__name__, unknown, known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def refuse(function: str, given: dict[str, Any], reasons: dict[str, str]) -> None:
+    """Raise UsageError `bad_argument` for the first argument of `given` that is set; `reasons` says what to use."""
+    for name, value in given.items():
+        if value:
+            raise UsageError("bad_argument", f"{function} does not support {name}={value!r}", hint=reasons[name])
