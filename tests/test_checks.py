@@ -82,6 +82,15 @@ def test_python_refuses_the_call_itself() -> None:
     assert work.__doc__ == "Documented."
 
 
+def test_unknown_keywords_are_named_with_the_nearest_known_one() -> None:
+    @checked
+    def load(device: str = "", engine: str = "") -> None: ...
+
+    with pytest.raises(UsageError, match="load takes no argument 'devic'") as error:
+        load(devic="cpu")  # type: ignore[call-arg]
+    assert error.value.hint.startswith("did you mean device?")
+
+
 def test_methods_are_checked_without_their_self() -> None:
     class Thing:
         @checked

@@ -20,6 +20,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from .arguments import unknown_argument
 from .errors import UsageError
 
 P = ParamSpec("P")
@@ -31,12 +32,16 @@ _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.ab
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Refuse arguments of another type than annotated, with UsageError `bad_argument` before anything else is done.
 
-    Calls that Python itself would refuse (missing or unknown arguments) raise its TypeError as ever.
+    A keyword that the function does not have is refused in the same way, with the nearest one that it has; for missing
+    arguments Python's TypeError stays.
     """
     signature = inspect.signature(function)
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not takes_any and (unknown := [name for name in kwargs if name not in signature.parameters]):
+            raise unknown_argument(function.__name__, unknown, list(signature.parameters))
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:

@@ -6,6 +6,7 @@ ones are covered without a line here; `GOOD` only says which values work.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import shlex
@@ -21,6 +22,7 @@ from .values import (
     GOOD,
     NUMBERS,
     PREAMBLE,
+    RECORDS,
     STDIN,
     STDOUT,
     TEXTS,
@@ -28,6 +30,7 @@ from .values import (
     WHERE,
     Kind,
     kind_of,
+    namespace,
 )
 
 
@@ -85,7 +88,7 @@ def make_case(seed: int, number: int) -> Case:
         arguments = command_line(rng, names[number // 2 % len(names)])
         around = surroundings(rng) if rng.random() < 0.4 else Surroundings()
         return Case(seed, number, arguments=arguments, fresh=rng.random() < 0.12, around=around)
-    names = sorted(CALLS)
+    names = sorted(functions())
     around = surroundings(rng, streams=False) if rng.random() < 0.1 else Surroundings()
     return Case(seed, number, code=call(rng, names[number // 2 % len(names)]), around=around)
 
@@ -94,6 +97,19 @@ def commands() -> dict[str, click.Command]:
     from tessella.cli import cli
 
     return dict(cli.commands)
+
+
+@functools.cache
+def functions() -> dict[str, dict[str, tuple[str, ...]]]:
+    """What can be called, by expression, with good values: `CALLS`, and all else that the package exports."""
+    names = namespace()
+    found = dict(CALLS)
+    for module in ("tessella", "data"):
+        for name in names[module].__all__:
+            value = getattr(names[module], name)
+            if callable(value) and not (isinstance(value, type) and issubclass(value, Exception)):
+                found.setdefault(f"{module}.{name}", {})
+    return {name: found[name] for name in found if name not in RECORDS}
 
 
 # --- a command line ---------------------------------------------------------------------------------------------------
@@ -173,7 +189,7 @@ def surroundings(rng: random.Random, streams: bool = True) -> Surroundings:
 
 def call(rng: random.Random, target: str) -> str:
     """An expression that calls `target` with good values, of which one or two are replaced."""
-    good = dict(CALLS[target])
+    good = functions()[target]
     names = [name for name in parameters(target) if name not in WHERE]
     given = {name: rng.choice(value) for name, value in good.items() if value}
     optional = [name for name in names if name not in given]
@@ -192,18 +208,16 @@ def parameters(target: str) -> list[str]:
     try:
         signature = inspect.signature(_function(target))
     except ValueError:  # written in C
-        return list(CALLS[target])
+        return list(functions()[target])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = [
         name for name, param in signature.parameters.items() if param.kind in kinds and name not in ("self", "cls")
     ]
-    return [*names, *(name for name in CALLS[target] if name not in names)]
+    return [*names, *(name for name in functions()[target] if name not in names)]
 
 
 def _function(target: str) -> Callable[..., Any]:
     """What an expression such as `predictor().classify` calls, without making a predictor."""
-    from .values import namespace
-
     names = namespace()
     owner, dot, method = target.rpartition("().")
     found = eval(f"{owner}.of.{method}" if dot else target, names)

@@ -224,6 +224,13 @@ def namespace() -> dict[str, Any]:
     return names
 
 
+RECORDS = (
+    "tessella.Prediction",
+    "tessella.Record",
+    "data.Limits",
+    "data.Labels",
+    "data.Source",
+)  # hold what they are given
 WHERE = ("token", "endpoint")  # a value could reach out to a network
 VALUES = [
     "None", "True", "False", "0", "1", "-1", "3", "10**30", "2**31", "1.5", "-0.0", "float('nan')", "float('inf')",

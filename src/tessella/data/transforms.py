@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..arguments import named_arguments, refuse
-from ..checks import checked
+from ..checks import check_fields, checked
 from ..errors import ImageError, UsageError, WeightsError
 from .constants import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, open_image, resize_exact
@@ -47,6 +47,7 @@ class InputSpec:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require(
             all(isinstance(n, int) and n > 0 for n in (self.height, self.width, self.channels)),
             f"input size is {self.channels}x{self.height}x{self.width}, expected positive integers",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import checked
+from ..checks import check_fields, checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
@@ -76,6 +76,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("epochs", "batch_size", "accumulate", "repeats", "keep", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError("bad_argument", f"{name} is {getattr(self, name)!r}, expected more than 0")

@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..checks import checked
 from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from .bulk import read_run
@@ -61,6 +62,7 @@ class Index:
     facts: of the run; rows: their number; plan: how they are searched.
     """
 
+    @checked
     def __init__(self, out: str | Path, predictor: Predictor | None = None):
         """predictor: embeds images; None loads the run's own model when there is an image to embed.
 
@@ -84,6 +86,7 @@ class Index:
     def predictor(self) -> Predictor:
         return load_model(self.facts)
 
+    @checked
     def search(
         self, queries: AnyImage | Query | Sequence[AnyImage | Query], *, top: int = 10, where: str | None = None,
         label: str | None = None, all_rows: bool = False,
