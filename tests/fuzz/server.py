@@ -21,6 +21,7 @@ import pkgutil
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -61,18 +62,19 @@ def serve(world: str, folder: str) -> None:
     gc.collect()
     gc.freeze()  # pages that the children share stay shared
     answers = os.fdopen(os.dup(1), "w")
+    copy = Copy(Path(world), Path(folder) / "here")
     for line in sys.stdin:
         case = pickle.loads(base64.b64decode(line))
-        found = run_case(case, Path(world), Path(folder))
+        found = run_case(case, copy, Path(folder))
         answers.write(json.dumps(found) + "\n")
         answers.flush()
 
 
-def run_case(case: Case, world: Path, folder: Path) -> dict[str, Any]:
-    """Run one case in a fresh copy of the world; what came of it, as JSON."""
-    here = folder / "here"
-    clear(folder)
-    subprocess.run(["cp", "-a", str(world), str(here)], check=True)
+def run_case(case: Case, copy: Copy, folder: Path) -> dict[str, Any]:
+    """Run one case in the copy of the world, as if that were new; what came of it, as JSON."""
+    copy.restore()
+    for name in ("stdout", "stderr", "stack", "outcome"):
+        (folder / name).unlink(missing_ok=True)
     began, limit = time.monotonic(), allowance()
     pid = _fresh(case, folder) if case.fresh else _fork(case, folder)
     status, hung = _wait(pid, began + limit)
@@ -87,9 +89,37 @@ def run_case(case: Case, world: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
-def clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+class Copy:
+    """A copy of the world; what a case has changed in it is copied anew, by top-level name."""
+
+    def __init__(self, world: Path, here: Path):
+        self.world, self.here = world, here
+        self._seen: dict[str, Any] = {}
+        here.mkdir(parents=True)
+
+    def restore(self) -> None:
+        names = {path.name for path in self.world.iterdir()}
+        for name in names | {path.name for path in self.here.iterdir()}:
+            path = self.here / name
+            if name in names and name in self._seen and self._seen[name] == _state(path):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif os.path.lexists(path):
+                path.unlink()
+            if name in names:
+                subprocess.run(["cp", "-a", str(self.world / name), str(path)], check=True)
+                self._seen[name] = _state(path)
+
+
+def _state(path: Path) -> Any:
+    """What changes when a file, or anything in a folder, does."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return None
+    within = [(one.name, _state(one)) for one in sorted(path.iterdir())] if stat.S_ISDIR(about.st_mode) else []
+    return (about.st_mode, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, within)
 
 
 def _wait(pid: int, deadline: float) -> tuple[int | None, str]:
