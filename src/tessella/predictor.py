@@ -353,14 +353,14 @@ def load(
 ) -> Predictor:
     """A ready Predictor: weights, input recipe, labels and engine of `name` (None: the model inside this package).
 
-    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. pretrained: False
-    leaves the weights random, to measure speed or to try a model that has none. A `local-dir:` that
-    `tessella export` wrote starts without PyTorch. checkpoint_path: a weight file to use instead of the published one.
-    model_args: fields of the architecture's config, such as img_size=256. mode: "throughput" for many images,
-    "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by about one grey level. policy: "timm" ignores orientation and transparency as timm does.
-    images: a few hundred like those to come, on which "bfloat16" and "int8" are judged against float32 (and int8's
-    ranges are measured) before they are used; None takes photographs in this package. `predictor.plan` lists every
-    choice with its reason. Raises UsageError or WeightsError.
+    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. A `local-dir:` that
+    `tessella export` wrote starts without PyTorch. pretrained: False leaves the weights random, to measure speed or to
+    try a model that has none. checkpoint_path: a weight file to use instead of the published one. model_args: fields of
+    the architecture's config, such as img_size=256. mode: "throughput" for many images, "latency" for one at a time.
+    transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by about one grey level. policy:
+    "timm" ignores orientation and transparency as timm does. images: a few hundred like those to come, on which
+    "bfloat16" and "int8" are judged against float32 (and int8's ranges are measured) before they are used; None takes
+    photographs in this package. `predictor.plan` lists every choice with its reason. Raises UsageError or WeightsError.
     """
     name = name or DEFAULT_MODEL
     settings: dict[str, Any] = dict(transform=transform, policy=policy)

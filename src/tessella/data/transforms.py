@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .augment import TrainTransform
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MAX_SIZE = 1_000_000  # of a side, and of the number of channels
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 _log = logging.getLogger(__name__)
 CROP_MODES = ("center", "squash", "border")
@@ -49,8 +50,12 @@ class InputSpec:
     def __post_init__(self) -> None:
         check_fields(self)
         _require(
-            all(isinstance(n, int) and n > 0 for n in (self.height, self.width, self.channels)),
+            all(_is_size(n) for n in (self.height, self.width, self.channels)),
             f"input size is {self.channels}x{self.height}x{self.width}, expected positive integers",
+        )
+        _require(
+            self.height * self.width <= DEFAULT_LIMITS.intermediate,
+            f"input size is {self.width}x{self.height} px, the limit is {DEFAULT_LIMITS.intermediate:,} pixels",
         )
         _require(
             self.interpolation in INTERPOLATIONS,
@@ -85,6 +90,10 @@ class InputSpec:
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value <= MAX_SIZE
 
 
 def _require(ok: bool, message: str) -> None:
@@ -489,7 +498,7 @@ def resolve_data_config(
         size = (channels, side, side) if isinstance(side, int) else (channels, *side)
     else:
         size = pick("input_size", (channels, 224, 224))
-    if not isinstance(size, Sequence) or len(size) != 3:
+    if not isinstance(size, Sequence) or len(size) != 3 or not all(map(_is_size, size)):
         raise UsageError("bad_argument", f"input_size is {size!r}, expected (channels, height, width)")
     size = tuple(size)
 

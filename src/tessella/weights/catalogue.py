@@ -222,8 +222,9 @@ def is_model(model_name: str) -> bool:
 
 def is_model_pretrained(model_name: str) -> bool:
     """Whether there are published weights under exactly this name, with a tag or (the default ones) without."""
+    name = _text(model_name)
     try:
-        row = resolve(_text(model_name))[1]
+        row = resolve(name)[1]
     except UsageError:
         return False
     return row is not None and row.has_weights

@@ -113,7 +113,11 @@ def create_model(
     with _Unfilled() if loads_all else nullcontext():
         model = build(cfg["architecture"], **args)
     if loads_all:
-        _give_memory(model)
+        try:
+            _give_memory(model)
+        except RuntimeError as error:  # torch's for memory that there is not
+            what = f"{cfg['architecture']} with these arguments does not fit into the memory: {error}"
+            raise UsageError("bad_argument", what) from None
     if load_pretrained or checkpoint_path is not None:
         load_weights(model, state, source_cfg=cfg if load_pretrained else {}, source=path)
         if load_pretrained and sha256:

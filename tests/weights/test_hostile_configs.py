@@ -1,0 +1,109 @@
+"""config.json of a model folder with every field replaced by something it must not be: a coded error or a model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tessella.data.transforms import InputSpec
+from tessella.errors import TessellaError
+from tessella.models.base import ImageModel
+from tessella.weights import create_model, save_pretrained
+
+from ..models.tiny import images, tiny
+
+DEEP: Any = []
+for _ in range(300):
+    DEEP = [DEEP]
+VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        "",
+        "x" * 1000,
+        "\ud800",
+        "../..",
+        0,
+        -1,
+        10**6,
+        10**12,
+        10**400,
+        -(10**400),
+        0.5,
+        1e300,
+        float("inf"),
+    ),
+    *(float("nan"), [], {}, [None], [[]], {"a": 1}, [1, 2, 3], [10**400] * 3, [float("nan")] * 3, ["a"] * 3, DEEP),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every field of nested objects and lists."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def changed(root: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of `root` in which the field at `path` is `value`."""
+    if not path:
+        return value
+    copy = dict(root) if isinstance(root, dict) else list(root)
+    copy[path[0]] = changed(root[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.fixture(scope="module", params=["mixer", "convit", "crossvit", "convmixer"])
+def saved_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    overrides = dict(label_names=tuple("abcde"), mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, 32, 32))
+    if request.param == "crossvit":
+        overrides["input_size"] = (3, 120, 120)
+    folder = save_pretrained(tiny(request.param), tmp_path_factory.mktemp(request.param), config_overrides=overrides)
+    return folder, json.loads((folder / "config.json").read_text())
+
+
+def test_every_field_replaced_by_every_value(saved_folder: tuple[Path, dict[str, Any]]) -> None:
+    folder, good = saved_folder
+    rng = random.Random(7)
+    refused = 0
+    for path in places(good):
+        for value in rng.sample(VALUES, 6):
+            (folder / "config.json").write_text(json.dumps(changed(good, path, value)))
+            try:
+                made = create_model(f"local-dir:{folder}", pretrained=True)
+                InputSpec.from_cfg(made.pretrained_cfg)
+            except TessellaError:
+                refused += 1
+                continue
+            assert isinstance(made, ImageModel)
+            with torch.no_grad():
+                assert made.eval()(images(made, 1)).isfinite().all()
+    assert refused > 60
+
+
+def test_fields_that_nobody_knows_are_ignored(saved_folder: tuple[Path, dict[str, Any]]) -> None:
+    folder, good = saved_folder
+    for value in VALUES:
+        (folder / "config.json").write_text(json.dumps({**good, "surprise": value}))
+        create_model(f"local-dir:{folder}", pretrained=True)
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_deep_nesting_anywhere(saved_folder: tuple[Path, dict[str, Any]], depth: int) -> None:
+    folder, good = saved_folder
+    text = json.dumps(changed(good, ("pretrained_cfg", "mean"), "HERE"))
+    for brackets in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        (folder / "config.json").write_text(text.replace('"HERE"', brackets))
+        with pytest.raises(TessellaError) as error:
+            create_model(f"local-dir:{folder}")
+        assert error.value.code == "bad_config"
