@@ -36,6 +36,7 @@ def work(
         dict(count=np.int64(3), rate=np.float32(2), flag=np.bool_(True)),
         dict(count=None, rate=math.nan, path="\udce9.png"),  # a name that is not UTF-8 is a path
         dict(names=["a"], many=iter([1]), facts={"a": object()}, say=len, one=["a", "b"]),
+        dict(many=np.array([1, 2])),
         dict(names=("a", "b"), many=range(3), sides=(1, 2), unresolved="anything", more=object()),
     ],
 )
@@ -63,6 +64,8 @@ def test_what_fits_is_passed_on(given: dict[str, Any]) -> None:
         (dict(say="print"), "say is 'print', expected a function"),
         (dict(one=b"x"), "one is b'x', expected a string or a list, each entry a string"),
         (dict(sides=(1, 2, 3)), "sides is of type tuple, expected an integer or a tuple of 2 values"),
+        (dict(many=np.zeros((2, 2), int)), "many is of type ndarray, expected a list, each entry an integer"),
+        (dict(names=np.zeros(2)), "names is of type ndarray, expected a list, each entry a string"),
         (dict(count=np.zeros(2)), "count is of type ndarray, expected an integer or None"),
     ],
 )

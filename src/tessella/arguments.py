@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from .errors import UsageError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def suggestion(words: Iterable[str], known: Collection[str], *, most: int = 1, cutoff: float = 0.6) -> str:
@@ -27,19 +22,6 @@ def unknown_argument(function: str, words: Collection[str], known: Collection[st
         f"{function} takes no argument {', '.join(map(repr, words))}",
         hint=suggestion(words, known) or f"known: {', '.join(known)}",
     )
-
-
-def named_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: keyword arguments that `function` does not have raise UsageError `bad_argument`, not TypeError."""
-    known = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if unknown := [name for name in kwargs if name not in known]:
-            raise unknown_argument(function.__name__, unknown, known)
-        return function(*args, **kwargs)
-
-    return checked
 
 
 def refuse(function: str, given: dict[str, Any], reasons: dict[str, str]) -> None:

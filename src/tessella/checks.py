@@ -171,8 +171,13 @@ def _fits_container(value: object, origin: Any, parts: tuple[Any, ...]) -> bool:
         return isinstance(value, origin) and all(_fits(key, parts[0]) for key in value)
     if origin is tuple and parts[-1:] != (...,):
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if not isinstance(value, origin) or (isinstance(value, str | bytes) and origin in _SEQUENCES):
-        return False  # a string is not a list of its characters
+    if origin in _SEQUENCES:  # a string is not a list of its characters, nor an array of rows one of values
+        if getattr(value, "ndim", None) == 1:
+            return all(_fits(one, parts[0]) for one in value.tolist())  # type: ignore[attr-defined]
+        if isinstance(value, str | bytes) or hasattr(value, "ndim"):
+            return False
+    if not isinstance(value, origin):
+        return False
     return not isinstance(value, collections.abc.Sequence) or all(_fits(one, parts[0]) for one in value)
 
 

@@ -80,6 +80,7 @@ class Record:
 class Predictor:
     """Made by `tessella.load`; holds no state that a call changes, so threads may share it."""
 
+    @checked
     def __init__(
         self,
         model: ImageModel,

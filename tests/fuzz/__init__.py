@@ -42,7 +42,7 @@ def judge(case: Case, found: dict[str, Any]) -> str:
         return f"{found['hung']}: {found.get('place') or innermost(found.get('stack', ''))}"
     if found["left"]:
         return f"processes left: {', '.join(sorted(set(found['left'])))}"
-    if "error" in found and not found["coded"] and (found["place"] or not case.code):
+    if "error" in found and not found["coded"] and (found["place"] or not case.code) and not _is_binding(found):
         return f"{found['error']} in {found['place']}"
     if case.code:
         return "" if found["status"] in (0, 1) else f"status {found['status']}"
@@ -51,6 +51,12 @@ def judge(case: Case, found: dict[str, Any]) -> str:
     if words := [word for word in NEVER if word in found["stderr"]]:
         return f"{words[0]}: {innermost(found['stderr'])}"
     return _not_json(case, found)
+
+
+def _is_binding(found: dict[str, Any]) -> bool:
+    """Whether Python itself refused the call: it lacks an argument, or has one twice."""
+    words = ("required positional argument", "required keyword-only argument", "multiple values for argument")
+    return found["error"] == "TypeError" and any(word in found["message"] for word in words)
 
 
 def _not_json(case: Case, found: dict[str, Any]) -> str:

@@ -56,6 +56,7 @@ class Case:
     code: str = ""
     fresh: bool = False
     around: Surroundings = Surroundings()
+    limit: float = 20.0  # seconds; more where the machine is shared, see `server.allowance`
 
     @property
     def target(self) -> str:

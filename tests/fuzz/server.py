@@ -35,7 +35,6 @@ from typing import Any
 from .cases import Case
 from .values import namespace
 
-TIME_LIMIT = 20.0  # seconds; more where the machine is shared, see `allowance`
 MOST_PROCESSES = 60
 MEMORY = 6 << 30  # bytes of a process; a case that asks for more meets a MemoryError
 _TRACE = 250  # file descriptor of the child's stack, written on SIGUSR1
@@ -43,9 +42,9 @@ _MODULES = """numpy torch PIL.Image pyarrow.parquet pyarrow.dataset pyarrow.comp
     safetensors.torch huggingface_hub matplotlib.figure fsspec filelock prometheus_client"""
 
 
-def allowance() -> float:
-    """The time limit in seconds, stretched where more processes want to run than there are cores."""
-    return TIME_LIMIT * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+def allowance(limit: float) -> float:
+    """A time limit in seconds, stretched where more processes want to run than there are cores."""
+    return limit * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
 def serve(world: str, folder: str) -> None:
@@ -75,9 +74,9 @@ def run_case(case: Case, copy: Copy, folder: Path) -> dict[str, Any]:
     copy.restore()
     for name in ("stdout", "stderr", "stack", "outcome"):
         (folder / name).unlink(missing_ok=True)
-    began, limit = time.monotonic(), allowance()
+    began, limit = time.monotonic(), allowance(case.limit)
     pid = _fresh(case, folder) if case.fresh else _fork(case, folder)
-    status, hung = _wait(pid, began + limit)
+    status, hung = _wait(pid, began + limit, case.limit)
     seconds = time.monotonic() - began
     left = _end_session(pid)
     found: dict[str, Any] = dict(number=case.number, status=status, seconds=round(seconds, 2), hung=hung, left=left)
@@ -122,7 +121,7 @@ def _state(path: Path) -> Any:
     return (about.st_mode, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, within)
 
 
-def _wait(pid: int, deadline: float) -> tuple[int | None, str]:
+def _wait(pid: int, deadline: float, limit: float) -> tuple[int | None, str]:
     """(exit status, "") or, of a case that was ended here, (None, why)."""
     pause, looked = 0.002, time.monotonic()
     while True:
@@ -130,7 +129,7 @@ def _wait(pid: int, deadline: float) -> tuple[int | None, str]:
         if done:
             return os.waitstatus_to_exitcode(status), ""
         now = time.monotonic()
-        why = f"still running after {TIME_LIMIT:g} s" if now > deadline else ""
+        why = f"still running after {limit:g} s" if now > deadline else ""
         if now - looked > 0.5:
             looked = now
             if (count := len(_session(pid))) > MOST_PROCESSES:

@@ -286,6 +286,14 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "tessella.is_model": dict(model_name=_NAME),
     "tessella.get_pretrained_cfg": dict(model_name=_NAME),
     "tessella.get_arch_pretrained_cfgs": dict(model_name=_NAME),
+    "tessella.load_checkpoint": dict(model=("model()",), checkpoint_path=("'tiny/model.safetensors'", "'weights.pth'")),
+    "tessella.model_entrypoint": dict(model_name=_NAME),
+    "tessella.get_pretrained_cfg_value": dict(model_name=_NAME, cfg_key=("'mean'",)),
+    "data.create_dataset": dict(name=("''",), root=("'data'",)),
+    "data.create_loader": dict(
+        dataset=("data.ImageDataset('data')",), input_size=("16",), batch_size=("2",), num_workers=("0",)
+    ),
+    "data.ImageDataset": dict(root=("'data'",)),
     "tessella.Predictor": dict(model=("model()",)),
     "predictor().classify": dict(images=_MANY),
     "predictor().embed": dict(images=_MANY),

@@ -173,7 +173,7 @@ def _models() -> None:
     model = tessella.create_model("convmixer_256_8_ks3_p4.cifar10", pretrained=True)
     tessella.save_pretrained(model, "weights")
     data = Path("weights/model.safetensors").read_bytes()
-    small = tessella.create_model("mixer_s32_224", num_classes=2, **MIXER)
+    small = tessella.create_model("mixer_s32_224", num_classes=2, **dict[str, Any](MIXER))
     tessella.save_pretrained(small, "tiny")
     for name in ("nohash", "badconfig", "deepconfig"):
         Path(name).mkdir()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from ..checks import checked
 from ..errors import ImageError
 from .decode import DEFAULT_LIMITS, Limits, read_file
 from .remote import is_object, is_url, listed, opened, read_url
@@ -53,7 +52,6 @@ class Source:
         return data
 
 
-@checked
 def iter_sources(inputs: Sequence[str], stdin: Iterable[str] | None = None) -> Iterator[Source]:
     """The images that `inputs` name, one after the other, as they are found; an input that names none is one error.
 

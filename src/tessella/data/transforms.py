@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..arguments import named_arguments, refuse
+from ..arguments import refuse
 from ..checks import check_fields, checked
 from ..errors import ImageError, UsageError, WeightsError
 from .constants import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -232,12 +232,24 @@ def _computed(size: int, new_size: int, stop: int) -> int:
 # --- pixels to tensors ------------------------------------------------------------------------------------------------
 
 
-@checked
 def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
-    """(B,H,W,C) uint8 -> (B,C,H,W) float32: (x / 255 - mean) / std, in timm's order of operations and so its bits."""
+    """(B,H,W,C) uint8 -> (B,C,H,W) float32: (x / 255 - mean) / std, in timm's order of operations and so its bits.
+
+    Raises UsageError `bad_argument` for anything else than a dense array or tensor of that shape.
+    """
     import torch
 
-    images = torch.as_tensor(images_BHWC)
+    if not isinstance(spec, InputSpec):
+        raise UsageError("bad_argument", f"spec is of type {type(spec).__name__}, expected an InputSpec")
+    numeric = isinstance(images_BHWC, np.ndarray) and images_BHWC.dtype.kind in "uif"
+    images = torch.as_tensor(images_BHWC) if numeric else images_BHWC
+    fits = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[3] == len(spec.mean)
+    if not isinstance(images, torch.Tensor) or not fits or images.layout != torch.strided or images.is_meta:
+        shape = tuple(getattr(images_BHWC, "shape", ()))
+        raise UsageError(
+            "bad_argument",
+            f"got {type(images_BHWC).__name__} of shape {shape}, expected images (B,H,W,{len(spec.mean)}) of uint8",
+        )
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (spec.mean, spec.std))
     return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(std)
 
@@ -345,7 +357,6 @@ _ALTERNATIVES = {  # timm's arguments that are not supported, and what to use
 }
 
 
-@named_arguments
 @checked
 def create_transform(
     input_size: int | Sequence[int] = 224,

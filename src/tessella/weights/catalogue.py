@@ -220,6 +220,7 @@ def is_model(model_name: str) -> bool:
     return _text(model_name).partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
 
 
+@checked
 def is_model_pretrained(model_name: str) -> bool:
     """Whether there are published weights under exactly this name, with a tag or (the default ones) without."""
     name = _text(model_name)

@@ -163,6 +163,7 @@ def check_names(arch: str, arguments: Collection[str]) -> None:
         raise unknown_argument(arch, unknown, known)
 
 
+@checked
 def model_entrypoint(model_name: str, module_filter: str | None = None) -> Callable[..., Any]:
     """What builds an architecture: a function of `create_model`'s other arguments, named like the architecture.
 
@@ -180,6 +181,7 @@ def model_entrypoint(model_name: str, module_filter: str | None = None) -> Calla
     return entrypoint
 
 
+@checked
 def load_state_dict(
     checkpoint_path: str | Path,
     use_ema: bool = True,
@@ -196,6 +198,7 @@ def load_state_dict(
     return {key: value.to(device) for key, value in state.items()}
 
 
+@checked
 def load_checkpoint(
     model: nn.Module,
     checkpoint_path: str | Path,
