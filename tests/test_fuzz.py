@@ -88,7 +88,7 @@ def test_surroundings_reach_the_program(among: list[Server], fresh: bool) -> Non
 
     assert status("list", "conv*") == 0
     assert status("list", "--nonsense") == 2
-    assert status("classify", "-", "--engine", "eager") == 3  # nothing on standard input
+    assert status("classify", "nowhere.jpg", "--engine", "eager") == 3
     assert status("list", "conv*", stdout="no reader") == 0
 
 
