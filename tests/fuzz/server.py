@@ -36,6 +36,7 @@ from .cases import Case
 from .values import namespace
 
 MOST_PROCESSES = 60
+MOST_TEXT = 100_000  # characters that are kept of an output
 MEMORY = 6 << 30  # bytes of a process; a case that asks for more meets a MemoryError
 _TRACE = 250  # file descriptor of the child's stack, written on SIGUSR1
 _MODULES = """numpy torch PIL.Image pyarrow.parquet pyarrow.dataset pyarrow.compute rich.progress rich.table
@@ -82,7 +83,8 @@ def run_case(case: Case, copy: Copy, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = dict(number=case.number, status=status, seconds=round(seconds, 2), hung=hung, left=left)
     for name in ("stdout", "stderr", "stack"):
         with contextlib.suppress(OSError):
-            found[name] = (folder / name).read_bytes()[-20_000:].decode(errors="replace")
+            text = (folder / name).read_bytes().decode(errors="replace")
+            found[name] = text if len(text) <= MOST_TEXT else text[-MOST_TEXT:].partition("\n")[2]  # whole lines
     with contextlib.suppress(OSError):
         found |= json.loads((folder / "outcome").read_text())
     return found
@@ -247,7 +249,7 @@ def _streams(case: Case, folder: Path) -> None:
     """Standard streams as the case wants them, and no other open file."""
     around, here = case.around, folder / "here"
     kinds = (around.stdin, around.stdout, around.stderr)
-    files = {"names": "list.txt", "bytes": "random.bin", "endless": "zero", "folder": "photos"}
+    files = {"names": "list.txt", "bytes": "random.bin", "endless": "zero"}
     path = here / files[around.stdin] if around.stdin in files else "/dev/null"
     opened = [os.open(path, os.O_RDONLY)]
     for kind, name in zip(kinds[1:], ("stdout", "stderr"), strict=True):
@@ -265,7 +267,7 @@ def _streams(case: Case, folder: Path) -> None:
     for i, (name, kind) in enumerate(zip(("stdin", "stdout", "stderr"), kinds, strict=True)):
         if kind == "closed":
             os.close(i)
-        stream = None if kind in ("closed", "folder") else _text_stream(i, case.around.variables)
+        stream = None if kind == "closed" else _text_stream(i, case.around.variables)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 

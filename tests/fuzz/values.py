@@ -185,7 +185,6 @@ STDIN = {
     "names": "<{here}/list.txt",
     "bytes": "<{here}/random.bin",
     "endless": "<{here}/zero",
-    "folder": "<{here}/photos",
 }
 STDOUT = {"file": "", "closed": ">&-", "full": ">{here}/full", "no reader": "| true"}
 

@@ -50,6 +50,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ..checks import checked
 from ..errors import ImageError, TessellaError, UsageError
 
 try:
@@ -92,6 +93,7 @@ class Opened:
     pixels: Callable[[], Pixels]
 
 
+@checked
 def decode(
     source: ImageSource, *, policy: Policy = "tessella", mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS
 ) -> Pixels:
