@@ -27,7 +27,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .cases import Case, make_case
+from .cases import Case
+from .cases import make_case as make_case
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STATUSES = {0, 2, 3, 4, 5, 6, 7, 8, 130}  # those of the README
