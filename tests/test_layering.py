@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
     {"errors", "text", "regular"},
     {"extras", "atomic", "arguments", "locks"},
+    {"checks"},
     {"models", "data", "utils"},
     {"weights"},
     {"engine"},

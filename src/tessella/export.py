@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from .checks import checked
 from .engine.exported import GRAPHS, write_card
 from .errors import OutputError, UsageError
 from .predictor import Predictor
 
 
+@checked
 def export(predictor: Predictor, folder: str | Path) -> Path:
     """Write what `tessella.load("local-dir:FOLDER")` and any other user of OpenVINO or ONNX can read.
 

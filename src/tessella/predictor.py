@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import checked
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
 from .data.remote import is_object, is_url
@@ -117,6 +118,7 @@ class Predictor:
     on the command line: a folder, a glob, a .tar or .parquet file, the URL of these, or "@FILE" for a list.
     """
 
+    @checked
     def __init__(
         self,
         model: ImageModel,
@@ -438,6 +440,7 @@ class Predictor:
             )
 
 
+@checked
 def load(
     name: str | None = None,
     *,

@@ -163,6 +163,18 @@ def test_other_channel_counts_are_refused() -> None:
         prepare(picture(4, 4), InputSpec(channels=1, mean=(0.5,), std=(0.5,)))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["photo.jpg", None, np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 2, 4), np.uint8), np.zeros((1, 2, 2, 3), object),
+     torch.zeros(1, 2, 2, 3).to_sparse(), torch.zeros(1, 2, 2, 3, device="meta")],
+)  # fmt: skip
+def test_normalise_refuses_what_is_no_batch_of_images(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected images \(B,H,W,3\)"):
+        normalise(wrong, InputSpec())
+    with pytest.raises(UsageError, match="expected an InputSpec"):
+        normalise(np.zeros((1, 2, 2, 3), np.uint8), wrong)
+
+
 def test_normalise() -> None:
     batch = RNG.integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
     got = normalise(batch, InputSpec(height=5, width=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,16 @@ def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_p
     again = opened.__wrapped__("openvino", "mixer", pixels=True)
     pixels = inputs(first, 2)
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
+
+
+def test_verbose_of_the_program_is_not_read_by_openvino(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["tessella", "export", "--verbose"])
+    opened.__wrapped__("openvino", "mixer", pixels=True)
+    assert capfd.readouterr() == ("", "")  # its statistics would be taken for results
+    assert sys.argv[-1] == "--verbose"
 
 
 def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

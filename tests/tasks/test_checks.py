@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import tessella
+from tessella.checks import as_inputs
 from tessella.errors import TessellaError, UsageError
 from tessella.predictor import Predictor
 from tessella.tasks.bulk import run
-from tessella.tasks.checks import as_inputs
 from tessella.tasks.dedup import find_duplicates
 from tessella.tasks.index import build_index, check_index
 from tessella.tasks.retrieval import retrieval

@@ -23,6 +23,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from ..checks import check_fields
 from ..errors import ImageError, UsageError
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, PillowImage, Pixels, Policy, open_image
 from .mix import Erasing, erase
@@ -61,6 +62,7 @@ class Augmentation:
     blur_prob: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(self.crop in CROPS, "crop", self.crop, f"one of {', '.join(CROPS)}")
         for name in ("scale", "ratio"):
             given = getattr(self, name)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ..arguments import named_arguments, refuse
+from ..arguments import refuse
+from ..checks import checked
 from ..errors import UsageError
 from .augment import TrainTransform, as_pillow
 from .constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -34,7 +35,7 @@ class Mixup:
     `mixup_enabled = False` stops the mixing; the targets are still smoothed.
     """
 
-    @named_arguments
+    @checked
     def __init__(
         self,
         mixup_alpha: float = 1.0,
@@ -85,7 +86,7 @@ class ImageDataset(Dataset[Any]):
     An image that cannot be read raises ImageError; timm takes the next one in its place.
     """
 
-    @named_arguments
+    @checked
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -148,7 +149,7 @@ def _class_list(class_map: Mapping[str, int] | str | os.PathLike[str] | None) ->
     return names
 
 
-@named_arguments
+@checked
 def create_dataset(
     name: str,
     root: str | os.PathLike[str] | None = None,
@@ -212,7 +213,7 @@ _LOADER_REASONS = {
 }
 
 
-@named_arguments
+@checked
 def create_loader(
     dataset: Any,
     input_size: int | Sequence[int],
@@ -345,6 +346,7 @@ _SUBSETS = {"imagenet-22k-goog": "imagenet-21k-goog"}
 class ImageNetInfo:
     """Labels and descriptions of "imagenet-1k", "imagenet-21k-goog" or "imagenet-21k-miil": WordNet ids and names."""
 
+    @checked
     def __init__(self, subset: str = "imagenet-1k"):
         self._labels = labels_for(_SUBSETS.get(subset, subset))
 
@@ -378,6 +380,7 @@ class ImageNetInfo:
         return index
 
 
+@checked
 def infer_imagenet_subset(model_or_cfg: Any) -> str | None:
     """The subset that a model's class count stands for; None where it is none of `ImageNetInfo`'s."""
     cfg = model_or_cfg if isinstance(model_or_cfg, Mapping) else getattr(model_or_cfg, "pretrained_cfg", {})

@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import checked
 from ..errors import UsageError
 from .decode import DEFAULT_LIMITS, Limits
 from .labelled_rows import read_parquet
@@ -123,6 +124,7 @@ class LabelledImages:
         return digest.hexdigest()[:16]
 
 
+@checked
 def open_labelled(
     data: str | os.PathLike[str], split: Split | None = None, *, classes: Sequence[str] | None = None
 ) -> LabelledImages:

@@ -57,6 +57,7 @@ from PIL import (
     features,
 )
 
+from ..checks import checked
 from ..errors import ImageError, TessellaError, UsageError
 from ..regular import SpecialFileError, open_regular
 from .formats import bmp, gif, jpeg, png, tiff
@@ -101,6 +102,7 @@ class Opened:
     pixels: Callable[[], Pixels]
 
 
+@checked
 def decode(
     source: ImageSource, *, policy: Policy = "tessella", mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS
 ) -> Pixels:

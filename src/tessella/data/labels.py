@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
+from ..checks import checked
 from ..errors import UsageError
 
 _TABLES = {  # name: file, number of classes
@@ -27,6 +28,7 @@ class Labels:
         return len(self.names)
 
 
+@checked
 @functools.cache
 def labels_for(dataset: str) -> Labels:
     """The labels of "imagenet-1k", "imagenet-21k-goog" or "imagenet-21k-miil"."""
@@ -39,6 +41,7 @@ def labels_for(dataset: str) -> Labels:
     return Labels(dataset, names, synsets)
 
 
+@checked
 def labels_for_classes(num_classes: int) -> Labels | None:
     """The labels of the set with that many classes, None if no known set has."""
     for dataset, (_, count) in _TABLES.items():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ..checks import check_fields
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Erasing:
     aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height over width, drawn evenly on a logarithmic scale
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check(0 <= self.prob <= 1, "prob", self.prob, "0 to 1")
         _check(self.mode in ("const", "rand", "pixel"), "mode", self.mode, "'const', 'rand' or 'pixel'")
         _check(self.count >= 1, "count", self.count, "1 or more")
@@ -52,6 +54,7 @@ class Mixing:
     mode: Literal["batch", "pair", "elem"] = "batch"  # one draw a batch, a pair of images that mix, or an image
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("mixup", "cutmix"):
             _check(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
         for name in ("prob", "switch_prob"):

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from ..checks import check_type
 from ..errors import ImageError, TessellaError
 from ..regular import open_regular, special_kind
 from . import tar
@@ -42,6 +43,8 @@ def iter_sources(
     skipped: counts what is left out (hidden files, other suffixes, by-products of other systems, links that lead back).
     Raises UsageError if an input is a URL of a store whose package is missing.
     """
+    check_type("inputs", inputs, str | bytes | os.PathLike | Iterable)
+    check_type("skipped", skipped, Skipped | None)
     skipped = Skipped() if skipped is None else skipped
     for given in [inputs] if isinstance(inputs, str | bytes | os.PathLike) else inputs:
         if not isinstance(given, str | bytes | os.PathLike):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..arguments import named_arguments, refuse
+from ..arguments import refuse
+from ..checks import check_fields, checked
 from ..errors import ImageError, UsageError, WeightsError
 from .constants import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, open_image, resize_exact
@@ -49,6 +50,7 @@ class InputSpec:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require(
             all(_is_size(n) for n in (self.height, self.width, self.channels)),
             f"input size is {self.channels}x{self.height}x{self.width}, expected positive integers",
@@ -154,6 +156,7 @@ def check_geometry(height: int, width: int, spec: InputSpec, limits: Limits = DE
 # --- pixels to pixels -------------------------------------------------------------------------------------------------
 
 
+@checked
 def load_pixels(
     source: ImageSource,
     spec: InputSpec,
@@ -168,6 +171,7 @@ def load_pixels(
     return prepare(opened.pixels(), spec, mode, limits)
 
 
+@checked
 def prepare(pixels: Pixels, spec: InputSpec, mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS) -> Pixels:
     """(H,W,3) uint8 -> (spec.height, spec.width, 3) uint8: resized, cropped, padded where it is too small."""
     if spec.channels != 3:
@@ -231,10 +235,23 @@ def _computed(size: int, new_size: int, stop: int) -> int:
 
 
 def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
-    """(B,H,W,C) uint8 -> (B,C,H,W) float32: (x / 255 - mean) / std, in timm's order of operations and so its bits."""
+    """(B,H,W,C) uint8 -> (B,C,H,W) float32: (x / 255 - mean) / std, in timm's order of operations and so its bits.
+
+    Raises UsageError `bad_argument` for anything else than a dense array or tensor of that shape.
+    """
     import torch
 
-    images = torch.as_tensor(images_BHWC)
+    if not isinstance(spec, InputSpec):
+        raise UsageError("bad_argument", f"spec is of type {type(spec).__name__}, expected an InputSpec")
+    numeric = isinstance(images_BHWC, np.ndarray) and images_BHWC.dtype.kind in "uif"
+    images = torch.as_tensor(images_BHWC) if numeric else images_BHWC
+    fits = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[3] == len(spec.mean)
+    if not isinstance(images, torch.Tensor) or not fits or images.layout != torch.strided or images.is_meta:
+        shape = tuple(getattr(images_BHWC, "shape", ()))
+        raise UsageError(
+            "bad_argument",
+            f"got {type(images_BHWC).__name__} of shape {shape}, expected images (B,H,W,{len(spec.mean)}) of uint8",
+        )
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (spec.mean, spec.std))
     return images.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(std)
 
@@ -342,7 +359,7 @@ _ALTERNATIVES = {  # timm's arguments that are not supported, and what to use
 }
 
 
-@named_arguments
+@checked
 def create_transform(
     input_size: int | Sequence[int] = 224,
     is_training: bool = False,
@@ -465,7 +482,7 @@ def _spec_fields(
         ) from None
 
 
-@named_arguments
+@checked
 def resolve_data_config(
     args: Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
@@ -519,7 +536,7 @@ def resolve_data_config(
     return resolved
 
 
-@named_arguments
+@checked
 def resolve_model_data_config(
     model: Any,
     args: Mapping[str, Any] | None = None,

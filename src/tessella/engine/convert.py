@@ -29,6 +29,17 @@ from .tuned import versions
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _without_verbose() -> Iterator[None]:
+    """Hide `--verbose` of the program: OpenVINO reads sys.argv, and would print statistics as if they were results."""
+    given = sys.argv
+    sys.argv = [argument for argument in given if argument != "--verbose"]
+    try:
+        yield
+    finally:
+        sys.argv = given
+
+
 def as_openvino(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
 ) -> Path:
@@ -42,7 +53,7 @@ def as_openvino(
 
     def convert(folder: Path) -> None:
         log.info("converting %s for OpenVINO, once", model.arch)
-        with converting("OpenVINO"), quiet():
+        with converting("OpenVINO"), quiet(), _without_verbose():
             graph = ov.convert_model(exported(model, plan, size, spec))
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import named_arguments
+from ..checks import checked
 from ..errors import UsageError
 from ..models.base import ImageModel
 from ..text import html_table, html_text, printable
@@ -57,7 +57,8 @@ class Optimized:
         Raises UsageError `bad_argument` for what is no batch, `wrong_input_size` for images of another size.
         """
         channels, height, width = self.engine.shape
-        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != channels:
+        real = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+        if not real or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != channels:
             given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
                 "bad_argument",
@@ -79,7 +80,7 @@ class Optimized:
         return Outputs(*(torch.cat(found).to(x.device) for found in zip(*parts, strict=True)))
 
 
-@named_arguments
+@checked
 def optimize(
     net: Any,
     *,

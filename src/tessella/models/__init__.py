@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from ..arguments import annotated_type, fits, suggestion, unknown_argument
+from ..arguments import suggestion, unknown_argument
+from ..checks import annotated_types, check_type
 from ..errors import UsageError
 from . import convit, convmixer, crossvit, mixer
 from .base import ImageModel
@@ -48,10 +48,11 @@ def build(arch: str, **overrides: Any) -> ImageModel:
         raise unknown_argument(arch, unknown, fields)
     if given.get("act_layer") in (nn.GELU, nn.ReLU):  # timm's way to name an activation
         given["act_layer"] = given["act_layer"].__name__.lower()
-    names = vars(sys.modules[type(config).__module__])
-    for field in dataclasses.fields(config):
-        if field.name in given:
-            _check_value(field.name, given[field.name], str(field.type), names)
+    owner: Any = type(config)
+    kinds = annotated_types(owner)
+    for name, value in given.items():
+        check_type(name, value, kinds.get(name, Any))
+        _check_size(name, value)
     try:
         model = family(dataclasses.replace(config, **given))
     except UsageError:
@@ -71,14 +72,8 @@ MAX_SIZE = 1_000_000  # of any width, side or count
 _WRONG_VALUE = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError)
 
 
-def _check_value(name: str, value: Any, annotation: str, names: dict[str, Any]) -> None:
-    """Refuse other types than the config's, and numbers that are not finite or would keep the constructor busy."""
-    if not fits(value, annotated_type(annotation, names)):
-        raise UsageError("bad_argument", f"{name} is {_short(value)}, expected {annotation}")
-    _check_size(name, value)
-
-
 def _check_size(name: str, value: Any) -> None:
+    """Refuse numbers that are not finite or would keep the constructor busy."""
     for item in value if isinstance(value, list | tuple) else (value,):
         if isinstance(item, list | tuple):
             _check_size(name, item)

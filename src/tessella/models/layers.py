@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_type
 from ..errors import UsageError, WeightsError
 
 Pair = tuple[int, int]
@@ -123,9 +124,8 @@ def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     """Which of `depth` blocks to tap: None all, n the last n, a list those (negatives count from the end)."""
     if indices is None:
         return list(range(depth))
-    wanted = range(-indices, 0) if isinstance(indices, int) else indices
-    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not all(isinstance(i, int) for i in wanted):
-        raise UsageError("bad_argument", f"indices={indices!r}, expected a number of blocks or a list of block numbers")
+    check_type("indices", indices, int | Sequence[int] | None)
+    wanted = range(max(-indices, -depth - 1), 0) if isinstance(indices, int) else indices
     picked = [i + depth if i < 0 else i for i in wanted]
     if not picked or min(picked) < 0 or max(picked) >= depth:
         raise UsageError(

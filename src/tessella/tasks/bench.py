@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..checks import checked
 from ..data.samples import sample_images
 from ..data.transforms import InputSpec, normalise
 from ..engine import ENGINES, PRECISIONS, make_plan, open_engine
@@ -478,6 +479,7 @@ def _caches_in(folder: Path) -> Iterator[None]:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@checked
 def bench(
     names: Sequence[str],
     *,

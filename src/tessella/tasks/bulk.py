@@ -31,11 +31,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..atomic import copy_file, write_atomic
+from ..checks import as_inputs, as_path, check_count, check_seconds, checked
 from ..data.sources import Skipped, iter_sources
 from ..errors import OutputError, RunError, UsageError
 from ..locks import folder_lock
 from ..predictor import Predictor
-from .checks import as_inputs, as_path, check_count, check_seconds
 from .cluster import Cluster
 from .ledger import FILE, Ledger, Shard, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash, write_manifest
@@ -108,6 +108,7 @@ class Tally:
         return round(rate / self.alone, 3) if rate and self.alone else None
 
 
+@checked
 def run(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,

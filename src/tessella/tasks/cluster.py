@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..checks import check_count
 from ..errors import RunError, UsageError
 from ..extras import require
 from ..predictor import Predictor
 from .actor import AGAIN, SHARE, Job, decisive
-from .checks import check_count
 from .ledger import Shard
 from .manifest import RUN, Manifest, file_hash
 from .shards import SHARDS

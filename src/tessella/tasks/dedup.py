@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import as_path, checked
 from ..errors import UsageError
 from ..predictor import unit_length
 from .bulk import finished_shards, read_run, read_shard
-from .checks import as_path
 from .nearest import Floats, Ints, vectors_of
 from .output import check_output, need_pyarrow, write_bytes
 from .sheet import SUFFIXES, Panel, row_sources, write_sheet
@@ -77,6 +77,7 @@ class Duplicates:
     pairs: tuple[Pair, ...]
 
 
+@checked
 def find_duplicates(out: str | Path, *, threshold: float | None = THRESHOLD) -> Duplicates:
     """Clusters of a run's images, of which one each is to be kept; None: only equal bytes are duplicates.
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..checks import checked
 from ..data.datasets import LabelledImages
 from ..data.decode import Mode, Policy
 from ..data.labels import labels_for
@@ -370,6 +371,7 @@ def _conditions(predictor: Predictor, images: LabelledImages) -> dict[str, str]:
 # --- several ----------------------------------------------------------------------------------------------------------
 
 
+@checked
 def evaluate(
     data: str | Path | LabelledImages,
     names: Sequence[str | Predictor],

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 
 from ..atomic import sync_folder, write_atomic
+from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
 from ..extras import require
 from ..locks import folder_lock
 from .bulk import finished_shards, read_run, read_shard
-from .checks import as_path, check_count
 from .ledger import Shard
 from .manifest import file_hash
 from .nearest import APPROXIMATE_FROM, Plan, choose_plan, vectors_of
@@ -76,6 +76,7 @@ class Report:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def build_index(
     out: str | Path, *, approximate_from: int = APPROXIMATE_FROM, say: Callable[[str], None] = lambda text: None
 ) -> Report:

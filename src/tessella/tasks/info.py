@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checks import checked
 from ..data.transforms import resolve_data_config
 from ..weights import catalogue
 from ..weights.catalogue import DEPRECATED, REMAPPED, get_arch_pretrained_cfgs, published_accuracy, resolve
@@ -94,6 +95,7 @@ class ModelInfo:
     notes: tuple[str, ...]  # what is known to be wrong or surprising
 
 
+@checked
 def info(name: str) -> ModelInfo:
     """All that is known about a model by its name, in any of the forms that `create_model` takes.
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_atomic
+from ..checks import checked
 from ..errors import OutputError, UsageError
 from ..extras import require
 from ..predictor import Record
@@ -84,6 +85,7 @@ def pad(cells: Sequence[Any], length: int) -> list[Any]:
     return [*cells, *[""] * (length - len(cells))]
 
 
+@checked
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
     """Refuse a file that could not be written before the work is done, not after.
 

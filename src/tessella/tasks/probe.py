@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
 from ..errors import ImageError, TessellaError, UsageError
 from ..models.base import ImageModel
@@ -132,6 +133,7 @@ class Probe:
         )
 
 
+@checked
 def probe(
     data: str | Path | tuple[LabelledImages, LabelledImages],
     model: str | Predictor | None = None,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..checks import check_fields, checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
@@ -107,6 +108,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
             number = type(value) in (int, float) or (value is None and name in ("img_size", "crop_pct"))
@@ -139,7 +141,7 @@ class TrainConfig:
 
 def _read(cls: Any, values: Any, what: str) -> Any:
     """A dataclass of JSON's objects: tuples of lists, dataclasses of dicts."""
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise UsageError("bad_argument", f"{what} is {values!r}, expected a JSON object")
     kinds = typing.get_type_hints(cls)
     if unknown := sorted(set(values) - set(kinds)):
@@ -259,6 +261,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from,
 }
 
 
+@checked
 def recipe(preset: str = "", **changes: Any) -> TrainConfig:
     """The config of a preset ("": the defaults of TrainConfig) with changes; raises UsageError `bad_argument`."""
     if preset and preset not in PRESETS:
@@ -319,6 +322,7 @@ def need_weights(name: str) -> None:
         )
 
 
+@checked
 def read_config(file: str | Path) -> dict[str, Any]:
     """The settings in a JSON file: a config, or the train.json of a run."""
     try:

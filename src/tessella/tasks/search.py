@@ -20,11 +20,11 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from ..checks import as_path, check_count, checked
 from ..errors import UsageError
 from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
 from ..text import escape
 from .bulk import read_run
-from .checks import as_path, check_count
 from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_seal, open_table, sealed_rows
 from .manifest import as_text
 from .nearest import SCAN_ROWS, Approximate, Floats, exact, nearest_of, vectors_of
@@ -70,6 +70,7 @@ class Index:
     facts: of the run; rows: their number; plan: how they are searched.
     """
 
+    @checked
     def __init__(self, out: str | Path, predictor: Predictor | None = None):
         """predictor: embeds images; None loads the run's own model when there is an image to embed.
 
@@ -106,6 +107,7 @@ class Index:
     def predictor(self) -> Predictor:
         return load_model(self.facts)
 
+    @checked
     def search(
         self, queries: AnyImage | Query | Sequence[AnyImage | Query], *, top: int = 10, where: str | None = None,
         label: str | None = None, all_rows: bool = False,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import write_atomic
+from ..checks import checked
 from ..data.datasets import LabelledImages, open_labelled
 from ..errors import ImageError, OutputError, UsageError
 from .output import npz_bytes
@@ -141,6 +142,7 @@ def _folder_of(name: str) -> Path:
     return Path(name.removeprefix("local-dir:")).expanduser()
 
 
+@checked
 def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
     """What `open_labelled` reads. split: None takes "val" where the data has it, else all there is."""
     if split is not None:

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from ..atomic import write_atomic
+from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages, open_split
 from ..data.loader import Batch, EvalImages, Loader, Schedule, TrainImages, eval_batches
@@ -54,6 +55,7 @@ PROBE = -1  # the epoch of the linear probe, before the first one
 Event = dict[str, Any]
 
 
+@checked
 def train(
     data: str | Path | tuple[LabelledImages, LabelledImages],
     out: str | Path,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
 from ..data.transforms import InputSpec, load_pixels
@@ -96,6 +97,7 @@ class Ready:
         self.row.seconds.append((time.perf_counter() - start) / (batches * self.row.batch_size))
 
 
+@checked
 def tune(
     model: ImageModel,
     *,

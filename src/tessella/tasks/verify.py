@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..checks import as_path, checked
 from ..errors import OutputError, UsageError
 from ..locks import LOCK, folder_lock, shared_lock
 from .bulk import COPY, LOG, SUMMARY, Summary, facts_bytes, log_line, need_run, read_facts, read_log_line, writing
-from .checks import as_path
 from .index import HOME, check_index
 from .ledger import FILE, Shard, ledger_bytes, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash
@@ -53,6 +53,7 @@ class Verdict:
     damage: tuple[Damage, ...]
 
 
+@checked
 def verify(out: str | Path) -> Verdict:
     """Read every byte of the run in `out` and compare it with what was written. Nothing is written.
 
@@ -66,6 +67,7 @@ def verify(out: str | Path) -> Verdict:
         return _State(out).verdict()
 
 
+@checked
 def repair(out: str | Path) -> Verdict:
     """Mend the run in `out`; returns what `verify` had found. Shards that are lost are made by the next `run`.
 

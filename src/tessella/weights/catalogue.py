@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments import suggestion
+from ..checks import checked
 from ..errors import UsageError
 
 _HERE = Path(__file__).parent
@@ -149,6 +150,7 @@ ARCHITECTURE_NAMES: tuple[str, ...] = tuple(
 )
 
 
+@checked
 def resolve(name: str) -> tuple[str, Checkpoint | None]:
     """`arch`, `arch.tag` or an old name -> the architecture and its checkpoint.
 
@@ -183,6 +185,7 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
     return arch, rows[name]
 
 
+@checked
 def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
     """All checkpoints of an architecture by full name, the default first; an unknown one has none."""
     arch = _text(model_name).partition(".")[0]
@@ -191,6 +194,7 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
     return {row.name: row for row in sorted(rows, key=lambda row: (not row.has_weights, row.tag != default))}
 
 
+@checked
 def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Checkpoint | None:
     """The checkpoint that `model_name` stands for; see `resolve`.
 
@@ -204,16 +208,19 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Chec
     return row
 
 
+@checked
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
     """One field of `get_pretrained_cfg`; None where it has no such field."""
     return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), _text(cfg_key), None)
 
 
+@checked
 def is_model(model_name: str) -> bool:
     """Whether the architecture (a tag is not looked at) can be built."""
     return _text(model_name).partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
 
 
+@checked
 def is_model_pretrained(model_name: str) -> bool:
     """Whether there are published weights under exactly this name, with a tag or (the default ones) without."""
     name = _text(model_name)
@@ -244,6 +251,7 @@ def list_modules() -> list[str]:
     return sorted(set(MODULES.values()))
 
 
+@checked
 def list_models(
     filter: str | Iterable[str] = "",
     module: str | Iterable[str] = "",
@@ -290,6 +298,7 @@ def _patterns(name: str, given: str | Iterable[str] | None) -> list[str]:
     return patterns
 
 
+@checked
 def list_pretrained(filter: str | Iterable[str] = "", exclude_filters: str | Iterable[str] = "") -> list[str]:
     """All `arch.tag` names that have weights."""
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.overrides import TorchFunctionMode
 
-from ..arguments import named_arguments, suggestion, unknown_argument
+from ..arguments import suggestion, unknown_argument
+from ..checks import checked
 from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
@@ -57,7 +58,7 @@ def create_model(
 ) -> ImageModel | FeatureExtractor: ...
 
 
-@named_arguments
+@checked
 def create_model(
     model_name: str,
     pretrained: bool = False,
@@ -162,7 +163,7 @@ def check_names(arch: str, arguments: Collection[str]) -> None:
         raise unknown_argument(arch, unknown, known)
 
 
-@named_arguments
+@checked
 def model_entrypoint(model_name: str, module_filter: str | None = None) -> Callable[..., Any]:
     """What builds an architecture: a function of `create_model`'s other arguments, named like the architecture.
 
@@ -180,7 +181,7 @@ def model_entrypoint(model_name: str, module_filter: str | None = None) -> Calla
     return entrypoint
 
 
-@named_arguments
+@checked
 def load_state_dict(
     checkpoint_path: str | Path,
     use_ema: bool = True,
@@ -197,7 +198,7 @@ def load_state_dict(
     return {key: value.to(device) for key, value in state.items()}
 
 
-@named_arguments
+@checked
 def load_checkpoint(
     model: nn.Module,
     checkpoint_path: str | Path,

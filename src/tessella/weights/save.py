@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import write_atomic
+from ..checks import checked
 from ..errors import HubError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
@@ -26,6 +27,7 @@ from .load import image_size, verify
 CARD = "README.md"
 
 
+@checked
 def save_pretrained(
     model: ImageModel, folder: str | Path, *, config_overrides: Mapping[str, Any] | None = None
 ) -> Path:
@@ -58,6 +60,7 @@ def save_pretrained(
     return folder
 
 
+@checked
 def push_to_hub(
     model: ImageModel,
     repo_id: str,

@@ -1,0 +1,112 @@
+"""The first 200 cases of the fuzz test, and its own rules: what it covers, and that it finds faults of each kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tessella
+from tests.fuzz import STATUSES, Server, judge, make_case, reproducer, run_cases, servers
+from tests.fuzz.cases import Case, Surroundings, commands, functions
+
+CASES = 200
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def among() -> Iterator[list[Server]]:
+    with servers(len(os.sched_getaffinity(0))) as started:
+        yield started
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_case_ends_in_a_traceback_a_hang_or_an_unlisted_status(among: list[Server]) -> None:
+    cases = (make_case(0, number) for number in range(CASES))
+    failures = [f"{wrong}\n{reproducer(case)}" for case, _, wrong in run_cases(cases, among) if wrong]
+    assert not failures, "\n\n".join(failures)
+
+
+def test_cases_are_the_same_for_the_same_seed_and_cover_everything() -> None:
+    some = [make_case(7, number) for number in range(300)]
+    assert some == [make_case(7, number) for number in range(300)]
+    assert some != [make_case(8, number) for number in range(300)]
+    assert {case.target for case in some if case.arguments} == set(commands())
+    called = {case.code for case in some if case.code}
+    assert all(any(code.startswith(f"{name}(") for code in called) for name in functions())
+    assert {f"tessella.{name}" for name in ("load", "create_model", "save_pretrained", "optimize")} <= set(functions())
+    assert any(case.fresh for case in some)
+    assert {name for name in tessella.__all__ if name.startswith("list_")} <= {
+        name.removeprefix("tessella.") for name in functions()
+    }
+
+
+def test_the_statuses_are_those_of_the_readme() -> None:
+    line = re.search(r"Exit status: (.*?)\n\n", README.read_text(), re.DOTALL)
+    assert line
+    assert {int(number) for number in re.findall(r"(?:^|[,.] )(\d+) [a-z]", line[1].replace("\n", " "))} == STATUSES
+
+
+def run(server: Server, **given: Any) -> tuple[dict[str, Any], str]:
+    case = Case(0, 0, **given)
+    found = server.run(case)
+    return found, judge(case, found)
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("spec()", ""),
+        ("data.InputSpec(height='x')", ""),  # a coded error
+        ("spec.of.from_cfg()", ""),  # Python's own error for a call
+        ("data.decode._open_bytes(3, 'tessella', 'exact', None)", "TypeError in data/decode.py:_open_bytes"),
+        ("exec('import signal; os.kill(os.getpid(), signal.SIGSEGV)')", "status -11"),
+        ("__import__('subprocess').Popen(['sleep', '60'])", "processes left: sleep"),
+    ],
+)
+def test_faults_of_functions_are_found(among: list[Server], code: str, wrong: str) -> None:
+    assert run(among[0], code=code)[1] == wrong
+
+
+def test_a_hang_is_found_with_its_place(among: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    server = among[0]
+    found, wrong = run(server, code="__import__('time').sleep(600)", limit=0.5)
+    assert found["status"] is None
+    assert wrong.startswith("still running after 0.5 s")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_surroundings_reach_the_program(among: list[Server], fresh: bool) -> None:
+    def status(*arguments: str, **around: Any) -> Any:
+        return run(among[0], arguments=arguments, fresh=fresh, around=Surroundings(**around))[0]["status"]
+
+    assert status("list", "conv*") == 0
+    assert status("list", "--nonsense") == 2
+    assert status("classify", "nowhere.jpg", "--engine", "eager") == 3
+    assert status("list", "conv*", stdout="no reader") == 0
+
+
+def test_what_a_case_leaves_behind_is_gone_before_the_next(among: list[Server]) -> None:
+    server = among[0]
+    run(server, code="(Path('run/run.json').write_text('x'), Path('new').mkdir(), os.remove('list.txt'))")
+    found, _ = run(server, arguments=("verify-run", "run"))
+    assert found["status"] == 0
+    assert run(server, code="os.stat('new') and 1 / 0")[0]["error"] == "FileNotFoundError"
+    assert "error" not in run(server, code="os.stat('list.txt')")[0]
+
+
+def test_a_reproducer_names_the_surroundings() -> None:
+    around = Surroundings({"HOME": None, "COLUMNS": "1"}, stdin="closed", stdout="full", deleted=True, handles=24)
+    case = Case(3, 4, arguments=("list", "a b"), around=around)
+    assert case.shell("W") == (
+        "cd W; mkdir gone && cd gone && rmdir ../gone; ulimit -n 24; "
+        "env -u HOME COLUMNS=1 python -m tessella list 'a b' <&- >W/full"
+    )
+    assert reproducer(case).startswith("scripts/soak fuzz --seed 3 --case 4\n")
+    assert dataclasses.replace(case, fresh=True).target == "list"
