@@ -77,7 +77,7 @@ def test_commands_work_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
                 assert without_numbers(line) in printed, command
     assert "data:image/png" in (tmp_path / "hats.html").read_text()
     assert (tmp_path / "run" / "report").is_dir()
-    assert len(IN_SENTENCES) == 3
+    assert len(IN_SENTENCES) == 2
     for command in IN_SENTENCES:
         typed(command, tmp_path)
 

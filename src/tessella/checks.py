@@ -177,7 +177,7 @@ def _fits(value: object, kind: Any) -> bool:
     if kind is None or kind is type(None):
         return value is None
     if origin is Literal:
-        return any(isinstance(value, type(one)) for one in parts)  # which of them it is, the function says itself
+        return any(type(value) is type(one) and value == one for one in parts)
     if origin is collections.abc.Callable or kind is Callable:
         return callable(value)
     if origin is not None:

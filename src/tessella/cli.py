@@ -656,7 +656,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Images per step, of all processes.")
 @click.option("--accumulate", type=click.IntRange(1, 1_000_000), help="Parts to compute a batch in, to save memory.")
 @click.option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="The highest learning rate.")
-@click.option("--img-size", type=click.IntRange(1, 4096), help="Height and width of the model's input in pixels.")
+@click.option("--img-size", type=click.IntRange(1, 4000), help="Height and width of the model's input in pixels.")
 @click.option("--ema", type=click.FloatRange(0, 1), help="Decay of averaged weights; 0: none.")
 @click.option("--teacher", metavar="MODEL", help="Learn from its answers too.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of products, by autocast.")

@@ -6,7 +6,6 @@ Everything that runs a model goes through here. Order is sacred: result i belong
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import glob
 import hashlib
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import suggestion
 from .checks import checked
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
@@ -37,7 +37,7 @@ from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
 from .text import html_table, html_text, printable
-from .weights.catalogue import DEPRECATED, resolve
+from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .models.base import ImageModel
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
-NUMERIC_CONTRACT = 1  # raised whenever the same model, image and settings may give other numbers than before
+NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other numbers than before
 
 FloatArray = NDArray[np.float32]
 AnyImage: TypeAlias = "ImageSource | Source | IO[bytes] | Tensor"  # one image, however it is given
@@ -469,11 +469,6 @@ def load(
     photographs in this package. `predictor.plan` lists every choice with its reason. Raises UsageError or WeightsError.
     """
     name = DEFAULT_MODEL if name is None else name
-    if not isinstance(name, str):
-        raise UsageError("bad_argument", f"name is a {type(name).__name__}, expected the name of a model")
-    if checkpoint_path is not None and not isinstance(checkpoint_path, str | os.PathLike):
-        raise UsageError("bad_argument", f"checkpoint_path is {checkpoint_path!r}, expected the path of a weight file")
-    _check_reading(transform, policy)
     _check_model_args(model_args)
     settings: dict[str, Any] = dict(transform=transform, policy=policy)
     folder = local_folder(name) if name.startswith("local-dir:") else None
@@ -507,12 +502,7 @@ def _check_weights(name: str) -> None:
         return
     arch, row = resolve(name)
     if row is None or not row.has_weights:
-        raise UsageError(
-            "no_weights",
-            f"no weights are published for {row.name if row else arch}",
-            hint="give your own with checkpoint_path= (--checkpoint FILE), take one of `tessella list --pretrained`, "
-            "or pretrained=False for random weights",
-        )
+        raise no_weights(row.name if row else arch)
 
 
 def _check_reading(transform: str, policy: str) -> None:
@@ -528,14 +518,22 @@ _NOT_FOR_LOAD = {  # arguments of `create_model` that a Predictor cannot serve
 }
 
 
+def _is_model_arg(name: str) -> bool:
+    """Whether the config of any architecture has a field of that name."""
+    from .models import ARCHITECTURES
+
+    return any(hasattr(config, name) for _, config in ARCHITECTURES.values())
+
+
 def _check_model_args(given: Mapping[str, Any]) -> None:
     """Refuse what `load` cannot pass on, and what is nearly the name of an argument of its own."""
     own = [name for name in inspect.signature(load).parameters if name not in ("name", "model_args")]
     for name in given:
         if name in _NOT_FOR_LOAD:
             raise UsageError("bad_argument", f"load takes no argument {name!r}", hint=_NOT_FOR_LOAD[name])
-        if close := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
-            raise UsageError("bad_argument", f"load takes no argument {name!r}", hint=f"did you mean {close[0]!r}?")
+        near = suggestion([name], own, cutoff=0.8)
+        if near and not _is_model_arg(name):
+            raise UsageError("bad_argument", f"load takes no argument {name!r}", hint=near)
 
 
 def checked_top(top: int) -> int:

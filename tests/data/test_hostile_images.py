@@ -177,7 +177,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         str(tmp_path / "absent.png"): "not_found",
         str(empty / "below.png"): "not_found",
         str(tmp_path): "unreadable",
-        "/dev/null": "unreadable",
+        "/dev/null": "special_file",
         "a\0b": "unreadable",
         "x" * 5000: "unreadable",
         str(empty): "empty",

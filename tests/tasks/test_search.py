@@ -18,6 +18,7 @@ import pytest
 
 import tessella
 from tessella.errors import ImageError, UsageError
+from tessella.predictor import Predictor
 from tessella.tasks import bulk, search
 from tessella.tasks.bulk import read_rows
 from tessella.tasks.index import build_index
@@ -30,7 +31,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CAT = str(EXAMPLES / "cat.jpg")
 
 
-class Fake:
+class Fake(Predictor):
     """A Predictor whose embedding of an image is the vector in its bytes."""
 
     name = "tiny"
@@ -38,8 +39,8 @@ class Fake:
     def __init__(self, fingerprint: str = "0123456789abcdef"):
         self.fingerprint = fingerprint
 
-    def embed(self, image: bytes) -> Any:
-        return unit(np.frombuffer(image, np.float32))
+    def embed(self, images: Any) -> Any:
+        return unit(np.frombuffer(images, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +329,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "some.tar", "w") as archive:
         archive.add(CAT, "in/<b>cat</b>.jpg")
     predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
-    bulk.run([str(folder), str(folder / "some.tar")], folder / "run", predictor, processes=1)
+    bulk.run([str(folder)], folder / "run", predictor, processes=1)
     build_index(folder / "run")
     return folder
 

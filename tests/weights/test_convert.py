@@ -204,7 +204,7 @@ def test_round_trip_is_bit_equal(family: str, variant: str, name: str, tmp_path:
 
 def test_the_layout_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write("mixer", "pre-linen", tmp_path / "m.npz")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="tessella"):
         done = convert(tmp_path / "m.npz", "mixer_b16_224", tmp_path / "out", **TINY["mixer"][1])
     assert done.layout == "MLP-Mixer's JAX tree from before linen"
     assert any(done.layout in line for line in caplog.messages)

@@ -57,7 +57,7 @@ from PIL import (
     features,
 )
 
-from ..checks import checked
+from ..checks import check_type
 from ..errors import ImageError, TessellaError, UsageError
 from ..regular import SpecialFileError, open_regular
 from .formats import bmp, gif, jpeg, png, tiff
@@ -102,7 +102,6 @@ class Opened:
     pixels: Callable[[], Pixels]
 
 
-@checked
 def decode(
     source: ImageSource, *, policy: Policy = "tessella", mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS
 ) -> Pixels:
@@ -122,6 +121,7 @@ def open_image(
         raise UsageError("bad_argument", f"policy is {policy!r}, expected 'tessella' or 'timm'")
     if mode not in ("exact", "fast"):
         raise UsageError("bad_argument", f"mode is {mode!r}, expected 'exact' or 'fast'")
+    check_type("limits", limits, Limits)
     if isinstance(source, np.ndarray):
         return _open_array(source, policy, limits)
     if isinstance(source, Image.Image):

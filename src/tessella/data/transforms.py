@@ -156,7 +156,6 @@ def check_geometry(height: int, width: int, spec: InputSpec, limits: Limits = DE
 # --- pixels to pixels -------------------------------------------------------------------------------------------------
 
 
-@checked
 def load_pixels(
     source: ImageSource,
     spec: InputSpec,

@@ -148,7 +148,8 @@ class PrometheusFile:
         try:
             write_atomic(self.path, generate_latest(self.registry))
         except OSError as error:
-            raise OutputError("output_failed", f"{self.path} could not be written: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise OutputError("output_failed", f"{str(self.path)!r} could not be written: {reason}") from None
 
 
 def _board(run: Path) -> Any:

@@ -26,9 +26,9 @@ from ..regular import read_regular
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
 
-MOST_PIXELS_A_SIDE = 4096  # of an image after resizing: see data.decode.Limits
+MAX_IMG_SIZE = 4000  # pixels per side: the square is data.decode.Limits.intermediate
 BOUNDS: dict[str, tuple[float, float]] = {  # least and greatest value of each number in TrainConfig
-    "img_size": (1, MOST_PIXELS_A_SIDE),
+    "img_size": (1, MAX_IMG_SIZE),
     "crop_pct": (0, 2),
     "layer_decay": (0, 1),
     "repeats": (1, 1000),

@@ -208,6 +208,21 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Chec
     return row
 
 
+WAYS_OUT = (  # where weights are missing
+    "give --checkpoint FILE (checkpoint_path=FILE) for weights that you have, local-dir:FOLDER as the name of a "
+    "saved model, or pretrained=False for random weights"
+)
+
+
+def no_weights(name: str) -> UsageError:
+    """The error for a model without published weights, with every way to get or replace them."""
+    return UsageError(
+        "no_weights",
+        f"no weights are published for {name}",
+        hint=f"{WAYS_OUT}; `tessella list --pretrained` names the models that have weights",
+    )
+
+
 @checked
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
     """One field of `get_pretrained_cfg`; None where it has no such field."""

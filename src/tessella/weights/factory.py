@@ -19,9 +19,9 @@ from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.features import FeatureExtractor
-from .catalogue import BUILTIN_FOLDER, DEPRECATED, Checkpoint, list_models, resolve
+from .catalogue import BUILTIN_FOLDER, DEPRECATED, Checkpoint, list_models, no_weights, resolve
 from .config import SOURCE_FIELDS, check_cfg, read_config
-from .fetch import CONFIG, SAFETENSORS, WAYS_OUT, fetch_config, fetch_model
+from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
 from .files import check_finite, find_weights, read_state_dict, without_prefix
 from .load import image_size, load_weights, verify
 
@@ -329,11 +329,7 @@ def _locate(cfg: dict[str, Any], name: str, cache_dir: str | Path | None) -> tup
         repo, _, revision = repo.partition("@")
         files = fetch_model(repo, revision or None, cache_dir)
         return files.weights_path, cfg.get("sha256") or files.sha256
-    raise UsageError(
-        "no_weights",
-        f"no weights are published for {name}",
-        hint=f"{WAYS_OUT}; `tessella list --pretrained` names the models that have weights",
-    )
+    raise no_weights(name)
 
 
 def _defaults(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import HubError, UsageError
+from .catalogue import WAYS_OUT
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -44,13 +45,6 @@ PRINTABLE = re.compile(r"[!-~]+")  # what a header may hold
 ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,127}")  # becomes a file name in the cache
 
 T = TypeVar("T")
-
-
-# what else there is to do where weights are missing
-WAYS_OUT = (
-    "give --checkpoint FILE (checkpoint_path=FILE) for weights that you have, local-dir:FOLDER as the name of a "
-    "saved model, or pretrained=False for random weights"
-)
 
 
 @dataclass(frozen=True)
