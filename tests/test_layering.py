@@ -9,7 +9,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
-    {"errors", "text", "regular"},
+    {"errors", "text"},
+    {"regular"},
     {"extras", "atomic", "arguments", "locks"},
     {"checks"},
     {"models", "data", "utils"},

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tessella.data.datasets import open_labelled
 from tessella.data.decode import decode
-from tessella.errors import TessellaError
-from tessella.regular import SpecialFileError, open_regular, read_regular
+from tessella.data.sources import iter_sources
+from tessella.errors import TessellaError, UsageError
+from tessella.regular import SpecialFileError, absolute, open_regular, read_regular
 from tessella.tasks.evaluate import read_real
 from tessella.tasks.recipes import read_config as read_settings
 from tessella.weights.config import read_config
@@ -64,3 +66,19 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_read(tmp_path: Path, monke
     monkeypatch.setattr(os, "stat", lambda path: stat(file))
     with pytest.raises(SpecialFileError):
         open_regular(pipe)
+
+
+def test_a_relative_path_in_a_deleted_folder_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    with pytest.raises(UsageError) as caught:
+        absolute("photos")
+    assert caught.value.code == "not_found"
+    assert absolute("/photos") == "/photos"
+    with pytest.raises(UsageError) as caught:
+        open_labelled(".")
+    assert caught.value.code == "not_found"
+    (source,) = iter_sources(["."])
+    assert source.error is not None

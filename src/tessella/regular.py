@@ -6,6 +6,8 @@ import os
 import stat
 from io import BufferedReader
 
+from .errors import UsageError
+
 _KINDS = {
     stat.S_IFIFO: "a named pipe (FIFO)",
     stat.S_IFSOCK: "a socket",
@@ -44,6 +46,16 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
     """All bytes of a regular file; raises as `open_regular`."""
     with open_regular(path) as file:
         return file.read()
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """`os.path.abspath`; UsageError `not_found` for a relative path where the current folder was deleted."""
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 - links keep their names
+    except FileNotFoundError:
+        raise UsageError(
+            "not_found", "the current folder does not exist any more", hint="change to a folder that exists"
+        ) from None
 
 
 def _refuse(mode: int, path: str | os.PathLike[str]) -> None:

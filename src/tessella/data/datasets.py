@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from ..checks import checked
 from ..errors import UsageError
+from ..regular import absolute
 from .decode import DEFAULT_LIMITS, Limits
 from .labelled_rows import read_parquet
 from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name
@@ -233,7 +234,7 @@ class _Found:
         return [file for part in parts for file in self.parts[part]]
 
     def paths(self, parts: Iterable[str]) -> set[str]:
-        root = os.path.realpath(self.root)
+        root = os.path.realpath(absolute(self.root))
         return {join(root, file.name) for file in self.files(parts)}
 
 
@@ -395,7 +396,7 @@ def _need(found: _Found, split: Split | None) -> list[str]:
 
 def _beside(found: _Found) -> _Found | None:
     """Of data that is itself called train: what bears the same name, with val or test in place of that word."""
-    path = Path(os.path.abspath(found.given))  # noqa: PTH100 - "." has no name, a link keeps its own
+    path = Path(absolute(found.given))  # "." has no name
     if not found.whole or list(found.parts) != ["train"]:
         return None
     for word in (*SPLIT_NAMES["val"], *SPLIT_NAMES["test"]):
@@ -439,7 +440,7 @@ def _renamed(name: str, word: str) -> str:
 
 def _own_split(given: str) -> str:
     """Of a folder without splits inside."""
-    return _SPLIT_OF.get(Path(os.path.abspath(given)).name.lower(), "")  # noqa: PTH100 - a link keeps its own name
+    return _SPLIT_OF.get(Path(absolute(given)).name.lower(), "")
 
 
 def _split_in(stem: str) -> str:

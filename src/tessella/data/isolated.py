@@ -94,7 +94,10 @@ class IsolatedDecoder:
         self.timeout = timeout
         self.ahead = ahead or 4 * self.processes + 64
         self._setup = (spec, policy, mode, limits)
-        self._folder = os.getcwd()  # noqa: PTH109 - as Popen takes it
+        try:
+            self._folder = os.getcwd()  # noqa: PTH109 - as Popen takes it
+        except FileNotFoundError:  # it was deleted, so that no relative path names a file
+            self._folder = os.sep
         self._closed = self._busy = False
         self._crew: _Crew | None = self._gather()  # now: processes start while a model is loaded
 

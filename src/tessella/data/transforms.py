@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..arguments import refuse
-from ..checks import check_fields, checked
+from ..checks import check_fields, check_type, checked
 from ..errors import ImageError, UsageError, WeightsError
 from .constants import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, Pixels, Policy, open_image, resize_exact
@@ -165,6 +165,7 @@ def load_pixels(
     limits: Limits = DEFAULT_LIMITS,
 ) -> Pixels:
     """One image of any kind -> (spec.height, spec.width, 3) uint8; limits are checked before a pixel is decoded."""
+    check_type("spec", spec, InputSpec)
     opened = open_image(source, policy=policy, mode=mode, limits=limits)
     check_geometry(opened.height, opened.width, spec, limits)
     return prepare(opened.pixels(), spec, mode, limits)

@@ -161,7 +161,10 @@ def _broken_link(path: str, error: OSError) -> ImageError:
 def _identities_above(root: str) -> set[tuple[int, int]]:
     """Device and inode of the folders that contain `root`: a link to one of them leads back as well."""
     found = set()
-    path = os.path.realpath(root or ".") if "\0" not in root else "/"
+    try:
+        path = os.path.realpath(root or ".")
+    except (OSError, ValueError):  # the current folder was deleted; a name with a null character
+        return set()
     while (parent := os.path.dirname(path)) != path:  # noqa: PTH120 - as below
         path = parent
         with suppress(OSError):

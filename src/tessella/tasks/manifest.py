@@ -21,6 +21,7 @@ from ..data.remote import is_url
 from ..data.sources import Source
 from ..data.stores import ParquetRow
 from ..errors import ImageError, OutputError, UsageError
+from ..regular import absolute
 from ..text import escape
 
 RUN, MANIFEST = "run.json", "manifest.parquet"  # what a run is, in its folder
@@ -78,7 +79,7 @@ class _Cells:
 
     def __call__(self, source: Source) -> tuple[Any, ...]:
         """Whole paths: a run may be resumed from another folder."""
-        path = source.path if is_url(source.path) else os.path.abspath(source.path)  # noqa: PTH100 - links keep their names
+        path = source.path if is_url(source.path) else absolute(source.path)
         row = source.row if isinstance(source, ParquetRow) else None
         code, message = (source.error.code, as_text(source.error.message)) if source.error else ("", "")
         cells = (escape(source.key), os.fsencode(path), source.offset, source.size, row, code, message)
