@@ -10,6 +10,7 @@ Arrow's large, view and dictionary types of these are read as well. Paths are fr
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import threading
@@ -309,6 +310,13 @@ def read_row(path: str, row: int) -> Any:
         scalar = _reader.scalar(row - int(footer.starts[group]))
     with coded_errors(path):
         return python_value(scalar)
+
+
+@atexit.register
+def _close_reader() -> None:
+    """Close the file while Arrow is still there: generators that Python ends after its modules would complain."""
+    if _reader is not None:
+        _reader.close()
 
 
 class _GroupReader:
