@@ -117,9 +117,9 @@ def open_image(
     source: ImageSource, *, policy: Policy = "tessella", mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS
 ) -> Opened:
     """`decode` in two steps: check the header now, and decode the pixels when asked."""
-    if policy not in ("tessella", "timm"):
+    if not isinstance(policy, str) or policy not in ("tessella", "timm"):
         raise UsageError("bad_argument", f"policy is {policy!r}, expected 'tessella' or 'timm'")
-    if mode not in ("exact", "fast"):
+    if not isinstance(mode, str) or mode not in ("exact", "fast"):
         raise UsageError("bad_argument", f"mode is {mode!r}, expected 'exact' or 'fast'")
     check_type("limits", limits, Limits)
     if isinstance(source, np.ndarray):
