@@ -365,7 +365,7 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
     if mend and found.damage:
         notice(f"repaired; {lost:,} rows must be computed again" if lost else "repaired; nothing is lost")
     if open_ and (mend or not found.damage):
-        notice(f"{open_:,} shards are unfinished: rerun the same `tessella run` command")
+        notice(f"unfinished shards: {open_:,}; rerun the same `tessella run` command")
     if found.damage and not mend:
         notice(printable(f"to repair it: tessella verify-run {shlex.quote(folder)} --repair"))
         raise click.exceptions.Exit(CODES["damaged_run"].exit_code)
