@@ -162,5 +162,5 @@ def test_counts_are_bounded() -> None:
     assert {(name, option) for name, option in numbers if name not in ("train", "probe", "evaluate")} == set()
     run("classify", CAT, "--top", "9" * 20, status=2)
     run("classify", CAT, "--batch-size", "9" * 20, status=2)
-    assert "expected numbers" in run("features", CAT, "--blocks", "9" * 20, status=2)[1]
-    assert "expected numbers" in run("bench", "--batch", "9" * 20, status=2)[1]
+    assert "comma-separated integers" in run("features", CAT, "--blocks", "9" * 20, status=2)[1]
+    assert "comma-separated integers" in run("bench", "--batch", "9" * 20, status=2)[1]

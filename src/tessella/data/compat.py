@@ -371,7 +371,7 @@ class ImageNetInfo:
 
     def label_name_to_description(self, label: str, detailed: bool = False) -> str:
         if label not in self._labels.synsets:
-            raise UsageError("bad_argument", f"{label!r} is no label of {self._labels.dataset}")
+            raise UsageError("bad_argument", f"{label!r} is not a label of {self._labels.dataset}")
         return self.index_to_description(self._labels.synsets.index(label), detailed)
 
     def _known(self, index: int) -> int:

@@ -146,7 +146,7 @@ class _Reason:
 
 
 class Skipped:
-    """What a listing saw and left out: for each reason a count and the first example.
+    """What a listing skipped: a count and the first example per reason.
 
     Pass an empty one to `iter_sources`; it is filled while the sources are iterated.
     """

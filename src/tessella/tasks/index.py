@@ -176,7 +176,7 @@ def open_seal(home: Path) -> Seal:
     if seal is None:
         raise _damaged(home, "it was never finished, or its seal is damaged")
     if bad := next(_bad_files(home, seal), None):
-        raise _damaged(home, f"{bad} is missing or is not what was written")
+        raise _damaged(home, f"{bad} is missing or corrupt")
     return seal
 
 

@@ -1,4 +1,4 @@
-"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, whatever became of it.
+"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, even if it could not be read.
 
 Every text that is written is valid UTF-8: a key is written as `text.escape` makes it, so that names which are not UTF-8
 stay apart, and `text.unescape` restores it.
@@ -27,7 +27,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these
 
 
 def as_dict(record: Record) -> dict[str, Any]:
-    """What `--json` prints of a record: absent parts are left out, a number that is not finite is None."""
+    """The JSON that `--json` prints for a record: missing parts are omitted, a number that is not finite is None."""
     row: dict[str, Any] = dict(key=escape(record.key), status=record.status)
     if record.message:
         row["message"] = valid_text(record.message)
@@ -100,7 +100,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
         need_pyarrow()
     try:
         if not path.parent.is_dir():
-            raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="make it first")
+            raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="create it first")
         if path.is_dir():
             raise UsageError("bad_argument", f"{str(path)!r} is a folder, expected a file")
     except OSError as error:

@@ -83,7 +83,7 @@ def train(
     check_workers(workers)
     process = Process.join(device)
     if shard and process.world == 1:
-        raise UsageError("bad_argument", "--shard divides weights over several processes", hint="start it by torchrun")
+        raise UsageError("bad_argument", "--shard needs several processes", hint="start it with torchrun")
     run = check_folder(out)
     if process.rank == 0:
         warn_without_matplotlib()
@@ -236,7 +236,7 @@ class Trainer:
         """Count steps that were not taken; raises TrainingError `diverged` after too many in a row."""
         self.bad_in_row = 0 if step.taken else self.bad_in_row + 1
         if not step.taken:
-            self.log.say(f"step {self.done} was not taken: its loss is {step.loss}, its gradient norm {step.norm}")
+            self.log.say(f"step {self.done} skipped: loss {step.loss}, gradient norm {step.norm}")
         if self.bad_in_row > (PATIENCE if self.config.on_bad_loss == "skip" else 0):
             raise TrainingError(
                 "diverged",
@@ -340,7 +340,7 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
             raise UsageError(
                 "bad_argument",
-                f"a batch of {config.batch_size} in {config.accumulate} parts does not fit in memory",
+                f"a batch of {config.batch_size} with {config.accumulate} accumulation steps does not fit in memory",
                 hint="give a larger --accumulate, or a smaller --batch-size or --img-size, and another --out",
             ) from error
         if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -422,10 +422,10 @@ def read_settings(run: Path) -> tuple[TrainConfig, dict[str, str]]:
     except (ValueError, RecursionError):
         reason = "it is not JSON"
     except (KeyError, TypeError):
-        reason = "it lacks config, data or val"
+        reason = "config, data or val is missing"
     else:
         return config, data
-    raise OutputError("damaged_run", f"{path} is not as a run wrote it: {reason}", hint="give another --out")
+    raise OutputError("damaged_run", f"{path} is damaged: {reason}", hint="give another --out")
 
 
 def claim(run: Path, facts: Mapping[str, Any]) -> None:
@@ -499,7 +499,7 @@ class Log:
         rows = [row for row in map(_row, lines) if row]
         damaged = sum(bool(line) for line in lines[:-1]) - sum(bool(_row(line)) for line in lines[:-1])
         if damaged:
-            self.say(f"{damaged} damaged lines of {self.run / METRICS} are left out")
+            self.say(f"{damaged} damaged lines of {self.run / METRICS} were skipped")
         return rows
 
 
