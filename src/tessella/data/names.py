@@ -178,7 +178,7 @@ class Skipped:
         return {reason: entry.count for reason, entry in self._reasons.items()}
 
     def example(self, reason: str) -> str:
-        """The first that was left out for this reason, "" if none was."""
+        """The first example skipped for this reason, or "" if there is none."""
         return self._reasons[reason].example if reason in self._reasons else ""
 
     def __bool__(self) -> bool:

@@ -71,7 +71,7 @@ def _schema() -> Any:
 
 
 class _Cells:
-    """Makes rows of the listing. Remembers what identifies the container whose members come one after the other."""
+    """Builds rows of the listing; caches the identity of the container whose members follow each other."""
 
     def __init__(self) -> None:
         self._container, self._identity = "", UNKNOWN

@@ -47,7 +47,7 @@ def finite_or_none(value: float) -> float | None:
 
 
 def valid_text(text: str) -> str:
-    """Text in which lone surrogates are replaced by their escapes; for display, not to be reversed."""
+    """Replace lone surrogates by their escapes; for display, cannot be reversed."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -87,7 +87,7 @@ def pad(cells: Sequence[Any], length: int) -> list[Any]:
 
 @checked
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
-    """Refuse a file that could not be written before the work is done, not after.
+    """Check that a file can be written, before the work is done rather than after.
 
     Raises UsageError `bad_argument`, `missing_dependency`.
     """
@@ -111,7 +111,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
 def write_records(path: Path, records: Sequence[Record], facts: dict[str, str], *, csv_safe: bool = False) -> None:
     """All records to `path`, as its suffix says; facts (model, fingerprint, ...) go where the format has room.
 
-    The file appears whole or not at all. Rows without an embedding hold NaN in .npz, null in .parquet. csv_safe: as
+    The write is atomic. Rows without an embedding hold NaN in .npz, null in .parquet. csv_safe: as
     `csv_line` has it. Raises OutputError.
     """
     top = max((len(record.top) for record in records), default=0)

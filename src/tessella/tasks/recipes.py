@@ -273,7 +273,7 @@ def recipe(preset: str = "", **changes: Any) -> TrainConfig:
 def choose(
     model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, Any]
 ) -> tuple[TrainConfig, str]:
-    """The config that a command line asks for, and a sentence that says what it is.
+    """Return the config for a command line, and a sentence that describes it.
 
     A config file is taken as it is, with the changes. Without one, the preset is "finetune" where training starts from
     pretrained weights, else "small-data". Without a model, the built-in one is fine-tuned.

@@ -73,8 +73,8 @@ def train(
 
     A run that exists there is resumed if its config and data are the same. data: a path, or training and validation
     images that are open. val: images to evaluate on after each epoch; None takes the split beside the training images,
-    or `val_fraction` of them. workers: processes that read and augment images. shard: divide the weights over the
-    processes too (FSDP2). command: what to type for the same run, for its card and report. watch: is called with a
+    or `val_fraction` of them. workers: processes that read and augment images. shard: shard the weights over the
+    processes (FSDP2). command: the command line that repeats the run, for its card and report. watch: is called with a
     dict for each step, epoch and remark.
     Raises UsageError (bad_argument, changed_run, busy, output_failed), TrainingError (diverged, interrupted),
     WeightsError, ImageError.
@@ -95,7 +95,7 @@ def train(
     with ExitStack() as stack:
         lock = folder_lock(run, LOCK, hint="wait for that training to end, or give another --out")
         exists = (run / SETTINGS).exists()
-        if exists:  # refused at once
+        if exists:  # refuse before the work
             stack.enter_context(lock if process.rank == 0 else nullcontext())
             check_same(run, config, facts)
         torch.manual_seed(config.seed)
@@ -246,7 +246,7 @@ class Trainer:
             )
 
     def verdict(self) -> str:
-        """Whether fine-tuning beat the linear probe, and which weights become the model."""
+        """Say whether fine-tuning beat the linear probe, and which weights are kept."""
         assert self.probed is not None
         kept = f"the weights of epoch {self.best.epoch} are kept"
         if self.best.epoch == PROBE:
@@ -477,7 +477,7 @@ class Log:
                 ) from error
 
     def trim(self, step: int, evaluated: int) -> None:
-        """Drop the rows that a killed run wrote after its last checkpoint: they are written again."""
+        """Drop the rows that a killed run wrote after its last checkpoint; they will be written again."""
         if not self.first:
             return
         kept = [
@@ -491,7 +491,7 @@ class Log:
                 raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
 
     def rows(self) -> list[Event]:
-        """The rows of metrics.jsonl; lines that are damaged are counted and left out."""
+        """Read the rows of metrics.jsonl; damaged lines are counted and skipped."""
         try:
             lines = (self.run / METRICS).read_bytes().split(b"\n")
         except OSError:
