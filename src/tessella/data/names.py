@@ -45,7 +45,7 @@ def is_archive(name: str) -> bool:
 
 
 def ignored(name: str) -> str:
-    """Why a file or folder of this name is never looked at: "by_product", "hidden", or "" if it is."""
+    """Why a file or folder of this name is skipped: "by_product", "hidden", or "" if it is not."""
     if _BY_PRODUCTS.fullmatch(name):
         return "by_product"
     return "hidden" if name.startswith(".") and name not in (".", "..") else ""
