@@ -242,7 +242,7 @@ class Trainer:
                 "diverged",
                 f"step {self.done}: the loss is {step.loss}, the gradient norm {step.norm}; "
                 f"the checkpoints in {self.run} are from before it",
-                hint="try a lower --lr or --clip-norm 1, in a new folder",
+                hint="try a lower --lr, or clip_norm 1 in the config, in a new folder",
             )
 
     def verdict(self) -> str:
