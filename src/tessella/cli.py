@@ -849,8 +849,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure the accuracy of models on labelled images, next to the published figures.
 
-    Unreadable images are reported separately. DATA is as for `tessella train`. Folders named after WordNet ids or 0..999
-    are recognised as ImageNet.
+    Unreadable images are reported separately. DATA is as for `tessella train`. Folders named after WordNet ids or
+    0..999 are recognised as ImageNet.
     """
     from rich.console import Console
     from rich.progress import Progress
