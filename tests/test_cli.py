@@ -285,7 +285,7 @@ def test_features(tmp_path: Path) -> None:
         (["classify", CAT, "--json", "--csv"], "choose one"),
         (["embed", CAT, "--out", "x.xlsx"], ".npz or .parquet or .csv"),
         (["embed", CAT, "--out", "nowhere/x.npz"], "no folder 'nowhere'"),
-        (["features", CAT, "--blocks", "a"], "expected numbers"),
+        (["features", CAT, "--blocks", "a"], "comma-separated integers"),
         (["features", CAT, "--blocks", "99"], "0 to 7"),
         (["classify"], "INPUT"),
         (["classify", CAT, "--colour"], "--colour"),
@@ -387,7 +387,7 @@ def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run("run", str(mixed), "--out", str(out))
     _, told = run("verify-run", str(out))
-    assert "4 rows in 1 shards, 1 of them finished and whole; no damage" in told
+    assert "4 rows in 1 shards, 1 of them finished and intact; no damage" in told
     (out / "shards" / "shard-00000000.parquet").write_bytes(b"half")
     shown, told = run("verify-run", str(out), status=6)
     assert "not the file that was written" in shown
@@ -395,7 +395,7 @@ def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
     found = json.loads(run("verify-run", str(out), "--json", "--repair")[0])
     assert [(one["shard"], one["rows"]) for one in found["damage"]] == [(0, 4)]
     _, told = run("verify-run", str(out))
-    assert "shards to be made: 1, by the same `tessella run` command" in told
+    assert "unfinished shards: 1; rerun the same `tessella run` command" in told
     run("run", str(mixed), "--out", str(out))
     assert "no damage" in run("verify-run", str(out))[1]
     assert "holds no run" in run("verify-run", str(mixed), status=3)[1]

@@ -74,8 +74,8 @@ def test_probe_prints_what_it_found_and_attaches_a_classifier(animals: Path, tmp
     attached = tmp_path / "animals"
     out, err = run("probe", str(animals), "--shots", "1,5", "--attach-to", str(attached), "--accuracy", "0.9")
     assert "nearest neighbours" in out
-    assert "linear, 5 a class" in out
-    assert re.search(r"learned from \d+ images of .*\njudged on \d+ images of", err)
+    assert "linear, 5 per class" in out
+    assert re.search(r"trained on \d+ images of .*\nevaluated on \d+ images of", err)
     found = json.loads(run("probe", str(animals), "--shots", "1,5", "--json")[0])
     assert f"{100 * found['linear']['top1']:.2f} %" in out
     assert tessella.load(f"local-dir:{attached}").labels == CLASSES

@@ -146,7 +146,7 @@ def test_numbers_that_are_not_finite_are_null_in_json() -> None:
 
 @pytest.mark.parametrize("command", ["classify", "embed", "features"])
 def test_no_inputs_are_status_3(command: str, tmp_path: Path) -> None:
-    assert "no inputs were named" in run(command, "-", status=3)[1]
+    assert "no inputs were given" in run(command, "-", status=3)[1]
     (tmp_path / "list.txt").write_text("")
     run(command, f"@{tmp_path / 'list.txt'}", status=3)
 
@@ -162,5 +162,5 @@ def test_counts_are_bounded() -> None:
     assert {(name, option) for name, option in numbers if name not in ("train", "probe", "evaluate")} == set()
     run("classify", CAT, "--top", "9" * 20, status=2)
     run("classify", CAT, "--batch-size", "9" * 20, status=2)
-    assert "expected numbers" in run("features", CAT, "--blocks", "9" * 20, status=2)[1]
-    assert "expected numbers" in run("bench", "--batch", "9" * 20, status=2)[1]
+    assert "comma-separated integers" in run("features", CAT, "--blocks", "9" * 20, status=2)[1]
+    assert "comma-separated integers" in run("bench", "--batch", "9" * 20, status=2)[1]

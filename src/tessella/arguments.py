@@ -1,4 +1,4 @@
-"""Arguments by name: what is unknown is refused with the nearest name that is known."""
+"""Argument names: unknown ones are refused with the nearest known name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .errors import UsageError
 
 
 def suggestion(words: Iterable[str], known: Collection[str], *, most: int = 1, cutoff: float = 0.6) -> str:
-    """ "did you mean ...?" with the known names that are nearest to each word; "" where none is near."""
+    """ "did you mean ...?" with the known names that are nearest to each word; "" if none is near."""
     near = [name for word in words for name in difflib.get_close_matches(word, known, n=most, cutoff=cutoff)]
     return f"did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
 
 
 def unknown_argument(function: str, words: Collection[str], known: Collection[str]) -> UsageError:
-    """The error for arguments that a function does not have: the nearest names, or all where none is near."""
+    """The error for unknown arguments: suggests the nearest names, or lists all if none is near."""
     return UsageError(
         "bad_argument",
         f"{function} takes no argument {', '.join(map(repr, words))}",

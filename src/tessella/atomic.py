@@ -40,9 +40,9 @@ def copy_file(source: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that becomes `path` at the end of the block, synced; where the block fails, nothing changes.
+    """Open a file that replaces `path`, synced, at the end of the block; if the block fails, nothing changes.
 
-    A new file gets the permissions that the user's umask gives, one that is replaced passes its own on. What is no
+    A new file gets permissions from the user's umask, a replaced file keeps its own. Anything other than a
     regular file is written to directly (see above). Raises OSError.
     """
     special = _special(path)
@@ -67,7 +67,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _special(path: Path) -> IO[bytes] | None:
-    """`path` opened for writing where it is a device, a pipe or an open descriptor; OSError where it is a folder."""
+    """Open `path` for writing if it is a device, a pipe or an open descriptor; OSError if it is a folder."""
     number = _descriptor(path)
     if number is not None:
         if number in (1, 2):  # what was printed before comes first

@@ -75,7 +75,7 @@ def check_type(name: str, value: object, kind: Any) -> None:
 
 
 def check_path(name: str, value: str | os.PathLike[str]) -> None:
-    """Refuse what no file system accepts as a name: UsageError `bad_argument`."""
+    """Refuse paths that no file system accepts: UsageError `bad_argument`."""
     text = os.fspath(value)
     if "\0" in text:
         raise UsageError("bad_argument", f"{name} is {show(text)}, expected a path, which has no null character")
@@ -97,13 +97,13 @@ def check_number(
 
 
 def check_count(name: str, value: Any, most: int, least: int = 1) -> None:
-    """Refuse what is not a whole number from `least` to `most`: UsageError `bad_argument`."""
+    """Refuse anything but a whole number from `least` to `most`: UsageError `bad_argument`."""
     if isinstance(value, bool) or not _fits(value, int) or not least <= value <= most:
         raise UsageError("bad_argument", f"{name} is {show(value)}, expected a whole number from {least} to {most:,}")
 
 
 def check_seconds(name: str, value: Any, most: float) -> None:
-    """Refuse what is not a number of seconds over 0 and up to `most`: UsageError `bad_argument`."""
+    """Refuse anything but a number of seconds over 0 and up to `most`: UsageError `bad_argument`."""
     if isinstance(value, bool) or not _fits(value, float) or not 0 < value <= most:
         raise UsageError("bad_argument", f"{name} is {show(value)}, expected seconds, over 0 and up to {most:,.0f}")
 
@@ -117,7 +117,7 @@ def as_path(name: str, value: Any) -> Path:
 
 
 def as_inputs(value: Any) -> list[str]:
-    """What a run reads: one path or URL, or several. UsageError `bad_argument` for anything else."""
+    """The inputs of a run: one path or URL, or several. UsageError `bad_argument` for anything else."""
     if isinstance(value, str | bytes | os.PathLike):
         value = [value]
     given: list[Any] = list(value) if isinstance(value, collections.abc.Iterable) else [None]
@@ -127,7 +127,7 @@ def as_inputs(value: Any) -> list[str]:
 
 
 def show(value: object) -> str:
-    """A value for a message: short and on one line, whatever it is."""
+    """Format any value for a message: short and on one line."""
     if isinstance(value, int) and abs(value) > 10**20:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to print very large ones
     if value is None or isinstance(value, str | bytes | int | float):
@@ -247,7 +247,7 @@ def _expected(kind: Any) -> str:
 
 
 def _hint(value: object, kind: Any) -> str:
-    """A single string or path where a list of them is wanted: how to write that."""
+    """A hint for a single string or path given instead of a list."""
     if isinstance(value, str) and typing.get_origin(kind) in _SEQUENCES and len(value) < 80:
         return f"for one, write [{value!r}]"
     return ""

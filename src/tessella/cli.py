@@ -1,8 +1,8 @@
-"""The command line: parsing and printing only; every verb's work is done elsewhere.
+"""The command line: parsing and printing only; the work of each command is done elsewhere.
 
-Results go to standard output, everything else to standard error. Exit status: 0 done, 2 wrong usage, 3 no input could
-be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed, 6 a result could not be
-written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
+Results go to standard output, everything else to standard error. Exit status: 0 success, 2 wrong usage, 3 no input
+could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed, 6 a result could not
+be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MOST_PROCESSES = 1_024
 
 
 def main() -> None:
-    """Entry point of `tessella`: errors of the family become a message and their exit status."""
+    """Entry point of `tessella`: a TessellaError becomes a message and an exit status."""
     open_streams()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
@@ -60,9 +60,9 @@ def main() -> None:
 
 
 def _status() -> int:
-    """Run the command line; its exit status."""
+    """Run the command line and return its exit status."""
     try:
-        # click returns the status of an Exit, None where a command has ended normally
+        # click returns the status of an Exit, or None if the command ended normally
         return cli(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
@@ -96,7 +96,7 @@ class Program(click.Group):
 def cli(ctx: click.Context) -> None:
     """Classify and embed images with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT, ResMLP and gMLP.
 
-    Models have timm's names; without --model, the small one inside this package is used.
+    Models have timm's names. Without --model, the small model included in this package is used.
     """
     if ctx.invoked_subcommand is None:
         echo(ctx.get_help())
@@ -106,7 +106,7 @@ Command = Callable[..., None]
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several click decorators as one, applied in the order they are shown in the help."""
+    """Combine several click decorators into one; the help shows them in the order given."""
 
     def apply(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -119,13 +119,18 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 images_option = click.option(
     "--images",
     metavar="INPUT",
-    help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are judged against float32.  "
+    help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are compared with float32.  "
     "[default: photographs in this package]",
 )
 input_options = options(
     click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
-    click.option("-m", "--model", metavar="NAME", help="arch, arch.tag, hf-hub:org/repo or local-dir:path."),
-    click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones."),
+    click.option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="arch, arch.tag, hf-hub:org/repo or local-dir:path.  [default: the built-in model]",
+    ),
+    click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
     click.option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
     click.option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
@@ -133,30 +138,34 @@ input_options = options(
         "--mode",
         default="auto",
         show_default=True,
-        help="throughput for many images, latency for one at a time; auto: by how many there are.",
+        help="throughput for many images, latency for one at a time; auto: depends on the number of inputs.",
     ),
     images_option,
-    click.option("--batch-size", type=count_type(most=MOST_IMAGES), help="Images per pass.  [default: by device]"),
+    click.option(
+        "--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"
+    ),
     click.option(
         "--transform",
         type=click.Choice(["exact", "fast"]),
         default="exact",
         show_default=True,
-        help="exact: timm's pixels bit for bit. fast: quicker, about one grey level off.",
+        help="exact: bit-identical to timm. fast: quicker, pixels differ by about one grey level.",
     ),
     click.option(
         "--policy",
         type=click.Choice(["tessella", "timm"]),
         default="tessella",
         show_default=True,
-        help="timm: ignore orientation, transparency and 16-bit depth as timm does.",
+        help="How images are decoded. timm: ignore orientation, transparency and 16-bit depth, as timm does.",
     ),
-    click.option("--strict", is_flag=True, help="Exit with status 3 if any input is bad."),
+    click.option("--strict", is_flag=True, help="Exit with status 3 if any input cannot be read."),
 )
 table_options = options(
-    click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
-    click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header."),
-    click.option("--out", metavar="FILE", help="Write .npz, .parquet, .csv, .json or .jsonl instead of printing."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
+    click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header."),
+    click.option(
+        "--out", metavar="FILE", help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing."
+    ),
     click.option(
         "--csv-safe",
         is_flag=True,
@@ -167,10 +176,10 @@ table_options = options(
 
 @cli.command()
 @input_options
-@click.option("-k", "--top", type=count_type(), default=5, show_default=True, help="Classes per image.")
+@click.option("-k", "--top", type=count_type(), default=5, show_default=True, help="Number of top classes per image.")
 @table_options
 def classify(top: int, **given: Any) -> None:
-    """Name what is on images.
+    """Classify images.
 
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
     list of these, or - for a list on standard input.
@@ -182,7 +191,7 @@ def classify(top: int, **given: Any) -> None:
 @input_options
 @table_options
 def embed(**given: Any) -> None:
-    """Turn images into vectors of unit length.
+    """Compute embeddings of images: vectors of unit length.
 
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
     list of these, or - for a list on standard input.
@@ -192,9 +201,15 @@ def embed(**given: Any) -> None:
 
 @cli.command()
 @input_options
-@click.option("--blocks", metavar="I,J,...", help="Which blocks; negatives count from the end.  [default: the usual]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--out", metavar="FILE.npz", help="Write the maps; without it only their shapes are shown.")
+@click.option(
+    "--blocks",
+    metavar="I,J,...",
+    help="Block numbers; negative ones count from the end.  [default: depends on the model]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option(
+    "--out", metavar="FILE.npz", help="Write the feature maps to a file; without this only their shapes are printed."
+)
 def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -> None:
     """Show or save the feature maps of a model's blocks.
 
@@ -244,7 +259,7 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
 
 
 def stack_maps(rows: Sequence[Any]) -> dict[str, Any]:
-    """The maps of several inputs by block, each (N,channels,rows,columns); NaN for inputs that have none."""
+    """Stack the feature maps of several inputs by block, each (N,channels,rows,columns); NaN for inputs without any."""
     import numpy as np
 
     known = next((maps for maps in rows if maps is not None), ())
@@ -256,33 +271,37 @@ def stack_maps(rows: Sequence[Any]) -> dict[str, Any]:
 
 @cli.command("run")
 @input_options
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="Of the run; the same command goes on with it.")
-@click.option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Classes per row.")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
+@click.option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Number of top classes per row.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-              help="Of the embeddings.")  # fmt: skip
-@click.option("--shard-rows", type=count_type(), help="Rows per file.  [default: 1024 on a CPU, 16384 elsewhere]")
+              help="Data type of the embeddings.")  # fmt: skip
+@click.option(
+    "--shard-rows", type=count_type(), help="Rows per shard.  [default: 1024 on a CPU, 16384 on other devices]"
+)
 @click.option("--processes", type=count_type(most=MOST_PROCESSES),
-              help="Processes that decode images.  [default: one per core, at most 8]")  # fmt: skip
+              help="Number of decoder processes.  [default: one per core, at most 8]")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=30.0,
-              show_default=True, help="Seconds that an image may take to decode.")  # fmt: skip
-@click.option("--quarantine", metavar="FILE", help="Write name, error code and message of every bad input, as CSV.")
-@click.option("--prometheus", metavar="FILE", help="Write how far it is, every five seconds, for Prometheus.")
+              show_default=True, help="Time limit for decoding one image, in seconds.")  # fmt: skip
+@click.option(
+    "--quarantine", metavar="FILE", help="Write the name, error code and message of every bad input to a CSV file."
+)
+@click.option("--prometheus", metavar="FILE", help="Write progress metrics for Prometheus, every five seconds.")
 @click.option(
     "--ray",
     "address",
     is_flag=False,
     flag_value="local",
     metavar="[HOST:PORT]",
-    help="Have actors of Ray do it, in a cluster of which this machine is a node; alone: one made here.",
+    help="Run on Ray: on the cluster at HOST:PORT, or on a local one if no address is given.",
 )
 @click.option("--actor-cores", type=count_type(most=MOST_PROCESSES), metavar="N",
-              help="Cores of an actor of Ray.  [default: all of this machine's]")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+              help="CPU cores per Ray actor.  [default: all cores of this machine]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run_(
     out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, strict: bool,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Classify and embed a whole collection into Parquet files, and lose no image of it.
+    """Classify and embed a whole collection into Parquet files, with exactly one row per input.
 
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
     list of these, or - for a list on standard input.
@@ -309,20 +328,20 @@ def run_(
         for status, count in {"ok": summary.ok, **summary.errors}.items():
             table.add_row(status, f"{count:,}")
         print_table(table)
-        rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", all done before"
-        rate += f" ({100 * summary.share:.0f} % of the model alone)" if summary.share else ""
+        rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", nothing left to do"
+        rate += f" ({100 * summary.share:.0f} % of the model's own speed)" if summary.share else ""
         notice(printable(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}"))
     finish(summary.ok, summary.rows - summary.ok, strict)
 
 
 @cli.command("verify-run")
 @click.argument("folder", metavar="FOLDER")
-@click.option("--repair", "mend", is_flag=True, help="Mend what is damaged, or name the rows that must be made again.")
-@click.option("--json", "as_json", is_flag=True, help="What was found as one JSON object.")
+@click.option("--repair", "mend", is_flag=True, help="Repair damage, or list the rows that must be computed again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 def verify_run(folder: str, mend: bool, as_json: bool) -> None:
-    """Read every byte of what `tessella run` wrote to FOLDER, and say what is not as it was written.
+    """Read every byte that `tessella run` wrote to FOLDER and report corruption.
 
-    Exit status 6 where something is damaged and was not repaired.
+    The exit status is 6 if something is damaged and was not repaired.
     """
     import dataclasses
 
@@ -333,28 +352,28 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
     if as_json:
         echo_json(dataclasses.asdict(found))
     elif found.damage:
-        table = new_table("file", "what is wrong", "rows", "from", "to")
+        table = new_table("file", "problem", "rows", "from", "to")
         for one in found.damage:
             table.add_row(one.file, one.message, f"{one.rows:,}" if one.rows else "", one.first_key, one.last_key)
         print_table(table)
     open_ = found.shards - found.finished
-    told = f"{found.rows:,} rows in {found.shards:,} shards, {found.finished:,} of them finished and whole"
+    told = f"{found.rows:,} rows in {found.shards:,} shards, {found.finished:,} of them finished and intact"
     if found.damage:
         complain(f"{told}; damage: {len(found.damage):,}")
     else:
         notice(f"{told}; no damage")
     if mend and found.damage:
-        notice(f"repaired; {lost:,} rows must be made again" if lost else "repaired; nothing is lost")
+        notice(f"repaired; {lost:,} rows must be computed again" if lost else "repaired; nothing is lost")
     if open_ and (mend or not found.damage):
-        notice(f"shards to be made: {open_:,}, by the same `tessella run` command")
+        notice(f"unfinished shards: {open_:,}; rerun the same `tessella run` command")
     if found.damage and not mend:
-        notice(printable(f"to mend it: tessella verify-run {shlex.quote(folder)} --repair"))
+        notice(printable(f"to repair it: tessella verify-run {shlex.quote(folder)} --repair"))
         raise click.exceptions.Exit(CODES["damaged_run"].exit_code)
 
 
 @cli.command()
 @click.argument("folder", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True, help="What was done as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def index(folder: str, as_json: bool) -> None:
     """Make a run searchable, or bring its index up to date.
 
@@ -376,22 +395,24 @@ def index(folder: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder", metavar="RUN")
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
-@click.option("-k", "--top", type=count_type(), default=10, show_default=True, help="Rows to find.")
-@click.option("--where", metavar="SQL", help="Only rows like these: \"label = 'cat' AND width >= 640\".")
-@click.option("--label", metavar="NAME", help="Only rows of this predicted class.")
-@click.option("--all-rows", is_flag=True, help="Compare every row, even where there is an approximate index.")
-@click.option("-m", "--model", metavar="NAME", help="Where the run's model lies now.  [default: as it was called]")
-@click.option("--checkpoint", metavar="FILE", help="The weights, where the run was made with --checkpoint.")
-@click.option("--sheet", metavar="FILE", help="Draw queries and neighbours: .html or .png.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("-k", "--top", type=count_type(), default=10, show_default=True, help="Number of rows to find.")
+@click.option("--where", metavar="SQL", help="Only rows that match, e.g. \"label = 'cat' AND width >= 640\".")
+@click.option("--label", metavar="NAME", help="Only rows with this predicted class.")
+@click.option("--all-rows", is_flag=True, help="Compare with every row, even if there is an approximate index.")
+@click.option(
+    "-m", "--model", metavar="NAME", help="Current location of the run's model.  [default: the name used for the run]"
+)
+@click.option("--checkpoint", metavar="FILE", help="The weight file, if the run was made with --checkpoint.")
+@click.option("--sheet", metavar="FILE", help="Draw the queries and their neighbours to an .html or .png file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def search(
     folder: str, queries: tuple[str, ...], model: str | None, checkpoint: str | None, sheet: str | None,
     as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Find the images of a run that are most like others.
+    """Find the images of a run that are most similar to the queries.
 
     RUN needs an index, see `tessella index`. QUERY is an image, the key of a row, a .npy file with a vector, or a .npz
-    that `tessella embed` wrote; of several, their mean is searched for.
+    file that `tessella embed` wrote. Several queries are averaged into one.
     """
     import dataclasses
 
@@ -413,23 +434,25 @@ def search(
             echo_json(dataclasses.asdict(one))
     if not as_json:
         print_table(table)
-    if path:  # last: a picture that fails costs no result
+    if path:  # last, so that a sheet that cannot be drawn costs no results
         there.sheet(path, asked, found)
 
 
 @cli.command()
 @click.argument("folder", metavar="RUN")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
-              help="The cosine from which on two images are one.")  # fmt: skip
-@click.option("--exact", is_flag=True, help="Only equal bytes.")
-@click.option("-o", "--out", metavar="FILE", help="Also write the rows: .csv, .json, .jsonl or .parquet.")
-@click.option("--sheet", metavar="FILE", help="Draw the pairs next to the threshold, and clusters: .html or .png.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+              help="Cosine similarity from which images count as duplicates.")  # fmt: skip
+@click.option("--exact", is_flag=True, help="Find only files with identical bytes.")
+@click.option("-o", "--out", metavar="FILE", help="Also write the rows to a .csv, .json, .jsonl or .parquet file.")
+@click.option(
+    "--sheet", metavar="FILE", help="Draw the pairs near the threshold and the clusters to an .html or .png file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
-    """Find the images that a run holds more than once, and which one to keep.
+    """Find duplicate images in a run, and which one of each to keep.
 
-    That is the one with the most pixels; of equal ones with the most bytes; then of the shortest key. Nothing is
-    deleted. RUN is the folder that `tessella run --out` made; it needs no index.
+    The one to keep has the most pixels; if equal, the most bytes; then the shortest key. Nothing is deleted. RUN is
+    the folder that `tessella run --out` made; it needs no index.
     """
     import dataclasses
 
@@ -453,15 +476,15 @@ def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: st
     extra = len(found.rows) - found.clusters
     notice(f"duplicates: {extra:,} of {found.images:,} images; clusters: {found.clusters:,}")
     if path and not pairs_sheet(folder, found, path):
-        notice(printable(f"{path} was not written: there are no duplicates, and no pairs near the threshold"))
+        notice(printable(f"{path} was not written: there are no duplicates and no pairs near the threshold"))
 
 
 @cli.command("list")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
-@click.option("--pretrained", is_flag=True, help="Only what has trained weights.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--pretrained", is_flag=True, help="Only models with trained weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
-    """List models; PATTERN is a part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
+    """List models. PATTERN is part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
     from .weights.catalogue import CATALOGUE
     from .weights.names import find_models, headline_accuracy
 
@@ -490,12 +513,12 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
         cells = (row_[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     print_table(table)
-    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, of built-in models as measured here")
+    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
 
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(name: str | None, as_json: bool) -> None:
     """Show a model's size, cost, input, sources, licence and published accuracy."""
     import dataclasses
@@ -516,10 +539,10 @@ def info(name: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("source", metavar="FILE")
-@click.option("--arch", metavar="NAME", help="The architecture, where the file does not tell it.")
-@click.option("--out", metavar="FOLDER", help="Where to write.  [default: a folder named after the architecture]")
+@click.option("--arch", metavar="NAME", help="The architecture, if the file does not identify it.")
+@click.option("--out", metavar="FOLDER", help="Output folder.  [default: a folder named after the architecture]")
 def convert(source: str, arch: str | None, out: str | None) -> None:
-    """Convert the original authors' weights to a folder that timm and Tessella read."""
+    """Convert the original authors' weights to a folder that timm and Tessella load."""
     from .weights.convert import convert as convert_file
 
     done = convert_file(Path(source), arch, Path(out) if out else None)
@@ -530,15 +553,23 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
 
 @cli.command()
 @click.argument("name", required=False, metavar="[MODEL]")
-@click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones.")
-@click.option("--random-weights", is_flag=True, help="Fetch no weights: speed does not depend on them.")
-@click.option("--precision", metavar="P,P,...", help="Of float32, bfloat16, int8.  [default: exact, and native ones]")
+@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
 @click.option(
-    "--engines", metavar="E,E,...", help="Of rewritten, openvino, onnxruntime, compile.  [default: installed]"
+    "--random-weights", is_flag=True, help="Use random weights and download nothing: speed does not depend on weights."
+)
+@click.option(
+    "--precision",
+    metavar="P,P,...",
+    help="Any of float32, bfloat16, int8.  [default: float32 and what the CPU supports]",
+)
+@click.option(
+    "--engines", metavar="E,E,...", help="Any of rewritten, openvino, onnxruntime, compile.  [default: all installed]"
 )
 @images_option
-@click.option("--seconds", type=click.FloatRange(1, 86_400), default=100, show_default=True, help="When to stop.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--seconds", type=click.FloatRange(1, 86_400), default=100, show_default=True, help="Time limit in seconds."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tune(
     name: str | None,
     checkpoint: str | None,
@@ -549,9 +580,9 @@ def tune(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure what runs a model fastest on this machine's CPU, and use it from now on.
+    """Measure which settings run a model fastest on this machine's CPU, and use them from now on.
 
-    The winner is taken on a CPU wherever --engine and --precision are auto; `tessella doctor` lists it.
+    They are used on a CPU whenever --engine and --precision are auto; `tessella doctor` lists them.
     """
     import dataclasses
 
@@ -584,26 +615,26 @@ def tune(
     print_table(table)
     for mode, winner in done.winners.items():
         echo(f"{mode}: {winner.engine} {winner.precision} ({winner.reason})")
-    notice(f"kept in {done.path}")
+    notice(f"saved to {done.path}")
 
 
 @cli.command()
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", metavar="FOLDER")
-@click.option("--checkpoint", metavar="FILE", help="Weights to use in place of the published ones.")
+@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
 @click.option(
     "--engine",
     type=click.Choice(["openvino", "onnxruntime"]),
     default="openvino",
     show_default=True,
-    help="What will run it: an OpenVINO or an ONNX file is written.",
+    help="Runtime of the exported model: writes an OpenVINO or an ONNX file.",
 )
 @click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or int8.")
 @images_option
 def export(name: str, folder: str, checkpoint: str | None, engine: str, precision: str, images: str | None) -> None:
-    """Write a folder that classifies by itself, without PyTorch, and that OpenVINO or ONNX tools read.
+    """Export a model to a folder that needs no PyTorch and that OpenVINO or ONNX tools can read.
 
-    Use it as --model local-dir:FOLDER. MODEL is a name as in --model, or `default` for the model inside this package.
+    Use it as --model local-dir:FOLDER. MODEL is a name as for --model, or `default` for the built-in model.
     """
     from .export import export as write_export
     from .predictor import DEFAULT_MODEL, load
@@ -623,9 +654,9 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
-    """Show what was found on this machine, what was chosen, and why; then test the built-in model."""
+    """Show what was detected on this machine, what was chosen and why, then test the built-in model."""
     from .tasks.doctor import examine
 
     findings = examine()
@@ -642,30 +673,36 @@ def doctor(as_json: bool) -> None:
 @click.argument("data")
 @click.option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to start from.  "
               "[default: the built-in model]")  # fmt: skip
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="Folder of the run; the same command resumes it.")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
 @click.option("--preset", metavar="NAME", help="One of convmixer, convit, crossvit, mixer, gmixer, finetune, "
               "small-data.  [default: finetune for a pretrained model, else small-data]")  # fmt: skip
-@click.option("--config", metavar="FILE.json", help="Every setting, as train.json of a run has them, or some.")
-@click.option("--val", metavar="DATA", help="Images to evaluate on; by default those beside DATA, or a part of it.")
+@click.option(
+    "--config", metavar="FILE.json", help="JSON file with all or some of the settings, such as train.json of a run."
+)
+@click.option(
+    "--val", metavar="DATA", help="Validation images.  [default: the validation split of DATA, or a fraction of it]"
+)
 @click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
-              help="Part of the images to hold out, where none are there for it.")  # fmt: skip
+              help="Validation fraction, used if the data has no validation split.")  # fmt: skip
 @click.option("--scratch", is_flag=True, help="Start from random weights.")
-@click.option("--head-only", is_flag=True, help="Only the classifier learns.")
-@click.option("--layer-decay", type=click.FloatRange(0, 1, True), help="Learning rate of a layer over the next one's.")
-@click.option("--epochs", type=click.IntRange(1, 1_000_000), help="Passes over the training images.")
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Images per step, of all processes.")
-@click.option("--accumulate", type=click.IntRange(1, 1_000_000), help="Parts to compute a batch in, to save memory.")
-@click.option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="The highest learning rate.")
+@click.option("--head-only", is_flag=True, help="Train only the classifier.")
+@click.option("--layer-decay", type=click.FloatRange(0, 1, True), help="Layer-wise learning-rate decay.")
+@click.option("--epochs", type=click.IntRange(1, 1_000_000), help="Number of epochs.")
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Global batch size, over all processes.")
+@click.option(
+    "--accumulate", type=click.IntRange(1, 1_000_000), help="Gradient accumulation steps per batch, to save memory."
+)
+@click.option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="Peak learning rate.")
 @click.option("--img-size", type=click.IntRange(1, 4000), help="Height and width of the model's input in pixels.")
-@click.option("--ema", type=click.FloatRange(0, 1), help="Decay of averaged weights; 0: none.")
-@click.option("--teacher", metavar="MODEL", help="Learn from its answers too.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of products, by autocast.")
-@click.option("--compile", "compile_", is_flag=True, help="Through torch.compile.")
-@click.option("--shard", is_flag=True, help="Divide the weights over the processes of torchrun (FSDP2).")
+@click.option("--ema", type=click.FloatRange(0, 1), help="Decay of the moving average of the weights; 0 turns it off.")
+@click.option("--teacher", metavar="MODEL", help="Teacher model for distillation.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast precision.")
+@click.option("--compile", "compile_", is_flag=True, help="Use torch.compile.")
+@click.option("--shard", is_flag=True, help="Shard the weights over the torchrun processes (FSDP2).")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that read images.  [default: cores - 1]")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything that is random.")
-@click.option("--tensorboard", is_flag=True, help="Write FOLDER/tensorboard too.")
+@click.option("--workers", type=click.IntRange(0, 256), help="Number of data loader processes.  [default: cores - 1]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Random seed.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs to FOLDER/tensorboard.")
 def train(
     data: str, model: str | None, out: str, preset: str | None, config: str | None, val: str | None,
     val_fraction: float, scratch: bool, head_only: bool, compile_: bool, shard: bool, device: str, workers: int | None,
@@ -673,8 +710,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train or fine-tune a classifier on labelled images.
 
-    DATA is a folder with a folder a class, Parquet in the Hugging Face layout, WebDataset tars, or a CSV of path,label.
-    With several processes: torchrun --nproc-per-node N -m tessella train ...
+    DATA is a folder with one subfolder per class, Parquet in the Hugging Face layout, WebDataset tars, or a CSV file of
+    path,label. With several processes: torchrun --nproc-per-node N -m tessella train ...
     """
     from .data.datasets import open_split
     from .tasks.recipes import choose
@@ -687,7 +724,7 @@ def train(
     command = shlex.join(["tessella", *sys.argv[1:]])
 
     from .tasks.progress import Watcher
-    from .tasks.train import train as run  # PyTorch is imported once everything that was given has been checked
+    from .tasks.train import train as run  # imported late: PyTorch is only needed once all arguments are checked
 
     with Watcher(out if tensorboard else None) as watch:
         watch(dict(kind="remark", text=why))
@@ -698,22 +735,32 @@ def train(
 
 @cli.command()
 @click.argument("data")
-@click.option("-m", "--model", help="The model to embed with; by default the built-in one.")
-@click.option("--val", metavar="DATA", help="Images to judge on; by default those beside DATA, or a part of it.")
+@click.option("-m", "--model", help="Model to embed with.  [default: the built-in model]")
+@click.option(
+    "--val", metavar="DATA", help="Validation images.  [default: the validation split of DATA, or a fraction of it]"
+)
 @click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
-              help="Part of the images to hold out, where none are there for it.")  # fmt: skip
-@click.option("--shots", default="1,5,10", show_default=True, metavar="N,...", help="Examples a class to learn from.")
-@click.option("--accuracy", type=click.FloatRange(0, 1, True), help="Find the probability that answers this well.")
-@click.option("-o", "--out", metavar="FOLDER", help="Keep embeddings and figures; the same again reads them.")
-@click.option("--attach-to", metavar="FOLDER", help="Write the model with its new classifier.")
+              help="Validation fraction, used if the data has no validation split.")  # fmt: skip
+@click.option(
+    "--shots",
+    default="1,5,10",
+    show_default=True,
+    metavar="N,...",
+    help="Training examples per class, for few-shot accuracy.",
+)
+@click.option(
+    "--accuracy", type=click.FloatRange(0, 1, True), help="Find the confidence threshold that reaches this accuracy."
+)
+@click.option("-o", "--out", metavar="FOLDER", help="Keep embeddings and results; rerunning the command reuses them.")
+@click.option("--attach-to", metavar="FOLDER", help="Write the model with the new classifier to a folder.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
-              help="Seed of the examples that are drawn.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+              help="Random seed for drawing the few-shot examples.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def probe(
     data: str, model: str | None, val: str | None, val_fraction: float, shots: str, accuracy: float | None,
     out: str | None, attach_to: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure what a model's embeddings know of labelled images, without training it.
+    """Measure how well a model's embeddings separate labelled classes, without training the model.
 
     DATA is as for `tessella train`.
     """
@@ -734,22 +781,22 @@ def probe(
     table.add_row("linear", f"{100 * found.linear.top1:.2f} %", f"L2 penalty {found.strength:g}")
     for row in found.few_shot:
         spread = f"{100 * row.top1:.2f} % ± {100 * row.spread:.2f}"
-        table.add_row(f"linear, {row.shots} a class", spread, f"{row.draws} draws")
+        table.add_row(f"linear, {row.shots} per class", spread, f"{row.draws} draws")
     print_table(table)
     for what, data_, count, errors in (
-        ("learned from", found.train_data, found.train_count, found.train_errors),
-        ("judged on", found.val_data, found.linear.count, found.linear.errors),
+        ("trained on", found.train_data, found.train_count, found.train_errors),
+        ("evaluated on", found.val_data, found.linear.count, found.linear.errors),
     ):
         codes = "".join(f", {number:,} {code}" for code, number in errors.items())
         notice(printable(f"{what} {count:,} images of {data_}{codes}"))
     if found.threshold:
         echo(
-            f"answering from a probability of {found.threshold.probability:.3f} on: "
-            f"{100 * found.threshold.coverage:.1f} % of {found.linear.count:,} images, "
-            f"{100 * found.threshold.accuracy:.2f} % right"
+            f"confidence threshold {found.threshold.probability:.3f}: "
+            f"answers {100 * found.threshold.coverage:.1f} % of {found.linear.count:,} images, "
+            f"{100 * found.threshold.accuracy:.2f} % correct"
         )
     elif accuracy is not None:
-        echo(f"no probability reaches an accuracy of {accuracy:g}")
+        echo(f"no confidence threshold reaches an accuracy of {accuracy:g}")
     for note in found.notes:
         notice(printable(note))
     if found.attached:
@@ -758,31 +805,52 @@ def probe(
 
 @cli.command()
 @click.argument("data")
-@click.option("-m", "--model", "models", multiple=True, help="A model; may be given several times.")
-@click.option("--split", "part", type=click.Choice(["train", "val", "all"]),
-              help="By default val where there is one, else all.")  # fmt: skip
-@click.option("--engine", default="auto", show_default=True, metavar="E,...", help=f"Of auto, {', '.join(ENGINES)}.")
 @click.option(
-    "--precision", default="auto", show_default=True, metavar="P,...", help="Of auto, float32, bfloat16, int8."
+    "-m", "--model", "models", multiple=True, help="Model name; may be repeated.  [default: the built-in model]"
+)
+@click.option("--split", "part", type=click.Choice(["train", "val", "all"]),
+              help="Split to evaluate.  [default: val if there is one, else all]")  # fmt: skip
+@click.option(
+    "--engine", default="auto", show_default=True, metavar="E,...", help=f"One or more of auto, {', '.join(ENGINES)}."
+)
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    metavar="P,...",
+    help="One or more of auto, float32, bfloat16, int8.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Images per batch.")
-@click.option("--transform", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="Resizing.")
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Batch size.")
+@click.option(
+    "--transform",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: bit-identical to timm. fast: quicker.",
+)
 @click.option("--policy", type=click.Choice(["tessella", "timm"]), default="tessella", show_default=True,
               help="How images are decoded.")  # fmt: skip
-@click.option("--checkpoint", metavar="FILE", help="Weights in place of the published ones.")
-@click.option("--real", metavar="real.json", help="ReaL's labels, for ImageNet's validation set.")
-@click.option("--dataset", metavar="NAME", help="The published set that DATA is, or none; by default it is recognised.")
-@click.option("--restrict/--no-restrict", default=None, help="Predict only DATA's classes; by default for WordNet ids.")
-@click.option("-o", "--out", metavar="FOLDER", help="Write table, picture and a report of each model.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@click.option("--real", metavar="real.json", help="ReaL labels, for the ImageNet validation set.")
+@click.option(
+    "--dataset", metavar="NAME", help="Name of the published data set that DATA is, or none.  [default: recognised]"
+)
+@click.option(
+    "--restrict/--no-restrict",
+    default=None,
+    help="Predict only classes of DATA.  [default: if its folders are WordNet ids]",
+)
+@click.option("-o", "--out", metavar="FOLDER", help="Write a table, a plot and a report per model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def evaluate(
     data: str, models: tuple[str, ...], part: Any, engine: str, precision: str, checkpoint: str | None,
     out: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Accuracy of models on labelled images, every image counted, beside the published figures.
+    """Measure the accuracy of models on labelled images, next to the published figures.
 
-    DATA is as for `tessella train`. Folders that are called by WordNet ids or 0..999 are known as ImageNet's.
+    Unreadable images are reported separately. DATA is as for `tessella train`. Folders named after WordNet ids or
+    0..999 are recognised as ImageNet.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -831,22 +899,26 @@ def evaluate(
 
 @cli.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
-@click.option("--batch", default="8,1", show_default=True, metavar="N,...", help="Images a pass.")
-@click.option("--precision", default="float32", show_default=True, metavar="P,...", help="What to compute in.")
+@click.option("--batch", default="8,1", show_default=True, metavar="N,...", help="Batch sizes.")
+@click.option(
+    "--precision", default="float32", show_default=True, metavar="P,...", help="One or more of float32, bfloat16, int8."
+)
 @click.option("--engines", default="eager,rewritten,openvino,onnxruntime", show_default=True, metavar="E,...",
-              help=f"Of auto, {', '.join(ENGINES)}; ratios are to the first.")  # fmt: skip
+              help=f"One or more of auto, {', '.join(ENGINES)}; speedups are relative to the first.")  # fmt: skip
 @click.option("--against", type=click.Choice(["timm"]), help="Compare with timm's own models instead.")
 @click.option("--pretrained", is_flag=True, help="Load trained weights; speed does not depend on them.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--rounds", type=count_type(), default=7, show_default=True, help="Turns of each candidate.")
-@click.option("--out", metavar="FILE.csv", help="Write every figure and its conditions too.")
-@click.option("--picture", metavar="FILE.png", help="Draw speed against published accuracy.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--rounds", type=count_type(), default=7, show_default=True, help="Number of timed rounds per candidate.")
+@click.option(
+    "--out", metavar="FILE.csv", help="Also write all results, with the measurement conditions, to a CSV file."
+)
+@click.option("--picture", metavar="FILE.png", help="Plot speed against published accuracy.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def bench(
     models: tuple[str, ...], batch: str, precision: str, engines: str, out: str | None, picture: str | None,
     as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Measure engines side by side, in turns, on this machine."""
+    """Benchmark engines against each other on this machine, in alternating rounds."""
     from .predictor import DEFAULT_MODEL
     from .tasks import bench as task
     from .tasks.output import check_output, write_bytes
@@ -869,7 +941,7 @@ def bench(
                 echo_json(task.as_dict(row))
         notice(f"{printable(some[0].model)} at batch {some[0].batch}: measured")
         if path:
-            write_bytes(path, task.csv_bytes(rows))  # what is measured is not lost to an interrupt
+            write_bytes(path, task.csv_bytes(rows))  # so that an interrupt loses no results
     if not as_json:
         print_table(table)
         for line in task.conditions(rows):
@@ -882,7 +954,7 @@ def bench(
 
 
 def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
-    """`load` with the settings given."""
+    """Return `load` bound to the given options."""
     from .predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
@@ -922,23 +994,23 @@ def report_skipped(skipped: Skipped) -> None:
         notice(printable(line))
 
 
-MOST_SAMPLES = 500  # images to judge a precision on
+MOST_SAMPLES = 500  # images for comparing a precision with float32
 
 
 def read_samples(given: str | None) -> list[Source] | None:
-    """What --images names, up to MOST_SAMPLES."""
+    """Read the images that --images names, at most MOST_SAMPLES."""
     if given is None:
         return None
     sources = list(find_sources([given]))[:MOST_SAMPLES]
     if not sources:
-        raise UsageError("bad_argument", f"--images {given!r} names no images")
+        raise UsageError("bad_argument", f"--images {given!r} contains no images")
     return sources
 
 
 def errors_only(sources: Sequence[Source]) -> list[Record]:
-    """The records of sources none of which can be read; an empty list where one may be readable.
+    """Return error records if no source can be read, or an empty list if one may be readable.
 
-    A wrong path is reported at once, without loading a model.
+    So a wrong path is reported at once, without loading a model.
     """
     from .predictor import Record
 
@@ -956,15 +1028,15 @@ def errors_only(sources: Sequence[Source]) -> list[Record]:
 
 
 def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
-    """One record per input to the screen as they come, or to a file at the end."""
+    """Print one record per input as they come, or write all of them to a file at the end."""
     from .tasks.output import SUFFIXES, as_dict, check_output, csv_header, csv_line, csv_row, write_records
 
     as_json, as_csv, safe = given["as_json"], given["as_csv"], given["csv_safe"]
     if as_json + as_csv + bool(given["out"]) > 1:
-        raise UsageError("bad_argument", "--json, --csv and --out are three ways to give the result", hint="choose one")
+        raise UsageError("bad_argument", "--json, --csv and --out cannot be combined", hint="choose one of them")
     path = check_output(given["out"], SUFFIXES) if given["out"] else None
     if safe and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
-        raise UsageError("bad_argument", "--csv-safe is for --csv and --out FILE.csv", hint="leave it out")
+        raise UsageError("bad_argument", "--csv-safe needs --csv or --out FILE.csv", hint="remove --csv-safe")
     skipped = Skipped()
     sources: Iterable[Source] = find_sources(given["inputs"], skipped)
     total, records = None, None
@@ -1006,7 +1078,7 @@ def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
 
 
 def render(record: Record) -> str:
-    """A record for a person: classes under the file name, or the vector's first components."""
+    """Format a record for people: classes below the file name, or the first components of the vector."""
     key = printable(record.key)
     if record.embedding is not None:
         first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
@@ -1017,14 +1089,16 @@ def render(record: Record) -> str:
 
 
 def report_bad(record: Record, *, quiet: bool) -> None:
-    if not quiet:  # the machine-readable forms carry it in the row
+    if not quiet:  # machine-readable output has the error in the row
         complain(printable(f"{record.key}: {record.status}: {record.message}"))
 
 
 def finish(good: int, bad: int, strict: bool) -> None:
-    """The end of a command that reads images: status 3 where none could be read, or with --strict not all."""
+    """End a command that reads images: status 3 if none could be read or, with --strict, if any could not."""
     if not good + bad:
-        raise UsageError("not_found", "no inputs were named", hint="give a folder, files, or - with a list")
+        raise UsageError(
+            "not_found", "no inputs were given", hint="give a folder, files, or - for a list on standard input"
+        )
     if bad:
         complain(f"{good} of {good + bad} inputs read, {bad} bad")
     if bad and (strict or not good):
@@ -1037,7 +1111,7 @@ def parse_numbers(option: str, text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or max(map(abs, numbers)) > preflight.MOST:
-        raise UsageError("bad_argument", f"{option} is {text!r}, expected numbers such as 8,1")
+        raise UsageError("bad_argument", f"{option} is {text!r}, expected comma-separated integers such as 8,1")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: standard streams that cannot fail in an uncoded way, -q and -v, text, tables, progress.
+"""What every command shares: standard streams whose failures are coded errors, -q and -v, text, tables, progress.
 
 Results go to standard output, everything else to standard error. A result that cannot be written is an error
 (`output_failed`); a message that cannot be written is dropped.
@@ -30,7 +30,7 @@ _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the cli
 
 
 class ReaderGoneError(Exception):
-    """Whoever reads standard output has closed it, as in `tessella ... | head`: it has seen enough.
+    """The reader of standard output has closed the pipe, as in `tessella ... | head`.
 
     Not an OSError, because rich and click end the program with status 1 on EPIPE.
     """
@@ -116,7 +116,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def flush_results(status: int) -> int:
-    """Write what is still buffered; the exit status, which is that of `output_failed` where this fails."""
+    """Flush standard output; return the exit status, that of `output_failed` if this fails."""
     try:
         sys.stdout.flush()
     except ReaderGoneError:
@@ -164,17 +164,17 @@ def is_verbose() -> bool:
 
 
 def echo(text: str = "") -> None:
-    """A line of the result."""
+    """Print a line of the result."""
     print(text, file=sys.stdout)
 
 
 def notice(text: str) -> None:
-    """A line for a person on standard error; not shown under --quiet."""
+    """Print a message on standard error; not shown with --quiet."""
     print(text, file=sys.stderr)
 
 
 def complain(text: str) -> None:
-    """A line on standard error about something that is bad; shown under --quiet, too."""
+    """Print a warning or error on standard error; shown with --quiet, too."""
     context = click.get_current_context(silent=True)
     stream = context.meta.get(_MESSAGES) if context is not None else None
     print(text, file=stream or sys.stderr)

@@ -128,7 +128,7 @@ class RunError(TessellaError, RuntimeError):
 
 
 class OutputError(TessellaError, RuntimeError):
-    """A result could not be written; what was there before is unchanged."""
+    """A result could not be written; the previous file, if any, is unchanged."""
 
 
 class HubError(WeightsError):

@@ -19,7 +19,7 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
 
     predictor: of `tessella.load(..., engine="openvino")` or `engine="onnxruntime"`, in the precision wanted. The graph
     reads (B,H,W,3) uint8 images, already resized and cropped, and gives logits (B,classes) and embedding (B,width).
-    The folder appears whole or not at all. Raises UsageError `bad_argument`, OutputError `output_failed`.
+    The folder is written completely or not at all. Raises UsageError `bad_argument`, OutputError `output_failed`.
     """
     folder = Path(folder)
     engine = predictor.engine

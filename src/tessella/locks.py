@@ -15,7 +15,7 @@ LOCK = ".lock"
 
 @contextmanager
 def folder_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it, or give another --out") -> Iterator[None]:
-    """Hold `folder` for writing while the block runs; the folder is made where it is missing.
+    """Hold `folder` for writing while the block runs; the folder is created if it is missing.
 
     name: of the lock file, which stays there afterwards. The operating system releases the lock when the process ends,
     however it ends, and processes that it forked do not keep it.

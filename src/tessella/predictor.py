@@ -107,7 +107,7 @@ class Record:
 
 
 class Predictor:
-    """Made by `tessella.load`; holds no state that a call changes, so threads may share it.
+    """A model ready for inference, made by `tessella.load`. Calls change no state, so threads may share it.
 
     One image is a path, a URL, the bytes of a file, an open file, a Pillow image, an array or a tensor:
 
@@ -286,7 +286,7 @@ class Predictor:
         return found[0] if single else found
 
     def embed(self, images: AnyImage | Iterable[AnyImage]) -> FloatArray:
-        """The vector the classifier reads, scaled to unit length: (width,) of one image, (N,width) of several.
+        """The classifier's input vector, scaled to unit length: (width,) for one image, (N,width) for several.
 
         Raises as `predict`.
         """
@@ -358,7 +358,7 @@ class Predictor:
                 yield Record(key, "ok", "", best, unit_length(outcome.embedding[None])[0] if embed else None)
 
     def outputs(self, images: AnyImage | Iterable[Any]) -> Generator[Output | ImageError, None, None]:
-        """What the model says of each image, in order, as batches finish; of a bad image, its error.
+        """Yield the model's outputs for each image, in order, as batches finish; for a bad image, its error.
 
         images: one or many, as in `records`. Numbers are as the model gives them, also where they are not finite.
         """
@@ -391,7 +391,7 @@ class Predictor:
         """(logits, embeddings) of one batch after the other, in order; WeightsError `non_finite`."""
         for found in self.engine.in_turn(np.stack(batch) for batch in _batched(pixels, self.plan.batch_size)):
             if not _is_finite(*found):
-                raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` names the images")
+                raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` shows which images")
             yield found
 
     def _pixels(self, images: Iterable[AnyImage], single: bool) -> Iterator[Pixels]:

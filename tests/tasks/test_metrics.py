@@ -133,7 +133,7 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         (np.zeros((2, 3)), np.array([0.0, 1.0]), "float64"),
         (np.zeros(3), np.array([0]), r"\(N,K\)"),
         (np.zeros((2, 0)), np.array([0, 0]), r"\(N,K\)"),
-        (np.zeros((0, 3)), np.array([], int), "no image to measure"),
+        (np.zeros((0, 3)), np.array([], int), "no images to evaluate"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(logits: Any, labels: Any, says: str) -> None:

@@ -118,7 +118,7 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     assert [one.shots for one in found.few_shot] == [1, 20]
     assert 0.5 < found.few_shot[0].top1 <= 1
     assert found.few_shot[1].top1 > 0.9
-    assert found.notes == ("no figure for 24 examples a class: 'green' has 23",)
+    assert found.notes == ("no result for 24 examples per class: 'green' has 23",)
     assert found.threshold is not None
     assert found.threshold.accuracy >= 0.9
     # rows are those of the data: image 3, which could not be read, is in none
@@ -377,7 +377,7 @@ def test_few_shot_figures() -> None:
     few = np.concatenate([np.flatnonzero(labels == 0)[:3], np.flatnonzero(labels > 0)])
     figures, notes = few_shot(x[few], labels[few], seen, seen_labels, (3, 4, 5), names, rng)
     assert [one.shots for one in figures] == [3]
-    assert notes == [f"no figure for {n} examples a class: 'x' has 3" for n in (4, 5)]
+    assert notes == [f"no result for {n} examples per class: 'x' has 3" for n in (4, 5)]
     assert few_shot(x, labels, seen, seen_labels, (1000,), names, rng)[0] == []
     same, other = (
         few_shot(x, labels, seen, seen_labels, (1,), names, np.random.default_rng(seed))[0] for seed in (7, 8)

@@ -131,7 +131,7 @@ def test_what_the_command_line_chooses(tmp_path: Path) -> None:
         assert (config.start, config.epochs) == (start, 3)
         assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
     assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="only one of them"):
         choose(None, "convit", str(file), False, {})
     with pytest.raises(UsageError, match="no preset"):
         choose(None, "convnet", None, False, {})

@@ -297,7 +297,7 @@ def test_a_second_training_in_the_folder_is_refused(data: Path, whole: Path, tmp
 )
 def test_a_damaged_train_json_is_a_coded_error(data: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.json").write_bytes(content)
-    with pytest.raises(OutputError, match=r"train\.json is not as a run wrote it") as caught:
+    with pytest.raises(OutputError, match=r"train\.json is damaged") as caught:
         run(data, tmp_path)
     assert caught.value.code == "damaged_run"
 

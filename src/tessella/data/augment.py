@@ -154,7 +154,7 @@ class TrainTransform:
 
     @property
     def transforms(self) -> list[Callable[[Any], Any]]:
-        """Steps that, called one after the other, do what the whole does; a copy, so changing it has no effect."""
+        """The steps of the transform, to be called in order; a copy, so changing it has no effect."""
         steps: list[Callable[[Any], Any]] = [_Augment(self), *tensor_steps(self.spec, self.normalized)]
         return [*steps, RandomErasing(self.erasing)] if self.erasing.prob and self.normalized else steps
 

@@ -1,4 +1,4 @@
-"""timm's data sets, loader and mixing under timm's names, over what this package has.
+"""timm's data sets, loader and mixing under timm's names, built on this package's own.
 
 `docs/timm.md` says argument by argument what is supported; what is not is refused with what to use instead.
 """
@@ -51,7 +51,10 @@ class Mixup:
     ):
         refuse("Mixup", dict(multi_label=multi_label), {"multi_label": "labels here are one class per image"})
         if not correct_lam:
-            raise UsageError("bad_argument", "correct_lam=False is not supported: the share is that of the pixels")
+            raise UsageError(
+                "bad_argument",
+                "correct_lam=False is not supported: the label weight always equals the fraction of pixels",
+            )
         sides = None if cutmix_minmax is None else tuple(cutmix_minmax)
         self.config = Mixing(
             mixup=mixup_alpha,
@@ -177,7 +180,7 @@ def create_dataset(
     if kind not in ("", "folder", "image_folder", "wds"):
         raise UsageError(
             "bad_argument",
-            f"a data set called {name!r} is not covered: only local images are",
+            f"a data set {name!r} is not supported: only local images are",
             hint='create_dataset("", root=FOLDER); Parquet files of the Hub can be downloaded and read from a folder',
         )
     unsupported = dict(download=download, num_samples=num_samples, repeats=repeats, trust_remote_code=trust_remote_code)
@@ -371,7 +374,7 @@ class ImageNetInfo:
 
     def label_name_to_description(self, label: str, detailed: bool = False) -> str:
         if label not in self._labels.synsets:
-            raise UsageError("bad_argument", f"{label!r} is no label of {self._labels.dataset}")
+            raise UsageError("bad_argument", f"{label!r} is not a label of {self._labels.dataset}")
         return self.index_to_description(self._labels.synsets.index(label), detailed)
 
     def _known(self, index: int) -> int:

@@ -342,7 +342,7 @@ def _image_folder(given: str, images: list[File], folders: list[str], skipped: S
 
 
 def _unlabelled(images: list[File], splits: dict[str, str]) -> list[str]:
-    """Folders of images without classes that are called as a split other than train, where train has classes."""
+    """Find split folders without classes, other than train, when train has classes."""
     deep = {file.name.split("/")[0] for file in images if file.name.count("/") > 1}
     if not any(splits.get(top) == "train" for top in deep):
         return []
@@ -409,7 +409,7 @@ def _beside(found: _Found) -> _Found | None:
 
 
 def _has_no_classes(folder: str) -> bool:
-    """Whether there is nothing in a folder but images that are in no class folder, as in the test set of a contest."""
+    """Whether a folder holds only images outside class folders, like the test set of a contest."""
     files = list(_walk(folder, [], Skipped()))
     return bool(files) and all(suffix(file.name) in IMAGE_SUFFIXES and "/" not in file.name for file in files)
 
@@ -483,7 +483,7 @@ def _load(found: _Found, parts: list[str], classes: Sequence[str] | None) -> Lab
 
 
 def _refuse_two_forms(found: _Found, parts: list[str]) -> None:
-    """Two class folders side by side whose names are one, in different Unicode forms."""
+    """Find two sibling class folders whose names differ only in their Unicode form."""
     for part in parts:
         folders = dict.fromkeys(file.name.split("/")[found.depth] for file in found.parts[part])
         places: dict[str, str] = {}
@@ -491,7 +491,7 @@ def _refuse_two_forms(found: _Found, parts: list[str]) -> None:
             other = places.setdefault(class_name(folder), folder)
             if other != folder:
                 raise bad(
-                    f"{found.given}: two class folders have one name in different Unicode forms, {other!a} and "
+                    f"{found.given}: two class folders have the same name in different Unicode forms, {other!a} and "
                     f"{folder!a}",
                     "put their images into one of them",
                 )

@@ -320,7 +320,7 @@ def _open_jpeg(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opene
 
 
 def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixels | None, bool]:
-    """RGB by libjpeg-turbo if it has no complaint, and whether it found all pixels; ImageError if some are missing.
+    """Decode to RGB with libjpeg-turbo unless it warns; also return whether it found all pixels. ImageError if not.
 
     It is asked first because Pillow fills missing pixels with grey and reports nothing.
     """
@@ -494,7 +494,7 @@ def _coded_errors() -> Iterator[None]:
 
 
 def _turbo(data: bytes, space: str) -> tuple[Pixels | None, str]:
-    """libjpeg-turbo's pixels, or None and its complaint at the smallest irregularity."""
+    """Decode with libjpeg-turbo; None and its warning at the smallest irregularity."""
     try:
         return simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=True), ""
     except (ValueError, RuntimeError, MemoryError) as error:

@@ -68,7 +68,7 @@ def _footer_hash(path: str) -> str:
 
 @dataclass(frozen=True)
 class ListedSource(Source):
-    """An input that a run has listed; `read` raises ImageError `changed_input` where its file is another one by now."""
+    """An input that a run has listed; `read` raises ImageError `changed_input` if its file has changed since."""
 
     inner: Source | None = None
     identity: Identity = UNKNOWN
@@ -91,14 +91,14 @@ class ListedSource(Source):
 
 
 def listed_source(source: Source, identity: Identity) -> Source:
-    """`source`, with the check where there is something to compare."""
+    """Wrap `source` with the check if there is something to compare."""
     if identity == UNKNOWN or source.error is not None:
         return source
     return ListedSource(source.key, source.path, source.offset, source.size, inner=source, identity=identity)
 
 
 def difference(before: Identity, now: Identity) -> str:
-    """How a file has changed, in words; "" where it has not."""
+    """Describe how a file has changed; "" if it has not."""
     if now == UNKNOWN:
         return "it is gone"
     if now.size != before.size:
@@ -111,7 +111,7 @@ def difference(before: Identity, now: Identity) -> str:
 
 
 def container_difference(path: str, identity: Identity, members: Iterable[tuple[str, int, int]]) -> str:
-    """How a container has changed since it was listed, in words; "" where it has not.
+    """Describe how a container has changed since it was listed; "" if it has not.
 
     members: of a tar archive those that are needed, as (key, offset, size). They are compared with the archive's
     headers, as another order of equal members changes neither its size nor, where that was preserved, its time.
@@ -127,7 +127,7 @@ def container_difference(path: str, identity: Identity, members: Iterable[tuple[
             key, size = wanted.pop(source.offset)
             if source.size != size or not key.endswith(escape(source.key)[prefix:]):
                 return f"{source.key[len(path) + 2 :]!r} is where {key!r} was"
-    return f"{len(wanted):,} members are no longer where they were, such as {_first(wanted)!r}" if wanted else ""
+    return f"{len(wanted):,} members have moved or are missing, such as {_first(wanted)!r}" if wanted else ""
 
 
 def _first(wanted: dict[Any, tuple[str, int]]) -> str:

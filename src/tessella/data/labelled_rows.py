@@ -1,4 +1,4 @@
-"""Labelled images in Parquet files: the labels are read at once, the images when one is asked for."""
+"""Labelled images in Parquet files: labels are read at once, images on demand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Chunk(NamedTuple):
         return self.paths[at].as_py() if not value and self.paths is not None else value
 
     def sizes(self) -> Ints:
-        """(N,) bytes, of a path those of its text, -1 for nothing."""
+        """(N,) sizes in bytes; for a path the length of its text, -1 for null."""
         lengths = np.full(len(self), -1, np.int64)
         for array in (self.paths, self.images):
             if array is not None:
@@ -169,7 +169,7 @@ def _lengths(array: Any) -> Ints:
 
 
 def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
-    """The labels of all rows now; the images when one is asked for."""
+    """Labels of all rows, read at once; images are read on demand."""
     counts, columns, labels, names, needed = [], [], [], [], 0
     for file in files:
         path = join(root, file.name)
@@ -194,7 +194,7 @@ def read_parquet(root: str, files: list[File]) -> tuple[Store, Labels]:
     if memory and needed > memory // 4:
         raise bad(
             f"the images of {files[0].name!r}{' and others' if files[1:] else ''} take {needed / 2**30:.1f} GiB, more "
-            f"than a quarter of this machine's memory ({memory / 2**30:.1f} GiB), where they would be held",
+            f"than a quarter of this machine's memory ({memory / 2**30:.1f} GiB), in which they would be held",
             "write them as WebDataset .tar files, which are read in place",
         )
     distinct, codes = np.unique(np.concatenate(labels), return_inverse=True)
@@ -244,7 +244,7 @@ def _labels_of(path: str, labels: Any) -> np.ndarray[Any, Any]:
 
 
 def _memory() -> int:
-    """Bytes of this machine, 0 where it does not say."""
+    """Memory of this machine in bytes, or 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -50,7 +50,7 @@ def make_room(needed: int) -> bool:
 
 
 def _available() -> int:
-    """Bytes that the machine can still give to processes; without end where it does not say."""
+    """Bytes of memory available to processes; infinite if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -45,7 +45,7 @@ def is_archive(name: str) -> bool:
 
 
 def ignored(name: str) -> str:
-    """Why a file or folder of this name is never looked at: "by_product", "hidden", or "" if it is."""
+    """Why a file or folder of this name is skipped: "by_product", "hidden", or "" if it is not."""
     if _BY_PRODUCTS.fullmatch(name):
         return "by_product"
     return "hidden" if name.startswith(".") and name not in (".", "..") else ""
@@ -146,7 +146,7 @@ class _Reason:
 
 
 class Skipped:
-    """What a listing saw and left out: for each reason a count and the first example.
+    """What a listing skipped: a count and the first example per reason.
 
     Pass an empty one to `iter_sources`; it is filled while the sources are iterated.
     """
@@ -178,7 +178,7 @@ class Skipped:
         return {reason: entry.count for reason, entry in self._reasons.items()}
 
     def example(self, reason: str) -> str:
-        """The first that was left out for this reason, "" if none was."""
+        """The first example skipped for this reason, or "" if there is none."""
         return self._reasons[reason].example if reason in self._reasons else ""
 
     def __bool__(self) -> bool:

@@ -137,7 +137,7 @@ def other_columns(path: str, schema: Any, *, labelled: bool = False) -> tuple[st
 
 @contextmanager
 def coded_errors(path: str) -> Iterator[None]:
-    """Whatever Arrow raises about a file, as an ImageError without its words."""
+    """Translate any Arrow error about a file into an ImageError without Arrow's message."""
     import pyarrow as pa
 
     try:
@@ -147,7 +147,7 @@ def coded_errors(path: str) -> Iterator[None]:
     except MemoryError:
         raise ImageError(
             "unreadable",
-            f"{path!r} needs more memory than there is for one image; {_SMALLER_GROUPS}",
+            f"{path!r} needs more memory than is available for one image; {_SMALLER_GROUPS}",
         ) from None
     except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, RuntimeError):
         raise damaged(path) from None
@@ -159,7 +159,7 @@ def damaged(path: str, what: str = "") -> ImageError:
 
 @contextmanager
 def open_table(path: str, **options: Any) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile` of a file or URL; ImageError for what is none, before Arrow sees it."""
+    """A `pyarrow.parquet.ParquetFile` of a file or URL; ImageError if it is not one, before Arrow sees it."""
     pa, pq = require("pyarrow", "reading Parquet"), require("pyarrow.parquet", "reading Parquet")
     with opened(path) as file, coded_errors(path):
         _check_ends(file, path)

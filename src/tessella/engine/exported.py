@@ -85,7 +85,7 @@ def _checked(rows: dict[str, Any]) -> Card:
     """The card, every field of the type and size that the rest of the program relies on; ValueError for any other."""
     for key in ("labels", "synsets"):
         if not isinstance(rows[key], list) or not all(isinstance(text, str) for text in rows[key]):
-            raise ValueError(f"{key} is no list of texts")
+            raise ValueError(f"{key} is not a list of strings")
     texts = {key: tuple(rows[key]) for key in ("labels", "synsets")}
     card = Card(**rows | texts | {"spec": InputSpec.from_cfg(rows["spec"])})
     fits = {

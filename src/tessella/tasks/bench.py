@@ -608,7 +608,7 @@ def check_picture(names: Sequence[str]) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Speed against published accuracy, a panel for each batch size, to a .png or .svg file.
+    """Plot speed against published accuracy, one panel per batch size, to a .png or .svg file.
 
     A picture that cannot be drawn costs a warning. Raises as `check_picture`, and TessellaError `output_failed`.
     """

@@ -1,4 +1,4 @@
-"""What one pass of a model costs, counted on a twin that has no memory; needs PyTorch.
+"""The cost of one forward pass of a model, counted on a copy on the meta device; needs PyTorch.
 
 `python -m tessella.tasks.cost` writes the table from which `tessella info` answers without PyTorch.
 """
@@ -24,9 +24,9 @@ from .info import COSTS, Cost
 
 
 def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
-    """What one image of (channels, height, width) costs in evaluation; nothing is computed and `model` is not changed.
+    """Count the cost of one image of (channels, height, width) in evaluation, without computing or changing `model`.
 
-    Raises UsageError `wrong_input_size` where the model does not read images of that size.
+    Raises UsageError `wrong_input_size` if the model does not accept images of that size.
     """
     # a twin without memory: deepcopy takes what is in its memo instead of copying the numbers
     tensors = [*model.parameters(), *model.buffers()]

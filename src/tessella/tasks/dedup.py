@@ -108,9 +108,9 @@ def find_duplicates(out: str | Path, *, threshold: float | None = THRESHOLD) -> 
 
 
 def pairs_sheet(out: str | Path, found: Duplicates, path: str | Path) -> bool:
-    """A picture, .png or .html, of the pairs next to the threshold and of the first clusters, each in its own box.
+    """Draw the pairs near the threshold and the first clusters, each in its own box, to a .png or .html file.
 
-    The pairs show whether the threshold is where it should be. Returns False, and writes nothing, where there are
+    The pairs show whether the threshold is where it should be. Returns False and writes nothing if there are
     neither pairs nor clusters. Raises as `write_sheet`.
     """
     out, path = as_path("the run", out), check_output(as_path("the sheet", path), SUFFIXES)
@@ -134,7 +134,7 @@ def pairs_sheet(out: str | Path, found: Duplicates, path: str | Path) -> bool:
 
 
 def write_duplicates(path: str | Path, found: Duplicates) -> None:
-    """The rows of all clusters as .csv, .json (one list), .jsonl or .parquet.
+    """Write the rows of all clusters as .csv, .json (one list), .jsonl or .parquet.
 
     Raises UsageError `bad_argument` for another suffix; OutputError `output_failed`.
     """

@@ -20,7 +20,7 @@ OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
     "onnxruntime": "the engine of that name (extra onnx)",
     "nncf": "int8 with OpenVINO (extra int8)",
-    "ray": "many machines (extra ray)",
+    "ray": "several machines (extra ray)",
     "tensorboard": "`train --tensorboard` (extra train)",
 }
 

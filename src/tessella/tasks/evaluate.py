@@ -405,7 +405,7 @@ def evaluate(
     if dataset not in (None, "none", *SETS):
         raise UsageError("bad_argument", f"dataset is {dataset!r}", hint=f"choose of none, {', '.join(SETS)}")
     if not names:
-        raise UsageError("bad_argument", "there is no model to evaluate", hint="name one: see `tessella list`")
+        raise UsageError("bad_argument", "no model was given", hint="give at least one: see `tessella list`")
     if checkpoint_path and len(names) > 1:
         raise UsageError("bad_argument", f"one checkpoint cannot be the weights of {len(names)} models")
     for name in names:

@@ -1,4 +1,4 @@
-"""The classifier that fine-tuning begins with: a linear probe of the frozen model, fitted on the training images.
+"""The classifier that fine-tuning starts from: a linear probe of the frozen model, fitted on the training images.
 
 A random classifier sends random gradients into trained weights in the first epochs and harms them; one that is fitted
 first does not (Kumar et al., arXiv:2202.10054).
@@ -89,7 +89,7 @@ def embed(
 
 
 def _rows_of_all_classes(labels_N: Ints, most: int) -> Ints:
-    """At most about `most` images, evenly from each class: at least one of each."""
+    """Select at most about `most` images, evenly from all classes, with at least one per class."""
     every = -(-len(labels_N) // most)
     if every == 1:
         return np.arange(len(labels_N))

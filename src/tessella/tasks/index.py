@@ -157,7 +157,7 @@ def _schema(facts: Mapping[str, Any]) -> Any:
 def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal]:
     """The table of an index in its newest version, which may be after that of the seal, and the seal.
 
-    Every sealed file is compared with its hash (about a second a GB): LanceDB takes a damaged vector for another one.
+    Every sealed file is compared with its hash (about a second per GB), since LanceDB does not detect damage.
     Raises UsageError `damaged_run` where a file is not whole or is of another fingerprint than the run.
     """
     seal = open_seal(home)
@@ -176,14 +176,14 @@ def open_seal(home: Path) -> Seal:
     if seal is None:
         raise _damaged(home, "it was never finished, or its seal is damaged")
     if bad := next(_bad_files(home, seal), None):
-        raise _damaged(home, f"{bad} is missing or is not what was written")
+        raise _damaged(home, f"{bad} is missing or corrupt")
     return seal
 
 
 def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> Any:
-    """The rows of an index as an Arrow table, read from the run's shards; None where these are not all there and whole.
+    """The rows of an index as an Arrow table, read from the run's shards; None unless all are intact.
 
-    For few rows this is sooner done than LanceDB is imported.
+    For few rows this is faster than importing LanceDB.
     """
     pa, _ = need_pyarrow()
     try:

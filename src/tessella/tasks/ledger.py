@@ -92,9 +92,9 @@ class Ledger:
 
 
 def read_ledger(run: Path, *, deep: bool = False) -> dict[int, Shard]:
-    """The finished shards by number, in order; no file is changed, and the run may be going on.
+    """Read the finished shards by number, in order; no file is changed, and the run may be in progress.
 
-    deep: check every page. Raises UsageError `damaged_run` where the ledger is missing or is not as SQLite wrote it.
+    deep: check every page. Raises UsageError `damaged_run` if the ledger is missing or corrupt.
     """
     path = run / FILE
     try:
@@ -117,7 +117,7 @@ def read_ledger(run: Path, *, deep: bool = False) -> dict[int, Shard]:
 
 
 def ledger_bytes(shards: Mapping[int, Shard]) -> bytes:
-    """A whole new ledger, as a file."""
+    """Return the bytes of a complete new ledger file."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute(_TABLE)
         connection.executemany(_INSERT, [_cells(shard) for shard in shards.values()])

@@ -72,7 +72,7 @@ def _schema() -> Any:
 
 
 class _Cells:
-    """Makes rows of the listing. Remembers what identifies the container whose members come one after the other."""
+    """Builds rows of the listing; caches the identity of the container whose members follow each other."""
 
     def __init__(self) -> None:
         self._container, self._identity = "", UNKNOWN
@@ -117,7 +117,7 @@ def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:
     raise UsageError(
         "bad_argument",
         f"{len(same):,} inputs are named more than once, the first is {keys[0]!r}",
-        hint="name each input once: a row is known by its key",
+        hint="give each input only once: keys identify rows",
     )
 
 
@@ -169,7 +169,7 @@ class Manifest:
             more = f"; {len(changed) - 1:,} others have changed, too" if len(changed) > 1 else ""
             raise UsageError(
                 "changed_run", f"{path!r} has changed since the run listed it: {what}{more}",
-                hint="put the file back as it was, or begin anew in another --out",
+                hint="restore the original file, or start a new run in another --out",
             )  # fmt: skip
 
     def _other_bytes(self, paths: set[str], finished: Iterable[tuple[int, Sequence[str]]]) -> dict[str, str]:

@@ -163,7 +163,7 @@ def metrics_of(answers: Answers, classes: Sequence[str], *, errors: Mapping[str,
     The confusions take 8 K^2 bytes. Raises UsageError `bad_argument` where there is no answer.
     """
     if not len(answers.label):
-        raise UsageError("bad_argument", "there is no image to measure", hint="give images with labels")
+        raise UsageError("bad_argument", "there are no images to evaluate", hint="give images with labels")
     size = len(classes)
     confusion = np.zeros((size, size), np.int64)  # of 21,843 classes 3.8 GB, of which untouched pages take no memory
     np.add.at(confusion, (answers.label, answers.predicted), 1)

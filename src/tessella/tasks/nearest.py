@@ -54,7 +54,7 @@ def exact(
     """(Q,K) cosines, best first, and ids of the rows: all rows that fit `where` are compared, in float32.
 
     label: of the rows, beside `where`, which is SQL of the user and is never made part of other SQL. K is less than k
-    where there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
+    if there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
     """
     scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
     return nearest_of((scan.where(where) if where else scan).to_batches(SCAN_ROWS), queries_QD, k, label)

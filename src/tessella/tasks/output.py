@@ -1,4 +1,4 @@
-"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, whatever became of it.
+"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, even if it could not be read.
 
 Every text that is written is valid UTF-8: a key is written as `text.escape` makes it, so that names which are not UTF-8
 stay apart, and `text.unescape` restores it.
@@ -27,7 +27,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these
 
 
 def as_dict(record: Record) -> dict[str, Any]:
-    """What `--json` prints of a record: absent parts are left out, a number that is not finite is None."""
+    """The JSON that `--json` prints for a record: missing parts are omitted, a number that is not finite is None."""
     row: dict[str, Any] = dict(key=escape(record.key), status=record.status)
     if record.message:
         row["message"] = valid_text(record.message)
@@ -47,7 +47,7 @@ def finite_or_none(value: float) -> float | None:
 
 
 def valid_text(text: str) -> str:
-    """Text in which lone surrogates are replaced by their escapes; for display, not to be reversed."""
+    """Replace lone surrogates by their escapes; for display, cannot be reversed."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -87,7 +87,7 @@ def pad(cells: Sequence[Any], length: int) -> list[Any]:
 
 @checked
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
-    """Refuse a file that could not be written before the work is done, not after.
+    """Check that a file can be written, before the work is done rather than after.
 
     Raises UsageError `bad_argument`, `missing_dependency`.
     """
@@ -100,7 +100,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
         need_pyarrow()
     try:
         if not path.parent.is_dir():
-            raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="make it first")
+            raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="create it first")
         if path.is_dir():
             raise UsageError("bad_argument", f"{str(path)!r} is a folder, expected a file")
     except OSError as error:
@@ -111,7 +111,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
 def write_records(path: Path, records: Sequence[Record], facts: dict[str, str], *, csv_safe: bool = False) -> None:
     """All records to `path`, as its suffix says; facts (model, fingerprint, ...) go where the format has room.
 
-    The file appears whole or not at all. Rows without an embedding hold NaN in .npz, null in .parquet. csv_safe: as
+    The write is atomic. Rows without an embedding hold NaN in .npz, null in .parquet. csv_safe: as
     `csv_line` has it. Raises OutputError.
     """
     top = max((len(record.top) for record in records), default=0)

@@ -441,7 +441,9 @@ def few_shot(
     sizes = np.bincount(labels_N, minlength=len(classes))
     least = int(sizes.argmin())
     notes = [
-        f"no figure for {n} examples a class: {classes[least]!r} has {sizes[least]}" for n in shots if n > sizes[least]
+        f"no result for {n} examples per class: {classes[least]!r} has {sizes[least]}"
+        for n in shots
+        if n > sizes[least]
     ]
     possible = [n for n in shots if n <= sizes[least]]
     figures: dict[int, list[float]] = {n: [] for n in possible}

@@ -92,7 +92,7 @@ class RunWatcher:
             self.console.print(printable(event["text"]), markup=False, soft_wrap=True)
             return
         rate, share = event["images_per_second"] or 0.0, event["share"]
-        told = f"{rate:.1f} images/s" + (f", {100 * share:.0f} % of the model alone" if share else "")
+        told = f"{rate:.1f} images/s" + (f", {100 * share:.0f} % of the model's own speed" if share else "")
         errors = ", ".join(f"{count:,} {code}" for code, count in event["errors_so_far"].items())
         told = f"{told}; {errors}" if errors else told
         now = time.monotonic()

@@ -62,7 +62,7 @@ class TrainConfig:
     model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
     start: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
     part: Literal["all", "head"] = "all"  # what learns; with "head" the rest also keeps its batch statistics
-    probe: bool = False  # begin with a classifier fitted on frozen embeddings in place of a random one
+    probe: bool = False  # start from a classifier fitted on frozen embeddings, not a random one
     keep_statistics: bool = False  # batch norms keep the statistics of the weights that training begins with
     layer_decay: float = 1.0  # learning rate of a layer over that of the next
     img_size: int | None = None  # pixels; None: the model's own
@@ -102,7 +102,7 @@ class TrainConfig:
     grad_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
-    on_bad_loss: Literal["stop", "skip"] = "stop"  # when a loss or gradient is not finite; "skip" ten in a row at most
+    on_bad_loss: Literal["stop", "skip"] = "stop"  # if a loss or gradient is not finite; "skip" at most ten in a row
     checkpoint_minutes: float = 5.0  # besides one at the end of each epoch
     keep: int = 2  # newest checkpoints, besides the best
     seed: int = 0
@@ -273,14 +273,14 @@ def recipe(preset: str = "", **changes: Any) -> TrainConfig:
 def choose(
     model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, Any]
 ) -> tuple[TrainConfig, str]:
-    """The config that a command line asks for, and a sentence that says what it is.
+    """Return the config for a command line, and a sentence that describes it.
 
     A config file is taken as it is, with the changes. Without one, the preset is "finetune" where training starts from
     pretrained weights, else "small-data". Without a model, the built-in one is fine-tuned.
     """
     changes = dict(changes)
     if file is not None and preset is not None:
-        raise UsageError("bad_argument", "--preset and --config both say how to train", hint="give one of them")
+        raise UsageError("bad_argument", "--preset and --config cannot be combined", hint="give only one of them")
     if preset is not None and preset not in PRESETS:
         raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
     if file is not None:

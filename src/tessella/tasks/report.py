@@ -57,7 +57,7 @@ def matplotlib(module: str = "figure") -> Any:
 
 
 def draw_or_warn(what: str, draw: Callable[[], bytes]) -> bytes | None:
-    """The picture that `draw` returns; None, with a warning, where it cannot be drawn: no result depends on it."""
+    """Return the picture from `draw`, or None with a warning if it cannot be drawn: no result depends on it."""
     try:
         return draw()
     except TessellaError as error:
@@ -164,7 +164,7 @@ def answered(curve: Coverage, thresholds: Sequence[float] = (0.5, 0.8, 0.95)) ->
     for threshold, shape in zip(thresholds, "osD^vP", strict=False):
         share, accuracy = curve.at(threshold)
         if accuracy is not None:
-            told = f"from {threshold:g}: {100 * share:.1f} % answered, {100 * accuracy:.1f} % right"
+            told = f"from {threshold:g}: {100 * share:.1f} % answered, {100 * accuracy:.1f} % correct"
             panel.plot(100 * share, 100 * accuracy, shape, color=ORANGE, label=told)
     if len(panel.lines) > 1:
         panel.legend(title="probability", title_fontsize=8, fontsize=8)
@@ -236,7 +236,7 @@ def plain(text: str, length: int = 28) -> str:
 
 
 def warn_without_matplotlib() -> bool:
-    """Whether pictures can be drawn; a warning says why not."""
+    """Return whether pictures can be drawn; warn if not."""
     try:
         matplotlib()
     except TessellaError as error:
@@ -246,7 +246,7 @@ def warn_without_matplotlib() -> bool:
 
 
 def prepare_folder(folder: str | Path) -> Path:
-    """The folder, made where it is missing: to be called before the work.
+    """Create the folder if it is missing; called before the work starts.
 
     Without matplotlib a warning says that there will be no pictures. Raises OutputError `output_failed`.
     """

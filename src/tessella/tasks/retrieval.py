@@ -48,7 +48,7 @@ def retrieval(vectors_ND: Any, labels_N: Any, k: Sequence[int] = (1, 5, 10)) -> 
         vectors, labels = np.asarray(vectors_ND), np.asarray(labels_N)
         classes = np.unique(labels, return_inverse=True)[1]
     except (ValueError, TypeError) as error:
-        raise UsageError("bad_argument", f"vectors or labels are no array: {error}") from None
+        raise UsageError("bad_argument", f"vectors or labels cannot be converted to arrays: {error}") from None
     count = len(vectors) if vectors.ndim else 0
     is_real = vectors.dtype.kind in "fiu"
     if vectors.ndim != 2 or labels.shape != (count,) or count < 2 or not is_real or not np.isfinite(vectors).all():

@@ -243,12 +243,12 @@ class Index:
 
     def _from_file(self, path: Path) -> Any:
         """The vector in a .npy file, or the mean of those in a .npz."""
-        what = f"{str(path)!r} has no embeddings in it"
+        what = f"{str(path)!r} contains no embeddings"
         hint = "give a vector as .npy, or what `tessella embed --out FILE.npz` writes"
         if not path.is_file():
             if not os.path.lexists(path):
                 raise UsageError("not_found", f"there is no file {str(path)!r}")
-            raise UsageError("special_file", f"{str(path)!r} is no regular file", hint=hint)
+            raise UsageError("special_file", f"{str(path)!r} is not a regular file", hint=hint)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a mean of no rows at all is refused later; headers of Python 2

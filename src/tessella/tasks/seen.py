@@ -57,7 +57,7 @@ def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages, st
 
 
 def read_seen(folder: Path) -> Seen | None:
-    """The record of a model folder; None where there is none, or none that can be read."""
+    """Read the record of a model folder; None if it is missing or cannot be read."""
     try:
         with (folder / RECORD).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             seen = Seen(str(arrays["by"]), arrays["train"], arrays["held_out"])

@@ -73,8 +73,8 @@ def train(
 
     A run that exists there is resumed if its config and data are the same. data: a path, or training and validation
     images that are open. val: images to evaluate on after each epoch; None takes the split beside the training images,
-    or `val_fraction` of them. workers: processes that read and augment images. shard: divide the weights over the
-    processes too (FSDP2). command: what to type for the same run, for its card and report. watch: is called with a
+    or `val_fraction` of them. workers: processes that read and augment images. shard: shard the weights over the
+    processes (FSDP2). command: the command line that repeats the run, for its card and report. watch: is called with a
     dict for each step, epoch and remark.
     Raises UsageError (bad_argument, changed_run, busy, output_failed), TrainingError (diverged, interrupted),
     WeightsError, ImageError.
@@ -83,7 +83,7 @@ def train(
     check_workers(workers)
     process = Process.join(device)
     if shard and process.world == 1:
-        raise UsageError("bad_argument", "--shard divides weights over several processes", hint="start it by torchrun")
+        raise UsageError("bad_argument", "--shard needs several processes", hint="start it with torchrun")
     run = check_folder(out)
     if process.rank == 0:
         warn_without_matplotlib()
@@ -95,7 +95,7 @@ def train(
     with ExitStack() as stack:
         lock = folder_lock(run, LOCK, hint="wait for that training to end, or give another --out")
         exists = (run / SETTINGS).exists()
-        if exists:  # refused at once
+        if exists:  # refuse before the work
             stack.enter_context(lock if process.rank == 0 else nullcontext())
             check_same(run, config, facts)
         torch.manual_seed(config.seed)
@@ -236,17 +236,17 @@ class Trainer:
         """Count steps that were not taken; raises TrainingError `diverged` after too many in a row."""
         self.bad_in_row = 0 if step.taken else self.bad_in_row + 1
         if not step.taken:
-            self.log.say(f"step {self.done} was not taken: its loss is {step.loss}, its gradient norm {step.norm}")
+            self.log.say(f"step {self.done} skipped: loss {step.loss}, gradient norm {step.norm}")
         if self.bad_in_row > (PATIENCE if self.config.on_bad_loss == "skip" else 0):
             raise TrainingError(
                 "diverged",
                 f"step {self.done}: the loss is {step.loss}, the gradient norm {step.norm}; "
                 f"the checkpoints in {self.run} are from before it",
-                hint="try a lower --lr or --clip-norm 1, in a new folder",
+                hint="try a lower --lr, or clip_norm 1 in the config, in a new folder",
             )
 
     def verdict(self) -> str:
-        """Whether fine-tuning beat the linear probe, and which weights become the model."""
+        """Say whether fine-tuning beat the linear probe, and which weights are kept."""
         assert self.probed is not None
         kept = f"the weights of epoch {self.best.epoch} are kept"
         if self.best.epoch == PROBE:
@@ -340,7 +340,7 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
             raise UsageError(
                 "bad_argument",
-                f"a batch of {config.batch_size} in {config.accumulate} parts does not fit in memory",
+                f"a batch of {config.batch_size} with {config.accumulate} accumulation steps does not fit in memory",
                 hint="give a larger --accumulate, or a smaller --batch-size or --img-size, and another --out",
             ) from error
         if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -422,10 +422,10 @@ def read_settings(run: Path) -> tuple[TrainConfig, dict[str, str]]:
     except (ValueError, RecursionError):
         reason = "it is not JSON"
     except (KeyError, TypeError):
-        reason = "it lacks config, data or val"
+        reason = "config, data or val is missing"
     else:
         return config, data
-    raise OutputError("damaged_run", f"{path} is not as a run wrote it: {reason}", hint="give another --out")
+    raise OutputError("damaged_run", f"{path} is damaged: {reason}", hint="give another --out")
 
 
 def claim(run: Path, facts: Mapping[str, Any]) -> None:
@@ -477,7 +477,7 @@ class Log:
                 ) from error
 
     def trim(self, step: int, evaluated: int) -> None:
-        """Drop the rows that a killed run wrote after its last checkpoint: they are written again."""
+        """Drop the rows that a killed run wrote after its last checkpoint; they will be written again."""
         if not self.first:
             return
         kept = [
@@ -491,7 +491,7 @@ class Log:
                 raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
 
     def rows(self) -> list[Event]:
-        """The rows of metrics.jsonl; lines that are damaged are counted and left out."""
+        """Read the rows of metrics.jsonl; damaged lines are counted and skipped."""
         try:
             lines = (self.run / METRICS).read_bytes().split(b"\n")
         except OSError:
@@ -499,7 +499,7 @@ class Log:
         rows = [row for row in map(_row, lines) if row]
         damaged = sum(bool(line) for line in lines[:-1]) - sum(bool(_row(line)) for line in lines[:-1])
         if damaged:
-            self.say(f"{damaged} damaged lines of {self.run / METRICS} are left out")
+            self.say(f"{damaged} damaged lines of {self.run / METRICS} were skipped")
         return rows
 
 

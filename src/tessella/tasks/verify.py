@@ -125,7 +125,7 @@ class _State:
         if self.manifest is None:
             raise UsageError(
                 "damaged_run", f"neither {self.out / MANIFEST} nor its copy is what was written",
-                hint="finished shards are whole; begin anew in another folder for the other inputs",
+                hint="finished shards are intact; start a new run in another folder for the other inputs",
             )  # fmt: skip
         bad = {one.file for one in self.damage}
         for folder in (COPY, SHARDS):
@@ -182,7 +182,7 @@ class _State:
         if whole is None:
             raise UsageError(
                 "damaged_run", f"neither {self.out / RUN} nor its copy is what was written",
-                hint=f"the rows in {self.out / SHARDS} can still be read as Parquet; begin anew in another folder",
+                hint=f"the rows in {self.out / SHARDS} can still be read as Parquet; start a new run in another folder",
             )  # fmt: skip
         for name, facts in both.items():
             if facts != whole:
@@ -310,7 +310,7 @@ class _State:
     def _index(self) -> None:
         if (self.out / HOME).is_dir() and any(path.name != LOCK for path in (self.out / HOME).iterdir()):
             for name in check_index(self.out):
-                self._report(f"{HOME}/{name}", "missing, or not what was written; `tessella index` makes it anew")
+                self._report(f"{HOME}/{name}", "missing or corrupt; `tessella index` rebuilds it")
 
     # --- reports ------------------------------------------------------------------------------------------------------
 

@@ -225,7 +225,7 @@ def no_weights(name: str) -> UsageError:
 
 @checked
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
-    """One field of `get_pretrained_cfg`; None where it has no such field."""
+    """One field of `get_pretrained_cfg`; None if there is no such field."""
     return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), _text(cfg_key), None)
 
 
@@ -253,7 +253,7 @@ def _text(name: str) -> str:
 
 
 def unknown_model(name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is no architecture of this package: near names, and the families there are."""
+    """The error for an unknown architecture name, with similar names and the available families."""
     near = suggestion([name.partition(".")[0]], list(known), most=3, cutoff=0.5)
     return UsageError(
         "unknown_model",

@@ -159,7 +159,7 @@ def check_names(arch: str, arguments: Collection[str]) -> None:
     if unknown := [name for name in arguments if name not in fields]:
         known = [*fields, *_OWN_ARGUMENTS]
         if not suggestion(unknown, known) and (near := suggestion(unknown, _LOAD_ARGUMENTS)):
-            raise UsageError("bad_argument", f"there is no argument {', '.join(map(repr, unknown))}", hint=near)
+            raise UsageError("bad_argument", f"unknown argument {', '.join(map(repr, unknown))}", hint=near)
         raise unknown_argument(arch, unknown, known)
 
 
@@ -188,7 +188,7 @@ def load_state_dict(
     device: torch.device | str = "cpu",
     weights_only: bool = True,
 ) -> dict[str, Tensor]:
-    """timm's name of `read_state_dict`: name -> tensor on `device`, all finite.
+    """Same as `read_state_dict`, under timm's name: name -> tensor on `device`, all finite.
 
     weights_only=False, which would run code from the file, is refused. Raises WeightsError and UsageError.
     """

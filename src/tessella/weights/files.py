@@ -90,7 +90,7 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
     """
     path = Path(path)
     if "\0" in str(path):
-        raise WeightsError("weights_not_found", f"{str(path)!r} is no path: it holds a null character")
+        raise WeightsError("weights_not_found", f"{str(path)!r} is not a path: it contains a null character")
     try:
         with open_regular(path) as file:
             kind = _sniff(path, file)
@@ -387,7 +387,7 @@ def _weights_in(loaded: Any, path: Path, use_ema: bool) -> Mapping[str, Tensor]:
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if others := [f"{key} ({type(value).__name__})" for key, value in state.items() if key not in tensors]:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
-        _log.warning("%s: ignored what is no tensor: %s%s", path, ", ".join(others[:MAX_NAMED]), more)
+        _log.warning("%s: ignored entries that are not tensors: %s%s", path, ", ".join(others[:MAX_NAMED]), more)
     return tensors
 
 
