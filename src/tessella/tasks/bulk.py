@@ -136,7 +136,7 @@ def run(
     need_pyarrow()
     _check_numbers(top, shard_rows, processes, timeout)
     if not (isinstance(predictor, Predictor) and isinstance(cluster, Cluster | None) and callable(watch)):
-        raise UsageError("bad_argument", "predictor, cluster or watch is no Predictor, Cluster or function")
+        raise UsageError("bad_argument", "predictor, cluster or watch is not a Predictor, a Cluster or a function")
     out, inputs = as_path("out", out), as_inputs(inputs)
     bad = None if quarantine is None else check_output(as_path("quarantine", quarantine), [".csv"])
     batch = predictor.plan.batch_size
