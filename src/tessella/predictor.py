@@ -578,7 +578,9 @@ def is_single(images: object) -> bool:
     if _is_tensor(images):
         return images.ndim < 4  # type: ignore[attr-defined]
     whole = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Source | Mapping)
-    return whole or _attribute(images, "read") is not None or not isinstance(images, Iterable)  # a Pillow image is not iterable
+    return (
+        whole or _attribute(images, "read") is not None or not isinstance(images, Iterable)
+    )  # a Pillow image is not iterable
 
 
 def names_many(name: str) -> bool:

@@ -88,8 +88,10 @@ def test_folders_that_all_link_to_each_other_are_listed_in_bounded_time(here: Pa
         Path(f"net/{i}/to{j}").symlink_to(f"../{j}")
     found, skipped = listing("net")
     once, behind_one = [f"net/{i}/x.jpg" for i in range(count)], count * (count - 1)
-    assert set(once) < found.keys() and len(found) <= count + behind_one + count
-    assert skipped["linked_again"] > 0 and skipped["link_loop"] > 0
+    assert set(once) < found.keys()
+    assert len(found) <= count + behind_one + count
+    assert skipped["linked_again"] > 0
+    assert skipped["link_loop"] > 0
     assert listing("net/**/*.jpg")[0].keys() == found.keys()
 
 
