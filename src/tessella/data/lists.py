@@ -1,8 +1,9 @@
 """Lists of inputs as text, one name per entry, as any system writes them.
 
 Encodings: UTF-8 with or without a byte order mark (bytes that are not UTF-8 are kept, as in file names), UTF-16 and
-UTF-32 with one; UTF-16 without one where the first four characters are ASCII or Latin-1. Entries end with LF or CR LF; with CR alone where the list has no LF; or with NUL (`find -print0`)
-where NUL is the separator: then names may contain line breaks.
+UTF-32 with one; UTF-16 without one where the first four characters are ASCII or Latin-1. Entries end with LF or CR LF;
+with CR alone where the list has no LF; or with NUL (`find -print0`) where NUL is the separator: then names may contain
+line breaks.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def load_weights(
     A field that is missing is as in the model. source: what messages call the checkpoint.
 
     A prefix that all keys of the checkpoint share, and that the model does not have, is removed, which is logged.
-    Numbers must be floating where the model's are (counts of batches may be), and take its precision; float64 is rounded, which is logged.
+    Numbers must be floating where the model's are (counts of batches may be), and take its precision; float64 is
+    rounded, which is logged.
     Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is then
     unchanged.
     """
