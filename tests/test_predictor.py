@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import os
 import shutil
 import tarfile
 import threading
@@ -316,6 +317,10 @@ def not_images() -> dict[str, Any]:
         "tensor without memory": (torch.zeros(3, 8, 8, device="meta"), "bad_array"),
         "sparse tensor": (torch.zeros(3, 8, 8).to_sparse(), "bad_array"),
         "broken array": (BrokenArray(), "bad_argument"),
+        "broken path": (BrokenPath(), "bad_argument"),
+        "path of another type": (BrokenPath(5), "bad_argument"),
+        "broken file": (BrokenFile(), "bad_argument"),
+        "huge number": (10**5000, "bad_argument"),
     }
 
 
@@ -328,6 +333,35 @@ def closed_file() -> Any:
 class BrokenArray:
     def __array__(self) -> Any:
         raise KeyError("an error of another library")
+
+
+class BrokenPath(os.PathLike[Any]):
+    def __init__(self, name: Any = None):
+        self.name = name
+
+    def __fspath__(self) -> Any:
+        if self.name is None:
+            raise KeyError("an error of another library")
+        return self.name
+
+
+class BrokenFile:
+    @property
+    def read(self) -> Any:
+        raise KeyError("an error of another library")
+
+
+@pytest.mark.parametrize("good", [0, 1, 11])
+def test_rows_before_an_exception_of_the_iterable_come_out_first(predictor: Predictor, good: int) -> None:
+    def images() -> Iterator[Any]:
+        yield from [np.full((4, 4, 3), i, np.uint8) for i in range(good)]
+        raise ConnectionError("the caller's own")
+
+    for stream in (predictor.records(images(), top=0), predictor.outputs(images())):
+        rows: list[Any] = []
+        with pytest.raises(ConnectionError, match="the caller's own"):
+            rows.extend(stream)
+        assert len(rows) == good
 
 
 def test_a_bad_item_of_any_kind_is_one_record(predictor: Predictor) -> None:

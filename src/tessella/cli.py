@@ -955,6 +955,7 @@ def bench(
 
 def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     """Return `load` bound to the given options."""
+    from .data.names import is_archive
     from .predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
@@ -962,7 +963,7 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     if mode == "auto":
         (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
         # os.path: Path.is_file raises for names that are too long
-        alone = os.path.isfile(only) and not only.lower().endswith((".tar", ".parquet"))  # noqa: PTH113
+        alone = os.path.isfile(only) and not is_archive(only)  # noqa: PTH113
         mode = "latency" if alone else "throughput"
     return functools.partial(
         load,

@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import suggestion
-from .checks import checked
+from .checks import checked, show
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
+from .data.names import is_archive, is_image
 from .data.remote import is_object, is_url
-from .data.sources import IMAGE_SUFFIXES, Source, iter_sources
+from .data.sources import Source, iter_sources
 from .data.transforms import InputSpec, load_pixels
 from .engine import Choice, Plan, make_plan
 from .engine.exported import Card, is_exported, open_exported
@@ -326,7 +327,8 @@ class Predictor:
         images: one or many, see the class. An item that is no image at all (None, a number, a dict, a list) is a record
         `bad_argument` or `bad_array`; an image for which the model gives NaN or infinity is one of `non_finite`.
         top: classes per image; 0 for none. embed: whether records hold the embedding. keys: names of the records, one
-        per image; without them a Source's key, a path, the name of an open file, or the position.
+        per image; without them a Source's key, a path, the name of an open file, or the position. An exception that
+        `images` itself raises comes after the records of all images before it.
         Raises UsageError `bad_argument`: for a model without classifier unless top is 0, or another number of keys.
         """
         top = checked_top(top)
@@ -360,9 +362,13 @@ class Predictor:
     def outputs(self, images: AnyImage | Iterable[Any]) -> Generator[Output | ImageError, None, None]:
         """Yield the model's outputs for each image, in order, as batches finish; for a bad image, its error.
 
-        images: one or many, as in `records`. Numbers are as the model gives them, also where they are not finite.
+        images: one or many, as in `records`. Numbers are as the model gives them, also where they are not finite. An
+        exception that the iterable itself raises comes after the outputs of all images before it.
         """
-        return self.outputs_of(self._decoded(one_or_many(images)[1]))
+        failures: list[Exception] = []
+        yield from self.outputs_of(self._decoded(_until_failure(one_or_many(images)[1], failures)))
+        if failures:
+            raise failures[0]
 
     def outputs_of(
         self, prepared: Iterable[Pixels | ImageError], *, divide: bool = True
@@ -572,21 +578,23 @@ def is_single(images: object) -> bool:
     if _is_tensor(images):
         return images.ndim < 4  # type: ignore[attr-defined]
     whole = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Source | Mapping)
-    return whole or hasattr(images, "read") or not isinstance(images, Iterable)  # a Pillow image is not iterable
+    return (
+        whole or _attribute(images, "read") is not None or not isinstance(images, Iterable)
+    )  # a Pillow image is not iterable
 
 
 def names_many(name: str) -> bool:
     """Whether a name stands for a collection of images: a folder, glob, archive or list, or the URL of one of these."""
-    is_archive = name.lower().endswith((".tar", ".parquet"))
+    archive = is_archive(name)
     if is_url(name):
-        if is_archive or (name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not glob.has_magic(name)):
-            return is_archive
+        if archive or (is_image(name) and not glob.has_magic(name)):
+            return archive
         try:
             return not is_object(name)
         except (ImageError, UsageError):  # reading it will say why
             return False
     if os.path.lexists(name):
-        return is_archive or os.path.isdir(name)  # noqa: PTH112 - a name may be too long for Path
+        return archive or os.path.isdir(name)  # noqa: PTH112 - a name may be too long for Path
     return glob.has_magic(name) or (name.startswith("@") and len(name) > 1)
 
 
@@ -595,15 +603,33 @@ def one_or_many(images: Any) -> tuple[bool, Iterable[Any]]:
     names = isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU"
     if names or not is_single(images):
         return False, images
-    if isinstance(images, str | os.PathLike) and names_many(os.fsdecode(images)):
-        return False, iter_sources([os.fsdecode(images)])
+    if isinstance(images, str | os.PathLike) and (name := _name_of(images)) is not None and names_many(name):
+        return False, iter_sources([name])
     return True, [images]
+
+
+def _name_of(path: str | bytes | os.PathLike[Any]) -> str | None:
+    """A path as text; None for an object of a caller's own class that gives none."""
+    try:
+        return os.fsdecode(path)
+    except Exception:  # whatever its __fspath__ raises
+        return None
+
+
+def _attribute(image: object, name: str) -> Any:
+    """As `getattr` with None; a property of a caller's own class may raise anything."""
+    try:
+        return getattr(image, name, None)
+    except Exception:
+        return None
 
 
 def image_source(image: Any, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
     """One image of any kind as `decode` takes it. Raises ImageError, also for what is no image at all."""
     if isinstance(image, str | os.PathLike):
-        name = os.fsdecode(image)
+        name = _name_of(image)
+        if name is None:
+            raise ImageError("bad_argument", f"a {type(image).__name__} gives no path", hint=_GIVE_ONE)
         if not is_url(name) and names_many(name):
             raise ImageError(
                 "bad_argument",
@@ -615,7 +641,7 @@ def image_source(image: Any, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
         return image.read(limits)
     if _is_tensor(image):
         return tensor_pixels(image)
-    if callable(getattr(image, "read", None)):
+    if callable(_attribute(image, "read")):
         return _read_open_file(image, limits)
     if isinstance(image, Mapping | list | tuple | set | frozenset):
         inside = " (for a row of a dataset, its image)" if isinstance(image, Mapping) else ""
@@ -627,7 +653,7 @@ def image_source(image: Any, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
         except Exception:  # whatever another library raises: it gives no array
             known = False
     if not known:
-        shown = repr(image) if isinstance(image, float | int | None) else f"a {type(image).__name__}"
+        shown = show(image) if isinstance(image, float | int | None) else f"a {type(image).__name__}"
         raise ImageError("bad_argument", f"{shown} is not an image", hint=_GIVE_ONE)
     return image
 
@@ -678,6 +704,14 @@ def _read_open_file(file: Any, limits: Limits) -> bytes:
     return bytes(data)
 
 
+def _until_failure(images: Iterable[Any], failures: list[Exception]) -> Iterator[Any]:
+    """The images up to the first exception of the iterable, which is put into `failures`."""
+    try:
+        yield from images
+    except Exception as error:  # of the caller's own code: raised again once the images before it are done
+        failures.append(error)
+
+
 _END = object()
 
 
@@ -712,10 +746,11 @@ def key_of(image: Any, position: int) -> str:
     """The name of an image: a Source's key, a path, the name of an open file, or else its position."""
     if isinstance(image, Source):
         return image.key
-    if isinstance(image, str | os.PathLike):
-        return os.fsdecode(image)
-    name = getattr(image, "name", None) if hasattr(image, "read") else None
-    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(position)
+    name = image if isinstance(image, str | os.PathLike) else None
+    if name is None and _attribute(image, "read") is not None:
+        name = _attribute(image, "name")
+    text = _name_of(name) if isinstance(name, str | bytes | os.PathLike) else None
+    return str(position) if text is None else text
 
 
 def find_labels(model: ImageModel) -> tuple[tuple[str, ...], tuple[str, ...], str]:

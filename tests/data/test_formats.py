@@ -573,3 +573,20 @@ def test_an_open_pillow_image_follows_the_rules_of_its_file(tmp_path: Path) -> N
     with Image.open(io.BytesIO(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))) as animation:
         animation.seek(1)
         assert decode(animation)[0, 0].tolist() == [0, 0, 255]  # the frame that was chosen
+
+
+@pytest.mark.parametrize("layout", [{}, {"rowsperstrip": 4}, {"tile": (16, 16)}, {"planarconfig": "separate"}], ids=str)
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])
+def test_a_tiff_cut_at_any_byte_never_gives_other_pixels(layout: dict[str, Any], compression: str | None) -> None:
+    pixels = NOISE[:9, :11]
+    stored = pixels.transpose(2, 0, 1).copy() if "planarconfig" in layout else pixels
+    file = io.BytesIO()
+    tifffile.imwrite(file, stored, photometric="rgb", compression=compression, metadata=None, **layout)
+    data = file.getvalue()
+    for end in range(len(data)):
+        try:
+            found = decode(data[:end])
+        except ImageError:
+            continue
+        assert np.array_equal(found, pixels), end
+    assert np.array_equal(decode(data), pixels)

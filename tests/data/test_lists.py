@@ -55,6 +55,9 @@ def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: boo
         (b"\n\r\n\n", []),
         (b"\xef\xbb\xbf", []),
         (b"a.jpg", ["a.jpg"]),
+        ("\u00e9ab.jpg\r\n\u65e5.jpg".encode("utf-16-le"), ["\u00e9ab.jpg", "\u65e5.jpg"]),  # without a byte order mark
+        ("photos/\u65e5.jpg\n".encode("utf-16-be"), ["photos/\u65e5.jpg"]),
+        (b"a\0b\0c\0d\0ef.jpg\0", ["a", "b", "c", "d", "ef.jpg"]),  # names that only look like UTF-16
         (b"a\nb.jpg\0c.jpg\0", ["a\nb.jpg", "c.jpg"]),  # find -print0
         (b"a\nb.jpg\0", ["a\nb.jpg"]),
         (b"one\na\0b\ntwo\n", ["one", "a\0b", "two"]),  # a name that cannot be, in a list by lines

@@ -95,6 +95,12 @@ def test_a_struct_of_a_view() -> None:
     assert open_labelled(name).read(3) == DATA[3]
 
 
+def test_a_type_that_is_read_as_an_object_is_one_bad_row_each() -> None:
+    stored = pa.array([b"x" * 16, None], pa.binary(16))
+    name = write({"image": pa.ExtensionArray.from_storage(pa.uuid(), stored)})
+    assert read(name) == ["unreadable", "empty"]
+
+
 def test_bytes_of_one_size() -> None:
     name = write(dict(image=pa.array([b"abc", b"def"], pa.binary(3)), label=[0, 1]))
     assert read(name) == [b"abc", b"def"]

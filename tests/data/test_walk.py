@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -78,6 +79,20 @@ def test_links_that_lead_back_are_counted(here: Path) -> None:
     found, skipped = listing("photos")
     assert found == {"photos/a/x.jpg": "", "photos/other/b/y.jpg": ""}
     assert skipped == {"link_loop": 3}
+
+
+def test_folders_that_all_link_to_each_other_are_listed_in_bounded_time(here: Path) -> None:
+    count = 10
+    put(here, *(f"net/{i}/x.jpg" for i in range(count)))
+    for i, j in itertools.permutations(range(count), 2):
+        Path(f"net/{i}/to{j}").symlink_to(f"../{j}")
+    found, skipped = listing("net")
+    once, behind_one = [f"net/{i}/x.jpg" for i in range(count)], count * (count - 1)
+    assert set(once) < found.keys()
+    assert len(found) <= count + behind_one + count
+    assert skipped["linked_again"] > 0
+    assert skipped["link_loop"] > 0
+    assert listing("net/**/*.jpg")[0].keys() == found.keys()
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -234,9 +234,17 @@ def test_a_state_in_memory_is_checked_too() -> None:
         load_weights(tiny("mixer"), source)
 
 
-def test_an_integer_count_must_be_one() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_state_that_was_cast_or_averaged_as_a_whole_is_taken(dtype: torch.dtype) -> None:
+    source = {key: value.to(dtype) for key, value in tiny("convmixer").state_dict().items()}
+    model = fresh("convmixer")
+    load_weights(model, source)
+    assert model.state_dict()["stem.2.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_weight_of_integers_is_refused() -> None:
     source = tiny("convmixer").state_dict()
-    source["stem.2.num_batches_tracked"] = torch.tensor(0.0)
+    source["stem.0.weight"] = source["stem.0.weight"].int()
     with pytest.raises(WeightsError) as error:
         load_weights(tiny("convmixer"), source)
     assert error.value.code == "wrong_dtype"

@@ -1,8 +1,9 @@
 """Lists of inputs as text, one name per entry, as any system writes them.
 
 Encodings: UTF-8 with or without a byte order mark (bytes that are not UTF-8 are kept, as in file names), UTF-16 and
-UTF-32 with one. Entries end with LF or CR LF; with CR alone where the list has no LF; or with NUL (`find -print0`)
-where NUL is the separator: then names may contain line breaks.
+UTF-32 with one; UTF-16 without one where the first four characters are ASCII or Latin-1. Entries end with LF or CR LF;
+with CR alone where the list has no LF; or with NUL (`find -print0`) where NUL is the separator: then names may contain
+line breaks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,17 @@ def encoding_of(start: bytes) -> tuple[str, str, int]:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
             return encoding, "surrogateescape" if encoding == "utf-8" else "replace", len(mark)
+    for encoding, zeros, others in (
+        ("utf-16-le", start[1:8:2], start[0:8:2]),
+        ("utf-16-be", start[0:8:2], start[1:8:2]),
+    ):
+        if zeros == bytes(4) and all(others) and _DOT_OR_SLASH[encoding].search(start):
+            return encoding, "replace", 0
     return "utf-8", "surrogateescape", 0
+
+
+# In a list of names of one character that NUL separates, none of them is a dot or a slash
+_DOT_OR_SLASH = {"utf-16-le": re.compile(rb"[./]\0"), "utf-16-be": re.compile(rb"\0[./]")}
 
 
 def decode_text(data: bytes) -> str:
@@ -90,7 +101,7 @@ def _lines(lines: Iterable[Any]) -> Iterator[str | ImageError]:
 
 def _decoded(read: Callable[[int], bytes]) -> Iterator[str]:
     start = b""
-    while len(start) < 4 and (more := read(_CHUNK)):  # enough for any byte order mark
+    while (len(start) < 4 or (len(start) < 8 and b"\0" in start)) and (more := read(_CHUNK)):  # tells the encoding
         start += more
     encoding, errors, mark = encoding_of(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors)

@@ -123,6 +123,7 @@ _REASONS = {  # code -> words for one, and for several
     "hidden": ("hidden file or folder", "hidden files or folders"),
     "by_product": ("by-product of another system", "by-products of other systems"),
     "link_loop": ("link to a folder that contains it", "links to folders that contain them"),
+    "linked_again": ("folder that several links lead to again", "folders that several links lead to again"),
     "metadata_table": ("table of metadata beside images", "tables of metadata beside images"),
     "packed_archive": (
         "archive that cannot be read in place (unpack it)", "archives that cannot be read in place (unpack them)"

@@ -289,9 +289,11 @@ def image_bytes(value: Any, key: str, table: str, limits: Limits) -> bytes:
     if isinstance(value, str):
         path = value if is_url(value) else os.path.join(os.path.dirname(table), value)  # noqa: PTH118, PTH120
         return read_url(path, limits) if is_url(path) else read_file(path, limits)
+    if not isinstance(value, bytes):  # inside a column whose type is an application's own, such as pyarrow's UUID
+        raise ImageError("unreadable", f"{key!r} holds a {type(value).__name__}, expected the bytes of an image")
     if len(value) > limits.bytes:
         raise ImageError("too_many_bytes", f"the image has {len(value):,} bytes, the limit is {limits.bytes:,}")
-    return bytes(value)
+    return value
 
 
 def read_row(path: str, row: int) -> Any:

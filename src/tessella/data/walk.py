@@ -34,9 +34,17 @@ class _Folder(NamedTuple):
     name: str
     matched: frozenset[int]  # how many parts of the pattern the path of this folder may have matched
     identity: tuple[int, int]  # device and inode
+    links: int  # symbolic links in its path, from the root on
     results: set[str]  # names of entries that Tessella wrote
     archives: set[str]  # stems of the .tar files
     has_images: bool
+
+
+class _Guard(NamedTuple):
+    """What keeps a walk along links finite."""
+
+    above: set[tuple[int, int]]  # device and inode of the folders that contain the root
+    behind_links: set[tuple[tuple[int, int], frozenset[int]]]  # folders listed behind two or more links in a row
 
 
 def split_pattern(pattern: str) -> tuple[str, list[str]]:
@@ -52,11 +60,12 @@ def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[S
 
     pattern: one part per level; "**" stands for any number of levels. What lies in a matching folder matches too.
     Hidden entries, by-products of other systems and results of Tessella are counted in `skipped`, as are links that
-    lead back to a folder above them. A folder that cannot be listed is "broken".
+    lead back to a folder above them. A folder behind several links in a row is listed once: folders that all link to
+    each other have more paths than could ever be listed. A folder that cannot be listed is "broken".
     """
     end = len(pattern)
-    above = _identities_above(root)
-    top = _open(root, "", _closure(pattern, {0}), skipped, [], above)
+    guard = _Guard(_identities_above(root), set())
+    top = _open(root, "", _closure(pattern, {0}), skipped, [], guard)
     if isinstance(top, Seen):
         yield top
     stack = [top] if isinstance(top, _Folder) else []
@@ -76,7 +85,7 @@ def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[S
             if end in matched:
                 yield seen
             continue
-        below = _open(path, name, matched, skipped, stack, above)
+        below = _open(path, name, matched, skipped, stack, guard, entry.is_symlink())
         if isinstance(below, _Folder):
             stack.append(below)
             if end in matched:
@@ -179,17 +188,22 @@ def _open(
     matched: frozenset[int],
     skipped: Skipped,
     stack: Sequence[_Folder],
-    above: set[tuple[int, int]],
+    guard: _Guard,
+    is_link: bool = False,
 ) -> _Folder | Seen | None:
     """The sorted entries of a folder; Seen if it cannot be listed, None if it is left out.
 
-    stack: the folders that lead to it; above: device and inode of those that contain the first of them.
+    stack: the folders that lead to it.
     """
+    links = stack[-1].links + is_link if stack else 0
     try:
         here = os.stat(path or ".")  # noqa: PTH116 - as above
         identity = here.st_dev, here.st_ino
-        if stack and (identity in above or any(identity == folder.identity for folder in stack)):
+        if stack and (identity in guard.above or any(identity == folder.identity for folder in stack)):
             skipped.add("link_loop", path)
+            return None
+        if links > 1 and (identity, matched) in guard.behind_links:
+            skipped.add("linked_again", path)
             return None
         with os.scandir(path or ".") as found:
             entries = sorted(found, key=lambda entry: (natural(entry.name), entry.name))
@@ -205,6 +219,8 @@ def _open(
     if stack and (begun or is_result_folder(marks)):
         skipped.add("own_result", path)
         return None
+    if links > 1:
+        guard.behind_links.add((identity, matched))
     archives = {entry.name[:-4] for entry in entries if entry.name.lower().endswith(".tar")}
     has_images = any(is_image(entry.name) for entry in entries)
-    return _Folder(iter(entries), path, name, matched, identity, result_names(marks), archives, has_images)
+    return _Folder(iter(entries), path, name, matched, identity, links, result_names(marks), archives, has_images)

@@ -44,7 +44,8 @@ def load_weights(
     A field that is missing is as in the model. source: what messages call the checkpoint.
 
     A prefix that all keys of the checkpoint share, and that the model does not have, is removed, which is logged.
-    Numbers must be floating where the model's are, and take its precision; float64 is rounded, which is logged.
+    Numbers must be floating where the model's are (counts of batches may be), and take its precision; float64 is
+    rounded, which is logged.
     Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is then
     unchanged.
     """
@@ -124,7 +125,7 @@ def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sourc
         ours, theirs = expected[key], found[key]
         if ours.shape != theirs.shape:
             shapes.append(f"  {key}: model {_shape(ours)}, file {_shape(theirs)}")
-        elif ours.dtype != theirs.dtype and not (ours.is_floating_point() and theirs.is_floating_point()):
+        elif not _is_convertible(key, ours, theirs):
             dtypes.append(f"  {key}: model {_type(ours)}, file {_type(theirs)}")
     differences = missing + unexpected + sorted(shapes) + sorted(dtypes)
     if not differences:
@@ -139,6 +140,13 @@ def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sourc
         if original
         else "check that the checkpoint and the arguments belong to this architecture",
     )
+
+
+def _is_convertible(key: str, ours: Tensor, theirs: Tensor) -> bool:
+    """Whether the types are of the same kind; counts of batches are floats where a whole state was cast or averaged."""
+    if theirs.is_floating_point() and key.endswith("num_batches_tracked"):
+        return True
+    return ours.dtype == theirs.dtype or (ours.is_floating_point() and theirs.is_floating_point())
 
 
 def _shape(value: Tensor) -> str:

@@ -348,14 +348,18 @@ def _check_parts(page: _Directory, layout: _Layout, size: int) -> None:
     offsets, counts = offsets[: layout.parts], counts[: layout.parts]
     if len(offsets) < layout.parts or not all(0 < offset < size for offset in offsets):
         raise damaged("TIFF", "strips or tiles are missing")
-    if layout.compression == 1 and len(counts) > 1 and not tiled:
+    if layout.compression == 1 and not tiled:
         samples = 1 if layout.planar == 2 else layout.samples
-        rows = page.integer(ROWS_PER_STRIP, layout.height)
+        rows = page.integer(ROWS_PER_STRIP, layout.height) or layout.height
         row = (layout.width * layout.bits * samples + 7) // 8
         per_plane = layout.parts // layout.planes
-        wanted = [row * min(rows, layout.height - rows * (i % per_plane)) for i in range(len(counts))]
-        if any(count < need for count, need in zip(counts, wanted, strict=True)):
+        wanted = [row * min(rows, layout.height - rows * (i % per_plane)) for i in range(layout.parts)]
+        if len(counts) > 1 and any(count < need for count, need in zip(counts, wanted, strict=True)):
             raise damaged("TIFF", "strips are shorter than their rows need")
+        counts = tuple(wanted)  # what they state may include padding
+    # `_with_directory` appends to the file: a decoder would read that in place of the pixels
+    if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
+        raise damaged("TIFF", "strips or tiles are cut off")
 
 
 def _palette(page: _Directory, bits: int) -> bytes | None:
