@@ -612,9 +612,11 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
 
     Use it as --model local-dir:FOLDER. MODEL is a name as in --model, or `default` for the model inside this package.
     """
+    from .export import check_new
     from .export import export as write_export
     from .predictor import DEFAULT_MODEL, load
 
+    check_new(Path(folder))
     predictor = load(
         DEFAULT_MODEL if name == "default" else name,
         checkpoint_path=checkpoint,
