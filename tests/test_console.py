@@ -13,7 +13,7 @@ import click
 import pytest
 
 from tessella.cli import cli
-from tessella.console import finite, new_table, print_table
+from tessella.console import finite, new_table, print_table, table_of
 
 from .test_cli import CAT, run
 
@@ -128,6 +128,52 @@ def test_a_table_never_breaks_a_name_and_changes_no_text(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "resmlp_big_24_224.fb_distilled_in1k" in shown
     assert "[red]:cat:\\x1b[0m" in shown
+
+
+def test_a_table_has_no_blank_lines_and_no_empty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(table_of(["name", "top-5 %", "loss"], [["a", "", "0.1"], ["b", "", ""]]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in (lines[0], *lines[2:])] == [["name", "loss"], ["a", "0.1"], ["b"]]
+
+
+def test_a_table_without_rows_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(new_table("name"))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_list_of_commands_is_not_cut_off() -> None:
+    assert "..." not in run()[0].partition("Commands:")[2]
+
+
+def test_a_folder_given_as_a_model_is_answered_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "myrun").mkdir()
+    for name in ("myrun", "./myrun"):
+        err = run("classify", str(CAT), "-m", name, status=2, cwd=tmp_path)[1]
+        assert f"for the folder write 'local-dir:{name}'" in err
+
+
+def test_export_to_a_folder_in_use_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.setattr("tessella.predictor.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert "exists already" in run("export", "default", str(tmp_path), status=2)[1]
+
+
+def test_a_run_on_ray_without_ray_is_refused_before_anything_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out, err = run("run", str(CAT), "--ray", "--out", str(tmp_path / "run"), status=2)
+    assert "pip install ray" in err
+    assert "listing" not in out + err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_bad_inputs_says_how_to_see_them(tmp_path: Path) -> None:
+    given = ("run", str(CAT), "missing.jpg", "--out", str(tmp_path / "run"), "--processes", "1")
+    assert "--quarantine FILE.csv names the bad inputs" in run(*given)[1]
+    assert "names the bad inputs" not in run(*given, "--quarantine", str(tmp_path / "bad.csv"))[1]
 
 
 def test_help_is_shown_without_a_command() -> None:

@@ -34,11 +34,13 @@ from .console import (
     print_table,
     show_error,
     show_progress,
+    table_of,
 )
 from .data.names import Skipped
 from .engine import ENGINES
 from .engine.plan import MOST_IMAGES
 from .errors import CODES, ImageError, TessellaError, UsageError
+from .extras import require
 from .preflight import count_type
 from .text import escape, printable
 
@@ -269,7 +271,7 @@ def stack_maps(rows: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-@cli.command("run")
+@cli.command("run", short_help="Classify and embed a whole collection into Parquet files.")
 @input_options
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
 @click.option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Number of top classes per row.")
@@ -316,6 +318,8 @@ def run_(
     from .tasks.cluster import Cluster
     from .tasks.progress import RunWatcher
 
+    if address:
+        require("ray", "a run on a cluster")
     predictor = load_predictor(given)
     cluster = Cluster(loading(given), address, actor_cores) if address else None
     settings = {key: given[key] for key in ("top", "dtype", "shard_rows", "processes", "timeout", "quarantine")}
@@ -331,10 +335,12 @@ def run_(
         rate = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ", nothing left to do"
         rate += f" ({100 * summary.share:.0f} % of the model's own speed)" if summary.share else ""
         notice(printable(f"{summary.rows:,} inputs, {summary.rows:,} rows in {out}/shards{rate}"))
+    if summary.errors and not given["quarantine"]:
+        notice("the same command with --quarantine FILE.csv names the bad inputs")
     finish(summary.ok, summary.rows - summary.ok, strict)
 
 
-@cli.command("verify-run")
+@cli.command("verify-run", short_help="Read all that a run wrote and report damage.")
 @click.argument("folder", metavar="FOLDER")
 @click.option("--repair", "mend", is_flag=True, help="Repair damage, or list the rows that must be computed again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
@@ -438,7 +444,7 @@ def search(
         there.sheet(path, asked, found)
 
 
-@cli.command()
+@cli.command(short_help="Find the images that a run holds more than once.")
 @click.argument("folder", metavar="RUN")
 @click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
               help="Cosine similarity from which images count as duplicates.")  # fmt: skip
@@ -479,7 +485,7 @@ def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: st
         notice(printable(f"{path} was not written: there are no duplicates and no pairs near the threshold"))
 
 
-@cli.command("list")
+@cli.command("list", short_help="List models whose names match a pattern.")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
 @click.option("--pretrained", is_flag=True, help="Only models with trained weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
@@ -510,13 +516,14 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
         return
     table = new_table("name", "weights", "input", "classes", "top-1 %", "of", "licence")
     for row_ in rows:
-        cells = (row_[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
+        shown = {**row_, "top1": None if row_["top1"] is None else f"{row_['top1']:.2f}"}
+        cells = (shown[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     print_table(table)
     notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
 
 
-@cli.command()
+@cli.command(short_help="Show a model's size, cost, sources and accuracy.")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(name: str | None, as_json: bool) -> None:
@@ -537,7 +544,7 @@ def info(name: str | None, as_json: bool) -> None:
     print_table(table)
 
 
-@cli.command()
+@cli.command(short_help="Convert the original authors' weights.")
 @click.argument("source", metavar="FILE")
 @click.option("--arch", metavar="NAME", help="The architecture, if the file does not identify it.")
 @click.option("--out", metavar="FOLDER", help="Output folder.  [default: a folder named after the architecture]")
@@ -551,7 +558,7 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
 
 
-@cli.command()
+@cli.command(short_help="Measure what runs a model fastest on this machine.")
 @click.argument("name", required=False, metavar="[MODEL]")
 @click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
 @click.option(
@@ -618,7 +625,7 @@ def tune(
     notice(f"saved to {done.path}")
 
 
-@cli.command()
+@cli.command(short_help="Write a folder that classifies without PyTorch.")
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", metavar="FOLDER")
 @click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
@@ -636,9 +643,11 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
 
     Use it as --model local-dir:FOLDER. MODEL is a name as for --model, or `default` for the built-in model.
     """
+    from .export import check_new
     from .export import export as write_export
     from .predictor import DEFAULT_MODEL, load
 
+    check_new(Path(folder))
     predictor = load(
         DEFAULT_MODEL if name == "default" else name,
         checkpoint_path=checkpoint,
@@ -653,7 +662,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
 
 
-@cli.command()
+@cli.command(short_help="Show what was found on this machine; test the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
     """Show what was detected on this machine, what was chosen and why, then test the built-in model."""
@@ -733,7 +742,7 @@ def train(
         watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))
 
 
-@cli.command()
+@cli.command(short_help="Measure what a model's embeddings know, without training.")
 @click.argument("data")
 @click.option("-m", "--model", help="Model to embed with.  [default: the built-in model]")
 @click.option(
@@ -803,7 +812,7 @@ def probe(
         notice(printable(f"tessella classify -m local-dir:{found.attached} IMAGE"))
 
 
-@cli.command()
+@cli.command(short_help="Measure the accuracy of models on labelled images.")
 @click.argument("data")
 @click.option(
     "-m", "--model", "models", multiple=True, help="Model name; may be repeated.  [default: the built-in model]"
@@ -868,7 +877,6 @@ def evaluate(
     if out:
         prepare_folder(out)
     report_skipped(images.skipped)
-    table = new_table(*task.HEADER)
     rows = []
     streams: dict[str, Any] = dict(console=Console(stderr=True), redirect_stdout=False, redirect_stderr=False)
     with Progress(**streams, transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -884,11 +892,10 @@ def evaluate(
             images, models or (DEFAULT_MODEL,), checkpoint_path=checkpoint, progress=watch, **chosen, **given
         ):
             rows.append(row)
-            table.add_row(*task.cells(row))
             if as_json:
                 echo_json(task.as_dict(row))
     if not as_json:
-        print_table(table)
+        print_table(table_of(task.HEADER, [task.cells(row) for row in rows]))
         for line in task.remarks(rows):
             notice(printable(line))
     if out:
@@ -932,18 +939,16 @@ def bench(
         precisions=split(precision), engines=split(engines), batches=parse_numbers("--batch", batch)
     )
     rows = []
-    table = new_table(*task.HEADER)
     for some in task.bench(names, **chosen, **given):
         rows += some
         for row in some:
-            table.add_row(*task.cells(row))
             if as_json:
                 echo_json(task.as_dict(row))
         notice(f"{printable(some[0].model)} at batch {some[0].batch}: measured")
         if path:
             write_bytes(path, task.csv_bytes(rows))  # so that an interrupt loses no results
     if not as_json:
-        print_table(table)
+        print_table(table_of(task.HEADER, [task.cells(row) for row in rows]))
         for line in task.conditions(rows):
             notice(printable(line))
     if image:

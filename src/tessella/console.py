@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any, TextIO
 
@@ -227,15 +227,30 @@ def new_table(*columns: str, header: bool = True) -> Any:
             self.texts.append([str(text) for text in shown])
             super().add_row(*shown, **options)
 
-    table = PrintableTable(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
+    table = PrintableTable(box=box.SIMPLE_HEAD if header else None, show_header=header, show_edge=False, pad_edge=False)
     table.texts = []
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=True)
     return table
 
 
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A table of `rows`, without the columns that are empty in all of them."""
+    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    table = new_table(*(header[index] for index in used))
+    for row in rows:
+        table.add_row(*(row[index] for index in used))
+    return table
+
+
 def print_table(table: Any) -> None:
-    """On a terminal too narrow for its longest names the cells of a row are printed below each other."""
+    """Print the table, unless it has no rows.
+
+    On a terminal too narrow for its longest names the cells of a row are printed below each other.
+    """
+    if not table.texts:
+        return
+
     from rich.console import Console
     from rich.measure import Measurement
 

@@ -29,12 +29,7 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
             f"{predictor.name} runs on the engine {engine.plan.engine!r}, which has no file to export",
             hint=f"load it with engine={' or '.join(map(repr, GRAPHS))}",
         )
-    try:
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    except OSError as error:
-        raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror}") from None
-    if taken:
-        raise UsageError("bad_argument", f"{str(folder)!r} exists already", hint="name a new folder, or remove it")
+    check_new(folder)
     stem = engine.graph.stem
     card = dataclasses.replace(predictor.card, identity=predictor.identity)
     try:
@@ -51,3 +46,13 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
     except OSError as error:
         raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror or error}") from None
     return folder
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds something; a command asks before it loads and converts a model."""
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror}") from None
+    if taken:
+        raise UsageError("bad_argument", f"{str(folder)!r} exists already", hint="name a new folder, or remove it")

@@ -7,14 +7,6 @@ from typing import Any
 
 from .errors import UsageError
 
-EXTRA_OF = {  # import name -> the extra that installs it; every other package belongs to the default install
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
-    "nncf": "int8",
-    "ray": "ray",
-    "tensorboard": "train",
-}
 DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "PIL": "pillow"}  # where the import name differs
 
 
@@ -37,8 +29,8 @@ def require(module: str, purpose: str) -> Any:
 
 
 def install_command(packages: list[str]) -> str:
-    """The `pip install` command that provides `packages`, given by their import names."""
-    extras = sorted({EXTRA_OF[name] for name in packages if name in EXTRA_OF})
-    others = [DISTRIBUTIONS.get(name, name) for name in packages if name not in EXTRA_OF]
-    targets = [f'"tessella[{",".join(extras)}]"'] if extras else []
-    return " ".join(["pip install", *targets, *others])
+    """The `pip install` command that provides `packages`, given by their import names.
+
+    It names the packages, not an extra: on PyPI `tessella` is another project.
+    """
+    return " ".join(["pip install", *(DISTRIBUTIONS.get(name, name) for name in packages)])

@@ -125,6 +125,11 @@ def test_a_bad_filter_is_a_usage_error_in_our_words(index: Index, where: str) ->
     assert len(index.search(some(1, 5)[0], top=3)) == 3
 
 
+def test_an_unknown_column_in_a_filter_is_named(index: Index) -> None:
+    with pytest.raises(UsageError, match="there is no column 'widht'"):
+        index.search(some(1, 5)[0], where="widht > 3")
+
+
 def test_odd_keys_are_found(tmp_path: Path) -> None:
     odd = [
         "it's.jpg",

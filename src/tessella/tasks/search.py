@@ -238,7 +238,13 @@ class Index:
         if len(where) > MOST_SQL or not _closed(where):
             raise UsageError("bad_argument", what, hint=hint)
         with lance_errors("bad_argument", what, hint, "it is not true or false for every row"):
-            self._table.count_rows(condition)
+            try:
+                self._table.count_rows(condition)
+            except ValueError as error:
+                unknown = re.search(r"No field named (\S+?)\.(?:\s|$)", str(error))
+                if not unknown:
+                    raise
+                raise UsageError("bad_argument", f"{what}: there is no column {unknown[1]!r}", hint=hint) from error
         return condition
 
     def _from_file(self, path: Path) -> Any:

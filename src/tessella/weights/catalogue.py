@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
         raise UsageError(
             "bad_argument",
             f"{name!r} is not a model name",
-            hint="for a Hub repository write 'hf-hub:org/repo', for a folder 'local-dir:path'",
+            hint=_folder_hint(name) or "for a Hub repository write 'hf-hub:org/repo', for a folder 'local-dir:path'",
         )
     if name in DEPRECATED:
         told = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
@@ -258,8 +259,14 @@ def unknown_model(name: str, known: Iterable[str]) -> UsageError:
     return UsageError(
         "unknown_model",
         f"unknown model {name!r}",
-        hint=f"{near} only these families are covered: {', '.join(MODULES)}; `tessella list` has all names".strip(),
+        hint=_folder_hint(name)
+        or f"{near} only these families are covered: {', '.join(MODULES)}; `tessella list` has all names".strip(),
     )
+
+
+def _folder_hint(name: str) -> str:
+    """What to write instead, where the name is that of a folder."""
+    return f"for the folder write {'local-dir:' + name!r}" if os.path.isdir(name) else ""  # noqa: PTH112 - never raises
 
 
 def list_modules() -> list[str]:

@@ -307,7 +307,7 @@ def _coded(source: Source, error: BaseException) -> HubError:
         return HubError(
             "offline",
             f"{source} is not in the cache {source.cache_dir} and HF_HUB_OFFLINE forbids downloads",
-            hint=f"unset HF_HUB_OFFLINE, or run `hf download {source.repo} --revision {source.revision}` while online",
+            hint="unset HF_HUB_OFFLINE",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError("hub_not_found", f"{source}: the repository has no revision {source.revision!r}")
