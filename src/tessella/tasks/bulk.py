@@ -16,9 +16,7 @@ own; one that dies or hangs costs one row.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import time
 from collections import Counter
@@ -39,7 +37,7 @@ from ..predictor import Predictor
 from .cluster import Cluster
 from .ledger import FILE, Ledger, Shard, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash, write_manifest
-from .output import check_output, need_pyarrow, write_bytes
+from .output import check_output, csv_line, need_pyarrow, write_bytes
 from .shards import SHARDS, ShardMaker
 from .stop import Stop
 
@@ -404,12 +402,10 @@ def read_rows(out: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
 
 
 def _quarantine(out: Path, path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["key", "status", "message"])
+    lines = [csv_line(["key", "status", "message"])]
     for table in read_rows(out, ["key", "status", "message"]):
-        writer.writerows(row.values() for row in table.to_pylist() if row["status"] != "ok")
-    write_bytes(path, text.getvalue().encode())
+        lines += [csv_line(row.values()) for row in table.to_pylist() if row["status"] != "ok"]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def _remark(text: str) -> Event:
