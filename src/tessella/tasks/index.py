@@ -46,6 +46,7 @@ HINT = "latest_version_hint.json"  # the one file that LanceDB changes in place;
 COLUMNS = ("key", "row", "source", "sha256", "bytes", "width", "height", "label", "probability")
 STEP_ROWS = 65_536  # added at once
 HASHED_AT_ONCE = 4  # files
+_PANICS = ("PanicException", "RustPanic")  # of PyO3 and its futures: no Exception, and no module has their names
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise kind(code, f"{what}: {getattr(error, 'strerror', None) or why}", hint=hint) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust, which is no Exception, and has no name to import
+        if type(error).__name__ not in _PANICS:
             raise
         raise kind(code, f"{what}: {why}", hint=hint) from error
 
