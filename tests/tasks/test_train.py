@@ -240,6 +240,30 @@ def test_another_config_or_other_data_is_refused(data: Path, whole: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("unreported")
+def test_other_contents_of_the_same_sizes_are_refused(tmp_path: Path) -> None:
+    data, out = make_images(tmp_path / "data"), tmp_path / "run"
+    run(data, out, small(epochs=1))
+    image = data / "train" / "dark" / "3.png"
+    before = image.read_bytes()
+    image.write_bytes(before[:-20] + bytes([before[-20] ^ 1]) + before[-19:])
+    with pytest.raises(UsageError, match="other contents than when training") as caught:
+        run(data, out, small(epochs=1))
+    assert caught.value.code == "changed_run"
+    image.write_bytes(before)
+    run(data, out, small(epochs=1))
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_damaged_record_of_the_images_is_written_anew(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, small(epochs=1))
+    record = tmp_path / "images.npz"
+    before = record.read_bytes()
+    record.write_bytes(before[:100])
+    run(data, tmp_path, small(epochs=1))
+    assert record.read_bytes() == before
+
+
+@pytest.mark.usefixtures("unreported")
 def test_more_epochs_extend_a_run_of_constant_learning_rate(data: Path, tmp_path: Path) -> None:
     three, four = (small(schedule="constant", warmup=0.0, epochs=n) for n in (3, 4))
     run(data, tmp_path / "run", three)

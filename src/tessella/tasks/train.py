@@ -43,7 +43,7 @@ from .head import fit_head
 from .learner import Process, Step, Student, Teacher, new_model, new_teacher
 from .recipes import TrainConfig, differences, learning_rate
 from .report import percent, warn_without_matplotlib, write_report
-from .seen import RECORD, write_seen
+from .seen import check_unchanged, read_seen, write_seen
 from .stop import Stop
 
 METRICS = "metrics.jsonl"
@@ -105,7 +105,9 @@ def train(
             stack.enter_context(lock if process.rank == 0 else nullcontext())
         if process.rank == 0:
             claim(run, facts)
-            if not (run / RECORD).exists():
+            if exists:
+                check_unchanged(run, learning, held_out)
+            if read_seen(run) is None:
                 write_seen(run, learning, held_out, config.model if config.start == "pretrained" else "")
         workers = default_workers() if workers is None else workers
         trainer = Trainer(run, config, model, spec, learning, held_out, process, workers, watch)
