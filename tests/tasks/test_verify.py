@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -233,6 +235,22 @@ def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Pa
     assert {one.file for one in verify(copy).damage} == {ledger.FILE}
     repair(copy)
     assert entries(copy) == entries(whole)
+
+
+@pytest.mark.parametrize("number", [-1, -(2**62), 2**62])
+def test_an_entry_of_a_shard_that_is_not_in_the_listing(whole: Path, copy: Path, number: int) -> None:
+    with Ledger(copy) as entered:
+        entered.commit(dataclasses.replace(entries(copy)[0], id=number))
+    assert number in {one.shard for one in verify(copy).damage}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.sqlite", "manifest.parquet", "log.jsonl", "copy/run.json"])
+def test_a_pipe_in_place_of_a_file_is_damage(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert name in {one.file for one in verify(copy).damage}
 
 
 def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:

@@ -34,6 +34,7 @@ from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
 from ..extras import require
 from ..locks import folder_lock
+from ..regular import read_regular
 from .bulk import finished_shards, read_run, read_shard
 from .ledger import Shard
 from .manifest import file_hash
@@ -233,7 +234,7 @@ def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal, str]:
 def _read_seal(home: Path) -> Seal | None:
     """None where there is none that this version could have written."""
     try:
-        told = json.loads((home / SEAL).read_bytes())
+        told = json.loads(read_regular(home / SEAL))
         digest = told.pop("sha256")
         if digest != _digest(told) or told["format"] != FORMAT:
             return None

@@ -20,6 +20,7 @@ from ..atomic import write_atomic
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_labelled
 from ..errors import ImageError, OutputError, UsageError
+from ..regular import open_regular
 from .output import npz_bytes
 
 RECORD = "images.npz"
@@ -80,7 +81,7 @@ def _ordered(train: Hashes, held_out: Hashes) -> int:
 def read_seen(folder: Path) -> Seen | None:
     """The record of a model folder; None where there is none, or none that can be read."""
     try:
-        with (folder / RECORD).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(folder / RECORD) as file, np.load(file, allow_pickle=False) as arrays:
             ordered = int(arrays["ordered"]) if "ordered" in arrays else 0
             seen = Seen(str(arrays["by"]), arrays["train"], arrays["held_out"], ordered)
     except Exception:  # zip files fail in many ways, and each means that nothing is known
