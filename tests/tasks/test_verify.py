@@ -318,7 +318,7 @@ def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: 
 
     monkeypatch.setattr(manifest, "file_hash", digest)
     monkeypatch.setattr("tessella.tasks.verify.file_hash", digest)
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("tessella.tasks.verify.read_regular", read_bytes)
     found = verify(copy)
     assert {Path(one.file).name for one in found.damage} == bad
     assert found.finished == SHARDS - 1
