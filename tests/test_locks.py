@@ -27,6 +27,19 @@ def test_a_second_writer_is_refused_and_the_first_one_leaves_the_folder_free(tmp
         pass
 
 
+def test_a_path_of_a_thousand_folders_is_made_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with folder_lock(Path("d/" * 1200)):
+        pass
+    with pytest.raises(OutputError) as caught, folder_lock(Path("e/" * 3000)):
+        pytest.fail("no system has such paths")
+    assert caught.value.code == "output_failed"
+    while Path("d").exists():  # shutil.rmtree recurses
+        inner = Path("d/" * 600)
+        Path("d/" * 600).rename("rest") if inner.exists() else Path("d").rename("rest")
+        subprocess.run(["rm", "-rf", "rest"], check=True)
+
+
 def test_locks_of_other_names_do_not_exclude_each_other(tmp_path: Path) -> None:
     with folder_lock(tmp_path, ".one"), folder_lock(tmp_path, ".two"):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".one", ".two"]

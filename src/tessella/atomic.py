@@ -111,6 +111,21 @@ def _keep_permissions(old: Path, new: Path) -> None:
             os.chown(new, before.st_uid, before.st_gid)
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder with all above it. Path.mkdir recurses, which a path of a thousand short names does not survive.
+
+    Raises OSError.
+    """
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+    if not folder.is_dir():
+        raise NotADirectoryError(20, os.strerror(20), str(folder))
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was renamed in a folder last through a power cut."""
     if os.name != "posix":  # elsewhere a folder cannot be opened, and renames are written through

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .atomic import make_folders
 from .errors import OutputError, UsageError
 
 LOCK = ".lock"
@@ -26,7 +27,7 @@ def folder_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it, or 
 
     lock = filelock.FileLock(folder / name, timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         lock.acquire()
     except filelock.Timeout:
         raise _busy(folder, hint) from None

@@ -260,12 +260,22 @@ def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> Non
         (folder / name).write_bytes(png(1))
     (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
     (folder / 'broken,\n"it".png').write_bytes(b"")
+    (folder / "carriage\rreturn.png").write_bytes(b"")
     quarantine = tmp_path / "bad.csv"
     assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 6
     keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
-    assert keys == {*names[:-1], "\\\\xff.png", "\\xff.png", 'broken,\n"it".png'}  # one key belongs to one name
+    assert keys == {
+        *names[:-1],
+        "\\\\xff.png",
+        "\\xff.png",
+        'broken,\n"it".png',
+        "carriage\rreturn.png",
+    }  # one key belongs to one name
     with quarantine.open(newline="") as file:
-        assert [Path(line["key"]).name for line in csv.DictReader(file)] == ['broken,\n"it".png']
+        assert [Path(line["key"]).name for line in csv.DictReader(file)] == [
+            'broken,\n"it".png',
+            "carriage\rreturn.png",
+        ]
 
 
 def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: Path) -> None:

@@ -170,8 +170,9 @@ def test_a_file_that_changed_is_a_row_of_its_own(predictor: Predictor, tmp_path:
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 @pytest.mark.parametrize("after", [0, 200])
+@pytest.mark.parametrize("how", ["new time", "same time", "renamed into place, same time"])
 def test_a_container_that_is_rewritten_while_the_run_works(
-    predictor: Predictor, tmp_path: Path, kind: str, after: int
+    predictor: Predictor, tmp_path: Path, kind: str, after: int, how: str
 ) -> None:
     """Rows that were read before are right, all others say that it has changed: none has another one's pixels."""
     data, order = tmp_path / f"data.{kind}", list(range(600))
@@ -187,7 +188,12 @@ def test_a_container_that_is_rewritten_while_the_run_works(
         nonlocal changed
         if not changed and event["kind"] in ("rows", "shard") and event["rows_done"] >= after:
             changed = True
+            before = data.stat()
+            if how.startswith("renamed"):
+                data.rename(tmp_path / "old")
             write(order[::-1])
+            if how != "new time":
+                os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     run([str(data)], tmp_path / "run", predictor, shard_rows=40, processes=1, watch=change)
     rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
@@ -196,6 +202,22 @@ def test_a_container_that_is_rewritten_while_the_run_works(
     assert found["ok"] >= after
     assert found.total() == found["ok"] + found["changed_input"] == 600
     assert all(row["sha256"] == names[i] for i, row in enumerate(rows) if row["status"] == "ok")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_container_that_is_linked_while_the_run_works_is_the_same(
+    predictor: Predictor, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make(tmp_path, kind)
+
+    def link(event: dict[str, Any]) -> None:
+        if event["kind"] == "rows" and not (tmp_path / "backup").exists():
+            (tmp_path / "backup").hardlink_to(data)
+
+    monkeypatch.chdir(tmp_path)
+    run([data.name], tmp_path / "run", predictor, shard_rows=4, processes=1, watch=link)
+    rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
+    assert Counter(row["status"] for row in rows) == {"ok": COUNT}
 
 
 def test_pictures_of_changed_files_say_so(predictor: Predictor, tmp_path: Path) -> None:

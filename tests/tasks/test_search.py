@@ -21,7 +21,7 @@ from tessella.errors import ImageError, UsageError
 from tessella.predictor import Predictor
 from tessella.tasks import bulk, search
 from tessella.tasks.bulk import read_rows
-from tessella.tasks.index import build_index
+from tessella.tasks.index import build_index, lance_errors
 from tessella.tasks.search import Index, load_model
 
 from .runs import Image, numbered, some, unit, write_run, write_shard
@@ -113,6 +113,7 @@ def test_filters(planted: Path, index: Index) -> None:
     "where", [
         "nope = 1", "bytes >", "", "bytes", "bytes = 'x'", "1=1; drop table rows", "CAST(key AS INT) = 1", "'",
         "1=1) OR (1=1", "true)", "(true", "true) --", "1=1 garbage", "1=1 \0", "1=1 /* open", "width/0 = 1",
+        "width = ?", "width = $1", "width = :a",
         "label = '\udcff'", "(" * 300 + "1=1" + ")" * 300, "width+" * 1600 + "1 > 1", "NOT " * 30_000 + "true",
     ],
 )  # fmt: skip
@@ -157,6 +158,32 @@ def test_odd_keys_are_found(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             index.query(key)
         assert caught.value.code == "not_found"
+
+
+def test_a_panic_of_lancedb_is_coded() -> None:
+    class RustPanic(BaseException):
+        """As it comes from a future; no module has its name."""
+
+    with pytest.raises(UsageError, match="this cannot be read: LanceDB failed"), \
+            lance_errors("damaged_run", "this cannot be read", "a hint"):  # fmt: skip
+        raise RustPanic("rust future panicked: unknown error")
+
+
+@pytest.mark.parametrize("name", ["query.npy", "query.npz"])
+def test_a_query_that_would_fill_the_memory_is_refused(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    facts = index.facts
+    if name.endswith("z"):
+        zeros = np.zeros((5000, facts["width"]), np.float32)
+        np.savez_compressed(tmp_path / name, fingerprint=facts["fingerprint"], model=facts["model"], embeddings=zeros)
+        assert (tmp_path / name).stat().st_size < 10_000
+    else:
+        np.save(tmp_path / name, some(5000, 5))
+    monkeypatch.setattr(search, "MOST_BYTES", 300_000)
+    with pytest.raises(UsageError, match="the limit of a query is 300,000") as caught:
+        index.search(tmp_path / name)
+    assert caught.value.code == "bad_argument"
 
 
 def test_a_condition_never_widens_a_label(index: Index) -> None:

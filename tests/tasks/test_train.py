@@ -171,7 +171,7 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "pipe"])
 def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, damage: str) -> None:
     tensors = {part: {"a": torch.arange(5.0), "b/step": torch.tensor(3.0)} for part in ("model", "optimizer")}
     for step in (1, 2):
@@ -183,6 +183,8 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, 
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
+    if damage == "pipe":  # reading it would wait for ever
+        os.mkfifo(path)
     said: list[str] = []
     found = checkpoint.read_newest(tmp_path, said.append)
     assert found is not None
@@ -237,6 +239,30 @@ def test_another_config_or_other_data_is_refused(data: Path, whole: Path, tmp_pa
     assert caught.value.code == "changed_run"
     with pytest.raises(UsageError, match="the training images changed"):
         run(make_images(tmp_path, count=50), whole, small(ema=0.9))
+
+
+@pytest.mark.usefixtures("unreported")
+def test_other_contents_of_the_same_sizes_are_refused(tmp_path: Path) -> None:
+    data, out = make_images(tmp_path / "data"), tmp_path / "run"
+    run(data, out, small(epochs=1))
+    image = data / "train" / "dark" / "3.png"
+    before = image.read_bytes()
+    image.write_bytes(before[:-20] + bytes([before[-20] ^ 1]) + before[-19:])
+    with pytest.raises(UsageError, match="other contents than when training") as caught:
+        run(data, out, small(epochs=1))
+    assert caught.value.code == "changed_run"
+    image.write_bytes(before)
+    run(data, out, small(epochs=1))
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_damaged_record_of_the_images_is_written_anew(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path, small(epochs=1))
+    record = tmp_path / "images.npz"
+    before = record.read_bytes()
+    record.write_bytes(before[:100])
+    run(data, tmp_path, small(epochs=1))
+    assert record.read_bytes() == before
 
 
 @pytest.mark.usefixtures("unreported")

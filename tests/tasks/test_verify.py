@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -235,6 +237,22 @@ def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Pa
     assert entries(copy) == entries(whole)
 
 
+@pytest.mark.parametrize("number", [-1, -(2**62), 2**62])
+def test_an_entry_of_a_shard_that_is_not_in_the_listing(whole: Path, copy: Path, number: int) -> None:
+    with Ledger(copy) as entered:
+        entered.commit(dataclasses.replace(entries(copy)[0], id=number))
+    assert number in {one.shard for one in verify(copy).damage}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.sqlite", "manifest.parquet", "log.jsonl", "copy/run.json"])
+def test_a_pipe_in_place_of_a_file_is_damage(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert name in {one.file for one in verify(copy).damage}
+
+
 def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:
     """Each is a whole file, and the ledger agrees: only the listing tells that the rows are not those."""
     for name in (bulk.LOG, bulk.SUMMARY):
@@ -300,7 +318,7 @@ def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: 
 
     monkeypatch.setattr(manifest, "file_hash", digest)
     monkeypatch.setattr("tessella.tasks.verify.file_hash", digest)
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("tessella.tasks.verify.read_regular", read_bytes)
     found = verify(copy)
     assert {Path(one.file).name for one in found.damage} == bad
     assert found.finished == SHARDS - 1

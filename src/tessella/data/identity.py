@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import ImageError
 from ..text import escape
@@ -16,6 +19,7 @@ from .remote import coded, is_url, store_of
 from .sources import Source, iter_sources
 
 _MOST_FOOTER = 1 << 30  # bytes
+_MEMBER = [("offset", np.int64), ("size", np.int64), ("length", np.int32), ("hash", np.int64)]
 _TOKENS = ("ETag", "etag", "generation", "LastModified", "last_modified", "mtime", "created")  # as stores name them
 
 
@@ -38,12 +42,22 @@ def identity_of(path: str, *, container: bool = False) -> Identity:
     """`UNKNOWN` where the file is not there, and for single objects of a store, which would cost a request each."""
     if is_url(path):
         return _identity_of_object(path) if container else UNKNOWN
+    found = _status_of(path)
+    if not container or found == UNKNOWN:
+        return found._replace(ctime=None)
+    try:
+        return found._replace(digest=_footer_hash(path) if path.lower().endswith(".parquet") else None)
+    except OSError:
+        return UNKNOWN
+
+
+def _status_of(path: str) -> Identity:
+    """What the file system says of a file by itself; `UNKNOWN` where it is not there."""
     try:
         found = os.stat(path)  # noqa: PTH116 - ten million Path objects cost minutes
-        footer = _footer_hash(path) if container and path.lower().endswith(".parquet") else None
     except (OSError, ValueError):
         return UNKNOWN
-    return Identity(found.st_size, found.st_mtime_ns, footer, found.st_ctime_ns if container else None)
+    return Identity(found.st_size, found.st_mtime_ns, None, found.st_ctime_ns)
 
 
 def _identity_of_object(url: str) -> Identity:
@@ -66,6 +80,27 @@ def _footer_hash(path: str) -> str:
         return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
 
 
+@functools.lru_cache(maxsize=4)
+def _footer_at(path: str, ctime: int) -> str | None:
+    """The digest of a table as it is since `ctime`."""
+    return identity_of(path, container=True).digest
+
+
+@functools.lru_cache(maxsize=2)
+def _members_at(path: str, ctime: int) -> Any:
+    """The members of a tar archive as it is since `ctime`, by offset; 28 bytes each, as there may be millions.
+
+    length, hash: of the end of a key that follows the path, which may have been given as a relative one.
+    """
+    prefix = len(escape(path))
+    rows = (
+        (source.offset, source.size, len(name), hash(name))
+        for source in iter_sources([path])
+        if source.offset is not None and (name := escape(source.key)[prefix:])
+    )
+    return np.sort(np.fromiter(rows, _MEMBER), order="offset")
+
+
 @dataclass(frozen=True)
 class ListedSource(Source):
     """An input that a run has listed; `read` raises ImageError `changed_input` if its file has changed since."""
@@ -84,10 +119,28 @@ class ListedSource(Source):
             self._compare()  # what was changed meanwhile may have given anything, also an error
 
     def _compare(self) -> None:
-        now = identity_of(self.path)
-        if now.size is not None and (now.size, now.mtime) != self.identity[:2]:  # None: it is gone, as reading it says
-            what = difference(self.identity, now._replace(digest=self.identity.digest))
+        now = _status_of(self.path)
+        if now.size is None:  # it is gone, as reading it says
+            return
+        what = difference(self.identity, now._replace(digest=self.identity.digest))
+        if not what and self.identity.ctime not in (None, now.ctime):
+            assert now.ctime is not None
+            what = self._other_place(now.ctime)
+        if what:
             raise ImageError("changed_input", f"{self.path!r} is not the file that was listed: {what}")
+
+    def _other_place(self, ctime: int) -> str:
+        """How a container that was touched since it was listed differs for this input, in words, or ""."""
+        if self.offset is None:
+            same = _footer_at(self.path, ctime) == self.identity.digest
+            return "" if same else "its footer is another one"
+        found = _members_at(self.path, ctime)
+        at = int(np.searchsorted(found["offset"], self.offset))
+        if at < len(found):
+            offset, size, length, name = found[at].tolist()
+            if (offset, size) == (self.offset, self.size) and hash(self.key[-length:]) == name:
+                return ""
+        return f"{self.key!r} is no longer where it was"
 
 
 def listed_source(source: Source, identity: Identity) -> Source:

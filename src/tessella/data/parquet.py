@@ -208,7 +208,7 @@ def _identity(path: str) -> tuple[int, ...]:
         status = os.stat(path)  # noqa: PTH116 - names need not be text
     except (OSError, ValueError) as error:
         raise unreadable_file(path, error) from None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=8)

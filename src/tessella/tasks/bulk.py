@@ -16,9 +16,7 @@ own; one that dies or hangs costs one row.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import time
 from collections import Counter
@@ -36,10 +34,11 @@ from ..data.sources import Skipped, iter_sources
 from ..errors import OutputError, RunError, UsageError
 from ..locks import folder_lock
 from ..predictor import Predictor
+from ..regular import read_regular
 from .cluster import Cluster
 from .ledger import FILE, Ledger, Shard, read_ledger
 from .manifest import MANIFEST, RUN, Manifest, file_hash, write_manifest
-from .output import check_output, need_pyarrow, write_bytes
+from .output import check_output, csv_line, need_pyarrow, write_bytes
 from .shards import SHARDS, ShardMaker
 from .stop import Stop
 
@@ -222,7 +221,7 @@ def read_log_line(line: bytes) -> Shard:
 def _end_log(path: Path) -> None:
     """Cut off half a line, as a process leaves it that is killed while it writes."""
     if path.exists():
-        data = path.read_bytes()
+        data = read_regular(path)
         if not data.endswith(b"\n"):
             write_atomic(path, data[: data.rfind(b"\n") + 1])
 
@@ -231,7 +230,7 @@ def _complete_log(out: Path, finished: Mapping[int, Shard]) -> None:
     """Log the shards that a process had entered when it was killed, before it logged them."""
     path = out / LOG
     logged: set[int] = set()
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in read_regular(path).splitlines() if path.exists() else ():
         with suppress(ValueError):  # damage is for `verify-run` to report
             logged.add(read_log_line(line).id)
     if missing := [shard for shard in finished.values() if shard.id not in logged]:
@@ -343,7 +342,7 @@ def facts_bytes(facts: Mapping[str, Any]) -> bytes:
 def read_facts(path: Path) -> dict[str, Any] | None:
     """A run.json or summary.json, or None where it is missing or not what was written."""
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(read_regular(path))
         return facts if facts.pop("check") == _check(facts) else None
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
@@ -389,7 +388,7 @@ def read_shard(out: Path, shard: Shard, columns: Sequence[str] | None = None) ->
     pa, pq = need_pyarrow()
     path = out / SHARDS / shard.file
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError:
         data = b""
     if hashlib.sha256(data).hexdigest() != shard.sha256:
@@ -404,12 +403,10 @@ def read_rows(out: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
 
 
 def _quarantine(out: Path, path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["key", "status", "message"])
+    lines = [csv_line(["key", "status", "message"])]
     for table in read_rows(out, ["key", "status", "message"]):
-        writer.writerows(row.values() for row in table.to_pylist() if row["status"] != "ok")
-    write_bytes(path, text.getvalue().encode())
+        lines += [csv_line(row.values()) for row in table.to_pylist() if row["status"] != "ok"]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
 def _remark(text: str) -> Event:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..atomic import sync_folder, write_atomic
 from ..errors import UsageError, WeightsError
+from ..regular import read_regular
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 _NAME = re.compile(r"at-(\d{8,})")
@@ -102,10 +103,10 @@ def read(run: Path, moment: int) -> Checkpoint:
 
 
 def _files(folder: Path, moment: int) -> dict[str, bytes]:
-    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest = json.loads(read_regular(folder / MANIFEST))
     if manifest["moment"] != moment:
         raise ValueError(f"its manifest is that of moment {manifest['moment']}")
-    files = {name: (folder / Path(name).name).read_bytes() for name in manifest["sha256"]}
+    files = {name: read_regular(folder / Path(name).name) for name in manifest["sha256"]}
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != manifest["sha256"][name]:
             raise ValueError(f"{name} is not the file that was written")

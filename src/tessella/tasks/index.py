@@ -34,6 +34,7 @@ from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
 from ..extras import require
 from ..locks import folder_lock
+from ..regular import read_regular
 from .bulk import finished_shards, read_run, read_shard
 from .ledger import Shard
 from .manifest import file_hash
@@ -46,6 +47,7 @@ HINT = "latest_version_hint.json"  # the one file that LanceDB changes in place;
 COLUMNS = ("key", "row", "source", "sha256", "bytes", "width", "height", "label", "probability")
 STEP_ROWS = 65_536  # added at once
 HASHED_AT_ONCE = 4  # files
+_PANICS = ("PanicException", "RustPanic")  # of PyO3 and its futures: no Exception, and no module has their names
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal, str]:
 def _read_seal(home: Path) -> Seal | None:
     """None where there is none that this version could have written."""
     try:
-        told = json.loads((home / SEAL).read_bytes())
+        told = json.loads(read_regular(home / SEAL))
         digest = told.pop("sha256")
         if digest != _digest(told) or told["format"] != FORMAT:
             return None
@@ -295,7 +297,7 @@ def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise kind(code, f"{what}: {getattr(error, 'strerror', None) or why}", hint=hint) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust, which is no Exception, and has no name to import
+        if type(error).__name__ not in _PANICS:
             raise
         raise kind(code, f"{what}: {why}", hint=hint) from error
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, TessellaError, UsageError
+from ..regular import read_regular
 
 FILE = "run.sqlite"
 _COLUMNS = ("id", "file", "sha256", "bytes", "rows", "ok", "errors")
@@ -148,7 +149,7 @@ def _snapshot(path: Path) -> bytearray:
     """The database with its write-ahead log, read until no writer has begun a new log in between."""
     log = path.with_name(path.name + "-wal")
     for _ in range(10):
-        before, data, after = _bytes_of(log), bytearray(path.read_bytes()), _bytes_of(log)
+        before, data, after = _bytes_of(log), bytearray(read_regular(path)), _bytes_of(log)
         if before[:_LOG_HEADER] == after[:_LOG_HEADER]:
             break
     return _with_log(data, after)
@@ -156,7 +157,7 @@ def _snapshot(path: Path) -> bytearray:
 
 def _bytes_of(path: Path) -> bytes:
     with suppress(FileNotFoundError):
-        return path.read_bytes()
+        return read_regular(path)
     return b""
 
 

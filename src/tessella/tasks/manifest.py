@@ -21,7 +21,7 @@ from ..data.remote import is_url
 from ..data.sources import Source
 from ..data.stores import ParquetRow
 from ..errors import ImageError, OutputError, UsageError
-from ..regular import absolute
+from ..regular import absolute, open_regular
 from ..text import escape
 
 RUN, MANIFEST = "run.json", "manifest.parquet"  # what a run is, in its folder
@@ -216,5 +216,5 @@ def _source(
 
 def file_hash(path: Path) -> str:
     """SHA-256, hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

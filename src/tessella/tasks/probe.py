@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..atomic import make_folders
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
 from ..errors import ImageError, TessellaError, UsageError
@@ -225,7 +226,7 @@ def check_seed(seed: int) -> None:
 
 def _made(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         raise TessellaError(
             "output_failed", f"the folder {str(folder)!r} could not be made: {error.strerror}"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..atomic import make_folders
 from ..data.datasets import LabelledImages
 from ..data.decode import Pixels, decode, resize_exact
 from ..errors import ImageError, OutputError, TessellaError
@@ -256,7 +257,7 @@ def prepare_folder(folder: str | Path) -> Path:
 
 def _made(folder: Path) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         raise OutputError(
             "output_failed", f"the folder {str(folder)!r} could not be made: {error.strerror}", hint="name another one"

@@ -32,6 +32,7 @@ from .sheet import Panel, row_sources, write_sheet
 
 MOST_ROWS = 1_000_000  # in an answer
 IN_MEMORY_ROWS = 20_000  # of an index that is searched without LanceDB, whose import takes seconds
+MOST_BYTES = 1 << 30  # of a file that is a query, unpacked
 MOST_SQL = 100_000  # characters of a condition
 MOST_OPERATORS = 500  # in one; some thousands would overflow the stack of the engine that works on it
 
@@ -259,8 +260,10 @@ class Index:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a mean of no rows at all is refused later; headers of Python 2
                 if path.suffix.lower() == ".npy":
+                    _check_size(path, path.stat().st_size)
                     return read_array(io.BytesIO(path.read_bytes()), path.stat().st_size)
                 with ZipFile(path) as file:
+                    _check_size(path, sum(member.file_size for member in file.infolist()))
                     fingerprint, model, vectors_ND = (
                         read_array(io.BytesIO(file.read(f"{name}.npy")), file.getinfo(f"{name}.npy").file_size)
                         for name in ("fingerprint", "model", "embeddings")
@@ -275,6 +278,15 @@ class Index:
             raise UsageError("bad_argument", what, hint=hint) from None
 
 
+def _check_size(path: Path, size: int) -> None:
+    """Refuse a file that would fill the memory, such as an archive of zeros."""
+    if size > MOST_BYTES:
+        raise UsageError(
+            "bad_argument", f"{str(path)!r} has {size:,} bytes, the limit of a query is {MOST_BYTES:,}",
+            hint="give the embeddings of fewer images, or their mean as .npy",
+        )  # fmt: skip
+
+
 def read_array(file: IO[bytes], size: int) -> Any:
     """An array of numbers or text from a .npy file of `size` bytes; ValueError where its header asks for more."""
     version = np.lib.format.read_magic(file)
@@ -286,12 +298,19 @@ def read_array(file: IO[bytes], size: int) -> Any:
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-_SQL = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|[][()+*/%|&^<>=!~:-]""", re.DOTALL)
+_SQL = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|--[^\n]*|/\*.*?\*/|(?<!:):[a-zA-Z_]|[][()+*/%|&^<>=!~:?$-]""", re.DOTALL
+)
 
 
 def _closed(sql: str) -> bool:
-    """Whether every parenthesis outside of text and comments is closed, and none that was not opened."""
+    """Whether every parenthesis outside of text and comments is closed, and none that was not opened.
+
+    False also where there is a placeholder (?, $1, :name), at which LanceDB panics.
+    """
     parts = _SQL.findall(sql)
+    if any(part in ("?", "$") or (part[0] == ":" and len(part) == 2) for part in parts):
+        return False
     depth = 0
     for part in parts:
         depth += (part == "(") - (part == ")")

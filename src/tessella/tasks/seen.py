@@ -20,6 +20,7 @@ from ..atomic import write_atomic
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_labelled
 from ..errors import ImageError, OutputError, UsageError
+from ..regular import open_regular
 from .output import npz_bytes
 
 RECORD = "images.npz"
@@ -36,6 +37,7 @@ class Seen:
     by: str  # one of BY
     train: Hashes
     held_out: Hashes
+    ordered: int = 0  # hash of all images in their order; 0 where an earlier version wrote the record
 
 
 def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages, start: str = "") -> None:
@@ -45,22 +47,43 @@ def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages, st
     """
     size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
     by = "content" if size <= MOST_BYTES else "key"
-    learned = hashes_of(train, by)
+    learned, other = hashes_of(train, by), hashes_of(held_out, by)
+    ordered = _ordered(learned, other)
     before = read_seen(_folder_of(start)) if _is_local(start) else None
     if before is not None and before.by == by:
         learned = np.union1d(learned, before.train)
-    arrays = dict(by=np.array(by), train=learned, held_out=hashes_of(held_out, by))
+    arrays = dict(by=np.array(by), train=learned, held_out=other, ordered=np.array(ordered, np.uint64))
     try:
         write_atomic(folder / RECORD, npz_bytes(arrays))
     except OSError as error:
         raise OutputError("output_failed", f"{folder / RECORD} could not be written: {error.strerror}") from error
 
 
+def check_unchanged(folder: Path, train: LabelledImages, held_out: LabelledImages) -> None:
+    """UsageError `changed_run` where the images have other contents than those of the record, as far as it tells.
+
+    Their names, labels and sizes are compared by `tessella.tasks.train` itself.
+    """
+    seen = read_seen(folder)
+    if seen is None or seen.by != "content" or not seen.ordered:
+        return
+    if _ordered(hashes_of(train, seen.by), hashes_of(held_out, seen.by)) != seen.ordered:
+        raise UsageError(
+            "changed_run", f"the images have other contents than when training in {folder} began",
+            hint="put the images back as they were, or give another --out",
+        )  # fmt: skip
+
+
+def _ordered(train: Hashes, held_out: Hashes) -> int:
+    return _hash(train.tobytes() + held_out.tobytes())
+
+
 def read_seen(folder: Path) -> Seen | None:
     """Read the record of a model folder; None if it is missing or cannot be read."""
     try:
-        with (folder / RECORD).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            seen = Seen(str(arrays["by"]), arrays["train"], arrays["held_out"])
+        with open_regular(folder / RECORD) as file, np.load(file, allow_pickle=False) as arrays:
+            ordered = int(arrays["ordered"]) if "ordered" in arrays else 0
+            seen = Seen(str(arrays["by"]), arrays["train"], arrays["held_out"], ordered)
     except Exception:  # zip files fail in many ways, and each means that nothing is known
         return None
     sound = seen.by in BY and all(one.dtype == np.uint64 and one.ndim == 1 for one in (seen.train, seen.held_out))

@@ -35,6 +35,7 @@ from ..errors import ImageError, OutputError, TrainingError, UsageError
 from ..locks import folder_lock
 from ..models.base import ImageModel
 from ..predictor import Predictor
+from ..regular import read_regular
 from ..text import escape
 from ..weights.save import model_card, save_pretrained
 from . import checkpoint
@@ -43,7 +44,7 @@ from .head import fit_head
 from .learner import Process, Step, Student, Teacher, new_model, new_teacher
 from .recipes import TrainConfig, differences, learning_rate
 from .report import percent, warn_without_matplotlib, write_report
-from .seen import RECORD, write_seen
+from .seen import check_unchanged, read_seen, write_seen
 from .stop import Stop
 
 METRICS = "metrics.jsonl"
@@ -105,7 +106,9 @@ def train(
             stack.enter_context(lock if process.rank == 0 else nullcontext())
         if process.rank == 0:
             claim(run, facts)
-            if not (run / RECORD).exists():
+            if exists:
+                check_unchanged(run, learning, held_out)
+            if read_seen(run) is None:
                 write_seen(run, learning, held_out, config.model if config.start == "pretrained" else "")
         workers = default_workers() if workers is None else workers
         trainer = Trainer(run, config, model, spec, learning, held_out, process, workers, watch)
@@ -412,7 +415,7 @@ def read_settings(run: Path) -> tuple[TrainConfig, dict[str, str]]:
     """The config and the data's fingerprints in train.json of a run; raises OutputError `damaged_run`."""
     path = run / SETTINGS
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(read_regular(path))
         config = TrainConfig.from_dict(facts["config"])
         data = {name: facts[name] for name in ("data", "val")}
     except UsageError as error:
@@ -432,7 +435,7 @@ def claim(run: Path, facts: Mapping[str, Any]) -> None:
     """Write the settings of the run, which is new, or has the same ones."""
     data = (json.dumps(facts, indent=1) + "\n").encode()
     try:
-        if not (run / SETTINGS).exists() or json.loads((run / SETTINGS).read_bytes()) != json.loads(data):
+        if not (run / SETTINGS).exists() or json.loads(read_regular(run / SETTINGS)) != json.loads(data):
             write_atomic(run / SETTINGS, data)
     except OSError as error:
         raise OutputError("output_failed", f"{run} could not be written: {error.strerror}") from error
@@ -493,7 +496,7 @@ class Log:
     def rows(self) -> list[Event]:
         """Read the rows of metrics.jsonl; damaged lines are counted and skipped."""
         try:
-            lines = (self.run / METRICS).read_bytes().split(b"\n")
+            lines = read_regular(self.run / METRICS).split(b"\n")
         except OSError:
             return []
         rows = [row for row in map(_row, lines) if row]

@@ -22,6 +22,7 @@ from ..atomic import replacing
 from ..checks import as_path, checked
 from ..errors import OutputError, UsageError
 from ..locks import LOCK, folder_lock, shared_lock
+from ..regular import read_regular
 from .bulk import COPY, LOG, SUMMARY, Summary, facts_bytes, log_line, need_run, read_facts, read_log_line, writing
 from .index import HOME, check_index
 from .ledger import FILE, Shard, ledger_bytes, read_ledger
@@ -211,7 +212,7 @@ class _State:
         """By the log, where the last word on a shard counts."""
         found: dict[int, Shard] = {}
         try:
-            data = (self.out / LOG).read_bytes()
+            data = read_regular(self.out / LOG)
         except FileNotFoundError:
             data = b""
         except OSError:
@@ -320,7 +321,9 @@ class _State:
     def _report_shard(self, number: int, message: str) -> None:
         size = self.facts["shard_rows"]
         first, rows = number * size, max(0, min(size, self.facts["rows"] - number * size))
-        keys = [source.key for source in self.manifest.sources(number)] if self.manifest and rows else [""]
+        keys = (
+            [source.key for source in self.manifest.sources(number)] if self.manifest and rows and number >= 0 else [""]
+        )
         name = f"{SHARDS}/shard-{number:08d}.parquet"
         self.damage.append(Damage(name, message, number, first, rows, keys[0], keys[-1]))
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..atomic import write_atomic
+from ..atomic import make_folders, write_atomic
 from ..checks import checked
 from ..errors import HubError, UsageError, WeightsError
 from ..models import build
@@ -46,7 +46,7 @@ def save_pretrained(
     config["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         write_atomic(folder / SAFETENSORS, weights)
         write_atomic(folder / CONFIG, (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
         if not (folder / CARD).exists():
