@@ -109,10 +109,12 @@ def check_seconds(name: str, value: Any, most: float) -> None:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path given as text, bytes or a path object; UsageError `bad_argument` for anything else."""
+    """A path given as text, bytes or a path object; UsageError `bad_argument` for anything else, empty text included."""
     if isinstance(value, bytes):
         value = os.fsdecode(value)
     check_type(name, value, str | os.PathLike)
+    if not os.fspath(value):
+        raise UsageError("bad_argument", f"{name} is an empty string, expected a path", hint="for this folder, write .")
     return Path(value)
 
 
