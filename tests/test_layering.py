@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 LAYERS = [
     {"errors", "text"},
     {"regular"},
-    {"extras", "atomic", "arguments", "locks"},
-    {"checks"},
+    {"extras", "atomic", "arguments"},
+    {"checks", "locks"},
     {"models", "data", "utils"},
     {"weights"},
     {"engine"},

@@ -109,7 +109,7 @@ def check_seconds(name: str, value: Any, most: float) -> None:
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path given as text, bytes or a path object; UsageError `bad_argument` for anything else, empty text included."""
+    """A path given as text, bytes or a path object; UsageError `bad_argument` for anything else or an empty one."""
     if isinstance(value, bytes):
         value = os.fsdecode(value)
     check_type(name, value, str | os.PathLike)

@@ -904,7 +904,7 @@ def evaluate(
         notice(printable(str(page)))
 
 
-@cli.command()
+@cli.command(short_help="Benchmark engines against each other.")
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
 @click.option("--batch", default="8,1", show_default=True, metavar="N,...", help="Batch sizes.")
 @click.option(

@@ -85,7 +85,7 @@ def innermost(trace: str) -> str:
     lines = [line.strip() for line in trace.splitlines()]
     files = [line for line in lines if line.startswith("File") and "/src/tessella/" in line]
     newest_first = "most recent call first" in trace
-    place = files[0 if newest_first else -1].partition("/src/tessella/")[2] if files else ""
+    place = files[0 if newest_first else -1].rpartition("/src/tessella/")[2] if files else ""
     return f"{place} {'' if newest_first else next((line for line in reversed(lines) if line), '')}".strip()[:300]
 
 

@@ -309,7 +309,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     from tessella.errors import TessellaError
 
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename.partition('/tessella/')[2]}:{frame.name}" for frame in frames if _ours(frame.filename)]
+    ours = [frame for frame in frames if _ours(frame.filename)]
+    places = [f"{frame.filename.rpartition('/src/tessella/')[2]}:{frame.name}" for frame in ours]
     return dict(
         coded=isinstance(error, TessellaError),
         error=type(error).__name__,

@@ -33,6 +33,7 @@ same (tests compare them), and unlike Pillow it reports missing pixels. What it 
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -272,7 +273,7 @@ def _open_bytes(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Open
         if name == "GIF":
             return _open_gif(gif.read(data), policy, limits)
         if name == "TIFF":
-            return _open_tiff(tiff.read(data, corrected=policy == "tessella"), policy, limits)
+            return _open_tiff(data, policy, limits)
         if name == "BMP" and policy == "tessella":
             return _open_bmp(data, bmp.read(data), limits)
         return _open_pillow(_PLUGINS[name](io.BytesIO(data)), policy, limits)
@@ -406,10 +407,9 @@ def _open_bmp(data: bytes, structure: bmp.Bmp, limits: Limits) -> Opened:
     return Opened(structure.height, structure.width, pixels)
 
 
-def _open_tiff(structure: tiff.Tiff, policy: Policy, limits: Limits) -> Opened:
-    _check_size(structure.height, structure.width, limits)
-    # a tile is decoded whole, however little of it is shown
-    _check_size(max(structure.tile_height, 1), max(structure.tile_width, 1), limits)
+def _open_tiff(data: bytes, policy: Policy, limits: Limits) -> Opened:
+    check_size = functools.partial(_check_size, limits=limits)
+    structure = tiff.read(data, check_size, corrected=policy == "tessella")
 
     def to_rgb(image: Image.Image) -> Pixels:
         if structure.palette is not None:

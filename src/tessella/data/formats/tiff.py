@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,8 +84,6 @@ class Tiff:
     data: bytes  # the file with a directory of what decides about pixels and nothing else
     width: int  # as stored
     height: int
-    tile_width: int  # 0 where it is in strips
-    tile_height: int
     bits: int
     sample_format: int  # 1 unsigned, 2 signed, 3 float
     inverted: bool  # white is zero, and `data` says that black is
@@ -92,10 +91,11 @@ class Tiff:
     palette: bytes | None  # RGB of each index, where the decoder would read it wrongly
 
 
-def read(data: bytes, *, corrected: bool = True) -> Tiff:
+def read(data: bytes, check_size: Callable[[int, int], None], *, corrected: bool = True) -> Tiff:
     """The structure of the page that is shown; ImageError if it is damaged or of a layout that is not supported.
 
-    corrected: False is the first page, whatever it is, in the way Pillow takes it.
+    check_size: refuses a height and width over the limits, before the pixels are looked for. corrected: False is the
+    first page, whatever it is, in the way Pillow takes it.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
@@ -103,6 +103,9 @@ def read(data: bytes, *, corrected: bool = True) -> Tiff:
     layout = _Layout.of(page)
     if what := layout.problem():
         raise unsupported("TIFF", what)
+    tile = page.integer(TILE_HEIGHT, 0), page.integer(TILE_WIDTH, 0)
+    check_size(layout.height, layout.width)
+    check_size(max(tile[0], 1), max(tile[1], 1))  # a tile is decoded whole, however little of it is shown
     _check_parts(page, layout, len(data))
     if layout.compression in (6, 7) and data.count(b"\xff\xda") > _MAX_SCANS * layout.parts:
         raise too_complex("TIFF", f"more than {_MAX_SCANS} JPEG scans in each strip or tile")
@@ -115,8 +118,6 @@ def read(data: bytes, *, corrected: bool = True) -> Tiff:
         _with_directory(data, page, big, changed),
         layout.width,
         layout.height,
-        page.integer(TILE_WIDTH, 0),
-        page.integer(TILE_HEIGHT, 0),
         layout.bits,
         layout.sample_format,
         inverted,
