@@ -468,6 +468,13 @@ def test_keys_are_one_per_image(predictor: Predictor) -> None:
         assert caught.value.code == "bad_argument"
 
 
+@pytest.mark.parametrize("embed", [np.zeros((2, 2)), "yes", None])
+def test_embed_is_true_or_false(predictor: Predictor, embed: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        predictor.records([EXAMPLES / "cat.jpg"], embed=embed)
+    assert caught.value.code == "bad_argument"
+
+
 @pytest.mark.parametrize("top", [-1, None, 1.5, "3", True])
 def test_top_is_a_number_of_classes(predictor: Predictor, top: Any) -> None:
     for call in (predictor.classify, predictor.records):

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import suggestion
-from .checks import checked, show
+from .checks import check_type, checked, show
 from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
 from .data.names import is_archive, is_image
@@ -332,6 +332,7 @@ class Predictor:
         Raises UsageError `bad_argument`: for a model without classifier unless top is 0, or another number of keys.
         """
         top = checked_top(top)
+        check_type("embed", embed, bool)
         if top:
             self._need_classes()
         if isinstance(keys, str) or not isinstance(keys, Iterable | None):
