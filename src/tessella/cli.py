@@ -218,7 +218,7 @@ def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -
     INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
     list of these, or - for a list on standard input.
 
-    The file has a row for each input: keys, status, and maps that are NaN where the status is not ok.
+    The file has one row per input: key, status and feature maps, which are NaN if the status is not ok.
     """
     from .predictor import Record
     from .tasks.output import as_dict, check_output, npz_bytes, valid_text, write_bytes

@@ -96,7 +96,7 @@ class IsolatedDecoder:
         self._setup = (spec, policy, mode, limits)
         try:
             self._folder = os.getcwd()  # noqa: PTH109 - as Popen takes it
-        except FileNotFoundError:  # it was deleted, so that no relative path names a file
+        except FileNotFoundError:  # the folder was deleted, so relative paths cannot be read
             self._folder = os.sep
         self._closed = self._busy = False
         self._crew: _Crew | None = self._gather()  # now: processes start while a model is loaded

@@ -106,7 +106,7 @@ def is_result_folder(names: Collection[str]) -> bool:
 
 
 def is_begun(name: str) -> bool:
-    """Whether a run writes a file of this name before any other; a folder with nothing else is no user's folder."""
+    """Whether this is the first file that a run writes; a folder with no other files is a new run, not user data."""
     return name in (".lock", ".train.lock", "train.json") or (name.startswith(".") and name.endswith(".tmp"))
 
 
