@@ -1,7 +1,7 @@
 """What kernel and patch size are worth to a small ConvMixer on CIFAR-10: `scripts/bench ablation TRAIN --runs FOLDER`.
 
 TRAIN is cifar10-train.parquet, with cifar10-test.parquet beside it. One variant after the other is trained by
-`tessella.tasks.train`, all with the same settings and seed, and evaluated on all test images. A run that is there
+`tessella.training.loop`, all with the same settings and seed, and evaluated on all test images. A run that is there
 already in FOLDER goes on, or counts as it is. The paper trains ConvMixer-256/8 for 200 epochs with more augmentation,
 so only differences can be compared: from kernel 9 at patch 2 here; in the paper kernels are compared at patch 1.
 """
@@ -16,9 +16,9 @@ from typing import Any
 from table import RESULTS, write_table
 
 from tessella.data.augment import Augmentation
-from tessella.tasks.info import info
-from tessella.tasks.recipes import TrainConfig
-from tessella.tasks.train import train
+from tessella.info import info
+from tessella.training.config import TrainConfig
+from tessella.training.loop import train
 
 # (kernel, patch): top-1 of ConvMixer-256/8 in the paper, arXiv:2201.09792
 PAPER = {(3, 1): 93.61, (5, 1): 95.11, (7, 1): 95.72, (9, 1): 95.88, (9, 2): 95.08, (9, 4): 92.61}

@@ -32,12 +32,14 @@ from end_to_end import FIVE, model_alone
 from peers import timm_importable
 
 import tessella
+from tessella.bulk.manifest import Manifest, write_manifest
+from tessella.bulk.runner import run
 from tessella.data.sources import IMAGE_SUFFIXES, Source
 from tessella.engine import make_plan
+from tessella.machine import hardware
+from tessella.performance.benchmark import PeakMemory, load_case
 from tessella.predictor import Predictor
-from tessella.tasks.bench import PeakMemory, hardware, load_case, slug
-from tessella.tasks.bulk import run
-from tessella.tasks.manifest import Manifest, write_manifest
+from tessella.records import slug
 
 PROCESSES = 2
 ODD_SHARE = 0.1

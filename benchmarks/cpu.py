@@ -22,8 +22,9 @@ from peers import Exports, stock, timm_importable
 
 from tessella.engine import ENGINES
 from tessella.engine.plan import has_native_bfloat16
-from tessella.tasks.bench import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours, slug
-from tessella.tasks.tune import SECONDS, tune
+from tessella.performance.benchmark import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours
+from tessella.performance.tuning import SECONDS, tune
+from tessella.records import slug
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 RESULTS = Path(__file__).resolve().parent / "results"

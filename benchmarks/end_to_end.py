@@ -24,8 +24,10 @@ import torch
 
 from tessella.data.sources import Source, iter_sources
 from tessella.engine import make_plan
+from tessella.machine import hardware
+from tessella.performance.benchmark import PeakMemory, load_case
 from tessella.predictor import Predictor
-from tessella.tasks.bench import PeakMemory, hardware, load_case, slug
+from tessella.records import slug
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 FIELDS = ("model", "engine", "precision", "streams", "batch", "path", "images", "rounds", "images_per_second",

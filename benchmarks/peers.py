@@ -1,8 +1,8 @@
 """What people would use instead of this package: timm's models, run by the engines that are at hand for them.
 
-Each is a candidate of `tessella.tasks.bench`, converted the way its own documentation does it: a fixed batch size,
-normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only over the
-build of torch they were made for; its Python parts need no more of them than their names.
+Each is a candidate of `tessella.performance.benchmark`, converted the way its own documentation does it: a fixed batch
+size, normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only
+over the build of torch they were made for; its Python parts need no more of them than their names.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from tessella.engine.openvino import core
-from tessella.tasks.bench import Candidate, Case, Opened, Run, load_case, timm_eager
-from tessella.tasks.bench import timm_model as timm_twin
+from tessella.performance.benchmark import Candidate, Case, Opened, Run, load_case, timm_eager
+from tessella.performance.benchmark import timm_model as timm_twin
 
 _names: list[torch.library.Library] = []  # operators live as long as their library
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessella.atomic import write_atomic
-from tessella.tasks.info import info
-from tessella.tasks.recipes import TrainConfig
+from tessella.info import info
+from tessella.storage import write_atomic
+from tessella.training.config import TrainConfig
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
 CONFIGS = Path(__file__).parent / "cifar10"

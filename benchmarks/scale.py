@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 from table import write_table
 
+from tessella.bulk.ledger import Ledger, Shard
+from tessella.bulk.ray.driver import LOCAL, Cluster
+from tessella.bulk.runner import run
 from tessella.predictor import load
-from tessella.tasks.bulk import run
-from tessella.tasks.cluster import LOCAL, Cluster
-from tessella.tasks.ledger import Ledger, Shard
 
 ROWS = 1_000_000_000
 # images a second of a node, and how many there are

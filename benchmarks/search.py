@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 from table import RESULTS, write_table
 
+from tessella.bulk import runner as bulk
+from tessella.bulk import shards
+from tessella.bulk.ledger import Ledger, Shard
+from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
 from tessella.data.datasets import open_labelled
 from tessella.data.isolated import Decoded
 from tessella.data.sources import Source
+from tessella.evaluation.linear_probe import embed
 from tessella.predictor import DEFAULT_MODEL, load, unit_length
-from tessella.tasks import bulk, shards
-from tessella.tasks.index import HOME, TABLE, build_index, open_table
-from tessella.tasks.ledger import Ledger, Shard
-from tessella.tasks.manifest import MANIFEST, RUN, write_manifest
-from tessella.tasks.nearest import Approximate, Floats, exact
-from tessella.tasks.probe import embed
-from tessella.tasks.retrieval import retrieval
+from tessella.search.index import HOME, TABLE, build_index, open_table
+from tessella.search.nearest import Approximate, Floats, exact
+from tessella.search.retrieval_metrics import retrieval
 
 WIDTH, CLUSTERS, SPREAD, SHARD_ROWS, TOP = 256, 1_000, 0.9, 1_024, 10
 K = (1, 5, 10, 20)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tessella.tasks.bench import hardware, slug
+from tessella.machine import hardware
+from tessella.records import slug
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -16,7 +16,7 @@ from tessella.engine.exported import FILE, is_exported
 from tessella.errors import UsageError, WeightsError
 from tessella.export import export
 
-from .test_startup import best_seconds
+from .cli.test_startup import best_seconds
 
 CAT = str(Path(__file__).resolve().parent.parent / "examples" / "cat.jpg")
 

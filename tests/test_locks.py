@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from tessella.errors import OutputError, UsageError
-from tessella.locks import LOCK, folder_lock, shared_lock
+from tessella.storage import LOCK, folder_lock, shared_lock
 
 
 def test_a_second_writer_is_refused_and_the_first_one_leaves_the_folder_free(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_locks_of_other_names_do_not_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_another_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from tessella.locks import folder_lock\n"
+    code = "import sys, time; from pathlib import Path; from tessella.storage import folder_lock\n"
     code += "with folder_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     with process:

@@ -13,9 +13,9 @@ from tessella.data.datasets import open_labelled
 from tessella.data.decode import decode
 from tessella.data.sources import iter_sources
 from tessella.errors import TessellaError, UsageError
-from tessella.regular import SpecialFileError, absolute, open_regular, read_regular
-from tessella.tasks.evaluate import read_real
-from tessella.tasks.recipes import read_config as read_settings
+from tessella.evaluation.evaluator import read_real
+from tessella.storage import SpecialFileError, absolute, open_regular, read_regular
+from tessella.training.config import read_config as read_settings
 from tessella.weights.config import read_config
 from tessella.weights.files import read_state_dict
 

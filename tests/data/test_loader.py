@@ -15,7 +15,7 @@ from tessella.data.loader import Batch, EvalImages, Loader, Schedule, TrainImage
 from tessella.data.mix import Erasing
 from tessella.data.transforms import InputSpec, load_pixels
 
-from ..tasks.training import make_images
+from ..training.small_runs import make_images
 
 SPEC = InputSpec(height=16, width=16)
 

@@ -199,7 +199,7 @@ def main() -> None:
     print(f"{len(cases)} cases of {len(targets)} commands and functions, seed {args.seed}: {len(failures)} failed")
     for wrong, count in kinds.most_common():
         print(f"{count:5}  {wrong}")
-    from tests.tasks.soak import write_figures
+    from tests.soak import write_figures
 
     figures = dict(failures=failures, outcomes=dict(outcomes.most_common()), targets=dict(sorted(targets.items())))
     what = "every command and public function with wrong types, sizes, paths and environments"

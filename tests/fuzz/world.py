@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.tasks.training import MIXER, make_images
+from tests.training.small_runs import MIXER, make_images
 
 LONG_NAME = "n" * 251 + ".png"
 ODD_NAMES = [
@@ -194,8 +194,8 @@ def _models() -> None:
 
 def _runs() -> None:
     import tessella
-    from tessella.tasks.bulk import run
-    from tessella.tasks.index import build_index
+    from tessella.bulk.runner import run
+    from tessella.search.index import build_index
 
     predictor = tessella.load("local-dir:tiny", engine="eager", batch_size=4)
     run(["photos", "odd/cut.png"], "run", predictor, shard_rows=4, processes=1)
@@ -220,8 +220,8 @@ def _damages() -> Iterator[tuple[str, str, Any]]:
 
 
 def _training() -> None:
-    from tessella.tasks.recipes import TrainConfig
-    from tessella.tasks.train import train
+    from tessella.training.config import TrainConfig
+    from tessella.training.loop import train
 
     make_images(Path("data"), 12)
     train("data", "trained", TrainConfig.from_dict(TRAINING), workers=0)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from tessella.atomic import write_atomic
 from tessella.errors import TessellaError, UsageError, WeightsError
 from tessella.models.base import ImageModel
 from tessella.models.features import FeatureExtractor
+from tessella.storage import write_atomic
 from tessella.weights import create_model, save_pretrained
 from tessella.weights.config import model_args, read_config
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ..checks import checked
 from ..errors import UsageError
-from ..regular import absolute
+from ..storage import absolute
 from .decode import DEFAULT_LIMITS, Limits
 from .labelled_rows import read_parquet
 from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name

@@ -60,7 +60,7 @@ from PIL import (
 
 from ..checks import check_type
 from ..errors import ImageError, TessellaError, UsageError
-from ..regular import SpecialFileError, open_regular
+from ..storage import SpecialFileError, open_regular
 from .formats import bmp, gif, jpeg, png, tiff
 
 try:

@@ -35,6 +35,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 import numpy as np
 
 from ..errors import CODES, ImageError, UsageError
+from ..machine import available_cores
 from .decode import DEFAULT_LIMITS, Limits, Mode, Pixels, Policy, open_image
 from .memory import set_limit
 from .source import Source
@@ -90,7 +91,7 @@ class IsolatedDecoder:
         for name, value in (("processes", processes), ("timeout", timeout), ("ahead", ahead)):
             if value is not None and not value > 0:
                 raise UsageError("bad_argument", f"{name} is {value}, expected a positive number")
-        self.processes = processes or min(_cores(), 8)
+        self.processes = processes or min(available_cores(), 8)
         self.timeout = timeout
         self.ahead = ahead or 4 * self.processes + 64
         self._setup = (spec, policy, mode, limits)
@@ -145,10 +146,6 @@ class IsolatedDecoder:
         crew = _Crew(self._setup, self._folder, self.processes, self.timeout)
         weakref.finalize(self, crew.close)  # where nobody does, and at the interpreter's end
         return crew
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pickled(source: Source) -> bytes:

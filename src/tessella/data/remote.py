@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from ..errors import ImageError, UsageError
 from ..extras import require
-from ..regular import open_regular
+from ..storage import open_regular
 from .decode import Limits, unreadable_file
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checks import check_type
 from ..errors import ImageError, TessellaError
-from ..regular import open_regular, special_kind
+from ..storage import open_regular, special_kind
 from . import tar
 from .decode import unreadable_file
 from .lists import entries, existing_name

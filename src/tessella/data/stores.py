@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, UsageError
-from ..regular import open_regular, read_regular
+from ..storage import open_regular, read_regular
 from . import tar
 from .decode import unreadable_file
 from .lists import decode_text, existing_name

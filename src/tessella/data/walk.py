@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from ..errors import ImageError
-from ..regular import special_kind
+from ..storage import special_kind
 from .names import Skipped, ignored, is_begun, is_image, is_result_folder, natural, result_names
 
 Kind = Literal["file", "folder", "special", "broken"]

@@ -16,6 +16,7 @@ import torch
 from ..data.decode import Pixels
 from ..data.transforms import InputSpec, normalise
 from ..errors import TessellaError, WeightsError
+from ..machine import versions
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
 from .artefacts import cached
@@ -24,7 +25,6 @@ from .exported import GRAPHS
 from .openvino import core
 from .plan import Plan
 from .rewrite import usual_layout
-from .tuned import versions
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def facts_of(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, **more: Any
 ) -> dict[str, Any]:
     """What decides a converted model; its name in the cache is made of this."""
-    from .. import __version__
+    from .._version import __version__
 
     return dict(
         architecture=model.arch,

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ..data.decode import Pixels
 from ..data.samples import sample_images
 from ..data.transforms import InputSpec, normalise
+from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
 from .base import Engine, FloatArray
 from .plan import Choice, Plan, check_engine, has_native_bfloat16
-from .tuned import cpu_features, cpu_name, versions
 
 if TYPE_CHECKING:
     from ..models.base import ImageModel

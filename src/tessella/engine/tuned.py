@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomic
+from ..machine import cpu_features, cpu_name, versions
+from ..storage import write_atomic
 from .artefacts import cache_folder
-
-RUNTIMES = (
-    "torch",
-    "openvino",
-    "nncf",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-)  # another version of one of these wants another measurement
 
 
 @dataclass(frozen=True)
@@ -84,38 +73,6 @@ def conditions(arch: str, config: str, size: tuple[int, int], threads: int) -> d
     """What a measurement of speed depends on: the model's shape, the machine, the versions. Not its weights."""
     cpu = dict(cpu=cpu_name(), features=cpu_features(), cores=os.cpu_count())
     return dict(arch=arch, config=config, size=list(size), threads=threads, **cpu, **versions())
-
-
-def versions() -> dict[str, str]:
-    """Of this package and of the runtimes that are installed under their usual names."""
-    from importlib import metadata
-
-    from .. import __version__
-
-    found = dict(tessella=__version__)
-    for name in RUNTIMES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def cpu_name() -> str:
-    """As the system calls it."""
-    return _cpu_line("model name") or platform.processor() or platform.machine()
-
-
-def cpu_features() -> str:
-    """A short hash of the instruction sets that the system lists; names of virtual CPUs do not tell them apart."""
-    return hashlib.sha256((_cpu_line("flags") or _cpu_line("Features")).encode()).hexdigest()[:8]
-
-
-@functools.cache
-def _cpu_line(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def _path(found: Mapping[str, Any]) -> Path:

@@ -18,7 +18,7 @@ from ..errors import TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.layers import to_pair
-from ..regular import read_regular
+from ..storage import read_regular
 from .catalogue import resolve
 
 MAX_NUMBER = 1e12  # in a config; larger ones would overflow where they are used

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
-from ..regular import open_regular
+from ..storage import open_regular
 from .fetch import SAFETENSORS
 from .files import check_finite, read_state_dict, without_prefix
 from .load import load_weights

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..regular import open_regular
+from ..storage import open_regular
 from .fetch import SAFETENSORS
 
 MAX_HEADER = 4 << 20  # bytes; the largest model here needs 60 kB

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..atomic import make_folders, write_atomic
 from ..checks import checked
 from ..errors import HubError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
+from ..storage import make_folders, write_atomic
 from .catalogue import OWN_ARCHITECTURES, get_arch_pretrained_cfgs
 from .config import SOURCE_FIELDS, check_cfg, model_args
 from .fetch import CONFIG, SAFETENSORS

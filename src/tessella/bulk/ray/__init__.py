@@ -1,0 +1,1 @@
+"""Bulk runs on a Ray cluster."""

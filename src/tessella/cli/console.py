@@ -1,0 +1,291 @@
+"""What every command shares: standard streams whose failures are coded errors, -q and -v, text, tables, progress.
+
+Results go to standard output, everything else to standard error. A result that cannot be written is an error
+(`output_failed`); a message that cannot be written is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Any, TextIO
+
+import click
+
+from ..errors import OutputError
+from ..text import printable
+
+_MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the click context
+
+
+# --- standard streams -------------------------------------------------------------------------------------------------
+
+
+class ReaderGoneError(Exception):
+    """The reader of standard output has closed the pipe, as in `tessella ... | head`.
+
+    Not an OSError, because rich and click end the program with status 1 on EPIPE.
+    """
+
+
+class _Results(io.FileIO):
+    """Standard output; a write that fails raises OutputError or ReaderGoneError, once."""
+
+    closed_by_caller = dropped = False
+
+    def write(self, data: Any) -> int:
+        if self.dropped:  # Python flushes once more when it ends
+            return memoryview(data).nbytes
+        if self.closed_by_caller:
+            self.dropped = True
+            raise OutputError(
+                "output_failed", "standard output is closed", hint="redirect it to a file, or to /dev/null"
+            )
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.dropped = True
+            if error.errno == errno.EPIPE:
+                raise ReaderGoneError from None
+            reason = error.strerror or str(error)
+            raise OutputError("output_failed", f"standard output could not be written: {reason}") from None
+
+
+class _Messages(io.FileIO):
+    """Standard error; a message that cannot be written is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Put our own standard streams in place of Python's; streams that a caller has replaced are left alone.
+
+    Characters that the encoding lacks are written as \\xNN or \\uNNNN. Descriptors that the caller has closed are
+    opened on the null device, so that no file of ours gets their numbers.
+    """
+    closed = {number for number in range(3) if not _is_open(number)}
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - lives as long as the process
+    elif sys.stdin is sys.__stdin__ and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")  # lines are file names
+    if sys.stdout is None or _is_ours_to_replace(sys.stdout, sys.__stdout__, 1):
+        results = _Results(1, "w", closefd=False)
+        results.closed_by_caller = 1 in closed
+        sys.stdout = _text_stream(results, sys.stdout)
+    if sys.stderr is None or _is_ours_to_replace(sys.stderr, sys.__stderr__, 2):
+        sys.stderr = _text_stream(_Messages(2, "w", closefd=False), sys.stderr)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _is_ours_to_replace(stream: TextIO, original: TextIO | None, descriptor: int) -> bool:
+    return stream is original and isinstance(stream, io.TextIOWrapper) and stream.fileno() == descriptor
+
+
+def _text_stream(raw: io.FileIO, before: TextIO | None) -> TextIO:
+    encoding = before.encoding if before is not None else "utf-8"
+    buffered = io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffered, encoding, errors="backslashreplace", line_buffering=True)
+
+
+class PrintableFormatter(logging.Formatter):
+    """For log records, which may name files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def flush_results(status: int) -> int:
+    """Flush standard output; return the exit status, that of `output_failed` if this fails."""
+    try:
+        sys.stdout.flush()
+    except ReaderGoneError:
+        return status
+    except OutputError as error:
+        if not status:
+            show_error(error.message, error.hint)
+        return status or error.exit_code
+    return status
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+class Verb(click.Command):
+    """A command with -q and -v; under -q only errors, warnings and bad inputs are shown on standard error."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
+            click.Option(["-v", "--verbose"], is_flag=True, help="Show what was chosen and done, too."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
+        if quiet and verbose:
+            raise click.UsageError("--quiet and --verbose exclude each other", ctx)
+        ctx.meta[_VERBOSE] = verbose
+        logging.getLogger("tessella").setLevel(logging.INFO if verbose else logging.WARNING)
+        logging.getLogger("tessella.engine").setLevel(logging.WARNING if quiet else logging.INFO)  # what takes long
+        if not quiet:
+            return super().invoke(ctx)
+        ctx.meta[_MESSAGES] = sys.stderr
+        with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stderr(nothing):  # noqa: PTH123
+            return super().invoke(ctx)
+
+
+def is_verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_VERBOSE))
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def echo(text: str = "") -> None:
+    """Print a line of the result."""
+    print(text, file=sys.stdout)
+
+
+def notice(text: str) -> None:
+    """Print a message on standard error; not shown with --quiet."""
+    print(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """Print a warning or error on standard error; shown with --quiet, too."""
+    context = click.get_current_context(silent=True)
+    stream = context.meta.get(_MESSAGES) if context is not None else None
+    print(text, file=stream or sys.stderr)
+
+
+def show_error(message: str, hint: str = "") -> None:
+    """The error that ends a command. Names in it may come from outside; its own line breaks are kept."""
+    for prefix, text in (("error: ", message), ("       ", hint)):
+        if text:
+            complain(prefix + "\n       ".join(printable(line) for line in text.split("\n")))
+
+
+def echo_json(value: Any) -> None:
+    """One line of JSON, in ASCII; NaN and infinity, which JSON does not have, become null."""
+    echo(json.dumps(finite(value), allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The same value with None in place of every float that is NaN or infinite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value
+
+
+# --- tables and progress ----------------------------------------------------------------------------------------------
+
+
+_NAMES = {"name", "key", "file", "model"}  # headers of columns that are never broken
+
+
+def new_table(*columns: str, header: bool = True) -> Any:
+    """A table whose cells are shown with `printable`; names and single words in it are never broken."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    class PrintableTable(Table):
+        texts: list[list[str]]  # the cells of every row
+
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            shown = [printable(cell) if isinstance(cell, str) else cell for cell in cells]
+            for column, text in zip(self.columns, shown, strict=False):
+                parts = [str(text)] if column.header in _NAMES else str(text).split() or [""]
+                column.min_width = max(column.min_width or 1, *map(cell_len, parts))
+                column.no_wrap = column.no_wrap and len(parts) == 1
+            self.texts.append([str(text) for text in shown])
+            super().add_row(*shown, **options)
+
+    table = PrintableTable(box=box.SIMPLE_HEAD if header else None, show_header=header, show_edge=False, pad_edge=False)
+    table.texts = []
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=True)
+    return table
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A table of `rows`, without the columns that are empty in all of them."""
+    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    table = new_table(*(header[index] for index in used))
+    for row in rows:
+        table.add_row(*(row[index] for index in used))
+    return table
+
+
+def print_table(table: Any) -> None:
+    """Print the table, unless it has no rows.
+
+    On a terminal too narrow for its longest names the cells of a row are printed below each other.
+    """
+    if not table.texts:
+        return
+
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    wide = Console(highlight=False, markup=False, emoji=False, width=100_000)
+    needed = Measurement.get(wide, wide.options, table)
+    if not console.is_terminal:  # pipes and files have no width: lines are not broken
+        Console(highlight=False, markup=False, emoji=False, width=needed.maximum).print(table)
+        return
+    if needed.minimum <= console.width:
+        console.print(table)
+        return
+    headers = [str(column.header) for column in table.columns]
+    for first, *rest in table.texts:
+        echo(first)
+        for header, text in zip(headers[1:], rest, strict=False):
+            if text:
+                echo(f"  {header}: {text}" if header else f"  {text}")
+
+
+def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterator[Any]:
+    """Pass items through, with a bar on standard error once a second has passed; only on a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    start = time.perf_counter()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    console = Console(stderr=True)
+    # rich would send what is printed meanwhile to standard error, too
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+        task = progress.add_task("", total=total, rate="", visible=False)
+        for done, item in enumerate(items, 1):
+            passed = time.perf_counter() - start
+            progress.update(task, completed=done, visible=passed > 1, rate=f"{done / max(passed, 1e-9):.0f} {unit}/s")
+            yield item

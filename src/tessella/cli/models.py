@@ -1,0 +1,149 @@
+"""tessella list, info, convert, export, doctor: models and this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..text import printable
+from .console import (
+    echo,
+    echo_json,
+    new_table,
+    notice,
+    print_table,
+)
+from .options import CheckedCommand
+
+if TYPE_CHECKING:
+    pass
+
+from .options import images_option, read_samples
+
+
+@click.command("list", cls=CheckedCommand, short_help="List models whose names match a pattern.")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
+@click.option("--pretrained", is_flag=True, help="Only models with trained weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
+    """List models. PATTERN is part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
+    from ..weights.catalogue import CATALOGUE
+    from ..weights.names import find_models, headline_accuracy
+
+    rows = []
+    for name in find_models(patterns, pretrained=pretrained):
+        row = CATALOGUE[name]
+        top1, dataset = headline_accuracy(name) or (None, None)
+        rows.append(
+            dict(
+                name=name,
+                weights="built in" if row.file else row.hf_hub_id or "none",
+                input="x".join(map(str, row.input_size)),
+                classes=row.num_classes,
+                top1=top1,
+                dataset=dataset,
+                licence=row.license,
+                note=row.note,
+            )
+        )
+    if as_json:
+        for row_ in rows:
+            echo_json(row_)
+        return
+    table = new_table("name", "weights", "input", "classes", "top-1 %", "of", "licence")
+    for row_ in rows:
+        shown = {**row_, "top1": None if row_["top1"] is None else f"{row_['top1']:.2f}"}
+        cells = (shown[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    print_table(table)
+    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
+
+
+@click.command(cls=CheckedCommand, short_help="Show a model's size, cost, sources and accuracy.")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(name: str | None, as_json: bool) -> None:
+    """Show a model's size, cost, input, sources, licence and published accuracy."""
+    import dataclasses
+
+    from ..info import describe
+    from ..info import info as model_info
+    from ..predictor import DEFAULT_MODEL
+
+    found = model_info(name or DEFAULT_MODEL)
+    if as_json:
+        echo_json(dataclasses.asdict(found))
+        return
+    table = new_table("", "", header=False)
+    for label, value in describe(found):
+        table.add_row(label, value)
+    print_table(table)
+
+
+@click.command(cls=CheckedCommand, short_help="Convert the original authors' weights.")
+@click.argument("source", metavar="FILE")
+@click.option("--arch", metavar="NAME", help="The architecture, if the file does not identify it.")
+@click.option("--out", metavar="FOLDER", help="Output folder.  [default: a folder named after the architecture]")
+def convert(source: str, arch: str | None, out: str | None) -> None:
+    """Convert the original authors' weights to a folder that timm and Tessella load."""
+    from ..weights.convert import convert as convert_file
+
+    done = convert_file(Path(source), arch, Path(out) if out else None)
+    folder = printable(str(done.folder))
+    echo(f"{printable(source)} holds {done.layout}: wrote {done.arch} to {folder}")
+    notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
+
+
+@click.command(cls=CheckedCommand, short_help="Write a folder that classifies without PyTorch.")
+@click.argument("name", metavar="MODEL")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@click.option(
+    "--engine",
+    type=click.Choice(["openvino", "onnxruntime"]),
+    default="openvino",
+    show_default=True,
+    help="Runtime of the exported model: writes an OpenVINO or an ONNX file.",
+)
+@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or int8.")
+@images_option
+def export(name: str, folder: str, checkpoint: str | None, engine: str, precision: str, images: str | None) -> None:
+    """Export a model to a folder that needs no PyTorch and that OpenVINO or ONNX tools can read.
+
+    Use it as --model local-dir:FOLDER. MODEL is a name as for --model, or `default` for the built-in model.
+    """
+    from ..export import check_new
+    from ..export import export as write_export
+    from ..predictor import DEFAULT_MODEL, load
+
+    check_new(Path(folder))
+    predictor = load(
+        DEFAULT_MODEL if name == "default" else name,
+        checkpoint_path=checkpoint,
+        engine=engine,
+        precision=precision,
+        images=read_samples(images),
+    )
+    done = write_export(predictor, folder)
+    reason = next(row.reason for row in predictor.plan.choices if row.what == "precision")
+    shown = printable(str(done))
+    echo(f"{printable(predictor.name)} in {predictor.plan.precision} for {engine}: wrote {shown} ({reason})")
+    notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
+
+
+@click.command(cls=CheckedCommand, short_help="Show what was found on this machine; test the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Show what was detected on this machine, what was chosen and why, then test the built-in model."""
+    from ..doctor import examine
+
+    findings = examine()
+    if as_json:
+        echo_json([row._asdict() for row in findings])
+    else:
+        table = new_table("what", "found or chosen", "why")
+        for row in findings:
+            table.add_row(*row)
+        print_table(table)

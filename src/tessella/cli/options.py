@@ -1,0 +1,225 @@
+"""Options and helpers that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data.names import Skipped
+from ..engine import ENGINES
+from ..engine.plan import MOST_IMAGES
+from ..errors import ImageError, UsageError
+from ..text import printable
+from . import preflight
+from .console import (
+    Verb,
+    complain,
+    is_verbose,
+    notice,
+)
+from .preflight import count_type
+
+if TYPE_CHECKING:
+    from ..data.sources import Source
+    from ..predictor import Predictor, Record
+
+
+class CheckedCommand(Verb):
+    """A command whose arguments are checked before it imports anything slow."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        preflight.check(ctx.params)
+        return super().invoke(ctx)
+
+
+EXIT_BAD_INPUT = 3
+
+
+MOST_PROCESSES = 1_024
+
+
+Command = Callable[..., None]
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Combine several click decorators into one; the help shows them in the order given."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+images_option = click.option(
+    "--images",
+    metavar="INPUT",
+    help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are compared with float32.  "
+    "[default: photographs in this package]",
+)
+
+
+input_options = options(
+    click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+    click.option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="arch, arch.tag, hf-hub:org/repo or local-dir:path.  [default: the built-in model]",
+    ),
+    click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    click.option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
+    click.option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
+    click.option(
+        "--mode",
+        default="auto",
+        show_default=True,
+        help="throughput for many images, latency for one at a time; auto: depends on the number of inputs.",
+    ),
+    images_option,
+    click.option(
+        "--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"
+    ),
+    click.option(
+        "--transform",
+        type=click.Choice(["exact", "fast"]),
+        default="exact",
+        show_default=True,
+        help="exact: bit-identical to timm. fast: quicker, pixels differ by about one grey level.",
+    ),
+    click.option(
+        "--policy",
+        type=click.Choice(["tessella", "timm"]),
+        default="tessella",
+        show_default=True,
+        help="How images are decoded. timm: ignore orientation, transparency and 16-bit depth, as timm does.",
+    ),
+    click.option("--strict", is_flag=True, help="Exit with status 3 if any input cannot be read."),
+)
+
+
+table_options = options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
+    click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header."),
+    click.option(
+        "--out", metavar="FILE", help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing."
+    ),
+    click.option(
+        "--csv-safe",
+        is_flag=True,
+        help="In CSV, put an apostrophe before text that a spreadsheet would run as a formula.",
+    ),
+)
+
+
+def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
+    """Return `load` bound to the given options."""
+    from ..data.names import is_archive
+    from ..predictor import load
+
+    keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
+    mode = given["mode"]
+    if mode == "auto":
+        (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
+        # os.path: Path.is_file raises for names that are too long
+        alone = os.path.isfile(only) and not is_archive(only)  # noqa: PTH113
+        mode = "latency" if alone else "throughput"
+    return functools.partial(
+        load,
+        given["model"],
+        checkpoint_path=given["checkpoint"],
+        mode=mode,
+        images=read_samples(given["images"]),
+        **{key: given[key] for key in keys},
+    )
+
+
+def load_predictor(given: dict[str, Any]) -> Predictor:
+    predictor = loading(given)()
+    if is_verbose():
+        notice(f"model: {printable(predictor.name)}")
+        for row in predictor.plan.choices:
+            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
+    return predictor
+
+
+def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
+    from ..data.sources import iter_sources
+
+    return iter_sources(inputs, stdin=sys.stdin, skipped=skipped)
+
+
+def report_skipped(skipped: Skipped) -> None:
+    for line in skipped.lines():
+        notice(printable(line))
+
+
+MOST_SAMPLES = 500  # images for comparing a precision with float32
+
+
+def read_samples(given: str | None) -> list[Source] | None:
+    """Read the images that --images names, at most MOST_SAMPLES."""
+    if given is None:
+        return None
+    sources = list(find_sources([given]))[:MOST_SAMPLES]
+    if not sources:
+        raise UsageError("bad_argument", f"--images {given!r} contains no images")
+    return sources
+
+
+def errors_only(sources: Sequence[Source]) -> list[Record]:
+    """Return error records if no source can be read, or an empty list if one may be readable.
+
+    So a wrong path is reported at once, without loading a model.
+    """
+    from ..predictor import Record
+
+    records = []
+    for source in sources:
+        if source.error is None and ("://" in source.path or os.path.exists(source.path)):  # noqa: PTH110
+            return []
+        try:
+            source.read()
+        except ImageError as error:
+            records.append(Record(source.key, error.code, str(error)))
+        else:
+            return []
+    return records
+
+
+def report_bad(record: Record, *, quiet: bool) -> None:
+    if not quiet:  # machine-readable output has the error in the row
+        complain(printable(f"{record.key}: {record.status}: {record.message}"))
+
+
+def finish(good: int, bad: int, strict: bool) -> None:
+    """End a command that reads images: status 3 if none could be read or, with --strict, if any could not."""
+    if not good + bad:
+        raise UsageError(
+            "not_found", "no inputs were given", hint="give a folder, files, or - for a list on standard input"
+        )
+    if bad:
+        complain(f"{good} of {good + bad} inputs read, {bad} bad")
+    if bad and (strict or not good):
+        raise click.exceptions.Exit(EXIT_BAD_INPUT)
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in split(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or max(map(abs, numbers)) > preflight.MOST:
+        raise UsageError("bad_argument", f"{option} is {text!r}, expected comma-separated integers such as 8,1")
+    return numbers
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]

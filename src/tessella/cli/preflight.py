@@ -1,0 +1,81 @@
+"""Arguments of the command line are checked before anything slow is imported: paths, model names, numbers."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+
+from ..errors import UsageError, WeightsError
+
+MOST = 1_000_000_000  # of any count on the command line: more is a mistake, and some libraries overflow
+
+
+def count_type(least: int = 1, most: int = MOST) -> click.IntRange:
+    """The type of an option that is a number of things."""
+    return click.IntRange(least, most)
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Check what a command was given, by the names of its parameters; raises the error of the first that is wrong."""
+    for name, checker in _CHECKS.items():
+        value = values.get(name)
+        if value is not None:
+            for one in value if isinstance(value, tuple) else (value,):
+                checker(one)
+
+
+def all_missing(inputs: Iterable[str]) -> bool:
+    """Whether every input is a plain path at which nothing is: no URL, glob, list or standard input among them."""
+    return all(map(_is_missing, inputs))
+
+
+def _is_missing(name: str) -> bool:
+    special = name == "-" or name.startswith("@") or "://" in name or glob.has_magic(name)
+    return not special and not os.path.lexists(name)
+
+
+def _check_data(name: str) -> None:
+    if _is_missing(name):
+        raise UsageError(
+            "not_found",
+            f"there is no file or folder {name!r}",
+            hint="DATA is an image folder, a .parquet, .tar, .csv or .tsv file, a folder of these, or a glob",
+        )
+
+
+def _check_input(name: str) -> None:
+    if _is_missing(name):
+        raise UsageError("not_found", f"there is no file or folder {name!r}")
+
+
+def _check_weights(name: str) -> None:
+    if not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises for names that are too long
+        state = "is a folder" if os.path.isdir(name) else "does not exist"  # noqa: PTH112
+        raise WeightsError("weights_not_found", f"the weight file {name!r} {state}")
+
+
+def _check_model(name: str) -> None:
+    from ..weights.catalogue import DEPRECATED, resolve
+    from ..weights.names import local_folder
+
+    if name.startswith("local-dir:"):
+        local_folder(name)
+    elif not name.startswith(("hf-hub:", "hf_hub:")) and name not in DEPRECATED and name != "default":
+        resolve(name)  # "default" is a name that `export` knows
+
+
+_CHECKS: dict[str, Callable[[str], None]] = {
+    "data": _check_data,
+    "val": _check_data,
+    "images": _check_input,
+    "source": _check_weights,
+    "checkpoint": _check_weights,
+    "model": _check_model,
+    "models": _check_model,
+    "name": _check_model,
+    "teacher": _check_model,
+}

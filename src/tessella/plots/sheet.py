@@ -1,0 +1,106 @@
+"""A page of small pictures with a few words to each, as .png or as one .html file with nothing outside it."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from ..data.decode import ImageSource, Pixels, decode
+from ..data.sources import Source
+from ..errors import ImageError
+from ..storage import check_output, write_bytes
+from ..text import printable
+from .figures import contact_sheet, draw_or_warn, plain, thumbnail
+
+SUFFIXES = (".png", ".html")
+_BLANK = np.full((120, 160, 3), 255, np.uint8)
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font: 14px sans-serif; margin: 1.5em; max-width: {width}px }}
+main {{ display: flex; flex-wrap: wrap; gap: 1em }}
+section {{ display: flex; flex-wrap: wrap; gap: 1em; border: 1px solid #bbb; padding: 0 .7em .7em }}
+h2 {{ flex-basis: 100%; font-size: 14px; margin: .7em 0 0 }}
+figure {{ margin: 0; width: 165px }}
+figcaption {{ overflow-wrap: anywhere; font-size: 12px }}
+</style></head>
+<body><h1>{title}</h1><main>
+{figures}
+</main></body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """group: the title of what it belongs to, the same for neighbours that belong together; "" for none."""
+
+    image: Source | ImageSource
+    lines: tuple[str, ...]
+    group: str = ""
+
+
+def write_sheet(path: str | Path, panels: Sequence[Panel], title: str, columns: int = 5) -> None:
+    """Draw the panels in order, `columns` in a row; an image that cannot be read has its error in its place.
+
+    Panels of one group are in one box, or start a new row in a .png. A sheet that cannot be drawn costs a warning, and
+    nothing is written. Raises UsageError: bad_argument for another suffix; OutputError `output_failed`.
+    """
+    path = check_output(path, SUFFIXES)
+    if data := draw_or_warn(str(path), lambda: _draw(path, panels, title, columns)):
+        write_bytes(path, data)
+
+
+def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> bytes:
+    groups = [(group, [_picture(panel) for panel in some]) for group, some in groupby(panels, lambda one: one.group)]
+    if path.suffix.lower() == ".png":
+        texts: list[tuple[Pixels, str]] = []
+        for group, shown in groups:
+            heading = [group] if group else []
+            texts += [(pixels, "\n".join(plain(line) for line in [*heading, *lines])) for pixels, lines in shown]
+            texts += [(_BLANK, "")] * (-len(texts) % columns if group else 0)
+        return contact_sheet(texts, columns)
+    figures = []
+    for group, shown in groups:
+        figures += [f"<section><h2>{escape(group)}</h2>"] if group else []
+        figures += [
+            f'<figure><img alt="" src="data:image/png;base64,{b64encode(_png(pixels)).decode()}">'
+            f"<figcaption>{'<br>'.join(escape(printable(line)) for line in lines)}</figcaption></figure>"
+            for pixels, lines in shown
+        ]
+        figures += ["</section>"] if group else []
+    page = _PAGE.format(title=escape(title), width=181 * columns, figures="\n".join(figures))
+    return page.encode("utf-8", "backslashreplace")  # a file's name may be no text
+
+
+def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
+    try:
+        image = panel.image
+        return thumbnail(decode(image.read() if isinstance(image, Source) else image)), panel.lines
+    except ImageError as error:
+        return np.full((120, 160, 3), 225, np.uint8), (*panel.lines, f"no picture: {error.code}")
+
+
+def _png(pixels: Pixels) -> bytes:
+    """(H,W,3) uint8 as a PNG file: so little of the format that a page needs no drawing library."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))  # 0: no filter
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),  # 8 bits, RGB
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

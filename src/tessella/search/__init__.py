@@ -1,0 +1,1 @@
+"""Search and deduplication in the embeddings of a run."""

@@ -1,0 +1,303 @@
+"""Files that must survive a crash: opening regular files, atomic writes, hashes, and locks of folders.
+
+After a crash, a file is either the old one or the complete new one. Only regular files are replaced: if a path is a
+symbolic link, its target is replaced, and data for a device, a pipe or an open descriptor (/dev/null, /dev/stdout,
+/dev/fd/3) is written into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import IO
+
+from .checks import checked
+from .errors import OutputError, UsageError
+from .extras import require
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class SpecialFileError(OSError):
+    """The path is a named pipe, a socket or a device; `strerror` says which."""
+
+
+def special_kind(mode: int) -> str:
+    """What a file of this `st_mode` is ("a socket"); "" for a regular file or a folder."""
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading; never blocks on what is not one.
+
+    Raises SpecialFileError, IsADirectoryError, another OSError, or ValueError for a name with a NUL character.
+    """
+    _refuse(os.stat(path).st_mode, path)  # noqa: PTH116 - before opening, which can have effects on a device
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _CLOEXEC)  # it may have been replaced since
+    try:
+        _refuse(os.fstat(descriptor).st_mode, path)
+        return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a regular file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """`os.path.abspath`; UsageError `not_found` for a relative path where the current folder was deleted."""
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 - links keep their names
+    except FileNotFoundError:
+        raise UsageError(
+            "not_found", "the current folder does not exist any more", hint="change to a folder that exists"
+        ) from None
+
+
+def _refuse(mode: int, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
+    if kind := special_kind(mode):
+        raise SpecialFileError(22, f"it is {kind}, not a regular file", os.fspath(path))
+
+
+# --- atomic writes ----------------------------------------------------------------------------------------------------
+
+_LONGEST_NAME = 200  # bytes of a result's name that its temporary file repeats; file systems allow 255 for all of it
+_DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?:self|(\d+))(?:/task/\d+)?/fd)/(\d+)")
+_MOST_LINKS = 40  # in a chain, as Linux has it
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` at once: after a crash or a power cut it is the old file or the whole new one.
+
+    Raises OSError, also where `path` is a folder; nothing has changed then.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """`write_atomic` of what a file of any size holds."""
+    with source.open("rb") as data, replacing(path) as file:
+        shutil.copyfileobj(data, file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path`, synced, at the end of the block; if the block fails, nothing changes.
+
+    A new file gets permissions from the user's umask, a replaced file keeps its own. Anything other than a
+    regular file is written to directly (see above). Raises OSError.
+    """
+    special = _special(path)
+    if special is not None:
+        with special:
+            yield special
+        return
+    path = Path(os.path.realpath(path))  # of a symbolic link, what it names
+    name = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
+    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _keep_permissions(path, temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _special(path: Path) -> IO[bytes] | None:
+    """Open `path` for writing if it is a device, a pipe or an open descriptor; OSError if it is a folder."""
+    number = _descriptor(path)
+    if number is not None:
+        if number in (1, 2):  # what was printed before comes first
+            with contextlib.suppress(AttributeError, ValueError):  # a stream may be None, or closed
+                (sys.stdout if number == 1 else sys.stderr).flush()
+        return os.fdopen(os.dup(number), "wb")
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    # a folder is refused by the system; a pipe that nobody reads from is an error here, and would wait for ever else
+    descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "wb")
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open descriptor that `path` names, directly or through links (/dev/stdout, /dev/fd/3)."""
+    here = os.path.abspath(path)  # noqa: PTH100 - links must stay
+    for _ in range(_MOST_LINKS):
+        folder, name = os.path.split(here)
+        here = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
+        if (match := _DESCRIPTOR.fullmatch(here)) and match[1] in (None, str(os.getpid())):
+            return int(match[2])
+        if not os.path.islink(here):  # noqa: PTH114
+            return None
+        here = os.path.join(os.path.dirname(here), os.readlink(here))  # noqa: PTH115, PTH118, PTH120
+    return None
+
+
+def _keep_permissions(old: Path, new: Path) -> None:
+    try:
+        before = old.stat()
+    except FileNotFoundError:
+        return
+    new.chmod(stat.S_IMODE(before.st_mode))
+    if hasattr(os, "chown") and before.st_uid != os.geteuid():
+        with contextlib.suppress(OSError):  # root replaces the file of a user, who keeps it
+            os.chown(new, before.st_uid, before.st_gid)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder with all above it. Path.mkdir recurses, which a path of a thousand short names does not survive.
+
+    Raises OSError.
+    """
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+    if not folder.is_dir():
+        raise NotADirectoryError(20, os.strerror(20), str(folder))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder last through a power cut."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames are written through
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@checked
+def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
+    """Check that a file can be written, before the work is done rather than after.
+
+    Raises UsageError `bad_argument`, `missing_dependency`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            "bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {' or '.join(suffixes)}"
+        )
+    if path.suffix.lower() == ".parquet":
+        require("pyarrow", "Parquet")
+        require("pyarrow.parquet", "Parquet")
+    try:
+        if not path.parent.is_dir():
+            raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="create it first")
+        if path.is_dir():
+            raise UsageError("bad_argument", f"{str(path)!r} is a folder, expected a file")
+    except OSError as error:
+        raise UsageError("bad_argument", f"cannot write {str(path)!r}: {error.strerror}") from None
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Raises OutputError `output_failed`; what was at `path` before is then unchanged."""
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
+
+
+# --- hashes -----------------------------------------------------------------------------------------------------------
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256, hex."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+LOCK = ".lock"
+
+
+@contextmanager
+def folder_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it, or give another --out") -> Iterator[None]:
+    """Hold `folder` for writing while the block runs; the folder is created if it is missing.
+
+    name: of the lock file, which stays there afterwards. The operating system releases the lock when the process ends,
+    however it ends, and processes that it forked do not keep it.
+    Raises UsageError `busy` where another process holds the folder, OutputError `output_failed` where the lock file
+    cannot be written (a full disk, read-only media).
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / name, timeout=0)
+    try:
+        make_folders(folder)
+        lock.acquire()
+    except filelock.Timeout:
+        raise _busy(folder, hint) from None
+    except OSError as error:
+        raise OutputError(
+            "output_failed", f"{folder} could not be written: {error.strerror or error}",
+            hint="look at the free space and the permissions of the folder",
+        ) from None  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def shared_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it") -> Iterator[None]:
+    """Keep writers out of `folder` while the block reads it; several readers may do so at once. Nothing is written.
+
+    Where no lock file exists, or it cannot be locked (read-only network file systems), the block runs without a lock.
+    Raises UsageError `busy` where a process holds the folder for writing.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, where readers take no lock
+            import fcntl
+
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _busy(folder, hint) from None
+        yield
+
+
+def _busy(folder: Path, hint: str) -> UsageError:
+    return UsageError("busy", f"another process is writing to {folder}", hint=hint)

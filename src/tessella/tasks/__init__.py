@@ -1,1 +1,0 @@
-"""One verb a file: what people do with a model."""

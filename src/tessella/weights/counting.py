@@ -1,0 +1,130 @@
+"""The cost of one forward pass of a model, counted on a copy on the meta device; needs PyTorch.
+
+`python -m tessella.weights.counting` writes the table from which `tessella info` answers without PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..models.base import ImageModel
+from ..models.convit import ConViT
+from .catalogue import ARCHITECTURE_NAMES, CATALOGUE
+from .costs import COSTS, Cost
+from .factory import create_model
+from .load import image_size
+
+
+def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
+    """Count the cost of one image of (channels, height, width) in evaluation, without computing or changing `model`.
+
+    Raises UsageError `wrong_input_size` if the model does not accept images of that size.
+    """
+    # a twin without memory: deepcopy takes what is in its memo instead of copying the numbers
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): _without_memory(tensor) for tensor in tensors}
+    twin = copy.deepcopy(model, memo).eval()
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        twin(torch.empty(1, *input_size, device="meta"))
+    if isinstance(model, ConViT):
+        # Positional attention is a linear layer of the 3 numbers of each pair of patches, which GPSA computes
+        # elementwise; it is counted as the layer that it stands for.
+        pairs = model.rel_pos.shape[0] ** 2 * model.config.num_heads * model.num_local
+        counter.add(outputs=pairs, depth=3)
+    return Cost(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.macs,
+        activations=counter.activations,
+        card_macs=counter.macs - counter.same_macs + counter.norm_work,
+        card_activations=counter.activations - counter.same_activations,
+    )
+
+
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the calls that models make, before PyTorch picks kernels: attention and `padding="same"` are whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = self.activations = self.same_macs = self.same_activations = self.norm_work = 0
+
+    def add(self, outputs: int, depth: int) -> None:
+        """`outputs` numbers, each the sum of `depth` products."""
+        self.macs += outputs * depth
+        self.activations += outputs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.linear or func in MATMULS:
+            self.add(result.numel(), depth=args[0].shape[-1])
+        elif func is F.conv2d:
+            _, weight, _, _, padding, *_ = args
+            depth = weight[0].numel()
+            self.add(result.numel(), depth)
+            if padding == "same":
+                self.same_macs += result.numel() * depth
+                self.same_activations += result.numel()
+        elif func is F.scaled_dot_product_attention:
+            query, key = args[:2]
+            scores = query.shape[:-1].numel() * key.shape[-2]
+            self.add(scores, depth=query.shape[-1])
+            self.add(result.numel(), depth=key.shape[-2])
+        elif func is F.batch_norm:
+            self.norm_work += 2 * result.numel()
+        elif func is F.layer_norm:
+            self.norm_work += 5 * result.numel()
+        return result
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def facts_of(name: str) -> dict[str, Any]:
+    """The row of the table for a model name: cost and what else only the built model tells."""
+    with torch.device("meta"):
+        model = create_model(name)
+    assert isinstance(model, ImageModel)  # only features_only gives anything else
+    return model_facts(model)
+
+
+def model_facts(model: ImageModel) -> dict[str, Any]:
+    channels = model.config.in_chans
+    height, width = image_size(model) or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
+    return dict(
+        input_size=[channels, height, width],
+        num_classes=model.num_classes,
+        embedding_width=model.head_hidden_size,
+        **dataclasses.asdict(cost(model, (channels, height, width))),
+    )
+
+
+def table_names() -> list[str]:
+    """All checkpoints, and the architectures that have none."""
+    with_rows = {row.architecture for row in CATALOGUE.values()}
+    return [*CATALOGUE, *(arch for arch in ARCHITECTURE_NAMES if arch not in with_rows)]
+
+
+def main() -> None:
+    rows = {name: facts_of(name) for name in table_names()}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    COSTS.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

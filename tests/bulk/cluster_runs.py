@@ -1,0 +1,135 @@
+"""What the tests of clusters start as processes: nodes of Ray, and drivers of a run on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tessella.bulk.ray.driver import Cluster
+from tessella.bulk.runner import run
+from tessella.errors import TessellaError
+from tessella.predictor import Predictor
+
+from .bulk_kills import tiny_predictor
+
+ROWS = 640
+SHARD_ROWS = 16  # a batch: fewer cannot be
+ROW_SECONDS = 0.02  # so that a run lasts long enough to be killed in
+MARK = secrets.token_hex(8)  # in the environment of all that is started here
+WAIT = 120.0  # seconds, for what takes five where there is nothing beside it
+ROOT = Path(__file__).parents[2]
+
+
+def slow() -> Predictor:
+    """The tiny model, with the same numbers at leisure."""
+    predictor = tiny_predictor()
+    outputs_of = predictor.outputs_of
+
+    def slowly(prepared: Iterable[Any], **how: Any) -> Iterator[Any]:
+        for outcome in outputs_of(prepared, **how):
+            time.sleep(ROW_SECONDS)
+            yield outcome
+
+    setattr(predictor, "outputs_of", slowly)  # noqa: B010 - mypy would not have it otherwise
+    return predictor
+
+
+def other() -> Predictor:
+    """A model of the same shape that decodes as timm does."""
+    predictor = tiny_predictor()
+    return Predictor(predictor.model, name="tiny", plan=predictor.plan, policy="timm")
+
+
+def make_here(data: Path, out: Path) -> None:
+    """The run made by this process, without Ray."""
+    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
+
+
+def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=kept | more, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def running(name: str = "") -> set[int]:
+    """Processes that were started here and are alive, whoever their parent is; name: a part of their command."""
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"TESSELLA_MARK={MARK}".encode() in (place / "environ").read_bytes()
+            if ours and name.encode() in (place / "cmdline").read_bytes():
+                found.add(int(place.name))
+        except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    began = time.monotonic()
+    while not true():
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() - began < WAIT
+        time.sleep(0.02)
+
+
+def start_driver(data: Path, out: Path, address: str, *load: str, **more: str) -> subprocess.Popen[str]:
+    return start("-m", "tests.bulk.cluster_runs", str(data), str(out), address, *load, **more)
+
+
+def start_nodes() -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Two nodes, which end when the process is told to; their address, token and the process of the second one."""
+    token = secrets.token_hex(32)
+    # a node is dead when nothing has answered for 3 seconds, not for 15
+    quick = dict(RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3")
+    process = start("-m", "tests.bulk.cluster_runs", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **quick)
+    assert process.stdout
+    return process, json.loads(process.stdout.readline()) | dict(token=token)
+
+
+# --- in those processes -----------------------------------------------------------------------------------------------
+
+
+def drive(data: str, out: str, address: str, load: str = "slow") -> None:
+    """A driver; ends as the command would."""
+    loads = dict(slow=slow, other=other)
+    try:
+        run([data], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1, cluster=Cluster(loads[load], address))
+    except TessellaError as error:
+        print(json.dumps(dict(code=error.code, message=error.message)), flush=True)
+        sys.exit(error.exit_code)
+
+
+def nodes() -> None:
+    """Two nodes of one core each; says address and the second one's process, and ends them when its input ends."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    settings: dict[str, Any] = dict(num_cpus=1, object_store_memory=80_000_000)
+    cluster = Nodes(initialize_head=True, head_node_args=dict(include_dashboard=False, **settings))
+    second = cluster.add_node(**settings)
+    raylet = second.all_processes["raylet"][0].process.pid
+    print(json.dumps(dict(address=cluster.address, raylet=raylet)), flush=True)
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+def finished(out: Path) -> list[int]:
+    """Numbers of shards as they were entered."""
+    try:
+        return [json.loads(line)["id"] for line in (out / "log.jsonl").read_text().splitlines()]
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    (drive if sys.argv[1:] else nodes)(*sys.argv[1:])

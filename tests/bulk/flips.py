@@ -1,0 +1,134 @@
+"""One flipped bit anywhere in a run or in its index: it is found, or what is read is what was written.
+
+`scripts/soak flips --out FILE` tries 200 in the files of runs (finished, and killed with a write-ahead log) and 200 in
+those of an index; the tests try a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tessella.bulk import runner as bulk
+from tessella.bulk.ledger import FILE, Ledger
+from tessella.bulk.manifest import MANIFEST, Manifest
+from tessella.bulk.verify import verify
+from tessella.errors import TessellaError
+from tessella.search.index import build_index
+from tessella.search.query import Index
+
+from ..soak import write_figures
+from .bulk_kills import make_rows, run_tiny
+from .runs import numbered, some, write_run
+
+
+def read_back(out: Path) -> Any:
+    """All that anything reads of a run."""
+    facts = bulk.read_run(out)
+    manifest = Manifest(out / MANIFEST, facts["manifest"])
+    summary = json.loads((out / bulk.SUMMARY).read_bytes()) if (out / bulk.SUMMARY).exists() else None
+    rows = [row for table in bulk.read_rows(out) for row in table.to_pylist()]
+    return facts, bulk.finished_shards(out), summary, rows, [manifest.sources(i) for i in range(manifest.shards)]
+
+
+def answers(out: Path) -> Any:
+    """Of searches that compare all rows, go through the approximate index, filter, and ask by key."""
+    index = Index(out)
+    found = [index.search(query, top=5, all_rows=every) for query in some(3, 9) for every in (False, True)]
+    return [*found, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
+
+
+def make_runs(folder: Path) -> list[Path]:
+    """A finished run, and one as a killed process leaves it: half of its shards, all entries in a write-ahead log."""
+    whole, killed = folder / "whole", folder / "killed"
+    run_tiny(make_rows(folder / "rows.parquet", 60), whole)
+    shutil.copytree(whole, killed)
+    (killed / bulk.SUMMARY).unlink()
+    shards = bulk.finished_shards(whole)
+    with Ledger(killed, new=True) as ledger:
+        for shard in shards[: len(shards) // 2]:
+            ledger.commit(shard)
+        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+            shutil.copyfile(killed / name, folder / name)
+    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+        (folder / name).replace(killed / name)
+    lines = (whole / bulk.LOG).read_bytes().splitlines(keepends=True)
+    (killed / bulk.LOG).write_bytes(b"".join(lines[: len(shards) // 2]))
+    for shard in shards[len(shards) // 2 :]:
+        (killed / "shards" / shard.file).unlink()
+    return [whole, killed]
+
+
+def make_index(folder: Path) -> Path:
+    """An approximate one."""
+    run = write_run(folder / "indexed", numbered(some(500, 0)))
+    build_index(run, approximate_from=300)
+    return run
+
+
+def checked(out: Path) -> Any:
+    """What a run holds, or a list of what `verify` finds wrong with it."""
+    found = verify(out)
+    return sorted({one.file for one in found.damage}) or read_back(out)
+
+
+def flip_run(out: Path, chance: random.Random) -> tuple[str, str]:
+    return _flip(out, _files(out), checked, chance)
+
+
+def flip_index(out: Path, chance: random.Random) -> tuple[str, str]:
+    return _flip(out, _files(out / "index"), answers, chance)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def _flip(out: Path, files: list[Path], read: Callable[[Path], Any], chance: random.Random) -> tuple[str, str]:
+    """Flip one bit of one file, and put it back; the file's name and how it ended: "found" or "no effect"."""
+    expected = read(out)
+    path = chance.choice(files)
+    data = path.read_bytes()
+    changed = bytearray(data)
+    changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(changed)
+    try:
+        got = read(out)
+    except TessellaError as error:
+        if error.code != "damaged_run":
+            raise
+        return path.name, "found"
+    finally:
+        path.write_bytes(data)
+    if got == expected:
+        return path.name, "no effect"
+    assert read is checked, (path, "other answers")
+    assert isinstance(got, list), (path, "other rows")
+    return path.name, "found"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/soak flips", description=__doc__)
+    parser.add_argument("--flips", type=int, default=200, help="in runs, and as many in an index")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    chance = random.Random(args.seed)
+    counts: dict[str, Counter[str]] = dict(run=Counter(), index=Counter())
+    files: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        runs, index = make_runs(Path(name)), make_index(Path(name))
+        for i in range(args.flips):
+            for kind, (file, ended) in (("run", flip_run(runs[i % 2], chance)), ("index", flip_index(index, chance))):
+                counts[kind][ended] += 1
+                files[f"{file}: {ended}"] += 1
+            print(json.dumps(counts), flush=True)
+    what = "one flipped bit in the files of a run or an index: found, or read as it was written"
+    write_figures(args.out, what, dict(counts=counts, files=files), flips=args.flips, seed=args.seed)

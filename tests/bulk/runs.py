@@ -1,0 +1,129 @@
+"""Run folders without a model: what `tessella run` leaves, with vectors that a test has planted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tessella.bulk import runner as bulk
+from tessella.bulk import shards
+from tessella.bulk.ledger import Ledger, Shard
+from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
+from tessella.data.isolated import Decoded
+from tessella.data.sources import Source
+from tessella.search.index import HOME, open_table
+from tessella.text import escape
+
+LABELS = ("cat", "dog", "it's a horse")
+SHARD_ROWS = 100
+
+
+@dataclass
+class Image:
+    """A row to be written. label: its place in LABELS; error: a code, for a row that was one."""
+
+    key: str
+    vector: Any
+    label: int = 0
+    sha256: str = ""
+    size: tuple[int, int, int] = (1000, 640, 480)  # bytes, width, height
+    error: str = ""
+
+
+def unit(vectors: Any) -> Any:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def some(rows: int, seed: int, width: int = 16) -> Any:
+    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+
+
+def numbered(vectors: Any, start: int = 0) -> list[Image]:
+    """Keys, labels and sizes by their place."""
+    places = range(start, start + len(vectors))
+    return [Image(f"{i:06d}.jpg", v, i % 3, size=(1000 + i, 640, 480)) for i, v in zip(places, vectors, strict=True)]
+
+
+def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **facts: Any) -> Path:
+    """A finished run of these rows, in shards of 100."""
+    (out / "shards").mkdir(parents=True)
+    sources = [Source(image.key, image.key) for image in images]
+    count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
+    told = dict(
+        fingerprint="0123456789abcdef", model="tiny", transform="exact", policy="tessella", precision="float32",
+        engine="eager", labels=list(LABELS), top=2, dtype=dtype, width=len(images[0].vector), shard_rows=SHARD_ROWS,
+        rows=count, manifest=digest,
+    )  # fmt: skip
+    told |= facts
+    bulk.write_facts(out / RUN, told)
+    Ledger(out, new=True).close()
+    for number in range(-(-count // SHARD_ROWS)):
+        write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])
+    return out
+
+
+def write_shard(out: Path, number: int, images: Sequence[Image]) -> None:
+    """Write and enter a shard, or one in its place."""
+    facts = bulk.read_run(out)
+    data = shards.encode([_row(image, facts["top"]) for image in images], facts)
+    name = f"shard-{number:08d}.parquet"
+    (out / "shards" / name).write_bytes(data)
+    ok = sum(not image.error for image in images)
+    errors = dict(corrupt_image=len(images) - ok)
+    with Ledger(out) as ledger:
+        ledger.forget([number])
+        ledger.commit(Shard(number, name, hashlib.sha256(data).hexdigest(), len(data), len(images), ok, errors))
+
+
+def drop_shard(out: Path, number: int) -> None:
+    with Ledger(out) as ledger:
+        ledger.forget([number])
+
+
+def _row(image: Image, top: int) -> shards.Row:
+    sha256 = image.sha256 or hashlib.sha256(os.fsencode(image.key)).hexdigest()
+    size, width, height = image.size
+    decoded = Decoded(None, None, sha256, size, width, height)
+    source = Source(escape(image.key), image.key)
+    if image.error:
+        return shards.Row(source, decoded, image.error, "cut off")
+    named = ((image.label, LABELS[image.label], 0.5 + image.label / 8), (0, LABELS[0], 0.1))[:top]
+    return shards.Row(source, decoded, "ok", "", named, unit(image.vector))
+
+
+def truth(out: Path) -> dict[str, tuple[Any, ...]]:
+    """What the shards say of each image, by key."""
+    rows = {}
+    place = 0
+    for table in bulk.read_rows(out):
+        for row in table.to_pylist():
+            if row["status"] == "ok":
+                label = (*row["top_label"], None)[0], (*row["top_probability"], None)[0]
+                same = (row[name] for name in ("source", "sha256", "bytes", "width", "height"))
+                rows[row["key"]] = (place, *same, *label, np.array(row["embedding"], np.float16).tobytes())
+            place += 1
+    return rows
+
+
+def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
+    """The same of the index, in the version that is sealed, every file compared with its hash."""
+    facts = bulk.read_run(out)
+    size = facts["shard_rows"]
+    table, seal = open_table(out / HOME, facts)
+    table.checkout(seal.version)
+    found = table.to_arrow().to_pylist()
+    assert len(found) == seal.rows
+    hashes = {shard.id * size: shard.sha256 for shard in bulk.finished_shards(out)}
+    assert all(row["shard"] == f"{(first := row['row'] // size * size)}:{hashes[first]}" for row in found)
+    names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
+    rows = {
+        row["key"]: (*(row[name] for name in names), np.array(row["vector"], np.float16).tobytes()) for row in found
+    }
+    assert len(rows) == len(found)  # no key twice
+    return rows

@@ -1,0 +1,485 @@
+"""Damage to a run's files is found, wherever it is; what is mended is as it was, and what is lost is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tessella
+from tessella.bulk import ledger, manifest
+from tessella.bulk import runner as bulk
+from tessella.bulk.ledger import Ledger
+from tessella.bulk.manifest import Manifest
+from tessella.bulk.runner import read_rows, run
+from tessella.bulk.verify import Verdict, repair, verify
+from tessella.errors import OutputError, UsageError
+from tessella.predictor import Predictor
+from tessella.search.duplicates import find_duplicates
+from tessella.search.index import HINT, build_index
+from tessella.storage import folder_lock, shared_lock
+
+from .bulk_kills import contents, make_rows
+from .faults import Points, reaching
+
+ROWS, SHARD = 100, 8
+SHARDS = -(-ROWS // SHARD)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return tessella.load(engine="eager", batch_size=4, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rows(tmp_path_factory.mktemp("data") / "rows.parquet", ROWS)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    go_on(data, out, predictor)
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def go_on(data: Path, out: Path, predictor: Predictor) -> None:
+    run([str(data)], out, predictor, shard_rows=SHARD, processes=1)
+
+
+def entries(out: Path) -> dict[int, ledger.Shard]:
+    with Ledger(out) as there:
+        return there.finished()
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.choice([i for i, byte in enumerate(data) if byte])] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+
+
+def delete(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def blank(path: Path, chance: random.Random) -> None:
+    """As a file is left by a power cut before its data: the right size, and zeros from somewhere on."""
+    size = path.stat().st_size
+    begin = chance.randrange(size * 3 // 4)
+    path.write_bytes(path.read_bytes()[:begin] + bytes(size - begin))
+
+
+DAMAGES = (flip, truncate, delete, blank)
+FILES = ("run.json", "copy/run.json", "manifest.parquet", "copy/manifest.parquet", "shards/shard-00000000.parquet",
+         "shards/shard-00000007.parquet", "shards/shard-00000012.parquet")  # fmt: skip
+
+
+def test_a_whole_run_has_no_damage(whole: Path) -> None:
+    assert verify(whole) == Verdict(ROWS, SHARDS, SHARDS, ())
+    assert repair(whole) == Verdict(ROWS, SHARDS, SHARDS, ())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_every_damage_is_found_and_mended(
+    whole: Path, copy: Path, data: Path, predictor: Predictor, name: str, damage: Callable[..., None]
+) -> None:
+    """6 cases each: with those below, more than 200."""
+    chance = random.Random(f"{name} {damage.__name__}")
+    for _ in range(1 if damage is delete else 6):
+        (copy / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(whole / name, copy / name)
+        damage(copy / name, chance)
+        if (copy / name).exists() and (copy / name).read_bytes() == (whole / name).read_bytes():
+            continue
+        found = verify(copy)
+        assert [one.file for one in found.damage] == [name]
+        assert repair(copy) == found
+        assert not verify(copy).damage
+        lost = [one for one in found.damage if one.shard is not None]
+        if not lost:
+            continue
+        (shard,) = lost
+        assert not (copy / name).exists()
+        keys = [source.key for source in Manifest(copy / manifest.MANIFEST, json.loads(
+            (copy / manifest.RUN).read_text())["manifest"]).sources(shard.shard or 0)]  # fmt: skip
+        assert (shard.first, shard.rows) == ((shard.shard or 0) * SHARD, len(keys))
+        assert (shard.first_key, shard.last_key) == (keys[0], keys[-1])
+        assert verify(copy).finished == SHARDS - 1
+        with Ledger(copy) as there:
+            there.commit(entries(whole)[shard.shard or 0])
+    if name.startswith("shards"):
+        with Ledger(copy) as there:
+            there.forget([int(name[13:21])])
+    go_on(data, copy, predictor)
+    assert contents(copy) == contents(whole)
+    assert not verify(copy).damage
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_ledger_is_made_again_from_the_log(whole: Path, copy: Path, damage: Callable[..., None]) -> None:
+    """A bit that SQLite does not use, such as a counter of its own, may change without a difference."""
+    chance = random.Random(damage.__name__)
+    found = 0
+    for _ in range(1 if damage is delete else 12):
+        shutil.copyfile(whole / ledger.FILE, copy / ledger.FILE)
+        damage(copy / ledger.FILE, chance)
+        state = verify(copy)
+        found += bool(state.damage)
+        assert {one.file for one in state.damage} <= {ledger.FILE}
+        assert state.finished == SHARDS
+        repair(copy)
+        assert entries(copy) == entries(whole)
+        assert not verify(copy).damage
+    assert found >= {flip: 4, truncate: 12, delete: 1, blank: 12}[damage]
+
+
+def test_text_that_became_a_blob_is_damage(whole: Path, copy: Path) -> None:
+    """As one flipped bit of a row's header makes it."""
+    with Ledger(copy) as there:
+        there._connection.execute("UPDATE shards SET file = CAST(file AS BLOB) WHERE id = 1")
+    assert {one.file for one in verify(copy).damage} == {ledger.FILE}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+    assert not verify(copy).damage
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_entries_that_were_lost_with_the_write_ahead_log_are_found(
+    whole: Path, copy: Path, tmp_path: Path, damage: Callable[..., None]
+) -> None:
+    chance = random.Random(damage.__name__)
+    with Ledger(copy, new=True) as there:  # as a killed process leaves it: all entries are in the write-ahead log
+        for shard in entries(whole).values():
+            there.commit(shard)
+        before = Path(shutil.copytree(copy, tmp_path / "before"))
+    assert (before / f"{ledger.FILE}-wal").stat().st_size > 10_000
+    for i in range(1 if damage is delete else 6):
+        out = Path(shutil.copytree(before, tmp_path / str(i)))
+        damage(out / f"{ledger.FILE}-wal", chance)
+        state = verify(out)
+        repair(out)
+        assert state.damage or damage is flip  # of a page that is written again later, only the last one counts
+        assert {one.file for one in state.damage} <= {ledger.FILE}
+        assert entries(out) == entries(whole)
+        assert not verify(out).damage
+
+
+def test_a_damaged_log_loses_nothing(whole: Path, copy: Path) -> None:
+    lines = (copy / bulk.LOG).read_bytes().splitlines(keepends=True)
+    lines[3] = b'{"kind": "shard", "id": 3\n'
+    (copy / bulk.LOG).write_bytes(b"".join(lines))
+    assert [(one.file, one.message) for one in verify(copy).damage] == [(bulk.LOG, "line 4 cannot be read")]
+    repair(copy)
+    assert verify(copy) == Verdict(ROWS, SHARDS, SHARDS, ())
+    assert len((copy / bulk.LOG).read_text().splitlines()) == SHARDS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(rows=99), dict(ok=96), dict(ok=95, errors={}), dict(errors={"empty": 5}), dict(fingerprint="0" * 16)],
+)
+def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> None:
+    told = json.loads((copy / bulk.SUMMARY).read_text())
+    for text in (json.dumps(told | change), "{}", "[]", "", json.dumps(told)[:-5]):
+        (copy / bulk.SUMMARY).write_text(text)
+        assert [one.file for one in verify(copy).damage] == [bulk.SUMMARY]
+    repair(copy)
+    assert not (copy / bulk.SUMMARY).exists()  # the next run writes it
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_index_is_found_and_made_anew(copy: Path, damage: Callable[..., None]) -> None:
+    chance = random.Random(damage.__name__)
+    build_index(copy)
+    assert not verify(copy).damage
+    kept = Path(shutil.copytree(copy / "index", copy.parent / "kept"))
+    files = [path for path in sorted(kept.rglob("*")) if path.is_file() and path.stat().st_size]
+    for path in files:
+        name = path.relative_to(kept)
+        if name.name in (".lock", HINT):
+            continue
+        damage(copy / "index" / name, chance)
+        assert [one.file for one in verify(copy).damage] == [f"index/{name}"]
+        if path is not files[-1]:
+            shutil.copyfile(path, copy / "index" / name)
+    repair(copy)
+    assert not (copy / "index").exists()
+    assert not verify(copy).damage
+    assert build_index(copy).rows == sum(shard.ok for shard in entries(copy).values())
+
+
+def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Path) -> None:
+    with sqlite3.connect(copy / ledger.FILE) as connection:
+        connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
+        connection.execute("UPDATE shards SET errors = '{}' WHERE id = 0")
+    connection.close()
+    assert {one.file for one in verify(copy).damage} == {ledger.FILE}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+
+
+@pytest.mark.parametrize("number", [-1, -(2**62), 2**62])
+def test_an_entry_of_a_shard_that_is_not_in_the_listing(whole: Path, copy: Path, number: int) -> None:
+    with Ledger(copy) as entered:
+        entered.commit(dataclasses.replace(entries(copy)[0], id=number))
+    assert number in {one.shard for one in verify(copy).damage}
+    repair(copy)
+    assert entries(copy) == entries(whole)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.sqlite", "manifest.parquet", "log.jsonl", "copy/run.json"])
+def test_a_pipe_in_place_of_a_file_is_damage(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert name in {one.file for one in verify(copy).damage}
+
+
+def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:
+    """Each is a whole file, and the ledger agrees: only the listing tells that the rows are not those."""
+    for name in (bulk.LOG, bulk.SUMMARY):
+        (copy / name).unlink()
+    a, b = (entries(whole)[number] for number in (2, 3))
+    with Ledger(copy) as there:
+        there.forget([2, 3])
+        for shard, other in ((a, b), (b, a)):
+            shutil.copyfile(whole / "shards" / other.file, copy / "shards" / shard.file)
+            there.commit(ledger.Shard(**vars(other) | dict(id=shard.id, file=shard.file)))
+    assert [(one.shard, one.message) for one in verify(copy).damage] == [
+        (2, "has other keys than the listing"), (3, "has other keys than the listing"),
+    ]  # fmt: skip
+
+
+def test_what_is_beyond_mending_is_said(copy: Path, data: Path, predictor: Predictor) -> None:
+    for name in ("manifest.parquet", "copy/manifest.parquet"):
+        (copy / name).unlink()
+    assert [one.file for one in verify(copy).damage] == ["manifest.parquet", "copy/manifest.parquet"]
+    with pytest.raises(UsageError, match="nor its copy") as caught:
+        repair(copy)
+    assert caught.value.code == "damaged_run"
+    assert sum(len(table) for table in read_rows(copy)) == ROWS
+    for name in ("run.json", "copy/run.json"):
+        (copy / name).write_text("{}")
+    for ask in (verify, repair, lambda out: go_on(data, out, predictor)):
+        with pytest.raises(UsageError) as caught:
+            ask(copy)
+        assert caught.value.code == "damaged_run"
+
+
+def test_a_run_with_damage_does_not_go_on(copy: Path, data: Path, predictor: Predictor) -> None:
+    """Finished shards that a lost ledger no longer names would be made again without a word."""
+    (copy / ledger.FILE).unlink()
+    with pytest.raises(UsageError, match=r"run\.sqlite is missing") as caught:
+        go_on(data, copy, predictor)
+    assert (caught.value.code, "verify-run" in caught.value.hint) == ("damaged_run", True)
+
+
+def test_a_run_whose_settings_are_lost_is_not_begun_anew(copy: Path, data: Path, predictor: Predictor) -> None:
+    before = entries(copy)
+    (copy / "run.json").unlink()
+    with pytest.raises(UsageError) as caught:
+        go_on(data, copy, predictor)
+    assert caught.value.code == "damaged_run"
+    assert entries(copy) == before
+    repair(copy)
+    assert not verify(copy).damage
+
+
+def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector is what one runs this for; opening such a file works, and reading it does not."""
+    bad = {"manifest.parquet", "log.jsonl", "shard-00000003.parquet"}
+    read = Path.read_bytes
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in bad and path.parent != copy / "copy":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(manifest, "file_hash", digest)
+    monkeypatch.setattr("tessella.bulk.verify.file_hash", digest)
+    monkeypatch.setattr("tessella.bulk.verify.read_regular", read_bytes)
+    found = verify(copy)
+    assert {Path(one.file).name for one in found.damage} == bad
+    assert found.finished == SHARDS - 1
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def damage_everything(out: Path) -> None:
+    """All that a repair has to write: run.json, the listing, log, ledger and summary; and a shard that is lost."""
+    chance = random.Random(0)
+    for name in ("run.json", "copy/manifest.parquet", "shards/shard-00000003.parquet"):
+        flip(out / name, chance)
+    for name in (bulk.LOG, bulk.SUMMARY):
+        truncate(out / name, chance)
+    with sqlite3.connect(out / ledger.FILE) as connection:
+        connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
+    connection.close()
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
+def test_a_disk_that_fails_at_any_call_of_a_repair(whole: Path, tmp_path: Path, kind: str) -> None:
+    """Until all is written nothing changes; afterwards every file is the old or the new one, and a repair goes on."""
+    damaged = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    damage_everything(damaged)
+    before = files_of(damaged)
+    names = repair_reaching(Path(shutil.copytree(damaged, tmp_path / "names")), Points(tmp_path / "names"))
+    assert len(names) >= 20
+    first_change = next(at for at, name in enumerate(names) if name.startswith("replace"))
+    assert first_change >= 12
+    mended = files_of(tmp_path / "names")
+    for at in range(len(names)):
+        out = Path(shutil.copytree(damaged, tmp_path / f"at {at}"))
+        with pytest.raises(OutputError) as caught:
+            repair_reaching(out, Points(out, at, kind))
+        assert caught.value.code == "output_failed"
+        after = files_of(out)
+        assert at > first_change or after == before, names[at]
+        assert all(data in (before.get(name), mended.get(name)) for name, data in after.items()), names[at]
+        repair(out)
+        assert not verify(out).damage
+        assert entries(out) == {number: shard for number, shard in entries(whole).items() if number != 3}
+
+
+def repair_reaching(out: Path, points: Points) -> list[str]:
+    with reaching(points):
+        repair(out)
+    return points.names
+
+
+def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither with an index nor with a write-ahead log that a killed process has left."""
+    with Ledger(copy, new=True) as there:
+        for shard in entries(whole).values():
+            there.commit(shard)
+        killed = Path(shutil.copytree(copy, tmp_path / "killed"))
+    (killed / bulk.SUMMARY).unlink()
+    (killed / f"{ledger.FILE}-shm").unlink()
+    indexed = Path(shutil.copytree(whole, tmp_path / "indexed"))
+    build_index(indexed)
+    connect = sqlite3.connect
+
+    def only_in_memory(path: str, **settings: Any) -> sqlite3.Connection:
+        assert path == ":memory:"
+        return connect(path, **settings)
+
+    monkeypatch.setattr(sqlite3, "connect", only_in_memory)
+    for out in (killed, indexed):
+        before = {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]}
+        points = Points(out)
+        with reaching(points):
+            assert verify(out) == Verdict(ROWS, SHARDS, SHARDS, ())
+            assert sum(len(table) for table in read_rows(out)) == ROWS
+            find_duplicates(out)
+        assert points.names == []
+        assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
+
+
+def test_a_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to do is no error; damage is."""
+
+    def refuse(folder: Path) -> Any:
+        raise OutputError("output_failed", f"{folder} could not be written: Read-only file system")
+
+    monkeypatch.setattr("tessella.bulk.verify.folder_lock", refuse)
+    assert not repair(copy).damage
+    (copy / "run.json").unlink()
+    with pytest.raises(OutputError, match="Read-only"):
+        repair(copy)
+
+
+def test_readers_go_together_and_a_writer_waits_for_them(copy: Path) -> None:
+    with shared_lock(copy):
+        assert not verify(copy).damage
+        with pytest.raises(UsageError) as caught:
+            repair(copy)
+    assert caught.value.code == "busy"
+
+
+def test_entries_that_a_killed_process_did_not_log_are_logged_later(
+    copy: Path, data: Path, predictor: Predictor
+) -> None:
+    lines = (copy / bulk.LOG).read_bytes().splitlines(keepends=True)
+    (copy / bulk.LOG).write_bytes(b"".join(lines[:-2]))
+    assert [one.file for one in verify(copy).damage] == [bulk.LOG]
+    (copy / bulk.SUMMARY).unlink()
+    assert not verify(copy).damage
+    go_on(data, copy, predictor)
+    assert not verify(copy).damage
+    assert len((copy / bulk.LOG).read_bytes().splitlines()) == SHARDS
+
+
+def test_runs_of_earlier_versions_are_whole(copy: Path) -> None:
+    """Their log and summary have no hashes."""
+    log = [json.loads(line) for line in (copy / bulk.LOG).read_text().splitlines()]
+    (copy / bulk.LOG).write_text("".join(json.dumps(line | dict(check="0")) + "\n" for line in log))
+    assert {one.file for one in verify(copy).damage} == {bulk.LOG}
+    for line in log:
+        del line["check"]
+    (copy / bulk.LOG).write_text("".join(json.dumps(line) + "\n" for line in log[1:]))  # one that was not logged
+    told = json.loads((copy / bulk.SUMMARY).read_text())
+    (copy / bulk.SUMMARY).write_text(json.dumps({name: told[name] for name in bulk.Summary.__dataclass_fields__}))
+    assert not verify(copy).damage
+
+
+def test_shards_of_which_all_else_is_lost_are_not_written_over(copy: Path, data: Path, predictor: Predictor) -> None:
+    for name in ("run.json", "copy/run.json", "log.jsonl"):
+        (copy / name).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()}
+    for ask in (verify, repair, lambda out: next(read_rows(out)), lambda out: go_on(data, out, predictor)):
+        with pytest.raises(UsageError) as caught:
+            ask(copy)
+        assert caught.value.code == "damaged_run"
+    assert {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()} == before
+
+
+def test_a_run_that_was_killed_before_it_began(copy: Path, data: Path, predictor: Predictor) -> None:
+    """Listed, and no more: there is nothing to lose, and the same command begins it anew."""
+    for name in ("run.json", "copy/run.json", "log.jsonl"):
+        (copy / name).unlink()
+    for path in (copy / "shards").iterdir():
+        path.unlink()
+    with pytest.raises(UsageError) as caught:
+        verify(copy)
+    assert caught.value.code == "not_found"
+    go_on(data, copy, predictor)
+    assert verify(copy).finished == SHARDS
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        for ask in (verify, repair, lambda out: next(read_rows(out))):
+            with pytest.raises(UsageError, match="holds no run") as caught:
+                ask(folder)
+            assert caught.value.code == "not_found"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_being_written_is_left_alone(copy: Path) -> None:
+    with folder_lock(copy), pytest.raises(UsageError) as caught:
+        verify(copy)
+    assert caught.value.code == "busy"

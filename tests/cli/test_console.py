@@ -1,0 +1,212 @@
+"""Standard streams that are closed, full, or not UTF-8; -q and -v; text from outside on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from tessella.cli.console import finite, new_table, print_table, table_of
+from tessella.cli.main import cli
+
+from .test_cli import CAT, run
+
+FULL = Path("/dev/full")
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """`line` with `tessella` in it, by bash."""
+    tessella = f'tessella() {{ "{sys.executable}" -m tessella "$@"; }}\n'
+    return subprocess.run(["bash", "-c", tessella + line], capture_output=True, env={**os.environ, **environment})
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("command", ["list", "list --json", "--help", "--version", "info", "classify --csv nope.jpg"])
+def test_a_full_standard_output_is_status_6(command: str) -> None:
+    done = shell(f"tessella {command} >/dev/full")
+    assert done.returncode == 6
+    assert b"standard output could not be written: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_closed_standard_output_is_status_6_where_something_is_printed(tmp_path: Path) -> None:
+    done = shell("tessella list >&-")
+    assert done.returncode == 6
+    assert b"error: standard output is closed" in done.stderr
+    out = tmp_path / "rows.csv"
+    assert shell(f"tessella classify nope.jpg --out {out} >&-").returncode == 3  # the input's fault: nothing is printed
+    assert b"not_found" in out.read_bytes()
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "<&-", "<&- 2>&-"])
+def test_standard_error_and_input_may_be_closed_or_full(redirection: str) -> None:
+    done = shell(f"tessella list convit {redirection}")
+    assert done.returncode == 0
+    assert b"convit_base.fb_in1k" in done.stdout
+
+
+def test_an_error_has_its_status_although_nobody_can_be_told() -> None:
+    assert shell("tessella info nope >&- 2>&-").returncode == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    for command in ("list", "list --json"):  # rich and click end a program with status 1 on a broken pipe
+        done = shell(f"tessella {command} | head -n 1; exit ${{PIPESTATUS[0]}}")
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_text_that_the_encoding_lacks_is_escaped(encoding: str) -> None:
+    done = shell("tessella classify 'caf\u00e9 \u732b.jpg' --csv", PYTHONIOENCODING=encoding)
+    assert done.returncode == 3
+    name = {"ascii": "caf\\xe9 \\u732b", "latin-1": "caf\u00e9 \\u732b", "utf-8": "caf\u00e9 \u732b"}[encoding]
+    assert done.stdout.splitlines()[1].startswith(f"{name}.jpg,not_found".encode(encoding))
+
+
+def test_names_on_standard_input_need_not_be_utf8(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/b\xe9.jpg"
+    Path(os.fsdecode(name)).write_bytes(Path(CAT).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "tessella", "classify", "-", "--json"], input=name + b"\n", capture_output=True
+    )
+    assert json.loads(done.stdout)["key"] == f"{tmp_path}/b\\xe9.jpg"
+    assert done.returncode == 0
+
+
+def test_every_command_has_quiet_and_verbose() -> None:
+    for command in cli.commands.values():
+        names = {name for parameter in command.params for name in parameter.opts}
+        assert {"-q", "--quiet", "-v", "--verbose"} <= names
+
+
+def test_quiet_shows_results_bad_inputs_and_errors_only(tmp_path: Path) -> None:
+    out, err = run("list", "convit", "-q")
+    assert "convit_base" in out
+    assert err == ""
+    assert run("classify", "nope.jpg", "-q", status=3)[1] == (
+        "nope.jpg: not_found: there is no file 'nope.jpg'\n0 of 1 inputs read, 1 bad\n"
+    )
+    assert run("info", "nope", "-q", status=2)[1].startswith("error: unknown model 'nope'\n")
+    assert run("classify", CAT, "-q", "--out", str(tmp_path / "rows.csv"))[1] == ""
+
+
+def test_verbose_shows_the_plan_and_nothing_else_does() -> None:
+    assert "precision: float32 (" in run("classify", CAT, "-v")[1]
+    assert run("classify", CAT)[1] == ""
+    assert "exclude each other" in run("list", "-q", "-v", status=2)[1]
+
+
+def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(CAT, photos / "a\x1b[31mred\n.jpg")
+    shutil.copy(CAT, photos / os.fsdecode(b"b\xe9.jpg"))
+    (photos / "c\x1b]0;title\x07.jpg").write_bytes(b"junk")
+    out, err = run("classify", str(photos), "-k", "1")
+    assert "a\\x1b[31mred\\x0a.jpg\n" in out
+    assert "b\\xe9.jpg\n" in out
+    assert "c\\x1b]0;title\\x07.jpg: unsupported_format" in err
+    shown = run("embed", str(photos))[0] + run("features", str(photos))[0]
+    err += run("info", "\x1b[31m", status=2)[1] + run("info", "local-dir:\x1b[31m", status=4)[1]
+    assert "\x1b" not in out + err + shown
+
+
+def test_a_table_never_breaks_a_name_and_changes_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "20")
+        patch.setenv("FORCE_COLOR", "1")  # a narrow terminal
+        table = new_table("name", "note")
+        table.add_row("resmlp_big_24_224.fb_distilled_in1k", "some words that may be put on several lines")
+        table.add_row("[red]:cat:\x1b[0m", "[/]")
+        print_table(table)
+    shown = capsys.readouterr().out
+    assert "resmlp_big_24_224.fb_distilled_in1k" in shown
+    assert "[red]:cat:\\x1b[0m" in shown
+
+
+def test_a_table_has_no_blank_lines_and_no_empty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(table_of(["name", "top-5 %", "loss"], [["a", "", "0.1"], ["b", "", ""]]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in (lines[0], *lines[2:])] == [["name", "loss"], ["a", "0.1"], ["b"]]
+
+
+def test_a_table_without_rows_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(new_table("name"))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_list_of_commands_is_not_cut_off() -> None:
+    assert "..." not in run()[0].partition("Commands:")[2]
+
+
+def test_a_folder_given_as_a_model_is_answered_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "myrun").mkdir()
+    for name in ("myrun", "./myrun"):
+        err = run("classify", str(CAT), "-m", name, status=2, cwd=tmp_path)[1]
+        assert f"for the folder write 'local-dir:{name}'" in err
+
+
+def test_export_to_a_folder_in_use_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.setattr("tessella.predictor.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert "exists already" in run("export", "default", str(tmp_path), status=2)[1]
+
+
+def test_a_run_on_ray_without_ray_is_refused_before_anything_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out, err = run("run", str(CAT), "--ray", "--out", str(tmp_path / "run"), status=2)
+    assert "pip install ray" in err
+    assert "listing" not in out + err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_bad_inputs_says_how_to_see_them(tmp_path: Path) -> None:
+    given = ("run", str(CAT), "missing.jpg", "--out", str(tmp_path / "run"), "--processes", "1")
+    assert "--quarantine FILE.csv names the bad inputs" in run(*given)[1]
+    assert "names the bad inputs" not in run(*given, "--quarantine", str(tmp_path / "bad.csv"))[1]
+
+
+def test_help_is_shown_without_a_command() -> None:
+    assert "Commands:" in run()[0]
+
+
+def test_similar_names_are_suggested() -> None:
+    assert "Did you mean 'list'" in run("lst", status=2)[1]
+    assert "Did you mean '--json'" in run("list", "--jsn", status=2)[1]
+
+
+def test_numbers_that_are_not_finite_are_null_in_json() -> None:
+    value = dict(a=float("nan"), b=[1.5, (float("inf"), "x")], c=None, d=True)
+    assert finite(value) == dict(a=None, b=[1.5, [None, "x"]], c=None, d=True)
+
+
+@pytest.mark.parametrize("command", ["classify", "embed", "features"])
+def test_no_inputs_are_status_3(command: str, tmp_path: Path) -> None:
+    assert "no inputs were given" in run(command, "-", status=3)[1]
+    (tmp_path / "list.txt").write_text("")
+    run(command, f"@{tmp_path / 'list.txt'}", status=3)
+
+
+def test_counts_are_bounded() -> None:
+    numbers = {
+        (name, option.opts[-1])
+        for name, command in cli.commands.items()
+        for option in command.params
+        if isinstance(option, click.Option) and isinstance(option.type, click.IntRange) and option.type.max is None
+    }
+    # training has its own checks
+    assert {(name, option) for name, option in numbers if name not in ("train", "probe", "evaluate")} == set()
+    run("classify", CAT, "--top", "9" * 20, status=2)
+    run("classify", CAT, "--batch-size", "9" * 20, status=2)
+    assert "comma-separated integers" in run("features", CAT, "--blocks", "9" * 20, status=2)[1]
+    assert "comma-separated integers" in run("bench", "--batch", "9" * 20, status=2)[1]

@@ -1,0 +1,141 @@
+"""Starting is cheap: what the package and the command line import, and how long they take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def best_seconds(command: list[str], rounds: int = 5, status: int = 0) -> float:
+    """Wall time of the fastest of some runs: other work on the machine can only add to it."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        assert subprocess.run(command, capture_output=True).returncode == status
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = run(
+        "import sys, tessella; print([m for m in ('torch', 'numpy', 'PIL', 'huggingface_hub') if m in sys.modules])"
+    )
+    assert heavy.strip() == "[]"
+
+
+@pytest.mark.quiet
+def test_importing_the_package_takes_under_a_tenth_of_a_second() -> None:
+    code = "import time; t = time.perf_counter(); import tessella; print(time.perf_counter() - t)"
+    assert min(float(run(code)) for _ in range(3)) < 0.1
+
+
+@pytest.mark.quiet
+def test_help_takes_under_four_tenths_of_a_second() -> None:
+    assert best_seconds([sys.executable, "-m", "tessella", "--help"]) < 0.4
+
+
+@pytest.mark.quiet
+def test_classifying_takes_a_second_and_a_quarter_more_than_importing_torch() -> None:
+    """Importing torch is most of it, and takes two to three seconds by the machine."""
+    cat = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
+    whole = best_seconds([sys.executable, "-m", "tessella", "classify", str(cat)], rounds=3)
+    assert whole < 1.25 + best_seconds([sys.executable, "-c", "import torch"], rounds=3)
+
+
+def test_making_a_model_imports_no_symbolic_mathematics() -> None:
+    """PyTorch's meta functions in Python bring sympy, 0.7 s."""
+    run("import sys, tessella; tessella.load(mode='latency'); assert 'sympy' not in sys.modules")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["list", "mixer"],
+        ["list", "--json"],
+        ["classify", "--help"],
+        ["info"],
+        ["info", "mixer_b16_224"],
+    ],
+    ids=" ".join,
+)
+def test_commands_without_a_model_do_not_import_torch(arguments: list[str]) -> None:
+    assert imported(arguments, status=0).isdisjoint({"torch", "pyarrow"})
+
+
+WRONG = [
+    (["classify", "nope.jpg"], 3),
+    (["embed", "nope.jpg", "--out", "FOLDER/x.npz"], 3),
+    (["features", "nope.jpg"], 3),
+    (["classify", "nope/*.jpg", "--json"], 3),
+    (["classify", "@nope.txt"], 3),
+    (["run", "nope", "-o", "FOLDER/run"], 3),
+    (["train", "nope", "-o", "FOLDER/run"], 3),
+    (["probe", "nope"], 3),
+    (["evaluate", "nope"], 3),
+    (["verify-run", "nope"], 3),
+    (["index", "nope"], 3),
+    (["search", "nope", "x"], 3),
+    (["dedup", "nope"], 3),
+    (["convert", "nope.pth"], 4),
+    (["export", "local-dir:nope", "FOLDER/out"], 4),
+    (["export", "convmixer_768_33", "FOLDER/out"], 2),
+    (["tune", "convmixer_768_33"], 2),
+    (["bench", "convmixer_768_33"], 2),
+    (["info", "convmixer_768_33"], 2),
+    (["list", "resnet50"], 2),
+    (["classify", "FOLDER", "--checkpoint", "nope"], 4),
+    (["classify", "FOLDER/a.jpg", "--images", "nope"], 3),
+    (["classify", "FOLDER/a.jpg", "--out", "nope/x.csv"], 2),
+    (["classify", "FOLDER/a.jpg", "-m", "gmixer_12_224"], 2),
+    (["classify", "FOLDER/a.jpg", "--device", "meta"], 2),
+    (["classify", "FOLDER/a.jpg", "--engine", "steam"], 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), WRONG, ids=lambda value: "-".join(value) if isinstance(value, list) else ""
+)
+def test_wrong_arguments_and_paths_are_reported_without_importing_torch(
+    arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"junk")
+    given = [one.replace("FOLDER", str(tmp_path)) for one in arguments]
+    assert "torch" not in imported(given, status)
+
+
+@pytest.mark.quiet
+@pytest.mark.parametrize("arguments", [["classify", "nope.jpg"], ["train", "nope", "-o", "run"], ["dedup", "nope"]])
+def test_a_wrong_path_is_reported_within_a_second(arguments: list[str], tmp_path: Path) -> None:
+    assert best_seconds([sys.executable, "-m", "tessella", *arguments], rounds=3, status=3) < 1
+
+
+def imported(arguments: list[str], status: int) -> set[str]:
+    """The modules that are loaded when `tessella ARGUMENTS` ends, with this status, in another process."""
+    code = (
+        "import sys; from tessella import cli\n"
+        f"sys.argv = ['tessella', *{arguments!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: print('\\nSTATUS', stop.code or 0, *sys.modules)"
+    )
+    _, found, *modules = run(code).splitlines()[-1].split()
+    assert int(found) == status
+    return set(modules)
+
+
+def test_public_names_resolve() -> None:
+    import tessella
+
+    for name in tessella.__all__:
+        assert getattr(tessella, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'resnet'"):
+        tessella.resnet  # noqa: B018

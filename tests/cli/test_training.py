@@ -1,0 +1,141 @@
+"""`tessella train`, `evaluate` and `probe` as someone types them, on a few hundred images of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tessella
+
+from ..training.small_runs import FAMILIES, make_images
+from .test_cli import run
+
+CLASSES = ("cat", "dog", "horse")
+
+
+@pytest.fixture(scope="module")
+def tuned(animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "animals"
+    _, err = run("train", str(animals), "-o", str(out), "--epochs", "4", "--workers", "0", "--tensorboard")
+    first, second, *_ = err.splitlines()
+    assert first.startswith("convmixer_256_8_ks3_p4.cifar10: pretrained weights, preset finetune: settings of this")
+    assert re.match(r"linear probe on frozen embeddings: top-1 \d\d\.\d\d % on \d+ held-out images, \d+ s", second)
+    assert "epoch 3: loss" in err
+    assert "the linear probe" in err.splitlines()[-2]
+    assert f"tessella classify -m local-dir:{out}" in err
+    return out
+
+
+def test_a_fine_tune_of_a_few_hundred_images(animals: Path, tuned: Path) -> None:
+    model = tessella.load(f"local-dir:{tuned}")
+    assert model.labels == CLASSES
+    rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["val_top1"] for row in rows) > 0.7  # chance is a third
+    report = (tuned / "report" / "report.md").read_text()
+    assert f"tessella train {animals}" in report
+    for name in ("confusion", "calibration", "coverage", "curves"):
+        assert f"({name}.png)" in report
+        assert (tuned / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tuned / "tensorboard").glob("events*"))
+    assert json.loads((tuned / "train.json").read_text())["config"]["start"] == "pretrained"
+
+
+def test_evaluate_prints_and_writes_what_it_found(animals: Path, tuned: Path, tmp_path: Path) -> None:
+    names = ("-m", f"local-dir:{tuned}", "-m", "convmixer_256_8_ks3_p4.cifar10")
+    out, err = run("evaluate", str(animals), *names, "--json", "--out", str(tmp_path / "found"))
+    own, ten = (json.loads(line) for line in out.splitlines())
+    held_out = json.loads((tuned / "metrics.jsonl").read_text().splitlines()[-1])["val_images"]
+    assert 0 < held_out < 60
+    assert (own["images"], own["measured"], own["unread"]) == (held_out, held_out, 0)
+    assert ten["images"] == held_out
+    told = f"the {held_out} images of {animals} that {tuned} held out"
+    assert err.startswith(told)
+    assert own["conditions"]["data"] == told
+    assert own["top1"] > 0.7
+    assert "3 of the model's 10" in ten["classes"]
+    assert (tmp_path / "found" / "evaluation.csv").read_text().count("\n") == 3
+    assert "evaluation.md" in err
+    table, _ = run("evaluate", str(animals), "-m", f"local-dir:{tuned}")
+    assert f"{100 * own['top1']:.2f}" in table
+    _, err = run("evaluate", str(animals), "-m", f"local-dir:{tuned}", "--split", "all")
+    assert f"warning: {tuned} was trained on {300 - held_out} of the 300 images" in err
+    _, err = run("evaluate", str(animals), "-m", "convmixer_768_33", status=2)
+    assert "unknown model" in err
+
+
+def test_probe_prints_what_it_found_and_attaches_a_classifier(animals: Path, tmp_path: Path) -> None:
+    attached = tmp_path / "animals"
+    out, err = run("probe", str(animals), "--shots", "1,5", "--attach-to", str(attached), "--accuracy", "0.9")
+    assert "nearest neighbours" in out
+    assert "linear, 5 per class" in out
+    assert re.search(r"trained on \d+ images of .*\nevaluated on \d+ images of", err)
+    found = json.loads(run("probe", str(animals), "--shots", "1,5", "--json")[0])
+    assert f"{100 * found['linear']['top1']:.2f} %" in out
+    assert tessella.load(f"local-dir:{attached}").labels == CLASSES
+    _, err = run("evaluate", str(animals), "-m", f"local-dir:{attached}")
+    assert re.search(r"the \d\d images of .* held out \(--split all: all 300\)", err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["train", "{}"], 2),  # no --out
+        (["train", "{}", "-o", "{}/run", "--preset", "resnet"], 2),
+        (["train", "{}", "-o", "{}/run", "-m", "mixer_s32_224"], 3),  # an empty folder
+        (["evaluate", "{}/absent"], 3),
+        (["probe", "{}"], 3),
+        (["train", "{}", "-o", "{}/run", "--seed", "-1"], 2),
+        (["train", "{}", "-o", "{}/run", "--img-size", "100000"], 2),
+        (["train", "{}", "-o", "{}/run", "--lr", "nan"], 2),
+        (["train", "{}", "-o", "{}/run", "--config", "{}/absent.json"], 3),
+        (["probe", "{}", "--seed", "-1"], 2),
+        (["evaluate", "{}", "--batch-size", "99999999999999999999999"], 2),
+        (["evaluate", "{}", "-m", "local-dir:{}/absent"], 4),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, arguments: list[str], status: int) -> None:
+    _, err = run(*(argument.replace("{}", str(tmp_path)) for argument in arguments), status=status)
+    assert "Error" in err or "error: " in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["train", "-o", "run"], ["probe"], ["evaluate"], ["evaluate", "-m", "mixer_s9"]])
+def test_paths_and_names_are_checked_before_pytorch_is_imported(command: list[str]) -> None:
+    code = (
+        "import sys; from tessella import cli\n"
+        f"sys.argv = ['tessella', *{command!r}, '/absent']\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert stop.code in (2, 3)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "error: " in done.stderr
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data")
+    config = tmp_path / "config.json"
+    name = "mixer_s32_224"
+    config.write_text(json.dumps(dict(model=name, model_args=FAMILIES[name], epochs=100_000, batch_size=16)))
+    run_folder = str(tmp_path / "run")
+    command = [sys.executable, "-m", "tessella", "train", str(data), "--config", str(config), "-o", run_folder]
+    one_thread = os.environ | dict(OMP_NUM_THREADS="1")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread) as process:
+        assert process.stderr is not None
+        while "epoch 1:" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by SIGTERM" in err
+    assert "run the same command again to resume" in err
+    assert "Traceback" not in err

@@ -1,0 +1,359 @@
+"""`tessella bench`: turns, figures, failures as rows, what is written; no speed is judged."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import importlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tessella.cli.main import main
+from tessella.data.transforms import InputSpec
+from tessella.engine.artefacts import cache_folder, cached
+from tessella.errors import UsageError
+from tessella.performance import benchmark as bench
+from tessella.performance.benchmark import Candidate, Case, Opened, Row, Run, measure, ours
+from tessella.records import slug
+from tessella.weights.counting import cost
+
+from ..models.tiny import size_of, tiny
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models are no faster with more, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def case_of(name: str = "mixer") -> Case:
+    model = tiny(name)
+    height, width = size_of(model)
+    return Case(name=model.arch, model=model, spec=InputSpec(height=height, width=width), weights="random")
+
+
+def candidate(name: str, run: Run, precision: str = "float32") -> Candidate:
+    return Candidate(name, precision, "float32", lambda case, batch: lambda: Opened(run, precision))
+
+
+def measured(candidates: Sequence[Candidate], batches: Sequence[int] = (2,), rounds: int = 2, **more: Any) -> list[Row]:
+    case = more.pop("case", None) or case_of()
+    groups = measure(case, candidates, batches, rounds, gemm_side=32, turn_seconds=0, **more)
+    return [row for rows in groups for row in rows]
+
+
+def lane(name: str, seen: list[str], seconds: Sequence[float]) -> bench._Lane:
+    """One whose turns take the given times, the last of them an error if there are no more."""
+    left = iter(seconds)
+
+    def turn() -> float:
+        seen.append(name)
+        found = next(left, None)
+        if found is None:
+            raise MemoryError("no more")
+        return found
+
+    return bench._Lane(turn)
+
+
+def test_candidates_take_turns_and_one_that_fails_is_out() -> None:
+    seen: list[str] = []
+    lanes = [lane("A", seen, [1, 2, 3]), lane("B", seen, [4]), lane("C", seen, [5, 6, 7])]
+    bench.take_turns(lanes, 3)
+    assert "".join(seen) == "ABC" + "ABC" + "AC"
+    assert lanes[2].seconds == [5, 6, 7]
+    assert isinstance(lanes[1].error, MemoryError)
+    assert lanes[0].error is None
+
+
+def test_figures_are_medians_spread_and_ratios_of_the_same_rounds() -> None:
+    rows = [Row(model="m", candidate=name, precision="float32", batch=8, reads="uint8", gmacs=2) for name in "ABC"]
+    seen: list[str] = []
+    lanes = {i: lane("x", seen, s) for i, s in ((0, [4.0, 2.0, 1.0]), (2, [1.0, 0.5, 1.0]))}  # B was never opened
+    product = lane("gemm", seen, [0.5, 0.25, 1.0])
+    bench.take_turns([product, *lanes.values()], 3)
+    bench._fill_rows(rows, lanes, {"float32": product}, product_flop=16_000_000_000)
+    first, absent, fast = rows
+    assert (first.images_per_second, first.slowest, first.fastest) == (4, 2, 8)
+    assert (first.ratio, first.rounds, first.against) == (1, 3, "A, float32")
+    assert absent.images_per_second is None
+    assert (fast.images_per_second, fast.ratio, fast.ratio_lowest, fast.ratio_highest) == (8, 2, 1, 4)
+    assert fast.gemm_gflops == 32  # 16 GFLOP in the median of half a second
+    assert fast.share_of_gemm == 1  # 8 images of 2 x 2 GFLOP a second
+
+
+def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
+    case = case_of()
+
+    def refuse(x: Tensor) -> Tensor:
+        raise RuntimeError("\nno such kernel\nlong story")
+
+    def unavailable(case: Case, batch: int) -> Callable[[], Opened]:
+        raise UsageError("missing_dependency", "needs a thing", hint="pip install thing")
+
+    rows = measured(
+        [
+            candidate("crashes", refuse),
+            Candidate("absent", "float32", "uint8", unavailable),
+            candidate("wrong", lambda x: case.model(x).flip(1)),
+            candidate("nan", lambda x: case.model(x) * float("nan")),
+            candidate("right", torch.inference_mode()(case.model)),
+        ],
+        case=case,
+    )
+    assert [row.status for row in rows] == ["failed", "missing_dependency", "wrong_answer", "wrong_answer", "ok"]
+    assert rows[0].note == "RuntimeError: no such kernel"
+    assert rows[1].note == "needs a thing (pip install thing)"
+    assert rows[4].against == "right, float32"  # the first that ran
+    assert rows[4].difference == 0
+    assert all(len(bench.cells(row)) == len(bench.HEADER) for row in rows)
+
+
+def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
+    def interrupt(x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured([candidate("slow", interrupt)])
+
+
+def test_engines_run_and_agree() -> None:
+    case = case_of("gmixer")
+    asked = [ours("eager", "float32"), ours("rewritten", "float32"), ours("auto", "float32"), ours("auto", "auto")]
+    rows = measured(asked, batches=(2, 1), case=case)
+    assert [row.batch for row in rows] == [2] * 4 + [1] * 4
+    assert [row.candidate for row in rows[:4]] == ["eager", "rewritten", "auto (float32)", "auto"]
+    for row in rows:
+        assert row.status == "ok", row.note
+        assert row.difference is not None
+        assert row.difference < (1e-3 if row.precision == "float32" else 0.5)
+        assert row.images_per_second
+        assert row.slowest
+        assert row.fastest
+        assert row.slowest <= row.images_per_second <= row.fastest
+        assert row.gmacs == cost(case.model, (3, 32, 32)).macs / 1e9
+    assert rows[1].note == ""
+    assert rows[2].note.startswith("rewritten: ")
+
+
+def test_an_engine_that_cannot_be_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
+    (row,) = measured([ours("openvino", "float32")])
+    assert row.status == "missing_dependency"
+    assert "pip install openvino" in row.note
+
+
+def test_conversion_is_timed_cold_and_leaves_the_users_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    made: list[Path] = []
+
+    def plan(case: Case, batch: int) -> Callable[[], Opened]:
+        assert cache_folder() == tmp_path  # what was tuned is found
+
+        def make() -> Opened:
+            def build(folder: Path) -> None:
+                made.append(folder)
+                (folder / "graph").touch()
+
+            cached("kind", {}, build)
+            return Opened(torch.inference_mode()(case.model), "float32", earlier_seconds=100)
+
+        return make
+
+    both = [Candidate(name, "float32", "float32", plan) for name in "AB"]
+    rows = measured(both, batches=(2, 1))
+    assert [(row.candidate, row.cold) for row in rows] == [("A", True), ("B", True), ("A", False), ("B", False)]
+    assert len(made) == 2  # once for each candidate
+    assert all(row.ready_seconds and row.ready_seconds > 100 for row in rows)
+    assert not list(tmp_path.iterdir())
+    assert os.environ["TESSELLA_CACHE"] == str(tmp_path)
+
+
+def test_random_weights_reach_the_answer() -> None:
+    case = bench.load_case("mixer_s32_224")
+    assert case.weights == "random"
+    assert case.name == "mixer_s32_224.untrained"
+    with torch.inference_mode():
+        assert case.model(torch.ones(1, 3, 224, 224)).std() > 0.01
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_memory_that_is_held_meanwhile_is_seen() -> None:
+    memory = bench.PeakMemory("cpu")
+    block = torch.ones(100_000_000)  # 400 MB
+    peak = memory.peak_mb()
+    del block
+    assert peak is None or 350 < peak < 1000  # None: a container may hide it
+
+
+def run(*arguments: str, status: int = 0) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["tessella", "bench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert (stop.value.code or 0) == status, err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass a turn, beside a small matrix product."""
+    monkeypatch.setattr(bench, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "GEMM_SIDE", {"cpu": 64})
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
+    path = tmp_path / "speed.csv"
+    quick = ("--rounds", "1", "--batch", "2,1", "--engines", "eager,rewritten")
+    out, err = run(*quick, "--device", "cpu", "--out", str(path))
+    assert "convmixer_256_8_ks3_p4   rewritten, float32   1" in out
+    assert "GFLOP/s" in err
+    assert "1 rounds by turns" in err
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert tuple(rows[0]) == bench.COLUMNS
+    assert [(row["candidate"], row["batch"]) for row in rows] == [
+        (engine, batch) for batch in ("2", "1") for engine in ("eager", "rewritten")
+    ]
+    assert all(float(row["images_per_second"]) > 0 and row["status"] == "ok" for row in rows)
+    assert {row["weights"] for row in rows} == {"trained"}
+    assert {row["model"] for row in rows} == {"convmixer_256_8_ks3_p4.cifar10"}
+
+
+@pytest.mark.usefixtures("short")
+def test_json_has_the_columns_of_the_csv() -> None:
+    engines = "eager,onnxruntime"
+    out, _ = run("--json", "--rounds", "1", "--batch", "1", "--engines", engines, "--precision", "bfloat16")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert tuple(rows[0]) == bench.COLUMNS
+    assert [row["status"] for row in rows] == ["ok", "bad_argument"]
+    assert "float32" in rows[1]["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--engines", "warp"], "engine is 'warp'"),
+        (["--precision", "float8"], "precision is 'float8'"),
+        (["--batch", "8,many"], "--batch is '8,many'"),
+        (["--batch", "0"], "positive"),
+        (["--device", "warp"], "device 'warp'"),
+        (["--rounds", "0"], "--rounds"),
+        (["--out", "speed.xlsx"], ".csv"),
+        (["--picture", "speed.bmp"], ".png"),
+        (["convmixer_768_33"], "convmixer_768_32"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_measured(arguments: list[str], says: str) -> None:
+    out, err = run(*arguments, status=2)
+    assert says in err
+    assert out == ""
+
+
+def test_timm_that_is_not_there_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(UsageError) as caught:
+        bench.bench(["mixer_s32_224"], against="timm", device="cpu")
+    assert caught.value.code == "missing_dependency"
+    assert "scripts/bench" in caught.value.hint
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def two_rows() -> list[Row]:
+    return [
+        Row(model="mixer_b16_224", candidate=name, precision="float32", batch=batch, reads="uint8",
+            images_per_second=speed)
+        for name, speed in (("eager", 5.0), ("openvino", 7.5), ("absent", None)) for batch in (8, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_picture(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"speed{suffix}"
+    bench.draw(two_rows(), path)
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(bench, "_draw", lambda *_: 1 / 0)
+    bench.draw(two_rows(), tmp_path / "speed.png")
+    assert "speed.png was not drawn: ZeroDivisionError" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def without(name: str, *more: Any, **rest: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return whole(name, *more, **rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("importlib.import_module", without)
+    with pytest.raises(UsageError) as caught:
+        bench.check_picture(["mixer_b16_224"])
+    assert caught.value.code == "missing_dependency"
+    assert "pip install matplotlib" in caught.value.hint
+
+
+def test_a_picture_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.import_module", lambda name: None)
+    with pytest.raises(UsageError, match="none is published") as caught:
+        bench.check_picture(["convmixer_256_8_ks3_p4"])
+    assert caught.value.code == "bad_argument"
+    bench.check_picture(["convmixer_256_8_ks3_p4", "mixer_b16_224"])
+
+
+def test_names_of_files() -> None:
+    assert slug("Intel(R) Xeon(R) Processor @ 2.50GHz, 2 cores, AVX512") == "intel-xeon-2-cores-avx512"
+
+
+# --- benchmarks/cpu.py ------------------------------------------------------------------------------------------------
+
+
+def test_the_goals_are_ratios_to_the_best_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    cpu = importlib.import_module("cpu")
+    speeds: dict[str, dict[tuple[str, str], float | None]] = {
+        "a": {("timm", "float32"): 2.0, ("timm openvino", "float32"): 4.0, ("timm", "bfloat16"): 8.0,
+              ("openvino", "float32"): 5.0, ("auto", "bfloat16"): 10.0},
+        "b": {("timm", "float32"): 1.0, ("timm openvino", "float32"): None, ("timm", "bfloat16"): 0.5,
+              ("openvino", "float32"): 3.0, ("auto", "bfloat16"): 5.0},
+    }  # fmt: skip
+    rows = [
+        Row(model=model, candidate=name, precision=precision, batch=8, reads="uint8", images_per_second=speed,
+            status="ok" if speed else "failed")
+        for model, of_model in speeds.items() for (name, precision), speed in of_model.items()
+    ]  # fmt: skip
+    assert list(cpu.ratios(rows[:5]).values()) == [5 / 4, 10 / 8, 10 / 2]
+    text = "\n".join(cpu.tables(rows))
+    assert "| timm openvino | float32 | 4 | failed |" in text
+    assert "| our best float32 engine / best stock float32 | 1.25 | 3.00 | 1.94 |" in text
+    assert cpu.geometric_mean([2.0, None]) is None
+    assert cpu.ratios([])["auto / best stock"] is None

@@ -1,0 +1,192 @@
+"""Tuning: the fastest way is found by measuring, kept with its conditions, and used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tessella
+from tessella.doctor import _tuned
+from tessella.engine import make_plan
+from tessella.engine.tuned import Tuned, all_tuned, find_tuned, keep_tuned
+from tessella.errors import UsageError
+from tessella.performance import tuning as tuning
+from tessella.performance.tuning import Row, _winner, tune
+from tessella.predictor import Predictor
+
+from ..models.tiny import tiny
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def model() -> Any:
+    made = tiny("mixer")
+    made.pretrained_cfg = dict(input_size=(3, 32, 32), num_classes=5)
+    return made
+
+
+def test_the_winner_is_kept_and_used() -> None:
+    net = model()
+    said: list[str] = []
+    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, say=said.append)
+    assert any("openvino float32" in line for line in said)
+    measured = {(row.engine, row.layout) for row in done.rows if row.seconds}
+    assert measured >= {("rewritten", ""), ("openvino", "")}
+    for row in done.rows:
+        assert bool(row.seconds) != bool(row.note)
+        assert json.dumps(row.as_dict())
+    for mode, winner in done.winners.items():
+        plan = make_plan("cpu", mode=mode, model=net, size=(32, 32))  # type: ignore[arg-type]
+        assert (plan.engine, plan.precision, plan.streams) == (winner.engine, winner.precision, winner.streams)
+        assert (plan.layout, plan.batch_size) == (winner.layout, winner.batch_size)
+        assert any("tuned on" in row.reason for row in plan.choices)
+    assert done.winners["latency"].batch_size == 1
+    assert (
+        Predictor(net, plan=make_plan("cpu", model=net, size=(32, 32))).plan.engine == done.winners["throughput"].engine
+    )
+    # another size, a pin, another shape: nothing was measured for these
+    assert not any("tuned on" in row.reason for row in make_plan("cpu", model=net, size=(32, 64)).choices)
+    assert make_plan("cpu", engine="eager", model=net, size=(32, 32)).engine == "eager"
+    assert make_plan("cpu", model=tiny("mixer", num_blocks=3), size=(32, 32)).engine == "rewritten"
+    rows = _tuned(torch.get_num_threads())
+    assert {row.what for row in rows} == {f"{net.arch}, latency", f"{net.arch}, throughput"}
+    assert all(row.reason.startswith("tuned on") for row in rows)
+
+
+def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessella.engine.gate import BOUNDS, Bounds
+
+    monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
+    done = tune(model(), engines=["rewritten"], precisions=["float32", "bfloat16"], seconds=6)
+    lossy = [row for row in done.rows if row.precision == "bfloat16"]
+    assert lossy
+    assert not any(row.seconds for row in lossy)
+    assert "must have" in lossy[0].note  # the time may be up for later ones
+    assert all(winner.precision == "float32" for winner in done.winners.values())
+
+
+def test_what_is_not_worth_it_is_not_chosen() -> None:
+    def row(engine: str, seconds: list[float]) -> Row:
+        return Row("throughput", engine, "float32", "", 1, 8, seconds)
+
+    usual = row("rewritten", [0.10, 0.11, 0.12])
+    assert _winner([usual, row("openvino", [0.108, 0.109, 0.11])], "today").engine == "rewritten"
+    best = _winner([usual, row("openvino", [0.05, 0.055, 0.06]), row("onnxruntime", [])], "today")
+    assert best.engine == "openvino"
+    assert "20 images/s, 2.00 times that of rewritten float32; 3 rounds" in best.reason
+
+
+def test_when_the_time_is_up_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = tune(model(), seconds=1e-6)
+    assert any(row.note == "not measured: the time was up" for row in done.rows)
+    assert done.winners["throughput"].engine == "rewritten"
+
+
+@pytest.mark.parametrize("wrong", [dict(engines=["abacus"]), dict(engines=["eager"]), dict(precisions=["int4"])])
+def test_unknown_candidates_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        tune(model(), **wrong)
+    assert "choose of" in str(caught.value.hint)
+
+
+def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = Tuned("openvino", "float32", "", 2, 8, "tuned")
+    path = keep_tuned("arch", "config", (32, 32), 2, {"throughput": best}, [], "2026-01-01")
+    asked = ("arch", "config", (32, 32), 2)
+    assert find_tuned(*asked, "throughput") == best
+    assert find_tuned(*asked, "latency") is None
+    assert find_tuned("arch", "config", (32, 32), 4, "throughput") is None
+    monkeypatch.setattr("tessella.engine.tuned.cpu_name", lambda: "another")
+    assert find_tuned(*asked, "throughput") is None
+    assert next(row.reason for row in _tuned(2)).startswith("not used")
+    monkeypatch.undo()
+    monkeypatch.setenv("TESSELLA_CACHE", str(cache))
+    for damaged in ("", "[]", '{"winners": 1}', '{"winners": {"throughput": {"engine": 1}}, "conditions": {}}'):
+        path.write_text(damaged)
+        assert find_tuned(*asked, "throughput") is None
+        assert list(all_tuned()) == []
+
+
+def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model()
+    best = Tuned("openvino", "float32", "", 2, 8, "tuned")
+    keep_tuned(net.arch, repr(net.config), (32, 32), torch.get_num_threads(), {"throughput": best}, [], "2026-01-01")
+    assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
+    monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["openvino"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tessella.engine.plan.check_engine", lambda *_: None)
+        assert make_plan("cpu", model=net, size=(32, 32)).engine == "rewritten"
+
+
+def test_an_engine_that_breaks_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessella.engine import openvino
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(openvino, "open_model", broken)
+    done = tune(model(), engines=["rewritten", "openvino"], precisions=["float32"], seconds=2)
+    notes = {row.note for row in done.rows if row.engine == "openvino"}
+    assert "RuntimeError: no such operator" in notes
+    assert done.winners["throughput"].engine == "rewritten"
+
+
+def test_a_cache_that_cannot_be_written_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tessella.engine.tuned.write_atomic", full)
+    with pytest.raises(tessella.WeightsError, match="No space left") as caught:
+        tune(model(), engines=["rewritten"], seconds=1)
+    assert caught.value.code == "cache_failed"
+
+
+def test_a_runtime_of_another_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu gives the module onnxruntime, and no distribution of that name."""
+    from importlib import metadata
+
+    whole = metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return whole(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"
+
+
+def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
+    order: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str, seconds: float):
+            self.row = Row("throughput", name, "float32", "", 1, 8, [seconds])
+            self.seconds = seconds
+
+        def measure(self) -> None:
+            order.append(self.row.engine)
+            self.row.seconds.append(self.seconds)
+
+    fakes: list[Any] = [Fake("usual", 9.0), Fake("a", 1.0), Fake("slow", 5.0), Fake("b", 1.1)]
+    tuning._rounds(fakes, until=float("inf"))
+    assert order == [*["usual", "a", "b"] * 2, *["a", "b"] * (tuning.ROUNDS - 3)]
+    assert len(fakes[2].row.seconds) == 1
+    assert len(fakes[0].row.seconds) == len(tuning.HOPELESS)
+    assert np.isclose(fakes[1].row.images_per_second, 1.0)
+
+
+def test_a_disturbed_round_does_not_decide() -> None:
+    """Another program slowed three of the faster one's seven rounds, as happens on a shared machine."""
+    usual = Row("throughput", "rewritten", "float32", "", 1, 8, [0.10] * 7)
+    disturbed = Row("throughput", "openvino", "float32", "", 1, 8, [0.08, 0.3, 0.08, 0.3, 0.08, 0.3, 0.3])
+    assert _winner([usual, disturbed], "today").engine == "openvino"

@@ -1,0 +1,30 @@
+"""Sheets of pictures: what cannot be drawn costs the sheet, and a page needs no drawing library."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tessella.data.decode import decode
+from tessella.plots.sheet import Panel, write_sheet
+
+
+def test_a_page_needs_no_drawing_library_and_a_failed_sheet_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no fonts")
+
+    monkeypatch.setattr("tessella.plots.figures.matplotlib", fail)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    write_sheet(tmp_path / "sheet.html", [Panel(pixels, ("noise",))], "Noise")
+    data = re.search(r"base64,([^\"]+)", (tmp_path / "sheet.html").read_text())
+    assert data is not None
+    assert np.array_equal(decode(b64decode(data[1])), pixels)
+    write_sheet(tmp_path / "sheet.png", [Panel(pixels, ("noise",))], "Noise")
+    assert "sheet.png was not drawn: OSError: no fonts" in caplog.text
+    assert not (tmp_path / "sheet.png").exists()

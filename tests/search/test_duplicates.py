@@ -1,0 +1,198 @@
+"""Duplicates that a test has planted: found, joined and kept as the rules say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tessella
+from tessella.bulk import runner as bulk
+from tessella.errors import UsageError
+from tessella.search import duplicates as dedup
+from tessella.search.duplicates import OUTPUTS, Duplicates, find_duplicates, join, pairs_sheet, write_duplicates
+
+from ..bulk.runs import Image, unit, write_run
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+D = 32
+
+
+def turned(vector: Any, cosine: float, seed: int) -> Any:
+    """A unit vector at that cosine to a unit vector."""
+    other = np.random.default_rng(seed).standard_normal(len(vector))
+    other -= (other @ vector) * vector
+    return (cosine * vector + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)).astype(np.float32)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Alike: a0 a1 (same bytes) b0 b1, and a2 through b1 alone; a3 b2 at 0.9 only; a5, of a4's vector, is an error."""
+    a = unit(np.random.default_rng(0).standard_normal((6, D)))
+    b = unit(np.random.default_rng(1).standard_normal((3, D)))
+    a[1] = a[0]
+    b[0] = turned(a[0], 0.97, 2)
+    b[1] = turned(b[0], 0.97, 3)
+    a[2] = turned(b[1], 0.97, 4)
+    b[2] = turned(a[3], 0.9, 5)
+    images = [
+        Image("a0", a[0], sha256="A", size=(100, 40, 30)), Image("a1", a[1], sha256="A", size=(100, 40, 30)),
+        Image("a2", a[2], size=(90, 40, 30)), Image("a3", a[3], size=(1, 1, 1)), Image("a4", a[4]),
+        Image("a5", a[4], error="corrupt_image"), Image("b0", b[0], size=(80, 40, 31)),
+        Image("b1", b[1], size=(9, 8, 7)), Image("b2", b[2], size=(9, 8, 7)),
+    ]  # fmt: skip
+    return write_run(tmp_path / "run", images)
+
+
+def groups(found: Duplicates) -> list[list[str]]:
+    return [[one.key for one in found.rows if one.cluster == i] for i in range(found.clusters)]
+
+
+def test_clusters_and_which_row_is_kept(run: Path) -> None:
+    found = find_duplicates(run)
+    assert groups(found) == [["b0", "a0", "a1", "a2", "b1"]]  # by pixels, bytes, key
+    assert [one.kind for one in found.rows] == ["kept", *["near"] * 4]
+    assert [one.row for one in found.rows] == [6, 0, 1, 2, 7]
+    likeness = {one.key: one.similarity for one in found.rows}
+    assert likeness["b0"] == 1
+    assert likeness["a0"] == likeness["a1"] == pytest.approx(0.97, abs=2e-3)
+    assert likeness["a2"] < 0.95  # joined through b1
+    assert (found.images, found.clusters) == (8, 1)
+    pairs = {one.keys: one for one in found.pairs}
+    assert not pairs["a3", "b2"].joined
+    assert pairs["a3", "b2"].similarity == pytest.approx(0.9, abs=2e-3)
+    reached = {keys for keys, one in pairs.items() if one.joined and one.similarity >= 0.95}
+    assert reached == {("a0", "b0"), ("b0", "b1"), ("a2", "b1")}
+    assert [one.similarity for one in found.pairs] == sorted((one.similarity for one in found.pairs), reverse=True)
+
+
+def test_the_threshold_decides(run: Path) -> None:
+    assert groups(find_duplicates(run, threshold=0.88)) == [["b0", "a0", "a1", "a2", "b1"], ["b2", "a3"]]
+    for threshold in (0.99, None):
+        found = find_duplicates(run, threshold=threshold)
+        assert groups(found) == [["a0", "a1"]]
+        assert [(one.kind, one.similarity) for one in found.rows] == [("kept", 1), ("same", 1)]
+    for wrong in (0, -1, 3, float("nan")):
+        with pytest.raises(UsageError) as caught:
+            find_duplicates(run, threshold=wrong)
+        assert caught.value.code == "bad_argument"
+
+
+def plain_clusters(vectors: Any, threshold: float) -> set[frozenset[int]]:
+    """Depth first, with no blocks."""
+    alike = vectors @ vectors.T >= threshold
+    left, found = set(range(len(vectors))), set()
+    while left:
+        reached: set[int] = set()
+        todo = [min(left)]
+        while todo:
+            one = todo.pop()
+            if one not in reached:
+                reached.add(one)
+                todo += np.flatnonzero(alike[one]).tolist()
+        left -= reached
+        found.add(frozenset(reached))
+    return found
+
+
+def test_blocks_give_what_the_whole_matrix_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedup, "BLOCK", 64)
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.standard_normal((40, D))[rng.integers(0, 40, 700)] + 0.25 * rng.standard_normal((700, D)))
+    cosines = np.sort((vectors @ vectors.T)[np.triu_indices(700, 1)])
+    place = np.searchsorted(cosines, 0.9)
+    threshold = float(cosines[place] + cosines[place - 1]) / 2
+    root, pairs = dedup._alike(vectors, threshold)
+    expected = plain_clusters(vectors, threshold)
+    assert 5 < len(expected) < 600
+    assert {frozenset(np.flatnonzero(root == one).tolist()) for one in root} == expected
+    np.testing.assert_allclose(pairs["similarity"], cosines[place - 10 : place + 10][::-1], atol=1e-6)
+
+
+def test_a_long_chain_and_a_crowd_are_one_cluster_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst for union-find: links given in a bad order, and blocks where every pair is alike."""
+    order = np.random.default_rng(0).permutation(2999)
+    assert not join(np.arange(3000), order, order + 1).any()
+    monkeypatch.setattr(dedup, "BLOCK", 512)
+    assert not dedup._alike(np.ones((1200, 4), np.float16), 0.95)[0].any()
+
+
+def test_a_run_of_errors_alone_has_no_duplicates(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [Image(str(i), np.ones(D), error="empty") for i in range(3)])
+    assert find_duplicates(run) == Duplicates(0, 0, (), ())
+
+
+def test_a_damaged_shard_is_refused(run: Path, tmp_path: Path) -> None:
+    shard = run / "shards" / "shard-00000000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(UsageError) as caught:
+        find_duplicates(run)
+    assert caught.value.code == "damaged_run"
+    with pytest.raises(UsageError, match="holds no run"):
+        find_duplicates(tmp_path)
+
+
+def test_copies_of_real_images_and_a_picture_of_the_pairs(tmp_path: Path) -> None:
+    from PIL import Image as Pillow
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shutil.copy(EXAMPLES / "cat.jpg", folder / "cat.jpg")
+    shutil.copy(EXAMPLES / "cat.jpg", folder / "copy.jpg")
+    shutil.copy(EXAMPLES / "coffee.jpg", folder / "coffee.jpg")
+    with Pillow.open(EXAMPLES / "cat.jpg") as image:
+        image.resize((image.width // 2, image.height // 2)).save(folder / "small.png")
+    bulk.run([str(folder)], tmp_path / "run", tessella.load(engine="eager", device="cpu", batch_size=4), processes=1)
+    found = find_duplicates(tmp_path / "run")
+    assert [(Path(one.key).name, one.kind) for one in found.rows] == [
+        ("cat.jpg", "kept"), ("copy.jpg", "same"), ("small.png", "near")
+    ]  # fmt: skip
+    for name in ("pairs.png", "pairs.html"):
+        assert pairs_sheet(tmp_path / "run", found, tmp_path / name)
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "pairs.html").read_text()
+    assert page.count("<figure>") == 2 * len(found.pairs) + len(found.rows) > 0
+    boxes = page.split("<section>")[1:]
+    assert [box.count("<figure>") for box in boxes] == [2] * len(found.pairs) + [len(found.rows)]
+    first = found.pairs[0]
+    assert f"pair 1: {first.similarity:.4f}, joined" in boxes[0]
+    assert all(key in boxes[0] for key in first.keys)
+    assert pairs_sheet(tmp_path / "run", find_duplicates(tmp_path / "run", threshold=None), tmp_path / "exact.html")
+    assert (tmp_path / "exact.html").read_text().count("<figure>") == 2
+
+
+def test_there_is_no_picture_of_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [Image(str(i), np.eye(D)[i]) for i in range(3)])
+    found = find_duplicates(run)
+    assert (found.rows, found.pairs) == ((), ())
+    assert not pairs_sheet(run, found, tmp_path / "pairs.html")
+    assert not (tmp_path / "pairs.html").exists()
+
+
+def test_rows_as_files(run: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    found = find_duplicates(run)
+    rows = [vars(one) for one in found.rows]
+    for name in OUTPUTS:
+        write_duplicates(tmp_path / f"rows{name}", found)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == rows
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{name: str(value) for name, value in row.items()} for row in rows]
+    with pytest.raises(UsageError, match=r"rows\.txt") as caught:
+        write_duplicates(tmp_path / "rows.txt", found)
+    assert ".json" in caught.value.hint
+
+
+@pytest.mark.parametrize("threshold", [0, 1.5, float("nan"), "0.9", True])
+def test_odd_thresholds_are_refused(run: Path, threshold: Any) -> None:
+    with pytest.raises(UsageError, match="threshold") as caught:
+        find_duplicates(run, threshold=threshold)
+    assert caught.value.code == "bad_argument"

@@ -1,0 +1,102 @@
+"""The nearest rows of an index: exact answers against plain arithmetic, approximate ones against exact ones."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessella.bulk.runner import read_run
+from tessella.search import nearest
+from tessella.search.index import HOME, TABLE, build_index, open_table
+from tessella.search.nearest import Approximate, Plan, exact
+from tessella.search.query import Index
+
+from ..bulk.runs import numbered, some, unit, write_run, write_shard
+
+pytest.importorskip("lancedb")
+
+
+def clustered(rows: int, seed: int) -> Any:
+    centres = some(40, 0)
+    return unit(centres[np.random.default_rng(seed).integers(0, 40, rows)] + some(rows, seed))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("large") / "run", numbered(clustered(6_000, 1)))
+
+
+def test_exact_answers_are_those_of_plain_arithmetic(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "SCAN_ROWS", 1_700)
+    build_index(large)
+    table, _ = open_table(large / "index", read_run(large))
+    stored = table.search().select(["row", "vector"]).with_row_id(True).to_arrow()
+    vectors = np.stack(stored["vector"].to_numpy()).astype(np.float64)
+    queries = unit(some(20, 3))
+    expected = queries.astype(np.float64) @ unit(vectors).T.astype(np.float64)
+    for k in (1, 10, 7_000):
+        scores, ids = exact(table, queries, k)
+        assert scores.shape == ids.shape == (20, min(k, 6_000))
+        np.testing.assert_allclose(scores, -np.sort(-expected, 1)[:, :k], atol=1e-6)
+        rows = stored["_rowid"].to_numpy()
+        places = np.searchsorted(rows, ids)
+        np.testing.assert_allclose(np.take_along_axis(expected, places, 1), scores, atol=1e-6)
+
+
+def test_an_approximate_index_states_the_recall_that_it_has(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "ASKED", 64)
+    said: list[str] = []
+    plan = build_index(large, approximate_from=100_000).plan
+    assert plan.probes == 0
+    shutil.rmtree(large / "index")
+    report = build_index(large, approximate_from=5_000, say=said.append)
+    plan = report.plan
+    assert plan.recall >= 0.99
+    assert 1 <= plan.probes <= plan.partitions
+    assert f"recall@10 {plan.recall:.4f}" in said[-1]
+    table, seal = open_table(large / HOME, read_run(large))
+    index = Approximate(large / HOME, TABLE, seal.version)
+    queries = clustered(50, 7)
+    worst = exact(table, queries, 10)[0][:, -1]
+    hits = [(index.search(q, 10, plan.probes)[0] >= w - 1e-6).sum() for q, w in zip(queries, worst, strict=True)]
+    assert np.mean(hits) / 10 >= 0.97
+    # an update of a few rows goes into the partitions that are there, and is found
+    write_shard(large, 60, numbered(clustered(100, 9), 6_000))
+    plan = build_index(large, approximate_from=5_000).plan
+    assert (plan.trained, plan.recall >= 0.99) == (6_000, True)
+    table, seal = open_table(large / HOME, read_run(large))
+    scores, ids = Approximate(large / HOME, TABLE, seal.version).search(clustered(100, 9)[42], 1, plan.probes)
+    assert table.take_row_ids(ids.tolist()).select(["key"]).to_arrow()["key"].to_pylist() == ["006042.jpg"]
+    assert scores[0] > 0.9999
+
+
+def test_threads_share_an_approximate_index(large: Path) -> None:
+    build_index(large, approximate_from=5_000)
+    index = Index(large)
+    assert index.plan.probes
+    queries = list(clustered(40, 8))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(index.search, queries))
+    shares = []
+    for query, near in zip(queries, found, strict=True):
+        expected = {one.key: one.score for one in index.search(query, all_rows=True)}
+        shares.append(len(expected.keys() & {one.key for one in near}) / 10)
+        assert all(one.score == pytest.approx(expected.get(one.key, one.score), abs=1e-5) for one in near)
+    assert np.mean(shares) >= 0.97
+
+
+def test_an_approximate_index_that_finds_too_little_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", numbered(some(300, 0)))
+    monkeypatch.setattr(Approximate, "search", lambda index, query, k, probes: (np.zeros(k), np.zeros(k, int)))
+    said: list[str] = []
+    plan = build_index(run, approximate_from=200, say=said.append).plan
+    assert plan == Plan("an approximate index had a recall@10 of -0.1000, under 0.99")
+    assert said[-1].startswith("searches are exact")
+    assert open_table(run / "index", read_run(run))[0].list_indices() == []

@@ -1,0 +1,436 @@
+"""Searches of a run: against plain arithmetic, with filters, by queries of every kind, and as a picture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+
+import tessella
+from tessella.bulk import runner as bulk
+from tessella.bulk.runner import read_rows
+from tessella.errors import ImageError, UsageError
+from tessella.predictor import Predictor
+from tessella.search import query as search
+from tessella.search.index import build_index, lance_errors
+from tessella.search.query import Index, load_model
+
+from ..bulk.runs import Image, numbered, some, unit, write_run, write_shard
+
+pytest.importorskip("lancedb")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CAT = str(EXAMPLES / "cat.jpg")
+
+
+class Fake(Predictor):
+    """A Predictor whose embedding of an image is the vector in its bytes."""
+
+    name = "tiny"
+
+    def __init__(self, fingerprint: str = "0123456789abcdef"):
+        self.fingerprint = fingerprint
+
+    def embed(self, images: Any) -> Any:
+        return unit(np.frombuffer(images, np.float32))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 rows; ten copies of one vector under other keys, and near relatives of another."""
+    vectors = some(600, 1)
+    vectors[100:105] = vectors[340:345] = vectors[0]
+    vectors[310:320] = vectors[7] + 0.05 * some(10, 3)
+    run = write_run(tmp_path_factory.mktemp("planted") / "run", numbered(vectors))
+    build_index(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def index(planted: Path) -> Index:
+    fake: Any = Fake()
+    return Index(planted, fake)
+
+
+def nearest(run: Path, query: Any, top: int, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[str]:
+    """Keys by cosine in float64, then key."""
+    rows = [row for table in read_rows(run) for row in table.to_pylist() if row["status"] == "ok" and keep(row)]
+    cosines = unit(np.stack([row["embedding"] for row in rows]).astype(np.float64)).astype(np.float64) @ unit(query)
+    found = sorted(zip((-cosines).round(6), (row["key"] for row in rows), strict=True))
+    return [key for _, key in found[:top]]
+
+
+def keys(found: list[search.Neighbour]) -> list[str]:
+    return [one.key for one in found]
+
+
+def test_a_search_is_plain_arithmetic(planted: Path, index: Index) -> None:
+    for query in some(8, 5):
+        for top in (1, 10):
+            found = index.search(query, top=top)
+            assert keys(found) == nearest(planted, query, top)
+            assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert len(index.search(some(1, 5)[0], top=10_000)) == 600
+
+
+def test_equal_ones_are_in_order_of_the_key(index: Index) -> None:
+    copies = [f"{i:06d}.jpg" for i in (*range(100, 105), *range(340, 345))]
+    found = index.search("000000.jpg")
+    assert keys(found) == copies
+    assert {one.score for one in found} == {1.0}
+
+
+def test_a_neighbour_says_what_the_run_knows(index: Index) -> None:
+    query = index.query("000011.jpg")
+    assert (query.row, query.name) == (11, "000011.jpg")
+    (one,) = index.search(query.vector, top=1)
+    assert (one.key, one.row, one.score, one.label) == ("000011.jpg", 11, 1.0, "it's a horse")
+    assert (one.probability, one.bytes, one.width, one.height) == (0.75, 1011, 640, 480)
+
+
+def test_filters(planted: Path, index: Index) -> None:
+    query = some(1, 5)[0]
+    found = index.search(query, top=20, where="bytes >= 1100 -- larger", label="it's a horse")
+    expected = nearest(
+        planted, query, 20, lambda row: row["top_label"][0] == "it's a horse" and row["bytes"] >= 1100
+    )  # fmt: skip
+    assert keys(found) == expected
+    assert index.search(query, where="key = '000005.jpg' OR key = '000007.jpg'", label="cat") == []
+    with pytest.raises(UsageError, match="has no class 'hors'") as caught:
+        index.search(query, label="hors")
+    assert "it's a horse" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "where", [
+        "nope = 1", "bytes >", "", "bytes", "bytes = 'x'", "1=1; drop table rows", "CAST(key AS INT) = 1", "'",
+        "1=1) OR (1=1", "true)", "(true", "true) --", "1=1 garbage", "1=1 \0", "1=1 /* open", "width/0 = 1",
+        "width = ?", "width = $1", "width = :a",
+        "label = '\udcff'", "(" * 300 + "1=1" + ")" * 300, "width+" * 1600 + "1 > 1", "NOT " * 30_000 + "true",
+    ],
+)  # fmt: skip
+def test_a_bad_filter_is_a_usage_error_in_our_words(index: Index, where: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        index.search(some(1, 5)[0], where=where)
+    assert caught.value.code == "bad_argument"
+    assert "probability" in caught.value.hint  # a column
+    assert not any(word in str(caught.value).lower() for word in ("cargo", "lance", ".rs", "datafusion"))
+    assert len(index.search(some(1, 5)[0], top=3)) == 3
+
+
+def test_an_unknown_column_in_a_filter_is_named(index: Index) -> None:
+    with pytest.raises(UsageError, match="there is no column 'widht'"):
+        index.search(some(1, 5)[0], where="widht > 3")
+
+
+def test_odd_keys_are_found(tmp_path: Path) -> None:
+    odd = [
+        "it's.jpg",
+        "a'b''c.jpg",
+        '"q".png',
+        "tab\t.png",
+        "bücher 猫.png",
+        "x' OR key != '",
+        "key:a",
+        "%",
+        "\udcff.jpg",
+        "\\xff.jpg",
+    ]
+    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(10, 0), strict=True)])
+    build_index(run)
+    index = Index(run)
+    shown = {one.row: one.key for one in index.search(some(1, 1)[0], top=20)}
+    assert (shown[8], shown[9]) == ("\\xff.jpg", "\\\\xff.jpg")  # one text belongs to one name
+    for row, key in enumerate(odd):
+        assert index.query(f"key:{shown[row]}").row == row
+        assert len(index.search(f"key:{shown[row]}")) == 9
+        if row != 9:  # which is what the one before is shown as
+            assert index.query(f"key:{key}").row == row
+    for key in ("key:a\0b", "key:\ud800"):
+        with pytest.raises(UsageError) as caught:
+            index.query(key)
+        assert caught.value.code == "not_found"
+
+
+def test_a_panic_of_lancedb_is_coded() -> None:
+    class RustPanic(BaseException):
+        """As it comes from a future; no module has its name."""
+
+    with pytest.raises(UsageError, match="this cannot be read: LanceDB failed"), \
+            lance_errors("damaged_run", "this cannot be read", "a hint"):  # fmt: skip
+        raise RustPanic("rust future panicked: unknown error")
+
+
+@pytest.mark.parametrize("name", ["query.npy", "query.npz"])
+def test_a_query_that_would_fill_the_memory_is_refused(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    facts = index.facts
+    if name.endswith("z"):
+        zeros = np.zeros((5000, facts["width"]), np.float32)
+        np.savez_compressed(tmp_path / name, fingerprint=facts["fingerprint"], model=facts["model"], embeddings=zeros)
+        assert (tmp_path / name).stat().st_size < 10_000
+    else:
+        np.save(tmp_path / name, some(5000, 5))
+    monkeypatch.setattr(search, "MOST_BYTES", 300_000)
+    with pytest.raises(UsageError, match="the limit of a query is 300,000") as caught:
+        index.search(tmp_path / name)
+    assert caught.value.code == "bad_argument"
+
+
+def test_a_condition_never_widens_a_label(index: Index) -> None:
+    every = len(index.search(some(1, 5)[0], top=600, label="cat"))
+    assert every == 200
+    for where in ("1=1", "true OR true", "label = 'dog' OR 1=1", "1=1 -- ) OR (1=1", "'a' = 'a' /* ( */"):
+        found = index.search(some(1, 5)[0], top=600, label="cat", where=where)
+        assert len(found) == every
+        assert {one.label for one in found} == {"cat"}
+
+
+def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + data
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (16,"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", bytes(64)),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (16,), }", bytes(64)),
+        npy("{'descr': 'nonsense', 'fortran_order': False, 'shape': (16,), }", bytes(64)),
+        npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (16,), }", bytes(64)),
+        npy("{'descr': '<c8', 'fortran_order': False, 'shape': (16,), }", bytes(128)),
+        npy("{'descr': '<M8[s]', 'fortran_order': False, 'shape': (16,), }", bytes(128)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (), }", bytes(4)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1L,), }", bytes(4)),
+        npy("[" * 9000), npy("(((", b"", 2), npy("\\", b"", 3), npy("{}", b"", 9), b"PK\x03\x04" + bytes(60),
+    ],
+    ids=range(18),
+)  # fmt: skip
+def test_a_damaged_file_of_vectors_is_refused(index: Index, tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"v{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        index.search(path)
+    assert caught.value.code == "bad_argument"
+    if suffix == ".npz":
+        with ZipFile(path, "w") as file:
+            for name in ("fingerprint", "model", "embeddings"):
+                file.writestr(f"{name}.npy", content)
+        with pytest.raises(UsageError):
+            index.search(path)
+
+
+def test_a_query_that_is_no_regular_file(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name in ("folder.npy", "pipe.npz"):
+        with pytest.raises(UsageError) as caught:
+            index.search(tmp_path / name)
+        assert caught.value.code == "special_file"
+
+
+def test_embeddings_of_odd_shapes_are_refused(index: Index, tmp_path: Path) -> None:
+    facts = dict(fingerprint=index.facts["fingerprint"], model="tiny")
+    for odd in (np.ones(16), np.ones((0, 16)), np.ones((2, 3, 16)), np.array([["x"] * 16]), np.ones((2, 16), bool)):
+        np.savez(tmp_path / "v.npz", embeddings=odd, **facts)
+        with pytest.raises(UsageError) as caught:
+            index.search(tmp_path / "v.npz")
+        assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize("top", [0, -1, 10**24, 2.5, True, "3"])
+def test_odd_numbers_of_rows_are_refused(index: Index, top: Any) -> None:
+    with pytest.raises(UsageError, match="top") as caught:
+        index.search(np.ones(16), top=top)
+    assert caught.value.code == "bad_argument"
+
+
+def test_a_search_by_key_in_few_rows_needs_neither_pytorch_nor_lancedb(planted: Path) -> None:
+    code = f"import sys; from tessella.search.query import Index; Index({str(planted)!r}).search('000003.jpg')\n"
+    code += "sys.exit('torch' in sys.modules or 'lancedb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:
+    image, array = some(2, 8)
+    np.save(tmp_path / "v.npy", array)
+    facts = dict(fingerprint=index.facts["fingerprint"], model="tiny")
+    np.savez(tmp_path / "v.npz", embeddings=np.stack([array, np.full(16, np.nan)]), **facts)
+    expected = nearest(planted, array, 5)
+    for query in (array, array.astype(np.float64) * 7, str(tmp_path / "v.npy"), tmp_path / "v.npz"):
+        assert keys(index.search(query, top=5)) == expected
+    assert keys(index.search(image.tobytes(), top=5)) == nearest(planted, image, 5)
+    own = index.query("000007.jpg").vector
+    others = nearest(planted, own, 6)
+    assert others[0] == "000007.jpg"
+    assert keys(index.search("key:000007.jpg", top=5)) == keys(index.search(["000007.jpg"], top=5)) == others[1:]
+    assert set(others[1:]) <= {f"{i:06d}.jpg" for i in range(310, 320)}  # its planted relatives
+    mean = (unit(image) + unit(array) + own) / 3
+    found = index.search([image.tobytes(), array, "000007.jpg"], top=5)
+    assert keys(found) == nearest(planted, mean, 5, lambda row: row["key"] != "000007.jpg")
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        (np.zeros(16), "bad_argument"),
+        (np.full(16, np.nan), "bad_argument"),
+        (np.ones(17), "bad_argument"),
+        (np.array(["x"] * 16), "bad_argument"),
+        ([], "bad_argument"),
+        ([np.ones(16), -np.ones(16)], "bad_argument"),
+        ("none.npy", "not_found"),
+        ("key:none", "not_found"),
+        ("{tmp}/cat.npz", "bad_argument"),
+    ],
+)
+def test_a_query_that_cannot_be_is_refused(index: Index, query: Any, code: str, tmp_path: Path) -> None:
+    shutil.copy(CAT, tmp_path / "cat.npz")
+    with pytest.raises(UsageError) as caught:
+        index.search(query.format(tmp=tmp_path) if isinstance(query, str) else query)
+    assert caught.value.code == code
+    with pytest.raises(UsageError):
+        index.search(np.ones(16), top=0)
+
+
+def test_embeddings_of_another_model_are_refused(planted: Path, index: Index, tmp_path: Path) -> None:
+    other: Any = Fake("f" * 16)
+    np.savez(tmp_path / "v.npz", embeddings=np.ones((1, 16)), fingerprint="f" * 16, model="other")
+    for refused in (lambda: Index(planted, other), lambda: index.search(tmp_path / "v.npz")):
+        with pytest.raises(UsageError, match=r"0123456789abcdef.*ffffffffffffffff") as caught:
+            refused()
+        assert caught.value.code == "changed_run"
+
+
+def test_the_state_that_was_opened_is_searched_during_an_update(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", numbered(some(50, 0)))
+    build_index(run)
+    said: list[int] = []
+    before = Index(run)
+    write_shard(run, 0, numbered(some(70, 1)))
+    build_index(run, say=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
+    assert set(said) == {50}
+    assert len(Index(run).search(np.ones(16), top=100)) == 70
+    assert len(before.search(np.ones(16), top=100)) == 50  # its rows are in memory
+    with pytest.raises(UsageError, match="tessella index") as caught:
+        before.search(np.ones(16), where="bytes > 0")
+    assert caught.value.code == "damaged_run"
+
+
+def test_large_indexes_are_searched_by_lancedb_with_the_same_answers(
+    planted: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "IN_MEMORY_ROWS", 0)
+    large = Index(planted)
+    assert (large._memory, index._memory is None) == (None, False)
+    for query in [*some(4, 5), "000007.jpg", "000000.jpg"]:
+        for label in (None, "dog"):
+            assert large.search(query, top=20, label=label) == index.search(query, top=20, label=label)
+
+
+def test_an_index_is_searched_without_the_shards(planted: Path, index: Index, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(planted, tmp_path / "run"))
+    shard = run / "shards" / "shard-00000002.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    alone = Index(run)
+    assert alone._memory is None
+    assert alone.search("000007.jpg") == index.search("000007.jpg")
+
+
+# --- a real run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example images through the built-in model: two as files, one of these in an archive, too."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("cat.jpg", "coffee.jpg"):
+        shutil.copy(EXAMPLES / name, folder / name)
+    with tarfile.open(folder / "some.tar", "w") as archive:
+        archive.add(CAT, "in/<b>cat</b>.jpg")
+    predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
+    bulk.run([str(folder)], folder / "run", predictor, processes=1)
+    build_index(folder / "run")
+    return folder
+
+
+def test_the_runs_own_model_embeds_a_query(photographs: Path) -> None:
+    index = Index(photographs / "run")
+    found = index.search(CAT, top=2)
+    assert [Path(one.key).name for one in found] == ["cat.jpg", "b>.jpg"]
+    assert [one.score for one in found] == pytest.approx([1, 1], abs=1e-5)
+    with pytest.raises(ImageError):
+        index.search("no such image.jpg")
+    fast = index.facts | dict(fingerprint="f" * 16)
+    with pytest.raises(UsageError, match="ffffffffffffffff"):
+        load_model(fast)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".png"])
+def test_sheets_show_queries_and_neighbours(photographs: Path, tmp_path: Path, suffix: str) -> None:
+    index = Index(photographs / "run")
+    coffee = str(photographs / "coffee.jpg")
+    asked = [index.query(CAT), index.query(coffee), index.query(np.ones(256))]
+    found = index.search(asked)
+    path = tmp_path / f"sheet{suffix}"
+    index.sheet(path, asked, found)
+    again = tmp_path / f"again{suffix}"
+    index.sheet(again, asked, found)
+    assert path.read_bytes() == again.read_bytes()
+    if suffix == ".png":
+        assert path.read_bytes().startswith(b"\x89PNG")
+        return
+    page = Page()
+    page.feed(path.read_text())
+    pictures = [value or "" for name, value in page.attributes if name == "src"]
+    assert len(pictures) == 2 + len(found)  # a vector has none
+    assert all(one.startswith("data:image/png;base64,iVBOR") for one in pictures)
+    assert page.tags <= {*("html", "head", "meta", "title", "style", "body", "h1", "main", "figure", "img", "br"),
+                         "figcaption"}  # fmt: skip
+    assert "no picture" not in page.text
+    places = [page.text.index(text) for text in ("query", "1. ", "2. ", "some.tar::in/<b>cat</b>.jpg")]
+    assert places == sorted(places)
+
+
+class Page(HTMLParser):
+    """What a browser sees of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_picture_that_is_gone_has_its_error_in_its_place(photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "photographs")
+    index = Index(photographs / "run")
+    found = index.search(CAT)
+    (photographs / "coffee.jpg").rename(tmp_path / "moved.jpg")
+    try:
+        index.sheet(tmp_path / "sheet.html", [], found)
+    finally:
+        (tmp_path / "moved.jpg").rename(photographs / "coffee.jpg")
+    assert (tmp_path / "sheet.html").read_text().count("no picture: not_found") == 1
+    with pytest.raises(UsageError, match=r"sheet\.pdf"):
+        index.sheet(tmp_path / "sheet.pdf", [], found)

@@ -1,0 +1,61 @@
+"""Retrieval figures: by hand, and against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tessella.errors import UsageError
+from tessella.search import retrieval_metrics as task
+from tessella.search.retrieval_metrics import retrieval
+
+from ..bulk.runs import unit
+
+
+def test_by_hand() -> None:
+    """On a circle at 0, 10, 30 and 100 degrees, classes a a b b, and one of a class of its own at 101."""
+    angles = np.radians([0, 10, 30, 100, 101])
+    found = retrieval(np.stack([np.cos(angles), np.sin(angles)], 1), ["a", "a", "b", "b", "c"], (1, 2, 4))
+    # neighbours: 0: 1 2 3 4; 1: 0 2 3 4; 2: 1 0 3 4; 3: 4 2 1 0; 4: 3 2 1 0
+    assert (found.images, found.queries) == (5, 4)
+    assert found.knn == {1: 2 / 5, 2: 2 / 5, 4: 0.0}  # of four neighbours two are always of another class
+    assert found.recall == {1: 2 / 4, 2: 3 / 4, 4: 1.0}
+    assert found.map == pytest.approx((1 + 1 + 1 / 3 + 1 / 2) / 4)
+
+
+def test_against_plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "BLOCK", 32)
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(-2, 3, (120, 4)).astype(np.float32) + 0.5  # many equal cosines
+    labels = rng.integers(0, 7, 120)
+    found = retrieval(vectors, labels, (1, 5))
+    cosines = unit(vectors) @ unit(vectors).T
+    precisions, right, hit = [], {1: 0, 5: 0}, {1: 0, 5: 0}
+    for i in range(120):
+        order = [j for j in sorted(range(120), key=lambda j: (-cosines[i, j], j)) if j != i]
+        same = [labels[j] == labels[i] for j in order]
+        ranks = [rank for rank, one in enumerate(same, 1) if one]
+        precisions.append(np.mean([(n + 1) / rank for n, rank in enumerate(ranks)]))
+        for k in (1, 5):
+            seen = [labels[j] for j in order[:k]]
+            voted = max(seen, key=lambda one: (seen.count(one), -seen.index(one)))
+            right[k] += voted == labels[i]
+            hit[k] += any(same[:k])
+    assert found.map == pytest.approx(np.mean(precisions), abs=1e-9)
+    assert found.knn == {k: right[k] / 120 for k in right}
+    assert found.recall == {k: hit[k] / 120 for k in hit}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "labels", "k"),
+    [
+        (np.ones((3, 2)), [1, 2], (1,)),
+        (np.ones((1, 2)), [1], (1,)),
+        (np.ones((3, 2)), [1, 1, 3], (3,)),
+        (np.ones((3, 2)), [1, 2, 3], (1,)),
+        (np.full((3, 2), np.nan), [1, 1, 3], (1,)),
+    ],
+)
+def test_what_does_not_fit_is_refused(vectors: object, labels: list[int], k: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError):
+        retrieval(vectors, labels, k)

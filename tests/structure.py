@@ -1,0 +1,173 @@
+"""Measures the structure of the package: `python -m tests.structure` prints the figures quoted in docs/log.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Python file: its dotted module name, its text and its syntax tree."""
+
+    path: Path
+    module: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n")
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
+
+
+def read_sources(folder: Path) -> list[Source]:
+    """Return every Python file below `folder`, whose parent is the root of the dotted names."""
+    sources = []
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        text = path.read_text()
+        sources.append(Source(path, module, text, ast.parse(text)))
+    return sources
+
+
+def imported_modules(source: Source, modules: set[str]) -> Iterator[str]:
+    """Yield the modules of the package that a file imports, at any depth and under TYPE_CHECKING, too.
+
+    `from package import name` counts as an import of `package.name` if that is a module, else of `package`.
+    """
+    package = source.module.split(".") if source.is_package else source.module.split(".")[:-1]
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{stem}.{alias.name}"
+                if full in modules or stem in modules:
+                    yield full if full in modules else stem
+
+
+def import_graph(sources: list[Source]) -> dict[str, set[str]]:
+    """Return for each module the modules it imports, without itself and without the package that holds it.
+
+    A package's `__init__` that re-exports names from its own modules is a table of contents: an import that goes
+    through it is counted as an import of the package, and its own imports of its modules are not edges.
+    """
+    modules = {source.module for source in sources}
+    packages = {source.module for source in sources if source.is_package}
+    graph = {}
+    for source in sources:
+        targets = set(imported_modules(source, modules)) - {source.module}
+        if source.module in packages:
+            targets = {name for name in targets if not name.startswith(f"{source.module}.")}
+        graph[source.module] = targets
+    return graph
+
+
+def find_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components with more than one module (Tarjan, 1972), each sorted."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    cycles = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                cycles.append(sorted(component))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return cycles
+
+
+def functions(source: Source) -> Iterator[tuple[str, Function]]:
+    """Yield every function and method of a file with its qualified name."""
+
+    def walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{prefix}{child.name}", child
+                yield from walk(child, f"{prefix}{child.name}.")
+            elif isinstance(child, ast.ClassDef):
+                yield from walk(child, f"{prefix}{child.name}.")
+            else:
+                yield from walk(child, prefix)
+
+    yield from walk(source.tree, f"{source.module}.")
+
+
+def function_lines(function: Function) -> int:
+    """Return the number of lines from `def` to the end, decorators excluded."""
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def parameter_count(function: Function) -> int:
+    """Return the number of named parameters without self and cls; *args and **kwargs count as one each."""
+    arguments = function.args
+    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(set(names) - {"self", "cls"}) + bool(arguments.vararg) + bool(arguments.kwarg)
+
+
+def any_count(source: Source) -> int:
+    """Return how often `Any` is written, imports excluded."""
+    return sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(source.tree))
+
+
+def repeated_classes(sources: list[Source]) -> dict[str, list[str]]:
+    """Return the class names that more than one file defines, each with the modules."""
+    homes: dict[str, list[str]] = {}
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(source.module)
+    return {name: where for name, where in homes.items() if len(where) > 1}
+
+
+def print_report(root: Path) -> None:
+    package, tests = read_sources(root / "src" / "tessella"), read_sources(root / "tests")
+    lines, test_lines = (sum(source.lines for source in group) for group in (package, tests))
+    longest = max(package, key=lambda source: source.lines)
+    named = [item for source in package for item in functions(source)]
+    by_length = sorted(named, key=lambda item: -function_lines(item[1]))
+    by_width = sorted(named, key=lambda item: -parameter_count(item[1]))
+    cycles = find_cycles(import_graph(package))
+    skips = sum(len(re.findall(r"# fmt: (?:skip|off)", source.text)) for source in package)
+    print(f"files {len(package)}, lines {lines}, longest file {longest.module} {longest.lines}")
+    print("files over 500 lines:", [f"{one.module} {one.lines}" for one in package if one.lines > 500])
+    print("functions over 60 lines:", [f"{name} {function_lines(node)}" for name, node in by_length
+          if function_lines(node) > 60])  # fmt: skip
+    print("signatures over 8 parameters:", [f"{name} {parameter_count(node)}" for name, node in by_width
+          if parameter_count(node) > 8])  # fmt: skip
+    print(f"cycles {len(cycles)}:", *cycles, sep="\n  ")
+    print(f"Any {sum(map(any_count, package))}, fmt: skip {skips}, repeated classes {repeated_classes(package)}")
+    print(f"test lines {test_lines}, ratio {test_lines / lines:.2f}")
+
+
+if __name__ == "__main__":
+    print_report(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)

@@ -1,0 +1,219 @@
+"""What `tessella info` says, against the published model cards and PyTorch's own operation counter."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tessella.errors import UsageError
+from tessella.info import FAMILIES, describe, info
+from tessella.models import ARCHITECTURES
+from tessella.weights.catalogue import ARCHITECTURE_NAMES, OWN_ARCHITECTURES
+from tessella.weights.costs import COSTS
+from tessella.weights.counting import cost, facts_of, table_names
+from tessella.weights.save import save_pretrained
+
+from .models.tiny import TINY, images, size_of, tiny
+
+known = functools.cache(info)
+
+with (Path(__file__).parent / "published_cost.csv").open(newline="") as table:
+    PUBLISHED = {row["arch"]: (row["mparams"], row["gmacs"], row["macts"]) for row in csv.DictReader(table)}
+
+CARDS = {  # as printed: million parameters, GMACs, million activations
+    "convmixer_768_32": ("21.1", "19.5", "26.0"),
+    "convit_base": ("86.5", "17.5", "31.8"),
+    "gmixer_24_224": ("24.7", "5.3", "14.5"),
+    "mixer_b16_224": ("59.9", "12.6", "14.5"),
+    "crossvit_9_240": ("8.6", "1.8", "9.5"),
+}
+
+
+@pytest.mark.parametrize("arch", CARDS)
+def test_model_cards(arch: str) -> None:
+    found = known(arch).cost
+    figures = (found.params / 1e6, found.card_macs / 1e9, found.card_activations / 1e6)
+    assert tuple(f"{figure:.1f}" for figure in figures) == CARDS[arch]
+
+
+@pytest.mark.parametrize("arch", PUBLISHED)
+def test_benchmark_table(arch: str) -> None:
+    """timm's benchmark file has two decimals, and all of them are met."""
+    found = known(arch).cost
+    figures = (found.params / 1e6, found.card_macs / 1e9, found.card_activations / 1e6)
+    assert figures == pytest.approx([float(text) for text in PUBLISHED[arch]], abs=0.00501)
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_the_table_of_costs_is_what_the_models_give(name: str) -> None:
+    """`python -m tessella.weights.counting` writes it."""
+    assert json.loads(COSTS.read_text())[name] == facts_of(name)
+
+
+def test_the_table_of_costs_has_nothing_else() -> None:
+    assert list(json.loads(COSTS.read_text())) == table_names()
+
+
+def test_the_table_has_every_architecture() -> None:
+    assert set(PUBLISHED) == set(ARCHITECTURES) - set(OWN_ARCHITECTURES)
+
+
+def test_true_cost_has_the_depthwise_convolutions() -> None:
+    found = known("convmixer_768_32").cost
+    depthwise = 32 * 768 * 7 * 7 * 32 * 32  # blocks, channels, kernel, map
+    assert f"{found.macs / 1e9:.2f}" == "20.68"
+    norms = 2 * 65 * 768 * 32 * 32
+    assert found.card_macs == found.macs - depthwise + norms
+    assert found.card_activations == found.activations - 32 * 768 * 32 * 32
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_macs_agree_with_the_counter_of_pytorch(case: str) -> None:
+    """That one sees kernels, ours sees calls: an operation that either overlooks shows."""
+    model = tiny(case)
+    # plain attention: theirs does not know the fused kernel of the CPU
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(images(model, batch=1))
+    positions = 0
+    if hasattr(model, "rel_pos"):  # the one linear layer that is computed elementwise
+        positions = 3 * model.rel_pos[..., 0].numel() * model.config.num_heads * model.num_local
+    assert cost(model, (model.config.in_chans, *size_of(model))).macs == counter.get_total_flops() // 2 + positions
+
+
+class OneConvolution(nn.Module):
+    """2 -> 4 channels, kernel 3."""
+
+    def __init__(self, padding: str | int):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_cards_leave_out_convolutions_by_the_way_their_padding_is_written() -> None:
+    work, outputs = 5 * 7 * 4 * 2 * 9, 5 * 7 * 4
+    for padding, seen in ((1, 1), ("same", 0)):
+        found = cost(OneConvolution(padding), (2, 5, 7))  # type: ignore[arg-type]
+        assert (found.macs, found.activations) == (work, outputs)
+        assert (found.card_macs, found.card_activations) == (seen * work, seen * outputs)
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_counting_leaves_the_model_alone(case: str) -> None:
+    model = tiny(case).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    cost(model, (model.config.in_chans, *size_of(model)))
+    after = model.state_dict()
+    assert model.training
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_wrong_size_is_the_models_own_error() -> None:
+    model = tiny("mixer")
+    height, width = size_of(model)
+    with pytest.raises(UsageError) as caught:
+        cost(model, (3, height * 2, width))
+    assert caught.value.code == "wrong_input_size"
+
+
+def test_everything_about_one_checkpoint() -> None:
+    found = known("mixer_b16_224")
+    assert found.name == "mixer_b16_224.goog_in21k_ft_in1k"
+    assert found.tag_is_default
+    assert (found.architecture, found.tag, found.family) == ("mixer_b16_224", "goog_in21k_ft_in1k", "MLP-Mixer")
+    assert [paper.arxiv for paper in found.papers] == ["2105.01601"]
+    assert (found.input_size, found.interpolation, found.crop_pct) == ((3, 224, 224), "bicubic", 0.875)
+    assert found.mean == found.std == (0.5, 0.5, 0.5)
+    assert (found.num_classes, found.embedding_width, found.licence) == (1000, 768, "apache-2.0")
+    assert found.sources == ("hf-hub:timm/mixer_b16_224.goog_in21k_ft_in1k",)
+    assert found.accuracy["imagenet"] == {"top1": 76.616, "top5": 92.25, "img_size": 224}
+    assert set(found.other_tags) == {"goog_in21k", "miil_in21k", "miil_in21k_ft_in1k"}
+    assert any("despite its tag" in note and "ImageNet-1k alone" in note for note in found.notes)
+
+
+def test_a_tag_decides_classes_and_recipe() -> None:
+    found = info("mixer_b16_224.miil_in21k")
+    assert not found.tag_is_default
+    assert found.notes == ()
+    assert (found.num_classes, found.interpolation, found.mean) == (11221, "bilinear", (0.0, 0.0, 0.0))
+
+
+def test_untrained_architecture() -> None:
+    found = known("mixer_s32_224")
+    assert found.tag == "untrained"
+    assert found.sources == ()
+    assert found.accuracy == {}
+    assert dict(describe(found))["weights"] == "none published"
+
+
+def test_builtin_model_names_its_file() -> None:
+    found = info("convmixer_256_8_ks3_p4.cifar10")
+    assert found.sources == ("built in: convmixer_256_8_ks3_p4.cifar10.safetensors",)
+    assert found.input_size == (3, 32, 32)
+    assert found.num_classes == 10
+
+
+def test_old_name_says_what_timm_makes_of_it() -> None:
+    found = info("mixer_b16_224_in21k")
+    assert found.name == "mixer_b16_224.goog_in21k"
+    assert not found.tag_is_default
+    assert any("timm loads mixer_b16_224.goog_in21k_ft_in1k" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("convmixer_769_32", "unknown_model"), ("convit_base.nope", "unknown_tag"), ("some/model", "bad_argument")],
+)
+def test_unknown_names(name: str, code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        info(name)
+    assert caught.value.code == code
+    assert caught.value.hint
+
+
+def test_local_folder(tmp_path: Path) -> None:
+    model = tiny("convmixer")
+    save_pretrained(model, tmp_path / "model")
+    name = f"local-dir:{tmp_path / 'model'}"
+    (tmp_path / "model" / "model.safetensors").unlink()  # what is told does not need the weights
+    found = info(name)
+    assert found.name == name
+    assert found.sources == (name,)
+    assert found.architecture == model.arch
+    assert found.cost == cost(model, found.input_size)
+    assert found.num_classes == model.num_classes
+    assert found.accuracy == {}
+    assert found.other_tags == ()
+
+
+def test_every_architecture_has_a_family() -> None:
+    assert {arch.partition("_")[0] for arch in ARCHITECTURE_NAMES} == set(FAMILIES)
+
+
+def test_result_is_json() -> None:
+    found = known("gmixer_24_224")
+    copy = json.loads(json.dumps(dataclasses.asdict(found)))
+    assert copy["cost"]["params"] == found.cost.params
+    assert copy["papers"][0]["year"] == 2021
+
+
+def test_description_prints_both_figures_and_every_note() -> None:
+    rows = list(describe(known("convmixer_768_32")))
+    text = dict(rows)
+    assert text["model"] == "convmixer_768_32.in1k (the default of convmixer_768_32)"
+    assert text["parameters"] == "21.1 M"
+    assert text["cost of an image"] == "20.7 GMACs, 51.1 M activations"
+    assert text["as model cards count"].startswith("19.5 GMACs, 26.0 M activations")
+    convit = list(describe(known("convit_tiny")))
+    assert any(label == "note" and "CC-BY-NC" in value for label, value in convit)

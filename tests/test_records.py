@@ -1,0 +1,91 @@
+"""Records as files: every format holds every name, unambiguously, and no format holds a number that is not finite."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tessella.errors import OutputError, UsageError
+from tessella.predictor import Prediction, Record
+from tessella.records import SUFFIXES, as_dict, csv_line, write_records
+from tessella.storage import check_output, write_bytes
+from tessella.text import unescape
+
+NAMES = ["plain.jpg", os.fsdecode(b"b\xe9.jpg"), "b\\xe9.jpg", 'cr\rlf\n"quoted", x.jpg', "é猫😀.jpg", "\ud800.jpg"]
+RECORDS = [Record(name, "ok", "", (Prediction(1, f"label of {name}", 0.5),), np.ones(2, np.float32)) for name in NAMES]
+RECORDS.append(Record("bad\udce9", "unreadable", "cannot read 'bad\udce9'"))
+
+
+def read_keys(path: Path) -> list[str]:
+    if path.suffix == ".csv":
+        return [row["key"] for row in csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))]
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return list(file["keys"].tolist())
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path)["key"].to_pylist())
+    text = path.read_text("utf-8")
+    rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    return [row["key"] for row in rows]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_name_comes_back_from_every_format(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    write_records(path, RECORDS, dict(model="m\udce9", fingerprint="f"))
+    keys = read_keys(path)
+    assert len(set(keys)) == len(RECORDS)
+    assert [unescape(key) for key in keys] == [record.key for record in RECORDS]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_records_are_a_file_without_rows(suffix: str, tmp_path: Path) -> None:
+    write_records(tmp_path / f"rows{suffix}", [], {})
+    assert read_keys(tmp_path / f"rows{suffix}") == []
+
+
+def test_json_has_no_nan() -> None:
+    nan = float("nan")
+    row = as_dict(Record("a", "ok", "", (Prediction(0, "x", nan),), np.array([nan, 1], np.float32)))
+    assert json.loads(json.dumps(row, allow_nan=False)) == dict(
+        key="a", status="ok", top=[dict(index=0, label="x", probability=None)], embedding=[None, 1]
+    )
+
+
+@pytest.mark.parametrize("text", ["plain", 'a "b"', "a,b", "a\rb", "a\nb", "a\r\nb", "", " a "])
+def test_csv_is_read_back(text: str) -> None:
+    assert next(csv.reader(io.StringIO(csv_line([text, 1, 0.5]), newline=""))) == [text, "1", "0.5"]
+
+
+def test_formulas_are_escaped_when_asked_for() -> None:
+    cells = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a=1", -1.5]
+    assert csv_line(cells[:1]) == "=1+1"
+    shown = next(csv.reader(io.StringIO(csv_line(cells, safe=True), newline="")))
+    assert shown == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "a=1", "-1.5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("x.xlsx", "ending in .npz"), ("nowhere/x.csv", "no folder"), ("folder.csv", "is a folder"), ("", "ending in")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(name: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UsageError) as caught:
+        check_output(tmp_path / name if name else "", SUFFIXES)
+    assert caught.value.code == "bad_argument"
+    assert says in str(caught.value)
+    with pytest.raises(UsageError):
+        check_output(tmp_path / f"{'a' * 300}.csv", SUFFIXES)
+
+
+def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        write_bytes(tmp_path / "gone" / "x.csv", b"")
+    assert caught.value.code == "output_failed"

@@ -1,0 +1,126 @@
+"""Results replace regular files only, whole or not at all; links, devices, pipes and folders stay what they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from tessella.storage import copy_file, replacing, write_atomic
+
+
+def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    write_atomic(path, b"one")
+    path.chmod(0o640)
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [one.name for one in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_bytes(b"one")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"half", None])  # type: ignore[list-item]
+    assert path.read_bytes() == b"one"
+    assert [one.name for one in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "target.csv"
+    if there:
+        target.write_bytes(b"old")
+    link, outer = tmp_path / "link.csv", tmp_path / "outer.csv"
+    link.symlink_to("disk/target.csv")
+    outer.symlink_to(link)
+    write_atomic(outer, b"new")
+    assert target.read_bytes() == b"new"
+    assert link.is_symlink()
+    assert outer.is_symlink()
+
+
+def test_links_that_lead_nowhere_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("absent/out.csv")
+    for name in ("loop", "gone"):
+        with pytest.raises(OSError, match=name if name == "loop" else "absent"):
+            write_atomic(tmp_path / name, b"data")
+        assert (tmp_path / name).is_symlink()
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomic(tmp_path / "folder", b"data")
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+def test_devices_are_written_to(tmp_path: Path) -> None:
+    before = Path("/dev/null").stat().st_rdev
+    write_atomic(Path("/dev/null"), b"data")
+    (tmp_path / "link").symlink_to("/dev/null")
+    write_atomic(tmp_path / "link", b"data")
+    assert Path("/dev/null").stat().st_rdev == before
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(Path("/dev/full"), b"data")
+    assert caught.value.errno == errno.ENOSPC
+    assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
+
+
+def test_a_pipe_gets_the_data_and_one_without_a_reader_is_an_error(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="No such device"):
+        write_atomic(pipe, b"data")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, b"data")
+    assert os.read(reader, 100) == b"data"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_standard_output_gets_the_data_behind_what_was_printed(tmp_path: Path) -> None:
+    """/dev/stdout names the file that it leads to, which must not be replaced under the shell's hands."""
+    code = "from pathlib import Path; from tessella.storage import write_atomic\n"
+    code += "print('before'); write_atomic(Path('/dev/stdout'), b'data\\n'); print('after')"
+    shell = f'{sys.executable} -c "{code}" > {tmp_path}/out; {sys.executable} -c "{code}" | cat > {tmp_path}/piped'
+    subprocess.run(["sh", "-c", shell], check=True)
+    for name in ("out", "piped"):
+        assert (tmp_path / name).read_text() == "before\ndata\nafter\n"
+
+
+def test_an_open_descriptor_gets_the_data(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        write_atomic(Path(f"/dev/fd/{file.fileno()}"), b"one")
+        write_atomic(Path(f"/proc/self/fd/{file.fileno()}"), b"two")
+    assert (tmp_path / "out").read_bytes() == b"onetwo"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        write_atomic(Path("/dev/fd/987"), b"data")
+
+
+def test_the_longest_name_that_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 125 + ".csv")  # 254 bytes
+    write_atomic(path, b"data")
+    assert path.read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, call: str) -> None:
+    path, other = tmp_path / "out", tmp_path / "new"
+    path.write_bytes(b"old")
+    other.write_bytes(b"new")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch.object(os, call, side_effect=full), pytest.raises(OSError, match="No space left"):
+        copy_file(other, path)
+    assert path.read_bytes() == b"old"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["new", "out"]

@@ -1,0 +1,135 @@
+"""Training that is killed at random and goes on, beside the same run left alone: a few kills in tests, many in a soak.
+
+`scripts/soak train --kills 40 --out FILE` writes what happened; every process is a real one, forked from a server that
+has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import shutil
+import tempfile
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._dynamo  # an optimizer would import it in each process, for seconds
+
+from tessella.training import checkpoint
+from tessella.training import loop as train
+from tessella.training.config import TrainConfig
+
+from ..soak import write_figures
+from .small_runs import FAMILIES, make_images, small
+
+INTERVAL = 0.1  # seconds between checkpoints: several steps
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.bulk.bulk_kills", "tests.training.kills", "pytest"])
+
+
+def last(out: Path) -> checkpoint.Checkpoint:
+    return checkpoint.read(out, checkpoint.moments(out)[-1])
+
+
+def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
+    assert a.moment == b.moment
+    assert a.tensors.keys() == b.tensors.keys()
+    for part, tensors in a.tensors.items():
+        assert tensors.keys() == b.tensors[part].keys()
+        for name, value in tensors.items():
+            assert torch.equal(value, b.tensors[part][name]), (part, name)
+
+
+def config_of(family: str) -> TrainConfig:
+    """36 steps with everything on that has a state of its own."""
+    return small(
+        family, probe=True, keep_statistics=True, epochs=12, ema=0.9, drop_path=0.1,
+        mixing=dict(mixup=0.2), checkpoint_minutes=INTERVAL / 60,
+        augmentation=dict(auto_augment="rand-m9-inc1"), model_args=FAMILIES[family] | dict(drop_rate=0.1),
+    )  # fmt: skip
+
+
+def _run(data: Path, out: Path, family: str) -> None:
+    torch.set_num_threads(1)
+    with mock.patch.object(train, "write_report"):  # its pictures take most of the time of so small a run
+        train.train(data, out, config_of(family), workers=0)
+
+
+def _start(data: Path, out: Path, family: str) -> BaseProcess:
+    process = _CONTEXT.Process(target=_run, args=(data, out, family))
+    process.start()
+    return process
+
+
+def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Kill `kills` times, starting anew when a run has reached its end; each end must be that of the whole, bit by bit.
+
+    Returns counts, and the seconds of work that each kill cost: since the last whole checkpoint.
+    """
+    chance = random.Random(f"{family} {seed}")
+    whole, cut = folder / "whole", folder / "cut"
+    process = _start(data, whole, family)
+    while not checkpoint.moments(whole):
+        assert process.is_alive()
+        time.sleep(0.002)
+    began = time.monotonic()
+    process.join(300)
+    assert process.exitcode == 0
+    takes = time.monotonic() - began
+    weights = (whole / "model.safetensors").read_bytes()
+    facts: dict[str, Any] = dict(
+        family=family, kills=0, while_saving=0, resumed=0, ends=0, bit_equal=0, lost_seconds=[]
+    )
+    while facts["kills"] < kills or facts["ends"] == 0:
+        before = checkpoint.moments(cut)[-1:]
+        process = _start(data, cut, family)
+        if facts["kills"] < kills:
+            until = time.monotonic() + 120
+            while process.is_alive() and checkpoint.moments(cut)[-1:] == before and time.monotonic() < until:
+                time.sleep(0.002)  # it has gone on
+            facts["resumed"] += bool(before) and checkpoint.moments(cut)[-1:] != before
+            process.join(chance.uniform(0, takes))
+            if process.is_alive():
+                process.kill()
+                died = time.time()
+                facts["kills"] += 1
+                process.join()
+                newest = checkpoint.folder_of(cut, checkpoint.moments(cut)[-1])
+                facts["while_saving"] += any((cut / "checkpoints").glob(".*.tmp"))
+                facts["lost_seconds"].append(died - (newest / checkpoint.MANIFEST).stat().st_mtime)
+                continue
+        process.join(300)
+        assert process.exitcode == 0, f"{family}: a resumed run ended with {process.exitcode}"
+        facts["ends"] += 1
+        assert_same(last(whole), last(cut))
+        assert (cut / "model.safetensors").read_bytes() == weights
+        facts["bit_equal"] += 1
+        if facts["kills"] < kills:
+            shutil.rmtree(cut)
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/soak train", description=killed_and_whole.__doc__)
+    parser.add_argument("--kills", type=int, default=40, help="of each of the five families; 40 takes about an hour")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_images(Path(folder) / "data")
+        for family in FAMILIES:
+            began = time.monotonic()
+            facts = killed_and_whole(data, Path(folder) / family, family, args.kills, args.seed)
+            lost = sorted(facts.pop("lost_seconds"))
+            facts |= dict(lost_seconds_median=lost[len(lost) // 2], lost_seconds_most=lost[-1])
+            rows.append(facts | dict(seconds=round(time.monotonic() - began, 1)))
+            print(json.dumps(rows[-1]), flush=True)
+    what = "SIGKILL at random moments of training; T-1"
+    write_figures(args.out, what, dict(rows=rows), checkpoint_interval_seconds=INTERVAL, seed=args.seed)

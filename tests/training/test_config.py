@@ -1,0 +1,143 @@
+"""Configs: what presets say, that JSON keeps them, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tessella.errors import UsageError
+from tessella.predictor import DEFAULT_MODEL
+from tessella.training.config import PRESETS, TrainConfig, choose, learning_rate, read_config, recipe
+
+
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_presets_survive_json(preset: str) -> None:
+    config = recipe(preset, seed=3)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+    assert config.seed == 3
+
+
+def test_presets_are_what_their_authors_published() -> None:
+    """Table of recipes in the papers' repositories."""
+    convmixer, convit, crossvit, mixer = (recipe(name) for name in ("convmixer", "convit", "crossvit", "mixer"))
+    assert (convmixer.epochs, convmixer.batch_size, convmixer.lr, convmixer.eps) == (300, 640, 0.01, 1e-3)
+    assert (convmixer.weight_decay, convmixer.clip_norm, convmixer.schedule) == (2e-5, 1.0, "onecycle")
+    assert (convmixer.mixing.mixup, convmixer.mixing.cutmix, convmixer.erasing.prob) == (0.5, 0.5, 0.25)
+    for one, batch, lr in ((convit, 1024, 1e-3), (crossvit, 4096, 4e-3)):
+        assert (one.batch_size, one.lr, one.repeats, one.drop_path, one.weight_decay) == (batch, lr, 3, 0.1, 0.05)
+        assert one.augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
+        assert (one.mixing.mixup, one.mixing.cutmix, one.warmup_lr, one.min_lr) == (0.8, 1.0, 1e-6, 1e-5)
+        assert one.lr == pytest.approx(5e-4 * batch / 512)
+        assert one.warmup * one.epochs == pytest.approx(5)
+    assert (mixer.loss, mixer.schedule, mixer.lr, mixer.min_lr, mixer.clip_norm) == (
+        "binary",
+        "linear",
+        1e-3,
+        1e-5,
+        1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (dict(epochs=0), "epochs is 0"),
+        (dict(epochs="many"), "epochs is 'many'"),
+        (dict(epoch=3), "did you mean epochs"),
+        (dict(optimizer="magic"), "expected one of 'adamw', 'sgd'"),
+        (dict(smoothing=1.5), "expected 0 to 1"),
+        (dict(augmentation=dict(crop="round")), "crop"),
+        (dict(augmentation=3), "augmentation"),
+        (dict(mixing=dict(nonsense=1)), "no field 'nonsense'"),
+        (dict(lr=True), "lr is True"),
+        (dict(lr=float("nan")), "lr is nan, expected 0 to 1000"),
+        (dict(lr=float("inf")), "lr is inf"),
+        (dict(lr=0), "lr is 0, expected more than 0"),
+        (dict(layer_decay=-1.0), "layer_decay is -1.0"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(seed=2**64), "seed is 18446744073709551616"),
+        (dict(img_size=100_000), "img_size is 100000, expected 1 to 4000"),
+        (dict(epochs=10**12), "epochs is 1000000000000"),
+        (dict(mean=[0.5, float("nan"), 0.5]), "mean is"),
+        (dict(std=[0.0, 0.5, 0.5]), "std is"),
+        (dict(erasing=dict(prob=float("nan"))), "nan"),
+        (dict(mixing=dict(mixup=float("nan"))), "nan"),
+        (dict(mixing=dict(cutmix=-1.0)), "-1.0"),
+        (dict(augmentation=dict(scale=[float("nan"), 1.0])), "nan"),
+        (dict(augmentation=dict(color_jitter=float("inf"))), "inf"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        TrainConfig.from_dict(wrong)
+    assert caught.value.code == "bad_argument"
+    assert text in str(caught.value)
+
+
+def test_onecycle_is_the_authors() -> None:
+    config = recipe("convmixer")
+    rates = [learning_rate(config, step, 1000) for step in range(1000)]
+    assert rates[0] == 0
+    assert rates[400] == max(rates) == pytest.approx(0.01)
+    assert rates[200] == pytest.approx(0.005)
+    assert rates[800] == pytest.approx(0.01 / 20)
+    assert rates[999] == pytest.approx(0.01 / 20 / 200)
+
+
+def test_warm_up_and_cosine() -> None:
+    config = TrainConfig(lr=1.0, schedule="cosine", warmup=0.1, warmup_lr=0.2, min_lr=0.01)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2 + 0.8 * 0.1)
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[55] == pytest.approx((1.0 + 0.01) / 2)
+    assert rates[99] == pytest.approx(0.01, abs=0.002)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_linear_ends_near_nothing_and_constant_stays() -> None:
+    linear = TrainConfig(lr=2.0, schedule="linear", warmup=0.2)
+    assert learning_rate(linear, 60, 100) == pytest.approx(1.0)
+    assert learning_rate(linear, 99, 100) == pytest.approx(2.0 / 80)
+    assert {learning_rate(TrainConfig(schedule="constant", warmup=0.0), k, 9) for k in range(9)} == {TrainConfig.lr}
+
+
+def test_what_the_command_line_chooses(tmp_path: Path) -> None:
+    config, why = choose("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
+    assert (config.start, config.epochs) == ("pretrained", recipe("finetune").epochs)
+    assert "pretrained weights, preset finetune: settings" in why
+    config, why = choose("mixer_s16_224", None, None, False, dict(epochs=2))
+    assert (config.start, config.epochs, config.schedule) == ("scratch", 2, "linear")
+    assert "small-data" in why
+    scratch = choose("local-dir:run", None, None, True, {})[0]
+    assert (scratch.start, scratch.probe) == ("scratch", False)
+    for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
+        config, why = choose(None, preset, None, False, {})
+        assert (config.model, config.start, config.probe) == (DEFAULT_MODEL, "pretrained", True)
+        assert why == (
+            f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
+            "pretrained model"
+        )
+    assert choose("mixer_b16_224", "finetune", None, False, {})[0].start == "pretrained"  # its default weights
+    with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
+        choose("mixer_s16_224", "finetune", None, False, {})
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(dict(config=recipe("convit").as_dict(), data="0")))
+    assert choose(None, None, str(file), False, dict(lr=0.5))[0] == recipe("convit", lr=0.5)
+    file.write_text('{"epochs": 3}')  # which does not say with what to begin
+    for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
+        config, why = choose(name, None, str(file), False, {})
+        assert (config.start, config.epochs) == (start, 3)
+        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
+    assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
+    with pytest.raises(UsageError, match="only one of them"):
+        choose(None, "convit", str(file), False, {})
+    with pytest.raises(UsageError, match="no preset"):
+        choose(None, "convnet", None, False, {})
+    for text in ("{", "[1]"):
+        file.write_text(text)
+        with pytest.raises(UsageError):
+            read_config(file)
+    with pytest.raises(UsageError, match="could not be read"):
+        read_config(tmp_path / "absent.json")
