@@ -14,13 +14,14 @@ from ..extras import require
 from ..text import printable
 from . import preflight
 from .console import (
+    Command,
     complain,
     echo_json,
     new_table,
     notice,
     print_table,
 )
-from .options import CheckedCommand
+from .options import option
 from .preflight import count_type
 
 if TYPE_CHECKING:
@@ -29,24 +30,20 @@ if TYPE_CHECKING:
 from .options import MOST_PROCESSES, finish, input_options, load_predictor, loading
 
 
-@click.command("run", cls=CheckedCommand, short_help="Classify and embed a whole collection into Parquet files.")
+@click.command("run", cls=Command, short_help="Classify and embed a whole collection into Parquet files.")
 @input_options
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
-@click.option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Number of top classes per row.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
+@option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
+@option("-k", "--top", type=count_type(0), default=5, show_default=True, help="Number of top classes per row.")
+@option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Data type of the embeddings.")  # fmt: skip
-@click.option(
-    "--shard-rows", type=count_type(), help="Rows per shard.  [default: 1024 on a CPU, 16384 on other devices]"
-)
-@click.option("--processes", type=count_type(most=MOST_PROCESSES),
+@option("--shard-rows", type=count_type(), help="Rows per shard.  [default: 1024 on a CPU, 16384 on other devices]")
+@option("--processes", type=count_type(most=MOST_PROCESSES),
               help="Number of decoder processes.  [default: one per core, at most 8]")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=30.0,
+@option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=30.0,
               show_default=True, help="Time limit for decoding one image, in seconds.")  # fmt: skip
-@click.option(
-    "--quarantine", metavar="FILE", help="Write the name, error code and message of every bad input to a CSV file."
-)
-@click.option("--prometheus", metavar="FILE", help="Write progress metrics for Prometheus, every five seconds.")
-@click.option(
+@option("--quarantine", metavar="FILE", help="Write the name, error code and message of every bad input to a CSV file.")
+@option("--prometheus", metavar="FILE", help="Write progress metrics for Prometheus, every five seconds.")
+@option(
     "--ray",
     "address",
     is_flag=False,
@@ -54,9 +51,9 @@ from .options import MOST_PROCESSES, finish, input_options, load_predictor, load
     metavar="[HOST:PORT]",
     help="Run on Ray: on the cluster at HOST:PORT, or on a local one if no address is given.",
 )
-@click.option("--actor-cores", type=count_type(most=MOST_PROCESSES), metavar="N",
+@option("--actor-cores", type=count_type(most=MOST_PROCESSES), metavar="N",
               help="CPU cores per Ray actor.  [default: all cores of this machine]")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run_(
     out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, strict: bool,
     **given: Any,
@@ -98,10 +95,10 @@ def run_(
     finish(summary.ok, summary.rows - summary.ok, strict)
 
 
-@click.command("verify-run", cls=CheckedCommand, short_help="Read all that a run wrote and report damage.")
+@click.command("verify-run", cls=Command, short_help="Read all that a run wrote and report damage.")
 @click.argument("folder", metavar="FOLDER")
-@click.option("--repair", "mend", is_flag=True, help="Repair damage, or list the rows that must be computed again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
+@option("--repair", "mend", is_flag=True, help="Repair damage, or list the rows that must be computed again.")
+@option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 def verify_run(folder: str, mend: bool, as_json: bool) -> None:
     """Read every byte that `tessella run` wrote to FOLDER and report corruption.
 

@@ -12,12 +12,13 @@ from ..data.names import Skipped
 from ..errors import ImageError, TessellaError, UsageError
 from ..text import escape, printable
 from .console import (
+    Command,
     echo,
     echo_json,
     notice,
     show_progress,
 )
-from .options import CheckedCommand
+from .options import option
 from .preflight import count_type
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ from .options import (
 )
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=Command)
 @input_options
-@click.option("-k", "--top", type=count_type(), default=5, show_default=True, help="Number of top classes per image.")
+@option("-k", "--top", type=count_type(), default=5, show_default=True, help="Number of top classes per image.")
 @table_options
 def classify(top: int, **given: Any) -> None:
     """Classify images.
@@ -50,7 +51,7 @@ def classify(top: int, **given: Any) -> None:
     run_records(given, top=top, embed=False)
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=Command)
 @input_options
 @table_options
 def embed(**given: Any) -> None:
@@ -62,15 +63,15 @@ def embed(**given: Any) -> None:
     run_records(given, top=0, embed=True)
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=Command)
 @input_options
-@click.option(
+@option(
     "--blocks",
     metavar="I,J,...",
     help="Block numbers; negative ones count from the end.  [default: depends on the model]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-@click.option(
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option(
     "--out", metavar="FILE.npz", help="Write the feature maps to a file; without this only their shapes are printed."
 )
 def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -> None:

@@ -22,6 +22,7 @@ import click
 
 from ..errors import OutputError
 from ..text import printable
+from . import preflight
 
 _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the click context
 
@@ -130,18 +131,46 @@ def flush_results(status: int) -> int:
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
+GROUPS = ("Input", "Model", "Training", "Output", "Advanced", "Other")  # headings of options in the help, in this order
 
-class Verb(click.Command):
-    """A command with -q and -v; under -q only errors, warnings and bad inputs are shown on standard error."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+class Option(click.Option):
+    """An option that the help shows under the heading `group`.
+
+    aliases: former names, which keep working but are not shown.
+    """
+
+    def __init__(self, *args: Any, group: str = "Other", aliases: Sequence[str] = (), **kwargs: Any) -> None:
+        assert group in GROUPS
         super().__init__(*args, **kwargs)
+        self.group, self.aliases = group, tuple(aliases)
+
+    def add_to_parser(self, parser: click.parser._OptionParser, ctx: click.Context) -> None:
+        shown = self.opts
+        self.opts = [*shown, *self.aliases]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = shown
+
+
+class Command(click.Command):
+    """A command with -q and -v, options in groups, and examples at the end of its help.
+
+    With -q, only errors, warnings and bad inputs are shown on standard error. Arguments are checked before the command
+    imports anything slow. examples: whole command lines.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
         self.params += [
-            click.Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
-            click.Option(["-v", "--verbose"], is_flag=True, help="Show what was chosen and done, too."),
+            Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
+            Option(["-v", "--verbose"], is_flag=True, help="Show what was chosen and done, too."),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
+        preflight.check(ctx.params)
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         if quiet and verbose:
             raise click.UsageError("--quiet and --verbose exclude each other", ctx)
@@ -153,6 +182,23 @@ class Verb(click.Command):
         ctx.meta[_MESSAGES] = sys.stderr
         with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stderr(nothing):  # noqa: PTH123
             return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                groups[getattr(parameter, "group", "Other")].append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
 def is_verbose() -> bool:

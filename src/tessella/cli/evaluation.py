@@ -11,6 +11,7 @@ import click
 from ..engine import ENGINES
 from ..text import printable
 from .console import (
+    Command,
     echo,
     echo_json,
     new_table,
@@ -19,7 +20,7 @@ from .console import (
     show_progress,
     table_of,
 )
-from .options import CheckedCommand
+from .options import option
 
 if TYPE_CHECKING:
     pass
@@ -27,29 +28,29 @@ if TYPE_CHECKING:
 from .options import parse_numbers, report_skipped, split
 
 
-@click.command(cls=CheckedCommand, short_help="Measure what a model's embeddings know, without training.")
+@click.command(cls=Command, short_help="Measure what a model's embeddings know, without training.")
 @click.argument("data")
-@click.option("-m", "--model", help="Model to embed with.  [default: the built-in model]")
-@click.option(
+@option("-m", "--model", help="Model to embed with.  [default: the built-in model]")
+@option(
     "--val", metavar="DATA", help="Validation images.  [default: the validation split of DATA, or a fraction of it]"
 )
-@click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
+@option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
               help="Validation fraction, used if the data has no validation split.")  # fmt: skip
-@click.option(
+@option(
     "--shots",
     default="1,5,10",
     show_default=True,
     metavar="N,...",
     help="Training examples per class, for few-shot accuracy.",
 )
-@click.option(
+@option(
     "--accuracy", type=click.FloatRange(0, 1, True), help="Find the confidence threshold that reaches this accuracy."
 )
-@click.option("-o", "--out", metavar="FOLDER", help="Keep embeddings and results; rerunning the command reuses them.")
-@click.option("--attach-to", metavar="FOLDER", help="Write the model with the new classifier to a folder.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
+@option("-o", "--out", metavar="FOLDER", help="Keep embeddings and results; rerunning the command reuses them.")
+@option("--attach-to", metavar="FOLDER", help="Write the model with the new classifier to a folder.")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True,
               help="Random seed for drawing the few-shot examples.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def probe(
     data: str, model: str | None, val: str | None, val_fraction: float, shots: str, accuracy: float | None,
     out: str | None, attach_to: str | None, seed: int, as_json: bool,
@@ -97,46 +98,44 @@ def probe(
         notice(printable(f"tessella classify -m local-dir:{found.attached} IMAGE"))
 
 
-@click.command(cls=CheckedCommand, short_help="Measure the accuracy of models on labelled images.")
+@click.command(cls=Command, short_help="Measure the accuracy of models on labelled images.")
 @click.argument("data")
-@click.option(
-    "-m", "--model", "models", multiple=True, help="Model name; may be repeated.  [default: the built-in model]"
-)
-@click.option("--split", "part", type=click.Choice(["train", "val", "all"]),
+@option("-m", "--model", "models", multiple=True, help="Model name; may be repeated.  [default: the built-in model]")
+@option("--split", "part", type=click.Choice(["train", "val", "all"]),
               help="Split to evaluate.  [default: val if there is one, else all]")  # fmt: skip
-@click.option(
+@option(
     "--engine", default="auto", show_default=True, metavar="E,...", help=f"One or more of auto, {', '.join(ENGINES)}."
 )
-@click.option(
+@option(
     "--precision",
     default="auto",
     show_default=True,
     metavar="P,...",
     help="One or more of auto, float32, bfloat16, int8.",
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Batch size.")
-@click.option(
+@option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@option("--batch-size", type=click.IntRange(1, 1_000_000), help="Batch size.")
+@option(
     "--transform",
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
     help="exact: bit-identical to timm. fast: quicker.",
 )
-@click.option("--policy", type=click.Choice(["tessella", "timm"]), default="tessella", show_default=True,
+@option("--policy", type=click.Choice(["tessella", "timm"]), default="tessella", show_default=True,
               help="How images are decoded.")  # fmt: skip
-@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
-@click.option("--real", metavar="real.json", help="ReaL labels, for the ImageNet validation set.")
-@click.option(
+@option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@option("--real", metavar="real.json", help="ReaL labels, for the ImageNet validation set.")
+@option(
     "--dataset", metavar="NAME", help="Name of the published data set that DATA is, or none.  [default: recognised]"
 )
-@click.option(
+@option(
     "--restrict/--no-restrict",
     default=None,
     help="Predict only classes of DATA.  [default: if its folders are WordNet ids]",
 )
-@click.option("-o", "--out", metavar="FOLDER", help="Write a table, a plot and a report per model.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option("-o", "--out", metavar="FOLDER", help="Write a table, a plot and a report per model.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def evaluate(
     data: str, models: tuple[str, ...], part: Any, engine: str, precision: str, checkpoint: str | None,
     out: str | None, as_json: bool, **given: Any,

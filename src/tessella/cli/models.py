@@ -9,13 +9,14 @@ import click
 
 from ..text import printable
 from .console import (
+    Command,
     echo,
     echo_json,
     new_table,
     notice,
     print_table,
 )
-from .options import CheckedCommand
+from .options import option
 
 if TYPE_CHECKING:
     pass
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 from .options import images_option, read_samples
 
 
-@click.command("list", cls=CheckedCommand, short_help="List models whose names match a pattern.")
+@click.command("list", cls=Command, short_help="List models whose names match a pattern.")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
-@click.option("--pretrained", is_flag=True, help="Only models with trained weights.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option("--pretrained", is_flag=True, help="Only models with trained weights.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     """List models. PATTERN is part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
     from ..weights.catalogue import CATALOGUE
@@ -61,9 +62,9 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
 
 
-@click.command(cls=CheckedCommand, short_help="Show a model's size, cost, sources and accuracy.")
+@click.command(cls=Command, short_help="Show a model's size, cost, sources and accuracy.")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(name: str | None, as_json: bool) -> None:
     """Show a model's size, cost, input, sources, licence and published accuracy."""
     import dataclasses
@@ -82,10 +83,10 @@ def info(name: str | None, as_json: bool) -> None:
     print_table(table)
 
 
-@click.command(cls=CheckedCommand, short_help="Convert the original authors' weights.")
+@click.command(cls=Command, short_help="Convert the original authors' weights.")
 @click.argument("source", metavar="FILE")
-@click.option("--arch", metavar="NAME", help="The architecture, if the file does not identify it.")
-@click.option("--out", metavar="FOLDER", help="Output folder.  [default: a folder named after the architecture]")
+@option("--arch", metavar="NAME", help="The architecture, if the file does not identify it.")
+@option("--out", metavar="FOLDER", help="Output folder.  [default: a folder named after the architecture]")
 def convert(source: str, arch: str | None, out: str | None) -> None:
     """Convert the original authors' weights to a folder that timm and Tessella load."""
     from ..weights.convert import convert as convert_file
@@ -96,18 +97,18 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
 
 
-@click.command(cls=CheckedCommand, short_help="Write a folder that classifies without PyTorch.")
+@click.command(cls=Command, short_help="Write a folder that classifies without PyTorch.")
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", metavar="FOLDER")
-@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
-@click.option(
+@option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@option(
     "--engine",
     type=click.Choice(["openvino", "onnxruntime"]),
     default="openvino",
     show_default=True,
     help="Runtime of the exported model: writes an OpenVINO or an ONNX file.",
 )
-@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16 or int8.")
+@option("--precision", default="float32", show_default=True, help="float32, bfloat16 or int8.")
 @images_option
 def export(name: str, folder: str, checkpoint: str | None, engine: str, precision: str, images: str | None) -> None:
     """Export a model to a folder that needs no PyTorch and that OpenVINO or ONNX tools can read.
@@ -133,8 +134,8 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
 
 
-@click.command(cls=CheckedCommand, short_help="Show what was found on this machine; test the model.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.command(cls=Command, short_help="Show what was found on this machine; test the model.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
     """Show what was detected on this machine, what was chosen and why, then test the built-in model."""
     from ..doctor import examine

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,7 +17,7 @@ from ..errors import ImageError, UsageError
 from ..text import printable
 from . import preflight
 from .console import (
-    Verb,
+    Option,
     complain,
     is_verbose,
     notice,
@@ -29,12 +29,7 @@ if TYPE_CHECKING:
     from ..predictor import Predictor, Record
 
 
-class CheckedCommand(Verb):
-    """A command whose arguments are checked before it imports anything slow."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        preflight.check(ctx.params)
-        return super().invoke(ctx)
+F = TypeVar("F")
 
 
 EXIT_BAD_INPUT = 3
@@ -43,13 +38,18 @@ EXIT_BAD_INPUT = 3
 MOST_PROCESSES = 1_024
 
 
-Command = Callable[..., None]
+Decorator = Callable[[F], F]
 
 
-def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def option(*names: str, **settings: Any) -> Decorator[Any]:
+    """`click.option` for an `Option`: settings may have `group` and `aliases`."""
+    return click.option(*names, cls=Option, **settings)
+
+
+def options(*decorators: Decorator[Any]) -> Decorator[Any]:
     """Combine several click decorators into one; the help shows them in the order given."""
 
-    def apply(command: Command) -> Command:
+    def apply(command: Any) -> Any:
         for decorator in reversed(decorators):
             command = decorator(command)
         return command
@@ -57,7 +57,7 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return apply
 
 
-images_option = click.option(
+images_option = option(
     "--images",
     metavar="INPUT",
     help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are compared with float32.  "
@@ -67,51 +67,47 @@ images_option = click.option(
 
 input_options = options(
     click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
-    click.option(
+    option(
         "-m",
         "--model",
         metavar="NAME",
         help="arch, arch.tag, hf-hub:org/repo or local-dir:path.  [default: the built-in model]",
     ),
-    click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights."),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
-    click.option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
-    click.option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
-    click.option(
+    option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights."),
+    option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
+    option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
+    option(
         "--mode",
         default="auto",
         show_default=True,
         help="throughput for many images, latency for one at a time; auto: depends on the number of inputs.",
     ),
     images_option,
-    click.option(
-        "--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"
-    ),
-    click.option(
+    option("--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"),
+    option(
         "--transform",
         type=click.Choice(["exact", "fast"]),
         default="exact",
         show_default=True,
         help="exact: bit-identical to timm. fast: quicker, pixels differ by about one grey level.",
     ),
-    click.option(
+    option(
         "--policy",
         type=click.Choice(["tessella", "timm"]),
         default="tessella",
         show_default=True,
         help="How images are decoded. timm: ignore orientation, transparency and 16-bit depth, as timm does.",
     ),
-    click.option("--strict", is_flag=True, help="Exit with status 3 if any input cannot be read."),
+    option("--strict", is_flag=True, help="Exit with status 3 if any input cannot be read."),
 )
 
 
 table_options = options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
-    click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header."),
-    click.option(
-        "--out", metavar="FILE", help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing."
-    ),
-    click.option(
+    option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
+    option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header."),
+    option("--out", metavar="FILE", help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing."),
+    option(
         "--csv-safe",
         is_flag=True,
         help="In CSV, put an apostrophe before text that a spreadsheet would run as a formula.",

@@ -9,6 +9,7 @@ import click
 from ..engine import ENGINES
 from ..text import printable
 from .console import (
+    Command,
     echo,
     echo_json,
     new_table,
@@ -16,7 +17,7 @@ from .console import (
     print_table,
     table_of,
 )
-from .options import CheckedCommand
+from .options import option
 from .preflight import count_type
 
 if TYPE_CHECKING:
@@ -25,25 +26,23 @@ if TYPE_CHECKING:
 from .options import images_option, parse_numbers, read_samples, split
 
 
-@click.command(cls=CheckedCommand, short_help="Measure what runs a model fastest on this machine.")
+@click.command(cls=Command, short_help="Measure what runs a model fastest on this machine.")
 @click.argument("name", required=False, metavar="[MODEL]")
-@click.option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
-@click.option(
+@option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@option(
     "--random-weights", is_flag=True, help="Use random weights and download nothing: speed does not depend on weights."
 )
-@click.option(
+@option(
     "--precision",
     metavar="P,P,...",
     help="Any of float32, bfloat16, int8.  [default: float32 and what the CPU supports]",
 )
-@click.option(
+@option(
     "--engines", metavar="E,E,...", help="Any of rewritten, openvino, onnxruntime, compile.  [default: all installed]"
 )
 @images_option
-@click.option(
-    "--seconds", type=click.FloatRange(1, 86_400), default=100, show_default=True, help="Time limit in seconds."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--seconds", type=click.FloatRange(1, 86_400), default=100, show_default=True, help="Time limit in seconds.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def tune(
     name: str | None,
     checkpoint: str | None,
@@ -92,23 +91,21 @@ def tune(
     notice(f"saved to {done.path}")
 
 
-@click.command(cls=CheckedCommand, short_help="Benchmark engines against each other.")
+@click.command(cls=Command, short_help="Benchmark engines against each other.")
 @click.argument("models", nargs=-1, metavar="[MODEL...]")
-@click.option("--batch", default="8,1", show_default=True, metavar="N,...", help="Batch sizes.")
-@click.option(
+@option("--batch", default="8,1", show_default=True, metavar="N,...", help="Batch sizes.")
+@option(
     "--precision", default="float32", show_default=True, metavar="P,...", help="One or more of float32, bfloat16, int8."
 )
-@click.option("--engines", default="eager,rewritten,openvino,onnxruntime", show_default=True, metavar="E,...",
+@option("--engines", default="eager,rewritten,openvino,onnxruntime", show_default=True, metavar="E,...",
               help=f"One or more of auto, {', '.join(ENGINES)}; speedups are relative to the first.")  # fmt: skip
-@click.option("--against", type=click.Choice(["timm"]), help="Compare with timm's own models instead.")
-@click.option("--pretrained", is_flag=True, help="Load trained weights; speed does not depend on them.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--rounds", type=count_type(), default=7, show_default=True, help="Number of timed rounds per candidate.")
-@click.option(
-    "--out", metavar="FILE.csv", help="Also write all results, with the measurement conditions, to a CSV file."
-)
-@click.option("--picture", metavar="FILE.png", help="Plot speed against published accuracy.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option("--against", type=click.Choice(["timm"]), help="Compare with timm's own models instead.")
+@option("--pretrained", is_flag=True, help="Load trained weights; speed does not depend on them.")
+@option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@option("--rounds", type=count_type(), default=7, show_default=True, help="Number of timed rounds per candidate.")
+@option("--out", metavar="FILE.csv", help="Also write all results, with the measurement conditions, to a CSV file.")
+@option("--picture", metavar="FILE.png", help="Plot speed against published accuracy.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def bench(
     models: tuple[str, ...], batch: str, precision: str, engines: str, out: str | None, picture: str | None,
     as_json: bool, **given: Any,

@@ -8,22 +8,23 @@ import click
 
 from ..text import printable
 from .console import (
+    Command,
     echo,
     echo_json,
     new_table,
     notice,
     print_table,
 )
-from .options import CheckedCommand
+from .options import option
 from .preflight import count_type
 
 if TYPE_CHECKING:
     pass
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=Command)
 @click.argument("folder", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def index(folder: str, as_json: bool) -> None:
     """Make a run searchable, or bring its index up to date.
 
@@ -42,19 +43,19 @@ def index(folder: str, as_json: bool) -> None:
                        f"{done.seconds:.1f} s"))  # fmt: skip
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=Command)
 @click.argument("folder", metavar="RUN")
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
-@click.option("-k", "--top", type=count_type(), default=10, show_default=True, help="Number of rows to find.")
-@click.option("--where", metavar="SQL", help="Only rows that match, e.g. \"label = 'cat' AND width >= 640\".")
-@click.option("--label", metavar="NAME", help="Only rows with this predicted class.")
-@click.option("--all-rows", is_flag=True, help="Compare with every row, even if there is an approximate index.")
-@click.option(
+@option("-k", "--top", type=count_type(), default=10, show_default=True, help="Number of rows to find.")
+@option("--where", metavar="SQL", help="Only rows that match, e.g. \"label = 'cat' AND width >= 640\".")
+@option("--label", metavar="NAME", help="Only rows with this predicted class.")
+@option("--all-rows", is_flag=True, help="Compare with every row, even if there is an approximate index.")
+@option(
     "-m", "--model", metavar="NAME", help="Current location of the run's model.  [default: the name used for the run]"
 )
-@click.option("--checkpoint", metavar="FILE", help="The weight file, if the run was made with --checkpoint.")
-@click.option("--sheet", metavar="FILE", help="Draw the queries and their neighbours to an .html or .png file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option("--checkpoint", metavar="FILE", help="The weight file, if the run was made with --checkpoint.")
+@option("--sheet", metavar="FILE", help="Draw the queries and their neighbours to an .html or .png file.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def search(
     folder: str, queries: tuple[str, ...], model: str | None, checkpoint: str | None, sheet: str | None,
     as_json: bool, **given: Any,
@@ -88,16 +89,14 @@ def search(
         there.sheet(path, asked, found)
 
 
-@click.command(cls=CheckedCommand, short_help="Find the images that a run holds more than once.")
+@click.command(cls=Command, short_help="Find the images that a run holds more than once.")
 @click.argument("folder", metavar="RUN")
-@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
+@option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.95, show_default=True,
               help="Cosine similarity from which images count as duplicates.")  # fmt: skip
-@click.option("--exact", is_flag=True, help="Find only files with identical bytes.")
-@click.option("-o", "--out", metavar="FILE", help="Also write the rows to a .csv, .json, .jsonl or .parquet file.")
-@click.option(
-    "--sheet", metavar="FILE", help="Draw the pairs near the threshold and the clusters to an .html or .png file."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option("--exact", is_flag=True, help="Find only files with identical bytes.")
+@option("-o", "--out", metavar="FILE", help="Also write the rows to a .csv, .json, .jsonl or .parquet file.")
+@option("--sheet", metavar="FILE", help="Draw the pairs near the threshold and the clusters to an .html or .png file.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
     """Find duplicate images in a run, and which one of each to keep.
 

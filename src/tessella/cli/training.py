@@ -8,46 +8,47 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import CheckedCommand
+from .console import Command
+from .options import option
 
 if TYPE_CHECKING:
     pass
 
 
-@click.command(cls=CheckedCommand)
+@click.command(cls=Command)
 @click.argument("data")
-@click.option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to start from.  "
+@option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to start from.  "
               "[default: the built-in model]")  # fmt: skip
-@click.option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
-@click.option("--preset", metavar="NAME", help="One of convmixer, convit, crossvit, mixer, gmixer, finetune, "
+@option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
+@option("--preset", metavar="NAME", help="One of convmixer, convit, crossvit, mixer, gmixer, finetune, "
               "small-data.  [default: finetune for a pretrained model, else small-data]")  # fmt: skip
-@click.option(
+@option(
     "--config", metavar="FILE.json", help="JSON file with all or some of the settings, such as train.json of a run."
 )
-@click.option(
+@option(
     "--val", metavar="DATA", help="Validation images.  [default: the validation split of DATA, or a fraction of it]"
 )
-@click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
+@option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
               help="Validation fraction, used if the data has no validation split.")  # fmt: skip
-@click.option("--scratch", is_flag=True, help="Start from random weights.")
-@click.option("--head-only", is_flag=True, help="Train only the classifier.")
-@click.option("--layer-decay", type=click.FloatRange(0, 1, True), help="Layer-wise learning-rate decay.")
-@click.option("--epochs", type=click.IntRange(1, 1_000_000), help="Number of epochs.")
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), help="Global batch size, over all processes.")
-@click.option(
+@option("--scratch", is_flag=True, help="Start from random weights.")
+@option("--head-only", is_flag=True, help="Train only the classifier.")
+@option("--layer-decay", type=click.FloatRange(0, 1, True), help="Layer-wise learning-rate decay.")
+@option("--epochs", type=click.IntRange(1, 1_000_000), help="Number of epochs.")
+@option("--batch-size", type=click.IntRange(1, 1_000_000), help="Global batch size, over all processes.")
+@option(
     "--accumulate", type=click.IntRange(1, 1_000_000), help="Gradient accumulation steps per batch, to save memory."
 )
-@click.option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="Peak learning rate.")
-@click.option("--img-size", type=click.IntRange(1, 4000), help="Height and width of the model's input in pixels.")
-@click.option("--ema", type=click.FloatRange(0, 1), help="Decay of the moving average of the weights; 0 turns it off.")
-@click.option("--teacher", metavar="MODEL", help="Teacher model for distillation.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast precision.")
-@click.option("--compile", "compile_", is_flag=True, help="Use torch.compile.")
-@click.option("--shard", is_flag=True, help="Shard the weights over the torchrun processes (FSDP2).")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Number of data loader processes.  [default: cores - 1]")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Random seed.")
-@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs to FOLDER/tensorboard.")
+@option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="Peak learning rate.")
+@option("--img-size", type=click.IntRange(1, 4000), help="Height and width of the model's input in pixels.")
+@option("--ema", type=click.FloatRange(0, 1), help="Decay of the moving average of the weights; 0 turns it off.")
+@option("--teacher", metavar="MODEL", help="Teacher model for distillation.")
+@option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast precision.")
+@option("--compile", "compile_", is_flag=True, help="Use torch.compile.")
+@option("--shard", is_flag=True, help="Shard the weights over the torchrun processes (FSDP2).")
+@option("--device", default="auto", show_default=True, help="cpu, cuda.")
+@option("--workers", type=click.IntRange(0, 256), help="Number of data loader processes.  [default: cores - 1]")
+@option("--seed", type=click.IntRange(0, 2**63 - 1), help="Random seed.")
+@option("--tensorboard", is_flag=True, help="Also write TensorBoard logs to FOLDER/tensorboard.")
 def train(
     data: str, model: str | None, out: str, preset: str | None, config: str | None, val: str | None,
     val_fraction: float, scratch: bool, head_only: bool, compile_: bool, shard: bool, device: str, workers: int | None,
