@@ -101,12 +101,12 @@ SURFACE = {
         *("--precision", "--compile", "--shard", "--device", "--workers", "--seed", "--tensorboard"),
     ],
     "probe": [
-        *("DATA", "--model", "--val", "--val-fraction", "--shots", "--accuracy", "--out", "--attach-to", "--seed"),
-        "--json",
+        *("DATA", "--val", "--val-fraction", "--model", "--shots", "--target-accuracy", "--seed", "--out"),
+        *("--attach-to", "--json"),
     ],
     "evaluate": [
-        *("DATA", "--model", "--split", "--engine", "--precision", "--device", "--batch-size", "--transform"),
-        *("--policy", "--checkpoint", "--real", "--dataset", "--restrict", "--out", "--json"),
+        *("DATA", "--split", "--dataset", "--real-labels", "--model", "--checkpoint", "--engine", "--precision"),
+        *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),
     ],
     "bench": [
         "[MODEL...]",

@@ -17,7 +17,8 @@ from ..data.datasets import LabelledImages
 from ..data.loader import EvalImages, Loader
 from ..data.transforms import InputSpec, normalise
 from ..errors import ImageError
-from ..evaluation.linear_probe import Head, choose_strength, fit, hold_out, set_head
+from ..evaluation.classifiers import choose_strength, fit, hold_out
+from ..evaluation.head import Head, set_head
 from ..evaluation.metrics import Ints
 from ..models.base import ImageModel
 from .trainer import Process
