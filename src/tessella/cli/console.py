@@ -131,7 +131,20 @@ def flush_results(status: int) -> int:
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-GROUPS = ("Input", "Model", "Training", "Output", "Advanced", "Other")  # headings of options in the help, in this order
+GROUPS = ("Arguments", "Input", "Model", "Training", "Output", "Advanced", "Other")  # headings of the help, in order
+
+
+class Argument(click.Argument):
+    """A positional argument with a help text, shown under the heading `Arguments`."""
+
+    group = "Arguments"
+
+    def __init__(self, *args: Any, help: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help_text = help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.make_metavar(ctx), self.help_text
 
 
 class Option(click.Option):
@@ -166,7 +179,7 @@ class Command(click.Command):
         self.examples = tuple(examples)
         self.params += [
             Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
-            Option(["-v", "--verbose"], is_flag=True, help="Show what was chosen and done, too."),
+            Option(["-v", "--verbose"], is_flag=True, help="Also show what was chosen and why."),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -187,7 +200,7 @@ class Command(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
+            if record is not None and record[1]:
                 groups[getattr(parameter, "group", "Other")].append(record)
         for name, records in groups.items():
             if records:
