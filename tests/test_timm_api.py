@@ -679,7 +679,7 @@ def test_accuracy_and_average() -> None:
     assert (torch.rand(1), np.random.rand()) == first
 
 
-# --- docs/reference/timm.md -----------------------------------------------------------------------------------------------------
+# --- docs/reference/timm.md -------------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "timm.md").read_text(encoding="utf-8")
 
