@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch
 
 import tessella
 from tessella.engine import make_plan
+from tessella.fingerprint import config_text, hash_identity, identify
 from tessella.models import ARCHITECTURES, build
 from tessella.models.base import ImageModel
 from tessella.predictor import Predictor
@@ -79,10 +81,10 @@ SETTINGS: dict[str, Callable[[], Predictor]] = {
 }
 
 
-def config_of(arch: str) -> str:
+def config_of(arch: str) -> Any:
+    """The config of the architecture's model, which may not be that of the table: a size becomes a pair."""
     with no_weights():
-        model = build(arch)
-    return repr(model.config)
+        return build(arch).config
 
 
 def test_all_architectures_and_models_are_recorded() -> None:
@@ -95,7 +97,7 @@ def test_all_architectures_and_models_are_recorded() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_text_of_a_config(arch: str) -> None:
-    assert config_of(arch) == recorded()["configs"][arch]
+    assert config_text(config_of(arch)) == recorded()["configs"][arch]
 
 
 @pytest.mark.parametrize("case", TINY)
@@ -124,10 +126,70 @@ def test_what_changes_the_numbers_changes_the_fingerprint() -> None:
     assert predictor_of(channels_last).fingerprint == plain
 
 
+# --- fields that are added to a config --------------------------------------------------------------------------------
+
+FAMILIES = ("convmixer", "convit", "mixer", "crossvit")  # one small model for each class of configs
+
+
+def with_field(config: Any, name: str, kind: Any, default: Any) -> Any:
+    """Return the class of `config` with one more field, before the others that have a default."""
+    old = dataclasses.fields(config)
+    required = [(field.name, field.type) for field in old if field.default is dataclasses.MISSING]
+    others = [(field.name, field.type, field.default) for field in old if field.default is not dataclasses.MISSING]
+    fields: Any = [*required, (name, kind, default), *others]
+    return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True)
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_a_new_field_with_its_default_changes_no_fingerprint(case: str) -> None:
+    model = counted(case)
+    values = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
+    larger = with_field(model.config, "gain", float, 1.0)
+    assert repr(larger(**values)) != repr(model.config)
+    assert config_text(larger(**values)) == recorded()["tiny"][case]["config"]
+    model.config = larger(**values)
+    assert predictor_of(model).fingerprint == recorded()["tiny"][case]["fingerprint"]
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_a_new_field_with_another_value_changes_the_fingerprint(case: str) -> None:
+    model = counted(case)
+    text = config_text(model.config)
+    values = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
+    larger = with_field(model.config, "gain", float, 1.0)
+    assert config_text(larger(**values, gain=0.5)) == f"{text[:-1]}, gain=0.5)"
+    fingerprints = {recorded()["tiny"][case]["fingerprint"]}
+    for gain in (0.5, 0.25):
+        model.config = larger(**values, gain=gain)
+        fingerprints.add(predictor_of(model).fingerprint)
+    assert len(fingerprints) == 3
+
+
+def test_new_fields_are_sorted_by_name_and_compared_with_what_a_factory_makes() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        width: int
+        stages: list[int] = dataclasses.field(default_factory=lambda: [1, 2])
+        gain: float = 1.0
+        bias: bool = False
+
+    assert config_text(Config(8)) == "Config(width=8)"  # no default: always there
+    assert config_text(Config(8, [1, 2], 1.0, False)) == "Config(width=8)"
+    assert config_text(Config(8, [2], 0.5, True)) == "Config(bias=True, gain=0.5, stages=[2], width=8)"
+
+
+def test_the_functions_give_what_a_predictor_does() -> None:
+    predictor = predictor_of(counted("mixer"), policy="timm")
+    identity = identify(predictor.model, predictor.spec)
+    assert identity == predictor.identity
+    found = hash_identity(identity, policy="timm", transform="exact", precision="float32")
+    assert found == predictor.fingerprint != recorded()["tiny"]["mixer"]["fingerprint"]
+
+
 def record() -> None:
     tiny = {case: predictor_of(counted(case)) for case in TINY}
     facts = dict(
-        configs={arch: config_of(arch) for arch in ARCHITECTURES},
+        configs={arch: config_text(config_of(arch)) for arch in ARCHITECTURES},
         tiny={case: dict(config=one.identity["config"], fingerprint=one.fingerprint) for case, one in tiny.items()},
         settings={name: make().fingerprint for name, make in SETTINGS.items()},
     ) | {"built-in": {name: tessella.load(name).fingerprint for name in BUILTIN}}

@@ -14,6 +14,7 @@ LAYERS = [
     {"extras", "atomic", "arguments"},
     {"checks", "locks"},
     {"models", "data", "utils"},
+    {"fingerprint"},
     {"weights"},
     {"engine"},
     {"predictor"},
