@@ -1,6 +1,6 @@
-"""Fingerprints stay what they are: runs, indexes and caches of another fingerprint are refused.
+"""Fingerprints do not change: files that carry another fingerprint are refused.
 
-`python -m tests.test_fingerprints` records them anew, after NUMERIC_CONTRACT was raised or architectures were added.
+`python -m tests.test_fingerprints` records them again, after NUMERIC_CONTRACT was raised or architectures were added.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ recorded = functools.cache(lambda: json.loads(RECORDED.read_text()))
 
 @contextmanager
 def no_weights() -> Iterator[None]:
-    """Build models without memory for their weights."""
+    """Build models without allocating their weights."""
     with torch.device("meta"):
         yield
 
@@ -82,7 +82,7 @@ SETTINGS: dict[str, Callable[[], Predictor]] = {
 
 
 def config_of(arch: str) -> Any:
-    """The config of the architecture's model, which may not be that of the table: a size becomes a pair."""
+    """Return the config of the architecture's model, in which an image size may have become a pair."""
     with no_weights():
         return build(arch).config
 

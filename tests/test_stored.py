@@ -1,4 +1,4 @@
-"""Reading what an earlier version wrote: runs, indexes, checkpoints, models, exports and records; see stored/README.md.
+"""Files that an earlier version wrote are still read; stored/README.md describes them.
 
 Every test works on a copy, and calls what users call: the command line, `load`, `create_model` and `read_rows`.
 """
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The number of threads is part of a run's settings: the stored runs were made with one."""
+    """Use one thread: the number of threads is one of the settings of a run, and the stored runs were made with one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def relocate(out: Path, root: Path) -> None:
-    """Make a run list its inputs in `root`: they are listed with whole paths and times, and a copy has others."""
+    """Change the listing of a run to the absolute paths of the copied inputs, and their times to those of the listing."""
     for folder in (out, out / "copy"):
         listing = pq.ParquetFile(folder / "manifest.parquet")
         shards = [listing.read_row_group(i) for i in range(listing.num_row_groups)]
@@ -102,7 +102,7 @@ def test_a_run_is_verified_without_damage(root: Path, name: str, shards: int) ->
     found = json.loads(run("verify-run", name, "--json", cwd=root)[0])
     assert found["damage"] == []
     assert (found["finished"], found["shards"]) == (shards, 6)
-    shard = next((root / name / "shards").iterdir())  # and damage to it is found
+    shard = next((root / name / "shards").iterdir())  # damage must be found
     shard.write_bytes(shard.read_bytes()[:-1])
     assert json.loads(run("verify-run", name, "--json", cwd=root, status=6)[0])["damage"]
 
