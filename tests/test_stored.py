@@ -52,7 +52,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def relocate(out: Path, root: Path) -> None:
-    """Change the listing of a run to the absolute paths of the copied inputs, and their times to those of the listing."""
+    """Make the listing of a run name the copied inputs, and give these the times that were listed."""
     for folder in (out, out / "copy"):
         listing = pq.ParquetFile(folder / "manifest.parquet")
         shards = [listing.read_row_group(i) for i in range(listing.num_row_groups)]
