@@ -37,7 +37,8 @@ from tessella.bulk.runner import run
 from tessella.data.sources import IMAGE_SUFFIXES, Source
 from tessella.engine import make_plan
 from tessella.machine import hardware
-from tessella.performance.benchmark import PeakMemory, load_case
+from tessella.performance.candidates import load_case
+from tessella.performance.memory import PeakMemory
 from tessella.predictor import Predictor
 from tessella.records import slug
 

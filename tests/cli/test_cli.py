@@ -112,17 +112,8 @@ SURFACE = {
         *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),
     ],
     "bench": [
-        "[MODEL...]",
-        "--batch",
-        "--precision",
-        "--engines",
-        "--against",
-        "--pretrained",
-        "--device",
-        "--rounds",
-        "--out",
-        "--picture",
-        "--json",
+        *("[MODEL...]", "--engines", "--precision", "--against", "--pretrained", "--device", "--batch-size"),
+        *("--rounds", "--out", "--plot", "--json"),
     ],
 }
 

@@ -11,7 +11,19 @@ import click
 from ..engine import ENGINES
 from ..text import printable
 from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
-from .options import option, parse_numbers, report_skipped
+from .options import (
+    checkpoint_option,
+    data_argument,
+    device_option,
+    json_lines_option,
+    json_option,
+    model_option,
+    option,
+    parse_numbers,
+    policy_option,
+    report_skipped,
+    transform_option,
+)
 from .options import split as split_commas
 
 if TYPE_CHECKING:
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
         "tessella probe animals/ --attach-to models/animals",
     ],
 )
-@click.argument("data")
+@data_argument
 @option(
     "--val",
     group="Input",
@@ -43,7 +55,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Validation fraction, used if the data has no validation split.",
 )
-@option("-m", "--model", group="Model", help="Model to embed with.  [default: the built-in model]")
+@model_option
 @option(
     "--shots",
     group="Advanced",
@@ -76,7 +88,7 @@ if TYPE_CHECKING:
     help="Save embeddings and results to a folder; rerunning the command reuses the embeddings.",
 )
 @option("--attach-to", group="Output", metavar="FOLDER", help="Save the model with the new classifier to a folder.")
-@option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object.")
+@json_option
 def probe(
     data: str,
     model: str | None,
@@ -87,10 +99,7 @@ def probe(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure how well a model's embeddings separate labelled classes, without training the model.
-
-    DATA is as for `tessella train`.
-    """
+    """Measure how well a model's embeddings separate labelled classes, without training the model."""
     from ..data.datasets import open_split
 
     examples = parse_numbers("--shots", shots)
@@ -152,7 +161,7 @@ def _print_probe(result: ProbeResult) -> None:
         "tessella evaluate animals/ --engine eager,openvino --precision float32,bfloat16",
     ],
 )
-@click.argument("data")
+@data_argument
 @option(
     "--split",
     group="Input",
@@ -178,9 +187,10 @@ def _print_probe(result: ProbeResult) -> None:
     "models",
     group="Model",
     multiple=True,
-    help="Model name; may be repeated.  [default: the built-in model]",
+    metavar="NAME",
+    help="Model, as for --model of `tessella classify`; may be repeated.  [default: the built-in model]",
 )
-@option("--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights.")
+@checkpoint_option
 @option(
     "--engine",
     group="Model",
@@ -197,29 +207,15 @@ def _print_probe(result: ProbeResult) -> None:
     metavar="P,...",
     help="One or more of auto, float32, bfloat16, int8.",
 )
-@option("--device", group="Model", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option
 @option(
     "--batch-size",
     group="Advanced",
     type=click.IntRange(1, 1_000_000),
     help="Batch size.  [default: depends on the device]",
 )
-@option(
-    "--transform",
-    group="Advanced",
-    type=click.Choice(["exact", "fast"]),
-    default="exact",
-    show_default=True,
-    help="exact: bit-identical to timm. fast: quicker.",
-)
-@option(
-    "--policy",
-    group="Advanced",
-    type=click.Choice(["tessella", "timm"]),
-    default="tessella",
-    show_default=True,
-    help="How images are decoded. timm: ignore orientation, transparency and 16-bit depth, as timm does.",
-)
+@transform_option
+@policy_option
 @option(
     "--restrict/--no-restrict",
     group="Advanced",
@@ -227,7 +223,7 @@ def _print_probe(result: ProbeResult) -> None:
     help="Predict only classes that DATA has.  [default: if its folders are WordNet ids]",
 )
 @option("-o", "--out", group="Output", metavar="FOLDER", help="Write a table, a figure and a report per model.")
-@option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object per line.")
+@json_lines_option
 def evaluate(
     data: str,
     models: tuple[str, ...],
@@ -240,8 +236,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of models on labelled images, next to the published accuracy.
 
-    Unreadable images are reported separately. DATA is as for `tessella train`. Folders named after WordNet ids or
-    0..999 are recognised as ImageNet.
+    Unreadable images are reported separately. Folders named after WordNet ids or 0..999 are recognised as ImageNet.
     """
     from ..evaluation.leakage import choose_images
     from ..predictor import DEFAULT_MODEL

@@ -167,7 +167,7 @@ def import_timm() -> ModuleType:
         raise UsageError(
             "missing_dependency",
             f"timm {state}",
-            hint="install it with a torchvision that matches this torch, or run `scripts/bench cpu` in a source checkout",
+            hint="install it with a torchvision for this torch, or run `scripts/bench cpu` in a source checkout",
         ) from None
 
 
