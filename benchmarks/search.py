@@ -73,7 +73,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         shard_bytes = make_run(out, clustered(count, 1))
-        built = build_index(out, say=print)
+        built = build_index(out, log=print)
         table, seal = open_table(out / HOME, bulk.read_run(out))
 
         def lancedb_scan(query_D: Floats) -> Any:
