@@ -254,9 +254,7 @@ for _ in sys.stdin:
 """
 
 
-def test_after_kills_at_random_moments_the_index_matches_the_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_random_kills_the_index_matches_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight real kills; some builders continue with what the previous one left."""
     run = write_run(tmp_path / "run", numbered(some(3_000, 0)))
     monkeypatch.setattr(task, "STEP_ROWS", 100)
