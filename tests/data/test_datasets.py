@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.data import labelled_rows
 from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.data.decode import Limits
+from tessella.data.layouts import parquet_tables
 from tessella.data.sources import Source
 from tessella.errors import ImageError, UsageError
 
@@ -386,7 +386,7 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         table = pq.read_table(good).replace_schema_metadata({"huggingface": told})
         pq.write_table(table, tmp_path / "meta.parquet")
         refused("bad_argument", lambda: open_labelled(tmp_path / "meta.parquet"))
-    monkeypatch.setattr(labelled_rows, "_memory", lambda: 100)
+    monkeypatch.setattr(parquet_tables, "_memory", lambda: 100)
     assert "WebDataset" in refused("bad_argument", lambda: open_labelled(good))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow" in refused("missing_dependency", lambda: open_labelled(good))

@@ -32,11 +32,8 @@ from ..checks import checked
 from ..errors import UsageError
 from ..storage import absolute
 from .decode import DEFAULT_LIMITS, Limits
-from .labelled_rows import read_parquet
-from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name
-from .parquet import is_metadata
-from .source import Source
-from .stores import (
+from .layouts.parquet_tables import read_parquet
+from .layouts.store import (
     File,
     Files,
     Ints,
@@ -51,6 +48,9 @@ from .stores import (
     some,
     suffix,
 )
+from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name
+from .parquet import is_metadata
+from .source import Source
 from .walk import split_pattern, walk
 
 Split: TypeAlias = Literal["train", "val"]

@@ -19,15 +19,14 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError, UsageError
-from ..storage import open_regular, read_regular
-from . import tar
-from .decode import unreadable_file
-from .lists import decode_text, existing_name
-from .names import IMAGE_SUFFIXES, Skipped, class_name, ignored_path, is_image, natural
-from .parquet import LABEL_COLUMNS
-from .parquet import ParquetRow as ParquetRow
-from .source import Source
+from ...errors import ImageError, UsageError
+from ...storage import open_regular, read_regular
+from .. import tar
+from ..decode import unreadable_file
+from ..lists import decode_text, existing_name
+from ..names import IMAGE_SUFFIXES, Skipped, class_name, ignored_path, is_image, natural
+from ..parquet import LABEL_COLUMNS
+from ..source import Source
 
 Ints: TypeAlias = NDArray[np.int64]
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ImageError, UsageError
-from .decode import DEFAULT_LIMITS, Limits
-from .parquet import (
+from ...errors import ImageError, UsageError
+from ..decode import DEFAULT_LIMITS, Limits
+from ..parquet import (
     ImageColumn,
     coded_errors,
     damaged,
@@ -27,8 +27,8 @@ from .parquet import (
     plain_type,
     python_value,
 )
-from .source import Source
-from .stores import File, Ints, Labels, Store, bad, join, mixed
+from ..source import Source
+from .store import File, Ints, Labels, Store, bad, join, mixed
 
 
 class _Chunk(NamedTuple):
