@@ -174,11 +174,11 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
         (["train/a/1.jpg", "train/b/1.jpg", "more/1.jpg"], "'train' and 'more'"),
         (["a/1.jpg", "b/1.jpg", "c.tar"], "'a/1.jpg', and 'c.tar'"),
         (["train/a/1.jpg", "val/a/1.jpg", "validation/a/1.jpg"], "'val', 'validation'"),
-        (["a/1.jpg", "b/1.jpg", "2.jpg"], "'2.jpg' is in no class folder"),
-        (["train/1.jpg", "val/2.jpg"], "'train/1.jpg' is in no class folder"),
-        (["train/a/1.jpg", "train/b/1.jpg", "train/2.jpg"], "'train/2.jpg' is in no class folder"),
+        (["a/1.jpg", "b/1.jpg", "2.jpg"], "'2.jpg' is not in a class folder"),
+        (["train/1.jpg", "val/2.jpg"], "'train/1.jpg' is not in a class folder"),
+        (["train/a/1.jpg", "train/b/1.jpg", "train/2.jpg"], "'train/2.jpg' is not in a class folder"),
         (["a.tar", "b.parquet"], "several kinds"),
-        (["x-train.tar", "y.tar"], "'y.tar' of none"),
+        (["x-train.tar", "y.tar"], "'y.tar' of no split"),
         (["only/1.jpg"], "one class only, 'only'"),
     ],
 )
@@ -377,7 +377,7 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     refused("corrupt_archive", lambda: open_labelled(tmp_path / "bad.parquet"))
     write_parquet(tmp_path / "two" / "a.parquet", [0, 1, 2])
     write_parquet(tmp_path / "two" / "b.parquet", [0, 1, 2], CLASSES[::-1])
-    assert "other columns or class names" in refused("bad_argument", lambda: open_labelled(tmp_path / "two"))
+    assert "whose columns or class names differ" in refused("bad_argument", lambda: open_labelled(tmp_path / "two"))
     pq.write_table(pa.table(dict(x=["x"], label=[1])), tmp_path / "x.parquet")
     message = refused("bad_argument", lambda: open_labelled(tmp_path / "x.parquet"))
     assert "x (string), label (int64)" in message
@@ -386,7 +386,7 @@ def test_parquet_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         table = pq.read_table(good).replace_schema_metadata({"huggingface": told})
         pq.write_table(table, tmp_path / "meta.parquet")
         refused("bad_argument", lambda: open_labelled(tmp_path / "meta.parquet"))
-    monkeypatch.setattr(parquet_tables, "_memory", lambda: 100)
+    monkeypatch.setattr(parquet_tables, "_total_memory", lambda: 100)
     assert "WebDataset" in refused("bad_argument", lambda: open_labelled(good))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow" in refused("missing_dependency", lambda: open_labelled(good))
@@ -473,10 +473,10 @@ def test_names_in_archives_need_no_class_list(tmp_path: Path) -> None:
         (shard("01") | {"9.jpg": b"", "9.cls": b"\xff"}, "x.tar::9.cls is not text"),
         (shard("01") | {"9.cls": b"1"}, "1 labels have no image, such as that of '9'"),
         (shard("01") | {"1.png": b""}, "'1.png' has two images"),
-        (shard("01") | {"9.jpg": b"", "9.cls": bytes(2 << 20)}, "which is no label"),
+        (shard("01") | {"9.jpg": b"", "9.cls": bytes(2 << 20)}, "too large for a label"),
         (shard("0123", classes_txt=b"a2\na10\nb"), "'x.tar::3.jpg' with '3'"),
         (shard(["a2", "wolf"], classes_txt=b"a2\na10\nb"), "'x.tar::1.jpg' with 'wolf'"),
-        (shard("01", classes_txt=b"\xff"), "expected a class name a line"),
+        (shard("01", classes_txt=b"\xff"), "expected one class name per line"),
         (shard("11"), "one class only, '1'"),
     ],
 )

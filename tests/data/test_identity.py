@@ -93,7 +93,7 @@ def test_members_are_compared_with_the_archive(tmp_path: Path, prefix: str, monk
     write_tar(path, ["bbbb.png", "aaaa.png"])
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     if not prefix:
-        assert container_difference(url, before, members) == "'bbbb.png' is where 'some.tar::aaaa.png' was"
+        assert container_difference(url, before, members) == "'bbbb.png' is now where 'some.tar::aaaa.png' was"
         assert "moved or are missing" in container_difference(url, before, [("some.tar::x.png", 99, 4)])
     os.utime(path, ns=(0, 0))
     assert container_difference(url, before, members) != ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tessella.data.lists import LONGEST_ENTRY, entries
+from tessella.data.lists import LONGEST_ENTRY, read_entries
 from tessella.data.sources import Source, iter_sources
 from tessella.errors import ImageError
 
@@ -30,7 +30,7 @@ def split(data: bytes, chunk: int = 1 << 16) -> list[str]:
             given, self.rest = self.rest[:chunk], self.rest[chunk:]
             return given
 
-    found = list(entries(Slow()))
+    found = list(read_entries(Slow()))
     assert not [entry for entry in found if isinstance(entry, ImageError)]
     return [str(entry) for entry in found]
 
@@ -76,28 +76,28 @@ def test_separators(data: bytes, expected: list[str]) -> None:
 @pytest.mark.parametrize("end", ["\n", "\0"])
 def test_an_entry_without_end_is_one_error_in_bounded_memory(end: str) -> None:
     longest = "x" * LONGEST_ENTRY
-    found = list(entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
+    found = list(read_entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
     assert [isinstance(entry, ImageError) for entry in found] == [False, True, False, False]
     assert (found[0], found[2], found[3]) == ("a", longest, "b")
-    assert len(list(entries(io.BytesIO(longest.encode() * 3)))) == 1
+    assert len(list(read_entries(io.BytesIO(longest.encode() * 3)))) == 1
 
 
 def test_entries_arrive_before_the_list_ends() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as other:
         other.write(b"a.jpg\nb.j")
-        found = entries(stream)
+        found = read_entries(stream)
         assert next(found) == "a.jpg"
         other.write(b"pg\n")
         assert next(found) == "b.jpg"
 
 
 def test_lines_of_an_iterable_and_standard_input_as_text_or_bytes() -> None:
-    assert list(entries(["a\n", b"b\r\n", "", "c"])) == ["a", "b", "c"]
-    assert isinstance(next(entries([3])), ImageError)
-    assert list(entries(io.StringIO("a\nb\n"))) == ["a", "b"]
+    assert list(read_entries(["a\n", b"b\r\n", "", "c"])) == ["a", "b", "c"]
+    assert isinstance(next(read_entries([3])), ImageError)
+    assert list(read_entries(io.StringIO("a\nb\n"))) == ["a", "b"]
     as_latin = io.TextIOWrapper(io.BytesIO("é\n".encode()), encoding="latin-1")  # its bytes are read, not its text
-    assert list(entries(as_latin)) == ["é"]
+    assert list(read_entries(as_latin)) == ["é"]
 
 
 def keys(*inputs: str, stdin: Any = None) -> list[str]:
@@ -117,7 +117,7 @@ def test_a_bad_entry_is_one_row_and_the_list_goes_on(here: Path, through: str) -
     bad = ["n" * 300, "nul\0.jpg", "x" * (LONGEST_ENTRY + 1), "nowhere://x", "@gone", "-", "*.gif", "q/" * 9000]
     data = "\n".join(["a.jpg", *bad, "b.jpg"]).encode()
     Path("list").write_bytes(data)
-    found = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))  # type: ignore[arg-type]
+    found = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))
     assert len(found) == len(bad) + 2
     for source in found[1:-1]:
         with pytest.raises(ImageError):
@@ -148,7 +148,7 @@ def test_a_list_that_fails_while_it_is_read(here: Path) -> None:
                 raise OSError(5, "Input/output error")
             return b"a.jpg\n"
 
-    found: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))  # type: ignore[arg-type]
+    found: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))
     assert [source.key for source in found] == ["a.jpg", "-", "b.jpg"]
     assert found[1].error is not None
     assert found[1].error.code == "unreadable"

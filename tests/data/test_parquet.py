@@ -189,7 +189,7 @@ def test_a_row_group_is_read_in_batches(small_batches: None, monkeypatch: pytest
     for at in (99, 50, 51, 0, 98, 59, 60, 61, 10, 3, 30):
         assert sources[at].read() == expected[at]
     assert parquet._reader is not None
-    assert max(len(column) for _, column in parquet._reader._kept) < 10
+    assert max(len(column) for _, column in parquet._reader._cached) < 10
 
 
 def test_threads_share_the_reader(small_batches: None) -> None:

@@ -83,7 +83,7 @@ def test_the_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool
         (tmp_path / "x.tar").write_bytes(data.rstrip(b"\0") + bytes(-len(data.rstrip(b"\0")) % 512))
     with tarfile.open(tmp_path / "x.tar") as archive, (tmp_path / "x.tar").open("rb") as file:
         expected = [(info.name, info.offset_data, info.size) for info in archive]
-        assert [(one.name, one.offset, one.size) for one in tar.members(file, "x.tar")] == expected
+        assert [(one.name, one.offset, one.size) for one in tar.iter_members(file, "x.tar")] == expected
 
 
 def test_gnu_tar(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.data.names import Skipped, class_name, ignored, natural
+from tessella.data.names import Skipped, ignore_reason, natural_key, normalize_class_name
 from tessella.data.sources import Source, iter_sources
 from tessella.errors import ImageError
 
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_listed_is_a_row_also_below_a_pattern(
 
 def test_long_numbers_in_names_are_sorted_by_value() -> None:
     names = ["a10", "a2", "a" + "9" * 5000, "a" + "1" * 5001, "a02"]
-    assert sorted(names, key=natural) == ["a2", "a02", "a10", "a" + "9" * 5000, "a" + "1" * 5001]
+    assert sorted(names, key=natural_key) == ["a2", "a02", "a10", "a" + "9" * 5000, "a" + "1" * 5001]
 
 
 @pytest.mark.parametrize("given", [Path("photos"), "photos", b"photos"])
@@ -255,7 +255,7 @@ def test_what_is_named_is_read_even_if_it_would_be_skipped(here: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "..", ".", "recycled", "icons", "lost", "thumbs", "@home", "found.jpg"])
 def test_ordinary_names_are_not_ignored(name: str) -> None:
-    assert ignored(name) == ""
+    assert ignore_reason(name) == ""
 
 
 def test_each_reason_is_one_line(here: Path) -> None:
@@ -357,6 +357,6 @@ def test_patterns(here: Path) -> None:
 
 
 def test_class_names() -> None:
-    assert class_name("e\u0301") == class_name("\u00e9") == "\u00e9"
-    assert class_name(os.fsdecode(b"\xff")) == r"\xff"
-    assert class_name("plain\\name") == "plain\\name"
+    assert normalize_class_name("e\u0301") == normalize_class_name("\u00e9") == "\u00e9"
+    assert normalize_class_name(os.fsdecode(b"\xff")) == r"\xff"
+    assert normalize_class_name("plain\\name") == "plain\\name"
