@@ -317,17 +317,26 @@ def create_loader(
     each process loads its part of the data. use_multi_epochs_loader and worker_seeding have no effect: workers persist,
     and always draw different random numbers. Raises UsageError `bad_argument` for unsupported arguments.
     """
-    arguments = locals()
+    return _build_loader(locals())
+
+
+def _build_loader(arguments: dict[str, Any]) -> DataLoader[Sample]:
+    """Return the loader for the arguments of `create_loader`, by name."""
     refuse("create_loader", {name: arguments[name] for name in _LOADER_ALTERNATIVES}, _LOADER_ALTERNATIVES)
+    dataset = arguments["dataset"]
     dataset.transform = create_transform(**{name: arguments[name] for name in _TRANSFORM_ARGUMENTS})
     options = {name: arguments[name] for name in _LOADER_ARGUMENTS}
-    options["persistent_workers"] = persistent_workers and num_workers > 0
-    options |= _sampling(dataset, is_training, distributed)
-    if not use_prefetcher:
+    options["persistent_workers"] = arguments["persistent_workers"] and arguments["num_workers"] > 0
+    options |= _sampling(dataset, arguments["is_training"], arguments["distributed"])
+    if not arguments["use_prefetcher"]:
         return DataLoader(dataset, worker_init_fn=_start_worker, **options)
     loader = _PrefetchLoader(dataset, worker_init_fn=_start_worker, **options)
-    usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
-    loader.target = torch.device(device if usable else "cpu"), torch.float16 if fp16 else img_dtype
+    device = torch.device(arguments["device"])
+    usable = device.type != "cuda" or torch.cuda.is_available()
+    loader.target = (
+        device if usable else torch.device("cpu"),
+        torch.float16 if arguments["fp16"] else arguments["img_dtype"],
+    )
     return loader
 
 
