@@ -30,7 +30,7 @@ def write_tar(path: Path, names: list[str]) -> None:
             archive.addfile(member, io.BytesIO(name[:4].encode()))
 
 
-def test_a_file_is_known_by_size_and_time(tmp_path: Path) -> None:
+def test_size_and_modification_time_identify_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
     before = identity_of(str(path))
@@ -47,7 +47,7 @@ def test_a_file_is_known_by_size_and_time(tmp_path: Path) -> None:
     assert identity_of("a\0b") == UNKNOWN
 
 
-def test_a_source_that_changed_says_so_also_after_pickling(tmp_path: Path) -> None:
+def test_a_changed_source_is_an_error_after_pickling_too(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
     source = listed_source(Source("a", str(path)), identity_of(str(path)))
@@ -62,7 +62,7 @@ def test_a_source_that_changed_says_so_also_after_pickling(tmp_path: Path) -> No
     assert caught.value.code == "not_found"
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
 

@@ -43,7 +43,7 @@ def split(data: bytes, chunk: int = 1 << 16) -> list[str]:
      ("utf-32-le", b"\xff\xfe\0\0")],
 )  # fmt: skip
 @pytest.mark.parametrize("last", [False, True])
-def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: bool, chunk: int) -> None:
+def test_encodings_and_line_endings(encoding: str, mark: bytes, end: str, last: bool, chunk: int) -> None:
     text = end.join(NAMES) + end * last
     assert split(mark + text.encode(encoding), chunk) == NAMES
 
@@ -69,12 +69,12 @@ def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: boo
         (b" a.jpg \nb", [" a.jpg ", "b"]),
     ],
 )
-def test_separators(data: bytes, expected: list[str]) -> None:
+def test_separators_of_entries(data: bytes, expected: list[str]) -> None:
     assert split(data) == split(data, 40) == expected
 
 
 @pytest.mark.parametrize("end", ["\n", "\0"])
-def test_an_entry_without_end_is_one_error_in_bounded_memory(end: str) -> None:
+def test_an_endless_entry_is_one_error_in_bounded_memory(end: str) -> None:
     longest = "x" * LONGEST_ENTRY
     found = list(read_entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
     assert [isinstance(entry, ImageError) for entry in found] == [False, True, False, False]
@@ -92,7 +92,7 @@ def test_entries_arrive_before_the_list_ends() -> None:
         assert next(found) == "b.jpg"
 
 
-def test_lines_of_an_iterable_and_standard_input_as_text_or_bytes() -> None:
+def test_lines_are_text_or_bytes() -> None:
     assert list(read_entries(["a\n", b"b\r\n", "", "c"])) == ["a", "b", "c"]
     assert isinstance(next(read_entries([3])), ImageError)
     assert list(read_entries(io.StringIO("a\nb\n"))) == ["a", "b"]
@@ -111,7 +111,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("through", ["file", "stdin"])
-def test_a_bad_entry_is_one_row_and_the_list_goes_on(here: Path, through: str) -> None:
+def test_an_invalid_entry_is_one_error_and_the_rest_of_the_list_is_read(here: Path, through: str) -> None:
     for name in ("a.jpg", "b.jpg"):
         Path(name).write_bytes(b"x")
     bad = ["n" * 300, "nul\0.jpg", "x" * (LONGEST_ENTRY + 1), "nowhere://x", "@gone", "-", "*.gif", "q/" * 9000]
@@ -126,7 +126,7 @@ def test_a_bad_entry_is_one_row_and_the_list_goes_on(here: Path, through: str) -
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
-def test_names_in_another_form_are_found(here: Path, on_disk: Any) -> None:
+def test_listed_names_in_another_form_are_found(here: Path, on_disk: Any) -> None:
     name = unicodedata.normalize(on_disk, "Café ü.jpg")
     Path(name).write_bytes(b"x")
     Path("spaces .jpg ").write_bytes(b"x")
@@ -138,7 +138,7 @@ def test_names_in_another_form_are_found(here: Path, on_disk: Any) -> None:
     assert keys("@list") == [name] * 3 + ["spaces .jpg "] + [name] * (on_disk == "NFC")
 
 
-def test_a_list_that_fails_while_it_is_read(here: Path) -> None:
+def test_a_read_error_in_a_list_is_one_error(here: Path) -> None:
     class Failing(io.RawIOBase):
         count = 0
 
@@ -154,7 +154,7 @@ def test_a_list_that_fails_while_it_is_read(here: Path) -> None:
     assert found[1].error.code == "unreadable"
 
 
-def test_closed_standard_input_is_one_row(here: Path) -> None:
+def test_closed_standard_input_is_one_error(here: Path) -> None:
     def closed() -> Iterator[Any]:
         stream = io.BytesIO()
         stream.close()

@@ -80,7 +80,7 @@ LABELS = pa.array([0, 1, 1, 0])
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("group", [2, 100])
-def test_types(column: pa.Array, group: int) -> None:
+def test_column_types(column: pa.Array, group: int) -> None:
     name = write(dict(image=column, label=LABELS), row_group_size=group)
     assert read(name) == DATA
     labelled = open_labelled(name)
@@ -88,20 +88,20 @@ def test_types(column: pa.Array, group: int) -> None:
     assert labelled.fingerprint
 
 
-def test_a_struct_of_a_view() -> None:
+def test_a_struct_with_a_binary_view() -> None:
     column = pa.array([dict(bytes=one) for one in DATA], pa.struct([("bytes", pa.binary_view())]))
     name = write(dict(image=column, label=LABELS))
     assert read(name) == DATA
     assert open_labelled(name).read(3) == DATA[3]
 
 
-def test_a_type_that_is_read_as_an_object_is_one_bad_row_each() -> None:
+def test_values_of_an_extension_type_are_errors() -> None:
     stored = pa.array([b"x" * 16, None], pa.binary(16))
     name = write({"image": pa.ExtensionArray.from_storage(pa.uuid(), stored)})
     assert read(name) == ["unreadable", "empty"]
 
 
-def test_bytes_of_one_size() -> None:
+def test_bytes_of_fixed_size() -> None:
     name = write(dict(image=pa.array([b"abc", b"def"], pa.binary(3)), label=[0, 1]))
     assert read(name) == [b"abc", b"def"]
     assert open_labelled(name).read(1) == b"def"
@@ -109,14 +109,14 @@ def test_bytes_of_one_size() -> None:
 
 @pytest.mark.parametrize("name", ["img", "Image", "JPG", "png", "image.bytes", "image_bytes", "bytes", "content"])
 @pytest.mark.parametrize("label", ["labels", "fine_label", "Class", "cls", "target"])
-def test_the_names_of_columns(name: str, label: str) -> None:
+def test_column_names(name: str, label: str) -> None:
     path = write({"id": [1, 2, 3, 4], name: DATA, label: ["a", "b", "b", "a"], "coarse_label": [1, 1, 1, 1]})
     assert read(path) == DATA
     labelled = open_labelled(path)
     assert (labelled.classes, labelled.labels.tolist(), labelled.read(2)) == (("a", "b"), [0, 1, 1, 0], b"third")
 
 
-def test_the_first_name_of_the_table_that_fits_counts() -> None:
+def test_the_first_column_name_that_fits_is_used() -> None:
     assert read(write(dict(path=PATHS, image=[1, 2, 3, 4], bytes=DATA))) == DATA
     assert read(write({"image": DATA, "image.bytes": DATA[::-1]})) == DATA
 
@@ -127,7 +127,7 @@ def test_class_names_of_hugging_face_under_another_column() -> None:
     assert open_labelled(write(table)).classes == ("cat", "dog")
 
 
-def test_other_columns_say_what_to_rename() -> None:
+def test_the_error_for_other_columns_says_what_to_rename() -> None:
     name = write(dict(pixels=[[1.0]], caption=[1]))
     (row,) = iter_sources([name])
     assert row.error is not None
@@ -180,7 +180,7 @@ def rows(count: int) -> list[bytes]:
     return [bytes([i % 256]) * 1000 for i in range(count)]
 
 
-def test_a_row_group_is_read_in_batches(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_read_in_batches(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, backwards and at random; and never the whole row group at once."""
     name = write(dict(image=rows(100)), row_group_size=60, use_dictionary=False)
     sources = list(iter_sources([name]))
@@ -211,7 +211,7 @@ def read_some(sources: list[Source]) -> list[bytes]:
     return [source.read() for source in sources]
 
 
-def test_a_fork_has_a_reader_of_its_own(small_batches: None) -> None:
+def test_a_forked_process_has_its_own_reader(small_batches: None) -> None:
     """It would move the position in the file that the parent reads from."""
     sources = list(iter_sources([write(dict(image=rows(60)), use_dictionary=False)]))
     assert sources[10].read() == rows(60)[10]
@@ -220,7 +220,7 @@ def test_a_fork_has_a_reader_of_its_own(small_batches: None) -> None:
         assert read_some(sources[11:]) == rows(60)[11:]
 
 
-def test_damage_in_a_row_group_leaves_the_rows_before_it(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_before_damage_in_a_row_group_are_read(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = dict(use_dictionary=False, compression="zstd", data_page_size=5000, write_batch_size=5)
     rows = [random.Random(i).randbytes(1000) for i in range(60)]
     name = write(dict(image=rows), **options)
@@ -236,7 +236,7 @@ def test_damage_in_a_row_group_leaves_the_rows_before_it(small_batches: None, mo
         assert found == [*rows[:good], *["corrupt_archive"] * (60 - good)]
 
 
-def test_a_large_row_group_asks_for_memory_and_is_refused_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pytest.MonkeyPatch) -> None:
     name = write(dict(image=rows(20)))
     monkeypatch.setattr(parquet, "_LARGE_GROUP", 1000)
     asked: list[int] = []
@@ -258,7 +258,7 @@ def test_a_large_row_group_asks_for_memory_and_is_refused_without(monkeypatch: p
     assert error.value.code == "unreadable"
 
 
-def test_a_table_that_is_replaced_is_not_read_as_the_old_one() -> None:
+def test_a_replaced_table_is_read_anew() -> None:
     sources = list(iter_sources([write(dict(image=DATA))]))
     assert sources[0].read() == b"first"
     write(dict(image=[b"new"]))
@@ -313,7 +313,7 @@ def test_encrypted_files(plain_footer: bool, code: str) -> None:
         lambda data: b"PK\3\4" + data,
     ],
 )
-def test_damaged_files_are_one_row(change: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_one_error(change: Callable[[bytes], bytes]) -> None:
     name = write(dict(image=DATA, label=LABELS))
     Path(name).write_bytes(change(Path(name).read_bytes()))
     assert read(name) == ["corrupt_archive"]
@@ -322,7 +322,7 @@ def test_damaged_files_are_one_row(change: Callable[[bytes], bytes]) -> None:
     assert error.value.code == "corrupt_archive"
 
 
-def test_a_file_that_states_absurdly_many_rows() -> None:
+def test_a_file_that_states_too_many_rows_is_refused() -> None:
     """Nulls take next to nothing, so a small file may state any number."""
     table = pa.table(dict(image=pa.nulls(20_000_000, pa.binary())))
     name = write(table, row_group_size=1 << 30)

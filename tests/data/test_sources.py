@@ -41,7 +41,7 @@ def test_folders_are_walked_in_natural_order(tree: Path) -> None:
     assert [s.read() for s in found] == [b"a1.jpg", b"a2.jpg", b"a10.jpg", b"b/x.PNG", b"z.webp"]
 
 
-def test_a_file_is_taken_whatever_its_name(tree: Path) -> None:
+def test_a_named_file_is_taken_whatever_its_suffix(tree: Path) -> None:
     assert keys("photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg") == [
         "photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg",
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def test_standard_input(tree: Path) -> None:
     assert keys("-", stdin=[]) == []
 
 
-def test_inputs_that_name_nothing_are_one_error_each(tree: Path) -> None:
+def test_each_input_without_an_image_is_one_error(tree: Path) -> None:
     found = list(iter_sources(["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]))
     assert [s.key for s in found] == ["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]
     for source in found[:3] + found[4:]:
@@ -166,7 +166,7 @@ def test_sources_are_small_and_picklable(tree: Path) -> None:
             assert again.read() == source.read()
 
 
-def test_a_long_list_is_never_held() -> None:
+def test_a_long_list_is_read_in_constant_memory() -> None:
     tracemalloc.start()
     try:
         count = sum(1 for _ in iter_sources(["-"], (f"folder/{i}.jpg\n" for i in range(5_000))))

@@ -65,7 +65,7 @@ def codes(sources: list[Source]) -> list[str]:
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("end", [True, False])
-def test_the_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool) -> None:
+def test_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool) -> None:
     rng = random.Random(0)
     names = [
         "a.jpg", "d/b.png", "long/" + "n" * 90 + "/c.jpg", "p" * 99 + ".jpg"[:1], "é.jpg", "../up.jpg", "/abs.jpg",
@@ -86,7 +86,7 @@ def test_the_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool
         assert [(one.name, one.offset, one.size) for one in tar.iter_members(file, "x.tar")] == expected
 
 
-def test_gnu_tar(tmp_path: Path) -> None:
+def test_hard_links_and_sparse_files_of_gnu_tar(tmp_path: Path) -> None:
     """Hard links are stored once, sparse files in pieces: both are named, and neither disturbs the next."""
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.jpg").write_bytes(b"a")
@@ -152,7 +152,7 @@ def test_sizes_above_eight_gigabytes_are_read(tmp_path: Path) -> None:
         pytest.param(b"", 0, id="empty"),
     ],
 )
-def test_damage_is_one_row_after_the_good_members(tmp_path: Path, data: bytes, before: int) -> None:
+def test_damage_is_one_error_after_the_valid_members(tmp_path: Path, data: bytes, before: int) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(data)
     tracemalloc.start()
@@ -173,7 +173,7 @@ def test_damage_is_one_row_after_the_good_members(tmp_path: Path, data: bytes, b
     assert peak < 4_000_000
 
 
-def test_every_bit_of_a_header_may_flip(tmp_path: Path) -> None:
+def test_archives_with_flipped_bits_are_listed_without_other_errors(tmp_path: Path) -> None:
     """Whatever a header says, listing ends, and what is listed can be read or says why not."""
     data = pax(path=b"p.jpg") + member() + member(b"l", b"long.jpg", b"L") + member(b"b.jpg") + END
     for at in range(0, len(data), 7):
@@ -191,14 +191,16 @@ def test_every_bit_of_a_header_may_flip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pack", "name"), [(gzip.compress, "gzip"), (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstd")], ids=["gzip", "zstd"]
 )
-def test_a_compressed_archive_says_so(tmp_path: Path, pack: Callable[[bytes], bytes], name: str) -> None:
+def test_a_compressed_archive_is_refused_with_its_format(
+    tmp_path: Path, pack: Callable[[bytes], bytes], name: str
+) -> None:
     found, _ = read(tmp_path / "x.tar", pack(member() + END))
     assert codes(found) == ["unsupported_format"]
     assert found[0].error is not None
     assert name in found[0].error.message
 
 
-def test_a_name_that_is_there_again_has_a_key_of_its_own(tmp_path: Path) -> None:
+def test_repeated_member_names_get_distinct_keys(tmp_path: Path) -> None:
     found, _ = read(
         tmp_path / "x.tar", member(data=b"1") + member(data=b"2") + member(b"b.jpg") + member(data=b"3") + END
     )
@@ -206,7 +208,7 @@ def test_a_name_that_is_there_again_has_a_key_of_its_own(tmp_path: Path) -> None
     assert [source.read() for source in found] == [b"1", b"2", b"data", b"3"]
 
 
-def test_names(tmp_path: Path) -> None:
+def test_member_names(tmp_path: Path) -> None:
     data = b"".join([
         member(b"b\xe9.jpg"), member(b"n.jpg", prefix=b"folder"), member(b"o.jpg", magic=b"ustar  \0", prefix=b"12345"),
         member(b"v7.jpg", magic=b"\0" * 8), member(b"dir/", b"", b"\0"), pax(path="é.jpg".encode()) + member(b"e.jpg"),
@@ -226,7 +228,7 @@ def test_data_after_the_end_marker_are_counted(tmp_path: Path) -> None:
     assert read(tmp_path / "x.tar", member() + bytes(10240))[1] == {}
 
 
-def test_signed_checksums_of_old_systems(tmp_path: Path) -> None:
+def test_signed_checksums_are_accepted(tmp_path: Path) -> None:
     block = bytearray(header(b"\xe9.jpg", 4))
     signed = sum(struct.unpack("512b", bytes(block[:148] + b" " * 8 + block[156:])))
     block[148:156] = b"%06o\0 " % signed

@@ -18,6 +18,8 @@ from tessella.data.names import Skipped, ignore_reason, natural_key, normalize_c
 from tessella.data.sources import Source, iter_sources
 from tessella.errors import ImageError
 
+from .labelled import BY_PRODUCTS
+
 
 def listing(*inputs: str) -> tuple[dict[str, str], dict[str, int]]:
     """Key -> the code of its error ("" where the file can be read), and what was skipped."""
@@ -61,7 +63,7 @@ def special(here: Path) -> Iterator[Path]:
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
-def test_linked_folders_are_followed_each_time_they_are_linked(here: Path) -> None:
+def test_linked_folders_are_followed_for_each_link(here: Path) -> None:
     put(here, "disk2/x.jpg", "photos/a.jpg")
     for name in ("first", "second"):
         Path("photos", name).symlink_to("../disk2")
@@ -70,7 +72,7 @@ def test_linked_folders_are_followed_each_time_they_are_linked(here: Path) -> No
     assert skipped == {}
 
 
-def test_links_that_lead_back_are_counted(here: Path) -> None:
+def test_links_to_containing_folders_are_counted(here: Path) -> None:
     put(here, "photos/a/x.jpg", "other/b/y.jpg")
     Path("photos/a/up").symlink_to("..")
     Path("photos/a/here").symlink_to(".")
@@ -96,7 +98,7 @@ def test_folders_that_all_link_to_each_other_are_listed_in_bounded_time(here: Pa
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_broken_links_are_rows(here: Path, named: bool) -> None:
+def test_broken_links_are_errors(here: Path, named: bool) -> None:
     put(here, "photos/a.jpg")
     Path("photos/self.jpg").symlink_to("self.jpg")
     Path("photos/gone.jpg").symlink_to("/nowhere/x.jpg")
@@ -110,7 +112,7 @@ def test_broken_links_are_rows(here: Path, named: bool) -> None:
 
 
 @pytest.mark.parametrize("given", ["folder", "named", "glob", "list"])
-def test_special_files_are_rows_and_are_never_opened(special: Path, given: str) -> None:
+def test_special_files_are_errors_and_are_never_opened(special: Path, given: str) -> None:
     names = ["odd/a.jpg", "odd/pipe.jpg", "odd/socket.jpg", "odd/zero.jpg"]
     Path("list.txt").write_text("\n".join(names))
     inputs = {"folder": ["odd"], "named": names, "glob": ["odd/*.jpg"], "list": ["@list.txt"]}
@@ -119,7 +121,7 @@ def test_special_files_are_rows_and_are_never_opened(special: Path, given: str) 
     assert skipped == ({"other_suffix": 1} if given == "folder" else {})
 
 
-def test_a_file_that_becomes_a_pipe_is_not_opened(here: Path) -> None:
+def test_a_file_replaced_by_a_pipe_is_not_opened(here: Path) -> None:
     put(here, "photos/a.jpg", "photos/b.jpg")
     first, second = iter_sources(["photos"])
     Path("photos/a.jpg").unlink()
@@ -142,7 +144,7 @@ def test_a_named_pipe_is_refused_as_a_list_or_an_archive(here: Path, suffix: str
 
 @pytest.mark.parametrize("bad", ["n" * 300 + ".jpg", "n\0.jpg", "x/" * 3000 + "a.jpg", "", "?" * 300, "[\0]*"])
 @pytest.mark.parametrize("through", ["arguments", "list"])
-def test_a_name_that_cannot_be_is_one_row_and_the_next_are_read(here: Path, bad: str, through: str) -> None:
+def test_an_invalid_name_is_one_error_and_later_inputs_are_read(here: Path, bad: str, through: str) -> None:
     put(here, "a.jpg", "b.jpg")
     inputs = ["a.jpg", bad, "b.jpg"]
     if through == "list":
@@ -156,7 +158,7 @@ def test_a_name_that_cannot_be_is_one_row_and_the_next_are_read(here: Path, bad:
     assert found[bad] in ("unreadable", "not_found")
 
 
-def test_deep_folders(here: Path) -> None:
+def test_folders_beyond_the_recursion_and_path_limits(here: Path) -> None:
     """Beyond Python's stack, and beyond the longest path that the system takes."""
     for depth, name in ((1200, "d"), (30, "n" * 200)):
         root = os.open(here, os.O_RDONLY)
@@ -178,7 +180,7 @@ def test_deep_folders(here: Path) -> None:
     subprocess.run(["rm", "-rf", "deep1200", "deep30"], check=True)  # which pytest cannot remove
 
 
-def test_names_that_are_not_text_are_read_and_kept(here: Path) -> None:
+def test_names_that_are_not_utf_8_are_kept(here: Path) -> None:
     name = os.fsdecode(b"b\xe9\n\x1b[31m.jpg")
     Path("photos").mkdir()
     Path("photos", name).write_bytes(b"x")
@@ -186,9 +188,7 @@ def test_names_that_are_not_text_are_read_and_kept(here: Path) -> None:
     assert listing(f"photos/{name}") == ({f"photos/{name}": ""}, {})
 
 
-def test_a_folder_that_cannot_be_listed_is_a_row_also_below_a_pattern(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_listed_is_one_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(here, "photos/b/x.jpg", "photos/c/y.jpg")
     scandir = os.scandir
 
@@ -206,31 +206,24 @@ def test_a_folder_that_cannot_be_listed_is_a_row_also_below_a_pattern(
         ]  # fmt: skip
 
 
-def test_long_numbers_in_names_are_sorted_by_value() -> None:
+def test_numbers_in_names_are_sorted_by_value() -> None:
     names = ["a10", "a2", "a" + "9" * 5000, "a" + "1" * 5001, "a02"]
     assert sorted(names, key=natural_key) == ["a2", "a02", "a10", "a" + "9" * 5000, "a" + "1" * 5001]
 
 
 @pytest.mark.parametrize("given", [Path("photos"), "photos", b"photos"])
-def test_one_input_is_not_a_collection(here: Path, given: object) -> None:
+def test_a_single_input_need_not_be_in_a_list(here: Path, given: object) -> None:
     put(here, "photos/a.jpg")
     assert [source.key for source in iter_sources(given)] == ["photos/a.jpg"]  # type: ignore[arg-type]
 
 
-def test_an_input_of_another_type_is_a_row(here: Path) -> None:
+def test_an_input_of_another_type_is_one_error(here: Path) -> None:
     put(here, "a.jpg")
     found = list(iter_sources([None, "a.jpg", 3]))  # type: ignore[list-item]
     assert [code_of(source) for source in found] == ["unreadable", "", "unreadable"]
 
 
 # --- by-products and counts -------------------------------------------------------------------------------------------
-
-BY_PRODUCTS = [
-    "@eaDir/x.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/a.jpg", "._a.jpg", "#recycle/a.jpg", ".DS_Store",
-    "$RECYCLE.BIN/a.jpg", "System Volume Information/a.jpg", "lost+found/a.jpg", ".Trash-1000/a.jpg", "Thumbs.db",
-    "desktop.ini", "@Recycle/a.jpg", ".@__thumb/a.jpg", ".ipynb_checkpoints/a.jpg", "a.jpg:Zone.Identifier",
-    "a.jpg@SynoEAStream",
-]  # fmt: skip
 
 
 def test_by_products_are_skipped_in_folders_patterns_archives_and_stores(here: Path) -> None:
@@ -247,7 +240,7 @@ def test_by_products_are_skipped_in_folders_patterns_archives_and_stores(here: P
     assert skipped == {"by_product": len(BY_PRODUCTS)}
 
 
-def test_what_is_named_is_read_even_if_it_would_be_skipped(here: Path) -> None:
+def test_named_inputs_are_read_even_if_a_folder_would_skip_them(here: Path) -> None:
     put(here, ".cache/a.jpg", "@eaDir/b.jpg", ".c.jpg")
     found, _ = listing(".cache", "@eaDir", ".c.jpg", "./@eaDir/*.jpg")
     assert list(found) == [".cache/a.jpg", "@eaDir/b.jpg", ".c.jpg", "./@eaDir/b.jpg"]
@@ -258,7 +251,7 @@ def test_ordinary_names_are_not_ignored(name: str) -> None:
     assert ignore_reason(name) == ""
 
 
-def test_each_reason_is_one_line(here: Path) -> None:
+def test_skipped_entries_are_one_line_per_reason(here: Path) -> None:
     put(here, "photos/a.jpg", "photos/x.txt", "photos/y.txt", "photos/z.json", "photos/README", "photos/.hidden")
     put(here, "photos/b.tar.gz", "photos/b.zip", "photos/\x1b[31m.txt")
     skipped = Skipped()
@@ -270,7 +263,7 @@ def test_each_reason_is_one_line(here: Path) -> None:
     ]
 
 
-def test_an_empty_folder_says_what_was_in_it(here: Path) -> None:
+def test_the_error_for_an_empty_folder_says_what_was_skipped(here: Path) -> None:
     put(here, "photos/x.txt")
     (source,) = iter_sources(["photos"])
     assert source.error is not None
@@ -297,7 +290,7 @@ def test_archives_beside_images_are_read(here: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["set", "set/*", "file://{here}/set"])
-def test_a_folder_of_img2dataset(here: Path, given: str) -> None:
+def test_the_metadata_tables_of_img2dataset_are_skipped(here: Path, given: str) -> None:
     put(here, "set/00000_stats.json", "src/1.jpg")
     with tarfile.open("set/00000.tar", "w") as archive:
         archive.add("src/1.jpg", "000000000.jpg")
@@ -308,7 +301,7 @@ def test_a_folder_of_img2dataset(here: Path, given: str) -> None:
     assert skipped == {"metadata_table": 1, "other_suffix": 2}
 
 
-def test_a_table_of_paths_beside_its_images_is_not_read_twice(here: Path) -> None:
+def test_a_table_of_paths_beside_its_images_is_skipped(here: Path) -> None:
     put(here, "set/1.jpg")
     write_table("set/metadata.parquet", file_name=["1.jpg"], label=[1])
     assert listing("set") == ({"set/1.jpg": ""}, {"metadata_table": 1})
@@ -328,7 +321,7 @@ def test_results_of_tessella_are_not_read_as_data(here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.zst", "x.zip"])
-def test_compressed_archives_are_refused_with_a_way_out(here: Path, name: str) -> None:
+def test_the_error_for_a_compressed_archive_says_to_unpack_it(here: Path, name: str) -> None:
     put(here, name)
     (source,) = iter_sources([name])
     with pytest.raises(ImageError, match="unpack") as error:
@@ -356,7 +349,7 @@ def test_patterns(here: Path) -> None:
 # --- class names ------------------------------------------------------------------------------------------------------
 
 
-def test_class_names() -> None:
+def test_class_names_are_normalized() -> None:
     assert normalize_class_name("e\u0301") == normalize_class_name("\u00e9") == "\u00e9"
     assert normalize_class_name(os.fsdecode(b"\xff")) == r"\xff"
     assert normalize_class_name("plain\\name") == "plain\\name"

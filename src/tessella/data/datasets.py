@@ -37,6 +37,7 @@ from .layouts.store import (
     ImageStore,
     Ints,
     bad_data,
+    count_of,
     join_names,
     join_path,
     not_found,
@@ -154,7 +155,7 @@ def open_split(
         shared = files.paths(train_splits) & val_files.paths(val_splits)
         if shared:
             raise bad_data(
-                f"{len(shared):,} files are in both the training and the validation data, such as {min(shared)!r}",
+                f"the training and the validation data share {count_of(len(shared), 'file')}, such as {min(shared)!r}",
                 "use other validation images, or none, so that some of the training images are held out",
             )
         validation = _load(val_files, val_splits, train.classes)

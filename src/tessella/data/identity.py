@@ -182,6 +182,7 @@ def container_difference(path: str, identity: Identity, members: Iterable[tuple[
     if change := difference(identity, identity_of(path, container=True)):
         return change
     missing = {offset: (key, size) for key, offset, size in members}
+    total = len(missing)
     if not missing or (is_url(path) and identity.digest):
         return ""
     prefix = len(escape(path))  # a key begins with the path at the time of listing, which may have been relative
@@ -193,7 +194,7 @@ def container_difference(path: str, identity: Identity, members: Iterable[tuple[
     if not missing:
         return ""
     first_key = next(iter(missing.values()))[0]
-    return f"{len(missing):,} members have moved or are missing, such as {first_key!r}"
+    return f"{len(missing):,} of {total:,} members have moved or are missing, such as {first_key!r}"
 
 
 def _format_time(nanoseconds: int | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..names import natural_key, normalize_class_name
-from .store import EncodedLabels, ImageStore, Ints, bad_data, join_names
+from .store import EncodedLabels, ImageStore, Ints, bad_data, count_of, join_names
 
 
 def class_indices(origin: str, labels: EncodedLabels, store: ImageStore) -> tuple[list[str], Ints]:
@@ -28,7 +28,7 @@ def class_indices(origin: str, labels: EncodedLabels, store: ImageStore) -> tupl
     if len(outside):
         row = int(outside[0])
         raise bad_data(
-            f"{origin}: {len(outside):,} images have a label that is not in the class list, the first is "
+            f"{origin} has {count_of(len(outside), 'image')} with a label that is not in the class list, the first is "
             f"{store.key(row)!r} with {labels.values[labels.codes[row]]!r}",
             f"the list has {len(classes)} names, {join_names(classes)}; a label is one of them, or a number from 0",
         )

@@ -24,7 +24,7 @@ from ..columns import (
 from ..decode import DEFAULT_LIMITS, Limits
 from ..parquet import cell_bytes, damaged_parquet, open_parquet, row_group_sizes, to_python, translate_arrow_errors
 from ..source import Source
-from .store import DataFile, EncodedLabels, ImageStore, Ints, bad_data, join_path, mixed_layouts
+from .store import DataFile, EncodedLabels, ImageStore, Ints, bad_data, count_of, join_path, mixed_layouts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -205,7 +205,8 @@ def read_parquet_tables(root: str, files: list[DataFile]) -> tuple[ImageStore, E
     values, codes = np.unique(np.concatenate([table.labels for table in tables]), return_inverse=True)
     if values.dtype.kind == "i" and len(values) and values[0] < 0:
         raise bad_data(
-            f"{int((codes == 0).sum()):,} images have the label {values[0]}, which is not in the class list",
+            f"{root} has {count_of(int((codes == 0).sum()), 'image')} with the label {values[0]}, which is not in the "
+            "class list",
             "a negative label marks images without one: remove those rows",
         )
     store = _TableStore(root, [file.name for file in files], [table.rows for table in tables], first.image)
@@ -261,7 +262,7 @@ def _label_values(path: str, labels: pa.ChunkedArray) -> LabelValues:
     if not (pa.types.is_integer(storage) or pa.types.is_boolean(storage) or is_text(storage)):
         raise bad_data(f"{path!r}: the label column has the type {labels.type}, expected integers or names")
     if labels.null_count:
-        raise bad_data(f"{labels.null_count:,} of {len(labels):,} images have no label (null)", "remove those rows")
+        raise bad_data(f"{path!r}: {labels.null_count:,} of {len(labels):,} labels are null", "remove those rows")
     try:
         values = labels.cast(pa.large_string() if is_text(storage) else pa.int64())
         return np.asarray(values.to_numpy(), object if is_text(storage) else np.int64)

@@ -18,7 +18,17 @@ from ..decode import unreadable_file
 from ..lists import decode_text
 from ..names import Skipped, is_image, path_ignore_reason
 from ..source import Source
-from .store import DataFile, EncodedLabels, ImageStore, Ints, PackedStrings, bad_data, join_path, mixed_layouts
+from .store import (
+    DataFile,
+    EncodedLabels,
+    ImageStore,
+    Ints,
+    PackedStrings,
+    bad_data,
+    count_of,
+    join_path,
+    mixed_layouts,
+)
 
 _MAX_LABEL = 1 << 20  # bytes of a .cls, .json or classes.txt
 
@@ -116,12 +126,14 @@ class _Samples:
         unlabelled = [image.name for key, image in self.images.items() if not self.labels.get(key)]
         if unlabelled:
             raise bad_data(
-                f"{self.path}: {len(unlabelled):,} images have no label, such as {unlabelled[0]!r}",
+                f"{self.path} has {count_of(len(unlabelled), 'image')} without a label, such as {unlabelled[0]!r}",
                 "add a .cls file for each image",
             )
         orphans = [key.lstrip("/") for key in self.labels if key not in self.images and self.labels[key]]
         if orphans and self.images:
-            raise bad_data(f"{self.path}: {len(orphans):,} labels have no image, such as that of {orphans[0]!r}")
+            raise bad_data(
+                f"{self.path} has {count_of(len(orphans), 'label')} without an image, such as that of {orphans[0]!r}"
+            )
         return ((image, self.labels[key]) for key, image in self.images.items())
 
     def _add(self, member: tar.Member, file: IO[bytes]) -> None:
