@@ -1,4 +1,4 @@
-"""What identifies a file, and how a change is put into words."""
+"""File identities: changes are detected when a source is read, and are described in words."""
 
 from __future__ import annotations
 
@@ -66,26 +66,26 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
 
-    class Slow(Source):
+    class ChangingSource(Source):
         def read(self, *_: object) -> bytes:
-            path.write_bytes(b"torn, as half of it is old")
-            return b"torn"
+            path.write_bytes(b"changed during the read")
+            return b"part"
 
     with pytest.raises(ImageError, match="is not the file that was listed"):
-        ListedSource("a", str(path), inner=Slow("a", str(path)), identity=identity_of(str(path))).read()
+        ListedSource("a", str(path), inner=ChangingSource("a", str(path)), identity=identity_of(str(path))).read()
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_members_are_compared_with_the_archive(tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of an archive behind a URL, where the store gives its size, and possibly a time."""
+    """Archives behind a URL are compared too: the store reports the size, and some stores a time."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "some.tar"
     write_tar(path, ["aaaa.png", "bbbb.png"])
     url = f"{prefix}{path}"
     before = identity_of(url, container=True)
     assert before.size == path.stat().st_size
-    given = url if prefix else "some.tar"
-    members = [(one.key, one.offset or 0, one.size or 0) for one in iter_sources([given])]
+    name = url if prefix else "some.tar"
+    members = [(source.key, source.offset or 0, source.size or 0) for source in iter_sources([name])]
     assert len(members) == 2
     assert container_difference(url, before, members) == ""
     assert container_difference(url, before, []) == ""

@@ -1,4 +1,4 @@
-"""The label tables: complete, in order, and found by the number of classes."""
+"""Label tables: they are complete and in order, and are found by the number of classes."""
 
 from __future__ import annotations
 

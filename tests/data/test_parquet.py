@@ -1,4 +1,4 @@
-"""Images in Parquet files: every column that may hold them, row by row in bounded memory; and hostile files."""
+"""Images in Parquet files: column types, reading in bounded memory, and hostile files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA = [b"first", b"second", b"third", b"first"]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for i, data in enumerate(DATA):
         Path(f"{i}.jpg").write_bytes(data)
@@ -40,7 +40,7 @@ def write(columns: Any, name: str = "x.parquet", **options: Any) -> str:
 
 
 def read(name: str, limits: Limits | None = None) -> list[bytes | str]:
-    """What each row gives: its bytes, or the code of its error."""
+    """Return the bytes of each row, or the code of its error."""
     return [outcome(source, limits or Limits()) for source in iter_sources([name])]
 
 
@@ -53,6 +53,7 @@ def outcome(source: Source, limits: Limits) -> bytes | str:
 
 PATHS = [f"{i}.jpg" for i in range(4)]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PATH_STRUCT = pa.struct([("path", pa.string())])
 LABELS = pa.array([0, 1, 1, 0])
 
 
@@ -70,13 +71,13 @@ LABELS = pa.array([0, 1, 1, 0])
         for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string()))
     ]
     + [
-        pytest.param(pa.array([list(one) for one in DATA], kind), id=str(kind))
+        pytest.param(pa.array([list(image) for image in DATA], kind), id=str(kind))
         for kind in (pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.int8()))
     ]
     + [
-        pytest.param(pa.array([dict(bytes=one, path="x") for one in DATA], STRUCT), id="struct with bytes"),
-        pytest.param(pa.array([dict(bytes=None, path=one) for one in PATHS], STRUCT), id="struct with paths"),
-        pytest.param(pa.array([dict(path=one) for one in PATHS], pa.struct([("path", pa.string())])), id="only paths"),
+        pytest.param(pa.array([dict(bytes=image, path="x") for image in DATA], STRUCT), id="struct with bytes"),
+        pytest.param(pa.array([dict(bytes=None, path=path) for path in PATHS], STRUCT), id="struct with paths"),
+        pytest.param(pa.array([dict(path=path) for path in PATHS], PATH_STRUCT), id="only paths"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("group", [2, 100])
@@ -89,7 +90,7 @@ def test_column_types(column: pa.Array, group: int) -> None:
 
 
 def test_a_struct_with_a_binary_view() -> None:
-    column = pa.array([dict(bytes=one) for one in DATA], pa.struct([("bytes", pa.binary_view())]))
+    column = pa.array([dict(bytes=image) for image in DATA], pa.struct([("bytes", pa.binary_view())]))
     name = write(dict(image=column, label=LABELS))
     assert read(name) == DATA
     assert open_labelled(name).read(3) == DATA[3]
@@ -129,10 +130,10 @@ def test_class_names_of_hugging_face_under_another_column() -> None:
 
 def test_the_error_for_other_columns_says_what_to_rename() -> None:
     name = write(dict(pixels=[[1.0]], caption=[1]))
-    (row,) = iter_sources([name])
-    assert row.error is not None
-    assert "pixels (list<element: double>)" in row.error.message
-    assert "rename" in row.error.message
+    (source,) = iter_sources([name])
+    assert source.error is not None
+    assert "pixels (list<element: double>)" in source.error.message
+    assert "rename" in source.error.message
     with pytest.raises(UsageError, match="rename"):
         open_labelled(name)
 
@@ -181,7 +182,7 @@ def rows(count: int) -> list[bytes]:
 
 
 def test_row_groups_are_read_in_batches(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, backwards and at random; and never the whole row group at once."""
+    """Rows are read in order, backwards and at random, and never the whole row group at once."""
     name = write(dict(image=rows(100)), row_group_size=60, use_dictionary=False)
     sources = list(iter_sources([name]))
     expected = rows(100)
@@ -212,7 +213,7 @@ def read_some(sources: list[Source]) -> list[bytes]:
 
 
 def test_a_forked_process_has_its_own_reader(small_batches: None) -> None:
-    """It would move the position in the file that the parent reads from."""
+    """A shared reader would move the position in the file that the parent reads from."""
     sources = list(iter_sources([write(dict(image=rows(60)), use_dictionary=False)]))
     assert sources[10].read() == rows(60)[10]
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -226,7 +227,7 @@ def test_rows_before_damage_in_a_row_group_are_read(small_batches: None, monkeyp
     name = write(dict(image=rows), **options)
     data = bytearray(Path(name).read_bytes())
     middle = len(data) // 3
-    data[middle : middle + 6000] = bytes(6000)  # longer than a page, so that the header of one is in it
+    data[middle : middle + 6000] = bytes(6000)  # longer than a page, so that it contains the header of one
     Path(name).write_bytes(data)
     for batch in (3000, 1 << 20):
         monkeypatch.setattr(parquet, "_BATCH", batch)
@@ -239,16 +240,16 @@ def test_rows_before_damage_in_a_row_group_are_read(small_batches: None, monkeyp
 def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pytest.MonkeyPatch) -> None:
     name = write(dict(image=rows(20)))
     monkeypatch.setattr(parquet, "_LARGE_GROUP", 1000)
-    asked: list[int] = []
+    requested: list[int] = []
 
     def make_room(needed: int) -> bool:
-        asked.append(needed)
+        requested.append(needed)
         return True
 
     monkeypatch.setattr(parquet, "make_room", make_room)
     assert read(name) == rows(20)
-    assert len(asked) == 1
-    assert asked[0] > 2000
+    assert len(requested) == 1
+    assert requested[0] > 2000
     monkeypatch.setattr(parquet, "make_room", memory.make_room)
     monkeypatch.setattr(memory, "_available", lambda: 10)
     Path(name).touch()
@@ -272,7 +273,7 @@ def test_a_replaced_table_is_read_anew() -> None:
 # --- hostile files ----------------------------------------------------------------------------------------------------
 
 
-class Keys(pe.KmsClient):
+class PlainKeys(pe.KmsClient):
     def __init__(self, config: Any):
         super().__init__()
 
@@ -287,7 +288,7 @@ class Keys(pe.KmsClient):
 def test_encrypted_files(plain_footer: bool, code: str) -> None:
     table = pa.table(dict(image=DATA, label=LABELS))
     config = pe.EncryptionConfiguration("footer", column_keys={"column": ["image"]}, plaintext_footer=plain_footer)
-    properties = pe.CryptoFactory(Keys).file_encryption_properties(pe.KmsConnectionConfig(), config)
+    properties = pe.CryptoFactory(PlainKeys).file_encryption_properties(pe.KmsConnectionConfig(), config)
     with pq.ParquetWriter("x.parquet", table.schema, encryption_properties=properties) as writer:
         writer.write_table(table)
     assert set(read("x.parquet")) == {code}
@@ -323,7 +324,7 @@ def test_a_damaged_file_is_one_error(change: Callable[[bytes], bytes]) -> None:
 
 
 def test_a_file_that_states_too_many_rows_is_refused() -> None:
-    """Nulls take next to nothing, so a small file may state any number."""
+    """Nulls take almost no space, so a small file can state any number of rows."""
     table = pa.table(dict(image=pa.nulls(20_000_000, pa.binary())))
     name = write(table, row_group_size=1 << 30)
     assert read(name) == ["corrupt_archive"]
