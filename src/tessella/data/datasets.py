@@ -115,9 +115,9 @@ def open_labelled(
 ) -> LabelledImages:
     """Open the labelled images of one split of `data`, or of all splits (None).
 
-    data: a path in one of the layouts at the top of this module. split: "train" includes data without a split in their
-    name; "val" is the test split if there is no validation split. A file, a glob or a folder without splits is taken as
-    a whole for "train". classes: the class list to use; the classes of the data are matched with it by name, or by
+    data: a path in one of the layouts at the top of this module. split: "train" includes files whose names contain no
+    split; "val" is the test split if there is no validation split. A file, a glob or a folder without splits is taken
+    as a whole for "train". classes: the class list to use. The classes of the data are matched with it by name, or by
     index if they are plain numbers (unless the names in the list are numbers, too).
 
     Raises UsageError: `not_found` (no such data, split or image), `unreadable`, `missing_dependency`, or `bad_argument`
@@ -171,16 +171,16 @@ def _find_validation(
     files: DatasetFiles, train_splits: list[str], classes: Sequence[str]
 ) -> tuple[DatasetFiles, list[str]]:
     """Return the files and splits of the validation images in or beside the data; no splits if there are none."""
-    found, splits = files, files.choose("val") or []
+    val_files, splits = files, files.choose("val") or []
     if splits == train_splits:  # a single file that is called test
         splits = []
     if not splits and (sibling := find_sibling(files)):
-        found, splits = sibling, sibling.choose("val") or list(sibling.splits)
-    if splits and lacks_classes(found, splits, classes):
-        top = found.files(splits)[0].name.split("/")[0]
-        files.skipped.add("unlabelled", found.path if found is not files else join_path(found.root, top))
+        val_files, splits = sibling, sibling.choose("val") or list(sibling.splits)
+    if splits and lacks_classes(val_files, splits, classes):
+        top = val_files.files(splits)[0].name.split("/")[0]
+        files.skipped.add("unlabelled", join_path(files.root, top) if val_files is files else val_files.path)
         splits = []
-    return found, splits
+    return val_files, splits
 
 
 def _require_training_images(train: LabelledImages) -> None:
@@ -194,8 +194,9 @@ def _require_training_images(train: LabelledImages) -> None:
 
 
 def _hold_out(data: LabelledImages, fraction: float) -> tuple[LabelledImages, LabelledImages]:
-    """Return (training images, held-out images). A hash of its key decides on an image; each class keeps one at least.
+    """Return (training images, held-out images).
 
+    An image is held out if the hash of its key is below `fraction`; every class keeps at least one training image.
     Raises UsageError `bad_argument` if no image is held out.
     """
     if not 0 < fraction < 1:
@@ -237,7 +238,7 @@ def _load(files: DatasetFiles, splits: list[str], classes: Sequence[str] | None)
         names, indices = map_classes(origin, names, indices, classes)
     elif len(names) < 2:
         raise bad_data(
-            f"{origin} has one class only, {names[0]!r}",
+            f"{origin} has only one class, {names[0]!r}",
             "at least two are needed; a class is a folder below DATA, or below DATA/train",
         )
     return LabelledImages(store, names, indices, origin, skipped=files.skipped)

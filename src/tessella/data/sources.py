@@ -17,7 +17,6 @@ from ..storage import open_regular, special_kind
 from . import tar
 from .decode import unreadable_file
 from .lists import read_entries, resolve_name
-from .names import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .names import PACKED, is_archive, is_image, natural_key, path_ignore_reason
 from .names import Skipped as Skipped
 from .remote import is_object, is_url, list_objects, open_input

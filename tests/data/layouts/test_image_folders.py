@@ -82,7 +82,7 @@ def test_a_class_can_have_the_name_of_a_split(tmp_path: Path) -> None:
         (["train/a/1.jpg", "train/b/1.jpg", "train/2.jpg"], "'train/2.jpg' is not in a class folder"),
         (["a.tar", "b.parquet"], "several kinds"),
         (["x-train.tar", "y.tar"], "'y.tar' of no split"),
-        (["only/1.jpg"], "one class only, 'only'"),
+        (["only/1.jpg"], "only one class, 'only'"),
     ],
 )
 def test_mixed_layouts_are_refused(tmp_path: Path, names: list[str], message: str) -> None:

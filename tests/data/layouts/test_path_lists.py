@@ -51,7 +51,7 @@ def test_lists_of_two_splits(tmp_path: Path) -> None:
         ("1.jpg,x\n2.jpg,", "bad_argument", "line 2"),
         ("name,kind\n1.jpg,x", "bad_argument", "first line"),
         ("1.jpg,x,0\n2.jpg,y,1", "bad_argument", "first line"),
-        ("1.jpg,x\n2.jpg,x", "bad_argument", "one class only"),
+        ("1.jpg,x\n2.jpg,x", "bad_argument", "only one class"),
         ("path,label\n8.jpg,x\n9.jpg,y", "not_found", "none of the 2 files"),
         ("path,label\n", "not_found", "no images"),
         ('1.jpg,x\n"2.jpg,y', "unreadable", "list.csv"),

@@ -71,7 +71,7 @@ def test_names_in_archives_need_no_class_list(tmp_path: Path) -> None:
         (samples("0123", classes_txt=b"a2\na10\nb"), "'x.tar::3.jpg' with '3'"),
         (samples(["a2", "wolf"], classes_txt=b"a2\na10\nb"), "'x.tar::1.jpg' with 'wolf'"),
         (samples("01", classes_txt=b"\xff"), "expected one class name per line"),
-        (samples("11"), "one class only, '1'"),
+        (samples("11"), "only one class, '1'"),
     ],
 )
 def test_invalid_archives_are_refused(tmp_path: Path, members: dict[str, bytes], message: str) -> None:

@@ -37,7 +37,7 @@ class DatasetFiles:
     """The files of a data set by split.
 
     path: as the user wrote it; root: what the names of the files are relative to; splits: files by "train", "val",
-    "test" or "", if the name tells none; single: the path names one split, so there is no choice; depth: number of
+    "test", or "" for names without a split; single: the path names one split, so there is no choice; depth: number of
     folders above the class folders; empty: class folders without an image, by split.
     """
 
@@ -264,7 +264,7 @@ def _has_no_classes(folder: str) -> bool:
 
 
 def _by_split(path: str, root: str, files: list[DataFile], skipped: Skipped, single: bool = False) -> DatasetFiles:
-    """Return files of one kind by the split that their names, or else the folders above them, tell."""
+    """Return files of one kind by the split in their names, or else in the names of the folders above them."""
     kinds = {_KINDS.get(suffix_of(file.name)) for file in files}
     if len(kinds) > 1:
         raise mixed_layouts(path, f"files of several kinds, such as {files[0].name!r} and {files[-1].name!r}")
@@ -295,7 +295,7 @@ def _by_split(path: str, root: str, files: list[DataFile], skipped: Skipped, sin
 
 
 def _split_of_path(path: str) -> str:
-    """Return the split that the name of a folder tells; "" if it tells none."""
+    """Return the split in the name of a folder; "" if there is none."""
     return _SPLIT_OF.get(Path(absolute(path)).name.lower(), "")
 
 

@@ -35,7 +35,7 @@ class EncodedLabels:
     """The labels of N images, dictionary-encoded.
 
     values: the distinct labels as text; codes: (N,) index of each image's label in `values`; classes: the class list
-    that the data bring along, if any. All names are normalized, so the Unicode forms of one name are one class.
+    of the data, if they have one. All names are normalized, so the Unicode forms of one name are one class.
     """
 
     values: list[str]
