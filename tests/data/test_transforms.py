@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import tessella.data
 from tessella.data.augment import Augmentation, TrainTransform
 from tessella.data.decode import DEFAULT_LIMITS, Limits
 from tessella.data.mix import Erasing
@@ -401,21 +398,6 @@ def test_three_means_for_other_channels_are_averaged(channels: int) -> None:
     assert resolve_data_config(dict(in_chans=channels, img_size=32))["mean"] == pytest.approx(
         (0.449,) * channels, abs=1e-3
     )
-
-
-def test_importing_is_cheap() -> None:
-    code = "import tessella.data, tessella.data.labels, sys; assert not {'torch', 'PIL', 'numpy'} & set(sys.modules)"
-    light = "import tessella.data.sources, tessella.data.decode, sys; assert 'torch' not in sys.modules"
-    for program in (code, light):
-        subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_public_names() -> None:
-    for name in tessella.data.__all__:
-        assert getattr(tessella.data, name) is not None
-        assert name in dir(tessella.data)
-    with pytest.raises(AttributeError):
-        _ = tessella.data.nothing
 
 
 @pytest.mark.slow
