@@ -25,6 +25,7 @@ from ..errors import UsageError
 
 _HERE = Path(__file__).parent
 BUILTIN_FOLDER = _HERE / "builtin"
+PretrainedCfg = dict[str, Any]  # timm's `pretrained_cfg`, checked by `config.check_cfg`
 _log = logging.getLogger(__name__)
 
 
@@ -59,8 +60,8 @@ class Checkpoint:
     def has_weights(self) -> bool:
         return self.hf_hub_id is not None or self.file is not None
 
-    def to_dict(self) -> dict[str, Any]:
-        """timm's `pretrained_cfg`: the fields that are set."""
+    def to_dict(self) -> PretrainedCfg:
+        """Return timm's `pretrained_cfg`: the fields that are set."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, "")}
 
 
