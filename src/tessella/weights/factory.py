@@ -20,12 +20,12 @@ from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.features import FeatureExtractor
 from .catalogue import BUILTIN_FOLDER, DEPRECATED, Checkpoint, PretrainedCfg, list_models, no_weights, resolve
-from .config import SOURCE_FIELDS, check_cfg, read_config
+from .config import SOURCE_FIELDS, ModelArgs, check_cfg, read_config
 from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
 from .files import check_finite, find_weights, read_state_dict, without_prefix
 from .load import image_size, load_weights, verify
 
-Found = tuple[PretrainedCfg, dict[str, Any]]  # a checkpoint's config and its constructor arguments
+Found = tuple[PretrainedCfg, ModelArgs]  # a checkpoint's config and its constructor arguments
 
 
 @overload
@@ -127,7 +127,7 @@ def _read_pretrained(cfg: PretrainedCfg, name: str, cache_dir: str | Path | None
     return _Weights(read_state_dict(path, sha256=sha256), path, sha256, cfg)
 
 
-def _assemble(cfg: PretrainedCfg, args: dict[str, Any], weights: _Weights | None) -> ImageModel:
+def _assemble(cfg: PretrainedCfg, args: ModelArgs, weights: _Weights | None) -> ImageModel:
     """Build the model and load its weights; parameters that the weights replace completely are not initialized."""
     arch = cfg["architecture"]
     if weights is None:
@@ -142,7 +142,7 @@ def _assemble(cfg: PretrainedCfg, args: dict[str, Any], weights: _Weights | None
     return model
 
 
-def _build_uninitialized(arch: str, args: dict[str, Any]) -> ImageModel:
+def _build_uninitialized(arch: str, args: ModelArgs) -> ImageModel:
     with _SkipInitialization():
         model: ImageModel = build(arch, **args)
     try:
@@ -363,7 +363,7 @@ def _locate(cfg: PretrainedCfg, name: str, cache_dir: str | Path | None) -> tupl
     raise no_weights(name)
 
 
-def _defaults(cfg: PretrainedCfg) -> dict[str, Any]:
+def _defaults(cfg: PretrainedCfg) -> ModelArgs:
     """Return the constructor arguments that follow from the checkpoint."""
     args = {}
     if cfg.get("num_classes", -1) >= 0:
