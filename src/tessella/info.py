@@ -98,7 +98,7 @@ def info(name: str) -> ModelInfo:
     full = row.name if row else arch
     notes = []
     if name in DEPRECATED:
-        other = f"; timm loads the different weights {REMAPPED[name]} for it" if name in REMAPPED else ""
+        other = f"; timm loads {REMAPPED[name]} instead, which has different weights" if name in REMAPPED else ""
         notes.append(f"{name} is an old name for {full}{other}")
     sources = []
     if row and row.file:
