@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checks import checked
-from .data.transforms import resolve_data_config
+from .data.spec import resolve_data_config
 from .weights.catalogue import DEPRECATED, REMAPPED, get_arch_pretrained_cfgs, published_accuracy, resolve
 from .weights.costs import Cost, read_costs
 

@@ -22,7 +22,7 @@ import pytest
 
 from tessella.data import labelled_rows
 from tessella.data.datasets import LabelledImages, open_labelled, open_split
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.sources import Source
 from tessella.errors import ImageError, UsageError
 

@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from .constants import IMAGENET_INCEPTION_STD as IMAGENET_INCEPTION_STD
     from .constants import OPENAI_CLIP_MEAN as OPENAI_CLIP_MEAN
     from .constants import OPENAI_CLIP_STD as OPENAI_CLIP_STD
-    from .decode import DEFAULT_LIMITS as DEFAULT_LIMITS
-    from .decode import Limits as Limits
+    from .factory import create_transform as create_transform
     from .labels import Labels as Labels
     from .labels import labels_for as labels_for
     from .labels import labels_for_classes as labels_for_classes
+    from .limits import DEFAULT_LIMITS as DEFAULT_LIMITS
+    from .limits import Limits as Limits
     from .names import Skipped as Skipped
+    from .resize import prepare as prepare
     from .source import Source as Source
     from .sources import iter_sources as iter_sources
-    from .transforms import InputSpec as InputSpec
-    from .transforms import create_transform as create_transform
+    from .spec import InputSpec as InputSpec
+    from .spec import resolve_data_config as resolve_data_config
+    from .spec import resolve_model_data_config as resolve_model_data_config
     from .transforms import load_pixels as load_pixels
     from .transforms import normalise as normalise
-    from .transforms import prepare as prepare
-    from .transforms import resolve_data_config as resolve_data_config
-    from .transforms import resolve_model_data_config as resolve_model_data_config
 
 _MODULE_OF = {
     "ImageDataset": "compat",
@@ -58,21 +58,21 @@ _MODULE_OF = {
     "IMAGENET_INCEPTION_STD": "constants",
     "OPENAI_CLIP_MEAN": "constants",
     "OPENAI_CLIP_STD": "constants",
-    "DEFAULT_LIMITS": "decode",
-    "Limits": "decode",
+    "DEFAULT_LIMITS": "limits",
+    "Limits": "limits",
     "Labels": "labels",
     "labels_for": "labels",
     "labels_for_classes": "labels",
     "Skipped": "names",
     "Source": "source",
     "iter_sources": "sources",
-    "InputSpec": "transforms",
-    "create_transform": "transforms",
+    "InputSpec": "spec",
+    "create_transform": "factory",
     "load_pixels": "transforms",
     "normalise": "transforms",
-    "prepare": "transforms",
-    "resolve_data_config": "transforms",
-    "resolve_model_data_config": "transforms",
+    "prepare": "resize",
+    "resolve_data_config": "spec",
+    "resolve_model_data_config": "spec",
 }
 
 __all__ = sorted(_MODULE_OF)

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from ..checks import checked
 from ..errors import UsageError
 from ..storage import absolute
-from .decode import DEFAULT_LIMITS, Limits
 from .labelled_rows import read_parquet
+from .limits import DEFAULT_LIMITS, Limits
 from .names import IMAGE_SUFFIXES, MEASURED, PACKED, Skipped, class_name
 from .parquet import is_metadata
 from .source import Source

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..text import escape
-from .decode import DEFAULT_LIMITS, Limits
+from .limits import DEFAULT_LIMITS, Limits
 from .remote import coded, is_url, store_of
 from .sources import Source, iter_sources
 

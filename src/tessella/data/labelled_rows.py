@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ImageError, UsageError
-from .decode import DEFAULT_LIMITS, Limits
+from .limits import DEFAULT_LIMITS, Limits
 from .parquet import (
     ImageColumn,
     coded_errors,

@@ -24,7 +24,8 @@ import numpy as np
 
 from ..errors import ImageError, TessellaError
 from ..extras import require
-from .decode import DEFAULT_LIMITS, Limits, read_file, unreadable_file
+from .files import read_file, unreadable_file
+from .limits import DEFAULT_LIMITS, Limits
 from .memory import make_room
 from .remote import is_url, opened, read_url
 from .source import Source

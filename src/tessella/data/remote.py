@@ -14,7 +14,8 @@ from typing import IO, Any
 from ..errors import ImageError, UsageError
 from ..extras import require
 from ..storage import open_regular
-from .decode import Limits, unreadable_file
+from .files import unreadable_file
+from .limits import Limits
 
 
 def is_url(name: str) -> bool:

@@ -16,7 +16,7 @@ from ..checks import check_type
 from ..errors import ImageError, TessellaError
 from ..storage import open_regular, special_kind
 from . import tar
-from .decode import unreadable_file
+from .files import unreadable_file
 from .lists import entries, existing_name
 from .names import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .names import PACKED, ignored_path, is_archive, is_image

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError, UsageError
 from ..storage import open_regular, read_regular
 from . import tar
-from .decode import unreadable_file
+from .files import unreadable_file
 from .lists import decode_text, existing_name
 from .names import IMAGE_SUFFIXES, Skipped, class_name, ignored_path, is_image, natural
 from .parquet import LABEL_COLUMNS
