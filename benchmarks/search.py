@@ -27,7 +27,7 @@ from tessella.bulk import shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
 from tessella.data.datasets import open_labelled
-from tessella.data.isolated import Decoded
+from tessella.data.isolated.protocol import Decoded
 from tessella.data.sources import Source
 from tessella.evaluation.linear_probe import embed
 from tessella.predictor import DEFAULT_MODEL, load, unit_length

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .checks import checked
-from .data.transforms import resolve_data_config
+from .data.spec import resolve_data_config
 from .weights.catalogue import (
     DEPRECATED,
     REMAPPED,

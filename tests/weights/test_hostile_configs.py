@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.errors import TessellaError, UsageError
 from tessella.models.base import ImageModel
 from tessella.weights import create_model, save_pretrained

@@ -23,9 +23,10 @@ from .augment import TrainTransform, as_pillow
 from .constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .datasets import SPLIT_NAMES, open_labelled
 from .decode import decode
+from .factory import create_transform
 from .labels import labels_for, labels_for_classes
 from .mix import Mixing, mix, targets
-from .transforms import Transform, create_transform
+from .transforms import Transform
 
 Sample: TypeAlias = tuple[Any, Any]  # (image, label), as the transforms of a data set return them
 
