@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 
 from .arguments import suggestion
 from .checks import check_type, checked, show
-from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
+from .data.decode import ImageSource, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
+from .data.limits import DEFAULT_LIMITS, Limits
 from .data.names import is_archive, is_image
 from .data.remote import is_object, is_url
 from .data.sources import Source, iter_sources
-from .data.transforms import InputSpec, load_pixels
+from .data.spec import InputSpec
+from .data.transforms import load_pixels
 from .engine import Choice, Plan, make_plan
 from .engine.exported import Card, is_exported, open_exported
 from .engine.gate import BOUNDS, open_gated

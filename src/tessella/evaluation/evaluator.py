@@ -298,13 +298,9 @@ def _evaluate_all(
         if settings.checkpoint_path:
             found = dataclasses.replace(found, published=None)
         if one.precision not in ("auto", found.precision):
-            found = dataclasses.replace(found, note=f"not {one.precision}: {_precision_reason(predictor)}")
+            _, value, reason = predictor.plan.choice("precision")
+            found = dataclasses.replace(found, note=f"not {one.precision}: {value}: {reason}")
         yield found
-
-
-def _precision_reason(predictor: Predictor) -> str:
-    choice = next(row for row in predictor.plan.choices if row.what == "precision")
-    return f"{choice.chosen}: {choice.reason}"
 
 
 def _name_of(model: str | Predictor) -> str:

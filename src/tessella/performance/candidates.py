@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..engine import make_plan, open_engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import Mode
@@ -113,13 +113,12 @@ def engine_candidate(engine: str, precision: str) -> Candidate:
             else:  # the accuracy of random weights cannot be judged
                 ranges = sample_images(case.spec, CALIBRATION) if plan.precision == "int8" else None
                 opened = open_engine(case.model, plan, size, case.spec, ranges)
-            reasons = {choice.what: f"{choice.chosen}: {choice.reason}" for choice in opened.plan.choices}
+            fell_back = opened.plan.precision != plan.precision  # because the lossy precision was too inaccurate
             note = ""
-            if opened.plan.precision != plan.precision:  # fell back because the lossy precision was too inaccurate
-                note = reasons["precision"]
-            elif engine == "auto":
-                note = reasons["engine"]
-            return OpenCandidate(lambda x: next(opened.in_turn([x]))[0], opened.plan.precision, note)
+            if fell_back or engine == "auto":
+                _, value, reason = opened.plan.choice("precision" if fell_back else "engine")
+                note = f"{value}: {reason}"
+            return OpenCandidate(lambda x: next(opened.imap([x]))[0], opened.plan.precision, note)
 
         return start
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec, load_pixels
+from ..data.spec import InputSpec
+from ..data.transforms import load_pixels
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..data.datasets import LabelledImages
 from ..data.loader import EvalImages, Loader
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..errors import ImageError
 from ..evaluation.classifiers import choose_strength, fit, hold_out
 from ..evaluation.head import Head, set_head
