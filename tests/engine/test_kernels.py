@@ -27,7 +27,7 @@ from tessella.engine.kernels import token_mlp as token_mlp_file
 from tessella.engine.kernels.depthwise import depthwise
 from tessella.engine.kernels.gpsa import gpsa
 from tessella.engine.kernels.token_mlp import token_mlp
-from tessella.engine.rewrite import rewrite
+from tessella.engine.rewrites import rewrite
 from tessella.errors import UsageError
 
 from ..models.tiny import TINY, images, size_of, tiny

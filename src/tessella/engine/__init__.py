@@ -1,6 +1,6 @@
 """The same function, faster: the plan and its reasons, the exact rewrites, one file a backend.
 
-`plan.py` resolves what is automatic, `rewrite.py` has the rewrites, `base.py` what an engine is, `convert.py` makes
+`plan.py` resolves what is automatic, `rewrites/` has the rewrites, `base.py` what an engine is, `convert.py` makes
 files for other runtimes, `artefacts.py` keeps them on disk, `gate.py` judges lossy precisions, `tuned.py` keeps what
 was measured. Engines are imported when they are opened.
 """

@@ -28,7 +28,7 @@ from .base import FloatArray, Outputs
 from .eager import RewrittenEngine, quiet, whole
 from .kernels import LAYOUTS, has_triton, use_kernels
 from .plan import Choice, Plan
-from .rewrite import Rewritten
+from .rewrites import Rewritten
 
 Run = Callable[[], Any]
 

@@ -24,7 +24,7 @@ from .eager import quiet, rewritten_for, whole
 from .exported import GRAPHS
 from .openvino import core
 from .plan import Plan
-from .rewrite import usual_layout
+from .rewrites import usual_layout
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ..data.transforms import InputSpec, normalise
 from ..models.base import ImageModel
 from .base import Engine, FloatArray, Outputs
 from .plan import Plan
-from .rewrite import Rewritten, rewrite
+from .rewrites import Rewritten, rewrite
 
 
 class Shares:

@@ -166,7 +166,7 @@ def _candidates(
     model: ImageModel, plan: Plan, engines: Sequence[str] | None, precisions: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
     """(engine, precision, layout), the most promising first: what it takes to try all may not be there."""
-    from ..engine.rewrite import layouts_of, usual_layout
+    from ..engine.rewrites import layouts_of, usual_layout
 
     for name in engines or ():
         if name not in ENGINES or name == "eager":

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from ..rewrite import Clamp, ConstantGPSA, ConvMixerEnd, FoldedBlock, LeftMixerBlock, Rewritten, ScaledGelu, frozen
+from ..rewrites import Clamp, ConstantGPSA, ConvMixerEnd, FoldedBlock, LeftMixerBlock, Rewritten, ScaledGelu, frozen
 from . import gpsa, token_mlp
 from .backend import wide
 from .depthwise import depthwise

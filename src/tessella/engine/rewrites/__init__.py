@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.transforms import InputSpec
-from ..errors import UsageError
-from ..models.base import ImageModel
-from ..models.convit import GPSA, ConViT
-from ..models.convmixer import ConvMixer, check_smallest, pool_map
-from ..models.crossvit import BRANCHES, CrossAttentionBlock, CrossViT, MultiScaleBlock
-from ..models.layers import Attention, Mlp, Pair, PatchEmbed, PreNormBlock, check_image_size
-from ..models.mixer import Affine, GluMlp, MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
+from ...data.transforms import InputSpec
+from ...errors import UsageError
+from ...models.base import ImageModel
+from ...models.convit import GPSA, ConViT
+from ...models.convmixer import ConvMixer, check_smallest, pool_map
+from ...models.crossvit import BRANCHES, CrossAttentionBlock, CrossViT, MultiScaleBlock
+from ...models.layers import Attention, Mlp, Pair, PatchEmbed, PreNormBlock, check_image_size
+from ...models.mixer import Affine, GluMlp, MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
 
 
 class Rewritten(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tessella.data.transforms import InputSpec
-from tessella.engine.rewrite import Clamp, ConstantGPSA, SingleQuery, layouts_of, resize_matrix, rewrite, rewrites_of
+from tessella.engine.rewrites import Clamp, ConstantGPSA, SingleQuery, layouts_of, resize_matrix, rewrite, rewrites_of
 from tessella.errors import UsageError
 from tessella.models.base import ImageModel
 from tessella.models.convit import GPSA
