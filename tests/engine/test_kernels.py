@@ -31,7 +31,7 @@ from tessella.engine.rewrites import rewrite
 from tessella.errors import UsageError
 
 from ..models.tiny import TINY, images, size_of, tiny
-from .test_rewrite import ODD, made
+from .test_rewrites import ODD, made
 
 CLOSE: dict[str, Any] = dict(rtol=1e-11, atol=1e-11)
 OFF = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2, torch.float16: 1e-3}  # relative; inputs are rounded beforehand

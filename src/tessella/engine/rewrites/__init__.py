@@ -481,9 +481,9 @@ class ConViTEnd(Rewritten):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net = self.net
-        x_BND = net._embed(x)
+        x_BND = net.forward_stem(x)
         for i in range(len(net.blocks) - 1):
-            x_BND = net._run(i, x_BND)
+            x_BND = net.forward_block(i, x_BND)
         last, token_B1D = net.blocks[-1], x_BND[:, :1]
         token_B1D = token_B1D + self.ask(token_B1D, x_BND[:, 1:])
         token_B1D = token_B1D + last.mlp(last.norm2(token_B1D))
@@ -702,14 +702,14 @@ class CrossViTEnd(Rewritten):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net = self.net
-        xs = net._embed(x)
+        xs = net.forward_stem(x)
         for stage in net.blocks[:-1]:
             xs = stage(xs)
         xs = self.last.apart(xs)
         if net.global_pool == "token":
-            pooled = [x_B1D.squeeze(1) for x_B1D in net._norm(self.last.exchange(xs))]
+            pooled = [x_B1D.squeeze(1) for x_B1D in net.forward_norm(self.last.exchange(xs))]
         else:  # the patches do not change in an exchange
-            pooled = [x_BND.mean(dim=1) for x_BND in net._norm([x_BND[:, 1:] for x_BND in xs])]
+            pooled = [x_BND.mean(dim=1) for x_BND in net.forward_norm([x_BND[:, 1:] for x_BND in xs])]
         embedding = torch.cat(pooled, dim=1)
         return self.head(embedding), embedding
 
