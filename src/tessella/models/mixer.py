@@ -169,7 +169,7 @@ class GatedMlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.drop1 = nn.Dropout(drop)
-        self.gate = SpatialGatingUnit(hidden, num_patches)
+        self.gate: nn.Module = SpatialGatingUnit(hidden, num_patches)
         self.fc2 = nn.Linear(hidden // 2, width)
         self.drop2 = nn.Dropout(drop)
 

@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from ..rewrites import Clamp, ConstantGPSA, ConvMixerEnd, FoldedBlock, LeftMixerBlock, Rewritten, ScaledGelu, frozen
+from ..rewrites import Rewritten
+from ..rewrites.convit import ConstantGPSA
+from ..rewrites.convmixer import Clamp, ConvMixerFinal, FoldedBlock, ScaledGelu
+from ..rewrites.folding import frozen
+from ..rewrites.mixer import LeftMixerBlock
 from . import gpsa, token_mlp
 from .backend import wide
 from .depthwise import depthwise
@@ -41,9 +45,8 @@ def use_kernels(rewritten: Rewritten, layout: str = "channels_last") -> tuple[st
             swapped[name] = KernelMixerBlock(module)
     for name, module in swapped.items():
         rewritten.set_submodule(name, module)
-    if isinstance(rewritten, ConvMixerEnd) and isinstance(last := rewritten.net.blocks[-1], KernelConvBlock):
-        rewritten.folded = False  # its last block is then what an unfolded one is: the sum first, the rest behind it
-        rewritten.mix[0] = last[1]
+    if isinstance(rewritten, ConvMixerFinal) and isinstance(last := rewritten.net.blocks[-1], KernelConvBlock):
+        rewritten.mix[0] = last[1]  # the pass ends with its own copy of what follows the residual sum
     return tuple(swapped)
 
 
@@ -122,10 +125,13 @@ class KernelGPSA(nn.Module):
     def __init__(self, attn: ConstantGPSA):
         super().__init__()
         self.qkv, self.proj = attn.qkv, attn.proj
-        self.share_H, self.position_HNM = frozen(attn.content_share.flatten(), attn.position), padded(attn.position)
+        self.content_gate_H, self.position_HNM = (
+            frozen(attn.content_gate.flatten(), attn.position),
+            padded(attn.position),
+        )
 
     def forward(self, x_BND: Tensor, rel_NN3: Tensor | None = None) -> Tensor:
-        y_BND: Tensor = self.proj(gpsa.gpsa(self.qkv(x_BND), self.share_H, self.position_HNM))
+        y_BND: Tensor = self.proj(gpsa.gpsa(self.qkv(x_BND), self.content_gate_H, self.position_HNM))
         return y_BND
 
 
