@@ -12,7 +12,7 @@ import click
 
 from ..data.names import Skipped
 from ..engine import ENGINES
-from ..engine.plan import MOST_IMAGES
+from ..engine.plan import MAX_BATCH_SIZE
 from ..errors import ImageError, UsageError
 from ..text import printable
 from . import preflight
@@ -84,7 +84,7 @@ input_options = options(
         help="throughput for many images, latency for one at a time; auto: depends on the number of inputs.",
     ),
     images_option,
-    option("--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"),
+    option("--batch-size", type=count_type(most=MAX_BATCH_SIZE), help="Batch size.  [default: depends on the device]"),
     option(
         "--transform",
         type=click.Choice(["exact", "fast"]),
@@ -142,7 +142,7 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for row in predictor.plan.choices:
-            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
+            notice(printable(str(row)))
     return predictor
 
 
