@@ -358,11 +358,11 @@ class Predictor:
             raise failures[0]
 
     def outputs_of(
-        self, prepared: Iterable[Pixels | ImageError], *, divide: bool = True
+        self, prepared: Iterable[Pixels | ImageError], *, split_batch: bool = True
     ) -> Generator[Output | ImageError, None, None]:
         """As `outputs`, of images that are (spec.height, spec.width, 3) uint8 already, or that could not be read.
 
-        Every `plan.batch_size` of them, errors included, are one batch. divide: as `Engine.in_turn` has it.
+        Every `plan.batch_size` of them, errors included, are one batch. split_batch: as `Engine.imap` has it.
         """
         nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
         waiting: deque[list[ImageError | None]] = deque()  # errors in batches that are with the model, in order
@@ -373,7 +373,7 @@ class Predictor:
                 good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
                 yield np.stack(good) if good else nothing
 
-        for logits, vectors in self.engine.in_turn(batches(), divide=divide):
+        for logits, vectors in self.engine.imap(batches(), split_batch=split_batch):
             rows = zip(logits, vectors, strict=True)
             for error in waiting.popleft():
                 yield Output(*next(rows)) if error is None else error
@@ -382,7 +382,7 @@ class Predictor:
 
     def _passes(self, pixels: Iterable[Pixels]) -> Iterator[tuple[FloatArray, FloatArray]]:
         """(logits, embeddings) of one batch after the other, in order; WeightsError `non_finite`."""
-        for found in self.engine.in_turn(np.stack(batch) for batch in _batched(pixels, self.plan.batch_size)):
+        for found in self.engine.imap(np.stack(batch) for batch in _batched(pixels, self.plan.batch_size)):
             if not _is_finite(*found):
                 raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` shows which images")
             yield found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ..engine import ENGINES
 from ..text import printable
@@ -103,7 +103,7 @@ def tune(
         log=notice,
     )
     if as_json:
-        winners = {mode: dataclasses.asdict(winner) for mode, winner in result.winners.items()}
+        winners = {mode: msgspec.to_builtins(winner) for mode, winner in result.winners.items()}
         echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners))
     else:
         _print_tuning(result)

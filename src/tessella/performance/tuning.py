@@ -19,9 +19,8 @@ from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
-from ..engine.tuned import Tuned, keep_tuned
+from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
-from ..fingerprint import config_text
 from ..models.base import ImageModel
 from ..predictor import AnyImage, readable
 
@@ -121,7 +120,7 @@ def _save(model: ImageModel, spec: InputSpec, plan: Plan, rows: list[TuningRow])
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
     try:
-        path = keep_tuned(model.arch, config_text(model.config), size, plan.threads, winners, table, date)
+        path = save_tuned(Workload.of(model, size, plan.threads), winners, table, date)
     except OSError as error:
         raise WeightsError(
             "cache_failed",
@@ -138,7 +137,7 @@ def _candidates(
     model: ImageModel, engines: Sequence[str] | None, precisions: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (engine, precision, layout), the most promising first, because the time may not suffice for all."""
-    from ..engine.rewrite import layouts_of, usual_layout
+    from ..engine.rewrites import layouts_of, usual_layout
 
     _check_names(engines or (), precisions)
     installed = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
@@ -193,7 +192,7 @@ class Ready:
         """Run an image on every stream, for at least ROUND_SECONDS."""
         until = time.perf_counter() + ROUND_SECONDS
         while True:
-            for _ in self.engine.in_turn([self.images[:1]] * self.row.streams):
+            for _ in self.engine.imap([self.images[:1]] * self.row.streams):
                 pass
             if time.perf_counter() > until:
                 return
@@ -204,7 +203,7 @@ class Ready:
         if self.row.seconds:
             batches *= max(1, round(ROUND_SECONDS / (min(self.row.seconds) * batches * self.row.batch_size)))
         start = time.perf_counter()
-        for _ in self.engine.in_turn([self.images[: self.row.batch_size]] * batches):
+        for _ in self.engine.imap([self.images[: self.row.batch_size]] * batches):
             pass
         self.row.seconds.append((time.perf_counter() - start) / (batches * self.row.batch_size))
 
@@ -225,7 +224,7 @@ class _Opener:
         try:
             engine = self._engine(row)
             if engine.plan.precision != row.precision:
-                row.note = next(choice.reason for choice in engine.plan.choices if choice.what == "precision")
+                row.note = engine.plan.choice("precision").reason
                 return None
             ready = Ready(row, engine, self.images)
             ready.warm_up()
