@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .extras import require
-from .predictor import Record
+from .results import Record
 from .storage import write_bytes
 from .text import escape
 

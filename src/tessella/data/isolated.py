@@ -60,7 +60,7 @@ class Decoded(NamedTuple):
 
     @property
     def outcome(self) -> Pixels | ImageError:
-        """As `Predictor.outputs_of` takes it."""
+        """The pixels, or the error, as `Predictor.decoded_outputs` takes them."""
         found = self.error if self.pixels is None else self.pixels
         assert found is not None
         return found

@@ -24,8 +24,10 @@ from ..bulk.manifest import as_text, row_sources
 from ..bulk.runner import read_run
 from ..checks import as_path, check_count, checked
 from ..errors import UsageError
+from ..inputs import AnyImage, is_single, key_of
 from ..plots.sheet import Panel, write_sheet
-from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
+from ..predictor import Predictor, load
+from ..results import l2_normalize
 from ..text import escape
 from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_seal, open_table, sealed_rows
 from .nearest import SCAN_ROWS, Approximate, Floats, exact, nearest_of, vectors_of
@@ -132,7 +134,7 @@ class Index:
         mean_D = np.stack([one.vector for one in asked]).mean(0)
         if np.linalg.norm(mean_D) < 1e-6:
             raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
-        query_D = unit_length(mean_D[None])[0]
+        query_D = l2_normalize(mean_D[None])[0]
         condition = self._condition(where)
         self._check_label(label)
         count = top + len(asked)

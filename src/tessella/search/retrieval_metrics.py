@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
-from ..predictor import unit_length
+from ..results import l2_normalize
 
 BLOCK = 512  # queries at once: memory is BLOCK x N
 
@@ -59,7 +59,7 @@ def retrieval(vectors_ND: Any, labels_N: Any, k: Sequence[int] = (1, 5, 10)) -> 
         )
     if not k or any(not 1 <= one < count for one in k):
         raise UsageError("bad_argument", f"k is {tuple(k)!r}, expected numbers from 1 to {count - 1}")
-    units_ND = torch.from_numpy(unit_length(vectors.astype(np.float32)))
+    units_ND = torch.from_numpy(l2_normalize(vectors.astype(np.float32)))
     classes_N = torch.from_numpy(classes.reshape(-1))
     ranks = torch.arange(1, count, dtype=torch.float64)
     knn, recall, precision, queries = dict.fromkeys(k, 0), dict.fromkeys(k, 0), 0.0, 0

@@ -1,0 +1,240 @@
+"""The way of an image: read, decode, resize and crop, batch, engine, one result per image.
+
+Every step takes (key, value) pairs and gives pairs with the same keys in the same order, so that a result can never
+belong to another input. A key is whatever a caller wants back with the result: a position, a name, a row of a listing.
+
+    pairs      (key, image of any kind)
+    decoded    (key, pixels (H,W,3) uint8 or ImageError)       `decode_images`, or another decoder of the same interface
+    batches    ([(key, error or None), ...], pixels (B,H,W,3))  `make_batches`
+    outputs    (key, Output or ImageError)                      `run_engine`, `split_outputs`
+
+`Predictor` and everything above it run these steps; a bulk run only decodes differently, in processes of its own.
+Steps are generators that read a few batches ahead, whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from .data.decode import DEFAULT_LIMITS, Limits, Mode, Pixels, Policy
+from .data.transforms import InputSpec, load_pixels
+from .engine.base import Engine
+from .errors import ImageError, UsageError
+from .inputs import AnyImage, image_source, list_images
+from .results import FloatArray, Output
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+Entries: TypeAlias = list[tuple[Key, ImageError | None]]  # the images of a batch: key and error, in order
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads images as a model needs them: decodes them by `policy`, resizes and crops them as `transform` says.
+
+    Raises UsageError `bad_argument` for an unknown transform or policy.
+    """
+
+    spec: InputSpec
+    transform: Mode = "exact"
+    policy: Policy = "tessella"
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("transform", self.transform, ("exact", "fast")),
+            ("policy", self.policy, ("tessella", "timm")),
+        ):
+            if value not in known:
+                raise UsageError("bad_argument", f"{name} is {value!r}, expected {' or '.join(map(repr, known))}")
+
+    def load(self, image: object) -> Pixels:
+        """Return one image of any kind as (height, width, 3) uint8. Raises ImageError, UsageError."""
+        source = image_source(image, self.limits)
+        return load_pixels(source, self.spec, policy=self.policy, mode=self.transform, limits=self.limits)
+
+    def read(self, image: object) -> Pixels | ImageError:
+        """Return one image of any kind as (height, width, 3) uint8, or the reason why it cannot be read."""
+        try:
+            return self.load(image)
+        except ImageError as error:
+            return error
+        except UsageError as error:  # not an image at all, or in a store whose package is not installed
+            return ImageError(error.code, error.message, hint=error.hint)
+
+    def read_readable(self, images: AnyImage | Iterable[AnyImage]) -> Pixels:
+        """Return those images that can be read, (N,height,width,3) uint8; UsageError `bad_argument` if none can."""
+        pixels = []
+        for image in list_images(images)[1]:
+            with suppress(ImageError):
+                pixels.append(self.load(image))
+        if not pixels:
+            raise UsageError("bad_argument", "none of the images to judge a precision on can be read")
+        return np.stack(pixels)
+
+
+def map_values(
+    function: Callable[[Iterator[Value]], Iterator[Result]], pairs: Iterable[tuple[Key, Value]]
+) -> Iterator[tuple[Key, Result]]:
+    """Apply a function of a stream to the values of pairs; the keys pass it by.
+
+    function: gives one result per value, in order; it may read ahead.
+    """
+    keys: deque[Key] = deque()  # of the values that the function has read ahead
+
+    def values() -> Iterator[Value]:
+        for key, value in pairs:
+            keys.append(key)
+            yield value
+
+    for result in function(values()):
+        yield keys.popleft(), result
+
+
+def decode_images(
+    pairs: Iterable[tuple[Key, object]], reader: ImageReader, ahead: int
+) -> Iterator[tuple[Key, Pixels | ImageError]]:
+    """Read and decode images in threads while the model works on earlier ones.
+
+    ahead: number of images that may be decoded before they are needed, at least two per core.
+    """
+    cores = os.cpu_count() or 1
+    waiting: deque[tuple[Key, Future[Pixels | ImageError]]] = deque()
+    with ThreadPoolExecutor(min(cores, 8), "tessella-decode") as pool:
+        try:
+            for key, image in pairs:
+                waiting.append((key, pool.submit(reader.read, image)))
+                if len(waiting) >= max(ahead, 2 * cores):  # bounds memory, whatever the number of images
+                    yield _resolve(*waiting.popleft())
+            while waiting:
+                yield _resolve(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _resolve(key: Key, future: Future[Result]) -> tuple[Key, Result]:
+    return key, future.result()
+
+
+def raise_first_error(
+    decoded: Iterable[tuple[int, Pixels | ImageError]], *, numbered: bool
+) -> Iterator[tuple[int, Pixels]]:
+    """Pass images through, and raise the first error; numbered: its message says which image it is, by the key."""
+    for position, outcome in decoded:
+        if isinstance(outcome, ImageError):
+            prefix = f"image {position}: " if numbered else ""
+            raise ImageError(outcome.code, prefix + outcome.message, hint=outcome.hint) from None
+        yield position, outcome
+
+
+def make_batches(
+    decoded: Iterable[tuple[Key, Pixels | ImageError]], size: int, shape: tuple[int, ...]
+) -> Iterator[tuple[Entries[Key], Pixels]]:
+    """Stack images into batches of `size`; images that could not be read count, but have no pixels.
+
+    shape: of one image, for a batch in which no image could be read.
+    """
+    entries: Entries[Key] = []
+    pixels: list[Pixels] = []
+    for key, outcome in decoded:
+        if isinstance(outcome, ImageError):
+            entries.append((key, outcome))
+        else:
+            entries.append((key, None))
+            pixels.append(outcome)
+        if len(entries) == size:
+            yield entries, _stack(pixels, shape)
+            entries, pixels = [], []
+    if entries:
+        yield entries, _stack(pixels, shape)
+
+
+def _stack(pixels: list[Pixels], shape: tuple[int, ...]) -> Pixels:
+    return np.stack(pixels) if pixels else np.empty((0, *shape), np.uint8)
+
+
+def run_engine(
+    batches: Iterable[tuple[Entries[Key], Pixels]], engine: Engine, *, split_batch: bool = True
+) -> Iterator[tuple[Entries[Key], tuple[FloatArray, FloatArray]]]:
+    """Run the model: for each batch the logits (N,classes) and embeddings (N,width) of its N readable images.
+
+    split_batch: let the threads of the engine share a batch that is the only one; see `Engine.in_turn`.
+    """
+
+    def run(pixels: Iterator[Pixels]) -> Iterator[tuple[FloatArray, FloatArray]]:
+        return engine.in_turn(pixels, divide=split_batch)
+
+    return map_values(run, batches)
+
+
+def split_outputs(
+    batches: Iterable[tuple[Entries[Key], tuple[FloatArray, FloatArray]]],
+) -> Iterator[tuple[Key, Output | ImageError]]:
+    """Split the outputs of batches into those of single images; an image that could not be read has its error."""
+    for entries, (logits, embeddings) in batches:
+        rows = zip(logits, embeddings, strict=True)
+        for key, error in entries:
+            yield key, Output(*next(rows)) if error is None else error
+
+
+def decoded_outputs(
+    decoded: Iterable[tuple[Key, Pixels | ImageError]], engine: Engine, *, split_batch: bool = True
+) -> Iterator[tuple[Key, Output | ImageError]]:
+    """Run the model on decoded images: batches of the plan's batch size, one result per image."""
+    batches = make_batches(decoded, engine.plan.batch_size, engine.shape)
+    return split_outputs(run_engine(batches, engine, split_batch=split_batch))
+
+
+def image_outputs(
+    pairs: Iterable[tuple[Key, object]], reader: ImageReader, engine: Engine
+) -> Generator[tuple[Key, Output | ImageError], None, None]:
+    """Run all steps: one result per image, in order, as batches finish.
+
+    An exception that the iterable itself raises comes after the results of all images before it.
+    """
+    ahead = engine.plan.batch_size
+    return defer_failure(pairs, lambda pairs: decoded_outputs(decode_images(pairs, reader, ahead), engine))
+
+
+def defer_failure(
+    items: Iterable[Value], steps: Callable[[Iterator[Value]], Iterator[Result]]
+) -> Generator[Result, None, None]:
+    """Run `steps`; an exception that the iterable raises comes after the results of all items before it."""
+    failures: list[Exception] = []
+    yield from steps(_until_failure(items, failures))
+    if failures:
+        raise failures[0]
+
+
+def _until_failure(items: Iterable[Value], failures: list[Exception]) -> Iterator[Value]:
+    """The items up to the first exception of the iterable, which is put into `failures`."""
+    try:
+        yield from items
+    except Exception as error:  # of the caller's own code: raised again once the items before it are done
+        failures.append(error)
+
+
+_END = object()
+
+
+def pair_with_keys(images: Iterable[Value], keys: Iterable[object]) -> Iterator[tuple[str, Value]]:
+    """Pair images with the caller's keys, as strings; UsageError `bad_argument` if their numbers differ."""
+    rest = iter(keys)
+    count = 0
+    for count, image in enumerate(images, 1):
+        key = next(rest, _END)
+        if key is _END:
+            raise UsageError("bad_argument", f"there are {count - 1} keys for more images", hint="give one per image")
+        yield str(key), image
+    if next(rest, _END) is not _END:
+        raise UsageError("bad_argument", f"there are more keys than images ({count})", hint="give one per image")
