@@ -679,9 +679,9 @@ def test_accuracy_and_average() -> None:
     assert (torch.rand(1), np.random.rand()) == first
 
 
-# --- docs/timm.md -----------------------------------------------------------------------------------------------------
+# --- docs/reference/timm.md -------------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "timm.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "timm.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:

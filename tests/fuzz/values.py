@@ -202,7 +202,12 @@ import tessella
 from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
-from tessella.tasks import bench, bulk, dedup, evaluate, index, info, probe, recipes, search, train, tune, verify
+from tessella import info
+from tessella.bulk import runner as bulk, verify
+from tessella.evaluation import evaluator as evaluate, linear_probe as probe
+from tessella.performance import benchmark as bench, tuning as tune
+from tessella.search import duplicates as dedup, index, query as search
+from tessella.training import config as recipes, loop as train
 
 def predictor(): return tessella.load("local-dir:tiny", engine="eager", batch_size=4)
 def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eval()

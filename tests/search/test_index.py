@@ -240,7 +240,7 @@ def test_stopped_at_any_step_the_next_builder_ends_the_work(
 BUILDER = """
 import os, sys, warnings
 from pathlib import Path
-from tessella.tasks import index
+from tessella.search import index
 warnings.simplefilter("ignore")  # LanceDB's on forks: in this process nothing of it is at work
 index.STEP_ROWS = 100
 index._lancedb()
@@ -293,7 +293,7 @@ def test_killed_at_any_moment_it_ends_as_what_the_shards_are(tmp_path: Path, mon
 def test_importing_is_cheap_and_lancedb_is_asked_for() -> None:
     code = """
 import json, sys
-from tessella.tasks import dedup, index, search
+from tessella.search import duplicates as dedup, index, query as search
 print(json.dumps([name for name in ("lancedb", "torch", "matplotlib", "pyarrow") if name in sys.modules]))
 sys.modules["lancedb"] = None
 try: index._lancedb()

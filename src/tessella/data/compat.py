@@ -1,6 +1,6 @@
 """timm's data sets, loader and mixing under timm's names, built on this package's own.
 
-`docs/timm.md` says argument by argument what is supported; what is not is refused with what to use instead.
+`docs/reference/timm.md` says argument by argument what is supported; what is not is refused with what to use instead.
 """
 
 from __future__ import annotations
