@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +25,12 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from .data.decode import DEFAULT_LIMITS, Limits, Mode, Pixels, Policy
+from .data.source import Source
 from .data.transforms import InputSpec, load_pixels
 from .engine.base import Engine
 from .errors import ImageError, UsageError
 from .inputs import AnyImage, image_source, list_images
-from .results import FloatArray, Output
+from .results import FloatArray, Output, Record
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -238,3 +239,21 @@ def pair_with_keys(images: Iterable[Value], keys: Iterable[object]) -> Iterator[
         yield str(key), image
     if next(rest, _END) is not _END:
         raise UsageError("bad_argument", f"there are more keys than images ({count})", hint="give one per image")
+
+
+def error_records(sources: Sequence[Source]) -> list[Record]:
+    """Return one error record per source if none can be read, or an empty list if one may be readable.
+
+    With it a wrong path is reported at once, before a model is loaded.
+    """
+    records = []
+    for source in sources:
+        if source.error is None and ("://" in source.path or os.path.exists(source.path)):  # noqa: PTH110
+            return []
+        try:
+            source.read()
+        except ImageError as error:
+            records.append(Record(source.key, error.code, str(error)))
+        else:
+            return []
+    return records

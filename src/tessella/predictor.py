@@ -47,7 +47,7 @@ from .pipeline import (
     raise_first_error,
     run_engine,
 )
-from .results import NON_FINITE, ClassNames, FeatureRecord, FloatArray, is_finite, l2_normalize, make_record, softmax
+from .results import NON_FINITE, ClassNames, FloatArray, is_finite, l2_normalize, make_record, softmax
 from .results import Output as Output
 from .results import Prediction as Prediction
 from .results import Record as Record
@@ -290,8 +290,8 @@ class Predictor:
         indices: int | Sequence[int] | None = None,
         *,
         keys: Iterable[str] | None = None,
-    ) -> Generator[FeatureRecord, None, None]:
-        """Yield one FeatureRecord per image, in order; a bad image is a record with its error's code.
+    ) -> Generator[Record, None, None]:
+        """Yield one Record with feature maps per image, in order; a bad image is a record with its error's code.
 
         One image per batch, because feature maps are large. images, keys: as in `records`; indices: as in `features`.
         Raises UsageError `bad_argument` for blocks that the model does not have.
@@ -339,17 +339,17 @@ class Predictor:
                 raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` shows which images")
             yield logits, embeddings
 
-    def _feature_records(self, pairs: Iterable[tuple[str, object]], blocks: int | list[int]) -> Iterator[FeatureRecord]:
+    def _feature_records(self, pairs: Iterable[tuple[str, object]], blocks: int | list[int]) -> Iterator[Record]:
         decoded = decode_images(pairs, self._reader, self.plan.batch_size)
         for ((key, error),), pixels in make_batches(decoded, 1, self.engine.shape):
             if error is not None:
-                yield FeatureRecord(key, error.code, str(error))
+                yield Record(key, error.code, str(error))
                 continue
             maps = self.engine.features(pixels, blocks)
             if all(map(is_finite, maps)):
-                yield FeatureRecord(key, "ok", maps=tuple(array[0] for array in maps))
+                yield Record(key, "ok", features=tuple(array[0] for array in maps))
             else:
-                yield FeatureRecord(key, "non_finite", NON_FINITE)
+                yield Record(key, "non_finite", NON_FINITE)
 
     def _blocks(self, indices: int | Sequence[int] | None) -> int | list[int]:
         usual = self.model.default_out_indices  # an exported model is refused here

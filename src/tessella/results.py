@@ -67,7 +67,8 @@ class Record:
     """The result for one input; every input has exactly one.
 
     status: "ok" or the code of the error. message: the error's message; empty if status is "ok". top: the most
-    probable classes, best first.
+    probable classes, best first. features: feature maps of blocks, shallow to deep. What was not asked for, and what an
+    error prevents, is empty or None.
     """
 
     key: str
@@ -75,13 +76,7 @@ class Record:
     message: str = ""
     top: tuple[Prediction, ...] = ()
     embedding: FloatArray | None = None  # (width,), unit length
-
-
-@dataclass(frozen=True)
-class FeatureRecord(Record):
-    """A Record with feature maps, shallow to deep, each (channels,rows,columns) float32; none if status is not "ok"."""
-
-    maps: tuple[FloatArray, ...] = ()
+    features: tuple[FloatArray, ...] = ()  # each (channels,rows,columns)
 
 
 @dataclass(frozen=True)
