@@ -15,6 +15,7 @@ LAYERS = [
     {"storage", "results"},
     {"records"},
     {"models", "data", "utils"},
+    {"fingerprint"},
     {"weights"},
     {"engine"},
     {"plots", "inputs"},

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import inspect
-import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from .data.source import Source
 from .engine import Choice, Plan
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
+from .fingerprint import hash_identity, identify
 from .inputs import AnyImage, key_of, list_images
 from .loading import DEFAULT_MODEL as DEFAULT_MODEL
 from .loading import (
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 
     from .models.base import ImageModel
 
-NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other numbers than before
 MAX_BLOCKS = 10_000  # of a model
 
 Key = TypeVar("Key")
@@ -146,20 +144,10 @@ class Predictor:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, settings of this Predictor apart; an exported model keeps that of its source."""
+        """All that decides the numbers, apart from the Predictor's settings; an export keeps that of its source."""
         if self.engine.model is None:
             return dict(self.card.identity)
-        from .engine.convert import weights_hash
-
-        model = self.engine.model
-        facts: dict[str, Any] = dict(
-            arch=model.arch,
-            config=repr(model.config),
-            weights=weights_hash(model),
-            pool=model.global_pool,
-            spec=self.spec.to_cfg(),
-            numeric_contract=NUMERIC_CONTRACT,
-        )
+        facts = identify(self.engine.model, self.spec)
         if self.card.precision != "float32":  # rounded differently by each of these
             plan = self.engine.plan
             facts |= dict(engine=plan.engine, graph=self.engine.graph_hash, layout=plan.layout, device=plan.device)
@@ -167,13 +155,9 @@ class Predictor:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for everything which decides the numbers; artefacts of two are never mixed."""
-        facts = self.identity | dict(
-            policy=self.policy,
-            transform=self.transform,
-            precision=self.card.precision,
-        )
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits for all that decides the numbers; artefacts of two fingerprints are never mixed."""
+        settings = dict(policy=self.policy, transform=self.transform, precision=self.card.precision)
+        return hash_identity(self.identity, **settings)
 
     def __repr__(self) -> str:
         how = ", ".join((self.plan.device, self.card.precision, self.plan.engine, self.transform, self.policy))

@@ -20,6 +20,7 @@ from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, keep_tuned
 from ..errors import TessellaError, UsageError, WeightsError
+from ..fingerprint import config_text
 from ..inputs import AnyImage
 from ..models.base import ImageModel
 from ..pipeline import ImageReader
@@ -152,7 +153,7 @@ def tune(
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
     try:
-        path = keep_tuned(model.arch, repr(model.config), size, plan.threads, winners, table, date)
+        path = keep_tuned(model.arch, config_text(model.config), size, plan.threads, winners, table, date)
     except OSError as error:
         raise WeightsError(
             "cache_failed",
