@@ -127,8 +127,8 @@ class Predictor:
         exact = "timm's numbers bit for bit"
         respected = "orientation, transparency and depth respected"
         yield Choice("input", crop, "the checkpoint's")
-        yield Choice("transform", self.transform, exact if self.transform == "exact" else "asked for")
-        yield Choice("policy", self.policy, respected if self.policy == "tessella" else "asked for: what timm does")
+        yield Choice("transform", self.transform, exact if self.transform == "exact" else "requested")
+        yield Choice("policy", self.policy, respected if self.policy == "tessella" else "requested: as timm decodes")
         yield Choice("labels", f"{len(self.labels)} classes", labels_reason)
 
     @property
