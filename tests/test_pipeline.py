@@ -203,9 +203,9 @@ def test_a_reader_gives_the_pixels_of_the_models_size_or_the_reason() -> None:
 
 
 def test_unreadable_images_are_left_out_of_samples() -> None:
-    assert READER.read_readable([CAT, b"junk", grey(3)]).shape == (2, 8, 8, 3)
+    assert READER.load_readable([CAT, b"junk", grey(3)]).shape == (2, 8, 8, 3)
     with pytest.raises(UsageError, match="none of the images"):
-        READER.read_readable([b"junk"])
+        READER.load_readable([b"junk"])
 
 
 def test_errors_are_known_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_feature_maps_are_stacked_by_block_and_nan_for_errors(tmp_path: Path) ->
             write_records(tmp_path / f"maps{suffix}", records, {})
 
 
+@pytest.mark.parametrize("name", ["rows", "rows.xlsx", "rows.npy"])
+def test_an_unknown_suffix_is_refused_before_the_records_are_made(name: str, tmp_path: Path) -> None:
+    records = iter(RECORDS)
+    with pytest.raises(UsageError, match=r"ending in \.npz") as caught:
+        write_records(str(tmp_path / name), records)
+    assert caught.value.code == "bad_argument"
+    assert next(records) is RECORDS[0]
+
+
 def test_json_has_no_nan() -> None:
     nan = float("nan")
     row = as_dict(Record("a", "ok", "", (Prediction(0, "x", nan),), np.array([nan, 1], np.float32)))

@@ -1,7 +1,7 @@
-"""What a caller may give as an image, or as many images, as one type that `decode` reads.
+"""The kinds of images that callers pass: single images and collections, converted to what `decode` reads.
 
-The class `Predictor` lists the kinds. Objects of other libraries may raise anything when they are touched; here that
-becomes an ImageError, so that one bad item never ends the work on the others.
+The docstring of `Predictor` lists the kinds. Objects of other libraries may raise any exception; here it becomes an
+ImageError, so that one bad item never ends the work on the others.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _HINT = "give a path, bytes, an open file, a Pillow image, an array or a tensor"
 def is_single(images: object) -> bool:
     """Return whether this is one image or one name, rather than a collection.
 
-    A batch (N,H,W,C) or (N,C,H,W) is a collection. Mappings, open files and everything that is not iterable count as
-    one image, even if they are none.
+    A batch (N,H,W,C) or (N,C,H,W) is a collection. Mappings, open files and all that is not iterable count as one
+    item, whether or not it is an image.
     """
     if isinstance(images, np.ndarray) or _is_tensor(images):
         return images.ndim < 4
@@ -77,7 +77,7 @@ def key_of(image: object, position: int) -> str:
     """Return the name of an image: a Source's key, a path, the name of an open file, or else its position."""
     if isinstance(image, Source):
         return image.key
-    name = image if isinstance(image, str | os.PathLike) else None
+    name: object = image if isinstance(image, str | os.PathLike) else None
     if name is None and _attribute(image, "read") is not None:
         name = _attribute(image, "name")
     text = _path_text(name) if isinstance(name, str | bytes | os.PathLike) else None
@@ -138,15 +138,15 @@ def _is_tensor(image: object) -> TypeGuard[Tensor]:
 
 
 def _path_text(path: str | bytes | os.PathLike[str]) -> str | None:
-    """The path as text; None if an object of a caller's own class raises an error instead."""
+    """Return the path as text, or None if an object of a caller's class raises an exception instead."""
     try:
         return os.fsdecode(path)
     except Exception:  # whatever its __fspath__ raises
         return None
 
 
-def _attribute(image: object, name: str) -> Any:
-    """As `getattr` with the default None; a property of a caller's own class may raise anything."""
+def _attribute(image: object, name: str) -> object:
+    """As `getattr` with the default None, also if a property of a caller's class raises another exception."""
     try:
         return getattr(image, name, None)
     except Exception:

@@ -1,7 +1,7 @@
-"""Opens models: from a name or a folder to an engine that runs, with the input spec, labels and name that go with it.
+"""Opens models: from a name or folder to a running engine, with input spec and labels.
 
-An OpenedModel is all that a Predictor needs of a model. The Predictor's own settings (how images are read) are not
-part of it.
+An OpenedModel holds the finished parts that a Predictor is made of. How images are read is a setting of the Predictor,
+not of the model.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LoadSettings:
 
 
 def spec_of(model: ImageModel, name: str = "") -> InputSpec:
-    """Return how images are prepared for a model. Raises UsageError `bad_argument` if it is none of `create_model`."""
+    """Return the input spec of a model of `create_model`; UsageError `bad_argument` for anything else."""
     if not hasattr(model, "pretrained_cfg"):
         raise UsageError(
             "bad_argument",
@@ -90,15 +90,16 @@ def open_model(
     plan: Plan | None = None,
     images: Sequence[AnyImage] | None = None,
 ) -> OpenedModel:
-    """Open an engine for a model of `create_model`; a precision that changes its answers too much is not used.
+    """Open an engine for a model of `create_model`, and find the labels of its classes.
 
-    images: a few hundred representative images on which a lossy precision is judged, read by `reader`; None takes
-    photographs in this package.
+    plan: None makes one for this machine. A lossy precision of the plan is compared with float32, and not used if the
+    results differ too much: on `images`, a few hundred representative ones that `reader` reads, or on photographs in
+    this package. Raises UsageError, WeightsError.
     """
     size = (reader.spec.height, reader.spec.width)
     model = model.eval()
     plan = plan or make_plan(model=model, size=size)
-    samples = None if images is None or plan.precision not in BOUNDS else reader.read_readable(images)
+    samples = None if images is None or plan.precision not in BOUNDS else reader.load_readable(images)
     engine = open_gated(model, plan, size, reader.spec, samples)
     classes, reason = find_labels(model)
     card = Card(
@@ -123,9 +124,9 @@ def open_exported_model(folder: Path, *, batch_size: int | None = None, mode: Ru
 
 
 def find_exported(settings: LoadSettings) -> Path | None:
-    """Return the folder of an exported model if the name stands for one.
+    """Return the folder of an exported model, or None if the name does not stand for one.
 
-    Raises UsageError `bad_argument` for settings that were decided when the model was exported.
+    Raises UsageError `bad_argument` for settings that were fixed when the model was exported.
     """
     folder = settings.folder
     if folder is None or not is_exported(folder):
@@ -143,7 +144,7 @@ def find_exported(settings: LoadSettings) -> Path | None:
 def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
     """Create the model with its weights, and plan how to run it. Raises UsageError, WeightsError.
 
-    What cannot be served is refused before anything is downloaded and, if possible, before PyTorch is imported.
+    Settings that cannot be served are refused before weights are downloaded, most of them before PyTorch is imported.
     """
     has_own_weights = settings.checkpoint_path is not None or "pretrained_cfg" in settings.model_args
     if settings.pretrained and settings.folder is None and not has_own_weights:

@@ -1,15 +1,16 @@
-"""The way of an image: read, decode, resize and crop, batch, engine, one result per image.
+"""The image pipeline: read, decode, resize and crop, batch, run the engine, one result per image.
 
-Every step takes (key, value) pairs and gives pairs with the same keys in the same order, so that a result can never
-belong to another input. A key is whatever a caller wants back with the result: a position, a name, a row of a listing.
+Every step takes (key, value) pairs and yields pairs with the same keys in the same order, so a result always belongs
+to its input. A key is whatever the caller wants back with the result: a position, a name, an entry of a listing.
 
-    pairs      (key, image of any kind)
-    decoded    (key, pixels (H,W,3) uint8 or ImageError)       `decode_images`, or another decoder of the same interface
-    batches    ([(key, error or None), ...], pixels (B,H,W,3))  `make_batches`
-    outputs    (key, Output or ImageError)                      `run_engine`, `split_outputs`
+    step             yields
+    (the caller)     (key, image of any kind)
+    decode_images    (key, pixels (H,W,3) uint8 or ImageError); a bulk run decodes in isolated processes instead
+    make_batches     ([(key, error or None), ...], pixels (N,H,W,3) of the images that could be read)
+    run_engine       ([(key, error or None), ...], (logits (N,classes), embeddings (N,width)))
+    split_outputs    (key, Output or ImageError)
 
-`Predictor` and everything above it run these steps; a bulk run only decodes differently, in processes of its own.
-Steps are generators that read a few batches ahead, whatever the number of images.
+`image_outputs` runs all steps. Steps are generators, which read a few batches ahead, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from .results import FloatArray, Output, Record
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Result = TypeVar("Result")
-Entries: TypeAlias = list[tuple[Key, ImageError | None]]  # the images of a batch: key and error, in order
+Entries: TypeAlias = list[tuple[Key, ImageError | None]]  # key and error of each image in a batch
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads images as a model needs them: decodes them by `policy`, resizes and crops them as `transform` says.
+    """Reads images of any kind and prepares them for a model: decodes, resizes and crops them.
 
-    Raises UsageError `bad_argument` for an unknown transform or policy.
+    transform, policy: as in `tessella.load`. Raises UsageError `bad_argument` for unknown ones.
     """
 
     spec: InputSpec
@@ -69,10 +70,10 @@ class ImageReader:
             return self.load(image)
         except ImageError as error:
             return error
-        except UsageError as error:  # not an image at all, or in a store whose package is not installed
+        except UsageError as error:  # such as an object store whose package is not installed
             return ImageError(error.code, error.message, hint=error.hint)
 
-    def read_readable(self, images: AnyImage | Iterable[AnyImage]) -> Pixels:
+    def load_readable(self, images: AnyImage | Iterable[AnyImage]) -> Pixels:
         """Return those images that can be read, (N,height,width,3) uint8; UsageError `bad_argument` if none can."""
         pixels = []
         for image in list_images(images)[1]:
@@ -86,11 +87,11 @@ class ImageReader:
 def map_values(
     function: Callable[[Iterator[Value]], Iterator[Result]], pairs: Iterable[tuple[Key, Value]]
 ) -> Iterator[tuple[Key, Result]]:
-    """Apply a function of a stream to the values of pairs; the keys pass it by.
+    """Apply a stream function to the values of (key, value) pairs, and yield each result with the key of its value.
 
-    function: gives one result per value, in order; it may read ahead.
+    function: takes an iterator of values and yields one result per value, in order; it may read ahead.
     """
-    keys: deque[Key] = deque()  # of the values that the function has read ahead
+    keys: deque[Key] = deque()  # of values whose results are still to come
 
     def values() -> Iterator[Value]:
         for key, value in pairs:
@@ -130,7 +131,7 @@ def _resolve(key: Key, future: Future[Result]) -> tuple[Key, Result]:
 def raise_first_error(
     decoded: Iterable[tuple[int, Pixels | ImageError]], *, numbered: bool
 ) -> Iterator[tuple[int, Pixels]]:
-    """Pass images through, and raise the first error; numbered: its message says which image it is, by the key."""
+    """Pass pixels through and raise the first error; numbered: the message begins with the position of the image."""
     for position, outcome in decoded:
         if isinstance(outcome, ImageError):
             prefix = f"image {position}: " if numbered else ""
@@ -141,9 +142,9 @@ def raise_first_error(
 def make_batches(
     decoded: Iterable[tuple[Key, Pixels | ImageError]], size: int, shape: tuple[int, ...]
 ) -> Iterator[tuple[Entries[Key], Pixels]]:
-    """Stack images into batches of `size`; images that could not be read count, but have no pixels.
+    """Collect batches of `size` images; images that could not be read count, but have no pixels.
 
-    shape: of one image, for a batch in which no image could be read.
+    shape: (H,W,3) of one image, for a batch in which no image could be read.
     """
     entries: Entries[Key] = []
     pixels: list[Pixels] = []
@@ -167,9 +168,9 @@ def _stack(pixels: list[Pixels], shape: tuple[int, ...]) -> Pixels:
 def run_engine(
     batches: Iterable[tuple[Entries[Key], Pixels]], engine: Engine, *, split_batch: bool = True
 ) -> Iterator[tuple[Entries[Key], tuple[FloatArray, FloatArray]]]:
-    """Run the model: for each batch the logits (N,classes) and embeddings (N,width) of its N readable images.
+    """Run the model on batches: logits (N,classes) and embeddings (N,width) of the N images that could be read.
 
-    split_batch: let the threads of the engine share a batch that is the only one; see `Engine.in_turn`.
+    split_batch: as in `Engine.in_turn`.
     """
 
     def run(pixels: Iterator[Pixels]) -> Iterator[tuple[FloatArray, FloatArray]]:
@@ -181,7 +182,7 @@ def run_engine(
 def split_outputs(
     batches: Iterable[tuple[Entries[Key], tuple[FloatArray, FloatArray]]],
 ) -> Iterator[tuple[Key, Output | ImageError]]:
-    """Split the outputs of batches into those of single images; an image that could not be read has its error."""
+    """Yield the output of each image, or its error if it could not be read."""
     for entries, (logits, embeddings) in batches:
         rows = zip(logits, embeddings, strict=True)
         for key, error in entries:
@@ -191,7 +192,7 @@ def split_outputs(
 def decoded_outputs(
     decoded: Iterable[tuple[Key, Pixels | ImageError]], engine: Engine, *, split_batch: bool = True
 ) -> Iterator[tuple[Key, Output | ImageError]]:
-    """Run the model on decoded images: batches of the plan's batch size, one result per image."""
+    """Run the model on decoded images, in batches of the plan's batch size: one result per image, in order."""
     batches = make_batches(decoded, engine.plan.batch_size, engine.shape)
     return split_outputs(run_engine(batches, engine, split_batch=split_batch))
 
@@ -218,10 +219,10 @@ def defer_failure(
 
 
 def _until_failure(items: Iterable[Value], failures: list[Exception]) -> Iterator[Value]:
-    """The items up to the first exception of the iterable, which is put into `failures`."""
+    """Yield the items before the first exception of the iterable, which is put into `failures`."""
     try:
         yield from items
-    except Exception as error:  # of the caller's own code: raised again once the items before it are done
+    except Exception as error:  # of the caller's code: raised again after the results of earlier items
         failures.append(error)
 
 
@@ -244,7 +245,7 @@ def pair_with_keys(images: Iterable[Value], keys: Iterable[object]) -> Iterator[
 def error_records(sources: Sequence[Source]) -> list[Record]:
     """Return one error record per source if none can be read, or an empty list if one may be readable.
 
-    With it a wrong path is reported at once, before a model is loaded.
+    So that a wrong path can be reported before a model is loaded.
     """
     records = []
     for source in sources:

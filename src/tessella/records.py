@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .errors import UsageError
 from .extras import require
@@ -23,22 +24,22 @@ from .results import FloatArray, Record
 from .storage import write_bytes
 from .text import escape
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
 
-def as_dict(record: Record) -> dict[str, Any]:
+def as_dict(record: Record) -> dict[str, object]:
     """Return a record as JSON: parts that are missing are omitted, and numbers that are not finite are None.
 
     Of feature maps only the shapes are kept.
     """
-    row: dict[str, Any] = dict(key=escape(record.key), status=record.status)
+    row: dict[str, object] = dict(key=escape(record.key), status=record.status)
     if record.message:
         row["message"] = valid_text(record.message)
     if record.top:
         row["top"] = [
-            {key: value for key, value in dataclasses.asdict(one).items() if value != ""}
-            | dict(label=valid_text(one.label), probability=finite_or_none(one.probability))
-            for one in record.top
+            {key: value for key, value in dataclasses.asdict(prediction).items() if value != ""}
+            | dict(label=valid_text(prediction.label), probability=finite_or_none(prediction.probability))
+            for prediction in record.top
         ]
     if record.embedding is not None:
         row["embedding"] = [finite_or_none(value) for value in record.embedding.tolist()]
@@ -72,7 +73,7 @@ def csv_lines(records: Iterable[Record], top: int, width: int, *, safe: bool = F
     ranks = [f"{name}{rank}" for rank in range(1, top + 1) for name in ("index", "label", "probability")]
     yield csv_line(["key", "status", "message", *ranks, *(f"e{i}" for i in range(width))])
     for record in records:
-        classes = [cell for one in record.top for cell in (one.index, one.label, one.probability)]
+        classes = [cell for best in record.top for cell in (best.index, best.label, best.probability)]
         vector = [] if record.embedding is None else record.embedding.tolist()
         cells = [escape(record.key), record.status, record.message, *pad(classes, 3 * top), *pad(vector, width)]
         yield csv_line(cells, safe=safe)
@@ -90,7 +91,7 @@ def _csv_cell(cell: object, safe: bool) -> str:
     if not isinstance(cell, str):
         return repr(cell)
     text = valid_text(cell)
-    if safe and text.startswith(FORMULA):
+    if safe and text.startswith(FORMULA_PREFIXES):
         text = "'" + text
     # the csv module leaves a carriage return unquoted before Python 3.13
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
@@ -101,16 +102,22 @@ def pad(cells: Sequence[object], length: int) -> list[object]:
     return [*cells, *[""] * (length - len(cells))]
 
 
-def write_records(path: Path, records: Iterable[Record], metadata: Mapping[str, str], *, csv_safe: bool = False) -> int:
-    """Write all records to a .npz, .parquet, .csv, .json or .jsonl file, and return their number.
+def write_records(
+    path: str | Path, records: Iterable[Record], metadata: Mapping[str, str] | None = None, *, csv_safe: bool = False
+) -> int:
+    """Write records to a .npz, .parquet, .csv, .json or .jsonl file, and return their number.
 
-    metadata: model, fingerprint and the like; stored if the format has room for it. The file is written atomically.
-    Rows without an embedding hold NaN in .npz, null in .parquet. Feature maps are stored in .npz only: NaN if the
-    status is not "ok". csv_safe: as `safe` in `csv_line`. Raises OutputError; UsageError `bad_argument` for feature
-    maps in another format.
+    metadata: such as model and fingerprint; stored in .npz and .parquet. csv_safe: as `safe` in `csv_line`. The file is
+    written atomically, once all records have come. Rows without an embedding hold NaN in .npz, null in .parquet.
+    Feature maps are stored in .npz only, as NaN for rows without any.
+    Raises OutputError; UsageError `bad_argument` for another suffix, or for feature maps in another format.
     """
-    rows = list(records)
+    path, metadata = Path(path), metadata or {}
     suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        hint = f"use a name ending in {' or '.join(SUFFIXES)}"
+        raise UsageError("bad_argument", f"cannot write {path.name!r}", hint=hint)
+    rows = list(records)
     if suffix != ".npz" and any(record.features for record in rows):
         raise UsageError("bad_argument", f"feature maps cannot be stored as {suffix}", hint="use a .npz file")
     top = max((len(record.top) for record in rows), default=0)
@@ -123,7 +130,7 @@ def write_records(path: Path, records: Iterable[Record], metadata: Mapping[str, 
     return len(rows)
 
 
-def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+def npz_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
     """Return a NumPy archive (.npz) of the arrays, without pickled objects."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
@@ -139,7 +146,7 @@ def _json_lines(records: Sequence[Record], top: int, width: int, metadata: Mappi
 
 
 def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str, str]) -> bytes:
-    arrays: dict[str, Any] = dict(
+    arrays: dict[str, ArrayLike] = dict(
         keys=np.array([escape(r.key) for r in records], dtype=str),
         status=np.array([r.status for r in records], dtype=str),
         **{name: np.array(valid_text(value)) for name, value in metadata.items()},

@@ -123,7 +123,7 @@ def tune(
     started = time.perf_counter()
     exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
     wanted = list(_candidates(model, plan, engines, exact if precisions is None else precisions))
-    judges = None if images is None else ImageReader(spec).read_readable(images)
+    judges = None if images is None else ImageReader(spec).load_readable(images)
     pictures = sample_images(spec, max(BATCHES))
     rows: list[Row] = []
     ready: list[Ready] = []
