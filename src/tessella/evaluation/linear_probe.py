@@ -29,8 +29,9 @@ from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
 from ..errors import ImageError, TessellaError, UsageError
 from ..models.base import ImageModel
-from ..predictor import FloatArray, Predictor, load, unit_length
+from ..predictor import Predictor, load
 from ..records import npz_bytes
+from ..results import FloatArray, l2_normalize
 from ..storage import make_folders, write_bytes
 from ..weights.save import save_pretrained
 from .leakage import write_seen
@@ -267,8 +268,8 @@ def embed(
     status = np.full(len(images), "ok", "<U24")
     sources = watch((images.source(i) for i in range(len(images))), len(images), "images")
     with decoder_of(predictor) as decoder:
-        decoded = (image.outcome for image in decoder.decoded(sources))
-        for i, outcome in enumerate(predictor.outputs_of(decoded, split_batch=False)):
+        decoded = enumerate(image.outcome for image in decoder.decoded(sources))
+        for i, outcome in predictor.decoded_outputs(decoded, split_batch=False):
             if isinstance(outcome, ImageError):
                 status[i] = outcome.code
             elif np.isfinite(outcome.embedding).all():
@@ -342,7 +343,7 @@ def choose_strength(x_ND: FloatArray, labels_N: Ints, held: NDArray[np.bool_], c
 
 def neighbours(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int) -> tuple[Tensor, Tensor]:
     """Cosines (N,k), the highest first, and labels (N,k) of the nearest vectors in the bank; k is at most all of it."""
-    queries, bank = (torch.from_numpy(unit_length(vectors)) for vectors in (x_ND, bank_ND))
+    queries, bank = (torch.from_numpy(l2_normalize(vectors)) for vectors in (x_ND, bank_ND))
     labels = torch.from_numpy(labels_N)
     count = min(count, len(bank))
     found = [(part @ bank.T).topk(count) for part in queries.split(max(2**25 // len(bank), 1))]  # 128 MB of cosines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,15 @@ from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
-from ..data.transforms import load_pixels
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
+from ..inputs import AnyImage
 from ..models.base import ImageModel
-from ..predictor import AnyImage, readable
+from ..pipeline import ImageReader
 
 SECONDS = 100.0  # of which a half is for making engines ready
 ROUNDS = 9
@@ -123,7 +122,7 @@ def tune(
     started = time.perf_counter()
     exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
     wanted = list(_candidates(model, plan, engines, exact if precisions is None else precisions))
-    judges = None if images is None else readable(images, functools.partial(load_pixels, spec=spec))
+    judges = None if images is None else ImageReader(spec).load_readable(images)
     pictures = sample_images(spec, max(BATCHES))
     rows: list[Row] = []
     ready: list[Ready] = []
