@@ -6,6 +6,7 @@ stay apart, and `text.unescape` restores it.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -22,7 +23,7 @@ from .errors import UsageError
 from .extras import require
 from .results import FloatArray, Record
 from .storage import write_bytes
-from .text import escape
+from .text import encode_text, escape
 
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
@@ -95,6 +96,15 @@ def _csv_cell(cell: object, safe: bool) -> str:
         text = "'" + text
     # the csv module leaves a carriage return unquoted before Python 3.13
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Return a CSV file with a header and one line per row; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return encode_text(text.getvalue())
 
 
 def pad(cells: Sequence[object], length: int) -> list[object]:

@@ -237,6 +237,20 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
 
 
+def create_output_folder(folder: str | Path) -> Path:
+    """Create a folder for results if it is missing, and return it; raises OutputError `output_failed`."""
+    folder = Path(folder)
+    try:
+        make_folders(folder)
+    except OSError as error:
+        raise OutputError(
+            "output_failed",
+            f"the folder {str(folder)!r} could not be created: {error.strerror}",
+            hint="choose another one",
+        ) from None
+    return folder
+
+
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,10 @@ table or terminal accepts. `escape` makes a string that is valid UTF-8 of it, an
 from __future__ import annotations
 
 import html
+import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
@@ -40,6 +41,25 @@ def unescape(text: str) -> str:
         return chr(int(match[2], 16)) if match[2] else "\\"
 
     return _ESCAPED.sub(restore, text) if "\\" in text else text
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8 of a text in which bytes of file names that are not UTF-8 are written as `\\xNN`.
+
+    Unlike `escape`, backslashes are not doubled: for files that people read.
+    """
+    return re.sub("[\ud800-\udfff]", _escape_surrogate, text).encode()
+
+
+def finite(value: object) -> object:
+    """Return a JSON value with None in place of every float that is NaN or infinite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(member) for member in value]
+    return value
 
 
 def printable(text: str) -> str:

@@ -32,8 +32,9 @@ from ..data.spec import InputSpec
 from ..engine import make_plan
 from ..errors import ImageError, OutputError, TrainingError, UsageError
 from ..evaluation.evaluator import Evaluation, measure
-from ..evaluation.leakage import check_unchanged, read_seen, write_seen
-from ..evaluation.report import percent, write_report
+from ..evaluation.leakage import check_unchanged, read_image_record, write_image_record
+from ..evaluation.markdown import percent
+from ..evaluation.report import ReportHeader, write_report
 from ..models.base import ImageModel
 from ..plots.figures import warn_without_matplotlib
 from ..predictor import Predictor
@@ -107,8 +108,8 @@ def train(
             claim(run, facts)
             if exists:
                 check_unchanged(run, learning, held_out)
-            if read_seen(run) is None:
-                write_seen(run, learning, held_out, config.model if config.start == "pretrained" else "")
+            if read_image_record(run) is None:
+                write_image_record(run, learning, held_out, config.model if config.start == "pretrained" else "")
         workers = default_workers() if workers is None else workers
         trainer = Trainer(run, config, model, spec, learning, held_out, process, workers, watch)
         trainer.begin(shard)
@@ -547,17 +548,20 @@ def finish(trainer: Trainer, start: ImageModel, command: str) -> None:
         write_atomic(run / "README.md", card.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError("output_failed", f"{run / 'README.md'} could not be written: {error.strerror}") from error
-    write_report(
-        run / "report",
-        found.metrics,
+    header = ReportHeader(
         title=f"{run.name}: {config.model}, {len(epochs)} epochs",
         command=command,
         conditions=found.conditions,
+        notes=notes,
+    )
+    write_report(
+        run / "report",
+        found.metrics,
+        header,
         answers=found.answers,
         images=images,
-        unread=found.unread,
+        failed=found.failed,
         history=epochs,
-        notes=notes,
     )
 
 
