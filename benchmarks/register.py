@@ -19,7 +19,7 @@ from typing import Any
 
 from tessella.info import info
 from tessella.storage import write_atomic
-from tessella.training.config import TrainConfig
+from tessella.training.config import TrainConfig, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
 CONFIGS = Path(__file__).parent / "cifar10"
@@ -73,7 +73,7 @@ class Stage:
 
 def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The run after those whose weights it went on with, the first of them first; each with its settings."""
-    settings: dict[str, Any] = json.loads((run / "train.json").read_text())["config"]
+    settings = read_config(run / "train.json")
     before = settings["model"].startswith(FOLDER)
     return [*(chain(Path(settings["model"].removeprefix(FOLDER))) if before else []), (run, settings)]
 

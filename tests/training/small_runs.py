@@ -24,21 +24,28 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make_images(folder: Path, count: int = 48, side: int = 16, seed: int = 0) -> Path:
-    """A folder a class of noise that is dark or bright, under train and val."""
+    """Write noise that is dark or bright, in one folder per class under train and val; return `folder`."""
     rng = np.random.default_rng(seed)
-    for split, share in (("train", count), ("val", count // 2)):
+    for split, images in (("train", count), ("val", count // 2)):
         for label, name in enumerate(("dark", "bright")):
             (folder / split / name).mkdir(parents=True, exist_ok=True)
-            for i in range(share // 2):
+            for i in range(images // 2):
                 pixels = rng.integers(0, 140, (side, side, 3)) + 110 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
     return folder
 
 
 def small(model: str = "mixer_s32_224", **changes: Any) -> TrainConfig:
-    """Three epochs of three steps."""
+    """Return a config of three epochs with three steps each."""
     settings: dict[str, Any] = dict(
-        model=model, model_args=FAMILIES[model], epochs=3, batch_size=16, lr=3e-3, smoothing=0.0, checkpoint_minutes=60,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
-    )  # fmt: skip
+        model=model,
+        model_args=FAMILIES[model],
+        epochs=3,
+        batch_size=16,
+        lr=3e-3,
+        label_smoothing=0.0,
+        checkpoint_minutes=60,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
     return TrainConfig.from_dict({**settings, **changes})

@@ -9,21 +9,23 @@ import pytest
 
 from tessella.errors import UsageError
 from tessella.predictor import DEFAULT_MODEL
-from tessella.training.config import PRESETS, TrainConfig, choose, learning_rate, read_config, recipe
+from tessella.training.config import TrainConfig, read_config
+from tessella.training.presets import PRESETS, choose_config, preset_config
+from tessella.training.schedule import learning_rate
 
 
 @pytest.mark.parametrize("preset", ["", *PRESETS])
 def test_presets_survive_json(preset: str) -> None:
-    config = recipe(preset, seed=3)
+    config = preset_config(preset, seed=3)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
     assert config.seed == 3
 
 
 def test_presets_are_what_their_authors_published() -> None:
     """Table of recipes in the papers' repositories."""
-    convmixer, convit, crossvit, mixer = (recipe(name) for name in ("convmixer", "convit", "crossvit", "mixer"))
+    convmixer, convit, crossvit, mixer = (preset_config(name) for name in ("convmixer", "convit", "crossvit", "mixer"))
     assert (convmixer.epochs, convmixer.batch_size, convmixer.lr, convmixer.eps) == (300, 640, 0.01, 1e-3)
-    assert (convmixer.weight_decay, convmixer.clip_norm, convmixer.schedule) == (2e-5, 1.0, "onecycle")
+    assert (convmixer.weight_decay, convmixer.max_grad_norm, convmixer.schedule) == (2e-5, 1.0, "onecycle")
     assert (convmixer.mixing.mixup, convmixer.mixing.cutmix, convmixer.erasing.prob) == (0.5, 0.5, 0.25)
     for one, batch, lr in ((convit, 1024, 1e-3), (crossvit, 4096, 4e-3)):
         assert (one.batch_size, one.lr, one.repeats, one.drop_path, one.weight_decay) == (batch, lr, 3, 0.1, 0.05)
@@ -31,7 +33,7 @@ def test_presets_are_what_their_authors_published() -> None:
         assert (one.mixing.mixup, one.mixing.cutmix, one.warmup_lr, one.min_lr) == (0.8, 1.0, 1e-6, 1e-5)
         assert one.lr == pytest.approx(5e-4 * batch / 512)
         assert one.warmup * one.epochs == pytest.approx(5)
-    assert (mixer.loss, mixer.schedule, mixer.lr, mixer.min_lr, mixer.clip_norm) == (
+    assert (mixer.loss, mixer.schedule, mixer.lr, mixer.min_lr, mixer.max_grad_norm) == (
         "binary",
         "linear",
         1e-3,
@@ -47,7 +49,7 @@ def test_presets_are_what_their_authors_published() -> None:
         (dict(epochs="many"), "epochs is 'many'"),
         (dict(epoch=3), "did you mean epochs"),
         (dict(optimizer="magic"), "expected one of 'adamw', 'sgd'"),
-        (dict(smoothing=1.5), "expected 0 to 1"),
+        (dict(label_smoothing=1.5), "expected 0 to 1"),
         (dict(augmentation=dict(crop="round")), "crop"),
         (dict(augmentation=3), "augmentation"),
         (dict(mixing=dict(nonsense=1)), "no field 'nonsense'"),
@@ -77,7 +79,7 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], text: str) -> None:
 
 
 def test_onecycle_is_the_authors() -> None:
-    config = recipe("convmixer")
+    config = preset_config("convmixer")
     rates = [learning_rate(config, step, 1000) for step in range(1000)]
     assert rates[0] == 0
     assert rates[400] == max(rates) == pytest.approx(0.01)
@@ -104,37 +106,39 @@ def test_linear_ends_near_nothing_and_constant_stays() -> None:
 
 
 def test_what_the_command_line_chooses(tmp_path: Path) -> None:
-    config, why = choose("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
-    assert (config.start, config.epochs) == ("pretrained", recipe("finetune").epochs)
+    config, why = choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
+    assert (config.init_from, config.epochs) == ("pretrained", preset_config("finetune").epochs)
     assert "pretrained weights, preset finetune: settings" in why
-    config, why = choose("mixer_s16_224", None, None, False, dict(epochs=2))
-    assert (config.start, config.epochs, config.schedule) == ("scratch", 2, "linear")
+    config, why = choose_config("mixer_s16_224", None, None, False, dict(epochs=2))
+    assert (config.init_from, config.epochs, config.schedule) == ("scratch", 2, "linear")
     assert "small-data" in why
-    scratch = choose("local-dir:run", None, None, True, {})[0]
-    assert (scratch.start, scratch.probe) == ("scratch", False)
+    scratch = choose_config("local-dir:run", None, None, True, {})[0]
+    assert (scratch.init_from, scratch.probe) == ("scratch", False)
     for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
-        config, why = choose(None, preset, None, False, {})
-        assert (config.model, config.start, config.probe) == (DEFAULT_MODEL, "pretrained", True)
+        config, why = choose_config(None, preset, None, False, {})
+        assert (config.model, config.init_from, config.probe) == (DEFAULT_MODEL, "pretrained", True)
         assert why == (
             f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
             "pretrained model"
         )
-    assert choose("mixer_b16_224", "finetune", None, False, {})[0].start == "pretrained"  # its default weights
+    assert (
+        choose_config("mixer_b16_224", "finetune", None, False, {})[0].init_from == "pretrained"
+    )  # its default weights
     with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
-        choose("mixer_s16_224", "finetune", None, False, {})
+        choose_config("mixer_s16_224", "finetune", None, False, {})
     file = tmp_path / "train.json"
-    file.write_text(json.dumps(dict(config=recipe("convit").as_dict(), data="0")))
-    assert choose(None, None, str(file), False, dict(lr=0.5))[0] == recipe("convit", lr=0.5)
+    file.write_text(json.dumps(dict(config=preset_config("convit").as_dict(), data="0")))
+    assert choose_config(None, None, str(file), False, dict(lr=0.5))[0] == preset_config("convit", lr=0.5)
     file.write_text('{"epochs": 3}')  # which does not say with what to begin
     for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
-        config, why = choose(name, None, str(file), False, {})
-        assert (config.start, config.epochs) == (start, 3)
+        config, why = choose_config(name, None, str(file), False, {})
+        assert (config.init_from, config.epochs) == (start, 3)
         assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
-    assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
+    assert choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].init_from == "scratch"
     with pytest.raises(UsageError, match="only one of them"):
-        choose(None, "convit", str(file), False, {})
+        choose_config(None, "convit", str(file), False, {})
     with pytest.raises(UsageError, match="no preset"):
-        choose(None, "convnet", None, False, {})
+        choose_config(None, "convnet", None, False, {})
     for text in ("{", "[1]"):
         file.write_text(text)
         with pytest.raises(UsageError):

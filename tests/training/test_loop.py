@@ -1,4 +1,6 @@
-"""Training: it learns, goes on after any interruption as if there had been none, and never learns from nonsense."""
+"""Training: it learns, resumes after any interruption to the same weights, and never learns from values that are not
+finite.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,16 @@ import tessella
 from tessella.data.datasets import open_labelled
 from tessella.errors import ImageError, OutputError, TrainingError, UsageError, WeightsError
 from tessella.storage import folder_lock, write_atomic
-from tessella.training import checkpoint
-from tessella.training import loop as training
+from tessella.training import checkpoint, loop, results
 from tessella.training.config import TrainConfig
+from tessella.training.distributed import DistributedContext
+from tessella.training.events import EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
 from tessella.training.loop import train
-from tessella.training.trainer import Process, Student, layers_of, new_model, parameter_groups
+from tessella.training.model import build_model, layer_indices, parameter_groups
+from tessella.training.run_folder import LOCK
+from tessella.training.setup import check_batch_size
+from tessella.training.trainer import Trainer
+from tessella.training.validation import Validation
 
 from .kills import assert_same, killed_and_whole, last
 from .small_runs import CLASSES, FAMILIES, make_images, small
@@ -38,21 +45,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_images(tmp_path_factory.mktemp("data"))
 
 
-def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -> list[dict[str, Any]]:
-    """The events of a whole run."""
-    events: list[dict[str, Any]] = []
-    train(data, out, config or small(), workers=0, watch=events.append, **args)
+def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -> list[TrainingEvent]:
+    """Train to the end; return the events."""
+    events: list[TrainingEvent] = []
+    train(data, out, config or small(), workers=0, on_event=events.append, **args)
     return events
 
 
-def losses(events: list[dict[str, Any]]) -> list[float]:
-    return [event["loss"] for event in events if event["kind"] == "step"]
+def losses(events: list[TrainingEvent]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, StepEvent)]
+
+
+def epochs_of(events: list[TrainingEvent]) -> list[EpochEvent]:
+    return [event for event in events if isinstance(event, EpochEvent)]
+
+
+def remarks_of(events: list[TrainingEvent]) -> str:
+    return "\n".join(event.text for event in events if isinstance(event, TrainingRemark))
 
 
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the pictures of the report, which take most of the time of so small a run."""
-    monkeypatch.setattr(training, "write_report", lambda *args, **more: None)
+    monkeypatch.setattr(results, "write_report", lambda *args, **more: None)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +100,22 @@ def test_it_learns_and_its_folder_loads(data: Path, whole: Path) -> None:
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_family_trains_with_everything_on(data: Path, tmp_path: Path, model: str) -> None:
     config = small(
-        model, epochs=1, ema=0.9, drop_path=0.1, accumulate=2, repeats=2, grad_checkpointing=True, channels_last=True,
-        clip_norm=1.0, smoothing=0.1, precision="bfloat16", mixing=dict(mixup=0.5, cutmix=0.5), layer_decay=0.9,
-        erasing=dict(prob=0.5, mode="pixel"), augmentation=dict(auto_augment="rand-m9-mstd0.5-inc1"),
-    )  # fmt: skip
+        model,
+        epochs=1,
+        ema=0.9,
+        drop_path=0.1,
+        grad_accum_steps=2,
+        repeats=2,
+        grad_checkpointing=True,
+        channels_last=True,
+        max_grad_norm=1.0,
+        label_smoothing=0.1,
+        precision="bfloat16",
+        mixing=dict(mixup=0.5, cutmix=0.5),
+        layer_decay=0.9,
+        erasing=dict(prob=0.5, mode="pixel"),
+        augmentation=dict(auto_augment="rand-m9-mstd0.5-inc1"),
+    )
     events = run(data, tmp_path / "run", config)
     assert all(np.isfinite(losses(events)))
     assert tessella.load(f"local-dir:{tmp_path / 'run'}").labels == CLASSES
@@ -103,21 +130,28 @@ def test_every_family_trains_with_everything_on(data: Path, tmp_path: Path, mode
 def test_a_signal_saves_and_the_rest_is_bit_equal(
     data: Path, tmp_path: Path, model: str, number: signal.Signals
 ) -> None:
-    config = small(model, ema=0.9, drop_path=0.1, channels_last=True, augmentation=dict(auto_augment="rand-m9-inc1"),
-                   mixing=dict(mixup=0.2), model_args=FAMILIES[model] | dict(drop_rate=0.1))  # fmt: skip
+    config = small(
+        model,
+        ema=0.9,
+        drop_path=0.1,
+        channels_last=True,
+        augmentation=dict(auto_augment="rand-m9-inc1"),
+        mixing=dict(mixup=0.2),
+        model_args=FAMILIES[model] | dict(drop_rate=0.1),
+    )
     events = run(data, tmp_path / "whole", config)
-    cut: list[dict[str, Any]] = []
+    cut: list[TrainingEvent] = []
 
-    def watch(event: dict[str, Any]) -> None:
+    def on_event(event: TrainingEvent) -> None:
         cut.append(event)
-        if event["kind"] == "step" and event["step"] in (2, 4):  # in the middle of epochs 0 and 1
+        if isinstance(event, StepEvent) and event.step in (2, 4):  # in the middle of epochs 0 and 1
             os.kill(os.getpid(), number)
 
     for _ in range(2):
         with pytest.raises(TrainingError, match=f"stopped by {number.name}") as caught:
-            train(data, tmp_path / "cut", config, workers=0, watch=watch)
+            train(data, tmp_path / "cut", config, workers=0, on_event=on_event)
         assert (caught.value.code, caught.value.exit_code) == ("interrupted", 130)
-    train(data, tmp_path / "cut", config, workers=2, watch=watch)
+    train(data, tmp_path / "cut", config, workers=2, on_event=on_event)
     assert losses(cut) == losses(events)
     assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
     kept = [
@@ -150,12 +184,12 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_atomic", write)
         if call <= 4:  # model, optimizer, state, manifest
-            with pytest.raises(UsageError, match="No space left") as caught:
+            with pytest.raises(OutputError, match="No space left") as caught:
                 run(data, tmp_path / "cut")
             assert caught.value.code == "output_failed"
-            assert checkpoint.moments(tmp_path / "cut") == [4]
+            assert checkpoint.checkpoint_ids(tmp_path / "cut") == [4]
     events = run(data, tmp_path / "cut")
-    assert any("resuming after step 3" in event.get("text", "") for event in events) == (call <= 4)
+    assert ("resuming after step 3" in remarks_of(events)) == (call <= 4)
     run(data, tmp_path / "whole")
     assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
 
@@ -175,7 +209,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, 
     tensors = {part: {"a": torch.arange(5.0), "b/step": torch.tensor(3.0)} for part in ("model", "optimizer")}
     for step in (1, 2):
         checkpoint.save(tmp_path, step, tensors, dict(step=step))
-    path = checkpoint.folder_of(tmp_path, 2) / name
+    path = checkpoint.checkpoint_folder(tmp_path, 2) / name
     if damage == "flip":
         flip(path, 40)
     elif damage == "cut":
@@ -187,24 +221,24 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, 
     said: list[str] = []
     found = checkpoint.read_newest(tmp_path, said.append)
     assert found is not None
-    assert (found.moment, found.state) == (1, dict(step=1))
+    assert (found.checkpoint_id, found.state) == (1, dict(step=1))
     assert "at-00000002 is damaged" in said[0]
     with pytest.raises(WeightsError) as caught:  # nor is the good one deleted for it
         checkpoint.prune(tmp_path, 1)
     assert caught.value.code == "damaged_checkpoint"
-    assert checkpoint.moments(tmp_path) == [1, 2]
+    assert checkpoint.checkpoint_ids(tmp_path) == [1, 2]
 
 
 def test_checkpoints_of_two_steps_do_not_mix(tmp_path: Path) -> None:
     for step in (1, 2):
         checkpoint.save(tmp_path, step, dict(model={"a": torch.full((3,), float(step))}), dict(step=step))
-    one, two = (checkpoint.folder_of(tmp_path, step) for step in (1, 2))
+    one, two = (checkpoint.checkpoint_folder(tmp_path, step) for step in (1, 2))
     (two / "model.safetensors").write_bytes((one / "model.safetensors").read_bytes())
-    with pytest.raises(WeightsError, match="not the file that was written"):
+    with pytest.raises(WeightsError, match="does not match the manifest"):
         checkpoint.read(tmp_path, 2)
     for path in one.iterdir():
         (two / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(WeightsError, match="manifest is that of moment 1"):
+    with pytest.raises(WeightsError, match="manifest is that of checkpoint 1"):
         checkpoint.read(tmp_path, 2)
     flip(one / "state.json", 3)
     with pytest.raises(WeightsError) as caught:
@@ -228,7 +262,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         checkpoint.save(tmp_path, step, dict(model={"a": torch.zeros(2)}), dict(step=step))
     checkpoint.prune(tmp_path, 2, best=1)
-    assert checkpoint.moments(tmp_path) == [1, 4, 5]
+    assert checkpoint.checkpoint_ids(tmp_path) == [1, 4, 5]
 
 
 @pytest.mark.usefixtures("unreported")
@@ -269,7 +303,7 @@ def test_more_epochs_extend_a_run_of_constant_learning_rate(data: Path, tmp_path
     three, four = (small(schedule="constant", warmup=0.0, epochs=n) for n in (3, 4))
     run(data, tmp_path / "run", three)
     events = run(data, tmp_path / "run", four)
-    assert [event["epoch"] for event in events if event["kind"] == "epoch"] == [3]
+    assert [event.epoch for event in epochs_of(events)] == [3]
     run(data, tmp_path / "whole", four)
     assert_same(last(tmp_path / "whole"), last(tmp_path / "run"))
     run(data, tmp_path / "run", four)  # train.json says so too
@@ -285,7 +319,7 @@ def test_a_run_of_an_earlier_version_is_resumed(data: Path, tmp_path: Path) -> N
     (tmp_path / "train.json").write_text(json.dumps(facts))
     (tmp_path / "images.npz").unlink()
     events = run(data, tmp_path, small(epochs=1))
-    assert any("every epoch is done" in event.get("text", "") for event in events)
+    assert "all epochs are done" in remarks_of(events)
     assert (tmp_path / "images.npz").exists()
 
 
@@ -300,10 +334,10 @@ def test_a_refusal_says_how_to_train_further_and_dumps_no_dict(data: Path, whole
 
 
 def test_a_second_training_in_the_folder_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
-    with folder_lock(whole, training.LOCK), pytest.raises(UsageError) as caught:
+    with folder_lock(whole, LOCK), pytest.raises(UsageError) as caught:
         run(data, whole, small(ema=0.9))
     assert caught.value.code == "busy"
-    with folder_lock(tmp_path / "new", training.LOCK), pytest.raises(UsageError, match="another process"):
+    with folder_lock(tmp_path / "new", LOCK), pytest.raises(UsageError, match="another process"):
         run(data, tmp_path / "new")
     assert not (tmp_path / "new" / "train.json").exists()
 
@@ -335,7 +369,7 @@ def test_damaged_lines_of_the_log_are_left_out(data: Path, tmp_path: Path) -> No
     log.write_text('{"kind": "epoch"}\nnonsense\n' + rows + '{"kind": "st')
     events = run(data, tmp_path)
     assert log.read_text() == rows
-    assert any("2 damaged lines" in event.get("text", "") for event in events)
+    assert "2 damaged lines" in remarks_of(events)
 
 
 @pytest.mark.usefixtures("unreported")
@@ -357,11 +391,12 @@ def test_a_checkpoint_of_another_model_is_a_coded_error(data: Path, tmp_path: Pa
 @pytest.mark.parametrize("model", FAMILIES)
 def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, model: str) -> None:
     events = run(data, tmp_path / "run", small(model, probe=True, keep_statistics=True, lr=1e-9))
-    probed, *epochs = [event for event in events if event["kind"] in ("probe", "epoch")]
-    assert probed["val_top1"] > 0.9
-    for row in epochs:  # nothing changes at such a learning rate
-        assert row["val_loss"] == pytest.approx(probed["val_loss"], abs=2e-3)
-    assert (probed["step"], probed["epoch"]) == (0, -1)
+    probed, *epochs = [event for event in events if isinstance(event, ProbeEvent | EpochEvent)]
+    assert isinstance(probed, ProbeEvent)
+    assert probed.val_top1 > 0.9
+    for epoch in epochs:  # nothing changes at such a learning rate
+        assert epoch.val_loss == pytest.approx(probed.val_loss, abs=2e-3)
+    assert (probed.step, probed.epoch) == (0, -1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [-1, 0, 1, 2]
 
@@ -383,10 +418,10 @@ def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, mode
 def test_the_better_of_probe_and_fine_tuning_is_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1: Any, loss: Any, kept: int, said: str
 ) -> None:
-    found = [dict(val_top1=a, val_loss=b, val_images=24, val_errors=0) for a, b in zip(top1, loss, strict=True)]
-    monkeypatch.setattr(training, "evaluate", lambda *_: found.pop(0))
+    found = [Validation(a, b, 24, 0) for a, b in zip(top1, loss, strict=True)]
+    monkeypatch.setattr(loop, "validate", lambda *_: found.pop(0))
     events = run(data, tmp_path / "run", small(probe=True))
-    assert any(said in event.get("text", "") for event in events)
+    assert said in remarks_of(events)
     weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
     for name, value in checkpoint.read(tmp_path / "run", kept).tensors["model"].items():
         assert torch.equal(value, weights[name])
@@ -394,15 +429,15 @@ def test_the_better_of_probe_and_fine_tuning_is_kept(
 
 @pytest.mark.usefixtures("unreported")
 def test_a_classifier_for_the_same_classes_is_not_replaced(data: Path, whole: Path, tmp_path: Path) -> None:
-    config = TrainConfig(model=f"local-dir:{whole}", start="pretrained", probe=True, epochs=1, batch_size=16)
-    assert all(event["kind"] != "probe" for event in run(data, tmp_path / "run", config))
+    config = TrainConfig(model=f"local-dir:{whole}", init_from="pretrained", probe=True, epochs=1, batch_size=16)
+    assert not any(isinstance(event, ProbeEvent) for event in run(data, tmp_path / "run", config))
 
 
 @pytest.mark.usefixtures("unreported")
 def test_batch_norms_keep_their_statistics(data: Path, tmp_path: Path) -> None:
     config = small("convmixer_768_32", keep_statistics=True, epochs=1)
     torch.manual_seed(config.seed)
-    before = new_model(config, CLASSES)[0].state_dict()
+    before = build_model(config, CLASSES)[0].state_dict()
     run(data, tmp_path / "run", config)
     after = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
     same = {name for name, value in after.items() if torch.equal(value, before[name])}
@@ -471,7 +506,7 @@ def test_memory_that_runs_out_is_a_coded_error(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Student, "step", fail)
+    monkeypatch.setattr(Trainer, "step", fail)
     with monkeypatch.context() as patch:
         patch.setattr("torch.nn.Module.compile", lambda self: None)
         with pytest.raises(UsageError, match=text):
@@ -496,10 +531,10 @@ def test_names_that_are_not_utf8(data: Path, tmp_path: Path) -> None:
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float, where: str) -> list[dict[str, Tensor]]:
     """Make loss, gradient or input not finite at some steps; returns the weights after each step."""
     states: list[dict[str, Tensor]] = []
-    step, loss, inputs = Student.step, Student._loss, Student._inputs
+    step, loss, inputs = Trainer.step, Trainer._loss, Trainer._inputs
     now = 0
 
-    def watched(self: Student, batch: Any, number: int, *rest: Any) -> Any:
+    def watched(self: Trainer, batch: Any, number: int, *rest: Any) -> Any:
         nonlocal now
         now = number
         if not states:
@@ -508,7 +543,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float, where
         states.append({name: value.clone() for name, value in self.model.state_dict().items()})
         return result
 
-    def poisoned_loss(self: Student, logits: Tensor, answers: Tensor) -> Tensor:
+    def poisoned_loss(self: Trainer, logits: Tensor, answers: Tensor) -> Tensor:
         found = loss(self, logits, answers)
         if now not in steps or where == "input":
             return found
@@ -517,15 +552,15 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float, where
         found.register_hook(lambda gradient: gradient * value)  # the loss itself is fine
         return found
 
-    def poisoned_inputs(self: Student, batch: Any, number: int) -> tuple[Tensor, Tensor]:
+    def poisoned_inputs(self: Trainer, batch: Any, number: int) -> tuple[Tensor, Tensor]:
         x, answers = inputs(self, batch, number)
         if number in steps and where == "input":
             x[0, 0, 0, 0] = value
         return x, answers
 
-    monkeypatch.setattr(Student, "step", watched)
-    monkeypatch.setattr(Student, "_loss", poisoned_loss)
-    monkeypatch.setattr(Student, "_inputs", poisoned_inputs)
+    monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setattr(Trainer, "_loss", poisoned_loss)
+    monkeypatch.setattr(Trainer, "_inputs", poisoned_inputs)
     return states
 
 
@@ -542,7 +577,7 @@ def test_no_step_is_taken_from_what_is_not_finite(
     for name, after in states[-1].items():  # batch statistics too
         assert torch.equal(after, states[-2][name]), name
     assert any(not torch.equal(after, states[-3][name]) for name, after in states[-2].items())
-    assert checkpoint.moments(tmp_path / "run") == [4]  # nothing of it was saved
+    assert checkpoint.checkpoint_ids(tmp_path / "run") == [4]  # nothing of it was saved
 
 
 @pytest.mark.usefixtures("unreported")
@@ -551,9 +586,9 @@ def test_a_bad_step_can_be_skipped_but_not_ten(data: Path, tmp_path: Path, monke
         states = poison(patch, {4, 5}, float("nan"), "loss")
         events = run(data, tmp_path / "run", small(on_bad_loss="skip"))
         assert torch.equal(states[4]["head.weight"], states[6]["head.weight"])
-    rows = [event for event in events if event["kind"] == "epoch"]
-    assert [row["bad_steps"] for row in rows] == [0, 2, 0]
-    assert np.isfinite(rows[1]["loss"])
+    epochs = epochs_of(events)
+    assert [epoch.bad_steps for epoch in epochs] == [0, 2, 0]
+    assert np.isfinite(epochs[1].loss)
     poison(monkeypatch, set(range(100)), float("nan"), "loss")
     with pytest.raises(TrainingError, match="step 11"):
         run(data, tmp_path / "never", small(on_bad_loss="skip", epochs=9))
@@ -574,13 +609,13 @@ def test_images_that_cannot_be_read_are_counted_and_named(data: Path, tmp_path: 
     assert {row["code"] for row in skipped} == {"corrupt_image"}
     for path in (folder / "val").rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(ImageError, match="none of the held-out images"):
+    with pytest.raises(ImageError, match="none of the validation images"):
         run(folder, tmp_path / "blind")
 
 
 @pytest.mark.usefixtures("unreported")
 def test_too_few_images_for_a_batch(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="48 images to learn from, less than one batch of 64"):
+    with pytest.raises(UsageError, match="48 training images, fewer than the batch size of 64"):
         run(data, tmp_path / "run", small(batch_size=64))
     assert not (tmp_path / "run").exists()
     run(data, tmp_path / "run", small(batch_size=48, epochs=1))
@@ -591,8 +626,8 @@ def test_too_few_images_for_a_batch(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_layers_and_decay(model: str) -> None:
-    net, _ = new_model(small(model), CLASSES)
-    layers = layers_of(net)
+    net, _ = build_model(small(model), CLASSES)
+    layers = layer_indices(net)
     names = dict(net.named_parameters())
     assert layers.keys() == names.keys()
     head = {name for name in names if name.startswith("head")}
@@ -611,9 +646,9 @@ def test_layers_and_decay(model: str) -> None:
 
 @pytest.mark.usefixtures("unreported")
 def test_only_the_head_learns(data: Path, tmp_path: Path) -> None:
-    config = small("convmixer_768_32", part="head", epochs=1)
+    config = small("convmixer_768_32", trainable="head", epochs=1)
     torch.manual_seed(config.seed)
-    before = {name: value.clone() for name, value in new_model(config, CLASSES)[0].state_dict().items()}
+    before = {name: value.clone() for name, value in build_model(config, CLASSES)[0].state_dict().items()}
     run(data, tmp_path / "run", config)
     after = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -622,14 +657,14 @@ def test_only_the_head_learns(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unreported")
 def test_parts_of_a_batch_are_the_batch(data: Path, tmp_path: Path) -> None:
-    one, four = (losses(run(data, tmp_path / f"{n}", small(accumulate=n))) for n in (1, 4))
+    one, four = (losses(run(data, tmp_path / f"{n}", small(grad_accum_steps=n))) for n in (1, 4))
     np.testing.assert_allclose(one, four, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("unreported")
 def test_a_fine_tune_begins_with_the_weights(data: Path, whole: Path, tmp_path: Path) -> None:
     config = TrainConfig(
-        model=f"local-dir:{whole}", start="pretrained", epochs=1, batch_size=16, lr=1e-9, smoothing=0.0
+        model=f"local-dir:{whole}", init_from="pretrained", epochs=1, batch_size=16, lr=1e-9, label_smoothing=0.0
     )
     run(data, tmp_path / "tuned", config)
     before, after = (safetensors.torch.load_file(path / "model.safetensors") for path in (whole, tmp_path / "tuned"))
@@ -644,9 +679,9 @@ def test_a_teacher_is_learned_from(data: Path, whole: Path, tmp_path: Path, way:
     config = small(teacher=f"local-dir:{whole}", distill=way, distill_weight=1.0, distill_temperature=2.0)
     events = run(data, tmp_path / "run", config)
     assert losses(events)[-1] < losses(events)[0]
-    rows = [event for event in events if event["kind"] == "epoch"]
-    assert rows[-1]["val_top1"] > 0.9  # though no label was learned
-    with pytest.raises(UsageError, match="knows 10 classes, the data has 2"):
+    epochs = epochs_of(events)
+    assert epochs[-1].val_top1 > 0.9  # although no label was used
+    with pytest.raises(UsageError, match="has 10 classes, the data has 2"):
         run(data, tmp_path / "other", small(teacher="convmixer_256_8_ks3_p4.cifar10"))
 
 
@@ -657,8 +692,25 @@ def together(data: Path, out: Path, config: TrainConfig, *more: str) -> list[flo
     """Per epoch the loss of two processes under torchrun."""
     file = out.with_suffix(".json")
     file.write_text(json.dumps(config.as_dict()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tessella",
-               "train", str(data), "--config", str(file), "--out", str(out), "--workers", "0", *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tessella",
+        "train",
+        str(data),
+        "--config",
+        str(file),
+        "--out",
+        str(out),
+        "--workers",
+        "0",
+        *more,
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"), timeout=200
     )
@@ -672,10 +724,10 @@ def together(data: Path, out: Path, config: TrainConfig, *more: str) -> list[flo
 @pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("more", [(), ("--shard",)])
 def test_two_processes_are_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    config = small(probe=True, ema=0.9, clip_norm=1.0, repeats=2)
+    config = small(probe=True, ema=0.9, max_grad_norm=1.0, repeats=2)
     events = run(data, tmp_path / "alone", config)
-    rows = [event for event in events if event["kind"] == "epoch"]
-    alone = [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
+    epochs = epochs_of(events)
+    alone = [epoch.loss for epoch in epochs] + [epoch.val_loss for epoch in epochs]
     np.testing.assert_allclose(together(data, tmp_path / "both", config, *more), alone, rtol=1e-4)
     model, same = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
     for name, value in model.items():
@@ -684,6 +736,6 @@ def test_two_processes_are_one(data: Path, tmp_path: Path, more: tuple[str, ...]
 
 def test_a_batch_that_processes_cannot_share_is_refused(data: Path) -> None:
     images = open_labelled(data, "train")
-    with pytest.raises(UsageError, match="cannot be shared by 3 processes") as caught:
-        training.check_data(small(), images, Process(0, 3, torch.device("cpu")))
+    with pytest.raises(UsageError, match="cannot be split evenly over 3 processes") as caught:
+        check_batch_size(small(), images, DistributedContext(0, 3, torch.device("cpu")))
     assert "--batch-size 18" in str(caught.value.hint)
