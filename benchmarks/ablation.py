@@ -29,8 +29,8 @@ def config_of(kernel: int, patch: int, epochs: int) -> TrainConfig:
     return TrainConfig(
         model="convmixer_256_8_ks3_p4", model_args=SMALL | dict(kernel_size=kernel, patch_size=patch), img_size=32,
         mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616), crop_pct=1.0,
-        augmentation=Augmentation(crop="pad", padding=4), batch_size=64, lr=2e-3, schedule="linear", warmup=0.1,
-        max_grad_norm=1.0, epochs=epochs, select="last", channels_last=True,
+        augmentation=Augmentation(crop="pad", padding=4), batch_size=64, lr=2e-3, schedule="linear",
+        warmup_fraction=0.1, max_grad_norm=1.0, epochs=epochs, select="last", channels_last=True,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         "beside it. The test images were looked at after each epoch to report progress"
         f"{', and after a run to decide whether another one follows' if len(stages) > 1 else ''}; the weights "
-        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema'] else ''}.", "",
+        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema_decay'] else ''}.", "",
         "| epoch | training loss | test loss | test top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for number, row in enumerate(history, 1):

@@ -51,10 +51,10 @@ def config_of(family: str) -> TrainConfig:
     return small(
         family,
         probe=True,
-        keep_statistics=True,
+        freeze_batch_norm_stats=True,
         epochs=12,
-        ema=0.9,
-        drop_path=0.1,
+        ema_decay=0.9,
+        drop_path_rate=0.1,
         mixing=dict(mixup=0.2),
         checkpoint_minutes=INTERVAL / 60,
         augmentation=dict(auto_augment="rand-m9-inc1"),

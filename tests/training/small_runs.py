@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tessella.training.config import TrainConfig
+from tessella.training.events import EpochEvent, StepEvent, TrainingEvent, TrainingRemark
+from tessella.training.loop import train
 
 CLASSES = ("bright", "dark")
 MIXER = dict(embed_dim=16, num_blocks=2, patch_size=4, img_size=16)
@@ -49,3 +51,22 @@ def small(model: str = "mixer_s32_224", **changes: Any) -> TrainConfig:
         std=(0.25, 0.25, 0.25),
     )
     return TrainConfig.from_dict({**settings, **changes})
+
+
+def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -> list[TrainingEvent]:
+    """Train to the end; return the events."""
+    events: list[TrainingEvent] = []
+    train(data, out, config or small(), workers=0, on_event=events.append, **args)
+    return events
+
+
+def losses(events: list[TrainingEvent]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, StepEvent)]
+
+
+def epochs_of(events: list[TrainingEvent]) -> list[EpochEvent]:
+    return [event for event in events if isinstance(event, EpochEvent)]
+
+
+def remarks_of(events: list[TrainingEvent]) -> str:
+    return "\n".join(event.text for event in events if isinstance(event, TrainingRemark))

@@ -34,6 +34,7 @@ from .options import data_argument, option
     "--val-fraction",
     group="Input",
     type=click.FloatRange(0, 1, True, True),
+    metavar="FRACTION",
     default=0.1,
     show_default=True,
     help="Validation fraction, used if DATA has no validation split.",
@@ -82,7 +83,6 @@ from .options import data_argument, option
 )
 @option(
     "--ema-decay",
-    "ema",
     group="Training",
     type=click.FloatRange(0, 1),
     metavar="DECAY",

@@ -36,17 +36,17 @@ BOUNDS: dict[str, tuple[float, float]] = {  # smallest and largest value of each
     "momentum": (0, 1),
     "eps": (0, 1),
     "weight_decay": (0, 1000),
-    "warmup": (0, 1),
+    "warmup_fraction": (0, 1),
     "warmup_lr": (0, 1000),
     "min_lr": (0, 1000),
     "max_grad_norm": (0, 1e9),
     "label_smoothing": (0, 1),
-    "drop_path": (0, 1),
-    "ema": (0, 1),
+    "drop_path_rate": (0, 1),
+    "ema_decay": (0, 1),
     "distill_weight": (0, 1),
     "distill_temperature": (0, 1000),
     "checkpoint_minutes": (0, 1e6),
-    "keep": (1, 1_000_000),
+    "keep_checkpoints": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
 }
 POSITIVE = ("lr", "layer_decay", "distill_temperature", "crop_pct")  # 0 is refused, too
@@ -57,6 +57,11 @@ FORMER_NAMES = {  # of fields, in configs and in train.json of earlier versions
     "accumulate": "grad_accum_steps",
     "clip_norm": "max_grad_norm",
     "smoothing": "label_smoothing",
+    "keep_statistics": "freeze_batch_norm_stats",
+    "warmup": "warmup_fraction",
+    "drop_path": "drop_path_rate",
+    "ema": "ema_decay",
+    "keep": "keep_checkpoints",
 }
 
 
@@ -72,7 +77,7 @@ class TrainConfig:
     init_from: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
     trainable: Literal["all", "head"] = "all"  # "head": train the classifier only; batch norms keep their statistics
     probe: bool = False  # start from a classifier fitted on embeddings of the frozen model instead of a random one
-    keep_statistics: bool = False  # batch norms keep the statistics of the initial weights
+    freeze_batch_norm_stats: bool = False  # batch norms keep the statistics of the initial weights
     layer_decay: float = 1.0  # learning rate of a layer divided by that of the next layer
     img_size: int | None = None  # pixels; None: that of the model
     mean: tuple[float, ...] | None = None  # per channel, of pixels from 0 to 1; None: that of the model
@@ -93,14 +98,14 @@ class TrainConfig:
     eps: float = 1e-8  # for AdamW
     weight_decay: float = 0.05  # not applied to biases, norms, and parameters that the model excludes
     schedule: Literal["cosine", "linear", "onecycle", "constant"] = "cosine"
-    warmup: float = 0.05  # fraction of the steps in which the rate rises linearly to `lr`; not for onecycle
+    warmup_fraction: float = 0.05  # fraction of the steps in which the rate rises linearly to `lr`; not for onecycle
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     max_grad_norm: float = 0.0  # 0: no gradient clipping
     label_smoothing: float = 0.1
     loss: Literal["softmax", "binary"] = "softmax"
-    drop_path: float = 0.0
-    ema: float = 0.0  # decay of the moving average of the weights, which is validated and kept; 0: no average
+    drop_path_rate: float = 0.0
+    ema_decay: float = 0.0  # decay of the moving average of the weights, which is validated and kept; 0: no average
     teacher: str = ""  # model name; its predictions are training targets beside the labels
     distill: Literal["soft", "hard"] = "soft"
     distill_weight: float = 0.5
@@ -113,7 +118,7 @@ class TrainConfig:
     compile: bool = False
     on_bad_loss: Literal["stop", "skip"] = "stop"  # if a loss or gradient is not finite; "skip": at most ten in a row
     checkpoint_minutes: float = 5.0  # time between checkpoints, besides the one at the end of each epoch
-    keep: int = 2  # number of newest checkpoints to keep, besides the best
+    keep_checkpoints: int = 2  # number of newest checkpoints to keep, besides the best
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,6 +160,10 @@ class TrainConfig:
             if isinstance(error.__cause__, UsageError):  # of a `__post_init__`
                 raise error.__cause__ from None
             raise _invalid_value(str(error), values) from None
+        except UnicodeEncodeError as error:  # in a field with a fixed set of values
+            raise UsageError(
+                "bad_argument", f"the config has {show(error.object)}, which is not valid Unicode"
+            ) from None
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def build_model(config: TrainConfig, classes: tuple[str, ...]) -> tuple[ImageMod
     args: dict[str, Any] = dict(config.model_args)
     if config.img_size and has_size:  # a ConvMixer reads any size
         args["img_size"] = config.img_size
-    if config.drop_path:
-        args["drop_path_rate"] = config.drop_path
+    if config.drop_path_rate:
+        args["drop_path_rate"] = config.drop_path_rate
     pretrained = config.init_from == "pretrained"
     try:
         model = create_model(

@@ -22,10 +22,10 @@ _DEIT: Settings = dict(  # ConViT and CrossViT were trained with the recipe of D
     epochs=300,
     weight_decay=0.05,
     schedule="cosine",
-    warmup=5 / 300,
+    warmup_fraction=5 / 300,
     warmup_lr=1e-6,
     min_lr=1e-5,
-    drop_path=0.1,
+    drop_path_rate=0.1,
     select="last",
 )
 PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the changes to the defaults of TrainConfig
@@ -41,7 +41,7 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
             eps=1e-3,
             weight_decay=2e-5,
             schedule="onecycle",
-            warmup=0.0,
+            warmup_fraction=0.0,
             max_grad_norm=1.0,
             select="last",
         ),
@@ -58,12 +58,12 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
             lr=1e-3,
             weight_decay=0.1,  # its 1e-4 is not multiplied by the learning rate; in AdamW it is
             schedule="linear",
-            warmup=10_000 / 93_750,
+            warmup_fraction=10_000 / 93_750,
             min_lr=1e-5,
             max_grad_norm=1.0,
             label_smoothing=0.0,
             loss="binary",
-            drop_path=0.1,
+            drop_path_rate=0.1,
             select="last",
         ),
     ),
@@ -76,15 +76,15 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
         dict(
             init_from="pretrained",
             probe=True,
-            keep_statistics=True,
+            freeze_batch_norm_stats=True,
             layer_decay=0.8,
             augmentation=Augmentation(scale=(0.35, 1.0), color_jitter=0.2),
             epochs=6,
             batch_size=32,
             lr=5e-4,
-            warmup=0.1,
+            warmup_fraction=0.1,
             max_grad_norm=1.0,
-            ema=0.99,
+            ema_decay=0.99,
         ),
     ),
     "small-data": (
@@ -96,9 +96,9 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
             batch_size=64,
             lr=2e-3,
             schedule="linear",
-            warmup=0.2,
+            warmup_fraction=0.2,
             max_grad_norm=1.0,
-            ema=0.999,
+            ema_decay=0.999,
             channels_last=True,
         ),
     ),
@@ -154,7 +154,7 @@ def choose_config(
     preset = preset or ("finetune" if names_weights and not scratch else "small-data")
     if init_from == "scratch":  # random features are not probed, and their statistics are not kept
         changes.setdefault("probe", False)
-        changes.setdefault("keep_statistics", False)
+        changes.setdefault("freeze_batch_norm_stats", False)
     return preset_config(preset, **changes), f"{name}: {initial}, preset {preset}: {PRESETS[preset][0]}"
 
 

@@ -87,7 +87,7 @@ def _selected_model(run: FinishedRun) -> ImageModel:
 
 def _notes(run: FinishedRun) -> list[str]:
     source = f"epoch {run.epoch + 1} of {len(run.epochs)}"
-    if run.config.ema:
+    if run.config.ema_decay:
         source += ", averaged"
     if run.epoch == PROBE_EPOCH:
         source = "the linear probe"

@@ -20,7 +20,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         for (start, low), (end, high) in itertools.pairwise(points):
             if progress <= end:
                 return low + (high - low) * (progress - start) / (end - start)
-    warmup_steps = config.warmup * steps
+    warmup_steps = config.warmup_fraction * steps
     if step < warmup_steps:
         return config.warmup_lr + (config.lr - config.warmup_lr) * min((step + 1) / warmup_steps, 1.0)
     if config.schedule == "constant":

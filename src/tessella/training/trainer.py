@@ -56,7 +56,7 @@ class Trainer:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's overloads
         if context.world_size > 1 and context.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # there is none for the CPU
-        self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema else None
+        self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
         if shard:
             _shard(model)
             if self.ema is not None:
@@ -84,7 +84,7 @@ class Trainer:
     def train(self) -> None:
         """Put the model into training mode, except batch norms that are to keep their statistics."""
         self.model.train(self.config.trainable == "all")
-        if self.config.keep_statistics:
+        if self.config.freeze_batch_norm_stats:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -197,7 +197,7 @@ class Trainer:
         """
         if self.ema is None:
             return
-        decay = self.config.ema if self.config.probe else min(self.config.ema, (1 + step) / (10 + step))
+        decay = self.config.ema_decay if self.config.probe else min(self.config.ema_decay, (1 + step) / (10 + step))
         averaged, current = self.ema.state_dict().values(), self.model.state_dict().values()
         for average, value in zip(averaged, current, strict=True):
             if average.is_floating_point():
