@@ -27,7 +27,7 @@ from .distributed import DistributedContext
 MAX_FITTED = 20_000  # images; more hardly change a linear classifier and take minutes
 
 
-class ProbeSettings(NamedTuple):
+class HeadSettings(NamedTuple):
     """How a linear probe is computed: batch size per process, data loader processes per process, random seed."""
 
     batch_size: int
@@ -36,7 +36,7 @@ class ProbeSettings(NamedTuple):
 
 
 def fit_head(
-    model: ImageModel, spec: InputSpec, images: LabelledImages, context: DistributedContext, settings: ProbeSettings
+    model: ImageModel, spec: InputSpec, images: LabelledImages, context: DistributedContext, settings: HeadSettings
 ) -> None:
     """Replace the weights of the model's classifier by those of a linear probe of `images`.
 
@@ -59,7 +59,7 @@ def fit_head(
     set_head(model, head)
 
 
-class Embedded(NamedTuple):
+class ImageEmbeddings(NamedTuple):
     """The embeddings of N images.
 
     vectors: (N,D) float32, on the CPU; readable: (N,) whether the image could be read; first_error: a message, if any.
@@ -77,8 +77,8 @@ def embed(
     images: LabelledImages,
     indices: Ints,
     context: DistributedContext,
-    settings: ProbeSettings,
-) -> Embedded:
+    settings: HeadSettings,
+) -> ImageEmbeddings:
     """Return the embeddings of the images at `indices`, computed by all processes together."""
     was_training = model.training
     model.eval()
@@ -106,7 +106,7 @@ def embed(
         dist.all_reduce(joined)  # each row is zero in all processes but one
         joined = joined.cpu()
         vectors_ND, ok_N = joined[:, :-1], joined[:, -1] > 0
-    return Embedded(vectors_ND, ok_N, first_error)
+    return ImageEmbeddings(vectors_ND, ok_N, first_error)
 
 
 def _indices_of_all_classes(labels_N: Ints, most: int) -> Ints:

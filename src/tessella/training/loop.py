@@ -30,16 +30,16 @@ from . import checkpoint
 from .config import TrainConfig
 from .distributed import DistributedContext
 from .events import PROBE_EPOCH, EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
-from .head import ProbeSettings, fit_head
+from .head import HeadSettings, fit_head
 from .metrics_log import MetricsLog
 from .model import has_classifier_for
 from .results import FinishedRun, write_results
 from .run_folder import check_folder
 from .schedule import learning_rate
-from .setup import DataSettings, RunSetup, check_batch_size, check_workers, default_workers
+from .setup import DataSettings, TrainingSetup, check_batch_size, check_workers, default_workers
 from .teacher import Teacher
 from .trainer import StepResult, Trainer
-from .validation import BestEpoch, Probe, Validation, validate
+from .validation import BestEpoch, ProbeResult, Validation, validate
 
 LOG_EVERY = 50  # steps between rows of metrics.jsonl, besides the row of each epoch
 MAX_SKIPPED_STEPS = 10  # in a row, with on_bad_loss "skip"
@@ -85,7 +85,7 @@ def train(
         on_event(TrainingRemark(text=line))
     check_batch_size(config, train_images, context)
     workers = default_workers() if workers is None else workers
-    setup = RunSetup(folder, config, train_images, val_images, context, workers, on_event)
+    setup = TrainingSetup(folder, config, train_images, val_images, context, workers, on_event)
     with ExitStack() as stack:
         model, spec, teacher = setup.prepare(stack)
         run = TrainingRun(setup, model, spec)
@@ -100,7 +100,7 @@ def train(
 class TrainingRun:
     """The state of a run between two steps, and what changes it."""
 
-    def __init__(self, setup: RunSetup, model: ImageModel, spec: InputSpec):
+    def __init__(self, setup: TrainingSetup, model: ImageModel, spec: InputSpec):
         config, context = setup.config, setup.context
         self.setup, self.config, self.model, self.spec = setup, config, model, spec
         self.log = MetricsLog(setup.folder, context, setup.on_event)
@@ -116,7 +116,7 @@ class TrainingRun:
         self.val_loader = Loader(EvalImages(setup.val_images, spec), setup.workers, pin=pin, persistent=False)
         self.steps_done = self.epochs_done = 0
         self.best, self.totals = BestEpoch(), EpochTotals()
-        self.probe: Probe | None = None
+        self.probe: ProbeResult | None = None
         self.bad_steps_in_row, self.saved_at = 0, time.monotonic()
 
     def begin(self, shard: bool) -> None:
@@ -128,7 +128,7 @@ class TrainingRun:
         fits_head = config.probe and saved is None and not has_head
         started = time.monotonic()
         if fits_head:
-            settings = ProbeSettings(config.batch_size, setup.workers, config.seed)
+            settings = HeadSettings(config.batch_size, setup.workers, config.seed)
             fit_head(self.model, self.spec, setup.train_images, setup.context, settings)
         self.trainer = Trainer(self.model, self.spec, config, setup.context, shard)
         if saved is not None:
@@ -137,7 +137,7 @@ class TrainingRun:
             log.trim(-1, -1)
         if fits_head:
             found = self._validate()
-            self.probe = Probe(found.top1, found.loss)
+            self.probe = ProbeResult(found.top1, found.loss)
             self.best = self.best.better(found, PROBE_EPOCH, 0)
             self._report(
                 ProbeEvent(
@@ -154,7 +154,7 @@ class TrainingRun:
         self.steps_done, self.epochs_done = self.trainer.restore(saved), saved.state["evaluated"]
         self.best, self.totals = BestEpoch.from_state(saved.state["best"]), EpochTotals(**saved.state["sums"])
         probe = saved.state.get("probed")
-        self.probe = None if probe is None else Probe(**probe)
+        self.probe = None if probe is None else ProbeResult(**probe)
         if self.steps_done < self.total_steps:
             self.log.remark(f"resuming after step {self.steps_done:,} of {self.total_steps:,}")
         else:

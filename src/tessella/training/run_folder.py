@@ -50,7 +50,7 @@ def check_folder(out: str | Path) -> Path:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class TrainingRecord:
     """The contents of train.json. data, val: fingerprints of the training and the validation images."""
 
     config: TrainConfig
@@ -58,12 +58,12 @@ class RunRecord:
     val: str
 
     @classmethod
-    def of(cls, config: TrainConfig, train_images: LabelledImages, val_images: LabelledImages) -> RunRecord:
+    def of(cls, config: TrainConfig, train_images: LabelledImages, val_images: LabelledImages) -> TrainingRecord:
         """Return the record of a run with this config and these images."""
         return cls(config, train_images.fingerprint, val_images.fingerprint)
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord:
+    def read(cls, folder: Path) -> TrainingRecord:
         """Return the record in the folder of a run; raises OutputError `damaged_run`."""
         path = folder / SETTINGS
         try:
@@ -85,7 +85,7 @@ class RunRecord:
         The file of an earlier version, which has former names of settings, is left as it is.
         """
         path = folder / SETTINGS
-        if path.exists() and self._equals(RunRecord.read(folder)):
+        if path.exists() and self._equals(TrainingRecord.read(folder)):
             return
         data = json.dumps(dict(config=self.config.as_dict(), data=self.data, val=self.val), indent=1) + "\n"
         try:
@@ -93,7 +93,7 @@ class RunRecord:
         except OSError as error:
             raise OutputError("output_failed", f"{folder} could not be written: {error.strerror}") from error
 
-    def _equals(self, other: RunRecord) -> bool:
+    def _equals(self, other: TrainingRecord) -> bool:
         return (self.data, self.val) == (other.data, other.val) and not differences(self.config, other.config)
 
     def check_resumable(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class RunRecord:
         More epochs are allowed if the learning rate is constant, as the epochs that are done stay as they are.
         Raises OutputError `damaged_run` if train.json cannot be read.
         """
-        old = RunRecord.read(folder)
+        old = TrainingRecord.read(folder)
         changed = differences(old.config, self.config)
         images = [
             kind

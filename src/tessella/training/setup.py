@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .distributed import DistributedContext
 from .events import TrainingEvent
 from .model import build_model
-from .run_folder import LOCK, SETTINGS, RunRecord
+from .run_folder import LOCK, SETTINGS, TrainingRecord
 from .teacher import Teacher, build_teacher
 
 MAX_WORKERS = 256
@@ -49,7 +49,7 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class RunSetup:
+class TrainingSetup:
     """What a run is made of, fixed before its first step. workers: data loader processes."""
 
     folder: Path
@@ -67,7 +67,7 @@ class RunSetup:
         """
         folder, config, is_first = self.folder, self.config, self.context.rank == 0
         lock = folder_lock(folder, LOCK, hint="wait for that training to end, or give another --out")
-        record = RunRecord.of(config, self.train_images, self.val_images)
+        record = TrainingRecord.of(config, self.train_images, self.val_images)
         exists = (folder / SETTINGS).exists()
         if exists:
             stack.enter_context(lock if is_first else nullcontext())

@@ -72,7 +72,7 @@ class BestEpoch:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeResult:
     """What the linear probe that fine-tuning starts from reached on the validation images."""
 
     top1: float
