@@ -46,20 +46,23 @@ class TrainingProgress:
     def __call__(self, event: TrainingEvent) -> None:
         match event:
             case TrainingRemark(text=text):
-                self.console.print(printable(text), markup=False, soft_wrap=True)
+                self._print(printable(text))
             case StepEvent():
                 self._show_step(event)
             case ProbeEvent():
-                self.console.print(
+                self._print(
                     f"linear probe on frozen embeddings: top-1 {100 * event.val_top1:.2f} % on "
                     f"{event.val_images:,} held-out images, {event.seconds:.0f} s"
                 )
             case EpochEvent():
                 skipped = f", {event.skipped:,} images skipped" if event.skipped else ""
-                self.console.print(
+                self._print(
                     f"epoch {event.epoch}: loss {event.loss:.4f}, validation loss {event.val_loss:.4f}, "
                     f"top-1 {100 * event.val_top1:.2f} %, {event.seconds:.0f} s{skipped}"
                 )
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def _show_step(self, event: StepEvent) -> None:
         if self.task is None:
