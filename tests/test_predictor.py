@@ -21,9 +21,10 @@ from PIL import Image
 
 import tessella
 from tessella import ImageError, Predictor, UsageError, WeightsError
+from tessella.data.factory import create_transform
 from tessella.data.labels import labels_for
 from tessella.data.sources import iter_sources
-from tessella.data.transforms import create_transform, resolve_model_data_config
+from tessella.data.spec import resolve_model_data_config
 from tessella.engine import make_plan
 from tessella.models import build
 from tests.golden_rule import fill_golden

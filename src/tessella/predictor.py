@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
-import hashlib
 import inspect
 import io
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -26,17 +24,20 @@ from numpy.typing import NDArray
 
 from .arguments import suggestion
 from .checks import check_type, checked, show
-from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, Mode, PillowImage, Pixels, Policy
+from .data.decode import ImageSource, Mode, PillowImage, Pixels, Policy
 from .data.labels import labels_for_classes
+from .data.limits import DEFAULT_LIMITS, Limits
 from .data.names import is_archive, is_image
 from .data.remote import is_object, is_url
 from .data.sources import Source, iter_sources
-from .data.transforms import InputSpec, load_pixels
+from .data.spec import InputSpec
+from .data.transforms import load_pixels
 from .engine import Choice, Plan, make_plan
 from .engine.exported import Card, is_exported, open_exported
 from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
+from .fingerprint import hash_identity, identify
 from .text import html_table, html_text, printable
 from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from .models.base import ImageModel
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
-NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other numbers than before
 
 FloatArray = NDArray[np.float32]
 AnyImage: TypeAlias = "ImageSource | Source | IO[bytes] | Tensor"  # one image, however it is given
@@ -210,20 +210,10 @@ class Predictor:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, settings of this Predictor apart; an exported model keeps that of its source."""
+        """All that decides the numbers, apart from the Predictor's settings; an export keeps that of its source."""
         if self.engine.model is None:
             return dict(self.card.identity)
-        from .engine.convert import weights_hash
-
-        model = self.engine.model
-        facts: dict[str, Any] = dict(
-            arch=model.arch,
-            config=repr(model.config),
-            weights=weights_hash(model),
-            pool=model.global_pool,
-            spec=self.spec.to_cfg(),
-            numeric_contract=NUMERIC_CONTRACT,
-        )
+        facts = identify(self.engine.model, self.spec)
         if self.card.precision != "float32":  # rounded differently by each of these
             plan = self.engine.plan
             facts |= dict(engine=plan.engine, graph=self.engine.graph_hash, layout=plan.layout, device=plan.device)
@@ -231,13 +221,9 @@ class Predictor:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for everything which decides the numbers; artefacts of two are never mixed."""
-        facts = self.identity | dict(
-            policy=self.policy,
-            transform=self.transform,
-            precision=self.card.precision,
-        )
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits for all that decides the numbers; artefacts of two fingerprints are never mixed."""
+        settings = dict(policy=self.policy, transform=self.transform, precision=self.card.precision)
+        return hash_identity(self.identity, **settings)
 
     def __repr__(self) -> str:
         how = ", ".join((self.plan.device, self.card.precision, self.plan.engine, self.transform, self.policy))

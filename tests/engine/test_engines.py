@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import tessella
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import ENGINES, make_plan, open_engine
 from tessella.engine.base import Engine
 from tessella.errors import UsageError
+from tessella.fingerprint import weights_hash
 
 from ..models.tiny import NUM_CLASSES, TINY, images, size_of, tiny
 
@@ -247,6 +248,6 @@ def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.Monkey
     changed = tiny("mixer")
     with torch.no_grad():
         changed.head.bias[0] += 1e-6
-    assert convert.weights_hash(changed) != usual["weights"]
+    assert weights_hash(changed) != usual["weights"]
     monkeypatch.setattr(convert, "code_hash", lambda: "another")
     assert facts() != usual

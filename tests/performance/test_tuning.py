@@ -15,6 +15,7 @@ from tessella.doctor import _tuned
 from tessella.engine import make_plan
 from tessella.engine.tuned import Tuned, all_tuned, find_tuned, keep_tuned
 from tessella.errors import UsageError
+from tessella.fingerprint import config_text
 from tessella.performance import tuning as tuning
 from tessella.performance.tuning import Row, _winner, tune
 from tessella.predictor import Predictor
@@ -119,7 +120,9 @@ def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pyte
 def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
-    keep_tuned(net.arch, repr(net.config), (32, 32), torch.get_num_threads(), {"throughput": best}, [], "2026-01-01")
+    keep_tuned(
+        net.arch, config_text(net.config), (32, 32), torch.get_num_threads(), {"throughput": best}, [], "2026-01-01"
+    )
     assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
     monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["openvino"])
     with pytest.MonkeyPatch.context() as patch:

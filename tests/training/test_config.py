@@ -99,3 +99,9 @@ def test_a_whole_number_equals_the_same_float() -> None:
     assert differences(TrainConfig(lr=1), TrainConfig(lr=0.5)) == {"lr": ("1.0", "0.5")}
     args = differences(TrainConfig(model_args=dict(a=(1, 2))), TrainConfig(model_args=dict(a=[1, 2], b=1)))
     assert args == {"model_args.b": ("unset", "1")}
+
+
+def test_the_guide_lists_the_former_names() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "training.md").read_text()
+    for former, name in FORMER_NAMES.items():
+        assert f"| `{former}` | `{name}` |" in guide

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..errors import TessellaError, WeightsError
+from ..fingerprint import config_text, weights_hash
 from ..machine import versions
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
@@ -156,20 +158,10 @@ def converting(what: str) -> Iterator[None]:
 
 
 def recipe_of(model: ImageModel) -> dict[str, Any]:
-    return InputSpec.from_cfg(model.pretrained_cfg).to_cfg()
+    return dict(InputSpec.from_cfg(model.pretrained_cfg).to_cfg())
 
 
 # --- names of converted models ----------------------------------------------------------------------------------------
-
-
-def weights_hash(model: ImageModel) -> str:
-    """SHA-256 over names, types, shapes and values of the state: what decides a model's answers besides its code."""
-    digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()
 
 
 def array_hash(array: Any) -> str:
@@ -193,7 +185,7 @@ def facts_of(
 
     return dict(
         architecture=model.arch,
-        config=repr(model.config),
+        config=config_text(model.config),
         pool=model.global_pool,
         weights=weights_hash(model),
         spec=spec.to_cfg() if spec else None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
 from ..extras import install_command
+from ..fingerprint import config_text
 
 if TYPE_CHECKING:
     from ..models.base import ImageModel
@@ -110,7 +111,7 @@ def make_plan(
     batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH.get(target.type, 8))
     tuned = None
     if model is not None and size is not None and engine == precision == "auto" and target.type == "cpu":
-        tuned = find_tuned(model.arch, repr(model.config), size, threads, mode)
+        tuned = find_tuned(model.arch, config_text(model.config), size, threads, mode)
         if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine, tuned.precision):
             tuned = None
     if tuned is not None:

@@ -14,13 +14,15 @@ from typing import Any
 from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec, load_pixels
+from ..data.spec import InputSpec
+from ..data.transforms import load_pixels
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, keep_tuned
 from ..errors import TessellaError, UsageError, WeightsError
+from ..fingerprint import config_text
 from ..models.base import ImageModel
 from ..predictor import AnyImage, readable
 
@@ -152,7 +154,7 @@ def tune(
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
     try:
-        path = keep_tuned(model.arch, repr(model.config), size, plan.threads, winners, table, date)
+        path = keep_tuned(model.arch, config_text(model.config), size, plan.threads, winners, table, date)
     except OSError as error:
         raise WeightsError(
             "cache_failed",

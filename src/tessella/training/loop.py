@@ -21,7 +21,7 @@ from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
 from ..data.loader import EvalImages, Loader, Schedule, TrainImages
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..errors import TrainingError, UsageError
 from ..models.base import ImageModel
 from ..plots.figures import warn_without_matplotlib

@@ -10,7 +10,8 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from ..data.transforms import InputSpec, check_geometry, resolve_model_data_config
+from ..data.resize import check_geometry
+from ..data.spec import InputSpec, resolve_model_data_config
 from ..errors import ImageError, TessellaError, UsageError
 from ..models import ARCHITECTURES
 from ..models.base import ImageModel

@@ -13,7 +13,7 @@ import torch
 
 from ..checks import check_fields
 from ..data.datasets import LabelledImages, open_split
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..errors import UsageError
 from ..evaluation.leakage import check_unchanged, read_seen, write_seen
 from ..models.base import ImageModel

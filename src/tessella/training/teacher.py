@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..errors import UsageError
 from ..weights.factory import create_model
 from .config import TrainConfig

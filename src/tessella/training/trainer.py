@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..data.loader import Batch
 from ..data.mix import binary_loss, mix, soft_target_loss, targets
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..errors import WeightsError
 from ..models.base import ImageModel
 from .checkpoint import TrainingCheckpoint
