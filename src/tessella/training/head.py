@@ -80,7 +80,7 @@ def embed(
     context: DistributedContext,
     settings: HeadSettings,
 ) -> ImageEmbeddings:
-    """Return the embeddings of the images at `indices`, computed by all processes together."""
+    """Return the (N,D) embeddings of the images at the (N,) `indices`, computed by all processes together."""
     was_training = model.training
     model.eval()
     vectors_ND = torch.zeros(len(indices), model.head_hidden_size)

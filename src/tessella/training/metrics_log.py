@@ -54,7 +54,7 @@ class MetricsLog:
     def trim(self, step: int, epochs: int) -> None:
         """Drop the rows that a killed run wrote after its last checkpoint; they will be written again.
 
-        step: steps done at the checkpoint; epochs: epochs validated.
+        step: steps done at the checkpoint; epochs: epochs validated. Raises OutputError `output_failed`.
         """
         if not self.is_first:
             return
