@@ -100,7 +100,16 @@ SURFACE = {
     ],
     "train": [
         *("DATA", "--model", "--out", "--preset", "--config", "--val", "--val-fraction", "--scratch", "--head-only"),
-        *("--layer-decay", "--epochs", "--batch-size", "--accumulate", "--lr", "--img-size", "--ema", "--teacher"),
+        *(
+            "--layer-decay",
+            "--epochs",
+            "--batch-size",
+            "--grad-accum-steps",
+            "--lr",
+            "--img-size",
+            "--ema-decay",
+            "--teacher",
+        ),
         *("--precision", "--compile", "--shard", "--device", "--workers", "--seed", "--tensorboard"),
     ],
     "probe": [

@@ -18,7 +18,7 @@ import tessella
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.sources import Source
 from tessella.engine import make_plan
-from tessella.errors import ImageError, TessellaError, UsageError
+from tessella.errors import TessellaError, UsageError
 from tessella.evaluation import classifiers
 from tessella.evaluation.classifiers import (
     DRAWS,
@@ -38,7 +38,8 @@ from tessella.evaluation.head import Head, attach
 from tessella.evaluation.linear_probe import find_threshold, probe
 from tessella.evaluation.metrics import Coverage
 from tessella.evaluation.settings import ProbeSettings
-from tessella.predictor import Output, Predictor, softmax, unit_length
+from tessella.predictor import Output, Predictor
+from tessella.results import l2_normalize, softmax
 
 from ..data.test_isolated import Deed
 from ..models.tiny import TINY, size_of, tiny
@@ -180,7 +181,7 @@ def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
     assert not found.vectors[bad].any()
     good = np.flatnonzero(found.ok)[::5]
     expected = predictor.embed([images.read(int(i)) for i in good])
-    assert np.allclose(unit_length(found.vectors[good]), expected, atol=1e-6)
+    assert np.allclose(l2_normalize(found.vectors[good]), expected, atol=1e-6)
     assert not np.allclose(found.vectors[good], expected, atol=1e-3)  # as the model gives them
 
 
@@ -205,13 +206,13 @@ def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, m
     assert not first.cached
     passes = 0
 
-    def outputs(self: Predictor, given: Iterable[Any], **how: Any) -> Iterator[Output | ImageError]:
+    def outputs(self: Predictor, decoded: Iterable[Any], **settings: Any) -> Iterator[Any]:
         nonlocal passes
         passes += 1
-        return original(self, given, **how)
+        return original(self, decoded, **settings)
 
-    original = Predictor.outputs_of
-    monkeypatch.setattr(Predictor, "outputs_of", outputs)
+    original = Predictor.decoded_outputs
+    monkeypatch.setattr(Predictor, "decoded_outputs", outputs)
     again = embed(images, predictor, cache)
     assert (passes, again.cached) == (0, True)
     assert np.array_equal(again.vectors, first.vectors)
@@ -232,12 +233,15 @@ def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, m
 def test_vectors_that_are_not_finite_are_errors(
     data: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def outputs(self: Predictor, given: Iterable[Any], **how: Any) -> Iterator[Output | ImageError]:
-        for i, one in enumerate(original(self, given, **how)):
-            yield Output(one.logits, one.embedding * np.float32("nan")) if isinstance(one, Output) and i < 2 else one
+    def outputs(self: Predictor, decoded: Iterable[Any], **settings: Any) -> Iterator[Any]:
+        for i, (key, outcome) in enumerate(original(self, decoded, **settings)):
+            if isinstance(outcome, Output) and i < 2:
+                yield key, Output(outcome.logits, outcome.embedding * np.float32("nan"))
+            else:
+                yield key, outcome
 
-    original = Predictor.outputs_of
-    monkeypatch.setattr(Predictor, "outputs_of", outputs)
+    original = Predictor.decoded_outputs
+    monkeypatch.setattr(Predictor, "decoded_outputs", outputs)
     found = embed(open_labelled(data, "train"), predictor)
     assert found.errors == {"non_finite": 2, "unsupported_format": 1}
     assert np.isfinite(found.vectors).all()
@@ -311,7 +315,7 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
 
 def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     (x, _), (bank, labels) = clouds(50, 1, 1), clouds(70, 1, 2)
-    cosines = unit_length(x) @ unit_length(bank).T
+    cosines = l2_normalize(x) @ l2_normalize(bank).T
     order = np.argsort(-cosines, 1)[:, :5]
     whole = neighbours(x, bank, labels, 5)
     assert np.allclose(whole[0].numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)

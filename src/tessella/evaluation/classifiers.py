@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..predictor import FloatArray, unit_length
+from ..results import FloatArray, l2_normalize
 from .head import Head
 from .metrics import Ints
 
@@ -92,7 +92,7 @@ def neighbours(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int
 
     k is `count`, or the size of the bank if that is smaller.
     """
-    queries, bank = (torch.from_numpy(unit_length(vectors)) for vectors in (x_ND, bank_ND))
+    queries, bank = (torch.from_numpy(l2_normalize(vectors)) for vectors in (x_ND, bank_ND))
     labels = torch.from_numpy(labels_N)
     count = min(count, len(bank))
     parts = [(part @ bank.T).topk(count) for part in queries.split(max(2**25 // len(bank), 1))]  # 128 MB of cosines

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ..bulk.shards import decoder_of
 from ..data.datasets import LabelledImages
 from ..errors import ImageError
-from ..predictor import FloatArray, Predictor
+from ..predictor import Predictor
 from ..records import npz_bytes
+from ..results import FloatArray
 from ..storage import write_bytes
 from .settings import ProgressCallback
 
@@ -58,8 +59,8 @@ def embed(
     status = np.full(len(images), "ok", "<U24")
     sources = (images.source(i) for i in range(len(images)))
     with decoder_of(predictor) as decoder:
-        decoded = (image.outcome for image in decoder.decoded(sources))
-        for i, outcome in enumerate(predictor.outputs_of(decoded, split_batch=False)):
+        decoded = enumerate(image.outcome for image in decoder.decoded(sources))
+        for i, outcome in predictor.decoded_outputs(decoded, split_batch=False):
             if isinstance(outcome, ImageError):
                 status[i] = outcome.code
             elif np.isfinite(outcome.embedding).all():

@@ -25,7 +25,8 @@ from ..data.datasets import LabelledImages
 from ..data.labels import labels_for
 from ..errors import ImageError, TessellaError, UsageError
 from ..machine import hardware, other_versions
-from ..predictor import FloatArray, Predictor, load
+from ..predictor import Predictor, load
+from ..results import FloatArray
 from ..weights.catalogue import Accuracy, resolve
 from .classes import ClassMapping, match_classes
 from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognise

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..models.base import ImageModel
-from ..predictor import FloatArray, Predictor
+from ..predictor import Predictor
+from ..results import FloatArray
 from ..weights.save import save_pretrained
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
 from ..errors import UsageError
-from ..predictor import FloatArray, Predictor, load
+from ..predictor import Predictor, load
+from ..results import FloatArray
 from ..storage import create_output_folder, write_bytes
 from .classifiers import FewShot, choose_neighbours, choose_strength, few_shot, fit, hold_out, neighbours, vote
 from .embeddings import Embedded, embed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +13,15 @@ from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
-from ..data.transforms import load_pixels
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
+from ..inputs import AnyImage
 from ..models.base import ImageModel
-from ..predictor import AnyImage, readable
+from ..pipeline import ImageReader
 
 SECONDS = 100.0  # of which half is for preparing engines
 ROUNDS = 9
@@ -98,7 +97,7 @@ def tune(
     plan = make_plan("cpu")
     exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
     candidates = list(_candidates(model, engines, exact if precisions is None else precisions))
-    gate_images = None if images is None else readable(images, functools.partial(load_pixels, spec=spec))
+    gate_images = None if images is None else ImageReader(spec).load_readable(images)
     opener = _Opener(model, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
     rows, ready = _open_all(opener, candidates, started + seconds / 2, log)
     now = time.perf_counter()
