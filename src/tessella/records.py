@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .extras import require
+from .extras import need_pyarrow
 from .predictor import Record
 from .storage import write_bytes
 from .text import escape
@@ -156,10 +156,6 @@ def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, s
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
-
-
-def need_pyarrow() -> tuple[Any, Any]:
-    return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")
 
 
 WRITERS: dict[str, Callable[[Sequence[Record], int, int, dict[str, str]], bytes]] = {
