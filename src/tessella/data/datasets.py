@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from ..checks import checked
 from .decode import DEFAULT_LIMITS, Limits
 from .layouts.classes import class_indices, map_classes
-from .layouts.detection import SPLIT_NAMES as SPLIT_NAMES
 from .layouts.detection import DatasetFiles, Split, find_files, find_sibling, lacks_classes
 from .layouts.parquet_tables import read_parquet_tables
 from .layouts.path_lists import read_path_lists
