@@ -1,4 +1,4 @@
-"""Geometry against arithmetic written out here, the spec's checks, tensors, and timm's configuration rules."""
+"""Test geometry against explicit arithmetic, the checks of specs, tensors, and timm's configuration rules."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ RNG = np.random.default_rng(3)
 
 
 def picture(height: int, width: int) -> np.ndarray:
-    """Smooth colour with hard edges and a little noise: what resizing filters disagree about."""
+    """Return smooth colour with hard edges and a little noise, on which resizing filters differ."""
     y, x = np.mgrid[:height, :width]
     base = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 255 * ((x // 9 + y // 7) % 2)], -1)
     return np.clip(base + RNG.normal(0, 8, base.shape), 0, 255).astype(np.uint8)
 
 
-def by_hand(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """timm's evaluation steps, one after the other, on Pillow images."""
+def prepare_with_pillow(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Return the result of timm's evaluation steps, applied one by one to Pillow images."""
     image, resample = Image.fromarray(pixels), Image.Resampling[spec.interpolation.upper()]
     scale_w, scale_h = (math.floor(side / spec.crop_pct) for side in (spec.width, spec.height))
     width, height = image.size
@@ -71,7 +71,7 @@ SIZES = [(40, 60), (61, 40), (33, 33), (20, 90), (90, 20), (7, 5), (1, 1), (1, 3
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 48), (50, 30)])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.96, 1.0, 1.2, 0.5])
-def test_geometry_is_timms(crop_mode: str, height: int, width: int, crop_pct: float) -> None:
+def test_geometry_equals_timms(crop_mode: str, height: int, width: int, crop_pct: float) -> None:
     for interpolation in ("bicubic", "bilinear", "nearest", "lanczos"):
         spec = InputSpec(
             height=height, width=width, crop_mode=crop_mode, crop_pct=crop_pct, interpolation=interpolation
@@ -80,12 +80,12 @@ def test_geometry_is_timms(crop_mode: str, height: int, width: int, crop_pct: fl
             pixels = picture(*size)
             exact = prepare(pixels, spec)
             assert exact.shape == (height, width, 3)
-            np.testing.assert_array_equal(exact, by_hand(pixels, spec), err_msg=f"{size} {spec}")
+            np.testing.assert_array_equal(exact, prepare_with_pillow(pixels, spec), err_msg=f"{size} {spec}")
             fast = prepare(pixels, spec, "fast")
             assert np.abs(fast.astype(int) - exact).max() <= 2, (size, spec)
 
 
-def test_the_published_recipes_resize_to_these_sides() -> None:
+def test_published_recipes_resize_to_known_sides() -> None:
     for size, crop_pct, side in ((224, 0.96, 233), (224, 0.875, 256), (240, 0.875, 274), (408, 1.0, 408)):
         plan = geometry(500, 700, InputSpec(height=size, width=size, crop_pct=crop_pct))
         assert (plan.height, plan.width) == (side, int(side * 700 / 500))
@@ -97,7 +97,7 @@ def test_the_published_recipes_resize_to_these_sides() -> None:
     st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 500), st.integers(1, 500),
     st.floats(0.1, 2), st.sampled_from(["center", "squash", "border"]),
 )  # fmt: skip
-def test_the_window_always_meets_the_image(h: int, w: int, height: int, width: int, pct: float, mode: str) -> None:
+def test_the_window_always_overlaps_the_image(h: int, w: int, height: int, width: int, pct: float, mode: str) -> None:
     plan = geometry(h, w, InputSpec(height=height, width=width, crop_pct=pct, crop_mode=mode))
     for offset, size, window in ((plan.top, plan.height, height), (plan.left, plan.width, width)):
         assert size >= 1
@@ -105,8 +105,8 @@ def test_the_window_always_meets_the_image(h: int, w: int, height: int, width: i
         assert (offset <= 0) if size <= window else (offset >= 0 and offset + window <= size)
 
 
-def test_fast_where_an_axis_keeps_its_size_or_the_window_has_the_images_size() -> None:
-    """Sizes at which a kernel could take "nothing to do" for an axis that has to be scaled."""
+def test_fast_if_an_axis_keeps_its_size() -> None:
+    """Sizes at which a kernel could skip an axis that has to be scaled."""
     for size in ((32, 50), (50, 32), (32, 32), (45, 41), (41, 37), (38, 64)):
         for crop_pct in (1.0, 0.875, 0.8, 0.7):
             spec = InputSpec(height=32, width=32, crop_pct=crop_pct)
@@ -115,8 +115,8 @@ def test_fast_where_an_axis_keeps_its_size_or_the_window_has_the_images_size() -
             assert np.abs(fast.astype(int) - exact).max() <= 2, (size, crop_pct)
 
 
-def test_fast_within_its_bound_on_many_sizes() -> None:
-    """Tall images too, which Pillow resizes rows first; at most about one value in a million is 2 off."""
+def test_fast_is_within_its_bound_at_many_sizes() -> None:
+    """Including tall images, whose rows Pillow resizes first; at most about one value in a million differs by 2."""
     off_by_two = values = 0
     for _ in range(60):
         height, width = (int(n) for n in RNG.integers(20, 500, 2))
@@ -129,7 +129,7 @@ def test_fast_within_its_bound_on_many_sizes() -> None:
     assert off_by_two <= 2e-5 * values
 
 
-def test_input_arrays_are_left_alone() -> None:
+def test_input_arrays_are_not_modified() -> None:
     pixels = picture(40, 50)
     pixels.setflags(write=False)
     copy = pixels.copy()
@@ -140,7 +140,7 @@ def test_input_arrays_are_left_alone() -> None:
     np.testing.assert_array_equal(pixels, copy)
 
 
-def test_elongated_arrays_are_refused_by_prepare_too() -> None:
+def test_prepare_refuses_elongated_arrays() -> None:
     for source in (np.zeros((20_000, 1, 3), np.uint8), np.zeros((1, 20_000, 3), np.uint8)):
         for call in (prepare, load_pixels):
             with pytest.raises(ImageError) as error:
@@ -151,7 +151,7 @@ def test_elongated_arrays_are_refused_by_prepare_too() -> None:
         load_pixels(np.zeros((1000, 10, 3), np.uint8), InputSpec(), limits=Limits(intermediate=256 * 25_599))
 
 
-def test_other_channel_counts_are_refused() -> None:
+def test_models_without_three_channels_are_refused() -> None:
     with pytest.raises(UsageError, match="channels"):
         prepare(picture(4, 4), InputSpec(channels=1, mean=(0.5,), std=(0.5,)))
 
@@ -161,7 +161,7 @@ def test_other_channel_counts_are_refused() -> None:
     ["photo.jpg", None, np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 2, 4), np.uint8), np.zeros((1, 2, 2, 3), object),
      torch.zeros(1, 2, 2, 3).to_sparse(), torch.zeros(1, 2, 2, 3, device="meta")],
 )  # fmt: skip
-def test_normalise_refuses_what_is_no_batch_of_images(wrong: Any) -> None:
+def test_normalise_refuses_anything_but_batches_of_images(wrong: Any) -> None:
     with pytest.raises(UsageError, match=r"expected images \(B,H,W,3\)"):
         normalise(wrong, InputSpec())
     with pytest.raises(UsageError, match="expected an InputSpec"):
@@ -180,7 +180,7 @@ def test_normalise() -> None:
     assert torch.equal(normalise(torch.from_numpy(batch), InputSpec()), got)
 
 
-def test_create_transform_takes_every_kind_of_source(tmp_path: Path) -> None:
+def test_create_transform_accepts_every_kind_of_source(tmp_path: Path) -> None:
     image = Image.fromarray(picture(50, 70))
     image.save(tmp_path / "a.png")
     transform = create_transform((3, 32, 40), interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -196,7 +196,7 @@ def test_create_transform_takes_every_kind_of_source(tmp_path: Path) -> None:
     assert "bilinear" in repr(transform)
 
 
-def test_training_transforms_take_timms_arguments() -> None:
+def test_training_transforms_accept_timms_arguments() -> None:
     image = picture(50, 70)
     config: dict[str, Any] = dict(input_size=(3, 32, 40), crop_pct=0.9, crop_mode="squash", mean=(0.5,) * 3)
     transform = create_transform(
@@ -279,7 +279,7 @@ def test_training_transforms_have_timms_defaults() -> None:
         dict(is_training=True, normalize=False, re_prob=1.0),
     ],
 )
-def test_the_steps_of_a_transform_give_what_the_whole_gives(arguments: dict[str, Any]) -> None:
+def test_the_steps_of_a_transform_equal_the_transform(arguments: dict[str, Any]) -> None:
     transform = create_transform((3, 32, 40), **arguments)
     image = picture(50, 70)
     torch.manual_seed(1)
@@ -294,7 +294,7 @@ def test_the_steps_of_a_transform_give_what_the_whole_gives(arguments: dict[str,
     assert pickle.loads(pickle.dumps(transform)) == transform
 
 
-def test_a_border_is_cut_before_resizing() -> None:
+def test_borders_are_cut_before_resizing() -> None:
     image = picture(50, 70)
     cut = create_transform(32, crop_border_pixels=5)(image)
     assert torch.equal(cut, create_transform(32)(image[5:-5, 5:-5]))
@@ -323,7 +323,7 @@ def test_training_arguments_do_not_change_the_evaluation_transform() -> None:
         dict(std=(0.5, 0.5, 0.0)),
     ],
 )
-def test_impossible_specs(fields: dict[str, Any]) -> None:
+def test_invalid_specs_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         InputSpec(**fields)
     assert error.value.code == "bad_argument"
@@ -349,7 +349,7 @@ def test_cfg_round_trip(golden_dir: Path) -> None:
         {"std": [0, 0, 0]},
     ],
 )
-def test_unusable_cfg(cfg: dict[str, Any]) -> None:
+def test_invalid_cfgs_are_refused(cfg: dict[str, Any]) -> None:
     with pytest.raises(WeightsError) as error:
         InputSpec.from_cfg(cfg)
     assert error.value.code == "bad_config"
@@ -412,8 +412,8 @@ def test_public_names() -> None:
 
 
 @pytest.mark.slow
-def test_fast_on_real_photographs(shared_data: Path) -> None:
-    """Every 20th of the shared photographs (the benchmark takes all): at most 2 grey levels, mostly none."""
+def test_fast_is_within_its_bound_on_photographs(shared_data: Path) -> None:
+    """Every 20th of the shared photographs (the benchmark uses all): at most 2 grey levels, mostly none."""
     specs = [InputSpec(), InputSpec(interpolation="bilinear"), InputSpec(height=408, width=408, crop_pct=1.0)]
     off_by_two = values = 0
     with tarfile.open(shared_data / "photos.tar") as archive:
