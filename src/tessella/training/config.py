@@ -26,7 +26,7 @@ from ..storage import read_regular
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
 
-MAX_IMG_SIZE = 4000  # pixels per side: the square is data.decode.Limits.intermediate
+MAX_IMG_SIZE = 4000  # pixels per side: the square is data.limits.Limits.intermediate
 BOUNDS: dict[str, tuple[float, float]] = {  # least and greatest value of each number in TrainConfig
     "img_size": (1, MAX_IMG_SIZE),
     "crop_pct": (0, 2),
