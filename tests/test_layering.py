@@ -14,6 +14,7 @@ LAYERS = [
     {"checks"},
     {"storage"},
     {"models", "data", "utils"},
+    {"fingerprint"},
     {"weights"},
     {"engine"},
     {"plots"},

@@ -507,7 +507,9 @@ def test_functions_about_names() -> None:
 
 def test_names_are_where_timm_has_them() -> None:
     from tessella.data.constants import IMAGENET_DEFAULT_MEAN
-    from tessella.models import ConVit, ConvMixer, CrossVit, MlpMixer, create_model, list_models, load_checkpoint
+    from tessella.models import ConVit, ConvMixer, CrossVit, MlpMixer
+    from tessella.weights.catalogue import list_models
+    from tessella.weights.factory import create_model, load_checkpoint
 
     assert create_model is tessella.create_model
     assert list_models is tessella.models.list_models is tessella.list_models
@@ -679,9 +681,9 @@ def test_accuracy_and_average() -> None:
     assert (torch.rand(1), np.random.rand()) == first
 
 
-# --- docs/timm.md -----------------------------------------------------------------------------------------------------
+# --- docs/reference/timm.md -------------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "timm.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "timm.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
-import hashlib
 import inspect
 import io
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +37,7 @@ from .engine.exported import Card, is_exported, open_exported
 from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
+from .fingerprint import hash_identity, identify
 from .text import html_table, html_text, printable
 from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from .models.base import ImageModel
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
-NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other numbers than before
 
 FloatArray = NDArray[np.float32]
 AnyImage: TypeAlias = "ImageSource | Source | IO[bytes] | Tensor"  # one image, however it is given
@@ -212,20 +210,10 @@ class Predictor:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, settings of this Predictor apart; an exported model keeps that of its source."""
+        """All that decides the numbers, apart from the Predictor's settings; an export keeps that of its source."""
         if self.engine.model is None:
             return dict(self.card.identity)
-        from .engine.convert import weights_hash
-
-        model = self.engine.model
-        facts: dict[str, Any] = dict(
-            arch=model.arch,
-            config=repr(model.config),
-            weights=weights_hash(model),
-            pool=model.global_pool,
-            spec=self.spec.to_cfg(),
-            numeric_contract=NUMERIC_CONTRACT,
-        )
+        facts = identify(self.engine.model, self.spec)
         if self.card.precision != "float32":  # rounded differently by each of these
             plan = self.engine.plan
             facts |= dict(engine=plan.engine, graph=self.engine.graph_hash, layout=plan.layout, device=plan.device)
@@ -233,13 +221,9 @@ class Predictor:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for everything which decides the numbers; artefacts of two are never mixed."""
-        facts = self.identity | dict(
-            policy=self.policy,
-            transform=self.transform,
-            precision=self.card.precision,
-        )
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits for all that decides the numbers; artefacts of two fingerprints are never mixed."""
+        settings = dict(policy=self.policy, transform=self.transform, precision=self.card.precision)
+        return hash_identity(self.identity, **settings)
 
     def __repr__(self) -> str:
         how = ", ".join((self.plan.device, self.card.precision, self.plan.engine, self.transform, self.policy))
@@ -374,11 +358,11 @@ class Predictor:
             raise failures[0]
 
     def outputs_of(
-        self, prepared: Iterable[Pixels | ImageError], *, divide: bool = True
+        self, prepared: Iterable[Pixels | ImageError], *, split_batch: bool = True
     ) -> Generator[Output | ImageError, None, None]:
         """As `outputs`, of images that are (spec.height, spec.width, 3) uint8 already, or that could not be read.
 
-        Every `plan.batch_size` of them, errors included, are one batch. divide: as `Engine.in_turn` has it.
+        Every `plan.batch_size` of them, errors included, are one batch. split_batch: as `Engine.imap` has it.
         """
         nothing = np.empty((0, self.spec.height, self.spec.width, 3), np.uint8)
         waiting: deque[list[ImageError | None]] = deque()  # errors in batches that are with the model, in order
@@ -389,7 +373,7 @@ class Predictor:
                 good = [pixels for pixels in outcomes if not isinstance(pixels, ImageError)]
                 yield np.stack(good) if good else nothing
 
-        for logits, vectors in self.engine.in_turn(batches(), divide=divide):
+        for logits, vectors in self.engine.imap(batches(), split_batch=split_batch):
             rows = zip(logits, vectors, strict=True)
             for error in waiting.popleft():
                 yield Output(*next(rows)) if error is None else error
@@ -398,7 +382,7 @@ class Predictor:
 
     def _passes(self, pixels: Iterable[Pixels]) -> Iterator[tuple[FloatArray, FloatArray]]:
         """(logits, embeddings) of one batch after the other, in order; WeightsError `non_finite`."""
-        for found in self.engine.in_turn(np.stack(batch) for batch in _batched(pixels, self.plan.batch_size)):
+        for found in self.engine.imap(np.stack(batch) for batch in _batched(pixels, self.plan.batch_size)):
             if not _is_finite(*found):
                 raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` shows which images")
             yield found

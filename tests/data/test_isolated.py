@@ -24,7 +24,8 @@ from PIL import Image
 
 from tessella.data import memory
 from tessella.data.decode import Mode, Policy
-from tessella.data.isolated import Decoded, IsolatedDecoder
+from tessella.data.isolated.decoder import IsolatedDecoder
+from tessella.data.isolated.protocol import Decoded
 from tessella.data.limits import DEFAULT_LIMITS, Limits
 from tessella.data.sources import Source, iter_sources
 from tessella.data.spec import InputSpec

@@ -145,7 +145,7 @@ def test_training_curves_are_sorted_by_what_they_measure(drawn: list[Any]) -> No
 
 def test_pictures_leave_a_programs_own_figures_alone() -> None:
     code = (
-        "import sys, numpy; from tessella.tasks import report\n"
+        "import sys, numpy; from tessella.evaluation import report\n"
         "report.confusion(numpy.eye(3, dtype=int), ['a', 'b', 'c'])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -202,7 +202,12 @@ import tessella
 from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
-from tessella.tasks import bench, bulk, dedup, evaluate, index, info, probe, recipes, search, train, tune, verify
+from tessella import info
+from tessella.bulk import runner as bulk, verify
+from tessella.evaluation import evaluator as evaluate, linear_probe as probe
+from tessella.performance import benchmark as bench, tuning as tune
+from tessella.search import duplicates as dedup, index, query as search
+from tessella.training import config as recipes, loop as train
 
 def predictor(): return tessella.load("local-dir:tiny", engine="eager", batch_size=4)
 def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eval()
@@ -325,7 +330,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
     "there().query": dict(given=("'photos/0.jpg'",)),
-    "dedup.find_duplicates": dict(out=("'run'",)),
+    "dedup.dedup": dict(out=("'run'",)),
     "train.train": dict(
         data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
         workers=("0",),

@@ -244,7 +244,7 @@ def _alone_rate(predictor: Predictor, rows: int) -> float | None:
     blank = np.zeros((predictor.spec.height, predictor.spec.width, 3), np.uint8)
     for count in (some, 4 * some):  # the first one warms up
         began = time.perf_counter()
-        for _ in predictor.outputs_of([blank] * count, divide=False):
+        for _ in predictor.outputs_of([blank] * count, split_batch=False):
             pass
     return count / (time.perf_counter() - began)
 

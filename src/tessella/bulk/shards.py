@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..data.decode import Pixels
-from ..data.isolated import Decoded, IsolatedDecoder
+from ..data.isolated.decoder import IsolatedDecoder
+from ..data.isolated.protocol import Decoded
 from ..data.sources import Source
 from ..errors import ImageError
 from ..predictor import Output, Predictor, softmax, unit_length
@@ -95,7 +96,7 @@ class ShardMaker:
 
         rows: list[Row] = []
         # a batch that is left alone after a kill gives the bits that it would have given among others
-        for outcome in self._predictor.outputs_of(prepared(), divide=False):
+        for outcome in self._predictor.outputs_of(prepared(), split_batch=False):
             rows.append(self._row(ahead.popleft(), images.popleft(), outcome))
             seen(rows[-1].status)
             if stop():

@@ -43,11 +43,7 @@ from .options import (
 @option("-k", "--top", type=count_type(), default=5, show_default=True, help="Number of top classes per image.")
 @table_options
 def classify(top: int, **given: Any) -> None:
-    """Classify images.
-
-    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
-    list of these, or - for a list on standard input.
-    """
+    """Classify images."""
     run_records(given, top=top, embed=False)
 
 
@@ -55,11 +51,7 @@ def classify(top: int, **given: Any) -> None:
 @input_options
 @table_options
 def embed(**given: Any) -> None:
-    """Compute embeddings of images: vectors of unit length.
-
-    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
-    list of these, or - for a list on standard input.
-    """
+    """Compute embeddings of images: vectors of unit length."""
     run_records(given, top=0, embed=True)
 
 
@@ -76,9 +68,6 @@ def embed(**given: Any) -> None:
 )
 def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -> None:
     """Show or save the feature maps of a model's blocks.
-
-    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
-    list of these, or - for a list on standard input.
 
     The file has one row per input: key, status and feature maps, which are NaN if the status is not ok.
     """

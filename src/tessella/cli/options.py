@@ -12,11 +12,12 @@ import click
 
 from ..data.names import Skipped
 from ..engine import ENGINES
-from ..engine.plan import MOST_IMAGES
+from ..engine.plan import MAX_BATCH_SIZE
 from ..errors import ImageError, UsageError
 from ..text import printable
 from . import preflight
 from .console import (
+    Argument,
     Option,
     complain,
     is_verbose,
@@ -30,20 +31,19 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F")
-
-
 EXIT_BAD_INPUT = 3
-
-
-MOST_PROCESSES = 1_024
-
-
+MAX_PROCESSES = 1_024
 Decorator = Callable[[F], F]
 
 
 def option(*names: str, **settings: Any) -> Decorator[Any]:
-    """`click.option` for an `Option`: settings may have `group` and `aliases`."""
+    """Add an `Option`: `click.option` with the settings `group` and `aliases`."""
     return click.option(*names, cls=Option, **settings)
+
+
+def argument(name: str, **settings: Any) -> Decorator[Any]:
+    """Add an `Argument`: `click.argument` with the setting `help`."""
+    return click.argument(name, cls=Argument, **settings)
 
 
 def options(*decorators: Decorator[Any]) -> Decorator[Any]:
@@ -57,58 +57,104 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
     return apply
 
 
+data_argument = argument(
+    "data",
+    metavar="DATA",
+    help="Labelled images: a folder with one subfolder per class, or with train/ and val/; a .parquet, .tar, .csv or "
+    ".tsv file, a folder of these, or a glob.",
+)
+run_argument = argument("folder", metavar="RUN", help="Output folder of `tessella run`.")
+model_option = option(
+    "-m",
+    "--model",
+    group="Model",
+    metavar="NAME",
+    help="Model: a name such as convmixer_768_32.in1k, hf-hub:ORG/REPO or local-dir:FOLDER.  "
+    "[default: the built-in model]",
+)
+checkpoint_option = option(
+    "--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights."
+)
+device_option = option(
+    "--device", group="Advanced", default="auto", show_default=True, help="Device: cpu, cuda, cuda:1 or mps."
+)
+json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object.")
+json_lines_option = option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object per line.")
+transform_option = option(
+    "--transform",
+    group="Input",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="Resizing: exact is bit-identical to timm, fast is quicker and differs by about one grey level.",
+)
+policy_option = option(
+    "--policy",
+    group="Input",
+    type=click.Choice(["tessella", "timm"]),
+    default="tessella",
+    show_default=True,
+    help="Decoding: tessella respects orientation, transparency and 16-bit depth; timm ignores them, as timm does.",
+)
 images_option = option(
     "--images",
+    group="Advanced",
     metavar="INPUT",
-    help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are compared with float32.  "
+    help="Images on which bfloat16 and int8 are compared with float32; a few hundred representative ones.  "
     "[default: photographs in this package]",
 )
-
-
 input_options = options(
-    click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
-    option(
-        "-m",
-        "--model",
-        metavar="NAME",
-        help="arch, arch.tag, hf-hub:org/repo or local-dir:path.  [default: the built-in model]",
+    argument(
+        "inputs",
+        nargs=-1,
+        required=True,
+        metavar="INPUT...",
+        help="File, folder, glob, .tar archive, .parquet file, URL of one of these in an object store, @FILE for a "
+        "list of inputs, or - for a list on standard input.",
     ),
-    option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights."),
-    option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
-    option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
-    option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
+    transform_option,
+    policy_option,
+    option("--strict", group="Input", is_flag=True, help="Exit with status 3 if any input cannot be read."),
+    model_option,
+    checkpoint_option,
+    device_option,
     option(
-        "--mode",
+        "--precision",
+        group="Advanced",
         default="auto",
         show_default=True,
-        help="throughput for many images, latency for one at a time; auto: depends on the number of inputs.",
+        help="Numeric precision: float32, bfloat16 or int8.",
+    ),
+    option("--engine", group="Advanced", default="auto", show_default=True, help=f"Engine: {', '.join(ENGINES)}."),
+    option(
+        "--mode",
+        group="Advanced",
+        default="auto",
+        show_default=True,
+        help="Optimize for throughput (many images) or latency (one image at a time); auto decides by the inputs.",
+    ),
+    option(
+        "--batch-size",
+        group="Advanced",
+        type=count_type(most=MAX_BATCH_SIZE),
+        metavar="N",
+        help="Batch size.  [default: depends on the device]",
     ),
     images_option,
-    option("--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"),
-    option(
-        "--transform",
-        type=click.Choice(["exact", "fast"]),
-        default="exact",
-        show_default=True,
-        help="exact: bit-identical to timm. fast: quicker, pixels differ by about one grey level.",
-    ),
-    option(
-        "--policy",
-        type=click.Choice(["tessella", "timm"]),
-        default="tessella",
-        show_default=True,
-        help="How images are decoded. timm: ignore orientation, transparency and 16-bit depth, as timm does.",
-    ),
-    option("--strict", is_flag=True, help="Exit with status 3 if any input cannot be read."),
 )
-
-
 table_options = options(
-    option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
-    option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header."),
-    option("--out", metavar="FILE", help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing."),
+    json_lines_option,
+    option("--csv", "as_csv", group="Output", is_flag=True, help="Print comma-separated values with a header."),
+    option(
+        "-o",
+        "--out",
+        group="Output",
+        metavar="FILE",
+        help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing.",
+    ),
     option(
         "--csv-safe",
+        group="Output",
         is_flag=True,
         help="In CSV, put an apostrophe before text that a spreadsheet would run as a formula.",
     ),
@@ -142,7 +188,7 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for row in predictor.plan.choices:
-            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
+            notice(printable(str(row)))
     return predictor
 
 
@@ -157,14 +203,14 @@ def report_skipped(skipped: Skipped) -> None:
         notice(printable(line))
 
 
-MOST_SAMPLES = 500  # images for comparing a precision with float32
+MAX_SAMPLES = 500  # images for comparing a precision with float32
 
 
 def read_samples(given: str | None) -> list[Source] | None:
-    """Read the images that --images names, at most MOST_SAMPLES."""
+    """Read the images that --images names, at most MAX_SAMPLES."""
     if given is None:
         return None
-    sources = list(find_sources([given]))[:MOST_SAMPLES]
+    sources = list(find_sources([given]))[:MAX_SAMPLES]
     if not sources:
         raise UsageError("bad_argument", f"--images {given!r} contains no images")
     return sources

@@ -268,7 +268,7 @@ def embed(
     sources = watch((images.source(i) for i in range(len(images))), len(images), "images")
     with decoder_of(predictor) as decoder:
         decoded = (image.outcome for image in decoder.decoded(sources))
-        for i, outcome in enumerate(predictor.outputs_of(decoded, divide=False)):
+        for i, outcome in enumerate(predictor.outputs_of(decoded, split_batch=False)):
             if isinstance(outcome, ImageError):
                 status[i] = outcome.code
             elif np.isfinite(outcome.embedding).all():

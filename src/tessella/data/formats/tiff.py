@@ -117,7 +117,7 @@ _KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 4: "untyped
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 
 
-class _Entry(NamedTuple):
+class _DirectoryEntry(NamedTuple):
     raw: bytes  # the entry as stored in the directory
     kind: int
     length: int  # number of values
@@ -126,7 +126,7 @@ class _Entry(NamedTuple):
 
 @dataclass
 class _Directory:
-    entries: dict[int, _Entry]
+    entries: dict[int, _DirectoryEntry]
     order: str  # "<" or ">"
     following: int  # offset of the next directory
 
@@ -221,7 +221,7 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
     if count > _MAX_ENTRIES:
         raise too_complex("TIFF", f"a directory of {count:,} tags")
     at += head
-    entries: dict[int, _Entry] = {}
+    entries: dict[int, _DirectoryEntry] = {}
     for begin in range(at, min(at + size * count, len(data) - size + 1), size):
         tag, kind, length = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, begin)
         if tag not in _KEPT | _OPTIONAL or tag in entries or kind not in _SIZES:
@@ -237,7 +237,7 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
             if tag in _OPTIONAL:
                 continue
             raise damaged("TIFF", f"the values of tag {tag} are cut off")
-        entries[tag] = _Entry(data[begin : begin + size], kind, length, data[offset : offset + extent])
+        entries[tag] = _DirectoryEntry(data[begin : begin + size], kind, length, data[offset : offset + extent])
     end = at + size * count
     following = data[end : end + inline].ljust(inline, b"\0") if end + inline <= len(data) else bytes(inline)
     return _Directory(entries, order, struct.unpack(order + ("Q" if big else "I"), following)[0])
