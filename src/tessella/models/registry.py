@@ -1,13 +1,11 @@
-"""The registry: every architecture as a row that can be read, and the one function that builds a row.
+"""The registry: a table of all architectures, and the function that builds one with fresh weights.
 
-Pretrained weights are not known here; `tessella.create_model` adds them. timm has `create_model` and the functions
-about names in its `models`, so they can be imported from here too.
+`tessella.create_model` adds pretrained weights, which are unknown here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +16,8 @@ from ..checks import annotated_types, check_type
 from ..errors import UsageError
 from . import convit, convmixer, crossvit, mixer
 from .base import ImageModel
-from .convit import ConViT as ConViT
-from .convmixer import ConvMixer as ConvMixer
-from .crossvit import CrossViT as CrossViT
-from .mixer import MlpMixer as MlpMixer
 
-ConVit, CrossVit = ConViT, CrossViT  # as timm spells them
-
-ARCHITECTURES: dict[str, tuple[Callable[[Any], ImageModel], Any]] = {  # what builds it, from which config
+ARCHITECTURES: dict[str, tuple[Callable[[Any], ImageModel], Any]] = {  # the class of the model, and its config
     **{name: (convmixer.ConvMixer, cfg) for name, cfg in convmixer.VARIANTS.items()},
     **{name: (convit.ConViT, cfg) for name, cfg in convit.VARIANTS.items()},
     **{name: (mixer.MlpMixer, cfg) for name, cfg in mixer.VARIANTS.items()},
@@ -34,34 +26,36 @@ ARCHITECTURES: dict[str, tuple[Callable[[Any], ImageModel], Any]] = {  # what bu
 
 
 def build(arch: str, **overrides: Any) -> ImageModel:
-    """The architecture `arch` with fresh weights; `overrides` replace fields of its config (None: keep the field).
+    """Build the architecture `arch` with fresh weights.
 
-    Raises UsageError `unknown_model` (close names are shown) or `bad_argument` (the known fields are shown).
+    overrides: new values for fields of its config; None keeps the field.
+    Raises UsageError: `unknown_model` with similar names, `bad_argument` with the known fields.
     """
     if arch not in ARCHITECTURES:
-        near = suggestion([str(arch)], ARCHITECTURES, most=3, cutoff=0.5)
-        raise UsageError("unknown_model", f"unknown architecture {arch!r}", hint=f"{near} see `tessella list`".strip())
+        similar = suggestion([str(arch)], ARCHITECTURES, most=3, cutoff=0.5)
+        hint = f"{similar} see `tessella list`".strip()
+        raise UsageError("unknown_model", f"unknown architecture {arch!r}", hint=hint)
     family, config = ARCHITECTURES[arch]
-    given = {name: value for name, value in overrides.items() if value is not None}
+    changes = {name: value for name, value in overrides.items() if value is not None}
     fields = [field.name for field in dataclasses.fields(config)]
-    if unknown := sorted(set(given) - set(fields)):
+    if unknown := sorted(set(changes) - set(fields)):
         raise unknown_argument(arch, unknown, fields)
-    if given.get("act_layer") in (nn.GELU, nn.ReLU):  # timm's way to name an activation
-        given["act_layer"] = given["act_layer"].__name__.lower()
-    owner: Any = type(config)
+    if changes.get("act_layer") in (nn.GELU, nn.ReLU):  # timm takes the class of an activation
+        changes["act_layer"] = changes["act_layer"].__name__.lower()
+    owner: object = type(config)
     kinds = annotated_types(owner)
-    for name, value in given.items():
+    for name, value in changes.items():
         check_type(name, value, kinds.get(name, Any))
         _check_size(name, value)
     try:
-        model = family(dataclasses.replace(config, **given))
+        model = family(dataclasses.replace(config, **changes))
     except UsageError:
         raise
-    except _WRONG_VALUE as error:  # a wrong type or size fails wherever the constructor first uses it
+    except _CONSTRUCTOR_ERRORS as error:  # an unsuitable value fails wherever the constructor first uses it
         raise UsageError(
             "bad_argument",
-            f"{arch} cannot be built with {_described(given) or 'its default arguments'}: {error}",
-            hint=f"the defaults are {_described({name: getattr(config, name) for name in given})}",
+            f"{arch} cannot be built with {_describe(changes) or 'its default arguments'}: {error}",
+            hint=f"the defaults are {_describe({name: getattr(config, name) for name in changes})}",
         ) from error
     model.arch = arch
     return model
@@ -69,11 +63,11 @@ def build(arch: str, **overrides: Any) -> ImageModel:
 
 MAX_DEPTH = 1000  # blocks
 MAX_SIZE = 1_000_000  # of any width, side or count
-_WRONG_VALUE = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError)
+_CONSTRUCTOR_ERRORS = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError)
 
 
-def _check_size(name: str, value: Any) -> None:
-    """Refuse numbers that are not finite or would keep the constructor busy."""
+def _check_size(name: str, value: object) -> None:
+    """Refuse numbers that are not finite or are too large to build a model from."""
     for item in value if isinstance(value, list | tuple) else (value,):
         if isinstance(item, list | tuple):
             _check_size(name, item)
@@ -82,38 +76,13 @@ def _check_size(name: str, value: Any) -> None:
             raise UsageError("bad_argument", f"{name} is {_short(value)}, expected a finite number up to {most:,}")
 
 
-def _described(arguments: dict[str, Any]) -> str:
+def _describe(arguments: dict[str, object]) -> str:
     return ", ".join(f"{name}={_short(value)}" for name, value in arguments.items())
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python converts
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-# timm's functions of the same package. They need the catalogue and the weights, which are a layer above this one: the
-# modules here never use these names, they are only handed through, on first use.
-_HANDED_THROUGH = {
-    **dict.fromkeys(
-        (
-            *("get_arch_pretrained_cfgs", "get_pretrained_cfg", "get_pretrained_cfg_value", "is_model"),
-            *("is_model_pretrained", "list_models", "list_modules", "list_pretrained"),
-        ),
-        "catalogue",
-    ),
-    **dict.fromkeys(("create_model", "load_checkpoint", "load_state_dict", "model_entrypoint"), "factory"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HANDED_THROUGH:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    package = __name__.rpartition(".")[0]
-    return getattr(importlib.import_module(f"{package}.weights.{_HANDED_THROUGH[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HANDED_THROUGH})

@@ -1,0 +1,39 @@
+"""The model families, and the registry that builds them: names of architectures load on first use.
+
+timm has `create_model` and the functions about names in its `models`, so they can be imported from here too. They
+belong to `weights`, the layer above this one: the modules here never use them.
+"""
+
+import importlib
+
+import lazy_loader
+
+_own_attribute, _own_names, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+_TIMM = {  # timm's functions of the same package, by module of `weights`
+    "catalogue": (
+        "get_arch_pretrained_cfgs",
+        "get_pretrained_cfg",
+        "get_pretrained_cfg_value",
+        "is_model",
+        "is_model_pretrained",
+        "list_models",
+        "list_modules",
+        "list_pretrained",
+    ),
+    "factory": ("create_model", "load_checkpoint", "load_state_dict", "model_entrypoint"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _TIMM.items():
+        if name in names:
+            package = __name__.rpartition(".")[0]
+            return getattr(importlib.import_module(f"{package}.weights.{module}"), name)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _own_attribute(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_own_names(), *(name for names in _TIMM.values() for name in names)})
