@@ -34,7 +34,8 @@ from peers import timm_importable
 import tessella
 from tessella.bulk.manifest import Manifest, write_manifest
 from tessella.bulk.runner import run
-from tessella.data.sources import IMAGE_SUFFIXES, Source
+from tessella.data.names import IMAGE_SUFFIXES
+from tessella.data.sources import Source
 from tessella.engine import make_plan
 from tessella.machine import hardware
 from tessella.performance.benchmark import PeakMemory, load_case

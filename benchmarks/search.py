@@ -27,7 +27,7 @@ from tessella.bulk import shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
 from tessella.data.datasets import open_labelled
-from tessella.data.isolated import Decoded
+from tessella.data.isolated.protocol import Decoded
 from tessella.data.sources import Source
 from tessella.evaluation.linear_probe import embed
 from tessella.predictor import DEFAULT_MODEL, load
@@ -75,7 +75,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         shard_bytes = make_run(out, clustered(count, 1))
-        built = build_index(out, say=print)
+        built = build_index(out, log=print)
         table, seal = open_table(out / HOME, bulk.read_run(out))
 
         def lancedb_scan(query_D: Floats) -> Any:

@@ -52,7 +52,7 @@ def test_what_fits_is_passed_on(given: dict[str, Any]) -> None:
         (dict(count=1.5), "count is 1.5, expected an integer or None"),
         (dict(rate="fast"), "rate is 'fast', expected a number"),
         (dict(path=b"x"), "path is b'x', expected a string or a path"),
-        (dict(path="a\0b"), "path is 'a\\x00b', expected a path, which has no null character"),
+        (dict(path="a\0b"), "path is 'a\\x00b', expected a path without null characters"),
         (dict(path="\ud800"), "path is '\\ud800', which is not a valid file name"),
         (dict(flag="yes"), "flag is 'yes', expected True or False"),
         (dict(names="photos"), "names is 'photos', expected a list, each entry a string (for one, write ['photos'])"),

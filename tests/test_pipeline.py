@@ -15,7 +15,7 @@ import pytest
 
 import tessella
 from tessella.data.source import Source
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import Plan
 from tessella.engine.base import Engine
 from tessella.errors import ImageError, UsageError

@@ -177,7 +177,7 @@ def test_the_index_finds_the_nearest_rows(root: Path, query: str, condition: lis
     assert query == IMAGE or found[0]["score"] == pytest.approx(1, abs=1e-3)
 
 
-def test_the_index_is_whole_and_is_not_made_anew(root: Path) -> None:
+def test_the_index_is_intact_and_is_not_rebuilt(root: Path) -> None:
     report = json.loads(run("index", "run-finished", "--json", cwd=root)[0])
     assert (report["rows"], report["added"], report["removed"], report["rebuilt"]) == (ROWS - BAD, 0, 0, "")
 

@@ -507,7 +507,9 @@ def test_functions_about_names() -> None:
 
 def test_names_are_where_timm_has_them() -> None:
     from tessella.data.constants import IMAGENET_DEFAULT_MEAN
-    from tessella.models import ConVit, ConvMixer, CrossVit, MlpMixer, create_model, list_models, load_checkpoint
+    from tessella.models import ConVit, ConvMixer, CrossVit, MlpMixer
+    from tessella.weights.catalogue import list_models
+    from tessella.weights.factory import create_model, load_checkpoint
 
     assert create_model is tessella.create_model
     assert list_models is tessella.models.list_models is tessella.list_models

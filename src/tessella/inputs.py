@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import show
-from .data.decode import DEFAULT_LIMITS, ImageSource, Limits, PillowImage
+from .data.decode import ImageSource, PillowImage
+from .data.limits import DEFAULT_LIMITS, Limits
 from .data.names import is_archive, is_image
 from .data.remote import is_object, is_url
 from .data.source import Source

@@ -17,7 +17,7 @@ from .data.labels import labels_for_classes
 from .data.names import is_archive
 from .data.source import Source
 from .data.sources import iter_sources
-from .data.transforms import InputSpec
+from .data.spec import InputSpec
 from .engine import Plan, make_plan
 from .engine.base import Engine
 from .engine.exported import Card, is_exported, open_exported

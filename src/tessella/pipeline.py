@@ -25,9 +25,11 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from .data.decode import DEFAULT_LIMITS, Limits, Mode, Pixels, Policy
+from .data.decode import Mode, Pixels, Policy
+from .data.limits import DEFAULT_LIMITS, Limits
 from .data.source import Source
-from .data.transforms import InputSpec, load_pixels
+from .data.spec import InputSpec
+from .data.transforms import load_pixels
 from .engine.base import Engine
 from .errors import ImageError, UsageError
 from .inputs import AnyImage, image_source, list_images

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import check_type, checked
-from .data.decode import DEFAULT_LIMITS, Limits, Mode, PillowImage, Pixels, Policy
+from .data.decode import Mode, PillowImage, Pixels, Policy
+from .data.limits import DEFAULT_LIMITS, Limits
 from .data.source import Source
 from .engine import Choice, Plan
 from .engine.plan import Mode as RunMode

@@ -15,7 +15,7 @@ from tessella.bulk import runner as bulk
 from tessella.bulk import shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
-from tessella.data.isolated import Decoded
+from tessella.data.isolated.protocol import Decoded
 from tessella.data.sources import Source
 from tessella.results import Prediction, Record
 from tessella.search.index import HOME, open_table

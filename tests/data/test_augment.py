@@ -18,24 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tessella.data.augment import (
-    INCREASING_OPS,
-    OPERATIONS,
-    RAND_OPS,
-    WEIGHTS,
-    Augmentation,
-    Cut,
-    RandomPolicy,
-    TrainTransform,
-    cut_out,
-    draw_box,
-    draw_cut,
-    draw_steps,
-    read_policy,
-)
-from tessella.data.decode import Limits, resize_exact
+from tessella.data.augment import Augmentation, Cut, TrainTransform, cut_out, draw_box, draw_cut, draw_steps
+from tessella.data.limits import Limits
 from tessella.data.mix import Erasing
-from tessella.data.transforms import InputSpec, normalise, prepare
+from tessella.data.operations import INCREASING_OPS, OPERATIONS, RAND_OPS, WEIGHTS, RandomPolicy, Warp, read_policy
+from tessella.data.resize import prepare, resize_exact
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import normalise
 from tessella.errors import ImageError, UsageError
 
 SPEC = InputSpec(height=32, width=32, mean=(0.5, 0.25, 1.0), std=(0.5, 0.5, 0.5))
@@ -61,8 +50,10 @@ def assert_even(values: list[float], low: float, high: float) -> None:
         assert_share(quarters[quarter], len(values), 0.25)
 
 
-def apply(name: str, argument: float, pixels: np.ndarray, **warp: Any) -> np.ndarray:
-    warp = dict(resample=Image.Resampling.BILINEAR, fillcolor=(7, 8, 9)) | warp
+def apply(
+    name: str, argument: float, pixels: np.ndarray, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
+    warp = Warp(resample, fillcolor=(7, 8, 9))
     return np.asarray(OPERATIONS[name].apply(Image.fromarray(pixels), argument, warp))
 
 
@@ -295,13 +286,13 @@ def test_jitter_gives_way_to_other_policies(fields: dict[str, Any], jitters: boo
 def test_policies_are_read() -> None:
     assert read_policy("rand") == RandomPolicy(ops=RAND_OPS, levels=(10.0,) * 15)
     usual = read_policy("rand-m9-mstd0.5-inc1")
-    assert usual == RandomPolicy(ops=INCREASING_OPS, levels=(9.0,) * 15, spread=0.5)
+    assert usual == RandomPolicy(ops=INCREASING_OPS, levels=(9.0,) * 15, level_std=0.5)
     full = read_policy("rand-n3-p0.7-mmax30-m20-mstd101-inc0")
-    assert full == RandomPolicy(ops=RAND_OPS, levels=(20.0,) * 15, count=3, prob=0.7, spread=101.0, ceiling=30.0)
+    assert full == RandomPolicy(ops=RAND_OPS, levels=(20.0,) * 15, count=3, prob=0.7, level_std=101.0, max_level=30.0)
     three = read_policy("rand-m6-t3a")
     assert three.ops == ("SolarizeIncreasing", "Desaturate", "GaussianBlur")
     assert three.weights is None
-    assert read_policy("3a-mstd2").spread == 2.0
+    assert read_policy("3a-mstd2").level_std == 2.0
     assert len(set(RAND_OPS)) == len(set(INCREASING_OPS)) == 15
     assert {op for op in INCREASING_OPS if op not in RAND_OPS} == {
         f"{op}Increasing" for op in ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
@@ -340,9 +331,9 @@ def test_operations_are_done_with_their_probability() -> None:
         assert_share(counts[done], 3000, math.comb(3, done) * 0.3**done * 0.7 ** (3 - done))
 
 
-def levels(spread: float, mean: float, ceiling: float = 10.0) -> np.ndarray:
+def levels(std: float, mean: float, max_level: float = 10.0) -> np.ndarray:
     """Levels as drawn, read from the radius of a blur."""
-    policy = RandomPolicy(ops=("GaussianBlur",), levels=(mean,), count=1, prob=1.0, spread=spread, ceiling=ceiling)
+    policy = RandomPolicy(ops=("GaussianBlur",), levels=(mean,), count=1, prob=1.0, level_std=std, max_level=max_level)
     rng = np.random.default_rng(15)
     return np.array([(policy.draw(rng)[0].argument - 0.1) / 0.19 for _ in range(3000)])
 
@@ -396,7 +387,7 @@ MAPPING = [  # operation, level, argument; "+-" where the sign is drawn
 @pytest.mark.parametrize(("name", "level", "argument"), MAPPING)
 def test_levels_become_arguments(name: str, level: float, argument: float | str) -> None:
     rng = np.random.default_rng(16)
-    drawn = [OPERATIONS[name].argument(level / 10, rng) for _ in range(200)]
+    drawn = [OPERATIONS[name].draw_argument(level / 10, rng) for _ in range(200)]
     if isinstance(argument, str):
         np.testing.assert_allclose(np.abs(drawn), float(argument.removeprefix("+-")))
         assert_share(sum(value > 0 for value in drawn), 200, 0.5)
@@ -408,7 +399,7 @@ def test_levels_become_arguments(name: str, level: float, argument: float | str)
 def test_increasing_factors_lie_around_one(name: str) -> None:
     rng = np.random.default_rng(17)
     for level, factors in ((0, {1.0}), (5, {0.55, 1.45}), (10, {0.1, 1.9}), (20, {0.1, 2.8})):
-        drawn = [round(OPERATIONS[f"{name}Increasing"].argument(level / 10, rng), 9) for _ in range(200)]
+        drawn = [round(OPERATIONS[f"{name}Increasing"].draw_argument(level / 10, rng), 9) for _ in range(200)]
         assert set(drawn) == factors
         if len(factors) == 2:
             assert_share(drawn.count(min(factors)), 200, 0.5)
@@ -417,7 +408,7 @@ def test_increasing_factors_lie_around_one(name: str) -> None:
 def test_random_blurs_are_even_up_to_their_level() -> None:
     rng = np.random.default_rng(18)
     for share, most in ((1.0, 2.0), (0.5, 1.0)):
-        assert_even([OPERATIONS["GaussianBlurRand"].argument(share, rng) for _ in range(2000)], 0.1, most)
+        assert_even([OPERATIONS["GaussianBlurRand"].draw_argument(share, rng) for _ in range(2000)], 0.1, most)
 
 
 def test_three_augment_takes_one_of_three() -> None:

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, decode, open_image
+from tessella.data.decode import Mode, decode, open_image
+from tessella.data.limits import DEFAULT_LIMITS, Limits
 from tessella.errors import ImageError, UsageError
 
 RNG = np.random.default_rng(0)

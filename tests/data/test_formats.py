@@ -19,7 +19,8 @@ from PIL import Image
 from tessella.data import isolated
 from tessella.data.decode import Mode, Policy, decode, open_image
 from tessella.data.sources import Source
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError
 
 from . import generated, hostile

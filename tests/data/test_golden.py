@@ -12,7 +12,10 @@ import torch
 from safetensors.numpy import load_file
 
 from tessella.data.decode import decode
-from tessella.data.transforms import InputSpec, create_transform, load_pixels, prepare
+from tessella.data.factory import create_transform
+from tessella.data.resize import prepare
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 
 GOLDEN = json.loads((Path(__file__).resolve().parent.parent / "golden" / "transforms.json").read_text())
 CASES = sorted(GOLDEN["sha256_uint8"])

@@ -23,10 +23,13 @@ import pytest
 from PIL import Image
 
 from tessella.data import memory
-from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, Policy
-from tessella.data.isolated import Decoded, IsolatedDecoder
+from tessella.data.decode import Mode, Policy
+from tessella.data.isolated.decoder import IsolatedDecoder
+from tessella.data.isolated.protocol import Decoded
+from tessella.data.limits import DEFAULT_LIMITS, Limits
 from tessella.data.sources import Source, iter_sources
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, UsageError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -337,7 +340,7 @@ def test_a_run_that_is_left() -> None:
             break
         run = decoder.decoded(good(i) for i in range(5))
         next(run)
-        with pytest.raises(UsageError, match="at work"):
+        with pytest.raises(UsageError, match="decoding other sources"):
             next(decoder.decoded([good(1)]))
         run.close()
 

@@ -13,7 +13,8 @@ from tessella.data.augment import Augmentation, TrainTransform
 from tessella.data.datasets import open_labelled
 from tessella.data.loader import Batch, EvalImages, Loader, Schedule, TrainImages, eval_batches
 from tessella.data.mix import Erasing
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 
 from ..training.small_runs import make_images
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tessella
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import ENGINES, make_plan, open_engine
 from tessella.engine.base import Engine
 from tessella.errors import UsageError

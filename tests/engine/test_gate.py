@@ -13,7 +13,7 @@ import torch
 
 import tessella
 from tessella.data.samples import sample_images
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import gate, make_plan, open_engine
 from tessella.engine.gate import BOUNDS, Bounds, compare, one_step_down, open_gated
 from tessella.predictor import DEFAULT_MODEL

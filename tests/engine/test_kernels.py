@@ -450,7 +450,7 @@ def test_more_programs_than_the_compiler_keeps_of_one_function() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("case", TINY)
 def test_on_a_gpu(case: str) -> None:
-    from tessella.data.transforms import InputSpec
+    from tessella.data.spec import InputSpec
     from tessella.engine import make_plan, open_engine
 
     model = tiny(case)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine.rewrite import Clamp, ConstantGPSA, SingleQuery, layouts_of, resize_matrix, rewrite, rewrites_of
 from tessella.errors import UsageError
 from tessella.models.base import ImageModel

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import make_plan, open_engine
 from tessella.engine.base import Engine, Outputs
 from tessella.engine.plan import streams_for

@@ -330,7 +330,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
     "there().query": dict(given=("'photos/0.jpg'",)),
-    "dedup.find_duplicates": dict(out=("'run'",)),
+    "dedup.dedup": dict(out=("'run'",)),
     "train.train": dict(
         data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
         workers=("0",),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tessella.cli.main import main
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine.artefacts import cache_folder, cached
 from tessella.errors import UsageError
 from tessella.performance import benchmark as bench

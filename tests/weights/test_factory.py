@@ -159,7 +159,7 @@ def test_nothing_is_left_without_memory(case: str, tmp_path: Path) -> None:
 
 
 def test_building_elsewhere_is_not_affected_by_loading() -> None:
-    with factory._Unfilled():
+    with factory._SkipInitialization():
         layer = nn.Linear(2, 2)
     assert layer.weight.is_meta
     assert not nn.Linear(2, 2).weight.is_meta

@@ -301,7 +301,7 @@ def test_the_token_goes_to_the_hub_only_and_into_no_message(
             with pytest.raises(HubError) as caught:
                 fetch_from(hub, tmp_path / "other", token=SECRET)
             assert SECRET not in "".join(traceback.format_exception(caught.value))
-    assert SECRET not in repr(fetch.check_source(REPO, None, tmp_path, SECRET, hub.url))
+    assert SECRET not in repr(fetch.check_location(REPO, None, tmp_path, SECRET, hub.url))
     for verb, path, headers in hub.requests:
         sent = headers.get("Authorization") or headers.get("authorization")
         assert sent == (None if path.startswith("/cdn/") else f"Bearer {SECRET}"), (verb, path)
@@ -388,7 +388,7 @@ def test_a_link_out_of_the_cache_is_not_followed(hub: FakeHub, slept: list[float
     link = fetch_from(hub, tmp_path / "cache").weights_path
     link.unlink()
     link.symlink_to(outside)
-    with pytest.raises(HubError, match="links out of the cache") as caught:
+    with pytest.raises(HubError, match="links to a file outside the cache") as caught:
         fetch_from(hub, tmp_path / "cache")
     assert caught.value.code == "hub_bad_file"
     assert outside.read_bytes() == b"not the hub's"
@@ -403,7 +403,7 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, slept: list[float], tmp_pa
 
 
 def test_a_file_that_another_process_removed_meanwhile(hub: FakeHub, tmp_path: Path) -> None:
-    source = fetch.check_source(REPO, None, tmp_path, None, hub.url)
+    source = fetch.check_location(REPO, None, tmp_path, None, hub.url)
     with pytest.raises(HubError) as caught:
         fetch._verify(source, tmp_path / "gone", "0" * 64)
     assert caught.value.code == "cache_failed"
@@ -562,5 +562,7 @@ def test_create_model_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
 def test_every_failure_is_of_the_family(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     """Even what the client was never meant to raise: an unknown exception becomes a coded one that names its type."""
     with pytest.raises(TessellaError, match="KeyError") as caught:
-        fetch.ask(fetch.check_source(REPO, None, tmp_path, None, hub.url), lambda: os.environ["TESSELLA_MISSING"])
+        fetch.call_hub(
+            fetch.check_location(REPO, None, tmp_path, None, hub.url), lambda: os.environ["TESSELLA_MISSING"]
+        )
     assert caught.value.code == "hub_unavailable"

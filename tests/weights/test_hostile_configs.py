@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.data.transforms import InputSpec
-from tessella.errors import TessellaError
+from tessella.data.spec import InputSpec
+from tessella.errors import TessellaError, UsageError
 from tessella.models.base import ImageModel
 from tessella.weights import create_model, save_pretrained
+from tessella.weights.config import check_cfg
 
 from ..models.tiny import images, tiny
 
@@ -107,3 +108,28 @@ def test_deep_nesting_anywhere(saved_folder: tuple[Path, dict[str, Any]], depth:
         with pytest.raises(TessellaError) as error:
             create_model(f"local-dir:{folder}")
         assert error.value.code == "bad_config"
+
+
+def test_numbers_keep_their_type_and_lists_become_tuples() -> None:
+    checked = check_cfg(dict(crop_pct=1, mean=[0, 0.5, 1], file=Path("a.pth"), label_descriptions={0: "x"}, note=None))
+    assert checked == dict(crop_pct=1, mean=(0, 0.5, 1), file="a.pth", label_descriptions={0: "x"})
+    assert [type(value) for value in (checked["crop_pct"], *checked["mean"])] == [int, int, float, int]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("mean", {0.1, 0.2, 0.3}, "one number per channel"),
+        ("mean", (True, 0.5, 0.5), "one number per channel"),
+        ("std", (0.5, 0.0, 0.5), "one positive number per channel"),
+        ("crop_pct", "0.9", "a positive number"),
+        ("num_classes", 10.0, "a count, or -1 for unknown"),
+        ("fixed_input_size", 1, "true or false"),
+        ("input_size", (3, 224), "three positive integers: channels, height, width"),
+        ("label_names", "cat", "one name per class"),
+        ("sha256", b"00", "hexadecimal digits"),
+    ],
+)
+def test_no_value_is_converted_to_the_type_of_its_field(field: str, value: object, expected: str) -> None:
+    with pytest.raises(UsageError, match=f"^{field} is .*, expected {expected}$"):
+        check_cfg({field: value})

@@ -29,7 +29,7 @@ def test_models_are_found_by_a_part_of_their_name(pattern: str, names: set[str])
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_similar_names() -> None:
-    for pattern, says in (("convmixr", "convmixer_768_32"), ("resnet50", "only these families are here: convmixer,")):
+    for pattern, says in (("convmixr", "convmixer_768_32"), ("resnet50", "the supported families are convmixer,")):
         with pytest.raises(UsageError) as caught:
             find_models([pattern])
         assert caught.value.code == "unknown_model"

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.decode import Pixels
-from ..data.isolated import Decoded, IsolatedDecoder
+from ..data.isolated.decoder import IsolatedDecoder
+from ..data.isolated.protocol import Decoded
 from ..data.source import Source
 from ..errors import ImageError
 from ..pipeline import map_values

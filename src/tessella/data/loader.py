@@ -21,7 +21,8 @@ from ..errors import ImageError
 from .augment import TrainTransform
 from .datasets import LabelledImages
 from .mix import Erasing, erase
-from .transforms import InputSpec, load_pixels, normalise
+from .spec import InputSpec
+from .transforms import load_pixels, normalise
 
 _ORDER, _SAMPLE = 1, 2  # keep the random numbers of the order of images and of their augmentation apart
 

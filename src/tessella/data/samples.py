@@ -8,7 +8,8 @@ from importlib import resources
 import numpy as np
 
 from .decode import Pixels, decode
-from .transforms import InputSpec, load_pixels
+from .spec import InputSpec
+from .transforms import load_pixels
 
 NAMES = ("astronaut.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg")
 

@@ -18,7 +18,7 @@ from .plan import make_plan as make_plan
 
 if TYPE_CHECKING:
     from ..data.decode import Pixels
-    from ..data.transforms import InputSpec
+    from ..data.spec import InputSpec
     from ..models.base import ImageModel
     from .base import Engine
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from .artefacts import weights_file_hash
 from .plan import Plan
 

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
 from .base import FloatArray, Outputs

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..errors import TessellaError, WeightsError
 from ..fingerprint import config_text, weights_hash
 from ..machine import versions
@@ -157,7 +158,7 @@ def converting(what: str) -> Iterator[None]:
 
 
 def recipe_of(model: ImageModel) -> dict[str, Any]:
-    return InputSpec.from_cfg(model.pretrained_cfg).to_cfg()
+    return dict(InputSpec.from_cfg(model.pretrained_cfg).to_cfg())
 
 
 # --- names of converted models ----------------------------------------------------------------------------------------

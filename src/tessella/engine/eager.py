@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..models.base import ImageModel
 from .base import Engine, FloatArray, Outputs
 from .plan import Plan

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.decode import DEFAULT_LIMITS
-from ..data.transforms import InputSpec
+from ..data.limits import DEFAULT_LIMITS
+from ..data.spec import InputSpec
 from ..errors import UsageError, WeightsError
 from ..extras import install_command
 from .artefacts import first_damaged, seal

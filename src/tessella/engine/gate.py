@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..data.decode import Pixels
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
 from .base import Engine, FloatArray

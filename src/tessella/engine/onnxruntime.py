@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from .base import FloatArray, GraphEngine
 from .plan import Plan
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..errors import UsageError
 from ..models.base import ImageModel
 from ..models.convit import GPSA, ConViT

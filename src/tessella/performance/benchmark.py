@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..checks import checked
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..engine import ENGINES, PRECISIONS, make_plan, open_engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import Mode

@@ -13,7 +13,7 @@ from typing import Any
 from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated

@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..data.decode import Pixels, resize_exact
+from ..data.decode import Pixels
+from ..data.resize import resize_exact
 from ..errors import TessellaError
 from ..extras import require
 from ..text import printable

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..data.datasets import LabelledImages
 from ..data.loader import EvalImages, Loader
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..errors import ImageError
 from ..evaluation.linear_probe import Head, choose_strength, fit, hold_out, set_head
 from ..evaluation.metrics import Ints

@@ -28,7 +28,7 @@ from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages, open_split
 from ..data.loader import Batch, EvalImages, Loader, Schedule, TrainImages, eval_batches
-from ..data.transforms import InputSpec
+from ..data.spec import InputSpec
 from ..engine import make_plan
 from ..errors import ImageError, OutputError, TrainingError, UsageError
 from ..evaluation.evaluator import Evaluation, measure

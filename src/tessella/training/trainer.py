@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ..data.loader import Batch
 from ..data.mix import binary_loss, mix, soft_target_loss, targets
-from ..data.transforms import InputSpec, check_geometry, normalise, resolve_model_data_config
+from ..data.resize import check_geometry
+from ..data.spec import InputSpec, resolve_model_data_config
+from ..data.transforms import normalise
 from ..errors import ImageError, TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES
 from ..models.base import ImageModel

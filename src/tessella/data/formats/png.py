@@ -34,7 +34,7 @@ class Png:
     interlaced: bool
     begin: int  # of the compressed rows in `data`
     end: int
-    sound: bool  # the checksums of the IDAT chunks are right
+    has_valid_checksums: bool  # of the IDAT chunks
 
     @property
     def filtered_size(self) -> int:
