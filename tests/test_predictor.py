@@ -564,7 +564,7 @@ def test_how_things_are_shown(predictor: Predictor) -> None:
         (dict(name="mixer_s32_224"), "no_weights", "checkpoint_path="),
         (dict(name="resnet50"), "unknown_model", "tessella list"),
         (dict(name=3), "bad_argument", "name is 3, expected a string or None"),
-        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "unknown user"),
+        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "user who does not exist"),
         (dict(name="local-dir:"), "bad_argument", "local-dir:PATH"),
         (dict(name=f"local-dir:{'a' * 300}"), "weights_not_found", "not a folder"),
         (dict(device="meta"), "bad_argument", "cuda"),

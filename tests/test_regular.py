@@ -57,7 +57,7 @@ def test_other_files(tmp_path: Path) -> None:
         open_regular("a\0b")
 
 
-def test_a_pipe_that_takes_the_place_of_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_replaces_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look at it and the opening; the opening does not wait for a writer either."""
     file, pipe = tmp_path / "a", tmp_path / "pipe"
     file.write_bytes(b"abc")

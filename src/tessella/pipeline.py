@@ -107,7 +107,7 @@ def map_values(
 def decode_images(
     pairs: Iterable[tuple[Key, object]], reader: ImageReader, ahead: int
 ) -> Iterator[tuple[Key, Pixels | ImageError]]:
-    """Read and decode images in threads while the model works on earlier ones.
+    """Read and decode images in threads while the model works on earlier ones; pixels are (H,W,3) uint8.
 
     ahead: number of images that may be decoded before they are needed, at least two per core.
     """
@@ -133,7 +133,10 @@ def _resolve(key: Key, future: Future[Result]) -> tuple[Key, Result]:
 def raise_first_error(
     decoded: Iterable[tuple[int, Pixels | ImageError]], *, numbered: bool
 ) -> Iterator[tuple[int, Pixels]]:
-    """Pass pixels through and raise the first error; numbered: the message begins with the position of the image."""
+    """Pass pixels (H,W,3) through; raise ImageError for the first image that could not be read.
+
+    numbered: the message begins with the position of the image.
+    """
     for position, outcome in decoded:
         if isinstance(outcome, ImageError):
             prefix = f"image {position}: " if numbered else ""
@@ -194,7 +197,7 @@ def split_outputs(
 def decoded_outputs(
     decoded: Iterable[tuple[Key, Pixels | ImageError]], engine: Engine, *, split_batch: bool = True
 ) -> Iterator[tuple[Key, Output | ImageError]]:
-    """Run the model on decoded images, in batches of the plan's batch size: one result per image, in order."""
+    """Run the model on decoded images (H,W,3) in batches of the plan's batch size: one result per image, in order."""
     batches = make_batches(decoded, engine.plan.batch_size, engine.shape)
     return split_outputs(run_engine(batches, engine, split_batch=split_batch))
 

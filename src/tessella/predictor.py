@@ -88,11 +88,12 @@ class Predictor:
         limits: Limits = DEFAULT_LIMITS,
         images: Sequence[AnyImage] | None = None,
     ):
-        """Make a Predictor of a model of `create_model`, whose `pretrained_cfg` has the input spec and the labels.
+        """Make a Predictor from a model of `create_model`, or from one that `loading` has opened.
 
-        model: or one that `loading` has opened, to which name, plan and images do not apply. transform, policy: as in
-        `tessella.load`; limits: on the size of images. images: a few hundred representative images on which a lossy
-        precision is judged; None takes photographs in this package. Raises UsageError `bad_argument`.
+        The input spec and the labels are those of the model's `pretrained_cfg`. name: shown and stored with results;
+        plan: of `engine.make_plan`; images: a few hundred representative images on which a lossy precision is compared
+        with float32, None takes photographs in this package. (These three do not apply to an opened model.)
+        transform, policy: as in `tessella.load`. limits: on the size of images. Raises UsageError `bad_argument`.
         """
         spec = model.card.spec if isinstance(model, OpenedModel) else spec_of(model, name)
         self.spec, self.transform, self.policy, self.limits = spec, transform, policy, limits
@@ -230,7 +231,7 @@ class Predictor:
         """Return the feature maps of the chosen blocks, shallow to deep, each (N,channels,rows,columns) float32.
 
         indices: None takes the model's default blocks, n the last n, a list those (negative ones count from the end).
-        Raises as `predict`, and UsageError `bad_argument` for blocks that the model does not have.
+        Raises ImageError, WeightsError as `predict`, and UsageError `bad_argument` for blocks that do not exist.
         """
         blocks = self._blocks(indices)
         batches: list[list[FloatArray]] = []
@@ -279,7 +280,7 @@ class Predictor:
         """Yield one Record with feature maps per image, in order; a bad image is a record with its error's code.
 
         One image per batch, because feature maps are large. images, keys: as in `records`; indices: as in `features`.
-        Raises UsageError `bad_argument` for blocks that the model does not have.
+        Raises UsageError `bad_argument` for blocks that do not exist.
         """
         blocks = self._blocks(indices)
         pairs = _with_keys(images, keys)

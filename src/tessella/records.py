@@ -14,13 +14,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import UsageError
-from .extras import require
+from .extras import need_pyarrow
 from .results import FloatArray, Record
 from .storage import write_bytes
 from .text import encode_text, escape
@@ -206,11 +205,6 @@ def _parquet(records: Sequence[Record], top: int, width: int, metadata: Mapping[
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
-
-
-def need_pyarrow() -> tuple[Any, Any]:
-    """Import and return (pyarrow, pyarrow.parquet); UsageError `missing_dependency` if it is not installed."""
-    return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")
 
 
 WRITERS: dict[str, Callable[[Sequence[Record], int, int, Mapping[str, str]], bytes]] = {

@@ -59,6 +59,7 @@ class Output(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
         return is_finite(self.logits) and is_finite(self.embedding)
 
 

@@ -15,7 +15,7 @@ from tessella.evaluation.embeddings import embed
 from tessella.predictor import Output, Predictor
 from tessella.results import l2_normalize
 
-from ..data.test_isolated import Deed
+from ..data.test_isolated import FaultySource
 from .coloured_images import predictor_of
 
 
@@ -35,7 +35,7 @@ def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
 def test_an_image_that_ends_its_process_costs_a_row(data: Path, predictor: Predictor) -> None:
     class Deadly(LabelledImages):
         def source(self, index: int) -> Source:
-            return Deed("deadly", "", deed="segv") if index == 5 else super().source(index)
+            return FaultySource("deadly", "", fault="segv") if index == 5 else super().source(index)
 
     images = open_labelled(data, "val")
     whole = embed(images, predictor)

@@ -65,10 +65,10 @@ def test_images_that_cannot_be_read_are_named_and_counted(folder: Path, monkeypa
     assert row.metrics.count + len(row.failed) == row.images == len(whole) == 30
     assert row.metrics.top1 == expected.mean()  # left out
     assert row.metrics.top1_of_all == pytest.approx(expected.sum() / 30)  # counted as wrong
-    told = "\n".join(results.remarks([row]))
-    assert "3 of 30 images could not be read (1 empty, 2 unsupported_format)" in told
-    assert f"top-1 is {100 * expected.sum() / 30:.2f} %" in told
-    assert "ant/1.png: empty" in told
+    remarks = "\n".join(results.remarks([row]))
+    assert "3 of 30 images could not be read (1 empty, 2 unsupported_format)" in remarks
+    assert f"top-1 is {100 * expected.sum() / 30:.2f} %" in remarks
+    assert "ant/1.png: empty" in remarks
 
 
 def test_nothing_readable_is_a_coded_error(folder: Path) -> None:

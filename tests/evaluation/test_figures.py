@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 
 def counts_of(size: int) -> np.ndarray:
-    """Mostly right, some mistakes, of which those of class 1 as 0 are the most frequent."""
+    """Return mostly correct counts; the most frequent mistake is class 1 predicted as class 0."""
     counts = np.diag(np.full(size, 40))
     rng = np.random.default_rng(0)
     np.add.at(counts, (rng.integers(0, size, 5 * size), rng.integers(0, size, 5 * size)), 1)

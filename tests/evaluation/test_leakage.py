@@ -45,9 +45,9 @@ def test_an_evaluation_uses_the_images_that_the_run_held_out(data: Path, run: Ru
     folder, _, held_out = run
     images, remarks = choose_images(data, [f"local-dir:{folder}"], split)
     assert keys(images) == keys(held_out)
-    told = f"the {len(held_out)} images of {data} that {folder} held out"
-    assert remarks == (f"{told} (--split all: all 48)",)
-    assert images.origin == told
+    origin = f"the {len(held_out)} images of {data} that {folder} held out"
+    assert remarks == (f"{origin} (--split all: all 48)",)
+    assert images.origin == origin
 
 
 def test_other_splits_are_said_to_flatter(data: Path, run: Run) -> None:

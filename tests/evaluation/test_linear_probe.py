@@ -49,10 +49,10 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     val = open_labelled(data, "val")
     assert found.answers.index.tolist() == [i for i in range(30) if val.key(i) != "val/blue/3.png"]
     assert found.answers.label.tolist() == val.labels[found.answers.index].tolist()
-    told = json.loads((tmp_path / "out" / "deep" / "probe.json").read_text())
-    assert told == json.loads(json.dumps(found.as_dict()))
-    assert told["linear"]["top1"] == found.linear.top1
-    assert (told["fingerprint"], told["data_fingerprints"][1]) == (predictor.fingerprint, val.fingerprint)
+    saved = json.loads((tmp_path / "out" / "deep" / "probe.json").read_text())
+    assert saved == json.loads(json.dumps(found.as_dict()))
+    assert saved["linear"]["top1"] == found.linear.top1
+    assert (saved["fingerprint"], saved["data_fingerprints"][1]) == (predictor.fingerprint, val.fingerprint)
     again = probe(data, predictor, settings)
     assert again.as_dict() == found.as_dict()
     assert np.array_equal(again.head.weight, found.head.weight)
