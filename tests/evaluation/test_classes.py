@@ -30,7 +30,7 @@ def test_the_same_names_in_another_order_are_mapped(folder: Path) -> None:
     assert row.metrics.confusion.sum(1).tolist() == [6] * 5
 
 
-def test_fewer_names_count_what_they_are_not_as_wrong(tmp_path: Path) -> None:
+def test_predictions_of_classes_outside_the_data_count_as_wrong(tmp_path: Path) -> None:
     images = open_labelled(folder_of(tmp_path, ("cat", "dog"), each=15))
     predictor = predictor_of()
     logits = logits_of(predictor, images)
@@ -80,7 +80,7 @@ def test_a_model_that_calls_its_classes_by_synsets() -> None:
     assert match.positions.tolist() == [1, 0]
 
 
-def test_names_that_two_classes_have_say_nothing(imagenet: Predictor) -> None:
+def test_ambiguous_class_names_are_not_matched(imagenet: Predictor) -> None:
     with pytest.raises(UsageError, match="'crane'"):
         match_classes(["crane", imagenet.labels[0]], imagenet)
     assert match_classes(imagenet.labels, imagenet).positions.tolist() == list(range(1000))  # all of them, in order
@@ -97,7 +97,7 @@ def test_names_that_two_classes_have_say_nothing(imagenet: Predictor) -> None:
         (list(SYNSETS[:6]), "6 of the 6 classes"),
     ],
 )
-def test_a_class_that_the_model_lacks_is_told_with_both_sides(classes: list[str], says: str) -> None:
+def test_the_error_for_a_missing_class_names_the_classes_of_data_and_model(classes: list[str], says: str) -> None:
     with pytest.raises(UsageError) as caught:
         match_classes(classes, predictor_of())
     assert caught.value.code == "bad_argument"

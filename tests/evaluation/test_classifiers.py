@@ -42,7 +42,7 @@ def test_what_is_held_out() -> None:
     assert many[:40_000].sum() == many[40_000:].sum()
 
 
-def test_with_one_image_a_class_there_is_nothing_to_choose_on() -> None:
+def test_defaults_are_used_with_one_image_per_class() -> None:
     x, _ = clouds(3, 0)
     labels = np.arange(3)
     held = classifiers.hold_out(labels, np.random.default_rng(0))

@@ -32,7 +32,7 @@ def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
     assert not np.allclose(found.vectors[good], expected, atol=1e-3)  # as the model gives them
 
 
-def test_an_image_that_ends_its_process_costs_a_row(data: Path, predictor: Predictor) -> None:
+def test_an_image_that_crashes_the_decoder_is_one_error(data: Path, predictor: Predictor) -> None:
     class Deadly(LabelledImages):
         def source(self, index: int) -> Source:
             return FaultySource("deadly", "", fault="segv") if index == 5 else super().source(index)

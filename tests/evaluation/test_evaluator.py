@@ -71,7 +71,7 @@ def test_images_that_cannot_be_read_are_named_and_counted(folder: Path, monkeypa
     assert "ant/1.png: empty" in remarks
 
 
-def test_nothing_readable_is_a_coded_error(folder: Path) -> None:
+def test_an_error_is_raised_if_no_image_can_be_read(folder: Path) -> None:
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(ImageError, match="none of the 30 images") as caught:
@@ -119,7 +119,7 @@ def test_a_lossy_precision_is_shown_as_what_was_used(folder: Path, saved: str, m
     assert row.note.startswith("not bfloat16: ")
 
 
-def test_a_model_that_fails_is_a_row_and_the_others_go_on(folder: Path, saved: str, tmp_path: Path) -> None:
+def test_a_model_that_fails_does_not_stop_the_others(folder: Path, saved: str, tmp_path: Path) -> None:
     other = f"local-dir:{save_pretrained(model_of(('yak', 'zebra')), tmp_path / 'other')}"
     rows = run(folder, [other, f"local-dir:{tmp_path / 'absent'}", saved])
     assert [row.status for row in rows] == ["bad_argument", rows[1].status, "ok"]
@@ -131,7 +131,7 @@ def test_a_model_that_fails_is_a_row_and_the_others_go_on(folder: Path, saved: s
         run(folder, [other])
 
 
-def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(
+def test_invalid_arguments_are_refused_before_a_model_is_loaded(
     folder: Path, saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluator, "load", lambda *_, **__: pytest.fail("a model was loaded"))

@@ -72,7 +72,7 @@ def test_confusions_of_any_size_can_be_drawn(size: int) -> None:
     assert report_figures.confusion(counts, [f"c{i}" for i in range(size)]).startswith(b"\x89PNG")
 
 
-def test_names_are_only_text(drawn: list[Any]) -> None:
+def test_class_names_are_drawn_literally(drawn: list[Any]) -> None:
     names = ["$a_b^$ and $", "你好", "two\nlines", "<b>|", "x" * 100]
     report_figures.confusion(np.eye(5, dtype=np.int64), names)
     shown = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]

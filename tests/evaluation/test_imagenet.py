@@ -53,11 +53,11 @@ class FakeImages:
         (FakeImages(SYNSETS, 0), ""),
     ],
 )
-def test_sets_are_recognised_by_what_they_hold(images: Any, name: str, imagenet: Predictor) -> None:
+def test_data_sets_are_recognised_by_their_contents(images: Any, name: str, imagenet: Predictor) -> None:
     assert recognise(images, match_classes(images.classes, imagenet)) == name
 
 
-def test_published_figures_are_of_the_set_the_weights_and_the_size() -> None:
+def test_published_accuracy_depends_on_set_weights_and_size() -> None:
     predictor = predictor_of()
 
     def of(name: str, dataset: str, size: int = 224) -> Any:
@@ -84,7 +84,7 @@ def real_labels(tmp_path: Path, labels: dict[int, list[int]]) -> Path:
     return path
 
 
-def test_any_real_label_is_right_and_images_without_one_are_left_out(tmp_path: Path, imagenet: Predictor) -> None:
+def test_any_real_label_is_correct_and_images_without_one_are_left_out(tmp_path: Path, imagenet: Predictor) -> None:
     images = open_labelled(folder_of(tmp_path / "val", SYNSETS[:2], each=3, name="ILSVRC2012_val_{:08}.JPEG"))
     logits = logits_of(imagenet, images)
     order = np.argsort(-logits, 1)
@@ -113,7 +113,7 @@ def test_real_labels_need_the_validation_sets_names(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["{}", "[[1]]", "[[1000]]", "no json", None, json.dumps([["1"]] * 50_000)])
-def test_other_files_are_no_real_labels(tmp_path: Path, content: str | None) -> None:
+def test_invalid_real_labels_are_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "real.json"
     if content is not None:
         path.write_text(content)

@@ -58,7 +58,7 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     assert np.array_equal(again.head.weight, found.head.weight)
 
 
-def test_without_validation_images_a_part_is_split_off(data: Path, predictor: Predictor) -> None:
+def test_a_fraction_is_split_off_without_validation_images(data: Path, predictor: Predictor) -> None:
     found = probe(data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=()))  # val lies beside
     assert found.linear.total == 30
     (data / "val").rename(data / "other")

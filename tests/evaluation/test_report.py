@@ -61,7 +61,7 @@ def write(folder: Path, images: LabelledImages | None = None, **more: Any) -> Pa
     return write_report(folder, found, header, answers=answers, images=images, failed=failed, **more)
 
 
-def test_the_report_has_all_that_it_names(tmp_path: Path, images: LabelledImages) -> None:
+def test_the_report_has_every_file_that_it_refers_to(tmp_path: Path, images: LabelledImages) -> None:
     history = [dict(epoch=0, loss=2.0), dict(epoch=1, loss=math.nan)]
     page = write(tmp_path / "new" / "report", images, history=history, notes=["Trained for a day."])
     text = page.read_text()
@@ -130,7 +130,7 @@ def test_no_mistake_no_sheet(tmp_path: Path, images: LabelledImages) -> None:
     assert "All 60 images were read." in page.read_text()
 
 
-def test_many_classes_are_cut_to_the_worst(tmp_path: Path) -> None:
+def test_only_the_worst_of_many_classes_are_listed(tmp_path: Path) -> None:
     answers = judge(10 * np.eye(80)[np.arange(80)], np.where(np.arange(80) == 70, 3, np.arange(80)))
     names = [f"class{i}" for i in range(80)]
     page = write_report(tmp_path, metrics_of(answers, names), HEADER)
@@ -159,7 +159,7 @@ def test_pictures_are_drawn_after_the_report_is_written(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())  # nothing is written in another way
 
 
-def test_a_folder_that_cannot_be_is_a_coded_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TessellaError, match="file") as caught:
         write(tmp_path / "file")
@@ -185,7 +185,7 @@ def test_a_report_without_matplotlib_has_no_pictures(
     assert "pip install matplotlib" in message
 
 
-def test_a_picture_that_cannot_be_drawn_costs_that_picture(
+def test_a_figure_that_cannot_be_drawn_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> bytes:

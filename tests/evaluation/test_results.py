@@ -20,7 +20,7 @@ from tessella.plots import figures
 from .small_data import run
 
 
-def test_the_tables_say_the_same(folder: Path, saved: str) -> None:
+def test_csv_json_and_markdown_agree(folder: Path, saved: str) -> None:
     (folder / "ant" / "1.png").write_bytes(b"")
     rows = [*run(folder, [saved]), Evaluation(model="m", status="no_weights", note="none, | at all", engine="auto")]
     (good, bad) = csv.DictReader(io.StringIO(results.csv_bytes(rows).decode()))
@@ -40,7 +40,7 @@ def test_the_tables_say_the_same(folder: Path, saved: str) -> None:
     assert "1 of 30 images could not be read" in text
 
 
-def test_published_figures_stand_beside_the_measured() -> None:
+def test_published_accuracy_is_shown_next_to_the_measured() -> None:
     rows = [fake_row("a.x", 0.8, 100.0), fake_row("b.x", 0.7, 50.0)]
     assert results.cells(rows[0])[6] == "80.16 / 95.07"
     assert results.as_dict(rows[0])["published_top1"] == 0.80158
@@ -59,7 +59,7 @@ def fake_row(name: str, top1: float, rate: float) -> Evaluation:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_picture_has_a_point_for_each_model(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_has_a_point_per_model(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     kept: list[Any] = []
     whole = figures.render
@@ -79,7 +79,7 @@ def test_the_picture_has_a_point_for_each_model(suffix: str, monkeypatch: pytest
         results.draw([Evaluation(model="failed")])
 
 
-def test_the_folder_has_a_table_and_a_report_of_each(tmp_path: Path, folder: Path, saved: str) -> None:
+def test_the_folder_has_a_table_and_a_report_per_model(tmp_path: Path, folder: Path, saved: str) -> None:
     pytest.importorskip("matplotlib")
     images = open_data(folder)
     rows = run(images, [saved], engine=["eager", "rewritten"])

@@ -1,4 +1,4 @@
-"""`tessella bench`: turns, figures, failures as rows, what is written; no speed is judged."""
+"""`tessella bench`: alternating rounds, figures, failures as rows, output files; speeds are not compared."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_figures_are_medians_spread_and_ratios_of_the_same_rounds() -> None:
     assert fast.share_of_gemm == 1  # 8 images of 2 x 2 GFLOP a second
 
 
-def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
+def test_a_candidate_that_fails_is_a_row_with_the_reason() -> None:
     case = case_of()
 
     def refuse(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
     assert all(len(table.cells(row)) == len(table.HEADER) for row in rows)
 
 
-def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
+def test_an_interrupt_is_not_recorded_as_a_failure() -> None:
     def interrupt(x: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
@@ -163,7 +163,7 @@ def test_engines_run_and_agree() -> None:
     assert rows[2].note.startswith("rewritten: ")
 
 
-def test_an_engine_that_cannot_be_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
     (row,) = measured([engine_candidate("openvino", "float32")])
     assert row.status == "missing_dependency"
@@ -207,7 +207,7 @@ def test_random_weights_reach_the_answer() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_memory_that_is_held_meanwhile_is_seen() -> None:
+def test_peak_memory_includes_what_was_freed() -> None:
     memory = PeakMemory("cpu")
     block = torch.ones(100_000_000)  # 400 MB
     peak = memory.peak_mb()
@@ -289,13 +289,13 @@ def test_json_has_the_columns_of_the_csv() -> None:
         (["convmixer_768_33"], "convmixer_768_32"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_measured(arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_measured(arguments: list[str], says: str) -> None:
     out, err = run(*arguments, status=2)
     assert says in err
     assert out == ""
 
 
-def test_timm_that_is_not_there_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'timm'", name="timm")
 

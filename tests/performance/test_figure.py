@@ -30,7 +30,7 @@ def test_picture(tmp_path: Path, suffix: str) -> None:
     assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
 
 
-def test_a_picture_that_cannot_be_drawn_costs_a_warning(
+def test_a_plot_that_cannot_be_drawn_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(figure, "render_figure", lambda *_: 1 / 0)
