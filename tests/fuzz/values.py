@@ -26,8 +26,8 @@ class Kind(enum.Enum):
 
 
 _NAMES = {
-    Kind.INPUT: "inputs queries images data val config checkpoint real source image paths list table",
-    Kind.OUTPUT: "out sheet quarantine prometheus picture attach_to file output",
+    Kind.INPUT: "inputs queries images data val config checkpoint real_labels source image paths list table",
+    Kind.OUTPUT: "out sheet quarantine prometheus plot attach_to file output",
     Kind.FOLDER: "folder run",
     Kind.MODEL: "model models name teacher arch patterns",
     Kind.WORD: "device precision engine engines mode preset dataset batch shots blocks dtype",
