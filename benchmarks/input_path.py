@@ -33,7 +33,9 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from tessella.data.transforms import InputSpec, geometry, load_pixels
+from tessella.data.resize import geometry
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 
 RECIPES = {  # of the published checkpoints; mean and std have no part in this
     "convmixer": InputSpec(crop_pct=0.96),

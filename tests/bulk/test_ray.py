@@ -246,7 +246,7 @@ def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
 EARLY = """
 import pickle, sys, types
 sys.path[:] = pickle.load(sys.stdin.buffer)
-from tessella.tasks import scheduler
+from tessella.bulk.ray import scheduler
 scheduler.connect = lambda address: [dict(CPU=64.0)]
 rows = [dict(told=sys.argv[2])]
 scheduler._scheduled = lambda *_: types.SimpleNamespace(iter_rows=lambda: iter(rows))

@@ -25,7 +25,7 @@ from tessella.bulk.runner import read_rows, run
 from tessella.bulk.verify import Verdict, repair, verify
 from tessella.errors import OutputError, UsageError
 from tessella.predictor import Predictor
-from tessella.search.duplicates import find_duplicates
+from tessella.search.duplicates import dedup
 from tessella.search.index import HINT, build_index
 from tessella.storage import folder_lock, shared_lock
 
@@ -208,7 +208,7 @@ def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_index_is_found_and_made_anew(copy: Path, damage: Callable[..., None]) -> None:
+def test_a_damaged_index_is_detected_and_rebuilt(copy: Path, damage: Callable[..., None]) -> None:
     chance = random.Random(damage.__name__)
     build_index(copy)
     assert not verify(copy).damage
@@ -394,7 +394,7 @@ def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkey
         with reaching(points):
             assert verify(out) == Verdict(ROWS, SHARDS, SHARDS, ())
             assert sum(len(table) for table in read_rows(out)) == ROWS
-            find_duplicates(out)
+            dedup(out)
         assert points.names == []
         assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
 

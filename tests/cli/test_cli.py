@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,9 @@ import torch
 from numpy.testing import assert_allclose
 
 import tessella
+from tessella.cli.console import Command
 from tessella.cli.main import cli, main
+from tessella.cli.options import option
 from tessella.errors import UsageError
 from tests.golden_rule import fill_golden
 
@@ -81,7 +84,7 @@ SURFACE = {
     ],
     "dedup": ["RUN", "--threshold", "--exact", "--out", "--sheet", "--json"],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
-    "info": ["[NAME]", "--json"],
+    "info": ["[MODEL]", "--json"],
     "convert": ["FILE", "--arch", "--out"],
     "doctor": ["--json"],
     "export": ["MODEL", "FOLDER", "--checkpoint", "--engine", "--precision", "--images"],
@@ -97,29 +100,29 @@ SURFACE = {
     ],
     "train": [
         *("DATA", "--model", "--out", "--preset", "--config", "--val", "--val-fraction", "--scratch", "--head-only"),
-        *("--layer-decay", "--epochs", "--batch-size", "--accumulate", "--lr", "--img-size", "--ema", "--teacher"),
+        *(
+            "--layer-decay",
+            "--epochs",
+            "--batch-size",
+            "--grad-accum-steps",
+            "--lr",
+            "--img-size",
+            "--ema-decay",
+            "--teacher",
+        ),
         *("--precision", "--compile", "--shard", "--device", "--workers", "--seed", "--tensorboard"),
     ],
     "probe": [
-        *("DATA", "--model", "--val", "--val-fraction", "--shots", "--accuracy", "--out", "--attach-to", "--seed"),
-        "--json",
+        *("DATA", "--val", "--val-fraction", "--model", "--shots", "--target-accuracy", "--seed", "--out"),
+        *("--attach-to", "--json"),
     ],
     "evaluate": [
-        *("DATA", "--model", "--split", "--engine", "--precision", "--device", "--batch-size", "--transform"),
-        *("--policy", "--checkpoint", "--real", "--dataset", "--restrict", "--out", "--json"),
+        *("DATA", "--split", "--dataset", "--real-labels", "--model", "--checkpoint", "--engine", "--precision"),
+        *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),
     ],
     "bench": [
-        "[MODEL...]",
-        "--batch",
-        "--precision",
-        "--engines",
-        "--against",
-        "--pretrained",
-        "--device",
-        "--rounds",
-        "--out",
-        "--picture",
-        "--json",
+        *("[MODEL...]", "--engines", "--precision", "--against", "--pretrained", "--device", "--batch-size"),
+        *("--rounds", "--out", "--plot", "--json"),
     ],
 }
 
@@ -147,17 +150,45 @@ def test_the_surface_changes_only_on_purpose() -> None:
     found = {}
     for name, command in cli.commands.items():
         context = click.Context(command, info_name=name)
-        found[name] = [
+        found[name] = sorted(
             param.opts[-1] if isinstance(param, click.Option) else param.make_metavar(context)
             for param in command.params
-        ]
-    assert found == {name: [*parameters, "--quiet", "--verbose"] for name, parameters in SURFACE.items()}
+        )
+    assert found == {name: sorted([*parameters, "--quiet", "--verbose"]) for name, parameters in SURFACE.items()}
 
 
 def test_every_option_and_command_has_a_help_text() -> None:
     for command in cli.commands.values():
         assert command.help
         assert all(param.help for param in command.params if isinstance(param, click.Option))
+
+
+def test_every_command_has_an_example_that_parses() -> None:
+    for name, command in cli.commands.items():
+        assert isinstance(command, Command)
+        assert command.examples
+        for example in command.examples:
+            program, verb, *arguments = shlex.split(example)
+            assert (program, verb) == ("tessella", name)
+            command.make_context(name, arguments)
+
+
+def test_every_option_is_in_a_group() -> None:
+    for command in cli.commands.values():
+        ungrouped = {param.opts[-1] for param in command.params if getattr(param, "group", "Other") == "Other"}
+        assert ungrouped == {"--quiet", "--verbose"}
+
+
+def test_former_names_of_options_work_and_are_not_shown() -> None:
+    @click.command(cls=Command)
+    @option("--batch-size", "batch_size", type=int, group="Advanced", aliases=["--batch"], help="Batch size.")
+    def command(batch_size: int) -> None: ...
+
+    assert command.make_context("command", ["--batch", "8"]).params["batch_size"] == 8
+    assert command.make_context("command", ["--batch-size", "4"]).params["batch_size"] == 4
+    shown = command.get_help(click.Context(command))
+    assert "Advanced:\n  --batch-size INTEGER  Batch size." in shown
+    assert "--batch " not in shown
 
 
 def test_classify_for_people() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from tessella.data import memory, parquet
 from tessella.data.datasets import open_labelled
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.sources import Source, iter_sources
 from tessella.errors import ImageError, UsageError
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.remote import is_url
 from tessella.data.sources import iter_sources
 from tessella.errors import ImageError, UsageError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.sources import Skipped, Source, iter_sources
 from tessella.errors import ImageError
 

@@ -202,7 +202,13 @@ import tessella
 from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
-from tessella.tasks import bench, bulk, dedup, evaluate, index, info, probe, recipes, search, train, tune, verify
+from tessella import info
+from tessella.bulk import runner as bulk, verify
+from tessella.evaluation import evaluator as evaluate, linear_probe as probe
+from tessella.performance import benchmark as bench, tuning as tune
+from tessella.search import duplicates as dedup, index, query as search
+from tessella import training
+from tessella.training import config as recipes
 
 def predictor(): return tessella.load("local-dir:tiny", engine="eager", batch_size=4)
 def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eval()
@@ -328,14 +334,15 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
     "there().query": dict(given=("'photos/0.jpg'",)),
-    "dedup.find_duplicates": dict(out=("'run'",)),
-    "train.train": dict(
+    "dedup.dedup": dict(out=("'run'",)),
+    "training.train": dict(
         data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
         workers=("0",),
     ),
-    "recipes.recipe": dict(preset=("'finetune'", "''"), epochs=("1",), lr=()),
-    "recipes.TrainConfig": dict(model=_NAME),
-    "recipes.TrainConfig.from_dict": dict(values=("{}", "{'epochs': 2}")),
+    "training.DataSettings": dict(data=_DATA),
+    "training.preset_config": dict(preset=("'finetune'", "''"), epochs=("1",), lr=()),
+    "training.TrainConfig": dict(model=_NAME),
+    "training.TrainConfig.from_dict": dict(values=("{}", "{'epochs': 2}")),
     "recipes.read_config": dict(file=("'small.json'", "'types.json'", "'deepobject.json'", "'digits.json'")),
     "probe.probe": dict(data=_DATA, model=("predictor()", "'local-dir:tiny'"), shots=("[1]",)),
     "evaluate.evaluate": dict(data=_DATA, names=("[predictor()]", "['local-dir:tiny']"), engine=("'eager'",)),

@@ -27,7 +27,7 @@ from .preflight import count_type
 if TYPE_CHECKING:
     pass
 
-from .options import MOST_PROCESSES, finish, input_options, load_predictor, loading
+from .options import MAX_PROCESSES, finish, input_options, load_predictor, loading
 
 
 @click.command("run", cls=Command, short_help="Classify and embed a whole collection into Parquet files.")
@@ -37,7 +37,7 @@ from .options import MOST_PROCESSES, finish, input_options, load_predictor, load
 @option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Data type of the embeddings.")  # fmt: skip
 @option("--shard-rows", type=count_type(), help="Rows per shard.  [default: 1024 on a CPU, 16384 on other devices]")
-@option("--processes", type=count_type(most=MOST_PROCESSES),
+@option("--processes", type=count_type(most=MAX_PROCESSES),
               help="Number of decoder processes.  [default: one per core, at most 8]")  # fmt: skip
 @option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=30.0,
               show_default=True, help="Time limit for decoding one image, in seconds.")  # fmt: skip
@@ -51,18 +51,14 @@ from .options import MOST_PROCESSES, finish, input_options, load_predictor, load
     metavar="[HOST:PORT]",
     help="Run on Ray: on the cluster at HOST:PORT, or on a local one if no address is given.",
 )
-@option("--actor-cores", type=count_type(most=MOST_PROCESSES), metavar="N",
+@option("--actor-cores", type=count_type(most=MAX_PROCESSES), metavar="N",
               help="CPU cores per Ray actor.  [default: all cores of this machine]")  # fmt: skip
 @option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run_(
     out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, strict: bool,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Classify and embed a whole collection into Parquet files, with exactly one row per input.
-
-    INPUT is a file, a folder, a glob, a .tar archive, a .parquet file, a URL of these in an object store, @FILE for a
-    list of these, or - for a list on standard input.
-    """
+    """Classify and embed a whole collection into Parquet files, with exactly one row per input."""
     import dataclasses
 
     resumes = os.path.lexists(os.path.join(out, "run.json"))  # noqa: PTH118 - Path raises for names that are too long

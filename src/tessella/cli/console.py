@@ -10,19 +10,23 @@ import errno
 import io
 import json
 import logging
-import math
 import os
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
-from typing import Any, TextIO
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from ..errors import OutputError
-from ..text import printable
+from ..text import finite, printable
 from . import preflight
+
+if TYPE_CHECKING:
+    import rich.table
 
 _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the click context
 
@@ -131,7 +135,20 @@ def flush_results(status: int) -> int:
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-GROUPS = ("Input", "Model", "Training", "Output", "Advanced", "Other")  # headings of options in the help, in this order
+GROUPS = ("Arguments", "Input", "Model", "Training", "Output", "Advanced", "Other")  # headings of the help, in order
+
+
+class Argument(click.Argument):
+    """A positional argument with a help text, shown under the heading `Arguments`."""
+
+    group = "Arguments"
+
+    def __init__(self, *args: Any, help: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help_text = help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.make_metavar(ctx), self.help_text
 
 
 class Option(click.Option):
@@ -166,7 +183,7 @@ class Command(click.Command):
         self.examples = tuple(examples)
         self.params += [
             Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
-            Option(["-v", "--verbose"], is_flag=True, help="Show what was chosen and done, too."),
+            Option(["-v", "--verbose"], is_flag=True, help="Also show what was chosen and why."),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -187,7 +204,7 @@ class Command(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
+            if record is not None and record[1]:
                 groups[getattr(parameter, "group", "Other")].append(record)
         for name, records in groups.items():
             if records:
@@ -238,83 +255,88 @@ def echo_json(value: Any) -> None:
     echo(json.dumps(finite(value), allow_nan=False))
 
 
-def finite(value: Any) -> Any:
-    """The same value with None in place of every float that is NaN or infinite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return value
-
-
 # --- tables and progress ----------------------------------------------------------------------------------------------
 
 
-_NAMES = {"name", "key", "file", "model"}  # headers of columns that are never broken
+_NAMES = {"name", "key", "file", "model"}  # headers of columns whose cells are never broken
+_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?( [%sMG]B?)?|")
 
 
-def new_table(*columns: str, header: bool = True) -> Any:
-    """A table whose cells are shown with `printable`; names and single words in it are never broken."""
-    from rich import box
-    from rich.cells import cell_len
-    from rich.table import Table
+@dataclass
+class Table:
+    """Rows of text under headers; without headers if all of them are empty."""
 
-    class PrintableTable(Table):
-        texts: list[list[str]]  # the cells of every row
+    headers: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
 
-        def add_row(self, *cells: Any, **options: Any) -> None:
-            shown = [printable(cell) if isinstance(cell, str) else cell for cell in cells]
-            for column, text in zip(self.columns, shown, strict=False):
-                parts = [str(text)] if column.header in _NAMES else str(text).split() or [""]
-                column.min_width = max(column.min_width or 1, *map(cell_len, parts))
-                column.no_wrap = column.no_wrap and len(parts) == 1
-            self.texts.append([str(text) for text in shown])
-            super().add_row(*shown, **options)
-
-    table = PrintableTable(box=box.SIMPLE_HEAD if header else None, show_header=header, show_edge=False, pad_edge=False)
-    table.texts = []
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=True)
-    return table
+    def add_row(self, *cells: str) -> None:
+        """Add a row; control characters in its cells are shown escaped."""
+        self.rows.append([printable(cell) for cell in cells])
 
 
-def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """A table of `rows`, without the columns that are empty in all of them."""
-    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
-    table = new_table(*(header[index] for index in used))
+def new_table(*headers: str, header: bool = True) -> Table:
+    """Return an empty table. header: False for a table without headers."""
+    return Table(headers if header else [""] * len(headers))
+
+
+def table_of(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table of `rows`, without the columns that are empty in all of them."""
+    used = [index for index in range(len(headers)) if any(row[index] for row in rows)]
+    table = new_table(*(headers[index] for index in used))
     for row in rows:
         table.add_row(*(row[index] for index in used))
     return table
 
 
-def print_table(table: Any) -> None:
-    """Print the table, unless it has no rows.
+def print_table(table: Table) -> None:
+    """Print the table, unless it has no rows; columns of numbers are aligned to the right.
 
-    On a terminal too narrow for its longest names the cells of a row are printed below each other.
+    On a terminal that is too narrow for the longest names, the cells of a row are printed below each other.
     """
-    if not table.texts:
+    if not table.rows:
         return
-
     from rich.console import Console
     from rich.measure import Measurement
 
+    shown = _rich_table(table)
     console = Console(highlight=False, markup=False, emoji=False)
     wide = Console(highlight=False, markup=False, emoji=False, width=100_000)
-    needed = Measurement.get(wide, wide.options, table)
+    needed = Measurement.get(wide, wide.options, shown)
     if not console.is_terminal:  # pipes and files have no width: lines are not broken
-        Console(highlight=False, markup=False, emoji=False, width=needed.maximum).print(table)
+        Console(highlight=False, markup=False, emoji=False, width=needed.maximum).print(shown)
         return
     if needed.minimum <= console.width:
-        console.print(table)
+        console.print(shown)
         return
-    headers = [str(column.header) for column in table.columns]
-    for first, *rest in table.texts:
+    for first, *rest in table.rows:
         echo(first)
-        for header, text in zip(headers[1:], rest, strict=False):
+        for header, text in zip(table.headers[1:], rest, strict=False):
             if text:
                 echo(f"  {header}: {text}" if header else f"  {text}")
+
+
+def _rich_table(table: Table) -> rich.table.Table:
+    """Convert to a table of rich in which names and single words are never broken."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table as RichTable
+
+    has_header = any(table.headers)
+    shown = RichTable(
+        box=box.SIMPLE_HEAD if has_header else None, show_header=has_header, show_edge=False, pad_edge=False
+    )
+    for header, cells in zip(table.headers, zip(*table.rows, strict=True), strict=True):
+        words = [cell if header in _NAMES else word for cell in cells for word in cell.split() or [""]]
+        shown.add_column(
+            header,
+            overflow="fold",
+            no_wrap=header in _NAMES or all(" " not in cell for cell in cells),
+            min_width=max(map(cell_len, words)),
+            justify="right" if all(map(_NUMBER.fullmatch, cells)) else "left",
+        )
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def show_progress(items: Iterable[Any], total: int | None, unit: str) -> Iterator[Any]:

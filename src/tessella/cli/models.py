@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ..text import printable
-from .console import (
-    Command,
-    echo,
-    echo_json,
-    new_table,
-    notice,
-    print_table,
+from .console import Command, echo, echo_json, new_table, notice, print_table
+from .options import argument, checkpoint_option, images_option, json_lines_option, json_option, option, read_samples
+
+
+@click.command(
+    "list",
+    cls=Command,
+    short_help="List models whose names match a pattern.",
+    examples=["tessella list convmixer", "tessella list '*in1k' --pretrained"],
 )
-from .options import option
-
-if TYPE_CHECKING:
-    pass
-
-from .options import images_option, read_samples
-
-
-@click.command("list", cls=Command, short_help="List models whose names match a pattern.")
-@click.argument("patterns", nargs=-1, metavar="[PATTERN...]")
-@option("--pretrained", is_flag=True, help="Only models with trained weights.")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@argument("patterns", nargs=-1, metavar="[PATTERN...]", help="Part of a model name, or a glob such as '*in1k'.")
+@option("--pretrained", group="Input", is_flag=True, help="Only models with trained weights.")
+@json_lines_option
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
-    """List models. PATTERN is part of a name, or has wildcards, such as 'convit*' or '*in1k'."""
+    """List models with their weights, input size and published accuracy."""
     from ..weights.catalogue import CATALOGUE
     from ..weights.names import find_models, headline_accuracy
 
@@ -62,31 +55,37 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
 
 
-@click.command(cls=Command, short_help="Show a model's size, cost, sources and accuracy.")
-@click.argument("name", required=False)
-@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.command(
+    cls=Command,
+    short_help="Show a model's size, cost, sources and accuracy.",
+    examples=["tessella info mixer_b16_224.goog_in21k_ft_in1k"],
+)
+@argument("name", required=False, metavar="[MODEL]", help="Model, as for --model.  [default: the built-in model]")
+@json_option
 def info(name: str | None, as_json: bool) -> None:
     """Show a model's size, cost, input, sources, licence and published accuracy."""
-    import dataclasses
-
     from ..info import describe
     from ..info import info as model_info
     from ..predictor import DEFAULT_MODEL
 
-    found = model_info(name or DEFAULT_MODEL)
+    model = model_info(name or DEFAULT_MODEL)
     if as_json:
-        echo_json(dataclasses.asdict(found))
+        echo_json(dataclasses.asdict(model))
         return
     table = new_table("", "", header=False)
-    for label, value in describe(found):
+    for label, value in describe(model):
         table.add_row(label, value)
     print_table(table)
 
 
-@click.command(cls=Command, short_help="Convert the original authors' weights.")
-@click.argument("source", metavar="FILE")
-@option("--arch", metavar="NAME", help="The architecture, if the file does not identify it.")
-@option("--out", metavar="FOLDER", help="Output folder.  [default: a folder named after the architecture]")
+@click.command(
+    cls=Command,
+    short_help="Convert the original authors' weights.",
+    examples=["tessella convert Mixer-B_16.npz", "tessella convert weights.pth --arch convmixer_768_32"],
+)
+@argument("source", metavar="FILE", help="Weight file as the authors published it.")
+@option("--arch", group="Model", metavar="NAME", help="Architecture, if the file does not identify it.")
+@option("-o", "--out", group="Output", metavar="FOLDER", help="Output folder.  [default: named after the architecture]")
 def convert(source: str, arch: str | None, out: str | None) -> None:
     """Convert the original authors' weights to a folder that timm and Tessella load."""
     from ..weights.convert import convert as convert_file
@@ -97,23 +96,34 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
 
 
-@click.command(cls=Command, short_help="Write a folder that classifies without PyTorch.")
-@click.argument("name", metavar="MODEL")
-@click.argument("folder", metavar="FOLDER")
-@option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@click.command(
+    cls=Command,
+    short_help="Export a model to a folder that needs no PyTorch.",
+    examples=["tessella export default exported", "tessella export convit_base.fb_in1k exported --engine onnxruntime"],
+)
+@argument("name", metavar="MODEL", help="Model, as for --model, or `default` for the built-in model.")
+@argument("folder", metavar="FOLDER", help="Output folder; must be new or empty.")
+@checkpoint_option
 @option(
     "--engine",
+    group="Output",
     type=click.Choice(["openvino", "onnxruntime"]),
     default="openvino",
     show_default=True,
-    help="Runtime of the exported model: writes an OpenVINO or an ONNX file.",
+    help="Runtime to export for: writes an OpenVINO or an ONNX file.",
 )
-@option("--precision", default="float32", show_default=True, help="float32, bfloat16 or int8.")
+@option(
+    "--precision",
+    group="Output",
+    default="float32",
+    show_default=True,
+    help="Numeric precision: float32, bfloat16 or int8.",
+)
 @images_option
 def export(name: str, folder: str, checkpoint: str | None, engine: str, precision: str, images: str | None) -> None:
     """Export a model to a folder that needs no PyTorch and that OpenVINO or ONNX tools can read.
 
-    Use it as --model local-dir:FOLDER. MODEL is a name as for --model, or `default` for the built-in model.
+    Use the folder with --model local-dir:FOLDER.
     """
     from ..export import check_new
     from ..export import export as write_export
@@ -128,16 +138,20 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
         images=read_samples(images),
     )
     done = write_export(predictor, folder)
-    reason = next(row.reason for row in predictor.plan.choices if row.what == "precision")
+    reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
     echo(f"{printable(predictor.name)} in {predictor.plan.precision} for {engine}: wrote {shown} ({reason})")
     notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
 
 
-@click.command(cls=Command, short_help="Show what was found on this machine; test the model.")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.command(
+    cls=Command,
+    short_help="Show versions, hardware and automatic choices; test the built-in model.",
+    examples=["tessella doctor"],
+)
+@json_option
 def doctor(as_json: bool) -> None:
-    """Show what was detected on this machine, what was chosen and why, then test the built-in model."""
+    """Show versions, hardware and automatic choices with their reasons, then test the built-in model."""
     from ..doctor import examine
 
     findings = examine()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,11 +11,12 @@ import click
 
 from ..data.names import Skipped
 from ..engine import ENGINES
-from ..engine.plan import MOST_IMAGES
-from ..errors import ImageError, UsageError
+from ..engine.plan import MAX_BATCH_SIZE
+from ..errors import UsageError
 from ..text import printable
 from . import preflight
 from .console import (
+    Argument,
     Option,
     complain,
     is_verbose,
@@ -30,20 +30,19 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F")
-
-
 EXIT_BAD_INPUT = 3
-
-
-MOST_PROCESSES = 1_024
-
-
+MAX_PROCESSES = 1_024
 Decorator = Callable[[F], F]
 
 
 def option(*names: str, **settings: Any) -> Decorator[Any]:
-    """`click.option` for an `Option`: settings may have `group` and `aliases`."""
+    """Add an `Option`: `click.option` with the settings `group` and `aliases`."""
     return click.option(*names, cls=Option, **settings)
+
+
+def argument(name: str, **settings: Any) -> Decorator[Any]:
+    """Add an `Argument`: `click.argument` with the setting `help`."""
+    return click.argument(name, cls=Argument, **settings)
 
 
 def options(*decorators: Decorator[Any]) -> Decorator[Any]:
@@ -57,58 +56,104 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
     return apply
 
 
+data_argument = argument(
+    "data",
+    metavar="DATA",
+    help="Labelled images: a folder with one subfolder per class, or with train/ and val/; a .parquet, .tar, .csv or "
+    ".tsv file, a folder of these, or a glob.",
+)
+run_argument = argument("folder", metavar="RUN", help="Output folder of `tessella run`.")
+model_option = option(
+    "-m",
+    "--model",
+    group="Model",
+    metavar="NAME",
+    help="Model: a name such as convmixer_768_32.in1k, hf-hub:ORG/REPO or local-dir:FOLDER.  "
+    "[default: the built-in model]",
+)
+checkpoint_option = option(
+    "--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights."
+)
+device_option = option(
+    "--device", group="Advanced", default="auto", show_default=True, help="Device: cpu, cuda, cuda:1 or mps."
+)
+json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object.")
+json_lines_option = option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object per line.")
+transform_option = option(
+    "--transform",
+    group="Input",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="Resizing: exact is bit-identical to timm, fast is quicker and differs by about one grey level.",
+)
+policy_option = option(
+    "--policy",
+    group="Input",
+    type=click.Choice(["tessella", "timm"]),
+    default="tessella",
+    show_default=True,
+    help="Decoding: tessella respects orientation, transparency and 16-bit depth; timm ignores them, as timm does.",
+)
 images_option = option(
     "--images",
+    group="Advanced",
     metavar="INPUT",
-    help="A folder, glob or archive of images like yours, on which bfloat16 and int8 are compared with float32.  "
+    help="Images on which bfloat16 and int8 are compared with float32; a few hundred representative ones.  "
     "[default: photographs in this package]",
 )
-
-
 input_options = options(
-    click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
-    option(
-        "-m",
-        "--model",
-        metavar="NAME",
-        help="arch, arch.tag, hf-hub:org/repo or local-dir:path.  [default: the built-in model]",
+    argument(
+        "inputs",
+        nargs=-1,
+        required=True,
+        metavar="INPUT...",
+        help="File, folder, glob, .tar archive, .parquet file, URL of one of these in an object store, @FILE for a "
+        "list of inputs, or - for a list on standard input.",
     ),
-    option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights."),
-    option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
-    option("--precision", default="auto", show_default=True, help="float32, bfloat16 or int8."),
-    option("--engine", default="auto", show_default=True, help=f"{', '.join(ENGINES)}."),
+    transform_option,
+    policy_option,
+    option("--strict", group="Input", is_flag=True, help="Exit with status 3 if any input cannot be read."),
+    model_option,
+    checkpoint_option,
+    device_option,
     option(
-        "--mode",
+        "--precision",
+        group="Advanced",
         default="auto",
         show_default=True,
-        help="throughput for many images, latency for one at a time; auto: depends on the number of inputs.",
+        help="Numeric precision: float32, bfloat16 or int8.",
+    ),
+    option("--engine", group="Advanced", default="auto", show_default=True, help=f"Engine: {', '.join(ENGINES)}."),
+    option(
+        "--mode",
+        group="Advanced",
+        default="auto",
+        show_default=True,
+        help="Optimize for throughput (many images) or latency (one image at a time); auto decides by the inputs.",
+    ),
+    option(
+        "--batch-size",
+        group="Advanced",
+        type=count_type(most=MAX_BATCH_SIZE),
+        metavar="N",
+        help="Batch size.  [default: depends on the device]",
     ),
     images_option,
-    option("--batch-size", type=count_type(most=MOST_IMAGES), help="Batch size.  [default: depends on the device]"),
-    option(
-        "--transform",
-        type=click.Choice(["exact", "fast"]),
-        default="exact",
-        show_default=True,
-        help="exact: bit-identical to timm. fast: quicker, pixels differ by about one grey level.",
-    ),
-    option(
-        "--policy",
-        type=click.Choice(["tessella", "timm"]),
-        default="tessella",
-        show_default=True,
-        help="How images are decoded. timm: ignore orientation, transparency and 16-bit depth, as timm does.",
-    ),
-    option("--strict", is_flag=True, help="Exit with status 3 if any input cannot be read."),
 )
-
-
 table_options = options(
-    option("--json", "as_json", is_flag=True, help="Print one JSON object per line."),
-    option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header."),
-    option("--out", metavar="FILE", help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing."),
+    json_lines_option,
+    option("--csv", "as_csv", group="Output", is_flag=True, help="Print comma-separated values with a header."),
+    option(
+        "-o",
+        "--out",
+        group="Output",
+        metavar="FILE",
+        help="Write a .npz, .parquet, .csv, .json or .jsonl file instead of printing.",
+    ),
     option(
         "--csv-safe",
+        group="Output",
         is_flag=True,
         help="In CSV, put an apostrophe before text that a spreadsheet would run as a formula.",
     ),
@@ -117,86 +162,58 @@ table_options = options(
 
 def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     """Return `load` bound to the given options."""
-    from ..data.names import is_archive
+    from ..loading import choose_mode
     from ..predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
-    mode = given["mode"]
-    if mode == "auto":
-        (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
-        # os.path: Path.is_file raises for names that are too long
-        alone = os.path.isfile(only) and not is_archive(only)  # noqa: PTH113
-        mode = "latency" if alone else "throughput"
     return functools.partial(
         load,
         given["model"],
         checkpoint_path=given["checkpoint"],
-        mode=mode,
+        mode=choose_mode(given["inputs"]) if given["mode"] == "auto" else given["mode"],
         images=read_samples(given["images"]),
         **{key: given[key] for key in keys},
     )
 
 
 def load_predictor(given: dict[str, Any]) -> Predictor:
+    """Load the model that the options name; with --verbose, print every choice with its reason."""
     predictor = loading(given)()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
-        for row in predictor.plan.choices:
-            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
+        for choice in predictor.plan.choices:
+            notice(printable(str(choice)))
     return predictor
 
 
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
+    """Yield the sources of the inputs; "-" reads standard input. skipped: counts entries that are not images."""
     from ..data.sources import iter_sources
 
     return iter_sources(inputs, stdin=sys.stdin, skipped=skipped)
 
 
 def report_skipped(skipped: Skipped) -> None:
+    """Print one line per reason for which entries were skipped."""
     for line in skipped.lines():
         notice(printable(line))
 
 
-MOST_SAMPLES = 500  # images for comparing a precision with float32
+def read_samples(name: str | None) -> list[Source] | None:
+    """List the images that --images names."""
+    from ..loading import find_samples
 
-
-def read_samples(given: str | None) -> list[Source] | None:
-    """Read the images that --images names, at most MOST_SAMPLES."""
-    if given is None:
-        return None
-    sources = list(find_sources([given]))[:MOST_SAMPLES]
-    if not sources:
-        raise UsageError("bad_argument", f"--images {given!r} contains no images")
-    return sources
-
-
-def errors_only(sources: Sequence[Source]) -> list[Record]:
-    """Return error records if no source can be read, or an empty list if one may be readable.
-
-    So a wrong path is reported at once, without loading a model.
-    """
-    from ..predictor import Record
-
-    records = []
-    for source in sources:
-        if source.error is None and ("://" in source.path or os.path.exists(source.path)):  # noqa: PTH110
-            return []
-        try:
-            source.read()
-        except ImageError as error:
-            records.append(Record(source.key, error.code, str(error)))
-        else:
-            return []
-    return records
+    return None if name is None else find_samples(name, sys.stdin)
 
 
 def report_bad(record: Record, *, quiet: bool) -> None:
-    if not quiet:  # machine-readable output has the error in the row
+    """Print the error of a bad input, unless the output is machine-readable and has it in the row."""
+    if not quiet:
         complain(printable(f"{record.key}: {record.status}: {record.message}"))
 
 
 def finish(good: int, bad: int, strict: bool) -> None:
-    """End a command that reads images: status 3 if none could be read or, with --strict, if any could not."""
+    """End a command that reads images: status 3 if no input could be read or, with --strict, if any could not."""
     if not good + bad:
         raise UsageError(
             "not_found", "no inputs were given", hint="give a folder, files, or - for a list on standard input"
@@ -208,14 +225,16 @@ def finish(good: int, bad: int, strict: bool) -> None:
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
+    """Parse comma-separated integers. Raises UsageError `bad_argument`."""
     try:
         numbers = [int(part) for part in split(text)]
     except ValueError:
         numbers = []
-    if not numbers or max(map(abs, numbers)) > preflight.MOST:
+    if not numbers or max(map(abs, numbers)) > preflight.MAX_COUNT:
         raise UsageError("bad_argument", f"{option} is {text!r}, expected comma-separated integers such as 8,1")
     return numbers
 
 
 def split(text: str) -> list[str]:
+    """Split comma-separated values."""
     return [part.strip() for part in text.split(",")]

@@ -1,6 +1,7 @@
 """timm's data sets, loader and mixing, under timm's names and with its signatures, built on this package's own.
 
-`docs/timm.md` lists which arguments are supported. The others are refused with an error that names an alternative.
+`docs/reference/timm.md` lists which arguments are supported. The others are refused with an error that names an
+alternative.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from .augment import TrainTransform, as_pillow
 from .constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .datasets import open_labelled
 from .decode import decode
+from .factory import create_transform
 from .labels import labels_for, labels_for_classes
 from .layouts.detection import SPLIT_NAMES
 from .mix import Mixing, mix, targets
-from .transforms import Transform, create_transform
+from .transforms import Transform
 
 Sample: TypeAlias = tuple[Any, Any]  # (image, label), as the transforms of a data set return them
 

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import checked, show
-from .decode import DEFAULT_LIMITS, Limits
 from .layouts.classes import class_indices, map_classes
 from .layouts.detection import DatasetFiles, Split, find_files, find_sibling, lacks_classes
 from .layouts.parquet_tables import read_parquet_tables
@@ -42,6 +41,7 @@ from .layouts.store import (
     not_found,
 )
 from .layouts.webdataset import read_webdataset
+from .limits import DEFAULT_LIMITS, Limits
 from .names import Skipped, normalize_class_name
 from .source import Source
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError
 from ..text import escape
-from .decode import DEFAULT_LIMITS, Limits
+from .limits import DEFAULT_LIMITS, Limits
 from .remote import is_url, open_store, translate_errors
 from .source import Source
 from .sources import iter_sources

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from ..errors import ImageError, TessellaError
 from ..extras import require
 from .columns import ImageColumn, describe_mismatch, find_image_column
-from .decode import DEFAULT_LIMITS, Limits, read_file, unreadable_file
+from .files import read_file, unreadable_file
+from .limits import DEFAULT_LIMITS, Limits
 from .memory import make_room
 from .remote import is_url, open_input, read_url
 from .source import Source

@@ -15,7 +15,8 @@ from typing import IO, Any, Protocol
 from ..errors import ImageError, UsageError
 from ..extras import require
 from ..storage import open_regular
-from .decode import Limits, unreadable_file
+from .files import unreadable_file
+from .limits import Limits
 
 
 class ObjectStore(Protocol):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ImageError
-from .decode import DEFAULT_LIMITS, Limits, read_file, unreadable_file
+from .files import read_file, unreadable_file
+from .limits import DEFAULT_LIMITS, Limits
 from .remote import is_url, open_input, read_url
 
 

@@ -15,7 +15,7 @@ from ..checks import check_type
 from ..errors import ImageError, TessellaError
 from ..storage import open_regular, special_kind
 from . import tar
-from .decode import unreadable_file
+from .files import unreadable_file
 from .lists import read_entries, resolve_name
 from .names import PACKED, is_archive, is_image, natural_key, path_ignore_reason
 from .names import Skipped as Skipped

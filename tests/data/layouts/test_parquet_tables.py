@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessella.data.datasets import open_labelled, open_split
-from tessella.data.decode import Limits
 from tessella.data.layouts import parquet_tables
+from tessella.data.limits import Limits
 from tessella.errors import ImageError
 
 from ..labelled import CLASSES, class_names, image_bytes, keys, refusal, write, write_parquet

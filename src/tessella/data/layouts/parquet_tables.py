@@ -21,7 +21,7 @@ from ..columns import (
     is_text,
     storage_type,
 )
-from ..decode import DEFAULT_LIMITS, Limits
+from ..limits import DEFAULT_LIMITS, Limits
 from ..parquet import cell_bytes, damaged_parquet, open_parquet, row_group_sizes, to_python, translate_arrow_errors
 from ..source import Source
 from .store import DataFile, EncodedLabels, ImageStore, Ints, bad_data, count_of, join_path, mixed_layouts

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import ImageError, UsageError
 from ...storage import open_regular, read_regular
 from .. import tar
-from ..decode import unreadable_file
+from ..files import unreadable_file
 from ..lists import decode_text
 from ..names import Skipped, is_image, path_ignore_reason
 from ..source import Source
