@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.source import Source
 from tessella.errors import ImageError
 
