@@ -25,7 +25,8 @@ import torch
 from tessella.data.sources import Source, iter_sources
 from tessella.engine import make_plan
 from tessella.machine import hardware
-from tessella.performance.benchmark import PeakMemory, load_case
+from tessella.performance.candidates import load_case
+from tessella.performance.memory import PeakMemory
 from tessella.predictor import Predictor
 from tessella.records import slug
 
@@ -59,7 +60,7 @@ def model_alone(predictor: Predictor, count: int) -> float:
     spec = predictor.spec
     batch = np.random.default_rng(0).integers(0, 256, (size, spec.height, spec.width, 3), np.uint8)
     start = time.perf_counter()
-    for _ in predictor.engine.in_turn(batch[: min(size, count - done)] for done in range(0, count, size)):
+    for _ in predictor.engine.imap(batch[: min(size, count - done)] for done in range(0, count, size)):
         pass
     return time.perf_counter() - start
 

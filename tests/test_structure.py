@@ -41,6 +41,7 @@ WIDE = {
     "create_dataset": TIMM,
     "Mixup.__init__": TIMM,
     "ImageDataset.__init__": TIMM,
+    "load": "keyword arguments are the interface that users know",
     "push_to_hub": "the arguments are those of huggingface_hub",
 }
 KERNELS = "tessella.engine.kernels"  # a kernel or a torch operator takes each tensor, size and stride as an argument

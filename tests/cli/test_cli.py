@@ -113,25 +113,16 @@ SURFACE = {
         *("--precision", "--compile", "--shard", "--device", "--workers", "--seed", "--tensorboard"),
     ],
     "probe": [
-        *("DATA", "--model", "--val", "--val-fraction", "--shots", "--accuracy", "--out", "--attach-to", "--seed"),
-        "--json",
+        *("DATA", "--val", "--val-fraction", "--model", "--shots", "--target-accuracy", "--seed", "--out"),
+        *("--attach-to", "--json"),
     ],
     "evaluate": [
-        *("DATA", "--model", "--split", "--engine", "--precision", "--device", "--batch-size", "--transform"),
-        *("--policy", "--checkpoint", "--real", "--dataset", "--restrict", "--out", "--json"),
+        *("DATA", "--split", "--dataset", "--real-labels", "--model", "--checkpoint", "--engine", "--precision"),
+        *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),
     ],
     "bench": [
-        "[MODEL...]",
-        "--batch",
-        "--precision",
-        "--engines",
-        "--against",
-        "--pretrained",
-        "--device",
-        "--rounds",
-        "--out",
-        "--picture",
-        "--json",
+        *("[MODEL...]", "--engines", "--precision", "--against", "--pretrained", "--device", "--batch-size"),
+        *("--rounds", "--out", "--plot", "--json"),
     ],
 }
 

@@ -234,6 +234,7 @@ RECORDS = (
     "tessella.Record",
     "data.Limits",
     "data.Labels",
+    "data.LabelledImages",
     "data.Source",
 )  # hold what they are given
 WHERE = ("token", "endpoint")  # a value could reach out to a network
@@ -321,6 +322,8 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.normalise": dict(images_BHWC=("np.zeros((1, 16, 16, 3), np.uint8)",), spec=("spec()",)),
     "data.labels_for": dict(dataset=("'imagenet-1k'",)),
     "data.labels_for_classes": dict(num_classes=("1000",)),
+    "data.open_labelled": dict(data=_DATA),
+    "data.open_split": dict(data=_DATA),
     "data.iter_sources": dict(inputs=("['photos']", "['@list.txt', 'odd']", "['photos.tar']")),
     "bulk.run": dict(
         inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,32 @@ from ..extras import require
 from ..storage import write_atomic
 from ..text import printable
 from ..training.events import EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
+
+
+class ProgressBars:
+    """Shows one bar per task on standard error, if that is a terminal; called with (task, items done, all items)."""
+
+    def __init__(self) -> None:
+        self.bars = Progress(
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # rich would send the results to standard error, too
+            redirect_stderr=False,
+            disable=not sys.stderr.isatty(),
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressBars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        if task not in self.tasks:
+            self.tasks[task] = self.bars.add_task(task, total=total)
+        self.bars.update(self.tasks[task], completed=done)
 
 
 class TrainingProgress:

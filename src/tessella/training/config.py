@@ -23,7 +23,7 @@ from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
 from ..storage import read_regular
 
-MAX_IMG_SIZE = 4000  # pixels per side: the square is data.decode.Limits.intermediate
+MAX_IMG_SIZE = 4000  # pixels per side: the square is data.limits.Limits.intermediate
 BOUNDS: dict[str, tuple[float, float]] = {  # smallest and largest value of each number in TrainConfig
     "img_size": (1, MAX_IMG_SIZE),
     "crop_pct": (0, 2),

@@ -20,7 +20,8 @@ from ..data.loader import EvalImages, Loader
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..errors import ImageError
-from ..evaluation.linear_probe import Head, choose_strength, fit, hold_out, set_head
+from ..evaluation.classifiers import choose_strength, fit, hold_out
+from ..evaluation.head import Head, set_head
 from ..evaluation.metrics import Ints
 from ..models.base import ImageModel
 from .distributed import DistributedContext

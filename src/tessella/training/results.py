@@ -12,7 +12,8 @@ from ..data.datasets import LabelledImages
 from ..engine import make_plan
 from ..errors import OutputError
 from ..evaluation.evaluator import Evaluation, measure
-from ..evaluation.report import percent, write_report
+from ..evaluation.markdown import percent
+from ..evaluation.report import ReportHeader, write_report
 from ..models.base import ImageModel
 from ..predictor import Predictor
 from ..storage import write_atomic
@@ -59,17 +60,20 @@ def write_results(run: FinishedRun) -> None:
         write_atomic(path, card.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
-    write_report(
-        run.folder / "report",
-        evaluation.metrics,
+    header = ReportHeader(
         title=f"{run.folder.name}: {run.config.model}, {len(run.epochs)} epochs",
         command=run.command,
         conditions=evaluation.conditions,
+        notes=_notes(run),
+    )
+    write_report(
+        run.folder / "report",
+        evaluation.metrics,
+        header,
         answers=evaluation.answers,
         images=run.images,
-        unread=evaluation.unread,
+        failed=evaluation.failed,
         history=run.epochs,
-        notes=_notes(run),
     )
 
 

@@ -15,7 +15,7 @@ from ..checks import check_fields
 from ..data.datasets import LabelledImages, open_split
 from ..data.spec import InputSpec
 from ..errors import UsageError
-from ..evaluation.leakage import check_unchanged, read_seen, write_seen
+from ..evaluation.leakage import check_unchanged, read_image_record, write_image_record
 from ..models.base import ImageModel
 from ..storage import folder_lock
 from .config import TrainConfig
@@ -82,9 +82,9 @@ class TrainingSetup:
             record.write(folder)
             if exists:
                 check_unchanged(folder, self.train_images, self.val_images)
-            if read_seen(folder) is None:
+            if read_image_record(folder) is None:
                 parent = config.model if config.init_from == "pretrained" else ""
-                write_seen(folder, self.train_images, self.val_images, parent)
+                write_image_record(folder, self.train_images, self.val_images, parent)
         return model, spec, teacher
 
 

@@ -259,7 +259,7 @@ def _shard(model: ImageModel) -> None:
     """Shard the weights over the processes, block by block."""
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:  # type: ignore[union-attr]  # every family has this attribute
+    for block in model.blocks:
         fully_shard(block)
     fully_shard(model)
 

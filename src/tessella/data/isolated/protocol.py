@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
 
     @property
     def outcome(self) -> Pixels | ImageError:
-        """The pixels, or else the error, as `Predictor.outputs_of` takes it."""
+        """The pixels, or the error, as `Predictor.decoded_outputs` takes them."""
         outcome = self.error if self.pixels is None else self.pixels
         assert outcome is not None
         return outcome
