@@ -145,9 +145,13 @@ def choose_config(
         _check_weights_exist(str(name))
         names_weights = True
     init_from = changes.setdefault("init_from", "pretrained" if names_weights else "scratch")
-    initial = "pretrained weights" if init_from == "pretrained" else f"the weights in {init_from}"
-    if init_from == "scratch":
-        initial = "random weights"
+    match init_from:
+        case "scratch":
+            initial = "random weights"
+        case "pretrained":
+            initial = "pretrained weights"
+        case _:
+            initial = f"the weights in {init_from}"
     if file is not None:
         return TrainConfig.from_dict(changes), f"{name}: {initial}, config {file}"
     preset = preset or ("finetune" if names_weights and not scratch else "small-data")

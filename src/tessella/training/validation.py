@@ -72,7 +72,7 @@ class BestEpoch:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeBaseline:
     """What the linear probe that fine-tuning starts from reached on the validation images."""
 
     top1: float
