@@ -29,8 +29,9 @@ from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
 from tessella.data.datasets import open_labelled
 from tessella.data.isolated.protocol import Decoded
 from tessella.data.sources import Source
-from tessella.evaluation.linear_probe import embed
-from tessella.predictor import DEFAULT_MODEL, load, unit_length
+from tessella.evaluation.embeddings import embed
+from tessella.predictor import DEFAULT_MODEL, load
+from tessella.results import Record, l2_normalize
 from tessella.search.index import HOME, TABLE, build_index, open_table
 from tessella.search.nearest import Approximate, Floats, exact
 from tessella.search.retrieval_metrics import retrieval
@@ -44,7 +45,7 @@ def clustered(rows: int, seed: int) -> Floats:
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, WIDTH)).astype(np.float32)
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((rows, WIDTH)).astype(np.float32)
-    return unit_length(centres[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
+    return l2_normalize(centres[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
 
 
 def make_run(out: Path, vectors_ND: Floats) -> int:
@@ -60,7 +61,8 @@ def make_run(out: Path, vectors_ND: Floats) -> int:
     with Ledger(out, new=True) as ledger:
         for number, start in enumerate(range(0, count, SHARD_ROWS)):
             some = zip(sources[start : start + SHARD_ROWS], vectors_ND[start : start + SHARD_ROWS], strict=True)
-            rows = [shards.Row(source, Decoded(None, None, "", 0, 0, 0), "ok", embedding=v) for source, v in some]
+            unread = Decoded(None, None, "", 0, 0, 0)
+            rows = [shards.ShardRow(source, unread, Record(source.key, "ok", embedding=v)) for source, v in some]
             data = shards.encode(rows, facts)
             file = f"shard-{number:08d}.parquet"
             (out / shards.SHARDS / file).write_bytes(data)

@@ -201,6 +201,41 @@ def test_features(predictor: Predictor) -> None:
     assert_allclose(last[0], maps[-1][0], rtol=0, atol=1e-5 * np.abs(last).max())
 
 
+def test_feature_records_are_one_per_image(predictor: Predictor) -> None:
+    cat = EXAMPLES / "cat.jpg"
+    records = list(predictor.feature_records([cat, b"junk", cat], [0, -1], keys=["a", "b", "c"]))
+    assert [(record.key, record.status) for record in records] == [
+        ("a", "ok"),
+        ("b", "unsupported_format"),
+        ("c", "ok"),
+    ]
+    for record in (records[0], records[2]):
+        for found, alone in zip(record.features, predictor.features(cat, [0, -1]), strict=True):
+            assert np.array_equal(found, alone[0])
+    assert (records[1].features, records[0].top, records[0].embedding) == ((), (), None)
+    with pytest.raises(UsageError, match="block numbers"):
+        predictor.feature_records([cat], ["x"])  # type: ignore[list-item]
+
+
+def test_feature_records_before_an_exception_of_the_iterable_come_out_first(predictor: Predictor) -> None:
+    def images() -> Iterator[Path]:
+        yield EXAMPLES / "cat.jpg"
+        raise ConnectionError("the caller's own")
+
+    records = predictor.feature_records(images())
+    assert next(records).status == "ok"
+    with pytest.raises(ConnectionError, match="the caller's own"):
+        next(records)
+
+
+def test_feature_maps_that_are_not_finite_are_a_record() -> None:
+    model = tiny("convmixer_768_32", dim=8, depth=1)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    (record,) = Predictor(model).feature_records(EXAMPLES / "cat.jpg")
+    assert (record.status, record.features) == ("non_finite", ())
+
+
 def test_labels_come_from_the_checkpoint_or_the_class_count() -> None:
     known = Predictor(tiny("convmixer_768_32", dim=8, depth=1))
     assert known.labels == labels_for("imagenet-1k").names
@@ -529,7 +564,7 @@ def test_how_things_are_shown(predictor: Predictor) -> None:
         (dict(name="mixer_s32_224"), "no_weights", "checkpoint_path="),
         (dict(name="resnet50"), "unknown_model", "tessella list"),
         (dict(name=3), "bad_argument", "name is 3, expected a string or None"),
-        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "unknown user"),
+        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "user who does not exist"),
         (dict(name="local-dir:"), "bad_argument", "local-dir:PATH"),
         (dict(name=f"local-dir:{'a' * 300}"), "weights_not_found", "not a folder"),
         (dict(device="meta"), "bad_argument", "cuda"),

@@ -320,20 +320,20 @@ def test_an_image_that_the_model_gives_nan_for_is_an_error(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [row["key"] for row in rows(whole) if row["status"] == "ok"]
-    outputs_of = predictor.outputs_of
+    decoded_outputs = predictor.decoded_outputs
 
-    def some_nan(prepared: Any, **settings: Any) -> Any:
+    def some_nan(decoded: Any, **settings: Any) -> Any:
         seen = 0
-        for outcome in outputs_of(prepared, **settings):
+        for key, outcome in decoded_outputs(decoded, **settings):
             if not isinstance(outcome, ImageError):
                 seen += 1
                 if seen == 5:
                     outcome.embedding[3] = np.nan
                 if seen == 6:
                     outcome.logits[0] = np.inf
-            yield outcome
+            yield key, outcome
 
-    monkeypatch.setattr(predictor, "outputs_of", some_nan)
+    monkeypatch.setattr(predictor, "decoded_outputs", some_nan)
     summary = start(images, tmp_path / "run", predictor)
     assert summary.errors["non_finite"] == 2
     assert summary.rows == summary.ok + sum(summary.errors.values())

@@ -31,8 +31,9 @@ import numpy as np
 from ..checks import as_inputs, as_path, check_count, check_seconds, checked
 from ..data.sources import Skipped, iter_sources
 from ..errors import OutputError, RunError, UsageError
+from ..extras import need_pyarrow
 from ..predictor import Predictor
-from ..records import csv_line, need_pyarrow
+from ..records import csv_line
 from ..signals import Stop
 from ..storage import check_output, copy_file, file_hash, folder_lock, read_regular, write_atomic, write_bytes
 from .ledger import FILE, Ledger, Shard, read_ledger
@@ -244,7 +245,7 @@ def _alone_rate(predictor: Predictor, rows: int) -> float | None:
     blank = np.zeros((predictor.spec.height, predictor.spec.width, 3), np.uint8)
     for count in (some, 4 * some):  # the first one warms up
         began = time.perf_counter()
-        for _ in predictor.outputs_of([blank] * count, split_batch=False):
+        for _ in predictor.decoded_outputs(enumerate([blank] * count), split_batch=False):
             pass
     return count / (time.perf_counter() - began)
 

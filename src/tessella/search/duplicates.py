@@ -27,9 +27,9 @@ from ..bulk.manifest import row_sources
 from ..bulk.runner import finished_shards, read_run, read_shard
 from ..checks import as_path, checked
 from ..errors import UsageError
+from ..extras import need_pyarrow
 from ..plots.sheet import SUFFIXES, Panel, write_sheet
-from ..predictor import unit_length
-from ..records import need_pyarrow
+from ..results import l2_normalize
 from ..storage import check_output, write_bytes
 from .nearest import Floats, Ints, vectors_of
 
@@ -208,9 +208,9 @@ def _similar(vectors_ND: NDArray[Any], threshold: float) -> tuple[Ints, NDArray[
     above = below = np.zeros(0, _PAIR)
     starts = range(0, len(vectors_ND), BLOCK)
     for top in starts:
-        rows_BD = unit_length(vectors_ND[top : top + BLOCK].astype(np.float32))
+        rows_BD = l2_normalize(vectors_ND[top : top + BLOCK].astype(np.float32))
         for left in starts[top // BLOCK :]:
-            cosines_BB = rows_BD @ unit_length(vectors_ND[left : left + BLOCK].astype(np.float32)).T
+            cosines_BB = rows_BD @ l2_normalize(vectors_ND[left : left + BLOCK].astype(np.float32)).T
             i_P, j_P = np.nonzero(cosines_BB >= threshold - MARGIN)
             if left == top:
                 i_P, j_P = i_P[i_P < j_P], j_P[i_P < j_P]
@@ -258,7 +258,7 @@ def _cluster(
 
     members = sorted(members, key=rank)
     best = images[members[0]]
-    units_MD: Floats = unit_length(vectors_ND[members].astype(np.float32))
+    units_MD: Floats = l2_normalize(vectors_ND[members].astype(np.float32))
     rows = []
     for i, cosine in zip(members, (units_MD @ units_MD[0]).tolist(), strict=True):
         image = images[i]

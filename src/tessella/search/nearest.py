@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..predictor import unit_length
+from ..results import l2_normalize
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
@@ -180,7 +180,7 @@ def _measure_recall(table: LanceTable, index: Approximate, plan: SearchPlan) -> 
     """
     offsets = np.unique(np.linspace(0, table.count_rows() - 1, RECALL_QUERIES).astype(np.int64))
     stored = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()["vector"]
-    queries_QD = unit_length(vectors_of(stored, stored.type.list_size).astype(np.float32))
+    queries_QD = l2_normalize(vectors_of(stored, stored.type.list_size).astype(np.float32))
     worst_Q = exact(table, queries_QD, RECALL_AT + 1)[0][:, -1] - 1e-6
     recall = 0.0
     for fraction in PROBED_FRACTIONS:

@@ -21,8 +21,10 @@ from ..bulk.manifest import as_text, row_sources
 from ..bulk.runner import read_run
 from ..checks import as_path, check_count, checked
 from ..errors import UsageError
+from ..inputs import AnyImage, is_single, key_of
 from ..plots.sheet import Panel, write_sheet
-from ..predictor import AnyImage, Predictor, is_single, key_of, load, unit_length
+from ..predictor import Predictor, load
+from ..results import l2_normalize
 from ..text import escape
 from . import vector_files
 from .conditions import check_condition, quoted
@@ -151,7 +153,7 @@ class Index:
             raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
         condition = "" if where is None else check_condition(self._table, where)
         self._check_label(label)
-        scores, ids, rows = self._nearest(unit_length(mean_D[None]), top + len(asked), condition, label, all_rows)
+        scores, ids, rows = self._nearest(l2_normalize(mean_D[None]), top + len(asked), condition, label, all_rows)
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         own_rows = {query.row for query in asked}
         neighbors = [Neighbor(score=round(score[row.pop("_rowid")], 6), **row) for row in rows]

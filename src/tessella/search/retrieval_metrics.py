@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import UsageError
-from ..predictor import unit_length
+from ..results import l2_normalize
 
 BLOCK = 512  # queries per block: memory is BLOCK x N
 
@@ -61,7 +61,7 @@ def retrieval(vectors_ND: ArrayLike, labels_N: ArrayLike, k: Sequence[int] = (1,
         )
     if not k or any(not 1 <= neighbors < count for neighbors in k):
         raise UsageError("bad_argument", f"k is {tuple(k)!r}, expected numbers from 1 to {count - 1}")
-    units_ND = torch.from_numpy(unit_length(vectors.astype(np.float32)))
+    units_ND = torch.from_numpy(l2_normalize(vectors.astype(np.float32)))
     classes_N = torch.from_numpy(classes.reshape(-1))
     ranks = torch.arange(1, count, dtype=torch.float64)
     knn, recall, precision, queries = dict.fromkeys(k, 0), dict.fromkeys(k, 0), 0.0, 0
