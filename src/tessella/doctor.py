@@ -67,13 +67,13 @@ def _version(package: str) -> str:
 def _tuned(threads: int) -> list[Choice]:
     """Return the results of `tessella tune`, and whether they still apply."""
     rows = []
-    for found, winners in all_tuned():
-        holds = found == conditions(found["arch"], found["config"], tuple(found["size"]), threads)
+    for measured, winners in all_tuned():
+        is_valid = measured == conditions(measured["arch"], measured["config"], tuple(measured["size"]), threads)
         for mode, winner in winners.items():
             chosen = " ".join(filter(None, (winner.engine, winner.precision, winner.layout)))
             chosen += f", {winner.streams} x {winner.batch_size} images"
             unused = f"not used: the machine, threads or versions differ; it was {winner.reason}"
-            rows.append(Choice(f"{found['arch']}, {mode}", chosen, winner.reason if holds else unused))
+            rows.append(Choice(f"{measured['arch']}, {mode}", chosen, winner.reason if is_valid else unused))
     return rows or [Choice("tuned models", "none", "run `tessella tune MODEL` to find the fastest settings")]
 
 

@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_atomic", write)
         if call <= 4:  # model, optimizer, state, manifest
-            with pytest.raises(UsageError, match="No space left") as caught:
+            with pytest.raises(OutputError, match="No space left") as caught:
                 run(data, tmp_path / "cut")
             assert caught.value.code == "output_failed"
             assert checkpoint.moments(tmp_path / "cut") == [4]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..bulk.shards import decoder_of
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
-from ..errors import ImageError, TessellaError, UsageError
+from ..errors import ImageError, OutputError, UsageError
 from ..models.base import ImageModel
 from ..predictor import FloatArray, Predictor, load, unit_length
 from ..records import npz_bytes
@@ -159,7 +159,7 @@ def probe(
     the images, their number and what they are, and passes them on.
 
     Deterministic for a seed. Images that cannot be read are counted by the code of their error and left out. Raises
-    UsageError as `open_split`, `load` and `attach` do, and TessellaError `output_failed`.
+    UsageError as `open_split`, `load` and `attach` do, and OutputError `output_failed`.
     """
     if any(type(n) is not int or n < 1 for n in shots):
         raise UsageError("bad_argument", f"shots is {shots!r}, expected positive integers, such as (1, 5, 10)")
@@ -228,9 +228,7 @@ def _made(folder: Path) -> Path:
     try:
         make_folders(folder)
     except OSError as error:
-        raise TessellaError(
-            "output_failed", f"the folder {str(folder)!r} could not be made: {error.strerror}"
-        ) from None
+        raise OutputError("output_failed", f"the folder {str(folder)!r} could not be made: {error.strerror}") from None
     return folder
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import UsageError, WeightsError
+from ..errors import OutputError, WeightsError
 from ..storage import read_regular, sync_folder, write_atomic
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
@@ -45,7 +45,7 @@ def folder_of(run: Path, moment: int) -> Path:
 
 
 def save(run: Path, moment: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `moment`; raises UsageError `output_failed`, after which the older ones are as before."""
+    """Write the checkpoint of `moment`; if it raises OutputError `output_failed`, the older ones are unchanged."""
     folder = folder_of(run, moment)
     draft = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -62,7 +62,7 @@ def save(run: Path, moment: int, tensors: Mapping[str, Mapping[str, Tensor]], st
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise UsageError(
+        raise OutputError(
             "output_failed",
             f"the checkpoint {folder} could not be written: {error.strerror or error}",
             hint="free some space and run the same command again: it goes on from the last whole checkpoint",

@@ -87,8 +87,8 @@ def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
     lengths = {len(checked[key]) for key in ("mean", "std") if key in checked}
     # timm leaves the three RGB values in place when it makes a model for other channels
     if len(lengths) > 1 or not lengths <= {1, 3, channels}:
-        given = " and ".join(map(str, sorted(lengths)))
-        raise UsageError("bad_argument", f"mean and std have {given} values, expected one per channel ({channels})")
+        counts = " and ".join(map(str, sorted(lengths)))
+        raise UsageError("bad_argument", f"mean and std have {counts} values, expected one per channel ({channels})")
     names, classes = checked.get("label_names"), checked.get("num_classes")
     if names is not None and classes not in (None, -1, len(names)):
         raise UsageError("bad_argument", f"label_names has {len(names)} names, the model {classes} classes")

@@ -184,8 +184,8 @@ def check_names(arch: str, arguments: Collection[str]) -> None:
             raise UsageError("bad_argument", f"{name} is an argument of tessella.load, not of create_model")
     if unknown := [name for name in arguments if name not in fields]:
         known = [*fields, *_OWN_ARGUMENTS]
-        if not suggestion(unknown, known) and (near := suggestion(unknown, _LOAD_ARGUMENTS)):
-            raise UsageError("bad_argument", f"unknown argument {', '.join(map(repr, unknown))}", hint=near)
+        if not suggestion(unknown, known) and (similar := suggestion(unknown, _LOAD_ARGUMENTS)):
+            raise UsageError("bad_argument", f"unknown argument {', '.join(map(repr, unknown))}", hint=similar)
         raise unknown_argument(arch, unknown, known)
 
 
