@@ -98,14 +98,13 @@ def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
 def _check_field(key: str, value: object) -> Any:
     """Return a value of the field's type; nothing but sequences and paths is converted."""
     kind, expected = _FIELDS[key]
-    if isinstance(value, Path):
-        value = str(value)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        value = tuple(value)
+    plain = str(value) if isinstance(value, Path) else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        plain = tuple(value)
     try:
-        if isinstance(value, Set):
-            raise msgspec.ValidationError("a set has no order")
-        return msgspec.convert(value, kind, strict=True)
+        if isinstance(value, Set):  # msgspec would convert it in any order
+            raise msgspec.ValidationError
+        return msgspec.convert(plain, kind, strict=True)
     except msgspec.ValidationError:
         raise UsageError("bad_argument", f"{key} is {_short(value)}, expected {expected}") from None
 
@@ -137,7 +136,7 @@ def _parse(root: dict[str, Any]) -> ModelConfig:
         raise UsageError("bad_argument", "pretrained_cfg and model_args must be objects")
     name = root.get("architecture", cfg.get("architecture"))
     if not isinstance(name, str):
-        raise UsageError("bad_argument", "it names no architecture")
+        raise UsageError("bad_argument", "it has no architecture")
     arch, _ = resolve(name)
     cfg = {**cfg, "architecture": arch}
     for key in ("num_classes", "label_names", "label_descriptions"):

@@ -192,7 +192,7 @@ def _sniff(path: Path, file: BufferedReader) -> str:
         _refuse(
             "unsafe_format",
             path,
-            "is a Python pickle, which can run code, and not a PyTorch file with the name of one",
+            "is a Python pickle, which can run code, and not a PyTorch file with a matching name",
             f"get the safetensors file; PyTorch files are read if their names end in {', '.join(PICKLE_SUFFIXES)}",
         )
     if path.name.lower().endswith(".safetensors") and header_bytes > MAX_HEADER:
