@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from .docstrings import undocumented, without_errors, without_shapes
+from .docstrings import SHAPE, undocumented, without_errors, without_shapes
 from .structure import (
     ROOT,
     any_count,
@@ -193,6 +193,25 @@ def test_missing_docstrings_are_found() -> None:
 
 def test_missing_shapes_are_found() -> None:
     assert without_shapes(EXAMPLE) == ["package.module.scale"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_shape"),
+    [
+        ("(B,3,H,W) images", True),
+        ("labels (N,)", True),
+        ("(..., D) tokens", True),
+        ("(B,classes) scores", True),
+        ("the loss, a scalar", True),
+        ("a tensor of any shape", True),
+        ("(files, folders)", False),
+        ("(B) images", False),
+        ("in float32 (as in timm, and elsewhere)", False),
+        ("", False),
+    ],
+)
+def test_shapes_are_recognized(text: str, is_shape: bool) -> None:
+    assert bool(SHAPE.search(text)) is is_shape
 
 
 def test_missing_errors_are_found() -> None:
