@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from ..engine import ENGINES
 from ..text import printable
@@ -74,6 +73,8 @@ def tune(
         say=notice,
     )
     if as_json:
+        import msgspec
+
         winners = {mode: msgspec.to_builtins(winner) for mode, winner in done.winners.items()}
         echo_json(dict(rows=[row.as_dict() for row in done.rows], winners=winners))
         return
