@@ -59,7 +59,7 @@ def model_alone(predictor: Predictor, count: int) -> float:
     spec = predictor.spec
     batch = np.random.default_rng(0).integers(0, 256, (size, spec.height, spec.width, 3), np.uint8)
     start = time.perf_counter()
-    for _ in predictor.engine.in_turn(batch[: min(size, count - done)] for done in range(0, count, size)):
+    for _ in predictor.engine.imap(batch[: min(size, count - done)] for done in range(0, count, size)):
         pass
     return time.perf_counter() - start
 

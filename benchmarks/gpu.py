@@ -101,7 +101,8 @@ def kernel_cases() -> Iterator[tuple[str, str, str, Any, Any, list[Any]]]:
         x, rows = normal(b, n, d), 2 * e if gated else e
         var, mean = torch.var_mean(x, dim=-1, correction=0)
         rest = [normal(d), normal(d), normal(rows, n + 12) / n**0.5, normal(rows), normal(n, e) / e**0.5, normal(n)]
-        inputs = [x.to(dtype), mean, (var + 1e-6).rsqrt(), *(t.to(dtype) for t in rest), gated]
+        weights = token_mlp.TokenMlpWeights(*(t.to(dtype) for t in rest))
+        inputs = [x.to(dtype), mean, (var + 1e-6).rsqrt(), weights, gated]
         name = f"token_mlp {'gated' if gated else 'gelu'}"
         return name, str((b, n, d, e)), str(dtype), token_mlp.token_mlp, token_mlp.plain, inputs
 
@@ -133,7 +134,7 @@ def check_kernels(budget: Budget) -> list[dict[str, Any]]:
             rows.append(row | dict(status="dropped: no time left"))
             continue
         try:
-            expected = plain(*(t.double() if isinstance(t, Tensor) else t for t in inputs))
+            expected = plain(*map(as_double, inputs))
             off = difference(operator(*inputs), expected)
             times = dict(kernel_us=microseconds(operator, inputs), plain_us=microseconds(plain, inputs))
             row |= dict(relative_difference=off, **times, status="ok" if off < MOST_OFF[row["dtype"]] else "WRONG")
@@ -151,6 +152,13 @@ def failure(error: Exception) -> str:
 def difference(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference as part of the norm of `expected`."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def as_double(value: Any) -> Any:
+    """Convert an input of a kernel, a tensor or a tuple of them, to float64; return any other value unchanged."""
+    if isinstance(value, tuple):
+        return type(value)(*map(as_double, value))
+    return value.double() if isinstance(value, Tensor) else value
 
 
 def microseconds(function: Callable[..., Tensor], inputs: list[Any], times: int = 20) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .engine import Choice
 from .engine.plan import has_native_bfloat16
-from .engine.tuned import all_tuned, conditions
+from .engine.tuned import all_tuned
 from .predictor import DEFAULT_MODEL, load
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "openvino", "pyarrow", "lancedb", "matplotlib",
@@ -63,13 +63,13 @@ def _version(package: str) -> str:
 def _tuned(threads: int) -> list[Choice]:
     """What `tessella tune` found, and whether it still holds."""
     rows = []
-    for found, winners in all_tuned():
-        holds = found == conditions(found["arch"], found["config"], tuple(found["size"]), threads)
-        for mode, winner in winners.items():
+    for record in all_tuned():
+        holds = record.holds(threads)
+        for mode, winner in record.winners.items():
             chosen = " ".join(filter(None, (winner.engine, winner.precision, winner.layout)))
             chosen += f", {winner.streams} x {winner.batch_size} images"
             why = winner.reason if holds else f"not used: other machine, threads or versions; was {winner.reason}"
-            rows.append(Choice(f"{found['arch']}, {mode}", chosen, why))
+            rows.append(Choice(f"{record.arch}, {mode}", chosen, why))
     return rows or [Choice("tuned models", "none", "`tessella tune MODEL` measures what is fastest here")]
 
 

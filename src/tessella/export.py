@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 
 from .checks import checked
-from .engine.exported import GRAPHS, write_card
+from .engine.artefacts import GRAPHS
+from .engine.exported import write_card
 from .errors import OutputError, UsageError
 from .predictor import Predictor
 

@@ -175,11 +175,11 @@ def run_engine(
 ) -> Iterator[tuple[Entries[Key], tuple[FloatArray, FloatArray]]]:
     """Run the model on batches: logits (N,classes) and embeddings (N,width) of the N images that could be read.
 
-    split_batch: as in `Engine.in_turn`.
+    split_batch: as in `Engine.imap`.
     """
 
     def run(pixels: Iterator[Pixels]) -> Iterator[tuple[FloatArray, FloatArray]]:
-        return engine.in_turn(pixels, divide=split_batch)
+        return engine.imap(pixels, split_batch=split_batch)
 
     return map_values(run, batches)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.engine.artefacts import MANIFEST, cache_folder, cached, is_whole
+from tessella.engine.artefacts import MANIFEST, cache_folder, cached, is_intact
 from tessella.errors import WeightsError
 
 
@@ -52,9 +52,9 @@ def test_damage_is_noticed_and_made_good(damage: str) -> None:
         file.unlink()
     else:
         (folder / MANIFEST).write_text("{")
-    assert not is_whole(folder)
+    assert not is_intact(folder)
     assert (cached("kind", {}, write()) / "model.bin").read_text() == "converted"  # type: ignore[arg-type]
-    assert is_whole(folder)
+    assert is_intact(folder)
 
 
 def test_a_build_that_fails_leaves_nothing(own_cache: Path) -> None:

@@ -204,7 +204,7 @@ def test_plan_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     first = opened.__wrapped__("openvino", "mixer", pixels=True)
-    monkeypatch.setattr("tessella.engine.convert.exported", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("tessella.engine.convert.export_program", lambda *_: pytest.fail("made again"))
     again = opened.__wrapped__("openvino", "mixer", pixels=True)
     pixels = inputs(first, 2)
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
@@ -225,7 +225,7 @@ def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, t
         raise NotImplementedError("no translation for aten::spline")
 
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
-    monkeypatch.setattr("tessella.engine.convert.exported", broken)
+    monkeypatch.setattr("tessella.engine.convert.export_program", broken)
     for engine in ("openvino", "onnxruntime"):
         with pytest.raises(tessella.WeightsError, match="aten::spline") as caught:
             opened.__wrapped__(engine, "mixer", pixels=True)
@@ -239,7 +239,7 @@ def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.Monkey
     def facts(case: str = "mixer", pixels: bool = True, **overrides: Any) -> dict[str, Any]:
         model = tiny(case, **overrides)
         spec = InputSpec(height=32, width=32) if pixels else None
-        return convert.facts_of(model, make_plan("cpu", engine="rewritten"), (32, 32), spec)
+        return convert.conversion_facts(model, make_plan("cpu", engine="rewritten"), (32, 32), spec)
 
     usual = facts()
     assert facts() == usual

@@ -53,7 +53,7 @@ def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple
     images = test_images(shared_data)[0][:count]
     plan = make_plan("cpu", precision, engine, 100)
     opened = open_engine(builtin(), plan, SIZE, spec(), gate.split(None, spec())[1])  # as every user has it
-    logits, embeddings = zip(*opened.in_turn(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
+    logits, embeddings = zip(*opened.imap(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)
 
 
@@ -83,10 +83,10 @@ def test_the_built_in_models_accuracy_stays(
 def test_what_passes_is_used_and_the_plan_has_the_figures(engine: str, precision: str) -> None:
     opened = open_gated(builtin(), make_plan("cpu", precision, engine), SIZE, spec())
     assert opened.plan.precision == precision
-    row = next(row for row in opened.plan.choices if row.what == "precision")
+    row = opened.plan.choice("precision")
     assert row.chosen == precision
     assert "100.0 % same top class" in row.reason
-    assert "asked for" in row.reason
+    assert "requested" in row.reason
 
 
 def test_what_fails_is_not_used_and_that_is_said(
@@ -97,7 +97,7 @@ def test_what_fails_is_not_used_and_that_is_said(
         opened = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
     assert opened.plan.precision == "float32"
     assert "float32 instead of bfloat16" in caplog.text
-    row = next(row for row in opened.plan.choices if row.what == "precision")
+    row = opened.plan.choice("precision")
     assert row.chosen == "float32"
     assert "must have 100 % and 1.1" in row.reason
     images = sample_images(spec(), 4)
@@ -115,7 +115,7 @@ def test_int8_steps_down_to_bfloat16_only_where_that_is_native(monkeypatch: pyte
 def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     first = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
-    monkeypatch.setattr(gate, "answers", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gate, "run_all", lambda *_: pytest.fail("measured again"))
     again = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
     assert again.plan.choices == first.plan.choices
 
@@ -123,7 +123,7 @@ def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_ones_own_images_are_what_counts() -> None:
     images = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
     predictor = tessella.load(precision="bfloat16", images=[*images, b"no image"])
-    row = next(row for row in predictor.plan.choices if row.what == "precision")
+    row = predictor.plan.choice("precision")
     assert "on 4 images" in row.reason  # the other sets int8's ranges
     with pytest.raises(tessella.UsageError, match="none of the images"):
         tessella.load(precision="bfloat16", images=[b"no image"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tessella.engine.rewrite import rewrite
+from tessella.engine.rewrites import rewrite
 from tessella.models import build
 
 from ..golden_rule import fill_golden, golden_input

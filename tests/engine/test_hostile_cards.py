@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tessella
-from tessella.engine.artefacts import MANIFEST, first_damaged, seal
+from tessella.engine.artefacts import MANIFEST, find_damaged, seal
 from tessella.engine.exported import FILE, read_card
 from tessella.errors import TessellaError, WeightsError
 from tessella.export import export
@@ -99,7 +99,7 @@ def test_every_field_of_the_manifest(folder: Path) -> None:
             continue
         for value in VALUES:
             (folder / MANIFEST).write_text(json.dumps(changed(good, path, value)))
-            assert first_damaged(folder)
+            assert find_damaged(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/file"])
@@ -107,7 +107,7 @@ def test_a_manifest_names_files_of_its_own_folder_only(folder: Path, name: str) 
     good = json.loads((folder / MANIFEST).read_text())
     good["files"][name] = "0" * 64
     (folder / MANIFEST).write_text(json.dumps(good))
-    assert first_damaged(folder) == MANIFEST
+    assert find_damaged(folder) == MANIFEST
 
 
 def test_a_manifest_that_leaves_out_the_graph_or_the_card(folder: Path) -> None:

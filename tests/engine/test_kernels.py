@@ -18,20 +18,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.engine import compiled
-from tessella.engine.compiled import AttentionCalls, choose_attention, choose_kernels, compile_alone, fastest, input_of
+from tessella.engine import selection
+from tessella.engine.compiled import compile_alone
 from tessella.engine.kernels import depthwise as depthwise_file
 from tessella.engine.kernels import gpsa as gpsa_file
 from tessella.engine.kernels import has_triton, use_kernels
 from tessella.engine.kernels import token_mlp as token_mlp_file
 from tessella.engine.kernels.depthwise import depthwise
 from tessella.engine.kernels.gpsa import gpsa
-from tessella.engine.kernels.token_mlp import token_mlp
-from tessella.engine.rewrite import rewrite
+from tessella.engine.kernels.token_mlp import TokenMlpWeights, token_mlp
+from tessella.engine.rewrites import rewrite
+from tessella.engine.selection import AttentionCalls, choose_attention, choose_kernels, fastest, input_of
 from tessella.errors import UsageError
 
 from ..models.tiny import TINY, images, size_of, tiny
-from .test_rewrite import ODD, made
+from .test_rewrites import ODD, made
 
 CLOSE: dict[str, Any] = dict(rtol=1e-11, atol=1e-11)
 OFF = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2, torch.float16: 1e-3}  # relative; inputs are rounded beforehand
@@ -82,7 +83,7 @@ def token_mlp_inputs(
     var, mean = torch.var_mean(x, dim=-1, correction=0)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     halves = [t.to(dtype) for t in (scale, shift, weight1, bias1, weight2, bias2)]
-    return [x.to(dtype), mean.to(exact), (var + 1e-6).rsqrt().to(exact), *halves, gated]
+    return [x.to(dtype), mean.to(exact), (var + 1e-6).rsqrt().to(exact), TokenMlpWeights(*halves), gated]
 
 
 INPUTS: dict[str, Callable[..., list[Any]]] = {
@@ -93,7 +94,12 @@ INPUTS: dict[str, Callable[..., list[Any]]] = {
 
 
 def doubled(inputs: list[Any]) -> list[Any]:
-    return [t.double() if isinstance(t, Tensor) else t for t in inputs]
+    def as_double(value: Any) -> Any:
+        if isinstance(value, TokenMlpWeights):
+            return TokenMlpWeights(*map(as_double, value))
+        return value.double() if isinstance(value, Tensor) else value
+
+    return [as_double(value) for value in inputs]
 
 
 # --- in Triton's interpreter, in another process ----------------------------------------------------------------------
@@ -113,7 +119,7 @@ def difference_from_float64(kernel: str, args: tuple[Any, ...]) -> float:
     assert "numpy" in type_of_runner(kernel, inputs[0])
     assert found.dtype == inputs[0].dtype
     assert found.stride() == expected.stride()
-    return compiled.relative_difference(found, expected)
+    return selection.relative_difference(found, expected)
 
 
 def type_of_runner(kernel: str, x: Tensor) -> str:
@@ -136,7 +142,7 @@ def difference_of_models(case: str, layout: str) -> tuple[list[str], float]:
     expected = rewrite(model)(x.double())[0]
     fast = rewrite(model.float())
     names = use_kernels(fast, layout)
-    return list(names), compiled.relative_difference(fast(x)[0], expected)
+    return list(names), selection.relative_difference(fast(x)[0], expected)
 
 
 @pytest.fixture(scope="module")
@@ -400,8 +406,8 @@ def test_attention_is_timed_on_the_shapes_of_the_model() -> None:
     model = tiny("crossvit")
     x = images(model)
     rewritten = rewrite(model)
-    backends = {name: compiled.ATTENTION[name] for name in ("flash", "math")}  # what a CPU has
-    seconds = iter([2.0, 1.0] * compiled.ROUNDS)
+    backends = {name: selection.ATTENTION[name] for name in ("flash", "math")}  # what a CPU has
+    seconds = iter([2.0, 1.0] * selection.ROUNDS)
     with torch.no_grad():
         expected = rewritten(x)
         context, choices = choose_attention(
@@ -460,5 +466,5 @@ def test_on_a_gpu(case: str) -> None:
     reference = open_engine(model, make_plan("cpu", engine="eager"), (height, width), spec)
     fast = open_engine(model, make_plan("cuda", "bfloat16", "compile", 2), (height, width), spec)
     for found, expected in zip(fast(pixels), reference(pixels), strict=True):
-        assert compiled.relative_difference(torch.from_numpy(found), torch.from_numpy(expected)) < 3e-2
+        assert selection.relative_difference(torch.from_numpy(found), torch.from_numpy(expected)) < 3e-2
     assert {choice.what for choice in fast.choices} >= {"kernels"}  # type: ignore[attr-defined]

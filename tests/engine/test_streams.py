@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tessella.data.spec import InputSpec
 from tessella.engine import make_plan, open_engine
-from tessella.engine.base import Engine, Outputs
+from tessella.engine.base import Engine, TensorOutputs
 from tessella.engine.plan import streams_for
 
 from ..models.tiny import tiny
@@ -35,7 +35,7 @@ class Slow(Engine):
         self.lock = threading.Lock()
         self.sizes: list[int] = []
 
-    def run(self, x: Tensor) -> Outputs:
+    def run(self, x: Tensor) -> TensorOutputs:
         raise NotImplementedError
 
     def __call__(self, images: Any) -> Any:
@@ -64,7 +64,7 @@ def test_streams_leave_few_threads_idle(threads: int, streams: int) -> None:
 
 def test_order_is_kept_and_streams_work_at_the_same_time() -> None:
     engine = Slow()
-    found = [part[0].tolist() for part in engine.in_turn(batches(40))]
+    found = [part[0].tolist() for part in engine.imap(batches(40))]
     assert found == [[2 * i, 2 * i + 1] for i in range(40)]
     assert engine.most == 3
 
@@ -78,7 +78,7 @@ def test_at_most_one_batch_more_than_streams_is_held() -> None:
             drawn += 1
             yield batch
 
-    results = Slow().in_turn(counted())
+    results = Slow().imap(counted())
     for taken in range(1, 5):
         next(results)
         assert drawn <= taken + PLAN.streams
@@ -87,7 +87,7 @@ def test_at_most_one_batch_more_than_streams_is_held() -> None:
 
 
 def test_an_error_of_a_batch_is_raised_in_its_turn() -> None:
-    results = Slow().in_turn([np.array([1]), np.array([99]), np.array([3])])
+    results = Slow().imap([np.array([1]), np.array([99]), np.array([3])])
     assert next(results)[0].tolist() == [1]
     with pytest.raises(RuntimeError, match="broken batch"):
         next(results)
@@ -99,19 +99,19 @@ def test_an_error_of_the_source_is_raised() -> None:
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        list(Slow().in_turn(failing()))
+        list(Slow().imap(failing()))
 
 
 def test_a_batch_alone_is_shared_out_and_joined_again() -> None:
     engine = Slow()
-    logits, embedding = next(engine.in_turn([np.arange(8)]))
+    logits, embedding = next(engine.imap([np.arange(8, dtype=np.uint8)]))
     assert logits.tolist() == list(range(8))
     assert embedding.tolist() == list(range(1, 9))
     assert sorted(engine.sizes) == [2, 3, 3]
     engine.sizes.clear()
-    assert next(engine.in_turn([np.arange(1)]))[0].tolist() == [0]
+    assert next(engine.imap([np.arange(1, dtype=np.uint8)]))[0].tolist() == [0]
     assert engine.sizes == [1]
-    assert list(engine.in_turn([])) == []
+    assert list(engine.imap([])) == []
 
 
 def test_pytorchs_threads_are_left_as_they_were() -> None:
@@ -120,11 +120,11 @@ def test_pytorchs_threads_are_left_as_they_were() -> None:
     engine = open_engine(tiny("mixer"), plan, (32, 32))
     x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     whole = engine.run(x)
-    parts = list(engine.in_turn(x.split(2)))
+    parts = list(engine.imap(x.split(2)))
     for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.cat(found), expected)
     assert torch.get_num_threads() == before
-    first, second = (engine.in_turn(x.split(2)) for _ in range(2))  # two at the same time, the later done first
+    first, second = (engine.imap(x.split(2)) for _ in range(2))  # two at the same time, the later done first
     next(first)
     at_work = threading.Thread(target=lambda: list(second))
     at_work.start()

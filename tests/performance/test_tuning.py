@@ -13,9 +13,8 @@ import torch
 import tessella
 from tessella.doctor import _tuned
 from tessella.engine import make_plan
-from tessella.engine.tuned import Tuned, all_tuned, find_tuned, keep_tuned
+from tessella.engine.tuned import Tuned, Workload, all_tuned, find_tuned, save_tuned
 from tessella.errors import UsageError
-from tessella.fingerprint import config_text
 from tessella.performance import tuning as tuning
 from tessella.performance.tuning import Row, _winner, tune
 from tessella.predictor import Predictor
@@ -101,28 +100,27 @@ def test_unknown_candidates_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
-    path = keep_tuned("arch", "config", (32, 32), 2, {"throughput": best}, [], "2026-01-01")
-    asked = ("arch", "config", (32, 32), 2)
-    assert find_tuned(*asked, "throughput") == best
-    assert find_tuned(*asked, "latency") is None
-    assert find_tuned("arch", "config", (32, 32), 4, "throughput") is None
+    workload = Workload("arch", "config", (32, 32), 2)
+    path = save_tuned(workload, {"throughput": best}, [], "2026-01-01")
+    assert find_tuned(workload, "throughput") == best
+    assert find_tuned(workload, "latency") is None
+    assert find_tuned(Workload("arch", "config", (32, 32), 4), "throughput") is None
     monkeypatch.setattr("tessella.engine.tuned.cpu_name", lambda: "another")
-    assert find_tuned(*asked, "throughput") is None
+    assert find_tuned(workload, "throughput") is None
     assert next(row.reason for row in _tuned(2)).startswith("not used")
     monkeypatch.undo()
     monkeypatch.setenv("TESSELLA_CACHE", str(cache))
     for damaged in ("", "[]", '{"winners": 1}', '{"winners": {"throughput": {"engine": 1}}, "conditions": {}}'):
         path.write_text(damaged)
-        assert find_tuned(*asked, "throughput") is None
+        assert find_tuned(workload, "throughput") is None
         assert list(all_tuned()) == []
 
 
 def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
-    keep_tuned(
-        net.arch, config_text(net.config), (32, 32), torch.get_num_threads(), {"throughput": best}, [], "2026-01-01"
-    )
+    workload = Workload.of(net, (32, 32), torch.get_num_threads())
+    save_tuned(workload, {"throughput": best}, [], "2026-01-01")
     assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
     monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["openvino"])
     with pytest.MonkeyPatch.context() as patch:
@@ -131,12 +129,10 @@ def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.Monke
 
 
 def test_an_engine_that_breaks_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.engine import openvino
-
     def broken(*_: object) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(openvino, "open_model", broken)
+    monkeypatch.setattr("tessella.engine.convert.as_openvino", broken)
     done = tune(model(), engines=["rewritten", "openvino"], precisions=["float32"], seconds=2)
     notes = {row.note for row in done.rows if row.engine == "openvino"}
     assert "RuntimeError: no such operator" in notes

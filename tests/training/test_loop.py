@@ -596,7 +596,7 @@ def test_layers_and_decay(model: str) -> None:
     names = dict(net.named_parameters())
     assert layers.keys() == names.keys()
     head = {name for name in names if name.startswith("head")}
-    blocks = len(net.blocks)  # type: ignore[arg-type]
+    blocks = len(net.blocks)
     assert {layers[name] for name in head} == {blocks + 1}
     assert {layer for name, layer in layers.items() if name not in head} == set(range(blocks + 1))
     assert all(layers[name] == blocks for name in names if name.startswith("norm."))

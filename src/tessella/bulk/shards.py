@@ -126,7 +126,7 @@ class ShardMaker:
 
 
 def _without_hint(outcome: Pixels | ImageError) -> Pixels | ImageError:
-    """Hints are for people at a terminal; rows have the message alprediction."""
+    """Hints are for people at a terminal; rows have the message alone."""
     return ImageError(outcome.code, outcome.message) if isinstance(outcome, ImageError) else outcome
 
 

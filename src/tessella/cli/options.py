@@ -11,7 +11,7 @@ import click
 
 from ..data.names import Skipped
 from ..engine import ENGINES
-from ..engine.plan import MOST_IMAGES
+from ..engine.plan import MAX_BATCH_SIZE
 from ..errors import UsageError
 from ..text import printable
 from . import preflight
@@ -135,7 +135,7 @@ input_options = options(
     option(
         "--batch-size",
         group="Advanced",
-        type=count_type(most=MOST_IMAGES),
+        type=count_type(most=MAX_BATCH_SIZE),
         metavar="N",
         help="Batch size.  [default: depends on the device]",
     ),
@@ -181,7 +181,7 @@ def load_predictor(given: dict[str, Any]) -> Predictor:
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for row in predictor.plan.choices:
-            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
+            notice(printable(str(row)))
     return predictor
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ..engine import ENGINES
 from ..text import printable
@@ -57,7 +58,6 @@ def tune(
 
     They are used on a CPU whenever --engine and --precision are auto; `tessella doctor` lists them.
     """
-    import dataclasses
 
     from ..performance.tuning import tune as measure
     from ..predictor import DEFAULT_MODEL
@@ -74,7 +74,7 @@ def tune(
         say=notice,
     )
     if as_json:
-        winners = {mode: dataclasses.asdict(winner) for mode, winner in done.winners.items()}
+        winners = {mode: msgspec.to_builtins(winner) for mode, winner in done.winners.items()}
         echo_json(dict(rows=[row.as_dict() for row in done.rows], winners=winners))
         return
     table = new_table(

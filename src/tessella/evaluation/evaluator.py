@@ -422,9 +422,10 @@ def evaluate(
         done = measure(predictor, opened, real=labels, dataset=dataset, restrict=restrict, progress=progress)
         if checkpoint_path:
             done = dataclasses.replace(done, published=None)
-        told = {row.what: f"{row.chosen}: {row.reason}" for row in predictor.plan.choices}
-        fell_back = exactness not in ("auto", predictor.plan.precision)
-        return dataclasses.replace(done, note=f"not {exactness}: {told['precision']}") if fell_back else done
+        if exactness in ("auto", predictor.plan.precision):
+            return done
+        _, precision_used, reason = predictor.plan.choice("precision")
+        return dataclasses.replace(done, note=f"not {exactness}: {precision_used}: {reason}")
 
     def rows() -> Iterator[Evaluation]:
         failures: list[TessellaError] = []

@@ -11,25 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel, LayerGroups
 from .layers import (
     Attention,
     Pair,
     PatchEmbed,
     PreNormBlock,
     at_least_float32,
-    check_output_fmt,
     check_pool,
     init_linear,
     linear_rates,
-    new_head,
-    pick_blocks,
     resample_tokens,
     to_grid,
     to_pair,
@@ -154,6 +151,8 @@ class LocalBlock(PreNormBlock):
 
 class ConViT(ImageModel):
     if TYPE_CHECKING:
+        config: ConViTConfig
+        blocks: nn.ModuleList
         cls_token: nn.Parameter | None
         pos_embed: nn.Parameter | None
         rel_pos: Tensor  # (N,N,3)
@@ -178,11 +177,11 @@ class ConViT(ImageModel):
             LocalBlock(cfg, width, rate) if i < self.num_local else _global_block(cfg, width, rate)
             for i, rate in enumerate(linear_rates(cfg.drop_path_rate, cfg.depth))
         )
-        self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head: nn.Module = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
-            dict(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
+            FeatureEntry(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
         self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
         self._init_weights()
@@ -196,28 +195,37 @@ class ConViT(ImageModel):
             if isinstance(block.attn, GPSA):
                 block.attn.local_init(self.config.locality_strength)
 
-    def _embed(self, x: Tensor) -> Tensor:
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of size img_size -> (B,N,D), with a class token first if no block is local."""
         x_BND = self.patch_embed(x)
         x_BND = self.pos_drop(x_BND if self.pos_embed is None else x_BND + self.pos_embed)
-        return self._join_class(x_BND) if self.num_local == 0 else x_BND
+        return self.join_class_token(x_BND) if self.num_local == 0 else x_BND
 
-    def _run(self, i: int, x_BND: Tensor) -> Tensor:
-        """Block i, then the class token in front if that was the last local block, also when none follows."""
-        context = (self.rel_pos,) if i < self.num_local else ()
-        x_BND = self.run_block(self.blocks[i], x_BND, *context)
-        return self._join_class(x_BND) if i + 1 == self.num_local else x_BND
+    def forward_block(self, index: int, x: Tensor) -> Tensor:
+        """Run block `index`, then prepend the class token if it was the last local block, even if none follows."""
+        context = (self.rel_pos,) if index < self.num_local else ()
+        x_BND = self.run_block(self.blocks[index], x, *context)
+        return self.join_class_token(x_BND) if index + 1 == self.num_local else x_BND
 
-    def _join_class(self, x_BND: Tensor) -> Tensor:
+    def forward_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
+        """(B,N,D) or (B,1+N,D) -> a (B,D,rows,cols) map or (B,N,D) patch tokens, without the class token."""
+        x_BND = x[:, -self.patch_embed.num_patches :]
+        return tokens_to_map(x_BND, self.patch_embed.grid) if output_fmt == "NCHW" else x_BND
+
+    def join_class_token(self, x_BND: Tensor) -> Tensor:
         if self.cls_token is None:
             return x_BND
         return torch.cat((self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND), dim=1)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
-        x_BND = self._embed(x)
+        x_BND = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for i in range(len(self.blocks)):
-                x_BND = self._run(i, x_BND)
+                x_BND = self.forward_block(i, x_BND)
             return self.norm(x_BND)
         for i, block in enumerate(self.blocks):
             if hasattr(block, "reads_positions"):  # which TorchScript decides once, for each block
@@ -225,7 +233,7 @@ class ConViT(ImageModel):
             else:
                 x_BND = block(x_BND)
             if i + 1 == self.num_local:
-                x_BND = self._join_class(x_BND)
+                x_BND = self.join_class_token(x_BND)
         return self.norm(x_BND)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -238,63 +246,24 @@ class ConViT(ImageModel):
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry i is block i's output without the class token.
-
-        "NCHW" gives (B,D,rows,cols) maps, "NLC" (B,N,D) patch tokens.
-        """
-        check_output_fmt(output_fmt, ("NCHW", "NLC"))
-        picked = pick_blocks(len(self.blocks), indices)
-        x_BND = self._embed(x)
-        outputs = []
-        for i in range(max(picked) + 1 if stop_early else len(self.blocks)):
-            x_BND = self._run(i, x_BND)
-            if i in picked:
-                y_BND = self.norm(x_BND) if norm else x_BND
-                outputs.append(y_BND[:, -self.patch_embed.num_patches :])
-        if output_fmt == "NCHW":
-            outputs = [tokens_to_map(y_BND, self.patch_embed.grid) for y_BND in outputs]
-        return outputs if intermediates_only else (self.norm(x_BND), outputs)
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """As `ImageModel.prune_intermediate_layers`; without a head and a global block the class token goes too."""
-        picked = pick_blocks(len(self.blocks), indices)
-        kept = max(picked) + 1
-        del self.blocks[kept:]
-        self.feature_info = self.feature_info[:kept]
-        self.num_local = min(self.num_local, kept)
-        if prune_norm:
-            self.norm = nn.Identity().train(self.training)
-        if prune_head:
-            self.reset_classifier(0, "")
-            if kept == self.num_local:
-                self.cls_token = None
+        picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.num_local = min(self.num_local, len(self.blocks))
+        if prune_head and len(self.blocks) == self.num_local:
+            self.cls_token = None
         return picked
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS if self.cls_token is not None else POOLS[1:])
-        self.head = new_head(self.num_features, num_classes, next(self.parameters()), self.training)
-        self.num_classes = num_classes
+    def pools(self) -> tuple[str, ...]:
+        return POOLS if self.cls_token is not None else POOLS[1:]
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "pos_embed"}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        return LayerGroups(
             stem=r"^cls_token|pos_embed|patch_embed",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
         )

@@ -17,21 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel, LayerGroups
 from .layers import (
     Attention,
     DropPath,
     Pair,
     PatchEmbed,
     PreNormBlock,
-    check_classes,
     check_image_size,
-    check_output_fmt,
     check_pool,
     init_linear,
     linear_rates,
     new_head,
-    pick_blocks,
     resample_tokens,
     to_grid,
     to_pair,
@@ -251,7 +248,10 @@ def _projection(width: int, out: int) -> nn.Sequential:
 
 class CrossViT(ImageModel):
     if TYPE_CHECKING:
+        config: CrossViTConfig
+        blocks: nn.ModuleList
         head: nn.ModuleList
+        norm: nn.ModuleList
         cls_token_0: nn.Parameter
         cls_token_1: nn.Parameter
         pos_embed_0: nn.Parameter
@@ -284,30 +284,22 @@ class CrossViT(ImageModel):
         )
         self.norm = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in cfg.embed_dim)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head = self._new_head()
-        self._describe_features()
-        self._init_weights()
-
-    def _describe_features(self) -> None:
-        cfg, stages = self.config, len(self.blocks)
+        self.head = self.new_classifier(cfg.num_classes)
         self.feature_info = [
-            dict(num_chs=cfg.embed_dim[b], reduction=round(cfg.patch_size[b] / cfg.img_scale[b]), module=f"blocks.{s}")
-            for b in BRANCHES
-            for s in range(stages)
+            FeatureEntry(num_chs=dim, reduction=round(patch / scale), module=f"blocks.{stage}")
+            for dim, patch, scale in zip(cfg.embed_dim, cfg.patch_size, cfg.img_scale, strict=True)
+            for stage in range(len(cfg.depth))
         ]
-        self.default_out_indices = tuple((b + 1) * stages - 1 for b in BRANCHES)
+        self.default_out_indices = last_stages(len(cfg.depth))
+        self._init_weights()
 
     def _init_weights(self) -> None:
         self.apply(init_linear)
         for name in sorted(self.no_weight_decay()):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
-    def _new_head(self) -> nn.ModuleList:
-        like = next(self.parameters())
-        heads = [new_head(dim, self.num_classes, like, self.training) for dim in self.config.embed_dim]
-        return nn.ModuleList(heads).train(self.training)
-
-    def _embed(self, x: Tensor) -> list[Tensor]:
+    def forward_stem(self, x: Tensor) -> list[Tensor]:
+        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)], the class token of each branch first."""
         check_image_size(x, self.img_size)
         tokens = [self.cls_token_0, self.cls_token_1]
         positions = [self.pos_embed_0, self.pos_embed_1]
@@ -318,19 +310,25 @@ class CrossViT(ImageModel):
             xs.append(self.pos_drop(x_BND))
         return xs
 
-    def _norm(self, xs: list[Tensor]) -> list[Tensor]:
-        return [norm(xs[b]) for b, norm in enumerate(self.norm)]
+    def forward_norm(self, x: list[Tensor]) -> list[Tensor]:
+        """Apply the final norm of each branch to its tokens."""
+        return [norm(x[b]) for b, norm in enumerate(self.norm)]
+
+    def to_intermediate(self, x: list[Tensor], branch: int, output_fmt: str) -> Tensor:
+        """[(B,1+N_b,D_b)] -> a (B,D_b,rows_b,cols_b) map or (B,N_b,D_b) patch tokens of the branch."""
+        x_BND = x[branch][:, 1:]
+        return tokens_to_map(x_BND, self.grids[branch]) if output_fmt == "NCHW" else x_BND
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of the two branches."""
-        xs = self._embed(x)
+        xs = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 xs = self.run_block(block, xs)
         else:
             for block in self.blocks:
                 xs = block(xs)
-        return self._norm(xs)
+        return self.forward_norm(xs)
 
     def forward_head(self, x: list[Tensor], pre_logits: bool = False) -> Tensor:
         """[(B,1+N_b,D_b)] -> (B,num_classes) logits, the mean of the branches' heads.
@@ -343,66 +341,31 @@ class CrossViT(ImageModel):
             return torch.cat(pooled, dim=1)
         return torch.stack([head(pooled[b]) for b, head in enumerate(self.head)]).mean(dim=0)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry b * stages + s is branch b after stage s, without class token.
-
-        "NCHW" gives (B,D_b,rows_b,cols_b) maps, "NLC" (B,N_b,D_b) patch tokens.
-        """
-        check_output_fmt(output_fmt, ("NCHW", "NLC"))
-        stages = len(self.blocks)
-        picked = pick_blocks(len(BRANCHES) * stages, indices)
-        last = max(i % stages for i in picked)
-        xs = self._embed(x)
-        by_index = {}
-        for s, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            xs = self.run_block(block, xs)
-            for b, y_BND in enumerate(self._norm(xs) if norm else xs):
-                by_index[b * stages + s] = y_BND[:, 1:]
-        outputs = []
-        for i in sorted(set(picked)):
-            y_BND = by_index[i]
-            outputs.append(tokens_to_map(y_BND, self.grids[i // stages]) if output_fmt == "NCHW" else y_BND)
-        return outputs if intermediates_only else (self._norm(xs), outputs)
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one picked; returns where the picked outputs are in the shorter model."""
-        stages = len(self.blocks)
-        picked = pick_blocks(len(BRANCHES) * stages, indices)
-        kept = max(i % stages for i in picked) + 1
-        del self.blocks[kept:]
-        self._describe_features()
-        if prune_norm:
-            self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
-        if prune_head:
-            self.reset_classifier(0)
-        return [i // stages * kept + i % stages for i in picked]
+        """As `ImageModel.prune_intermediate_layers`; a stage stays if the output of either branch is picked."""
+        picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.default_out_indices = last_stages(len(self.blocks))
+        return picked
 
-    def get_classifier(self) -> nn.Module:
-        """The two branches' heads, a ModuleList."""
-        return self.head
+    def remove_norm(self) -> None:
+        self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS)
-        check_classes(num_classes)
-        self.num_classes = num_classes
-        self.head = self._new_head()
+    def pools(self) -> tuple[str, ...]:
+        return POOLS
+
+    def new_classifier(self, num_classes: int) -> nn.ModuleList:
+        """Return a ModuleList with one head per branch."""
+        like = next(self.parameters())
+        heads = [new_head(dim, num_classes, like, self.training) for dim in self.config.embed_dim]
+        return nn.ModuleList(heads).train(self.training)
 
     def no_weight_decay(self) -> set[str]:
         return {f"{name}_{b}" for name in ("cls_token", "pos_embed") for b in BRANCHES}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        return LayerGroups(
             stem=r"^cls_token|pos_embed|patch_embed",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
         )
@@ -420,6 +383,11 @@ class CrossViT(ImageModel):
                 patches = resample_tokens(state[name][:, 1:], 1, old, new)
                 resampled[name] = torch.cat((state[name][:, :1], patches), dim=1)
         return resampled
+
+
+def last_stages(depth: int) -> tuple[int, int]:
+    """Return the entries of `forward_intermediates` for the last of `depth` stages, one per branch."""
+    return depth - 1, 2 * depth - 1
 
 
 def fit_image(image_BCHW: Tensor, size: Pair, wanted: Pair, crop: bool) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel
 
 
-class FeatureInfo(list[dict[str, Any]]):
+class FeatureInfo(list[FeatureEntry]):
     """What each map of a `FeatureExtractor` is, in the order of its output."""
 
     def channels(self) -> list[int]:

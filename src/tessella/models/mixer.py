@@ -17,22 +17,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel, LayerGroups
 from .layers import (
     DropPath,
     Mlp,
     PatchEmbed,
-    check_output_fmt,
     check_pool,
     linear_rates,
-    new_head,
-    pick_blocks,
     resample_tokens,
     to_grid,
     to_pair,
@@ -172,7 +169,7 @@ class GatedMlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.drop1 = nn.Dropout(drop)
-        self.gate = SpatialGatingUnit(hidden, num_patches)
+        self.gate: nn.Module = SpatialGatingUnit(hidden, num_patches)
         self.fc2 = nn.Linear(hidden // 2, width)
         self.drop2 = nn.Dropout(drop)
 
@@ -257,6 +254,8 @@ def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
 
 class MlpMixer(ImageModel):
     if TYPE_CHECKING:
+        config: MixerConfig
+        blocks: nn.Sequential
         stem: PatchEmbed
 
     def __init__(self, cfg: MixerConfig):
@@ -281,9 +280,10 @@ class MlpMixer(ImageModel):
         self.blocks = nn.Sequential(*[BLOCKS[cfg.kind](cfg, self.stem.num_patches, rate) for rate in rates])
         self.norm = new_norm(cfg)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head: nn.Module = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
-            dict(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.num_blocks)
+            FeatureEntry(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}")
+            for i in range(cfg.num_blocks)
         ]
         self.default_out_indices = tuple(range(max(cfg.num_blocks - 3, 0), cfg.num_blocks))
         self._init_weights()
@@ -308,9 +308,20 @@ class MlpMixer(ImageModel):
             nn.init.zeros_(self.head.weight)
             nn.init.constant_(self.head.bias, -math.log(self.num_classes) if self.config.nlhb else 0.0)
 
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens."""
+        return self.stem(x)
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
+        """(B,N,D) -> a (B,D,rows,cols) map, or the tokens themselves."""
+        return tokens_to_map(x, self.stem.grid) if output_fmt == "NCHW" else x
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens after the last norm."""
-        x = self.stem(x)
+        x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 x = self.run_block(block, x)
@@ -323,53 +334,12 @@ class MlpMixer(ImageModel):
         x = self.head_drop(x.mean(dim=1) if self.global_pool != "" else x)
         return x if pre_logits else self.head(x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry i is the output of block i, a (B,D,rows,cols) map or (B,N,D)."""
-        check_output_fmt(output_fmt, ("NCHW", "NLC"))
-        picked = pick_blocks(len(self.blocks), indices)
-        x = self.stem(x)
-        outputs = []
-        for i, block in enumerate(list(self.blocks)[: max(picked) + 1 if stop_early else None]):
-            x = self.run_block(block, x)
-            if i in picked:
-                outputs.append(self.norm(x) if norm else x)
-        if output_fmt == "NCHW":
-            outputs = [tokens_to_map(y_BND, self.stem.grid) for y_BND in outputs]
-        return outputs if intermediates_only else (self.norm(x), outputs)
+    def pools(self) -> tuple[str, ...]:
+        return POOLS
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        picked = pick_blocks(len(self.blocks), indices)
-        kept = max(picked) + 1
-        del self.blocks[kept:]
-        self.feature_info = self.feature_info[:kept]
-        if prune_norm:
-            self.norm = nn.Identity().train(self.training)
-        if prune_head:
-            self.reset_classifier(0, "")
-        return picked
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS)
-        self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
-        self.num_classes = num_classes
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         # the last norm joins the last block: 99999 sorts after every block number
-        return dict(stem=r"^stem", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+        return LayerGroups(stem=r"^stem", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
     def no_weight_decay(self) -> set[str]:
         """ResMLP's alpha and beta: one-dimensional for its authors, (1,1,D) only in the published files' layout.

@@ -139,10 +139,12 @@ def ours(engine: str, precision: str) -> Candidate:
             else:  # random weights have no answers that could be kept
                 ranges = sample_images(case.spec, CALIBRATION) if chosen.precision == "int8" else None
                 opened = open_engine(case.model, chosen, size, case.spec, ranges)
-            told = {row.what: f"{row.chosen}: {row.reason}" for row in opened.plan.choices}
             fell_back = opened.plan.precision != chosen.precision  # from a lossy one whose answers were too far off
-            note = told["precision"] if fell_back else told["engine"] if engine == "auto" else ""
-            return Opened(lambda x: next(opened.in_turn([x]))[0], opened.plan.precision, note)
+            note = ""
+            if fell_back or engine == "auto":
+                _, value, reason = opened.plan.choice("precision" if fell_back else "engine")
+                note = f"{value}: {reason}"
+            return Opened(lambda x: next(opened.imap([x]))[0], opened.plan.precision, note)
 
         return make
 

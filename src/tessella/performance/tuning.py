@@ -18,9 +18,8 @@ from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
-from ..engine.tuned import Tuned, keep_tuned
+from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
-from ..fingerprint import config_text
 from ..inputs import AnyImage
 from ..models.base import ImageModel
 from ..pipeline import ImageReader
@@ -82,7 +81,7 @@ class Ready:
         """An image for every stream; more where that takes no time."""
         until = time.perf_counter() + LEAST
         while True:
-            for _ in self.engine.in_turn([self.images[:1]] * self.row.streams):
+            for _ in self.engine.imap([self.images[:1]] * self.row.streams):
                 pass
             if time.perf_counter() > until:
                 return
@@ -93,7 +92,7 @@ class Ready:
         if self.row.seconds:
             batches *= max(1, round(LEAST / (min(self.row.seconds) * batches * self.row.batch_size)))
         start = time.perf_counter()
-        for _ in self.engine.in_turn([self.images[: self.row.batch_size]] * batches):
+        for _ in self.engine.imap([self.images[: self.row.batch_size]] * batches):
             pass
         self.row.seconds.append((time.perf_counter() - start) / (batches * self.row.batch_size))
 
@@ -153,7 +152,7 @@ def tune(
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
     try:
-        path = keep_tuned(model.arch, config_text(model.config), size, plan.threads, winners, table, date)
+        path = save_tuned(Workload.of(model, size, plan.threads), winners, table, date)
     except OSError as error:
         raise WeightsError(
             "cache_failed",
@@ -167,7 +166,7 @@ def _candidates(
     model: ImageModel, plan: Plan, engines: Sequence[str] | None, precisions: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
     """(engine, precision, layout), the most promising first: what it takes to try all may not be there."""
-    from ..engine.rewrite import layouts_of, usual_layout
+    from ..engine.rewrites import layouts_of, usual_layout
 
     for name in engines or ():
         if name not in ENGINES or name == "eager":
@@ -207,7 +206,7 @@ def _open(
         else:
             engine = open_gated(model, this, size, spec, images)
         if engine.plan.precision != row.precision:
-            row.note = next(choice.reason for choice in engine.plan.choices if choice.what == "precision")
+            row.note = engine.plan.choice("precision").reason
             return None
         ready = Ready(row, engine, pictures)
         ready.warm_up()

@@ -292,7 +292,7 @@ def _shard(model: ImageModel) -> None:
     """Divide the weights over the processes, block by block."""
     from torch.distributed.fsdp import fully_shard
 
-    for block in model.blocks:  # type: ignore[union-attr]  # every family calls them so
+    for block in model.blocks:
         fully_shard(block)
     fully_shard(model)
 

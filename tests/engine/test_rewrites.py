@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tessella.data.spec import InputSpec
-from tessella.engine.rewrite import Clamp, ConstantGPSA, SingleQuery, layouts_of, resize_matrix, rewrite, rewrites_of
+from tessella.engine.rewrites import layouts_of, rewrite, rewrites_of
+from tessella.engine.rewrites.convit import ConstantGPSA
+from tessella.engine.rewrites.convmixer import Clamp
+from tessella.engine.rewrites.crossvit import resize_matrix
+from tessella.engine.rewrites.single_query import SingleQuery
 from tessella.errors import UsageError
 from tessella.models.base import ImageModel
 from tessella.models.convit import GPSA
