@@ -22,7 +22,10 @@ from peers import Exports, stock, timm_importable
 
 from tessella.engine import ENGINES
 from tessella.engine.plan import has_native_bfloat16
-from tessella.performance.benchmark import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours
+from tessella.performance.candidates import Candidate, engine_candidate, load_case
+from tessella.performance.figure import draw
+from tessella.performance.measuring import BenchmarkRow, measure
+from tessella.performance.table import conditions, csv_bytes
 from tessella.performance.tuning import SECONDS, tune
 from tessella.records import slug
 
@@ -34,13 +37,16 @@ AUTO, TIMM = "auto", "timm"
 def own(precisions: Sequence[str]) -> list[Candidate]:
     """Our engines one by one, then what someone gets who asks for nothing, after `tessella tune`."""
     pairs = [(name, one) for one in precisions for name, kind in ENGINES.items() if one in kind.precisions]
-    return [*(ours(*pair) for pair in pairs if pair[0] not in ("eager", "compile")), ours("auto", "auto")]
+    return [
+        *(engine_candidate(*pair) for pair in pairs if pair[0] not in ("eager", "compile")),
+        engine_candidate("auto", "auto"),
+    ]
 
 
-def speed(rows: Iterable[Row], *names: str, precision: str | None = None) -> float | None:
+def speed(rows: Iterable[BenchmarkRow], *names: str, precision: str | None = None) -> float | None:
     """The best median of the candidates of those names, in images a second; "timm*" is all peers, "" all of ours."""
 
-    def wanted(row: Row) -> bool:
+    def wanted(row: BenchmarkRow) -> bool:
         peer = row.candidate.startswith(TIMM)
         named = any({"timm*": peer, "": not peer}.get(name, row.candidate == name) for name in names)
         return named and precision in (None, row.precision)
@@ -52,7 +58,7 @@ def quotient(over: float | None, under: float | None) -> float | None:
     return over / under if over and under else None
 
 
-def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
+def ratios(rows: Sequence[BenchmarkRow]) -> dict[str, float | None]:
     """What the goals are stated in, for one model and batch size."""
     best_exact, best = speed(rows, "timm*", precision="float32"), speed(rows, "timm*")
     return {
@@ -62,7 +68,7 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
     }
 
 
-def tables(rows: Sequence[Row]) -> Iterator[str]:
+def tables(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
     """Markdown, a line at a time: speeds and ratios for each batch size, models across."""
     models = list(dict.fromkeys(row.model for row in rows))
     for batch in dict.fromkeys(row.batch for row in rows):
@@ -89,7 +95,7 @@ def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def cell(row: Row) -> str:
+def cell(row: BenchmarkRow) -> str:
     if row.images_per_second is None:
         return row.status
     share = "" if row.share_of_gemm is None else f", {100 * row.share_of_gemm:.0f} %"
@@ -106,7 +112,7 @@ def geometric_mean(values: Sequence[float | None]) -> float | None:
     return math.exp(sum(map(math.log, known)) / len(known)) if known and len(known) == len(values) else None
 
 
-def result_path(rows: Sequence[Row]) -> Path:
+def result_path(rows: Sequence[BenchmarkRow]) -> Path:
     """cpu_<hardware>_<precision>_<torch>_<date>.csv; results are added to, so a name that is taken gets a number."""
     precisions = {row.precision for row in rows if row.images_per_second}
     precision = precisions.pop() if len(precisions) == 1 else "mixed"
@@ -131,7 +137,7 @@ def main() -> None:
     if not timm_importable():
         print("timm cannot be imported here: the rows of the peers will say why", file=sys.stderr)
     precisions = ["float32", *(["bfloat16"] if args.all or has_native_bfloat16("cpu") else [])]
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     path = None
     with Exports() as exports, tempfile.TemporaryDirectory(prefix="tessella-tuned-") as cache:
         os.environ["TESSELLA_CACHE"] = cache  # random weights are tuned here: no record for the user's own
@@ -141,7 +147,7 @@ def main() -> None:
         ]
         for name in args.models:
             case = load_case(name)
-            tune(case.model, seconds=args.tune_seconds, judged=case.weights == "trained")
+            tune(case.model, seconds=args.tune_seconds, check_precision=case.weights == "trained")
             for some in measure(case, candidates, args.batches, args.rounds):
                 rows += some
                 path = path or result_path(rows)

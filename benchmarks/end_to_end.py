@@ -25,7 +25,8 @@ import torch
 from tessella.data.sources import Source, iter_sources
 from tessella.engine import make_plan
 from tessella.machine import hardware
-from tessella.performance.benchmark import PeakMemory, load_case
+from tessella.performance.candidates import load_case
+from tessella.performance.memory import PeakMemory
 from tessella.predictor import Predictor
 from tessella.records import slug
 

@@ -355,7 +355,7 @@ def main() -> int:
         print(f"scripts/bench gpu needs a GPU: PyTorch {torch.__version__} (built with {built}) finds none here; "
               "for this machine's CPU use scripts/bench cpu", file=sys.stderr)  # fmt: skip
         return 2
-    from tessella.performance.benchmark import load_case
+    from tessella.performance.candidates import load_case
 
     budget = Budget(args.seconds)
     kernels = check_kernels(Budget(args.seconds / 4))  # compiling them is what takes time

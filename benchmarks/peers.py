@@ -1,6 +1,6 @@
 """What people would use instead of this package: timm's models, run by the engines that are at hand for them.
 
-Each is a candidate of `tessella.performance.benchmark`, converted the way its own documentation does it: a fixed batch
+Each is a candidate of `tessella.performance`, converted the way its own documentation does it: a fixed batch
 size, normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only
 over the build of torch they were made for; its Python parts need no more of them than their names.
 """
@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from tessella.engine.openvino import core
-from tessella.performance.benchmark import Candidate, Case, Opened, Run, load_case, timm_eager
-from tessella.performance.benchmark import timm_model as timm_twin
+from tessella.performance.candidates import Candidate, Case, OpenCandidate, Run, load_case, timm_candidate
+from tessella.performance.candidates import timm_model as timm_twin
 
 _names: list[torch.library.Library] = []  # operators live as long as their library
 
@@ -69,12 +69,12 @@ def compiled(precision: str) -> Candidate:
     """torch.compile with the weights frozen into the program, the documented way to run a model often on a CPU."""
     dtype = getattr(torch, precision)
 
-    def plan(case: Case, batch: int) -> Callable[[], Opened]:
-        def make() -> Opened:
+    def plan(case: Case, batch: int) -> Callable[[], OpenCandidate]:
+        def make() -> OpenCandidate:
             model = timm_twin(case).to(case.device, dtype)
             program = torch.compile(model, dynamic=False, options={"freezing": True})
             # freezing is left out in inference mode
-            return Opened(torch.no_grad()(lambda x: program(x.to(dtype))), precision)
+            return OpenCandidate(torch.no_grad()(lambda x: program(x.to(dtype))), precision)
 
         return make
 
@@ -143,9 +143,9 @@ class Exports:
         return self._candidate("timm openvino", precision, request)
 
     def _candidate(self, name: str, precision: str, start: Callable[[Path], Run]) -> Candidate:
-        def plan(case: Case, batch: int) -> Callable[[], Opened]:
+        def plan(case: Case, batch: int) -> Callable[[], OpenCandidate]:
             earlier = self.seconds.get(self.path(case, batch), 0.0)
-            return lambda: Opened(start(self.export(case, batch)), precision, earlier_seconds=earlier)
+            return lambda: OpenCandidate(start(self.export(case, batch)), precision, earlier_seconds=earlier)
 
         return Candidate(name, precision, "float32", plan)
 
@@ -154,7 +154,7 @@ def stock(exports: Exports, precisions: list[str], *, compile: bool = True) -> l
     """All peers that there are for a CPU, timm as it is first; ONNX Runtime's CPU kernels know no bfloat16."""
     found = []
     for precision in precisions:
-        found.append(timm_eager(precision))
+        found.append(timm_candidate(precision))
         if compile:
             found.append(compiled(precision))
         if precision == "float32":

@@ -19,7 +19,7 @@ from typing import Any
 
 from tessella.info import info
 from tessella.storage import write_atomic
-from tessella.training.config import TrainConfig
+from tessella.training.config import TrainConfig, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
 CONFIGS = Path(__file__).parent / "cifar10"
@@ -73,7 +73,7 @@ class Stage:
 
 def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The run after those whose weights it went on with, the first of them first; each with its settings."""
-    settings: dict[str, Any] = json.loads((run / "train.json").read_text())["config"]
+    settings = read_config(run / "train.json")
     before = settings["model"].startswith(FOLDER)
     return [*(chain(Path(settings["model"].removeprefix(FOLDER))) if before else []), (run, settings)]
 
@@ -100,7 +100,7 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         "beside it. The test images were looked at after each epoch to report progress"
         f"{', and after a run to decide whether another one follows' if len(stages) > 1 else ''}; the weights "
-        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema'] else ''}.", "",
+        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema_decay'] else ''}.", "",
         "| epoch | training loss | test loss | test top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for number, row in enumerate(history, 1):

@@ -11,8 +11,9 @@ from .structure import Function, Source
 
 ARRAYS = {"Tensor", "NDArray", "ndarray", "Pixels", "Ints", "Floats"}  # names of array types in annotations
 CONTAINERS = {"list", "tuple", "Sequence", "Iterable", "Iterator"}  # whose items have shapes; state dicts do not
-DIMENSION = r"(?:\.\.\.|[\w*/+.-]+)"
-SHAPE = re.compile(rf"\({DIMENSION}(?:, ?{DIMENSION})+,?\)|\({DIMENSION},\)")  # (B,3,H,W), (N,), (..., D)
+DIMENSION = r"(?:\.\.\.|[\w*/+-]+)"
+# (B,3,H,W), (N,), (..., D): with a number, a capital letter or dots, unlike words in brackets (files, folders)
+SHAPE = re.compile(rf"\((?=[^()]*(?:[A-Z0-9]|\.\.\.))(?:{DIMENSION}(?:, ?{DIMENSION})+,?|{DIMENSION},)\)")
 SHAPE_SUFFIX = re.compile(r"_[A-Z][A-Z0-9]*$")  # x_BND
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +132,19 @@ def function_lines(function: Function) -> int:
     return function.end_lineno - function.lineno + 1
 
 
+def code_lines(source: Source) -> int:
+    """Return the number of lines with code: without blank lines, comments and docstrings."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(source.text).readline)
+    lines = {line for token in tokens if token.type not in skipped for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node, clean=False) is not None:
+            docstring = node.body[0]
+            assert docstring.end_lineno is not None
+            lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
+    return len(lines)
+
+
 def parameter_count(function: Function) -> int:
     """Return the number of named parameters without self and cls; *args and **kwargs count as one each."""
     arguments = function.args
@@ -172,7 +187,8 @@ def print_report(root: Path) -> None:
     print(f"cycles {len(cycles)}:", *cycles, sep="\n  ")
     print(f"Any {sum(map(any_count, package))}, fmt: skip {sum(map(fmt_skip_count, package))}")
     print(f"repeated classes {repeated_classes(package)}")
-    print(f"test lines {test_lines}, ratio {test_lines / lines:.2f}")
+    code, test_code = (sum(map(code_lines, group)) for group in (package, tests))
+    print(f"lines of tests {test_lines}; lines with code {code}, of tests {test_code}, ratio {test_code / code:.2f}")
 
 
 if __name__ == "__main__":

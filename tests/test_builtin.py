@@ -49,7 +49,7 @@ def test_the_default_is_built_in_and_offline() -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_what_ships(name: str) -> None:
+def test_the_package_contains_the_built_in_files(name: str) -> None:
     row = CATALOGUE[name]
     file = BUILTIN_FOLDER / str(row.file)
     assert file.stat().st_size <= 3_000_000
@@ -58,7 +58,7 @@ def test_what_ships(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_recorded_answers_on_committed_images(name: str) -> None:
+def test_recorded_outputs_on_committed_images(name: str) -> None:
     predictor = tessella.load(name)
     for path in COMMITTED:
         expected = recorded()["models"][name]["committed"][path.name]
@@ -66,7 +66,7 @@ def test_recorded_answers_on_committed_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_recorded_answers_on_a_subset(name: str, shared_data: Path) -> None:
+def test_recorded_outputs_on_a_subset(name: str, shared_data: Path) -> None:
     expected = recorded()["models"][name]
     images, labels = cifar10(shared_data / "cifar10-test.parquet", SUBSET)
     assert hashlib.sha256(b"".join(images)).hexdigest() == recorded()["subset_sha256"]
@@ -87,7 +87,7 @@ def test_accuracy_of_the_default_on_all_test_images(shared_data: Path) -> None:
     assert top1 == pytest.approx(recorded()["models"][DEFAULT_MODEL]["top1"], abs=5e-4)
 
 
-def test_accuracy_is_what_training_was_to_reach() -> None:
+def test_accuracy_reaches_the_target_of_training() -> None:
     top1 = {name: figures["top1"] for name, figures in recorded()["models"].items()}
     assert sorted(top1) == sorted(BUILTIN)
     for name, reached in top1.items():

@@ -1,4 +1,4 @@
-"""The error family: closed codes, statuses, and nothing lost between processes."""
+"""The family of errors: fixed codes, statuses, and pickling between processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tessella.errors import CODES, HubError, ImageError, TessellaError, UsageErr
 SOURCES = Path(errors.__file__).parent
 
 
-def test_every_code_has_statuses_and_a_text_fit_for_strangers() -> None:
+def test_every_code_has_statuses_and_a_public_text() -> None:
     for code, kind in CODES.items():
         assert kind.exit_code in (*range(2, 9), 130), code
         assert 400 <= kind.http_status < 600, code
@@ -26,7 +26,7 @@ def test_every_code_is_raised_somewhere() -> None:
     assert [code for code in CODES if f'"{code}"' not in text] == []
 
 
-def test_an_unregistered_code_is_our_own_mistake() -> None:
+def test_an_unregistered_code_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError):
         TessellaError("no_such_code", "message")
 

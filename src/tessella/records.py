@@ -6,6 +6,7 @@ stay apart, and `text.unescape` restores it.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -13,16 +14,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import UsageError
-from .extras import require
+from .extras import need_pyarrow
 from .results import FloatArray, Record
 from .storage import write_bytes
-from .text import escape
+from .text import encode_text, escape
 
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
@@ -95,6 +95,15 @@ def _csv_cell(cell: object, safe: bool) -> str:
         text = "'" + text
     # the csv module leaves a carriage return unquoted before Python 3.13
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Return a CSV file with a header and one line per row; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return encode_text(text.getvalue())
 
 
 def pad(cells: Sequence[object], length: int) -> list[object]:
@@ -196,11 +205,6 @@ def _parquet(records: Sequence[Record], top: int, width: int, metadata: Mapping[
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
-
-
-def need_pyarrow() -> tuple[Any, Any]:
-    """Import and return (pyarrow, pyarrow.parquet); UsageError `missing_dependency` if it is not installed."""
-    return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")
 
 
 WRITERS: dict[str, Callable[[Sequence[Record], int, int, Mapping[str, str]], bytes]] = {

@@ -1,23 +1,27 @@
-"""Long work that is asked to stop from outside: it ends what it is at, saves, and says how to go on."""
+"""Handle the signals that ask long work to stop: it finishes the current step, saves, and tells how to resume."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # save, stop, and say how to go on
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stop:
-    """Remembers the signals that ask the run to stop; a second one stops it at once."""
+    """Record the signals that ask the run to stop; a second signal raises KeyboardInterrupt.
+
+    asked: whether a signal has arrived. name: its name.
+    """
 
     def __init__(self) -> None:
         self.asked, self.name = False, ""
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Stop:
-        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
+        with contextlib.suppress(ValueError):  # only the main thread can set handlers
             for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._remember)
         return self

@@ -30,7 +30,7 @@ from tessella.errors import ImageError, OutputError, RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.storage import folder_lock
 
-from ..data.test_isolated import Deed
+from ..data.test_isolated import FaultySource
 from .bulk_kills import killed_and_whole, make_rows
 
 GOOD, BAD = 50, 4
@@ -293,26 +293,26 @@ def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: 
 def test_images_that_kill_or_hang_their_process_cost_a_row_each(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deeds = {"3.png": "segv", "4.png": "exit", "20.png": "exit", "30.png": "hang"}
+    faults = {"3.png": "segv", "4.png": "exit", "20.png": "exit", "30.png": "hang"}
     read = manifest._source
 
     def hostile(key: str, *cells: Any) -> Source:
-        deed = deeds.get(Path(key).name)
-        return read(key, *cells) if deed is None else Deed(key, str(tmp_path / "touched"), deed=deed)
+        fault = faults.get(Path(key).name)
+        return read(key, *cells) if fault is None else FaultySource(key, str(tmp_path / "touched"), fault=fault)
 
     monkeypatch.setattr(manifest, "_source", hostile)
     start(images, tmp_path / "run", predictor, processes=2, timeout=6.0)
     expected = {row["key"]: row for row in rows(whole)}
     for row in rows(tmp_path / "run"):
-        deed = deeds.get(Path(row["key"]).name)
-        if deed is None:
+        fault = faults.get(Path(row["key"]).name)
+        if fault is None:
             other = expected[row["key"]]
             for name in ("embedding", "top_probability"):  # of its own image, in batches that have one image less
                 seen, wanted = (np.array(one.pop(name) or 0, np.float32) for one in (row, other))
                 np.testing.assert_allclose(seen, wanted, atol=1e-3)
             assert row == other
         else:
-            assert row["status"] == ("timeout" if deed == "hang" else "decoder_crashed")
+            assert row["status"] == ("timeout" if fault == "hang" else "decoder_crashed")
             assert row["embedding"] is None
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from tessella.cli.console import finite, new_table, print_table, table_of
+from tessella.cli.console import new_table, print_table, table_of
 from tessella.cli.main import cli
+from tessella.text import finite
 
 from .test_cli import CAT, run
 

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,17 @@ def test_cifar_10(shared_data: Path) -> None:
     assert np.bincount(test.labels).tolist() == [1000] * 10
     assert train.classes[:3] == ("airplane", "automobile", "bird")
     assert train.read(49_999)[:3] == test.read(0)[:3] == b"\xff\xd8\xff"
+
+
+def test_arguments_of_other_types_are_refused(image_folder: Path) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: open_split(3),  # type: ignore[arg-type]
+        lambda: open_split(image_folder, val=["x"]),  # type: ignore[arg-type]
+        lambda: open_split(image_folder, val_fraction="0.1"),  # type: ignore[arg-type]
+        lambda: open_split(image_folder, val_fraction=float("nan")),
+        lambda: open_split(image_folder, val_fraction=10**400),
+        lambda: open_labelled(None),  # type: ignore[arg-type]
+        lambda: open_labelled(image_folder, classes="abc"),
+    ]
+    for call in calls:
+        refusal("bad_argument", call)

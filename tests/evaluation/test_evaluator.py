@@ -19,8 +19,12 @@ from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.labels import labels_for
 from tessella.engine import make_plan
 from tessella.errors import ImageError, UsageError, WeightsError
-from tessella.evaluation import evaluator as task
-from tessella.evaluation.evaluator import Evaluation, evaluate, match_classes, measure, recognise
+from tessella.evaluation import evaluator, results
+from tessella.evaluation.classes import match_classes
+from tessella.evaluation.evaluator import Evaluation, evaluate, measure
+from tessella.evaluation.imagenet import SETS, find_published, read_real_labels, recognise
+from tessella.evaluation.leakage import open_data
+from tessella.evaluation.settings import EvaluationSettings
 from tessella.plots import figures
 from tessella.predictor import DEFAULT_MODEL, Predictor
 from tessella.weights.catalogue import _accuracies
@@ -117,7 +121,7 @@ def test_the_figures_are_those_of_the_models_answers(folder: Path, batch_size: i
 
 
 def test_images_that_cannot_be_read_are_named_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "CHUNK", 5)
+    monkeypatch.setattr(evaluator, "CHUNK", 5)
     predictor = predictor_of()
     whole = open_labelled(folder)
     expected = (logits_of(predictor, whole).argmax(1) == whole.labels)[3:]
@@ -125,14 +129,14 @@ def test_images_that_cannot_be_read_are_named_and_counted(folder: Path, monkeypa
         (folder / "ant" / f"{number}.png").write_bytes(content)
     row = measure(predictor, open_labelled(folder))
     assert row.metrics
-    assert [(one.key, one.code) for one in row.unread] == [
+    assert [(one.key, one.code) for one in row.failed] == [
         ("ant/1.png", "empty"), ("ant/2.png", "unsupported_format"), ("ant/3.png", "unsupported_format"),
     ]  # fmt: skip
     assert row.metrics.errors == {"empty": 1, "unsupported_format": 2}
-    assert row.metrics.count + len(row.unread) == row.images == len(whole) == 30
+    assert row.metrics.count + len(row.failed) == row.images == len(whole) == 30
     assert row.metrics.top1 == expected.mean()  # left out
     assert row.metrics.top1_of_all == pytest.approx(expected.sum() / 30)  # counted as wrong
-    told = "\n".join(task.remarks([row]))
+    told = "\n".join(results.remarks([row]))
     assert "3 of 30 images could not be read (1 empty, 2 unsupported_format)" in told
     assert f"top-1 is {100 * expected.sum() / 30:.2f} %" in told
     assert "ant/1.png: empty" in told
@@ -180,7 +184,7 @@ def test_fewer_names_count_what_they_are_not_as_wrong(tmp_path: Path) -> None:
     assert row.metrics
     assert row.metrics.top1 == (logits.argmax(1) == truth).mean()
     assert len(row.metrics.classes) == 5
-    assert row.classes == "2 of the model's 5, by name, the others count as wrong"
+    assert row.classes == "2 of the model's 5, matched by name; predictions of other classes count as wrong"
     row = measure(predictor, images, restrict=True)
     assert row.metrics
     assert row.metrics.top1 == (logits[:, 2:4].argmax(1) == images.labels).mean()
@@ -199,7 +203,7 @@ def test_synsets_are_matched_and_others_cannot_be_predicted(tmp_path: Path, imag
     assert row.metrics.top1 > (logits.argmax(1) == np.array(columns)[images.labels]).mean()
     assert row.metrics.classes == tuple(imagenet.labels[i] for i in columns)
     assert row.metrics.top5 is None
-    assert row.classes == "3 of the model's 1,000, by WordNet id, no other can be predicted"
+    assert row.classes == "3 of the model's 1,000, matched by WordNet id; only these can be predicted"
     all_of_them = measure(imagenet, images, restrict=False).metrics
     assert all_of_them
     assert all_of_them.top1 == (logits.argmax(1) == np.array(columns)[images.labels]).mean()
@@ -209,7 +213,7 @@ def test_synsets_are_matched_and_others_cannot_be_predicted(tmp_path: Path, imag
 def test_indices_as_folder_names_are_numbers(imagenet: Predictor) -> None:
     names = sorted(map(str, range(1000)))  # 0, 1, 10, 100, ...
     match = match_classes(names, imagenet)
-    assert match.place.tolist() == [int(name) for name in names]
+    assert match.positions.tolist() == [int(name) for name in names]
     assert match.columns.tolist() == list(range(1000))
     assert match.naming == "indices"
 
@@ -218,21 +222,24 @@ def test_a_model_that_calls_its_classes_by_synsets() -> None:
     predictor = predictor_of(SYNSETS[10:15])
     match = match_classes([SYNSETS[13], SYNSETS[11]], predictor)
     assert match.columns.tolist() == [1, 3]
-    assert match.place.tolist() == [1, 0]
+    assert match.positions.tolist() == [1, 0]
 
 
 def test_names_that_two_classes_have_say_nothing(imagenet: Predictor) -> None:
     with pytest.raises(UsageError, match="'crane'"):
         match_classes(["crane", imagenet.labels[0]], imagenet)
-    assert match_classes(imagenet.labels, imagenet).place.tolist() == list(range(1000))  # all of them, in order
+    assert match_classes(imagenet.labels, imagenet).positions.tolist() == list(range(1000))  # all of them, in order
 
 
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
-        (["ant", "yak", "zebra"], "2 of the 3 in the data, such as 'yak', 'zebra'; its 5 classes are such as 'ant'"),
+        (
+            ["ant", "yak", "zebra"],
+            "2 of the 3 classes in the data, such as 'yak', 'zebra'; its 5 classes include 'ant'",
+        ),
         (["0", "1"], "'0', '1'"),  # not all of its indices
-        (list(SYNSETS[:6]), "6 of the 6"),
+        (list(SYNSETS[:6]), "6 of the 6 classes"),
     ],
 )
 def test_a_class_that_the_model_lacks_is_told_with_both_sides(classes: list[str], says: str) -> None:
@@ -294,7 +301,7 @@ def test_published_figures_are_of_the_set_the_weights_and_the_size() -> None:
     def of(name: str, dataset: str, size: int = 224) -> Any:
         predictor.name = name
         predictor.spec = type(predictor.spec)(height=size, width=size)
-        return task.published(predictor, dataset)
+        return find_published(predictor, dataset)
 
     assert of("convmixer_768_32.in1k", "imagenet").top1 == 80.158
     assert of("convmixer_768_32", "imagenet-r").top1 == 43.26
@@ -306,7 +313,7 @@ def test_published_figures_are_of_the_set_the_weights_and_the_size() -> None:
 
 def test_the_sets_are_those_of_the_table() -> None:
     measured_here = {"cifar10"}
-    assert set(task.SETS) | measured_here == {name for row in _accuracies().values() for name in row}
+    assert set(SETS) | measured_here == {name for row in _accuracies().values() for name in row}
 
 
 def real_labels(tmp_path: Path, labels: dict[int, list[int]]) -> Path:
@@ -323,7 +330,7 @@ def test_any_real_label_is_right_and_images_without_one_are_left_out(tmp_path: P
         1: [int(order[0, 0]), 5], 2: [int(order[1, 0])], 3: [], 4: [int(order[3, 3]), int(order[3, 700])],
         5: [int(order[4, 900]), int(order[4, 901])], 6: [],
     }  # fmt: skip
-    real = task.read_real(real_labels(tmp_path, labels))
+    real = read_real_labels(real_labels(tmp_path, labels))
     row = measure(imagenet, images, real=real)
     assert row.metrics
     assert row.answers is not None
@@ -335,12 +342,12 @@ def test_any_real_label_is_right_and_images_without_one_are_left_out(tmp_path: P
     assert len(row.metrics.classes) == 1000
     assert row.dataset == ""  # it is not the whole set
     assert measure(imagenet, images, real=real, dataset="imagenet-real").dataset == "imagenet-real"
-    assert "2 images have no ReaL label" in "\n".join(task.remarks([row]))
+    assert "2 images have no ReaL label" in "\n".join(results.remarks([row]))
 
 
 def test_real_labels_need_the_validation_sets_names(folder: Path, tmp_path: Path, imagenet: Predictor) -> None:
     with pytest.raises(UsageError, match=r"ant/1\.png"):
-        measure(imagenet, open_labelled(folder), real=task.read_real(real_labels(tmp_path, {})))
+        measure(imagenet, open_labelled(folder), real=read_real_labels(real_labels(tmp_path, {})))
 
 
 @pytest.mark.parametrize("content", ["{}", "[[1]]", "[[1000]]", "no json", None, json.dumps([["1"]] * 50_000)])
@@ -349,7 +356,7 @@ def test_other_files_are_no_real_labels(tmp_path: Path, content: str | None) -> 
     if content is not None:
         path.write_text(content)
     with pytest.raises(UsageError, match=r"real\.json") as caught:
-        task.read_real(path)
+        read_real_labels(path)
     assert caught.value.code == "bad_argument"
 
 
@@ -361,8 +368,9 @@ def saved(tmp_path: Path) -> str:
     return f"local-dir:{save_pretrained(model_of(), tmp_path / 'saved')}"
 
 
-def run(data: Any, names: Any, **options: Any) -> list[Evaluation]:
-    return list(evaluate(data, names, **{"engine": "eager", "precision": "float32", "device": "cpu", **options}))
+def run(data: Any, models: Any, **options: Any) -> list[Evaluation]:
+    settings = dict(engine="eager", precision="float32", device="cpu") | options
+    return list(evaluate(data, models, EvaluationSettings(**settings)))
 
 
 def test_each_model_engine_and_precision_is_a_row(folder: Path, saved: str) -> None:
@@ -376,7 +384,7 @@ def test_each_model_engine_and_precision_is_a_row(folder: Path, saved: str) -> N
     assert len({one.top1 for one in measured}) == 1
     assert (measured[0].confusion.sum(0) > 0).sum() > 2
     assert measured[0].loss == pytest.approx(measured[1].loss, abs=1e-4)
-    assert all(len(task.cells(row)) == len(task.HEADER) for row in rows)
+    assert all(len(results.cells(row)) == len(results.HEADER) for row in rows)
 
 
 def test_a_lossy_precision_is_shown_as_what_was_used(folder: Path, saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,36 +407,36 @@ def test_a_model_that_fails_is_a_row_and_the_others_go_on(folder: Path, saved: s
     assert rows[1].status != "ok"
     assert "'ant'" in rows[0].note
     assert rows[2].metrics
-    assert all(len(task.cells(row)) == len(task.HEADER) for row in rows)
-    with pytest.raises(UsageError, match="has no class for 5"):
+    assert all(len(results.cells(row)) == len(results.HEADER) for row in rows)
+    with pytest.raises(UsageError, match="does not have 5"):
         run(folder, [other])
 
 
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(
     folder: Path, saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluator, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     wrong: list[tuple[Any, Any, dict[str, Any], str]] = [
         (folder, ["convmixer_768_33"], {}, "unknown_model"),
         (folder, [], {}, "bad_argument"),
         (folder, [saved], dict(dataset="imagenet-q"), "bad_argument"),
         (folder, [saved, saved], dict(checkpoint_path="x"), "bad_argument"),
-        (folder, [saved], dict(real=tmp_path / "none.json"), "bad_argument"),
+        (folder, [saved], dict(real_labels=tmp_path / "none.json"), "bad_argument"),
         (tmp_path / "absent", [saved], {}, "not_found"),
     ]
     for data, names, options, code in wrong:
         with pytest.raises(UsageError) as caught:
-            evaluate(data, names, **options)
+            evaluate(data, names, EvaluationSettings(**options))
         assert caught.value.code == code
 
 
 def test_the_validation_split_is_taken_where_there_is_one(tmp_path: Path, folder: Path) -> None:
     folder_of(tmp_path / "both" / "train", NAMES, each=2)
     folder_of(tmp_path / "both" / "val", NAMES, each=1)
-    assert len(task.open_data(tmp_path / "both")) == 5
-    assert len(task.open_data(tmp_path / "both", "train")) == 10
-    assert len(task.open_data(tmp_path / "both", "all")) == 15
-    assert len(task.open_data(folder)) == 30
+    assert len(open_data(tmp_path / "both")) == 5
+    assert len(open_data(tmp_path / "both", "train")) == 10
+    assert len(open_data(tmp_path / "both", "all")) == 15
+    assert len(open_data(folder)) == 30
 
 
 # --- the result -------------------------------------------------------------------------------------------------------
@@ -437,8 +445,8 @@ def test_the_validation_split_is_taken_where_there_is_one(tmp_path: Path, folder
 def test_the_tables_say_the_same(folder: Path, saved: str) -> None:
     (folder / "ant" / "1.png").write_bytes(b"")
     rows = [*run(folder, [saved]), Evaluation(model="m", status="no_weights", note="none, | at all", engine="auto")]
-    (good, bad) = csv.DictReader(io.StringIO(task.csv_bytes(rows).decode()))
-    assert tuple(good) == task.COLUMNS == tuple(task.as_dict(rows[0]))
+    (good, bad) = csv.DictReader(io.StringIO(results.csv_bytes(rows).decode()))
+    assert tuple(good) == results.COLUMNS == tuple(results.as_dict(rows[0]))
     found = rows[0].metrics
     assert found
     assert float(good["top1"]) == found.top1
@@ -446,8 +454,8 @@ def test_the_tables_say_the_same(folder: Path, saved: str) -> None:
     assert good["top5"] == ""
     assert "engine: eager" in good["conditions"]
     assert (bad["status"], bad["top1"], bad["note"]) == ("no_weights", "", "none, | at all")
-    assert json.loads(json.dumps(task.as_dict(rows[0]), allow_nan=False))["macro_f1"] == found.f1
-    text = task.markdown(rows)
+    assert json.loads(json.dumps(results.as_dict(rows[0]), allow_nan=False))["macro_f1"] == found.f1
+    text = results.markdown(rows)
     assert f"| {100 * found.top1:.2f} |" in text
     assert "29 of 30" in text
     assert "none, \\| at all" in text
@@ -456,9 +464,9 @@ def test_the_tables_say_the_same(folder: Path, saved: str) -> None:
 
 def test_published_figures_stand_beside_the_measured() -> None:
     rows = [fake_row("a.x", 0.8, 100.0), fake_row("b.x", 0.7, 50.0)]
-    assert task.cells(rows[0])[6] == "80.16 / 95.07"
-    assert task.as_dict(rows[0])["published_top1"] == 0.80158
-    assert "Published: top-1 / top-5 on imagenet" in task.markdown(rows)
+    assert results.cells(rows[0])[6] == "80.16 / 95.07"
+    assert results.as_dict(rows[0])["published_top1"] == 0.80158
+    assert "Published: top-1 / top-5 on imagenet" in results.markdown(rows)
 
 
 def fake_row(name: str, top1: float, rate: float) -> Evaluation:
@@ -482,22 +490,22 @@ def test_the_picture_has_a_point_for_each_model(suffix: str, monkeypatch: pytest
         kept.append(figure)
         return whole(figure, suffix)
 
-    monkeypatch.setattr(task, "render", keep)
-    data = task.draw([fake_row("a.x", 0.8, 100.0), fake_row("b.x", 0.7, 50.0), Evaluation(model="failed")], suffix)
+    monkeypatch.setattr(results, "render", keep)
+    data = results.draw([fake_row("a.x", 0.8, 100.0), fake_row("b.x", 0.7, 50.0), Evaluation(model="failed")], suffix)
     assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
     panel = kept[0].axes[0]
     assert [text.get_text() for text in panel.texts] == ["a", "b"]
     measured = next(points for points in panel.collections if len(points.get_offsets()) == 2)
     np.testing.assert_allclose(measured.get_offsets(), [[100, 80], [50, 70]])
     with pytest.raises(UsageError, match="nothing to draw"):
-        task.draw([Evaluation(model="failed")])
+        results.draw([Evaluation(model="failed")])
 
 
 def test_the_folder_has_a_table_and_a_report_of_each(tmp_path: Path, folder: Path, saved: str) -> None:
     pytest.importorskip("matplotlib")
-    images = task.open_data(folder)
+    images = open_data(folder)
     rows = run(images, [saved], engine=["eager", "rewritten"])
-    page = task.write(tmp_path / "out", rows, command="tessella evaluate data", images=images)
+    page = results.write_results(tmp_path / "out", rows, command="tessella evaluate data", images=images)
     text = page.read_text()
     reports = sorted(path.relative_to(page.parent).as_posix() for path in page.parent.glob("*/report.md"))
     assert len(reports) == 2
@@ -510,7 +518,7 @@ def test_the_folder_has_a_table_and_a_report_of_each(tmp_path: Path, folder: Pat
     assert [row["engine"] for row in json.loads((page.parent / "evaluation.json").read_text())["rows"]] == [
         "eager", "rewritten",
     ]  # fmt: skip
-    page = task.write(tmp_path / "single", rows[:1], command="tessella evaluate data", images=images)
+    page = results.write_results(tmp_path / "single", rows[:1], command="tessella evaluate data", images=images)
     assert "](report.md)" in page.read_text()
     assert "fingerprint" in (page.parent / "report.md").read_text()
 
@@ -523,7 +531,8 @@ def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     images = open_labelled(shared_data / "cifar10-test.parquet")
     expected = recorded()["models"][DEFAULT_MODEL]
     subset = images.subset(range(SUBSET))
-    (row,) = evaluate(subset, [DEFAULT_MODEL], device="cpu", precision="float32", batch_size=100)
+    settings = EvaluationSettings(device="cpu", precision="float32", batch_size=100)
+    (row,) = evaluate(subset, [DEFAULT_MODEL], settings)
     assert row.metrics
     assert row.answers is not None
     assert row.images == row.metrics.count == SUBSET

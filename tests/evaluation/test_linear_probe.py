@@ -19,32 +19,32 @@ from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.sources import Source
 from tessella.engine import make_plan
 from tessella.errors import TessellaError, UsageError
-from tessella.evaluation import linear_probe as probing
-from tessella.evaluation.linear_probe import (
+from tessella.evaluation import classifiers
+from tessella.evaluation.classifiers import (
     DRAWS,
     NEIGHBOURS,
     STRENGTHS,
-    Head,
     Scale,
-    attach,
     choose_neighbours,
     choose_strength,
-    embed,
     few_shot,
-    find_threshold,
     fit,
     minimise,
     neighbours,
-    probe,
     vote,
 )
+from tessella.evaluation.embeddings import embed
+from tessella.evaluation.head import Head, attach
+from tessella.evaluation.linear_probe import find_threshold, probe
 from tessella.evaluation.metrics import Coverage
+from tessella.evaluation.settings import ProbeSettings
 from tessella.predictor import Output, Predictor
 from tessella.results import l2_normalize, softmax
 
-from ..data.test_isolated import Deed
+from ..data.test_isolated import FaultySource
 from ..models.tiny import TINY, size_of, tiny
 
+NO_SHOTS = ProbeSettings(shots=())
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
 
 
@@ -100,14 +100,13 @@ def clouds(count: int, spread: float, seed: int = 0, classes: int = 3, width: in
 
 
 def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
-    seen: list[tuple[int, str]] = []
-
-    def watch(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
-        seen.append((total, unit))
-        yield from items
-
-    found = probe(data, predictor, accuracy=0.9, out=tmp_path / "out" / "deep", shots=(1, 20, 24), watch=watch)
-    assert seen == [(72, "images"), (30, "images")]
+    seen: list[tuple[str, int, int]] = []
+    settings = ProbeSettings(accuracy=0.9, shots=(1, 20, 24))
+    found = probe(data, predictor, settings, out=tmp_path / "out" / "deep", progress=lambda *what: seen.append(what))
+    assert seen == [
+        *(("training images", i, 72) for i in range(1, 73)),
+        *(("validation images", i, 30) for i in range(1, 31)),
+    ]
     assert found.classes == ("blue", "green", "red")
     assert (found.train_count, found.train_errors) == (71, {"unsupported_format": 1})
     for figures in (found.knn, found.linear):
@@ -130,26 +129,26 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     assert told == json.loads(json.dumps(found.as_dict()))
     assert told["linear"]["top1"] == found.linear.top1
     assert (told["fingerprint"], told["data_fingerprints"][1]) == (predictor.fingerprint, val.fingerprint)
-    again = probe(data, predictor, accuracy=0.9, shots=(1, 20, 24))
+    again = probe(data, predictor, settings)
     assert again.as_dict() == found.as_dict()
     assert np.array_equal(again.head.weight, found.head.weight)
 
 
 def test_without_validation_images_a_part_is_split_off(data: Path, predictor: Predictor) -> None:
-    found = probe(data / "train", predictor, val_fraction=0.3, shots=())  # val lies beside
+    found = probe(data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=()))  # val lies beside
     assert found.linear.total == 30
     (data / "val").rename(data / "other")
-    found = probe(data / "train", predictor, val_fraction=0.3, shots=())
+    found = probe(data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=()))
     assert 10 < found.linear.total < 35
     assert found.linear.total + found.train_count + sum(found.train_errors.values()) == 72
     assert (found.few_shot, found.threshold, found.asked_accuracy) == ((), None, None)
-    assert probe(data / "train", predictor, val=data / "other", shots=()).linear.total == 30
+    assert probe(data / "train", predictor, NO_SHOTS, val=data / "other").linear.total == 30
 
 
 def test_arguments_that_are_refused(data: Path, predictor: Predictor, tmp_path: Path) -> None:
     for wrong in (dict(shots=(0,)), dict(shots=(1, 2.5)), dict(accuracy=0), dict(accuracy=95)):
         with pytest.raises(UsageError) as error:
-            probe(data, predictor, **wrong)
+            probe(data, predictor, ProbeSettings(**wrong))
         assert error.value.code == "bad_argument"
     (tmp_path / "file").touch()
     for place in ("out", "attach_to"):
@@ -161,7 +160,7 @@ def test_arguments_that_are_refused(data: Path, predictor: Predictor, tmp_path: 
 def test_classes_and_splits_that_cannot_be_read(data: Path, predictor: Predictor) -> None:
     for path in (data / "train" / "red").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UsageError, match="'red' no training image could be read"):
+    with pytest.raises(UsageError, match="no training image of the class 'red' could be read"):
         probe(data, predictor)
     write_images(data / "new", 5)
     for path in (data / "val").rglob("*.png"):
@@ -189,7 +188,7 @@ def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
 def test_an_image_that_ends_its_process_costs_a_row(data: Path, predictor: Predictor) -> None:
     class Deadly(LabelledImages):
         def source(self, index: int) -> Source:
-            return Deed("deadly", "", deed="segv") if index == 5 else super().source(index)
+            return FaultySource("deadly", "", fault="segv") if index == 5 else super().source(index)
 
     images = open_labelled(data, "val")
     whole = embed(images, predictor)
@@ -253,17 +252,17 @@ def test_vectors_that_are_not_finite_are_errors(
 
 def test_what_is_held_out() -> None:
     labels = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
-    held = probing.hold_out(labels, np.random.default_rng(0))
+    held = classifiers.hold_out(labels, np.random.default_rng(0))
     assert np.bincount(labels[held], minlength=4).tolist() == [20, 2, 1, 0]
-    many = probing.hold_out(np.repeat([0, 1], 40_000), np.random.default_rng(0))
-    assert many.sum() == probing.MOST_HELD_OUT
+    many = classifiers.hold_out(np.repeat([0, 1], 40_000), np.random.default_rng(0))
+    assert many.sum() == classifiers.MOST_HELD_OUT
     assert many[:40_000].sum() == many[40_000:].sum()
 
 
 def test_with_one_image_a_class_there_is_nothing_to_choose_on() -> None:
     x, _ = clouds(3, 0)
     labels = np.arange(3)
-    held = probing.hold_out(labels, np.random.default_rng(0))
+    held = classifiers.hold_out(labels, np.random.default_rng(0))
     assert not held.any()
     assert choose_neighbours(x, labels, held, 3) == 1
     assert choose_strength(x, labels, held, 3) == pytest.approx(0.4 * 6)
@@ -271,7 +270,7 @@ def test_with_one_image_a_class_there_is_nothing_to_choose_on() -> None:
 
 def test_the_number_of_neighbours_is_chosen() -> None:
     x, labels = clouds(900, 0.05)
-    held = probing.hold_out(labels, np.random.default_rng(0))
+    held = classifiers.hold_out(labels, np.random.default_rng(0))
     assert choose_neighbours(x, labels, held, 3) == 1  # all are right: the fewest
     wrong = np.random.default_rng(1).random(900) < 0.35
     labels = np.where(wrong, (labels + 1) % 3, labels)
@@ -282,7 +281,7 @@ def test_the_number_of_neighbours_is_chosen() -> None:
 
 def test_the_penalty_is_chosen() -> None:
     x, labels = clouds(600, 4.0, width=40)
-    held = probing.hold_out(labels, np.random.default_rng(0))
+    held = classifiers.hold_out(labels, np.random.default_rng(0))
     chosen = choose_strength(x, labels, held, 3)
     assert 1e-2 < chosen < 1e4
     chance = np.random.default_rng(5).integers(0, 3, 600)
@@ -293,7 +292,7 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
     x, labels = clouds(2000, 1.5)
     order = np.argsort(labels)  # as in folders
     x, labels = x[order], labels[order]
-    held = probing.hold_out(labels, np.random.default_rng(0))
+    held = classifiers.hold_out(labels, np.random.default_rng(0))
     chosen = choose_strength(x, labels, held, 3)
     sizes = []
 
@@ -301,8 +300,8 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
         sizes.append((len(z_ND), len(set(labels_N))))
         return minimise(z_ND, labels_N, *rest)
 
-    monkeypatch.setattr(probing, "minimise", counted)
-    monkeypatch.setattr(probing, "MOST_LEARNED", 500)
+    monkeypatch.setattr(classifiers, "minimise", counted)
+    monkeypatch.setattr(classifiers, "MOST_LEARNED", 500)
     assert 0.1 <= choose_strength(x, labels, held, 3) / chosen <= 10
     assert {(400, 3)} == set(sizes)
     sizes.clear()
@@ -346,7 +345,7 @@ def test_the_minimum_is_found(strength: float, monkeypatch: pytest.MonkeyPatch) 
     # where the gradient of the mean is zero
     assert (excess.T @ z + strength * weight).abs().max() / 300 < 1e-5
     assert excess.sum(0).abs().max() / 300 < 1e-5
-    monkeypatch.setattr(probing, "CHUNK", 64)
+    monkeypatch.setattr(classifiers, "CHUNK", 64)
     in_parts = minimise(z, labels, 3, strength, start=solution + 1)
     assert torch.allclose(in_parts[:, :-1], weight, atol=2e-3)
 
@@ -362,7 +361,7 @@ def test_the_scale_folds_into_the_head() -> None:
     assert not z[:, 3].any()
     head = fit(x, labels, 3, 1.0)
     assert not head.weight[:, 3].any()
-    expected = probing.logits_of(z, minimise(z, labels, 3, 1.0)).numpy()
+    expected = classifiers.logits_of(z, minimise(z, labels, 3, 1.0)).numpy()
     assert np.abs(head(x) - expected).max() < 1e-3 * np.abs(expected).max()
     together = Scale.of(x, by_component=False)
     assert len(set(together.factor[together.factor > 0])) == 1
@@ -406,7 +405,7 @@ def test_thresholds() -> None:
 def test_the_attached_model_answers_as_the_probe(case: str, data: Path, tmp_path: Path) -> None:
     predictor = predictor_of(case)
     before = {key: value.clone() for key, value in predictor.model.state_dict().items()}
-    found = probe(data, predictor, shots=(), attach_to=tmp_path / "model")
+    found = probe(data, predictor, NO_SHOTS, attach_to=tmp_path / "model")
     assert found.attached == tmp_path / "model"
     again = tessella.load(f"local-dir:{tmp_path / 'model'}", engine="eager")
     assert again.labels == ("blue", "green", "red")
@@ -443,7 +442,7 @@ def test_an_exported_model_is_refused_before_any_work(
     assert predictor.fingerprint
     monkeypatch.setattr(predictor.engine, "model", None)  # as of an exported one
     with pytest.raises(UsageError, match="exported model") as error:
-        probe(data, predictor, attach_to=tmp_path / "model", watch=lambda *_: pytest.fail("work was done"))
+        probe(data, predictor, attach_to=tmp_path / "model", progress=lambda *_: pytest.fail("work was done"))
     assert error.value.code == "bad_argument"
 
 
@@ -455,7 +454,7 @@ def test_cifar10(shared_data: Path, tmp_path: Path) -> None:
             path = tmp_path / "data" / name / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(images.read(i))
-    found = probe(tmp_path / "data", val_fraction=0.4, shots=(1, 5), accuracy=0.95)
+    found = probe(tmp_path / "data", settings=ProbeSettings(val_fraction=0.4, shots=(1, 5), accuracy=0.95))
     assert found.linear.top1 > 0.78
     assert found.knn.top1 > 0.78
     assert found.linear.top5 is not None

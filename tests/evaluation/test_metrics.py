@@ -176,11 +176,11 @@ def test_torchmetrics_finds_the_same() -> None:
     for name, value in (("precision", found.precision), ("recall", found.recall), ("f1_score", found.f1)):
         of = getattr(functions, f"multiclass_{name}")
         assert value == pytest.approx(of(x, y, classes, average="macro").item(), abs=1e-6)
-        each = [row[name.removesuffix("_score")] for row in found.per_class]
+        each = np.array([dict(row)[name.removesuffix("_score")] for row in found.per_class], float)
         np.testing.assert_allclose(each, of(x, y, classes, average="none").numpy(), atol=1e-6)
-    for share, top in ((found.top1, 1), (found.top5, 5)):
+    for fraction, top in ((found.top1, 1), (found.top5, 5)):
         other = functions.multiclass_accuracy(x, y, classes, top_k=top, average="micro")
-        assert share == pytest.approx(other.item(), abs=1e-6)
+        assert fraction == pytest.approx(other.item(), abs=1e-6)
     assert found.confusion.tolist() == functions.multiclass_confusion_matrix(x, y, classes).tolist()
     assert found.ece == pytest.approx(functions.multiclass_calibration_error(x, y, classes, n_bins=15).item(), abs=1e-6)
     assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(torch.tensor(logits), y).item())
@@ -211,8 +211,8 @@ def test_mistakes_and_confusions_come_worst_first() -> None:
     assert worst_mistakes(answers).tolist() == [1, 3, 4, 0]
     found = metrics_of(answers, CLASSES)
     assert confused(found, 2) == [
-        dict(true="cat", predicted="dog", count=2, share=pytest.approx(2 / 3)),
-        dict(true="dog", predicted="fox", count=1, share=1.0),
+        dict(true="cat", predicted="dog", count=2, fraction=pytest.approx(2 / 3)),
+        dict(true="dog", predicted="fox", count=1, fraction=1.0),
     ]
     assert len(confused(found)) == 3
 

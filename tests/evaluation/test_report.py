@@ -19,9 +19,9 @@ from PIL import Image
 
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.errors import TessellaError
-from tessella.evaluation import report
+from tessella.evaluation import figures as report_figures
 from tessella.evaluation.metrics import Answers, Metrics, coverage, judge, metrics_of
-from tessella.evaluation.report import Unread, write_report
+from tessella.evaluation.report import FailedImage, ReportHeader, write_report
 from tessella.plots import figures
 
 pytest.importorskip("matplotlib")
@@ -37,7 +37,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         kept.append(figure)
         return whole(figure, suffix)
 
-    monkeypatch.setattr(report, "render", keep)
+    monkeypatch.setattr(report_figures, "render", keep)
     monkeypatch.setattr(figures, "render", keep)
     return kept
 
@@ -57,7 +57,7 @@ def size_of(png: bytes) -> tuple[int, int]:
 
 def test_a_small_confusion_has_names_and_counts(drawn: list[Any]) -> None:
     counts = counts_of(10)
-    png = report.confusion(counts, [f"class {i}" for i in range(10)])
+    png = report_figures.confusion(counts, [f"class {i}" for i in range(10)])
     assert max(size_of(png)) < 1200
     (figure,) = drawn
     panel = figure.axes[0]
@@ -68,7 +68,7 @@ def test_a_small_confusion_has_names_and_counts(drawn: list[Any]) -> None:
 
 
 def test_a_large_confusion_names_its_worst_pairs(drawn: list[Any]) -> None:
-    png = report.confusion(counts_of(1000), [f"class {i}" for i in range(1000)])
+    png = report_figures.confusion(counts_of(1000), [f"class {i}" for i in range(1000)])
     assert max(size_of(png)) < 2400
     (figure,) = drawn
     panel, bars = figure.axes[:2]
@@ -77,14 +77,14 @@ def test_a_large_confusion_names_its_worst_pairs(drawn: list[Any]) -> None:
     np.testing.assert_allclose(shown.sum(1), 100)  # per cent of each row, none lost
     labels = [label.get_text() for label in bars.get_yticklabels()]
     assert labels[0] == "class 1 → class 0"
-    assert len(labels) == report.PAIRS
+    assert len(labels) == report_figures.PAIRS
     assert bars.patches[0].get_width() == counts_of(1000)[1, 0]
 
 
 def test_a_confusion_between_few_of_many_classes_shows_these(drawn: list[Any]) -> None:
     counts = np.zeros((500, 500), np.int64)
     counts[[3, 3, 400], [3, 400, 400]] = 5, 2, 7
-    report.confusion(counts, [f"class {i}" for i in range(500)])
+    report_figures.confusion(counts, [f"class {i}" for i in range(500)])
     names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
     assert names == ["class 3", "class 400"]
 
@@ -92,21 +92,23 @@ def test_a_confusion_between_few_of_many_classes_shows_these(drawn: list[Any]) -
 @pytest.mark.parametrize("size", [1, 2, 30, 31, 260])
 def test_confusions_of_any_size_can_be_drawn(size: int) -> None:
     counts = np.diag(np.full(size, 3))
-    assert report.confusion(counts, [f"c{i}" for i in range(size)]).startswith(b"\x89PNG")
+    assert report_figures.confusion(counts, [f"c{i}" for i in range(size)]).startswith(b"\x89PNG")
 
 
 def test_names_are_only_text(drawn: list[Any]) -> None:
     names = ["$a_b^$ and $", "你好", "two\nlines", "<b>|", "x" * 100]
-    report.confusion(np.eye(5, dtype=np.int64), names)
+    report_figures.confusion(np.eye(5, dtype=np.int64), names)
     shown = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
     assert shown[2] == "two lines"
     assert len(shown[4]) == 28
-    assert report.confusion(np.eye(5, dtype=np.int64), names) == report.confusion(np.eye(5, dtype=np.int64), names)
+    assert report_figures.confusion(np.eye(5, dtype=np.int64), names) == report_figures.confusion(
+        np.eye(5, dtype=np.int64), names
+    )
 
 
 def test_the_reliability_diagram_shows_filled_bins(drawn: list[Any]) -> None:
     found, _, _ = measured()
-    report.calibration(found.bins, found.ece)
+    report_figures.calibration(found.bins, found.ece)
     panel, below = drawn[0].axes
     filled = [one for one in found.bins if one.images]
     assert 1 < len(filled) < len(found.bins)
@@ -118,7 +120,7 @@ def test_the_reliability_diagram_shows_filled_bins(drawn: list[Any]) -> None:
 def test_the_coverage_curve_marks_thresholds(drawn: list[Any]) -> None:
     logits = np.log([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]])
     curve = coverage(judge(logits, np.array([0, 1, 0])))
-    report.answered(curve, (0.65, 0.99))
+    report_figures.coverage_curve(curve, (0.65, 0.99))
     (panel,) = drawn[0].axes
     line, mark = panel.lines  # nothing is answered from 0.99 on
     np.testing.assert_allclose(line.get_xdata(), [100 / 3, 200 / 3, 100])
@@ -145,8 +147,8 @@ def test_training_curves_are_sorted_by_what_they_measure(drawn: list[Any]) -> No
 
 def test_pictures_leave_a_programs_own_figures_alone() -> None:
     code = (
-        "import sys, numpy; from tessella.evaluation import report\n"
-        "report.confusion(numpy.eye(3, dtype=int), ['a', 'b', 'c'])\n"
+        "import sys, numpy; from tessella.evaluation import figures\n"
+        "figures.confusion(numpy.eye(3, dtype=int), ['a', 'b', 'c'])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -155,14 +157,19 @@ def test_pictures_leave_a_programs_own_figures_alone() -> None:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 NAMES = ("cat", "dog|<b>", "$fox$")
+HEADER = ReportHeader(title="t", command="c")
 
 
-def measured(count: int = 60) -> tuple[Metrics, Answers, list[Unread]]:
+def measured(count: int = 60) -> tuple[Metrics, Answers, list[FailedImage]]:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), count // 3)
     logits = rng.normal(size=(count, 3)) + 1.5 * np.eye(3)[labels]
     answers = judge(logits, labels)
-    return metrics_of(answers, NAMES, errors={"empty": 2}), answers, [Unread(f"x{i}.png", "empty", "no") for i in "ab"]
+    return (
+        metrics_of(answers, NAMES, errors={"empty": 2}),
+        answers,
+        [FailedImage(f"x{i}.png", "empty", "no") for i in "ab"],
+    )
 
 
 @pytest.fixture
@@ -177,12 +184,14 @@ def images(tmp_path: Path) -> LabelledImages:
 
 
 def write(folder: Path, images: LabelledImages | None = None, **more: Any) -> Path:
-    found, answers, unread = measured()
-    more = dict(title="A model on data") | more
-    return write_report(
-        folder, found, command="tessella evaluate 'my data' -m x", answers=answers,
-        conditions={"engine": "eager", "data": "a|b"}, images=images, unread=unread, **more,
-    )  # fmt: skip
+    found, answers, failed = measured()
+    header = ReportHeader(
+        title=more.pop("title", "A model on data"),
+        command="tessella evaluate 'my data' -m x",
+        conditions={"engine": "eager", "data": "a|b"},
+        notes=more.pop("notes", ()),
+    )
+    return write_report(folder, found, header, answers=answers, images=images, failed=failed, **more)
 
 
 def test_the_report_has_all_that_it_names(tmp_path: Path, images: LabelledImages) -> None:
@@ -228,7 +237,7 @@ def test_the_contact_sheet_shows_the_worst_that_can_be_read(
     tmp_path: Path, images: LabelledImages, drawn: list[Any]
 ) -> None:
     _, answers, _ = measured()
-    wrong = np.flatnonzero(~answers.right)
+    wrong = np.flatnonzero(~answers.correct)
     worst = wrong[np.argsort(-answers.confidence[wrong])]
     assert len(worst) > 3
     Path(tmp_path / "data" / images.key(int(worst[1]))).write_bytes(b"damaged")
@@ -248,8 +257,7 @@ def test_the_contact_sheet_shows_the_worst_that_can_be_read(
 
 def test_no_mistake_no_sheet(tmp_path: Path, images: LabelledImages) -> None:
     answers = judge(10 * np.eye(3)[images.labels], images.labels)
-    page = write_report(tmp_path / "report", metrics_of(answers, NAMES), title="t", command="c", conditions={},
-                        answers=answers, images=images)  # fmt: skip
+    page = write_report(tmp_path / "report", metrics_of(answers, NAMES), HEADER, answers=answers, images=images)
     assert "mistakes" not in page.read_text()
     assert not (page.parent / "mistakes.png").exists()
     assert "All 60 images were read." in page.read_text()
@@ -258,9 +266,9 @@ def test_no_mistake_no_sheet(tmp_path: Path, images: LabelledImages) -> None:
 def test_many_classes_are_cut_to_the_worst(tmp_path: Path) -> None:
     answers = judge(10 * np.eye(80)[np.arange(80)], np.where(np.arange(80) == 70, 3, np.arange(80)))
     names = [f"class{i}" for i in range(80)]
-    page = write_report(tmp_path, metrics_of(answers, names), title="t", command="c", conditions={})
+    page = write_report(tmp_path, metrics_of(answers, names), HEADER)
     classes = page.read_text().split("## Classes")[1].split("## Calibration")[0]
-    assert "The 50 of lowest F1" in classes
+    assert "The 50 classes with the lowest F1" in classes
     assert "class3 " in classes
     assert "class70" not in classes  # it has no example
     assert len(re.findall(r"^\| class\d", classes, re.M)) == 50

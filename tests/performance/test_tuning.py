@@ -15,8 +15,8 @@ from tessella.doctor import _tuned
 from tessella.engine import make_plan
 from tessella.engine.tuned import Tuned, Workload, all_tuned, find_tuned, save_tuned
 from tessella.errors import UsageError
-from tessella.performance import tuning as tuning
-from tessella.performance.tuning import Row, _winner, tune
+from tessella.performance import tuning
+from tessella.performance.tuning import TuningRow, _winner, tune
 from tessella.predictor import Predictor
 
 from ..models.tiny import tiny
@@ -37,7 +37,7 @@ def model() -> Any:
 def test_the_winner_is_kept_and_used() -> None:
     net = model()
     said: list[str] = []
-    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, say=said.append)
+    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, log=said.append)
     assert any("openvino float32" in line for line in said)
     measured = {(row.engine, row.layout) for row in done.rows if row.seconds}
     assert measured >= {("rewritten", ""), ("openvino", "")}
@@ -75,19 +75,19 @@ def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_not_worth_it_is_not_chosen() -> None:
-    def row(engine: str, seconds: list[float]) -> Row:
-        return Row("throughput", engine, "float32", "", 1, 8, seconds)
+    def row(engine: str, seconds: list[float]) -> TuningRow:
+        return TuningRow("throughput", engine, "float32", "", 1, 8, seconds)
 
     usual = row("rewritten", [0.10, 0.11, 0.12])
     assert _winner([usual, row("openvino", [0.108, 0.109, 0.11])], "today").engine == "rewritten"
     best = _winner([usual, row("openvino", [0.05, 0.055, 0.06]), row("onnxruntime", [])], "today")
     assert best.engine == "openvino"
-    assert "20 images/s, 2.00 times that of rewritten float32; 3 rounds" in best.reason
+    assert "20 images/s, 2.00 times that of rewritten float32; 3 alternating rounds" in best.reason
 
 
 def test_when_the_time_is_up_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = tune(model(), seconds=1e-6)
-    assert any(row.note == "not measured: the time was up" for row in done.rows)
+    assert any(row.note == "not measured: the time limit was reached" for row in done.rows)
     assert done.winners["throughput"].engine == "rewritten"
 
 
@@ -95,7 +95,7 @@ def test_when_the_time_is_up_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_candidates_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         tune(model(), **wrong)
-    assert "choose of" in str(caught.value.hint)
+    assert "choose from" in str(caught.value.hint)
 
 
 def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
 
     class Fake:
         def __init__(self, name: str, seconds: float):
-            self.row = Row("throughput", name, "float32", "", 1, 8, [seconds])
+            self.row = TuningRow("throughput", name, "float32", "", 1, 8, [seconds])
             self.seconds = seconds
 
         def measure(self) -> None:
@@ -177,7 +177,7 @@ def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
             self.row.seconds.append(self.seconds)
 
     fakes: list[Any] = [Fake("usual", 9.0), Fake("a", 1.0), Fake("slow", 5.0), Fake("b", 1.1)]
-    tuning._rounds(fakes, until=float("inf"))
+    tuning._run_rounds(fakes, until=float("inf"))
     assert order == [*["usual", "a", "b"] * 2, *["a", "b"] * (tuning.ROUNDS - 3)]
     assert len(fakes[2].row.seconds) == 1
     assert len(fakes[0].row.seconds) == len(tuning.HOPELESS)
@@ -186,6 +186,6 @@ def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
 
 def test_a_disturbed_round_does_not_decide() -> None:
     """Another program slowed three of the faster one's seven rounds, as happens on a shared machine."""
-    usual = Row("throughput", "rewritten", "float32", "", 1, 8, [0.10] * 7)
-    disturbed = Row("throughput", "openvino", "float32", "", 1, 8, [0.08, 0.3, 0.08, 0.3, 0.08, 0.3, 0.3])
+    usual = TuningRow("throughput", "rewritten", "float32", "", 1, 8, [0.10] * 7)
+    disturbed = TuningRow("throughput", "openvino", "float32", "", 1, 8, [0.08, 0.3, 0.08, 0.3, 0.08, 0.3, 0.3])
     assert _winner([usual, disturbed], "today").engine == "openvino"

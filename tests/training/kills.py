@@ -21,9 +21,9 @@ from unittest import mock
 import torch
 import torch._dynamo  # an optimizer would import it in each process, for seconds
 
-from tessella.training import checkpoint
-from tessella.training import loop as train
+from tessella.training import checkpoint, results
 from tessella.training.config import TrainConfig
+from tessella.training.loop import train
 
 from ..soak import write_figures
 from .small_runs import FAMILIES, make_images, small
@@ -33,12 +33,12 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.bulk.bulk_kills", "tests.training.kills", "pytest"])
 
 
-def last(out: Path) -> checkpoint.Checkpoint:
-    return checkpoint.read(out, checkpoint.moments(out)[-1])
+def last(out: Path) -> checkpoint.TrainingCheckpoint:
+    return checkpoint.read(out, checkpoint.checkpoint_ids(out)[-1])
 
 
-def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
-    assert a.moment == b.moment
+def assert_same(a: checkpoint.TrainingCheckpoint, b: checkpoint.TrainingCheckpoint) -> None:
+    assert a.checkpoint_id == b.checkpoint_id
     assert a.tensors.keys() == b.tensors.keys()
     for part, tensors in a.tensors.items():
         assert tensors.keys() == b.tensors[part].keys()
@@ -49,16 +49,23 @@ def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
 def config_of(family: str) -> TrainConfig:
     """36 steps with everything on that has a state of its own."""
     return small(
-        family, probe=True, keep_statistics=True, epochs=12, ema=0.9, drop_path=0.1,
-        mixing=dict(mixup=0.2), checkpoint_minutes=INTERVAL / 60,
-        augmentation=dict(auto_augment="rand-m9-inc1"), model_args=FAMILIES[family] | dict(drop_rate=0.1),
-    )  # fmt: skip
+        family,
+        probe=True,
+        freeze_batch_norm_stats=True,
+        epochs=12,
+        ema_decay=0.9,
+        drop_path_rate=0.1,
+        mixing=dict(mixup=0.2),
+        checkpoint_minutes=INTERVAL / 60,
+        augmentation=dict(auto_augment="rand-m9-inc1"),
+        model_args=FAMILIES[family] | dict(drop_rate=0.1),
+    )
 
 
 def _run(data: Path, out: Path, family: str) -> None:
     torch.set_num_threads(1)
-    with mock.patch.object(train, "write_report"):  # its pictures take most of the time of so small a run
-        train.train(data, out, config_of(family), workers=0)
+    with mock.patch.object(results, "write_report"):  # its pictures take most of the time of so small a run
+        train(data, out, config_of(family), workers=0)
 
 
 def _start(data: Path, out: Path, family: str) -> BaseProcess:
@@ -75,7 +82,7 @@ def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: in
     chance = random.Random(f"{family} {seed}")
     whole, cut = folder / "whole", folder / "cut"
     process = _start(data, whole, family)
-    while not checkpoint.moments(whole):
+    while not checkpoint.checkpoint_ids(whole):
         assert process.is_alive()
         time.sleep(0.002)
     began = time.monotonic()
@@ -87,20 +94,20 @@ def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: in
         family=family, kills=0, while_saving=0, resumed=0, ends=0, bit_equal=0, lost_seconds=[]
     )
     while facts["kills"] < kills or facts["ends"] == 0:
-        before = checkpoint.moments(cut)[-1:]
+        before = checkpoint.checkpoint_ids(cut)[-1:]
         process = _start(data, cut, family)
         if facts["kills"] < kills:
             until = time.monotonic() + 120
-            while process.is_alive() and checkpoint.moments(cut)[-1:] == before and time.monotonic() < until:
+            while process.is_alive() and checkpoint.checkpoint_ids(cut)[-1:] == before and time.monotonic() < until:
                 time.sleep(0.002)  # it has gone on
-            facts["resumed"] += bool(before) and checkpoint.moments(cut)[-1:] != before
+            facts["resumed"] += bool(before) and checkpoint.checkpoint_ids(cut)[-1:] != before
             process.join(chance.uniform(0, takes))
             if process.is_alive():
                 process.kill()
                 died = time.time()
                 facts["kills"] += 1
                 process.join()
-                newest = checkpoint.folder_of(cut, checkpoint.moments(cut)[-1])
+                newest = checkpoint.checkpoint_folder(cut, checkpoint.checkpoint_ids(cut)[-1])
                 facts["while_saving"] += any((cut / "checkpoints").glob(".*.tmp"))
                 facts["lost_seconds"].append(died - (newest / checkpoint.MANIFEST).stat().st_mtime)
                 continue

@@ -1,4 +1,4 @@
-"""config.json of a model folder with every field replaced by something it must not be: a coded error or a model."""
+"""A config.json with each field replaced by invalid values gives a coded error or a working model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VALUES: list[Any] = [
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every field of nested objects and lists."""
+    """Yield the path of every field of nested objects and lists."""
     if path:
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -54,7 +54,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(root: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of `root` in which the field at `path` is `value`."""
+    """Return a copy of `root` with `value` at `path`."""
     if not path:
         return value
     copy = dict(root) if isinstance(root, dict) else list(root)
@@ -92,7 +92,7 @@ def test_every_field_replaced_by_every_value(saved_folder: tuple[Path, dict[str,
     assert refused > 60
 
 
-def test_fields_that_nobody_knows_are_ignored(saved_folder: tuple[Path, dict[str, Any]]) -> None:
+def test_unknown_fields_are_ignored(saved_folder: tuple[Path, dict[str, Any]]) -> None:
     folder, good = saved_folder
     for value in VALUES:
         (folder / "config.json").write_text(json.dumps({**good, "surprise": value}))
@@ -100,7 +100,7 @@ def test_fields_that_nobody_knows_are_ignored(saved_folder: tuple[Path, dict[str
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])
-def test_deep_nesting_anywhere(saved_folder: tuple[Path, dict[str, Any]], depth: int) -> None:
+def test_deep_nesting_is_refused(saved_folder: tuple[Path, dict[str, Any]], depth: int) -> None:
     folder, good = saved_folder
     text = json.dumps(changed(good, ("pretrained_cfg", "mean"), "HERE"))
     for brackets in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):

@@ -31,8 +31,9 @@ import numpy as np
 from ..checks import as_inputs, as_path, check_count, check_seconds, checked
 from ..data.sources import Skipped, iter_sources
 from ..errors import OutputError, RunError, UsageError
+from ..extras import need_pyarrow
 from ..predictor import Predictor
-from ..records import csv_line, need_pyarrow
+from ..records import csv_line
 from ..signals import Stop
 from ..storage import check_output, copy_file, file_hash, folder_lock, read_regular, write_atomic, write_bytes
 from .ledger import FILE, Ledger, Shard, read_ledger

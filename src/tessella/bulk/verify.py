@@ -20,7 +20,7 @@ from typing import Any
 
 from ..checks import as_path, checked
 from ..errors import OutputError, UsageError
-from ..records import need_pyarrow
+from ..extras import need_pyarrow
 from ..search.index import HOME, check_index
 from ..storage import LOCK, file_hash, folder_lock, read_regular, replacing, shared_lock
 from .ledger import FILE, Shard, ledger_bytes, read_ledger

@@ -177,21 +177,24 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
 
 
 def load_predictor(given: dict[str, Any]) -> Predictor:
+    """Load the model that the options name; with --verbose, print every choice with its reason."""
     predictor = loading(given)()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
-        for row in predictor.plan.choices:
-            notice(printable(str(row)))
+        for choice in predictor.plan.choices:
+            notice(printable(str(choice)))
     return predictor
 
 
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
+    """Yield the sources of the inputs; "-" reads standard input. skipped: counts entries that are not images."""
     from ..data.sources import iter_sources
 
     return iter_sources(inputs, stdin=sys.stdin, skipped=skipped)
 
 
 def report_skipped(skipped: Skipped) -> None:
+    """Print one line per reason for which entries were skipped."""
     for line in skipped.lines():
         notice(printable(line))
 
@@ -204,12 +207,13 @@ def read_samples(name: str | None) -> list[Source] | None:
 
 
 def report_bad(record: Record, *, quiet: bool) -> None:
-    if not quiet:  # machine-readable output has the error in the row
+    """Print the error of a bad input, unless the output is machine-readable and has it in the row."""
+    if not quiet:
         complain(printable(f"{record.key}: {record.status}: {record.message}"))
 
 
 def finish(good: int, bad: int, strict: bool) -> None:
-    """End a command that reads images: status 3 if none could be read or, with --strict, if any could not."""
+    """End a command that reads images: status 3 if no input could be read or, with --strict, if any could not."""
     if not good + bad:
         raise UsageError(
             "not_found", "no inputs were given", hint="give a folder, files, or - for a list on standard input"
@@ -221,14 +225,16 @@ def finish(good: int, bad: int, strict: bool) -> None:
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
+    """Parse comma-separated integers. Raises UsageError `bad_argument`."""
     try:
         numbers = [int(part) for part in split(text)]
     except ValueError:
         numbers = []
-    if not numbers or max(map(abs, numbers)) > preflight.MOST:
+    if not numbers or max(map(abs, numbers)) > preflight.MAX_COUNT:
         raise UsageError("bad_argument", f"{option} is {text!r}, expected comma-separated integers such as 8,1")
     return numbers
 
 
 def split(text: str) -> list[str]:
+    """Split comma-separated values."""
     return [part.strip() for part in text.split(",")]

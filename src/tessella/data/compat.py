@@ -21,10 +21,11 @@ from ..checks import checked
 from ..errors import UsageError
 from .augment import TrainTransform, as_pillow
 from .constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from .datasets import SPLIT_NAMES, open_labelled
+from .datasets import open_labelled
 from .decode import decode
 from .factory import create_transform
 from .labels import labels_for, labels_for_classes
+from .layouts.detection import SPLIT_NAMES
 from .mix import Mixing, mix, targets
 from .transforms import Transform
 

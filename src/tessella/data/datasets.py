@@ -24,9 +24,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import checked
+from ..checks import checked, show
 from .layouts.classes import class_indices, map_classes
-from .layouts.detection import SPLIT_NAMES as SPLIT_NAMES
 from .layouts.detection import DatasetFiles, Split, find_files, find_sibling, lacks_classes
 from .layouts.parquet_tables import read_parquet_tables
 from .layouts.path_lists import read_path_lists
@@ -129,6 +128,7 @@ def open_labelled(
     return _load(files, files.require(split), classes)
 
 
+@checked
 def open_split(
     data: str | os.PathLike[str], *, val: str | os.PathLike[str] | None = None, val_fraction: float = 0.1
 ) -> tuple[LabelledImages, LabelledImages]:
@@ -200,7 +200,8 @@ def _hold_out(data: LabelledImages, fraction: float) -> tuple[LabelledImages, La
     Raises UsageError `bad_argument` if no image is held out.
     """
     if not 0 < fraction < 1:
-        raise bad_data(f"val_fraction is {fraction}, expected a number between 0 and 1")
+        raise bad_data(f"val_fraction is {show(fraction)}, expected a number between 0 and 1")
+    fraction = float(fraction)
     hashes = (hashlib.sha256(os.fsencode(data.key(i))).digest()[:8] for i in range(len(data)))
     positions = np.fromiter((int.from_bytes(digest, "big") / 2**64 for digest in hashes), float, len(data))
     held_out = positions < fraction

@@ -387,7 +387,7 @@ def _check_size(height: int, width: int, limits: Limits) -> None:
     if max(height, width) > limits.side:
         raise ImageError("side_too_long", f"{size}, the longest side allowed is {limits.side:,}")
     if height * width > limits.pixels:
-        raise ImageError("too_many_pixels", f"{size}, the limit is {limits.pixels:,} in all")
+        raise ImageError("too_many_pixels", f"{size}, the limit is {limits.pixels:,} pixels")
 
 
 @contextmanager
@@ -404,7 +404,8 @@ def translate_errors() -> Iterator[None]:
     except MemoryError:
         raise ImageError("too_many_pixels", "there is not enough memory to decode the image") from None
     except Exception:
-        raise ImageError("corrupt_image", "the image is damaged, truncated, or not of the announced format") from None
+        message = "the image is damaged, truncated, or not in the format that its first bytes indicate"
+        raise ImageError("corrupt_image", message) from None
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

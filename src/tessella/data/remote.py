@@ -22,14 +22,29 @@ from .limits import Limits
 class ObjectStore(Protocol):
     """The methods of an fsspec file system that this package calls; paths are without the scheme of the URL."""
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes: ...
-    def find(self, path: str) -> list[str]: ...
-    def glob(self, path: str) -> list[str]: ...
-    def info(self, path: str) -> Mapping[str, Any]: ...
-    def isfile(self, path: str) -> bool: ...
-    def open(self, path: str, mode: str) -> IO[bytes]: ...
-    def size(self, path: str) -> int | None: ...
-    def unstrip_protocol(self, name: str) -> str: ...
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return the bytes of an object from `start` up to, but not including, `end`."""
+
+    def find(self, path: str) -> list[str]:
+        """Return the paths of all objects below a folder."""
+
+    def glob(self, path: str) -> list[str]:
+        """Return the paths of the objects that match a pattern."""
+
+    def info(self, path: str) -> Mapping[str, Any]:
+        """Return what the store knows about an object, such as its size and version."""
+
+    def isfile(self, path: str) -> bool:
+        """Return whether there is an object of this path."""
+
+    def open(self, path: str, mode: str) -> IO[bytes]:
+        """Open an object as a seekable stream."""
+
+    def size(self, path: str) -> int | None:
+        """Return the size of an object in bytes; None if the store does not know it."""
+
+    def unstrip_protocol(self, name: str) -> str:
+        """Return a path with the scheme of its URL."""
 
 
 def is_url(name: str) -> bool:

@@ -2,8 +2,8 @@
 
 Shape suffixes: B images, C colour channels, H heads, N patches or tokens (row-major), D model width, d head width.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: the class token joins, without a position, only after the local blocks: blocks 0 to 9 of the
-published models see patches alone.
+Note: the class token is added, without a position, after the local blocks: blocks 0 to 9 of the published models
+see patches alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .layers import (
     tokens_to_map,
 )
 
-torch.fx.wrap("at_least_float32")  # it is imported: where it is defined, it is wrapped for that file only
+torch.fx.wrap("at_least_float32")  # the wrapper at its definition is valid for that file only
 POOLS = ("token", "avg", "")
 
 
@@ -42,8 +42,8 @@ class ConViTConfig:
     embed_dim: int  # d, the width of ONE head: the model's is embed_dim * num_heads
     num_heads: int
     depth: int = 12  # blocks
-    # Blocks with positional attention; the class token joins after them. Where no block follows it has seen no patch:
-    # pool "avg" then.
+    # Blocks with positional attention; the class token is added after them. If no block follows, it contains nothing
+    # about the patches: use global_pool="avg" then.
     local_up_to_layer: int = 10
     locality_strength: float = 1.0  # how sharply a fresh positional head looks at its own neighbour
     use_pos_embed: bool = True
@@ -65,7 +65,7 @@ VARIANTS = {  # Table 2 of the paper, under timm's names
     "convit_tiny": ConViTConfig(embed_dim=48, num_heads=4),
     "convit_small": ConViTConfig(embed_dim=48, num_heads=9),
     "convit_base": ConViTConfig(embed_dim=48, num_heads=16),
-    # this project's own, for 32 px images: nine heads begin as a 3 x 3 convolution
+    # of this project, for 32 px images: nine heads start as a 3 x 3 convolution
     "convit_ti_p4_32": ConViTConfig(
         embed_dim=12, num_heads=9, depth=7, local_up_to_layer=6, mlp_ratio=2, patch_size=4, img_size=32, num_classes=10
     ),
@@ -87,7 +87,7 @@ def relative_positions(grid: Pair) -> Tensor:
 
 
 class GPSA(nn.Module):
-    """Gated positional self-attention: each head blends what patches show with where they are (section 3)."""
+    """Gated positional self-attention: each head blends attention by content and by position (section 3)."""
 
     def __init__(self, cfg: ConViTConfig):
         super().__init__()
@@ -108,14 +108,14 @@ class GPSA(nn.Module):
         content_BHNN = (q_BHNd @ k_BHNd.transpose(-2, -1) * self.scale).softmax(-1)
         position_HNN = self.position_attention(rel_NN3).to(content_BHNN.dtype)
         gate_H11 = self.gating_param.sigmoid()[:, None, None]
-        # The reference divides this by its row sums. Both terms' rows sum to 1, so does their blend: it is left out.
+        # The reference divides this by its row sums, which are 1, as those of both terms are: the division is omitted.
         attn_BHNN = self.attn_drop((1 - gate_H11) * content_BHNN + gate_H11 * position_HNN)
         return self.proj_drop(self.proj((attn_BHNN @ v_BHNd).transpose(1, 2).flatten(2)))
 
     def position_attention(self, rel_NN3: Tensor) -> Tensor:
-        """(H,N,N) attention by position alone: one for the whole batch, as it does not depend on the image.
+        """(N,N,3) relative positions -> (H,N,N) attention by position, which is the same for all images.
 
-        float32 or wider and elementwise, as autocast would make `Linear` round the squared distances to half precision.
+        In float32 or wider, and elementwise: under autocast, `Linear` would round squared distances to half precision.
         """
         dtype = at_least_float32(self.pos_proj.weight.dtype)
         by_x, by_y, by_distance = self.pos_proj.weight.to(dtype).T[:, :, None, None].unbind()
@@ -125,9 +125,9 @@ class GPSA(nn.Module):
 
     @torch.no_grad()
     def local_init(self, strength: float) -> None:
-        """Start as a convolution: head h of the K x K square of heads looks at its own neighbour (equation 5).
+        """Initialise the heads as a K x K convolution: head h attends to its own neighbour (equation 5).
 
-        When the number of heads is not a square, those beyond K * K keep their random positions.
+        If the number of heads is not a square, those beyond K * K keep their random positions.
         """
         nn.init.eye_(self.v.weight)
         side = math.isqrt(self.num_heads)
@@ -138,7 +138,7 @@ class GPSA(nn.Module):
 
 
 class LocalBlock(PreNormBlock):
-    """A block whose attention also reads where the patches are: (B,N,D) -> (B,N,D)."""
+    """A block with GPSA, which also reads the relative positions of the patches: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, cfg: ConViTConfig, width: int, drop_path: float):
         super().__init__(GPSA(cfg), width, cfg.mlp_ratio, cfg.proj_drop_rate, drop_path)
@@ -150,6 +150,8 @@ class LocalBlock(PreNormBlock):
 
 
 class ConViT(ImageModel):
+    """ConViT for images of one size, img_size; features are tokens, the class token first."""
+
     if TYPE_CHECKING:
         config: ConViTConfig
         blocks: nn.ModuleList
@@ -216,6 +218,7 @@ class ConViT(ImageModel):
         return tokens_to_map(x_BND, self.patch_embed.grid) if output_fmt == "NCHW" else x_BND
 
     def join_class_token(self, x_BND: Tensor) -> Tensor:
+        """(B,N,D) -> (B,1+N,D), with the class token first; unchanged if it was pruned."""
         if self.cls_token is None:
             return x_BND
         return torch.cat((self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND), dim=1)
@@ -228,7 +231,7 @@ class ConViT(ImageModel):
                 x_BND = self.forward_block(i, x_BND)
             return self.norm(x_BND)
         for i, block in enumerate(self.blocks):
-            if hasattr(block, "reads_positions"):  # which TorchScript decides once, for each block
+            if hasattr(block, "reads_positions"):  # TorchScript resolves this once per block
                 x_BND = block(x_BND, self.rel_pos)
             else:
                 x_BND = block(x_BND)
@@ -249,7 +252,7 @@ class ConViT(ImageModel):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As `ImageModel.prune_intermediate_layers`; without a head and a global block the class token goes too."""
+        """As `ImageModel.prune_intermediate_layers`; without head and global block, the class token goes, too."""
         picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self.num_local = min(self.num_local, len(self.blocks))
         if prune_head and len(self.blocks) == self.num_local:
@@ -269,9 +272,12 @@ class ConViT(ImageModel):
         )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Fit the position embedding of a checkpoint made for `source` (height, width) px to this model's grid."""
+        """Resample the position embedding of a checkpoint for `source` (height, width) px to this model's grid."""
         old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.patch_embed.grid
         resampled = dict(state)
         if old != new and "pos_embed" in state:
             resampled["pos_embed"] = resample_tokens(state["pos_embed"], 1, old, new)
         return resampled
+
+
+ConVit = ConViT  # as timm spells it

@@ -2,7 +2,7 @@
 
 Shape suffixes: B images, C colour channels, H W pixels, D model width, h w the grid of patches.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: the published 768/32 weights use ReLU, the other two GELU.
+Note: the published 768/32 weights use ReLU, the other two GELU.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Residual(nn.Module):
 
 
 def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
+    """Return a block: a depthwise convolution with a residual sum, then a pointwise one; both with a batch norm."""
     act = ACTIVATIONS[cfg.act_layer]
     spatial = nn.Sequential(
         nn.Conv2d(cfg.dim, cfg.dim, cfg.kernel_size, groups=cfg.dim, padding="same"), act(), nn.BatchNorm2d(cfg.dim)
@@ -67,6 +68,8 @@ def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
 
 
 class ConvMixer(ImageModel):
+    """ConvMixer for images of any size from one patch up; `forward_intermediates` returns maps only."""
+
     output_formats = ("NCHW",)
     if TYPE_CHECKING:
         config: ConvMixerConfig
@@ -129,7 +132,7 @@ class ConvMixer(ImageModel):
         x = self.head_drop(pool_map(x, self.global_pool))
         if pre_logits:
             return x
-        # without pooling the head would read the last spatial axis as channels
+        # the head reads the last axis, which without pooling is a spatial one
         return self.head(x) if self.global_pool != "" else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def pools(self) -> tuple[str, ...]:
@@ -141,6 +144,7 @@ class ConvMixer(ImageModel):
 
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
+    """Raise UsageError `wrong_input_size` unless images are (B,C,H,W) and at least one patch large."""
     if x_BCHW.ndim != 4:
         raise UsageError("wrong_input_size", f"got a tensor of shape {x_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = x_BCHW.shape[-2], x_BCHW.shape[-1]
@@ -149,15 +153,15 @@ def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
 
 
 def pool_map(x_BDhw: Tensor, kind: str) -> Tensor:
-    """(B,D,h,w) -> (B,D), or (B,2D) for catavgmax; "" returns the map. The fast kinds are the same numbers."""
+    """(B,D,h,w) -> (B,D), or (B,2D) for catavgmax; "" returns the map. The fast kinds give the same numbers."""
     if kind == "":
         return x_BDhw
     kind = kind.replace("fast", "")
     if kind == "max":
         return x_BDhw.amax((2, 3))
-    # the pooling operator rather than mean(): its summation order is the reference's
+    # not mean(): the pooling operator sums in the order of the reference
     avg_BD = F.adaptive_avg_pool2d(x_BDhw, 1).flatten(1)
-    if kind == "" or kind == "avg":  # TorchScript
+    if kind == "" or kind == "avg":  # `in` fails in TorchScript
         return avg_BD
     max_BD = x_BDhw.amax((2, 3))
     return (avg_BD + max_BD) / 2 if kind == "avgmax" else torch.cat((avg_BD, max_BD), 1)

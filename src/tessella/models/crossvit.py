@@ -3,7 +3,7 @@
 Shape suffixes: B images, C colour channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
 h heads; b is a branch (0: small patches, 1: large patches) and o the other one.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: the model reads one image of img_size and resizes it itself for each branch whose img_scale is not 1.
+Note: the model reads one image of img_size and resizes it itself for each branch with an img_scale other than 1.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from .layers import (
     tokens_to_map,
 )
 
-torch.fx.wrap("check_image_size")  # it is imported: where it is defined, it is wrapped for that file only
+torch.fx.wrap("check_image_size")  # the wrapper at its definition is valid for that file only
 POOLS = ("token", "avg")
 BRANCHES = (0, 1)
-SEARCH = 2048  # pixels above a size that does not work, in which one that does is looked for
+SEARCH = 2048  # pixels above an unsuitable size, in which a suitable one is searched for
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossViTConfig:
-    """Pairs hold one value a branch."""
+    """Pairs hold one value per branch."""
 
     embed_dim: Sequence[int]  # D
-    depth: Sequence[Sequence[int]]  # a stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
+    depth: Sequence[Sequence[int]]  # per stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
     num_heads: Sequence[int]
-    mlp_ratio: Sequence[float]  # timm's third value, for the fusion, is accepted and unused: it has no MLP
+    mlp_ratio: Sequence[float]  # timm's third value, for the fusion, which has no MLP, is ignored
     multi_conv: bool = False  # the dagger models: three convolutions embed a patch
     patch_size: Sequence[int] = (12, 16)  # pixels of the branch's image
     img_size: int | Sequence[int] = 240  # pixels, or (height, width), of the image the model reads
@@ -89,7 +89,7 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
     "crossvit_15_dagger_408": _row(192, 5, 6, 3, **_AT_408),
     "crossvit_18_dagger_240": _row(224, 6, 7, 3, multi_conv=True),
     "crossvit_18_dagger_408": _row(224, 6, 7, 3, **_AT_408),
-    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # this project's own, for 32 px images: most work in the finer branch
+    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # of this project, for 32 px images: most work in the finer branch
         embed_dim=(96, 64),
         depth=((3, 1, 1), (2, 1, 1)),
         num_heads=(3, 2),
@@ -104,14 +104,14 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
 
 
 def scaled_side(side: int, scale: float) -> int:
-    """Pixels of one side in a branch's image, rounded down; the nudge keeps 49 * (1 / 49) from becoming 0."""
+    """Return the pixels of one side of a branch's image, rounded down; 1e-6 keeps 49 * (1 / 49) from becoming 0."""
     return int(side * scale + 1e-6)
 
 
 def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") -> list[Pair]:
-    """(height, width) of each branch's image; an error where the patches of a branch do not divide them.
+    """Return (height, width) of each branch's image.
 
-    The error names the nearest sizes that work.
+    Raises UsageError `bad_argument`, with the nearest suitable sizes, if the patches of a branch do not divide them.
     """
 
     def fits(side: int) -> bool:
@@ -125,8 +125,8 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
     def nearest(side: int) -> str:
         below = next((near for near in range(side, 0, -1) if fits(near)), None)
         above = next((near for near in range(side, side + SEARCH) if fits(near)), None)
-        found = sorted({near for near in (below, above) if near})
-        return " or ".join(map(str, found)) or f"none below {side + SEARCH}"
+        suitable = sorted({near for near in (below, above) if near})
+        return " or ".join(map(str, suitable)) or f"none below {side + SEARCH}"
 
     described = " and ".join(
         f"{height}x{width} px in {patch} px patches"
@@ -134,13 +134,13 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
     )
     raise UsageError(
         "bad_argument",
-        f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which do not fit whole",
+        f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which the patches do not divide",
         hint=f"nearest that fit: height {nearest(img_size[0])}, width {nearest(img_size[1])}; or change img_scale",
     )
 
 
-STEMS = {  # (kernel, stride, padding) of the three convolutions that shrink an image by the patch size
-    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8: this project's own, since 7x7 with stride 4 is coarse for 32 px
+STEMS = {  # (kernel, stride, padding) of the three convolutions that reduce an image by the patch size
+    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8: of this project, as 7x7 with stride 4 is coarse for 32 px
     8: ((3, 2, 1), (3, 2, 1), (3, 2, 1)),
     12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
     16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
@@ -148,7 +148,10 @@ STEMS = {  # (kernel, stride, padding) of the three convolutions that shrink an 
 
 
 def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
-    """The dagger models' patch embedding: three convolutions that together shrink the image by patch_size."""
+    """Return the patch embedding of the dagger models: three convolutions that together reduce an image by patch_size.
+
+    Raises UsageError `bad_argument` for a patch size without such a form.
+    """
     if patch_size not in STEMS:
         forms = ", ".join(map(str, STEMS))
         raise UsageError("bad_argument", f"multi_conv has a form for patch_size {forms}, not for {patch_size}")
@@ -161,7 +164,7 @@ def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
 
 
 class CrossAttention(nn.Module):
-    """The first token asks, all tokens answer: (B,N,D) -> (B,1,D)."""
+    """Attention of the first token to all tokens: (B,N,D) -> (B,1,D)."""
 
     def __init__(self, cfg: CrossViTConfig, width: int, num_heads: int):
         super().__init__()
@@ -187,7 +190,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """The class token, plus what it learns from all tokens: (B,N,D) -> (B,1,D). No MLP (section 3.3)."""
+    """The class token plus its attention to all tokens: (B,N,D) -> (B,1,D). No MLP (section 3.3)."""
 
     def __init__(self, cfg: CrossViTConfig, width: int, num_heads: int, drop_path: float):
         super().__init__()
@@ -200,13 +203,14 @@ class CrossAttentionBlock(nn.Module):
 
 
 class MultiScaleBlock(nn.Module):
-    """One stage: each branch on its own, then each class token visits the other branch's patches and returns.
+    """One stage: each branch by itself, then each class token attends to the other branch's patches and returns.
 
-    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The returned token replaces the old one, no skip around it.
+    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The returned token replaces the old one, without a residual
+    sum.
     """
 
     def __init__(self, cfg: CrossViTConfig, depth: Sequence[int], rates: Sequence[float]):
-        """rates: drop path of block i of either branch; the last is the fusion's too."""
+        """rates: of drop path in block i of either branch; the last one applies to the fusion, too."""
         super().__init__()
         dims, heads = cfg.embed_dim, cfg.num_heads
         self.blocks = nn.ModuleList(
@@ -226,7 +230,7 @@ class MultiScaleBlock(nn.Module):
         )
         self.projs = nn.ModuleList(_projection(dims[b], dims[1 - b]) for b in BRANCHES)
         self.fusion = nn.ModuleList()
-        for o in reversed(BRANCHES):  # where the class token of branch 1 - o visits
+        for o in reversed(BRANCHES):  # the branch that the class token of branch 1 - o attends to
             visits = [CrossAttentionBlock(cfg, dims[o], heads[o], rates[-1]) for _ in range(max(depth[2], 1))]
             self.fusion.append(nn.Sequential(*visits) if depth[2] else visits[0])
         self.revert_projs = nn.ModuleList(_projection(dims[1 - b], dims[b]) for b in BRANCHES)
@@ -247,6 +251,8 @@ def _projection(width: int, out: int) -> nn.Sequential:
 
 
 class CrossViT(ImageModel):
+    """CrossViT for images of one size, img_size; features are lists with the tokens of both branches."""
+
     if TYPE_CHECKING:
         config: CrossViTConfig
         blocks: nn.ModuleList
@@ -320,7 +326,7 @@ class CrossViT(ImageModel):
         return tokens_to_map(x_BND, self.grids[branch]) if output_fmt == "NCHW" else x_BND
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of the two branches."""
+        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of both branches."""
         xs = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
@@ -371,9 +377,9 @@ class CrossViT(ImageModel):
         )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Fit the position embeddings of a checkpoint made for `source` (height, width) px to this model's grids.
+        """Resample the position embeddings of a checkpoint for `source` (height, width) px to this model's grids.
 
-        The class token's position is no place in the image and stays as it is.
+        The position of the class token, which is not on the grid, stays unchanged.
         """
         resampled = dict(state)
         for b, size in enumerate(branch_sizes(to_pair(source, "source"), self.config, "source")):
@@ -390,18 +396,21 @@ def last_stages(depth: int) -> tuple[int, int]:
     return depth - 1, 2 * depth - 1
 
 
-def fit_image(image_BCHW: Tensor, size: Pair, wanted: Pair, crop: bool) -> Tensor:
-    """The image of `size` as a branch wants it: itself, its centre, or bicubically resized as the reference does."""
-    if size[0] == wanted[0] and size[1] == wanted[1]:
+def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tensor:
+    """Return images of `size` at the `target` size of a branch: unchanged, cropped to the centre or resized.
+
+    Sizes are (height, width). The resize is the reference's: bicubic, without antialiasing.
+    """
+    if size[0] == target[0] and size[1] == target[1]:
         return image_BCHW
-    if crop and wanted[0] <= size[0] and wanted[1] <= size[1]:
-        top, left = int(round((size[0] - wanted[0]) / 2)), int(round((size[1] - wanted[1]) / 2))  # noqa: RUF046
-        return image_BCHW[:, :, top : top + wanted[0], left : left + wanted[1]]
-    return F.interpolate(image_BCHW, size=wanted, mode="bicubic", align_corners=False)
+    if crop and target[0] <= size[0] and target[1] <= size[1]:
+        top, left = int(round((size[0] - target[0]) / 2)), int(round((size[1] - target[1]) / 2))  # noqa: RUF046
+        return image_BCHW[:, :, top : top + target[0], left : left + target[1]]
+    return F.interpolate(image_BCHW, size=target, mode="bicubic", align_corners=False)
 
 
 def _check(cfg: CrossViTConfig) -> None:
-    """Refuse values whose failure would come late and read badly."""
+    """Refuse values that would fail later with an unclear message: UsageError `bad_argument`."""
     for name in ("embed_dim", "num_heads", "patch_size", "img_scale"):
         if len(getattr(cfg, name)) != len(BRANCHES):
             raise UsageError(
@@ -413,3 +422,6 @@ def _check(cfg: CrossViTConfig) -> None:
     for depth in cfg.depth:
         if len(depth) != 3 or max(depth[:2]) < 1:
             raise UsageError("bad_argument", f"a stage's depth is {depth!r}, expected (blocks, blocks, fusions)")
+
+
+CrossVit = CrossViT  # as timm spells it

@@ -27,8 +27,8 @@ from ..bulk.manifest import row_sources
 from ..bulk.runner import finished_shards, read_run, read_shard
 from ..checks import as_path, checked
 from ..errors import UsageError
+from ..extras import need_pyarrow
 from ..plots.sheet import SUFFIXES, Panel, write_sheet
-from ..records import need_pyarrow
 from ..results import l2_normalize
 from ..storage import check_output, write_bytes
 from .nearest import Floats, Ints, vectors_of

@@ -32,8 +32,7 @@ from ..bulk.ledger import Shard
 from ..bulk.runner import finished_shards, read_run, read_shard
 from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
-from ..extras import require
-from ..records import need_pyarrow
+from ..extras import need_pyarrow, require
 from ..storage import file_hash, folder_lock, read_regular, sync_folder, write_atomic
 from .nearest import APPROXIMATE_FROM, ArrowTable, LanceTable, SearchPlan, choose_plan, vectors_of
 

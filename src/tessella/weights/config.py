@@ -113,17 +113,21 @@ def _check_field(key: str, value: object) -> Any:
 def read_config(path: Path) -> ModelConfig:
     """Read a config.json, also in the older form of one flat object; raises WeightsError `bad_config`."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
-        root = json.loads(read_regular(path))
-        if not isinstance(root, dict):
-            raise UsageError("bad_argument", "it is not an object")
-        return _parse(root)
+        return _parse(_read_object(path))
     except OSError as err:
         raise WeightsError("bad_config", f"{path} cannot be read: {err.strerror}") from err
     except (ValueError, RecursionError, UsageError) as err:
         reason = str(err) if isinstance(err, TessellaError) else f"not valid JSON: {err}"
         raise WeightsError("bad_config", f"{path}: {reason}") from err
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
+    root = json.loads(read_regular(path))
+    if not isinstance(root, dict):
+        raise UsageError("bad_argument", "it is not an object")
+    return root
 
 
 def _parse(root: dict[str, Any]) -> ModelConfig:

@@ -141,7 +141,7 @@ def _widened(value: Tensor, key: str, path: Path) -> Tensor:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
-    """Raise WeightsError `non_finite` with the name of the first tensor that contains NaN or infinity."""
+    """Raise WeightsError `non_finite` with the name of the first tensor, of any shape (...,), with NaN or infinity."""
     for name, value in tensors:
         # both extremes are NaN if any element is; this takes a tenth of the time of isfinite on every element
         if value.is_floating_point() and value.numel() and not all(end.isfinite() for end in torch.aminmax(value)):

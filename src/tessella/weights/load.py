@@ -106,7 +106,7 @@ def image_size(model: ImageModel) -> Pair | None:
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Return a first convolution (out,in,k,k) for another number of channels: summed for one, else repeated and scaled.
+    """Return a first convolution (D,C,k,k) for another number of channels C: summed for one, else repeated and scaled.
 
     Both keep the response to an image whose channels are equal.
     """

@@ -73,11 +73,11 @@ class DatasetFiles:
         if chosen is None and split == "train" and self.single:
             chosen = list(self.splits)
         if chosen is None:
-            available = join_names(name or "one without a name" for name in self.splits)
+            available = join_names(name or "an unnamed split" for name in self.splits)
             raise UsageError(
                 "not_found",
                 f"{self.path} has no {split} split, only {available}",
-                hint=f"call a folder, or the files, {' or '.join(SPLIT_NAMES[split or 'train'])}",
+                hint=f"name a folder, or the files, {' or '.join(SPLIT_NAMES[split or 'train'])}",
             )
         return chosen
 

@@ -80,12 +80,15 @@ class FileStore(ImageStore):
         self.root, self.names, self._sizes = root, PackedStrings(names), np.array(sizes, np.int64)
 
     def key(self, row: int) -> str:
+        """Return the path of a file relative to `root`."""
         return self.names[row]
 
     def sizes(self) -> Ints:
+        """Return the (N,) sizes of the files in bytes; -1 if a file does not exist."""
         return self._sizes
 
     def source(self, row: int) -> Source:
+        """Return a file as a source."""
         return Source(self.names[row], join_path(self.root, self.names[row]))
 
 

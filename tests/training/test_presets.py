@@ -1,0 +1,83 @@
+"""Presets, and how the command line chooses among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tessella.errors import UsageError
+from tessella.predictor import DEFAULT_MODEL
+from tessella.training.config import TrainConfig, read_config
+from tessella.training.presets import PRESETS, choose_config, preset_config
+
+
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_a_preset_is_the_same_after_json(preset: str) -> None:
+    config = preset_config(preset, seed=3)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+    assert config.seed == 3
+
+
+def test_presets_are_what_their_authors_published() -> None:
+    """Table of recipes in the papers' repositories."""
+    convmixer, convit, crossvit, mixer = (preset_config(name) for name in ("convmixer", "convit", "crossvit", "mixer"))
+    assert (convmixer.epochs, convmixer.batch_size, convmixer.lr, convmixer.eps) == (300, 640, 0.01, 1e-3)
+    assert (convmixer.weight_decay, convmixer.max_grad_norm, convmixer.schedule) == (2e-5, 1.0, "onecycle")
+    assert (convmixer.mixing.mixup, convmixer.mixing.cutmix, convmixer.erasing.prob) == (0.5, 0.5, 0.25)
+    for one, batch, lr in ((convit, 1024, 1e-3), (crossvit, 4096, 4e-3)):
+        assert (one.batch_size, one.lr, one.repeats, one.drop_path_rate, one.weight_decay) == (batch, lr, 3, 0.1, 0.05)
+        assert one.augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
+        assert (one.mixing.mixup, one.mixing.cutmix, one.warmup_lr, one.min_lr) == (0.8, 1.0, 1e-6, 1e-5)
+        assert one.lr == pytest.approx(5e-4 * batch / 512)
+        assert one.warmup_fraction * one.epochs == pytest.approx(5)
+    assert (mixer.loss, mixer.schedule, mixer.lr, mixer.min_lr, mixer.max_grad_norm) == (
+        "binary",
+        "linear",
+        1e-3,
+        1e-5,
+        1.0,
+    )
+
+
+def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
+    config, why = choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
+    assert (config.init_from, config.epochs) == ("pretrained", preset_config("finetune").epochs)
+    assert "pretrained weights, preset finetune: settings" in why
+    config, why = choose_config("mixer_s16_224", None, None, False, dict(epochs=2))
+    assert (config.init_from, config.epochs, config.schedule) == ("scratch", 2, "linear")
+    assert "small-data" in why
+    scratch = choose_config("local-dir:run", None, None, True, {})[0]
+    assert (scratch.init_from, scratch.probe) == ("scratch", False)
+    for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
+        config, why = choose_config(None, preset, None, False, {})
+        assert (config.model, config.init_from, config.probe) == (DEFAULT_MODEL, "pretrained", True)
+        assert why == (
+            f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
+            "pretrained model"
+        )
+    assert (
+        choose_config("mixer_b16_224", "finetune", None, False, {})[0].init_from == "pretrained"
+    )  # its default weights
+    with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
+        choose_config("mixer_s16_224", "finetune", None, False, {})
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(dict(config=preset_config("convit").as_dict(), data="0")))
+    assert choose_config(None, None, str(file), False, dict(lr=0.5))[0] == preset_config("convit", lr=0.5)
+    file.write_text('{"epochs": 3}')  # which does not say with what to begin
+    for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
+        config, why = choose_config(name, None, str(file), False, {})
+        assert (config.init_from, config.epochs) == (start, 3)
+        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
+    assert choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].init_from == "scratch"
+    with pytest.raises(UsageError, match="only one of them"):
+        choose_config(None, "convit", str(file), False, {})
+    with pytest.raises(UsageError, match="no preset"):
+        choose_config(None, "convnet", None, False, {})
+    for text in ("{", "[1]"):
+        file.write_text(text)
+        with pytest.raises(UsageError):
+            read_config(file)
+    with pytest.raises(UsageError, match="could not be read"):
+        read_config(tmp_path / "absent.json")
