@@ -1,9 +1,9 @@
-"""What kernel and patch size are worth to a small ConvMixer on CIFAR-10: `scripts/bench ablation TRAIN --runs FOLDER`.
+"""Measure the effect of kernel and patch size on a small ConvMixer: `scripts/bench ablation TRAIN --runs FOLDER`.
 
-TRAIN is cifar10-train.parquet, with cifar10-test.parquet beside it. One variant after the other is trained by
-`tessella.training.loop`, all with the same settings and seed, and evaluated on all test images. A run that is there
-already in FOLDER goes on, or counts as it is. The paper trains ConvMixer-256/8 for 200 epochs with more augmentation,
-so only differences can be compared: from kernel 9 at patch 2 here; in the paper kernels are compared at patch 1.
+TRAIN is cifar10-train.parquet, next to cifar10-test.parquet. The variants are trained one after the other with the
+same settings and seed, and evaluated on all test images. Unfinished runs in FOLDER are resumed, finished ones are used
+as they are. The paper trains ConvMixer-256/8 for 200 epochs with more augmentation, so only differences can be
+compared: here relative to kernel 9 at patch 2; the paper compares kernels at patch 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tessella.training import EpochEvent, TrainConfig, TrainingEvent, train
 
 # (kernel, patch): top-1 of ConvMixer-256/8 in the paper, arXiv:2201.09792
 PAPER = {(3, 1): 93.61, (5, 1): 95.11, (7, 1): 95.72, (9, 1): 95.88, (9, 2): 95.08, (9, 4): 92.61}
-KERNELS, PATCHES = (9, 3, 5, 7), (2, 4)  # of the sweeps; the first kernel is that of the sweep of patches
+KERNELS, PATCHES = (9, 3, 5, 7), (2, 4)  # of the sweeps; patch sizes are compared with the first kernel
 SMALL = dict(dim=128, depth=4, act_layer="gelu")
 
 

@@ -1,11 +1,12 @@
-"""Search in 100,000 rows, and what embeddings find: `scripts/bench search [--labelled CIFAR10_TEST.parquet]`.
+"""Measure search in 100,000 rows and retrieval: `scripts/bench search [--labelled CIFAR10_TEST.parquet]`.
 
-    index   vectors in 1,000 clusters, as the shards of a run: seconds of `tessella index`, its size beside the shards,
-            and by turns, for new vectors of the same clusters: milliseconds of the approximate search, of the exact one
-            and of LanceDB's own scan of all rows; recall@10, where what is as near as the true tenth is as good
+    index   vectors in 1,000 clusters, stored as the shards of a run: seconds of `tessella index`, size of the index and
+            of the shards, and in alternating order, for new vectors of the same clusters: milliseconds per query of the
+            approximate search, the exact search and LanceDB's own scan of all rows; recall@10, where any result as near
+            as the true tenth one counts
     model   with --labelled, every image is the query among all others: kNN accuracy, recall@k, mean average precision
 
-Rows are added to benchmarks/results as CSVs.
+Rows are written to benchmarks/results as CSV files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ K = (1, 5, 10, 20)
 
 
 def clustered(rows: int, seed: int) -> Floats:
-    """(rows,WIDTH): about one of CLUSTERS centres each, nearly as far from it as it is from zero."""
+    """Return (rows,WIDTH) vectors around CLUSTERS centres, nearly as far from them as these are from zero."""
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, WIDTH)).astype(np.float32)
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((rows, WIDTH)).astype(np.float32)
@@ -49,7 +50,7 @@ def clustered(rows: int, seed: int) -> Floats:
 
 
 def make_run(out: Path, vectors_ND: Floats) -> int:
-    """What `tessella run` leaves of images with these embeddings; returns the bytes of its shards."""
+    """Write the folder of a run with these embeddings, and return the size of its shards in bytes."""
     (out / shards.SHARDS).mkdir(parents=True)
     sources = [Source(f"{i:08d}.jpg", f"{i:08d}.jpg") for i in range(len(vectors_ND))]
     count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
@@ -96,7 +97,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
             for way, ask in ways.items():
                 began = time.perf_counter()
                 answers[way] = ask(query_D)
-                if number:  # the first one warms up
+                if number:  # the first query is a warm-up
                     seconds[way].append(time.perf_counter() - began)
             if number and "approximate" in ways:
                 found += int((answers["approximate"] >= answers["exact"][-1] - 1e-6).sum())
@@ -136,9 +137,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--labelled", metavar="DATA", help="as for `tessella train`")
+    parser.add_argument("--labelled", metavar="DATA", help="labelled images, as for `tessella train`")
     parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL])
-    parser.add_argument("--limit", type=int, help="only so many labelled images")
+    parser.add_argument("--limit", type=int, help="greatest number of labelled images")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     write_table("search", index(given.rows, given.queries), given.out)

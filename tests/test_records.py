@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessella.errors import OutputError, UsageError
-from tessella.records import SUFFIXES, as_dict, csv_line, csv_lines, json_lines, write_records
+from tessella.records import SUFFIXES, as_dict, csv_line, csv_lines, csv_table, json_lines, write_records
 from tessella.results import Prediction, Record
 from tessella.storage import check_output, write_bytes
 from tessella.text import unescape
@@ -139,3 +139,8 @@ def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         write_bytes(tmp_path / "gone" / "x.csv", b"")
     assert caught.value.code == "output_failed"
+
+
+def test_a_table_as_csv_has_a_header_and_empty_cells_for_none() -> None:
+    rows: list[dict[str, object]] = [dict(name='a, "b"', value=None), dict(name="caf\udce9", value=0.5)]
+    assert csv_table(("name", "value"), rows) == b'name,value\n"a, ""b""",\ncaf\\xe9,0.5\n'

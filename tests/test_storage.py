@@ -12,7 +12,8 @@ from unittest import mock
 
 import pytest
 
-from tessella.storage import copy_file, replacing, write_atomic
+from tessella.errors import OutputError
+from tessella.storage import copy_file, create_output_folder, replacing, write_atomic
 
 
 def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -124,3 +125,12 @@ def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, call: str) -> Non
         copy_file(other, path)
     assert path.read_bytes() == b"old"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["new", "out"]
+
+
+def test_an_output_folder_is_created_with_its_parents(tmp_path: Path) -> None:
+    assert create_output_folder(tmp_path / "a" / "b") == create_output_folder(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file") as caught:
+        create_output_folder(tmp_path / "file")
+    assert caught.value.code == "output_failed"

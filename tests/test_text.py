@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.text import escape, printable, unescape
+from tessella.text import encode_text, escape, finite, printable, unescape
 
 NAMES = st.one_of(
     st.text(st.characters()),  # lone surrogates included
@@ -54,3 +54,12 @@ def test_printable_text_has_no_control_characters(name: str) -> None:
     shown = printable(name)
     assert shown.encode("utf-8").decode() == shown
     assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in shown)
+
+
+def test_text_for_people_keeps_backslashes_and_is_utf8() -> None:
+    assert encode_text("caf\udce9 é a\\b") == "caf\\xe9 é a\\b".encode()
+
+
+def test_json_values_are_finite() -> None:
+    value = dict(a=float("nan"), b=(1.5, [float("-inf"), "x"]), c=True, d=None)
+    assert finite(value) == dict(a=None, b=[1.5, [None, "x"]], c=True, d=None)

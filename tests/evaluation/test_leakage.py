@@ -1,4 +1,4 @@
-"""The record of a model's images: what an evaluation leaves out, what it warns of, and what it cannot know."""
+"""Evaluations leave out images that a model was trained on, warn about others, and tolerate missing records."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_an_evaluation_uses_the_images_that_the_run_held_out(data: Path, run: Ru
     folder, _, held_out = run
     images, remarks = choose_images(data, [f"local-dir:{folder}"], split)
     assert keys(images) == keys(held_out)
-    told = f"the {len(held_out)} images of {data} that {folder} held out"
-    assert remarks == (f"{told} (--split all: all 48)",)
-    assert images.origin == told
+    origin = f"the {len(held_out)} images of {data} that {folder} held out"
+    assert remarks == (f"{origin} (--split all: all 48)",)
+    assert images.origin == origin
 
 
-def test_other_splits_are_said_to_flatter(data: Path, run: Run) -> None:
+def test_evaluating_training_images_is_a_warning(data: Path, run: Run) -> None:
     folder, train, _ = run
     images, (remark,) = choose_images(data, [f"local-dir:{folder}"], "all")
     assert len(images) == 48
@@ -62,7 +62,7 @@ def test_other_splits_are_said_to_flatter(data: Path, run: Run) -> None:
     assert "--split train" in remark
 
 
-def test_images_are_known_by_their_content_wherever_they_are(data: Path, run: Run, tmp_path: Path) -> None:
+def test_images_are_recognised_by_their_content(data: Path, run: Run, tmp_path: Path) -> None:
     folder, train, held_out = run
     other = tmp_path / "renamed"
     for number, key in enumerate([*keys(train)[:6], *keys(train)[-6:]]):
@@ -80,7 +80,7 @@ def test_images_are_known_by_their_content_wherever_they_are(data: Path, run: Ru
     assert f"{len(held_out)} that {folder} held out, 4 that are new" in remark
 
 
-def test_models_are_compared_on_what_none_was_trained_on(data: Path, run: Run, tmp_path: Path) -> None:
+def test_models_are_compared_on_images_that_none_was_trained_on(data: Path, run: Run, tmp_path: Path) -> None:
     folder, _, held_out = run
     (tmp_path / "other").mkdir()
     half = len(held_out) // 2
@@ -93,7 +93,7 @@ def test_models_are_compared_on_what_none_was_trained_on(data: Path, run: Run, t
     assert keys(images) == keys(held_out)[:half]
 
 
-def test_what_the_model_before_was_trained_on_counts_too(data: Path, run: Run, tmp_path: Path) -> None:
+def test_training_images_of_the_initial_model_are_included(data: Path, run: Run, tmp_path: Path) -> None:
     folder, train, held_out = run
     (tmp_path / "second").mkdir()
     write_image_record(tmp_path / "second", held_out, train, f"local-dir:{folder}")  # the other way round
@@ -111,7 +111,7 @@ def test_data_with_splits_says_what_the_split_is(tmp_path: Path) -> None:
     assert "held out 24 of the 24 images" in remark
 
 
-def test_without_a_record_nothing_is_left_out(data: Path, run: Run, tmp_path: Path) -> None:
+def test_without_a_record_all_images_are_evaluated(data: Path, run: Run, tmp_path: Path) -> None:
     assert choose_images(data, ["mixer_s32_224"]).remarks == ()
     assert choose_images(data, [f"local-dir:{tmp_path / 'model'}"]).remarks == ()  # of somebody else
     folder, _, _ = run
@@ -123,7 +123,7 @@ def test_without_a_record_nothing_is_left_out(data: Path, run: Run, tmp_path: Pa
         assert "does not record which images it was trained on" in remark
 
 
-def test_large_collections_are_known_by_their_keys(
+def test_large_collections_are_recognised_by_their_keys(
     data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, train, held_out = run

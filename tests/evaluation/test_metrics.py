@@ -1,4 +1,4 @@
-"""Figures worked out by hand, the same figures by torchmetrics, and what has no figure."""
+"""Metrics agree with figures computed by hand and with torchmetrics; undefined figures are None."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_answers_worked_out_by_hand() -> None:
     assert answers.index.tolist() == [0, 1, 2, 3]
 
 
-def test_images_that_could_not_be_read_are_told_both_ways() -> None:
+def test_unreadable_images_are_left_out_or_count_as_wrong() -> None:
     found = by_hand(errors={"corrupt_image": 3, "empty": 1})
     assert found.total == 8
     assert found.top1 == 0.5
@@ -70,7 +70,7 @@ def test_images_that_could_not_be_read_are_told_both_ways() -> None:
 
 
 @pytest.mark.parametrize(("classes", "top5"), [(7, 5 / 7), (6, 5 / 6), (5, None)])
-def test_top5_says_nothing_with_fewer_than_six_classes(classes: int, top5: float | None) -> None:
+def test_top5_is_none_for_fewer_than_six_classes(classes: int, top5: float | None) -> None:
     logits = np.tile(np.arange(classes, 0, -1), (classes, 1))  # image i is of the class that comes at rank i
     found = metrics(logits, np.arange(classes), list(map(str, range(classes))))
     assert found.top1 == pytest.approx(1 / classes)
@@ -136,13 +136,13 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         (np.zeros((0, 3)), np.array([], int), "no images to evaluate"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(logits: Any, labels: Any, says: str) -> None:
+def test_invalid_logits_and_labels_are_refused(logits: Any, labels: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         metrics(logits, labels, CLASSES)
     assert caught.value.code == "bad_argument"
 
 
-def test_parts_make_the_whole() -> None:
+def test_joined_answers_equal_those_of_all_images() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 8)), rng.integers(0, 8, 50)
     index = np.arange(100, 150)

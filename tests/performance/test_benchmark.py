@@ -1,8 +1,7 @@
-"""`tessella bench`: turns, figures, failures as rows, what is written; no speed is judged."""
+"""`tessella bench`: alternating rounds, figures, failures as rows, output files; speeds are not compared."""
 
 from __future__ import annotations
 
-import builtins
 import csv
 import importlib
 import io
@@ -23,7 +22,7 @@ from tessella.cli.main import main
 from tessella.data.spec import InputSpec
 from tessella.engine.artefacts import cache_folder, cached
 from tessella.errors import UsageError
-from tessella.performance import figure, measuring, table
+from tessella.performance import measuring, table
 from tessella.performance.benchmark import BenchmarkSettings, bench
 from tessella.performance.candidates import Candidate, Case, OpenCandidate, Run, engine_candidate, load_case
 from tessella.performance.measuring import BenchmarkRow, Contender, fill_rows, measure, take_turns
@@ -105,7 +104,7 @@ def test_figures_are_medians_spread_and_ratios_of_the_same_rounds() -> None:
     assert fast.share_of_gemm == 1  # 8 images of 2 x 2 GFLOP a second
 
 
-def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
+def test_a_candidate_that_fails_is_a_row_with_the_reason() -> None:
     case = case_of()
 
     def refuse(x: Tensor) -> Tensor:
@@ -132,7 +131,7 @@ def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
     assert all(len(table.cells(row)) == len(table.HEADER) for row in rows)
 
 
-def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
+def test_an_interrupt_is_not_recorded_as_a_failure() -> None:
     def interrupt(x: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
@@ -164,7 +163,7 @@ def test_engines_run_and_agree() -> None:
     assert rows[2].note.startswith("rewritten: ")
 
 
-def test_an_engine_that_cannot_be_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
     (row,) = measured([engine_candidate("openvino", "float32")])
     assert row.status == "missing_dependency"
@@ -208,7 +207,7 @@ def test_random_weights_reach_the_answer() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_memory_that_is_held_meanwhile_is_seen() -> None:
+def test_peak_memory_includes_what_was_freed() -> None:
     memory = PeakMemory("cpu")
     block = torch.ones(100_000_000)  # 400 MB
     peak = memory.peak_mb()
@@ -252,6 +251,20 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short")
+def test_the_csv_has_all_rows_after_each_batch_size(tmp_path: Path) -> None:
+    settings = BenchmarkSettings(batch_sizes=(2, 1), engines=("eager",), device="cpu", rounds=1)
+    path = tmp_path / "speed.csv"
+    groups = bench(["convmixer_256_8_ks3_p4"], settings, csv_path=path)
+    counts = [len(path.read_text().splitlines()) - 1 for _ in groups]
+    assert counts == [1, 2]
+
+
+def test_a_plot_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none is published"):
+        bench(["convmixer_256_8_ks3_p4"], plot_path=tmp_path / "speed.png")
+
+
+@pytest.mark.usefixtures("short")
 def test_json_has_the_columns_of_the_csv() -> None:
     engines = "eager,onnxruntime"
     out, _ = run("--json", "--rounds", "1", "--batch", "1", "--engines", engines, "--precision", "bfloat16")
@@ -276,13 +289,13 @@ def test_json_has_the_columns_of_the_csv() -> None:
         (["convmixer_768_33"], "convmixer_768_32"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_measured(arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_measured(arguments: list[str], says: str) -> None:
     out, err = run(*arguments, status=2)
     assert says in err
     assert out == ""
 
 
-def test_timm_that_is_not_there_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'timm'", name="timm")
 
@@ -291,59 +304,6 @@ def test_timm_that_is_not_there_is_a_coded_error(monkeypatch: pytest.MonkeyPatch
         bench(["mixer_s32_224"], BenchmarkSettings(against="timm", device="cpu"))
     assert caught.value.code == "missing_dependency"
     assert "scripts/bench" in caught.value.hint
-
-
-# --- the picture ------------------------------------------------------------------------------------------------------
-
-
-def two_rows() -> list[BenchmarkRow]:
-    return [
-        BenchmarkRow(model="mixer_b16_224", candidate=name, precision="float32", batch=batch, reads="uint8",
-            images_per_second=speed)
-        for name, speed in (("eager", 5.0), ("openvino", 7.5), ("absent", None)) for batch in (8, 1)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_picture(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
-    path = tmp_path / f"speed{suffix}"
-    figure.draw(two_rows(), path)
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
-
-
-def test_a_picture_that_cannot_be_drawn_costs_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(figure, "render_figure", lambda *_: 1 / 0)
-    figure.draw(two_rows(), tmp_path / "speed.png")
-    assert "speed.png was not drawn: ZeroDivisionError" in caplog.text
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
-
-    def without(name: str, *more: Any, **rest: Any) -> Any:
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return whole(name, *more, **rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr("importlib.import_module", without)
-    with pytest.raises(UsageError) as caught:
-        figure.check_figure(["mixer_b16_224"])
-    assert caught.value.code == "missing_dependency"
-    assert "pip install matplotlib" in caught.value.hint
-
-
-def test_a_picture_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.import_module", lambda name: None)
-    with pytest.raises(UsageError, match="none is published") as caught:
-        figure.check_figure(["convmixer_256_8_ks3_p4"])
-    assert caught.value.code == "bad_argument"
-    figure.check_figure(["convmixer_256_8_ks3_p4", "mixer_b16_224"])
 
 
 def test_names_of_files() -> None:

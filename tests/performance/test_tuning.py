@@ -1,4 +1,4 @@
-"""Tuning: the fastest way is found by measuring, kept with its conditions, and used."""
+"""Tuning measures the fastest settings, saves them with their conditions, and they are used."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_winner_is_kept_and_used() -> None:
     assert all(row.reason.startswith("tuned on") for row in rows)
 
 
-def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lossy_precision_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.engine.gate import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
@@ -74,7 +74,7 @@ def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(winner.precision == "float32" for winner in done.winners.values())
 
 
-def test_what_is_not_worth_it_is_not_chosen() -> None:
+def test_a_small_gain_is_not_chosen() -> None:
     def row(engine: str, seconds: list[float]) -> TuningRow:
         return TuningRow("throughput", engine, "float32", "", 1, 8, seconds)
 
@@ -85,7 +85,7 @@ def test_what_is_not_worth_it_is_not_chosen() -> None:
     assert "20 images/s, 2.00 times that of rewritten float32; 3 alternating rounds" in best.reason
 
 
-def test_when_the_time_is_up_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_beyond_the_time_limit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     done = tune(model(), seconds=1e-6)
     assert any(row.note == "not measured: the time limit was reached" for row in done.rows)
     assert done.winners["throughput"].engine == "rewritten"
@@ -116,7 +116,7 @@ def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pyte
         assert list(all_tuned()) == []
 
 
-def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_winner_whose_package_was_removed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
     workload = Workload.of(net, (32, 32), torch.get_num_threads())
@@ -128,7 +128,7 @@ def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.Monke
         assert make_plan("cpu", model=net, size=(32, 32)).engine == "rewritten"
 
 
-def test_an_engine_that_breaks_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no such operator")
 
@@ -164,7 +164,7 @@ def test_a_runtime_of_another_name_is_no_error(monkeypatch: pytest.MonkeyPatch) 
     assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"
 
 
-def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
+def test_rounds_alternate_and_hopeless_candidates_are_dropped() -> None:
     order: list[str] = []
 
     class Fake:

@@ -68,6 +68,7 @@ class Evaluation:
 
     @property
     def images_per_second(self) -> float | None:
+        """Speed from the images' bytes to the answers; None if the model failed."""
         return self.metrics.total / self.seconds if self.metrics and self.seconds else None
 
 

@@ -259,7 +259,7 @@ def coverage(answers: Answers) -> Coverage:
 
 
 def worst_mistakes(answers: Answers) -> Ints:
-    """Return the rows of `answers` that are wrong, the most confident first."""
+    """Return the rows (M,) of `answers` that are wrong, the most confident first."""
     wrong = np.flatnonzero(~answers.correct)
     return wrong[np.argsort(-answers.confidence[wrong], kind="stable")]
 
