@@ -13,7 +13,10 @@ ARRAYS = {"Tensor", "NDArray", "ndarray", "Pixels", "Ints", "Floats"}  # names o
 CONTAINERS = {"list", "tuple", "Sequence", "Iterable", "Iterator"}  # whose items have shapes; state dicts do not
 DIMENSION = r"(?:\.\.\.|[\w*/+-]+)"
 # (B,3,H,W), (N,), (..., D): with a number, a capital letter or dots, unlike words in brackets (files, folders)
-SHAPE = re.compile(rf"\((?=[^()]*(?:[A-Z0-9]|\.\.\.))(?:{DIMENSION}(?:, ?{DIMENSION})+,?|{DIMENSION},)\)")
+SHAPE = re.compile(
+    rf"\((?=[^()]*(?:[A-Z0-9]|\.\.\.))(?:{DIMENSION}(?:, ?{DIMENSION})+,?|{DIMENSION},)\)"
+    r"|\b(?:scalars?|any shape|(?:the )?same shape)\b"
+)
 SHAPE_SUFFIX = re.compile(r"_[A-Z][A-Z0-9]*$")  # x_BND
 
 

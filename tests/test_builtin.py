@@ -1,6 +1,6 @@
-"""The built-in models are those that were evaluated: their recorded answers and accuracies are measured again.
+"""The recorded outputs and accuracies of the built-in models are measured again.
 
-`python -m tests.test_builtin` records them anew, from the data beside the checkout, after a model was replaced.
+After a model was replaced, `python -m tests.test_builtin` records them from the data next to the checkout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORDED = ROOT / "tests" / "golden" / "builtin_cifar10.json"
 COMMITTED = sorted([*(ROOT / "examples").glob("*.jpg"), *(ROOT / "tests" / "golden" / "images").iterdir()])
 BUILTIN = [row.name for row in CATALOGUE.values() if row.file]
 SUBSET = 1000
-LEAST = {"convmixer": 0.88}  # top-1; what the training of each family was to reach
+LEAST = {"convmixer": 0.88}  # top-1 targets of the training of each family
 recorded = functools.cache(lambda: json.loads(RECORDED.read_text()))
 
 
@@ -36,7 +36,7 @@ def cifar10(parquet: Path, rows: int | None = None) -> tuple[list[bytes], NDArra
 
 
 def probabilities(name: str, images: list[bytes]) -> NDArray[np.float32]:
-    """Through the whole Predictor."""
+    """The images pass through the whole Predictor."""
     found: NDArray[np.float32] = tessella.load(name, batch_size=100).predict(images).probabilities
     return found
 
@@ -83,7 +83,7 @@ def test_accuracy_of_the_default_on_all_test_images(shared_data: Path) -> None:
     images, labels = cifar10(shared_data / "cifar10-test.parquet")
     assert len(labels) == 10_000
     top1 = float((probabilities(DEFAULT_MODEL, images).argmax(1) == labels).mean())
-    # at most five of 10,000 ties may fall the other way
+    # at most five ties among 10,000 images may differ
     assert top1 == pytest.approx(recorded()["models"][DEFAULT_MODEL]["top1"], abs=5e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 from pathlib import Path
@@ -24,6 +25,16 @@ def test_every_code_has_statuses_and_a_public_text() -> None:
 def test_every_code_is_raised_somewhere() -> None:
     text = "".join(path.read_text() for path in SOURCES.rglob("*.py") if path.name != "errors.py")
     assert [code for code in CODES if f'"{code}"' not in text] == []
+
+
+def test_output_failed_is_always_an_output_error() -> None:
+    nodes = [node for path in SOURCES.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args]
+    failed = [
+        call for call in calls if isinstance(call.args[0], ast.Constant) and call.args[0].value == "output_failed"
+    ]
+    names = {ast.unparse(call.func) for call in failed}
+    assert {name for name in names if name.endswith("Error")} == {"OutputError"}
 
 
 def test_an_unregistered_code_is_an_assertion_error() -> None:

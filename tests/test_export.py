@@ -1,4 +1,4 @@
-"""An exported folder gives the same answers without PyTorch, and is refused when it is not as it was written."""
+"""An exported folder gives the same outputs without PyTorch, and is refused if it is damaged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_exported_model_matches_its_source(folder: Path) -> None:
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=3e-6)
     np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=3e-6)
     assert exported.classify(CAT, top=1)[0].label == source.classify(CAT, top=1)[0].label
-    assert exported.fingerprint == source.fingerprint  # the same numbers: their artefacts go together
+    assert exported.fingerprint == source.fingerprint  # equal outputs, so their results can be combined
     assert exported.name == source.name
     other = tessella.load(f"local-dir:{folder}", policy="timm")
     assert other.fingerprint == tessella.load(policy="timm").fingerprint != exported.fingerprint
@@ -43,7 +43,7 @@ def test_an_exported_model_matches_its_source(folder: Path) -> None:
 
 def test_an_exported_model_needs_no_torch(folder: Path) -> None:
     code = (
-        "import sys, runpy; sys.modules['torch'] = None\n"  # an import of it fails
+        "import sys, runpy; sys.modules['torch'] = None\n"  # makes an import fail
         f"sys.argv = ['tessella', 'classify', '--model', 'local-dir:{folder}', '--top', '1', {CAT!r}]\n"
         "from tessella.cli import main\nmain()"
     )

@@ -29,7 +29,7 @@ known = functools.cache(info)
 with (Path(__file__).parent / "published_cost.csv").open(newline="") as table:
     PUBLISHED = {row["arch"]: (row["mparams"], row["gmacs"], row["macts"]) for row in csv.DictReader(table)}
 
-CARDS = {  # as printed: million parameters, GMACs, million activations
+CARDS = {  # as published: million parameters, GMACs, million activations
     "convmixer_768_32": ("21.1", "19.5", "26.0"),
     "convit_base": ("86.5", "17.5", "31.8"),
     "gmixer_24_224": ("24.7", "5.3", "14.5"),
@@ -55,7 +55,7 @@ def test_benchmark_table(arch: str) -> None:
 
 @pytest.mark.parametrize("name", table_names())
 def test_the_table_of_costs_matches_the_models(name: str) -> None:
-    """`python -m tessella.weights.counting` writes it."""
+    """`python -m tessella.weights.counting` updates the table."""
     assert json.loads(COSTS.read_text())[name] == facts_of(name)
 
 
@@ -78,13 +78,13 @@ def test_true_cost_has_the_depthwise_convolutions() -> None:
 
 @pytest.mark.parametrize("case", TINY)
 def test_macs_agree_with_the_counter_of_pytorch(case: str) -> None:
-    """That one sees kernels, ours sees calls: an operation that either overlooks shows."""
+    """PyTorch counts kernels, we count calls, so an operation that one of them misses causes a difference."""
     model = tiny(case)
-    # plain attention: theirs does not know the fused kernel of the CPU
+    # plain attention, because PyTorch's counter does not know the fused kernel of the CPU
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images(model, batch=1))
     positions = 0
-    if hasattr(model, "rel_pos"):  # the one linear layer that is computed elementwise
+    if hasattr(model, "rel_pos"):  # the only linear layer that is computed elementwise
         positions = 3 * model.rel_pos[..., 0].numel() * model.config.num_heads * model.num_local
     assert cost(model, (model.config.in_chans, *size_of(model))).macs == counter.get_total_flops() // 2 + positions
 
@@ -186,7 +186,7 @@ def test_local_folder(tmp_path: Path) -> None:
     model = tiny("convmixer")
     save_pretrained(model, tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
-    (tmp_path / "model" / "model.safetensors").unlink()  # what is told does not need the weights
+    (tmp_path / "model" / "model.safetensors").unlink()  # the facts do not need the weights
     found = info(name)
     assert found.name == name
     assert found.sources == (name,)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tessella
 from tessella import Predictor, UsageError
+from tessella.engine import Plan, make_plan
 from tessella.loading import (
     DEFAULT_MODEL,
     MAX_SAMPLES,
@@ -59,6 +61,40 @@ def test_an_opened_model_is_what_a_predictor_takes() -> None:
     assert {row.what: row.chosen for row in predictor.plan.choices}["batch"] == "3 images"
     assert predictor.fingerprint == tessella.load(transform="fast", policy="timm").fingerprint
     assert np.array_equal(predictor.embed(CAT), tessella.load(transform="fast", policy="timm").embed(CAT))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(device="warp"),
+        dict(device="cuda:99"),
+        dict(engine="openvino", precision="bfloat7"),
+        dict(engine="onnxruntime", precision="bfloat16"),
+        dict(batch_size=0),
+        dict(mode="fast"),
+    ],
+    ids=str,
+)
+def test_settings_are_refused_before_weights_are_loaded(wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessella.weights.factory.create_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(UsageError) as refused:
+        create_planned(settings_for(**wrong))
+    with pytest.raises(UsageError) as same:
+        make_plan(**wrong)
+    assert (refused.value.code, str(refused.value)) == (same.value.code, str(same.value))
+
+
+def test_one_plan_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+
+    def counted(*arguments: Any) -> Plan:
+        plans.append(make_plan(*arguments))
+        return plans[-1]
+
+    monkeypatch.setattr("tessella.loading.make_plan", counted)
+    predictor = tessella.load(batch_size=5)
+    assert [plan.batch_size for plan in plans] == [5]
+    assert predictor.plan.choices[: len(plans[0].choices)] == plans[0].choices
 
 
 def test_only_a_local_folder_can_be_an_exported_model(tmp_path: Path) -> None:

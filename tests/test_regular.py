@@ -1,4 +1,4 @@
-"""Only regular files are opened where a user names a file: the others answer at once, with a code."""
+"""Only regular files are opened for reading; other files are refused at once with a code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_other_files(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_replaces_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at it and the opening; the opening does not wait for a writer either."""
+    """The pipe appears between the check and the opening, which does not wait for a writer."""
     file, pipe = tmp_path / "a", tmp_path / "pipe"
     file.write_bytes(b"abc")
     os.mkfifo(pipe)

@@ -1,4 +1,4 @@
-"""Text borders: names that are not UTF-8 and text for a terminal."""
+"""Names that are not UTF-8, and text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tessella.text import encode_text, escape, finite, printable, unescape
 NAMES = st.one_of(
     st.text(st.characters()),  # lone surrogates included
     st.binary().map(os.fsdecode),
-    st.text(alphabet="\\xu0f9da\udcff\ud800é"),  # what looks like an escape
+    st.text(alphabet="\\xu0f9da\udcff\ud800é"),  # looks like an escape
 )
 
 

@@ -1,6 +1,6 @@
-"""What this package shares with timm: signatures, defaults, and what every argument does.
+"""The names shared with timm: signatures, defaults, and the effect of every argument.
 
-timm_signatures.json holds the signatures of timm 1.0.31: names of parameters, their order and their defaults.
+timm_signatures.json contains the signatures of timm 1.0.31: names of parameters, their order and their defaults.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .weights.test_files import saved, state_hash
 
 TIMM = json.loads((Path(__file__).parent / "timm_signatures.json").read_text())
 ARCH, SMALL = TINY["mixer"]
-OTHER_NAMES = {("CrossVit.forward_head", "xs"): "x"}  # our name where it is another; both are given by position
+OTHER_NAMES = {("CrossVit.forward_head", "xs"): "x"}  # different names here; both are passed by position
 
 
 def find(name: str) -> Any:
@@ -90,7 +90,7 @@ def test_constants_are_timms() -> None:
         assert plain(getattr(tessella.data, name)) == pytest.approx(value) if isinstance(value, list) else value
 
 
-# --- what every argument does -----------------------------------------------------------------------------------------
+# --- the effect of every argument -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def image() -> np.ndarray:
     return np.stack([x * 2, y * 4, (x + y) % 256], -1).astype(np.uint8)
 
 
-# argument: (value, where it counts: "eval", "train" or "both", "changes" the result, has "no effect" or is "refused")
+# argument: (value, used for "eval", "train" or "both", and "changes" the result, has "no effect" or is "refused")
 TRANSFORM: dict[str, tuple[Any, str, str]] = {
     "input_size": (40, "both", "changes"),
     "is_training": (True, "eval", "changes"),
@@ -166,13 +166,13 @@ def test_arguments_of_create_transform(name: str, where: str, image: np.ndarray)
         results.append(torch.cat([transform(image).flatten().float() for _ in range(4)]))
     expected = outcome == "changes" and (counts in (where, "both") or (counts == "train" and where == "erasing"))
     if name == "re_prob" and where == "erasing":
-        expected = False  # as the base has it
+        expected = False  # as in the base call
     same = results[0].shape == results[1].shape and torch.equal(results[0], results[1])
     assert same == (not expected)
 
 
 def test_the_default_transform_is_timms_for_an_image(image: np.ndarray) -> None:
-    """Bilinear, 0.875 of the side, ImageNet's mean: written out with Pillow."""
+    """Resize bilinearly, crop 0.875 of the side, normalize with ImageNet's mean; written with Pillow."""
     resized = Image.fromarray(image).resize((int(256 * 90 / 60), 256), Image.Resampling.BILINEAR)
     left = round((resized.width - 224) / 2)
     cropped = np.asarray(resized.crop((left, 16, left + 224, 240)))

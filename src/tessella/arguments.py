@@ -10,8 +10,8 @@ from .errors import UsageError
 
 def suggestion(words: Iterable[str], known: Collection[str], *, most: int = 1, cutoff: float = 0.6) -> str:
     """Return "did you mean ...?" with the known names that are similar to the words, or "" if there are none."""
-    near = [name for word in words for name in difflib.get_close_matches(word, known, n=most, cutoff=cutoff)]
-    return f"did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+    similar = [name for word in words for name in difflib.get_close_matches(word, known, n=most, cutoff=cutoff)]
+    return f"did you mean {', '.join(dict.fromkeys(similar))}?" if similar else ""
 
 
 def unknown_argument(function: str, words: Collection[str], known: Collection[str]) -> UsageError:

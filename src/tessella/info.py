@@ -105,13 +105,13 @@ def info(name: str) -> ModelInfo:
         sources.append(f"built in: {row.file}")
     if row and row.hf_hub_id:
         sources.append(f"hf-hub:{row.hf_hub_id}")
-    found = _combine(full, arch, read_costs()[full], row.to_dict() if row else {}, tuple(sources))
+    facts = _combine(full, arch, read_costs()[full], row.to_dict() if row else {}, tuple(sources))
     return dataclasses.replace(
-        found,
+        facts,
         tag_is_default=name == arch and row is not None,
         accuracy={key: figures._asdict() for key, figures in published_accuracy(full).items()},
         other_tags=tuple(other.tag for other in get_arch_pretrained_cfgs(arch).values() if other is not row),
-        notes=(*notes, *found.notes),
+        notes=(*notes, *facts.notes),
     )
 
 
@@ -149,13 +149,13 @@ def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, source
     )
 
 
-def describe(found: ModelInfo) -> Iterator[tuple[str, str]]:
+def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
     """Yield the facts as (label, text) rows for people to read."""
-    cost, (channels, height, width) = found.cost, found.input_size
-    default = f" (the default of {found.architecture})" if found.tag_is_default else ""
-    yield "model", found.name + default
-    yield "family", found.family
-    for paper in found.papers:
+    cost, (channels, height, width) = model.cost, model.input_size
+    default = f" (the default of {model.architecture})" if model.tag_is_default else ""
+    yield "model", model.name + default
+    yield "family", model.family
+    for paper in model.papers:
         yield "paper", f"{paper.title} ({paper.year}), arXiv:{paper.arxiv}"
     yield "parameters", f"{_in_units(cost.params, 1e6)} M"
     yield "cost per image", _figures(cost.macs, cost.activations)
@@ -164,21 +164,21 @@ def describe(found: ModelInfo) -> Iterator[tuple[str, str]]:
         f"{_figures(cost.card_macs, cost.card_activations)}; with norms, without padding='same' convolutions",
     )
     yield "input", f"{channels} x {height} x {width} (channels, height, width)"
-    yield "resize and crop", f"{found.interpolation}, {found.crop_pct:g}, {found.crop_mode}"
-    yield "mean", ", ".join(f"{value:g}" for value in found.mean)
-    yield "std", ", ".join(f"{value:g}" for value in found.std)
-    yield "classes", str(found.num_classes)
-    yield "embedding", f"{found.embedding_width} numbers"
-    yield "weights", ", ".join(found.sources) or "none published"
-    yield "licence", found.licence or "not stated"
-    for dataset, figures in found.accuracy.items():
+    yield "resize and crop", f"{model.interpolation}, {model.crop_pct:g}, {model.crop_mode}"
+    yield "mean", ", ".join(f"{value:g}" for value in model.mean)
+    yield "std", ", ".join(f"{value:g}" for value in model.std)
+    yield "classes", str(model.num_classes)
+    yield "embedding", f"{model.embedding_width} numbers"
+    yield "weights", ", ".join(model.sources) or "none published"
+    yield "licence", model.licence or "not stated"
+    for dataset, figures in model.accuracy.items():
         yield (
             f"accuracy, {dataset}",
             f"{figures['top1']:.2f} % top-1, {figures['top5']:.2f} % top-5 at {figures['img_size']:g} px",
         )
-    if found.other_tags:
-        yield "other tags", ", ".join(found.other_tags)
-    for note in found.notes:
+    if model.other_tags:
+        yield "other tags", ", ".join(model.other_tags)
+    for note in model.notes:
         yield "note", note
 
 

@@ -23,6 +23,7 @@ from .engine.base import Engine
 from .engine.exported import Card, is_exported, open_exported
 from .engine.gate import BOUNDS, open_gated
 from .engine.plan import Mode as RunMode
+from .engine.plan import check_settings
 from .errors import UsageError
 from .inputs import AnyImage
 from .pipeline import ImageReader
@@ -150,7 +151,7 @@ def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
     if settings.pretrained and settings.folder is None and not has_own_weights:
         _check_weights(settings.name)
     choices = (settings.device, settings.precision, settings.engine, settings.batch_size, settings.mode)
-    make_plan(*choices)
+    check_settings(*choices)
     from .models.base import ImageModel
     from .weights.factory import create_model
 

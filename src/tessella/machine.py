@@ -18,11 +18,11 @@ def versions() -> dict[str, str]:
     """Return the versions of this package and of the installed runtimes, by name."""
     from ._version import __version__
 
-    found = dict(tessella=__version__)
+    result = dict(tessella=__version__)
     for name in RUNTIMES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            result[name] = metadata.version(name)
+    return result
 
 
 def cpu_name() -> str:
@@ -55,11 +55,11 @@ def hardware(device: str) -> str:
 
 def other_versions() -> str:
     """Return the names and versions of other installed packages that affect benchmarks, as text."""
-    found = []
+    packages = []
     for name in ("timm", "openvino", "nncf", "onnxruntime", "onnx", "triton"):
         with suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return ", ".join(found)
+            packages.append(f"{name} {metadata.version(name)}")
+    return ", ".join(packages)
 
 
 def available_cores() -> int:

@@ -376,7 +376,8 @@ def load(
     "bfloat16" and "int8" are compared with float32 (and int8's ranges are measured) before they are used; None takes
     photographs in this package. `predictor.plan` lists every choice with its reason. Raises UsageError, WeightsError.
     """
-    check_model_args(model_args, [known for known in inspect.signature(load).parameters if known != "name"])
+    keywords = [argument for argument in inspect.signature(load).parameters if argument not in ("name", "model_args")]
+    check_model_args(model_args, keywords)
     settings = LoadSettings(
         name=DEFAULT_MODEL if name is None else name,
         pretrained=pretrained,

@@ -164,7 +164,7 @@ def test_a_batch_that_is_left_alone_is_not_worked_on_in_parts(
     before = contents(tmp_path / "run")
     with Ledger(tmp_path / "run") as ledger:
         ledger.forget([3])
-    monkeypatch.setattr(Engine, "_alone", lambda *_: pytest.fail("in parts"))
+    monkeypatch.setattr(Engine, "_run_split", lambda *_: pytest.fail("in parts"))
     start(images, tmp_path / "run", predictor, shard_rows=4)
     assert contents(tmp_path / "run") == before
 

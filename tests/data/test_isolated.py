@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -74,6 +75,11 @@ class FaultySource(Source):
                 raise KeyError(f"{object()} of a library")
             case "nothing":
                 return None  # type: ignore[return-value]
+            case "garble":  # an answer that the worker would not give
+                for fd in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
+                    with contextlib.suppress(OSError):
+                        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                            os.write(fd, self.content)
             case "report":
                 raise ImageError("unreadable", f"{os.getpid()} {'torch' in sys.modules}")
         return self.content
@@ -230,6 +236,26 @@ def test_every_fault_costs_one_image(tmp_path: Path) -> None:
         assert "exit status 3" in str(out[5].error)
         assert "5 seconds" in str(out[25].error)
         assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"no JSON",
+        b"{}",
+        b'"answer"',
+        b"[null]",
+        b'[["empty", "", ""], "", Infinity, 0, 0]',
+        b'[["empty"], "", 0, 0, 0]',
+        b"[" * 100_000,
+    ],
+    ids=lambda answer: answer[:20].decode(),
+)
+def test_answers_that_make_no_sense_cost_one_image(answer: bytes) -> None:
+    source = FaultySource("garbled", "", fault="garble", content=answer + b"\n")
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        results = list(decoder.decoded([good(1), source, good(2)]))
+    assert [code(seen) for seen in results] == ["ok", "decoder_crashed", "ok"]
 
 
 def test_announced_long_reads_get_more_time() -> None:

@@ -1,4 +1,4 @@
-"""The rewritten models give timm's numbers at full size, as closely as the reference does."""
+"""Rewritten models of full size give timm's numbers within the tolerance of the reference."""
 
 from __future__ import annotations
 

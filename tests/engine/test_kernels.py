@@ -1,4 +1,4 @@
-"""The kernels: in Triton's interpreter against float64, as PyTorch operators, and in place of a model's modules.
+"""The kernels: in Triton's interpreter against float64, as PyTorch operators, and swapped into a model.
 
 What Triton needs to be told before it is imported is told to another process, so that no other test is disturbed.
 """
@@ -112,7 +112,7 @@ def start_interpreter() -> None:
 
 
 def difference_from_float64(kernel: str, args: tuple[Any, ...]) -> float:
-    """Of the kernel as the interpreter runs it; raises where it was not Triton that ran."""
+    """Relative difference of the kernel in the interpreter from float64; fails unless Triton ran it."""
     inputs = INPUTS[kernel](*args)
     expected = MODULE[kernel].plain(*doubled(inputs))
     found = OPERATOR[kernel](*inputs)
@@ -123,7 +123,7 @@ def difference_from_float64(kernel: str, args: tuple[Any, ...]) -> float:
 
 
 def type_of_runner(kernel: str, x: Tensor) -> str:
-    """What runs the kernel on `x`: "numpy" for the interpreter."""
+    """Implementation that runs the kernel on `x`: "plain", "compiled", or "numpy" for the interpreter."""
     from triton.runtime.interpreter import InterpretedFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     run = MODULE[kernel].kernel_of(kernel, MODULE[kernel].plain, x, ())
@@ -134,7 +134,7 @@ def type_of_runner(kernel: str, x: Tensor) -> str:
 
 
 def difference_of_models(case: str, layout: str) -> tuple[list[str], float]:
-    """What was swapped in the rewritten model, and how far its float32 answers by the kernels are from float64."""
+    """Names of the swapped modules, and the relative difference of the kernels' float32 outputs from float64."""
     model = made(case, **ODD[case])
     x = images(model, 1)
     if case.startswith("convmixer"):  # which reads any size; the interpreter is slow
@@ -188,8 +188,9 @@ def test_depthwise_of_more_or_less_than_one_block(
         (1, 1, 1, 1, 0, torch.float32),
     ],
 )
-def test_gpsa(interpreter: ProcessPoolExecutor, dtype: torch.dtype, batch: int, tokens: int, heads: int, width: int,
-              pad: int) -> None:  # fmt: skip
+def test_gpsa(
+    interpreter: ProcessPoolExecutor, dtype: torch.dtype, batch: int, tokens: int, heads: int, width: int, pad: int
+) -> None:
     args = (batch, tokens, heads, width, pad, dtype)
     assert interpreter.submit(difference_from_float64, "gpsa", args).result() < OFF[dtype]
 
@@ -199,8 +200,16 @@ def test_gpsa(interpreter: ProcessPoolExecutor, dtype: torch.dtype, batch: int, 
 @pytest.mark.parametrize(
     ("batch", "tokens", "width", "hidden", "pad"), [(2, 15, 10, 6, 1), (1, 196, 70, 50, 12), (1, 1, 1, 1, 0)]
 )
-def test_token_mlp(interpreter: ProcessPoolExecutor, dtype: torch.dtype, gated: bool, batch: int, tokens: int,
-                   width: int, hidden: int, pad: int) -> None:  # fmt: skip
+def test_token_mlp(
+    interpreter: ProcessPoolExecutor,
+    dtype: torch.dtype,
+    gated: bool,
+    batch: int,
+    tokens: int,
+    width: int,
+    hidden: int,
+    pad: int,
+) -> None:
     args = (batch, tokens, width, hidden, gated, pad, dtype)
     assert interpreter.submit(difference_from_float64, "token_mlp", args).result() < OFF[dtype]
 
@@ -209,7 +218,7 @@ def test_token_mlp(interpreter: ProcessPoolExecutor, dtype: torch.dtype, gated: 
     ("case", "layout"),
     [("convmixer", "channels_first"), *((case, "channels_last") for case in SWAPPED if case != "convmixer")],
 )
-def test_models_by_the_kernels(interpreter: ProcessPoolExecutor, case: str, layout: str) -> None:
+def test_models_with_kernels(interpreter: ProcessPoolExecutor, case: str, layout: str) -> None:
     names, off = interpreter.submit(difference_of_models, case, layout).result()
     assert names[0] == SWAPPED[case][0]
     assert off < 1e-5
@@ -218,7 +227,7 @@ def test_models_by_the_kernels(interpreter: ProcessPoolExecutor, case: str, layo
 # --- as PyTorch operators ---------------------------------------------------------------------------------------------
 
 
-def test_a_cpu_runs_the_plain_functions_whatever_is_installed() -> None:
+def test_cpus_always_run_the_plain_functions() -> None:
     assert os.environ.get("TRITON_INTERPRET") != "1"
     inputs = gpsa_inputs(1, 4, 2, 3, 0, torch.float32)
     assert torch.equal(gpsa(*inputs), gpsa_file.plain(*inputs))
@@ -237,7 +246,7 @@ def test_a_cpu_runs_the_plain_functions_whatever_is_installed() -> None:
         ("token_mlp", (1, 4, 3, 2, False, 0, torch.bfloat16)),
     ],
 )
-def test_fake_implementations_tell_the_truth(kernel: str, args: tuple[Any, ...]) -> None:
+def test_fake_implementations_have_the_right_shapes(kernel: str, args: tuple[Any, ...]) -> None:
     inputs = INPUTS[kernel](*args)
     if kernel != "depthwise":  # opcheck compares inputs before and after, where a NaN is not itself
         inputs = [t.nan_to_num() if isinstance(t, Tensor) else t for t in inputs]
@@ -258,7 +267,7 @@ def test_plain_functions_round_once(kernel: str) -> None:
     torch.testing.assert_close(MODULE[kernel].plain(*inputs), exact.bfloat16(), rtol=1e-2, atol=1e-5)
 
 
-def test_not_a_number_stays_one() -> None:
+def test_nan_stays_nan() -> None:
     inputs = depthwise_inputs((1, 2, 3, 3), 3, "clamp", True, torch.float32)
     inputs[0][0, 0, 1, 1] = math.nan
     assert depthwise(*inputs)[0, 0].isnan().all()
@@ -298,7 +307,7 @@ def test_weights_move_with_the_model(case: str) -> None:
         assert fast(images(tiny(case), 1).bfloat16())[0].dtype == torch.bfloat16
 
 
-def test_what_no_kernel_is_made_for_stays() -> None:
+def test_modules_without_a_kernel_stay() -> None:
     separable = rewrite(made("convit"), layout="separable")
     assert use_kernels(separable) == ()
     assert use_kernels(rewrite(made("resmlp"))) == ()
@@ -334,7 +343,7 @@ ONE = torch.ones(4)
 
 
 def answer(value: float, seconds: float) -> Callable[[], Any]:
-    """A candidate of a known answer and speed; `seconds_of` reads the speed off it."""
+    """A candidate with a known output and duration; `seconds_of` returns the duration."""
 
     def run() -> Tensor:
         return ONE * value
@@ -351,7 +360,7 @@ def broken() -> Any:
     raise NotImplementedError("no such instruction")
 
 
-def test_the_fastest_that_agrees_is_chosen_and_the_reason_says_all() -> None:
+def test_the_fastest_candidate_that_agrees_is_chosen_with_all_times_as_the_reason() -> None:
     candidates = {
         "slow": answer(1, 3e-3),
         "wrong": answer(1.5, 1e-3),
@@ -423,7 +432,7 @@ def test_attention_is_timed_on_the_shapes_of_the_model() -> None:
     assert choose_attention(lambda: mixer(images(tiny("mixer"))), 1e-4, "", lambda run: run)[1] == []
 
 
-def test_attention_calls_are_noted_once_a_shape() -> None:
+def test_attention_calls_are_recorded_once_per_shape() -> None:
     q = torch.randn(1, 2, 3, 4)
     with AttentionCalls() as recorder:
         for _ in range(2):
@@ -433,14 +442,14 @@ def test_attention_calls_are_noted_once_a_shape() -> None:
     assert next(iter(recorder.calls.values()))[1] == {"scale": 0.1}
 
 
-def test_the_input_of_a_module_is_seen_and_the_hook_goes() -> None:
+def test_input_of_returns_the_input_and_removes_its_hook() -> None:
     net = nn.Sequential(nn.ReLU(), nn.Tanh())
     x = torch.tensor([-1.0, 2.0])
     assert torch.equal(input_of(net[1], lambda: net(x)), torch.tensor([0.0, 2.0]))
     assert not net[1]._forward_pre_hooks
 
 
-def test_more_programs_than_the_compiler_keeps_of_one_function() -> None:
+def test_more_programs_than_the_compiler_keeps_per_function() -> None:
     made_programs = []
 
     def backend(graph: Any, _: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Every rewrite alone and all together give the reference's answers, in float64 to rounding."""
+"""Each rewrite, and all together, give the outputs of the reference up to float64 rounding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ODD: dict[str, dict[str, Any]] = {  # a grid that is not square, heads that are 
 
 
 def made(case: str, **overrides: Any) -> Any:
-    """A float64 model in which nothing is at its neutral value: scales of both signs, shifts, statistics."""
+    """A float64 model without neutral values: scales of both signs, shifts, statistics."""
     model = tiny(case, **overrides).double()
     noise = torch.Generator().manual_seed(7)
     for module in model.modules():
@@ -77,7 +77,7 @@ def test_each_rewrite_alone(case: str, name: str, odd: bool) -> None:
 
 @pytest.mark.parametrize("odd", [False, True], ids=["usual", "odd"])
 @pytest.mark.parametrize("case", TINY)
-def test_all_rewrites_together_in_both_modes_of_memory(case: str, odd: bool) -> None:
+def test_all_rewrites_together_in_both_memory_formats(case: str, odd: bool) -> None:
     model = made(case, **(ODD[case] if odd else {}))
     x = batch(model)
     fast = rewrite(model)
@@ -101,8 +101,7 @@ def test_uint8_pixels_with_the_normalisation_folded(case: str, odd: bool) -> Non
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_float32_stays_as_close_as_float32_is(case: str) -> None:
-    """The rewritten model's own rounding, against float64, is of the size of the reference's."""
+def test_float32_rounding_is_no_larger_than_the_references(case: str) -> None:
     model = made(case)
     x = batch(model)
     truth, _ = reference(model, x)
@@ -139,7 +138,7 @@ def test_other_pools_and_no_head(case: str, pool: str, classes: int) -> None:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_the_model_given_is_left_alone(case: str) -> None:
+def test_the_original_model_does_not_change(case: str) -> None:
     model = made(case)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     training = model.train().training
@@ -177,8 +176,8 @@ def test_large_kernels_stay_channels_first() -> None:
 
 
 @pytest.mark.parametrize("gate", [-60.0, 0.0, 60.0])
-def test_gates_at_their_ends(gate: float) -> None:
-    """Trained gates saturate: all content, all position."""
+def test_saturated_gates(gate: float) -> None:
+    """Trained gates saturate at content alone or position alone."""
     model = made("convit")
     for block in model.blocks:
         if isinstance(block.attn, GPSA):
@@ -196,8 +195,7 @@ def test_clamp_bounds_for_scales_of_both_signs_and_zero() -> None:
     assert len(clamps) == 1 + 2 * len(model.blocks)
 
 
-def test_what_is_gone_is_gone() -> None:
-    """The point of it: the parts that cost time are not in the rewritten model."""
+def test_slow_modules_are_removed() -> None:
     gone = {"convmixer": nn.BatchNorm2d, "convmixer_relu": nn.BatchNorm2d, "convit": GPSA}
     for case, kind in gone.items():
         assert not any(isinstance(module, kind) for module in rewrite(made(case)).modules())
@@ -214,7 +212,7 @@ def test_resize_matrix_is_the_models_own_resize(old: int, new: int) -> None:
     torch.testing.assert_close(matrix.sum(1), torch.ones(new, dtype=torch.float64), **CLOSE)
 
 
-def test_errors_name_what_exists() -> None:
+def test_errors_list_the_known_names() -> None:
     with pytest.raises(UsageError) as caught:
         rewrite(tiny("convit"), only={"fold_batch_norms"})
     assert caught.value.code == "bad_argument"

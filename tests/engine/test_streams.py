@@ -1,4 +1,4 @@
-"""Several batches at a time: the order is kept, little is held, and nothing is left changed."""
+"""Concurrent batches: results are in order, few batches are held in memory, and PyTorch's threads are restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAN = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 4), threads=
 
 
 class Slow(Engine):
-    """Gives back what it is given, after a while that has nothing to do with the order."""
+    """An engine that returns its input after a random time."""
 
     def __init__(self) -> None:
         super().__init__(None, PLAN, (1, 1), InputSpec(height=1, width=1))
@@ -62,7 +62,7 @@ def test_streams_leave_few_threads_idle(threads: int, streams: int) -> None:
     assert streams_for(threads) == streams
 
 
-def test_order_is_kept_and_streams_work_at_the_same_time() -> None:
+def test_results_are_in_order_and_streams_run_concurrently() -> None:
     engine = Slow()
     found = [part[0].tolist() for part in engine.imap(batches(40))]
     assert found == [[2 * i, 2 * i + 1] for i in range(40)]
@@ -86,14 +86,14 @@ def test_at_most_one_batch_more_than_streams_is_held() -> None:
     assert drawn < 10
 
 
-def test_an_error_of_a_batch_is_raised_in_its_turn() -> None:
+def test_an_error_of_a_batch_is_raised_at_its_position() -> None:
     results = Slow().imap([np.array([1]), np.array([99]), np.array([3])])
     assert next(results)[0].tolist() == [1]
     with pytest.raises(RuntimeError, match="broken batch"):
         next(results)
 
 
-def test_an_error_of_the_source_is_raised() -> None:
+def test_an_error_of_the_iterable_is_raised() -> None:
     def failing() -> Iterator[np.ndarray]:
         yield from batches(3)
         raise OSError("no more")
@@ -102,7 +102,7 @@ def test_an_error_of_the_source_is_raised() -> None:
         list(Slow().imap(failing()))
 
 
-def test_a_batch_alone_is_shared_out_and_joined_again() -> None:
+def test_a_single_batch_is_split_and_its_outputs_are_joined() -> None:
     engine = Slow()
     logits, embedding = next(engine.imap([np.arange(8, dtype=np.uint8)]))
     assert logits.tolist() == list(range(8))
@@ -114,7 +114,7 @@ def test_a_batch_alone_is_shared_out_and_joined_again() -> None:
     assert list(engine.imap([])) == []
 
 
-def test_pytorchs_threads_are_left_as_they_were() -> None:
+def test_pytorchs_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     plan = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 2), threads=2, streams=2)
     engine = open_engine(tiny("mixer"), plan, (32, 32))
@@ -164,8 +164,8 @@ print("all done")
 """
 
 
-def test_openvinos_first_passes_may_be_at_the_same_time() -> None:
-    """Its bindings' first look for NumPy, by several threads at once, held up three processes of four for ever."""
+def test_the_first_passes_of_openvino_may_be_concurrent() -> None:
+    """Its bindings look NumPy up on first use; with several threads at once, three of four processes hung forever."""
     pytest.importorskip("openvino")
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=60)

@@ -18,13 +18,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the pictures of the report, which take most of the time of so small a run."""
+    """Write no report, whose pictures take most of the time of a small run."""
     monkeypatch.setattr(results, "write_report", lambda *args, **more: None)
 
 
 @pytest.fixture(scope="session")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """Return the folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     run(data, out, small(ema_decay=0.9))
     return out

@@ -1,7 +1,7 @@
-"""Training that is killed at random and goes on, beside the same run left alone: a few kills in tests, many in a soak.
+"""Compare runs that are killed at random and resumed with an uninterrupted run: a few kills in tests, many in a soak.
 
-`scripts/soak train --kills 40 --out FILE` writes what happened; every process is a real one, forked from a server that
-has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
+`scripts/soak train --kills 40 --out FILE` writes the results. Every run is a process of its own, forked from a server
+that has imported PyTorch, and SIGKILL comes at any time, while a checkpoint is written, too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def assert_same(a: checkpoint.TrainingCheckpoint, b: checkpoint.TrainingCheckpoi
 
 
 def config_of(family: str) -> TrainConfig:
-    """36 steps with everything on that has a state of its own."""
+    """Return a config of 36 steps that uses every feature with a state of its own."""
     return small(
         family,
         probe=True,
@@ -74,12 +74,13 @@ def _start(data: Path, out: Path, family: str) -> BaseProcess:
     return process
 
 
-def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill `kills` times, starting anew when a run has reached its end; each end must be that of the whole, bit by bit.
+def kill_and_resume(data: Path, folder: Path, family: str, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Kill runs `kills` times and resume them; every run that ends must equal the uninterrupted one, bit by bit.
 
-    Returns counts, and the seconds of work that each kill cost: since the last whole checkpoint.
+    After the end of a run, another one is started. Return counts, and for each kill the seconds of lost work, which are
+    those since the last complete checkpoint.
     """
-    chance = random.Random(f"{family} {seed}")
+    rng = random.Random(f"{family} {seed}")
     whole, cut = folder / "whole", folder / "cut"
     process = _start(data, whole, family)
     while not checkpoint.checkpoint_ids(whole):
@@ -88,7 +89,7 @@ def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: in
     began = time.monotonic()
     process.join(300)
     assert process.exitcode == 0
-    takes = time.monotonic() - began
+    duration = time.monotonic() - began
     weights = (whole / "model.safetensors").read_bytes()
     facts: dict[str, Any] = dict(
         family=family, kills=0, while_saving=0, resumed=0, ends=0, bit_equal=0, lost_seconds=[]
@@ -97,11 +98,11 @@ def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: in
         before = checkpoint.checkpoint_ids(cut)[-1:]
         process = _start(data, cut, family)
         if facts["kills"] < kills:
-            until = time.monotonic() + 120
-            while process.is_alive() and checkpoint.checkpoint_ids(cut)[-1:] == before and time.monotonic() < until:
-                time.sleep(0.002)  # it has gone on
+            deadline = time.monotonic() + 120
+            while process.is_alive() and checkpoint.checkpoint_ids(cut)[-1:] == before and time.monotonic() < deadline:
+                time.sleep(0.002)  # it has resumed
             facts["resumed"] += bool(before) and checkpoint.checkpoint_ids(cut)[-1:] != before
-            process.join(chance.uniform(0, takes))
+            process.join(rng.uniform(0, duration))
             if process.is_alive():
                 process.kill()
                 died = time.time()
@@ -123,17 +124,17 @@ def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/soak train", description=killed_and_whole.__doc__)
-    parser.add_argument("--kills", type=int, default=40, help="of each of the five families; 40 takes about an hour")
+    parser = argparse.ArgumentParser(prog="scripts/soak train", description=kill_and_resume.__doc__)
+    parser.add_argument("--kills", type=int, default=40, help="kills per model family; 40 take about an hour")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = make_images(Path(folder) / "data")
         for family in FAMILIES:
             began = time.monotonic()
-            facts = killed_and_whole(data, Path(folder) / family, family, args.kills, args.seed)
+            facts = kill_and_resume(data, Path(folder) / family, family, args.kills, args.seed)
             lost = sorted(facts.pop("lost_seconds"))
             facts |= dict(lost_seconds_median=lost[len(lost) // 2], lost_seconds_most=lost[-1])
             rows.append(facts | dict(seconds=round(time.monotonic() - began, 1)))

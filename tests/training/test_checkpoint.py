@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo
 
 from tessella.errors import WeightsError
 from tessella.training import checkpoint
@@ -17,9 +17,9 @@ from tessella.training import checkpoint
 from .small_runs import run, small
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place % len(content)] ^= 1
+    content[position % len(content)] ^= 1
     path.write_bytes(content)
 
 
@@ -36,14 +36,14 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path:
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    if damage == "pipe":  # reading it would wait for ever
+    if damage == "pipe":  # reading it would block forever
         os.mkfifo(path)
-    said: list[str] = []
-    found = checkpoint.read_newest(tmp_path, said.append)
+    messages: list[str] = []
+    found = checkpoint.read_newest(tmp_path, messages.append)
     assert found is not None
     assert (found.checkpoint_id, found.state) == (1, dict(step=1))
-    assert "at-00000002 is damaged" in said[0]
-    with pytest.raises(WeightsError) as caught:  # nor is the good one deleted for it
+    assert "at-00000002 is damaged" in messages[0]
+    with pytest.raises(WeightsError) as caught:  # the intact one is not deleted
         checkpoint.prune(tmp_path, 1)
     assert caught.value.code == "damaged_checkpoint"
     assert checkpoint.checkpoint_ids(tmp_path) == [1, 2]
@@ -69,8 +69,6 @@ def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, 1, dict(model={"a": torch.zeros(2)}), dict(step=1))
     torch.save({"a": torch.zeros(2)}, folder / "model.safetensors")
-    import hashlib
-
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     manifest["sha256"]["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))

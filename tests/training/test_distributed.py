@@ -24,32 +24,16 @@ def train_two_processes(data: Path, out: Path, config: TrainConfig, *more: str) 
     """Train in two processes under torchrun; return the training losses of all epochs, then the validation losses."""
     file = out.with_suffix(".json")
     file.write_text(json.dumps(config.as_dict()))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "tessella",
-        "train",
-        str(data),
-        "--config",
-        str(file),
-        "--out",
-        str(out),
-        "--workers",
-        "0",
-        *more,
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = ["train", str(data), "--config", str(file), "--out", str(out), "--workers", "0", *more]
+    command = [*torchrun, "tessella", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"), timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["kind"] == "epoch"]
-    assert [row["epoch"] for row in rows] == list(range(config.epochs))  # one writer
+    assert [row["epoch"] for row in rows] == list(range(config.epochs))  # only one process writes
     return [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import torch._dynamo
 
 from tessella.training import checkpoint, loop
 from tessella.training.config import TrainConfig
@@ -35,27 +34,22 @@ def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, mode
 
 @pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize(
-    ("top1", "loss", "kept", "said"),
+    ("top1", "loss", "checkpoint_id", "text"),
     [
-        (
-            (0.5, 0.25, 0.5, 0.25),
-            (0.3, 0.1, 0.4, 0.1),
-            0,
-            "did not beat the linear probe (50.00 %): the weights of",
-        ),
+        ((0.5, 0.25, 0.5, 0.25), (0.3, 0.1, 0.4, 0.1), 0, "did not beat the linear probe (50.00 %): the weights of"),
         ((0.5, 0.25, 0.75, 0.5), (0.3, 0.1, 0.4, 0.1), 8, "beat the linear probe (75.00 % against 50.00 %)"),
         ((0.5, 0.25, 0.5, 0.5), (0.3, 0.1, 0.4, 0.1), 12, "equals the linear probe in accuracy and has a lower loss"),
     ],
 )
 def test_the_better_of_probe_and_fine_tuning_is_kept(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1: Any, loss: Any, kept: int, said: str
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1: Any, loss: Any, checkpoint_id: int, text: str
 ) -> None:
     found = [Validation(a, b, 24, 0) for a, b in zip(top1, loss, strict=True)]
     monkeypatch.setattr(loop, "validate", lambda *_: found.pop(0))
     events = run(data, tmp_path / "run", small(probe=True))
-    assert said in remarks_of(events)
+    assert text in remarks_of(events)
     weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
-    for name, value in checkpoint.read(tmp_path / "run", kept).tensors["model"].items():
+    for name, value in checkpoint.read(tmp_path / "run", checkpoint_id).tensors["model"].items():
         assert torch.equal(value, weights[name])
 
 

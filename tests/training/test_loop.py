@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch._dynamo
 
 import tessella
 from tessella.data.datasets import open_labelled
@@ -24,7 +23,7 @@ from tessella.training.config import TrainConfig
 from tessella.training.events import StepEvent, TrainingEvent
 from tessella.training.loop import train
 
-from .kills import assert_same, killed_and_whole, last
+from .kills import assert_same, kill_and_resume, last
 from .small_runs import CLASSES, FAMILIES, losses, remarks_of, run, small
 
 
@@ -37,9 +36,9 @@ def test_training_improves_accuracy_and_the_folder_can_be_loaded(data: Path, who
     predictor = tessella.load(f"local-dir:{whole}")
     assert predictor.labels == CLASSES
     held_out = open_labelled(data, "val")
-    right = sum(predictor.classify(held_out.source(i))[0].index == held_out.labels[i] for i in range(len(held_out)))
+    correct = sum(predictor.classify(held_out.source(i))[0].index == held_out.labels[i] for i in range(len(held_out)))
     best = max(rows, key=lambda row: row["val_top1"])
-    assert right / len(held_out) == best["val_top1"]
+    assert correct / len(held_out) == best["val_top1"]
     report = json.loads((whole / "report" / "report.json").read_text())
     assert report["metrics"]["top1"] == pytest.approx(best["val_top1"])
     assert {path.name for path in (whole / "report").iterdir()} >= {"report.md", "confusion.png", "curves.png"}
@@ -87,10 +86,10 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
         model_args=FAMILIES[model] | dict(drop_rate=0.1),
     )
     events = run(data, tmp_path / "whole", config)
-    cut: list[TrainingEvent] = []
+    interrupted: list[TrainingEvent] = []
 
     def on_event(event: TrainingEvent) -> None:
-        cut.append(event)
+        interrupted.append(event)
         if isinstance(event, StepEvent) and event.step in (2, 4):  # in the middle of epochs 0 and 1
             os.kill(os.getpid(), number)
 
@@ -99,18 +98,18 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
             train(data, tmp_path / "cut", config, workers=0, on_event=on_event)
         assert (caught.value.code, caught.value.exit_code) == ("interrupted", 130)
     train(data, tmp_path / "cut", config, workers=2, on_event=on_event)
-    assert losses(cut) == losses(events)
+    assert losses(interrupted) == losses(events)
     assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
-    kept = [
+    metrics = [
         [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
         for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "cut" / "metrics.jsonl")
     ]
-    assert kept[0] == kept[1]
+    assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, family: str) -> None:
-    facts = killed_and_whole(data, tmp_path, family, kills=2)
+    facts = kill_and_resume(data, tmp_path, family, kills=2)
     assert (facts["kills"], facts["ends"]) == (2, facts["bit_equal"])
 
 

@@ -62,7 +62,7 @@ def test_more_epochs_extend_a_run_with_a_constant_learning_rate(data: Path, tmp_
     assert [event.epoch for event in epochs_of(events)] == [3]
     run(data, tmp_path / "whole", four)
     assert_same(last(tmp_path / "whole"), last(tmp_path / "run"))
-    run(data, tmp_path / "run", four)  # train.json says so too
+    run(data, tmp_path / "run", four)  # train.json has four epochs now
     with pytest.raises(UsageError, match="holds a run of 4 epochs, not 3"):
         run(data, tmp_path / "run", three)
 

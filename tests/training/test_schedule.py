@@ -33,6 +33,5 @@ def test_linear_ends_near_zero_and_constant_is_constant() -> None:
     linear = TrainConfig(lr=2.0, schedule="linear", warmup_fraction=0.2)
     assert learning_rate(linear, 60, 100) == pytest.approx(1.0)
     assert learning_rate(linear, 99, 100) == pytest.approx(2.0 / 80)
-    assert {learning_rate(TrainConfig(schedule="constant", warmup_fraction=0.0), k, 9) for k in range(9)} == {
-        TrainConfig.lr
-    }
+    constant = TrainConfig(schedule="constant", warmup_fraction=0.0)
+    assert {learning_rate(constant, step, 9) for step in range(9)} == {TrainConfig.lr}

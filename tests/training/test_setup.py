@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch._dynamo
 
 from tessella.data.datasets import open_labelled
 from tessella.errors import UsageError
 from tessella.training.distributed import DistributedContext
 from tessella.training.loop import train
-from tessella.training.setup import check_batch_size
+from tessella.training.setup import DataSettings, check_batch_size, default_workers
 
 from .small_runs import run, small
 
@@ -48,3 +49,33 @@ def test_a_batch_that_cannot_be_split_evenly_is_refused(data: Path) -> None:
     with pytest.raises(UsageError, match="cannot be split evenly over 3 processes") as caught:
         check_batch_size(small(), images, DistributedContext(0, 3, torch.device("cpu")))
     assert "--batch-size 18" in str(caught.value.hint)
+
+
+def test_data_settings_are_checked() -> None:
+    with pytest.raises(UsageError, match="val_fraction is 'half'") as caught:
+        DataSettings(data="images", val_fraction="half")  # type: ignore[arg-type]
+    assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize(("fraction", "least", "most"), [(0.25, 5, 20), (0.5, 15, 33)])
+def test_a_fraction_of_the_images_is_held_out(
+    data: Path, tmp_path: Path, fraction: float, least: int, most: int
+) -> None:
+    settings = DataSettings(data=data / "train", val_fraction=fraction)
+    images = tmp_path / "images"
+    shutil.copytree(data / "train", images)  # nothing called val is beside it
+    train_images, val_images = DataSettings(data=images, val_fraction=fraction).open()
+    assert len(train_images) + len(val_images) == 48
+    assert least <= len(val_images) <= most
+    assert len(settings.open()[1]) == 24  # the validation split beside the training images
+    assert len(DataSettings(data=images, val=data / "val").open()[1]) == 24
+    out = train(DataSettings(data=images, val_fraction=fraction), tmp_path / "run", small(epochs=1, batch_size=8))
+    row = json.loads((out / "metrics.jsonl").read_text())
+    assert row["val_images"] == len(val_images)
+
+
+def test_the_number_of_data_loader_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers in ((None, 1), (1, 0), (4, 3), (64, 8)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert default_workers() == workers

@@ -21,36 +21,36 @@ from .small_runs import CLASSES, FAMILIES, epochs_of, losses, run, small
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float, where: str) -> list[dict[str, Tensor]]:
-    """Make loss, gradient or input not finite at some steps; returns the weights after each step."""
+    """Make loss, gradient or input not finite at some steps; return the list to which each step appends its weights."""
     states: list[dict[str, Tensor]] = []
     step, loss, inputs = Trainer.step, Trainer._loss, Trainer._inputs
-    now = 0
+    current = 0
 
-    def watched(self: Trainer, batch: Any, number: int, *rest: Any) -> Any:
-        nonlocal now
-        now = number
+    def recorded_step(self: Trainer, batch: Any, number: int, *rest: Any) -> Any:
+        nonlocal current
+        current = number
         if not states:
             states.append({name: value.clone() for name, value in self.model.state_dict().items()})
         result = step(self, batch, number, *rest)
         states.append({name: value.clone() for name, value in self.model.state_dict().items()})
         return result
 
-    def poisoned_loss(self: Trainer, logits: Tensor, answers: Tensor) -> Tensor:
-        found = loss(self, logits, answers)
-        if now not in steps or where == "input":
-            return found
+    def poisoned_loss(self: Trainer, logits: Tensor, targets: Tensor) -> Tensor:
+        result = loss(self, logits, targets)
+        if current not in steps or where == "input":
+            return result
         if where == "loss":
-            return found * value
-        found.register_hook(lambda gradient: gradient * value)  # the loss itself is fine
-        return found
+            return result * value
+        result.register_hook(lambda gradient: gradient * value)  # the loss itself stays finite
+        return result
 
     def poisoned_inputs(self: Trainer, batch: Any, number: int) -> tuple[Tensor, Tensor]:
-        x, answers = inputs(self, batch, number)
+        x, targets = inputs(self, batch, number)
         if number in steps and where == "input":
             x[0, 0, 0, 0] = value
-        return x, answers
+        return x, targets
 
-    monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setattr(Trainer, "step", recorded_step)
     monkeypatch.setattr(Trainer, "_loss", poisoned_loss)
     monkeypatch.setattr(Trainer, "_inputs", poisoned_inputs)
     return states
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     for name, after in states[-1].items():  # batch statistics too
         assert torch.equal(after, states[-2][name]), name
     assert any(not torch.equal(after, states[-3][name]) for name, after in states[-2].items())
-    assert checkpoint.checkpoint_ids(tmp_path / "run") == [4]  # nothing of it was saved
+    assert checkpoint.checkpoint_ids(tmp_path / "run") == [4]  # nothing was saved after it
 
 
 @pytest.mark.usefixtures("unreported")

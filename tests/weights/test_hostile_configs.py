@@ -120,6 +120,7 @@ def test_numbers_keep_their_type_and_lists_become_tuples() -> None:
     ("field", "value", "expected"),
     [
         ("mean", {0.1, 0.2, 0.3}, "one number per channel"),
+        ("mean", b"abc", "one number per channel"),
         ("mean", (True, 0.5, 0.5), "one number per channel"),
         ("std", (0.5, 0.0, 0.5), "one positive number per channel"),
         ("crop_pct", "0.9", "a positive number"),

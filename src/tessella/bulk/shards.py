@@ -31,10 +31,10 @@ METADATA = ("fingerprint", "model", "width", "dtype", "transform", "policy", "pr
 
 
 class Place(NamedTuple):
-    """An input of a run: its shard, and whether it is the last of it."""
+    """An input of a run and its place in the listing."""
 
     shard: int
-    is_last: bool
+    is_last: bool  # the last input of the shard
     source: Source
 
 
@@ -63,9 +63,9 @@ def decoder_of(predictor: Predictor, processes: int | None = None, timeout: floa
 
 
 class ShardMaker:
-    """Makes the shards of a run in one process: a model, and decoder processes that it keeps. A context manager.
+    """Makes the shards of a run with one model and one set of decoder processes; a context manager.
 
-    facts: run.json. The same shard gives the same bytes wherever it is made, as long as the model gives the same
+    facts: the contents of run.json. A shard has the same bytes wherever it is made, as long as the model gives the same
     numbers there: batches begin at the first input of a shard. (An image whose decoding takes about as long as the time
     limit may fail on one day and pass on another; nothing else depends on the load of the machine.)
     """
@@ -98,10 +98,10 @@ class ShardMaker:
         """Make the shards `todo` in this order; each is durable when it is yielded.
 
         All inputs are one stream through decoder and model, so that nothing waits between shards. on_row: is called
-        with the status of every row. stop: ends the work after a row, and the shard of that row is not written.
+        with the status of every row. stop: return True to end the work after a row; the current shard is not written.
         """
         rows: list[ShardRow] = []
-        # a batch that is left alone after a kill gives the bits that it would have given among others
+        # never split: if a resumed run has one batch left, its bits must be those of the uninterrupted run
         for (place, image), outcome in self._predictor.decoded_outputs(self._decode(todo), split_batch=False):
             record = self._predictor.record(place.source.key, outcome, top=self._facts["top"])
             rows.append(ShardRow(place.source, image, record))
@@ -126,7 +126,7 @@ class ShardMaker:
 
 
 def _without_hint(outcome: Pixels | ImageError) -> Pixels | ImageError:
-    """Hints are for people at a terminal; rows have the message alprediction."""
+    """Hints are for people at a terminal; rows have the message alone."""
     return ImageError(outcome.code, outcome.message) if isinstance(outcome, ImageError) else outcome
 
 

@@ -154,17 +154,17 @@ def _run(
         if path is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
         records = make_records(predictor, sources)
-    tally = _Tally(keep=path is not None, quiet=given["as_json"] or given.get("as_csv", False))
-    _print(tally.follow(show_progress(records, total, "images")), given, path, top, width)
+    counter = _RecordCounter(keep=path is not None, quiet=given["as_json"] or given.get("as_csv", False))
+    _print(counter.follow(show_progress(records, total, "images")), given, path, top, width)
     if not is_listed:
         report_skipped(skipped)
-    if path is not None and tally.kept:
-        count = write_records(path, tally.kept, metadata, csv_safe=given.get("csv_safe", False))
+    if path is not None and counter.kept:
+        count = write_records(path, counter.kept, metadata, csv_safe=given.get("csv_safe", False))
         notice(f"wrote {count} rows to {printable(str(path))}")
-    finish(tally.good, tally.bad, given["strict"])
+    finish(counter.good, counter.bad, given["strict"])
 
 
-class _Tally:
+class _RecordCounter:
     """Counts records and reports bad ones while they are printed; keeps them if they are to be written to a file."""
 
     def __init__(self, *, keep: bool, quiet: bool):

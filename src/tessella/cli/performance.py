@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from ..engine import ENGINES
 from ..text import printable
@@ -103,6 +102,8 @@ def tune(
         log=notice,
     )
     if as_json:
+        import msgspec
+
         winners = {mode: msgspec.to_builtins(winner) for mode, winner in result.winners.items()}
         echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners))
     else:

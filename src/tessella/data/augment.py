@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..checks import check_fields
-from ..errors import UsageError
 from .decode import ImageSource, PillowImage, Pixels, Policy, decode
 from .limits import DEFAULT_LIMITS, Limits
-from .mix import Erasing, erase
+from .mix import Erasing, check_setting, erase
 from .operations import AugmentStep, Range, Warp, apply_steps, read_policy, uniform
 from .resize import check_intermediate, geometry
 from .spec import INTERPOLATIONS, InputSpec
@@ -60,20 +59,22 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check(self.crop in CROPS, "crop", self.crop, f"one of {', '.join(CROPS)}")
+        check_setting(self.crop in CROPS, "crop", self.crop, f"one of {', '.join(CROPS)}")
         for name in ("scale", "ratio"):
             bounds = getattr(self, name)
             ok = bounds is None or (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf)
-            _check(ok, name, bounds, "two positive numbers, the smaller first")
-        _check(self.padding >= 0, "padding", self.padding, "0 or more pixels")
+            check_setting(ok, name, bounds, "two positive numbers, the smaller first")
+        check_setting(self.padding >= 0, "padding", self.padding, "0 or more pixels")
         names = ("random", *INTERPOLATIONS)
-        _check(self.interpolation in names, "interpolation", self.interpolation, f"one of {', '.join(names)}")
+        check_setting(self.interpolation in names, "interpolation", self.interpolation, f"one of {', '.join(names)}")
         for name in ("hflip", "vflip", "color_jitter_prob", "grayscale_prob", "blur_prob"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
+            check_setting(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability, 0 to 1")
         strengths = _strengths(self.color_jitter)
         ok = len(strengths) == 3 or (len(strengths) == 4 and strengths[3] <= 0.5)
         ok = ok and all(0 <= strength < math.inf for strength in strengths)
-        _check(ok, "color_jitter", self.color_jitter, "a number >= 0, or three of them, or three and a hue of 0 to 0.5")
+        check_setting(
+            ok, "color_jitter", self.color_jitter, "a number >= 0, or three of them, or three and a hue of 0 to 0.5"
+        )
         if self.auto_augment:
             read_policy(self.auto_augment)
 
@@ -93,11 +94,6 @@ class Augmentation:
 def as_pillow(pixels: Pixels) -> PillowImage:
     """Return (H,W,3) uint8 pixels as a Pillow image."""
     return Image.fromarray(pixels)
-
-
-def _check(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise UsageError("bad_argument", f"{name} is {value!r}, expected {expected}")
 
 
 def _strengths(color_jitter: float | tuple[float, ...]) -> tuple[float, ...]:

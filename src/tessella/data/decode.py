@@ -108,7 +108,10 @@ def decode(
 def open_image(
     source: ImageSource, *, policy: Policy = "tessella", mode: Mode = "exact", limits: Limits = DEFAULT_LIMITS
 ) -> OpenedImage:
-    """Check the header of an image now, and decode its pixels on request; otherwise the same as `decode`."""
+    """Check the header of an image now, and decode its pixels on request.
+
+    Sources and errors are those of `decode`: ImageError, and UsageError `bad_argument`.
+    """
     if not isinstance(policy, str) or policy not in ("tessella", "timm"):
         raise UsageError("bad_argument", f"policy is {policy!r}, expected 'tessella' or 'timm'")
     if not isinstance(mode, str) or mode not in ("exact", "fast"):

@@ -38,11 +38,13 @@ class Erasing:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check(0 <= self.prob <= 1, "prob", self.prob, "0 to 1")
-        _check(self.mode in ("const", "rand", "pixel"), "mode", self.mode, "'const', 'rand' or 'pixel'")
-        _check(self.count >= 1, "count", self.count, "1 or more")
-        _check(_is_range(self.area, 0, 1), "area", self.area, "two fractions from 0 to 1, the smaller first")
-        _check(_is_range(self.aspect, 1e-6, 1e6), "aspect", self.aspect, "two positive ratios, the smaller first")
+        check_setting(0 <= self.prob <= 1, "prob", self.prob, "0 to 1")
+        check_setting(self.mode in ("const", "rand", "pixel"), "mode", self.mode, "'const', 'rand' or 'pixel'")
+        check_setting(self.count >= 1, "count", self.count, "1 or more")
+        check_setting(_is_range(self.area, 0, 1), "area", self.area, "two fractions from 0 to 1, the smaller first")
+        check_setting(
+            _is_range(self.aspect, 1e-6, 1e6), "aspect", self.aspect, "two positive ratios, the smaller first"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +61,12 @@ class Mixing:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("mixup", "cutmix"):
-            _check(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
+            check_setting(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
         for name in ("prob", "switch_prob"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        _check(self.mode in ("batch", "pair", "elem"), "mode", self.mode, "'batch', 'pair' or 'elem'")
+            check_setting(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        check_setting(self.mode in ("batch", "pair", "elem"), "mode", self.mode, "'batch', 'pair' or 'elem'")
         sides = self.cutmix_minmax
-        _check(
+        check_setting(
             sides is None or _is_range(sides, 0, 1),
             "cutmix_minmax",
             sides,
@@ -82,7 +84,8 @@ class Mixing:
         return self.cutmix > 0 or self.cutmix_minmax is not None
 
 
-def _check(ok: bool, name: str, value: object, expected: str) -> None:
+def check_setting(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raise UsageError `bad_argument`, which names the setting and the expected values, unless `ok`."""
     if not ok:
         raise UsageError("bad_argument", f"{name} is {value!r}, expected {expected}")
 

@@ -152,7 +152,7 @@ _MAX_COUNTED_SUFFIXES = 100  # per reason, to bound the memory
 
 
 @dataclass
-class _Tally:
+class _SkipCount:
     """The number of entries skipped for one reason."""
 
     count: int = 0
@@ -167,12 +167,12 @@ class Skipped:
     """
 
     def __init__(self) -> None:
-        self._tallies: dict[str, _Tally] = {}
+        self._tallies: dict[str, _SkipCount] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
         """Count skipped entries. reason: a key of the table above; example: the path or name of one of them."""
         assert reason in _REASONS, reason
-        tally = self._tallies.setdefault(reason, _Tally(example=example))
+        tally = self._tallies.setdefault(reason, _SkipCount(example=example))
         tally.count += count
         if reason in ("other_suffix", "packed_archive"):
             suffix = suffix_of(example) or "no suffix"
@@ -182,7 +182,7 @@ class Skipped:
     def merge(self, other: Skipped) -> None:
         """Add the counts of another listing."""
         for reason, added in other._tallies.items():
-            tally = self._tallies.setdefault(reason, _Tally(example=added.example))
+            tally = self._tallies.setdefault(reason, _SkipCount(example=added.example))
             tally.count += added.count
             for suffix, count in added.suffixes.items():
                 tally.suffixes[suffix] = tally.suffixes.get(suffix, 0) + count

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import platformdirs
 from filelock import FileLock
 
 from ..errors import WeightsError
@@ -37,7 +36,11 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("TESSELLA_CACHE"):
         return Path(chosen)
     earlier = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
-    return earlier if earlier.is_dir() else platformdirs.user_cache_path("tessella", appauthor=False)
+    if earlier.is_dir():
+        return earlier
+    import platformdirs  # takes 9 ms, which most commands need not spend
+
+    return platformdirs.user_cache_path("tessella", appauthor=False)
 
 
 def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:

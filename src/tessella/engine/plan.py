@@ -14,6 +14,8 @@ from ..errors import UsageError
 from ..extras import install_command
 
 if TYPE_CHECKING:
+    import torch
+
     from ..models.base import ImageModel
     from .tuned import Tuned
 
@@ -104,12 +106,7 @@ def make_plan(
     _check_choices(device, precision, engine, batch_size, mode)
     import torch
 
-    where, why_device = (device, "requested") if device != "auto" else _find_device()
-    try:
-        target = torch.device(where)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError):
-        raise _no_device(device) from None
+    target, why_device = _open_device(device)
     threads = torch.get_num_threads()
     tuned = None
     if model is not None and size is not None and engine == precision == "auto" and target.type == "cpu":
@@ -142,6 +139,24 @@ def make_plan(
         ),
     )
     return Plan(str(target), settings.precision, settings.engine, batch, threads, rows, streams, settings.layout)
+
+
+def check_settings(
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    batch_size: int | None = None,
+    mode: Mode = "throughput",
+) -> None:
+    """Refuse settings that this machine does not support, as `make_plan` does; for use before a model is downloaded.
+
+    Combinations that no machine supports are refused before PyTorch is imported.
+    Raises UsageError `bad_argument` or `missing_dependency`.
+    """
+    _check_choices(device, precision, engine, batch_size, mode)
+    target, _ = _open_device(device)
+    settings = _default_settings(engine, precision, target.type, 1, mode)
+    check_engine(settings.engine, target.type, settings.precision)
 
 
 _MEASURED = "measured: see engine"
@@ -277,6 +292,19 @@ def has_native_bfloat16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return device == "cpu" and any(check() for check in checks if check)
+
+
+def _open_device(device: str) -> tuple[torch.device, str]:
+    """The device and the reason for it; UsageError if it is not available."""
+    import torch
+
+    name, reason = (device, "requested") if device != "auto" else _find_device()
+    try:
+        target = torch.device(name)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError):
+        raise _no_device(device) from None
+    return target, reason
 
 
 def _find_device() -> tuple[str, str]:

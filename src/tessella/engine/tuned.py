@@ -8,15 +8,17 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from ..fingerprint import config_text
 from ..machine import cpu_features, cpu_name, versions
-from ..models.base import ImageModel
 from ..storage import write_atomic
 from .artefacts import cache_folder
+
+if TYPE_CHECKING:
+    from ..models.base import ImageModel
 
 Conditions: TypeAlias = dict[str, str | int | list[int] | None]
 

@@ -49,7 +49,9 @@ def checkpoint_folder(run: Path, checkpoint_id: int) -> Path:
     return run / "checkpoints" / f"at-{checkpoint_id:08d}"
 
 
-def save(run: Path, checkpoint_id: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save(
+    run: Path, checkpoint_id: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object]
+) -> Path:
     """Write a checkpoint and return its folder.
 
     Raises OutputError `output_failed`; the older checkpoints are then unchanged.

@@ -137,12 +137,12 @@ class TrainConfig:
             if not valid or (name == "std" and values and 0 in values):
                 raise UsageError("bad_argument", f"{name} is {values!r}, expected a number from 0 to 1 per channel")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the fields as a dictionary for JSON, which `TrainConfig.from_dict` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_dict(cls, values: Mapping[str, object]) -> TrainConfig:
         """Return the config with the given fields, as JSON has them; missing fields have their defaults.
 
         Former names of fields (`FORMER_NAMES`) are accepted. Raises UsageError `bad_argument` for unknown fields, for
@@ -166,7 +166,7 @@ class TrainConfig:
             ) from None
 
 
-def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+def current_names(values: Mapping[str, object]) -> dict[str, object]:
     """Return settings with former names of fields replaced by the present ones.
 
     Raises UsageError `bad_argument` if a field is given under both of its names.
@@ -181,7 +181,7 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
-def _check_names(cls: type, values: Mapping[str, Any], what: str) -> None:
+def _check_names(cls: type, values: Mapping[str, object], what: str) -> None:
     """Refuse unknown fields, with the nearest known one; msgspec would ignore them in a dataclass."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise UsageError("bad_argument", f"{what} is {show(values)}, expected a JSON object")
@@ -196,7 +196,7 @@ def _check_names(cls: type, values: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _invalid_value(message: str, values: Mapping[str, Any]) -> UsageError:
+def _invalid_value(message: str, values: Mapping[str, object]) -> UsageError:
     """Return the UsageError for an error of msgspec, "Expected `int`, got `str` - at `$.epochs`"."""
     reason, _, place = message.rpartition(" - at ")
     path = re.findall(r"\w+", place.partition("$")[2])
@@ -213,7 +213,7 @@ def _invalid_value(message: str, values: Mapping[str, Any]) -> UsageError:
 
 
 @checked
-def read_config(file: str | Path) -> dict[str, Any]:
+def read_config(file: str | Path) -> dict[str, object]:
     """Return the settings in a JSON file, a config or the train.json of a run, under the present names.
 
     Raises UsageError `not_found` if the file cannot be read, and `bad_argument` if it is not a JSON object.
@@ -241,13 +241,13 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[str, str]
     }
 
 
-def _as_read(config: TrainConfig) -> Any:
+def _as_read(config: TrainConfig) -> object:
     """Return the fields as they are read from train.json: 1 is 1.0 for a field that is a float."""
     values = json.loads(json.dumps(config.as_dict()))
     return json.loads(json.dumps(TrainConfig.from_dict(values).as_dict()))
 
 
-def _flatten(prefix: str, value: Any) -> dict[str, str]:
+def _flatten(prefix: str, value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {prefix: json.dumps(value)}
     parts = (_flatten(f"{prefix}.{name}" if prefix else name, part) for name, part in value.items())

@@ -40,9 +40,9 @@ class StepEvent:
 
     def as_row(self) -> Row:
         """Return the row of metrics.jsonl, which does not include the rate."""
-        return {
-            name: value for name, value in ({"kind": self.kind} | _fields(self)).items() if name != "images_per_second"
-        }
+        row = {"kind": self.kind} | _fields(self)
+        del row["images_per_second"]
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,8 +88,8 @@ def embed(
     ok_N = torch.zeros(len(indices), dtype=torch.bool)
     first_error = ""
     size = settings.batch_size
-    own = np.arange(context.rank, len(indices), context.world_size)
-    chunks = [own[i : i + size] for i in range(0, len(own), size)]
+    positions = np.arange(context.rank, len(indices), context.world_size)  # those of this process
+    chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
     pin = context.device.type == "cuda"
     loader = Loader(EvalImages(images, spec), settings.workers, pin=pin, persistent=False)
     batches = loader.run([indices[chunk].tolist() for chunk in chunks])

@@ -39,7 +39,7 @@ from .schedule import learning_rate
 from .setup import DataSettings, TrainingSetup, check_batch_size, check_workers, default_workers
 from .teacher import Teacher
 from .trainer import StepResult, Trainer
-from .validation import BestEpoch, ProbeResult, Validation, validate
+from .validation import BestEpoch, ProbeBaseline, Validation, validate
 
 LOG_EVERY = 50  # steps between rows of metrics.jsonl, besides the row of each epoch
 MAX_SKIPPED_STEPS = 10  # in a row, with on_bad_loss "skip"
@@ -116,7 +116,7 @@ class TrainingRun:
         self.val_loader = Loader(EvalImages(setup.val_images, spec), setup.workers, pin=pin, persistent=False)
         self.steps_done = self.epochs_done = 0
         self.best, self.totals = BestEpoch(), EpochTotals()
-        self.probe: ProbeResult | None = None
+        self.probe: ProbeBaseline | None = None
         self.bad_steps_in_row, self.saved_at = 0, time.monotonic()
 
     def begin(self, shard: bool) -> None:
@@ -137,7 +137,7 @@ class TrainingRun:
             log.trim(-1, -1)
         if fits_head:
             found = self._validate()
-            self.probe = ProbeResult(found.top1, found.loss)
+            self.probe = ProbeBaseline(found.top1, found.loss)
             self.best = self.best.better(found, PROBE_EPOCH, 0)
             self._report(
                 ProbeEvent(
@@ -154,7 +154,7 @@ class TrainingRun:
         self.steps_done, self.epochs_done = self.trainer.restore(saved), saved.state["evaluated"]
         self.best, self.totals = BestEpoch.from_state(saved.state["best"]), EpochTotals(**saved.state["sums"])
         probe = saved.state.get("probed")
-        self.probe = None if probe is None else ProbeResult(**probe)
+        self.probe = None if probe is None else ProbeBaseline(**probe)
         if self.steps_done < self.total_steps:
             self.log.remark(f"resuming after step {self.steps_done:,} of {self.total_steps:,}")
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..checks import checked
 from ..data.augment import Augmentation
@@ -12,7 +11,7 @@ from ..errors import UsageError
 from .config import TrainConfig, current_names, read_config
 
 DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
-Settings = dict[str, Any]
+Settings = dict[str, object]
 
 _DEIT: Settings = dict(  # ConViT and CrossViT were trained with the recipe of DeiT
     augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic"),
@@ -106,7 +105,7 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
 
 
 @checked
-def preset_config(preset: str = "", **changes: Any) -> TrainConfig:
+def preset_config(preset: str = "", **changes: object) -> TrainConfig:
     """Return the config of a preset with changes; an empty name stands for the defaults of `TrainConfig`.
 
     Raises UsageError `bad_argument` for an unknown preset or field, or an invalid value.
@@ -118,7 +117,7 @@ def preset_config(preset: str = "", **changes: Any) -> TrainConfig:
 
 
 def choose_config(
-    model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, Any]
+    model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, object]
 ) -> tuple[TrainConfig, str]:
     """Return the config for a command line, and a sentence that describes it.
 
@@ -143,12 +142,16 @@ def choose_config(
     name = changes.get("model", TrainConfig.model)
     names_weights = isinstance(name, str) and (":" in name or "." in name)  # not only an architecture
     if not scratch and not names_weights and preset == "finetune":
-        _check_weights_exist(name)
+        _check_weights_exist(str(name))
         names_weights = True
     init_from = changes.setdefault("init_from", "pretrained" if names_weights else "scratch")
-    initial = "pretrained weights" if init_from == "pretrained" else f"the weights in {init_from}"
-    if init_from == "scratch":
-        initial = "random weights"
+    match init_from:
+        case "scratch":
+            initial = "random weights"
+        case "pretrained":
+            initial = "pretrained weights"
+        case _:
+            initial = f"the weights in {init_from}"
     if file is not None:
         return TrainConfig.from_dict(changes), f"{name}: {initial}, config {file}"
     preset = preset or ("finetune" if names_weights and not scratch else "small-data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -219,7 +219,7 @@ class Trainer:
         }
         return parts
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the rest of a checkpoint, for JSON."""
         return dict(scaler=self.scaler.state_dict())
 

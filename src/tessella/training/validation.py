@@ -31,9 +31,9 @@ def validate(trainer: Trainer, loader: Loader, count: int) -> Validation:
     context = trainer.context
     correct = loss = images = errors = 0.0
     size = 4 * max(trainer.config.batch_size // context.world_size, 1)
-    own = eval_batches(count, size, context.rank, context.world_size)
+    batches = eval_batches(count, size, context.rank, context.world_size)
     passes = math.ceil(math.ceil(count / context.world_size) / size)  # equal in all processes, for sharded weights
-    for batch in loader.run([*own, *[[]] * (passes - len(own))]):
+    for batch in loader.run([*batches, *[[]] * (passes - len(batches))]):
         logits = trainer.predict(batch)
         correct += int((logits.argmax(1) == batch.labels).sum())
         loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
@@ -72,7 +72,7 @@ class BestEpoch:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeBaseline:
     """What the linear probe that fine-tuning starts from reached on the validation images."""
 
     top1: float

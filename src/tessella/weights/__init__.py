@@ -1,4 +1,4 @@
-"""Where weights come from: the catalogue of published checkpoints, the Hub, folders, files; and how they are saved.
+"""The catalogue of published checkpoints; download, verify, load, convert and save weights.
 
 The public names are listed in `__init__.pyi` and loaded on first use: the catalogue is read without importing torch.
 """

@@ -180,11 +180,11 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
         return arch, next(iter(rows.values()), None)
     if name not in rows:
         tags = [row.tag for row in rows.values()]
-        near = suggestion([tag], tags)
+        similar = suggestion([tag], tags)
         raise UsageError(
             "unknown_tag",
             f"{arch} has no checkpoint {tag!r}",
-            hint=f"{near} known: {', '.join(tags) or 'none'}".strip(),
+            hint=f"{similar} known: {', '.join(tags) or 'none'}".strip(),
         )
     return arch, rows[name]
 
@@ -262,12 +262,12 @@ def _text(name: str) -> str:
 
 def unknown_model(name: str, known: Iterable[str]) -> UsageError:
     """Return the error for an unknown architecture, with similar names and the supported families."""
-    near = suggestion([name.partition(".")[0]], list(known), most=3, cutoff=0.5)
+    similar = suggestion([name.partition(".")[0]], list(known), most=3, cutoff=0.5)
     return UsageError(
         "unknown_model",
         f"unknown model {name!r}",
         hint=_folder_hint(name)
-        or f"{near} the supported families are {', '.join(MODULES)}; `tessella list` shows all names".strip(),
+        or f"{similar} the supported families are {', '.join(MODULES)}; `tessella list` shows all names".strip(),
     )
 
 
@@ -318,13 +318,13 @@ def list_models(
     return sorted(selected, key=_natural)
 
 
-def _patterns(name: str, given: str | Iterable[str] | None) -> list[str]:
+def _patterns(name: str, value: str | Iterable[str] | None) -> list[str]:
     """Return one string or several as a list."""
-    if not given:
+    if not value:
         return []
-    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError("bad_argument", f"{name} is {given!r}, expected one string or several")
+        raise UsageError("bad_argument", f"{name} is {value!r}, expected one string or several")
     return patterns
 
 

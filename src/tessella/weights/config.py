@@ -87,8 +87,8 @@ def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
     lengths = {len(checked[key]) for key in ("mean", "std") if key in checked}
     # timm leaves the three RGB values in place when it makes a model for other channels
     if len(lengths) > 1 or not lengths <= {1, 3, channels}:
-        given = " and ".join(map(str, sorted(lengths)))
-        raise UsageError("bad_argument", f"mean and std have {given} values, expected one per channel ({channels})")
+        counts = " and ".join(map(str, sorted(lengths)))
+        raise UsageError("bad_argument", f"mean and std have {counts} values, expected one per channel ({channels})")
     names, classes = checked.get("label_names"), checked.get("num_classes")
     if names is not None and classes not in (None, -1, len(names)):
         raise UsageError("bad_argument", f"label_names has {len(names)} names, the model {classes} classes")
@@ -98,14 +98,13 @@ def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
 def _check_field(key: str, value: object) -> Any:
     """Return a value of the field's type; nothing but sequences and paths is converted."""
     kind, expected = _FIELDS[key]
-    if isinstance(value, Path):
-        value = str(value)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        value = tuple(value)
+    plain = str(value) if isinstance(value, Path) else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        plain = tuple(value)
     try:
-        if isinstance(value, Set):
-            raise msgspec.ValidationError("a set has no order")
-        return msgspec.convert(value, kind, strict=True)
+        if isinstance(value, Set):  # msgspec would convert it in any order
+            raise msgspec.ValidationError
+        return msgspec.convert(plain, kind, strict=True)
     except msgspec.ValidationError:
         raise UsageError("bad_argument", f"{key} is {_short(value)}, expected {expected}") from None
 
@@ -137,7 +136,7 @@ def _parse(root: dict[str, Any]) -> ModelConfig:
         raise UsageError("bad_argument", "pretrained_cfg and model_args must be objects")
     name = root.get("architecture", cfg.get("architecture"))
     if not isinstance(name, str):
-        raise UsageError("bad_argument", "it names no architecture")
+        raise UsageError("bad_argument", "it has no architecture")
     arch, _ = resolve(name)
     cfg = {**cfg, "architecture": arch}
     for key in ("num_classes", "label_names", "label_descriptions"):

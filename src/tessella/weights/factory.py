@@ -1,4 +1,4 @@
-"""`create_model` and its relatives: models by name, with or without trained weights, by timm's rules."""
+"""Create models by name, with or without trained weights, by timm's rules."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def create_model(
 
 @dataclass(frozen=True)
 class _Weights:
-    """The content of a weight file, and what is known about it: of a checkpoint_path nothing."""
+    """The content of a weight file; sha256 and cfg are known for pretrained weights only."""
 
     state: dict[str, Tensor]
     path: Path
@@ -184,8 +184,8 @@ def check_names(arch: str, arguments: Collection[str]) -> None:
             raise UsageError("bad_argument", f"{name} is an argument of tessella.load, not of create_model")
     if unknown := [name for name in arguments if name not in fields]:
         known = [*fields, *_OWN_ARGUMENTS]
-        if not suggestion(unknown, known) and (near := suggestion(unknown, _LOAD_ARGUMENTS)):
-            raise UsageError("bad_argument", f"unknown argument {', '.join(map(repr, unknown))}", hint=near)
+        if not suggestion(unknown, known) and (similar := suggestion(unknown, _LOAD_ARGUMENTS)):
+            raise UsageError("bad_argument", f"unknown argument {', '.join(map(repr, unknown))}", hint=similar)
         raise unknown_argument(arch, unknown, known)
 
 
@@ -288,7 +288,7 @@ def _find(
         if not rest:
             raise UsageError("bad_argument", f"{name!r} has no name after {scheme}:")
         if override is not None:
-            raise UsageError("bad_argument", f"{name!r} brings its own config", hint="use pretrained_cfg_overlay")
+            raise UsageError("bad_argument", f"{name!r} has its own config", hint="use pretrained_cfg_overlay")
         if scheme == "local-dir":
             return _from_folder(Path(rest), read_pretrained)
         return _from_hub(rest, read_pretrained, cache_dir)

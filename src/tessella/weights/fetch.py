@@ -121,13 +121,13 @@ def _or_cached(
     except HubError as error:
         if error.code not in ("offline", "hub_unavailable"):
             raise
-        found = cached(location)
-        if not found:
+        result = cached(location)
+        if not result:
             hint = f"{error.hint}; {_copy_hint(location)}; or {WAYS_OUT}"
             raise HubError(error.code, error.message, hint=hint) from error
         level = logging.INFO if error.code == "offline" else logging.WARNING
         logger.log(level, "using the cached copy: %s", error.message)
-        return found
+        return result
 
 
 def _copy_hint(location: HubLocation) -> str:
@@ -198,13 +198,13 @@ def _hub_files(location: HubLocation, config: Path | None, weights: Path) -> Hub
 def _cached(location: HubLocation, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = call_hub(
+    path = call_hub(
         location, lambda: try_to_load_from_cache(location.repo, name, location.cache_dir, location.revision)
     )
-    if not isinstance(found, str):
+    if not isinstance(path, str):
         return None
-    _blob(location, Path(found))
-    return Path(found)
+    _blob(location, Path(path))
+    return Path(path)
 
 
 def _blob(location: HubLocation, path: Path) -> Path | None:
@@ -227,7 +227,7 @@ def _download(location: HubLocation, name: str) -> Path | None:
     if headers is None:
         return None
     known = _cached(replace(location, revision=str(headers.commit_hash)), name)
-    found = call_hub(
+    downloaded = call_hub(
         location,
         lambda: hf_hub_download(
             location.repo,
@@ -239,8 +239,8 @@ def _download(location: HubLocation, name: str) -> Path | None:
         ),
     )
     if known is None:
-        _verify(location, Path(found), str(headers.etag))
-    return Path(found)
+        _verify(location, Path(downloaded), str(headers.etag))
+    return Path(downloaded)
 
 
 def _headers(location: HubLocation, name: str) -> HfFileMetadata | None:
@@ -252,7 +252,7 @@ def _headers(location: HubLocation, name: str) -> HfFileMetadata | None:
     attempts = 1 if _cached(location, name) else ATTEMPTS
     for attempt in range(1, attempts + 1):
         try:
-            found = call_hub(
+            headers = call_hub(
                 location,
                 lambda: get_hf_file_metadata(
                     url, token=location.token, endpoint=location.endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT
@@ -266,11 +266,11 @@ def _headers(location: HubLocation, name: str) -> HfFileMetadata | None:
             if error.code != "hub_unavailable" or attempt == attempts or wait > LONGEST_WAIT:
                 raise
             time.sleep(wait)
-    if not (HEX40.fullmatch(found.commit_hash or "") and ETAG.fullmatch(found.etag or "")):
+    if not (HEX40.fullmatch(headers.commit_hash or "") and ETAG.fullmatch(headers.etag or "")):
         raise HubError("hub_bad_file", f"{location}: {name} was sent without a valid commit and ETag")
-    if location.endpoint.startswith("https:") and not found.location.startswith("https:"):
+    if location.endpoint.startswith("https:") and not headers.location.startswith("https:"):
         raise HubError("hub_bad_file", f"{location}: the download of {name} was redirected to an unencrypted address")
-    return found
+    return headers
 
 
 def _verify(location: HubLocation, path: Path, etag: str) -> None:

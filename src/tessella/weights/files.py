@@ -78,8 +78,8 @@ def find_weights(folder: Path) -> Path:
         if (folder / name).is_file() and (name.endswith(".safetensors") or not any(folder.glob("*.safetensors"))):
             return folder / name
     for suffix in (".safetensors", *PICKLE_SUFFIXES):
-        if found := sorted(folder.glob(f"*{suffix}")):
-            return found[0]
+        if matches := sorted(folder.glob(f"*{suffix}")):
+            return matches[0]
     raise WeightsError(
         "weights_not_found", f"no weight file in {folder}", hint=f"expected {SAFETENSORS}, or a .bin or .pth file"
     )
@@ -118,16 +118,16 @@ def without_prefix(state: Mapping[str, Tensor], known: Container[str], source: o
 
     The removed prefix is logged as a warning. A state dict with a known key is returned unchanged.
     """
-    removed, found = "", dict(state)
-    while found and not any(key in known for key in found):
-        prefix = next(iter(found)).partition(".")[0] + "."
-        if not all(key.startswith(prefix) for key in found):
+    removed, renamed = "", dict(state)
+    while renamed and not any(key in known for key in renamed):
+        prefix = next(iter(renamed)).partition(".")[0] + "."
+        if not all(key.startswith(prefix) for key in renamed):
             return dict(state)
         removed += prefix
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
+        renamed = {key.removeprefix(prefix): value for key, value in renamed.items()}
     if removed:
-        _log.warning("%s: the prefix %r of all %d keys is removed", source, removed, len(found))
-    return found
+        _log.warning("%s: the prefix %r of all %d keys is removed", source, removed, len(renamed))
+    return renamed
 
 
 def _widened(value: Tensor, key: str, path: Path) -> Tensor:
@@ -141,7 +141,7 @@ def _widened(value: Tensor, key: str, path: Path) -> Tensor:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
-    """Raise WeightsError `non_finite` with the name of the first tensor, of any shape (...,), with NaN or infinity."""
+    """Raise WeightsError `non_finite` with the name of the first tensor, of any shape, with NaN or infinity."""
     for name, value in tensors:
         # both extremes are NaN if any element is; this takes a tenth of the time of isfinite on every element
         if value.is_floating_point() and value.numel() and not all(end.isfinite() for end in torch.aminmax(value)):
@@ -192,7 +192,7 @@ def _sniff(path: Path, file: BufferedReader) -> str:
         _refuse(
             "unsafe_format",
             path,
-            "is a Python pickle, which can run code, and not a PyTorch file with the name of one",
+            "is a Python pickle, which can run code, and not a PyTorch file with a matching name",
             f"get the safetensors file; PyTorch files are read if their names end in {', '.join(PICKLE_SUFFIXES)}",
         )
     if path.name.lower().endswith(".safetensors") and header_bytes > MAX_HEADER:
@@ -372,11 +372,11 @@ def _culprits(path: Path, names: list[str], records: list[str]) -> str:
     """Describe the foreign objects of a refused file by key and type, or by type only if the keys are unknown."""
     foreign = [name for name in names if name not in records]
     try:
-        found = list(_inert_in(_load_with(path, names)))
+        placeholders = list(_inert_in(_load_with(path, names)))
     except Exception:  # torch always refuses some modules
-        found = []
-    places = [f"{key or 'the whole file'} ({name})" for key, name in found if name in foreign]
-    shown = places or [name for name in foreign if not name.startswith(("torch._utils", "collections", "torch.Float"))]
+        placeholders = []
+    entries = [f"{key or 'the whole file'} ({name})" for key, name in placeholders if name in foreign]
+    shown = entries or [name for name in foreign if not name.startswith(("torch._utils", "collections", "torch.Float"))]
     return f": {', '.join(shown[:MAX_NAMED])}{', ...' if len(shown) > MAX_NAMED else ''}" if shown else ""
 
 
@@ -392,7 +392,7 @@ def _inert_in(value: object, key: str = "", depth: int = 0) -> Iterator[tuple[st
 
 def _weights_in(loaded: object, path: Path, use_ema: bool) -> Mapping[str, Tensor]:
     """Return the state dict of a checkpoint; a warning lists the entries that are not tensors."""
-    place, state = _find_weights(loaded, (*EMA_KEYS, *STATE_KEYS) if use_ema else (*STATE_KEYS, *EMA_KEYS), 0)
+    location, state = _find_weights(loaded, (*EMA_KEYS, *STATE_KEYS) if use_ema else (*STATE_KEYS, *EMA_KEYS), 0)
     if state is None:
         kept = ", ".join(map(repr, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         _refuse(
@@ -401,8 +401,8 @@ def _weights_in(loaded: object, path: Path, use_ema: bool) -> Mapping[str, Tenso
             f"is a PyTorch file without a state dict: it holds {kept or 'nothing'}",
             "save the weights alone: torch.save(model.state_dict(), path)",
         )
-    if any(name not in (*EMA_KEYS, *STATE_KEYS) for name in place):
-        _log.warning("%s: the weights are taken from %r", path, ".".join(place))
+    if any(name not in (*EMA_KEYS, *STATE_KEYS) for name in location):
+        _log.warning("%s: the weights are taken from %r", path, ".".join(location))
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if others := [f"{key} ({type(value).__name__})" for key, value in state.items() if key not in tensors]:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
@@ -423,9 +423,9 @@ def _find_weights(
     if not containers and any(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         return (), loaded
     inner = [(key, *_find_weights(loaded[key], keys, depth + 1)) for key in containers]
-    found = [((key, *place), state) for key, place, state in inner if state is not None]
-    if not found and depth == 0:
+    states = [((key, *location), state) for key, location, state in inner if state is not None]
+    if not states and depth == 0:
         others = [(key, *_find_weights(value, keys, 1)) for key, value in loaded.items() if key not in containers]
-        found = [((str(key), *place), state) for key, place, state in others if state is not None]
-        found = found if len(found) == 1 else []
-    return found[0] if found else ((), None)
+        states = [((str(key), *location), state) for key, location, state in others if state is not None]
+        states = states if len(states) == 1 else []
+    return states[0] if states else ((), None)

@@ -117,16 +117,16 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return (repeated * (original / channels)).to(weight.dtype)
 
 
-def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: object, arch: str) -> None:
+def verify(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: object, arch: str) -> None:
     """Check that both have the same keys and shapes, and types of the same kind.
 
     Raises WeightsError `wrong_keys`, `wrong_shape` or `wrong_dtype` with the first differences.
     """
-    missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in found]
-    unexpected = [f"+ {key} {_shape(value)}" for key, value in found.items() if key not in expected]
+    missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in state]
+    unexpected = [f"+ {key} {_shape(value)}" for key, value in state.items() if key not in expected]
     shapes, dtypes = [], []
-    for key in expected.keys() & found.keys():
-        ours, theirs = expected[key], found[key]
+    for key in expected.keys() & state.keys():
+        ours, theirs = expected[key], state[key]
         if ours.shape != theirs.shape:
             shapes.append(f"  {key}: model {_shape(ours)}, file {_shape(theirs)}")
         elif not _is_convertible(key, ours, theirs):
@@ -135,7 +135,7 @@ def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sourc
     if not differences:
         return
     code = "wrong_keys" if missing or unexpected else "wrong_shape" if shapes else "wrong_dtype"
-    original = any(_ORIGINAL_KEY.match(key) for key in found)
+    original = any(_ORIGINAL_KEY.match(key) for key in state)
     raise WeightsError(
         code,
         f"{source} is not {arch or 'this model'}: {len(differences)} differences, "

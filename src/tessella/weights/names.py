@@ -19,17 +19,17 @@ def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[st
     """
     if not patterns:
         return list_models(pretrained=pretrained, include_tags=True)
-    found: set[str] = set()
+    matches: set[str] = set()
     for pattern in patterns:
-        wild = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-        names = list_models(wild.lower(), include_tags=True)
+        glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+        names = list_models(glob.lower(), include_tags=True)
         if not names:
             raise _no_match(pattern)
-        found.update(list_models(wild.lower(), pretrained=pretrained, include_tags=True))
-    if not found:
-        shown = ", ".join(patterns)
-        raise UsageError("no_weights", f"no weights are published for {shown}", hint="omit --pretrained")
-    return [name for name in list_models(include_tags=True) if name in found]
+        matches.update(list_models(glob.lower(), pretrained=pretrained, include_tags=True))
+    if not matches:
+        listed = ", ".join(patterns)
+        raise UsageError("no_weights", f"no weights are published for {listed}", hint="omit --pretrained")
+    return [name for name in list_models(include_tags=True) if name in matches]
 
 
 def headline_accuracy(name: str) -> tuple[float, str] | None:
@@ -43,11 +43,11 @@ def headline_accuracy(name: str) -> tuple[float, str] | None:
 
 def _no_match(pattern: str) -> UsageError:
     close = difflib.get_close_matches(pattern.lower().partition(".")[0], ARCHITECTURE_NAMES, n=3, cutoff=0.5)
-    near = f"did you mean {', '.join(close)}? " if close else ""
+    suggested = f"did you mean {', '.join(close)}? " if close else ""
     return UsageError(
         "unknown_model",
         f"no model matches {pattern!r}",
-        hint=f"{near}the supported families are {', '.join(MODULES)}; `tessella list` shows all models",
+        hint=f"{suggested}the supported families are {', '.join(MODULES)}; `tessella list` shows all models",
     )
 
 
@@ -57,13 +57,13 @@ def local_folder(name: str) -> Path:
     Raises UsageError `bad_argument` for the home folder of an unknown user, WeightsError `weights_not_found` if the
     folder does not exist.
     """
-    given = name.removeprefix("local-dir:")
-    if not given:
+    path = name.removeprefix("local-dir:")
+    if not path:
         raise UsageError("bad_argument", f"{name!r} has no folder", hint="write local-dir:PATH")
     try:
-        folder = Path(given).expanduser()
+        folder = Path(path).expanduser()
     except RuntimeError:
-        raise UsageError("bad_argument", f"{given!r} is in the home folder of a user who does not exist") from None
+        raise UsageError("bad_argument", f"{path!r} is in the home folder of a user who does not exist") from None
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         raise WeightsError("weights_not_found", f"{str(folder)!r} is not a folder")
     return folder

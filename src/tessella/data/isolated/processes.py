@@ -63,6 +63,7 @@ class ForkServer:
             file.write(pickle.dumps(sys.path) + pickle.dumps((settings, os.getpid())))
 
     def is_alive(self) -> bool:
+        """Return whether the process is running."""
         return self._process.poll() is None
 
     def fork(self, channel: int, memory: int) -> None:
@@ -83,6 +84,7 @@ class ForkServer:
         return None if code == NOT_REAPED else code
 
     def close(self) -> None:
+        """Kill the process and its workers."""
         self._process.kill()
         self._process.wait()
         self._socket.close()
@@ -121,7 +123,7 @@ class Worker:
             self.exit_code = self._server.end(self.pid)
 
     def pixels(self, height: int, width: int) -> Pixels:
-        """Return the pixels of the image that is answered next. Raises ValueError if they are missing."""
+        """Return the pixels of the next answer, (height, width, 3) uint8. Raises ValueError if they are missing."""
         image = np.empty((height, width, 3), np.uint8)
         if os.preadv(self.memory, [image.data], self.answered % SLOTS * image.nbytes) != image.nbytes:
             raise ValueError("the pixels are incomplete")

@@ -36,7 +36,7 @@ class Decoded(NamedTuple):
 
     @property
     def outcome(self) -> Pixels | ImageError:
-        """The pixels, or the error, as `Predictor.decoded_outputs` takes them."""
+        """The pixels (height, width, 3), or else the error, as `Predictor.decoded_outputs` takes it."""
         outcome = self.error if self.pixels is None else self.pixels
         assert outcome is not None
         return outcome

@@ -181,7 +181,7 @@ def _value_lengths(array: pa.Array) -> Ints:
 
 
 class _Table(NamedTuple):
-    """What is read at once of a file."""
+    """The parts of a Parquet file that are read when it is opened."""
 
     image: ImageColumn
     classes: list[str] | None
