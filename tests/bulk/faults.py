@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tessella.bulk.integrity import verify
 from tessella.bulk.ledger import Ledger, Shard
-from tessella.bulk.verify import verify
 from tessella.errors import TessellaError
 
 from ..soak import write_figures

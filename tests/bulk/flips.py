@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tessella.bulk import runner as bulk
+from tessella.bulk.integrity import verify
 from tessella.bulk.ledger import FILE, Ledger
 from tessella.bulk.manifest import MANIFEST, Manifest
-from tessella.bulk.verify import verify
 from tessella.errors import TessellaError
 from tessella.search.index import build_index
 from tessella.search.query import Index

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tessella
+from tessella.bulk.integrity import repair, verify
 from tessella.bulk.runner import run
-from tessella.bulk.verify import repair, verify
 from tessella.checks import as_inputs
 from tessella.errors import TessellaError, UsageError
 from tessella.predictor import Predictor

@@ -19,10 +19,10 @@ import pytest
 import tessella
 from tessella.bulk import ledger, manifest
 from tessella.bulk import runner as bulk
+from tessella.bulk.integrity import Verdict, repair, verify
 from tessella.bulk.ledger import Ledger
 from tessella.bulk.manifest import Manifest
 from tessella.bulk.runner import read_rows, run
-from tessella.bulk.verify import Verdict, repair, verify
 from tessella.errors import OutputError, UsageError
 from tessella.predictor import Predictor
 from tessella.search.duplicates import find_duplicates
@@ -318,8 +318,8 @@ def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: 
         return read(path)
 
     monkeypatch.setattr(manifest, "file_hash", digest)
-    monkeypatch.setattr("tessella.bulk.verify.file_hash", digest)
-    monkeypatch.setattr("tessella.bulk.verify.read_regular", read_bytes)
+    monkeypatch.setattr("tessella.bulk.integrity.file_hash", digest)
+    monkeypatch.setattr("tessella.bulk.integrity.read_regular", read_bytes)
     found = verify(copy)
     assert {Path(one.file).name for one in found.damage} == bad
     assert found.finished == SHARDS - 1
@@ -405,7 +405,7 @@ def test_a_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(folder: Path) -> Any:
         raise OutputError("output_failed", f"{folder} could not be written: Read-only file system")
 
-    monkeypatch.setattr("tessella.bulk.verify.folder_lock", refuse)
+    monkeypatch.setattr("tessella.bulk.integrity.folder_lock", refuse)
     assert not repair(copy).damage
     (copy / "run.json").unlink()
     with pytest.raises(OutputError, match="Read-only"):

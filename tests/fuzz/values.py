@@ -203,7 +203,7 @@ from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
 from tessella import info
-from tessella.bulk import runner as bulk, verify
+from tessella.bulk import integrity, runner as bulk
 from tessella.evaluation import evaluator as evaluate, linear_probe as probe
 from tessella.performance import benchmark as bench, tuning as tune
 from tessella.search import duplicates as dedup, index, query as search
@@ -324,8 +324,8 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "bulk.run": dict(
         inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)
     ),
-    "verify.verify": dict(out=("'run'", "'run-cut'")),
-    "verify.repair": dict(out=("'run-flipped'", "'run-facts'")),
+    "integrity.verify": dict(out=("'run'", "'run-cut'")),
+    "integrity.repair": dict(out=("'run-flipped'", "'run-facts'")),
     "index.build_index": dict(out=("'unindexed'", "'run'")),
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),

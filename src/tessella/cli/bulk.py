@@ -102,7 +102,7 @@ def verify_run(folder: str, mend: bool, as_json: bool) -> None:
     """
     import dataclasses
 
-    from ..bulk.verify import repair, verify
+    from ..bulk.integrity import repair, verify
 
     found = (repair if mend else verify)(folder)
     lost = sum(one.rows for one in found.damage if one.shard is not None)
