@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from tessella.bulk import RunSettings, run
 from tessella.bulk.ledger import Ledger
-from tessella.bulk.runner import run
 from tessella.engine import make_plan
 from tessella.predictor import Predictor
 from tessella.search.index import build_index
@@ -63,7 +63,7 @@ def tiny_predictor() -> Predictor:
 
 
 def run_tiny(data: Path, out: Path, shard_rows: int = SHARD_ROWS) -> None:
-    run([str(data)], out, tiny_predictor(), shard_rows=shard_rows, processes=1)
+    run([str(data)], out, tiny_predictor(), RunSettings(shard_rows=shard_rows, processes=1))
 
 
 def _start(target: Callable[..., object], *arguments: Any) -> BaseProcess:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tessella.bulk.ray.driver import Cluster
-from tessella.bulk.runner import run
+from tessella.bulk import Cluster, RunSettings, run
 from tessella.errors import TessellaError
 from tessella.predictor import Predictor
 
@@ -49,7 +48,7 @@ def other() -> Predictor:
 
 def make_here(data: Path, out: Path) -> None:
     """The run made by this process, without Ray."""
-    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
+    run([str(data)], out, tiny_predictor(), RunSettings(shard_rows=SHARD_ROWS, processes=1))
 
 
 def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
@@ -104,7 +103,13 @@ def drive(data: str, out: str, address: str, load: str = "slow") -> None:
     """A driver; ends as the command would."""
     loads = dict(slow=slow, other=other)
     try:
-        run([data], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1, cluster=Cluster(loads[load], address))
+        run(
+            [data],
+            out,
+            tiny_predictor(),
+            RunSettings(shard_rows=SHARD_ROWS, processes=1),
+            cluster=Cluster(loads[load], address),
+        )
     except TessellaError as error:
         print(json.dumps(dict(code=error.code, message=error.message)), flush=True)
         sys.exit(error.exit_code)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tessella.bulk import runner as bulk
+from tessella.bulk import run_folder
 from tessella.bulk.integrity import verify
-from tessella.bulk.ledger import FILE, Ledger
+from tessella.bulk.ledger import LEDGER, Ledger
 from tessella.bulk.manifest import MANIFEST, Manifest
 from tessella.errors import TessellaError
 from tessella.search.index import build_index
@@ -31,11 +31,11 @@ from .runs import numbered, some, write_run
 
 def read_back(out: Path) -> Any:
     """All that anything reads of a run."""
-    facts = bulk.read_run(out)
+    facts = run_folder.read_run(out)
     manifest = Manifest(out / MANIFEST, facts["manifest"])
-    summary = json.loads((out / bulk.SUMMARY).read_bytes()) if (out / bulk.SUMMARY).exists() else None
-    rows = [row for table in bulk.read_rows(out) for row in table.to_pylist()]
-    return facts, bulk.finished_shards(out), summary, rows, [manifest.sources(i) for i in range(manifest.shards)]
+    summary = json.loads((out / run_folder.SUMMARY).read_bytes()) if (out / run_folder.SUMMARY).exists() else None
+    rows = [row for table in run_folder.read_rows(out) for row in table.to_pylist()]
+    return facts, run_folder.finished_shards(out), summary, rows, [manifest.sources(i) for i in range(manifest.shards)]
 
 
 def answers(out: Path) -> Any:
@@ -50,17 +50,17 @@ def make_runs(folder: Path) -> list[Path]:
     whole, killed = folder / "whole", folder / "killed"
     run_tiny(make_rows(folder / "rows.parquet", 60), whole)
     shutil.copytree(whole, killed)
-    (killed / bulk.SUMMARY).unlink()
-    shards = bulk.finished_shards(whole)
+    (killed / run_folder.SUMMARY).unlink()
+    shards = run_folder.finished_shards(whole)
     with Ledger(killed, new=True) as ledger:
         for shard in shards[: len(shards) // 2]:
             ledger.commit(shard)
-        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+        for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
             shutil.copyfile(killed / name, folder / name)
-    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+    for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
         (folder / name).replace(killed / name)
-    lines = (whole / bulk.LOG).read_bytes().splitlines(keepends=True)
-    (killed / bulk.LOG).write_bytes(b"".join(lines[: len(shards) // 2]))
+    lines = (whole / run_folder.LOG).read_bytes().splitlines(keepends=True)
+    (killed / run_folder.LOG).write_bytes(b"".join(lines[: len(shards) // 2]))
     for shard in shards[len(shards) // 2 :]:
         (killed / "shards" / shard.file).unlink()
     return [whole, killed]

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tessella.bulk import runner as bulk
-from tessella.bulk import shards
+from tessella.bulk import run_folder, shards
 from tessella.bulk.ledger import Ledger, Shard
-from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
+from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.isolated import Decoded
 from tessella.data.sources import Source
 from tessella.search.index import HOME, open_table
@@ -61,7 +60,7 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
         rows=count, manifest=digest,
     )  # fmt: skip
     told |= facts
-    bulk.write_facts(out / RUN, told)
+    run_folder.write_facts(out / run_folder.RUN, told)
     Ledger(out, new=True).close()
     for number in range(-(-count // SHARD_ROWS)):
         write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])
@@ -70,7 +69,7 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
 
 def write_shard(out: Path, number: int, images: Sequence[Image]) -> None:
     """Write and enter a shard, or one in its place."""
-    facts = bulk.read_run(out)
+    facts = run_folder.read_run(out)
     data = shards.encode([_row(image, facts["top"]) for image in images], facts)
     name = f"shard-{number:08d}.parquet"
     (out / "shards" / name).write_bytes(data)
@@ -101,7 +100,7 @@ def truth(out: Path) -> dict[str, tuple[Any, ...]]:
     """What the shards say of each image, by key."""
     rows = {}
     place = 0
-    for table in bulk.read_rows(out):
+    for table in run_folder.read_rows(out):
         for row in table.to_pylist():
             if row["status"] == "ok":
                 label = (*row["top_label"], None)[0], (*row["top_probability"], None)[0]
@@ -113,13 +112,13 @@ def truth(out: Path) -> dict[str, tuple[Any, ...]]:
 
 def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
     """The same of the index, in the version that is sealed, every file compared with its hash."""
-    facts = bulk.read_run(out)
+    facts = run_folder.read_run(out)
     size = facts["shard_rows"]
     table, seal = open_table(out / HOME, facts)
     table.checkout(seal.version)
     found = table.to_arrow().to_pylist()
     assert len(found) == seal.rows
-    hashes = {shard.id * size: shard.sha256 for shard in bulk.finished_shards(out)}
+    hashes = {shard.id * size: shard.sha256 for shard in run_folder.finished_shards(out)}
     assert all(row["shard"] == f"{(first := row['row'] // size * size)}:{hashes[first]}" for row in found)
     names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
     rows = {

@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 import tessella
+from tessella.bulk import RunEvent, RunProgress, RunSettings, ShardFinished, read_rows, run
+from tessella.bulk.events import OnEvent
 from tessella.bulk.manifest import MANIFEST, Manifest, write_manifest
-from tessella.bulk.runner import read_rows, run
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.search.duplicates import find_duplicates, pairs_sheet
@@ -78,22 +79,21 @@ def keep_time(path: Path, change: Callable[[], object]) -> None:
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def stop_after(shard: int, change: Callable[[], object] = lambda: None) -> Callable[[dict[str, Any]], None]:
-    def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "shard" and event["id"] == shard:
-            change()
+def stop_after(shard: int) -> OnEvent:
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished) and event.shard.id == shard:
             signal.raise_signal(signal.SIGTERM)
 
-    return watch
+    return stop
 
 
-def started(data: Path, out: Path, predictor: Predictor, watch: Callable[[dict[str, Any]], None]) -> None:
+def started(data: Path, out: Path, predictor: Predictor, on_event: OnEvent) -> None:
     with pytest.raises(RunError):
-        run([str(data)], out, predictor, shard_rows=4, processes=1, watch=watch)
+        run([str(data)], out, predictor, RunSettings(shard_rows=4, processes=1), on_event=on_event)
 
 
 def resume(data: Path, out: Path, predictor: Predictor) -> list[dict[str, Any]]:
-    run([str(data)], out, predictor, shard_rows=4, processes=1)
+    run([str(data)], out, predictor, RunSettings(shard_rows=4, processes=1))
     return [row for table in read_rows(out) for row in table.to_pylist()]
 
 
@@ -143,12 +143,12 @@ def test_what_is_as_it_was_goes_on(predictor: Predictor, tmp_path: Path, kind: s
 def test_a_run_that_was_stopped_before_its_first_shard(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "tar")
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "rows":
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, RunProgress):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run([str(data)], tmp_path / "run", predictor, shard_rows=4, processes=1, watch=stop)
+        run([str(data)], tmp_path / "run", predictor, RunSettings(shard_rows=4, processes=1), on_event=stop)
     keep_time(data, lambda: write_tar(data, BACK, BACK))
     with pytest.raises(UsageError) as caught:
         resume(data, tmp_path / "run", predictor)
@@ -185,9 +185,9 @@ def test_a_container_that_is_rewritten_while_the_run_works(
     names = [hashlib.sha256(bmp(image)).hexdigest() for image in order]
     changed = False
 
-    def change(event: dict[str, Any]) -> None:
+    def change(event: RunEvent) -> None:
         nonlocal changed
-        if not changed and event["kind"] in ("rows", "shard") and event["rows_done"] >= after:
+        if not changed and isinstance(event, RunProgress) and event.rows_done >= after:
             changed = True
             before = data.stat()
             if how.startswith("renamed"):
@@ -196,7 +196,7 @@ def test_a_container_that_is_rewritten_while_the_run_works(
             if how != "new time":
                 os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    run([str(data)], tmp_path / "run", predictor, shard_rows=40, processes=1, watch=change)
+    run([str(data)], tmp_path / "run", predictor, RunSettings(shard_rows=40, processes=1), on_event=change)
     rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
     found = Counter(row["status"] for row in rows)
     assert found["changed_input"] > 0
@@ -211,12 +211,12 @@ def test_a_container_that_is_linked_while_the_run_works_is_the_same(
 ) -> None:
     data = make(tmp_path, kind)
 
-    def link(event: dict[str, Any]) -> None:
-        if event["kind"] == "rows" and not (tmp_path / "backup").exists():
+    def link(event: RunEvent) -> None:
+        if isinstance(event, RunProgress) and not (tmp_path / "backup").exists():
             (tmp_path / "backup").hardlink_to(data)
 
     monkeypatch.chdir(tmp_path)
-    run([data.name], tmp_path / "run", predictor, shard_rows=4, processes=1, watch=link)
+    run([data.name], tmp_path / "run", predictor, RunSettings(shard_rows=4, processes=1), on_event=link)
     rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
     assert Counter(row["status"] for row in rows) == {"ok": COUNT}
 
@@ -242,4 +242,4 @@ def test_listings_of_earlier_versions_are_read(tmp_path: Path) -> None:
     pq.write_table(table.drop_columns(["file_size", "mtime", "digest", "ctime"]), tmp_path / "old", row_group_size=10)
     old = Manifest(tmp_path / "old", file_hash(tmp_path / "old"))
     assert [source.read() for source in old.sources(1)] == [bmp(i) for i in range(10, 20)]
-    old.need_unchanged([0, 1, 2], [])
+    old.require_unchanged([0, 1, 2], [])

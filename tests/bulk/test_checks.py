@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.bulk.integrity import repair, verify
-from tessella.bulk.runner import run
+from tessella.bulk import RunSettings, repair, run, verify
 from tessella.checks import as_inputs
 from tessella.errors import TessellaError, UsageError
 from tessella.predictor import Predictor
@@ -42,13 +41,13 @@ def test_odd_folders(predictor: Predictor, tmp_path: Path, folder: Any, monkeypa
             read(folder)
     if folder not in ("\udcff", b"bytes"):  # these can be created
         with pytest.raises(TessellaError):
-            run([str(tmp_path / "file")], folder, predictor, processes=1)
+            run([str(tmp_path / "file")], folder, predictor, RunSettings(processes=1))
 
 
 def test_a_folder_whose_name_is_not_utf8(predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "\udcff"
     (tmp_path / "file.png").write_text("no image")
-    assert run(tmp_path / "file.png", out, predictor, processes=1).rows == 1
+    assert run(tmp_path / "file.png", out, predictor, RunSettings(processes=1)).rows == 1
     assert not verify(out).damage
     assert find_duplicates(out).images == 0
 
@@ -64,7 +63,7 @@ def test_one_input_is_not_a_collection() -> None:
     assert as_inputs("photo.jpg") == as_inputs(Path("photo.jpg")) == as_inputs([b"photo.jpg"]) == ["photo.jpg"]
 
 
-@pytest.mark.parametrize("name", ["predictor", "cluster", "watch", "quarantine", "dtype"])
+@pytest.mark.parametrize("name", ["predictor", "cluster", "on_event", "settings", "stdin"])
 def test_arguments_of_other_types(predictor: Predictor, tmp_path: Path, name: str) -> None:
     given: dict[str, Any] = dict(predictor=predictor) | {name: 5}
     with pytest.raises(UsageError) as caught:

@@ -19,8 +19,8 @@ from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import Manifest
 from tessella.bulk.ray.actor import Actor
 from tessella.bulk.ray.driver import LOCAL, Cluster, ClusterMaker
-from tessella.bulk.ray.scheduler import connect, slots
-from tessella.bulk.runner import read_run
+from tessella.bulk.ray.scheduler import ActorPool, connect, plan_actors
+from tessella.bulk.run_folder import read_run
 from tessella.bulk.shards import ShardMaker
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
@@ -159,7 +159,7 @@ def maker(out: Path, load: Callable[[], Predictor] = tiny_predictor) -> ClusterM
 def answer(out: Path, shard: int, load: Callable[[], Predictor] = tiny_predictor) -> dict[str, Any]:
     actor = Actor(maker(out, load)._job)
     try:
-        (told,) = actor(dict(shard=[shard]))["told"]
+        (told,) = actor(dict(shard=[shard]))["answer"]
         return dict(json.loads(told))
     finally:
         if not isinstance(actor._maker, Exception):
@@ -189,7 +189,7 @@ def test_an_actor_makes_the_same_shard_again(small: Path) -> None:
 def test_a_shard_that_ends_its_actors_is_given_up(small: Path) -> None:
     tries(small).write_bytes(b"....")
     told = answer(small, 1)
-    assert (told["code"], told["message"]) == ("cluster_failed", "shard 1 has ended 4 actors, one after the other")
+    assert (told["code"], told["message"]) == ("cluster_failed", "shard 1 has killed 4 actors in a row")
     make_here(small.parent / "rows.parquet", small)
     assert not tries(small).exists()
 
@@ -198,9 +198,9 @@ def test_an_actor_refuses_another_model_and_another_folder(small: Path) -> None:
     assert answer(small, 0, other)["code"] == "changed_run"
     job = maker(small)._job
     (small / "run.json").write_text((small / "run.json").read_text() + " ")
-    assert json.loads(Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    assert json.loads(Actor(job)(dict(shard=[0]))["answer"][0])["code"] == "not_shared"
     (small / "run.json").unlink()
-    assert json.loads(Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    assert json.loads(Actor(job)(dict(shard=[0]))["answer"][0])["code"] == "not_shared"
 
 
 def test_a_full_disk_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,18 +227,18 @@ def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
     first, second = answer(small, 0), answer(small, 1)
     assert shards(small, second, second, first) == [1, 0]
     assert shards(small, todo=()) == []
-    with pytest.raises(RunError, match="Ray ended without 1 shards") as caught:
+    with pytest.raises(RunError, match="Ray ended without 1 shard") as caught:
         shards(small, first)
     assert caught.value.code == "cluster_failed"
     with pytest.raises(RunError, match="a7: it burns") as caught:
         shards(small, dict(code="output_failed", message="it burns", hint="run", node="a7"))
     assert (caught.value.code, caught.value.exit_code) == ("output_failed", 6)
-    with pytest.raises(RunError, match="Ray ended without 1 shards"):
+    with pytest.raises(RunError, match="Ray ended without 1 shard"):
         shards(small, first, says=json.dumps(second)[:-9])  # killed while it said so
     with pytest.raises(UsageError, match="no room"):
         shards(small, dict(code="bad_argument", message="no room", hint=""))
     (small / "shards" / first["file"]).unlink()
-    with pytest.raises(RunError, match="it is not here") as caught:
+    with pytest.raises(RunError, match="it is missing here") as caught:
         shards(small, first)
     assert caught.value.code == "not_shared"
 
@@ -248,8 +248,8 @@ import pickle, sys, types
 sys.path[:] = pickle.load(sys.stdin.buffer)
 from tessella.bulk.ray import scheduler
 scheduler.connect = lambda address: [dict(CPU=64.0)]
-rows = [dict(told=sys.argv[2])]
-scheduler._scheduled = lambda *_: types.SimpleNamespace(iter_rows=lambda: iter(rows))
+rows = [dict(answer=sys.argv[2])]
+scheduler._schedule = lambda *_: types.SimpleNamespace(iter_rows=lambda: iter(rows))
 scheduler.main()
 """
 
@@ -258,7 +258,7 @@ scheduler.main()
 def test_a_dataset_that_ends_before_its_time_is_not_waited_for(small: Path) -> None:
     made = maker(small)
     made._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]
-    with made, pytest.raises(RunError, match="Ray ended without 1 shards, with exit status 0"):
+    with made, pytest.raises(RunError, match="Ray ended without 1 shard, with exit status 0"):
         assert [shard.id for shard in made.make([0, 1])] == [1]
 
 
@@ -268,7 +268,7 @@ def test_a_cluster_of_ones_own_that_others_could_reach_is_refused(monkeypatch: p
     nodes = [dict(Alive=True, NodeManagerAddress="192.168.0.7", Resources=dict(CPU=2.0))]
     monkeypatch.setattr(ray, "init", lambda *_, **__: None)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    with pytest.raises(RunError, match="this machine's own network") as caught:
+    with pytest.raises(RunError, match="can be reached from other machines") as caught:
         connect(LOCAL)
     assert caught.value.code == "cluster_failed"
     assert connect("192.168.0.7:6379") == [dict(CPU=2.0)]
@@ -280,23 +280,23 @@ GPU = dict(CPU=32.0, GPU=4.0)
 @pytest.mark.parametrize(
     ("nodes", "device", "pinned", "expected"),
     [
-        ([dict(CPU=8.0)], "cpu", None, (2, dict(num_cpus=4))),
-        ([dict(CPU=8.0), dict(CPU=7.0), dict(CPU=2.0), {}], "cpu", None, (3, dict(num_cpus=4))),
-        ([GPU, GPU, dict(CPU=64.0)], "cuda", None, (8, dict(num_cpus=8, num_gpus=1))),
-        ([GPU, dict(CPU=4.0, GPU=1.0)], "cuda:0", None, (5, dict(num_cpus=4, num_gpus=1))),
-        ([GPU], "cuda", 2, (4, dict(num_cpus=2, num_gpus=1))),
-        ([GPU], "cuda", 16, (2, dict(num_cpus=16, num_gpus=1))),
-        ([dict(CPU=2.0, GPU=4.0)], "cuda", None, (4, dict(num_cpus=0, num_gpus=1))),
+        ([dict(CPU=8.0)], "cpu", None, (2, 4)),
+        ([dict(CPU=8.0), dict(CPU=7.0), dict(CPU=2.0), {}], "cpu", None, (3, 4)),
+        ([GPU, GPU, dict(CPU=64.0)], "cuda", None, (8, 8, 1)),
+        ([GPU, dict(CPU=4.0, GPU=1.0)], "cuda:0", None, (5, 4, 1)),
+        ([GPU], "cuda", 2, (4, 2, 1)),
+        ([GPU], "cuda", 16, (2, 16, 1)),
+        ([dict(CPU=2.0, GPU=4.0)], "cuda", None, (4, 0, 1)),
     ],
 )
 def test_an_actor_a_device(nodes: Any, device: str, pinned: int | None, expected: Any) -> None:
-    assert slots(nodes, device, pinned, 4) == expected
+    assert plan_actors(nodes, device, pinned, 4) == ActorPool(*expected)
 
 
 @pytest.mark.parametrize(("device", "told"), [("cpu", "4 cores"), ("cuda", "a GPU")])
 def test_a_cluster_without_room_is_refused(device: str, told: str) -> None:
     with pytest.raises(UsageError, match=f"no node of the cluster has {told}"):
-        slots([dict(CPU=2.0)], device, None, 4)
+        plan_actors([dict(CPU=2.0)], device, None, 4)
 
 
 def test_without_ray_it_says_what_to_install(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,20 @@ import pytest
 from PIL import Image
 
 import tessella
-from tessella.bulk import manifest
+from tessella.bulk import (
+    PrometheusFile,
+    RunEvent,
+    RunProgress,
+    RunSettings,
+    RunSummary,
+    ShardFinished,
+    manifest,
+    read_rows,
+    run,
+    run_folder,
+)
 from tessella.bulk.ledger import Ledger
-from tessella.bulk.runner import Summary, read_rows, run
-from tessella.cli import progress
+from tessella.cli.run_progress import RunProgressBar
 from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
@@ -64,8 +74,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(images: Path, out: Path, predictor: Predictor, **more: Any) -> Summary:
-    return run([str(images)], out, predictor, **dict(shard_rows=8, processes=1) | more)
+def start(images: Path, out: Path, predictor: Predictor, **more: Any) -> RunSummary:
+    options: dict[str, Any] = {name: more.pop(name) for name in ("on_event",) if name in more}
+    return run([str(images)], out, predictor, RunSettings(**dict(shard_rows=8, processes=1) | more), **options)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -134,18 +145,18 @@ def test_stopped_it_goes_on_with_what_is_not_finished(
 ) -> None:
     seen: list[int] = []
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "shard":
-            seen.append(event["id"])
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
+            seen.append(event.shard.id)
             if len(seen) in (2, 5):
                 signal.raise_signal(signal.SIGTERM)
 
     for _ in range(2):
         with pytest.raises(RunError, match="stopped by SIGTERM") as caught:
-            start(images, tmp_path / "cut", predictor, watch=stop)
+            start(images, tmp_path / "cut", predictor, on_event=stop)
         assert (caught.value.code, caught.value.exit_code) == ("interrupted", 130)
         assert not (tmp_path / "cut" / "summary.json").exists()
-    start(images, tmp_path / "cut", predictor, watch=stop)
+    start(images, tmp_path / "cut", predictor, on_event=stop)
     assert seen == list(range(7))  # none twice
     assert contents(tmp_path / "cut") == contents(whole)
     assert rows(tmp_path / "cut") == rows(whole)
@@ -175,13 +186,13 @@ def test_inputs_that_change_later_are_not_in_the_run(images: Path, predictor: Pr
     for i in range(12):
         (folder / f"{i}.png").write_bytes(png(i))
 
-    def add(event: dict[str, Any]) -> None:
-        if event["kind"] == "shard" and event["id"] == 0:
+    def add(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished) and event.shard.id == 0:
             (folder / "0 new.png").write_bytes(png(99))
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(RunError):
-        start(folder, tmp_path / "run", predictor, watch=add)
+        start(folder, tmp_path / "run", predictor, on_event=add)
     assert start(folder, tmp_path / "run", predictor).rows == 12
     assert not any("new" in row["key"] for row in rows(tmp_path / "run"))
 
@@ -242,7 +253,7 @@ def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: P
     pq.write_table(paths, tmp_path / "paths.parquet")
     given = [str(tmp_path / name) for name in ("some.tar", "some.parquet", "paths.parquet")]
     absent = str(tmp_path / "absent.png")
-    run([*given, "-"], tmp_path / "run", predictor, processes=1, stdin=[f"{absent}\n"])
+    run([*given, "-"], tmp_path / "run", predictor, RunSettings(processes=1), stdin=[f"{absent}\n"])
     found = rows(tmp_path / "run")
     assert [row["key"] for row in found] == [
         *(f"{given[0]}::{i}.png" for i in range(3)), *(f"{given[1]}:{i}" for i in range(3)),
@@ -262,8 +273,8 @@ def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> Non
     (Path(str(folder).encode().decode()) / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(png(2))
     (folder / 'broken,\n"it".png').write_bytes(b"")
     (folder / "carriage\rreturn.png").write_bytes(b"")
-    quarantine = tmp_path / "bad.csv"
-    assert start(folder, tmp_path / "run", predictor, quarantine=quarantine).ok == 6
+    bad_inputs = tmp_path / "bad.csv"
+    assert start(folder, tmp_path / "run", predictor, bad_inputs=bad_inputs).ok == 6
     keys = {Path(row["key"]).name for row in rows(tmp_path / "run")}
     assert keys == {
         *names[:-1],
@@ -272,15 +283,15 @@ def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> Non
         'broken,\n"it".png',
         "carriage\rreturn.png",
     }  # one key belongs to one name
-    with quarantine.open(newline="") as file:
+    with bad_inputs.open(newline="") as file:
         assert [Path(line["key"]).name for line in csv.DictReader(file)] == [
             'broken,\n"it".png',
             "carriage\rreturn.png",
         ]
 
 
-def test_quarantine_names_the_bad(images: Path, predictor: Predictor, tmp_path: Path) -> None:
-    start(images, tmp_path / "run", predictor, quarantine=tmp_path / "bad.csv")
+def test_bad_inputs_names_the_bad(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+    start(images, tmp_path / "run", predictor, bad_inputs=tmp_path / "bad.csv")
     with (tmp_path / "bad.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert {(Path(line["key"]).name, line["status"]) for line in lines} == {
@@ -348,7 +359,7 @@ def test_odd_and_broken_files_between_photographs(shared_data: Path, predictor: 
         for member in [one for one in archive if one.name.endswith(".jpg")][:60]:
             archive.extract(member, tmp_path / "images", filter="data")
     listed = sorted(str(path) for path in (tmp_path / "images").rglob("*") if path.is_file())
-    summary = run(["-"], tmp_path / "run", predictor, stdin=listed, processes=2)
+    summary = run(["-"], tmp_path / "run", predictor, RunSettings(processes=2), stdin=listed)
     found = rows(tmp_path / "run")
     assert [row["key"] for row in found] == listed
     assert Counter(row["status"] for row in found) == {"ok": summary.ok, **summary.errors}
@@ -370,14 +381,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UsageError, match="named more than once"):
         run([str(images), str(images / "a")], tmp_path / "run", predictor)
-    assert not (tmp_path / "run" / manifest.RUN).exists()
+    assert not (tmp_path / "run" / run_folder.RUN).exists()
     with pytest.raises(UsageError, match="no inputs"):
         run(["-"], tmp_path / "run", predictor, stdin=[])
     with pytest.raises(UsageError, match="dtype"):
         start(images, tmp_path / "run", predictor, dtype="int8")
     for name, told in (("bad.txt", "cannot write"), ("absent/bad.csv", "no folder")):
         with pytest.raises(UsageError, match=told):
-            start(images, tmp_path / "run", predictor, quarantine=tmp_path / name)
+            start(images, tmp_path / "run", predictor, bad_inputs=tmp_path / name)
 
 
 def test_a_listing_that_is_not_the_one_written_is_refused(images: Path, predictor: Predictor, tmp_path: Path) -> None:
@@ -408,15 +419,18 @@ def test_the_figures_for_prometheus_go_where_any_result_goes(tmp_path: Path) -> 
     target = tmp_path / "target.prom"
     target.write_text("old")
     (tmp_path / "link.prom").symlink_to(target)
-    figures = progress.PrometheusFile(tmp_path / "link.prom")
-    figures(dict(of=9, rows_done=4, images_per_second=2.0, share=None, errors_so_far={"empty": 1}))
+    figures = PrometheusFile(tmp_path / "link.prom")
+    progress = RunProgress(
+        rows_done=4, rows_total=9, seconds=2.0, errors={"empty": 1}, images_per_second=2.0, speed_fraction=None
+    )
+    figures(progress)
     figures.write()
     assert (tmp_path / "link.prom").is_symlink()
     assert 'tessella_run_errors{code="empty"} 1.0' in target.read_text().splitlines()
-    progress.PrometheusFile(Path("/dev/null"))
+    PrometheusFile(Path("/dev/null"))
     for path in (Path("/dev/full"), tmp_path, tmp_path / "absent" / "run.prom"):
         with pytest.raises(OutputError, match="could not be written") as caught:
-            progress.PrometheusFile(path)
+            PrometheusFile(path)
         assert caught.value.code == "output_failed"
     assert Path("/dev/full").is_char_device()
 
@@ -426,10 +440,13 @@ def test_progress_tells_no_time_left_before_it_knows_a_rate(
 ) -> None:
     clock = iter([0.0, 20.0, 40.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    event: dict[str, Any] = dict(kind="batch", share=None, errors_so_far={}, of=400_000, rows_done=0)
-    watch = progress.RunWatcher()
-    for rate in (None, None, 4.0):
-        watch(event | dict(images_per_second=rate))
+    show = RunProgressBar()
+    for speed in (None, None, 4.0):
+        show(
+            RunProgress(
+                rows_done=0, rows_total=400_000, seconds=0.0, errors={}, images_per_second=speed, speed_fraction=None
+            )
+        )
     assert capsys.readouterr().err.splitlines() == [
         "0 of 400,000, 0.0 images/s",
         "0 of 400,000, 1 day, 3:46:40 left, 4.0 images/s",

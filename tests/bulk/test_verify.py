@@ -17,12 +17,10 @@ from typing import Any
 import pytest
 
 import tessella
-from tessella.bulk import ledger, manifest
-from tessella.bulk import runner as bulk
-from tessella.bulk.integrity import Verdict, repair, verify
+from tessella.bulk import IntegrityReport, RunSettings, ledger, manifest, read_rows, repair, run, run_folder, verify
+from tessella.bulk.integrity import UNSEALED_SUMMARY_KEYS
 from tessella.bulk.ledger import Ledger
 from tessella.bulk.manifest import Manifest
-from tessella.bulk.runner import read_rows, run
 from tessella.errors import OutputError, UsageError
 from tessella.predictor import Predictor
 from tessella.search.duplicates import find_duplicates
@@ -59,7 +57,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 
 
 def go_on(data: Path, out: Path, predictor: Predictor) -> None:
-    run([str(data)], out, predictor, shard_rows=SHARD, processes=1)
+    run([str(data)], out, predictor, RunSettings(shard_rows=SHARD, processes=1))
 
 
 def entries(out: Path) -> dict[int, ledger.Shard]:
@@ -94,8 +92,8 @@ FILES = ("run.json", "copy/run.json", "manifest.parquet", "copy/manifest.parquet
 
 
 def test_a_whole_run_has_no_damage(whole: Path) -> None:
-    assert verify(whole) == Verdict(ROWS, SHARDS, SHARDS, ())
-    assert repair(whole) == Verdict(ROWS, SHARDS, SHARDS, ())
+    assert verify(whole) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
+    assert repair(whole) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -121,7 +119,7 @@ def test_every_damage_is_found_and_mended(
         (shard,) = lost
         assert not (copy / name).exists()
         keys = [source.key for source in Manifest(copy / manifest.MANIFEST, json.loads(
-            (copy / manifest.RUN).read_text())["manifest"]).sources(shard.shard or 0)]  # fmt: skip
+            (copy / run_folder.RUN).read_text())["manifest"]).sources(shard.shard or 0)]  # fmt: skip
         assert (shard.first, shard.rows) == ((shard.shard or 0) * SHARD, len(keys))
         assert (shard.first_key, shard.last_key) == (keys[0], keys[-1])
         assert verify(copy).finished == SHARDS - 1
@@ -141,11 +139,11 @@ def test_a_damaged_ledger_is_made_again_from_the_log(whole: Path, copy: Path, da
     chance = random.Random(damage.__name__)
     found = 0
     for _ in range(1 if damage is delete else 12):
-        shutil.copyfile(whole / ledger.FILE, copy / ledger.FILE)
-        damage(copy / ledger.FILE, chance)
+        shutil.copyfile(whole / ledger.LEDGER, copy / ledger.LEDGER)
+        damage(copy / ledger.LEDGER, chance)
         state = verify(copy)
         found += bool(state.damage)
-        assert {one.file for one in state.damage} <= {ledger.FILE}
+        assert {one.file for one in state.damage} <= {ledger.LEDGER}
         assert state.finished == SHARDS
         repair(copy)
         assert entries(copy) == entries(whole)
@@ -157,7 +155,7 @@ def test_text_that_became_a_blob_is_damage(whole: Path, copy: Path) -> None:
     """As one flipped bit of a row's header makes it."""
     with Ledger(copy) as there:
         there._connection.execute("UPDATE shards SET file = CAST(file AS BLOB) WHERE id = 1")
-    assert {one.file for one in verify(copy).damage} == {ledger.FILE}
+    assert {one.file for one in verify(copy).damage} == {ledger.LEDGER}
     repair(copy)
     assert entries(copy) == entries(whole)
     assert not verify(copy).damage
@@ -172,26 +170,26 @@ def test_entries_that_were_lost_with_the_write_ahead_log_are_found(
         for shard in entries(whole).values():
             there.commit(shard)
         before = Path(shutil.copytree(copy, tmp_path / "before"))
-    assert (before / f"{ledger.FILE}-wal").stat().st_size > 10_000
+    assert (before / f"{ledger.LEDGER}-wal").stat().st_size > 10_000
     for i in range(1 if damage is delete else 6):
         out = Path(shutil.copytree(before, tmp_path / str(i)))
-        damage(out / f"{ledger.FILE}-wal", chance)
+        damage(out / f"{ledger.LEDGER}-wal", chance)
         state = verify(out)
         repair(out)
         assert state.damage or damage is flip  # of a page that is written again later, only the last one counts
-        assert {one.file for one in state.damage} <= {ledger.FILE}
+        assert {one.file for one in state.damage} <= {ledger.LEDGER}
         assert entries(out) == entries(whole)
         assert not verify(out).damage
 
 
 def test_a_damaged_log_loses_nothing(whole: Path, copy: Path) -> None:
-    lines = (copy / bulk.LOG).read_bytes().splitlines(keepends=True)
+    lines = (copy / run_folder.LOG).read_bytes().splitlines(keepends=True)
     lines[3] = b'{"kind": "shard", "id": 3\n'
-    (copy / bulk.LOG).write_bytes(b"".join(lines))
-    assert [(one.file, one.message) for one in verify(copy).damage] == [(bulk.LOG, "line 4 cannot be read")]
+    (copy / run_folder.LOG).write_bytes(b"".join(lines))
+    assert [(one.file, one.message) for one in verify(copy).damage] == [(run_folder.LOG, "line 4 cannot be read")]
     repair(copy)
-    assert verify(copy) == Verdict(ROWS, SHARDS, SHARDS, ())
-    assert len((copy / bulk.LOG).read_text().splitlines()) == SHARDS
+    assert verify(copy) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
+    assert len((copy / run_folder.LOG).read_text().splitlines()) == SHARDS
 
 
 @pytest.mark.parametrize(
@@ -199,12 +197,12 @@ def test_a_damaged_log_loses_nothing(whole: Path, copy: Path) -> None:
     [dict(rows=99), dict(ok=96), dict(ok=95, errors={}), dict(errors={"empty": 5}), dict(fingerprint="0" * 16)],
 )
 def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> None:
-    told = json.loads((copy / bulk.SUMMARY).read_text())
+    told = json.loads((copy / run_folder.SUMMARY).read_text())
     for text in (json.dumps(told | change), "{}", "[]", "", json.dumps(told)[:-5]):
-        (copy / bulk.SUMMARY).write_text(text)
-        assert [one.file for one in verify(copy).damage] == [bulk.SUMMARY]
+        (copy / run_folder.SUMMARY).write_text(text)
+        assert [one.file for one in verify(copy).damage] == [run_folder.SUMMARY]
     repair(copy)
-    assert not (copy / bulk.SUMMARY).exists()  # the next run writes it
+    assert not (copy / run_folder.SUMMARY).exists()  # the next run writes it
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -229,11 +227,11 @@ def test_a_damaged_index_is_found_and_made_anew(copy: Path, damage: Callable[...
 
 
 def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Path) -> None:
-    with sqlite3.connect(copy / ledger.FILE) as connection:
+    with sqlite3.connect(copy / ledger.LEDGER) as connection:
         connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
         connection.execute("UPDATE shards SET errors = '{}' WHERE id = 0")
     connection.close()
-    assert {one.file for one in verify(copy).damage} == {ledger.FILE}
+    assert {one.file for one in verify(copy).damage} == {ledger.LEDGER}
     repair(copy)
     assert entries(copy) == entries(whole)
 
@@ -256,7 +254,7 @@ def test_a_pipe_in_place_of_a_file_is_damage(copy: Path, name: str) -> None:
 
 def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:
     """Each is a whole file, and the ledger agrees: only the listing tells that the rows are not those."""
-    for name in (bulk.LOG, bulk.SUMMARY):
+    for name in (run_folder.LOG, run_folder.SUMMARY):
         (copy / name).unlink()
     a, b = (entries(whole)[number] for number in (2, 3))
     with Ledger(copy) as there:
@@ -273,7 +271,7 @@ def test_what_is_beyond_mending_is_said(copy: Path, data: Path, predictor: Predi
     for name in ("manifest.parquet", "copy/manifest.parquet"):
         (copy / name).unlink()
     assert [one.file for one in verify(copy).damage] == ["manifest.parquet", "copy/manifest.parquet"]
-    with pytest.raises(UsageError, match="nor its copy") as caught:
+    with pytest.raises(UsageError, match="its copy are damaged") as caught:
         repair(copy)
     assert caught.value.code == "damaged_run"
     assert sum(len(table) for table in read_rows(copy)) == ROWS
@@ -287,7 +285,7 @@ def test_what_is_beyond_mending_is_said(copy: Path, data: Path, predictor: Predi
 
 def test_a_run_with_damage_does_not_go_on(copy: Path, data: Path, predictor: Predictor) -> None:
     """Finished shards that a lost ledger no longer names would be made again without a word."""
-    (copy / ledger.FILE).unlink()
+    (copy / ledger.LEDGER).unlink()
     with pytest.raises(UsageError, match=r"run\.sqlite is missing") as caught:
         go_on(data, copy, predictor)
     assert (caught.value.code, "verify-run" in caught.value.hint) == ("damaged_run", True)
@@ -334,9 +332,9 @@ def damage_everything(out: Path) -> None:
     chance = random.Random(0)
     for name in ("run.json", "copy/manifest.parquet", "shards/shard-00000003.parquet"):
         flip(out / name, chance)
-    for name in (bulk.LOG, bulk.SUMMARY):
+    for name in (run_folder.LOG, run_folder.SUMMARY):
         truncate(out / name, chance)
-    with sqlite3.connect(out / ledger.FILE) as connection:
+    with sqlite3.connect(out / ledger.LEDGER) as connection:
         connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
     connection.close()
 
@@ -377,8 +375,8 @@ def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkey
         for shard in entries(whole).values():
             there.commit(shard)
         killed = Path(shutil.copytree(copy, tmp_path / "killed"))
-    (killed / bulk.SUMMARY).unlink()
-    (killed / f"{ledger.FILE}-shm").unlink()
+    (killed / run_folder.SUMMARY).unlink()
+    (killed / f"{ledger.LEDGER}-shm").unlink()
     indexed = Path(shutil.copytree(whole, tmp_path / "indexed"))
     build_index(indexed)
     connect = sqlite3.connect
@@ -392,7 +390,7 @@ def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkey
         before = {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]}
         points = Points(out)
         with reaching(points):
-            assert verify(out) == Verdict(ROWS, SHARDS, SHARDS, ())
+            assert verify(out) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
             assert sum(len(table) for table in read_rows(out)) == ROWS
             find_duplicates(out)
         assert points.names == []
@@ -423,26 +421,26 @@ def test_readers_go_together_and_a_writer_waits_for_them(copy: Path) -> None:
 def test_entries_that_a_killed_process_did_not_log_are_logged_later(
     copy: Path, data: Path, predictor: Predictor
 ) -> None:
-    lines = (copy / bulk.LOG).read_bytes().splitlines(keepends=True)
-    (copy / bulk.LOG).write_bytes(b"".join(lines[:-2]))
-    assert [one.file for one in verify(copy).damage] == [bulk.LOG]
-    (copy / bulk.SUMMARY).unlink()
+    lines = (copy / run_folder.LOG).read_bytes().splitlines(keepends=True)
+    (copy / run_folder.LOG).write_bytes(b"".join(lines[:-2]))
+    assert [one.file for one in verify(copy).damage] == [run_folder.LOG]
+    (copy / run_folder.SUMMARY).unlink()
     assert not verify(copy).damage
     go_on(data, copy, predictor)
     assert not verify(copy).damage
-    assert len((copy / bulk.LOG).read_bytes().splitlines()) == SHARDS
+    assert len((copy / run_folder.LOG).read_bytes().splitlines()) == SHARDS
 
 
 def test_runs_of_earlier_versions_are_whole(copy: Path) -> None:
     """Their log and summary have no hashes."""
-    log = [json.loads(line) for line in (copy / bulk.LOG).read_text().splitlines()]
-    (copy / bulk.LOG).write_text("".join(json.dumps(line | dict(check="0")) + "\n" for line in log))
-    assert {one.file for one in verify(copy).damage} == {bulk.LOG}
+    log = [json.loads(line) for line in (copy / run_folder.LOG).read_text().splitlines()]
+    (copy / run_folder.LOG).write_text("".join(json.dumps(line | dict(check="0")) + "\n" for line in log))
+    assert {one.file for one in verify(copy).damage} == {run_folder.LOG}
     for line in log:
         del line["check"]
-    (copy / bulk.LOG).write_text("".join(json.dumps(line) + "\n" for line in log[1:]))  # one that was not logged
-    told = json.loads((copy / bulk.SUMMARY).read_text())
-    (copy / bulk.SUMMARY).write_text(json.dumps({name: told[name] for name in bulk.Summary.__dataclass_fields__}))
+    (copy / run_folder.LOG).write_text("".join(json.dumps(line) + "\n" for line in log[1:]))  # one that was not logged
+    told = json.loads((copy / run_folder.SUMMARY).read_text())
+    (copy / run_folder.SUMMARY).write_text(json.dumps({name: told[name] for name in UNSEALED_SUMMARY_KEYS}))
     assert not verify(copy).damage
 
 

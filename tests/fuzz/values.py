@@ -203,7 +203,7 @@ from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
 from tessella import info
-from tessella.bulk import integrity, runner as bulk
+from tessella import bulk
 from tessella.evaluation import evaluator as evaluate, linear_probe as probe
 from tessella.performance import benchmark as bench, tuning as tune
 from tessella.search import duplicates as dedup, index, query as search
@@ -322,10 +322,12 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.labels_for_classes": dict(num_classes=("1000",)),
     "data.iter_sources": dict(inputs=("['photos']", "['@list.txt', 'odd']", "['photos.tar']")),
     "bulk.run": dict(
-        inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)
+        inputs=("['photos']",), out=_INTO, predictor=("predictor()",),
+        settings=("bulk.RunSettings(processes=1, shard_rows=4)",),
     ),
-    "integrity.verify": dict(out=("'run'", "'run-cut'")),
-    "integrity.repair": dict(out=("'run-flipped'", "'run-facts'")),
+    "bulk.RunSettings": dict(processes=("1",), shard_rows=("4",), top=("3",)),
+    "bulk.verify": dict(out=("'run'", "'run-cut'")),
+    "bulk.repair": dict(out=("'run-flipped'", "'run-facts'")),
     "index.build_index": dict(out=("'unindexed'", "'run'")),
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),

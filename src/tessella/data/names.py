@@ -5,6 +5,7 @@ Every listing (folders, patterns, object stores, members of archives, training d
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import unicodedata
@@ -54,6 +55,12 @@ def ignored(name: str) -> str:
 def ignored_path(path: str) -> str:
     """As `ignored`, for any part of a path with "/" between its parts."""
     return next((reason for part in path.split("/") if (reason := ignored(part))), "")
+
+
+def is_missing_path(name: str) -> bool:
+    """Return whether an input is a plain path that does not exist; False for URLs, globs, lists and "-"."""
+    special = name == "-" or name.startswith("@") or "://" in name or glob.has_magic(name)
+    return not special and not os.path.lexists(name)
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -20,8 +20,8 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from ..bulk.manifest import as_text, row_sources
-from ..bulk.runner import read_run
+from ..bulk.manifest import as_text
+from ..bulk.run_folder import read_run, row_sources
 from ..checks import as_path, check_count, checked
 from ..errors import UsageError
 from ..plots.sheet import Panel, write_sheet

@@ -37,7 +37,7 @@ from ..evaluation.report import percent, write_report
 from ..models.base import ImageModel
 from ..plots.figures import warn_without_matplotlib
 from ..predictor import Predictor
-from ..signals import Stop
+from ..signals import StopRequest
 from ..storage import folder_lock, read_regular, write_atomic
 from ..text import escape
 from ..weights.save import model_card, save_pretrained
@@ -191,7 +191,7 @@ class Trainer:
 
     def epochs(self, teacher: Teacher | None) -> None:
         """Train until the last epoch is evaluated and saved."""
-        with Stop() as stop:
+        with StopRequest() as stop:
             for epoch in range(self.evaluated, self.config.epochs):
                 started = time.monotonic()
                 self.steps(epoch, teacher, stop)
@@ -204,7 +204,7 @@ class Trainer:
                 self.evaluated, self.sums = epoch + 1, Sums()
                 self.save()
 
-    def steps(self, epoch: int, teacher: Teacher | None, stop: Stop) -> None:
+    def steps(self, epoch: int, teacher: Teacher | None, stop: StopRequest) -> None:
         """The steps of an epoch that are left; raises TrainingError."""
         config, log = self.config, self.log
         self.student.train()
@@ -213,7 +213,7 @@ class Trainer:
             rate = learning_rate(config, self.done, self.total)
             overdue = time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes
             with memory_errors(config):
-                step = self.student.step(batch, self.done, rate, teacher, stop.asked, overdue)
+                step = self.student.step(batch, self.done, rate, teacher, stop.requested, overdue)
             self.done += 1
             log.skip(self.learning, batch, epoch)
             self.sums.add(step, config.batch_size)
@@ -227,7 +227,7 @@ class Trainer:
                 self.save()
                 raise TrainingError(
                     "interrupted",
-                    f"stopped by {stop.name or 'another process'} after step {self.done:,} of {self.total:,}; "
+                    f"stopped by {stop.signal_name or 'another process'} after step {self.done:,} of {self.total:,}; "
                     f"{self.run} is saved",
                     hint="run the same command again to resume",
                 )
