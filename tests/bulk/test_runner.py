@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import signal
@@ -20,9 +21,11 @@ from PIL import Image
 
 import tessella
 from tessella.bulk import (
+    AutomaticEngine,
     PrometheusFile,
     RunEvent,
     RunProgress,
+    RunRemark,
     RunSettings,
     RunSummary,
     ShardFinished,
@@ -36,6 +39,7 @@ from tessella.cli.run_progress import RunProgressBar
 from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
+from tessella.engine.tuned import Tuned
 from tessella.errors import ImageError, OutputError, RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.storage import folder_lock
@@ -208,6 +212,52 @@ def test_another_run_in_the_folder_is_refused(
         start(images, whole, predictor, **changed)
     assert caught.value.code == "changed_run"
     assert contents(whole) == before
+
+
+def test_a_resumed_run_keeps_its_engine_after_tuning(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(**options: Any) -> Predictor:
+        return tessella.load(device="cpu", **options)
+
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("tessella.engine.tuned.find_tuned", lambda *_: None)
+    settings = RunSettings(shard_rows=16, processes=1)
+    run(images, tmp_path / "whole", load, settings)
+    with pytest.raises(RunError, match="stopped by SIGTERM"):
+        run(images, tmp_path / "cut", load, settings, on_event=stop)
+    tuned = Tuned("eager", "float32", "", 1, 16, "measured")
+    monkeypatch.setattr("tessella.engine.tuned.find_tuned", lambda *_: tuned)
+    with pytest.raises(UsageError, match="engine 'rewritten', now 'eager'") as caught:
+        run(images, tmp_path / "cut", load, settings)  # the caller may have chosen the engine
+    assert caught.value.code == "changed_run"
+    events: list[RunEvent] = []
+    summary = run(images, tmp_path / "cut", AutomaticEngine(load), settings, on_event=events.append)
+    assert summary.rows == GOOD + BAD
+    assert (
+        RunRemark(text="resuming with the engine of the run: rewritten, float32, batch size 8 (now: eager)") in events
+    )
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_run_started_with_another_engine_is_refused_after_tuning(
+    images: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tessella.engine.tuned.find_tuned", lambda *_: None)
+    load = AutomaticEngine(functools.partial(tessella.load, device="cpu"))
+    with pytest.raises(UsageError, match="engine 'eager', now 'rewritten'"):
+        run(images, whole, load, RunSettings(shard_rows=8))
+
+
+def test_missing_inputs_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    absent = [tmp_path / "absent", tmp_path / "absent.png"]
+    with pytest.raises(UsageError, match="there is no file or folder") as caught:
+        run(absent, tmp_path / "run", lambda: pytest.fail("the model was loaded"))
+    assert caught.value.code == "not_found"
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:

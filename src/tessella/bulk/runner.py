@@ -31,6 +31,7 @@ from .events import OnEvent, ProgressTracker, RunRemark, ignore_event
 from .ledger import LEDGER, Ledger, Shard
 from .manifest import MANIFEST, Manifest, write_manifest
 from .ray.driver import Cluster, ClusterMaker
+from .resume import load_for_run
 from .run_folder import (
     COPY,
     LOG,
@@ -92,7 +93,8 @@ def run(
 
     If `out` holds an unfinished run with the same settings, it is resumed with the inputs that were listed when it
     started. inputs: as `iter_sources` reads them; "-" for a list on `stdin`. predictor: from `tessella.load`, or a
-    function that loads it, which is called after the inputs were checked. cluster: compute the shards on Ray.
+    function that loads it, which is called after the inputs were checked; see AutomaticEngine. cluster: compute the
+    shards on Ray.
     on_event: gets a RunRemark, RunProgress or ShardFinished.
 
     Raises UsageError: bad_argument, busy, changed_run, damaged_run, missing_dependency, not_found; OutputError
@@ -106,7 +108,7 @@ def run(
         require("ray", "a run on a cluster")
     bad_inputs = None if settings.bad_inputs is None else check_output(Path(settings.bad_inputs), [".csv"])
     if not isinstance(predictor, Predictor):
-        predictor = predictor()
+        predictor, cluster = load_for_run(out, predictor, cluster, on_event)
     identity = _identity(inputs, predictor, settings)
     with translate_errors(out), folder_lock(out):
         _remove_drafts(out)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from .preflight import count_type
 if TYPE_CHECKING:
     from ..bulk import IntegrityReport, RunEvent, RunSummary
     from ..bulk.events import OnEvent
+    from ..predictor import Predictor
 
 MAX_TIMEOUT = 86_400  # seconds
 
@@ -141,8 +142,9 @@ def run_(
             for consumer in consumers:
                 consumer(event)
 
-        load = functools.partial(load_predictor, given)
-        summary = run(given["inputs"], out, load, settings, stdin=sys.stdin, cluster=cluster, on_event=on_event)
+        summary = run(
+            given["inputs"], out, _loader(given), settings, stdin=sys.stdin, cluster=cluster, on_event=on_event
+        )
     if as_json:
         echo_json(summary.as_dict())
     else:
@@ -150,6 +152,17 @@ def run_(
     if summary.errors and not given["bad_inputs"]:
         notice("rerun the same command with --bad-inputs FILE.csv to list the bad inputs")
     finish(summary.ok, summary.rows - summary.ok, given["strict"])
+
+
+def _loader(given: dict[str, Any]) -> Callable[[], Predictor]:
+    """Return a function that loads the model; the engine of a resumed run is kept if no option chooses another one."""
+    from ..bulk import AutomaticEngine
+
+    def load(**engine_options: Any) -> Predictor:
+        return load_predictor(given | engine_options)
+
+    is_automatic = given["engine"] == given["precision"] == "auto" and given["batch_size"] is None
+    return AutomaticEngine(load) if is_automatic else load
 
 
 def _show_summary(summary: RunSummary) -> None:
