@@ -27,7 +27,7 @@ class Kind(enum.Enum):
 
 _NAMES = {
     Kind.INPUT: "inputs queries images data val config checkpoint real source image paths list table",
-    Kind.OUTPUT: "out sheet quarantine prometheus picture attach_to file output",
+    Kind.OUTPUT: "out sheet bad_inputs prometheus picture attach_to file output",
     Kind.FOLDER: "folder run",
     Kind.MODEL: "model models name teacher arch patterns",
     Kind.WORD: "device precision engine engines mode preset dataset batch shots blocks dtype",
