@@ -1,4 +1,4 @@
-"""Bulk runs, and their index, that are killed at random and go on: 30 kills in the tests, many in a soak.
+"""Kill bulk runs and builds of their index at random moments, and resume them: 30 kills in the tests, many in a soak.
 
 `scripts/soak run --kills 300 --rows 20000 --out FILE` writes what happened. Every process is a real one, SIGKILL comes
 at any moment: while inputs are listed, in the middle of a shard, between a file and its entry.
@@ -41,7 +41,7 @@ CONTEXT.set_forkserver_preload(["tests.bulk.bulk_kills", "tests.training.kills",
 
 
 def make_rows(path: Path, count: int) -> Path:
-    """A Parquet file of small images, one in twenty of them damaged."""
+    """Write a Parquet file of small images, of which one in twenty is damaged."""
     rng = np.random.default_rng(0)
     images = []
     for i in range(count):
@@ -77,7 +77,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def finished(out: Path) -> int:
-    """Shards in the ledger."""
+    """Return the number of shards in the ledger."""
     if not (out / "run.json").is_file():
         return 0
     with Ledger(out) as ledger:
@@ -87,9 +87,9 @@ def finished(out: Path) -> int:
 def killed_and_whole(
     data: Path, folder: Path, kills: int, seed: int = 0, shard_rows: int = SHARD_ROWS
 ) -> dict[str, Any]:
-    """Kill `kills` times, starting anew when a run has reached its end; each end must be that of the whole, bit by bit.
+    """Kill a run `kills` times; start again when it is complete. Every complete run must equal an uninterrupted one.
 
-    Returns counts, and the most shards that were finished and not there afterwards.
+    Return counts, and the largest number of finished shards that were missing afterwards.
     """
     chance = random.Random(seed)
     whole, cut = folder / "whole", folder / "cut"
@@ -130,7 +130,7 @@ def killed_and_whole(
 
 
 def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
-    """The index of a run, built again and again by processes that are killed: what the shards are, after each end."""
+    """Build the index of a run repeatedly and kill the builders; every complete index must match the shards."""
     chance = random.Random(seed)
     expected = truth(out)
     facts = dict(kills=0, ends=0, equal=0)

@@ -1,4 +1,4 @@
-"""A run on two nodes of Ray of which an actor, the process that uses Ray, the driver or a node is killed at random.
+"""Kill an actor, the process that uses Ray, the driver or a node of a run on two Ray nodes at random moments.
 
 `scripts/soak cluster --kills 50 --out FILE` writes what happened; the tests kill each of them once.
 """
@@ -21,13 +21,13 @@ from tessella.bulk.ledger import Ledger
 
 from ..soak import write_figures
 from .bulk_kills import contents, make_rows
-from .cluster_runs import ROWS, WAIT, finished, make_here, running, start_driver, start_nodes, until
+from .cluster_runs import ROWS, WAIT, finished, run_locally, running, start_driver, start_nodes, wait_until
 
 TARGETS = dict(actor=8, scheduler=4, driver=4, node=1)  # how often each is chosen
 
 
 def kill(target: str, driver: Popen[str], nodes: dict[str, Any], chance: random.Random) -> bool:
-    """False where there is no such process at this moment."""
+    """Kill a process; return False if there is none of this kind."""
     if target == "driver":
         driver.kill()
         return True
@@ -41,10 +41,10 @@ def kill(target: str, driver: Popen[str], nodes: dict[str, Any], chance: random.
 
 
 def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill `kills` processes, starting anew when a run has reached its end; each end must be that of a local run."""
+    """Kill `kills` processes; start again when a run is complete. Every complete run must equal a local one."""
     chance = random.Random(seed)
     whole, out = folder / "whole", folder / "cut"
-    make_here(data, whole)
+    run_locally(data, whole)
     expected = contents(whole)
     with Ledger(whole) as ledger:
         entries = ledger.finished()
@@ -69,9 +69,9 @@ def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 break
         if len(finished(out)) == len(entries):
             expecting.add(0)  # it may have been at its end
-        said, _ = driver.communicate(timeout=3 * WAIT)
-        assert driver.returncode in expecting, (driver.returncode, said)
-        until(lambda: not running("MapWorker") | running("tessella.bulk.ray.scheduler"))
+        output, _ = driver.communicate(timeout=3 * WAIT)
+        assert driver.returncode in expecting, (driver.returncode, output)
+        wait_until(lambda: not running("MapWorker") | running("tessella.bulk.ray.scheduler"))
         assert len(finished(out)) >= before  # none lost
         if driver.returncode == 0:
             facts["ends"] += 1

@@ -1,4 +1,4 @@
-"""What the tests of clusters start as processes: nodes of Ray, and drivers of a run on them."""
+"""Processes for the tests of clusters: Ray nodes, and drivers of a run on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def slow() -> Predictor:
-    """The tiny model, with the same numbers at leisure."""
+    """Return the tiny model, slowed down; its numbers are the same."""
     predictor = tiny_predictor()
     outputs_of = predictor.outputs_of
 
@@ -41,13 +41,13 @@ def slow() -> Predictor:
 
 
 def other() -> Predictor:
-    """A model of the same shape that decodes as timm does."""
+    """Return a predictor with another fingerprint: it decodes as timm does."""
     predictor = tiny_predictor()
     return Predictor(predictor.model, name="tiny", plan=predictor.plan, policy="timm")
 
 
-def make_here(data: Path, out: Path) -> None:
-    """The run made by this process, without Ray."""
+def run_locally(data: Path, out: Path) -> None:
+    """Run in this process, without Ray."""
     run([str(data)], out, tiny_predictor(), RunSettings(shard_rows=SHARD_ROWS, processes=1))
 
 
@@ -62,7 +62,7 @@ def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
 
 
 def running(name: str = "") -> set[int]:
-    """Processes that were started here and are alive, whoever their parent is; name: a part of their command."""
+    """Return the live processes that these tests started, at any depth. name: part of the command."""
     found = set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -74,9 +74,9 @@ def running(name: str = "") -> set[int]:
     return found
 
 
-def until(true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
     began = time.monotonic()
-    while not true():
+    while not condition():
         assert process is None or process.poll() is None, f"ended with {process.returncode}"
         assert time.monotonic() - began < WAIT
         time.sleep(0.02)
@@ -87,7 +87,7 @@ def start_driver(data: Path, out: Path, address: str, *load: str, **more: str) -
 
 
 def start_nodes() -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """Two nodes, which end when the process is told to; their address, token and the process of the second one."""
+    """Start two nodes, which end with the process; return it, and their address, token and second process."""
     token = secrets.token_hex(32)
     # a node is dead when nothing has answered for 3 seconds, not for 15
     quick = dict(RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3")
@@ -100,7 +100,7 @@ def start_nodes() -> tuple[subprocess.Popen[str], dict[str, Any]]:
 
 
 def drive(data: str, out: str, address: str, load: str = "slow") -> None:
-    """A driver; ends as the command would."""
+    """Be a driver; end with the exit status of the command line."""
     loads = dict(slow=slow, other=other)
     try:
         run(
@@ -116,7 +116,7 @@ def drive(data: str, out: str, address: str, load: str = "slow") -> None:
 
 
 def nodes() -> None:
-    """Two nodes of one core each; says address and the second one's process, and ends them when its input ends."""
+    """Run two nodes of one core each until stdin ends; print their address and the process of the second."""
     from ray.cluster_utils import Cluster as Nodes
 
     settings: dict[str, Any] = dict(num_cpus=1, object_store_memory=80_000_000)
@@ -129,7 +129,7 @@ def nodes() -> None:
 
 
 def finished(out: Path) -> list[int]:
-    """Numbers of shards as they were entered."""
+    """Return the numbers of the shards in the order in which they were recorded."""
     try:
         return [json.loads(line)["id"] for line in (out / "log.jsonl").read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""Every call with which a bulk run changes its folder, by name; at one of them a disk fails or the process dies.
+"""Make the disk fail, or kill the process, at any call with which a bulk run changes its folder.
 
 `scripts/soak faults --out FILE` goes through all of them, or with --named through one of each name, for runs of many
 rows; the tests go through a part. What is patched is the system's side (opening, writing, syncing, renaming, removing,
@@ -34,14 +34,14 @@ KINDS = (*DISK, "short", "kill")  # short: half of what a write was given is tak
 
 
 class Points:
-    """The calls in their order, as "write shard-00000000.parquet"; at number `at` of them `kind` happens."""
+    """Records calls in their order, such as "write shard-00000000.parquet"; `kind` happens at call number `at`."""
 
     def __init__(self, folder: Path, at: int = -1, kind: str = ""):
         self.folder, self.at, self.kind = str(folder), at, kind
         self.names: list[str] = []
 
     def reach(self, call: str, path: Any) -> bool:
-        """True where a write is to be short."""
+        """Record a call, and cause the fault; return True if a write must be short."""
         if not os.fspath(path).startswith(self.folder):
             return False
         name = os.path.basename(path)  # noqa: PTH119
@@ -58,7 +58,7 @@ class Points:
 
 @contextmanager
 def reaching(points: Points) -> Iterator[None]:
-    """Path.open for writing, os.fsync, replace, mkdir and unlink, and the ledger's commit tell `points` first."""
+    """Report Path.open for writing, os.fsync, replace, mkdir, unlink, and the ledger's commit to `points` first."""
     really_open, commit, fsync = Path.open, Ledger.commit, os.fsync
 
     class Writer(io.FileIO):
@@ -117,7 +117,7 @@ def _die(data: Path, out: Path, at: int) -> None:
 
 
 def trial(data: Path, folder: Path, at: int, kind: str, whole: dict[str, bytes]) -> str:
-    """A run in which `kind` happens at call `at`, and the same run again; both must be as they should. How it ended."""
+    """Run with a fault of this kind at call `at`, run again, and check both results; return how the first one ended."""
     out = folder / f"{kind} {at}"
     points = Points(out, at, kind)
     ended = "whole"
@@ -144,13 +144,13 @@ def trial(data: Path, folder: Path, at: int, kind: str, whole: dict[str, bytes])
 
 
 def names_of(data: Path, folder: Path, kind: str) -> list[str]:
-    """All calls of a run that nothing happens to."""
+    """Return all calls of a run without a fault."""
     out = folder / f"names {kind}"
     return run_reaching(data, out, Points(out, kind="kill" if kind == "kill" else ""))
 
 
 def one_of_each(names: list[str]) -> list[int]:
-    """Of the calls that differ by a number alone, the one in the middle."""
+    """Return the middle one of all calls that differ only by a number."""
     alike: dict[str, list[int]] = {}
     for at, name in enumerate(names):
         alike.setdefault(re.sub(r"\d+", "", name), []).append(at)

@@ -1,4 +1,4 @@
-"""One flipped bit anywhere in a run or in its index: it is found, or what is read is what was written.
+"""Flip one bit anywhere in a run or in its index: it must be found, or change nothing that is read.
 
 `scripts/soak flips --out FILE` tries 200 in the files of runs (finished, and killed with a write-ahead log) and 200 in
 those of an index; the tests try a part.
@@ -30,7 +30,7 @@ from .runs import numbered, some, write_run
 
 
 def read_back(out: Path) -> Any:
-    """All that anything reads of a run."""
+    """Return everything that is ever read of a run."""
     facts = run_folder.read_run(out)
     manifest = Manifest(out / MANIFEST, facts["manifest"])
     summary = json.loads((out / run_folder.SUMMARY).read_bytes()) if (out / run_folder.SUMMARY).exists() else None
@@ -39,14 +39,14 @@ def read_back(out: Path) -> Any:
 
 
 def answers(out: Path) -> Any:
-    """Of searches that compare all rows, go through the approximate index, filter, and ask by key."""
+    """Return results of searches with all rows, with the approximate index, with filters and by key."""
     index = Index(out)
     found = [index.search(query, top=5, all_rows=every) for query in some(3, 9) for every in (False, True)]
     return [*found, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
 
 
 def make_runs(folder: Path) -> list[Path]:
-    """A finished run, and one as a killed process leaves it: half of its shards, all entries in a write-ahead log."""
+    """Return a finished run, and one as a killed process leaves it: half of its shards, all in a write-ahead log."""
     whole, killed = folder / "whole", folder / "killed"
     run_tiny(make_rows(folder / "rows.parquet", 60), whole)
     shutil.copytree(whole, killed)
@@ -67,14 +67,14 @@ def make_runs(folder: Path) -> list[Path]:
 
 
 def make_index(folder: Path) -> Path:
-    """An approximate one."""
+    """Return a run with an approximate index."""
     run = write_run(folder / "indexed", numbered(some(500, 0)))
     build_index(run, approximate_from=300)
     return run
 
 
 def checked(out: Path) -> Any:
-    """What a run holds, or a list of what `verify` finds wrong with it."""
+    """Return the contents of a run, or the names of the files that `verify` reports as damaged."""
     found = verify(out)
     return sorted({one.file for one in found.damage}) or read_back(out)
 
@@ -92,7 +92,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _flip(out: Path, files: list[Path], read: Callable[[Path], Any], chance: random.Random) -> tuple[str, str]:
-    """Flip one bit of one file, and put it back; the file's name and how it ended: "found" or "no effect"."""
+    """Flip one bit of one file and restore it; return the name of the file and the result, "found" or "no effect"."""
     expected = read(out)
     path = chance.choice(files)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Run folders without a model: what `tessella run` leaves, with vectors that a test has planted."""
+"""Run folders as `tessella run` writes them, made without a model, with given vectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARD_ROWS = 100
 
 @dataclass
 class Image:
-    """A row to be written. label: its place in LABELS; error: a code, for a row that was one."""
+    """A row to write. label: its position in LABELS. error: the code of a row that is an error."""
 
     key: str
     vector: Any
@@ -44,13 +44,13 @@ def some(rows: int, seed: int, width: int = 16) -> Any:
 
 
 def numbered(vectors: Any, start: int = 0) -> list[Image]:
-    """Keys, labels and sizes by their place."""
+    """Return images with keys, labels and sizes numbered from `start`."""
     places = range(start, start + len(vectors))
     return [Image(f"{i:06d}.jpg", v, i % 3, size=(1000 + i, 640, 480)) for i, v in zip(places, vectors, strict=True)]
 
 
 def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **facts: Any) -> Path:
-    """A finished run of these rows, in shards of 100."""
+    """Write a finished run of these rows, in shards of 100."""
     (out / "shards").mkdir(parents=True)
     sources = [Source(image.key, image.key) for image in images]
     count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
@@ -68,7 +68,7 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
 
 
 def write_shard(out: Path, number: int, images: Sequence[Image]) -> None:
-    """Write and enter a shard, or one in its place."""
+    """Write and record a shard, replacing the one with this number."""
     facts = run_folder.read_run(out)
     data = shards.encode([_row(image, facts["top"]) for image in images], facts)
     name = f"shard-{number:08d}.parquet"
@@ -97,7 +97,7 @@ def _row(image: Image, top: int) -> shards.Row:
 
 
 def truth(out: Path) -> dict[str, tuple[Any, ...]]:
-    """What the shards say of each image, by key."""
+    """Return what the shards hold for each image, by key."""
     rows = {}
     place = 0
     for table in run_folder.read_rows(out):
@@ -111,7 +111,7 @@ def truth(out: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
-    """The same of the index, in the version that is sealed, every file compared with its hash."""
+    """Return the same from the index, in its sealed version; every file is compared with its hash."""
     facts = run_folder.read_run(out)
     size = facts["shard_rows"]
     table, seal = open_table(out / HOME, facts)

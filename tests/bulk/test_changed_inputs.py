@@ -1,4 +1,4 @@
-"""Sources that change under a run: no row gets the pixels of another image, in one call or between two of them."""
+"""Inputs that change during a run or between two calls: no row gets the pixels of another image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def predictor() -> Predictor:
 
 
 def bmp(seed: int) -> bytes:
-    """All of one size."""
+    """Return an image file; all have the same size."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, "BMP")
     return buffer.getvalue()
@@ -72,7 +72,7 @@ def make(folder: Path, kind: str) -> Path:
 
 
 def keep_time(path: Path, change: Callable[[], object]) -> None:
-    """Change a file so that neither its size nor its time of modification tells."""
+    """Change a file without changing its size or modification time."""
     before = path.stat()
     change()
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -110,7 +110,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind,
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_container_that_changed_between_two_calls_is_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
+def test_a_container_changed_between_two_calls_is_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
     kind, change, keep, told = CHANGES[name]
     data = make(tmp_path, kind)
     os.utime(data, ns=(1, 1))  # an earlier time than that of any change
@@ -128,8 +128,8 @@ def test_a_container_that_changed_between_two_calls_is_refused(predictor: Predic
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "folder"])
-def test_what_is_as_it_was_goes_on(predictor: Predictor, tmp_path: Path, kind: str) -> None:
-    """Also where a backup has made a hard link, and where a container that is done with has changed."""
+def test_a_run_with_unchanged_inputs_is_resumed(predictor: Predictor, tmp_path: Path, kind: str) -> None:
+    """Even if a backup has made a hard link, or a container that is no longer needed has changed."""
     data = make(tmp_path, kind)
     started(data, tmp_path / "run", predictor, stop_after(1))
     if kind != "folder":
@@ -140,7 +140,7 @@ def test_what_is_as_it_was_goes_on(predictor: Predictor, tmp_path: Path, kind: s
         assert len(resume(data, tmp_path / "run", predictor)) == COUNT  # nothing is read from it any more
 
 
-def test_a_run_that_was_stopped_before_its_first_shard(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_changed_container_is_refused_even_without_finished_shards(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "tar")
 
     def stop(event: RunEvent) -> None:
@@ -155,7 +155,7 @@ def test_a_run_that_was_stopped_before_its_first_shard(predictor: Predictor, tmp
     assert caught.value.code == "changed_run"
 
 
-def test_a_file_that_changed_is_a_row_of_its_own(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_changed_file_becomes_an_error_row(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "folder")
     started(data, tmp_path / "run", predictor, stop_after(1))
     (data / "000.bmp").write_bytes(bmp(99))  # its row is finished
@@ -172,10 +172,10 @@ def test_a_file_that_changed_is_a_row_of_its_own(predictor: Predictor, tmp_path:
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 @pytest.mark.parametrize("after", [0, 200])
 @pytest.mark.parametrize("how", ["new time", "same time", "renamed into place, same time"])
-def test_a_container_that_is_rewritten_while_the_run_works(
+def test_a_container_rewritten_during_the_run(
     predictor: Predictor, tmp_path: Path, kind: str, after: int, how: str
 ) -> None:
-    """Rows that were read before are right, all others say that it has changed: none has another one's pixels."""
+    """Rows read before are correct, all others report the change; none has the pixels of another image."""
     data, order = tmp_path / f"data.{kind}", list(range(600))
 
     def write(images: list[int]) -> None:
@@ -206,7 +206,7 @@ def test_a_container_that_is_rewritten_while_the_run_works(
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_container_that_is_linked_while_the_run_works_is_the_same(
+def test_a_hard_link_made_during_the_run_is_no_change(
     predictor: Predictor, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make(tmp_path, kind)
@@ -221,7 +221,7 @@ def test_a_container_that_is_linked_while_the_run_works_is_the_same(
     assert Counter(row["status"] for row in rows) == {"ok": COUNT}
 
 
-def test_pictures_of_changed_files_say_so(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_contact_sheet_marks_changed_files(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "folder")
     for name in ("a.bmp", "b.bmp"):
         (data / name).write_bytes(bmp(5))

@@ -1,4 +1,4 @@
-"""Odd folders and inputs are refused with a code by every function that takes them."""
+"""Invalid folders and inputs are refused with an error code by every function that takes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def predictor() -> Predictor:
 @pytest.mark.parametrize(
     "folder", [None, 5, 1.5, [], "a\0b", "x" * 300, "\udcff", b"bytes", "file", "fifo", "loop", ""]
 )
-def test_odd_folders(predictor: Predictor, tmp_path: Path, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_folders_are_refused(
+    predictor: Predictor, tmp_path: Path, folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("text")
     (tmp_path / "loop").symlink_to("loop")
@@ -44,7 +46,7 @@ def test_odd_folders(predictor: Predictor, tmp_path: Path, folder: Any, monkeypa
             run([str(tmp_path / "file")], folder, predictor, RunSettings(processes=1))
 
 
-def test_a_folder_whose_name_is_not_utf8(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_folder_name_may_be_other_bytes_than_utf8(predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "\udcff"
     (tmp_path / "file.png").write_text("no image")
     assert run(tmp_path / "file.png", out, predictor, RunSettings(processes=1)).rows == 1
@@ -53,18 +55,18 @@ def test_a_folder_whose_name_is_not_utf8(predictor: Predictor, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("given", [None, 5, [None], [b"a", 5], [["a"]]])
-def test_odd_inputs(predictor: Predictor, tmp_path: Path, given: Any) -> None:
+def test_invalid_inputs_are_refused(predictor: Predictor, tmp_path: Path, given: Any) -> None:
     with pytest.raises(UsageError) as caught:
         run(given, tmp_path / "run", predictor)
     assert caught.value.code == "bad_argument"
 
 
-def test_one_input_is_not_a_collection() -> None:
+def test_a_single_input_needs_no_list() -> None:
     assert as_inputs("photo.jpg") == as_inputs(Path("photo.jpg")) == as_inputs([b"photo.jpg"]) == ["photo.jpg"]
 
 
 @pytest.mark.parametrize("name", ["predictor", "cluster", "on_event", "settings", "stdin"])
-def test_arguments_of_other_types(predictor: Predictor, tmp_path: Path, name: str) -> None:
+def test_arguments_of_wrong_types_are_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
     given: dict[str, Any] = dict(predictor=predictor) | {name: 5}
     with pytest.raises(UsageError) as caught:
         run([str(tmp_path)], tmp_path / "run", **given)
@@ -80,7 +82,7 @@ def test_arguments_of_other_types(predictor: Predictor, tmp_path: Path, name: st
         (np.ones((3, 2)), [1, 1, 2], (10**20,)), (np.ones((3, 2)), [1, 1, 2], (True,)),
     ],
 )  # fmt: skip
-def test_odd_arguments_of_retrieval(vectors: Any, labels: Any, k: Any) -> None:
+def test_invalid_arguments_of_retrieval_are_refused(vectors: Any, labels: Any, k: Any) -> None:
     with pytest.raises(UsageError) as caught:
         retrieval(vectors, labels, k)
     assert caught.value.code == "bad_argument"

@@ -1,4 +1,4 @@
-"""A disk that fails, or a kill, at any call with which a bulk run changes its folder: it says so, and goes on."""
+"""Failing disks and kills at any call with which a bulk run changes its folder: it reports an error, and resumes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
-    """Of each kind a few here, spread over all calls; all of them in `scripts/soak faults`."""
+def test_a_run_survives_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
+    """A few calls per kind here, spread over the run; all of them in `scripts/soak faults`."""
     run_tiny(data, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     names = names_of(data, tmp_path, kind)
@@ -30,8 +30,8 @@ def test_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
         trial(data, tmp_path / "trials", at, kind, whole)
 
 
-def test_a_builder_of_an_index_killed_at_any_call(tmp_path: Path) -> None:
-    """At two calls here; at one of each name, in all states, in `scripts/soak index`."""
+def test_an_index_survives_a_kill_at_any_call(tmp_path: Path) -> None:
+    """At two calls here; at one call of each name, in all states, in `scripts/soak index`."""
     states = index_faults.prepare(tmp_path, 500)
     calls = index_faults.names_of(states["changed shards"], tmp_path)
     assert len(calls) >= 25

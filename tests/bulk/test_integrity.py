@@ -1,4 +1,4 @@
-"""Damage to a run's files is found, wherever it is; what is mended is as it was, and what is lost is named."""
+"""Damage to any file of a run is found; repaired files are as before, and lost rows are named."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(data: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    go_on(data, out, predictor)
+    resume(data, out, predictor)
     return out
 
 
@@ -56,7 +56,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-def go_on(data: Path, out: Path, predictor: Predictor) -> None:
+def resume(data: Path, out: Path, predictor: Predictor) -> None:
     run([str(data)], out, predictor, RunSettings(shard_rows=SHARD, processes=1))
 
 
@@ -80,7 +80,7 @@ def delete(path: Path, chance: random.Random) -> None:
 
 
 def blank(path: Path, chance: random.Random) -> None:
-    """As a file is left by a power cut before its data: the right size, and zeros from somewhere on."""
+    """Replace the end of a file with zeros, as a power cut does that comes before the data is written."""
     size = path.stat().st_size
     begin = chance.randrange(size * 3 // 4)
     path.write_bytes(path.read_bytes()[:begin] + bytes(size - begin))
@@ -91,17 +91,17 @@ FILES = ("run.json", "copy/run.json", "manifest.parquet", "copy/manifest.parquet
          "shards/shard-00000007.parquet", "shards/shard-00000012.parquet")  # fmt: skip
 
 
-def test_a_whole_run_has_no_damage(whole: Path) -> None:
+def test_an_intact_run_has_no_damage(whole: Path) -> None:
     assert verify(whole) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
     assert repair(whole) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_every_damage_is_found_and_mended(
+def test_all_damage_is_found_and_repaired(
     whole: Path, copy: Path, data: Path, predictor: Predictor, name: str, damage: Callable[..., None]
 ) -> None:
-    """6 cases each: with those below, more than 200."""
+    """6 cases each; more than 200 together with those below."""
     chance = random.Random(f"{name} {damage.__name__}")
     for _ in range(1 if damage is delete else 6):
         (copy / name).parent.mkdir(exist_ok=True)
@@ -128,14 +128,14 @@ def test_every_damage_is_found_and_mended(
     if name.startswith("shards"):
         with Ledger(copy) as there:
             there.forget([int(name[13:21])])
-    go_on(data, copy, predictor)
+    resume(data, copy, predictor)
     assert contents(copy) == contents(whole)
     assert not verify(copy).damage
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_ledger_is_made_again_from_the_log(whole: Path, copy: Path, damage: Callable[..., None]) -> None:
-    """A bit that SQLite does not use, such as a counter of its own, may change without a difference."""
+def test_a_damaged_ledger_is_rebuilt_from_the_log(whole: Path, copy: Path, damage: Callable[..., None]) -> None:
+    """A flipped bit that SQLite does not use, such as one in a counter, may make no difference."""
     chance = random.Random(damage.__name__)
     found = 0
     for _ in range(1 if damage is delete else 12):
@@ -151,8 +151,8 @@ def test_a_damaged_ledger_is_made_again_from_the_log(whole: Path, copy: Path, da
     assert found >= {flip: 4, truncate: 12, delete: 1, blank: 12}[damage]
 
 
-def test_text_that_became_a_blob_is_damage(whole: Path, copy: Path) -> None:
-    """As one flipped bit of a row's header makes it."""
+def test_text_stored_as_a_blob_is_damage(whole: Path, copy: Path) -> None:
+    """One flipped bit in the header of a row does this."""
     with Ledger(copy) as there:
         there._connection.execute("UPDATE shards SET file = CAST(file AS BLOB) WHERE id = 1")
     assert {one.file for one in verify(copy).damage} == {ledger.LEDGER}
@@ -162,7 +162,7 @@ def test_text_that_became_a_blob_is_damage(whole: Path, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_entries_that_were_lost_with_the_write_ahead_log_are_found(
+def test_entries_lost_with_the_write_ahead_log_are_found(
     whole: Path, copy: Path, tmp_path: Path, damage: Callable[..., None]
 ) -> None:
     chance = random.Random(damage.__name__)
@@ -206,7 +206,7 @@ def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_index_is_found_and_made_anew(copy: Path, damage: Callable[..., None]) -> None:
+def test_a_damaged_index_is_found_and_rebuilt(copy: Path, damage: Callable[..., None]) -> None:
     chance = random.Random(damage.__name__)
     build_index(copy)
     assert not verify(copy).damage
@@ -226,7 +226,7 @@ def test_a_damaged_index_is_found_and_made_anew(copy: Path, damage: Callable[...
     assert build_index(copy).rows == sum(shard.ok for shard in entries(copy).values())
 
 
-def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Path) -> None:
+def test_an_entry_with_wrong_counts_is_damage(whole: Path, copy: Path) -> None:
     with sqlite3.connect(copy / ledger.LEDGER) as connection:
         connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
         connection.execute("UPDATE shards SET errors = '{}' WHERE id = 0")
@@ -237,7 +237,7 @@ def test_an_entry_that_cannot_be_true_or_is_of_another_run(whole: Path, copy: Pa
 
 
 @pytest.mark.parametrize("number", [-1, -(2**62), 2**62])
-def test_an_entry_of_a_shard_that_is_not_in_the_listing(whole: Path, copy: Path, number: int) -> None:
+def test_an_entry_of_a_shard_outside_the_listing_is_damage(whole: Path, copy: Path, number: int) -> None:
     with Ledger(copy) as entered:
         entered.commit(dataclasses.replace(entries(copy)[0], id=number))
     assert number in {one.shard for one in verify(copy).damage}
@@ -252,8 +252,8 @@ def test_a_pipe_in_place_of_a_file_is_damage(copy: Path, name: str) -> None:
     assert name in {one.file for one in verify(copy).damage}
 
 
-def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> None:
-    """Each is a whole file, and the ledger agrees: only the listing tells that the rows are not those."""
+def test_swapped_shards_are_found(whole: Path, copy: Path) -> None:
+    """Both files are intact and match the ledger; only the keys in the listing differ."""
     for name in (run_folder.LOG, run_folder.SUMMARY):
         (copy / name).unlink()
     a, b = (entries(whole)[number] for number in (2, 3))
@@ -267,7 +267,7 @@ def test_shards_that_have_changed_places_are_found(whole: Path, copy: Path) -> N
     ]  # fmt: skip
 
 
-def test_what_is_beyond_mending_is_said(copy: Path, data: Path, predictor: Predictor) -> None:
+def test_damage_that_cannot_be_repaired_is_reported(copy: Path, data: Path, predictor: Predictor) -> None:
     for name in ("manifest.parquet", "copy/manifest.parquet"):
         (copy / name).unlink()
     assert [one.file for one in verify(copy).damage] == ["manifest.parquet", "copy/manifest.parquet"]
@@ -277,33 +277,33 @@ def test_what_is_beyond_mending_is_said(copy: Path, data: Path, predictor: Predi
     assert sum(len(table) for table in read_rows(copy)) == ROWS
     for name in ("run.json", "copy/run.json"):
         (copy / name).write_text("{}")
-    for ask in (verify, repair, lambda out: go_on(data, out, predictor)):
+    for ask in (verify, repair, lambda out: resume(data, out, predictor)):
         with pytest.raises(UsageError) as caught:
             ask(copy)
         assert caught.value.code == "damaged_run"
 
 
-def test_a_run_with_damage_does_not_go_on(copy: Path, data: Path, predictor: Predictor) -> None:
-    """Finished shards that a lost ledger no longer names would be made again without a word."""
+def test_a_damaged_run_is_not_resumed(copy: Path, data: Path, predictor: Predictor) -> None:
+    """Otherwise finished shards that a lost ledger does not list would silently be made again."""
     (copy / ledger.LEDGER).unlink()
     with pytest.raises(UsageError, match=r"run\.sqlite is missing") as caught:
-        go_on(data, copy, predictor)
+        resume(data, copy, predictor)
     assert (caught.value.code, "verify-run" in caught.value.hint) == ("damaged_run", True)
 
 
-def test_a_run_whose_settings_are_lost_is_not_begun_anew(copy: Path, data: Path, predictor: Predictor) -> None:
+def test_a_run_without_run_json_is_not_started_again(copy: Path, data: Path, predictor: Predictor) -> None:
     before = entries(copy)
     (copy / "run.json").unlink()
     with pytest.raises(UsageError) as caught:
-        go_on(data, copy, predictor)
+        resume(data, copy, predictor)
     assert caught.value.code == "damaged_run"
     assert entries(copy) == before
     repair(copy)
     assert not verify(copy).damage
 
 
-def test_a_file_that_the_disk_does_not_give_is_damaged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad sector is what one runs this for; opening such a file works, and reading it does not."""
+def test_an_unreadable_file_is_damaged(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bad sector, opening a file works but reading it fails."""
     bad = {"manifest.parquet", "log.jsonl", "shard-00000003.parquet"}
     read = Path.read_bytes
 
@@ -328,7 +328,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def damage_everything(out: Path) -> None:
-    """All that a repair has to write: run.json, the listing, log, ledger and summary; and a shard that is lost."""
+    """Damage everything that a repair writes: run.json, the listing, log, ledger and summary; and lose a shard."""
     chance = random.Random(0)
     for name in ("run.json", "copy/manifest.parquet", "shards/shard-00000003.parquet"):
         flip(out / name, chance)
@@ -340,8 +340,8 @@ def damage_everything(out: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
-def test_a_disk_that_fails_at_any_call_of_a_repair(whole: Path, tmp_path: Path, kind: str) -> None:
-    """Until all is written nothing changes; afterwards every file is the old or the new one, and a repair goes on."""
+def test_a_repair_survives_a_failing_disk_at_any_call(whole: Path, tmp_path: Path, kind: str) -> None:
+    """Nothing changes until everything is written; then every file is the old or the new one, and a repair resumes."""
     damaged = Path(shutil.copytree(whole, tmp_path / "damaged"))
     damage_everything(damaged)
     before = files_of(damaged)
@@ -349,7 +349,7 @@ def test_a_disk_that_fails_at_any_call_of_a_repair(whole: Path, tmp_path: Path, 
     assert len(names) >= 20
     first_change = next(at for at, name in enumerate(names) if name.startswith("replace"))
     assert first_change >= 12
-    mended = files_of(tmp_path / "names")
+    repaired = files_of(tmp_path / "names")
     for at in range(len(names)):
         out = Path(shutil.copytree(damaged, tmp_path / f"at {at}"))
         with pytest.raises(OutputError) as caught:
@@ -357,7 +357,7 @@ def test_a_disk_that_fails_at_any_call_of_a_repair(whole: Path, tmp_path: Path, 
         assert caught.value.code == "output_failed"
         after = files_of(out)
         assert at > first_change or after == before, names[at]
-        assert all(data in (before.get(name), mended.get(name)) for name, data in after.items()), names[at]
+        assert all(data in (before.get(name), repaired.get(name)) for name, data in after.items()), names[at]
         repair(out)
         assert not verify(out).damage
         assert entries(out) == {number: shard for number, shard in entries(whole).items() if number != 3}
@@ -369,8 +369,8 @@ def repair_reaching(out: Path, points: Points) -> list[str]:
     return points.names
 
 
-def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither with an index nor with a write-ahead log that a killed process has left."""
+def test_verify_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even with an index, or with a write-ahead log that a killed process has left."""
     with Ledger(copy, new=True) as there:
         for shard in entries(whole).values():
             there.commit(shard)
@@ -397,8 +397,8 @@ def test_checking_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkey
         assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
 
 
-def test_a_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing to do is no error; damage is."""
+def test_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error only if there is damage."""
 
     def refuse(folder: Path) -> Any:
         raise OutputError("output_failed", f"{folder} could not be written: Read-only file system")
@@ -410,7 +410,7 @@ def test_a_repair_on_read_only_media(copy: Path, monkeypatch: pytest.MonkeyPatch
         repair(copy)
 
 
-def test_readers_go_together_and_a_writer_waits_for_them(copy: Path) -> None:
+def test_readers_share_the_lock_and_exclude_writers(copy: Path) -> None:
     with shared_lock(copy):
         assert not verify(copy).damage
         with pytest.raises(UsageError) as caught:
@@ -418,21 +418,19 @@ def test_readers_go_together_and_a_writer_waits_for_them(copy: Path) -> None:
     assert caught.value.code == "busy"
 
 
-def test_entries_that_a_killed_process_did_not_log_are_logged_later(
-    copy: Path, data: Path, predictor: Predictor
-) -> None:
+def test_shards_recorded_but_not_logged_are_logged_on_resume(copy: Path, data: Path, predictor: Predictor) -> None:
     lines = (copy / run_folder.LOG).read_bytes().splitlines(keepends=True)
     (copy / run_folder.LOG).write_bytes(b"".join(lines[:-2]))
     assert [one.file for one in verify(copy).damage] == [run_folder.LOG]
     (copy / run_folder.SUMMARY).unlink()
     assert not verify(copy).damage
-    go_on(data, copy, predictor)
+    resume(data, copy, predictor)
     assert not verify(copy).damage
     assert len((copy / run_folder.LOG).read_bytes().splitlines()) == SHARDS
 
 
-def test_runs_of_earlier_versions_are_whole(copy: Path) -> None:
-    """Their log and summary have no hashes."""
+def test_runs_of_earlier_versions_are_intact(copy: Path) -> None:
+    """Their logs and summaries have no hashes."""
     log = [json.loads(line) for line in (copy / run_folder.LOG).read_text().splitlines()]
     (copy / run_folder.LOG).write_text("".join(json.dumps(line | dict(check="0")) + "\n" for line in log))
     assert {one.file for one in verify(copy).damage} == {run_folder.LOG}
@@ -444,19 +442,19 @@ def test_runs_of_earlier_versions_are_whole(copy: Path) -> None:
     assert not verify(copy).damage
 
 
-def test_shards_of_which_all_else_is_lost_are_not_written_over(copy: Path, data: Path, predictor: Predictor) -> None:
+def test_shards_are_not_overwritten_if_everything_else_is_lost(copy: Path, data: Path, predictor: Predictor) -> None:
     for name in ("run.json", "copy/run.json", "log.jsonl"):
         (copy / name).unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()}
-    for ask in (verify, repair, lambda out: next(read_rows(out)), lambda out: go_on(data, out, predictor)):
+    for ask in (verify, repair, lambda out: next(read_rows(out)), lambda out: resume(data, out, predictor)):
         with pytest.raises(UsageError) as caught:
             ask(copy)
         assert caught.value.code == "damaged_run"
     assert {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()} == before
 
 
-def test_a_run_that_was_killed_before_it_began(copy: Path, data: Path, predictor: Predictor) -> None:
-    """Listed, and no more: there is nothing to lose, and the same command begins it anew."""
+def test_a_run_killed_while_listing_is_started_again(copy: Path, data: Path, predictor: Predictor) -> None:
+    """Nothing is lost, and the same command starts it again."""
     for name in ("run.json", "copy/run.json", "log.jsonl"):
         (copy / name).unlink()
     for path in (copy / "shards").iterdir():
@@ -464,11 +462,11 @@ def test_a_run_that_was_killed_before_it_began(copy: Path, data: Path, predictor
     with pytest.raises(UsageError) as caught:
         verify(copy)
     assert caught.value.code == "not_found"
-    go_on(data, copy, predictor)
+    resume(data, copy, predictor)
     assert verify(copy).finished == SHARDS
 
 
-def test_no_run_at_all(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         for ask in (verify, repair, lambda out: next(read_rows(out))):
             with pytest.raises(UsageError, match="holds no run") as caught:
@@ -477,7 +475,7 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_being_written_is_left_alone(copy: Path) -> None:
+def test_a_run_in_progress_is_not_verified(copy: Path) -> None:
     with folder_lock(copy), pytest.raises(UsageError) as caught:
         verify(copy)
     assert caught.value.code == "busy"

@@ -1,4 +1,4 @@
-"""Bulk runs: every input is one row, in place; a run that is stopped, killed or repeated ends with the same bytes."""
+"""Bulk runs: every input is one row, in order; stopped, killed and repeated runs end with the same bytes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def png(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 good images and 4 bad ones between them, in two folders."""
+    """Return a folder with 50 good images and 4 bad ones between them, in two subfolders."""
     folder = tmp_path_factory.mktemp("images")
     for name in ("a", "b"):
         (folder / name).mkdir()
@@ -98,7 +98,7 @@ def whole(images: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathF
     return out
 
 
-def test_every_input_is_one_row_with_its_own_answer(images: Path, whole: Path, predictor: Predictor) -> None:
+def test_every_input_is_one_row_with_its_own_result(images: Path, whole: Path, predictor: Predictor) -> None:
     found = rows(whole)
     listed = sorted(str(path) for path in images.rglob("*.*"))
     assert sorted(row["key"] for row in found) == listed
@@ -121,7 +121,7 @@ def test_every_input_is_one_row_with_its_own_answer(images: Path, whole: Path, p
         assert row["bytes"] == Path(row["key"]).stat().st_size
 
 
-def test_the_summary_counts_and_the_files_tell_what_they_are(whole: Path, predictor: Predictor) -> None:
+def test_summary_log_and_metadata_of_the_shards(whole: Path, predictor: Predictor) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     assert (summary["rows"], summary["ok"], sum(summary["errors"].values())) == (GOOD + BAD, GOOD, BAD)
     shards = [pq.ParquetFile(path) for path in sorted((whole / "shards").iterdir())]
@@ -133,7 +133,7 @@ def test_the_summary_counts_and_the_files_tell_what_they_are(whole: Path, predic
     assert [line["rows_done"] for line in log] == [8, 16, 24, 32, 40, 48, 54]
 
 
-def test_the_same_again_is_the_same_bytes_and_a_finished_run_stays(
+def test_repeated_runs_write_the_same_bytes_and_finished_runs_are_unchanged(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     start(images, tmp_path / "again", predictor, processes=2)
@@ -144,7 +144,7 @@ def test_the_same_again_is_the_same_bytes_and_a_finished_run_stays(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "shards").iterdir()} == before
 
 
-def test_stopped_it_goes_on_with_what_is_not_finished(
+def test_a_stopped_run_resumes_with_the_unfinished_shards(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     seen: list[int] = []
@@ -166,15 +166,15 @@ def test_stopped_it_goes_on_with_what_is_not_finished(
     assert rows(tmp_path / "cut") == rows(whole)
 
 
-def test_killed_at_any_moment_it_ends_as_the_whole_one(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     facts = killed_and_whole(make_rows(tmp_path / "rows.parquet", 200), tmp_path, kills=30)
     assert (facts["kills"], facts["lost"], facts["ends"]) == (30, 0, facts["byte_equal"])
 
 
-def test_a_batch_that_is_left_alone_is_not_worked_on_in_parts(
+def test_a_single_batch_is_not_split(
     images: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CrossViT's numbers differ in the last bits when it is."""
+    """Splitting changes the last bits of CrossViT's numbers."""
     start(images, tmp_path / "run", predictor, shard_rows=4)
     before = contents(tmp_path / "run")
     with Ledger(tmp_path / "run") as ledger:
@@ -184,7 +184,7 @@ def test_a_batch_that_is_left_alone_is_not_worked_on_in_parts(
     assert contents(tmp_path / "run") == before
 
 
-def test_inputs_that_change_later_are_not_in_the_run(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_files_added_later_are_not_in_the_run(images: Path, predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(12):
@@ -204,7 +204,7 @@ def test_inputs_that_change_later_are_not_in_the_run(images: Path, predictor: Pr
 @pytest.mark.parametrize(
     ("changed", "told"), [(dict(top=3), "top 5, now 3"), (dict(dtype="float32"), "dtype 'float16', now 'float32'")]
 )
-def test_another_run_in_the_folder_is_refused(
+def test_a_run_with_other_settings_is_refused(
     images: Path, whole: Path, predictor: Predictor, changed: dict[str, Any], told: str
 ) -> None:
     before = contents(whole)
@@ -260,7 +260,7 @@ def test_missing_inputs_are_refused_before_the_model_is_loaded(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:
+def test_a_run_with_another_transform_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:
     other = tessella.load(engine="eager", batch_size=4, device="cpu", transform="fast")
     with pytest.raises(UsageError, match=rf"fingerprint '{predictor.fingerprint}', now '{other.fingerprint}'"):
         start(images, whole, other)
@@ -275,7 +275,7 @@ def test_another_model_or_transform_in_the_folder_is_refused(images: Path, whole
         *(("top", value) for value in (-1, 10**19, 2.5)),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_before_anything_is_written(
+def test_invalid_numbers_are_refused_before_anything_is_written(
     images: Path, predictor: Predictor, tmp_path: Path, name: str, value: Any
 ) -> None:
     with pytest.raises(UsageError, match=name) as caught:
@@ -284,13 +284,13 @@ def test_numbers_that_cannot_be_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_two_runs_into_one_folder(images: Path, whole: Path, predictor: Predictor) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:
     with folder_lock(whole), pytest.raises(UsageError, match="another process is writing") as caught:
         start(images, whole, predictor)
     assert caught.value.code == "busy"
 
 
-def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_archives_tables_lists_and_missing_files(images: Path, predictor: Predictor, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "some.tar", "w") as archive:
         for i in range(3):
             member = tarfile.TarInfo(f"{i}.png")
@@ -314,7 +314,7 @@ def test_archives_parquet_lists_and_what_is_not_there(images: Path, predictor: P
     np.testing.assert_allclose([row["embedding"] for row in found[:7]], expected, atol=1e-3)
 
 
-def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> None:
+def test_unusual_file_names_are_kept(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     names = ["tab\there.png", "line\nbreak.png", "bücher 猫.png", "quote'\".png", "\\xff.png"]
@@ -340,7 +340,7 @@ def test_names_that_are_odd_survive(predictor: Predictor, tmp_path: Path) -> Non
         ]
 
 
-def test_bad_inputs_names_the_bad(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_bad_inputs_are_listed_in_a_csv_file(images: Path, predictor: Predictor, tmp_path: Path) -> None:
     start(images, tmp_path / "run", predictor, bad_inputs=tmp_path / "bad.csv")
     with (tmp_path / "bad.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -351,7 +351,7 @@ def test_bad_inputs_names_the_bad(images: Path, predictor: Predictor, tmp_path: 
     assert all(line["message"] for line in lines)
 
 
-def test_images_that_kill_or_hang_their_process_cost_a_row_each(
+def test_images_that_crash_or_hang_their_decoder_cost_one_row_each(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deeds = {"3.png": "segv", "4.png": "exit", "20.png": "exit", "30.png": "hang"}
@@ -377,7 +377,7 @@ def test_images_that_kill_or_hang_their_process_cost_a_row_each(
             assert row["embedding"] is None
 
 
-def test_an_image_that_the_model_gives_nan_for_is_an_error(
+def test_an_image_with_non_finite_results_is_an_error(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [row["key"] for row in rows(whole) if row["status"] == "ok"]
@@ -401,8 +401,8 @@ def test_an_image_that_the_model_gives_nan_for_is_an_error(
     assert [row["key"] for row in rows(tmp_path / "run") if row["status"] == "non_finite"] == good[4:6]
 
 
-def test_odd_and_broken_files_between_photographs(shared_data: Path, predictor: Predictor, tmp_path: Path) -> None:
-    """All 647 of them and 60 photographs: each has the status and the size that decoding it alone has."""
+def test_broken_files_between_photographs(shared_data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """Each of 647 files and 60 photographs has the status and size that decoding the file alone gives."""
     with tarfile.open(shared_data / "odd-images.tar.gz") as archive:
         archive.extractall(tmp_path / "images", filter="data")
     with tarfile.open(shared_data / "photos.tar") as archive:
@@ -426,7 +426,7 @@ def test_odd_and_broken_files_between_photographs(shared_data: Path, predictor: 
         assert (row["status"], row["width"], row["height"]) == alone, row["key"]
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_invalid_settings_are_refused_before_anything_is_written(
     images: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="named more than once"):
@@ -441,7 +441,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
             start(images, tmp_path / "run", predictor, bad_inputs=tmp_path / name)
 
 
-def test_a_listing_that_is_not_the_one_written_is_refused(images: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_a_damaged_listing_is_refused(images: Path, predictor: Predictor, tmp_path: Path) -> None:
     start(images, tmp_path / "run", predictor)
     path = tmp_path / "run" / manifest.MANIFEST
     data = bytearray(path.read_bytes())
@@ -452,10 +452,10 @@ def test_a_listing_that_is_not_the_one_written_is_refused(images: Path, predicto
     assert caught.value.code == "damaged_run"
 
 
-def test_a_shard_that_is_not_in_the_ledger_is_made_again(
+def test_a_shard_missing_from_the_ledger_is_made_again(
     images: Path, whole: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
-    """As after a kill between the rename and the entry."""
+    """As after a kill between renaming and recording."""
     start(images, tmp_path / "run", predictor)
     with Ledger(tmp_path / "run") as ledger:
         ledger.forget([2, 6])
@@ -464,8 +464,8 @@ def test_a_shard_that_is_not_in_the_ledger_is_made_again(
     assert contents(tmp_path / "run") == contents(whole)
 
 
-def test_the_figures_for_prometheus_go_where_any_result_goes(tmp_path: Path) -> None:
-    """A link stays, a device is written to, and a folder is refused."""
+def test_metrics_for_prometheus_are_written_like_any_result(tmp_path: Path) -> None:
+    """A symbolic link is kept, a device is written to, and a folder is refused."""
     target = tmp_path / "target.prom"
     target.write_text("old")
     (tmp_path / "link.prom").symlink_to(target)
@@ -485,7 +485,7 @@ def test_the_figures_for_prometheus_go_where_any_result_goes(tmp_path: Path) -> 
     assert Path("/dev/full").is_char_device()
 
 
-def test_progress_tells_no_time_left_before_it_knows_a_rate(
+def test_progress_shows_no_remaining_time_without_a_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 20.0, 40.0])
