@@ -79,25 +79,25 @@ def checked(out: Path) -> Any:
     return sorted({one.file for one in found.damage}) or read_back(out)
 
 
-def flip_run(out: Path, chance: random.Random) -> tuple[str, str]:
-    return _flip(out, _files(out), checked, chance)
+def flip_run(out: Path, rng: random.Random) -> tuple[str, str]:
+    return _flip(out, _files(out), checked, rng)
 
 
-def flip_index(out: Path, chance: random.Random) -> tuple[str, str]:
-    return _flip(out, _files(out / "index"), answers, chance)
+def flip_index(out: Path, rng: random.Random) -> tuple[str, str]:
+    return _flip(out, _files(out / "index"), answers, rng)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def _flip(out: Path, files: list[Path], read: Callable[[Path], Any], chance: random.Random) -> tuple[str, str]:
+def _flip(out: Path, files: list[Path], read: Callable[[Path], Any], rng: random.Random) -> tuple[str, str]:
     """Flip one bit of one file and restore it; return the name of the file and the result, "found" or "no effect"."""
     expected = read(out)
-    path = chance.choice(files)
+    path = rng.choice(files)
     data = path.read_bytes()
     changed = bytearray(data)
-    changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(changed)
     try:
         got = read(out)
@@ -120,13 +120,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    chance = random.Random(args.seed)
+    rng = random.Random(args.seed)
     counts: dict[str, Counter[str]] = dict(run=Counter(), index=Counter())
     files: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         runs, index = make_runs(Path(name)), make_index(Path(name))
         for i in range(args.flips):
-            for kind, (file, ended) in (("run", flip_run(runs[i % 2], chance)), ("index", flip_index(index, chance))):
+            for kind, (file, ended) in (("run", flip_run(runs[i % 2], rng)), ("index", flip_index(index, rng))):
                 counts[kind][ended] += 1
                 files[f"{file}: {ended}"] += 1
             print(json.dumps(counts), flush=True)

@@ -87,7 +87,7 @@ def stop_after(shard: int) -> OnEvent:
     return stop
 
 
-def started(data: Path, out: Path, predictor: Predictor, on_event: OnEvent) -> None:
+def start_and_stop(data: Path, out: Path, predictor: Predictor, on_event: OnEvent) -> None:
     with pytest.raises(RunError):
         run([str(data)], out, predictor, RunSettings(shard_rows=4, processes=1), on_event=on_event)
 
@@ -97,7 +97,7 @@ def resume(data: Path, out: Path, predictor: Predictor) -> list[dict[str, Any]]:
     return [row for table in read_rows(out) for row in table.to_pylist()]
 
 
-CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind, change, keep the time, what is said
+CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind, change, keep the time, message
     "other order": ("tar", lambda path: write_tar(path, BACK, BACK), True, "was"),
     "other order, new time": ("tar", lambda path: write_tar(path, BACK, BACK), False, "last modified"),
     "other images of the same names": ("tar", lambda path: write_tar(path, ORDER, BACK), True, "is another image"),
@@ -111,16 +111,16 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind,
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_container_changed_between_two_calls_is_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
-    kind, change, keep, told = CHANGES[name]
+    kind, change, keep, message = CHANGES[name]
     data = make(tmp_path, kind)
     os.utime(data, ns=(1, 1))  # an earlier time than that of any change
-    started(data, tmp_path / "run", predictor, stop_after(1))
+    start_and_stop(data, tmp_path / "run", predictor, stop_after(1))
     before = sorted((tmp_path / "run" / "shards").iterdir())
     if keep:
         keep_time(data, lambda: change(data))
     else:
         change(data)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         resume(data, tmp_path / "run", predictor)
     assert caught.value.code == "changed_run"
     assert str(data) in caught.value.message
@@ -131,7 +131,7 @@ def test_a_container_changed_between_two_calls_is_refused(predictor: Predictor, 
 def test_a_run_with_unchanged_inputs_is_resumed(predictor: Predictor, tmp_path: Path, kind: str) -> None:
     """Even if a backup has made a hard link, or a container that is no longer needed has changed."""
     data = make(tmp_path, kind)
-    started(data, tmp_path / "run", predictor, stop_after(1))
+    start_and_stop(data, tmp_path / "run", predictor, stop_after(1))
     if kind != "folder":
         (tmp_path / "backup").hardlink_to(data)
     assert Counter(row["status"] for row in resume(data, tmp_path / "run", predictor)) == {"ok": COUNT}
@@ -157,7 +157,7 @@ def test_a_changed_container_is_refused_even_without_finished_shards(predictor: 
 
 def test_a_changed_file_becomes_an_error_row(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "folder")
-    started(data, tmp_path / "run", predictor, stop_after(1))
+    start_and_stop(data, tmp_path / "run", predictor, stop_after(1))
     (data / "000.bmp").write_bytes(bmp(99))  # its row is finished
     (data / "020.bmp").write_bytes(bmp(99))
     (data / "021.bmp").write_bytes(b"no image, and shorter")
@@ -198,10 +198,10 @@ def test_a_container_rewritten_during_the_run(
 
     run([str(data)], tmp_path / "run", predictor, RunSettings(shard_rows=40, processes=1), on_event=change)
     rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
-    found = Counter(row["status"] for row in rows)
-    assert found["changed_input"] > 0
-    assert found["ok"] >= after
-    assert found.total() == found["ok"] + found["changed_input"] == 600
+    statuses = Counter(row["status"] for row in rows)
+    assert statuses["changed_input"] > 0
+    assert statuses["ok"] >= after
+    assert statuses.total() == statuses["ok"] + statuses["changed_input"] == 600
     assert all(row["sha256"] == names[i] for i, row in enumerate(rows) if row["status"] == "ok")
 
 
@@ -227,8 +227,8 @@ def test_a_contact_sheet_marks_changed_files(predictor: Predictor, tmp_path: Pat
         (data / name).write_bytes(bmp(5))
     resume(data, tmp_path / "run", predictor)
     (data / "a.bmp").write_bytes(bmp(6) + b"longer")
-    found = find_duplicates(tmp_path / "run", threshold=None)
-    pairs_sheet(tmp_path / "run", found, tmp_path / "pairs.html")
+    duplicates = find_duplicates(tmp_path / "run", threshold=None)
+    pairs_sheet(tmp_path / "run", duplicates, tmp_path / "pairs.html")
     assert (tmp_path / "pairs.html").read_text().count("no picture: changed_input") == 1
 
 

@@ -54,10 +54,10 @@ def test_a_folder_name_may_be_other_bytes_than_utf8(predictor: Predictor, tmp_pa
     assert find_duplicates(out).images == 0
 
 
-@pytest.mark.parametrize("given", [None, 5, [None], [b"a", 5], [["a"]]])
-def test_invalid_inputs_are_refused(predictor: Predictor, tmp_path: Path, given: Any) -> None:
+@pytest.mark.parametrize("value", [None, 5, [None], [b"a", 5], [["a"]]])
+def test_invalid_inputs_are_refused(predictor: Predictor, tmp_path: Path, value: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        run(given, tmp_path / "run", predictor)
+        run(value, tmp_path / "run", predictor)
     assert caught.value.code == "bad_argument"
 
 
@@ -67,9 +67,9 @@ def test_a_single_input_needs_no_list() -> None:
 
 @pytest.mark.parametrize("name", ["predictor", "cluster", "on_event", "settings", "stdin"])
 def test_arguments_of_wrong_types_are_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
-    given: dict[str, Any] = dict(predictor=predictor) | {name: 5}
+    value: dict[str, Any] = dict(predictor=predictor) | {name: 5}
     with pytest.raises(UsageError) as caught:
-        run([str(tmp_path)], tmp_path / "run", **given)
+        run([str(tmp_path)], tmp_path / "run", **value)
     assert caught.value.code == "bad_argument"
 
 

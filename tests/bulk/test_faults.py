@@ -19,15 +19,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_survives_a_fault_at_any_call(kind: str, data: Path, tmp_path: Path) -> None:
     """A few calls per kind here, spread over the run; all of them in `scripts/soak faults`."""
-    run_tiny(data, tmp_path / "whole")
-    whole = contents(tmp_path / "whole")
+    run_tiny(data, tmp_path / "uninterrupted")
+    expected = contents(tmp_path / "uninterrupted")
     names = names_of(data, tmp_path, kind)
     assert len(set(names)) >= 25
     points = [at for at, name in enumerate(names) if kind != "short" or name.startswith("write")]
     (tmp_path / "trials").mkdir()
     spread = points[KINDS.index(kind) :: max(1, len(points) // 5)]
     for at in {*spread, *(at for at in points if names[at].startswith("commit before"))}:
-        trial(data, tmp_path / "trials", at, kind, whole)
+        trial(data, tmp_path / "trials", at, kind, expected)
 
 
 def test_an_index_survives_a_kill_at_any_call(tmp_path: Path) -> None:
@@ -36,5 +36,5 @@ def test_an_index_survives_a_kill_at_any_call(tmp_path: Path) -> None:
     calls = index_faults.names_of(states["changed shards"], tmp_path)
     assert len(calls) >= 25
     assert index_faults.trial(states["changed shards"], tmp_path, "after add", calls["after add"]) == ""
-    anew = index_faults.trial(states["killed after rows were added"], tmp_path, "fsync *.txn", 1)
-    assert "is missing" in anew  # files of the version before are gone by then
+    reason = index_faults.trial(states["killed after rows were added"], tmp_path, "fsync *.txn", 1)
+    assert "is missing" in reason  # files of the version before are gone by then

@@ -11,13 +11,13 @@ from .flips import flip_index, flip_run, make_index, make_runs
 
 def test_flipped_bits_in_a_run_are_found(tmp_path: Path) -> None:
     """24 bits here, 200 in `scripts/soak flips`."""
-    chance = random.Random(15)
-    ended = Counter(flip_run(run, chance)[1] for run in make_runs(tmp_path) for _ in range(12))
-    assert ended["found"] > 12
+    rng = random.Random(15)
+    results = Counter(flip_run(run, rng)[1] for run in make_runs(tmp_path) for _ in range(12))
+    assert results["found"] > 12
 
 
 def test_flipped_bits_in_an_index_are_found(tmp_path: Path) -> None:
-    chance = random.Random(15)
+    rng = random.Random(15)
     index = make_index(tmp_path)
-    ended = Counter(flip_index(index, chance)[1] for _ in range(24))
-    assert ended["found"] > 12
+    results = Counter(flip_index(index, rng)[1] for _ in range(24))
+    assert results["found"] > 12

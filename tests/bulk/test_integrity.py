@@ -45,15 +45,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "whole"
+def intact(data: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "intact"
     resume(data, out, predictor)
     return out
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
+def copy(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "copy"))
 
 
 def resume(data: Path, out: Path, predictor: Predictor) -> None:
@@ -61,29 +61,29 @@ def resume(data: Path, out: Path, predictor: Predictor) -> None:
 
 
 def entries(out: Path) -> dict[int, ledger.Shard]:
-    with Ledger(out) as there:
-        return there.finished()
+    with Ledger(out) as opened:
+        return opened.finished()
 
 
-def flip(path: Path, chance: random.Random) -> None:
+def flip(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
-    data[chance.choice([i for i, byte in enumerate(data) if byte])] ^= 1 << chance.randrange(8)
+    data[rng.choice([i for i, byte in enumerate(data) if byte])] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
 
 
-def truncate(path: Path, chance: random.Random) -> None:
-    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+def truncate(path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
 
 
-def delete(path: Path, chance: random.Random) -> None:
+def delete(path: Path, rng: random.Random) -> None:
     path.unlink()
 
 
-def blank(path: Path, chance: random.Random) -> None:
+def blank(path: Path, rng: random.Random) -> None:
     """Replace the end of a file with zeros, as a power cut does that comes before the data is written."""
     size = path.stat().st_size
-    begin = chance.randrange(size * 3 // 4)
-    path.write_bytes(path.read_bytes()[:begin] + bytes(size - begin))
+    start = rng.randrange(size * 3 // 4)
+    path.write_bytes(path.read_bytes()[:start] + bytes(size - start))
 
 
 DAMAGES = (flip, truncate, delete, blank)
@@ -91,29 +91,29 @@ FILES = ("run.json", "copy/run.json", "manifest.parquet", "copy/manifest.parquet
          "shards/shard-00000007.parquet", "shards/shard-00000012.parquet")  # fmt: skip
 
 
-def test_an_intact_run_has_no_damage(whole: Path) -> None:
-    assert verify(whole) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
-    assert repair(whole) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
+def test_an_intact_run_has_no_damage(intact: Path) -> None:
+    assert verify(intact) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
+    assert repair(intact) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_all_damage_is_found_and_repaired(
-    whole: Path, copy: Path, data: Path, predictor: Predictor, name: str, damage: Callable[..., None]
+    intact: Path, copy: Path, data: Path, predictor: Predictor, name: str, damage: Callable[..., None]
 ) -> None:
     """6 cases each; more than 200 together with those below."""
-    chance = random.Random(f"{name} {damage.__name__}")
+    rng = random.Random(f"{name} {damage.__name__}")
     for _ in range(1 if damage is delete else 6):
         (copy / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(whole / name, copy / name)
-        damage(copy / name, chance)
-        if (copy / name).exists() and (copy / name).read_bytes() == (whole / name).read_bytes():
+        shutil.copyfile(intact / name, copy / name)
+        damage(copy / name, rng)
+        if (copy / name).exists() and (copy / name).read_bytes() == (intact / name).read_bytes():
             continue
-        found = verify(copy)
-        assert [one.file for one in found.damage] == [name]
-        assert repair(copy) == found
+        report = verify(copy)
+        assert [item.file for item in report.damage] == [name]
+        assert repair(copy) == report
         assert not verify(copy).damage
-        lost = [one for one in found.damage if one.shard is not None]
+        lost = [item for item in report.damage if item.shard is not None]
         if not lost:
             continue
         (shard,) = lost
@@ -123,70 +123,70 @@ def test_all_damage_is_found_and_repaired(
         assert (shard.first, shard.rows) == ((shard.shard or 0) * SHARD, len(keys))
         assert (shard.first_key, shard.last_key) == (keys[0], keys[-1])
         assert verify(copy).finished == SHARDS - 1
-        with Ledger(copy) as there:
-            there.commit(entries(whole)[shard.shard or 0])
+        with Ledger(copy) as opened:
+            opened.commit(entries(intact)[shard.shard or 0])
     if name.startswith("shards"):
-        with Ledger(copy) as there:
-            there.forget([int(name[13:21])])
+        with Ledger(copy) as opened:
+            opened.forget([int(name[13:21])])
     resume(data, copy, predictor)
-    assert contents(copy) == contents(whole)
+    assert contents(copy) == contents(intact)
     assert not verify(copy).damage
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_ledger_is_rebuilt_from_the_log(whole: Path, copy: Path, damage: Callable[..., None]) -> None:
+def test_a_damaged_ledger_is_rebuilt_from_the_log(intact: Path, copy: Path, damage: Callable[..., None]) -> None:
     """A flipped bit that SQLite does not use, such as one in a counter, may make no difference."""
-    chance = random.Random(damage.__name__)
-    found = 0
+    rng = random.Random(damage.__name__)
+    detected = 0
     for _ in range(1 if damage is delete else 12):
-        shutil.copyfile(whole / ledger.LEDGER, copy / ledger.LEDGER)
-        damage(copy / ledger.LEDGER, chance)
+        shutil.copyfile(intact / ledger.LEDGER, copy / ledger.LEDGER)
+        damage(copy / ledger.LEDGER, rng)
         state = verify(copy)
-        found += bool(state.damage)
-        assert {one.file for one in state.damage} <= {ledger.LEDGER}
+        detected += bool(state.damage)
+        assert {item.file for item in state.damage} <= {ledger.LEDGER}
         assert state.finished == SHARDS
         repair(copy)
-        assert entries(copy) == entries(whole)
+        assert entries(copy) == entries(intact)
         assert not verify(copy).damage
-    assert found >= {flip: 4, truncate: 12, delete: 1, blank: 12}[damage]
+    assert detected >= {flip: 4, truncate: 12, delete: 1, blank: 12}[damage]
 
 
-def test_text_stored_as_a_blob_is_damage(whole: Path, copy: Path) -> None:
+def test_text_stored_as_a_blob_is_damage(intact: Path, copy: Path) -> None:
     """One flipped bit in the header of a row does this."""
-    with Ledger(copy) as there:
-        there._connection.execute("UPDATE shards SET file = CAST(file AS BLOB) WHERE id = 1")
-    assert {one.file for one in verify(copy).damage} == {ledger.LEDGER}
+    with Ledger(copy) as opened:
+        opened._connection.execute("UPDATE shards SET file = CAST(file AS BLOB) WHERE id = 1")
+    assert {item.file for item in verify(copy).damage} == {ledger.LEDGER}
     repair(copy)
-    assert entries(copy) == entries(whole)
+    assert entries(copy) == entries(intact)
     assert not verify(copy).damage
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_entries_lost_with_the_write_ahead_log_are_found(
-    whole: Path, copy: Path, tmp_path: Path, damage: Callable[..., None]
+    intact: Path, copy: Path, tmp_path: Path, damage: Callable[..., None]
 ) -> None:
-    chance = random.Random(damage.__name__)
-    with Ledger(copy, new=True) as there:  # as a killed process leaves it: all entries are in the write-ahead log
-        for shard in entries(whole).values():
-            there.commit(shard)
+    rng = random.Random(damage.__name__)
+    with Ledger(copy, new=True) as opened:  # as a killed process leaves it: all entries are in the write-ahead log
+        for shard in entries(intact).values():
+            opened.commit(shard)
         before = Path(shutil.copytree(copy, tmp_path / "before"))
     assert (before / f"{ledger.LEDGER}-wal").stat().st_size > 10_000
     for i in range(1 if damage is delete else 6):
         out = Path(shutil.copytree(before, tmp_path / str(i)))
-        damage(out / f"{ledger.LEDGER}-wal", chance)
+        damage(out / f"{ledger.LEDGER}-wal", rng)
         state = verify(out)
         repair(out)
         assert state.damage or damage is flip  # of a page that is written again later, only the last one counts
-        assert {one.file for one in state.damage} <= {ledger.LEDGER}
-        assert entries(out) == entries(whole)
+        assert {item.file for item in state.damage} <= {ledger.LEDGER}
+        assert entries(out) == entries(intact)
         assert not verify(out).damage
 
 
-def test_a_damaged_log_loses_nothing(whole: Path, copy: Path) -> None:
+def test_a_damaged_log_loses_nothing(intact: Path, copy: Path) -> None:
     lines = (copy / run_folder.LOG).read_bytes().splitlines(keepends=True)
     lines[3] = b'{"kind": "shard", "id": 3\n'
     (copy / run_folder.LOG).write_bytes(b"".join(lines))
-    assert [(one.file, one.message) for one in verify(copy).damage] == [(run_folder.LOG, "line 4 cannot be read")]
+    assert [(item.file, item.message) for item in verify(copy).damage] == [(run_folder.LOG, "line 4 cannot be read")]
     repair(copy)
     assert verify(copy) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
     assert len((copy / run_folder.LOG).read_text().splitlines()) == SHARDS
@@ -197,27 +197,27 @@ def test_a_damaged_log_loses_nothing(whole: Path, copy: Path) -> None:
     [dict(rows=99), dict(ok=96), dict(ok=95, errors={}), dict(errors={"empty": 5}), dict(fingerprint="0" * 16)],
 )
 def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> None:
-    told = json.loads((copy / run_folder.SUMMARY).read_text())
-    for text in (json.dumps(told | change), "{}", "[]", "", json.dumps(told)[:-5]):
+    summary = json.loads((copy / run_folder.SUMMARY).read_text())
+    for text in (json.dumps(summary | change), "{}", "[]", "", json.dumps(summary)[:-5]):
         (copy / run_folder.SUMMARY).write_text(text)
-        assert [one.file for one in verify(copy).damage] == [run_folder.SUMMARY]
+        assert [item.file for item in verify(copy).damage] == [run_folder.SUMMARY]
     repair(copy)
     assert not (copy / run_folder.SUMMARY).exists()  # the next run writes it
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_index_is_found_and_rebuilt(copy: Path, damage: Callable[..., None]) -> None:
-    chance = random.Random(damage.__name__)
+    rng = random.Random(damage.__name__)
     build_index(copy)
     assert not verify(copy).damage
-    kept = Path(shutil.copytree(copy / "index", copy.parent / "kept"))
-    files = [path for path in sorted(kept.rglob("*")) if path.is_file() and path.stat().st_size]
+    backup = Path(shutil.copytree(copy / "index", copy.parent / "backup"))
+    files = [path for path in sorted(backup.rglob("*")) if path.is_file() and path.stat().st_size]
     for path in files:
-        name = path.relative_to(kept)
+        name = path.relative_to(backup)
         if name.name in (".lock", HINT):
             continue
-        damage(copy / "index" / name, chance)
-        assert [one.file for one in verify(copy).damage] == [f"index/{name}"]
+        damage(copy / "index" / name, rng)
+        assert [item.file for item in verify(copy).damage] == [f"index/{name}"]
         if path is not files[-1]:
             shutil.copyfile(path, copy / "index" / name)
     repair(copy)
@@ -226,43 +226,43 @@ def test_a_damaged_index_is_found_and_rebuilt(copy: Path, damage: Callable[..., 
     assert build_index(copy).rows == sum(shard.ok for shard in entries(copy).values())
 
 
-def test_an_entry_with_wrong_counts_is_damage(whole: Path, copy: Path) -> None:
+def test_an_entry_with_wrong_counts_is_damage(intact: Path, copy: Path) -> None:
     with sqlite3.connect(copy / ledger.LEDGER) as connection:
         connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
         connection.execute("UPDATE shards SET errors = '{}' WHERE id = 0")
     connection.close()
-    assert {one.file for one in verify(copy).damage} == {ledger.LEDGER}
+    assert {item.file for item in verify(copy).damage} == {ledger.LEDGER}
     repair(copy)
-    assert entries(copy) == entries(whole)
+    assert entries(copy) == entries(intact)
 
 
 @pytest.mark.parametrize("number", [-1, -(2**62), 2**62])
-def test_an_entry_of_a_shard_outside_the_listing_is_damage(whole: Path, copy: Path, number: int) -> None:
-    with Ledger(copy) as entered:
-        entered.commit(dataclasses.replace(entries(copy)[0], id=number))
-    assert number in {one.shard for one in verify(copy).damage}
+def test_an_entry_of_a_shard_outside_the_listing_is_damage(intact: Path, copy: Path, number: int) -> None:
+    with Ledger(copy) as opened:
+        opened.commit(dataclasses.replace(entries(copy)[0], id=number))
+    assert number in {item.shard for item in verify(copy).damage}
     repair(copy)
-    assert entries(copy) == entries(whole)
+    assert entries(copy) == entries(intact)
 
 
 @pytest.mark.parametrize("name", ["run.json", "run.sqlite", "manifest.parquet", "log.jsonl", "copy/run.json"])
 def test_a_pipe_in_place_of_a_file_is_damage(copy: Path, name: str) -> None:
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    assert name in {one.file for one in verify(copy).damage}
+    assert name in {item.file for item in verify(copy).damage}
 
 
-def test_swapped_shards_are_found(whole: Path, copy: Path) -> None:
+def test_swapped_shards_are_found(intact: Path, copy: Path) -> None:
     """Both files are intact and match the ledger; only the keys in the listing differ."""
     for name in (run_folder.LOG, run_folder.SUMMARY):
         (copy / name).unlink()
-    a, b = (entries(whole)[number] for number in (2, 3))
-    with Ledger(copy) as there:
-        there.forget([2, 3])
+    a, b = (entries(intact)[number] for number in (2, 3))
+    with Ledger(copy) as opened:
+        opened.forget([2, 3])
         for shard, other in ((a, b), (b, a)):
-            shutil.copyfile(whole / "shards" / other.file, copy / "shards" / shard.file)
-            there.commit(ledger.Shard(**vars(other) | dict(id=shard.id, file=shard.file)))
-    assert [(one.shard, one.message) for one in verify(copy).damage] == [
+            shutil.copyfile(intact / "shards" / other.file, copy / "shards" / shard.file)
+            opened.commit(ledger.Shard(**vars(other) | dict(id=shard.id, file=shard.file)))
+    assert [(item.shard, item.message) for item in verify(copy).damage] == [
         (2, "has other keys than the listing"), (3, "has other keys than the listing"),
     ]  # fmt: skip
 
@@ -270,16 +270,16 @@ def test_swapped_shards_are_found(whole: Path, copy: Path) -> None:
 def test_damage_that_cannot_be_repaired_is_reported(copy: Path, data: Path, predictor: Predictor) -> None:
     for name in ("manifest.parquet", "copy/manifest.parquet"):
         (copy / name).unlink()
-    assert [one.file for one in verify(copy).damage] == ["manifest.parquet", "copy/manifest.parquet"]
+    assert [item.file for item in verify(copy).damage] == ["manifest.parquet", "copy/manifest.parquet"]
     with pytest.raises(UsageError, match="its copy are damaged") as caught:
         repair(copy)
     assert caught.value.code == "damaged_run"
     assert sum(len(table) for table in read_rows(copy)) == ROWS
     for name in ("run.json", "copy/run.json"):
         (copy / name).write_text("{}")
-    for ask in (verify, repair, lambda out: resume(data, out, predictor)):
+    for call in (verify, repair, lambda out: resume(data, out, predictor)):
         with pytest.raises(UsageError) as caught:
-            ask(copy)
+            call(copy)
         assert caught.value.code == "damaged_run"
 
 
@@ -318,9 +318,9 @@ def test_an_unreadable_file_is_damaged(copy: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(manifest, "file_hash", digest)
     monkeypatch.setattr("tessella.bulk.integrity.file_hash", digest)
     monkeypatch.setattr("tessella.bulk.integrity.read_regular", read_bytes)
-    found = verify(copy)
-    assert {Path(one.file).name for one in found.damage} == bad
-    assert found.finished == SHARDS - 1
+    report = verify(copy)
+    assert {Path(item.file).name for item in report.damage} == bad
+    assert report.finished == SHARDS - 1
 
 
 def files_of(out: Path) -> dict[str, bytes]:
@@ -329,20 +329,20 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 def damage_everything(out: Path) -> None:
     """Damage everything that a repair writes: run.json, the listing, log, ledger and summary; and lose a shard."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     for name in ("run.json", "copy/manifest.parquet", "shards/shard-00000003.parquet"):
-        flip(out / name, chance)
+        flip(out / name, rng)
     for name in (run_folder.LOG, run_folder.SUMMARY):
-        truncate(out / name, chance)
+        truncate(out / name, rng)
     with sqlite3.connect(out / ledger.LEDGER) as connection:
         connection.execute("UPDATE shards SET rows = rows + 1 WHERE id = 4")
     connection.close()
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
-def test_a_repair_survives_a_failing_disk_at_any_call(whole: Path, tmp_path: Path, kind: str) -> None:
+def test_a_repair_survives_a_failing_disk_at_any_call(intact: Path, tmp_path: Path, kind: str) -> None:
     """Nothing changes until everything is written; then every file is the old or the new one, and a repair resumes."""
-    damaged = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    damaged = Path(shutil.copytree(intact, tmp_path / "damaged"))
     damage_everything(damaged)
     before = files_of(damaged)
     names = repair_reaching(Path(shutil.copytree(damaged, tmp_path / "names")), Points(tmp_path / "names"))
@@ -360,7 +360,7 @@ def test_a_repair_survives_a_failing_disk_at_any_call(whole: Path, tmp_path: Pat
         assert all(data in (before.get(name), repaired.get(name)) for name, data in after.items()), names[at]
         repair(out)
         assert not verify(out).damage
-        assert entries(out) == {number: shard for number, shard in entries(whole).items() if number != 3}
+        assert entries(out) == {number: shard for number, shard in entries(intact).items() if number != 3}
 
 
 def repair_reaching(out: Path, points: Points) -> list[str]:
@@ -369,15 +369,15 @@ def repair_reaching(out: Path, points: Points) -> list[str]:
     return points.names
 
 
-def test_verify_writes_nothing(whole: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_writes_nothing(intact: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even with an index, or with a write-ahead log that a killed process has left."""
-    with Ledger(copy, new=True) as there:
-        for shard in entries(whole).values():
-            there.commit(shard)
+    with Ledger(copy, new=True) as opened:
+        for shard in entries(intact).values():
+            opened.commit(shard)
         killed = Path(shutil.copytree(copy, tmp_path / "killed"))
     (killed / run_folder.SUMMARY).unlink()
     (killed / f"{ledger.LEDGER}-shm").unlink()
-    indexed = Path(shutil.copytree(whole, tmp_path / "indexed"))
+    indexed = Path(shutil.copytree(intact, tmp_path / "indexed"))
     build_index(indexed)
     connect = sqlite3.connect
 
@@ -421,7 +421,7 @@ def test_readers_share_the_lock_and_exclude_writers(copy: Path) -> None:
 def test_shards_recorded_but_not_logged_are_logged_on_resume(copy: Path, data: Path, predictor: Predictor) -> None:
     lines = (copy / run_folder.LOG).read_bytes().splitlines(keepends=True)
     (copy / run_folder.LOG).write_bytes(b"".join(lines[:-2]))
-    assert [one.file for one in verify(copy).damage] == [run_folder.LOG]
+    assert [item.file for item in verify(copy).damage] == [run_folder.LOG]
     (copy / run_folder.SUMMARY).unlink()
     assert not verify(copy).damage
     resume(data, copy, predictor)
@@ -433,12 +433,12 @@ def test_runs_of_earlier_versions_are_intact(copy: Path) -> None:
     """Their logs and summaries have no hashes."""
     log = [json.loads(line) for line in (copy / run_folder.LOG).read_text().splitlines()]
     (copy / run_folder.LOG).write_text("".join(json.dumps(line | dict(check="0")) + "\n" for line in log))
-    assert {one.file for one in verify(copy).damage} == {run_folder.LOG}
+    assert {item.file for item in verify(copy).damage} == {run_folder.LOG}
     for line in log:
         del line["check"]
     (copy / run_folder.LOG).write_text("".join(json.dumps(line) + "\n" for line in log[1:]))  # one that was not logged
-    told = json.loads((copy / run_folder.SUMMARY).read_text())
-    (copy / run_folder.SUMMARY).write_text(json.dumps({name: told[name] for name in UNSEALED_SUMMARY_KEYS}))
+    summary = json.loads((copy / run_folder.SUMMARY).read_text())
+    (copy / run_folder.SUMMARY).write_text(json.dumps({name: summary[name] for name in UNSEALED_SUMMARY_KEYS}))
     assert not verify(copy).damage
 
 
@@ -446,9 +446,9 @@ def test_shards_are_not_overwritten_if_everything_else_is_lost(copy: Path, data:
     for name in ("run.json", "copy/run.json", "log.jsonl"):
         (copy / name).unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()}
-    for ask in (verify, repair, lambda out: next(read_rows(out)), lambda out: resume(data, out, predictor)):
+    for call in (verify, repair, lambda out: next(read_rows(out)), lambda out: resume(data, out, predictor)):
         with pytest.raises(UsageError) as caught:
-            ask(copy)
+            call(copy)
         assert caught.value.code == "damaged_run"
     assert {path.name: path.stat().st_mtime_ns for path in (copy / "shards").iterdir()} == before
 
@@ -468,9 +468,9 @@ def test_a_run_killed_while_listing_is_started_again(copy: Path, data: Path, pre
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        for ask in (verify, repair, lambda out: next(read_rows(out))):
+        for call in (verify, repair, lambda out: next(read_rows(out))):
             with pytest.raises(UsageError, match="holds no run") as caught:
-                ask(folder)
+                call(folder)
             assert caught.value.code == "not_found"
     assert list(tmp_path.iterdir()) == []
 

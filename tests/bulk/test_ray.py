@@ -56,8 +56,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "whole"
+def local_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "local_run"
     run_locally(data, out)
     return out
 
@@ -67,21 +67,21 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[dict[str, Any]]:
-    process, told = start_nodes()
-    yield told
+    process, cluster = start_nodes()
+    yield cluster
     process.communicate(timeout=WAIT)
     wait_until(lambda: not running())
 
 
 @pytest.mark.slow
 def test_after_any_kill_the_rows_are_those_of_a_local_run(
-    data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path
+    data: Path, local_run: Path, nodes: dict[str, Any], tmp_path: Path
 ) -> None:
     out, settings = tmp_path / "run", dict(RAY_AUTH_TOKEN=nodes["token"])
     driver = start_driver(data, out, nodes["address"], **settings)
     wait_until(lambda: len(finished(out)) >= 5, driver)
     actors = running("MapWorker")
-    assert len(actors) == 2  # one a node
+    assert len(actors) == 2  # one per node
     driver.kill()
     driver.communicate()
     wait_until(lambda: not actors & running())
@@ -91,7 +91,7 @@ def test_after_any_kill_the_rows_are_those_of_a_local_run(
     output, _ = driver.communicate(timeout=WAIT)
     assert driver.returncode == 8
     message = json.loads(output)["message"]
-    assert message.startswith("Ray ended without ")
+    assert message.startswith("Ray ended with ")
     assert message.endswith(f"exit status {-signal.SIGKILL}")
     wait_until(lambda: not running("MapWorker"))
     before = len(finished(out))
@@ -108,23 +108,24 @@ def test_after_any_kill_the_rows_are_those_of_a_local_run(
     driver.communicate(timeout=WAIT)
     assert driver.returncode == 0
     assert sorted(finished(out)) == [*range(SHARDS)]  # none lost, none twice
-    assert contents(out) == contents(whole)
-    with Ledger(out) as ours, Ledger(whole) as theirs:
+    assert contents(out) == contents(local_run)
+    with Ledger(out) as ours, Ledger(local_run) as theirs:
         assert ours.finished() == theirs.finished()
-    told = [json.loads((folder / "summary.json").read_text()) for folder in (out, whole)]
-    assert [(one["rows"], one["errors"]) for one in told] == [(ROWS, dict(corrupt_image=ROWS // 20))] * 2
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, local_run)]
+    counts = [(summary["rows"], summary["errors"]) for summary in summaries]
+    assert counts == [(ROWS, dict(corrupt_image=ROWS // 20))] * 2
 
 
 @pytest.mark.slow
 def test_wrong_tokens_and_models_are_refused(
-    data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    data: Path, local_run: Path, nodes: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Drivers without a token or with a wrong one, and actors that load another model than the driver."""
     right, wrong = (dict(RAY_AUTH_TOKEN=token) for token in (nodes["token"], "0" * 64))
-    asked = [("slow", {}), ("slow", wrong | dict(RAY_NUM_REDIS_GET_RETRIES="2")), ("other", right)]
+    attempts = [("slow", {}), ("slow", wrong | dict(RAY_NUM_REDIS_GET_RETRIES="2")), ("other", right)]
     drivers = [
         start_driver(data, tmp_path / str(number), nodes["address"], load, HOME=str(tmp_path), **token)
-        for number, (load, token) in enumerate(asked)
+        for number, (load, token) in enumerate(attempts)
     ]
     none, refused, changed = (json.loads(driver.communicate(timeout=WAIT)[0]) for driver in drivers)
     failed = f"the Ray cluster {nodes['address']} cannot be used: "
@@ -132,21 +133,21 @@ def test_wrong_tokens_and_models_are_refused(
     assert none["message"] == failed + "no token was found, and every cluster has one"
     assert refused["message"].startswith(failed + "ConnectionError")
     assert "InvalidAuthToken" in capfd.readouterr().err  # Ray's own words
-    assert f"fingerprint '{read_run(whole)['fingerprint']}', here '" in changed["message"]
+    assert f"fingerprint '{read_run(local_run)['fingerprint']}', here '" in changed["message"]
     assert [driver.returncode for driver in drivers] == [8, 8, 2]
     assert not any(contents(tmp_path / str(number)) for number in range(3))
 
 
 @pytest.mark.slow
-def test_a_local_cluster_listens_on_loopback_and_stops_on_a_signal(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_local_cluster_listens_on_loopback_and_stops_on_a_signal(data: Path, local_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     before = running()
     driver = start_driver(data, out, "local", HOME=str(tmp_path))
     wait_until(lambda: len(finished(out)) >= 2, driver)
-    opened = [one for pid in running() - before for one in psutil.Process(pid).net_connections("tcp")]
-    listening = {one.laddr.ip.removeprefix("::ffff:") for one in opened if one.status == "LISTEN"}
-    assert listening == {"127.0.0.1"}
-    assert 8265 not in {one.laddr.port for one in opened}  # the dashboard's
+    processes = [psutil.Process(pid) for pid in running() - before]
+    sockets = [socket for process in processes for socket in process.net_connections("tcp")]
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets if socket.status == "LISTEN"} == {"127.0.0.1"}
+    assert 8265 not in {socket.laddr.port for socket in sockets}  # the dashboard's
     driver.terminate()
     output, _ = driver.communicate(timeout=WAIT)
     assert (driver.returncode, json.loads(output.splitlines()[-1])["code"]) == (130, "interrupted")
@@ -156,7 +157,7 @@ def test_a_local_cluster_listens_on_loopback_and_stops_on_a_signal(data: Path, w
     assert 2 <= len(kept) < SHARDS
     run_locally(data, out)  # what Ray began goes on without it
     assert sorted(finished(out)) == [*range(SHARDS)]
-    assert contents(out) == contents(whole)
+    assert contents(out) == contents(local_run)
 
 
 # --- an actor and a driver, without Ray -------------------------------------------------------------------------------
@@ -170,8 +171,8 @@ def maker(out: Path, load: Callable[[], Predictor] = tiny_predictor) -> ClusterM
 def answer(out: Path, shard: int, load: Callable[[], Predictor] = tiny_predictor) -> dict[str, Any]:
     actor = Actor(maker(out, load)._job)
     try:
-        (told,) = actor(dict(shard=[shard]))["answer"]
-        return dict(json.loads(told))
+        (reply,) = actor(dict(shard=[shard]))["answer"]
+        return dict(json.loads(reply))
     finally:
         if not isinstance(actor._maker, Exception):
             actor._maker.__exit__()
@@ -225,27 +226,27 @@ def test_an_actor_reports_a_full_disk(small: Path, monkeypatch: pytest.MonkeyPat
     assert reply["node"]
 
 
-def shards(out: Path, *told: dict[str, Any], todo: tuple[int, ...] = (0, 1), says: str = "") -> list[int]:
+def shards(out: Path, *replies: dict[str, Any], todo: tuple[int, ...] = (0, 1), more: str = "") -> list[int]:
     """Return the shards that a driver counts for these answers, followed by more output."""
-    made = maker(out)
-    answers = "".join(json.dumps(one) + "\n" for one in told) + says
-    made._command = [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", answers]
-    with made:
-        return [shard.id for shard in made.make(todo)]
+    cluster_maker = maker(out)
+    answers = "".join(json.dumps(reply) + "\n" for reply in replies) + more
+    cluster_maker._command = [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", answers]
+    with cluster_maker:
+        return [shard.id for shard in cluster_maker.make(todo)]
 
 
 def test_the_driver_counts_every_shard_once(small: Path) -> None:
     first, second = answer(small, 0), answer(small, 1)
     assert shards(small, second, second, first) == [1, 0]
     assert shards(small, todo=()) == []
-    with pytest.raises(RunError, match="Ray ended without 1 shard") as caught:
+    with pytest.raises(RunError, match="Ray ended with 1 shard unfinished") as caught:
         shards(small, first)
     assert caught.value.code == "cluster_failed"
-    with pytest.raises(RunError, match="a7: it burns") as caught:
-        shards(small, dict(code="output_failed", message="it burns", hint="run", node="a7"))
+    with pytest.raises(RunError, match="a7: disk error") as caught:
+        shards(small, dict(code="output_failed", message="disk error", hint="run", node="a7"))
     assert (caught.value.code, caught.value.exit_code) == ("output_failed", 6)
-    with pytest.raises(RunError, match="Ray ended without 1 shard"):
-        shards(small, first, says=json.dumps(second)[:-9])  # killed while it output so
+    with pytest.raises(RunError, match="Ray ended with 1 shard unfinished"):
+        shards(small, first, more=json.dumps(second)[:-9])  # killed while it output so
     with pytest.raises(UsageError, match="no room"):
         shards(small, dict(code="bad_argument", message="no room", hint=""))
     (small / "shards" / first["file"]).unlink()
@@ -267,10 +268,10 @@ scheduler.main()
 
 @pytest.mark.timeout(60)
 def test_the_driver_does_not_wait_for_a_dataset_that_ended_early(small: Path) -> None:
-    made = maker(small)
-    made._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]
-    with made, pytest.raises(RunError, match="Ray ended without 1 shard, with exit status 0"):
-        assert [shard.id for shard in made.make([0, 1])] == [1]
+    cluster_maker = maker(small)
+    cluster_maker._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]
+    with cluster_maker, pytest.raises(RunError, match="Ray ended with 1 shard unfinished, with exit status 0"):
+        assert [shard.id for shard in cluster_maker.make([0, 1])] == [1]
 
 
 def test_a_local_cluster_that_others_can_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,9 +305,9 @@ def test_number_and_size_of_actors(nodes: Any, device: str, pinned: int | None, 
     assert plan_actors(nodes, device, pinned, 4) == ActorPool(*expected)
 
 
-@pytest.mark.parametrize(("device", "told"), [("cpu", "4 cores"), ("cuda", "a GPU")])
-def test_a_cluster_with_too_few_resources_is_refused(device: str, told: str) -> None:
-    with pytest.raises(UsageError, match=f"no node of the cluster has {told}"):
+@pytest.mark.parametrize(("device", "missing"), [("cpu", "4 cores"), ("cuda", "a GPU")])
+def test_a_cluster_with_too_few_resources_is_refused(device: str, missing: str) -> None:
+    with pytest.raises(UsageError, match=f"no node of the cluster has {missing}"):
         plan_actors([dict(CPU=2.0)], device, None, 4)
 
 

@@ -92,19 +92,19 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(images: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(images: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     start(images, out, predictor)
     return out
 
 
-def test_every_input_is_one_row_with_its_own_result(images: Path, whole: Path, predictor: Predictor) -> None:
-    found = rows(whole)
+def test_every_input_is_one_row_with_its_own_result(images: Path, uninterrupted: Path, predictor: Predictor) -> None:
+    written = rows(uninterrupted)
     listed = sorted(str(path) for path in images.rglob("*.*"))
-    assert sorted(row["key"] for row in found) == listed
-    assert Counter(row["status"] for row in found) == {"ok": GOOD, "empty": 1, "corrupt_image": 1,
+    assert sorted(row["key"] for row in written) == listed
+    assert Counter(row["status"] for row in written) == {"ok": GOOD, "empty": 1, "corrupt_image": 1,
                                                        "unsupported_format": 1, "not_found": 1}  # fmt: skip
-    for row in found:
+    for row in written:
         if row["status"] != "ok":
             assert row["embedding"] is None
             assert row["top_index"] == []
@@ -121,23 +121,23 @@ def test_every_input_is_one_row_with_its_own_result(images: Path, whole: Path, p
         assert row["bytes"] == Path(row["key"]).stat().st_size
 
 
-def test_summary_log_and_metadata_of_the_shards(whole: Path, predictor: Predictor) -> None:
-    summary = json.loads((whole / "summary.json").read_text())
+def test_summary_log_and_metadata_of_the_shards(uninterrupted: Path, predictor: Predictor) -> None:
+    summary = json.loads((uninterrupted / "summary.json").read_text())
     assert (summary["rows"], summary["ok"], sum(summary["errors"].values())) == (GOOD + BAD, GOOD, BAD)
-    shards = [pq.ParquetFile(path) for path in sorted((whole / "shards").iterdir())]
-    assert [one.metadata.num_rows for one in shards] == [8] * 6 + [6]
-    told = json.loads(shards[0].schema_arrow.metadata[b"tessella"])
-    assert told["fingerprint"] == predictor.fingerprint
+    shards = [pq.ParquetFile(path) for path in sorted((uninterrupted / "shards").iterdir())]
+    assert [shard.metadata.num_rows for shard in shards] == [8] * 6 + [6]
+    metadata = json.loads(shards[0].schema_arrow.metadata[b"tessella"])
+    assert metadata["fingerprint"] == predictor.fingerprint
     assert shards[0].schema_arrow.field("embedding").type == pa.list_(pa.float16(), predictor.width)
-    log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (uninterrupted / "log.jsonl").read_text().splitlines()]
     assert [line["rows_done"] for line in log] == [8, 16, 24, 32, 40, 48, 54]
 
 
 def test_repeated_runs_write_the_same_bytes_and_finished_runs_are_unchanged(
-    images: Path, whole: Path, predictor: Predictor, tmp_path: Path
+    images: Path, uninterrupted: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     start(images, tmp_path / "again", predictor, processes=2)
-    assert contents(tmp_path / "again") == contents(whole)
+    assert contents(tmp_path / "again") == contents(uninterrupted)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "shards").iterdir()}
     summary = start(images, tmp_path / "again", predictor)
     assert summary.images_per_second is None
@@ -145,7 +145,7 @@ def test_repeated_runs_write_the_same_bytes_and_finished_runs_are_unchanged(
 
 
 def test_a_stopped_run_resumes_with_the_unfinished_shards(
-    images: Path, whole: Path, predictor: Predictor, tmp_path: Path
+    images: Path, uninterrupted: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     seen: list[int] = []
 
@@ -162,8 +162,8 @@ def test_a_stopped_run_resumes_with_the_unfinished_shards(
         assert not (tmp_path / "cut" / "summary.json").exists()
     start(images, tmp_path / "cut", predictor, on_event=stop)
     assert seen == list(range(7))  # none twice
-    assert contents(tmp_path / "cut") == contents(whole)
-    assert rows(tmp_path / "cut") == rows(whole)
+    assert contents(tmp_path / "cut") == contents(uninterrupted)
+    assert rows(tmp_path / "cut") == rows(uninterrupted)
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
@@ -202,16 +202,16 @@ def test_files_added_later_are_not_in_the_run(images: Path, predictor: Predictor
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"), [(dict(top=3), "top 5, now 3"), (dict(dtype="float32"), "dtype 'float16', now 'float32'")]
+    ("changed", "message"), [(dict(top=3), "top 5, now 3"), (dict(dtype="float32"), "dtype 'float16', now 'float32'")]
 )
 def test_a_run_with_other_settings_is_refused(
-    images: Path, whole: Path, predictor: Predictor, changed: dict[str, Any], told: str
+    images: Path, uninterrupted: Path, predictor: Predictor, changed: dict[str, Any], message: str
 ) -> None:
-    before = contents(whole)
-    with pytest.raises(UsageError, match=told) as caught:
-        start(images, whole, predictor, **changed)
+    before = contents(uninterrupted)
+    with pytest.raises(UsageError, match=message) as caught:
+        start(images, uninterrupted, predictor, **changed)
     assert caught.value.code == "changed_run"
-    assert contents(whole) == before
+    assert contents(uninterrupted) == before
 
 
 def test_a_resumed_run_keeps_its_engine_after_tuning(
@@ -244,12 +244,12 @@ def test_a_resumed_run_keeps_its_engine_after_tuning(
 
 
 def test_a_run_started_with_another_engine_is_refused_after_tuning(
-    images: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tessella.engine.tuned.find_tuned", lambda *_: None)
     load = AutomaticEngine(functools.partial(tessella.load, device="cpu"))
     with pytest.raises(UsageError, match="engine 'eager', now 'rewritten'"):
-        run(images, whole, load, RunSettings(shard_rows=8))
+        run(images, uninterrupted, load, RunSettings(shard_rows=8))
 
 
 def test_missing_inputs_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
@@ -260,10 +260,10 @@ def test_missing_inputs_are_refused_before_the_model_is_loaded(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_with_another_transform_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:
+def test_a_run_with_another_transform_is_refused(images: Path, uninterrupted: Path, predictor: Predictor) -> None:
     other = tessella.load(engine="eager", batch_size=4, device="cpu", transform="fast")
     with pytest.raises(UsageError, match=rf"fingerprint '{predictor.fingerprint}', now '{other.fingerprint}'"):
-        start(images, whole, other)
+        start(images, uninterrupted, other)
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_invalid_numbers_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_run_into_the_same_folder_is_refused(images: Path, whole: Path, predictor: Predictor) -> None:
-    with folder_lock(whole), pytest.raises(UsageError, match="another process is writing") as caught:
-        start(images, whole, predictor)
+def test_a_second_run_into_the_same_folder_is_refused(images: Path, uninterrupted: Path, predictor: Predictor) -> None:
+    with folder_lock(uninterrupted), pytest.raises(UsageError, match="another process is writing") as caught:
+        start(images, uninterrupted, predictor)
     assert caught.value.code == "busy"
 
 
@@ -301,17 +301,17 @@ def test_archives_tables_lists_and_missing_files(images: Path, predictor: Predic
     (tmp_path / "6.png").write_bytes(png(6))
     paths = pa.table(dict(image=["6.png", "7.png"]))
     pq.write_table(paths, tmp_path / "paths.parquet")
-    given = [str(tmp_path / name) for name in ("some.tar", "some.parquet", "paths.parquet")]
+    inputs = [str(tmp_path / name) for name in ("some.tar", "some.parquet", "paths.parquet")]
     absent = str(tmp_path / "absent.png")
-    run([*given, "-"], tmp_path / "run", predictor, RunSettings(processes=1), stdin=[f"{absent}\n"])
-    found = rows(tmp_path / "run")
-    assert [row["key"] for row in found] == [
-        *(f"{given[0]}::{i}.png" for i in range(3)), *(f"{given[1]}:{i}" for i in range(3)),
-        *(f"{given[2]}:{i}" for i in range(2)), absent,
+    run([*inputs, "-"], tmp_path / "run", predictor, RunSettings(processes=1), stdin=[f"{absent}\n"])
+    written = rows(tmp_path / "run")
+    assert [row["key"] for row in written] == [
+        *(f"{inputs[0]}::{i}.png" for i in range(3)), *(f"{inputs[1]}:{i}" for i in range(3)),
+        *(f"{inputs[2]}:{i}" for i in range(2)), absent,
     ]  # fmt: skip
-    assert [row["status"] for row in found] == ["ok"] * 7 + ["not_found"] * 2
+    assert [row["status"] for row in written] == ["ok"] * 7 + ["not_found"] * 2
     expected = predictor.embed([png(i) for i in range(7)])
-    np.testing.assert_allclose([row["embedding"] for row in found[:7]], expected, atol=1e-3)
+    np.testing.assert_allclose([row["embedding"] for row in written[:7]], expected, atol=1e-3)
 
 
 def test_unusual_file_names_are_kept(predictor: Predictor, tmp_path: Path) -> None:
@@ -352,25 +352,25 @@ def test_bad_inputs_are_listed_in_a_csv_file(images: Path, predictor: Predictor,
 
 
 def test_images_that_crash_or_hang_their_decoder_cost_one_row_each(
-    images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, uninterrupted: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deeds = {"3.png": "segv", "4.png": "exit", "20.png": "exit", "30.png": "hang"}
+    faults = {"3.png": "segv", "4.png": "exit", "20.png": "exit", "30.png": "hang"}
     read = manifest._source
 
     def hostile(key: str, *cells: Any) -> Source:
-        deed = deeds.get(Path(key).name)
+        deed = faults.get(Path(key).name)
         return read(key, *cells) if deed is None else Deed(key, str(tmp_path / "touched"), deed=deed)
 
     monkeypatch.setattr(manifest, "_source", hostile)
     start(images, tmp_path / "run", predictor, processes=2, timeout=6.0)
-    expected = {row["key"]: row for row in rows(whole)}
+    expected = {row["key"]: row for row in rows(uninterrupted)}
     for row in rows(tmp_path / "run"):
-        deed = deeds.get(Path(row["key"]).name)
+        deed = faults.get(Path(row["key"]).name)
         if deed is None:
             other = expected[row["key"]]
-            for name in ("embedding", "top_probability"):  # of its own image, in batches that have one image less
-                seen, wanted = (np.array(one.pop(name) or 0, np.float32) for one in (row, other))
-                np.testing.assert_allclose(seen, wanted, atol=1e-3)
+            for name in ("embedding", "top_probability"):  # their batches have one image less
+                actual, wanted = (np.array(values.pop(name) or 0, np.float32) for values in (row, other))
+                np.testing.assert_allclose(actual, wanted, atol=1e-3)
             assert row == other
         else:
             assert row["status"] == ("timeout" if deed == "hang" else "decoder_crashed")
@@ -378,9 +378,9 @@ def test_images_that_crash_or_hang_their_decoder_cost_one_row_each(
 
 
 def test_an_image_with_non_finite_results_is_an_error(
-    images: Path, whole: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, uninterrupted: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = [row["key"] for row in rows(whole) if row["status"] == "ok"]
+    good = [row["key"] for row in rows(uninterrupted) if row["status"] == "ok"]
     outputs_of = predictor.outputs_of
 
     def some_nan(prepared: Any, **settings: Any) -> Any:
@@ -406,16 +406,16 @@ def test_broken_files_between_photographs(shared_data: Path, predictor: Predicto
     with tarfile.open(shared_data / "odd-images.tar.gz") as archive:
         archive.extractall(tmp_path / "images", filter="data")
     with tarfile.open(shared_data / "photos.tar") as archive:
-        for member in [one for one in archive if one.name.endswith(".jpg")][:60]:
+        for member in [member for member in archive if member.name.endswith(".jpg")][:60]:
             archive.extract(member, tmp_path / "images", filter="data")
     listed = sorted(str(path) for path in (tmp_path / "images").rglob("*") if path.is_file())
     summary = run(["-"], tmp_path / "run", predictor, RunSettings(processes=2), stdin=listed)
-    found = rows(tmp_path / "run")
-    assert [row["key"] for row in found] == listed
-    assert Counter(row["status"] for row in found) == {"ok": summary.ok, **summary.errors}
+    written = rows(tmp_path / "run")
+    assert [row["key"] for row in written] == listed
+    assert Counter(row["status"] for row in written) == {"ok": summary.ok, **summary.errors}
     assert summary.ok > 200
     assert sum(summary.errors.values()) > 200
-    for row in found:
+    for row in written:
         try:
             height, width, _ = decode(row["key"]).shape
             alone = ("ok", width, height)
@@ -436,8 +436,8 @@ def test_invalid_settings_are_refused_before_anything_is_written(
         run(["-"], tmp_path / "run", predictor, stdin=[])
     with pytest.raises(UsageError, match="dtype"):
         start(images, tmp_path / "run", predictor, dtype="int8")
-    for name, told in (("bad.txt", "cannot write"), ("absent/bad.csv", "no folder")):
-        with pytest.raises(UsageError, match=told):
+    for name, message in (("bad.txt", "cannot write"), ("absent/bad.csv", "no folder")):
+        with pytest.raises(UsageError, match=message):
             start(images, tmp_path / "run", predictor, bad_inputs=tmp_path / name)
 
 
@@ -453,7 +453,7 @@ def test_a_damaged_listing_is_refused(images: Path, predictor: Predictor, tmp_pa
 
 
 def test_a_shard_missing_from_the_ledger_is_made_again(
-    images: Path, whole: Path, predictor: Predictor, tmp_path: Path
+    images: Path, uninterrupted: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     """As after a kill between renaming and recording."""
     start(images, tmp_path / "run", predictor)
@@ -461,7 +461,7 @@ def test_a_shard_missing_from_the_ledger_is_made_again(
         ledger.forget([2, 6])
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
-    assert contents(tmp_path / "run") == contents(whole)
+    assert contents(tmp_path / "run") == contents(uninterrupted)
 
 
 def test_metrics_for_prometheus_are_written_like_any_result(tmp_path: Path) -> None:
@@ -469,12 +469,12 @@ def test_metrics_for_prometheus_are_written_like_any_result(tmp_path: Path) -> N
     target = tmp_path / "target.prom"
     target.write_text("old")
     (tmp_path / "link.prom").symlink_to(target)
-    figures = PrometheusFile(tmp_path / "link.prom")
+    metrics = PrometheusFile(tmp_path / "link.prom")
     progress = RunProgress(
         rows_done=4, rows_total=9, seconds=2.0, errors={"empty": 1}, images_per_second=2.0, speed_fraction=None
     )
-    figures(progress)
-    figures.write()
+    metrics(progress)
+    metrics.write()
     assert (tmp_path / "link.prom").is_symlink()
     assert 'tessella_run_errors{code="empty"} 1.0' in target.read_text().splitlines()
     PrometheusFile(Path("/dev/null"))

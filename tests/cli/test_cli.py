@@ -479,7 +479,7 @@ def test_run_on_ray_here_or_there(
         assert not cluster or pickle.loads(pickle.dumps(cluster.load))().name
         raise UsageError("busy", "enough")
 
-    monkeypatch.setattr("tessella.bulk.runner.run", start)
+    monkeypatch.setattr("tessella.bulk.run", start)
     run("run", str(mixed), "--out", str(tmp_path / "run"), *given, status=2)
     assert asked == [expected]
     _, told = run("run", "--ray", str(mixed), "--out", str(tmp_path / "run"), str(mixed), status=2)

@@ -136,9 +136,8 @@ class ClusterMaker:
             except queue.Empty:
                 continue
             if answer is None:
-                message = (
-                    f"Ray ended with {count_of(len(remaining), 'shard')} missing, with exit status {_end(process)}"
-                )
+                unfinished = count_of(len(remaining), "shard")
+                message = f"Ray ended with {unfinished} unfinished, with exit status {_end(process)}"
                 raise RunError("cluster_failed", message, hint=RESUME_HINT)
             shard = self._read_answer(json.loads(answer))
             if shard.id not in remaining:  # Ray ran a task twice, which gives the same file
