@@ -8,7 +8,6 @@ import io
 import json
 import signal
 import tarfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from PIL import Image
 import tessella
 from tessella.bulk import (
     AutomaticEngine,
-    PrometheusFile,
     RunEvent,
-    RunProgress,
     RunRemark,
     RunSettings,
     RunSummary,
@@ -35,12 +32,11 @@ from tessella.bulk import (
     run_folder,
 )
 from tessella.bulk.ledger import Ledger
-from tessella.cli.run_progress import RunProgressBar
 from tessella.data.decode import decode
 from tessella.data.sources import Source
 from tessella.engine.base import Engine
 from tessella.engine.tuned import Tuned
-from tessella.errors import ImageError, OutputError, RunError, UsageError
+from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.storage import folder_lock
 
@@ -462,42 +458,3 @@ def test_a_shard_missing_from_the_ledger_is_made_again(
     (tmp_path / "run" / "shards" / "shard-00000002.parquet").write_bytes(b"half")
     start(images, tmp_path / "run", predictor)
     assert contents(tmp_path / "run") == contents(uninterrupted)
-
-
-def test_metrics_for_prometheus_are_written_like_any_result(tmp_path: Path) -> None:
-    """A symbolic link is kept, a device is written to, and a folder is refused."""
-    target = tmp_path / "target.prom"
-    target.write_text("old")
-    (tmp_path / "link.prom").symlink_to(target)
-    metrics = PrometheusFile(tmp_path / "link.prom")
-    progress = RunProgress(
-        rows_done=4, rows_total=9, seconds=2.0, errors={"empty": 1}, images_per_second=2.0, speed_fraction=None
-    )
-    metrics(progress)
-    metrics.write()
-    assert (tmp_path / "link.prom").is_symlink()
-    assert 'tessella_run_errors{code="empty"} 1.0' in target.read_text().splitlines()
-    PrometheusFile(Path("/dev/null"))
-    for path in (Path("/dev/full"), tmp_path, tmp_path / "absent" / "run.prom"):
-        with pytest.raises(OutputError, match="could not be written") as caught:
-            PrometheusFile(path)
-        assert caught.value.code == "output_failed"
-    assert Path("/dev/full").is_char_device()
-
-
-def test_progress_shows_no_remaining_time_without_a_speed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 20.0, 40.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    show = RunProgressBar()
-    for speed in (None, None, 4.0):
-        show(
-            RunProgress(
-                rows_done=0, rows_total=400_000, seconds=0.0, errors={}, images_per_second=speed, speed_fraction=None
-            )
-        )
-    assert capsys.readouterr().err.splitlines() == [
-        "0 of 400,000, 0.0 images/s",
-        "0 of 400,000, 1 day, 3:46:40 left, 4.0 images/s",
-    ]
