@@ -92,10 +92,11 @@ def run(
     """Classify and embed a collection into Parquet files in the folder `out`, with exactly one row per input.
 
     If `out` holds an unfinished run with the same settings, it is resumed with the inputs that were listed when it
-    started. inputs: as `iter_sources` reads them; "-" for a list on `stdin`. predictor: from `tessella.load`, or a
-    function that loads it, which is called after the inputs were checked; see AutomaticEngine. cluster: compute the
-    shards on Ray.
-    on_event: gets a RunRemark, RunProgress or ShardFinished.
+    started.
+
+    inputs: as `iter_sources` reads them; "-" for a list on `stdin`. predictor: from `tessella.load`, or a function that
+    loads it and is called after the inputs were checked (see AutomaticEngine). cluster: where to compute the shards
+    with Ray; None for this process. on_event: is called with a RunRemark, RunProgress or ShardFinished.
 
     Raises UsageError: bad_argument, busy, changed_run, damaged_run, missing_dependency, not_found; OutputError
     `output_failed`; RunError: interrupted, and on a cluster cluster_failed, not_shared and the errors of actors.
@@ -121,9 +122,8 @@ def run(
             if resumed:
                 _require_unchanged(out, manifest, todo, finished.values())
             if finished:
-                on_event(
-                    RunRemark(text=f"resuming: {len(finished):,} of {count_of(manifest.shards, 'shard')} finished")
-                )
+                shards = count_of(manifest.shards, "shard")
+                on_event(RunRemark(text=f"resuming: {len(finished):,} of {shards} finished"))
             rows_left = manifest.rows - sum(shard.rows for shard in finished.values())
             speed = None if cluster else _model_speed(predictor, rows_left)
             tracker = ProgressTracker(manifest.rows, finished.values(), speed, on_event)
@@ -146,7 +146,7 @@ def run(
 def _is_started(out: Path) -> bool:
     try:
         return (out / RUN).exists()
-    except OSError:  # a name that is too long, or a folder that cannot be searched: writing to it will tell
+    except OSError:  # the name is too long, or the folder cannot be read; writing to it reports the error
         return False
 
 
