@@ -22,7 +22,7 @@ ROWS = 640
 SHARD_ROWS = 16  # a batch: fewer cannot be
 ROW_SECONDS = 0.02  # so that a run lasts long enough to be killed in
 MARK = secrets.token_hex(8)  # in the environment of all that is started here
-WAIT = 120.0  # seconds, for what takes five where there is nothing beside it
+WAIT = 120.0  # seconds, for what takes five on an idle machine
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,45 +51,45 @@ def run_locally(data: Path, out: Path) -> None:
     run([str(data)], out, tiny_predictor(), RunSettings(shard_rows=SHARD_ROWS, processes=1))
 
 
-def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    kept |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
-    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    inherited["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     return subprocess.Popen(
-        [sys.executable, *arguments], env=kept | more, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+        [sys.executable, *arguments], env=inherited | environment, cwd=ROOT, text=True, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )  # fmt: skip
 
 
 def running(name: str = "") -> set[int]:
     """Return the live processes that these tests started, at any depth. name: part of the command."""
-    found = set()
+    pids = set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"TESSELLA_MARK={MARK}".encode() in (place / "environ").read_bytes()
             if ours and name.encode() in (place / "cmdline").read_bytes():
-                found.add(int(place.name))
+                pids.add(int(place.name))
         except OSError:  # gone, or another user's
             continue
-    return found
+    return pids
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    began = time.monotonic()
+    start_time = time.monotonic()
     while not condition():
         assert process is None or process.poll() is None, f"ended with {process.returncode}"
-        assert time.monotonic() - began < WAIT
+        assert time.monotonic() - start_time < WAIT
         time.sleep(0.02)
 
 
-def start_driver(data: Path, out: Path, address: str, *load: str, **more: str) -> subprocess.Popen[str]:
-    return start("-m", "tests.bulk.cluster_runs", str(data), str(out), address, *load, **more)
+def start_driver(data: Path, out: Path, address: str, *load: str, **environment: str) -> subprocess.Popen[str]:
+    return start("-m", "tests.bulk.cluster_runs", str(data), str(out), address, *load, **environment)
 
 
 def start_nodes() -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start two nodes, which end with the process; return it, and their address, token and second process."""
     token = secrets.token_hex(32)
-    # a node is dead when nothing has answered for 3 seconds, not for 15
+    # a node counts as dead after 3 seconds without an answer instead of 15
     quick = dict(RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3")
     process = start("-m", "tests.bulk.cluster_runs", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **quick)
     assert process.stdout

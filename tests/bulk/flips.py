@@ -41,17 +41,17 @@ def read_back(out: Path) -> Any:
 def answers(out: Path) -> Any:
     """Return results of searches with all rows, with the approximate index, with filters and by key."""
     index = Index(out)
-    found = [index.search(query, top=5, all_rows=every) for query in some(3, 9) for every in (False, True)]
-    return [*found, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
+    results = [index.search(query, top=5, all_rows=every) for query in some(3, 9) for every in (False, True)]
+    return [*results, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
 
 
 def make_runs(folder: Path) -> list[Path]:
     """Return a finished run, and one as a killed process leaves it: half of its shards, all in a write-ahead log."""
-    whole, killed = folder / "whole", folder / "killed"
-    run_tiny(make_rows(folder / "rows.parquet", 60), whole)
-    shutil.copytree(whole, killed)
+    finished, killed = folder / "whole", folder / "killed"
+    run_tiny(make_rows(folder / "rows.parquet", 60), finished)
+    shutil.copytree(finished, killed)
     (killed / run_folder.SUMMARY).unlink()
-    shards = run_folder.finished_shards(whole)
+    shards = run_folder.finished_shards(finished)
     with Ledger(killed, new=True) as ledger:
         for shard in shards[: len(shards) // 2]:
             ledger.commit(shard)
@@ -59,11 +59,11 @@ def make_runs(folder: Path) -> list[Path]:
             shutil.copyfile(killed / name, folder / name)
     for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
         (folder / name).replace(killed / name)
-    lines = (whole / run_folder.LOG).read_bytes().splitlines(keepends=True)
+    lines = (finished / run_folder.LOG).read_bytes().splitlines(keepends=True)
     (killed / run_folder.LOG).write_bytes(b"".join(lines[: len(shards) // 2]))
     for shard in shards[len(shards) // 2 :]:
         (killed / "shards" / shard.file).unlink()
-    return [whole, killed]
+    return [finished, killed]
 
 
 def make_index(folder: Path) -> Path:
@@ -75,8 +75,8 @@ def make_index(folder: Path) -> Path:
 
 def checked(out: Path) -> Any:
     """Return the contents of a run, or the names of the files that `verify` reports as damaged."""
-    found = verify(out)
-    return sorted({one.file for one in found.damage}) or read_back(out)
+    report = verify(out)
+    return sorted({damage.file for damage in report.damage}) or read_back(out)
 
 
 def flip_run(out: Path, rng: random.Random) -> tuple[str, str]:
@@ -126,9 +126,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         runs, index = make_runs(Path(name)), make_index(Path(name))
         for i in range(args.flips):
-            for kind, (file, ended) in (("run", flip_run(runs[i % 2], rng)), ("index", flip_index(index, rng))):
-                counts[kind][ended] += 1
-                files[f"{file}: {ended}"] += 1
+            for kind, (file, result) in (("run", flip_run(runs[i % 2], rng)), ("index", flip_index(index, rng))):
+                counts[kind][result] += 1
+                files[f"{file}: {result}"] += 1
             print(json.dumps(counts), flush=True)
     what = "one flipped bit in the files of a run or an index: found, or read as it was written"
     write_figures(args.out, what, dict(counts=counts, files=files), flips=args.flips, seed=args.seed)

@@ -54,13 +54,13 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
     (out / "shards").mkdir(parents=True)
     sources = [Source(image.key, image.key) for image in images]
     count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
-    told = dict(
+    contents = dict(
         fingerprint="0123456789abcdef", model="tiny", transform="exact", policy="tessella", precision="float32",
         engine="eager", labels=list(LABELS), top=2, dtype=dtype, width=len(images[0].vector), shard_rows=SHARD_ROWS,
         rows=count, manifest=digest,
     )  # fmt: skip
-    told |= facts
-    run_folder.write_facts(out / run_folder.RUN, told)
+    contents |= facts
+    run_folder.write_facts(out / run_folder.RUN, contents)
     Ledger(out, new=True).close()
     for number in range(-(-count // SHARD_ROWS)):
         write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])
