@@ -1,14 +1,14 @@
-"""What a bulk run costs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,odd,memory,share,listing]`.
+"""Measure bulk runs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,odd,memory,share,listing]`.
 
-    loader   photographs a second of `tessella run` with the built-in model (exact, fast, and fast with the engine that
-             --engine names), and of timm's dataset, transform and loader alone, without a model, for the same input
-             size; two processes each, every photograph --times over
-    odd      the photographs, and the same with odd and broken files between them, a tenth of all; accounts checked
-    memory   peak memory of the process for the photographs once, and ten times over
-    share    the big models, each with its tuned engine: the run's rate beside the model's, batch after batch in memory
-    listing  a listing of ten million inputs: seconds to write, seconds and memory until a run goes on with it
+    loader   rate of `tessella run` with the built-in model (exact, fast, and fast with the engine --engine), and of
+             timm's data set, transform and loader without a model, for the same input size; two processes each, with
+             every photograph --times times
+    odd      rate on the photographs, and on the same mixed with odd and broken files (a tenth of all files)
+    memory   peak memory of the process for the photographs, and for ten times as many
+    share    rate of a run with each of the large models and its tuned engine, relative to the model's rate in memory
+    listing  a listing of ten million inputs: seconds to write it, seconds and memory until a run resumes with it
 
-By turns where things are compared. Rows are added to benchmarks/results as a CSV.
+Comparisons use alternating rounds. Rows are written to benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from peers import timm_importable
 import tessella
 from tessella.bulk import RunSettings, run
 from tessella.bulk.manifest import Manifest, write_manifest
-from tessella.data.sources import IMAGE_SUFFIXES, Source
+from tessella.data.names import IMAGE_SUFFIXES
+from tessella.data.sources import Source
 from tessella.engine import make_plan
 from tessella.machine import hardware
-from tessella.performance.benchmark import PeakMemory, load_case
+from tessella.performance.candidates import load_case
+from tessella.performance.memory import PeakMemory
 from tessella.predictor import Predictor
 from tessella.records import slug
 
@@ -46,7 +48,7 @@ ODD_SHARE = 0.1
 
 
 def from_run(source: Path, folder: Path, predictor: Predictor, shard_rows: int = 256) -> tuple[float, Any]:
-    """Seconds, and the run's summary."""
+    """Return the seconds of a run, and its summary."""
     out = Path(tempfile.mkdtemp(dir=folder))
     begin = time.perf_counter()
     summary = run([str(source)], out, predictor, RunSettings(processes=PROCESSES, shard_rows=shard_rows))
@@ -54,7 +56,7 @@ def from_run(source: Path, folder: Path, predictor: Predictor, shard_rows: int =
 
 
 def from_timm(source: Path, predictor: Predictor) -> float:
-    """Seconds for timm's loader to go through a folder once, as its validation script has it, with no model behind."""
+    """Return the seconds for timm's loader to read a folder once, as in its validation script, without a model."""
     import timm.data
 
     spec = predictor.spec
@@ -78,7 +80,7 @@ def by_turns(paths: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
 
 
 def loader(photos: Path, folder: Path, rounds: int, times: int, engine: str) -> Iterator[dict[str, Any]]:
-    assert timm_importable(), "timm is not there: scripts/bench installs it"
+    assert timm_importable(), "timm is not installed: scripts/bench installs it"
     photos = times_over(photos, folder / "over", times)
     count = len(list(photos.rglob("*.*")))
     exact, fast = tessella.load(device="cpu"), tessella.load(device="cpu", transform="fast")
@@ -98,7 +100,7 @@ def loader(photos: Path, folder: Path, rounds: int, times: int, engine: str) -> 
 
 
 def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
-    """The odd files are spread between the photographs by their names."""
+    """Mix odd files with the photographs, spread evenly by name, and compare the rates."""
     good = sorted(photos.rglob("*.*"))
     mixed = folder / "mixed"
     mixed.mkdir()
@@ -111,7 +113,7 @@ def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict
             data = tar.extractfile(member)
             assert data is not None
             suffix = Path(member.name).suffix.lower()
-            suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"  # or it would not be listed
+            suffix = suffix if suffix in IMAGE_SUFFIXES else ".jpg"  # otherwise it would not be listed
             (mixed / f"{int(i * len(good) / many):05d} odd {i}{suffix}").write_bytes(data.read())
     for i, path in enumerate(good):
         os.link(path, mixed / f"{i:05d} {path.name}")
@@ -134,7 +136,7 @@ def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict
 
 def memory(photos: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
     predictor = tessella.load(device="cpu")
-    from_run(photos, folder, predictor)  # what is allocated once is there
+    from_run(photos, folder, predictor)  # allocates what is allocated only once
     for name, source in {"once": photos, "ten times": times_over(photos, folder / "ten", 10)}.items():
         peak = PeakMemory("cpu")
         seconds, found = from_run(source, folder, predictor)
@@ -193,7 +195,7 @@ def listing(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
     there = Manifest(path, digest)
     last = there.sources(there.shards - 1)
     assert len(last) > 0
-    yield rates("listing", "opened, first inputs at hand", rows, [time.perf_counter() - begin]) | dict(
+    yield rates("listing", "opened, first inputs read", rows, [time.perf_counter() - begin]) | dict(
         peak_mb=round(peak.peak_mb() or 0)
     )
 
@@ -219,12 +221,12 @@ def main() -> None:
     parser.add_argument("--odd", type=Path)
     parser.add_argument("--parts", default="loader,odd,memory,share,listing")
     parser.add_argument("--models", nargs="+", default=list(FIVE))
-    parser.add_argument("--seconds", type=float, default=30, help="of a model alone, a round of share")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds per round of the model alone, for share")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--times", type=int, default=10, help="of each photograph, in loader")
-    parser.add_argument("--engine", default="openvino", help="a further one for the built-in model, in loader")
-    parser.add_argument("--limit", type=int, help="only so many photographs")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="of the listing")
+    parser.add_argument("--times", type=int, default=10, help="copies of each photograph, for loader")
+    parser.add_argument("--engine", default="openvino", help="another engine for the built-in model, for loader")
+    parser.add_argument("--limit", type=int, help="greatest number of photographs")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the listing")
     args = parser.parse_args()
     version = ".".join(torch.__version__.split(".")[:2])
     stem = f"bulk_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}"
@@ -232,10 +234,12 @@ def main() -> None:
     path = next(
         p for i in range(1, 100) if not (p := results / (f"{stem}_{i}.csv" if i > 1 else f"{stem}.csv")).exists()
     )
-    told = dict(processes=PROCESSES, hardware=hardware("cpu"), torch=torch.__version__, date=time.strftime("%Y-%m-%d"))
+    conditions = dict(
+        processes=PROCESSES, hardware=hardware("cpu"), torch=torch.__version__, date=time.strftime("%Y-%m-%d")
+    )
     with tempfile.TemporaryDirectory() as name, path.open("w", newline="") as file:
         folder = Path(name)
-        photos = folder / "photos" / "all"  # timm wants a folder a class
+        photos = folder / "photos" / "all"  # timm expects a folder per class
         photos.mkdir(parents=True)
         with tarfile.open(args.archive) as tar:
             for member in [one for one in tar if one.name.endswith(".jpg")][: args.limit]:
@@ -253,7 +257,7 @@ def main() -> None:
         writer.writeheader()
         for part in args.parts.split(","):
             for row in parts[part]():
-                writer.writerow(row | told)
+                writer.writerow(row | conditions)
                 file.flush()
     print(path)
 

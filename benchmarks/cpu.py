@@ -1,8 +1,8 @@
-"""This package beside what people would use instead, on this machine's CPU: `scripts/bench cpu`.
+"""Compare Tessella with the usual ways to run timm's models on this machine's CPU: `scripts/bench cpu`.
 
-For every model and batch size all candidates take turns in one process: timm's models by each engine that there is for
-them, and ours. Every figure goes to benchmarks/results as a CSV; the tables and ratios of the README are printed.
-bfloat16 is measured where the CPU multiplies it, or with --all.
+For every model and batch size, all candidates take turns in one process: timm's models with each engine that supports
+them, and Tessella's engines. All figures are written to benchmarks/results as a CSV file, and the tables and ratios of
+the README are printed. bfloat16 is measured if the CPU has instructions for it, or with --all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from peers import Exports, stock, timm_importable
 
 from tessella.engine import ENGINES
 from tessella.engine.plan import has_native_bfloat16
-from tessella.performance.benchmark import Candidate, Row, conditions, csv_bytes, draw, load_case, measure, ours
+from tessella.performance.candidates import Candidate, engine_candidate, load_case
+from tessella.performance.figure import draw
+from tessella.performance.measuring import BenchmarkRow, measure
+from tessella.performance.table import conditions, csv_bytes
 from tessella.performance.tuning import SECONDS, tune
 from tessella.records import slug
 
@@ -32,15 +35,18 @@ AUTO, TIMM = "auto", "timm"
 
 
 def own(precisions: Sequence[str]) -> list[Candidate]:
-    """Our engines one by one, then what someone gets who asks for nothing, after `tessella tune`."""
+    """Return each engine of this package, then the defaults after `tessella tune`."""
     pairs = [(name, one) for one in precisions for name, kind in ENGINES.items() if one in kind.precisions]
-    return [*(ours(*pair) for pair in pairs if pair[0] not in ("eager", "compile")), ours("auto", "auto")]
+    return [
+        *(engine_candidate(*pair) for pair in pairs if pair[0] not in ("eager", "compile")),
+        engine_candidate("auto", "auto"),
+    ]
 
 
-def speed(rows: Iterable[Row], *names: str, precision: str | None = None) -> float | None:
-    """The best median of the candidates of those names, in images a second; "timm*" is all peers, "" all of ours."""
+def speed(rows: Iterable[BenchmarkRow], *names: str, precision: str | None = None) -> float | None:
+    """Return the best median (images/s) of the named candidates; "timm*" means all of timm's, "" all of Tessella's."""
 
-    def wanted(row: Row) -> bool:
+    def wanted(row: BenchmarkRow) -> bool:
         peer = row.candidate.startswith(TIMM)
         named = any({"timm*": peer, "": not peer}.get(name, row.candidate == name) for name in names)
         return named and precision in (None, row.precision)
@@ -52,8 +58,8 @@ def quotient(over: float | None, under: float | None) -> float | None:
     return over / under if over and under else None
 
 
-def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
-    """What the goals are stated in, for one model and batch size."""
+def ratios(rows: Sequence[BenchmarkRow]) -> dict[str, float | None]:
+    """Return the ratios in which the goals are stated, for one model and batch size."""
     best_exact, best = speed(rows, "timm*", precision="float32"), speed(rows, "timm*")
     return {
         "our best float32 engine / best stock float32": quotient(speed(rows, "", precision="float32"), best_exact),
@@ -62,21 +68,21 @@ def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
     }
 
 
-def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown, a line at a time: speeds and ratios for each batch size, models across."""
+def tables(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
+    """Yield lines of Markdown: speeds and ratios per batch size, with a column per model."""
     models = list(dict.fromkeys(row.model for row in rows))
     for batch in dict.fromkeys(row.batch for row in rows):
         here = [row for row in rows if row.batch == batch]
         by_model = [[row for row in here if row.model == model] for model in models]
         head = [model.partition(".")[0] for model in models]
-        yield f"\nImages a second at batch {batch}, median, and share of the limit of matrix products:\n"
+        yield f"\nImages per second at batch size {batch}, median, and fraction of the matrix product rate:\n"
         yield line(["candidate", "precision", *head])
         yield line(["---", "---", *["--:"] * len(head)])
         for position, first in enumerate(by_model[0]):
             same = [of_model[position] for of_model in by_model]
             computed = "/".join(dict.fromkeys(row.precision for row in same))  # "auto" may differ by model
             yield line([first.candidate, computed, *map(cell, same)])
-        yield f"\nRatios of medians at batch {batch}:\n"
+        yield f"\nRatios of medians at batch size {batch}:\n"
         yield line(["ratio", *head, "geometric mean"])
         yield line(["---", *["--:"] * (len(head) + 1)])
         found = [ratios(of_model) for of_model in by_model]
@@ -89,7 +95,7 @@ def line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def cell(row: Row) -> str:
+def cell(row: BenchmarkRow) -> str:
     if row.images_per_second is None:
         return row.status
     share = "" if row.share_of_gemm is None else f", {100 * row.share_of_gemm:.0f} %"
@@ -101,13 +107,13 @@ def number(value: float | None) -> str:
 
 
 def geometric_mean(values: Sequence[float | None]) -> float | None:
-    """None where one is missing: a mean over fewer models is another figure."""
+    """Return None if a value is missing, because a mean over fewer models would not be comparable."""
     known = [value for value in values if value]
     return math.exp(sum(map(math.log, known)) / len(known)) if known and len(known) == len(values) else None
 
 
-def result_path(rows: Sequence[Row]) -> Path:
-    """cpu_<hardware>_<precision>_<torch>_<date>.csv; results are added to, so a name that is taken gets a number."""
+def result_path(rows: Sequence[BenchmarkRow]) -> Path:
+    """Return cpu_<hardware>_<precision>_<torch>_<date>.csv, with a number if the file exists."""
     precisions = {row.precision for row in rows if row.images_per_second}
     precision = precisions.pop() if len(precisions) == 1 else "mixed"
     version = ".".join(torch.__version__.split(".")[:2])
@@ -122,39 +128,45 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=FIVE)
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 1])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--tune-seconds", type=float, default=SECONDS, help="of `tessella tune` before each model")
-    parser.add_argument("--int8", action="store_true", help="our int8 too, which takes minutes to convert")
-    parser.add_argument("--all", action="store_true", help="bfloat16 on a CPU that does not multiply it, too")
-    parser.add_argument("--picture", type=Path, help="draw speed against published accuracy to this .png or .svg")
+    parser.add_argument("--skip-compile", action="store_true", help="skip torch.compile, which takes minutes")
+    parser.add_argument(
+        "--tune-seconds", type=float, default=SECONDS, help="time limit of `tessella tune` before each model"
+    )
+    parser.add_argument("--int8", action="store_true", help="measure int8, too, which takes minutes to convert")
+    parser.add_argument(
+        "--all", action="store_true", help="measure bfloat16 even if the CPU has no instructions for it"
+    )
+    parser.add_argument("--plot", "--picture", type=Path, help="plot speed against published accuracy (.png or .svg)")
     args = parser.parse_args()
     if not timm_importable():
-        print("timm cannot be imported here: the rows of the peers will say why", file=sys.stderr)
+        print("timm cannot be imported: the rows of its candidates give the reason", file=sys.stderr)
     precisions = ["float32", *(["bfloat16"] if args.all or has_native_bfloat16("cpu") else [])]
-    rows: list[Row] = []
+    rows: list[BenchmarkRow] = []
     path = None
     with Exports() as exports, tempfile.TemporaryDirectory(prefix="tessella-tuned-") as cache:
-        os.environ["TESSELLA_CACHE"] = cache  # random weights are tuned here: no record for the user's own
+        os.environ["TESSELLA_CACHE"] = (
+            cache  # models with random weights are tuned, which must not be recorded in the user's cache
+        )
         candidates = [
             *stock(exports, precisions, compile=not args.skip_compile),
             *own([*precisions, *(["int8"] if args.int8 else [])]),
         ]
         for name in args.models:
             case = load_case(name)
-            tune(case.model, seconds=args.tune_seconds, judged=case.weights == "trained")
-            for some in measure(case, candidates, args.batches, args.rounds):
-                rows += some
+            tune(case.model, seconds=args.tune_seconds, check_precision=case.weights == "trained")
+            for group in measure(case, candidates, args.batches, args.rounds):
+                rows += group
                 path = path or result_path(rows)
-                path.write_bytes(csv_bytes(rows))  # after each, so that an interrupt loses one model at most
-                for row in some:
+                path.write_bytes(csv_bytes(rows))  # after each group, so that an interrupt loses one at most
+                for row in group:
                     print(f"{row.model} batch {row.batch} {row.candidate}, {row.precision}: {cell(row)} {row.note}",
                           file=sys.stderr)  # fmt: skip
             exports.forget()
     print(*conditions(rows), sep="\n")
     print(*tables(rows), sep="\n")
-    print(f"\nevery figure: {path}", file=sys.stderr)
-    if args.picture:
-        draw(rows, args.picture)
+    print(f"\nall figures: {path}", file=sys.stderr)
+    if args.plot:
+        draw(rows, args.plot)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""From photographs in an archive to answers, beside the model alone: `python benchmarks/end_to_end.py PHOTOS.tar`.
+"""Compare the rate from files to predictions with that of the model: `python benchmarks/end_to_end.py PHOTOS.tar`.
 
-For each model, by turns: the engine on batches that are pixels already ("model"), and `Predictor.records` on the files
-of the archive, with the transform "exact" and "fast". The same engine, plan and number of images; weights are random.
-The share is the rate from files over that of the model in the same rounds. The engine is what `tessella tune` found
-for the model on this machine, or --engine. Peak memory is what a round added to
-the process, after half and after all of its images.
-The result is added to benchmarks/results as a CSV.
+For each model, in alternating rounds: the engine on batches of decoded pixels ("model"), and `Predictor.records` on the
+files of the archive, with the transform "exact" and "fast". Engine, plan and number of images are the same; weights are
+random. The share is the rate from files divided by that of the model in the same rounds. The engine is the one that
+`tessella tune` found for the model on this machine, or --engine. Peak memory is what a round added to the process,
+after half and after all of its images. The result is written to benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ import torch
 from tessella.data.sources import Source, iter_sources
 from tessella.engine import make_plan
 from tessella.machine import hardware
-from tessella.performance.benchmark import PeakMemory, load_case
+from tessella.performance.candidates import load_case
+from tessella.performance.memory import PeakMemory
 from tessella.predictor import Predictor
 from tessella.records import slug
 
@@ -36,13 +36,13 @@ FIELDS = ("model", "engine", "precision", "streams", "batch", "path", "images", 
 
 
 def photographs(archive: str) -> Iterator[Source]:
-    """Without end."""
+    """Yield the photographs of the archive, over and over again."""
     while True:
         yield from iter_sources([archive])
 
 
 def from_files(predictor: Predictor, archive: str, count: int) -> tuple[float, int, float, float]:
-    """Seconds for so many photographs, how many of them were errors, and the memory added after half and after all."""
+    """Return the seconds for `count` photographs, the errors, and the memory (MB) added after half and all."""
     errors, half = 0, 0.0
     memory = PeakMemory("cpu")
     start = time.perf_counter()
@@ -54,12 +54,12 @@ def from_files(predictor: Predictor, archive: str, count: int) -> tuple[float, i
 
 
 def model_alone(predictor: Predictor, count: int) -> float:
-    """Seconds for so many images that are pixels already."""
+    """Return the seconds for `count` images that are already decoded."""
     size = predictor.plan.batch_size
     spec = predictor.spec
     batch = np.random.default_rng(0).integers(0, 256, (size, spec.height, spec.width, 3), np.uint8)
     start = time.perf_counter()
-    for _ in predictor.engine.in_turn(batch[: min(size, count - done)] for done in range(0, count, size)):
+    for _ in predictor.engine.imap(batch[: min(size, count - done)] for done in range(0, count, size)):
         pass
     return time.perf_counter() - start
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive")
     parser.add_argument("--models", nargs="+", default=FIVE)
-    parser.add_argument("--seconds", type=float, default=12, help="of the model alone, a round")
+    parser.add_argument("--seconds", type=float, default=12, help="seconds per round of the model alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="auto")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""This package beside what people would use instead, on one GPU, within eight minutes: `scripts/bench gpu`.
+"""Compare Tessella with the usual ways to run timm's models on a GPU, in eight minutes: `scripts/bench gpu`.
 
-First the kernels against float64 at the real shapes, then every model and batch size: the model as it is, the same
-through torch.compile, the compiled engine, and timm's model both ways where timm can be imported. Candidates take turns
-in one process, in bfloat16; each one's answers are compared with float64 on the same images. What the time does not
-allow is a row that says so. Results go to benchmarks/results.
+First the kernels are compared with float64 at the real shapes. Then every model and batch size is measured: the eager
+model, the model with torch.compile, the compiled engine, and timm's model both ways if timm can be imported. Candidates
+take turns in one process, in bfloat16, and their logits are compared with float64 on the same images. What the time
+limit does not allow is a row with the reason. Results are written to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from torch import Tensor
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 RESULTS = Path(__file__).resolve().parent / "results"
 TESSELLA, EAGER, COMPILE, TIMM, TIMM_COMPILE = "tessella", "eager", "torch.compile", "timm", "timm torch.compile"
-TURN_SECONDS = 0.2  # of each candidate in a round, or one pass
+TURN_SECONDS = 0.2  # per candidate and round, at least one pass
 GEMM_SIDE = 8192
-MOST_OFF = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}  # of a kernel, relative to float64
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}  # largest error of a kernel, relative to float64
 
 Run = Callable[[], Any]
-# what makes a candidate ready: a function of its images to logits, what it reads, a function to choices
+# prepares a candidate: returns (images -> logits, what it reads, function that returns its choices)
 Make = Callable[[], tuple[Callable[[Tensor], Tensor], str, Callable[[], Any]]]
 
 
 @dataclass
 class Row:
-    """What is known of one candidate at one model and batch size; None where it did not run."""
+    """The result of a candidate for one model and batch size; None for what was not measured."""
 
     model: str
     batch: int
     candidate: str
-    reads: str = ""  # uint8 images, or normalised bfloat16 ones, both on the GPU already
-    status: str = "ok"  # or why there are no figures
+    reads: str = ""  # uint8 or normalised bfloat16 images, both already on the GPU
+    status: str = "ok"  # or the reason why there are no figures
     images_per_second: float | None = None  # median of the rounds
     slowest: float | None = None
     fastest: float | None = None
     ms_per_pass: float | None = None
     rounds: int = 0
-    passes: int = 0  # a round; at batch 1 the GPU is waited for after each
-    ratio_to_best_stock: float | None = None  # of the medians; stock: eager, torch.compile and timm's
-    share_of_gemm: float | None = None  # 2 x MACs a second of the model as published, as part of the product's
-    gemm_tflops: float | None = None  # of a large square product in the same rounds, median
-    peak_mb: float | None = None  # most GPU memory (10^6 bytes) allocated while it was made ready and ran
+    passes: int = 0  # per round; at batch size 1 the GPU is synchronised after each
+    ratio_to_best_stock: float | None = None  # of the medians; stock: eager, torch.compile and timm
+    share_of_gemm: float | None = None  # 2 x MACs per second of the published model, as a fraction of gemm_tflops
+    gemm_tflops: float | None = None  # of a large square matrix product in the same rounds, median
+    peak_mb: float | None = None  # peak GPU memory (10^6 bytes) while it was prepared and run
     ready_seconds: float | None = None
-    relative_difference: float | None = None  # of the logits, to float64
-    same_top1: float | None = None  # share of the images compared
+    relative_difference: float | None = None  # of the logits, relative to float64
+    same_top1: float | None = None  # fraction of the images compared
     choices: str = ""
     hardware: str = ""
     precision: str = "bfloat16"
@@ -77,7 +77,7 @@ class Budget:
 
 
 def kernel_cases() -> Iterator[tuple[str, str, str, Any, Any, list[Any]]]:
-    """Kernel, shape, type, operator, plain function, inputs: the real shapes first, then odd ones with tails."""
+    """Yield kernel, shape, type, operator, plain function, inputs: real shapes first, then odd ones with remainders."""
     from tessella.engine.kernels import depthwise, gpsa, token_mlp
 
     def normal(*shape: int) -> Tensor:
@@ -101,7 +101,8 @@ def kernel_cases() -> Iterator[tuple[str, str, str, Any, Any, list[Any]]]:
         x, rows = normal(b, n, d), 2 * e if gated else e
         var, mean = torch.var_mean(x, dim=-1, correction=0)
         rest = [normal(d), normal(d), normal(rows, n + 12) / n**0.5, normal(rows), normal(n, e) / e**0.5, normal(n)]
-        inputs = [x.to(dtype), mean, (var + 1e-6).rsqrt(), *(t.to(dtype) for t in rest), gated]
+        weights = token_mlp.TokenMlpWeights(*(t.to(dtype) for t in rest))
+        inputs = [x.to(dtype), mean, (var + 1e-6).rsqrt(), weights, gated]
         name = f"token_mlp {'gated' if gated else 'gelu'}"
         return name, str((b, n, d, e)), str(dtype), token_mlp.token_mlp, token_mlp.plain, inputs
 
@@ -125,7 +126,7 @@ def kernel_cases() -> Iterator[tuple[str, str, str, Any, Any, list[Any]]]:
 
 
 def check_kernels(budget: Budget) -> list[dict[str, Any]]:
-    """A row a case: how far the kernel is from float64, and its time beside the plain function's."""
+    """Return a row per case: the kernel's difference from float64, its time and the plain function's."""
     rows = []
     for kernel, shape, dtype, operator, plain, inputs in kernel_cases():
         row: dict[str, Any] = dict(kernel=kernel, shape=shape, dtype=dtype.removeprefix("torch."))
@@ -133,11 +134,11 @@ def check_kernels(budget: Budget) -> list[dict[str, Any]]:
             rows.append(row | dict(status="dropped: no time left"))
             continue
         try:
-            expected = plain(*(t.double() if isinstance(t, Tensor) else t for t in inputs))
+            expected = plain(*map(as_double, inputs))
             off = difference(operator(*inputs), expected)
             times = dict(kernel_us=microseconds(operator, inputs), plain_us=microseconds(plain, inputs))
-            row |= dict(relative_difference=off, **times, status="ok" if off < MOST_OFF[row["dtype"]] else "WRONG")
-        except Exception as error:  # the others should still be checked
+            row |= dict(relative_difference=off, **times, status="ok" if off < TOLERANCE[row["dtype"]] else "WRONG")
+        except Exception as error:  # the others are still checked
             row |= dict(status=failure(error))
         rows.append(row)
         print(*row.values(), flush=True)
@@ -149,12 +150,19 @@ def failure(error: Exception) -> str:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference as part of the norm of `expected`."""
+    """Return the norm of the difference relative to the norm of `expected`."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
+def as_double(value: Any) -> Any:
+    """Convert an input of a kernel, a tensor or a tuple of them, to float64; return any other value unchanged."""
+    if isinstance(value, tuple):
+        return type(value)(*map(as_double, value))
+    return value.double() if isinstance(value, Tensor) else value
+
+
 def microseconds(function: Callable[..., Tensor], inputs: list[Any], times: int = 20) -> float:
-    """Of one call among several, by the GPU's clock: the median of three rounds."""
+    """Return the duration of one call (us) by the GPU's clock, the median of three rounds of `times` calls."""
     found = []
     for _ in range(3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -171,17 +179,17 @@ def microseconds(function: Callable[..., Tensor], inputs: list[Any], times: int 
 
 
 @dataclass
-class Lane:
-    """A candidate that is ready."""
+class Contender:
+    """An open candidate that takes turns."""
 
     row: Row
     run: Run
     wait_each: bool
     passes: int = 1
-    seconds: list[float] | None = None  # of a pass, one value a round
+    seconds: list[float] | None = None  # per pass, one value per round
 
     def turn(self) -> float:
-        """Seconds of one pass, among several."""
+        """Run the passes of a turn and return the seconds per pass."""
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(self.passes):
@@ -195,7 +203,7 @@ class Lane:
 def candidates(
     case: Any, batch: int, mode: str
 ) -> dict[str, Callable[[], tuple[Callable[[Tensor], Tensor], str, Any]]]:
-    """Name -> what makes it ready: (a function of its images to logits, what it reads, choices or None)."""
+    """Return for each candidate the function that prepares it: -> (images -> logits, what it reads, its choices)."""
     from tessella.engine import make_plan, open_engine
 
     size = (case.spec.height, case.spec.width)
@@ -232,14 +240,14 @@ def timm_twin(name: str) -> Callable[[], torch.nn.Module] | None:
 
 
 def measure(case: Any, batch: int, rounds: int, mode: str, budget: Budget) -> list[Row]:
-    """All candidates of one model and batch size, in turn."""
+    """Measure all candidates for one model and batch size in alternating rounds."""
     spec = case.spec
     shape = (batch, spec.height, spec.width, spec.channels)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).cuda()
     inputs = {"uint8": pixels, "normalised": normalised(pixels, spec).bfloat16()}
     few = pixels[:8]
     expected = truth(case, few)
-    lanes: list[Lane] = []
+    contenders: list[Contender] = []
     rows: list[Row] = []
     for name, make in candidates(case, batch, mode).items():
         row = Row(case.name, batch, name, hardware=torch.cuda.get_device_name())
@@ -259,55 +267,58 @@ def measure(case: Any, batch: int, rounds: int, mode: str, budget: Budget) -> li
             row.relative_difference = difference(logits, expected)
             row.same_top1 = float((logits.argmax(-1) == expected.argmax(-1)).double().mean())
             row.choices = "; ".join(f"{one.what}: {one.chosen} ({one.reason})" for one in choices())
-            lane = Lane(row, lambda run=run, x=x: run(x), wait_each=batch == 1)  # type: ignore[misc]
-            lane.turn()
-            lane.passes = max(1, int(TURN_SECONDS / lane.turn()))
-            lanes.append(lane)
-        except Exception as error:  # one that fails is a row that says why
+            contender = Contender(row, lambda run=run, x=x: run(x), wait_each=batch == 1)  # type: ignore[misc]
+            contender.turn()
+            contender.passes = max(1, int(TURN_SECONDS / contender.turn()))
+            contenders.append(contender)
+        except Exception as error:  # a candidate that fails is a row with the reason
             row.status = failure(error)
         print(
             f"  {name}: {row.status}, ready in {row.ready_seconds or 0:.0f} s, {budget.left():.0f} s left", flush=True
         )
     left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    gemm = Lane(Row("", 0, "gemm"), lambda: left @ right, wait_each=False, passes=20)
-    everything = [gemm, *lanes]
-    for lane in everything:
-        lane.seconds = []
+    gemm = Contender(Row("", 0, "gemm"), lambda: left @ right, wait_each=False, passes=20)
+    everything = [gemm, *contenders]
+    for contender in everything:
+        contender.seconds = []
     for _ in range(rounds):
-        for lane in everything:
-            assert lane.seconds is not None
-            lane.seconds.append(lane.turn())
-    fill(lanes, gemm, case.macs, batch, rounds)
-    del lanes, everything, gemm
+        for contender in everything:
+            assert contender.seconds is not None
+            contender.seconds.append(contender.turn())
+    fill(contenders, gemm, case.macs, batch, rounds)
+    del contenders, everything, gemm
     gc.collect()
-    torch.compiler.reset()  # programs of this size would count against the compiler's limit
+    torch.compiler.reset()  # programs of this batch size would count towards the compiler's limit
     torch.cuda.empty_cache()
     return rows
 
 
-def fill(lanes: list[Lane], gemm: Lane, macs: int, batch: int, rounds: int) -> None:
+def fill(contenders: list[Contender], gemm: Contender, macs: int, batch: int, rounds: int) -> None:
     peak = 2 * GEMM_SIDE**3 / statistics.median(gemm.seconds or [])
-    for lane in lanes:
-        row, seconds = lane.row, lane.seconds or []
+    for contender in contenders:
+        row, seconds = contender.row, contender.seconds or []
         taken = statistics.median(seconds)
         row.images_per_second, row.ms_per_pass = batch / taken, 1e3 * taken
         row.slowest, row.fastest = batch / max(seconds), batch / min(seconds)
-        row.rounds, row.passes, row.gemm_tflops = rounds, lane.passes, peak / 1e12
+        row.rounds, row.passes, row.gemm_tflops = rounds, contender.passes, peak / 1e12
         row.share_of_gemm = 2 * macs * batch / taken / peak
-    stock = max((lane.row.images_per_second or 0 for lane in lanes if lane.row.candidate != TESSELLA), default=0)
-    for lane in lanes:
-        lane.row.ratio_to_best_stock = (lane.row.images_per_second or 0) / stock if stock else None
+    stock = max(
+        (contender.row.images_per_second or 0 for contender in contenders if contender.row.candidate != TESSELLA),
+        default=0,
+    )
+    for contender in contenders:
+        contender.row.ratio_to_best_stock = (contender.row.images_per_second or 0) / stock if stock else None
 
 
 def normalised(pixels_BHWC: Tensor, spec: Any) -> Tensor:
-    """(B,H,W,C) uint8 -> (B,C,H,W) float32, contiguous."""
+    """Normalise (B,H,W,C) uint8 images to contiguous (B,C,H,W) float32."""
     mean, std = (torch.tensor(values, device="cuda") for values in (spec.mean, spec.std))
     return ((pixels_BHWC / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
 def truth(case: Any, pixels_BHWC: Tensor) -> Tensor:
-    """Logits of the model as it is, in float64 on the GPU."""
+    """Return the logits of the eager model in float64 on the GPU."""
     mean, std = (torch.tensor(values, device="cuda", dtype=torch.float64) for values in (case.spec.mean, case.spec.std))
     x = ((pixels_BHWC.double() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
     logits: Tensor = copy.deepcopy(case.model).to("cuda", torch.float64)(x)
@@ -318,7 +329,7 @@ def truth(case: Any, pixels_BHWC: Tensor) -> Tensor:
 
 
 def result_path(what: str) -> Path:
-    """<what>_<hardware>_<precision>_<torch>_<date>.csv; a name that is taken gets a number."""
+    """Return <what>_<hardware>_<precision>_<torch>_<date>.csv, with a number if the file exists."""
     hardware = "-".join("".join(c if c.isalnum() else " " for c in torch.cuda.get_device_name().lower()).split())
     version = ".".join(torch.__version__.split(".")[:2])
     stem = f"{what}_{hardware}_bfloat16_torch{version}_{time.strftime('%Y-%m-%d')}"
@@ -339,37 +350,40 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=FIVE)
     parser.add_argument("--batches", nargs="+", type=int, default=[256, 1, 64])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=450, help="after which nothing new is begun")
-    parser.add_argument("--mode", default="max-autotune", help="of torch.compile for the stock candidates")
+    parser.add_argument(
+        "--seconds", type=float, default=450, help="time limit, after which no new candidate is started"
+    )
+    parser.add_argument("--mode", default="max-autotune", help="mode of torch.compile for the stock candidates")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         print(f"scripts/bench gpu needs a GPU: PyTorch {torch.__version__} (built with {built}) finds none here; "
               "for this machine's CPU use scripts/bench cpu", file=sys.stderr)  # fmt: skip
         return 2
-    from tessella.performance.benchmark import load_case
+    from tessella.performance.candidates import load_case
 
     budget = Budget(args.seconds)
-    kernels = check_kernels(Budget(args.seconds / 4))  # compiling them is what takes time
+    kernels = check_kernels(Budget(args.seconds / 4))  # most of which is compilation
     columns = ["kernel", "shape", "dtype", "status", "relative_difference", "kernel_us", "plain_us"]
     write(result_path("gpu-kernels"), columns, kernels)
     path = result_path("gpu")
     rows: list[Row] = []
     for batch in args.batches:
         for name in args.models:
-            print(f"{name} batch {batch}", flush=True)
+            print(f"{name}, batch size {batch}", flush=True)
             if budget.left() < 0:
                 rows.append(Row(name, batch, "all", status="dropped: no time left"))
                 print("  dropped: no time left")
             else:
                 rows += measure(load_case(name), batch, args.rounds, args.mode, budget)
-            write(path, [field.name for field in fields(Row)], [asdict(row) for row in rows])  # an interrupt loses one
+            # after each group, so that an interrupt loses one at most
+            write(path, [field.name for field in fields(Row)], [asdict(row) for row in rows])
     for row in rows:
         if row.images_per_second:
             print(f"{row.model:18} batch {row.batch:3}  {row.candidate:18} {row.images_per_second:9.0f} images/s  "
                   f"x{row.ratio_to_best_stock or 0:.2f} of best stock  {100 * (row.share_of_gemm or 0):.0f} % of GEMM  "
                   f"off {row.relative_difference:.1e}")  # fmt: skip
-    print(f"every figure: {path}")
+    print(f"all figures: {path}")
     wrong = [row for row in kernels if row["status"] not in ("ok", "dropped: no time left")]
     return 1 if wrong else 0
 

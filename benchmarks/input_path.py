@@ -1,14 +1,16 @@
-"""How fast images become model input, and how far "fast" is from "exact": `python benchmarks/input_path.py PHOTOS.tar`.
+"""Measure how fast images become model input, and how "fast" differs from "exact".
 
-For each input recipe of the published checkpoints, every photograph of the archive goes through three paths, by turns
-of 20 photographs in an order that rotates, on one thread, from the file's bytes to uint8 pixels of the model's size:
+`python benchmarks/input_path.py PHOTOS.tar`: for each input recipe of the published checkpoints, every photograph of
+the archive takes three paths from the file's bytes to uint8 pixels of the model's input size, on one thread. The
+paths take turns of 20 photographs in rotating order:
 
-    pillow  Image.open, convert("RGB"), resize, crop: what timm does, without this package
+    pillow  Image.open, convert("RGB"), resize, crop: as timm does, without this package
     exact   load_pixels(mode="exact"), the same pixels with limits and coded errors
     fast    load_pixels(mode="fast")
 
-The archive is gone through `--rounds` times; a photograph's time is the best of its rounds, a recipe's the mean over
-photographs, its spread the range of that mean between rounds. The result is added to benchmarks/results as a CSV.
+The archive is read `--rounds` times. The time of a photograph is the best of its rounds, that of a recipe the mean over
+photographs, and its spread the range of that mean between rounds. The result is written to benchmarks/results as a CSV
+file.
 """
 
 from __future__ import annotations
@@ -33,9 +35,11 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from tessella.data.transforms import InputSpec, geometry, load_pixels
+from tessella.data.resize import geometry
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 
-RECIPES = {  # of the published checkpoints; mean and std have no part in this
+RECIPES = {  # of the published checkpoints; mean and std are not used
     "convmixer": InputSpec(crop_pct=0.96),
     "in1k_224": InputSpec(),
     "mixer_goog": InputSpec(mean=(0.5,) * 3, std=(0.5,) * 3),
@@ -66,9 +70,7 @@ def fast(data: bytes, spec: InputSpec) -> np.ndarray:
     return load_pixels(data, spec, policy="timm", mode="fast")
 
 
-BLOCK = (
-    20  # photographs in a row by one path: enough to be at home in the caches, few enough to share the machine's moods
-)
+BLOCK = 20  # photographs per turn: enough to warm the caches, few enough for other load to affect all paths
 PATHS: tuple[Callable[[bytes, InputSpec], np.ndarray], ...] = (pillow, exact, fast)
 
 
@@ -123,9 +125,9 @@ def cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("archive", type=Path, help="a .tar of JPEG photographs")
+    parser.add_argument("archive", type=Path, help=".tar file with JPEG photographs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=None, help="only so many photographs")
+    parser.add_argument("--limit", type=int, default=None, help="greatest number of photographs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What people would use instead of this package: timm's models, run by the engines that are at hand for them.
+"""timm's models with the engines that can run them, as candidates to compare Tessella with.
 
-Each is a candidate of `tessella.performance.benchmark`, converted the way its own documentation does it: a fixed batch
-size, normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only
-over the build of torch they were made for; its Python parts need no more of them than their names.
+Each is a candidate of `tessella.performance`, converted as its own documentation recommends: a fixed batch size,
+normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only with
+the build of torch they were made for; its Python parts need only the names of these operators.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ import torch
 from torch import nn
 
 from tessella.engine.openvino import core
-from tessella.performance.benchmark import Candidate, Case, Opened, Run, load_case, timm_eager
-from tessella.performance.benchmark import timm_model as timm_twin
+from tessella.performance.candidates import Candidate, Case, OpenCandidate, Run, load_case, timm_candidate
+from tessella.performance.candidates import timm_model as timm_twin
 
 _names: list[torch.library.Library] = []  # operators live as long as their library
 
 
 @functools.cache
 def timm_importable() -> bool:
-    """Whether `import timm` works now; torchvision's operators are named for it where they cannot be loaded."""
+    """Return whether timm can be imported; names of torchvision's operators are defined if they cannot be loaded."""
     if found := util.find_spec("torchvision"):
         assert found.origin
         _name_operators(Path(found.origin).parent)
     try:
         import timm  # noqa: F401
-    except Exception:  # whatever one of its imports raises, the answer is no
+    except Exception:  # its imports can raise anything
         return False
     return True
 
 
 def _name_operators(folder: Path) -> None:
-    """torchvision gives its operators their shapes and gradients by name, which fails for a name nobody has defined."""
+    """Define torchvision's operators by name: it registers shapes and gradients for them, which fails otherwise."""
     for path in folder.glob("_C*.so"):
         with contextlib.suppress(OSError):
             torch.ops.load_library(path)
@@ -57,24 +57,24 @@ def _name_operators(folder: Path) -> None:
 
 
 def timm_model(name: str) -> nn.Module:
-    """timm's model of that name with the weights that `load_case` gives it, in evaluation mode.
+    """Return timm's model of that name with the weights of `load_case`, in evaluation mode.
 
-    Raises UsageError `missing_dependency` where timm cannot be imported, `unknown_model` where it has no such model.
+    Raises UsageError `missing_dependency` if timm cannot be imported, `unknown_model` if it does not have the model.
     """
     timm_importable()
     return timm_twin(load_case(name))
 
 
 def compiled(precision: str) -> Candidate:
-    """torch.compile with the weights frozen into the program, the documented way to run a model often on a CPU."""
+    """Return torch.compile with frozen weights, the documented way to run a model repeatedly on a CPU."""
     dtype = getattr(torch, precision)
 
-    def plan(case: Case, batch: int) -> Callable[[], Opened]:
-        def make() -> Opened:
+    def plan(case: Case, batch: int) -> Callable[[], OpenCandidate]:
+        def make() -> OpenCandidate:
             model = timm_twin(case).to(case.device, dtype)
             program = torch.compile(model, dynamic=False, options={"freezing": True})
-            # freezing is left out in inference mode
-            return Opened(torch.no_grad()(lambda x: program(x.to(dtype))), precision)
+            # freezing has no effect in inference mode
+            return OpenCandidate(torch.no_grad()(lambda x: program(x.to(dtype))), precision)
 
         return make
 
@@ -82,11 +82,11 @@ def compiled(precision: str) -> Candidate:
 
 
 class Exports:
-    """timm's models as ONNX files in a folder of its own, one for all runtimes of a model and batch size."""
+    """timm's models as ONNX files in a temporary folder, one file per model and batch size for all runtimes."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tessella-peers-"))
-        self.seconds: dict[Path, float] = {}  # that the export of a file took
+        self.seconds: dict[Path, float] = {}  # duration of each export
 
     def __enter__(self) -> Exports:
         return self
@@ -98,7 +98,7 @@ class Exports:
         return self.folder / f"{case.name}-{batch}.onnx"
 
     def export(self, case: Case, batch: int) -> Path:
-        """The file, made where it is not there; a failed export fails again for the next runtime that wants it."""
+        """Return the file, exporting it if it is missing; a failed export is tried again for the next runtime."""
         path = self.path(case, batch)
         if path not in self.seconds:
             start = time.perf_counter()
@@ -143,18 +143,18 @@ class Exports:
         return self._candidate("timm openvino", precision, request)
 
     def _candidate(self, name: str, precision: str, start: Callable[[Path], Run]) -> Candidate:
-        def plan(case: Case, batch: int) -> Callable[[], Opened]:
+        def plan(case: Case, batch: int) -> Callable[[], OpenCandidate]:
             earlier = self.seconds.get(self.path(case, batch), 0.0)
-            return lambda: Opened(start(self.export(case, batch)), precision, earlier_seconds=earlier)
+            return lambda: OpenCandidate(start(self.export(case, batch)), precision, earlier_seconds=earlier)
 
         return Candidate(name, precision, "float32", plan)
 
 
 def stock(exports: Exports, precisions: list[str], *, compile: bool = True) -> list[Candidate]:
-    """All peers that there are for a CPU, timm as it is first; ONNX Runtime's CPU kernels know no bfloat16."""
+    """Return all candidates for a CPU, eager timm first; ONNX Runtime has no bfloat16 kernels for CPUs."""
     found = []
     for precision in precisions:
-        found.append(timm_eager(precision))
+        found.append(timm_candidate(precision))
         if compile:
             found.append(compiled(precision))
         if precision == "float32":
@@ -165,7 +165,7 @@ def stock(exports: Exports, precisions: list[str], *, compile: bool = True) -> l
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters print and warn of their own workings."""
+    """Suppress what exporters print and warn about."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

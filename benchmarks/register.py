@@ -1,10 +1,10 @@
-"""Put trained models into the package: `python benchmarks/register.py RUN ...`, each the folder of a finished run.
+"""Add trained models to the package: `python benchmarks/register.py RUN ...`, each the folder of a finished run.
 
-A run's weights go to src/tessella/weights/builtin as ARCHITECTURE.cifar10, with a row in builtin.json and a card that
-has the run's figures and every epoch; its settings go to benchmarks/cifar10/ARCHITECTURE.json, which makes it again. A
-run that went on from another's folder is told as a chain: settings of each of them, every epoch of all. RUN0 stands for
-the weights that are replaced, where the chain began with them.
-`tests/test_builtin.py` then wants `python -m tests.test_builtin`.
+The weights are written to src/tessella/weights/builtin as ARCHITECTURE.cifar10, with a row in builtin.json and a card
+with the run's figures and every epoch; the settings are written to benchmarks/cifar10/ARCHITECTURE.json, from which the
+run can be reproduced. A run that started from the weights of another run is described as a chain, with the settings and
+epochs of all runs. RUN0 stands for the weights that are replaced, if the chain started from them. Run
+`python -m tests.test_builtin` afterwards, to update what tests/test_builtin.py expects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from tessella.info import info
 from tessella.storage import write_atomic
-from tessella.training.config import TrainConfig
+from tessella.training.config import TrainConfig, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
 CONFIGS = Path(__file__).parent / "cifar10"
@@ -28,12 +28,14 @@ NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten c
 
 
 def register(run: Path, begun: str) -> str:
-    """Returns the name of the model, whose weights, row, card and settings are new or replaced."""
+    """Write or replace the weights, row, card and settings of a model, and return its name."""
     told = json.loads((run / "config.json").read_text())
     name = f"{told['architecture']}.{TAG}"
     weights = run / "model.safetensors"
     if weights.stat().st_size > MOST_BYTES:
-        raise SystemExit(f"{weights} has {weights.stat().st_size:,} bytes, what is shipped has {MOST_BYTES:,} at most")
+        raise SystemExit(
+            f"{weights} has {weights.stat().st_size:,} bytes, more than {MOST_BYTES:,}, the limit for built-in models"
+        )
     file = BUILTIN_FOLDER / f"{name}.safetensors"
     shutil.copyfile(weights, file)
 
@@ -51,7 +53,7 @@ def register(run: Path, begun: str) -> str:
     stages = []
     for number, (one, settings) in enumerate(runs, 1):
         chosen = {key: value for key, value in settings.items() if value != usual[key]}
-        if number > 1 or settings["model"] == name:  # or else the name would lead to the weights that it ends with
+        if number > 1 or settings["model"] == name:  # the name would refer to the new weights
             chosen["model"] = f"{FOLDER}RUN{number - 1}"
         file = CONFIGS / f"{told['architecture']}{f'-{number}' if len(runs) > 1 else ''}.json"
         write_atomic(file, (json.dumps(chosen, indent=1) + "\n").encode())
@@ -64,7 +66,7 @@ def register(run: Path, begun: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of a chain: how to repeat it, its settings, its report."""
+    """A run of a chain: the command that reproduces it, its settings and its report."""
 
     command: str
     settings: dict[str, Any]
@@ -72,8 +74,8 @@ class Stage:
 
 
 def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The run after those whose weights it went on with, the first of them first; each with its settings."""
-    settings: dict[str, Any] = json.loads((run / "train.json").read_text())["config"]
+    """Return the runs that `run` was started from, the first one first, and the run itself, each with its settings."""
+    settings = read_config(run / "train.json")
     before = settings["model"].startswith(FOLDER)
     return [*(chain(Path(settings["model"].removeprefix(FOLDER))) if before else []), (run, settings)]
 
@@ -100,7 +102,7 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         "beside it. The test images were looked at after each epoch to report progress"
         f"{', and after a run to decide whether another one follows' if len(stages) > 1 else ''}; the weights "
-        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema'] else ''}.", "",
+        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema_decay'] else ''}.", "",
         "| epoch | training loss | test loss | test top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for number, row in enumerate(history, 1):
@@ -114,7 +116,7 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--begun", default="random weights", help="what training began with, for the card")
+    parser.add_argument("--begun", default="random weights", help="what training started from, for the card")
     args = parser.parse_args()
     for run in args.runs:
         print(register(run, args.begun))

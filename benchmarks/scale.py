@@ -1,8 +1,8 @@
-"""How long a billion images take on many nodes that fail and lag: `python benchmarks/scale.py`, a simulation.
+"""Simulate how long a billion images take on many nodes, some of which fail or are slow: `python benchmarks/scale.py`.
 
-Nodes take the next shard when they have none, as Ray hands them out. A node that fails loses the shard it is at and is
-back `away` seconds later; a slow one is slow all the time. What is measured comes from `--measure`, which times Ray and
-the ledger on this machine, and from earlier files in benchmarks/results; what is assumed is named so. Both add a CSV to
+An idle node gets the next shard, as with Ray. A node that fails loses its current shard and is replaced after AWAY
+seconds; a slow node is always slow. Measured values come from `--measure`, which times Ray and the ledger on this
+machine, and from earlier files in benchmarks/results; assumed values are marked as such. Both modes write a CSV file to
 benchmarks/results.
 """
 
@@ -28,17 +28,17 @@ from tessella.bulk.ray.driver import LOCAL, Cluster
 from tessella.predictor import load
 
 ROWS = 1_000_000_000
-# images a second of a node, and how many there are
+# images per second of a node, and number of nodes
 CASES = {
     "2 cores": (36.0, 1000),  # measured, from photographs: end-to-end_intel-xeon-2-cores-avx512_..., crossvit_9_240
     "a GPU": (2000.0, 64),  # assumed
 }
 JITTER = 0.1  # assumed: standard deviation of the logarithm of a shard's time
-AWAY = 120.0  # assumed: seconds until another node is in a failed one's place, and noticed
-FAILURES = {"none": 0.0, "1 in 1,000 h": 1 / 3.6e6, "1 in 24 h": 1 / 86_400}  # assumed: of a node, a second
+AWAY = 120.0  # assumed: seconds until a failure is noticed and the node is replaced
+FAILURES = {"none": 0.0, "1 in 1,000 h": 1 / 3.6e6, "1 in 24 h": 1 / 86_400}  # assumed: failures per node and second
 SLOW = {"none": (0.0, 1.0), "2 % at half speed": (0.02, 0.5), "1 % at a tenth": (0.01, 0.1)}  # assumed
-START, OVERHEAD, COMMIT = 23.0, 0.03, 0.008  # seconds, measured: "start", "there" less "local", "commit"
-SMALL, SHARDS = 16, 60  # rows and number of the shards that are timed
+START, OVERHEAD, COMMIT = 23.0, 0.03, 0.008  # seconds, measured: "start", "there" minus "local", "commit"
+SMALL, SHARDS = 16, 60  # rows per shard and number of shards that are timed
 SHARD_ROWS = (1024, 4096, 16_384, 65_536)
 
 
@@ -46,11 +46,11 @@ def simulate(
     rate: float, nodes: int, rows: int, failures: float, slow: tuple[float, float], start: float, overhead: float,
     seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
-    """One run. start, overhead: seconds of an actor and of a shard besides its images.
+    """Simulate a run. start: seconds to start an actor. overhead: seconds per shard in addition to its images.
 
-    Returns hours, share (of what the nodes could do if nothing went wrong), redone (share of all work that was lost
-    with a node), tail_minutes (from the first node without work to the end), driver (share of its time that the
-    ledger takes).
+    Returns hours, share (fraction of the ideal rate without failures), redone (fraction of the work that was lost with
+    a node), tail_minutes (from the first idle node to the end), driver (fraction of the driver's time that the ledger
+    takes).
     """
     chance = random.Random(seed)
     speeds = [slow[1] if i < slow[0] * nodes else 1.0 for i in range(nodes)]
@@ -83,7 +83,7 @@ def simulate(
 
 
 def measure() -> dict[str, tuple[float, str]]:
-    """Seconds that the ledger and Ray take on this machine, which is one node with one actor: value, what it is."""
+    """Measure the ledger and Ray on this machine, a single node with one actor: name -> (seconds, description)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         commits = []
@@ -99,7 +99,7 @@ def measure() -> dict[str, tuple[float, str]]:
         there = _times(folder, Cluster(functools.partial(load, device="cpu"), LOCAL))
     steady = [(times[-1] - times[0]) / (len(times) - 1) for times in (local, there)]
     return dict(
-        commit=(statistics.median(commits), "to enter a shard, median of 200"),
+        commit=(statistics.median(commits), "to record a shard, median of 200"),
         start=(there[0] - local[0], "until the first shard: a cluster, an actor, PyTorch, the model"),
         local=(steady[0], f"a shard of {SMALL} small images without Ray, mean of {SHARDS}"),
         there=(steady[1], f"the same shard with Ray, mean of {SHARDS}"),
@@ -107,7 +107,7 @@ def measure() -> dict[str, tuple[float, str]]:
 
 
 def _times(folder: Path, cluster: Cluster | None) -> list[float]:
-    """Seconds from the start of a run to each of its shards."""
+    """Return the seconds from the start of a run to each of its shards."""
     times: list[float] = []
     predictor = load(device="cpu")
     began = time.perf_counter()
@@ -123,10 +123,10 @@ def _times(folder: Path, cluster: Cluster | None) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="time Ray and the ledger here")
-    parser.add_argument("--beside", default="nothing", help="what else the machine does meanwhile, for the file")
+    parser.add_argument("--measure", action="store_true", help="measure Ray and the ledger on this machine")
+    parser.add_argument("--beside", default="nothing", help="other load on the machine, noted in the file")
     parser.add_argument("--start", type=float, default=START, help="seconds until an actor has its first shard")
-    parser.add_argument("--overhead", type=float, default=OVERHEAD, help="seconds of a shard besides its images")
+    parser.add_argument("--overhead", type=float, default=OVERHEAD, help="seconds per shard in addition to its images")
     args = parser.parse_args()
     if args.measure:
         facts = measure()

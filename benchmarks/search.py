@@ -1,11 +1,12 @@
-"""Search in 100,000 rows, and what embeddings find: `scripts/bench search [--labelled CIFAR10_TEST.parquet]`.
+"""Measure search in 100,000 rows and retrieval: `scripts/bench search [--labelled CIFAR10_TEST.parquet]`.
 
-    index   vectors in 1,000 clusters, as the shards of a run: seconds of `tessella index`, its size beside the shards,
-            and by turns, for new vectors of the same clusters: milliseconds of the approximate search, of the exact one
-            and of LanceDB's own scan of all rows; recall@10, where what is as near as the true tenth is as good
+    index   vectors in 1,000 clusters, stored as the shards of a run: seconds of `tessella index`, size of the index and
+            of the shards, and in alternating order, for new vectors of the same clusters: milliseconds per query of the
+            approximate search, the exact search and LanceDB's own scan of all rows; recall@10, where any result as near
+            as the true tenth one counts
     model   with --labelled, every image is the query among all others: kNN accuracy, recall@k, mean average precision
 
-Rows are added to benchmarks/results as CSVs.
+Rows are written to benchmarks/results as CSV files.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from tessella.bulk import run_folder, shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.datasets import open_labelled
-from tessella.data.isolated import Decoded
+from tessella.data.isolated.protocol import Decoded
 from tessella.data.sources import Source
-from tessella.evaluation.linear_probe import embed
-from tessella.predictor import DEFAULT_MODEL, load, unit_length
+from tessella.evaluation.embeddings import embed
+from tessella.predictor import DEFAULT_MODEL, load
+from tessella.results import Record, l2_normalize
 from tessella.search.index import HOME, TABLE, build_index, open_table
 from tessella.search.nearest import Approximate, Floats, exact
 from tessella.search.retrieval_metrics import retrieval
@@ -39,15 +41,15 @@ K = (1, 5, 10, 20)
 
 
 def clustered(rows: int, seed: int) -> Floats:
-    """(rows,WIDTH): about one of CLUSTERS centres each, nearly as far from it as it is from zero."""
+    """Return (rows,WIDTH) vectors around CLUSTERS centres, nearly as far from them as these are from zero."""
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, WIDTH)).astype(np.float32)
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((rows, WIDTH)).astype(np.float32)
-    return unit_length(centres[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
+    return l2_normalize(centres[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
 
 
 def make_run(out: Path, vectors_ND: Floats) -> int:
-    """What `tessella run` leaves of images with these embeddings; returns the bytes of its shards."""
+    """Write the folder of a run with these embeddings, and return the size of its shards in bytes."""
     (out / shards.SHARDS).mkdir(parents=True)
     sources = [Source(f"{i:08d}.jpg", f"{i:08d}.jpg") for i in range(len(vectors_ND))]
     count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
@@ -59,7 +61,8 @@ def make_run(out: Path, vectors_ND: Floats) -> int:
     with Ledger(out, new=True) as ledger:
         for number, start in enumerate(range(0, count, SHARD_ROWS)):
             some = zip(sources[start : start + SHARD_ROWS], vectors_ND[start : start + SHARD_ROWS], strict=True)
-            rows = [shards.Row(source, Decoded(None, None, "", 0, 0, 0), "ok", embedding=v) for source, v in some]
+            unread = Decoded(None, None, "", 0, 0, 0)
+            rows = [shards.ShardRow(source, unread, Record(source.key, "ok", embedding=v)) for source, v in some]
             data = shards.encode(rows, facts)
             file = f"shard-{number:08d}.parquet"
             (out / shards.SHARDS / file).write_bytes(data)
@@ -72,7 +75,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         shard_bytes = make_run(out, clustered(count, 1))
-        built = build_index(out, say=print)
+        built = build_index(out, log=print)
         table, seal = open_table(out / HOME, run_folder.read_run(out))
 
         def lancedb_scan(query_D: Floats) -> Any:
@@ -93,7 +96,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
             for way, ask in ways.items():
                 began = time.perf_counter()
                 answers[way] = ask(query_D)
-                if number:  # the first one warms up
+                if number:  # the first query is a warm-up
                     seconds[way].append(time.perf_counter() - began)
             if number and "approximate" in ways:
                 found += int((answers["approximate"] >= answers["exact"][-1] - 1e-6).sum())
@@ -133,9 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--labelled", metavar="DATA", help="as for `tessella train`")
+    parser.add_argument("--labelled", metavar="DATA", help="labelled images, as for `tessella train`")
     parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL])
-    parser.add_argument("--limit", type=int, help="only so many labelled images")
+    parser.add_argument("--limit", type=int, help="greatest number of labelled images")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     write_table("search", index(given.rows, given.queries), given.out)

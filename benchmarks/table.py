@@ -1,4 +1,4 @@
-"""A table of results with the conditions of its run, as a CSV file whose name says what, where and when."""
+"""Write results with the conditions of their measurement to a CSV file named after benchmark, hardware and date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def write_table(what: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
-    """Rows of the same columns, on a CPU in float32; they and the file's name are printed too."""
+    """Write rows with the same columns, measured on a CPU in float32, and print them and the file's name."""
     version, date = ".".join(torch.__version__.split(".")[:2]), time.strftime("%Y-%m-%d")
     path = folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv"
     conditions = dict(threads=torch.get_num_threads(), hardware=hardware("cpu"), torch=torch.__version__, date=date)

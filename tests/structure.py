@@ -1,10 +1,12 @@
-"""Measures the structure of the package: `python -m tests.structure` prints the figures quoted in docs/log.md."""
+"""Measure the structure of the package; `python -m tests.structure` prints the figures quoted in docs/log.md."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Source:
-    """A Python file: its dotted module name, its text and its syntax tree."""
+    """A Python file: its path, dotted module name, text and syntax tree."""
 
     path: Path
     module: str
@@ -32,20 +34,23 @@ class Source:
 
 
 def read_sources(folder: Path) -> list[Source]:
-    """Return every Python file below `folder`, whose parent is the root of the dotted names."""
+    """Return all Python files in `folder`; dotted names start with the name of the folder."""
     sources = []
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder.parent).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        text = path.read_text()
-        sources.append(Source(path, module, text, ast.parse(text)))
+        sources.append(parse(path.read_text(), module, path))
     return sources
 
 
-def imported_modules(source: Source, modules: set[str]) -> Iterator[str]:
-    """Yield the modules of the package that a file imports, at any depth and under TYPE_CHECKING, too.
+def parse(text: str, module: str, path: Path = Path()) -> Source:
+    return Source(path, module, text, ast.parse(text))
 
-    `from package import name` counts as an import of `package.name` if that is a module, else of `package`.
+
+def imported_modules(source: Source, modules: set[str]) -> Iterator[str]:
+    """Yield the modules of the package that a file imports, including imports in functions and under TYPE_CHECKING.
+
+    `from package import name` is an import of `package.name` if that is a module, and of `package` otherwise.
     """
     package = source.module.split(".") if source.is_package else source.module.split(".")[:-1]
     for node in ast.walk(source.tree):
@@ -61,10 +66,10 @@ def imported_modules(source: Source, modules: set[str]) -> Iterator[str]:
 
 
 def import_graph(sources: list[Source]) -> dict[str, set[str]]:
-    """Return for each module the modules it imports, without itself and without the package that holds it.
+    """Return the modules that each module imports, without itself.
 
-    A package's `__init__` that re-exports names from its own modules is a table of contents: an import that goes
-    through it is counted as an import of the package, and its own imports of its modules are not edges.
+    The `__init__` of a package that re-exports names of its own modules is a table of contents: its imports of these
+    modules are not edges, and an import through it is an import of the package.
     """
     modules = {source.module for source in sources}
     packages = {source.module for source in sources if source.is_package}
@@ -127,26 +132,44 @@ def function_lines(function: Function) -> int:
     return function.end_lineno - function.lineno + 1
 
 
+def code_lines(source: Source) -> int:
+    """Return the number of lines with code: without blank lines, comments and docstrings."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(source.text).readline)
+    lines = {line for token in tokens if token.type not in skipped for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node, clean=False) is not None:
+            docstring = node.body[0]
+            assert docstring.end_lineno is not None
+            lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
+    return len(lines)
+
+
 def parameter_count(function: Function) -> int:
     """Return the number of named parameters without self and cls; *args and **kwargs count as one each."""
     arguments = function.args
-    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
     return len(set(names) - {"self", "cls"}) + bool(arguments.vararg) + bool(arguments.kwarg)
 
 
 def any_count(source: Source) -> int:
-    """Return how often `Any` is written, imports excluded."""
+    """Return the number of uses of `Any`, imports excluded."""
     return sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(source.tree))
 
 
+def fmt_skip_count(source: Source) -> int:
+    """Return the number of comments that switch the formatter off."""
+    return len(re.findall(r"# fmt: (?:skip|off)", source.text))
+
+
 def repeated_classes(sources: list[Source]) -> dict[str, list[str]]:
-    """Return the class names that more than one file defines, each with the modules."""
+    """Return the class names that are defined more than once, each with its modules."""
     homes: dict[str, list[str]] = {}
     for source in sources:
         for node in ast.walk(source.tree):
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(source.module)
-    return {name: where for name, where in homes.items() if len(where) > 1}
+    return {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 
 def print_report(root: Path) -> None:
@@ -154,19 +177,18 @@ def print_report(root: Path) -> None:
     lines, test_lines = (sum(source.lines for source in group) for group in (package, tests))
     longest = max(package, key=lambda source: source.lines)
     named = [item for source in package for item in functions(source)]
-    by_length = sorted(named, key=lambda item: -function_lines(item[1]))
-    by_width = sorted(named, key=lambda item: -parameter_count(item[1]))
+    lengths = sorted(((function_lines(node), name) for name, node in named), reverse=True)
+    widths = sorted(((parameter_count(node), name) for name, node in named), reverse=True)
     cycles = find_cycles(import_graph(package))
-    skips = sum(len(re.findall(r"# fmt: (?:skip|off)", source.text)) for source in package)
     print(f"files {len(package)}, lines {lines}, longest file {longest.module} {longest.lines}")
-    print("files over 500 lines:", [f"{one.module} {one.lines}" for one in package if one.lines > 500])
-    print("functions over 60 lines:", [f"{name} {function_lines(node)}" for name, node in by_length
-          if function_lines(node) > 60])  # fmt: skip
-    print("signatures over 8 parameters:", [f"{name} {parameter_count(node)}" for name, node in by_width
-          if parameter_count(node) > 8])  # fmt: skip
+    print("files over 500 lines:", [f"{source.module} {source.lines}" for source in package if source.lines > 500])
+    print("functions over 60 lines:", [f"{name} {length}" for length, name in lengths if length > 60])
+    print("signatures over 8 parameters:", [f"{name} {width}" for width, name in widths if width > 8])
     print(f"cycles {len(cycles)}:", *cycles, sep="\n  ")
-    print(f"Any {sum(map(any_count, package))}, fmt: skip {skips}, repeated classes {repeated_classes(package)}")
-    print(f"test lines {test_lines}, ratio {test_lines / lines:.2f}")
+    print(f"Any {sum(map(any_count, package))}, fmt: skip {sum(map(fmt_skip_count, package))}")
+    print(f"repeated classes {repeated_classes(package)}")
+    code, test_code = (sum(map(code_lines, group)) for group in (package, tests))
+    print(f"lines of tests {test_lines}; lines with code {code}, of tests {test_code}, ratio {test_code / code:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The built-in models are those that were evaluated: their recorded answers and accuracies are measured again.
+"""The recorded outputs and accuracies of the built-in models are measured again.
 
-`python -m tests.test_builtin` records them anew, from the data beside the checkout, after a model was replaced.
+After a model was replaced, `python -m tests.test_builtin` records them from the data next to the checkout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORDED = ROOT / "tests" / "golden" / "builtin_cifar10.json"
 COMMITTED = sorted([*(ROOT / "examples").glob("*.jpg"), *(ROOT / "tests" / "golden" / "images").iterdir()])
 BUILTIN = [row.name for row in CATALOGUE.values() if row.file]
 SUBSET = 1000
-LEAST = {"convmixer": 0.88}  # top-1; what the training of each family was to reach
+LEAST = {"convmixer": 0.88}  # top-1 targets of the training of each family
 recorded = functools.cache(lambda: json.loads(RECORDED.read_text()))
 
 
@@ -36,7 +36,7 @@ def cifar10(parquet: Path, rows: int | None = None) -> tuple[list[bytes], NDArra
 
 
 def probabilities(name: str, images: list[bytes]) -> NDArray[np.float32]:
-    """Through the whole Predictor."""
+    """The images pass through the whole Predictor."""
     found: NDArray[np.float32] = tessella.load(name, batch_size=100).predict(images).probabilities
     return found
 
@@ -49,7 +49,7 @@ def test_the_default_is_built_in_and_offline() -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_what_ships(name: str) -> None:
+def test_the_package_contains_the_built_in_files(name: str) -> None:
     row = CATALOGUE[name]
     file = BUILTIN_FOLDER / str(row.file)
     assert file.stat().st_size <= 3_000_000
@@ -58,7 +58,7 @@ def test_what_ships(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_recorded_answers_on_committed_images(name: str) -> None:
+def test_recorded_outputs_on_committed_images(name: str) -> None:
     predictor = tessella.load(name)
     for path in COMMITTED:
         expected = recorded()["models"][name]["committed"][path.name]
@@ -66,7 +66,7 @@ def test_recorded_answers_on_committed_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_recorded_answers_on_a_subset(name: str, shared_data: Path) -> None:
+def test_recorded_outputs_on_a_subset(name: str, shared_data: Path) -> None:
     expected = recorded()["models"][name]
     images, labels = cifar10(shared_data / "cifar10-test.parquet", SUBSET)
     assert hashlib.sha256(b"".join(images)).hexdigest() == recorded()["subset_sha256"]
@@ -83,11 +83,11 @@ def test_accuracy_of_the_default_on_all_test_images(shared_data: Path) -> None:
     images, labels = cifar10(shared_data / "cifar10-test.parquet")
     assert len(labels) == 10_000
     top1 = float((probabilities(DEFAULT_MODEL, images).argmax(1) == labels).mean())
-    # at most five of 10,000 ties may fall the other way
+    # at most five ties among 10,000 images may differ
     assert top1 == pytest.approx(recorded()["models"][DEFAULT_MODEL]["top1"], abs=5e-4)
 
 
-def test_accuracy_is_what_training_was_to_reach() -> None:
+def test_accuracy_reaches_the_target_of_training() -> None:
     top1 = {name: figures["top1"] for name, figures in recorded()["models"].items()}
     assert sorted(top1) == sorted(BUILTIN)
     for name, reached in top1.items():

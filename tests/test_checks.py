@@ -1,4 +1,4 @@
-"""Types and ranges at the border: what is accepted, what is refused, and what the message says."""
+"""Checks of types and ranges: accepted values, refused values, and messages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ if TYPE_CHECKING:
 
 @checked
 def work(
-    name: str = "", count: int | None = None, rate: float = 0.0, path: str | Path = "", flag: bool = False,
-    names: Sequence[str] = (), many: Iterable[int] = (), facts: Mapping[str, Any] | None = None,
-    mode: Literal["a", "b"] = "a", say: Callable[[str], None] = print, one: str | Sequence[str] = "",
-    sides: int | tuple[int, int] = 0, unresolved: Tensor | None = None, **others: Any,
-) -> str:  # fmt: skip
+    name: str = "",
+    count: int | None = None,
+    rate: float = 0.0,
+    path: str | Path = "",
+    flag: bool = False,
+    names: Sequence[str] = (),
+    many: Iterable[int] = (),
+    facts: Mapping[str, Any] | None = None,
+    mode: Literal["a", "b"] = "a",
+    say: Callable[[str], None] = print,
+    one: str | Sequence[str] = "",
+    sides: int | tuple[int, int] = 0,
+    unresolved: Tensor | None = None,
+    **others: Any,
+) -> str:
     """Documented."""
     return name
 
@@ -40,7 +50,7 @@ def work(
         dict(names=("a", "b"), many=range(3), sides=(1, 2), unresolved="anything", more=object()),
     ],
 )
-def test_what_fits_is_passed_on(given: dict[str, Any]) -> None:
+def test_values_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> None:
     assert work(**given) == given.get("name", "")
 
 
@@ -52,7 +62,7 @@ def test_what_fits_is_passed_on(given: dict[str, Any]) -> None:
         (dict(count=1.5), "count is 1.5, expected an integer or None"),
         (dict(rate="fast"), "rate is 'fast', expected a number"),
         (dict(path=b"x"), "path is b'x', expected a string or a path"),
-        (dict(path="a\0b"), "path is 'a\\x00b', expected a path, which has no null character"),
+        (dict(path="a\0b"), "path is 'a\\x00b', expected a path without null characters"),
         (dict(path="\ud800"), "path is '\\ud800', which is not a valid file name"),
         (dict(flag="yes"), "flag is 'yes', expected True or False"),
         (dict(names="photos"), "names is 'photos', expected a list, each entry a string (for one, write ['photos'])"),
@@ -69,14 +79,14 @@ def test_what_fits_is_passed_on(given: dict[str, Any]) -> None:
         (dict(count=np.zeros(2)), "count is of type ndarray, expected an integer or None"),
     ],
 )
-def test_what_does_not_fit_is_refused(given: dict[str, Any], expected: str) -> None:
+def test_values_of_another_type_are_refused(given: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as error:
         work(**given)
     assert str(error.value) == expected
     assert error.value.code == "bad_argument"
 
 
-def test_python_refuses_the_call_itself() -> None:
+def test_missing_arguments_are_a_type_error() -> None:
     @checked
     def needs(value: int) -> None: ...
 
@@ -85,7 +95,7 @@ def test_python_refuses_the_call_itself() -> None:
     assert work.__doc__ == "Documented."
 
 
-def test_unknown_keywords_are_named_with_the_nearest_known_one() -> None:
+def test_unknown_keywords_are_refused_with_a_suggestion() -> None:
     @checked
     def load(device: str = "", engine: str = "") -> None: ...
 

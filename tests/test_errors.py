@@ -1,7 +1,8 @@
-"""The error family: closed codes, statuses, and nothing lost between processes."""
+"""The family of errors: fixed codes, statuses, and pickling between processes."""
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from tessella.errors import CODES, HubError, ImageError, TessellaError, UsageErr
 SOURCES = Path(errors.__file__).parent
 
 
-def test_every_code_has_statuses_and_a_text_fit_for_strangers() -> None:
+def test_every_code_has_statuses_and_a_public_text() -> None:
     for code, kind in CODES.items():
         assert kind.exit_code in (*range(2, 9), 130), code
         assert 400 <= kind.http_status < 600, code
@@ -26,7 +27,17 @@ def test_every_code_is_raised_somewhere() -> None:
     assert [code for code in CODES if f'"{code}"' not in text] == []
 
 
-def test_an_unregistered_code_is_our_own_mistake() -> None:
+def test_output_failed_is_always_an_output_error() -> None:
+    nodes = [node for path in SOURCES.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args]
+    failed = [
+        call for call in calls if isinstance(call.args[0], ast.Constant) and call.args[0].value == "output_failed"
+    ]
+    names = {ast.unparse(call.func) for call in failed}
+    assert {name for name in names if name.endswith("Error")} == {"OutputError"}
+
+
+def test_an_unregistered_code_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError):
         TessellaError("no_such_code", "message")
 

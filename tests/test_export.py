@@ -1,4 +1,4 @@
-"""An exported folder gives the same answers without PyTorch, and is refused when it is not as it was written."""
+"""An exported folder gives the same outputs without PyTorch, and is refused if it is damaged."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return export(predictor, tmp_path_factory.mktemp("exported") / request.param)
 
 
-def test_it_answers_as_its_source_does(folder: Path) -> None:
+def test_an_exported_model_matches_its_source(folder: Path) -> None:
     source, exported = tessella.load(engine="eager"), tessella.load(f"local-dir:{folder}")
     images: list[Any] = [CAT, np.zeros((5, 9, 3), np.uint8), CAT]
     expected, found = source.predict(images), exported.predict(images)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=3e-6)
     np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=3e-6)
     assert exported.classify(CAT, top=1)[0].label == source.classify(CAT, top=1)[0].label
-    assert exported.fingerprint == source.fingerprint  # the same numbers: their artefacts go together
+    assert exported.fingerprint == source.fingerprint  # equal outputs, so their results can be combined
     assert exported.name == source.name
     other = tessella.load(f"local-dir:{folder}", policy="timm")
     assert other.fingerprint == tessella.load(policy="timm").fingerprint != exported.fingerprint
     assert all(row.reason for row in exported.plan.choices)
 
 
-def test_it_needs_no_torch(folder: Path) -> None:
+def test_an_exported_model_needs_no_torch(folder: Path) -> None:
     code = (
-        "import sys, runpy; sys.modules['torch'] = None\n"  # an import of it fails
+        "import sys, runpy; sys.modules['torch'] = None\n"  # makes an import fail
         f"sys.argv = ['tessella', 'classify', '--model', 'local-dir:{folder}', '--top', '1', {CAT!r}]\n"
         "from tessella.cli import main\nmain()"
     )
@@ -58,7 +58,7 @@ def test_a_cold_start_takes_under_a_second_and_a_half(folder: Path) -> None:
     assert best_seconds(command) < 1.5
 
 
-def test_settings_that_were_decided_are_refused(folder: Path) -> None:
+def test_settings_fixed_by_the_export_are_refused(folder: Path) -> None:
     for settings in (dict(engine="eager"), dict(precision="bfloat16"), dict(device="cuda"), dict(num_classes=3)):
         with pytest.raises(UsageError, match="exported model"):
             tessella.load(f"local-dir:{folder}", **settings)
@@ -75,7 +75,7 @@ def copied(tmp_path: Path) -> Path:
     return export(tessella.load(engine="openvino"), tmp_path / "copied")
 
 
-def test_damage_is_found(copied: Path) -> None:
+def test_damage_is_detected(copied: Path) -> None:
     graph = copied / "model.bin"
     data = bytearray(graph.read_bytes())
     data[len(data) // 2] ^= 1
@@ -103,7 +103,7 @@ def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, objec
     assert caught.value.code == "bad_config"
 
 
-def test_nothing_is_overwritten_and_nothing_is_half_written(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_overwritten_or_written_partly(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = tessella.load(engine="openvino")
     with pytest.raises(UsageError, match="exists already"):
         export(predictor, copied)
@@ -121,7 +121,7 @@ def test_nothing_is_overwritten_and_nothing_is_half_written(copied: Path, monkey
     assert is_exported(copied)
 
 
-def test_a_missing_runtime_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_is_reported(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
     with pytest.raises(UsageError) as caught:
         tessella.load(f"local-dir:{copied}")

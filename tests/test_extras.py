@@ -1,4 +1,4 @@
-"""A missing package is one error with the command that installs it."""
+"""A missing package is reported with the command that installs it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_an_installed_module_is_returned() -> None:
     assert require("json.decoder", "a test") is sys.modules["json.decoder"]
 
 
-def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError) as caught:
         require("ray.data", "a run on a cluster")
@@ -42,11 +42,11 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     assert caught.value.hint == "pip install ray"
 
 
-def test_the_command_of_a_default_package_names_its_distribution() -> None:
+def test_the_install_command_uses_the_name_of_the_distribution() -> None:
     assert install_command(["prometheus_client"]) == "pip install prometheus-client"
 
 
-def test_every_extra_named_here_installs_its_package() -> None:
+def test_every_extra_installs_its_package() -> None:
     for package, extra in EXTRA_OF.items():
         assert package in names(PROJECT["optional-dependencies"][extra])
 

@@ -1,4 +1,4 @@
-"""What `tessella info` says, against the published model cards and PyTorch's own operation counter."""
+"""The facts of `tessella info`, compared with the published model cards and PyTorch's operation counter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ known = functools.cache(info)
 with (Path(__file__).parent / "published_cost.csv").open(newline="") as table:
     PUBLISHED = {row["arch"]: (row["mparams"], row["gmacs"], row["macts"]) for row in csv.DictReader(table)}
 
-CARDS = {  # as printed: million parameters, GMACs, million activations
+CARDS = {  # as published: million parameters, GMACs, million activations
     "convmixer_768_32": ("21.1", "19.5", "26.0"),
     "convit_base": ("86.5", "17.5", "31.8"),
     "gmixer_24_224": ("24.7", "5.3", "14.5"),
@@ -47,15 +47,15 @@ def test_model_cards(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", PUBLISHED)
 def test_benchmark_table(arch: str) -> None:
-    """timm's benchmark file has two decimals, and all of them are met."""
+    """All figures match timm's benchmark file, which has two decimals."""
     found = known(arch).cost
     figures = (found.params / 1e6, found.card_macs / 1e9, found.card_activations / 1e6)
     assert figures == pytest.approx([float(text) for text in PUBLISHED[arch]], abs=0.00501)
 
 
 @pytest.mark.parametrize("name", table_names())
-def test_the_table_of_costs_is_what_the_models_give(name: str) -> None:
-    """`python -m tessella.weights.counting` writes it."""
+def test_the_table_of_costs_matches_the_models(name: str) -> None:
+    """`python -m tessella.weights.counting` updates the table."""
     assert json.loads(COSTS.read_text())[name] == facts_of(name)
 
 
@@ -78,13 +78,13 @@ def test_true_cost_has_the_depthwise_convolutions() -> None:
 
 @pytest.mark.parametrize("case", TINY)
 def test_macs_agree_with_the_counter_of_pytorch(case: str) -> None:
-    """That one sees kernels, ours sees calls: an operation that either overlooks shows."""
+    """PyTorch counts kernels, we count calls, so an operation that one of them misses causes a difference."""
     model = tiny(case)
-    # plain attention: theirs does not know the fused kernel of the CPU
+    # plain attention, because PyTorch's counter does not know the fused kernel of the CPU
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images(model, batch=1))
     positions = 0
-    if hasattr(model, "rel_pos"):  # the one linear layer that is computed elementwise
+    if hasattr(model, "rel_pos"):  # the only linear layer that is computed elementwise
         positions = 3 * model.rel_pos[..., 0].numel() * model.config.num_heads * model.num_local
     assert cost(model, (model.config.in_chans, *size_of(model))).macs == counter.get_total_flops() // 2 + positions
 
@@ -100,7 +100,7 @@ class OneConvolution(nn.Module):
         return self.conv(x)
 
 
-def test_cards_leave_out_convolutions_by_the_way_their_padding_is_written() -> None:
+def test_model_cards_omit_convolutions_with_same_padding() -> None:
     work, outputs = 5 * 7 * 4 * 2 * 9, 5 * 7 * 4
     for padding, seen in ((1, 1), ("same", 0)):
         found = cost(OneConvolution(padding), (2, 5, 7))  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def test_cards_leave_out_convolutions_by_the_way_their_padding_is_written() -> N
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_counting_leaves_the_model_alone(case: str) -> None:
+def test_counting_does_not_change_the_model(case: str) -> None:
     model = tiny(case).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     cost(model, (model.config.in_chans, *size_of(model)))
@@ -119,7 +119,7 @@ def test_counting_leaves_the_model_alone(case: str) -> None:
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_a_wrong_size_is_the_models_own_error() -> None:
+def test_a_wrong_image_size_raises_the_models_error() -> None:
     model = tiny("mixer")
     height, width = size_of(model)
     with pytest.raises(UsageError) as caught:
@@ -127,7 +127,7 @@ def test_a_wrong_size_is_the_models_own_error() -> None:
     assert caught.value.code == "wrong_input_size"
 
 
-def test_everything_about_one_checkpoint() -> None:
+def test_all_facts_about_one_checkpoint() -> None:
     found = known("mixer_b16_224")
     assert found.name == "mixer_b16_224.goog_in21k_ft_in1k"
     assert found.tag_is_default
@@ -142,7 +142,7 @@ def test_everything_about_one_checkpoint() -> None:
     assert any("despite its tag" in note and "ImageNet-1k alone" in note for note in found.notes)
 
 
-def test_a_tag_decides_classes_and_recipe() -> None:
+def test_a_tag_determines_classes_and_preprocessing() -> None:
     found = info("mixer_b16_224.miil_in21k")
     assert not found.tag_is_default
     assert found.notes == ()
@@ -164,7 +164,7 @@ def test_builtin_model_names_its_file() -> None:
     assert found.num_classes == 10
 
 
-def test_old_name_says_what_timm_makes_of_it() -> None:
+def test_old_name_has_a_note_about_timm() -> None:
     found = info("mixer_b16_224_in21k")
     assert found.name == "mixer_b16_224.goog_in21k"
     assert not found.tag_is_default
@@ -186,7 +186,7 @@ def test_local_folder(tmp_path: Path) -> None:
     model = tiny("convmixer")
     save_pretrained(model, tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
-    (tmp_path / "model" / "model.safetensors").unlink()  # what is told does not need the weights
+    (tmp_path / "model" / "model.safetensors").unlink()  # the facts do not need the weights
     found = info(name)
     assert found.name == name
     assert found.sources == (name,)
@@ -213,7 +213,7 @@ def test_description_prints_both_figures_and_every_note() -> None:
     text = dict(rows)
     assert text["model"] == "convmixer_768_32.in1k (the default of convmixer_768_32)"
     assert text["parameters"] == "21.1 M"
-    assert text["cost of an image"] == "20.7 GMACs, 51.1 M activations"
+    assert text["cost per image"] == "20.7 GMACs, 51.1 M activations"
     assert text["as model cards count"].startswith("19.5 GMACs, 26.0 M activations")
     convit = list(describe(known("convit_tiny")))
     assert any(label == "note" and "CC-BY-NC" in value for label, value in convit)

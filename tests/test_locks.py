@@ -1,4 +1,4 @@
-"""One writer per folder, and readers that write nothing."""
+"""A folder has one writer, or several readers that write nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_second_writer_is_refused_and_the_first_one_leaves_the_folder_free(tmp
         pass
 
 
-def test_a_path_of_a_thousand_folders_is_made_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_of_a_thousand_folders_is_created_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with folder_lock(Path("d/" * 1200)):
         pass

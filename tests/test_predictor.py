@@ -1,4 +1,4 @@
-"""The Predictor: every kind of input, order under any batching, one pass, records that never fail their neighbours."""
+"""The Predictor: every kind of input, order for any batch size, and records in which a bad image harms no other."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from PIL import Image
 
 import tessella
 from tessella import ImageError, Predictor, UsageError, WeightsError
+from tessella.data.factory import create_transform
 from tessella.data.labels import labels_for
 from tessella.data.sources import iter_sources
-from tessella.data.transforms import create_transform, resolve_model_data_config
+from tessella.data.spec import resolve_model_data_config
 from tessella.engine import make_plan
 from tessella.models import build
 from tests.golden_rule import fill_golden
@@ -65,7 +66,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("engine", ["eager", "auto"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_and_embedding_are_the_models_own(family: str, engine: str) -> None:
+def test_scores_and_embeddings_equal_those_of_the_model(family: str, engine: str) -> None:
     model = FAMILIES[family]()
     reference = copy.deepcopy(model)
     transform = create_transform(**resolve_model_data_config(reference))
@@ -81,7 +82,7 @@ def test_scores_and_embedding_are_the_models_own(family: str, engine: str) -> No
     assert scores.embeddings.shape[1] == reference.num_features
 
 
-def test_every_kind_of_input_gives_the_same_answer(predictor: Predictor) -> None:
+def test_every_kind_of_input_gives_the_same_result(predictor: Predictor) -> None:
     path = EXAMPLES / "cat.jpg"
     image = Image.open(path)
     kinds: list[Any] = [path, str(path), path.read_bytes(), memoryview(path.read_bytes()), image, np.array(image)]
@@ -95,7 +96,7 @@ def test_every_kind_of_input_gives_the_same_answer(predictor: Predictor) -> None
     assert predictor.embed(batch).shape == (3, predictor.model.num_features)
 
 
-def test_one_image_gives_one_answer_and_a_list_gives_a_list(predictor: Predictor) -> None:
+def test_one_image_gives_one_result_and_a_list_gives_a_list(predictor: Predictor) -> None:
     cat = EXAMPLES / "cat.jpg"
     one = predictor.classify(cat, top=3)
     assert [type(p) for p in one] == [tessella.Prediction] * 3
@@ -112,7 +113,9 @@ def test_one_image_gives_one_answer_and_a_list_gives_a_list(predictor: Predictor
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8, 36, 64])
-def test_batching_never_moves_an_answer(predictor: Predictor, photos: list[np.ndarray], batch_size: int) -> None:
+def test_results_keep_their_order_for_any_batch_size(
+    predictor: Predictor, photos: list[np.ndarray], batch_size: int
+) -> None:
     alone = np.concatenate([predictor.predict(photo).probabilities for photo in photos])
     batched = Predictor(predictor.model, plan=make_plan(batch_size=batch_size)).predict(iter(photos))
     assert_allclose(batched.probabilities, alone, atol=1e-5)
@@ -121,7 +124,7 @@ def test_batching_never_moves_an_answer(predictor: Predictor, photos: list[np.nd
     assert distances.min() > 1e-3
 
 
-def test_a_bad_image_is_one_record_and_harms_no_other(predictor: Predictor, photos: list[np.ndarray]) -> None:
+def test_a_bad_image_is_one_record_and_changes_no_other(predictor: Predictor, photos: list[np.ndarray]) -> None:
     bad = {0: b"", 5: b"not an image", 6: Path("absent.jpg"), 20: (EXAMPLES / "cat.jpg").read_bytes()[:5000], 36: b"BM"}
     mixed: list[Any] = [bad.get(i, photo) for i, photo in enumerate(photos)]
     records = list(predictor.records(mixed, top=2))
@@ -151,7 +154,7 @@ def test_a_bad_image_in_a_list_is_named_by_its_position(predictor: Predictor) ->
     assert caught.value.code == "unsupported_format"
 
 
-def test_endless_bad_images_come_out_as_they_are_read(predictor: Predictor) -> None:
+def test_records_of_endless_bad_images_come_one_by_one(predictor: Predictor) -> None:
     records = predictor.records(itertools.repeat(b"no image"))
     for i in range(200):
         record = next(records)
@@ -200,6 +203,41 @@ def test_features(predictor: Predictor) -> None:
     assert_allclose(last[0], maps[-1][0], rtol=0, atol=1e-5 * np.abs(last).max())
 
 
+def test_feature_records_are_one_per_image(predictor: Predictor) -> None:
+    cat = EXAMPLES / "cat.jpg"
+    records = list(predictor.feature_records([cat, b"junk", cat], [0, -1], keys=["a", "b", "c"]))
+    assert [(record.key, record.status) for record in records] == [
+        ("a", "ok"),
+        ("b", "unsupported_format"),
+        ("c", "ok"),
+    ]
+    for record in (records[0], records[2]):
+        for found, alone in zip(record.features, predictor.features(cat, [0, -1]), strict=True):
+            assert np.array_equal(found, alone[0])
+    assert (records[1].features, records[0].top, records[0].embedding) == ((), (), None)
+    with pytest.raises(UsageError, match="block numbers"):
+        predictor.feature_records([cat], ["x"])  # type: ignore[list-item]
+
+
+def test_feature_records_before_an_exception_of_the_iterable_come_out_first(predictor: Predictor) -> None:
+    def images() -> Iterator[Path]:
+        yield EXAMPLES / "cat.jpg"
+        raise ConnectionError("the caller's own")
+
+    records = predictor.feature_records(images())
+    assert next(records).status == "ok"
+    with pytest.raises(ConnectionError, match="the caller's own"):
+        next(records)
+
+
+def test_feature_maps_that_are_not_finite_are_a_record() -> None:
+    model = tiny("convmixer_768_32", dim=8, depth=1)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    (record,) = Predictor(model).feature_records(EXAMPLES / "cat.jpg")
+    assert (record.status, record.features) == ("non_finite", ())
+
+
 def test_labels_come_from_the_checkpoint_or_the_class_count() -> None:
     known = Predictor(tiny("convmixer_768_32", dim=8, depth=1))
     assert known.labels == labels_for("imagenet-1k").names
@@ -229,7 +267,7 @@ def test_a_model_without_classifier_embeds_but_does_not_classify() -> None:
         dict(policy="none"),
     ],
 )
-def test_choices_that_cannot_be_served_are_refused(arguments: dict[str, Any]) -> None:
+def test_unknown_settings_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         tessella.load(**arguments)
     assert caught.value.code == "bad_argument"
@@ -248,7 +286,7 @@ def test_choices_are_kept_and_explained() -> None:
     assert "float32 (exact" in str(exact.plan)
 
 
-def test_the_fingerprint_tells_everything_apart_that_decides_the_numbers(predictor: Predictor) -> None:
+def test_the_fingerprint_changes_with_everything_that_decides_the_numbers(predictor: Predictor) -> None:
     other = copy.deepcopy(predictor.model)
     with torch.no_grad():
         next(other.parameters()).view(-1)[0].add_(1e-3)
@@ -263,14 +301,14 @@ def test_the_fingerprint_tells_everything_apart_that_decides_the_numbers(predict
     assert tessella.load(batch_size=1).fingerprint == predictor.fingerprint
 
 
-def test_images_of_other_channels_cannot_be_served() -> None:
+def test_models_of_other_than_three_channels_are_refused() -> None:
     grey = build("convmixer_768_32", dim=8, depth=1, in_chans=1)
     grey.pretrained_cfg = dict(input_size=(1, 32, 32), mean=(0.5,), std=(0.5,))
     with pytest.raises(UsageError, match="1 channels"):
         Predictor(grey)
 
 
-def test_orientation_is_respected_unless_timms_policy_is_asked_for(predictor: Predictor) -> None:
+def test_orientation_is_respected_except_with_the_policy_of_timm(predictor: Predictor) -> None:
     image = Image.open(EXAMPLES / "cat.jpg")
     turned = io.BytesIO()
     exif = Image.Exif()
@@ -288,7 +326,7 @@ def test_orientation_is_respected_unless_timms_policy_is_asked_for(predictor: Pr
 
 
 def not_images() -> dict[str, Any]:
-    """What is no image, by the code that it gets."""
+    """Objects that are not images, each with the code of its record."""
     one = np.zeros((4, 4, 3), np.uint8)
     return {
         "none": (None, "bad_argument"),
@@ -394,7 +432,7 @@ def test_a_single_item_is_never_taken_for_a_collection(predictor: Predictor, sin
     assert len(list(predictor.outputs(single))) == 1
 
 
-def test_one_wrong_thing_is_named_without_a_position(predictor: Predictor) -> None:
+def test_the_error_of_a_single_image_has_no_position(predictor: Predictor) -> None:
     cases: list[Any] = [b"junk", None, {"a": 1}, io.BytesIO(b"x")]
     for wrong in cases:
         with pytest.raises(ImageError) as caught:
@@ -402,7 +440,7 @@ def test_one_wrong_thing_is_named_without_a_position(predictor: Predictor) -> No
         assert "image 0" not in str(caught.value)
 
 
-def test_names_that_stand_for_many_are_listed(predictor: Predictor, tmp_path: Path) -> None:
+def test_names_of_collections_are_listed(predictor: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("cat.jpg", "coffee.jpg"):
@@ -482,7 +520,7 @@ def test_top_is_a_number_of_classes(predictor: Predictor, top: Any) -> None:
             call(EXAMPLES / "cat.jpg", top=top)
 
 
-def test_answers_that_are_not_finite_are_an_error_and_a_record() -> None:
+def test_outputs_that_are_not_finite_are_an_error_and_a_record() -> None:
     model = tiny("convmixer_768_32", dim=8, depth=1)
     with torch.no_grad():
         model.head.bias[0] = float("inf")
@@ -501,7 +539,7 @@ def test_answers_that_are_not_finite_are_an_error_and_a_record() -> None:
         Predictor(model).features(cat)
 
 
-def test_how_things_are_shown(predictor: Predictor) -> None:
+def test_representations_for_terminals_and_notebooks(predictor: Predictor) -> None:
     assert repr(predictor).startswith("<Predictor convmixer_256_8_ks3_p4.cifar10: 32x32 px, 10 classes, 256 features;")
     scores = predictor.predict(EXAMPLES / "cat.jpg")
     assert repr(scores) == "Scores(probabilities=float32 (1, 10), embeddings=float32 (1, 256))"
@@ -520,7 +558,7 @@ def test_how_things_are_shown(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (dict(devic="cpu"), "bad_argument", "did you mean device"),
         (dict(batchsize=3), "bad_argument", "did you mean batch_size"),
@@ -528,7 +566,7 @@ def test_how_things_are_shown(predictor: Predictor) -> None:
         (dict(name="mixer_s32_224"), "no_weights", "checkpoint_path="),
         (dict(name="resnet50"), "unknown_model", "tessella list"),
         (dict(name=3), "bad_argument", "name is 3, expected a string or None"),
-        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "unknown user"),
+        (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "user who does not exist"),
         (dict(name="local-dir:"), "bad_argument", "local-dir:PATH"),
         (dict(name=f"local-dir:{'a' * 300}"), "weights_not_found", "not a folder"),
         (dict(device="meta"), "bad_argument", "cuda"),
@@ -542,14 +580,14 @@ def test_how_things_are_shown(predictor: Predictor) -> None:
     ],
     ids=str,
 )
-def test_load_says_what_is_wrong(arguments: dict[str, Any], code: str, says: str) -> None:
+def test_load_reports_wrong_arguments(arguments: dict[str, Any], code: str, message: str) -> None:
     with pytest.raises(tessella.TessellaError) as caught:
         tessella.load(**arguments)
     assert caught.value.code == code
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_random_weights_are_for_the_asking() -> None:
+def test_random_weights_are_available_on_request() -> None:
     assert tessella.load("mixer_s32_224", pretrained=False).num_classes == 1000
 
 
@@ -558,14 +596,14 @@ def test_a_predictor_needs_a_model() -> None:
         Predictor("convmixer_768_32")  # type: ignore[arg-type]
 
 
-def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_stands_for_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tessella.save_pretrained(tiny("convmixer_768_32", dim=8, depth=1, num_classes=3), tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tessella.load("local-dir:~/model").num_classes == 3
 
 
 @pytest.mark.parametrize("indices", ["a", 1.5, [None], ["x"], 10**20, [-(10**20)], True, {}, [], [99], 0, -1, b"1"])
-def test_blocks_that_cannot_be_are_refused(predictor: Predictor, indices: Any) -> None:
+def test_wrong_block_numbers_are_refused(predictor: Predictor, indices: Any) -> None:
     with pytest.raises(UsageError) as caught:
         predictor.features(EXAMPLES / "cat.jpg", indices)
     assert caught.value.code == "bad_argument"

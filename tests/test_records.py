@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessella.errors import OutputError, UsageError
-from tessella.predictor import Prediction, Record
-from tessella.records import SUFFIXES, as_dict, csv_line, write_records
+from tessella.records import SUFFIXES, as_dict, csv_line, csv_lines, csv_table, json_lines, write_records
+from tessella.results import Prediction, Record
 from tessella.storage import check_output, write_bytes
 from tessella.text import unescape
 
@@ -49,6 +50,55 @@ def test_every_name_comes_back_from_every_format(suffix: str, tmp_path: Path) ->
 def test_no_records_are_a_file_without_rows(suffix: str, tmp_path: Path) -> None:
     write_records(tmp_path / f"rows{suffix}", [], {})
     assert read_keys(tmp_path / f"rows{suffix}") == []
+
+
+def test_lines_come_one_by_one_with_the_records() -> None:
+    taken = 0
+
+    def endless() -> Iterator[Record]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield RECORDS[0]
+
+    for lines, header in ((json_lines(endless()), 0), (csv_lines(endless(), 1, 2), 1)):
+        taken = 0
+        first = [next(lines) for _ in range(3)]
+        assert taken == 3 - header
+        assert all("plain.jpg" in line for line in first[header:])
+        assert not any("\n" in line for line in first)
+
+
+def test_lines_are_those_of_the_files(tmp_path: Path) -> None:
+    assert write_records(tmp_path / "rows.jsonl", iter(RECORDS), {}) == len(RECORDS)
+    assert (tmp_path / "rows.jsonl").read_bytes().decode() == "".join(f"{line}\n" for line in json_lines(RECORDS))
+    write_records(tmp_path / "rows.csv", iter(RECORDS), {}, csv_safe=True)
+    expected = "".join(f"{line}\n" for line in csv_lines(RECORDS, 1, 2, safe=True))
+    assert (tmp_path / "rows.csv").read_bytes().decode() == expected
+
+
+def test_feature_maps_are_stacked_by_block_and_nan_for_errors(tmp_path: Path) -> None:
+    maps = [(np.full((2, 3, 3), i, np.float32), np.full((4, 1, 1), -i, np.float32)) for i in range(2)]
+    records = [Record("bad", "empty", "no bytes"), *(Record(str(i), "ok", features=maps[i]) for i in range(2))]
+    write_records(tmp_path / "maps.npz", records, dict(model="m"))
+    with np.load(tmp_path / "maps.npz") as file:
+        assert file.files == ["keys", "status", "model", "features0", "features1"]
+        assert (file["features0"].shape, file["features1"].shape) == ((3, 2, 3, 3), (3, 4, 1, 1))
+        assert np.isnan(file["features0"][0]).all()
+        assert np.array_equal(file["features1"][2], maps[1][1])
+    assert as_dict(records[1])["shapes"] == [[2, 3, 3], [4, 1, 1]]
+    for suffix in (".csv", ".json", ".jsonl", ".parquet"):
+        with pytest.raises(UsageError, match="npz"):
+            write_records(tmp_path / f"maps{suffix}", records, {})
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.xlsx", "rows.npy"])
+def test_an_unknown_suffix_is_refused_before_the_records_are_made(name: str, tmp_path: Path) -> None:
+    records = iter(RECORDS)
+    with pytest.raises(UsageError, match=r"ending in \.npz") as caught:
+        write_records(str(tmp_path / name), records)
+    assert caught.value.code == "bad_argument"
+    assert next(records) is RECORDS[0]
 
 
 def test_json_has_no_nan() -> None:
@@ -89,3 +139,8 @@ def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         write_bytes(tmp_path / "gone" / "x.csv", b"")
     assert caught.value.code == "output_failed"
+
+
+def test_a_table_as_csv_has_a_header_and_empty_cells_for_none() -> None:
+    rows: list[dict[str, object]] = [dict(name='a, "b"', value=None), dict(name="caf\udce9", value=0.5)]
+    assert csv_table(("name", "value"), rows) == b'name,value\n"a, ""b""",\ncaf\\xe9,0.5\n'

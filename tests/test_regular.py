@@ -1,4 +1,4 @@
-"""Only regular files are opened where a user names a file: the others answer at once, with a code."""
+"""Only regular files are opened for reading; other files are refused at once with a code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tessella.data.datasets import open_labelled
 from tessella.data.decode import decode
 from tessella.data.sources import iter_sources
 from tessella.errors import TessellaError, UsageError
-from tessella.evaluation.evaluator import read_real
+from tessella.evaluation.imagenet import read_real_labels
 from tessella.storage import SpecialFileError, absolute, open_regular, read_regular
 from tessella.training.config import read_config as read_settings
 from tessella.weights.config import read_config
@@ -39,7 +39,7 @@ def test_special_files_are_not_opened(special: Path) -> None:
         open_regular(special)
 
 
-@pytest.mark.parametrize("read", [decode, read_state_dict, read_config, read_settings, read_real])
+@pytest.mark.parametrize("read", [decode, read_state_dict, read_config, read_settings, read_real_labels])
 def test_every_reader_refuses_them_with_a_code(special: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(TessellaError, match="not a regular file"):
         read(special)
@@ -57,8 +57,8 @@ def test_other_files(tmp_path: Path) -> None:
         open_regular("a\0b")
 
 
-def test_a_pipe_that_takes_the_place_of_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at it and the opening; the opening does not wait for a writer either."""
+def test_a_pipe_that_replaces_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe appears between the check and the opening, which does not wait for a writer."""
     file, pipe = tmp_path / "a", tmp_path / "pipe"
     file.write_bytes(b"abc")
     os.mkfifo(pipe)

@@ -1,4 +1,4 @@
-"""Results replace regular files only, whole or not at all; links, devices, pipes and folders stay what they are."""
+"""Only regular files are replaced, completely or not at all; links, devices, pipes and folders are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from unittest import mock
 
 import pytest
 
-from tessella.storage import copy_file, replacing, write_atomic
+from tessella.errors import OutputError
+from tessella.storage import copy_file, create_output_folder, replacing, write_atomic
 
 
 def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, there: 
     assert outer.is_symlink()
 
 
-def test_links_that_lead_nowhere_are_errors(tmp_path: Path) -> None:
+def test_broken_links_are_errors(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("absent/out.csv")
     for name in ("loop", "gone"):
@@ -77,7 +78,7 @@ def test_devices_are_written_to(tmp_path: Path) -> None:
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
 
 
-def test_a_pipe_gets_the_data_and_one_without_a_reader_is_an_error(tmp_path: Path) -> None:
+def test_a_pipe_is_written_to_and_needs_a_reader(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
     with pytest.raises(OSError, match="No such device"):
@@ -89,8 +90,8 @@ def test_a_pipe_gets_the_data_and_one_without_a_reader_is_an_error(tmp_path: Pat
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_standard_output_gets_the_data_behind_what_was_printed(tmp_path: Path) -> None:
-    """/dev/stdout names the file that it leads to, which must not be replaced under the shell's hands."""
+def test_data_for_standard_output_follows_printed_text(tmp_path: Path) -> None:
+    """/dev/stdout leads to the shell's output file, which must not be replaced."""
     code = "from pathlib import Path; from tessella.storage import write_atomic\n"
     code += "print('before'); write_atomic(Path('/dev/stdout'), b'data\\n'); print('after')"
     shell = f'{sys.executable} -c "{code}" > {tmp_path}/out; {sys.executable} -c "{code}" | cat > {tmp_path}/piped'
@@ -99,7 +100,7 @@ def test_standard_output_gets_the_data_behind_what_was_printed(tmp_path: Path) -
         assert (tmp_path / name).read_text() == "before\ndata\nafter\n"
 
 
-def test_an_open_descriptor_gets_the_data(tmp_path: Path) -> None:
+def test_an_open_descriptor_is_written_to(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
         write_atomic(Path(f"/dev/fd/{file.fileno()}"), b"one")
         write_atomic(Path(f"/proc/self/fd/{file.fileno()}"), b"two")
@@ -108,7 +109,7 @@ def test_an_open_descriptor_gets_the_data(tmp_path: Path) -> None:
         write_atomic(Path("/dev/fd/987"), b"data")
 
 
-def test_the_longest_name_that_is_allowed(tmp_path: Path) -> None:
+def test_the_longest_file_name(tmp_path: Path) -> None:
     path = tmp_path / ("ä" * 125 + ".csv")  # 254 bytes
     write_atomic(path, b"data")
     assert path.read_bytes() == b"data"
@@ -124,3 +125,12 @@ def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, call: str) -> Non
         copy_file(other, path)
     assert path.read_bytes() == b"old"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["new", "out"]
+
+
+def test_an_output_folder_is_created_with_its_parents(tmp_path: Path) -> None:
+    assert create_output_folder(tmp_path / "a" / "b") == create_output_folder(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file") as caught:
+        create_output_folder(tmp_path / "file")
+    assert caught.value.code == "output_failed"

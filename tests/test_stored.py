@@ -22,7 +22,7 @@ import torch
 
 import tessella
 from tessella.bulk import read_rows
-from tessella.engine.tuned import conditions
+from tessella.engine.tuned import Workload
 
 from .cli.test_cli import run
 from .stored.make import IMAGE, INPUTS, MODEL, ROOT, RUN, SAVED, TRAIN
@@ -177,7 +177,7 @@ def test_the_index_finds_the_nearest_rows(root: Path, query: str, condition: lis
     assert query == IMAGE or found[0]["score"] == pytest.approx(1, abs=1e-3)
 
 
-def test_the_index_is_whole_and_is_not_made_anew(root: Path) -> None:
+def test_the_index_is_intact_and_is_not_rebuilt(root: Path) -> None:
     report = json.loads(run("index", "run-finished", "--json", cwd=root)[0])
     assert (report["rows"], report["added"], report["removed"], report["rebuilt"]) == (ROWS - BAD, 0, 0, "")
 
@@ -270,7 +270,8 @@ def test_a_tune_record_is_listed_and_used(root: Path, monkeypatch: pytest.Monkey
     assert "rewritten float32, 1 x 8 images" in json.dumps(rows)
     record = json.loads(path.read_text())
     facts = record["conditions"]
-    facts |= conditions(facts["arch"], facts["config"], tuple(facts["size"]), torch.get_num_threads())
+    height, width = facts["size"]
+    facts |= Workload(facts["arch"], facts["config"], (height, width), torch.get_num_threads()).conditions()
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     (root / "tuned" / f"{facts['arch']}-{key}.json").write_text(json.dumps(record))
     plan = tessella.load(f"local-dir:{root / 'saved' / 'convmixer'}").plan

@@ -1,4 +1,4 @@
-"""Text borders: names that are not UTF-8 and text for a terminal."""
+"""Names that are not UTF-8, and text for a terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.text import count_of, escape, printable, unescape
+from tessella.text import count_of, encode_text, escape, finite, printable, unescape
 
 NAMES = st.one_of(
     st.text(st.characters()),  # lone surrogates included
     st.binary().map(os.fsdecode),
-    st.text(alphabet="\\xu0f9da\udcff\ud800é"),  # what looks like an escape
+    st.text(alphabet="\\xu0f9da\udcff\ud800é"),  # looks like an escape
 )
 
 
@@ -59,3 +59,12 @@ def test_printable_text_has_no_control_characters(name: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2_000, "2,000 rows")])
 def test_count_of(count: int, text: str) -> None:
     assert count_of(count, "row") == text
+
+
+def test_text_for_people_keeps_backslashes_and_is_utf8() -> None:
+    assert encode_text("caf\udce9 é a\\b") == "caf\\xe9 é a\\b".encode()
+
+
+def test_json_values_are_finite() -> None:
+    value = dict(a=float("nan"), b=(1.5, [float("-inf"), "x"]), c=True, d=None)
+    assert finite(value) == dict(a=None, b=[1.5, [None, "x"]], c=True, d=None)

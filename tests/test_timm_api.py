@@ -1,6 +1,6 @@
-"""What this package shares with timm: signatures, defaults, and what every argument does.
+"""The names shared with timm: signatures, defaults, and the effect of every argument.
 
-timm_signatures.json holds the signatures of timm 1.0.31: names of parameters, their order and their defaults.
+timm_signatures.json contains the signatures of timm 1.0.31: names of parameters, their order and their defaults.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .weights.test_files import saved, state_hash
 
 TIMM = json.loads((Path(__file__).parent / "timm_signatures.json").read_text())
 ARCH, SMALL = TINY["mixer"]
-OTHER_NAMES = {("CrossVit.forward_head", "xs"): "x"}  # our name where it is another; both are given by position
+OTHER_NAMES = {("CrossVit.forward_head", "xs"): "x"}  # different names here; both are passed by position
 
 
 def find(name: str) -> Any:
@@ -90,7 +90,7 @@ def test_constants_are_timms() -> None:
         assert plain(getattr(tessella.data, name)) == pytest.approx(value) if isinstance(value, list) else value
 
 
-# --- what every argument does -----------------------------------------------------------------------------------------
+# --- the effect of every argument -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def image() -> np.ndarray:
     return np.stack([x * 2, y * 4, (x + y) % 256], -1).astype(np.uint8)
 
 
-# argument: (value, where it counts: "eval", "train" or "both", "changes" the result, has "no effect" or is "refused")
+# argument: (value, used for "eval", "train" or "both", and "changes" the result, has "no effect" or is "refused")
 TRANSFORM: dict[str, tuple[Any, str, str]] = {
     "input_size": (40, "both", "changes"),
     "is_training": (True, "eval", "changes"),
@@ -150,7 +150,7 @@ MORE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", TRANSFORM)
 @pytest.mark.parametrize("where", ["eval", "train", "erasing"])
-def test_what_an_argument_of_create_transform_does(name: str, where: str, image: np.ndarray) -> None:
+def test_arguments_of_create_transform(name: str, where: str, image: np.ndarray) -> None:
     value, counts, outcome = TRANSFORM[name]
     base: dict[str, Any] = dict(input_size=32)
     base |= MORE[where]
@@ -166,13 +166,13 @@ def test_what_an_argument_of_create_transform_does(name: str, where: str, image:
         results.append(torch.cat([transform(image).flatten().float() for _ in range(4)]))
     expected = outcome == "changes" and (counts in (where, "both") or (counts == "train" and where == "erasing"))
     if name == "re_prob" and where == "erasing":
-        expected = False  # as the base has it
+        expected = False  # as in the base call
     same = results[0].shape == results[1].shape and torch.equal(results[0], results[1])
     assert same == (not expected)
 
 
 def test_the_default_transform_is_timms_for_an_image(image: np.ndarray) -> None:
-    """Bilinear, 0.875 of the side, ImageNet's mean: written out with Pillow."""
+    """Resize bilinearly, crop 0.875 of the side, normalize with ImageNet's mean; written with Pillow."""
     resized = Image.fromarray(image).resize((int(256 * 90 / 60), 256), Image.Resampling.BILINEAR)
     left = round((resized.width - 224) / 2)
     cropped = np.asarray(resized.crop((left, 16, left + 224, 240)))
@@ -216,13 +216,25 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_argument_of_create_loader_is_covered() -> None:
-    here = ("dataset", "input_size", "batch_size", "num_workers", "distributed", "collate_fn", "pin_memory", "fp16",
-            "img_dtype", "device", "use_prefetcher", "persistent_workers")  # fmt: skip
+    here = (
+        "dataset",
+        "input_size",
+        "batch_size",
+        "num_workers",
+        "distributed",
+        "collate_fn",
+        "pin_memory",
+        "fp16",
+        "img_dtype",
+        "device",
+        "use_prefetcher",
+        "persistent_workers",
+    )
     listed = {*LOADER_REFUSED, *LOADER_NO_EFFECT, *TRANSFORM, *here}
     assert {p["name"] for p in TIMM["functions"]["data.create_loader"]} <= listed
 
 
-def test_create_loader_gives_normalised_batches_and_labels(folder: Path) -> None:
+def test_create_loader_returns_normalized_batches_and_labels(folder: Path) -> None:
     data = create_dataset("", folder, split="validation")
     loader = create_loader(data, (3, 32, 32), batch_size=4, num_workers=0)
     batches = list(loader)
@@ -333,9 +345,13 @@ def test_mixup() -> None:
     assert soft.shape == (4, 5)
     assert torch.allclose(soft.sum(1), torch.ones(4))
     changes: list[dict[str, Any]] = [
-        dict(mixup_alpha=0.1), dict(cutmix_alpha=1.0, switch_prob=1.0), dict(mode="elem"), dict(mode="pair"),
-        dict(mixup_alpha=0.0, cutmix_minmax=(0.3, 0.5)), dict(prob=0.0),
-    ]  # fmt: skip
+        dict(mixup_alpha=0.1),
+        dict(cutmix_alpha=1.0, switch_prob=1.0),
+        dict(mode="elem"),
+        dict(mode="pair"),
+        dict(mixup_alpha=0.0, cutmix_minmax=(0.3, 0.5)),
+        dict(prob=0.0),
+    ]
     for arguments in changes:
         assert not torch.equal(mixed(**arguments)[0], images), arguments
     assert torch.equal(mixed(prob=0.0)[0], x)
@@ -361,9 +377,13 @@ def test_image_net_info() -> None:
     assert texts[0] == info.index_to_description(0)
     assert info.label_descriptions(as_dict=True)["n01440764"] == info.index_to_description(0)  # type: ignore[call-overload]
     assert ImageNetInfo("imagenet-21k-miil").num_classes() == 11221
-    for call in (lambda: ImageNetInfo("imagenet-12k"), lambda: info.index_to_description(0, detailed=True),
-                 lambda: info.index_to_label_name(1000), lambda: info.label_name_to_description("x"),
-                 lambda: info.label_descriptions(detailed=True)):  # fmt: skip
+    for call in (
+        lambda: ImageNetInfo("imagenet-12k"),
+        lambda: info.index_to_description(0, detailed=True),
+        lambda: info.index_to_label_name(1000),
+        lambda: info.label_name_to_description("x"),
+        lambda: info.label_descriptions(detailed=True),
+    ):
         with pytest.raises(UsageError):
             call()
     assert infer_imagenet_subset(tiny("mixer")) is None
@@ -397,7 +417,7 @@ def model_of(*args: Any, **kwargs: Any) -> ImageModel:
     return made
 
 
-def test_create_model_takes_timms_own_arguments(tmp_path: Path) -> None:
+def test_create_model_accepts_timms_arguments(tmp_path: Path) -> None:
     for flags in (dict(scriptable=False, exportable=False, no_jit=True), dict(scriptable=True, exportable=True)):
         made = model_of(
             ARCH, **SMALL, checkpoint_path="", cache_dir="", pretrained_cfg="", drop_path_rate=None, **flags
@@ -416,18 +436,40 @@ def test_create_model_takes_timms_own_arguments(tmp_path: Path) -> None:
 
 
 BAD_ARGUMENTS: list[dict[str, Any]] = [
-    dict(norm_layer=nn.LayerNorm), dict(block_layer=nn.Identity), dict(hybrid_backbone=nn.Identity()),
-    dict(img_sze=64), dict(precision="int8"), dict(presision="int8"), dict(zzz=1),
-    dict(embed_dim="wide"), dict(embed_dim=-3), dict(embed_dim=2.5), dict(embed_dim=10**9), dict(num_blocks=10**7),
-    dict(num_classes=-1), dict(num_classes="5"), dict(img_size=10**12), dict(img_size=[1, [2]]), dict(in_chans=0.5),
-    dict(mlp_ratio=float("nan")), dict(mlp_ratio=float("inf")), dict(drop_rate=3.0), dict(drop_rate="a"),
-    dict(drop_path_rate=float("nan")), dict(global_pool=3), dict(patch_size=0), dict(patch_size=-16),
-    dict(device="cuda:99"), dict(device="nowhere"), dict(dtype="float32"), dict(pretrained_cfg=3),
-]  # fmt: skip
+    dict(norm_layer=nn.LayerNorm),
+    dict(block_layer=nn.Identity),
+    dict(hybrid_backbone=nn.Identity()),
+    dict(img_sze=64),
+    dict(precision="int8"),
+    dict(presision="int8"),
+    dict(zzz=1),
+    dict(embed_dim="wide"),
+    dict(embed_dim=-3),
+    dict(embed_dim=2.5),
+    dict(embed_dim=10**9),
+    dict(num_blocks=10**7),
+    dict(num_classes=-1),
+    dict(num_classes="5"),
+    dict(img_size=10**12),
+    dict(img_size=[1, [2]]),
+    dict(in_chans=0.5),
+    dict(mlp_ratio=float("nan")),
+    dict(mlp_ratio=float("inf")),
+    dict(drop_rate=3.0),
+    dict(drop_rate="a"),
+    dict(drop_path_rate=float("nan")),
+    dict(global_pool=3),
+    dict(patch_size=0),
+    dict(patch_size=-16),
+    dict(device="cuda:99"),
+    dict(device="nowhere"),
+    dict(dtype="float32"),
+    dict(pretrained_cfg=3),
+]
 
 
 @pytest.mark.parametrize("arguments", BAD_ARGUMENTS, ids=str)
-def test_arguments_that_cannot_be_are_coded(arguments: dict[str, Any]) -> None:
+def test_invalid_arguments_are_coded_errors(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         tessella.create_model(ARCH, **arguments)
     assert error.value.code == "bad_argument"
@@ -452,7 +494,7 @@ def test_did_you_mean(function: Any, arguments: dict[str, Any], meant: str) -> N
     assert error.value.code == "bad_argument"
 
 
-def test_unknown_families_say_which_there_are() -> None:
+def test_an_unknown_family_is_refused_with_the_supported_ones() -> None:
     for call in (tessella.create_model, tessella.load, tessella.model_entrypoint, models.build):
         with pytest.raises(UsageError) as error:
             call("resnet50")
@@ -461,7 +503,7 @@ def test_unknown_families_say_which_there_are() -> None:
             assert all(family in error.value.hint for family in ("convmixer", "convit", "crossvit", "resmlp", "gmlp"))
 
 
-def test_missing_weights_name_every_way_out() -> None:
+def test_missing_weights_have_hints() -> None:
     for call in (lambda: tessella.load("mixer_s32_224"), lambda: tessella.create_model("mixer_s32_224", True)):
         with pytest.raises(UsageError) as error:
             call()
@@ -505,9 +547,11 @@ def test_functions_about_names() -> None:
                 function(wrong)
 
 
-def test_names_are_where_timm_has_them() -> None:
+def test_names_are_in_the_same_modules_as_in_timm() -> None:
     from tessella.data.constants import IMAGENET_DEFAULT_MEAN
-    from tessella.models import ConVit, ConvMixer, CrossVit, MlpMixer, create_model, list_models, load_checkpoint
+    from tessella.models import ConVit, ConvMixer, CrossVit, MlpMixer
+    from tessella.weights.catalogue import list_models
+    from tessella.weights.factory import create_model, load_checkpoint
 
     assert create_model is tessella.create_model
     assert list_models is tessella.models.list_models is tessella.list_models
@@ -573,9 +617,11 @@ def test_load_checkpoint_by_order_or_through_a_function(tmp_path: Path) -> None:
         tessella.load_checkpoint(model, tmp_path / "m.pth", remap=True)
 
 
-def test_load_checkpoint_never_runs_code(checkpoint: Path) -> None:
-    for function in (lambda: tessella.load_checkpoint(fresh(), checkpoint, weights_only=False),
-                     lambda: models.load_state_dict(checkpoint, weights_only=False)):  # fmt: skip
+def test_load_checkpoint_never_executes_code(checkpoint: Path) -> None:
+    for function in (
+        lambda: tessella.load_checkpoint(fresh(), checkpoint, weights_only=False),
+        lambda: models.load_state_dict(checkpoint, weights_only=False),
+    ):
         with pytest.raises(UsageError, match="weights_only"):
             function()
 
@@ -588,7 +634,7 @@ def test_load_checkpoint_into_any_module(tmp_path: Path) -> None:
     assert torch.equal(other.weight, layer.weight)
 
 
-def test_a_saved_folder_is_a_name(tmp_path: Path) -> None:
+def test_a_saved_folder_can_be_used_as_a_name(tmp_path: Path) -> None:
     folder = save_pretrained(tiny("mixer"), tmp_path)
     assert state_hash(model_of(f"local-dir:{folder}", pretrained=True)) == state_hash(tiny("mixer"))
 
@@ -647,7 +693,7 @@ WRONG_TYPES: list[Any] = [
 
 
 @pytest.mark.parametrize("case", range(len(WRONG_TYPES)))
-def test_wrong_types_are_coded(case: int) -> None:
+def test_wrong_types_are_coded_errors(case: int) -> None:
     with pytest.raises(UsageError):
         WRONG_TYPES[case]()
 
@@ -688,7 +734,7 @@ def section(title: str) -> str:
     return PAGE.split(f"## {title}")[1].split("\n## ")[0]
 
 
-def test_every_name_that_the_page_calls_the_same_is_here() -> None:
+def test_every_name_under_the_same_exists() -> None:
     names = re.findall(r"`(timm\.[\w.]+)`", section("The same"))
     assert len(names) > 40
     for name in names:
@@ -697,21 +743,21 @@ def test_every_name_that_the_page_calls_the_same_is_here() -> None:
             found = getattr(found, part)
 
 
-def test_the_page_covers_every_recorded_function() -> None:
+def test_the_page_lists_every_recorded_function() -> None:
     for name in TIMM["functions"]:
         if not name.startswith("models.") or name.removeprefix("models.") not in TIMM["functions"]:
             assert f"`timm.{name}`" in section("The same"), name
 
 
-def test_names_that_the_page_calls_missing_are_missing() -> None:
-    rows = re.findall(r"^\| `timm\.([\w.]+)`", section("Not here"), re.MULTILINE)
+def test_names_under_not_available_do_not_exist() -> None:
+    rows = re.findall(r"^\| `timm\.([\w.]+)`", section("Not available"), re.MULTILINE)
     assert len(rows) > 10
     for name in rows:
         with pytest.raises(AttributeError):
             find(name)
 
 
-def test_the_transform_of_a_model_is_made_of_its_config() -> None:
+def test_the_transform_of_a_model_follows_its_config() -> None:
     transform = create_transform(**resolve_model_data_config(tessella.create_model("mixer_s32_224")))
     assert isinstance(transform, Transform)
     assert transform.spec.interpolation == "bicubic"

@@ -1,22 +1,21 @@
-"""Argument names: unknown ones are refused with the nearest known name."""
+"""Errors for unknown and unsupported arguments, with suggestions of similar names."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
 from .errors import UsageError
 
 
 def suggestion(words: Iterable[str], known: Collection[str], *, most: int = 1, cutoff: float = 0.6) -> str:
-    """ "did you mean ...?" with the known names that are nearest to each word; "" if none is near."""
-    near = [name for word in words for name in difflib.get_close_matches(word, known, n=most, cutoff=cutoff)]
-    return f"did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+    """Return "did you mean ...?" with the known names that are similar to the words, or "" if there are none."""
+    similar = [name for word in words for name in difflib.get_close_matches(word, known, n=most, cutoff=cutoff)]
+    return f"did you mean {', '.join(dict.fromkeys(similar))}?" if similar else ""
 
 
 def unknown_argument(function: str, words: Collection[str], known: Collection[str]) -> UsageError:
-    """The error for unknown arguments: suggests the nearest names, or lists all if none is near."""
+    """Return the error for unknown arguments, which suggests similar names, or lists all if there are none."""
     return UsageError(
         "bad_argument",
         f"{function} takes no argument {', '.join(map(repr, words))}",
@@ -24,8 +23,8 @@ def unknown_argument(function: str, words: Collection[str], known: Collection[st
     )
 
 
-def refuse(function: str, given: dict[str, Any], reasons: dict[str, str]) -> None:
-    """Raise UsageError `bad_argument` for the first argument of `given` that is set; `reasons` says what to use."""
-    for name, value in given.items():
+def refuse(function: str, arguments: Mapping[str, object], reasons: Mapping[str, str]) -> None:
+    """Raise UsageError `bad_argument` for the first argument that is set; `reasons` has a hint for each name."""
+    for name, value in arguments.items():
         if value:
             raise UsageError("bad_argument", f"{function} does not support {name}={value!r}", hint=reasons[name])

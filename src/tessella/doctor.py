@@ -1,4 +1,4 @@
-"""What this machine has, what Tessella chose on it and why, and whether the built-in model gives its known answer."""
+"""Report the installed packages, the choices for this machine with reasons, and a test of the built-in model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import numpy as np
 
 from .engine import Choice
 from .engine.plan import has_native_bfloat16
-from .engine.tuned import all_tuned, conditions
+from .engine.tuned import all_tuned
 from .predictor import DEFAULT_MODEL, load
 
-NEEDED = ("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "openvino", "pyarrow", "lancedb", "matplotlib",
-          "prometheus_client")  # fmt: skip
+NEEDED = (
+    *("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "openvino"),
+    *("pyarrow", "lancedb", "matplotlib", "prometheus_client"),
+)
 OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
-    "onnxruntime": "the engine of that name (extra onnx)",
+    "onnxruntime": "the ONNX Runtime engine (extra onnx)",
     "nncf": "int8 with OpenVINO (extra int8)",
-    "ray": "several machines (extra ray)",
+    "ray": "runs on several machines (extra ray)",
     "tensorboard": "`train --tensorboard` (extra train)",
 }
 
 
 def examine() -> list[Choice]:
-    """Rows (what, found or chosen, why), ending with a test of the built-in model."""
+    """Return rows (what, found or chosen, why); the last one is a test of the built-in model.
+
+    Raises the errors of `load`.
+    """
     import torch
 
     rows = [
@@ -37,8 +42,8 @@ def examine() -> list[Choice]:
     rows += [Choice(package, _version(package), f"optional: {use}") for package, use in OPTIONAL.items()]
     rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "what PyTorch uses of this CPU"))
     native = has_native_bfloat16("cpu")
-    rows.append(Choice("bfloat16", "native" if native else "emulated", "faster than float32 on this CPU"
-                       if native else "no gain on this CPU: its products are rounded float32 ones"))  # fmt: skip
+    why = "faster than float32" if native else "not faster: this CPU computes in float32 and rounds the results"
+    rows.append(Choice("bfloat16", "native" if native else "emulated", why))
     rows.append(_hub())
     rows += _tuned(torch.get_num_threads())
     start = time.perf_counter()
@@ -47,36 +52,35 @@ def examine() -> list[Choice]:
     loaded = time.perf_counter() - start
     start = time.perf_counter()
     predictor.predict([np.zeros((64, 64, 3), np.uint8)] * 8)
-    passed = time.perf_counter() - start
-    rows.append(Choice("built-in model", "works", f"{DEFAULT_MODEL}: loaded and verified in {loaded:.2f} s, "
-                       f"8 images in {passed:.2f} s"))  # fmt: skip
-    return rows
+    predicted = time.perf_counter() - start
+    why = f"{DEFAULT_MODEL}: loaded and verified in {loaded:.2f} s, 8 images in {predicted:.2f} s"
+    return [*rows, Choice("built-in model", "works", why)]
 
 
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "found, of unknown version" if util.find_spec(package) else "not installed"
+        return "unknown version" if util.find_spec(package) else "not installed"
 
 
 def _tuned(threads: int) -> list[Choice]:
-    """What `tessella tune` found, and whether it still holds."""
+    """Return the results of `tessella tune`, and whether they still apply."""
     rows = []
-    for found, winners in all_tuned():
-        holds = found == conditions(found["arch"], found["config"], tuple(found["size"]), threads)
-        for mode, winner in winners.items():
+    for record in all_tuned():
+        holds = record.holds(threads)
+        for mode, winner in record.winners.items():
             chosen = " ".join(filter(None, (winner.engine, winner.precision, winner.layout)))
             chosen += f", {winner.streams} x {winner.batch_size} images"
-            why = winner.reason if holds else f"not used: other machine, threads or versions; was {winner.reason}"
-            rows.append(Choice(f"{found['arch']}, {mode}", chosen, why))
-    return rows or [Choice("tuned models", "none", "`tessella tune MODEL` measures what is fastest here")]
+            unused = f"not used: the machine, threads or versions differ; it was {winner.reason}"
+            rows.append(Choice(f"{record.arch}, {mode}", chosen, winner.reason if holds else unused))
+    return rows or [Choice("tuned models", "none", "run `tessella tune MODEL` to find the fastest settings")]
 
 
 def _hub() -> Choice:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return Choice("model hub", "offline", "HF_HUB_OFFLINE is set: only weights in the cache can be used")
+        return Choice("model hub", "offline", "HF_HUB_OFFLINE is set: only weights in the cache are used")
     why = "HF_ENDPOINT is set" if os.environ.get("HF_ENDPOINT") else "huggingface_hub's default"
     return Choice("model hub", constants.ENDPOINT, f"{why}; not contacted now")

@@ -1,24 +1,24 @@
-"""Packages that may be missing: one function imports them, with one error and one hint."""
+"""Import packages that may not be installed, with one error and one hint for all."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from .errors import UsageError
 
-DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "PIL": "pillow"}  # where the import name differs
+DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "PIL": "pillow"}  # if they differ from the import names
 
 
-def require(module: str, purpose: str) -> Any:
+def require(module: str, purpose: str) -> ModuleType:
     """Import `module` (dotted names are allowed) and return it.
 
-    purpose: what needs the package, as the subject of the message ("reading Parquet files").
+    purpose: the subject of the message, "reading Parquet files" in "reading Parquet files needs pyarrow".
     Raises UsageError `missing_dependency` with the command that installs the package.
     """
     package = module.partition(".")[0]
     try:
-        importlib.import_module(package)  # a submodule alone may still be loaded where its package was removed
+        importlib.import_module(package)  # a loaded submodule does not prove that its package is available
         return importlib.import_module(module)
     except ImportError as error:
         missing = not error.name or error.name.partition(".")[0] == package
@@ -28,9 +28,14 @@ def require(module: str, purpose: str) -> Any:
         ) from None
 
 
-def install_command(packages: list[str]) -> str:
-    """The `pip install` command that provides `packages`, given by their import names.
+def need_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Return `pyarrow` and `pyarrow.parquet`; raises UsageError `missing_dependency` as `require` does."""
+    return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")
 
-    It names the packages, not an extra: on PyPI `tessella` is another project.
+
+def install_command(packages: list[str]) -> str:
+    """Return the `pip install` command for packages, given by their import names.
+
+    The command does not use extras, because `tessella` on PyPI is another project.
     """
     return " ".join(["pip install", *(DISTRIBUTIONS.get(name, name) for name in packages)])

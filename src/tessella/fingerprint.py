@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data.transforms import InputSpec
+    from .data.spec import InputSpec
     from .models.base import ImageModel
 
 NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other numbers than before

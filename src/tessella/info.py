@@ -1,22 +1,31 @@
-"""What a model is, what it costs and where its weights come from, without reading a single weight."""
+"""Describe a model by its name: architecture, cost and source of the weights, without reading the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from .checks import checked
-from .data.transforms import resolve_data_config
-from .weights.catalogue import DEPRECATED, REMAPPED, get_arch_pretrained_cfgs, published_accuracy, resolve
-from .weights.costs import Cost, read_costs
+from .data.spec import resolve_data_config
+from .weights.catalogue import (
+    DEPRECATED,
+    REMAPPED,
+    PretrainedCfg,
+    get_arch_pretrained_cfgs,
+    published_accuracy,
+    resolve,
+)
+from .weights.costs import Cost, ModelFacts, read_costs
 
 
 @dataclass(frozen=True)
 class Paper:
+    """A paper that describes a model family."""
+
     title: str
     year: int
-    arxiv: str  # id
+    arxiv: str  # identifier
 
 
 MIXER_PAPER = Paper("MLP-Mixer: An all-MLP Architecture for Vision", 2021, "2105.01601")
@@ -27,7 +36,7 @@ FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of a
         (Paper("ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", 2021, "2103.10697"),),
     ),
     "mixer": ("MLP-Mixer", (MIXER_PAPER,)),
-    # no paper of its own: the first paper's model with the second's gates
+    # has no paper: the model of the first one with the gates of the second one
     "gmixer": ("gMixer", (MIXER_PAPER, Paper("GLU Variants Improve Transformer", 2020, "2002.05202"))),
     "resmlp": (
         "ResMLP",
@@ -51,13 +60,15 @@ FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of a
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    name: str  # with its tag; a `hf-hub:` or `local-dir:` name as it was given
+    """Facts about a model. The fields with defaults are known for models of the catalogue only."""
+
+    name: str  # with its tag; `hf-hub:` and `local-dir:` names are unchanged
     architecture: str
     tag: str | None
-    tag_is_default: bool  # the name had no tag, so the architecture's default was taken
+    tag_is_default: bool = False  # the given name had no tag, so this is the architecture's default
     family: str
     papers: tuple[Paper, ...]
-    cost: Cost  # at input_size
+    cost: Cost  # of one image of input_size
     input_size: tuple[int, int, int]  # channels, height, width
     interpolation: str
     crop_pct: float
@@ -66,48 +77,46 @@ class ModelInfo:
     std: tuple[float, ...]
     num_classes: int
     embedding_width: int
-    sources: tuple[str, ...]  # where the weights come from; empty: none were published
-    licence: str | None  # None: not stated
-    accuracy: dict[str, dict[str, float]]  # published, by evaluation set: top1 and top5 in per cent, img_size in pixels
-    other_tags: tuple[str, ...]  # of the architecture
-    notes: tuple[str, ...]  # what is known to be wrong or surprising
+    sources: tuple[str, ...]  # of the weights; empty if none were published
+    licence: str | None  # None if not stated
+    # published, by evaluation set: top1 and top5 in per cent, img_size in pixels
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    other_tags: tuple[str, ...] = ()  # of the architecture
+    notes: tuple[str, ...] = ()  # known errors and surprises
 
 
 @checked
 def info(name: str) -> ModelInfo:
-    """All that is known about a model by its name, in any of the forms that `create_model` takes.
+    """Return the facts about a model, by its name in any form that `create_model` accepts.
 
-    No weights are read or made. Raises as `create_model(name)` does: UsageError `unknown_model` or `unknown_tag`, and
-    WeightsError for a folder or repository that cannot be used.
+    No weights are read or allocated. Raises the errors of `create_model(name)`: UsageError `unknown_model` or
+    `unknown_tag`, and WeightsError for a folder or repository that cannot be used.
     """
     if ":" in name:
-        return _info_of_own(name)
+        return _inspect(name)
     arch, row = resolve(name)
     full = row.name if row else arch
     notes = []
     if name in DEPRECATED:
-        other = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
+        other = f"; timm loads {REMAPPED[name]} instead, which has different weights" if name in REMAPPED else ""
         notes.append(f"{name} is an old name for {full}{other}")
     sources = []
     if row and row.file:
         sources.append(f"built in: {row.file}")
     if row and row.hf_hub_id:
         sources.append(f"hf-hub:{row.hf_hub_id}")
-    return _collect(
-        read_costs()[full],
-        row.to_dict() if row else {},
-        arch,
-        name=full,
+    facts = _combine(full, arch, read_costs()[full], row.to_dict() if row else {}, tuple(sources))
+    return dataclasses.replace(
+        facts,
         tag_is_default=name == arch and row is not None,
-        sources=tuple(sources),
         accuracy={key: figures._asdict() for key, figures in published_accuracy(full).items()},
         other_tags=tuple(other.tag for other in get_arch_pretrained_cfgs(arch).values() if other is not row),
-        notes=tuple(notes),
+        notes=(*notes, *facts.notes),
     )
 
 
-def _info_of_own(name: str) -> ModelInfo:
-    """Of a model that is not in the catalogue: it is built, without memory, to count."""
+def _inspect(name: str) -> ModelInfo:
+    """Describe a model that is not in the catalogue: it is built on the meta device to count its operations."""
     import torch
 
     from .models.base import ImageModel
@@ -116,22 +125,11 @@ def _info_of_own(name: str) -> ModelInfo:
 
     with torch.device("meta"):
         model = create_model(name)
-    assert isinstance(model, ImageModel)  # only features_only gives anything else
-    return _collect(model_facts(model), model.pretrained_cfg, model.arch, name=name, sources=(name,))
+    assert isinstance(model, ImageModel)  # create_model returns another type with features_only only
+    return _combine(name, model.arch, model_facts(model), model.pretrained_cfg, (name,))
 
 
-def _collect(
-    facts: Mapping[str, Any],
-    cfg: Mapping[str, Any],
-    arch: str,
-    *,
-    name: str,
-    sources: tuple[str, ...],
-    tag_is_default: bool = False,
-    accuracy: dict[str, dict[str, float]] | None = None,
-    other_tags: tuple[str, ...] = (),
-    notes: tuple[str, ...] = (),
-) -> ModelInfo:
+def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, sources: tuple[str, ...]) -> ModelInfo:
     """facts: a row of the table of costs; cfg: the checkpoint's config."""
     family, papers = FAMILIES[arch.partition("_")[0]]
     recipe = resolve_data_config(pretrained_cfg=cfg) | dict(input_size=tuple(facts["input_size"]))
@@ -139,7 +137,6 @@ def _collect(
         name=name,
         architecture=arch,
         tag=cfg.get("tag"),
-        tag_is_default=tag_is_default,
         family=family,
         papers=papers,
         cost=Cost(**{field: facts[field] for field in Cost.__dataclass_fields__}),
@@ -148,42 +145,40 @@ def _collect(
         embedding_width=facts["embedding_width"],
         sources=sources,
         licence=cfg.get("license"),
-        accuracy=accuracy or {},
-        other_tags=other_tags,
-        notes=notes + ((cfg["note"],) if cfg.get("note") else ()),
+        notes=(cfg["note"],) if cfg.get("note") else (),
     )
 
 
-def describe(found: ModelInfo) -> Iterator[tuple[str, str]]:
-    """`found` as (label, text) rows for a person to read."""
-    cost, (channels, height, width) = found.cost, found.input_size
-    default = f" (the default of {found.architecture})" if found.tag_is_default else ""
-    yield "model", found.name + default
-    yield "family", found.family
-    for paper in found.papers:
+def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    """Yield the facts as (label, text) rows for people to read."""
+    cost, (channels, height, width) = model.cost, model.input_size
+    default = f" (the default of {model.architecture})" if model.tag_is_default else ""
+    yield "model", model.name + default
+    yield "family", model.family
+    for paper in model.papers:
         yield "paper", f"{paper.title} ({paper.year}), arXiv:{paper.arxiv}"
     yield "parameters", f"{_in_units(cost.params, 1e6)} M"
-    yield "cost of an image", _figures(cost.macs, cost.activations)
+    yield "cost per image", _figures(cost.macs, cost.activations)
     yield (
         "as model cards count",
         f"{_figures(cost.card_macs, cost.card_activations)}; with norms, without padding='same' convolutions",
     )
     yield "input", f"{channels} x {height} x {width} (channels, height, width)"
-    yield "resize and crop", f"{found.interpolation}, {found.crop_pct:g}, {found.crop_mode}"
-    yield "mean", ", ".join(f"{value:g}" for value in found.mean)
-    yield "std", ", ".join(f"{value:g}" for value in found.std)
-    yield "classes", str(found.num_classes)
-    yield "embedding", f"{found.embedding_width} numbers"
-    yield "weights", ", ".join(found.sources) or "none published"
-    yield "licence", found.licence or "not stated"
-    for dataset, figures in found.accuracy.items():
+    yield "resize and crop", f"{model.interpolation}, {model.crop_pct:g}, {model.crop_mode}"
+    yield "mean", ", ".join(f"{value:g}" for value in model.mean)
+    yield "std", ", ".join(f"{value:g}" for value in model.std)
+    yield "classes", str(model.num_classes)
+    yield "embedding", f"{model.embedding_width} numbers"
+    yield "weights", ", ".join(model.sources) or "none published"
+    yield "licence", model.licence or "not stated"
+    for dataset, figures in model.accuracy.items():
         yield (
             f"accuracy, {dataset}",
             f"{figures['top1']:.2f} % top-1, {figures['top5']:.2f} % top-5 at {figures['img_size']:g} px",
         )
-    if found.other_tags:
-        yield "other tags", ", ".join(found.other_tags)
-    for note in found.notes:
+    if model.other_tags:
+        yield "other tags", ", ".join(model.other_tags)
+    for note in model.notes:
         yield "note", note
 
 
@@ -192,5 +187,5 @@ def _figures(macs: int, activations: int) -> str:
 
 
 def _in_units(count: int, unit: float) -> str:
-    """One decimal, as model cards have it; two digits below 1."""
+    """Return the count with one decimal, as in model cards, or with two digits if it is below 1."""
     return f"{count / unit:.1f}" if count >= unit else f"{count / unit:.2g}"

@@ -1,4 +1,4 @@
-"""What this computer is: its CPU or GPU, its cores, and the versions of the packages that compute."""
+"""Describe this computer: its CPU or GPU, its cores, and the versions of the packages that run models."""
 
 from __future__ import annotations
 
@@ -10,34 +10,28 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-RUNTIMES = (
-    "torch",
-    "openvino",
-    "nncf",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-)  # another version of one of these wants another measurement
+# packages whose version changes the speed or the results of models
+RUNTIMES = ("torch", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of the runtimes that are installed under their usual names."""
+    """Return the versions of this package and of the installed runtimes, by name."""
     from ._version import __version__
 
-    found = dict(tessella=__version__)
+    result = dict(tessella=__version__)
     for name in RUNTIMES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            result[name] = metadata.version(name)
+    return result
 
 
 def cpu_name() -> str:
-    """As the system calls it."""
+    """Return the name of the CPU as the system reports it."""
     return _cpu_line("model name") or platform.processor() or platform.machine()
 
 
 def cpu_features() -> str:
-    """A short hash of the instruction sets that the system lists; names of virtual CPUs do not tell them apart."""
+    """Return a short hash of the CPU's instruction sets, because the names of virtual CPUs do not distinguish them."""
     return hashlib.sha256((_cpu_line("flags") or _cpu_line("Features")).encode()).hexdigest()[:8]
 
 
@@ -51,7 +45,7 @@ def _cpu_line(key: str) -> str:
 
 
 def hardware(device: str) -> str:
-    """A GPU's name; a CPU's with its cores and the vector units that PyTorch uses."""
+    """Return the name of a GPU, or that of the CPU with its cores and the vector units that PyTorch uses."""
     import torch
 
     if torch.device(device).type == "cuda":
@@ -60,13 +54,14 @@ def hardware(device: str) -> str:
 
 
 def other_versions() -> str:
-    """Of the other packages that a candidate may be made of, where they are installed."""
-    found = []
+    """Return the names and versions of other installed packages that affect benchmarks, as text."""
+    packages = []
     for name in ("timm", "openvino", "nncf", "onnxruntime", "onnx", "triton"):
         with suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return ", ".join(found)
+            packages.append(f"{name} {metadata.version(name)}")
+    return ", ".join(packages)
 
 
 def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Records as files and lines: JSON, CSV, NumPy archive, Parquet; one row per input, even if it could not be read.
+"""Writes records as JSON, CSV, NumPy archive or Parquet; one row per input, even if it could not be read.
 
 Every text that is written is valid UTF-8: a key is written as `text.escape` makes it, so that names which are not UTF-8
 stay apart, and `text.unescape` restores it.
@@ -6,121 +6,159 @@ stay apart, and `text.unescape` restores it.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .extras import require
-from .predictor import Record
+from .errors import UsageError
+from .extras import need_pyarrow
+from .results import FloatArray, Record
 from .storage import write_bytes
-from .text import escape
+from .text import encode_text, escape
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
 
-def as_dict(record: Record) -> dict[str, Any]:
-    """The JSON that `--json` prints for a record: missing parts are omitted, a number that is not finite is None."""
-    row: dict[str, Any] = dict(key=escape(record.key), status=record.status)
+def as_dict(record: Record) -> dict[str, object]:
+    """Return a record as JSON: parts that are missing are omitted, and numbers that are not finite are None.
+
+    Of feature maps only the shapes are kept.
+    """
+    row: dict[str, object] = dict(key=escape(record.key), status=record.status)
     if record.message:
         row["message"] = valid_text(record.message)
     if record.top:
         row["top"] = [
-            {key: value for key, value in dataclasses.asdict(one).items() if value != ""}
-            | dict(label=valid_text(one.label), probability=finite_or_none(one.probability))
-            for one in record.top
+            {key: value for key, value in dataclasses.asdict(prediction).items() if value != ""}
+            | dict(label=valid_text(prediction.label), probability=finite_or_none(prediction.probability))
+            for prediction in record.top
         ]
     if record.embedding is not None:
         row["embedding"] = [finite_or_none(value) for value in record.embedding.tolist()]
+    if record.features:
+        row["shapes"] = [list(features.shape) for features in record.features]
     return row
 
 
 def finite_or_none(value: float) -> float | None:
+    """Return the value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def valid_text(text: str) -> str:
-    """Replace lone surrogates by their escapes; for display, cannot be reversed."""
+    """Replace lone surrogates by their escapes, so that the text is valid UTF-8; cannot be reversed."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def csv_header(top: int, width: int) -> list[str]:
-    """Columns of `csv_row`: top-k classes side by side, then the components of the embedding."""
+def json_lines(records: Iterable[Record]) -> Iterator[str]:
+    """Yield one JSON object per record, without line ends, as the records come."""
+    for record in records:
+        yield json.dumps(as_dict(record), allow_nan=False)
+
+
+def csv_lines(records: Iterable[Record], top: int, width: int, *, safe: bool = False) -> Iterator[str]:
+    """Yield a header and one line per record, without line ends, as the records come.
+
+    Columns: key, status, message, the `top` classes side by side, the `width` components of the embedding. safe: as in
+    `csv_line`.
+    """
     ranks = [f"{name}{rank}" for rank in range(1, top + 1) for name in ("index", "label", "probability")]
-    return ["key", "status", "message", *ranks, *(f"e{i}" for i in range(width))]
+    yield csv_line(["key", "status", "message", *ranks, *(f"e{i}" for i in range(width))])
+    for record in records:
+        classes = [cell for best in record.top for cell in (best.index, best.label, best.probability)]
+        vector = [] if record.embedding is None else record.embedding.tolist()
+        cells = [escape(record.key), record.status, record.message, *pad(classes, 3 * top), *pad(vector, width)]
+        yield csv_line(cells, safe=safe)
 
 
-def csv_row(record: Record, top: int, width: int) -> list[Any]:
-    ranks = [cell for one in record.top for cell in (one.index, one.label, one.probability)]
-    vector = [] if record.embedding is None else record.embedding.tolist()
-    return [escape(record.key), record.status, record.message, *pad(ranks, 3 * top), *pad(vector, width)]
-
-
-def csv_line(cells: Iterable[Any], *, safe: bool = False) -> str:
-    """One line of CSV by RFC 4180, without its end; text with a comma, a quote or any line break is quoted.
+def csv_line(cells: Iterable[object], *, safe: bool = False) -> str:
+    """Return one line of CSV by RFC 4180, without line end; text with a comma, a quote or a line break is quoted.
 
     safe: put an apostrophe before text that a spreadsheet would run as a formula.
     """
     return ",".join(_csv_cell(cell, safe) for cell in cells)
 
 
-def _csv_cell(cell: Any, safe: bool) -> str:
+def _csv_cell(cell: object, safe: bool) -> str:
     if not isinstance(cell, str):
         return repr(cell)
     text = valid_text(cell)
-    if safe and text.startswith(FORMULA):
+    if safe and text.startswith(FORMULA_PREFIXES):
         text = "'" + text
     # the csv module leaves a carriage return unquoted before Python 3.13
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
-def pad(cells: Sequence[Any], length: int) -> list[Any]:
+def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Return a CSV file with a header and one line per row; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return encode_text(text.getvalue())
+
+
+def pad(cells: Sequence[object], length: int) -> list[object]:
+    """Return the cells followed by as many empty ones as `length` needs."""
     return [*cells, *[""] * (length - len(cells))]
 
 
-def write_records(path: Path, records: Sequence[Record], facts: dict[str, str], *, csv_safe: bool = False) -> None:
-    """All records to `path`, as its suffix says; facts (model, fingerprint, ...) go where the format has room.
+def write_records(
+    path: str | Path, records: Iterable[Record], metadata: Mapping[str, str] | None = None, *, csv_safe: bool = False
+) -> int:
+    """Write records to a .npz, .parquet, .csv, .json or .jsonl file, and return their number.
 
-    The write is atomic. Rows without an embedding hold NaN in .npz, null in .parquet. csv_safe: as
-    `csv_line` has it. Raises OutputError.
+    metadata: such as model and fingerprint; stored in .npz and .parquet. csv_safe: as `safe` in `csv_line`. The file is
+    written atomically, once all records have come. Rows without an embedding hold NaN in .npz, null in .parquet.
+    Feature maps are stored in .npz only, as NaN for rows without any.
+    Raises OutputError; UsageError `bad_argument` for another suffix, or for feature maps in another format.
     """
-    top = max((len(record.top) for record in records), default=0)
-    width = max((len(record.embedding) for record in records if record.embedding is not None), default=0)
+    path, metadata = Path(path), metadata or {}
     suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        hint = f"use a name ending in {' or '.join(SUFFIXES)}"
+        raise UsageError("bad_argument", f"cannot write {path.name!r}", hint=hint)
+    rows = list(records)
+    if suffix != ".npz" and any(record.features for record in rows):
+        raise UsageError("bad_argument", f"feature maps cannot be stored as {suffix}", hint="use a .npz file")
+    top = max((len(record.top) for record in rows), default=0)
+    width = max((len(record.embedding) for record in rows if record.embedding is not None), default=0)
     if suffix == ".csv":
-        lines = [csv_header(top, width), *(csv_row(record, top, width) for record in records)]
-        data = "".join(csv_line(line, safe=csv_safe) + "\n" for line in lines).encode()
+        data = "".join(f"{line}\n" for line in csv_lines(rows, top, width, safe=csv_safe)).encode()
     else:
-        data = WRITERS[suffix](records, top, width, facts)
+        data = WRITERS[suffix](rows, top, width, metadata)
     write_bytes(path, data)
+    return len(rows)
 
 
-def npz_bytes(arrays: dict[str, Any]) -> bytes:
+def npz_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
+    """Return a NumPy archive (.npz) of the arrays, without pickled objects."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
-def _json(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
-    rows = ",\n".join(json.dumps(as_dict(record), allow_nan=False) for record in records)
-    return f"[{rows}]\n".encode()
+def _json(records: Sequence[Record], top: int, width: int, metadata: Mapping[str, str]) -> bytes:
+    return "[{}]\n".format(",\n".join(json_lines(records))).encode()
 
 
-def _json_lines(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
-    return "".join(json.dumps(as_dict(record), allow_nan=False) + "\n" for record in records).encode()
+def _json_lines(records: Sequence[Record], top: int, width: int, metadata: Mapping[str, str]) -> bytes:
+    return "".join(f"{line}\n" for line in json_lines(records)).encode()
 
 
-def _npz(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
-    arrays: dict[str, Any] = dict(
+def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str, str]) -> bytes:
+    arrays: dict[str, ArrayLike] = dict(
         keys=np.array([escape(r.key) for r in records], dtype=str),
         status=np.array([r.status for r in records], dtype=str),
-        **{name: np.array(valid_text(value)) for name, value in facts.items()},
+        **{name: np.array(valid_text(value)) for name, value in metadata.items()},
     )
     if width:
         missing = np.full(width, np.nan, np.float32)
@@ -131,10 +169,21 @@ def _npz(records: Sequence[Record], top: int, width: int, facts: dict[str, str])
             [[p.probability for p in r.top] or [np.nan] * top for r in records], np.float32
         )
         arrays["labels"] = np.array([[valid_text(p.label) for p in r.top] or [""] * top for r in records], dtype=str)
-    return npz_bytes(arrays)
+    return npz_bytes(arrays | _stack_features(records))
 
 
-def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, str]) -> bytes:
+def _stack_features(records: Sequence[Record]) -> dict[str, FloatArray]:
+    """Stack the feature maps by block, each (N,channels,rows,columns); NaN for records without any."""
+    shapes = next(([features.shape for features in record.features] for record in records if record.features), [])
+    return {
+        f"features{i}": np.stack(
+            [record.features[i] if record.features else np.full(shape, np.nan, np.float32) for record in records]
+        )
+        for i, shape in enumerate(shapes)
+    }
+
+
+def _parquet(records: Sequence[Record], top: int, width: int, metadata: Mapping[str, str]) -> bytes:
     pa, pq = need_pyarrow()
     columns = dict(
         key=pa.array([escape(r.key) for r in records], pa.string()),
@@ -152,17 +201,13 @@ def _parquet(records: Sequence[Record], top: int, width: int, facts: dict[str, s
     if width:
         vectors = [None if r.embedding is None else r.embedding for r in records]
         columns["embedding"] = pa.array(vectors, pa.list_(pa.float32(), width))
-    table = pa.table(columns).replace_schema_metadata({"tessella": json.dumps(facts)})
+    table = pa.table(columns).replace_schema_metadata({"tessella": json.dumps(dict(metadata))})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
 
 
-def need_pyarrow() -> tuple[Any, Any]:
-    return require("pyarrow", "Parquet"), require("pyarrow.parquet", "Parquet")
-
-
-WRITERS: dict[str, Callable[[Sequence[Record], int, int, dict[str, str]], bytes]] = {
+WRITERS: dict[str, Callable[[Sequence[Record], int, int, Mapping[str, str]], bytes]] = {
     ".npz": _npz,
     ".parquet": _parquet,
     ".json": _json,
@@ -172,10 +217,10 @@ SUFFIXES = (".npz", ".parquet", ".csv", ".json", ".jsonl")
 
 
 def short_name(name: str) -> str:
-    """Without the tag; names of folders and repositories stay whole."""
+    """Return a model's name without its tag; names of folders and repositories are returned unchanged."""
     return name if ":" in name else name.partition(".")[0]
 
 
 def slug(text: str) -> str:
-    """For a file's name: letters, digits and hyphens."""
+    """Return text for a file's name: lower-case letters, digits, dots and hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"\((r|tm)\)|processor|cpu|@.*?hz", "", text.lower())).strip("-")

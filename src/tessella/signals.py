@@ -1,4 +1,4 @@
-"""Stopping long jobs with a signal: they finish the current step, save, and tell how to resume."""
+"""Handle the signals that ask long work to stop: it finishes the current step, saves, and tells how to resume."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-Handler = Callable[[int, FrameType | None], object] | int | None  # as `signal.signal` returns it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class StopRequest:
-    """Remembers a signal that asks a job to stop; a second signal stops it at once. A context manager.
+class Stop:
+    """Record the signals that ask the run to stop; a second signal raises KeyboardInterrupt.
 
-    requested: whether a signal has come. signal_name: its name, "" if none has come.
+    asked: whether a signal has arrived. name: its name.
     """
 
     def __init__(self) -> None:
-        self.requested, self.signal_name = False, ""
-        self._previous: dict[int, Handler] = {}
+        self.asked, self.name = False, ""
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __enter__(self) -> StopRequest:
-        with contextlib.suppress(ValueError):  # only the main thread can handle signals
-            for number in STOP_SIGNALS:
-                self._previous[number] = signal.signal(number, self._remember)
+    def __enter__(self) -> Stop:
+        with contextlib.suppress(ValueError):  # only the main thread can set handlers
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._remember)
         return self
 
     def _remember(self, number: int, frame: object) -> None:
-        if self.requested:
+        if self.asked:
             raise KeyboardInterrupt
-        self.requested, self.signal_name = True, signal.Signals(number).name
+        self.asked, self.name = True, signal.Signals(number).name
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""Files that must survive a crash: opening regular files, atomic writes, hashes, sealed JSON, and locks of folders.
+"""Read and write files safely: opening regular files, atomic writes, hashes, sealed JSON, and locks of folders.
 
-After a crash, a file is either the old one or the complete new one. Only regular files are replaced: if a path is a
-symbolic link, its target is replaced, and data for a device, a pipe or an open descriptor (/dev/null, /dev/stdout,
-/dev/fd/3) is written into it.
+After a crash, a file is either the old one or the complete new one. Only regular files are replaced: for a symbolic
+link the target is replaced, and data for a device, a pipe or an open descriptor (/dev/null, /dev/stdout, /dev/fd/3) is
+written to it directly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from .checks import checked
 from .errors import OutputError, UsageError
-from .extras import require
+from .extras import need_pyarrow
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -39,21 +39,21 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class SpecialFileError(OSError):
-    """The path is a named pipe, a socket or a device; `strerror` says which."""
+    """The path is a named pipe, a socket or a device, which `strerror` names."""
 
 
 def special_kind(mode: int) -> str:
-    """What a file of this `st_mode` is ("a socket"); "" for a regular file or a folder."""
+    """Return the kind of a file by its `st_mode` ("a socket"), or "" for regular files and folders."""
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading; never blocks on what is not one.
+    """Open a regular file for reading, without blocking on pipes and devices.
 
     Raises SpecialFileError, IsADirectoryError, another OSError, or ValueError for a name with a NUL character.
     """
-    _refuse(os.stat(path).st_mode, path)  # noqa: PTH116 - before opening, which can have effects on a device
-    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _CLOEXEC)  # it may have been replaced since
+    _refuse(os.stat(path).st_mode, path)  # noqa: PTH116 - checked first, because opening a device can have effects
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _CLOEXEC)  # the file may have been replaced since
     try:
         _refuse(os.fstat(descriptor).st_mode, path)
         return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
@@ -63,18 +63,18 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_regular(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a regular file; raises as `open_regular`."""
+    """Return the content of a regular file; raises the errors of `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """`os.path.abspath`; UsageError `not_found` for a relative path where the current folder was deleted."""
+    """Return `os.path.abspath(path)`; raises UsageError `not_found` if the current folder was deleted."""
     try:
-        return os.path.abspath(path)  # noqa: PTH100 - links keep their names
+        return os.path.abspath(path)  # noqa: PTH100 - links are not resolved
     except FileNotFoundError:
         raise UsageError(
-            "not_found", "the current folder does not exist any more", hint="change to a folder that exists"
+            "not_found", "the current folder no longer exists", hint="change to an existing folder"
         ) from None
 
 
@@ -87,39 +87,39 @@ def _refuse(mode: int, path: str | os.PathLike[str]) -> None:
 
 # --- atomic writes ----------------------------------------------------------------------------------------------------
 
-_LONGEST_NAME = 200  # bytes of a result's name that its temporary file repeats; file systems allow 255 for all of it
+_LONGEST_NAME = 200  # bytes of the file name in that of its temporary file; file systems allow 255 in total
 _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?:self|(\d+))(?:/task/\d+)?/fd)/(\d+)")
-_MOST_LINKS = 40  # in a chain, as Linux has it
+_MOST_LINKS = 40  # in a chain, the limit of Linux
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` at once: after a crash or a power cut it is the old file or the whole new one.
+    """Replace a file atomically: after a crash or a power failure it is the old one or the complete new one.
 
-    Raises OSError, also where `path` is a folder; nothing has changed then.
+    Raises OSError, also if `path` is a folder; nothing is changed then.
     """
     with replacing(path) as file:
         file.write(data)
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """`write_atomic` of what a file of any size holds."""
+    """Copy a file of any size atomically; raises OSError as `write_atomic` does."""
     with source.open("rb") as data, replacing(path) as file:
         shutil.copyfileobj(data, file)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path`, synced, at the end of the block; if the block fails, nothing changes.
+    """Yield a new file that replaces `path` at the end of the block; if the block fails, nothing is changed.
 
-    A new file gets permissions from the user's umask, a replaced file keeps its own. Anything other than a
-    regular file is written to directly (see above). Raises OSError.
+    The data is synced before. A new file gets its permissions from the umask, a replaced file keeps its own. Anything
+    other than a regular file is written to directly (see above). Raises OSError.
     """
     special = _special(path)
     if special is not None:
         with special:
             yield special
         return
-    path = Path(os.path.realpath(path))  # of a symbolic link, what it names
+    path = Path(os.path.realpath(path))  # the target of a symbolic link
     name = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME])
     temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -136,11 +136,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _special(path: Path) -> IO[bytes] | None:
-    """Open `path` for writing if it is a device, a pipe or an open descriptor; OSError if it is a folder."""
+    """Open a device, a pipe or an open descriptor for writing; None for regular files, OSError for folders."""
     number = _descriptor(path)
     if number is not None:
-        if number in (1, 2):  # what was printed before comes first
-            with contextlib.suppress(AttributeError, ValueError):  # a stream may be None, or closed
+        if number in (1, 2):  # buffered output comes first
+            with contextlib.suppress(AttributeError, ValueError):  # a stream may be None or closed
                 (sys.stdout if number == 1 else sys.stderr).flush()
         return os.fdopen(os.dup(number), "wb")
     try:
@@ -149,15 +149,15 @@ def _special(path: Path) -> IO[bytes] | None:
         return None
     if stat.S_ISREG(mode):
         return None
-    # a folder is refused by the system; a pipe that nobody reads from is an error here, and would wait for ever else
+    # the system refuses a folder; with O_NONBLOCK a pipe without a reader is an error, otherwise it would block
     descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
     os.set_blocking(descriptor, True)
     return os.fdopen(descriptor, "wb")
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open descriptor that `path` names, directly or through links (/dev/stdout, /dev/fd/3)."""
-    here = os.path.abspath(path)  # noqa: PTH100 - links must stay
+    """Return the open descriptor that `path` stands for, directly or through links (/dev/stdout, /dev/fd/3)."""
+    here = os.path.abspath(path)  # noqa: PTH100 - links must not be resolved
     for _ in range(_MOST_LINKS):
         folder, name = os.path.split(here)
         here = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
@@ -176,28 +176,28 @@ def _keep_permissions(old: Path, new: Path) -> None:
         return
     new.chmod(stat.S_IMODE(before.st_mode))
     if hasattr(os, "chown") and before.st_uid != os.geteuid():
-        with contextlib.suppress(OSError):  # root replaces the file of a user, who keeps it
+        with contextlib.suppress(OSError):  # if root replaces a user's file, the user keeps it
             os.chown(new, before.st_uid, before.st_gid)
 
 
 def make_folders(folder: Path) -> None:
-    """Make a folder with all above it. Path.mkdir recurses, which a path of a thousand short names does not survive.
+    """Create a folder and its parents; raises OSError.
 
-    Raises OSError.
+    Path.mkdir is recursive and fails for paths of a thousand short names.
     """
     missing = []
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
-    for one in reversed(missing):
-        one.mkdir(exist_ok=True)
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
     if not folder.is_dir():
         raise NotADirectoryError(20, os.strerror(20), str(folder))
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was renamed in a folder last through a power cut."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames are written through
+    """Make renames in a folder survive a power failure."""
+    if os.name != "posix":  # other systems cannot open a folder, and write renames at once
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -208,9 +208,9 @@ def sync_folder(folder: Path) -> None:
 
 @checked
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
-    """Check that a file can be written, before the work is done rather than after.
+    """Check that a result can be written, before the work starts, and return its path.
 
-    Raises UsageError `bad_argument`, `missing_dependency`.
+    suffixes: those allowed for the name. Raises UsageError `bad_argument`, `missing_dependency`.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -218,8 +218,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
             "bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {' or '.join(suffixes)}"
         )
     if path.suffix.lower() == ".parquet":
-        require("pyarrow", "Parquet")
-        require("pyarrow.parquet", "Parquet")
+        need_pyarrow()
     try:
         if not path.parent.is_dir():
             raise UsageError("bad_argument", f"there is no folder {str(path.parent)!r}", hint="create it first")
@@ -231,11 +230,25 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Raises OutputError `output_failed`; what was at `path` before is then unchanged."""
+    """Write a file with `write_atomic`; raises OutputError `output_failed`."""
     try:
         write_atomic(path, data)
     except OSError as error:
         raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
+
+
+def create_output_folder(folder: str | Path) -> Path:
+    """Create a folder for results if it is missing, and return it; raises OutputError `output_failed`."""
+    folder = Path(folder)
+    try:
+        make_folders(folder)
+    except OSError as error:
+        raise OutputError(
+            "output_failed",
+            f"the folder {str(folder)!r} could not be created: {error.strerror}",
+            hint="choose another one",
+        ) from None
+    return folder
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
@@ -244,7 +257,7 @@ _HASHED_AT_ONCE = 4  # files
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256, hex."""
+    """Return the SHA-256 of a regular file in hexadecimal digits; raises the errors of `open_regular`."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -299,10 +312,10 @@ LOCK = ".lock"
 def folder_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it, or give another --out") -> Iterator[None]:
     """Hold `folder` for writing while the block runs; the folder is created if it is missing.
 
-    name: of the lock file, which stays there afterwards. The operating system releases the lock when the process ends,
-    however it ends, and processes that it forked do not keep it.
-    Raises UsageError `busy` where another process holds the folder, OutputError `output_failed` where the lock file
-    cannot be written (a full disk, read-only media).
+    name: the name of the lock file, which remains afterwards. The operating system releases the lock when the process
+    ends, even if it is killed, and forked processes do not inherit it.
+    Raises UsageError `busy` if another process holds the folder, OutputError `output_failed` if the lock file cannot be
+    written (a full disk, read-only media).
     """
     import filelock
 
@@ -314,9 +327,10 @@ def folder_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it, or 
         raise _busy(folder, hint) from None
     except OSError as error:
         raise OutputError(
-            "output_failed", f"{folder} could not be written: {error.strerror or error}",
-            hint="look at the free space and the permissions of the folder",
-        ) from None  # fmt: skip
+            "output_failed",
+            f"{folder} could not be written: {error.strerror or error}",
+            hint="check the free space and the permissions of the folder",
+        ) from None
     try:
         yield
     finally:
@@ -325,13 +339,13 @@ def folder_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it, or 
 
 @contextmanager
 def shared_lock(folder: Path, name: str = LOCK, *, hint: str = "wait for it") -> Iterator[None]:
-    """Keep writers out of `folder` while the block reads it; several readers may do so at once. Nothing is written.
+    """Prevent writes to `folder` while the block reads it; several readers can hold it at once. Nothing is written.
 
-    Where no lock file exists, or it cannot be locked (read-only network file systems), the block runs without a lock.
-    Raises UsageError `busy` where a process holds the folder for writing.
+    If no lock file exists, or it cannot be locked (read-only network file systems), the block runs without a lock.
+    Raises UsageError `busy` if a process holds the folder for writing.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, where readers take no lock
+        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, so readers take no lock there
             import fcntl
 
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

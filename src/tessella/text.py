@@ -1,26 +1,27 @@
-"""Text borders: file names that are not UTF-8, and text from outside that is shown on a terminal.
+"""Convert text at the borders of the package: file names that are not UTF-8, and untrusted text for display.
 
-Inside the package a name is what `os.fsdecode` gives: bytes that are not UTF-8 are lone surrogates, which no file,
-table or terminal accepts. `escape` makes a string that is valid UTF-8 of it, and `unescape` restores the name.
+Inside the package, names are in the form of `os.fsdecode`: bytes that are not UTF-8 are lone surrogates, which no file,
+table or terminal accepts. `escape` converts a name to valid UTF-8, and `unescape` restores it.
 """
 
 from __future__ import annotations
 
 import html
+import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 
 def escape(name: str) -> str:
-    """Text that is valid UTF-8 and belongs to this name alone.
+    """Return a name as valid UTF-8; different names give different results.
 
-    A backslash is doubled, a byte that is not UTF-8 becomes `\\xNN`, any other lone surrogate `\\uNNNN`; so the byte
-    0xff and the four characters `\\xff` give different results.
+    A backslash is doubled, a byte that is not UTF-8 becomes `\\xNN`, any other lone surrogate `\\uNNNN`; therefore the
+    byte 0xff and the four characters `\\xff` give different results.
     """
-    if "\\" not in name and name.isascii():  # nearly always
+    if "\\" not in name and name.isascii():  # the common case
         return name
     name = name.replace("\\", "\\\\")
     return re.sub("[\ud800-\udfff]", _escape_surrogate, name)
@@ -32,7 +33,7 @@ def _escape_surrogate(match: re.Match[str]) -> str:
 
 
 def unescape(text: str) -> str:
-    """The name that `escape` was given."""
+    """Return the original name of a result of `escape`."""
 
     def restore(match: re.Match[str]) -> str:
         if match[1]:
@@ -42,13 +43,32 @@ def unescape(text: str) -> str:
     return _ESCAPED.sub(restore, text) if "\\" in text else text
 
 
+def encode_text(text: str) -> bytes:
+    """UTF-8 of a text in which bytes of file names that are not UTF-8 are written as `\\xNN`.
+
+    Unlike `escape`, backslashes are not doubled: for files that people read.
+    """
+    return re.sub("[\ud800-\udfff]", _escape_surrogate, text).encode()
+
+
+def finite(value: object) -> object:
+    """Return a JSON value with None in place of every float that is NaN or infinite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(member) for member in value]
+    return value
+
+
 def printable(text: str) -> str:
-    """Text without control characters, for a terminal: neither escape sequences nor line breaks take effect.
+    """Return text without control characters, for a terminal: escape sequences and line breaks have no effect.
 
     Control, format and surrogate characters (terminal escapes, line breaks, bidirectional overrides) are replaced by
-    their `\\xNN` or `\\uNNNN` form; spaces and all visible characters stay. Not reversible, for display only.
+    their `\\xNN` or `\\uNNNN` form; spaces and all visible characters remain. The result is not reversible.
     """
-    if text.isascii() and text.isprintable():  # nearly always
+    if text.isascii() and text.isprintable():  # the common case
         return text
     return "".join(_visible(character) for character in text)
 
@@ -68,12 +88,12 @@ def count_of(count: int, noun: str) -> str:
 
 
 def html_text(value: object) -> str:
-    """Text for an HTML page: escaped, without control characters."""
+    """Return text for an HTML page: escaped, without control characters."""
     return html.escape(printable(str(value)))
 
 
 def html_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """A table for Jupyter; every cell is escaped."""
+    """Return an HTML table for Jupyter; every cell is escaped."""
     head = "".join(f"<th>{html_text(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,4 +1,4 @@
-"""The helpers of `timm.utils` that evaluation loops use, under timm's names."""
+"""The helpers of `timm.utils` for evaluation loops, with timm's names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 
 
 class AverageMeter:
-    """The last value (`val`), and the mean (`avg`) of all that were given, each counted `n` times."""
+    """Keep the last value (`val`), and the mean (`avg`), sum and count of all values."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
+        """Forget all values."""
         self.val = self.avg = self.sum = 0.0
         self.count = 0
 
     def update(self, val: float, n: int = 1) -> None:
+        """Add a value that counts `n` times."""
         self.val = val
         self.sum += val * n
         self.count += n
@@ -30,15 +32,16 @@ class AverageMeter:
 
 
 def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
-    """Top-k accuracy in per cent for each k: output (B,classes) scores, target (B,) labels.
+    """Return the top-k accuracy in per cent, a scalar tensor, for each k.
 
-    A k above the class count counts as the class count.
+    output: (B,classes) scores. target: (B,) labels. A k above the number of classes is replaced by that number.
+    Raises UsageError `bad_argument` for other shapes.
     """
     if output.ndim != 2 or target.shape != output.shape[:1] or not topk or min(topk) < 1:
         raise UsageError(
             "bad_argument",
             f"output {tuple(output.shape)}, target {tuple(target.shape)}, topk {tuple(topk)}: expected (B,classes), "
-            "(B,) and counts from 1",
+            "(B,) and numbers from 1",
         )
     ranked = output.topk(min(max(topk), output.shape[1])).indices
     hits = ranked.eq(target[:, None]).float()
@@ -46,7 +49,7 @@ def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list
 
 
 def random_seed(seed: int = 42, rank: int = 0) -> None:
-    """Seed torch, NumPy and Python with seed + rank."""
+    """Seed the generators of torch, NumPy and Python with seed + rank."""
     import numpy as np
     import torch
 

@@ -29,14 +29,14 @@ ROOT = Path(__file__).parents[2]
 def slow() -> Predictor:
     """Return the tiny model, slowed down; its numbers are the same."""
     predictor = tiny_predictor()
-    outputs_of = predictor.outputs_of
+    decoded_outputs = predictor.decoded_outputs
 
-    def slowly(prepared: Iterable[Any], **how: Any) -> Iterator[Any]:
-        for outcome in outputs_of(prepared, **how):
+    def slowly(decoded: Iterable[Any], **settings: Any) -> Iterator[Any]:
+        for pair in decoded_outputs(decoded, **settings):
             time.sleep(ROW_SECONDS)
-            yield outcome
+            yield pair
 
-    setattr(predictor, "outputs_of", slowly)  # noqa: B010 - mypy would not have it otherwise
+    setattr(predictor, "decoded_outputs", slowly)  # noqa: B010 - mypy would not have it otherwise
     return predictor
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from tessella.bulk import run_folder, shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, write_manifest
-from tessella.data.isolated import Decoded
+from tessella.data.isolated.protocol import Decoded
 from tessella.data.sources import Source
+from tessella.results import Prediction, Record
 from tessella.search.index import HOME, open_table
 from tessella.text import escape
 
@@ -85,15 +86,16 @@ def drop_shard(out: Path, number: int) -> None:
         ledger.forget([number])
 
 
-def _row(image: Image, top: int) -> shards.Row:
+def _row(image: Image, top: int) -> shards.ShardRow:
     sha256 = image.sha256 or hashlib.sha256(os.fsencode(image.key)).hexdigest()
     size, width, height = image.size
     decoded = Decoded(None, None, sha256, size, width, height)
     source = Source(escape(image.key), image.key)
     if image.error:
-        return shards.Row(source, decoded, image.error, "cut off")
-    named = ((image.label, LABELS[image.label], 0.5 + image.label / 8), (0, LABELS[0], 0.1))[:top]
-    return shards.Row(source, decoded, "ok", "", named, unit(image.vector))
+        return shards.ShardRow(source, decoded, Record(source.key, image.error, "cut off"))
+    best = Prediction(image.label, LABELS[image.label], 0.5 + image.label / 8)
+    predictions = (best, Prediction(0, LABELS[0], 0.1))[:top]
+    return shards.ShardRow(source, decoded, Record(source.key, "ok", "", predictions, unit(image.vector)))
 
 
 def truth(out: Path) -> dict[str, tuple[Any, ...]]:

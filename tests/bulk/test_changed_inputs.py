@@ -24,7 +24,7 @@ from tessella.bulk.events import OnEvent
 from tessella.bulk.manifest import MANIFEST, Manifest, write_manifest
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
-from tessella.search.duplicates import find_duplicates, pairs_sheet
+from tessella.search.duplicates import dedup, draw_duplicates
 from tessella.storage import file_hash
 
 COUNT = 24
@@ -227,8 +227,8 @@ def test_a_contact_sheet_marks_changed_files(predictor: Predictor, tmp_path: Pat
         (data / name).write_bytes(bmp(5))
     resume(data, tmp_path / "run", predictor)
     (data / "a.bmp").write_bytes(bmp(6) + b"longer")
-    duplicates = find_duplicates(tmp_path / "run", threshold=None)
-    pairs_sheet(tmp_path / "run", duplicates, tmp_path / "pairs.html")
+    duplicates = dedup(tmp_path / "run", threshold=None)
+    draw_duplicates(tmp_path / "run", duplicates, tmp_path / "pairs.html")
     assert (tmp_path / "pairs.html").read_text().count("no picture: changed_input") == 1
 
 

@@ -15,12 +15,12 @@ from tessella.bulk import RunSettings, repair, run, verify
 from tessella.checks import as_inputs
 from tessella.errors import TessellaError, UsageError
 from tessella.predictor import Predictor
-from tessella.search.duplicates import find_duplicates
+from tessella.search.duplicates import dedup
 from tessella.search.index import build_index, check_index
 from tessella.search.query import Index
 from tessella.search.retrieval_metrics import retrieval
 
-READERS: list[Callable[[Any], Any]] = [verify, repair, find_duplicates, build_index, check_index, Index]
+READERS: list[Callable[[Any], Any]] = [verify, repair, dedup, build_index, check_index, Index]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_folder_name_may_be_other_bytes_than_utf8(predictor: Predictor, tmp_pa
     (tmp_path / "file.png").write_text("no image")
     assert run(tmp_path / "file.png", out, predictor, RunSettings(processes=1)).rows == 1
     assert not verify(out).damage
-    assert find_duplicates(out).images == 0
+    assert dedup(out).images == 0
 
 
 @pytest.mark.parametrize("value", [None, 5, [None], [b"a", 5], [["a"]]])

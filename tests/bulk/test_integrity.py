@@ -23,7 +23,7 @@ from tessella.bulk.ledger import Ledger
 from tessella.bulk.manifest import Manifest
 from tessella.errors import OutputError, UsageError
 from tessella.predictor import Predictor
-from tessella.search.duplicates import find_duplicates
+from tessella.search.duplicates import dedup
 from tessella.search.index import HINT, build_index
 from tessella.storage import folder_lock, shared_lock
 
@@ -392,7 +392,7 @@ def test_verify_writes_nothing(intact: Path, copy: Path, tmp_path: Path, monkeyp
         with reaching(points):
             assert verify(out) == IntegrityReport(ROWS, SHARDS, SHARDS, ())
             assert sum(len(table) for table in read_rows(out)) == ROWS
-            find_duplicates(out)
+            dedup(out)
         assert points.names == []
         assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
 

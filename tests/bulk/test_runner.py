@@ -40,7 +40,7 @@ from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.storage import folder_lock
 
-from ..data.test_isolated import Deed
+from ..data.test_isolated import FaultySource
 from .bulk_kills import killed_and_whole, make_rows
 
 GOOD, BAD = 50, 4
@@ -175,7 +175,7 @@ def test_a_single_batch_is_not_split(
     before = contents(tmp_path / "run")
     with Ledger(tmp_path / "run") as ledger:
         ledger.forget([3])
-    monkeypatch.setattr(Engine, "_alone", lambda *_: pytest.fail("in parts"))
+    monkeypatch.setattr(Engine, "_run_split", lambda *_: pytest.fail("in parts"))
     start(images, tmp_path / "run", predictor, shard_rows=4)
     assert contents(tmp_path / "run") == before
 
@@ -354,22 +354,22 @@ def test_images_that_crash_or_hang_their_decoder_cost_one_row_each(
     read = manifest._source
 
     def hostile(key: str, *cells: Any) -> Source:
-        deed = faults.get(Path(key).name)
-        return read(key, *cells) if deed is None else Deed(key, str(tmp_path / "touched"), deed=deed)
+        fault = faults.get(Path(key).name)
+        return read(key, *cells) if fault is None else FaultySource(key, str(tmp_path / "touched"), fault=fault)
 
     monkeypatch.setattr(manifest, "_source", hostile)
     start(images, tmp_path / "run", predictor, processes=2, timeout=6.0)
     expected = {row["key"]: row for row in rows(uninterrupted)}
     for row in rows(tmp_path / "run"):
-        deed = faults.get(Path(row["key"]).name)
-        if deed is None:
+        fault = faults.get(Path(row["key"]).name)
+        if fault is None:
             other = expected[row["key"]]
             for name in ("embedding", "top_probability"):  # their batches have one image less
                 actual, wanted = (np.array(values.pop(name) or 0, np.float32) for values in (row, other))
                 np.testing.assert_allclose(actual, wanted, atol=1e-3)
             assert row == other
         else:
-            assert row["status"] == ("timeout" if deed == "hang" else "decoder_crashed")
+            assert row["status"] == ("timeout" if fault == "hang" else "decoder_crashed")
             assert row["embedding"] is None
 
 
@@ -377,20 +377,20 @@ def test_an_image_with_non_finite_results_is_an_error(
     images: Path, uninterrupted: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [row["key"] for row in rows(uninterrupted) if row["status"] == "ok"]
-    outputs_of = predictor.outputs_of
+    decoded_outputs = predictor.decoded_outputs
 
-    def some_nan(prepared: Any, **settings: Any) -> Any:
+    def some_nan(decoded: Any, **settings: Any) -> Any:
         seen = 0
-        for outcome in outputs_of(prepared, **settings):
+        for key, outcome in decoded_outputs(decoded, **settings):
             if not isinstance(outcome, ImageError):
                 seen += 1
                 if seen == 5:
                     outcome.embedding[3] = np.nan
                 if seen == 6:
                     outcome.logits[0] = np.inf
-            yield outcome
+            yield key, outcome
 
-    monkeypatch.setattr(predictor, "outputs_of", some_nan)
+    monkeypatch.setattr(predictor, "decoded_outputs", some_nan)
     summary = start(images, tmp_path / "run", predictor)
     assert summary.errors["non_finite"] == 2
     assert summary.rows == summary.ok + sum(summary.errors.values())

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from tessella.cli.console import finite, new_table, print_table, table_of
+from tessella.cli.console import new_table, print_table, table_of
 from tessella.cli.main import cli
+from tessella.cli.progress import ProgressBars
 
 from .test_cli import CAT, run
 
@@ -185,11 +186,6 @@ def test_similar_names_are_suggested() -> None:
     assert "Did you mean '--json'" in run("list", "--jsn", status=2)[1]
 
 
-def test_numbers_that_are_not_finite_are_null_in_json() -> None:
-    value = dict(a=float("nan"), b=[1.5, (float("inf"), "x")], c=None, d=True)
-    assert finite(value) == dict(a=None, b=[1.5, [None, "x"]], c=None, d=True)
-
-
 @pytest.mark.parametrize("command", ["classify", "embed", "features"])
 def test_no_inputs_are_status_3(command: str, tmp_path: Path) -> None:
     assert "no inputs were given" in run(command, "-", status=3)[1]
@@ -210,3 +206,11 @@ def test_counts_are_bounded() -> None:
     run("classify", CAT, "--batch-size", "9" * 20, status=2)
     assert "comma-separated integers" in run("features", CAT, "--blocks", "9" * 20, status=2)[1]
     assert "comma-separated integers" in run("bench", "--batch", "9" * 20, status=2)[1]
+
+
+def test_progress_bars_are_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBars() as progress:
+        for done in (1, 2):
+            progress("images", done, 2)
+    assert (progress.bars.tasks[0].completed, progress.bars.tasks[0].total) == (2, 2)
+    assert capsys.readouterr() == ("", "")

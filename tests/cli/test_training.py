@@ -1,4 +1,4 @@
-"""`tessella train`, `evaluate` and `probe` as someone types them, on a few hundred images of their own."""
+"""`tessella train`, `evaluate` and `probe` as a user types them, on a few hundred images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tessella
+from tessella.cli.progress import TrainingProgress
+from tessella.cli.training import train
+from tessella.training.events import EpochEvent, ProbeEvent, StepEvent, TrainingRemark
 
 from ..training.small_runs import FAMILIES, make_images
 from .test_cli import run
@@ -33,7 +37,7 @@ def tuned(animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_fine_tune_of_a_few_hundred_images(animals: Path, tuned: Path) -> None:
+def test_fine_tuning_on_a_few_hundred_images(animals: Path, tuned: Path) -> None:
     model = tessella.load(f"local-dir:{tuned}")
     assert model.labels == CLASSES
     rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
@@ -44,10 +48,10 @@ def test_a_fine_tune_of_a_few_hundred_images(animals: Path, tuned: Path) -> None
         assert f"({name}.png)" in report
         assert (tuned / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((tuned / "tensorboard").glob("events*"))
-    assert json.loads((tuned / "train.json").read_text())["config"]["start"] == "pretrained"
+    assert json.loads((tuned / "train.json").read_text())["config"]["init_from"] == "pretrained"
 
 
-def test_evaluate_prints_and_writes_what_it_found(animals: Path, tuned: Path, tmp_path: Path) -> None:
+def test_evaluate_prints_and_writes_its_results(animals: Path, tuned: Path, tmp_path: Path) -> None:
     names = ("-m", f"local-dir:{tuned}", "-m", "convmixer_256_8_ks3_p4.cifar10")
     out, err = run("evaluate", str(animals), *names, "--json", "--out", str(tmp_path / "found"))
     own, ten = (json.loads(line) for line in out.splitlines())
@@ -70,7 +74,7 @@ def test_evaluate_prints_and_writes_what_it_found(animals: Path, tuned: Path, tm
     assert "unknown model" in err
 
 
-def test_probe_prints_what_it_found_and_attaches_a_classifier(animals: Path, tmp_path: Path) -> None:
+def test_probe_prints_its_results_and_attaches_a_classifier(animals: Path, tmp_path: Path) -> None:
     attached = tmp_path / "animals"
     out, err = run("probe", str(animals), "--shots", "1,5", "--attach-to", str(attached), "--accuracy", "0.9")
     assert "nearest neighbours" in out
@@ -100,7 +104,7 @@ def test_probe_prints_what_it_found_and_attaches_a_classifier(animals: Path, tmp
         (["evaluate", "{}", "-m", "local-dir:{}/absent"], 4),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, arguments: list[str], status: int) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path, arguments: list[str], status: int) -> None:
     _, err = run(*(argument.replace("{}", str(tmp_path)) for argument in arguments), status=status)
     assert "Error" in err or "error: " in err
     assert "Traceback" not in err
@@ -121,7 +125,7 @@ def test_paths_and_names_are_checked_before_pytorch_is_imported(command: list[st
     assert "error: " in done.stderr
 
 
-def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_stopped_run_tells_how_to_resume(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data")
     config = tmp_path / "config.json"
     name = "mixer_s32_224"
@@ -139,3 +143,38 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert "stopped by SIGTERM" in err
     assert "run the same command again to resume" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("former", "name", "text", "value"),
+    [("--accumulate", "grad_accum_steps", "4", 4), ("--ema", "ema_decay", "0.9", 0.9)],
+)
+def test_former_names_of_options_are_accepted(former: str, name: str, text: str, value: float) -> None:
+    context = train.make_context("train", ["photos", "--out", "run", former, text])
+    assert context.params[name] == value
+    assert f"{former} " not in context.get_help()
+
+
+def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    counts: dict[str, Any] = dict(val_top1=0.75, val_loss=0.5, val_images=8, val_errors=0, seconds=2.0)
+    with TrainingProgress() as progress:
+        progress(TrainingRemark(text="a [bold] remark\x1b[2J"))
+        progress(ProbeEvent(**counts))
+        progress(StepEvent(step=1, steps=2, epoch=0, loss=0.5, lr=0.1, images_per_second=10.0))
+        progress(EpochEvent(epoch=0, step=2, lr=0.1, loss=0.5, images=14, skipped=2, bad_steps=0, **counts))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        r"a [bold] remark\x1b[2J",
+        "linear probe on frozen embeddings: top-1 75.00 % on 8 held-out images, 2 s",
+        "epoch 0: loss 0.5000, validation loss 0.5000, top-1 75.00 %, 2 s, 2 images skipped",
+    ]
+
+
+def test_only_the_first_process_shows_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with TrainingProgress() as progress:
+        progress(TrainingRemark(text="a remark"))
+    assert capsys.readouterr().err == ""

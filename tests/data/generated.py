@@ -1,7 +1,7 @@
-"""Image files of every layout that the formats allow, written by hand from arrays; Pillow writes none of them.
+"""Write image files of every layout that the formats allow from arrays, without Pillow.
 
-A case carries the file, the samples it was made of, and what `tessella.data.decode` has to make of them by the rules at
-the top of that module, worked out here with plain arithmetic.
+A case holds the file, the samples it was made of, and the pixels that `tessella.data.decode` must return by the rules
+at the top of that module, computed here with plain arithmetic.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
+    """A generated file and its expected pixels."""
+
     name: str
     data: bytes = field(repr=False)
     samples: Array = field(repr=False)  # as stored: (H, W) or (H, W, S)
-    want: Array = field(repr=False)  # (H, W, 3), 0..255, not rounded
-    tolerance: float = 0.5  # of each value; 0.5: rounding only
-    mean: float = 255.0  # of the mean difference
-    refusable: bool = False  # a rare layout: `unsupported_format` is an answer, too
+    want: Array = field(repr=False)  # (H, W, 3) in 0..255, not rounded
+    tolerance: float = 0.5  # maximum difference of a value; 0.5: rounding only
+    mean: float = 255.0  # maximum of the mean difference
+    may_be_refused: bool = False  # a rare layout, for which `unsupported_format` is allowed
     oracles: tuple[str, ...] = ()  # independent decoders that read `samples` or `want` from the file
 
 
-# --- what the pixels are to become ------------------------------------------------------------------------------------
+# --- expected pixels --------------------------------------------------------------------------------------------------
 
 
-def on_white(colour: Array, alpha: Array) -> Array:
-    """colour: (H, W, 3) of 0..255; alpha: (H, W) of 0..1."""
+def over_white(colour: Array, alpha: Array) -> Array:
+    """Return (H, W, 3) in 0..255; colour: (H, W, 3) in 0..255; alpha: (H, W) in 0..1."""
     return colour * alpha[..., None] + 255 * (1 - alpha[..., None])
 
 
@@ -47,12 +49,12 @@ def rgb_of_grey(grey: Array) -> Array:
 
 
 def levels(samples: Array, bits: int) -> Array:
-    """Unsigned samples -> 0..255."""
+    """Scale unsigned samples to 0..255."""
     return samples.astype(np.float64) * (255 / (2**bits - 1))
 
 
 def lab_to_rgb(lab: Array) -> Array:
-    """CIE L*a*b* of D50 -> sRGB of 0..255; (..., 3), L in 0..100."""
+    """Convert CIE L*a*b* (D50, L in 0..100) to sRGB in 0..255; shape (..., 3)."""
     lightness, a, b = np.moveaxis(lab, -1, 0)
     y = (lightness + 16) / 116
     f = np.stack([y + a / 500, y, y - b / 200], -1)
@@ -79,12 +81,12 @@ def ycc_to_rgb(ycc: Array) -> Array:
 
 
 def cmyk_to_rgb(cmyk: Array) -> Array:
-    """(..., 4) of 0..255."""
+    """Convert (..., 4) in 0..255 to (..., 3) in 0..255."""
     return (255 - cmyk[..., :3]) * (255 - cmyk[..., 3:]) / 255
 
 
-def by_opencv(data: bytes) -> Array:
-    """(H, W, 3) RGB, without alpha."""
+def decode_with_opencv(data: bytes) -> Array:
+    """Return (H, W, 3) RGB, without alpha."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert pixels is not None
     return pixels[..., ::-1]
@@ -96,18 +98,18 @@ _TYPES = {"B": 1, "H": 3, "I": 4, "b": 6, "d": 12, "Q": 16}
 
 
 def packed(rows: Array, bits: int, order: str) -> list[bytes]:
-    """(H, N) samples -> the bytes of each row."""
+    """Return the bytes of each row of (H, N) samples."""
     if rows.dtype.kind == "f" or bits in (8, 16, 32, 64):
         stored = rows.astype(np.dtype(f"{order}{rows.dtype.str[1:]}"))
         return [row.tobytes() for row in stored]
-    places = np.arange(bits - 1, -1, -1)
+    shifts = np.arange(bits - 1, -1, -1)
     return [
-        np.packbits(((row[:, None].astype(np.int64) >> places) & 1).astype(np.uint8).ravel()).tobytes() for row in rows
+        np.packbits(((row[:, None].astype(np.int64) >> shifts) & 1).astype(np.uint8).ravel()).tobytes() for row in rows
     ]
 
 
 def _predicted(block: Array, predictor: int, order: str) -> list[bytes]:
-    """(H, W, S) -> bytes of each row."""
+    """Return the bytes of each row of (H, W, S) samples, after the predictor."""
     height, _, channels = block.shape
     if predictor == 2:
         block = block.copy()
@@ -157,7 +159,7 @@ def tiff(
     tags: dict[int, tuple[str, tuple[int, ...]]] | None = None,
     parts: list[bytes] | None = None,
 ) -> bytes:
-    """samples: (H, W, S). tile: height and width; rows: per strip, 0 for one strip. parts: strips made elsewhere."""
+    """Return a TIFF of (H, W, S) samples. tile: height and width; rows: per strip, 0 for one strip. parts: strips."""
     height, width, channels = samples.shape
     sample_format = {"u": 1, "i": 2, "f": 3, "b": 1}[samples.dtype.kind]
     block = tile or (rows or height, width)
@@ -175,10 +177,15 @@ def tiff(
             bodies.append(body.translate(REVERSED) if fill_order == 2 else body)
     bodies = bodies if parts is None else parts
     entries: dict[int, tuple[str, tuple[int, ...]]] = {
-        256: ("I", (width,)), 257: ("I", (height,)), 258: ("H", (bits,) * channels), 259: ("H", (compression,)),
-        262: ("H", (photometric,)), 277: ("H", (channels,)), 284: ("H", (planar,)),
+        256: ("I", (width,)),
+        257: ("I", (height,)),
+        258: ("H", (bits,) * channels),
+        259: ("H", (compression,)),
+        262: ("H", (photometric,)),
+        277: ("H", (channels,)),
+        284: ("H", (planar,)),
         339: ("H", (sample_format,) * channels),
-    }  # fmt: skip
+    }
     if fill_order != 1:
         entries[266] = "H", (fill_order,)
     if predictor != 1:
@@ -211,9 +218,9 @@ def _tiff_file(
         value = struct.pack(f"{order}{len(values)}{letter}", *values)
         if len(value) > inline:
             out += b"\0" * (len(out) % 2)
-            place = len(out)
+            offset = len(out)
             out += value
-            value = struct.pack(order + word, place)
+            value = struct.pack(order + word, offset)
         listed.append(struct.pack(order + "HH" + word, tag, _TYPES[letter], len(values)) + value.ljust(inline, b"\0"))
     out += b"\0" * (-len(out) % 8)
     struct.pack_into(order + word, out, 8 if big else 4, len(out))
@@ -232,7 +239,7 @@ def png_chunk(kind: bytes, body: bytes = b"") -> bytes:
 
 
 def _filtered(rows: list[bytes], step: int) -> bytes:
-    """The five filter types in turn."""
+    """Return the rows with the five filter types in turn."""
     out, above = bytearray(), bytes(len(rows[0]))
     for number, row in enumerate(rows):
         kind = number % 5
@@ -257,7 +264,7 @@ def png(
     after: bytes = b"",
     pieces: int = 1,
 ) -> bytes:
-    """samples: (H, W, S). before, after: chunks around the pixels; pieces: IDAT chunks."""
+    """Return a PNG of (H, W, S) samples. before, after: chunks around the pixels; pieces: number of IDAT chunks."""
     height, width, channels = samples.shape
     step, stream = max(1, bits * channels // 8), b""
     for x, step_x, y, step_y in ADAM7 if interlaced else ((0, 1, 0, 1),):
@@ -288,28 +295,28 @@ def png_cases() -> Iterator[Case]:
             samples = uints(rng, (height, width, channels), bits)
             chunks, want = _png_want(rng, samples, bits, colour, clear)
             name = f"PNG colour {colour}, {bits} bits, {height}x{width}{', Adam7' * interlaced}{', tRNS' * clear}"
-            # of 16 bits the high byte is kept, of the colour and of its alpha
+            # the high byte of 16 bits is kept, of the colour and of its alpha
             rounding = 0.5 if bits < 16 or colour == 0 else 2.0 if colour in (4, 6) else 1.0
             data = png(samples, bits, colour, interlaced=interlaced, before=chunks, pieces=1 + height % 3)
-            refusable = clear and colour == 2 and bits == 16
-            yield Case(name, data, samples, want, rounding, refusable=refusable, oracles=("pypng", "vips"))
+            may_be_refused = clear and colour == 2 and bits == 16
+            yield Case(name, data, samples, want, rounding, may_be_refused=may_be_refused, oracles=("pypng", "vips"))
 
 
 def _png_want(rng: np.random.Generator, samples: Array, bits: int, colour: int, clear: bool) -> tuple[bytes, Array]:
-    """Chunks to write before the pixels, and the picture."""
+    """Return the chunks to write before the pixels, and the expected picture."""
     value = levels(samples, bits)
     if colour == 3:
         table = rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
         chunks, want = png_chunk(b"PLTE", table.tobytes()), table[samples[..., 0]].astype(np.float64)
-        if clear:  # of some colours only: the others are opaque
+        if clear:  # for some colours only: the others are opaque
             alphas = np.full(2**bits, 255, np.uint8)
             alphas[: 2**bits - 1] = rng.integers(0, 256, 2**bits - 1)
             chunks += png_chunk(b"tRNS", alphas[:-1].tobytes())
-            want = on_white(want, alphas[samples[..., 0]] / 255)
+            want = over_white(want, alphas[samples[..., 0]] / 255)
         return chunks, want
     if colour in (4, 6):
         rgb = value[..., :3] if colour == 6 else np.repeat(value[..., :1], 3, 2)
-        return b"", on_white(rgb, value[..., -1] / 255)
+        return b"", over_white(rgb, value[..., -1] / 255)
     rgb = np.repeat(value, 3, 2) if colour == 0 else value
     if not clear:
         return b"", rgb
@@ -322,15 +329,25 @@ def _png_want(rng: np.random.Generator, samples: Array, bits: int, colour: int, 
 
 MASKS = {
     16: (
-        (0xF800, 0x7E0, 0x1F, 0), (0x7C00, 0x3E0, 0x1F, 0), (0xF00, 0xF0, 0xF, 0), (0xF00, 0xF0, 0xF, 0xF000),
-        (0x7C00, 0x3E0, 0x1F, 0x8000), (0x1F, 0x7E0, 0xF800, 0), (0xE0, 0x1C, 0x3, 0),
+        (0xF800, 0x7E0, 0x1F, 0),
+        (0x7C00, 0x3E0, 0x1F, 0),
+        (0xF00, 0xF0, 0xF, 0),
+        (0xF00, 0xF0, 0xF, 0xF000),
+        (0x7C00, 0x3E0, 0x1F, 0x8000),
+        (0x1F, 0x7E0, 0xF800, 0),
+        (0xE0, 0x1C, 0x3, 0),
     ),
     32: (
-        (0xFF0000, 0xFF00, 0xFF, 0), (0xFF, 0xFF00, 0xFF0000, 0), (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
-        (0xFF, 0xFF00, 0xFF0000, 0xFF000000), (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
-        (0x3FF00000, 0xFFC00, 0x3FF, 0xC0000000), (0xFF000000, 0xFF0000, 0xFF00, 0), (0x7C00, 0x3E0, 0x1F, 0),
+        (0xFF0000, 0xFF00, 0xFF, 0),
+        (0xFF, 0xFF00, 0xFF0000, 0),
+        (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+        (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+        (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
+        (0x3FF00000, 0xFFC00, 0x3FF, 0xC0000000),
+        (0xFF000000, 0xFF0000, 0xFF00, 0),
+        (0x7C00, 0x3E0, 0x1F, 0),
     ),
-}  # fmt: skip
+}
 
 
 def bmp(
@@ -346,7 +363,7 @@ def bmp(
     colours: int = 0,
     body: bytes | None = None,
 ) -> bytes:
-    """rows: from the top, without padding; palette: (N, 3) RGB; body: coded pixels in place of rows."""
+    """Return a BMP. rows: from the top, without padding; palette: (N, 3) RGB; body: coded pixels instead of rows."""
     height = len(rows)
     if body is None:
         body = b"".join(row + bytes(-len(row) % 4) for row in (rows if top_down else rows[::-1]))
@@ -365,7 +382,7 @@ def bmp(
 
 
 def rle(samples: Array, bits: int, literal: bool) -> bytes:
-    """Run-length coding of (H, W) indices, from the bottom: equal pixels, or literal pixels where allowed."""
+    """Return the run-length coding of (H, W) indices, from the bottom; with `literal`, in literal runs."""
     out = bytearray()
     for row in samples[::-1]:
         at = 0
@@ -396,12 +413,11 @@ def bmp_cases() -> Iterator[Case]:
             count = 2**bits if width != 5 or header == 12 else max(2, 2**bits - 3)
             samples = rng.integers(0, count, (height, width), dtype=np.uint8)
             table = rng.integers(0, 256, (count, 3), dtype=np.uint8)
-            if grey:  # where Pillow drops the palette
+            if grey:  # for which Pillow drops the palette
                 table = np.repeat(np.arange(count, dtype=np.uint8)[:, None], 3, 1)
-            data = bmp(
-                packed(samples, bits, ">"), width, bits, header=header, palette=table, top_down=top_down,
-                colours=count % 2**bits,
-            )  # fmt: skip
+            colours = count % 2**bits
+            options: dict[str, Any] = dict(header=header, palette=table, top_down=top_down, colours=colours)
+            data = bmp(packed(samples, bits, ">"), width, bits, **options)
             name = f"BMP {bits} bits, header {header}, {height}x{width}{', top down' * top_down}{', grey' * grey}"
             yield Case(name, data, samples, table[samples].astype(np.float64), oracles=("opencv",))
     yield from _bmp_colour_cases(rng)
@@ -433,12 +449,12 @@ def _bmp_colour_cases(rng: np.random.Generator) -> Iterator[Case]:
         for masks, clear in itertools.product(MASKS[bits], (False, True)):
             with_alpha = masks[3] and header >= 56
             values = uints(rng, (6, 5), bits)
-            if clear and masks[3]:  # alpha of 0 everywhere is by convention opaque
+            if clear and masks[3]:  # by convention, an alpha of 0 everywhere is opaque
                 values &= ~np.array(masks[3], values.dtype)
             parts = [_masked(values, mask) for mask in masks]
             want = np.stack(parts[:3], 2)
             if with_alpha and parts[3].any():
-                want = on_white(want, parts[3] / 255)
+                want = over_white(want, parts[3] / 255)
             used = masks if header >= 56 else masks[:3]
             data = bmp(packed(values, bits, "<"), 5, bits, header=header, compression=3, masks=used, top_down=top_down)
             shown = " ".join(f"{mask:x}" for mask in used)
@@ -456,7 +472,7 @@ def _masked(values: Array, mask: int) -> Array:
 
 
 def lzw(indices: bytes, bits: int) -> bytes:
-    """GIF's LZW with the table cleared so often that the codes keep their first size."""
+    """Return GIF's LZW, with the table cleared so often that the codes keep their initial size."""
     size, clear = bits + 1, 1 << bits
     codes = []
     for at in range(0, len(indices), clear - 2 or 1):
@@ -526,19 +542,19 @@ def gif_cases() -> Iterator[Case]:
         yield Case(name, data, samples, want, oracles=("opencv",) if offset and not transparent else ("vips",))
 
 
-# --- WebP, AVIF, JPEG: the pixels of another decoder ------------------------------------------------------------------
+# --- WebP, AVIF, JPEG: compared with another decoder ------------------------------------------------------------------
 
 
 def smooth(rng: np.random.Generator, height: int, width: int, channels: int, bits: int = 8) -> Array:
-    """Waves: lossy codecs keep them well."""
+    """Return waves, which lossy codecs preserve well."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x * a + y * b + c) for a, b, c in rng.uniform(0.02, 0.15, (channels, 3))]
     picture = np.rint((np.stack(waves, 2) * 0.5 + 0.5) * (2**bits - 1))
     return picture.astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def webp_animation(frames: list[bytes], places: list[tuple[int, int, int, int]], canvas: tuple[int, int]) -> bytes:
-    """frames: whole WebP files; places: left, top, width, height of each; canvas: height, width."""
+def webp_animation(frames: list[bytes], boxes: list[tuple[int, int, int, int]], canvas: tuple[int, int]) -> bytes:
+    """Return an animation. frames: WebP files; boxes: left, top, width, height of each; canvas: height, width."""
 
     def block(kind: bytes, body: bytes) -> bytes:
         return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
@@ -546,9 +562,9 @@ def webp_animation(frames: list[bytes], places: list[tuple[int, int, int, int]],
     three = lambda value: int(value).to_bytes(3, "little")  # noqa: E731
     body = block(b"VP8X", bytes((0x12, 0, 0, 0)) + three(canvas[1] - 1) + three(canvas[0] - 1))
     body += block(b"ANIM", bytes(6))
-    for frame, (left, top, width, height) in zip(frames, places, strict=True):
-        place = three(left // 2) + three(top // 2) + three(width - 1) + three(height - 1) + three(100) + b"\2"
-        body += block(b"ANMF", place + frame[12:])
+    for frame, (left, top, width, height) in zip(frames, boxes, strict=True):
+        box = three(left // 2) + three(top // 2) + three(width - 1) + three(height - 1) + three(100) + b"\2"
+        body += block(b"ANMF", box + frame[12:])
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
@@ -556,14 +572,14 @@ def webp_cases() -> Iterator[Case]:
     rng = np.random.default_rng(4)
     for (height, width), alpha in itertools.product(((1, 1), (7, 9), (33, 20), (64, 48)), (False, True)):
         noise = rng.integers(0, 256, (height, width, 4 if alpha else 3), dtype=np.uint8)
-        want = on_white(noise[..., :3].astype(np.float64), noise[..., 3] / 255) if alpha else noise * 1.0
+        want = over_white(noise[..., :3].astype(np.float64), noise[..., 3] / 255) if alpha else noise * 1.0
         data = bytes(imagecodecs.webp_encode(noise, lossless=True, level=3))
         name = f"{height}x{width}{', alpha' * alpha}"
         yield Case(f"WebP lossless {name}", data, noise, want, oracles=("vips",))
         picture = smooth(rng, height, width, 4 if alpha else 3)
         data = bytes(imagecodecs.webp_encode(picture, lossless=False, level=90))
         seen = imagecodecs.webp_decode(data).astype(np.float64)
-        want = on_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
+        want = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
         yield Case(f"WebP lossy {name}", data, picture, want, 1.0, oracles=("vips",))
     for alpha, offset in itertools.product((False, True), (False, True)):
         frame = rng.integers(0, 256, (8, 10, 4 if alpha else 3), dtype=np.uint8)
@@ -572,14 +588,14 @@ def webp_cases() -> Iterator[Case]:
         data = webp_animation([coded, coded], [(left, top, 10, 8), (0, 0, 10, 8)], (8 + 2 * top, 10 + 2 * left))
         want = np.full((8 + 2 * top, 10 + 2 * left, 3), 255.0)
         colour = frame[..., :3].astype(np.float64)
-        want[top : top + 8, left : left + 10] = on_white(colour, frame[..., 3] / 255) if alpha else colour
+        want[top : top + 8, left : left + 10] = over_white(colour, frame[..., 3] / 255) if alpha else colour
         yield Case(f"WebP animation{', alpha' * alpha}{', offset' * offset}", data, frame, want, oracles=("vips",))
 
 
 def avif_cases() -> Iterator[Case]:
-    """For 8 bits the other decoder gives the same colours.
+    """Yield AVIF files; for 8 bits, the other decoder returns the same colours.
 
-    For 10 and 12 bits Pillow's libavif drops the low bits before it converts colours and takes the nearest chroma
+    For 10 and 12 bits, Pillow's libavif drops the low bits before it converts colours, and uses the nearest chroma
     sample, as libvips does for 4:2:0.
     """
     rng = np.random.default_rng(5)
@@ -596,7 +612,7 @@ def avif_cases() -> Iterator[Case]:
         data = bytes(imagecodecs.avif_encode(picture, **options))
         seen = levels(imagecodecs.avif_decode(data, numthreads=1), bits)
         seen = rgb_of_grey(seen) if seen.ndim == 2 else seen
-        want = on_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
+        want = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
         tolerance, mean = (1.0, 0.3) if bits == 8 else (20.0, 2.0)
         yield Case(
             f"AVIF {height}x{width}x{channels}, {bits} bits, {subsampling}",
@@ -610,19 +626,22 @@ def avif_cases() -> Iterator[Case]:
 
 
 def jpeg_cases() -> Iterator[Case]:
-    """Lossy, but decoders agree: all of them are libjpeg-turbo with the accurate transform, or within 2 of it."""
+    """Yield JPEG files; decoders agree, since all are libjpeg-turbo with the accurate transform, or within 2 of it."""
     rng = np.random.default_rng(6)
     samplings = {"444": 0x111111, "422": 0x211111, "420": 0x221111, "411": 0x411111, "440": 0x121111}
     for (height, width), progressive, restart, sampling, quality in itertools.product(
         ((8, 8), (33, 50), (1, 17)), (0, 1), (0, 2), samplings, (60, 95)
     ):
         picture = smooth(rng, height, width, 3)
-        options = [
-            cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive,
-            cv2.IMWRITE_JPEG_RST_INTERVAL, restart, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, samplings[sampling],
-        ]  # fmt: skip
-        data = cv2.imencode(".jpg", picture[..., ::-1], options)[1].tobytes()
-        want = by_opencv(data).astype(np.float64)
+        options = {
+            cv2.IMWRITE_JPEG_QUALITY: quality,
+            cv2.IMWRITE_JPEG_PROGRESSIVE: progressive,
+            cv2.IMWRITE_JPEG_RST_INTERVAL: restart,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR: samplings[sampling],
+        }
+        flat_options = list(itertools.chain.from_iterable(options.items()))
+        data = cv2.imencode(".jpg", picture[..., ::-1], flat_options)[1].tobytes()
+        want = decode_with_opencv(data).astype(np.float64)
         name = f"{height}x{width}, {sampling}, quality {quality}{', progressive' * progressive}{', restarts' * restart}"
         yield Case(f"JPEG {name}", data, picture, want, 1.0, oracles=("vips",))
     for (height, width), space in itertools.product(((8, 8), (33, 50)), ("GRAYSCALE", "YCBCR", "RGB", "CMYK", "YCCK")):
@@ -632,7 +651,7 @@ def jpeg_cases() -> Iterator[Case]:
         inside = {1: "GRAYSCALE", 3: "RGB", 4: "CMYK"}[channels]
         data = bytes(imagecodecs.jpeg8_encode(picture, 95, colorspace=inside, outcolorspace=space))
         seen = imagecodecs.jpeg8_decode(data, outcolorspace=inside).astype(np.float64)
-        # Adobe stores CMYK inverted, which its marker tells
+        # Adobe stores CMYK inverted, as its marker indicates
         want = rgb_of_grey(seen) if channels == 1 else seen if channels == 3 else cmyk_to_rgb(255 - seen)
         oracles = () if channels == 4 else ("vips",)
         yield Case(f"JPEG {space}, {height}x{width}", data, picture, want, 2.0, oracles=oracles)
@@ -643,10 +662,10 @@ def jpeg_cases() -> Iterator[Case]:
         ("lossless", imagecodecs.jpeg8_encode(grey, lossless=True)),
         ("JPEG-LS", imagecodecs.jpegls_encode(grey)),
     ):
-        yield Case(f"JPEG {name}", bytes(coded), grey, np.zeros((16, 16, 3)), 0, refusable=True)
+        yield Case(f"JPEG {name}", bytes(coded), grey, np.zeros((16, 16, 3)), 0, may_be_refused=True)
 
 
-# --- TIFF, all of it --------------------------------------------------------------------------------------------------
+# --- TIFF cases -------------------------------------------------------------------------------------------------------
 
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 
@@ -672,7 +691,7 @@ def tiff_want(samples: Array, bits: int, photometric: int, extra: tuple[int, ...
         rgb = {2: lambda v: v, 5: cmyk_to_rgb, 6: ycc_to_rgb}[photometric](value)
     if extra and extra[0] in (1, 2):
         alpha = levels(samples[..., count], bits) / 255
-        return rgb + 255 * (1 - alpha[..., None]) if extra[0] == 1 else on_white(rgb, alpha)
+        return rgb + 255 * (1 - alpha[..., None]) if extra[0] == 1 else over_white(rgb, alpha)
     return rgb
 
 
@@ -687,13 +706,26 @@ def _tiff_samples(rng: np.random.Generator, shape: tuple[int, ...], bits: int, k
 def _tiff_tolerance(bits: int, photometric: int, extra: tuple[int, ...]) -> float:
     if photometric == 8:
         return 6.0  # littlecms works with 8-bit values and rounds several times
-    if bits == 16 and photometric in (2, 5):  # the high byte is kept, of a colour and of its alpha or black
+    if bits == 16 and photometric in (2, 5):  # the high byte is kept, of a colour and of its alpha or black channel
         return 3.0 if extra[:1] == (1,) or photometric == 5 else 2.0 if extra[:1] == (2,) else 1.0
     return 1.0 if extra[:1] == (1,) or photometric == 6 else 0.5
 
 
+_STORED_LAYOUTS: tuple[tuple[int, str, int, tuple[int, ...]], ...] = (
+    (0, "u", 1, ()),
+    (0, "u", 16, ()),
+    (1, "u", 8, ()),
+    (1, "f", 32, ()),
+    (1, "i", 16, ()),
+    (2, "u", 8, ()),
+    (2, "u", 16, ()),
+    (2, "u", 8, (2,)),
+    (3, "u", 4, ()),
+)
+
+
 def tiff_cases() -> Iterator[Case]:
-    """Layouts first, each in several forms of storage; then every form of storage, of a few layouts."""
+    """Yield every layout in several forms of storage, then every form of storage for a few layouts."""
     rng = np.random.default_rng(7)
     extras: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (2,), (0, 0))
     kinds = (
@@ -714,10 +746,7 @@ def tiff_cases() -> Iterator[Case]:
             yield _tiff_case(rng, photometric, kind, bits, extra, form)
     storage = itertools.product("<>", (False, True), (1, 2), (1, 5, 8, 32773, 34925, 50000), (1, 2, 3), ((), (16, 32)))
     for order, big, planar, compression, predictor, tile in storage:
-        for photometric, kind, bits, extra in (
-            (0, "u", 1, ()), (0, "u", 16, ()), (1, "u", 8, ()), (1, "f", 32, ()), (1, "i", 16, ()), (2, "u", 8, ()),
-            (2, "u", 16, ()), (2, "u", 8, (2,)), (3, "u", 4, ()),
-        ):  # fmt: skip
+        for photometric, kind, bits, extra in _STORED_LAYOUTS:
             if predictor > 1 and (compression in (1, 32773) or (predictor == 3) != (kind == "f") or bits < 8):
                 continue
             if planar == 2 and photometric != 2:
@@ -756,13 +785,13 @@ def _tiff_case(
         samples,
         want,
         tolerance,
-        refusable=not _tiff_is_common(photometric, kind, bits, extra, form),
+        may_be_refused=not _tiff_is_common(photometric, kind, bits, extra, form),
         oracles=("tifffile",),
     )
 
 
 def _tiff_is_common(photometric: int, kind: str, bits: int, extra: tuple[int, ...], form: dict[str, Any]) -> bool:
-    """Whether `unsupported_format` is no answer."""
+    """Return whether the layout is so common that `unsupported_format` is not allowed."""
     if form.get("fill_order", 1) == 2 or (form.get("planar", 1) == 2 and (bits > 8 or photometric != 2 or extra)):
         return False
     if kind != "u":

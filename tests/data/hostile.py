@@ -1,4 +1,4 @@
-"""Image files written by hand whose headers promise much more than the bytes hold; generation takes no time."""
+"""Hand-written image files whose headers declare far more than their bytes contain; they are generated quickly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def chunk(name: bytes, body: bytes = b"") -> bytes:
 
 
 def zeros(count: int) -> bytes:
-    """A zlib stream of `count` zero bytes, made in pieces."""
+    """Return a zlib stream of `count` zero bytes, compressed in blocks."""
     packer = zlib.compressobj(9)
     block = bytes(1 << 20)
     parts = [packer.compress(block) for _ in range(count >> 20)]
@@ -19,7 +19,7 @@ def zeros(count: int) -> bytes:
 
 
 def png(width: int, height: int, *, bits: int = 8, colour: int = 0, extra: bytes = b"", pixels: bool = False) -> bytes:
-    """A grey (colour 0), RGB (2) or RGBA (6) PNG; black pixels in full, or only the beginning of them."""
+    """Return a grey (colour 0), RGB (2) or RGBA (6) PNG with all of its black pixels, or only the first of them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     row = 1 + (width * bits * {0: 1, 2: 3, 6: 4}[colour] + 7) // 8
     body = zeros(row * height) if pixels else zlib.compress(b"\0" * 64)
@@ -48,7 +48,7 @@ def jpeg(width: int, height: int, *, progressive: bool = False) -> bytes:
 
 
 def webp(width: int, height: int) -> bytes:
-    """Extended WebP: a canvas of up to 2^24 a side, and a lossless frame that says the same where it can."""
+    """Return an extended WebP: a canvas of up to 2^24 pixels per side, and a lossless frame of up to 16,384."""
     canvas = struct.pack("<I", 0x10)[:4] + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     bits = (min(width, 16384) - 1) | (min(height, 16384) - 1) << 14
     frame = b"\x2f" + struct.pack("<I", bits) + b"\x88\x88\x08" + bytes(8)
@@ -57,7 +57,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def tiff(width: int, height: int, *, tile: int = 0, compression: int = 1, ifds: int = 1, loop: bool = False) -> bytes:
-    """Little-endian grey TIFF in strips or tiles; `ifds` directories, the last pointing back to the first if `loop`."""
+    """Return a little-endian grey TIFF with `ifds` directories; if `loop`, the last one points to the first."""
     tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, compression), (262, 3, 1), (277, 3, 1)]
     if tile:
         tags += [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, 8)]
@@ -81,12 +81,12 @@ def apng(frames: int) -> bytes:
 MILLION = 1_000_000
 HEADERS: dict[str, bytes] = {
     "png 51 MP": png(7500, 6800),
-    "png 51 MP, all there": png(7500, 6800, pixels=True),
+    "png 51 MP, complete": png(7500, 6800, pixels=True),
     "png 88 MP": png(9400, 9400),
-    "png 88 MP, all there": png(9400, 9400, pixels=True),
+    "png 88 MP, complete": png(9400, 9400, pixels=True),
     "png 180 MP": png(13500, 13500),
     "png 180 MP RGBA": png(13500, 13500, colour=6),
-    "png 2^31 - 1 a side": png(2**31 - 1, 2**31 - 1),
+    "png 2^31 - 1 per side": png(2**31 - 1, 2**31 - 1),
     "png 1 x 2^31 - 1": png(1, 2**31 - 1),
     "png 65,536 wide": png(65_536, 1, pixels=True),
     "png 65,536 tall": png(1, 65_536, pixels=True),
@@ -107,24 +107,45 @@ HEADERS: dict[str, bytes] = {
     "bmp 30,000 squared": bmp(30_000, 30_000),
     "bmp upside down": bmp(30_000, -30_000),
     "bmp 2^31 - 1 wide": bmp(2**31 - 1, 1),
-    "bmp 5,000 squared, cut": bmp(5_000, 5_000),
+    "bmp 5,000 squared, truncated": bmp(5_000, 5_000),
     "jpeg 65,535 squared": jpeg(65_535, 65_535),
     "jpeg 65,500 squared, progressive": jpeg(65_500, 65_500, progressive=True),
     "jpeg 51 MP": jpeg(7_500, 6_800),
     "jpeg no height": jpeg(100, 0),
     "tiff 65,535 squared": tiff(65_535, 65_535),
-    "tiff 2^32 - 1 a side": tiff(2**32 - 1, 2**32 - 1),
+    "tiff 2^32 - 1 per side": tiff(2**32 - 1, 2**32 - 1),
     "tiff huge tile": tiff(16, 16, tile=60_000),
     "tiff huge deflated tile": tiff(16, 16, tile=60_000, compression=8),
     "tiff huge LZW tile": tiff(16, 16, tile=30_000, compression=5),
     "tiff 10,000 directories": tiff(4, 2, ifds=10_000),
-    "tiff directories in a circle": tiff(4, 2, ifds=3, loop=True),
+    "tiff directories in a cycle": tiff(4, 2, ifds=3, loop=True),
     "tiff 50 MP of 8 bytes": tiff(7_000, 7_000, compression=8),
 }
 
-# (width, height): decoded right, then refused by `load_pixels` as too elongated, or resized within its limit
+# (width, height): valid images that `load_pixels` refuses as too elongated, or resizes within its limit
 ELONGATED = [
-    (1, 300), (300, 1), (1, 1_000), (1_000, 1), (1, 5_000), (5_000, 1), (1, 20_000), (20_000, 1), (1, 65_535),
-    (65_535, 1), (2, 65_500), (65_500, 2), (3, 30_000), (30_000, 3), (8, 65_500), (65_500, 8), (16, 4_000),
-    (4_000, 16), (100, 30_000), (30_000, 100), (7, 1_700), (1_708, 7), (255, 65_000), (65_000, 255),
-]  # fmt: skip
+    (1, 300),
+    (300, 1),
+    (1, 1_000),
+    (1_000, 1),
+    (1, 5_000),
+    (5_000, 1),
+    (1, 20_000),
+    (20_000, 1),
+    (1, 65_535),
+    (65_535, 1),
+    (2, 65_500),
+    (65_500, 2),
+    (3, 30_000),
+    (30_000, 3),
+    (8, 65_500),
+    (65_500, 8),
+    (16, 4_000),
+    (4_000, 16),
+    (100, 30_000),
+    (30_000, 100),
+    (7, 1_700),
+    (1_708, 7),
+    (255, 65_000),
+    (65_000, 255),
+]

@@ -1,4 +1,4 @@
-"""Each line of the table in data/decode.py, on images made here, with pixels worked out by plain arithmetic."""
+"""Test each line of the table in data/decode.py on generated images, whose pixels are computed here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, decode, open_image
+from tessella.data.decode import Mode, decode, open_image
+from tessella.data.limits import DEFAULT_LIMITS, Limits
 from tessella.errors import ImageError, UsageError
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG by hand: colour 0 grey, 2 RGB, 4 grey + alpha, 6 RGBA; `rows` without filter bytes."""
+    """Return a PNG of colour type 0 grey, 2 RGB, 4 grey + alpha or 6 RGBA; `rows` are without filter bytes."""
     stride = len(rows) // height
     filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
@@ -43,12 +44,12 @@ def chunk(name: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def on_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
-    part = alpha[..., None] / 255
-    return colour * part + 255 * (1 - part)
+def over_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
+    opacity = alpha[..., None] / 255
+    return colour * opacity + 255 * (1 - opacity)
 
 
-def grey3(grey: NDArray[Any]) -> NDArray[Any]:
+def rgb_of_grey(grey: NDArray[Any]) -> NDArray[Any]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -60,9 +61,9 @@ def assert_near(got: NDArray[np.uint8], want: NDArray[Any], tolerance: float) ->
 
 def test_colour_grey_and_palette() -> None:
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(RGB), "PNG")), RGB)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(GREY), "PNG")), grey3(GREY))
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(GREY), "PNG")), rgb_of_grey(GREY))
     bits = GREY > 127
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), grey3(bits * 255))
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), rgb_of_grey(bits * 255))
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     want = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
@@ -73,10 +74,10 @@ def test_colour_grey_and_palette() -> None:
 def test_alpha_is_composited_on_white() -> None:
     rgba, la = np.dstack([RGB, ALPHA]), np.dstack([GREY, ALPHA])
     for form in ("PNG", "TIFF"):
-        assert_near(decode(encoded(Image.fromarray(rgba), form)), on_white(RGB, ALPHA), 0.5)
-        assert_near(decode(encoded(Image.fromarray(la), form)), on_white(grey3(GREY), ALPHA), 0.5)
-    assert_near(decode(encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True)), on_white(RGB, ALPHA), 0.5)
-    clear = np.dstack([RGB, np.zeros_like(ALPHA)])  # fully transparent colours are white, not the colour hidden there
+        assert_near(decode(encoded(Image.fromarray(rgba), form)), over_white(RGB, ALPHA), 0.5)
+        assert_near(decode(encoded(Image.fromarray(la), form)), over_white(rgb_of_grey(GREY), ALPHA), 0.5)
+    assert_near(decode(encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True)), over_white(RGB, ALPHA), 0.5)
+    clear = np.dstack([RGB, np.zeros_like(ALPHA)])  # fully transparent pixels become white, whatever their colour
     assert (decode(encoded(Image.fromarray(clear), "PNG")) == 255).all()
     assert (decode(encoded(Image.fromarray(clear), "PNG"), policy="timm") == RGB).all()
 
@@ -88,18 +89,18 @@ def test_pillow_images_with_alpha(mode: str) -> None:
     if mode == "PA":
         image = Image.merge("PA", (Image.fromarray(GREY % 3), Image.fromarray(ALPHA)))
         image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-        want = on_white(np.asarray(colours.convert("RGB")), ALPHA)
+        want = over_white(np.asarray(colours.convert("RGB")), ALPHA)
     elif mode[0] == "L":
         image = Image.fromarray(np.dstack([GREY, ALPHA])).convert(mode)
-        want = on_white(grey3(GREY), ALPHA)
+        want = over_white(rgb_of_grey(GREY), ALPHA)
     else:
         image = Image.fromarray(np.dstack([RGB, ALPHA])).convert(mode)
-        want = on_white(RGB, ALPHA)
+        want = over_white(RGB, ALPHA)
     assert image.mode == mode
-    assert_near(decode(image), want, 2 if mode.endswith("a") else 0.5)  # premultiplied values have lost bits already
+    assert_near(decode(image), want, 2 if mode.endswith("a") else 0.5)  # premultiplied values have lost bits
 
 
-def test_a_transparent_colour_is_white() -> None:
+def test_transparent_colours_become_white() -> None:
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     want = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])[GREY % 3]
@@ -107,10 +108,10 @@ def test_a_transparent_colour_is_white() -> None:
         np.testing.assert_array_equal(decode(encoded(palette, form, transparency=1)), want, err_msg=form)
     half = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3].astype(np.uint8)
     alphas = np.array([255, 128, 0], np.uint8)[GREY % 3]
-    assert_near(decode(encoded(palette, "PNG", transparency=bytes([255, 128, 0]))), on_white(half, alphas), 0.5)
+    assert_near(decode(encoded(palette, "PNG", transparency=bytes([255, 128, 0]))), over_white(half, alphas), 0.5)
     tone = int(GREY[0, 0])
     got = decode(encoded(Image.fromarray(GREY), "PNG", transparency=tone))
-    np.testing.assert_array_equal(got, grey3(np.where(tone == GREY, 255, GREY)))
+    np.testing.assert_array_equal(got, rgb_of_grey(np.where(tone == GREY, 255, GREY)))
     colour = tuple(int(v) for v in RGB[0, 0])
     got = decode(encoded(Image.fromarray(RGB), "PNG", transparency=colour))
     assert (got[0, 0] == 255).all()
@@ -129,16 +130,16 @@ def test_sixteen_bits_are_scaled_not_clipped(golden_dir: Path) -> None:
         "TIFF I;16B": encoded(Image.frombytes("I;16B", (32, 32), ramp.astype(">u2").tobytes()), "TIFF"),
         "TIFF I": encoded(Image.fromarray(ramp.astype(np.int32)), "TIFF"),
         "PNG grey + alpha": png(32, 32, 16, 4, np.dstack([ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
-        "PNG RGB": png(32, 32, 16, 2, grey3(ramp).astype(">u2").tobytes()),
+        "PNG RGB": png(32, 32, 16, 2, rgb_of_grey(ramp).astype(">u2").tobytes()),
         "PNG RGBA": png(32, 32, 16, 6, np.dstack([ramp, ramp, ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
     }
     for name, data in cases.items():
         got = decode(data)
-        assert_near(got, grey3(want), 0.5 if " I" in name else 1)
+        assert_near(got, rgb_of_grey(want), 0.5 if " I" in name else 1)
         assert len(np.unique(got)) == 256, name
     golden = decode(golden_dir / "images" / "ramp16.png")
     assert len(np.unique(golden)) >= 200
-    assert len(np.unique(decode(golden_dir / "images" / "ramp16.png", policy="timm"))) <= 3  # what timm makes of it
+    assert len(np.unique(decode(golden_dir / "images" / "ramp16.png", policy="timm"))) <= 3  # timm clips it
 
 
 def test_integers_beyond_sixteen_bits_are_clipped() -> None:
@@ -155,12 +156,12 @@ def test_floats() -> None:
 
 def test_cmyk_ycbcr_and_lab() -> None:
     cmyk = np.zeros((4, 4, 4), np.uint8)
-    cmyk[..., 0], cmyk[..., 3] = 255, 51  # full cyan, a fifth of black
+    cmyk[..., 0], cmyk[..., 3] = 255, 51  # full cyan, 20 % black
     tiff = encoded(Image.frombytes("CMYK", (4, 4), cmyk.tobytes()), "TIFF")
     assert_near(decode(tiff), np.broadcast_to([0, 204, 204], (4, 4, 3)), 1)
     jpeg = encoded(
         Image.frombytes("CMYK", (4, 4), cmyk.tobytes()), "JPEG", quality=100
-    )  # stored inverted, as Adobe does
+    )  # stored inverted, like Adobe's
     for mode in ("exact", "fast"):
         assert_near(decode(jpeg, mode=mode), np.broadcast_to([0, 204, 204], (4, 4, 3)), 4)
     flat = Image.new("RGB", (4, 4), (200, 100, 50))
@@ -178,7 +179,7 @@ def test_orientation(form: str, mode: Mode) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
-        step = _to_stored(orientation)
+        step = stored_transpose(orientation)
         stored = Image.fromarray(picture) if step is None else Image.fromarray(picture).transpose(step)
         data = encoded(stored, form, exif=exif, **({"lossless": True} if form == "WEBP" else {"quality": 95}))
         got = decode(data, mode=mode)
@@ -186,14 +187,14 @@ def test_orientation(form: str, mode: Mode) -> None:
         assert np.abs(got.astype(int) - picture).mean() <= 4, orientation
         opened = open_image(data, mode=mode)
         assert form == "PNG" or (opened.height, opened.width) == (40, 64)
-        if form != "TIFF":  # Pillow turns a TIFF itself, so timm sees it turned
+        if form != "TIFF":  # Pillow itself applies the orientation of a TIFF, also for timm
             raw = decode(data, policy="timm", mode=mode)
             assert raw.shape[:2] == stored.size[::-1]
             np.testing.assert_array_equal(raw, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def _to_stored(orientation: int) -> Image.Transpose | None:
-    """What a camera of that orientation did to the upright picture: the inverse of what the tag asks for."""
+def stored_transpose(orientation: int) -> Image.Transpose | None:
+    """Return the transpose from the upright picture to the stored one: the inverse of the orientation."""
     return {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -226,7 +227,7 @@ def test_orientation_after_the_pixels_of_a_png() -> None:
     np.testing.assert_array_equal(decode(late), np.rot90(RGB, -1))
 
 
-def test_first_frame_of_an_animation() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     first, second = Image.new("RGB", (6, 4), (255, 0, 0)), Image.new("RGB", (6, 4), (0, 0, 255))
     for form, options in (
         ("GIF", {}),
@@ -243,7 +244,7 @@ def test_first_frame_of_an_animation() -> None:
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_fast_jpeg_pixels_are_pillows(subsampling: int, progressive: bool) -> None:
+def test_fast_jpeg_pixels_equal_pillows(subsampling: int, progressive: bool) -> None:
     smooth = Image.fromarray(RNG.integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize(
         (83, 61), Image.Resampling.BICUBIC
     )
@@ -253,7 +254,7 @@ def test_fast_jpeg_pixels_are_pillows(subsampling: int, progressive: bool) -> No
             np.testing.assert_array_equal(decode(data, mode="fast"), decode(data))
 
 
-def test_timm_policy_is_pillow_plainly_converted(golden_dir: Path) -> None:
+def test_policy_timm_equals_pillows_convert(golden_dir: Path) -> None:
     for path in sorted((golden_dir / "images").iterdir()):
         with Image.open(path) as image:
             np.testing.assert_array_equal(decode(path, policy="timm"), np.asarray(image.convert("RGB")))
@@ -265,7 +266,7 @@ def test_pillow_images_follow_the_same_rules(golden_dir: Path) -> None:
             np.testing.assert_array_equal(decode(image), decode(path), err_msg=path.name)
 
 
-def test_upright_golden_photo(golden_dir: Path) -> None:
+def test_the_orientation_of_the_golden_photo_is_applied(golden_dir: Path) -> None:
     path = golden_dir / "images" / "exif6.jpg"
     with Image.open(path) as image:
         want = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -276,9 +277,9 @@ def test_upright_golden_photo(golden_dir: Path) -> None:
 def test_arrays() -> None:
     np.testing.assert_array_equal(decode(RGB), RGB)
     np.testing.assert_array_equal(decode(RGB[::-1, ::-1]), RGB[::-1, ::-1])
-    np.testing.assert_array_equal(decode(GREY), grey3(GREY))
-    np.testing.assert_array_equal(decode(GREY[..., None]), grey3(GREY))
-    assert_near(decode(np.dstack([RGB, ALPHA])), on_white(RGB, ALPHA), 0.5)
+    np.testing.assert_array_equal(decode(GREY), rgb_of_grey(GREY))
+    np.testing.assert_array_equal(decode(GREY[..., None]), rgb_of_grey(GREY))
+    assert_near(decode(np.dstack([RGB, ALPHA])), over_white(RGB, ALPHA), 0.5)
     for kind in (np.float16, np.float32, np.float64):
         assert_near(decode((RGB / 255).astype(kind)), RGB, 1 if kind is np.float16 else 0)
 
@@ -299,7 +300,7 @@ def test_arrays() -> None:
         np.full((20, 30, 3), "x"),
     ],
 )
-def test_arrays_that_are_no_image(array: NDArray[Any]) -> None:
+def test_arrays_that_are_not_images_are_refused(array: NDArray[Any]) -> None:
     with pytest.raises(ImageError) as error:
         decode(array)
     assert error.value.code == "bad_array"
@@ -307,7 +308,7 @@ def test_arrays_that_are_no_image(array: NDArray[Any]) -> None:
         assert "transpose(1, 2, 0)" in error.value.hint
 
 
-def test_what_is_no_source_at_all() -> None:
+def test_other_sources_and_settings_are_refused() -> None:
     for thing in (None, 3, io.BytesIO(b""), [RGB]):
         with pytest.raises(UsageError) as error:
             decode(thing)  # type: ignore[arg-type]
@@ -318,7 +319,7 @@ def test_what_is_no_source_at_all() -> None:
         decode(RGB, mode="quick")  # type: ignore[arg-type]
 
 
-def test_limits_are_the_callers() -> None:
+def test_the_limits_of_the_caller_apply() -> None:
     data = encoded(Image.fromarray(RGB), "PNG")
     for limits, code in (
         (Limits(bytes=len(data) - 1), "too_many_bytes"),
@@ -333,14 +334,14 @@ def test_limits_are_the_callers() -> None:
     assert DEFAULT_LIMITS.pixels == 50_000_000
 
 
-def test_threads_agree(golden_dir: Path) -> None:
+def test_threads_decode_the_same_pixels(golden_dir: Path) -> None:
     paths = sorted((golden_dir / "images").iterdir()) * 6
     with ThreadPoolExecutor(8) as pool:
         for path, got in zip(paths, pool.map(lambda p: decode(p, mode="fast"), paths), strict=True):
             np.testing.assert_array_equal(got, decode(path))
 
 
-def test_without_simplejpeg_fast_is_pillow(monkeypatch: pytest.MonkeyPatch, golden_dir: Path) -> None:
+def test_without_simplejpeg_fast_equals_pillow(monkeypatch: pytest.MonkeyPatch, golden_dir: Path) -> None:
     path = golden_dir / "images" / "landscape.jpg"
     want = decode(path, mode="fast")
     monkeypatch.setattr("tessella.data.decode.simplejpeg", None)

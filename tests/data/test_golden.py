@@ -1,4 +1,4 @@
-"""Mode "exact" under policy "timm" is timm 1.0.31's evaluation transform, bit for bit."""
+"""Test that mode "exact" with policy "timm" equals the evaluation transform of timm 1.0.31, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 from safetensors.numpy import load_file
 
 from tessella.data.decode import decode
-from tessella.data.transforms import InputSpec, create_transform, load_pixels, prepare
+from tessella.data.factory import create_transform
+from tessella.data.resize import prepare
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 
 GOLDEN = json.loads((Path(__file__).resolve().parent.parent / "golden" / "transforms.json").read_text())
 CASES = sorted(GOLDEN["sha256_uint8"])
@@ -35,8 +38,8 @@ def test_pixels_and_tensors_equal_timm(case: str, golden_dir: Path) -> None:
     assert sha256(tensor.numpy()) == GOLDEN["float"][case]["sha256"]
 
 
-def test_the_stored_pixels_are_met_too(golden_dir: Path) -> None:
-    """The hashes above say that something differs; this says what."""
+def test_pixels_equal_the_stored_arrays(golden_dir: Path) -> None:
+    """The hashes of the other test show that something differs; these arrays show what."""
     for case, pixels in load_file(golden_dir / "transforms.safetensors").items():
         np.testing.assert_array_equal(
             load_pixels(golden_dir / "images" / case.split("/")[1], spec_of(case), policy="timm"), pixels
@@ -59,6 +62,6 @@ def test_fast_decodes_the_same_pixels(golden_dir: Path) -> None:
             np.testing.assert_array_equal(exact, fast, err_msg=f"{path.name} {policy}")
 
 
-def test_prepare_of_the_decoded_array_is_load(golden_dir: Path) -> None:
+def test_prepare_of_decoded_pixels_equals_load_pixels(golden_dir: Path) -> None:
     path = golden_dir / "images" / "landscape.jpg"
     np.testing.assert_array_equal(prepare(decode(path), InputSpec()), load_pixels(path, InputSpec()))

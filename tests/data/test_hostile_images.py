@@ -1,4 +1,4 @@
-"""Bytes from strangers: refused with a code or decoded right; soon, in little memory, without a library's words."""
+"""Test untrusted files: refused with a code or decoded correctly, quickly, in little memory, without library texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from tessella.data.decode import Mode, Policy, decode
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, TessellaError
 
 from . import hostile
@@ -28,8 +29,8 @@ LEAK = re.compile(r"0x[0-9a-f]{6,}| at /|Traceback|object at|/site-packages|PIL|
 RNG = np.random.default_rng(1)
 
 
-def code_of(data: bytes, policy: Policy = "tessella", mode: Mode = "exact") -> str:
-    """ "ok" or the error's code; the message is looked at on the way."""
+def error_code(data: bytes, policy: Policy = "tessella", mode: Mode = "exact") -> str:
+    """Return "ok" or the error code, and check that the message contains no text of a library."""
     try:
         pixels = decode(data, policy=policy, mode=mode)
     except ImageError as failure:
@@ -40,14 +41,15 @@ def code_of(data: bytes, policy: Policy = "tessella", mode: Mode = "exact") -> s
         return "ok"
     text = f"{error} {error!r} {error.__cause__!r}"
     assert not LEAK.search(text), text
-    assert error.__suppress_context__ or error.__context__ is None, "the library's exception would be printed with it"
+    assert error.__suppress_context__ or error.__context__ is None, "the traceback would show the library's exception"
     return error.code
 
 
-# One process for all of them: memory that is asked for shows as growth of the peak, the first time it is asked for.
+# All run in one process: memory shows as growth of the peak the first time that it is allocated.
 MEASURE = """
 import json, resource, time
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 from tessella.data.decode import decode
 from tessella.errors import ImageError
 from tests.data import hostile
@@ -79,7 +81,7 @@ NEAR_THE_LIMIT = ("7x1700", "1708x7")
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, tuple[object, float, float]]:
-    """Name -> (output shape or code, seconds, growth of the peak in MB)."""
+    """Return (output shape or code, seconds, growth of the memory peak in MB) by name."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", MEASURE],
@@ -95,17 +97,17 @@ def measured() -> dict[str, tuple[object, float, float]]:
 
 
 @pytest.mark.quiet
-def test_bombs_cost_nothing(measured: dict[str, tuple[object, float, float]]) -> None:
+def test_decompression_bombs_cost_no_time_or_memory(measured: dict[str, tuple[object, float, float]]) -> None:
     assert len(measured) == len(hostile.HEADERS) + len(hostile.ELONGATED) >= 40
     for name, (result, seconds, growth) in measured.items():
-        resized = name in NEAR_THE_LIMIT  # 16 million pixels are really made, to be exact: a quarter of a second
+        resized = name in NEAR_THE_LIMIT  # an intermediate image of 16 million pixels takes a quarter of a second
         assert seconds < (1.0 if resized else 0.2), (name, result, seconds)
         assert growth < 100, (name, result, growth)
 
 
-def test_bombs_are_refused_for_their_reason(measured: dict[str, tuple[object, float, float]]) -> None:
+def test_decompression_bombs_are_refused_for_their_size(measured: dict[str, tuple[object, float, float]]) -> None:
     for name, (result, _, _) in measured.items():
-        if re.search(r"(51|88|180) MP|squared(?!, cut)|upside", name):
+        if re.search(r"(51|88|180) MP|squared(?!, truncated)|upside", name):
             assert result == "too_many_pixels", (name, result)
         if re.search(r"2\^\d+|65,536", name) and "frames" not in name:
             assert result in ("side_too_long", "too_many_pixels", "corrupt_image"), (name, result)
@@ -125,7 +127,7 @@ def test_the_largest_image_within_the_limit_is_decoded() -> None:
     assert not pixels.any()
 
 
-def test_no_warning_of_a_large_image_reaches_the_caller() -> None:
+def test_large_images_cause_no_warnings() -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for name in (
@@ -135,11 +137,11 @@ def test_no_warning_of_a_large_image_reaches_the_caller() -> None:
             "webp 16,383 squared",
             "bmp 30,000 squared",
         ):
-            assert code_of(hostile.HEADERS[name]) == "too_many_pixels"
+            assert error_code(hostile.HEADERS[name]) == "too_many_pixels"
     assert not seen
 
 
-def test_refused_by_name() -> None:
+def test_refusals_name_the_format() -> None:
     for data, word in (
         (b"%PDF-1.7", "PDF"),
         (b"<svg xmlns=''/>", "SVG"),
@@ -158,7 +160,7 @@ def test_refused_by_name() -> None:
         assert word in error.value.message
 
 
-def test_a_files_name_is_never_believed(tmp_path: Path) -> None:
+def test_file_names_do_not_decide_the_format(tmp_path: Path) -> None:
     data = encoded(Image.new("RGB", (3, 2), "red"), "PNG")
     (tmp_path / "picture.pdf").write_bytes(data)
     assert decode(tmp_path / "picture.pdf").shape == (2, 3, 3)
@@ -168,7 +170,7 @@ def test_a_files_name_is_never_believed(tmp_path: Path) -> None:
     assert decode(data + b"PK\3\4 and a ZIP after it").shape == (2, 3, 3)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     locked, empty = tmp_path / "locked.png", tmp_path / "empty.png"
     locked.write_bytes(b"x")
     locked.chmod(0)
@@ -216,12 +218,12 @@ def samples() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", sorted(samples()))
-def test_cut_off_files(name: str) -> None:
+def test_truncated_files(name: str) -> None:
     data = samples()[name]
-    assert code_of(data) == "ok"
+    assert error_code(data) == "ok"
     for sixteenth in range(16):
         cut = data[: len(data) * sixteenth // 16]
-        codes = {code_of(cut, mode=mode) for mode in ("exact", "fast")}
+        codes = {error_code(cut, mode=mode) for mode in ("exact", "fast")}
         assert len(codes) == 1, (name, sixteenth, codes)
         if "JPEG" in name and "TIFF" not in name:
             assert codes != {"ok"}, (name, sixteenth)
@@ -229,7 +231,7 @@ def test_cut_off_files(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(samples()))
 def test_damaged_files(name: str) -> None:
-    """Bits flipped, bytes replaced, pieces repeated and removed: pixels or a code, never another exception."""
+    """Flip bits, replace bytes, repeat and remove pieces: the result is pixels or a code, never another exception."""
     data = samples()[name]
     rng = np.random.default_rng(len(data))
     deadline, done = time.perf_counter() + 1.0, 0
@@ -248,39 +250,40 @@ def test_damaged_files(name: str) -> None:
             if not mutant:
                 break
         policy, mode = ("tessella", "timm")[done % 2], ("exact", "fast")[done // 2 % 2]
-        code_of(bytes(mutant), policy, mode)  # type: ignore[arg-type]
+        error_code(bytes(mutant), policy, mode)  # type: ignore[arg-type]
         done += 1
     assert done >= 30
 
 
-def test_one_door_to_the_image_libraries() -> None:
+def test_only_decode_opens_images() -> None:
     package = Path(__file__).resolve().parents[2] / "src" / "tessella"
     users = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         if re.search(r"^\s*(from|import) (PIL|simplejpeg|cv2|torchvision|imageio)\b", path.read_text(), re.M)
     }
-    assert users == {"data/decode.py", "data/augment.py"}  # the second one only draws on pixels: it opens nothing
-    assert "Image.open(" not in (package / "data" / "augment.py").read_text()
+    working_on_pixels = {"data/resize.py", "data/augment.py", "data/operations.py"}  # they open nothing
+    assert users == {"data/decode.py"} | working_on_pixels
+    assert not any("Image.open(" in (package / name).read_text() for name in working_on_pixels)
     assert sum(path.read_text().count("Image.open(") for path in package.rglob("*.py")) <= 1
 
 
 # Files that are refused by Pillow and decoded here, or the other way round
 REVIEWED = {
-    "23d30eddeda9d0ca.jpg": "59,400 x 3 pixels of which most are missing",
-    "1189b16fadec897b.bmp": "4 bits per colour, by colour masks that Pillow does not know",
-    "51c89919fc6b85cc.bmp": "300 colours in a palette of which 256 can be used",
-    "2a80a5b6bfecc0a1.bmp": "run-length coded with empty rows, which Pillow leaves out",
+    "23d30eddeda9d0ca.jpg": "59,400 x 3 pixels, most of which are missing",
+    "1189b16fadec897b.bmp": "4 bits per colour, with colour masks that Pillow does not support",
+    "51c89919fc6b85cc.bmp": "a palette of 300 colours, of which 256 can be used",
+    "2a80a5b6bfecc0a1.bmp": "run-length coded with empty rows, which Pillow omits",
     "305443eb2aceae1f.bmp": "the same",
     "d1251f1c9fb5df3f.bmp": "the same",
-    "c76009a8070ba0f2.png": "the chunks of its animation are damaged, its picture is not",
+    "c76009a8070ba0f2.png": "the chunks of its animation are damaged, but not its picture",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_the_shared_odd_files_behave_as_listed(shared_data: Path) -> None:
-    """The list gives what Pillow found: a size before orientation, so turned images have it the other way round."""
+def test_the_shared_odd_files_decode_as_listed(shared_data: Path) -> None:
+    """The list has Pillow's results: sizes before orientation, so height and width of rotated images are swapped."""
     with (shared_data / "odd-images.tsv").open(newline="") as table:
         rows = {row["file"]: row for row in csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE)}
     seen = set()
@@ -292,7 +295,7 @@ def test_the_shared_odd_files_behave_as_listed(shared_data: Path) -> None:
             row, data = rows[Path(member.name).name], file.read()
             seen.add(row["file"])
             for policy, mode in (("timm", "exact"), ("tessella", "exact"), ("tessella", "fast")):
-                code = code_of(data, policy, mode)  # type: ignore[arg-type]
+                code = error_code(data, policy, mode)  # type: ignore[arg-type]
                 if row["file"] in REVIEWED:
                     assert (code == "ok") == (row["outcome"] == "rejected") or policy == "timm", (row, code)
                     continue
@@ -305,7 +308,7 @@ def test_the_shared_odd_files_behave_as_listed(shared_data: Path) -> None:
     assert len(seen) == 647
 
 
-def test_load_raises_only_the_family(golden_dir: Path) -> None:
+def test_load_pixels_raises_tessella_errors_only(golden_dir: Path) -> None:
     data = (golden_dir / "images" / "landscape.jpg").read_bytes()
     with pytest.raises(TessellaError):
         load_pixels(data[:1000], InputSpec())

@@ -1,4 +1,4 @@
-"""What identifies a file, and how a change is put into words."""
+"""File identities: changes are detected when a source is read, and are described in words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_tar(path: Path, names: list[str]) -> None:
             archive.addfile(member, io.BytesIO(name[:4].encode()))
 
 
-def test_a_file_is_known_by_size_and_time(tmp_path: Path) -> None:
+def test_size_and_modification_time_identify_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
     before = identity_of(str(path))
@@ -47,7 +47,7 @@ def test_a_file_is_known_by_size_and_time(tmp_path: Path) -> None:
     assert identity_of("a\0b") == UNKNOWN
 
 
-def test_a_source_that_changed_says_so_also_after_pickling(tmp_path: Path) -> None:
+def test_a_changed_source_is_an_error_after_pickling_too(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
     source = listed_source(Source("a", str(path)), identity_of(str(path)))
@@ -62,30 +62,30 @@ def test_a_source_that_changed_says_so_also_after_pickling(tmp_path: Path) -> No
     assert caught.value.code == "not_found"
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"data")
 
-    class Slow(Source):
+    class ChangingSource(Source):
         def read(self, *_: object) -> bytes:
-            path.write_bytes(b"torn, as half of it is old")
-            return b"torn"
+            path.write_bytes(b"changed during the read")
+            return b"part"
 
     with pytest.raises(ImageError, match="is not the file that was listed"):
-        ListedSource("a", str(path), inner=Slow("a", str(path)), identity=identity_of(str(path))).read()
+        ListedSource("a", str(path), inner=ChangingSource("a", str(path)), identity=identity_of(str(path))).read()
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_members_are_compared_with_the_archive(tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of an archive behind a URL, where the store gives its size, and possibly a time."""
+    """Archives behind a URL are compared too: the store reports the size, and some stores a time."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "some.tar"
     write_tar(path, ["aaaa.png", "bbbb.png"])
     url = f"{prefix}{path}"
     before = identity_of(url, container=True)
     assert before.size == path.stat().st_size
-    given = url if prefix else "some.tar"
-    members = [(one.key, one.offset or 0, one.size or 0) for one in iter_sources([given])]
+    name = url if prefix else "some.tar"
+    members = [(source.key, source.offset or 0, source.size or 0) for source in iter_sources([name])]
     assert len(members) == 2
     assert container_difference(url, before, members) == ""
     assert container_difference(url, before, []) == ""
@@ -93,7 +93,7 @@ def test_members_are_compared_with_the_archive(tmp_path: Path, prefix: str, monk
     write_tar(path, ["bbbb.png", "aaaa.png"])
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     if not prefix:
-        assert container_difference(url, before, members) == "'bbbb.png' is where 'some.tar::aaaa.png' was"
+        assert container_difference(url, before, members) == "'bbbb.png' is now where 'some.tar::aaaa.png' was"
         assert "moved or are missing" in container_difference(url, before, [("some.tar::x.png", 99, 4)])
     os.utime(path, ns=(0, 0))
     assert container_difference(url, before, members) != ""

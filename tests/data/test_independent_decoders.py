@@ -1,8 +1,8 @@
-"""Generated files of every layout, against the arrays they were made of and against independent decoders.
+"""Compare generated files of every layout with the arrays they were made of, and with independent decoders.
 
-Lossless formats are exact up to rounding to 8 bits; where Pillow keeps the high byte of 16 bits, to within 1 of each
-value, more where that value is combined with an alpha or a black channel. Lossy formats are compared with another
-decoder's pixels. `tests/data/generated.py` states each tolerance beside its cases.
+Lossless formats are exact up to rounding to 8 bits. If Pillow keeps the high byte of 16 bits, values differ by up to 1,
+or more if they are combined with an alpha or a black channel. Lossy formats are compared with the pixels of another
+decoder. `tests/data/generated.py` states the tolerance of each case.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import generated
 from .generated import Array, Case
 
 FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], int, int]] = {
-    # cases, how many must be decoded, how many must be compared with another decoder
+    # cases, minimum number decoded, minimum number compared with another decoder
     "PNG": (generated.png_cases, 250, 250),
     "BMP": (generated.bmp_cases, 600, 280),
     "GIF": (generated.gif_cases, 192, 192),
@@ -35,8 +35,8 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], int, int]] = {
 }
 
 
-def by_vips(data: bytes) -> Array:
-    """(H, W, 3) of 0..255 on white."""
+def decode_with_vips(data: bytes) -> Array:
+    """Return (H,W,3) in 0..255, composited on white."""
     image = pyvips.Image.new_from_buffer(data, "")
     if image.interpretation in ("grey16", "rgb16"):
         image = image.cast("float") * (255 / 65535)
@@ -47,12 +47,12 @@ def by_vips(data: bytes) -> Array:
     return image.cast("double").numpy()
 
 
-def by_pypng(data: bytes) -> Array:
+def read_with_pypng(data: bytes) -> Array:
     width, height, rows, _ = pypng.Reader(bytes=data).read()
     return np.array([list(row) for row in rows]).reshape(height, width, -1)
 
 
-def by_tifffile(data: bytes) -> Array:
+def read_with_tifffile(data: bytes) -> Array:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         pixels = page.asarray()
@@ -61,16 +61,16 @@ def by_tifffile(data: bytes) -> Array:
         return pixels.reshape(page.imagelength, page.imagewidth, -1)
 
 
-PICTURES = {"vips": by_vips, "opencv": generated.by_opencv}
-SAMPLES = {"pypng": by_pypng, "tifffile": by_tifffile}
+PICTURES = {"vips": decode_with_vips, "opencv": generated.decode_with_opencv}
+SAMPLES = {"pypng": read_with_pypng, "tifffile": read_with_tifffile}
 
 
-def complaint_about(case: Case) -> str | None:
-    """What is wrong with the decoder's answer, "" if nothing is, None if it is a refusal that is allowed."""
+def difference_from(case: Case) -> str | None:
+    """Return how the result of `decode` differs from the case, "" if it does not, None if the refusal is allowed."""
     try:
         got = decode(case.data)
     except ImageError as error:
-        if case.refusable and error.code == "unsupported_format":
+        if case.may_be_refused and error.code == "unsupported_format":
             return None
         return f"{error.code}: {error.message}"
     if got.shape != case.want.shape:
@@ -81,8 +81,8 @@ def complaint_about(case: Case) -> str | None:
     return ""
 
 
-def check_case(case: Case) -> None:
-    """The case itself: its file holds what it says, in the eyes of other decoders."""
+def check_with_other_decoders(case: Case) -> None:
+    """Check with other decoders that the file of the case contains its samples or pixels."""
     for name in case.oracles:
         if name in SAMPLES:
             np.testing.assert_array_equal(SAMPLES[name](case.data), case.samples, err_msg=f"{name}: {case.name}")
@@ -92,23 +92,23 @@ def check_case(case: Case) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pixels_are_those_of_the_file(family: str) -> None:
-    cases, least_decoded, least_compared = FAMILIES[family]
+def test_pixels_equal_those_of_the_generated_files(family: str) -> None:
+    cases, min_decoded, min_compared = FAMILIES[family]
     wrong, decoded, compared = [], 0, 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # tifffile's and pyvips' own
+        warnings.simplefilter("ignore", DeprecationWarning)  # of tifffile and pyvips
         for case in cases():
-            complaint = complaint_about(case)
-            if complaint is None:
+            problem = difference_from(case)
+            if problem is None:
                 continue
             decoded += 1
-            if complaint:
-                wrong.append(f"{case.name}: {complaint}")
-            check_case(case)
+            if problem:
+                wrong.append(f"{case.name}: {problem}")
+            check_with_other_decoders(case)
             compared += bool(case.oracles)
     assert not wrong, "\n".join([f"{len(wrong)} of {decoded}", *wrong[:20]])
-    assert decoded >= least_decoded
-    assert compared >= least_compared
+    assert decoded >= min_decoded
+    assert compared >= min_compared
 
 
 def test_at_least_500_generated_files_are_compared() -> None:

@@ -1,4 +1,4 @@
-"""Decoding in other processes: the pixels are the same, and whatever an image does to its process costs that image."""
+"""Test decoding in other processes: the pixels are the same, and a faulty image affects no other image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -23,10 +24,13 @@ import pytest
 from PIL import Image
 
 from tessella.data import memory
-from tessella.data.decode import DEFAULT_LIMITS, Limits, Mode, Policy
-from tessella.data.isolated import Decoded, IsolatedDecoder
+from tessella.data.decode import Mode, Policy
+from tessella.data.isolated.decoder import IsolatedDecoder
+from tessella.data.isolated.protocol import Decoded
+from tessella.data.limits import DEFAULT_LIMITS, Limits
 from tessella.data.sources import Source, iter_sources
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, UsageError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -36,26 +40,26 @@ SPEC = InputSpec(height=24, width=20)
 
 
 @dataclass(frozen=True)
-class Deed(Source):
-    """A source whose reading does something to the process it is read in."""
+class FaultySource(Source):
+    """A source that crashes, hangs or otherwise disturbs the process that reads it."""
 
-    deed: str = ""
+    fault: str = ""
     content: bytes = b""
 
     def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
-        match self.deed:
+        match self.fault:
             case "exit":
                 os._exit(3)
             case "segv":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            case "once":  # an outside kill: the second time the file is there
+            case "once":  # like a kill from outside: the second time, the file exists
                 if not Path(self.path).exists():
                     Path(self.path).touch()
                     os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
                 Path(self.path).touch()
                 time.sleep(1000)
-            case "long":  # before it works on what takes more memory and time than an image
+            case "long":  # a read that takes more memory and time than an image
                 assert memory.make_room(1000)
                 time.sleep(2.5)
             case "slow":
@@ -64,37 +68,42 @@ class Deed(Source):
                 kept = []
                 while True:
                     kept.append(bytes(50_000_000))
-            case "tight":  # what decoding asks for, there is not
+            case "tight":  # decoding does not get the memory it needs
                 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000,) * 2)
             case "raise":
                 raise KeyError(f"{object()} of a library")
             case "nothing":
                 return None  # type: ignore[return-value]
-            case "tell":
+            case "garble":  # an answer that the worker would not give
+                for fd in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208
+                    with contextlib.suppress(OSError):
+                        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                            os.write(fd, self.content)
+            case "report":
                 raise ImageError("unreadable", f"{os.getpid()} {'torch' in sys.modules}")
         return self.content
 
 
 def png(i: int) -> bytes:
-    """A small image like no other."""
-    from . import hostile  # here: the workers, which import this module for `Deed`, need not make its files
+    """Return a small image that differs from all others."""
+    from . import hostile  # not at the top: workers import this module for `FaultySource`, without its files
 
     return hostile.png(30 + i % 50, 20 + i // 50, pixels=True)
 
 
-def good(i: int, deed: str = "") -> Deed:
-    return Deed(f"image {i}", "", deed=deed, content=png(i))
+def good(i: int, fault: str = "") -> FaultySource:
+    return FaultySource(f"image {i}", "", fault=fault, content=png(i))
 
 
-def bad(deed: str, path: Path | str = "") -> Deed:
-    return Deed(deed, str(path), deed=deed)
+def bad(fault: str, path: Path | str = "") -> FaultySource:
+    return FaultySource(fault, str(path), fault=fault)
 
 
 def check(
     source: Source, seen: Decoded, spec: InputSpec = SPEC, policy: Policy = "tessella", mode: Mode = "exact"
 ) -> None:
-    """That it is what this process makes of the source."""
+    """Assert that the result equals that of this process."""
     data = Source.read(source) if source.path else source.read()
     assert (seen.sha256, seen.bytes) == (hashlib.sha256(data).hexdigest(), len(data)), source.key
     try:
@@ -117,16 +126,16 @@ def code(seen: Decoded) -> str:
 
 
 def children(pid: int | str = "self") -> set[int]:
-    """Processes that this one has started and that are there, zombies too."""
+    """Return the child processes of a process, zombies included."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+        with contextlib.suppress(FileNotFoundError):  # the thread has just ended
             found |= {int(child) for child in (task / "children").read_text().split()}
     return found
 
 
 def started_since(others: set[int]) -> int:
-    """The one child beside `others`; its number can be lower than theirs, since they begin anew after the highest."""
+    """Return the one child that is not in `others`; its id may be lower than theirs, since ids wrap around."""
     (found,) = children() - others
     return found
 
@@ -134,12 +143,12 @@ def started_since(others: set[int]) -> int:
 def wait_until(true: object, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _no_leaks() -> Iterator[None]:
     before, threads, files = children(), threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     yield
     assert children() <= before
@@ -147,11 +156,11 @@ def _nothing_is_left() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) <= files  # noqa: PTH208
 
 
-# --- the same pixels --------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "policy"), [("exact", "tessella"), ("exact", "timm"), ("fast", "tessella")])
-def test_pixels_are_those_of_load_pixels(golden_dir: Path, mode: Mode, policy: Policy) -> None:
+def test_pixels_equal_those_of_load_pixels(golden_dir: Path, mode: Mode, policy: Policy) -> None:
     sources = list(iter_sources([str(golden_dir / "images")]))
     spec = InputSpec(interpolation="bicubic")
     with IsolatedDecoder(spec, policy=policy, mode=mode, processes=1) as decoder:
@@ -176,7 +185,7 @@ def test_odd_images(shared_data: Path, tmp_path: Path) -> None:
     assert {"ok", "corrupt_image", "unsupported_format"} <= {code(seen) for seen in out}
 
 
-def test_what_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "large.png").write_bytes(bytes(1001))
     paths = [tmp_path / name for name in ("absent.png", "empty.png", "large.png")]
@@ -188,7 +197,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     assert out[1][2:] == (hashlib.sha256(b"").hexdigest(), 0, 0, 0)
 
 
-def test_relative_paths_are_from_where_the_decoder_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_where_the_decoder_was_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     monkeypatch.chdir(tmp_path)
     with IsolatedDecoder(SPEC, processes=1) as decoder:
@@ -197,12 +206,12 @@ def test_relative_paths_are_from_where_the_decoder_was_made(tmp_path: Path, monk
         assert [code(seen) for seen in decoder.decoded(sources)] == ["ok", "decoder_crashed", "ok"]
 
 
-# --- what images do ---------------------------------------------------------------------------------------------------
+# --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_deed_costs_one_image(tmp_path: Path) -> None:
-    """Ten of a hundred; behind the one that hangs are sources larger than a socket takes."""
-    deeds = {
+def test_every_fault_costs_one_image(tmp_path: Path) -> None:
+    """Ten of a hundred images are faulty; sources larger than a socket buffer follow the one that hangs."""
+    faults = {
         5: (bad("exit"), "decoder_crashed"),
         17: (bad("segv"), "decoder_crashed"),
         18: (bad("exit"), "decoder_crashed"),
@@ -211,35 +220,55 @@ def test_every_deed_costs_one_image(tmp_path: Path) -> None:
         41: (bad("endless"), "unreadable"),
         58: (bad("raise"), "unreadable"),
         66: (bad("nothing"), "unreadable"),
-        70: (Deed("cut", "", content=png(3)[:50]), "corrupt_image"),
+        70: (FaultySource("cut", "", content=png(3)[:50]), "corrupt_image"),
         99: (bad("segv"), "decoder_crashed"),
     }
-    large = {i: Deed("large", "", content=png(i) + bytes(2_000_000)) for i in range(26, 30)}
+    large = {i: FaultySource("large", "", content=png(i) + bytes(2_000_000)) for i in range(26, 30)}
     sources = [large.get(i) or good(i, "slow" if i % 13 == 0 else "") for i in range(100)]
-    for i, (source, _) in deeds.items():
+    for i, (source, _) in faults.items():
         sources[i] = source
     with IsolatedDecoder(SPEC, processes=2, timeout=5.0) as decoder:
         out = list(decoder.decoded(sources))
-        assert [code(seen) for seen in out] == [deeds[i][1] if i in deeds else "ok" for i in range(100)]
-        for i in set(range(100)) - set(deeds):
-            check(Deed("", "", content=sources[i].content), out[i])
+        assert [code(seen) for seen in out] == [faults[i][1] if i in faults else "ok" for i in range(100)]
+        for i in set(range(100)) - set(faults):
+            check(FaultySource("", "", content=sources[i].content), out[i])
         assert "SIGSEGV, twice" in str(out[17].error)
         assert "exit status 3" in str(out[5].error)
         assert "5 seconds" in str(out[25].error)
         assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
 
 
-def test_long_reading_that_is_announced_is_waited_for() -> None:
-    """Such as of a page of a Parquet file, which is read for the sake of one image; once for each image."""
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"no JSON",
+        b"{}",
+        b'"answer"',
+        b"[null]",
+        b'[["empty", "", ""], "", Infinity, 0, 0]',
+        b'[["empty"], "", 0, 0, 0]',
+        b"[" * 100_000,
+    ],
+    ids=lambda answer: answer[:20].decode(),
+)
+def test_answers_that_make_no_sense_cost_one_image(answer: bytes) -> None:
+    source = FaultySource("garbled", "", fault="garble", content=answer + b"\n")
+    with IsolatedDecoder(SPEC, processes=1) as decoder:
+        results = list(decoder.decoded([good(1), source, good(2)]))
+    assert [code(seen) for seen in results] == ["ok", "decoder_crashed", "ok"]
+
+
+def test_announced_long_reads_get_more_time() -> None:
+    """For example, to read a page of a Parquet file for a single image; once per image."""
     with IsolatedDecoder(SPEC, processes=1, timeout=1.0) as decoder:
         assert [code(seen) for seen in decoder.decoded([good(1), good(2, "long"), good(3)])] == ["ok"] * 3
         assert [code(seen) for seen in decoder.decoded([good(4), bad("hang", os.devnull)])] == ["ok", "timeout"]
 
 
-def test_memory_that_decoding_does_not_get() -> None:
+def test_decoding_without_enough_memory() -> None:
     from . import hostile
 
-    source = Deed("tight", "", deed="tight", content=hostile.png(7_000, 7_000, pixels=True))
+    source = FaultySource("tight", "", fault="tight", content=hostile.png(7_000, 7_000, pixels=True))
     with IsolatedDecoder(SPEC, processes=1) as decoder:
         (seen,) = decoder.decoded([source])
     assert code(seen) == "too_many_pixels"
@@ -247,8 +276,8 @@ def test_memory_that_decoding_does_not_get() -> None:
 
 
 @pytest.mark.slow
-def test_the_largest_image_has_memory_enough(tmp_path: Path) -> None:
-    """Of all formats WebP takes the most: 1.4 GB beside the file, which has bytes to spare."""
+def test_the_largest_image_has_enough_memory(tmp_path: Path) -> None:
+    """WebP takes more memory than any other format: 1.4 GB in addition to the file, which is padded."""
     Image.new("RGBA", (7_000, 7_000), (9, 8, 7, 6)).save(tmp_path / "large.webp", lossless=True, method=0)
     with (tmp_path / "large.webp").open("ab") as file:
         file.truncate(200_000_000)
@@ -258,16 +287,16 @@ def test_the_largest_image_has_memory_enough(tmp_path: Path) -> None:
     assert (seen.width, seen.height) == (7_000, 7_000)
 
 
-def test_kills_from_outside_lose_nothing() -> None:
-    """Of workers, and of the process that makes them."""
+def test_kills_from_outside_lose_no_image() -> None:
+    """Kill workers, and the process that forks them."""
     others = children()
     with IsolatedDecoder(SPEC, processes=2) as decoder:
         killed: set[int] = set()
         for i, seen in enumerate(decoder.decoded(good(i, "slow" if i % 4 == 0 else "") for i in range(100))):
             check(good(i), seen)
             if i in (20, 50, 80):
-                nursery = started_since(others)
-                victim = nursery if i == 50 else next(iter(children(nursery) - killed))
+                server = started_since(others)
+                victim = server if i == 50 else next(iter(children(server) - killed))
                 os.kill(victim, signal.SIGKILL)
                 killed.add(victim)
         assert started_since(others) not in killed
@@ -275,17 +304,17 @@ def test_kills_from_outside_lose_nothing() -> None:
     assert i == 99
 
 
-def test_a_lost_process_is_replaced_without_importing_everything_again() -> None:
+def test_a_lost_process_is_replaced_without_new_imports() -> None:
     others = children()
     with IsolatedDecoder(SPEC, mode="fast", processes=1) as decoder:
         list(decoder.decoded([good(1)]))
-        nursery = started_since(others)
-        (before,) = children(nursery)
+        server = started_since(others)
+        (before,) = children(server)
         assert [code(seen) for seen in decoder.decoded([bad("exit")])] == ["decoder_crashed"]
-        (seen,) = decoder.decoded([bad("tell")])
-        assert str(seen.error).endswith(" True")  # torch is there
-        (after,) = children(nursery)
-        assert started_since(others) == nursery
+        (seen,) = decoder.decoded([bad("report")])
+        assert str(seen.error).endswith(" True")  # torch is imported
+        (after,) = children(server)
+        assert started_since(others) == server
         assert after != before
 
 
@@ -298,38 +327,38 @@ def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
             assert error.value.code == "unreadable"
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_order_and_a_bound_on_what_is_in_flight() -> None:
-    taken = given = 0
+def test_order_and_bound_on_images_in_flight() -> None:
+    read = yielded = 0
 
     def sources() -> Iterator[Source]:
-        nonlocal taken
+        nonlocal read
         for i in range(60):
-            taken += 1
+            read += 1
             yield good(i, "slow" if i % 7 == 0 else "")
 
     with IsolatedDecoder(SPEC, processes=2, ahead=9) as decoder:
         for seen in decoder.decoded(sources()):
-            assert taken - given <= 9
-            assert seen.sha256 == hashlib.sha256(png(given)).hexdigest()
-            given += 1
-    assert taken == given == 60
+            assert read - yielded <= 9
+            assert seen.sha256 == hashlib.sha256(png(yielded)).hexdigest()
+            yielded += 1
+    assert read == yielded == 60
 
 
 @pytest.mark.quiet
-def test_workers_decode_while_the_consumer_is_away() -> None:
+def test_workers_decode_while_the_consumer_is_busy() -> None:
     with IsolatedDecoder(SPEC, processes=1, ahead=20) as decoder:
         run = decoder.decoded(good(i, "slow") for i in range(20))
         next(run)
-        time.sleep(4.0)  # twice what they take
+        time.sleep(4.0)  # twice the time that they take
         start = time.perf_counter()
         assert len(list(run)) == 19
         assert time.perf_counter() - start < 1.0
 
 
-def test_a_run_that_is_left() -> None:
+def test_abandoned_runs() -> None:
     others = children()
     with IsolatedDecoder(SPEC, processes=1) as decoder:
         for seen in decoder.decoded(good(i) for i in range(100)):
@@ -337,7 +366,7 @@ def test_a_run_that_is_left() -> None:
             break
         run = decoder.decoded(good(i) for i in range(5))
         next(run)
-        with pytest.raises(UsageError, match="at work"):
+        with pytest.raises(UsageError, match="decoding other sources"):
             next(decoder.decoded([good(1)]))
         run.close()
 
@@ -350,31 +379,31 @@ def test_a_run_that_is_left() -> None:
         assert [seen.sha256 for seen in decoder.decoded([good(7)])] == [hashlib.sha256(png(7)).hexdigest()]
         run = decoder.decoded(good(i, "slow") for i in range(100))
         next(run)
-        left = children() - others
-        assert left
-    assert not left & children()
+        workers = children() - others
+        assert workers
+    assert not workers & children()
     with pytest.raises(UsageError, match="closed"):
         list(run)
     with pytest.raises(UsageError, match="closed"):
         list(decoder.decoded([]))
 
 
-def test_a_decoder_that_nobody_closes() -> None:
+def test_a_decoder_that_is_not_closed() -> None:
     decoder = IsolatedDecoder(SPEC, processes=1)
     assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
-    del decoder  # the fixture looks whether its process is gone
+    del decoder  # the fixture checks that its process is gone
 
 
-def test_memory_is_flat() -> None:
+def test_memory_use_is_constant() -> None:
     others = children()
 
     def used() -> float:
-        nursery = started_since(others)
-        family = (os.getpid(), nursery, *children(nursery))
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in family]
+        server = started_since(others)
+        processes = (os.getpid(), server, *children(server))
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes]
         return sum(pages) * resource.getpagesize() / 1e6
 
-    spec = InputSpec(height=128, width=128)  # 49 kB: the second run's pixels are 69 MB in all
+    spec = InputSpec(height=128, width=128)  # 49 kB: the pixels of the second run are 69 MB in total
     with IsolatedDecoder(spec, processes=2) as decoder:
         assert sum(code(seen) == "ok" for seen in decoder.decoded(good(i) for i in range(70))) == 70
         before = used()
@@ -382,7 +411,7 @@ def test_memory_is_flat() -> None:
         assert used() - before < 10
 
 
-def test_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for arguments in (
         dict(processes=0),
         dict(timeout=0.0),
@@ -425,11 +454,11 @@ def test_workers_import_neither_torch_nor_the_callers_script(tmp_path: Path) -> 
 with open("imported", "a") as file:
     file.write(__name__ + "\\n")
 decoder = IsolatedDecoder(SPEC, processes=1)
-(seen,) = decoder.decoded([bad("tell")])
+(seen,) = decoder.decoded([bad("report")])
 pid, torch = seen.error.message.split()
 assert int(pid) != os.getpid()
 print(torch)
-class Mine(type(bad("tell"))):
+class Mine(type(bad("report"))):
     pass
 try:
     list(decoder.decoded([Mine("a", "a")]))
@@ -441,7 +470,7 @@ except ValueError as error:
     assert (tmp_path / "imported").read_text() == "__main__\n"
 
 
-def test_a_caller_who_ignores_the_end_of_his_children(tmp_path: Path) -> None:
+def test_a_caller_that_ignores_sigchld(tmp_path: Path) -> None:
     text = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 with IsolatedDecoder(SPEC, processes=2) as decoder:
@@ -458,35 +487,37 @@ with IsolatedDecoder(SPEC, processes=2) as decoder:
     list(decoder.decoded(bad("hang", os.path.join({str(tmp_path)!r}, f"at-{{i}}")) for i in range(20)))
 """
     with subprocess.Popen(script(text, tmp_path)) as parent:
-        wait_until(lambda: len(list(tmp_path.glob("at-*"))) == 2)  # both are in the middle of an image
-        (nursery,) = children(parent.pid)
-        workers = children(nursery)
+        wait_until(lambda: len(list(tmp_path.glob("at-*"))) == 2)  # both are decoding an image
+        (server,) = children(parent.pid)
+        workers = children(server)
         assert len(workers) == 2
         parent.kill()
-    wait_until(lambda: not any(is_running(pid) for pid in (nursery, *workers)), seconds=5)
+    wait_until(lambda: not any(is_running(pid) for pid in (server, *workers)), seconds=5)
 
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # nobody may wait for orphans
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )  # orphans may remain as zombies
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_interrupts_are_the_callers(tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole group: workers go on, or end without a word, as the caller does."""
+def test_interrupts_are_handled_by_the_caller(tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole process group: workers continue or end silently, as the caller decides."""
     text = """
 signal.signal(signal.SIGINT, lambda *_: print("heard"))
 with IsolatedDecoder(SPEC, processes=1) as decoder:
-    told = []
-    for i, seen in enumerate(decoder.decoded([bad("tell"), *(good(i, "slow") for i in range(20)), bad("tell")])):
+    reports = []
+    for i, seen in enumerate(decoder.decoded([bad("report"), *(good(i, "slow") for i in range(20)), bad("report")])):
         if i == 5:
             os.killpg(0, signal.SIGINT)
         if i in (0, 21):
-            told.append(str(seen.error))
+            reports.append(str(seen.error))
         else:
             assert code(seen) == "ok"
-    assert told[0] == told[1], "it is the same process"
+    assert reports[0] == reports[1], "not the same process"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with IsolatedDecoder(SPEC, processes=1) as decoder:
     try:

@@ -1,4 +1,4 @@
-"""The label tables: complete, in order, and found by the number of classes."""
+"""Label tables: they are complete and in order, and are found by the number of classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tessella.errors import UsageError
         ("imagenet-21k-miil", 11_221, 0, "n00005787", "benthos"),
     ],
 )
-def test_tables(dataset: str, count: int, index: int, synset: str, name: str) -> None:
+def test_label_tables(dataset: str, count: int, index: int, synset: str, name: str) -> None:
     labels = labels_for(dataset)
     assert len(labels) == len(labels.names) == len(labels.synsets) == count
     assert len(set(labels.synsets)) == count
@@ -28,7 +28,7 @@ def test_tables(dataset: str, count: int, index: int, synset: str, name: str) ->
     assert labels_for_classes(count) is labels is labels_for(dataset)
 
 
-def test_the_sets_agree_on_what_a_synset_is_called() -> None:
+def test_the_tables_agree_on_the_names_of_synsets() -> None:
     small, large = labels_for("imagenet-1k"), labels_for("imagenet-21k-goog")
     names = dict(zip(large.synsets, large.names, strict=True))
     shared = [(names[s], n) for s, n in zip(small.synsets, small.names, strict=True) if s in names]
@@ -36,7 +36,7 @@ def test_the_sets_agree_on_what_a_synset_is_called() -> None:
     assert sum(a.split(",")[0] == b.split(",")[0] for a, b in shared) > 0.9 * len(shared)
 
 
-def test_unknown_sets() -> None:
+def test_unknown_data_sets() -> None:
     assert labels_for_classes(10) is None
     with pytest.raises(UsageError, match="imagenet-21k-goog"):
         labels_for("imagenet")

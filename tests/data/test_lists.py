@@ -1,4 +1,4 @@
-"""Lists of names as other systems write them."""
+"""Text lists of inputs, as other systems write them: encodings, separators and errors."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 
 import pytest
 
-from tessella.data.lists import LONGEST_ENTRY, entries
+from tessella.data.lists import LONGEST_ENTRY, read_entries
 from tessella.data.sources import Source, iter_sources
 from tessella.errors import ImageError
 
 NAMES = ["a b.jpg", "é.jpg", "日本.png"]
 
 
-def split(data: bytes, chunk: int = 1 << 16) -> list[str]:
-    """The entries of a list that arrives in chunks of this size."""
+def split(text: bytes, chunk: int = 1 << 16) -> list[str]:
+    """Return the entries of a list that arrives in chunks of this size."""
 
-    class Slow(io.RawIOBase):
+    class ChunkedStream(io.RawIOBase):
         def __init__(self) -> None:
-            self.rest = data
+            self.rest = text
 
         def read(self, size: int = -1) -> bytes:
-            given, self.rest = self.rest[:chunk], self.rest[chunk:]
-            return given
+            data, self.rest = self.rest[:chunk], self.rest[chunk:]
+            return data
 
-    found = list(entries(Slow()))
+    found = list(read_entries(ChunkedStream()))
     assert not [entry for entry in found if isinstance(entry, ImageError)]
     return [str(entry) for entry in found]
 
@@ -43,7 +43,7 @@ def split(data: bytes, chunk: int = 1 << 16) -> list[str]:
      ("utf-32-le", b"\xff\xfe\0\0")],
 )  # fmt: skip
 @pytest.mark.parametrize("last", [False, True])
-def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: bool, chunk: int) -> None:
+def test_encodings_and_line_endings(encoding: str, mark: bytes, end: str, last: bool, chunk: int) -> None:
     text = end.join(NAMES) + end * last
     assert split(mark + text.encode(encoding), chunk) == NAMES
 
@@ -57,10 +57,10 @@ def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: boo
         (b"a.jpg", ["a.jpg"]),
         ("\u00e9ab.jpg\r\n\u65e5.jpg".encode("utf-16-le"), ["\u00e9ab.jpg", "\u65e5.jpg"]),  # without a byte order mark
         ("photos/\u65e5.jpg\n".encode("utf-16-be"), ["photos/\u65e5.jpg"]),
-        (b"a\0b\0c\0d\0ef.jpg\0", ["a", "b", "c", "d", "ef.jpg"]),  # names that only look like UTF-16
+        (b"a\0b\0c\0d\0ef.jpg\0", ["a", "b", "c", "d", "ef.jpg"]),  # names that resemble UTF-16
         (b"a\nb.jpg\0c.jpg\0", ["a\nb.jpg", "c.jpg"]),  # find -print0
         (b"a\nb.jpg\0", ["a\nb.jpg"]),
-        (b"one\na\0b\ntwo\n", ["one", "a\0b", "two"]),  # a name that cannot be, in a list by lines
+        (b"one\na\0b\ntwo\n", ["one", "a\0b", "two"]),  # an invalid name in a list separated by lines
         (b"a\rb.jpg\nc.jpg\n", ["a\rb.jpg", "c.jpg"]),
         (b"a\r\n\r\nb\r\n", ["a", "b"]),
         ("a\x85b\u2028c\x0b.jpg\nd".encode(), ["a\x85b\u2028c\x0b.jpg", "d"]),
@@ -69,35 +69,35 @@ def test_encodings_and_line_ends(encoding: str, mark: bytes, end: str, last: boo
         (b" a.jpg \nb", [" a.jpg ", "b"]),
     ],
 )
-def test_separators(data: bytes, expected: list[str]) -> None:
+def test_separators_of_entries(data: bytes, expected: list[str]) -> None:
     assert split(data) == split(data, 40) == expected
 
 
 @pytest.mark.parametrize("end", ["\n", "\0"])
-def test_an_entry_without_end_is_one_error_in_bounded_memory(end: str) -> None:
+def test_an_endless_entry_is_one_error_in_bounded_memory(end: str) -> None:
     longest = "x" * LONGEST_ENTRY
-    found = list(entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
+    found = list(read_entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
     assert [isinstance(entry, ImageError) for entry in found] == [False, True, False, False]
     assert (found[0], found[2], found[3]) == ("a", longest, "b")
-    assert len(list(entries(io.BytesIO(longest.encode() * 3)))) == 1
+    assert len(list(read_entries(io.BytesIO(longest.encode() * 3)))) == 1
 
 
 def test_entries_arrive_before_the_list_ends() -> None:
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as other:
-        other.write(b"a.jpg\nb.j")
-        found = entries(stream)
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb") as stream, os.fdopen(write_end, "wb", buffering=0) as writer:
+        writer.write(b"a.jpg\nb.j")
+        found = read_entries(stream)
         assert next(found) == "a.jpg"
-        other.write(b"pg\n")
+        writer.write(b"pg\n")
         assert next(found) == "b.jpg"
 
 
-def test_lines_of_an_iterable_and_standard_input_as_text_or_bytes() -> None:
-    assert list(entries(["a\n", b"b\r\n", "", "c"])) == ["a", "b", "c"]
-    assert isinstance(next(entries([3])), ImageError)
-    assert list(entries(io.StringIO("a\nb\n"))) == ["a", "b"]
-    as_latin = io.TextIOWrapper(io.BytesIO("é\n".encode()), encoding="latin-1")  # its bytes are read, not its text
-    assert list(entries(as_latin)) == ["é"]
+def test_lines_are_text_or_bytes() -> None:
+    assert list(read_entries(["a\n", b"b\r\n", "", "c"])) == ["a", "b", "c"]
+    assert isinstance(next(read_entries([3])), ImageError)
+    assert list(read_entries(io.StringIO("a\nb\n"))) == ["a", "b"]
+    as_latin = io.TextIOWrapper(io.BytesIO("é\n".encode()), encoding="latin-1")  # the bytes are read, not the text
+    assert list(read_entries(as_latin)) == ["é"]
 
 
 def keys(*inputs: str, stdin: Any = None) -> list[str]:
@@ -105,20 +105,20 @@ def keys(*inputs: str, stdin: Any = None) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("through", ["file", "stdin"])
-def test_a_bad_entry_is_one_row_and_the_list_goes_on(here: Path, through: str) -> None:
+def test_an_invalid_entry_is_one_error_and_the_rest_of_the_list_is_read(folder: Path, through: str) -> None:
     for name in ("a.jpg", "b.jpg"):
         Path(name).write_bytes(b"x")
-    bad = ["n" * 300, "nul\0.jpg", "x" * (LONGEST_ENTRY + 1), "nowhere://x", "@gone", "-", "*.gif", "q/" * 9000]
-    data = "\n".join(["a.jpg", *bad, "b.jpg"]).encode()
+    invalid = ["n" * 300, "nul\0.jpg", "x" * (LONGEST_ENTRY + 1), "nowhere://x", "@gone", "-", "*.gif", "q/" * 9000]
+    data = "\n".join(["a.jpg", *invalid, "b.jpg"]).encode()
     Path("list").write_bytes(data)
-    found = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))  # type: ignore[arg-type]
-    assert len(found) == len(bad) + 2
+    found = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))
+    assert len(found) == len(invalid) + 2
     for source in found[1:-1]:
         with pytest.raises(ImageError):
             source.read()
@@ -126,7 +126,7 @@ def test_a_bad_entry_is_one_row_and_the_list_goes_on(here: Path, through: str) -
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
-def test_names_in_another_form_are_found(here: Path, on_disk: Any) -> None:
+def test_listed_names_in_another_form_are_found(folder: Path, on_disk: Any) -> None:
     name = unicodedata.normalize(on_disk, "Café ü.jpg")
     Path(name).write_bytes(b"x")
     Path("spaces .jpg ").write_bytes(b"x")
@@ -138,7 +138,7 @@ def test_names_in_another_form_are_found(here: Path, on_disk: Any) -> None:
     assert keys("@list") == [name] * 3 + ["spaces .jpg "] + [name] * (on_disk == "NFC")
 
 
-def test_a_list_that_fails_while_it_is_read(here: Path) -> None:
+def test_a_read_error_in_a_list_is_one_error(folder: Path) -> None:
     class Failing(io.RawIOBase):
         count = 0
 
@@ -148,20 +148,20 @@ def test_a_list_that_fails_while_it_is_read(here: Path) -> None:
                 raise OSError(5, "Input/output error")
             return b"a.jpg\n"
 
-    found: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))  # type: ignore[arg-type]
+    found: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))
     assert [source.key for source in found] == ["a.jpg", "-", "b.jpg"]
     assert found[1].error is not None
     assert found[1].error.code == "unreadable"
 
 
-def test_closed_standard_input_is_one_row(here: Path) -> None:
+def test_closed_standard_input_is_one_error(folder: Path) -> None:
     def closed() -> Iterator[Any]:
         stream = io.BytesIO()
         stream.close()
         yield stream
 
-    (row,) = iter_sources(["-"], next(closed()))
-    assert row.error is not None
-    assert "closed" in row.error.message
+    (source,) = iter_sources(["-"], next(closed()))
+    assert source.error is not None
+    assert "closed" in source.error.message
     assert list(iter_sources(["-"], None)) == []
     assert sys.stdin is None or not sys.stdin.closed

@@ -1,4 +1,4 @@
-"""Batches: their order and their pixels are functions of the seed, whatever the processes that make them."""
+"""Test that the order and the pixels of batches depend on the seed, and not on the processes that make them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tessella.data.augment import Augmentation, TrainTransform
 from tessella.data.datasets import open_labelled
 from tessella.data.loader import Batch, EvalImages, Loader, Schedule, TrainImages, eval_batches
 from tessella.data.mix import Erasing
-from tessella.data.transforms import InputSpec, load_pixels
+from tessella.data.spec import InputSpec
+from tessella.data.transforms import load_pixels
 
 from ..training.small_runs import make_images
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_processes_share_every_batch(world: int, repeats: int) -> None:
+def test_processes_split_every_batch(world: int, repeats: int) -> None:
     alone = Schedule(100, 12, seed=5, repeats=repeats)
     shares = [Schedule(100, 12, 5, repeats, rank, world) for rank in range(world)]
     for epoch in (0, 7):
@@ -45,11 +46,11 @@ def test_processes_share_every_batch(world: int, repeats: int) -> None:
     assert alone.epoch(0) != Schedule(100, 12, 6, repeats).epoch(0)
 
 
-def test_every_image_comes_over_the_epochs() -> None:
+def test_every_image_occurs_over_the_epochs() -> None:
     schedule = Schedule(10, 4, seed=0)
     seen = Counter(draw.image for epoch in range(50) for batch in schedule.epoch(epoch) for draw in batch)
     assert set(seen) == set(range(10))
-    assert max(seen.values()) < 50  # none is always in
+    assert max(seen.values()) < 50  # no image occurs in every epoch
 
 
 def batches(folder: Path, workers: int, erase: float, epochs: tuple[int, ...] = (0, 1)) -> list[Batch]:
@@ -61,26 +62,26 @@ def batches(folder: Path, workers: int, erase: float, epochs: tuple[int, ...] = 
 
 
 @pytest.mark.parametrize("erase", [0.0, 0.5])
-def test_workers_change_nothing(folder: Path, erase: float) -> None:
+def test_workers_do_not_change_the_batches(folder: Path, erase: float) -> None:
     none, two = batches(folder, 0, erase), batches(folder, 2, erase)
     assert len(none) == len(two) == 6
     for a, b in zip(none, two, strict=True):
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.labels, b.labels)
         assert a.x.dtype == (torch.float32 if erase else torch.uint8)
-    later = batches(folder, 0, erase, epochs=(1,))  # a run that goes on there
+    later = batches(folder, 0, erase, epochs=(1,))  # a run resumed at the second epoch
     assert all(torch.equal(a.x, b.x) for a, b in zip(none[3:], later, strict=True))
     assert not torch.equal(none[0].x, none[3].x)
 
 
-def test_copies_of_an_image_are_augmented_apart(folder: Path) -> None:
+def test_repetitions_of_an_image_are_augmented_differently(folder: Path) -> None:
     images = open_labelled(folder, "train")
     dataset = TrainImages(images, TrainTransform(SPEC, Augmentation()), Erasing(), seed=0)
     (batch,) = Loader(dataset, 0).run(Schedule(len(images), 4, 0, repeats=2).epoch(0)[:1])
     assert not torch.equal(batch.x[0], batch.x[1])
 
 
-def test_what_cannot_be_read_is_named_and_the_others_stay(folder: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_the_others_kept(folder: Path, tmp_path: Path) -> None:
     broken = make_images(tmp_path / "data")
     (broken / "val" / "dark" / "1.png").write_bytes(b"nothing")
     images = open_labelled(broken, "val")
@@ -97,6 +98,6 @@ def test_what_cannot_be_read_is_named_and_the_others_stay(folder: Path, tmp_path
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_evaluation_takes_each_image_once(world: int) -> None:
+def test_evaluation_reads_each_image_once(world: int) -> None:
     shares = [eval_batches(7, 2, rank, world) for rank in range(world)]
     assert sorted(i for share in shares for batch in share for i in batch) == list(range(7))

@@ -1,4 +1,4 @@
-"""Random erasing, mixup and CutMix by their distributions; targets and losses against sums written out here."""
+"""Test random erasing, mixup and CutMix by their distributions, targets and losses against explicit sums."""
 
 from __future__ import annotations
 
@@ -14,49 +14,46 @@ from torch import Tensor
 from tessella.data.mix import Erasing, Mixing, _span, binary_loss, erase, mix, soft_target_loss, targets
 from tessella.errors import UsageError
 
-
-def assert_share(hits: int, trials: int, share: float) -> None:
-    """Within four standard deviations of what that probability gives."""
-    assert abs(hits - trials * share) <= 4 * math.sqrt(trials * share * (1 - share)), (hits / trials, share)
+from .distributions import assert_fraction
 
 
 def numbered(count: int, height: int = 16, width: int = 12) -> Tensor:
-    """(count,3,H,W): every value of image i is i."""
+    """Return (count,3,H,W) images; every value of image i is i."""
     return torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(-1, 3, height, width).clone()
 
 
 # --- random erasing ---------------------------------------------------------------------------------------------------
 
 
-def test_erasing_happens_as_often_as_asked() -> None:
+def test_erasing_happens_with_its_probability() -> None:
     rng = np.random.default_rng(0)
     config = Erasing(prob=0.25)
     erased = sum(bool((erase(torch.ones(3, 16, 16), rng, config) == 0).any()) for _ in range(2000))
-    assert_share(erased, 2000, 0.25)
+    assert_fraction(erased, 2000, 0.25)
 
 
-def test_erased_boxes_have_the_areas_and_aspects_asked_for() -> None:
+def test_erased_boxes_have_the_configured_areas_and_aspects() -> None:
     rng = np.random.default_rng(1)
     areas, log_aspects, tops = [], [], []
     for _ in range(1000):
         x = torch.ones(2, 200, 300)
         assert erase(x, rng, Erasing(prob=1, area=(0.02, 0.2))) is x
-        gone = x.numpy() == 0
-        rows, columns = np.flatnonzero(gone[0].any(1)), np.flatnonzero(gone[0].any(0))
+        erased = x.numpy() == 0
+        rows, columns = np.flatnonzero(erased[0].any(1)), np.flatnonzero(erased[0].any(0))
         h, w = len(rows), len(columns)
-        assert gone.sum() == 2 * h * w  # one full box, the same in both channels
+        assert erased.sum() == 2 * h * w  # one full box, the same in both channels
         areas.append(h * w / 60_000)
         log_aspects.append(math.log(h / w))
         tops.append(int(rows[0]) / (200 - h))
     assert 0.02 * 0.96 < min(areas) < 0.03
     assert 0.19 < max(areas) < 0.2 * 1.02
-    assert_share(sum(area < 0.11 for area in areas), 1000, 0.5)
+    assert_fraction(sum(area < 0.11 for area in areas), 1000, 0.5)
     assert math.log(0.3) - 0.03 < min(log_aspects) < -1.1
     assert 1.1 < max(log_aspects) < -math.log(0.3) + 0.03
-    assert_share(sum(aspect < 0 for aspect in log_aspects), 1000, 0.5)
-    assert_share(sum(aspect < math.log(0.3) / 2 for aspect in log_aspects), 1000, 0.25)
+    assert_fraction(sum(aspect < 0 for aspect in log_aspects), 1000, 0.5)
+    assert_fraction(sum(aspect < math.log(0.3) / 2 for aspect in log_aspects), 1000, 0.25)
     assert (min(tops), max(tops)) == (0, 1)
-    assert_share(sum(top < 0.5 for top in tops), 1000, 0.5)
+    assert_fraction(sum(top < 0.5 for top in tops), 1000, 0.5)
 
 
 def test_the_default_erases_up_to_a_third() -> None:
@@ -66,7 +63,7 @@ def test_the_default_erases_up_to_a_third() -> None:
     assert 0.32 < max(shares) < 0.345
 
 
-def test_what_boxes_are_filled_with() -> None:
+def test_boxes_are_filled_with_zeros_or_noise() -> None:
     rng = np.random.default_rng(3)
     values = []
     for _ in range(200):
@@ -85,7 +82,7 @@ def test_what_boxes_are_filled_with() -> None:
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
 
 
-def test_the_area_is_shared_by_a_random_number_of_boxes() -> None:
+def test_the_area_is_divided_among_a_random_number_of_boxes() -> None:
     rng = np.random.default_rng(4)
     counts = []
     for _ in range(900):
@@ -94,10 +91,10 @@ def test_the_area_is_shared_by_a_random_number_of_boxes() -> None:
         counts.append(len(np.unique(noise)))
         assert len(noise) < 0.034 * 10_000
     for count in (1, 2, 3):
-        assert_share(counts.count(count), 900, 1 / 3)
+        assert_fraction(counts.count(count), 900, 1 / 3)
 
 
-def test_erasing_is_a_function_of_the_generator() -> None:
+def test_erasing_depends_only_on_the_generator() -> None:
     def once(seed: int, mode: Any) -> Tensor:
         return erase(torch.ones(3, 20, 30), np.random.default_rng(seed), Erasing(prob=1, mode=mode, count=4))
 
@@ -121,7 +118,7 @@ def test_a_box_never_covers_a_whole_side() -> None:
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
-def test_mixup_and_its_labels_agree(mode: Any, count: int) -> None:
+def test_mixup_images_match_their_label_weights(mode: Any, count: int) -> None:
     x, labels = torch.randn(count, 3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(count)
     given = x.clone()
     mixed, partners, lam = mix(x, labels, np.random.default_rng(1), Mixing(mixup=0.8, mode=mode))
@@ -139,7 +136,7 @@ def test_mixup_and_its_labels_agree(mode: Any, count: int) -> None:
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
-def test_cutmix_and_its_labels_agree(mode: Any, count: int) -> None:
+def test_cutmix_images_match_their_label_weights(mode: Any, count: int) -> None:
     x = numbered(count)
     given = x.clone()
     rng = np.random.default_rng(2)
@@ -149,9 +146,9 @@ def test_cutmix_and_its_labels_agree(mode: Any, count: int) -> None:
         assert torch.equal(x, given)
         assert bool((own | (mixed == x.flip(0))).all())
         cut = ~own[:, 0]  # (count,H,W)
-        assert torch.equal(own, own[:, :1].expand_as(own))  # all channels alike
+        assert torch.equal(own, own[:, :1].expand_as(own))  # the same in all channels
         for i in range(count):
-            if i != count - 1 - i:  # with itself nothing is seen
+            if i != count - 1 - i:  # mixing an image with itself changes nothing
                 assert float(lam[i]) == pytest.approx(float(own[i, 0].float().mean()))
             box = cut[i].any(1)[:, None] & cut[i].any(0)[None]
             assert torch.equal(box, cut[i])  # a rectangle
@@ -161,7 +158,7 @@ def test_cutmix_and_its_labels_agree(mode: Any, count: int) -> None:
             assert len(lam.unique()) == 1
 
 
-def test_each_image_has_its_own_draw_in_mode_elem() -> None:
+def test_mode_elem_draws_per_image() -> None:
     _, _, lam = mix(
         numbered(64), torch.arange(64), np.random.default_rng(3), Mixing(cutmix=1.0, mixup=1.0, mode="elem")
     )
@@ -170,8 +167,8 @@ def test_each_image_has_its_own_draw_in_mode_elem() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_shares_come_from_the_beta_distribution(alpha: float) -> None:
-    """Mean 1/2 and variance 1 / (4 (2 alpha + 1)); for CutMix too, as a box that is all inside has the area drawn."""
+def test_weights_come_from_the_beta_distribution(alpha: float) -> None:
+    """Mean 1/2, variance 1 / (4 (2 alpha + 1)); also for CutMix, as a box inside the image has the drawn area."""
     _, _, lam = mix(
         torch.zeros(4000, 1, 1, 1), torch.zeros(4000), np.random.default_rng(4), Mixing(mixup=alpha, mode="elem")
     )
@@ -180,7 +177,7 @@ def test_shares_come_from_the_beta_distribution(alpha: float) -> None:
     assert float(lam.var()) == pytest.approx(variance, rel=0.1)
 
 
-def test_cutmix_boxes_lie_around_every_pixel() -> None:
+def test_cutmix_boxes_are_centred_on_every_pixel() -> None:
     rng = np.random.default_rng(5)
     for length in (0, 1, 4, 5, 10):
         want = {(max(c - length // 2, 0), min(c + (length + 1) // 2, 10)) for c in range(10)}
@@ -188,18 +185,18 @@ def test_cutmix_boxes_lie_around_every_pixel() -> None:
         assert set(drawn) == want
         assert max(stop - start for start, stop in drawn) == length
     for c in range(10):
-        assert_share(sum(_span(10, 1, rng) == (c, c + 1) for _ in range(1000)), 1000, 0.1)
+        assert_fraction(sum(_span(10, 1, rng) == (c, c + 1) for _ in range(1000)), 1000, 0.1)
 
 
-def test_cutmix_keeps_about_as_much_as_was_drawn() -> None:
-    """alpha so large that the share is 1/2: sides of 0.7, of which the border cuts off a part."""
+def test_cutmix_keeps_about_the_drawn_fraction() -> None:
+    """With a large alpha the weight is 1/2: the sides are 0.7 of the image's, partly clipped by the border."""
     _, _, lam = mix(numbered(600, 40, 40), torch.zeros(600), np.random.default_rng(6), Mixing(cutmix=1e7, mode="elem"))
     side = int(40 * math.sqrt(0.5))
     assert float(lam.min()) == pytest.approx(1 - side**2 / 1600)
     assert float(lam.max()) > 1 - (side / 2 + 1) ** 2 / 1600 - 0.1
 
 
-def test_minmax_draws_sides_and_stays_inside() -> None:
+def test_cutmix_minmax_draws_sides_and_stays_inside() -> None:
     x, rng = numbered(2, 40, 60), np.random.default_rng(7)
     heights, widths = [], []
     for _ in range(1500):
@@ -210,13 +207,13 @@ def test_minmax_draws_sides_and_stays_inside() -> None:
         assert float(lam[0]) == pytest.approx(1 - heights[-1] * widths[-1] / 2400)
     assert (min(heights), max(heights), min(widths), max(widths)) == (10, 20, 15, 30)
     for side in (10, 15, 20):
-        assert_share(heights.count(side), 1500, 1 / 11)
+        assert_fraction(heights.count(side), 1500, 1 / 11)
     assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_how_often_something_is_mixed_and_by_what(mode: Any) -> None:
-    """Mixup makes fractions, CutMix keeps whole numbers."""
+def test_mixup_and_cutmix_are_chosen_with_their_probabilities(mode: Any) -> None:
+    """Mixup gives fractions, CutMix keeps whole numbers."""
     rng, config = np.random.default_rng(8), Mixing(mixup=1.0, cutmix=1.0, prob=0.6, switch_prob=0.3, mode=mode)
     mixed = cut = 0
     for _ in range(3000):
@@ -225,12 +222,12 @@ def test_how_often_something_is_mixed_and_by_what(mode: Any) -> None:
         cut += bool(lam[0] != 1 and ((x[0] == 0) | (x[0] == 1)).all())
     seen = (
         1 - 1 / 64
-    )  # of the boxes: the side 8 sqrt(1 - lam) is less than 1 where 1 - lam, even in 0..1, is under 1/64
-    assert_share(mixed, 3000, 0.6 * (0.7 + 0.3 * seen))
-    assert_share(cut, 3000, 0.6 * 0.3 * seen)
+    )  # CutMix boxes can be empty: the side 8 sqrt(1 - lam) is under 1 if 1 - lam, uniform in 0..1, is under 1/64
+    assert_fraction(mixed, 3000, 0.6 * (0.7 + 0.3 * seen))
+    assert_fraction(cut, 3000, 0.6 * 0.3 * seen)
 
 
-def test_nothing_asked_nothing_changed() -> None:
+def test_nothing_enabled_changes_nothing() -> None:
     x, labels = numbered(4), torch.arange(4)
     for config in (Mixing(), Mixing(prob=0.0, mixup=1.0, cutmix=1.0), Mixing(switch_prob=1.0)):
         assert not config.enabled
@@ -241,7 +238,7 @@ def test_nothing_asked_nothing_changed() -> None:
     assert Mixing(cutmix_minmax=(0.2, 0.8)).enabled
 
 
-def test_mixing_is_a_function_of_the_generator() -> None:
+def test_mixing_depends_only_on_the_generator() -> None:
     x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for mode in ("batch", "pair", "elem"):
         config = Mixing(mixup=0.4, cutmix=1.0, mode=mode)
@@ -250,7 +247,7 @@ def test_mixing_is_a_function_of_the_generator() -> None:
         assert not torch.equal(runs[0], runs[2])
 
 
-def test_an_image_that_is_not_mixed_keeps_its_bits() -> None:
+def test_unmixed_images_are_bit_identical() -> None:
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     mixed, _, lam = mix(x, torch.arange(64), np.random.default_rng(10), Mixing(mixup=1.0, prob=0.5, mode="elem"))
     untouched = lam == 1
@@ -261,7 +258,7 @@ def test_an_image_that_is_not_mixed_keeps_its_bits() -> None:
 # --- targets and losses -----------------------------------------------------------------------------------------------
 
 
-def test_targets_by_hand() -> None:
+def test_targets_worked_out_by_hand() -> None:
     got = targets(torch.tensor([0, 1, 2]), torch.tensor([2, 1, 0]), torch.tensor([0.75, 0.3, 1.0]), 4, 0.2)
     want = [[0.65, 0.05, 0.25, 0.05], [0.05, 0.85, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]]
     assert got.dtype == torch.float32
@@ -280,7 +277,7 @@ def test_rows_of_targets_sum_to_one() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_soft_loss_is_torchs_cross_entropy(smoothing: float) -> None:
+def test_soft_target_loss_equals_torchs_cross_entropy(smoothing: float) -> None:
     generator = torch.Generator().manual_seed(4)
     logits, labels = 5 * torch.randn(32, 7, generator=generator), torch.randint(7, (32,), generator=generator)
     plain = targets(labels, labels, torch.ones(32), 7, smoothing)
@@ -292,19 +289,21 @@ def test_the_soft_loss_is_torchs_cross_entropy(smoothing: float) -> None:
     torch.testing.assert_close(soft_target_loss(logits, soft), F.cross_entropy(logits, soft))
 
 
-def test_the_binary_loss_by_hand() -> None:
+def test_binary_loss_worked_out_by_hand() -> None:
     logits = torch.tensor([[0.0, 2.0], [-1.0, 3.0]])
     soft = torch.tensor([[0.1, 0.9], [0.3, 0.7]])
     p = 1 / (1 + np.exp(-logits.numpy().astype(np.float64)))
 
-    def by_hand(t: np.ndarray) -> np.ndarray:
+    def binary_cross_entropy(t: np.ndarray) -> np.ndarray:
         loss: np.ndarray = -(t * np.log(p) + (1 - t) * np.log(1 - p))
         return loss
 
-    assert float(binary_loss(logits, soft)) == pytest.approx(by_hand(soft.numpy()).mean())
-    assert float(binary_loss(logits, soft, sum_classes=True)) == pytest.approx(by_hand(soft.numpy()).sum(1).mean())
+    assert float(binary_loss(logits, soft)) == pytest.approx(binary_cross_entropy(soft.numpy()).mean())
+    assert float(binary_loss(logits, soft, sum_classes=True)) == pytest.approx(
+        binary_cross_entropy(soft.numpy()).sum(1).mean()
+    )
     hard = np.array([[0.0, 1.0], [1.0, 1.0]])
-    assert float(binary_loss(logits, soft, threshold=0.2)) == pytest.approx(by_hand(hard).mean())
+    assert float(binary_loss(logits, soft, threshold=0.2)) == pytest.approx(binary_cross_entropy(hard).mean())
 
 
 def test_losses_are_in_float32_and_have_gradients() -> None:
@@ -338,7 +337,7 @@ def test_losses_are_in_float32_and_have_gradients() -> None:
         (Mixing, dict(cutmix_minmax=(0.2, 0.5, 0.8))),
     ],
 )
-def test_impossible_configs(kind: Any, fields: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(kind: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         kind(**fields)
     assert caught.value.code == "bad_argument"

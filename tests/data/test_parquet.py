@@ -1,4 +1,4 @@
-"""Images in Parquet files: every column that may hold them, row by row in bounded memory; and hostile files."""
+"""Images in Parquet files: column types, reading in bounded memory, and hostile files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from tessella.data import memory, parquet
 from tessella.data.datasets import open_labelled
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.sources import Source, iter_sources
 from tessella.errors import ImageError, UsageError
 
@@ -27,7 +27,7 @@ DATA = [b"first", b"second", b"third", b"first"]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for i, data in enumerate(DATA):
         Path(f"{i}.jpg").write_bytes(data)
@@ -40,7 +40,7 @@ def write(columns: Any, name: str = "x.parquet", **options: Any) -> str:
 
 
 def read(name: str, limits: Limits | None = None) -> list[bytes | str]:
-    """What each row gives: its bytes, or the code of its error."""
+    """Return the bytes of each row, or the code of its error."""
     return [outcome(source, limits or Limits()) for source in iter_sources([name])]
 
 
@@ -53,6 +53,7 @@ def outcome(source: Source, limits: Limits) -> bytes | str:
 
 PATHS = [f"{i}.jpg" for i in range(4)]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PATH_STRUCT = pa.struct([("path", pa.string())])
 LABELS = pa.array([0, 1, 1, 0])
 
 
@@ -70,17 +71,17 @@ LABELS = pa.array([0, 1, 1, 0])
         for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string()))
     ]
     + [
-        pytest.param(pa.array([list(one) for one in DATA], kind), id=str(kind))
+        pytest.param(pa.array([list(image) for image in DATA], kind), id=str(kind))
         for kind in (pa.list_(pa.uint8()), pa.large_list(pa.uint8()), pa.list_(pa.int8()))
     ]
     + [
-        pytest.param(pa.array([dict(bytes=one, path="x") for one in DATA], STRUCT), id="struct with bytes"),
-        pytest.param(pa.array([dict(bytes=None, path=one) for one in PATHS], STRUCT), id="struct with paths"),
-        pytest.param(pa.array([dict(path=one) for one in PATHS], pa.struct([("path", pa.string())])), id="only paths"),
+        pytest.param(pa.array([dict(bytes=image, path="x") for image in DATA], STRUCT), id="struct with bytes"),
+        pytest.param(pa.array([dict(bytes=None, path=path) for path in PATHS], STRUCT), id="struct with paths"),
+        pytest.param(pa.array([dict(path=path) for path in PATHS], PATH_STRUCT), id="only paths"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("group", [2, 100])
-def test_types(column: pa.Array, group: int) -> None:
+def test_column_types(column: pa.Array, group: int) -> None:
     name = write(dict(image=column, label=LABELS), row_group_size=group)
     assert read(name) == DATA
     labelled = open_labelled(name)
@@ -88,20 +89,20 @@ def test_types(column: pa.Array, group: int) -> None:
     assert labelled.fingerprint
 
 
-def test_a_struct_of_a_view() -> None:
-    column = pa.array([dict(bytes=one) for one in DATA], pa.struct([("bytes", pa.binary_view())]))
+def test_a_struct_with_a_binary_view() -> None:
+    column = pa.array([dict(bytes=image) for image in DATA], pa.struct([("bytes", pa.binary_view())]))
     name = write(dict(image=column, label=LABELS))
     assert read(name) == DATA
     assert open_labelled(name).read(3) == DATA[3]
 
 
-def test_a_type_that_is_read_as_an_object_is_one_bad_row_each() -> None:
+def test_values_of_an_extension_type_are_errors() -> None:
     stored = pa.array([b"x" * 16, None], pa.binary(16))
     name = write({"image": pa.ExtensionArray.from_storage(pa.uuid(), stored)})
     assert read(name) == ["unreadable", "empty"]
 
 
-def test_bytes_of_one_size() -> None:
+def test_bytes_of_fixed_size() -> None:
     name = write(dict(image=pa.array([b"abc", b"def"], pa.binary(3)), label=[0, 1]))
     assert read(name) == [b"abc", b"def"]
     assert open_labelled(name).read(1) == b"def"
@@ -109,14 +110,14 @@ def test_bytes_of_one_size() -> None:
 
 @pytest.mark.parametrize("name", ["img", "Image", "JPG", "png", "image.bytes", "image_bytes", "bytes", "content"])
 @pytest.mark.parametrize("label", ["labels", "fine_label", "Class", "cls", "target"])
-def test_the_names_of_columns(name: str, label: str) -> None:
+def test_column_names(name: str, label: str) -> None:
     path = write({"id": [1, 2, 3, 4], name: DATA, label: ["a", "b", "b", "a"], "coarse_label": [1, 1, 1, 1]})
     assert read(path) == DATA
     labelled = open_labelled(path)
     assert (labelled.classes, labelled.labels.tolist(), labelled.read(2)) == (("a", "b"), [0, 1, 1, 0], b"third")
 
 
-def test_the_first_name_of_the_table_that_fits_counts() -> None:
+def test_the_first_column_name_that_fits_is_used() -> None:
     assert read(write(dict(path=PATHS, image=[1, 2, 3, 4], bytes=DATA))) == DATA
     assert read(write({"image": DATA, "image.bytes": DATA[::-1]})) == DATA
 
@@ -127,12 +128,12 @@ def test_class_names_of_hugging_face_under_another_column() -> None:
     assert open_labelled(write(table)).classes == ("cat", "dog")
 
 
-def test_other_columns_say_what_to_rename() -> None:
+def test_the_error_for_other_columns_says_what_to_rename() -> None:
     name = write(dict(pixels=[[1.0]], caption=[1]))
-    (row,) = iter_sources([name])
-    assert row.error is not None
-    assert "pixels (list<element: double>)" in row.error.message
-    assert "rename" in row.error.message
+    (source,) = iter_sources([name])
+    assert source.error is not None
+    assert "pixels (list<element: double>)" in source.error.message
+    assert "rename" in source.error.message
     with pytest.raises(UsageError, match="rename"):
         open_labelled(name)
 
@@ -180,8 +181,8 @@ def rows(count: int) -> list[bytes]:
     return [bytes([i % 256]) * 1000 for i in range(count)]
 
 
-def test_a_row_group_is_read_in_batches(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, backwards and at random; and never the whole row group at once."""
+def test_row_groups_are_read_in_batches(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read in order, backwards and at random, and never the whole row group at once."""
     name = write(dict(image=rows(100)), row_group_size=60, use_dictionary=False)
     sources = list(iter_sources([name]))
     expected = rows(100)
@@ -189,7 +190,7 @@ def test_a_row_group_is_read_in_batches(small_batches: None, monkeypatch: pytest
     for at in (99, 50, 51, 0, 98, 59, 60, 61, 10, 3, 30):
         assert sources[at].read() == expected[at]
     assert parquet._reader is not None
-    assert max(len(column) for _, column in parquet._reader._kept) < 10
+    assert max(len(column) for _, column in parquet._reader._cached) < 10
 
 
 def test_threads_share_the_reader(small_batches: None) -> None:
@@ -211,8 +212,8 @@ def read_some(sources: list[Source]) -> list[bytes]:
     return [source.read() for source in sources]
 
 
-def test_a_fork_has_a_reader_of_its_own(small_batches: None) -> None:
-    """It would move the position in the file that the parent reads from."""
+def test_a_forked_process_has_its_own_reader(small_batches: None) -> None:
+    """A shared reader would move the position in the file that the parent reads from."""
     sources = list(iter_sources([write(dict(image=rows(60)), use_dictionary=False)]))
     assert sources[10].read() == rows(60)[10]
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -220,13 +221,13 @@ def test_a_fork_has_a_reader_of_its_own(small_batches: None) -> None:
         assert read_some(sources[11:]) == rows(60)[11:]
 
 
-def test_damage_in_a_row_group_leaves_the_rows_before_it(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_before_damage_in_a_row_group_are_read(small_batches: None, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = dict(use_dictionary=False, compression="zstd", data_page_size=5000, write_batch_size=5)
     rows = [random.Random(i).randbytes(1000) for i in range(60)]
     name = write(dict(image=rows), **options)
     data = bytearray(Path(name).read_bytes())
     middle = len(data) // 3
-    data[middle : middle + 6000] = bytes(6000)  # longer than a page, so that the header of one is in it
+    data[middle : middle + 6000] = bytes(6000)  # longer than a page, so that it contains the header of one
     Path(name).write_bytes(data)
     for batch in (3000, 1 << 20):
         monkeypatch.setattr(parquet, "_BATCH", batch)
@@ -236,19 +237,19 @@ def test_damage_in_a_row_group_leaves_the_rows_before_it(small_batches: None, mo
         assert found == [*rows[:good], *["corrupt_archive"] * (60 - good)]
 
 
-def test_a_large_row_group_asks_for_memory_and_is_refused_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pytest.MonkeyPatch) -> None:
     name = write(dict(image=rows(20)))
     monkeypatch.setattr(parquet, "_LARGE_GROUP", 1000)
-    asked: list[int] = []
+    requested: list[int] = []
 
     def make_room(needed: int) -> bool:
-        asked.append(needed)
+        requested.append(needed)
         return True
 
     monkeypatch.setattr(parquet, "make_room", make_room)
     assert read(name) == rows(20)
-    assert len(asked) == 1
-    assert asked[0] > 2000
+    assert len(requested) == 1
+    assert requested[0] > 2000
     monkeypatch.setattr(parquet, "make_room", memory.make_room)
     monkeypatch.setattr(memory, "_available", lambda: 10)
     Path(name).touch()
@@ -258,7 +259,7 @@ def test_a_large_row_group_asks_for_memory_and_is_refused_without(monkeypatch: p
     assert error.value.code == "unreadable"
 
 
-def test_a_table_that_is_replaced_is_not_read_as_the_old_one() -> None:
+def test_a_replaced_table_is_read_anew() -> None:
     sources = list(iter_sources([write(dict(image=DATA))]))
     assert sources[0].read() == b"first"
     write(dict(image=[b"new"]))
@@ -272,7 +273,7 @@ def test_a_table_that_is_replaced_is_not_read_as_the_old_one() -> None:
 # --- hostile files ----------------------------------------------------------------------------------------------------
 
 
-class Keys(pe.KmsClient):
+class PlainKeys(pe.KmsClient):
     def __init__(self, config: Any):
         super().__init__()
 
@@ -287,7 +288,7 @@ class Keys(pe.KmsClient):
 def test_encrypted_files(plain_footer: bool, code: str) -> None:
     table = pa.table(dict(image=DATA, label=LABELS))
     config = pe.EncryptionConfiguration("footer", column_keys={"column": ["image"]}, plaintext_footer=plain_footer)
-    properties = pe.CryptoFactory(Keys).file_encryption_properties(pe.KmsConnectionConfig(), config)
+    properties = pe.CryptoFactory(PlainKeys).file_encryption_properties(pe.KmsConnectionConfig(), config)
     with pq.ParquetWriter("x.parquet", table.schema, encryption_properties=properties) as writer:
         writer.write_table(table)
     assert set(read("x.parquet")) == {code}
@@ -313,7 +314,7 @@ def test_encrypted_files(plain_footer: bool, code: str) -> None:
         lambda data: b"PK\3\4" + data,
     ],
 )
-def test_damaged_files_are_one_row(change: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_one_error(change: Callable[[bytes], bytes]) -> None:
     name = write(dict(image=DATA, label=LABELS))
     Path(name).write_bytes(change(Path(name).read_bytes()))
     assert read(name) == ["corrupt_archive"]
@@ -322,8 +323,8 @@ def test_damaged_files_are_one_row(change: Callable[[bytes], bytes]) -> None:
     assert error.value.code == "corrupt_archive"
 
 
-def test_a_file_that_states_absurdly_many_rows() -> None:
-    """Nulls take next to nothing, so a small file may state any number."""
+def test_a_file_that_states_too_many_rows_is_refused() -> None:
+    """Nulls take almost no space, so a small file can state any number of rows."""
     table = pa.table(dict(image=pa.nulls(20_000_000, pa.binary())))
     name = write(table, row_group_size=1 << 30)
     assert read(name) == ["corrupt_archive"]

@@ -1,4 +1,4 @@
-"""URLs of object stores: what files give, the same files give by URL; and what is not there is an error."""
+"""URLs of object stores: inputs read by URL equal those read from disk, and missing objects are errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.remote import is_url
 from tessella.data.sources import iter_sources
 from tessella.errors import ImageError, UsageError
@@ -21,7 +21,7 @@ NAMES = ("a1.jpg", "a2.jpg", "a10.png", "b/c.webp")
 
 @pytest.fixture(params=["file", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder of images, an archive and two Parquet files."""
+    """A store with a folder of images, an archive and two Parquet files."""
     root = f"file://{tmp_path}/store" if request.param == "file" else f"memory:///{tmp_path.name}/store"
     store, path = fsspec.core.url_to_fs(root)
     for name in (*NAMES, "b/notes.txt", ".hidden.jpg", ".git/x.jpg"):
@@ -44,9 +44,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return root
 
 
-@pytest.mark.parametrize("given", ["images", "images/", "images/**", "some.tar", "some.parquet", "paths.parquet"])
-def test_all_kinds_of_sources(url: str, given: str) -> None:
-    found = list(iter_sources([f"{url}/{given}"]))
+@pytest.mark.parametrize("name", ["images", "images/", "images/**", "some.tar", "some.parquet", "paths.parquet"])
+def test_every_kind_of_input_is_read_by_url(url: str, name: str) -> None:
+    found = list(iter_sources([f"{url}/{name}"]))
     assert [source.read() for source in found] == [name.encode() for name in NAMES]
     assert all(source.key.startswith(url) for source in found)
 
@@ -60,15 +60,15 @@ def test_a_folder_of_archives(url: str) -> None:
     assert [source.read() for source in found] == [name.encode() for name in NAMES] * 2
 
 
-def test_one_object_and_a_pattern(url: str) -> None:
-    (one,) = iter_sources([f"{url}/images/b/notes.txt"])  # named, so taken whatever it is
-    assert one.read() == b"b/notes.txt"
+def test_objects_and_patterns(url: str) -> None:
+    (notes,) = iter_sources([f"{url}/images/b/notes.txt"])  # taken whatever its suffix, as it is named
+    assert notes.read() == b"b/notes.txt"
     assert [source.key for source in iter_sources([f"{url}/images/a*.jpg"])] == [
         f"{url}/images/a1.jpg", f"{url}/images/a2.jpg",
     ]  # fmt: skip
 
 
-def test_patterns_as_of_files_on_disk_and_an_object_of_such_a_name(url: str) -> None:
+def test_patterns_match_as_on_disk_and_objects_may_be_named_like_patterns(url: str) -> None:
     for pattern in ("a?.jpg", "a[12].jpg"):
         assert [source.read() for source in iter_sources([f"{url}/images/{pattern}"])] == [b"a1.jpg", b"a2.jpg"]
     store, path = fsspec.core.url_to_fs(url)
@@ -76,50 +76,48 @@ def test_patterns_as_of_files_on_disk_and_an_object_of_such_a_name(url: str) -> 
     assert [source.read() for source in iter_sources([f"{url}/images/a[1]?.jpg"])] == [b"odd"]
 
 
-def test_an_object_costs_one_request_and_one_more_where_the_store_refuses_the_range(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_costs_one_request_or_two_if_the_range_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, path = fsspec.core.url_to_fs(url)
     store.pipe_file(f"{path}/images/empty.jpg", b"")
-    (one,), (empty,) = iter_sources([f"{url}/images/a1.jpg"]), iter_sources([f"{url}/images/empty.jpg"])
-    asked = []
+    (photo,), (empty,) = iter_sources([f"{url}/images/a1.jpg"]), iter_sources([f"{url}/images/empty.jpg"])
+    requests = []
     read, size = type(store).cat_file, type(store).size
 
     def cat_file(self: object, path: str, start: int | None = None, end: int | None = None) -> object:
-        asked.append("cat_file")
+        requests.append("cat_file")
         if end is not None and end > size(store, path):
             raise OSError("InvalidRange")
         return read(store, path, start=start, end=end)
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(store), "size", lambda self, path: asked.append("size"))
-        assert one.read() == b"a1.jpg"
-    assert asked == []
+        patched.setattr(type(store), "size", lambda self, path: requests.append("size"))
+        assert photo.read() == b"a1.jpg"
+    assert requests == []
     monkeypatch.setattr(type(store), "cat_file", cat_file)
-    assert (one.read(), empty.read()) == (b"a1.jpg", b"")
-    assert asked == ["cat_file"] * 4
+    assert (photo.read(), empty.read()) == (b"a1.jpg", b"")
+    assert requests == ["cat_file"] * 4
 
 
-def test_what_is_not_there(url: str) -> None:
-    for given in ("absent", "absent/*.jpg"):
-        (source,) = iter_sources([f"{url}/{given}"])
+def test_missing_objects(url: str) -> None:
+    for name in ("absent", "absent/*.jpg"):
+        (source,) = iter_sources([f"{url}/{name}"])
         assert source.error is not None
         assert source.error.code == "not_found"
-    (gone,) = iter_sources([f"{url}/images/a1.jpg"])
-    store, path = fsspec.core.url_to_fs(gone.path)
+    (removed,) = iter_sources([f"{url}/images/a1.jpg"])
+    store, path = fsspec.core.url_to_fs(removed.path)
     store.rm(path)
     with pytest.raises(ImageError) as caught:
-        gone.read()
+        removed.read()
     assert caught.value.code == "not_found"
 
 
-def test_no_more_is_read_than_the_limit(url: str) -> None:
+def test_at_most_one_byte_more_than_the_limit_is_read(url: str) -> None:
     limits = Limits(bytes=3)
     (source,) = iter_sources([f"{url}/images/a1.jpg"])
-    assert source.read(limits) == b"a1.j"  # one more: decode refuses it
-    for given in ("some.tar", "some.parquet"):
+    assert source.read(limits) == b"a1.j"  # one byte more than the limit, which decode refuses
+    for name in ("some.tar", "some.parquet"):
         with pytest.raises(ImageError) as caught:
-            next(iter_sources([f"{url}/{given}"])).read(limits)
+            next(iter_sources([f"{url}/{name}"])).read(limits)
         assert caught.value.code == "too_many_bytes"
 
 
@@ -131,7 +129,7 @@ def test_a_damaged_archive_and_a_damaged_table(url: str) -> None:
         assert [error.code for error in errors] == ["corrupt_archive"]
 
 
-def test_a_store_that_is_unknown_or_whose_package_is_missing() -> None:
+def test_an_unknown_scheme_and_a_missing_package_are_refused() -> None:
     with pytest.raises(UsageError, match="no store") as caught:
         list(iter_sources(["nowhere://bucket/a.jpg"]))
     assert caught.value.code == "bad_argument"
@@ -140,13 +138,13 @@ def test_a_store_that_is_unknown_or_whose_package_is_missing() -> None:
     assert caught.value.code == "missing_dependency"
 
 
-def test_what_is_no_url() -> None:
+def test_names_that_are_not_urls() -> None:
     assert is_url("s3://bucket/a.jpg")
     for name in ("a.jpg", "a/b://c", "://x", "C:/a.jpg", "2024-01-01 12://x"):
         assert not is_url(name)
 
 
-def test_a_file_of_such_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_that_resembles_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s3:").mkdir()
     (tmp_path / "s3:" / "a.jpg").write_bytes(b"here")

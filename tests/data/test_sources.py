@@ -1,4 +1,4 @@
-"""Files, folders, globs, archives and lists: every input gives its images, or one error that says why not."""
+"""Files, folders, globs, archives and lists: every input yields its images, or one error with the reason."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from tessella.data.decode import Limits
+from tessella.data.limits import Limits
 from tessella.data.sources import Skipped, Source, iter_sources
 from tessella.errors import ImageError
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """photos/{a1,a2,a10}.jpg, photos/b/{x.PNG,notes.txt}, hidden ones, and an empty folder; it is the current one."""
+    """Make photos/{a1,a2,a10}.jpg, photos/b/{x.PNG,notes.txt}, hidden files and an empty folder; change to it."""
     for name in ("a10.jpg", "a2.jpg", "a1.jpg", "b/x.PNG", "b/notes.txt", ".hidden.jpg", ".cache/y.jpg", "z.webp"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def test_folders_are_walked_in_natural_order(tree: Path) -> None:
     assert [s.read() for s in found] == [b"a1.jpg", b"a2.jpg", b"a10.jpg", b"b/x.PNG", b"z.webp"]
 
 
-def test_a_file_is_taken_whatever_its_name(tree: Path) -> None:
+def test_a_named_file_is_taken_whatever_its_suffix(tree: Path) -> None:
     assert keys("photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg") == [
         "photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg",
     ]  # fmt: skip
@@ -53,7 +53,7 @@ def test_globs(tree: Path) -> None:
     assert keys("**/*.PNG") == ["photos/b/x.PNG"]
     assert keys("photos/**") == keys("photos")
     (tree / "photos" / "[1].jpg").write_bytes(b"brackets")
-    assert keys("photos/[1].jpg") == ["photos/[1].jpg"]  # a file of that very name comes first
+    assert keys("photos/[1].jpg") == ["photos/[1].jpg"]  # a file of this name takes precedence
 
 
 def test_standard_input(tree: Path) -> None:
@@ -62,7 +62,7 @@ def test_standard_input(tree: Path) -> None:
     assert keys("-", stdin=[]) == []
 
 
-def test_inputs_that_name_nothing_are_one_error_each(tree: Path) -> None:
+def test_each_input_without_an_image_is_one_error(tree: Path) -> None:
     found = list(iter_sources(["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]))
     assert [s.key for s in found] == ["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]
     for source in found[:3] + found[4:]:
@@ -145,13 +145,13 @@ def test_links_to_folders_above_are_not_followed(tree: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def guarded(path: str) -> Any:
+    def failing_scandir(path: str) -> Any:
         if path == "photos/b":
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", guarded)
+    monkeypatch.setattr(os, "scandir", failing_scandir)
     found = list(iter_sources(["photos"]))
     assert [(s.key, s.error.code) for s in found if s.error] == [("photos/b", "unreadable")]
     assert len(found) == 5
@@ -160,13 +160,13 @@ def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPa
 def test_sources_are_small_and_picklable(tree: Path) -> None:
     make_tar(tree / "some.tar")
     for source in iter_sources(["some.tar", "photos", "absent"]):
-        again = pickle.loads(pickle.dumps(source))
-        assert (again.key, again.path, again.offset) == (source.key, source.path, source.offset)
+        copy = pickle.loads(pickle.dumps(source))
+        assert (copy.key, copy.path, copy.offset) == (source.key, source.path, source.offset)
         if source.error is None and source.key != "absent":
-            assert again.read() == source.read()
+            assert copy.read() == source.read()
 
 
-def test_a_long_list_is_never_held() -> None:
+def test_a_long_list_is_read_in_constant_memory() -> None:
     tracemalloc.start()
     try:
         count = sum(1 for _ in iter_sources(["-"], (f"folder/{i}.jpg\n" for i in range(5_000))))
@@ -193,8 +193,8 @@ def test_a_list_in_a_file(tree: Path) -> None:
     (tree / "some.list").write_text("photos/a2.jpg\n\nphotos/b\r\nabsent.jpg\n")
     assert keys("@some.list") == ["photos/a2.jpg", "photos/b/x.PNG", "absent.jpg"]
     (tree / "some.list").write_text("\n")
-    for given in ("@some.list", "@absent.list"):
-        (source,) = iter_sources([given])
+    for name in ("@some.list", "@absent.list"):
+        (source,) = iter_sources([name])
         assert source.error is not None
-    (tree / "@file.jpg").write_bytes(b"at")  # a file of that very name comes first
+    (tree / "@file.jpg").write_bytes(b"at")  # a file of this name takes precedence
     assert keys("@file.jpg") == ["@file.jpg"]

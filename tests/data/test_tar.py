@@ -1,4 +1,4 @@
-"""Tar archives by hand: what `tarfile` and GNU tar write is read alike, and what is hostile is bounded."""
+"""Tar archives: those of `tarfile` and GNU tar are read, and hostile ones cost bounded time and memory."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def codes(sources: list[Source]) -> list[str]:
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("end", [True, False])
-def test_the_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool) -> None:
+def test_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool) -> None:
     rng = random.Random(0)
     names = [
         "a.jpg", "d/b.png", "long/" + "n" * 90 + "/c.jpg", "p" * 99 + ".jpg"[:1], "é.jpg", "../up.jpg", "/abs.jpg",
@@ -83,11 +83,11 @@ def test_the_members_are_those_of_tarfile(tmp_path: Path, format: int, end: bool
         (tmp_path / "x.tar").write_bytes(data.rstrip(b"\0") + bytes(-len(data.rstrip(b"\0")) % 512))
     with tarfile.open(tmp_path / "x.tar") as archive, (tmp_path / "x.tar").open("rb") as file:
         expected = [(info.name, info.offset_data, info.size) for info in archive]
-        assert [(one.name, one.offset, one.size) for one in tar.members(file, "x.tar")] == expected
+        assert [(entry.name, entry.offset, entry.size) for entry in tar.iter_members(file, "x.tar")] == expected
 
 
-def test_gnu_tar(tmp_path: Path) -> None:
-    """Hard links are stored once, sparse files in pieces: both are named, and neither disturbs the next."""
+def test_hard_links_and_sparse_files_of_gnu_tar(tmp_path: Path) -> None:
+    """Hard links are stored once, and sparse files in pieces; neither affects the next member."""
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.jpg").write_bytes(b"a")
     os.link(tmp_path / "d" / "a.jpg", tmp_path / "d" / "b.jpg")
@@ -108,7 +108,7 @@ def test_gnu_tar(tmp_path: Path) -> None:
 
 
 def test_sizes_above_eight_gigabytes_are_read(tmp_path: Path) -> None:
-    """In binary, as GNU tar writes them, or in a pax header; the data here are a hole in the file."""
+    """Sizes are binary numbers, as in GNU tar, or in a pax header. The data are a hole in the file."""
     size = 9 << 30
     binary = b"\x80" + size.to_bytes(11, "big")
     for first in (header(b"big.bin", binary), pax(size=str(size).encode()) + header(b"big.bin", 0)):
@@ -126,33 +126,33 @@ def test_sizes_above_eight_gigabytes_are_read(tmp_path: Path) -> None:
         pytest.param(member() + header(b"b.jpg", b"\xff" * 11 + b"\x00") + END, 1, id="size -256"),
         pytest.param(header(b"b.jpg", b"\xff" * 10 + b"\xfe\x00") + END, 0, id="size -512"),
         pytest.param(member() + header(b"b.jpg", b"-0000001000\0") + END, 1, id="size -512 in text"),
-        pytest.param(member() + header(b"b.jpg", b"99999999999\0") + END, 1, id="a size that is not octal"),
+        pytest.param(member() + header(b"b.jpg", b"99999999999\0") + END, 1, id="size that is not octal"),
         pytest.param(member() + header(b"b.jpg", b"\x80" + b"\xff" * 11) + END, 1, id="size 2^88"),
         pytest.param(member() + header(b"l", b"\xff" * 10 + b"\xfe\x00", b"L") + END, 1, id="long name of size -512"),
-        pytest.param(member() + header(b"b.jpg", 1 << 30) + b"x" * 512, 2, id="cut off inside a member"),
-        pytest.param(member()[:700], 1, id="cut off in the padding"),
-        pytest.param(member() + header()[:100], 1, id="cut off in a header"),
+        pytest.param(member() + header(b"b.jpg", 1 << 30) + b"x" * 512, 2, id="truncated inside a member"),
+        pytest.param(member()[:700], 1, id="truncated in the padding"),
+        pytest.param(member() + header()[:100], 1, id="truncated in a header"),
         pytest.param(member() + b"garbage!" * 64, 1, id="no header"),
         pytest.param(
             member() + member(b"l", b"name", b"L") * 1500 + member(b"b.jpg") + END, 1, id="long names in a row"
         ),
         pytest.param(member() + pax(path=b"b.jpg") * 1500 + member() + END, 1, id="pax headers in a row"),
         pytest.param(member() + member(b"g", b"", b"g") * 1500 + END, 1, id="global headers in a row"),
-        pytest.param(member() + header(b"l", 1 << 20, b"L") + bytes(1 << 20) + END, 1, id="a name of a megabyte"),
+        pytest.param(member() + header(b"l", 1 << 20, b"L") + bytes(1 << 20) + END, 1, id="name of a megabyte"),
         pytest.param(member() + header(b"x", 1 << 25, b"x") + bytes(1 << 25) + END, 1, id="pax of 32 MiB"),
-        pytest.param(member() + header(b"x", 1 << 40, b"x") + END, 1, id="pax that is not there"),
+        pytest.param(member() + header(b"x", 1 << 40, b"x") + END, 1, id="missing pax records"),
         pytest.param(member() + member(b"x", b"5 path=b.jpg\n", b"x") + member() + END, 1, id="wrong length in pax"),
         pytest.param(
             member() + member(b"x", b"9" * 400 + b" a=b\n", b"x") + member() + END, 1, id="long number in pax"
         ),
         pytest.param(member() + pax(size=b"-512") + member() + END, 1, id="negative size in pax"),
         pytest.param(member() + pax(size=b"9" * 18) + member() + END, 2, id="absurd size in pax"),
-        pytest.param(member() + member(b"l", b"b.jpg", b"L") + END, 1, id="a name without a member"),
-        pytest.param(b"this is no archive" * 100, 0, id="text"),
+        pytest.param(member() + member(b"l", b"b.jpg", b"L") + END, 1, id="name without a member"),
+        pytest.param(b"this is not an archive" * 100, 0, id="text"),
         pytest.param(b"", 0, id="empty"),
     ],
 )
-def test_damage_is_one_row_after_the_good_members(tmp_path: Path, data: bytes, before: int) -> None:
+def test_damage_is_one_error_after_the_valid_members(tmp_path: Path, data: bytes, before: int) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(data)
     tracemalloc.start()
@@ -173,8 +173,8 @@ def test_damage_is_one_row_after_the_good_members(tmp_path: Path, data: bytes, b
     assert peak < 4_000_000
 
 
-def test_every_bit_of_a_header_may_flip(tmp_path: Path) -> None:
-    """Whatever a header says, listing ends, and what is listed can be read or says why not."""
+def test_archives_with_flipped_bits_are_listed_without_other_errors(tmp_path: Path) -> None:
+    """Listing ends whatever a header says, and each listed source can be read or raises ImageError."""
     data = pax(path=b"p.jpg") + member() + member(b"l", b"long.jpg", b"L") + member(b"b.jpg") + END
     for at in range(0, len(data), 7):
         damaged = bytearray(data)
@@ -191,14 +191,16 @@ def test_every_bit_of_a_header_may_flip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pack", "name"), [(gzip.compress, "gzip"), (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstd")], ids=["gzip", "zstd"]
 )
-def test_a_compressed_archive_says_so(tmp_path: Path, pack: Callable[[bytes], bytes], name: str) -> None:
+def test_a_compressed_archive_is_refused_with_its_format(
+    tmp_path: Path, pack: Callable[[bytes], bytes], name: str
+) -> None:
     found, _ = read(tmp_path / "x.tar", pack(member() + END))
     assert codes(found) == ["unsupported_format"]
     assert found[0].error is not None
     assert name in found[0].error.message
 
 
-def test_a_name_that_is_there_again_has_a_key_of_its_own(tmp_path: Path) -> None:
+def test_repeated_member_names_get_distinct_keys(tmp_path: Path) -> None:
     found, _ = read(
         tmp_path / "x.tar", member(data=b"1") + member(data=b"2") + member(b"b.jpg") + member(data=b"3") + END
     )
@@ -206,7 +208,7 @@ def test_a_name_that_is_there_again_has_a_key_of_its_own(tmp_path: Path) -> None
     assert [source.read() for source in found] == [b"1", b"2", b"data", b"3"]
 
 
-def test_names(tmp_path: Path) -> None:
+def test_member_names(tmp_path: Path) -> None:
     data = b"".join([
         member(b"b\xe9.jpg"), member(b"n.jpg", prefix=b"folder"), member(b"o.jpg", magic=b"ustar  \0", prefix=b"12345"),
         member(b"v7.jpg", magic=b"\0" * 8), member(b"dir/", b"", b"\0"), pax(path="é.jpg".encode()) + member(b"e.jpg"),
@@ -226,7 +228,7 @@ def test_data_after_the_end_marker_are_counted(tmp_path: Path) -> None:
     assert read(tmp_path / "x.tar", member() + bytes(10240))[1] == {}
 
 
-def test_signed_checksums_of_old_systems(tmp_path: Path) -> None:
+def test_signed_checksums_are_accepted(tmp_path: Path) -> None:
     block = bytearray(header(b"\xe9.jpg", 4))
     signed = sum(struct.unpack("512b", bytes(block[:148] + b" " * 8 + block[156:])))
     block[148:156] = b"%06o\0 " % signed

@@ -1,4 +1,4 @@
-"""The cache of converted models: whole or absent, one maker at a time, damage noticed."""
+"""The cache of converted models: complete or absent, built by one process at a time, damage is detected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.engine.artefacts import MANIFEST, cache_folder, cached, is_whole
+from tessella.engine.artefacts import MANIFEST, cache_folder, cached, is_intact
 from tessella.errors import WeightsError
 
 
@@ -26,7 +26,7 @@ def write(text: str = "converted") -> object:
     return build
 
 
-def test_made_once_and_told_apart_by_facts() -> None:
+def test_a_folder_is_built_once_per_facts() -> None:
     calls = []
 
     def build(folder: Path) -> None:
@@ -41,7 +41,7 @@ def test_made_once_and_told_apart_by_facts() -> None:
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "manifest"])
-def test_damage_is_noticed_and_made_good(damage: str) -> None:
+def test_damage_is_detected_and_the_folder_rebuilt(damage: str) -> None:
     folder = cached("kind", {}, write())  # type: ignore[arg-type]
     file = folder / "model.bin"
     if damage == "changed":
@@ -52,12 +52,12 @@ def test_damage_is_noticed_and_made_good(damage: str) -> None:
         file.unlink()
     else:
         (folder / MANIFEST).write_text("{")
-    assert not is_whole(folder)
+    assert not is_intact(folder)
     assert (cached("kind", {}, write()) / "model.bin").read_text() == "converted"  # type: ignore[arg-type]
-    assert is_whole(folder)
+    assert is_intact(folder)
 
 
-def test_a_build_that_fails_leaves_nothing(own_cache: Path) -> None:
+def test_a_failed_build_leaves_no_folder(own_cache: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "model.bin").write_text("half")
         raise ValueError("no")
@@ -79,7 +79,7 @@ def make_slowly(root: str, done: str) -> None:
     cached("kind", {}, build)
 
 
-def test_processes_that_want_the_same_wait_for_one(own_cache: Path, tmp_path: Path) -> None:
+def test_concurrent_processes_build_once(own_cache: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     done = tmp_path / "builds"
     workers = [context.Process(target=make_slowly, args=(str(own_cache), str(done))) for _ in range(3)]
@@ -99,8 +99,19 @@ def test_a_cache_that_cannot_be_written_is_a_coded_error(own_cache: Path) -> Non
     assert "TESSELLA_CACHE" in str(caught.value.hint)
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path) -> None:
+def test_the_cache_folder_of_each_setting(monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path) -> None:
     assert cache_folder() == own_cache
     monkeypatch.delenv("TESSELLA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "tessella"
+
+
+def test_an_earlier_cache_folder_stays_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Versions without platformdirs used ~/.cache/tessella on every system."""
+    monkeypatch.delenv("TESSELLA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name, appauthor: tmp_path / "Library" / "Caches" / name)
+    assert cache_folder() == tmp_path / "Library" / "Caches" / "tessella"
+    (tmp_path / ".cache" / "tessella").mkdir(parents=True)
+    assert cache_folder() == tmp_path / ".cache" / "tessella"

@@ -1,4 +1,4 @@
-"""Every engine gives the reference's answers, for uint8 images and for normalised batches of any length."""
+"""Every engine gives the outputs of the reference, for uint8 images and normalised batches of any size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tessella
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import ENGINES, make_plan, open_engine
 from tessella.engine.base import Engine
 from tessella.errors import UsageError
@@ -56,7 +56,7 @@ def inputs(engine: Engine, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("engine", "case"), CASES)
-def test_pixels_of_any_number(engine: str, case: str) -> None:
+def test_uint8_batches_of_any_size(engine: str, case: str) -> None:
     fast, reference = opened(engine, case, pixels=True), opened("eager", case, pixels=True)
     pixels = inputs(reference, 6)
     expected = reference.run(pixels)
@@ -76,10 +76,11 @@ def test_normalised_batches(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
-def test_bfloat16_is_near_and_returns_float32(engine: str) -> None:
-    fast, reference = opened(engine, "convmixer_relu", pixels=True, precision="bfloat16"), opened(
-        "eager", "convmixer_relu", pixels=True
-    )  # fmt: skip
+def test_bfloat16_is_close_and_returns_float32(engine: str) -> None:
+    fast, reference = (
+        opened(engine, "convmixer_relu", pixels=True, precision="bfloat16"),
+        opened("eager", "convmixer_relu", pixels=True),
+    )
     pixels = inputs(reference, 4)
     for found, expected in zip(fast.run(pixels), reference.run(pixels), strict=True):
         assert found.dtype == torch.float32
@@ -87,7 +88,7 @@ def test_bfloat16_is_near_and_returns_float32(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
-def test_features_are_the_models(engine: str) -> None:
+def test_features_are_the_models_own(engine: str) -> None:
     fast, reference = opened(engine, "convmixer_relu", pixels=True), opened("eager", "convmixer_relu", pixels=True)
     pixels = inputs(reference, 2).numpy()
     for found, expected in zip(fast.features(pixels, [0, 1]), reference.features(pixels, [0, 1]), strict=True):
@@ -144,7 +145,7 @@ def test_optimize_is_the_same_function(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["eager", "rewritten"])
-def test_optimized_weights_are_those_of_the_moment(engine: str) -> None:
+def test_optimized_weights_are_a_copy(engine: str) -> None:
     net = tiny("convit")
     x = images(net)
     fast = tessella.optimize(net, engine=engine)
@@ -170,13 +171,13 @@ def test_optimize_for_another_size() -> None:
 @pytest.mark.parametrize(
     "x", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), torch.zeros(1, 3, 32, 32).byte(), "x"]
 )
-def test_optimize_refuses_what_is_no_batch(x: Any) -> None:
+def test_optimize_refuses_other_inputs_than_batches(x: Any) -> None:
     with pytest.raises(UsageError) as caught:
         tessella.optimize(tiny("mixer"))(x)
     assert caught.value.code == "bad_argument"
 
 
-def test_optimize_refuses_what_is_no_model() -> None:
+def test_optimize_refuses_other_modules() -> None:
     with pytest.raises(UsageError, match="create_model"):
         tessella.optimize(torch.nn.Identity())
 
@@ -184,7 +185,7 @@ def test_optimize_refuses_what_is_no_model() -> None:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def test_plan_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_refuses_impossible_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError) as caught:
         make_plan(engine="onnxruntime", precision="bfloat16")
     assert caught.value.code == "bad_argument"
@@ -201,16 +202,26 @@ def test_plan_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         make_plan(engine="onnxruntime")
 
 
-def test_converted_models_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_plan_returns_its_choices_by_name() -> None:
+    plan = make_plan("cpu", engine="eager", batch_size=3)
+    assert plan.choice("engine") == ("engine", "eager", "requested")
+    changed = plan.with_choice(plan.choice("batch")._replace(reason="measured"))
+    assert str(changed.choice("batch")) == "batch: 3 images (measured)"
+    assert [row.what for row in changed.choices] == [row.what for row in plan.choices]
+    with pytest.raises(KeyError):
+        plan.choice("colour")
+
+
+def test_converted_models_are_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     first = opened.__wrapped__("openvino", "mixer", pixels=True)
-    monkeypatch.setattr("tessella.engine.convert.exported", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr("tessella.engine.convert.export_program", lambda *_: pytest.fail("made again"))
     again = opened.__wrapped__("openvino", "mixer", pixels=True)
     pixels = inputs(first, 2)
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
 
 
-def test_verbose_of_the_program_is_not_read_by_openvino(
+def test_openvino_does_not_read_the_programs_verbose_flag(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
@@ -225,7 +236,7 @@ def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, t
         raise NotImplementedError("no translation for aten::spline")
 
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
-    monkeypatch.setattr("tessella.engine.convert.exported", broken)
+    monkeypatch.setattr("tessella.engine.convert.export_program", broken)
     for engine in ("openvino", "onnxruntime"):
         with pytest.raises(tessella.WeightsError, match="aten::spline") as caught:
             opened.__wrapped__(engine, "mixer", pixels=True)
@@ -233,13 +244,13 @@ def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, t
         assert "rewritten" in str(caught.value.hint)
 
 
-def test_a_conversion_is_named_by_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_conversion_depends_on_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.engine import convert
 
     def facts(case: str = "mixer", pixels: bool = True, **overrides: Any) -> dict[str, Any]:
         model = tiny(case, **overrides)
         spec = InputSpec(height=32, width=32) if pixels else None
-        return convert.facts_of(model, make_plan("cpu", engine="rewritten"), (32, 32), spec)
+        return convert.conversion_facts(model, make_plan("cpu", engine="rewritten"), (32, 32), spec)
 
     usual = facts()
     assert facts() == usual

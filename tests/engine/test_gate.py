@@ -1,4 +1,4 @@
-"""Lossy precisions are judged before they are used, and not used when they change the answers."""
+"""Lossy precisions are compared with float32 before use, and replaced if they change the answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 import tessella
 from tessella.data.samples import sample_images
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import gate, make_plan, open_engine
 from tessella.engine.gate import BOUNDS, Bounds, compare, one_step_down, open_gated
 from tessella.predictor import DEFAULT_MODEL
@@ -52,8 +52,8 @@ test_images.__test__ = False  # type: ignore[attr-defined]
 def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
     images = test_images(shared_data)[0][:count]
     plan = make_plan("cpu", precision, engine, 100)
-    opened = open_engine(builtin(), plan, SIZE, spec(), gate.split(None, spec())[1])  # as every user has it
-    logits, embeddings = zip(*opened.in_turn(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
+    opened = open_engine(builtin(), plan, SIZE, spec(), gate.split(None, spec())[1])  # calibrated as for every user
+    logits, embeddings = zip(*opened.imap(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)
 
 
@@ -61,11 +61,11 @@ def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple
 @pytest.mark.parametrize(
     ("engine", "precision", "points", "count"),
     [
-        ("rewritten", "bfloat16", 0.1, 2_000),  # slow on a CPU that has it not
+        ("rewritten", "bfloat16", 0.1, 2_000),  # slow on a CPU without native bfloat16
         ("openvino", "int8", 0.5, 10_000),
     ],
 )
-def test_the_built_in_models_accuracy_stays(
+def test_the_accuracy_of_the_built_in_model_stays(
     engine: str, precision: str, points: float, count: int, shared_data: Path
 ) -> None:
     labels = test_images(shared_data)[1][:count]
@@ -74,22 +74,22 @@ def test_the_built_in_models_accuracy_stays(
     accuracy = [100 * (logits.argmax(1) == labels).mean() for logits, _ in (exact, lossy)]
     assert accuracy[1] >= accuracy[0] - points
     verdict = compare(lossy, exact)  # of all images, undecided ones too
-    # int8 was calibrated on photographs of other things than it is shown here
+    # int8 was calibrated on photographs of other objects
     assert verdict.agreement >= (0.995 if precision == "bfloat16" else 0.98)
     assert verdict.cosine >= BOUNDS[precision].cosine
 
 
 @pytest.mark.parametrize(("engine", "precision"), [("rewritten", "bfloat16"), ("openvino", "int8")])
-def test_what_passes_is_used_and_the_plan_has_the_figures(engine: str, precision: str) -> None:
+def test_a_precision_that_passes_is_used_and_the_plan_has_the_figures(engine: str, precision: str) -> None:
     opened = open_gated(builtin(), make_plan("cpu", precision, engine), SIZE, spec())
     assert opened.plan.precision == precision
-    row = next(row for row in opened.plan.choices if row.what == "precision")
+    row = opened.plan.choice("precision")
     assert row.chosen == precision
     assert "100.0 % same top class" in row.reason
-    assert "asked for" in row.reason
+    assert "requested" in row.reason
 
 
-def test_what_fails_is_not_used_and_that_is_said(
+def test_a_precision_that_fails_is_replaced_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
@@ -97,7 +97,7 @@ def test_what_fails_is_not_used_and_that_is_said(
         opened = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
     assert opened.plan.precision == "float32"
     assert "float32 instead of bfloat16" in caplog.text
-    row = next(row for row in opened.plan.choices if row.what == "precision")
+    row = opened.plan.choice("precision")
     assert row.chosen == "float32"
     assert "must have 100 % and 1.1" in row.reason
     images = sample_images(spec(), 4)
@@ -105,31 +105,31 @@ def test_what_fails_is_not_used_and_that_is_said(
     np.testing.assert_array_equal(opened(images)[0], exact(images)[0])
 
 
-def test_int8_steps_down_to_bfloat16_only_where_that_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_replaced_by_bfloat16_only_if_that_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan("cpu", "int8", "openvino")
     for native, next_one in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(gate, "has_native_bfloat16", lambda device, native=native: native)
         assert one_step_down(plan).precision == next_one
 
 
-def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_verdict_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     first = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
-    monkeypatch.setattr(gate, "answers", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gate, "run_all", lambda *_: pytest.fail("measured again"))
     again = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
     assert again.plan.choices == first.plan.choices
 
 
-def test_ones_own_images_are_what_counts() -> None:
+def test_the_users_own_images_are_compared() -> None:
     images = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
     predictor = tessella.load(precision="bfloat16", images=[*images, b"no image"])
-    row = next(row for row in predictor.plan.choices if row.what == "precision")
-    assert "on 4 images" in row.reason  # the other sets int8's ranges
+    row = predictor.plan.choice("precision")
+    assert "on 4 images" in row.reason  # the fifth determines the ranges of int8
     with pytest.raises(tessella.UsageError, match="none of the images"):
         tessella.load(precision="bfloat16", images=[b"no image"])
 
 
-def test_a_model_in_training_is_neither_changed_nor_judged_so() -> None:
+def test_a_model_in_training_mode_is_not_changed() -> None:
     net = tiny("convmixer").train()
     net.pretrained_cfg = dict(input_size=(3, 32, 32), num_classes=5)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -142,7 +142,7 @@ def test_a_model_in_training_is_neither_changed_nor_judged_so() -> None:
         torch.testing.assert_close(fast(x), net.eval()(x), rtol=0.1, atol=0.05)
 
 
-def test_a_model_without_classes_is_judged_by_its_embeddings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_without_classes_is_compared_by_its_embeddings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     seen: list[tuple[int, ...]] = []
 
@@ -178,10 +178,10 @@ def test_compare() -> None:
     flipped = made([[5, 0], [5, 0], [0, 0.1]], [[1, 0], [0, -1], [1, 1]])
     assert compare(flipped, truth).agreement == pytest.approx(1 / 3)
     assert compare(flipped, truth).cosine == pytest.approx(1 / 3)
-    decided = compare(flipped, truth, margin=0.1)  # the undecided third is left out
+    decided = compare(flipped, truth, margin=0.1)  # the third image, without a clear answer, does not count
     assert (decided.agreement, decided.images, decided.decided) == (0.5, 3, 2)
     vague = made([[0.1, 0]] * 3, [[1, 0], [0, 1], [1, 1]])
-    assert compare(vague, vague, margin=0.1).decided == 3  # where nearly all are undecided, all count
+    assert compare(vague, vague, margin=0.1).decided == 3  # all count if nearly none has a clear answer
     broken = made([[np.nan, 0]] * 3, [[np.nan, 0], [0, 1], [1, 1]])
     assert not compare(broken, truth).passes("int8")
     without_classes = made([[], [], []], [[1, 0], [0, 1], [1, 1]])

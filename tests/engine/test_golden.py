@@ -1,4 +1,4 @@
-"""The rewritten models give timm's numbers at full size, as closely as the reference does."""
+"""Rewritten models of full size give timm's numbers within the tolerance of the reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tessella.engine.rewrite import rewrite
+from tessella.engine.rewrites import rewrite
 from tessella.models import build
 
 from ..golden_rule import fill_golden, golden_input

@@ -1,4 +1,4 @@
-"""tessella.json and manifest.json of an exported folder, changed in every field and sealed again: coded errors only."""
+"""Changed fields in tessella.json and manifest.json of an exported folder, sealed again, give coded errors only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tessella
-from tessella.engine.artefacts import MANIFEST, first_damaged, seal
+from tessella.engine.artefacts import MANIFEST, find_damaged, seal
 from tessella.engine.exported import FILE, read_card
 from tessella.errors import TessellaError, WeightsError
 from tessella.export import export
@@ -83,7 +83,7 @@ def test_a_card_that_does_not_fit_the_graph_is_refused_when_opened(folder: Path,
     "content", [b"", b"{}", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"null", b"1e999"]
 )
 @pytest.mark.parametrize("name", [FILE, MANIFEST])
-def test_a_card_or_manifest_that_is_no_card(folder: Path, name: str, content: bytes) -> None:
+def test_content_that_is_no_card_or_manifest(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     if name == FILE:
         seal(folder, {"card": FILE})
@@ -99,15 +99,15 @@ def test_every_field_of_the_manifest(folder: Path) -> None:
             continue
         for value in VALUES:
             (folder / MANIFEST).write_text(json.dumps(changed(good, path, value)))
-            assert first_damaged(folder)
+            assert find_damaged(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/file"])
-def test_a_manifest_names_files_of_its_own_folder_only(folder: Path, name: str) -> None:
+def test_a_manifest_lists_files_of_its_own_folder_only(folder: Path, name: str) -> None:
     good = json.loads((folder / MANIFEST).read_text())
     good["files"][name] = "0" * 64
     (folder / MANIFEST).write_text(json.dumps(good))
-    assert first_damaged(folder) == MANIFEST
+    assert find_damaged(folder) == MANIFEST
 
 
 def test_a_manifest_that_leaves_out_the_graph_or_the_card(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The kernels: in Triton's interpreter against float64, as PyTorch operators, and in place of a model's modules.
+"""The kernels: in Triton's interpreter against float64, as PyTorch operators, and swapped into a model.
 
 What Triton needs to be told before it is imported is told to another process, so that no other test is disturbed.
 """
@@ -18,20 +18,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.engine import compiled
-from tessella.engine.compiled import AttentionCalls, choose_attention, choose_kernels, compile_alone, fastest, input_of
+from tessella.engine import selection
+from tessella.engine.compiled import compile_alone
 from tessella.engine.kernels import depthwise as depthwise_file
 from tessella.engine.kernels import gpsa as gpsa_file
 from tessella.engine.kernels import has_triton, use_kernels
 from tessella.engine.kernels import token_mlp as token_mlp_file
 from tessella.engine.kernels.depthwise import depthwise
 from tessella.engine.kernels.gpsa import gpsa
-from tessella.engine.kernels.token_mlp import token_mlp
-from tessella.engine.rewrite import rewrite
+from tessella.engine.kernels.token_mlp import TokenMlpWeights, token_mlp
+from tessella.engine.rewrites import rewrite
+from tessella.engine.selection import AttentionCalls, choose_attention, choose_kernels, fastest, input_of
 from tessella.errors import UsageError
 
 from ..models.tiny import TINY, images, size_of, tiny
-from .test_rewrite import ODD, made
+from .test_rewrites import ODD, made
 
 CLOSE: dict[str, Any] = dict(rtol=1e-11, atol=1e-11)
 OFF = {torch.float32: 1e-6, torch.bfloat16: 1.5e-2, torch.float16: 1e-3}  # relative; inputs are rounded beforehand
@@ -82,7 +83,7 @@ def token_mlp_inputs(
     var, mean = torch.var_mean(x, dim=-1, correction=0)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     halves = [t.to(dtype) for t in (scale, shift, weight1, bias1, weight2, bias2)]
-    return [x.to(dtype), mean.to(exact), (var + 1e-6).rsqrt().to(exact), *halves, gated]
+    return [x.to(dtype), mean.to(exact), (var + 1e-6).rsqrt().to(exact), TokenMlpWeights(*halves), gated]
 
 
 INPUTS: dict[str, Callable[..., list[Any]]] = {
@@ -93,7 +94,12 @@ INPUTS: dict[str, Callable[..., list[Any]]] = {
 
 
 def doubled(inputs: list[Any]) -> list[Any]:
-    return [t.double() if isinstance(t, Tensor) else t for t in inputs]
+    def as_double(value: Any) -> Any:
+        if isinstance(value, TokenMlpWeights):
+            return TokenMlpWeights(*map(as_double, value))
+        return value.double() if isinstance(value, Tensor) else value
+
+    return [as_double(value) for value in inputs]
 
 
 # --- in Triton's interpreter, in another process ----------------------------------------------------------------------
@@ -106,18 +112,18 @@ def start_interpreter() -> None:
 
 
 def difference_from_float64(kernel: str, args: tuple[Any, ...]) -> float:
-    """Of the kernel as the interpreter runs it; raises where it was not Triton that ran."""
+    """Relative difference of the kernel in the interpreter from float64; fails unless Triton ran it."""
     inputs = INPUTS[kernel](*args)
     expected = MODULE[kernel].plain(*doubled(inputs))
     found = OPERATOR[kernel](*inputs)
     assert "numpy" in type_of_runner(kernel, inputs[0])
     assert found.dtype == inputs[0].dtype
     assert found.stride() == expected.stride()
-    return compiled.relative_difference(found, expected)
+    return selection.relative_difference(found, expected)
 
 
 def type_of_runner(kernel: str, x: Tensor) -> str:
-    """What runs the kernel on `x`: "numpy" for the interpreter."""
+    """Implementation that runs the kernel on `x`: "plain", "compiled", or "numpy" for the interpreter."""
     from triton.runtime.interpreter import InterpretedFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     run = MODULE[kernel].kernel_of(kernel, MODULE[kernel].plain, x, ())
@@ -128,7 +134,7 @@ def type_of_runner(kernel: str, x: Tensor) -> str:
 
 
 def difference_of_models(case: str, layout: str) -> tuple[list[str], float]:
-    """What was swapped in the rewritten model, and how far its float32 answers by the kernels are from float64."""
+    """Names of the swapped modules, and the relative difference of the kernels' float32 outputs from float64."""
     model = made(case, **ODD[case])
     x = images(model, 1)
     if case.startswith("convmixer"):  # which reads any size; the interpreter is slow
@@ -136,7 +142,7 @@ def difference_of_models(case: str, layout: str) -> tuple[list[str], float]:
     expected = rewrite(model)(x.double())[0]
     fast = rewrite(model.float())
     names = use_kernels(fast, layout)
-    return list(names), compiled.relative_difference(fast(x)[0], expected)
+    return list(names), selection.relative_difference(fast(x)[0], expected)
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +188,9 @@ def test_depthwise_of_more_or_less_than_one_block(
         (1, 1, 1, 1, 0, torch.float32),
     ],
 )
-def test_gpsa(interpreter: ProcessPoolExecutor, dtype: torch.dtype, batch: int, tokens: int, heads: int, width: int,
-              pad: int) -> None:  # fmt: skip
+def test_gpsa(
+    interpreter: ProcessPoolExecutor, dtype: torch.dtype, batch: int, tokens: int, heads: int, width: int, pad: int
+) -> None:
     args = (batch, tokens, heads, width, pad, dtype)
     assert interpreter.submit(difference_from_float64, "gpsa", args).result() < OFF[dtype]
 
@@ -193,8 +200,16 @@ def test_gpsa(interpreter: ProcessPoolExecutor, dtype: torch.dtype, batch: int, 
 @pytest.mark.parametrize(
     ("batch", "tokens", "width", "hidden", "pad"), [(2, 15, 10, 6, 1), (1, 196, 70, 50, 12), (1, 1, 1, 1, 0)]
 )
-def test_token_mlp(interpreter: ProcessPoolExecutor, dtype: torch.dtype, gated: bool, batch: int, tokens: int,
-                   width: int, hidden: int, pad: int) -> None:  # fmt: skip
+def test_token_mlp(
+    interpreter: ProcessPoolExecutor,
+    dtype: torch.dtype,
+    gated: bool,
+    batch: int,
+    tokens: int,
+    width: int,
+    hidden: int,
+    pad: int,
+) -> None:
     args = (batch, tokens, width, hidden, gated, pad, dtype)
     assert interpreter.submit(difference_from_float64, "token_mlp", args).result() < OFF[dtype]
 
@@ -203,7 +218,7 @@ def test_token_mlp(interpreter: ProcessPoolExecutor, dtype: torch.dtype, gated: 
     ("case", "layout"),
     [("convmixer", "channels_first"), *((case, "channels_last") for case in SWAPPED if case != "convmixer")],
 )
-def test_models_by_the_kernels(interpreter: ProcessPoolExecutor, case: str, layout: str) -> None:
+def test_models_with_kernels(interpreter: ProcessPoolExecutor, case: str, layout: str) -> None:
     names, off = interpreter.submit(difference_of_models, case, layout).result()
     assert names[0] == SWAPPED[case][0]
     assert off < 1e-5
@@ -212,7 +227,7 @@ def test_models_by_the_kernels(interpreter: ProcessPoolExecutor, case: str, layo
 # --- as PyTorch operators ---------------------------------------------------------------------------------------------
 
 
-def test_a_cpu_runs_the_plain_functions_whatever_is_installed() -> None:
+def test_cpus_always_run_the_plain_functions() -> None:
     assert os.environ.get("TRITON_INTERPRET") != "1"
     inputs = gpsa_inputs(1, 4, 2, 3, 0, torch.float32)
     assert torch.equal(gpsa(*inputs), gpsa_file.plain(*inputs))
@@ -231,7 +246,7 @@ def test_a_cpu_runs_the_plain_functions_whatever_is_installed() -> None:
         ("token_mlp", (1, 4, 3, 2, False, 0, torch.bfloat16)),
     ],
 )
-def test_fake_implementations_tell_the_truth(kernel: str, args: tuple[Any, ...]) -> None:
+def test_fake_implementations_have_the_right_shapes(kernel: str, args: tuple[Any, ...]) -> None:
     inputs = INPUTS[kernel](*args)
     if kernel != "depthwise":  # opcheck compares inputs before and after, where a NaN is not itself
         inputs = [t.nan_to_num() if isinstance(t, Tensor) else t for t in inputs]
@@ -252,7 +267,7 @@ def test_plain_functions_round_once(kernel: str) -> None:
     torch.testing.assert_close(MODULE[kernel].plain(*inputs), exact.bfloat16(), rtol=1e-2, atol=1e-5)
 
 
-def test_not_a_number_stays_one() -> None:
+def test_nan_stays_nan() -> None:
     inputs = depthwise_inputs((1, 2, 3, 3), 3, "clamp", True, torch.float32)
     inputs[0][0, 0, 1, 1] = math.nan
     assert depthwise(*inputs)[0, 0].isnan().all()
@@ -292,7 +307,7 @@ def test_weights_move_with_the_model(case: str) -> None:
         assert fast(images(tiny(case), 1).bfloat16())[0].dtype == torch.bfloat16
 
 
-def test_what_no_kernel_is_made_for_stays() -> None:
+def test_modules_without_a_kernel_stay() -> None:
     separable = rewrite(made("convit"), layout="separable")
     assert use_kernels(separable) == ()
     assert use_kernels(rewrite(made("resmlp"))) == ()
@@ -328,7 +343,7 @@ ONE = torch.ones(4)
 
 
 def answer(value: float, seconds: float) -> Callable[[], Any]:
-    """A candidate of a known answer and speed; `seconds_of` reads the speed off it."""
+    """A candidate with a known output and duration; `seconds_of` returns the duration."""
 
     def run() -> Tensor:
         return ONE * value
@@ -345,7 +360,7 @@ def broken() -> Any:
     raise NotImplementedError("no such instruction")
 
 
-def test_the_fastest_that_agrees_is_chosen_and_the_reason_says_all() -> None:
+def test_the_fastest_candidate_that_agrees_is_chosen_with_all_times_as_the_reason() -> None:
     candidates = {
         "slow": answer(1, 3e-3),
         "wrong": answer(1.5, 1e-3),
@@ -400,8 +415,8 @@ def test_attention_is_timed_on_the_shapes_of_the_model() -> None:
     model = tiny("crossvit")
     x = images(model)
     rewritten = rewrite(model)
-    backends = {name: compiled.ATTENTION[name] for name in ("flash", "math")}  # what a CPU has
-    seconds = iter([2.0, 1.0] * compiled.ROUNDS)
+    backends = {name: selection.ATTENTION[name] for name in ("flash", "math")}  # what a CPU has
+    seconds = iter([2.0, 1.0] * selection.ROUNDS)
     with torch.no_grad():
         expected = rewritten(x)
         context, choices = choose_attention(
@@ -417,7 +432,7 @@ def test_attention_is_timed_on_the_shapes_of_the_model() -> None:
     assert choose_attention(lambda: mixer(images(tiny("mixer"))), 1e-4, "", lambda run: run)[1] == []
 
 
-def test_attention_calls_are_noted_once_a_shape() -> None:
+def test_attention_calls_are_recorded_once_per_shape() -> None:
     q = torch.randn(1, 2, 3, 4)
     with AttentionCalls() as recorder:
         for _ in range(2):
@@ -427,14 +442,14 @@ def test_attention_calls_are_noted_once_a_shape() -> None:
     assert next(iter(recorder.calls.values()))[1] == {"scale": 0.1}
 
 
-def test_the_input_of_a_module_is_seen_and_the_hook_goes() -> None:
+def test_input_of_returns_the_input_and_removes_its_hook() -> None:
     net = nn.Sequential(nn.ReLU(), nn.Tanh())
     x = torch.tensor([-1.0, 2.0])
     assert torch.equal(input_of(net[1], lambda: net(x)), torch.tensor([0.0, 2.0]))
     assert not net[1]._forward_pre_hooks
 
 
-def test_more_programs_than_the_compiler_keeps_of_one_function() -> None:
+def test_more_programs_than_the_compiler_keeps_per_function() -> None:
     made_programs = []
 
     def backend(graph: Any, _: Any) -> Any:
@@ -450,7 +465,7 @@ def test_more_programs_than_the_compiler_keeps_of_one_function() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("case", TINY)
 def test_on_a_gpu(case: str) -> None:
-    from tessella.data.transforms import InputSpec
+    from tessella.data.spec import InputSpec
     from tessella.engine import make_plan, open_engine
 
     model = tiny(case)
@@ -460,5 +475,5 @@ def test_on_a_gpu(case: str) -> None:
     reference = open_engine(model, make_plan("cpu", engine="eager"), (height, width), spec)
     fast = open_engine(model, make_plan("cuda", "bfloat16", "compile", 2), (height, width), spec)
     for found, expected in zip(fast(pixels), reference(pixels), strict=True):
-        assert compiled.relative_difference(torch.from_numpy(found), torch.from_numpy(expected)) < 3e-2
+        assert selection.relative_difference(torch.from_numpy(found), torch.from_numpy(expected)) < 3e-2
     assert {choice.what for choice in fast.choices} >= {"kernels"}  # type: ignore[attr-defined]

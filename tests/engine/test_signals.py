@@ -1,4 +1,4 @@
-"""A signal handler still runs after engines have come and gone, whatever a runtime did to the process."""
+"""Signal handlers still run after engines were created and freed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ print(len(handled), "handled")
 """
 
 
-def test_signals_are_handled_after_engines_have_gone() -> None:
+def test_signals_are_handled_after_engines_are_freed() -> None:
     """OpenVINO gives the thread a signal stack with each Core, and frees them in a way that leaves it with a dead one:
     the next signal, a Ctrl-C or the end of a child process, then killed the process without a word.
     """

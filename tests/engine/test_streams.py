@@ -1,4 +1,4 @@
-"""Several batches at a time: the order is kept, little is held, and nothing is left changed."""
+"""Concurrent batches: results are in order, few batches are held in memory, and PyTorch's threads are restored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine import make_plan, open_engine
-from tessella.engine.base import Engine, Outputs
+from tessella.engine.base import Engine, TensorOutputs
 from tessella.engine.plan import streams_for
 
 from ..models.tiny import tiny
@@ -27,7 +27,7 @@ PLAN = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 4), threads=
 
 
 class Slow(Engine):
-    """Gives back what it is given, after a while that has nothing to do with the order."""
+    """An engine that returns its input after a random time."""
 
     def __init__(self) -> None:
         super().__init__(None, PLAN, (1, 1), InputSpec(height=1, width=1))
@@ -35,7 +35,7 @@ class Slow(Engine):
         self.lock = threading.Lock()
         self.sizes: list[int] = []
 
-    def run(self, x: Tensor) -> Outputs:
+    def run(self, x: Tensor) -> TensorOutputs:
         raise NotImplementedError
 
     def __call__(self, images: Any) -> Any:
@@ -62,9 +62,9 @@ def test_streams_leave_few_threads_idle(threads: int, streams: int) -> None:
     assert streams_for(threads) == streams
 
 
-def test_order_is_kept_and_streams_work_at_the_same_time() -> None:
+def test_results_are_in_order_and_streams_run_concurrently() -> None:
     engine = Slow()
-    found = [part[0].tolist() for part in engine.in_turn(batches(40))]
+    found = [part[0].tolist() for part in engine.imap(batches(40))]
     assert found == [[2 * i, 2 * i + 1] for i in range(40)]
     assert engine.most == 3
 
@@ -78,7 +78,7 @@ def test_at_most_one_batch_more_than_streams_is_held() -> None:
             drawn += 1
             yield batch
 
-    results = Slow().in_turn(counted())
+    results = Slow().imap(counted())
     for taken in range(1, 5):
         next(results)
         assert drawn <= taken + PLAN.streams
@@ -86,45 +86,45 @@ def test_at_most_one_batch_more_than_streams_is_held() -> None:
     assert drawn < 10
 
 
-def test_an_error_of_a_batch_is_raised_in_its_turn() -> None:
-    results = Slow().in_turn([np.array([1]), np.array([99]), np.array([3])])
+def test_an_error_of_a_batch_is_raised_at_its_position() -> None:
+    results = Slow().imap([np.array([1]), np.array([99]), np.array([3])])
     assert next(results)[0].tolist() == [1]
     with pytest.raises(RuntimeError, match="broken batch"):
         next(results)
 
 
-def test_an_error_of_the_source_is_raised() -> None:
+def test_an_error_of_the_iterable_is_raised() -> None:
     def failing() -> Iterator[np.ndarray]:
         yield from batches(3)
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
-        list(Slow().in_turn(failing()))
+        list(Slow().imap(failing()))
 
 
-def test_a_batch_alone_is_shared_out_and_joined_again() -> None:
+def test_a_single_batch_is_split_and_its_outputs_are_joined() -> None:
     engine = Slow()
-    logits, embedding = next(engine.in_turn([np.arange(8)]))
+    logits, embedding = next(engine.imap([np.arange(8, dtype=np.uint8)]))
     assert logits.tolist() == list(range(8))
     assert embedding.tolist() == list(range(1, 9))
     assert sorted(engine.sizes) == [2, 3, 3]
     engine.sizes.clear()
-    assert next(engine.in_turn([np.arange(1)]))[0].tolist() == [0]
+    assert next(engine.imap([np.arange(1, dtype=np.uint8)]))[0].tolist() == [0]
     assert engine.sizes == [1]
-    assert list(engine.in_turn([])) == []
+    assert list(engine.imap([])) == []
 
 
-def test_pytorchs_threads_are_left_as_they_were() -> None:
+def test_pytorchs_number_of_threads_is_restored() -> None:
     before = torch.get_num_threads()
     plan = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 2), threads=2, streams=2)
     engine = open_engine(tiny("mixer"), plan, (32, 32))
     x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     whole = engine.run(x)
-    parts = list(engine.in_turn(x.split(2)))
+    parts = list(engine.imap(x.split(2)))
     for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.cat(found), expected)
     assert torch.get_num_threads() == before
-    first, second = (engine.in_turn(x.split(2)) for _ in range(2))  # two at the same time, the later done first
+    first, second = (engine.imap(x.split(2)) for _ in range(2))  # two at the same time, the later done first
     next(first)
     at_work = threading.Thread(target=lambda: list(second))
     at_work.start()
@@ -164,8 +164,8 @@ print("all done")
 """
 
 
-def test_openvinos_first_passes_may_be_at_the_same_time() -> None:
-    """Its bindings' first look for NumPy, by several threads at once, held up three processes of four for ever."""
+def test_the_first_passes_of_openvino_may_be_concurrent() -> None:
+    """Its bindings look NumPy up on first use; with several threads at once, three of four processes hung forever."""
     pytest.importorskip("openvino")
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=60)

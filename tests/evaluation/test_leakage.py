@@ -1,4 +1,4 @@
-"""The record of a model's images: what an evaluation leaves out, what it warns of, and what it cannot know."""
+"""Evaluations leave out images that a model was trained on, warn about others, and tolerate missing records."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.errors import OutputError, UsageError
-from tessella.evaluation import leakage as seen
-from tessella.evaluation.leakage import choose_images, read_seen, write_seen
+from tessella.evaluation import leakage
+from tessella.evaluation.leakage import choose_images, read_image_record, write_image_record
 
 from ..training.small_runs import make_images
 
@@ -29,7 +29,7 @@ def run(data: Path, tmp_path: Path) -> tuple[Path, LabelledImages, LabelledImage
     """A folder with a record, the images that it was trained on, and those that it held out."""
     train, held_out = open_split(data, val_fraction=0.25)
     (tmp_path / "run").mkdir()
-    write_seen(tmp_path / "run", train, held_out)
+    write_image_record(tmp_path / "run", train, held_out)
     return tmp_path / "run", train, held_out
 
 
@@ -41,28 +41,28 @@ def keys(images: LabelledImages) -> list[str]:
 
 
 @pytest.mark.parametrize("split", [None, "val"])
-def test_an_evaluation_uses_the_images_that_the_run_held_out(data: Path, run: Run, split: seen.Split | None) -> None:
+def test_an_evaluation_uses_the_images_that_the_run_held_out(data: Path, run: Run, split: leakage.Split | None) -> None:
     folder, _, held_out = run
     images, remarks = choose_images(data, [f"local-dir:{folder}"], split)
     assert keys(images) == keys(held_out)
-    told = f"the {len(held_out)} images of {data} that {folder} held out"
-    assert remarks == (f"{told} (--split all: all 48)",)
-    assert images.origin == told
+    origin = f"the {len(held_out)} images of {data} that {folder} held out"
+    assert remarks == (f"{origin} (--split all: all 48)",)
+    assert images.origin == origin
 
 
-def test_other_splits_are_said_to_flatter(data: Path, run: Run) -> None:
+def test_evaluating_training_images_is_a_warning(data: Path, run: Run) -> None:
     folder, train, _ = run
     images, (remark,) = choose_images(data, [f"local-dir:{folder}"], "all")
     assert len(images) == 48
     assert remark == (
-        f"warning: {folder} was trained on {len(train)} of the 48 images of {data}: the figures are too good"
+        f"warning: {folder} was trained on {len(train)} of the 48 images of {data}: the figures are too high"
     )
     images, (remark,) = choose_images(data, [f"local-dir:{folder}"], "train")
     assert keys(images) == keys(train)
     assert "--split train" in remark
 
 
-def test_images_are_known_by_their_content_wherever_they_are(data: Path, run: Run, tmp_path: Path) -> None:
+def test_images_are_recognised_by_their_content(data: Path, run: Run, tmp_path: Path) -> None:
     folder, train, held_out = run
     other = tmp_path / "renamed"
     for number, key in enumerate([*keys(train)[:6], *keys(train)[-6:]]):
@@ -80,7 +80,7 @@ def test_images_are_known_by_their_content_wherever_they_are(data: Path, run: Ru
     assert f"{len(held_out)} that {folder} held out, 4 that are new" in remark
 
 
-def test_models_are_compared_on_what_none_was_trained_on(data: Path, run: Run, tmp_path: Path) -> None:
+def test_models_are_compared_on_images_that_none_was_trained_on(data: Path, run: Run, tmp_path: Path) -> None:
     folder, _, held_out = run
     (tmp_path / "other").mkdir()
     half = len(held_out) // 2
@@ -88,15 +88,15 @@ def test_models_are_compared_on_what_none_was_trained_on(data: Path, run: Run, t
     at = {key: i for i, key in enumerate(keys(everything))}
     first = [at[key] for key in keys(held_out)[:half]]
     rest = [i for i in range(48) if i not in first]
-    write_seen(tmp_path / "other", everything.subset(rest), everything.subset(first))
+    write_image_record(tmp_path / "other", everything.subset(rest), everything.subset(first))
     images, _ = choose_images(data, [f"local-dir:{folder}", f"local-dir:{tmp_path / 'other'}", "mixer_s32_224"])
     assert keys(images) == keys(held_out)[:half]
 
 
-def test_what_the_model_before_was_trained_on_counts_too(data: Path, run: Run, tmp_path: Path) -> None:
+def test_training_images_of_the_initial_model_are_included(data: Path, run: Run, tmp_path: Path) -> None:
     folder, train, held_out = run
     (tmp_path / "second").mkdir()
-    write_seen(tmp_path / "second", held_out, train, f"local-dir:{folder}")  # the other way round
+    write_image_record(tmp_path / "second", held_out, train, f"local-dir:{folder}")  # the other way round
     images, (remark,) = choose_images(data, [f"local-dir:{tmp_path / 'second'}"])
     assert len(images) == 48
     assert "was trained on 48 of the 48 images" in remark
@@ -105,31 +105,31 @@ def test_what_the_model_before_was_trained_on_counts_too(data: Path, run: Run, t
 def test_data_with_splits_says_what_the_split_is(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "data")
     (tmp_path / "run").mkdir()
-    write_seen(tmp_path / "run", *open_split(folder))
+    write_image_record(tmp_path / "run", *open_split(folder))
     images, (remark,) = choose_images(folder, [f"local-dir:{tmp_path / 'run'}"])
     assert len(images) == 24
     assert "held out 24 of the 24 images" in remark
 
 
-def test_without_a_record_nothing_is_left_out(data: Path, run: Run, tmp_path: Path) -> None:
+def test_without_a_record_all_images_are_evaluated(data: Path, run: Run, tmp_path: Path) -> None:
     assert choose_images(data, ["mixer_s32_224"]).remarks == ()
     assert choose_images(data, [f"local-dir:{tmp_path / 'model'}"]).remarks == ()  # of somebody else
     folder, _, _ = run
     (folder / "train.json").write_text("{}")
-    for damage in (b"", b"PK", (folder / seen.RECORD).read_bytes()[:200]):
-        (folder / seen.RECORD).write_bytes(damage)
+    for damage in (b"", b"PK", (folder / leakage.RECORD).read_bytes()[:200]):
+        (folder / leakage.RECORD).write_bytes(damage)
         images, (remark,) = choose_images(data, [f"local-dir:{folder}"])
         assert len(images) == 48
         assert "does not record which images it was trained on" in remark
 
 
-def test_large_collections_are_known_by_their_keys(
+def test_large_collections_are_recognised_by_their_keys(
     data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, train, held_out = run
-    monkeypatch.setattr(seen, "MOST_BYTES", 100)
-    write_seen(tmp_path, train, held_out)
-    record = read_seen(tmp_path)
+    monkeypatch.setattr(leakage, "MOST_BYTES", 100)
+    write_image_record(tmp_path, train, held_out)
+    record = read_image_record(tmp_path)
     assert record is not None
     assert record.by == "key"
     assert keys(choose_images(data, [f"local-dir:{tmp_path}"]).images) == keys(held_out)
@@ -140,8 +140,8 @@ def test_an_image_that_cannot_be_read_equals_no_other(data: Path, tmp_path: Path
     images = open_labelled(tmp_path / "data")
     for key in keys(images)[:2]:
         (tmp_path / "data" / key).unlink()
-    record = seen.Seen("content", np.zeros(1, np.uint64), np.zeros(1, np.uint64))
-    trained, held_out = seen.find(images, [record])
+    record = leakage.ImageRecord("content", np.zeros(1, np.uint64), np.zeros(1, np.uint64))
+    trained, held_out = leakage.find_recorded(images, [record])
     assert not trained.any()
     assert not held_out.any()
 
@@ -153,5 +153,5 @@ def test_errors_are_coded(data: Path, run: Run, tmp_path: Path) -> None:
         choose_images(tmp_path / "absent", [f"local-dir:{run[0]}"], "val")
     assert caught.value.code == "not_found"
     with pytest.raises(OutputError) as failed:
-        write_seen(tmp_path / "absent", run[1], run[2])
+        write_image_record(tmp_path / "absent", run[1], run[2])
     assert failed.value.code == "output_failed"

@@ -1,4 +1,4 @@
-"""Figures worked out by hand, the same figures by torchmetrics, and what has no figure."""
+"""Metrics agree with figures computed by hand and with torchmetrics; undefined figures are None."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_answers_worked_out_by_hand() -> None:
     assert answers.index.tolist() == [0, 1, 2, 3]
 
 
-def test_images_that_could_not_be_read_are_told_both_ways() -> None:
+def test_unreadable_images_are_left_out_or_count_as_wrong() -> None:
     found = by_hand(errors={"corrupt_image": 3, "empty": 1})
     assert found.total == 8
     assert found.top1 == 0.5
@@ -70,7 +70,7 @@ def test_images_that_could_not_be_read_are_told_both_ways() -> None:
 
 
 @pytest.mark.parametrize(("classes", "top5"), [(7, 5 / 7), (6, 5 / 6), (5, None)])
-def test_top5_says_nothing_with_fewer_than_six_classes(classes: int, top5: float | None) -> None:
+def test_top5_is_none_for_fewer_than_six_classes(classes: int, top5: float | None) -> None:
     logits = np.tile(np.arange(classes, 0, -1), (classes, 1))  # image i is of the class that comes at rank i
     found = metrics(logits, np.arange(classes), list(map(str, range(classes))))
     assert found.top1 == pytest.approx(1 / classes)
@@ -136,13 +136,13 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         (np.zeros((0, 3)), np.array([], int), "no images to evaluate"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(logits: Any, labels: Any, says: str) -> None:
+def test_invalid_logits_and_labels_are_refused(logits: Any, labels: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         metrics(logits, labels, CLASSES)
     assert caught.value.code == "bad_argument"
 
 
-def test_parts_make_the_whole() -> None:
+def test_joined_answers_equal_those_of_all_images() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 8)), rng.integers(0, 8, 50)
     index = np.arange(100, 150)
@@ -176,11 +176,11 @@ def test_torchmetrics_finds_the_same() -> None:
     for name, value in (("precision", found.precision), ("recall", found.recall), ("f1_score", found.f1)):
         of = getattr(functions, f"multiclass_{name}")
         assert value == pytest.approx(of(x, y, classes, average="macro").item(), abs=1e-6)
-        each = [row[name.removesuffix("_score")] for row in found.per_class]
+        each = np.array([dict(row)[name.removesuffix("_score")] for row in found.per_class], float)
         np.testing.assert_allclose(each, of(x, y, classes, average="none").numpy(), atol=1e-6)
-    for share, top in ((found.top1, 1), (found.top5, 5)):
+    for fraction, top in ((found.top1, 1), (found.top5, 5)):
         other = functions.multiclass_accuracy(x, y, classes, top_k=top, average="micro")
-        assert share == pytest.approx(other.item(), abs=1e-6)
+        assert fraction == pytest.approx(other.item(), abs=1e-6)
     assert found.confusion.tolist() == functions.multiclass_confusion_matrix(x, y, classes).tolist()
     assert found.ece == pytest.approx(functions.multiclass_calibration_error(x, y, classes, n_bins=15).item(), abs=1e-6)
     assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(torch.tensor(logits), y).item())
@@ -211,8 +211,8 @@ def test_mistakes_and_confusions_come_worst_first() -> None:
     assert worst_mistakes(answers).tolist() == [1, 3, 4, 0]
     found = metrics_of(answers, CLASSES)
     assert confused(found, 2) == [
-        dict(true="cat", predicted="dog", count=2, share=pytest.approx(2 / 3)),
-        dict(true="dog", predicted="fox", count=1, share=1.0),
+        dict(true="cat", predicted="dog", count=2, fraction=pytest.approx(2 / 3)),
+        dict(true="dog", predicted="fox", count=1, fraction=1.0),
     ]
     assert len(confused(found)) == 3
 

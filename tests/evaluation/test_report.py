@@ -1,15 +1,12 @@
-"""The pictures show what they are given, and the folder has all that it names."""
+"""The folder of a report contains every file that the page refers to, and shows the data it is given."""
 
 from __future__ import annotations
 
 import importlib
-import io
 import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,150 +16,27 @@ from PIL import Image
 
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.errors import TessellaError
-from tessella.evaluation import report
-from tessella.evaluation.metrics import Answers, Metrics, coverage, judge, metrics_of
-from tessella.evaluation.report import Unread, write_report
+from tessella.evaluation.metrics import Answers, Metrics, judge, metrics_of
+from tessella.evaluation.report import FailedImage, ReportHeader, write_report
 from tessella.plots import figures
 
 pytest.importorskip("matplotlib")
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures, in the order they are drawn."""
-    kept: list[Any] = []
-    whole = figures.render
-
-    def keep(figure: Any, suffix: str = ".png") -> bytes:
-        kept.append(figure)
-        return whole(figure, suffix)
-
-    monkeypatch.setattr(report, "render", keep)
-    monkeypatch.setattr(figures, "render", keep)
-    return kept
-
-
-def counts_of(size: int) -> np.ndarray:
-    """Mostly right, some mistakes, of which those of class 1 as 0 are the most frequent."""
-    counts = np.diag(np.full(size, 40))
-    rng = np.random.default_rng(0)
-    np.add.at(counts, (rng.integers(0, size, 5 * size), rng.integers(0, size, 5 * size)), 1)
-    counts[1, 0] += 30
-    return counts
-
-
-def size_of(png: bytes) -> tuple[int, int]:
-    return Image.open(io.BytesIO(png)).size
-
-
-def test_a_small_confusion_has_names_and_counts(drawn: list[Any]) -> None:
-    counts = counts_of(10)
-    png = report.confusion(counts, [f"class {i}" for i in range(10)])
-    assert max(size_of(png)) < 1200
-    (figure,) = drawn
-    panel = figure.axes[0]
-    assert [label.get_text() for label in panel.get_yticklabels()] == [f"class {i}" for i in range(10)]
-    texts = {text.get_position(): text.get_text() for text in panel.texts}
-    assert texts[(0, 1)] == str(counts[1, 0])  # to the right what was predicted, downwards what is true
-    assert len(texts) == (counts > 0).sum()
-
-
-def test_a_large_confusion_names_its_worst_pairs(drawn: list[Any]) -> None:
-    png = report.confusion(counts_of(1000), [f"class {i}" for i in range(1000)])
-    assert max(size_of(png)) < 2400
-    (figure,) = drawn
-    panel, bars = figure.axes[:2]
-    shown = np.asarray(panel.images[0].get_array())
-    assert shown.shape == (250, 250)
-    np.testing.assert_allclose(shown.sum(1), 100)  # per cent of each row, none lost
-    labels = [label.get_text() for label in bars.get_yticklabels()]
-    assert labels[0] == "class 1 → class 0"
-    assert len(labels) == report.PAIRS
-    assert bars.patches[0].get_width() == counts_of(1000)[1, 0]
-
-
-def test_a_confusion_between_few_of_many_classes_shows_these(drawn: list[Any]) -> None:
-    counts = np.zeros((500, 500), np.int64)
-    counts[[3, 3, 400], [3, 400, 400]] = 5, 2, 7
-    report.confusion(counts, [f"class {i}" for i in range(500)])
-    names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
-    assert names == ["class 3", "class 400"]
-
-
-@pytest.mark.parametrize("size", [1, 2, 30, 31, 260])
-def test_confusions_of_any_size_can_be_drawn(size: int) -> None:
-    counts = np.diag(np.full(size, 3))
-    assert report.confusion(counts, [f"c{i}" for i in range(size)]).startswith(b"\x89PNG")
-
-
-def test_names_are_only_text(drawn: list[Any]) -> None:
-    names = ["$a_b^$ and $", "你好", "two\nlines", "<b>|", "x" * 100]
-    report.confusion(np.eye(5, dtype=np.int64), names)
-    shown = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
-    assert shown[2] == "two lines"
-    assert len(shown[4]) == 28
-    assert report.confusion(np.eye(5, dtype=np.int64), names) == report.confusion(np.eye(5, dtype=np.int64), names)
-
-
-def test_the_reliability_diagram_shows_filled_bins(drawn: list[Any]) -> None:
-    found, _, _ = measured()
-    report.calibration(found.bins, found.ece)
-    panel, below = drawn[0].axes
-    filled = [one for one in found.bins if one.images]
-    assert 1 < len(filled) < len(found.bins)
-    assert [bar.get_height() for bar in panel.patches] == [one.accuracy for one in filled]
-    assert [bar.get_height() for bar in below.patches] == [one.images for one in filled]
-    assert f"{100 * found.ece:.2f} %" in panel.get_title()
-
-
-def test_the_coverage_curve_marks_thresholds(drawn: list[Any]) -> None:
-    logits = np.log([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]])
-    curve = coverage(judge(logits, np.array([0, 1, 0])))
-    report.answered(curve, (0.65, 0.99))
-    (panel,) = drawn[0].axes
-    line, mark = panel.lines  # nothing is answered from 0.99 on
-    np.testing.assert_allclose(line.get_xdata(), [100 / 3, 200 / 3, 100])
-    np.testing.assert_allclose(line.get_ydata(), [100, 100, 200 / 3])
-    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (pytest.approx(200 / 3), 100)
-
-
-def test_training_curves_are_sorted_by_what_they_measure(drawn: list[Any]) -> None:
-    rows: list[dict[str, Any]] = [
-        dict(config={}, note="first"),
-        dict(epoch=0, loss=2.0, val_loss=None, val_top1=0.25, lr=1e-3),
-        dict(epoch=1, loss=math.nan, val_loss=1.5, val_top1=0.5, lr=5e-4),
-        dict(epoch=2, loss=1.0, val_loss=1.0, val_top1=0.75, lr=0.0),
-    ]
-    figures.curves(rows)
-    losses, accuracy, rate = drawn[0].axes
-    lines = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
-    assert lines == dict(loss=[[0, 2], [2, 1]], val_loss=[[1, 1.5], [2, 1]])
-    assert accuracy.lines[0].get_ydata().tolist() == [25, 50, 75]
-    assert rate.get_title() == "learning rate"
-    assert figures.curves([dict(epoch=0, loss=1.0)]).startswith(b"\x89PNG")  # one point is a dot
-    assert figures.curves([dict(seconds=1)]).startswith(b"\x89PNG")
-
-
-def test_pictures_leave_a_programs_own_figures_alone() -> None:
-    code = (
-        "import sys, numpy; from tessella.evaluation import report\n"
-        "report.confusion(numpy.eye(3, dtype=int), ['a', 'b', 'c'])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# --- the folder -------------------------------------------------------------------------------------------------------
-
 NAMES = ("cat", "dog|<b>", "$fox$")
+HEADER = ReportHeader(title="t", command="c")
 
 
-def measured(count: int = 60) -> tuple[Metrics, Answers, list[Unread]]:
+def measured(count: int = 60) -> tuple[Metrics, Answers, list[FailedImage]]:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), count // 3)
     logits = rng.normal(size=(count, 3)) + 1.5 * np.eye(3)[labels]
     answers = judge(logits, labels)
-    return metrics_of(answers, NAMES, errors={"empty": 2}), answers, [Unread(f"x{i}.png", "empty", "no") for i in "ab"]
+    return (
+        metrics_of(answers, NAMES, errors={"empty": 2}),
+        answers,
+        [FailedImage(f"x{i}.png", "empty", "no") for i in "ab"],
+    )
 
 
 @pytest.fixture
@@ -177,15 +51,17 @@ def images(tmp_path: Path) -> LabelledImages:
 
 
 def write(folder: Path, images: LabelledImages | None = None, **more: Any) -> Path:
-    found, answers, unread = measured()
-    more = dict(title="A model on data") | more
-    return write_report(
-        folder, found, command="tessella evaluate 'my data' -m x", answers=answers,
-        conditions={"engine": "eager", "data": "a|b"}, images=images, unread=unread, **more,
-    )  # fmt: skip
+    found, answers, failed = measured()
+    header = ReportHeader(
+        title=more.pop("title", "A model on data"),
+        command="tessella evaluate 'my data' -m x",
+        conditions={"engine": "eager", "data": "a|b"},
+        notes=more.pop("notes", ()),
+    )
+    return write_report(folder, found, header, answers=answers, images=images, failed=failed, **more)
 
 
-def test_the_report_has_all_that_it_names(tmp_path: Path, images: LabelledImages) -> None:
+def test_the_report_has_every_file_that_it_refers_to(tmp_path: Path, images: LabelledImages) -> None:
     history = [dict(epoch=0, loss=2.0), dict(epoch=1, loss=math.nan)]
     page = write(tmp_path / "new" / "report", images, history=history, notes=["Trained for a day."])
     text = page.read_text()
@@ -228,7 +104,7 @@ def test_the_contact_sheet_shows_the_worst_that_can_be_read(
     tmp_path: Path, images: LabelledImages, drawn: list[Any]
 ) -> None:
     _, answers, _ = measured()
-    wrong = np.flatnonzero(~answers.right)
+    wrong = np.flatnonzero(~answers.correct)
     worst = wrong[np.argsort(-answers.confidence[wrong])]
     assert len(worst) > 3
     Path(tmp_path / "data" / images.key(int(worst[1]))).write_bytes(b"damaged")
@@ -248,19 +124,18 @@ def test_the_contact_sheet_shows_the_worst_that_can_be_read(
 
 def test_no_mistake_no_sheet(tmp_path: Path, images: LabelledImages) -> None:
     answers = judge(10 * np.eye(3)[images.labels], images.labels)
-    page = write_report(tmp_path / "report", metrics_of(answers, NAMES), title="t", command="c", conditions={},
-                        answers=answers, images=images)  # fmt: skip
+    page = write_report(tmp_path / "report", metrics_of(answers, NAMES), HEADER, answers=answers, images=images)
     assert "mistakes" not in page.read_text()
     assert not (page.parent / "mistakes.png").exists()
     assert "All 60 images were read." in page.read_text()
 
 
-def test_many_classes_are_cut_to_the_worst(tmp_path: Path) -> None:
+def test_only_the_worst_of_many_classes_are_listed(tmp_path: Path) -> None:
     answers = judge(10 * np.eye(80)[np.arange(80)], np.where(np.arange(80) == 70, 3, np.arange(80)))
     names = [f"class{i}" for i in range(80)]
-    page = write_report(tmp_path, metrics_of(answers, names), title="t", command="c", conditions={})
+    page = write_report(tmp_path, metrics_of(answers, names), HEADER)
     classes = page.read_text().split("## Classes")[1].split("## Calibration")[0]
-    assert "The 50 of lowest F1" in classes
+    assert "The 50 classes with the lowest F1" in classes
     assert "class3 " in classes
     assert "class70" not in classes  # it has no example
     assert len(re.findall(r"^\| class\d", classes, re.M)) == 50
@@ -284,7 +159,7 @@ def test_pictures_are_drawn_after_the_report_is_written(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())  # nothing is written in another way
 
 
-def test_a_folder_that_cannot_be_is_a_coded_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TessellaError, match="file") as caught:
         write(tmp_path / "file")
@@ -310,7 +185,7 @@ def test_a_report_without_matplotlib_has_no_pictures(
     assert "pip install matplotlib" in message
 
 
-def test_a_picture_that_cannot_be_drawn_costs_that_picture(
+def test_a_figure_that_cannot_be_drawn_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> bytes:

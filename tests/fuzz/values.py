@@ -207,7 +207,8 @@ from tessella import bulk
 from tessella.evaluation import evaluator as evaluate, linear_probe as probe
 from tessella.performance import benchmark as bench, tuning as tune
 from tessella.search import duplicates as dedup, index, query as search
-from tessella.training import config as recipes, loop as train
+from tessella import training
+from tessella.training import config as recipes
 
 def predictor(): return tessella.load("local-dir:tiny", engine="eager", batch_size=4)
 def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eval()
@@ -233,6 +234,7 @@ RECORDS = (
     "tessella.Record",
     "data.Limits",
     "data.Labels",
+    "data.LabelledImages",
     "data.Source",
 )  # hold what they are given
 WHERE = ("token", "endpoint")  # a value could reach out to a network
@@ -320,6 +322,8 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.normalise": dict(images_BHWC=("np.zeros((1, 16, 16, 3), np.uint8)",), spec=("spec()",)),
     "data.labels_for": dict(dataset=("'imagenet-1k'",)),
     "data.labels_for_classes": dict(num_classes=("1000",)),
+    "data.open_labelled": dict(data=_DATA),
+    "data.open_split": dict(data=_DATA),
     "data.iter_sources": dict(inputs=("['photos']", "['@list.txt', 'odd']", "['photos.tar']")),
     "bulk.run": dict(
         inputs=("['photos']",), out=_INTO, predictor=("predictor()",),
@@ -332,14 +336,15 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
     "there().query": dict(given=("'photos/0.jpg'",)),
-    "dedup.find_duplicates": dict(out=("'run'",)),
-    "train.train": dict(
+    "dedup.dedup": dict(out=("'run'",)),
+    "training.train": dict(
         data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
         workers=("0",),
     ),
-    "recipes.recipe": dict(preset=("'finetune'", "''"), epochs=("1",), lr=()),
-    "recipes.TrainConfig": dict(model=_NAME),
-    "recipes.TrainConfig.from_dict": dict(values=("{}", "{'epochs': 2}")),
+    "training.DataSettings": dict(data=_DATA),
+    "training.preset_config": dict(preset=("'finetune'", "''"), epochs=("1",), lr=()),
+    "training.TrainConfig": dict(model=_NAME),
+    "training.TrainConfig.from_dict": dict(values=("{}", "{'epochs': 2}")),
     "recipes.read_config": dict(file=("'small.json'", "'types.json'", "'deepobject.json'", "'digits.json'")),
     "probe.probe": dict(data=_DATA, model=("predictor()", "'local-dir:tiny'"), shots=("[1]",)),
     "evaluate.evaluate": dict(data=_DATA, names=("[predictor()]", "['local-dir:tiny']"), engine=("'eager'",)),

@@ -1,4 +1,4 @@
-"""What every family promises (`ImageModel`), on a small model of each."""
+"""The contract of every family (`ImageModel`), on a small model of each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIXED_SIZE = [case for case in TINY if case not in ANY_SIZE]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small spend more time in waking a second thread than in computing: half the time of this file."""
+    """Use one thread: waking a second one takes such small models longer than computing, half the time of this file."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,19 +49,19 @@ def case(request: pytest.FixtureRequest) -> str:
 
 
 def as_list(features: Any) -> list[Tensor]:
-    """CrossViT has one tensor a branch, the others one."""
+    """CrossViT has one tensor per branch, the others one."""
     return features if isinstance(features, list) else [features]
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal bit for bit."""
+    """Whether two outputs are equal bit for bit."""
     assert len(as_list(a)) == len(as_list(b))
     for left, right in zip(as_list(a), as_list(b), strict=True):
         assert torch.equal(left, right)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Every tensor's value and every plain attribute of every module."""
+    """All tensors and plain attributes of all modules."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
@@ -85,7 +85,7 @@ def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
 # --- forward and head -------------------------------------------------------------------------------------------------
 
 
-def test_every_family_is_here() -> None:
+def test_every_family_is_tested() -> None:
     assert {type(tiny(case)) for case in TINY} == {family for family, _ in ARCHITECTURES.values()}
     kinds = {config.kind for _, config in ARCHITECTURES.values() if hasattr(config, "kind")}
     assert kinds == {tiny(case).config.kind for case in TINY if hasattr(tiny(case).config, "kind")}
@@ -303,7 +303,7 @@ def test_features_only_as_tokens() -> None:
     assert_same(FeatureExtractor(model, [0, 1], output_fmt="NLC")(x), expected)
 
 
-def test_prune_can_keep_norm_and_head(case: str) -> None:
+def test_pruning_can_keep_norm_and_head(case: str) -> None:
     model = tiny(case)
     x = images(model)
     first = model.forward_intermediates(x, indices=[0], intermediates_only=True)
@@ -570,7 +570,7 @@ def test_none_keeps_the_field() -> None:
 
 
 @pytest.mark.parametrize("case", FIXED_SIZE)
-def test_wrong_size_says_both(case: str) -> None:
+def test_the_error_for_a_wrong_size_states_both_sizes(case: str) -> None:
     model = tiny(case)
     height, width = size_of(model)
     for given in ((height, 2 * width), (2 * height, width), (height - 1, width - 1)):

@@ -1,4 +1,4 @@
-"""ConViT: positions on any grid, the class token's place, position embeddings of another size."""
+"""ConViT: positions on any grid, the class token, position embeddings for other image sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def brute_force_positions(rows: int, cols: int) -> Tensor:
 
 @torch.inference_mode()
 def test_float64_forward_is_the_reference(golden_dir: Path) -> None:
-    """In the precision of the golden values themselves: what is left is their rounding to float32."""
+    """In float64, as the golden values were computed: only their rounding to float32 remains."""
     model = build("convit_tiny")
     fill_golden(model)
     got = model.double()(golden_input(224, 224).double())
@@ -139,14 +139,14 @@ def slow_convit(model: ConViT, image_CHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("img_size", [(32, 128), (40, 24), (32, 32)])
 def test_any_grid_is_the_plain_computation(img_size: tuple[int, int]) -> None:
-    """32x128 px is 4x16 = 64 patches: a square number, where a grid taken from sqrt(N) goes wrong in silence."""
+    """32x128 px is 4x16 = 64 patches, a square number: a grid derived from sqrt(N) would be wrong silently."""
     model = small(img_size=img_size)
     images = noise(2, 3, *img_size)
     expected = torch.stack([slow_convit(model, image) for image in images])
     assert torch.allclose(model(images), expected, atol=1e-5)
 
 
-def test_positions_tell_a_wide_grid_from_a_tall_one() -> None:
+def test_positions_differ_between_wide_and_tall_grids() -> None:
     wide, tall = small(img_size=(32, 128), use_pos_embed=False), small(img_size=(128, 32), use_pos_embed=False)
     tall.load_state_dict(wide.state_dict())
     assert "pos_embed" not in wide.state_dict()
@@ -187,7 +187,7 @@ def test_local_init_leaves_heads_beyond_the_square_alone() -> None:
 
 
 @pytest.mark.parametrize("local_up_to_layer", [3, 99])
-def test_without_a_global_block_the_class_token_still_joins(local_up_to_layer: int) -> None:
+def test_the_class_token_is_added_even_without_a_global_block(local_up_to_layer: int) -> None:
     images = noise(2, 3, 32, 32)
     model = small(local_up_to_layer=local_up_to_layer, global_pool="avg")
     features, intermediates = model.forward_intermediates(images, norm=True, output_fmt="NLC")
@@ -200,7 +200,7 @@ def test_without_a_global_block_the_class_token_still_joins(local_up_to_layer: i
     assert torch.equal(model(images), model.norm(model.cls_token)[0].expand(2, -1))
 
 
-def test_fewer_than_no_local_blocks() -> None:
+def test_a_negative_number_of_local_blocks_is_refused() -> None:
     with pytest.raises(TessellaError) as caught:
         small(local_up_to_layer=-1)
     assert caught.value.code == "bad_argument"
@@ -246,7 +246,7 @@ def test_resampling_to_the_same_size_changes_nothing() -> None:
 
 
 def test_resampled_positions_keep_their_place() -> None:
-    """A ramp along the columns stays one, of the same ends: the embedding is read as a picture, rows first."""
+    """A ramp along the columns stays a ramp with the same ends: the embedding is resampled as an image, row-major."""
     source, target = small(img_size=(32, 64)), small(img_size=(64, 128))
     state = source.state_dict()
     ramp_4x8 = torch.linspace(0, 1, 8).expand(4, 8)
@@ -263,7 +263,7 @@ def test_resampled_positions_keep_their_place() -> None:
 
 
 @pytest.mark.parametrize(("size", "code"), [((48, 48), "wrong_shape"), ((30, 32), "bad_argument")])
-def test_resampling_from_a_size_that_the_weights_are_not_of(size: tuple[int, int], code: str) -> None:
+def test_resampling_from_a_size_other_than_the_weights(size: tuple[int, int], code: str) -> None:
     with pytest.raises(TessellaError) as caught:
         small().resample_state_dict(small().state_dict(), size)
     assert caught.value.code == code

@@ -1,4 +1,4 @@
-"""CrossViT: which image sizes work, what each branch sees, and the two-branch results."""
+"""CrossViT: suitable image sizes, the input of each branch, and the results of two branches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = dict(
 
 
 def small(**overrides: Any) -> CrossViT:
-    """Two stages of one block a branch on 10x10 and 7x7 patches, with the golden weights."""
+    """Two stages of one block per branch on 10x10 and 7x7 patches, with the golden weights."""
     model = CrossViT(CrossViTConfig(**{**SMALL, **overrides}))
     fill_golden(model)
     return model
@@ -41,7 +41,7 @@ def noise(*shape: int) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "crossvit_9_dagger_240"])
 def test_float64_forward_is_the_reference(golden_dir: Path, name: str) -> None:
-    """In the precision of the golden values themselves: what is left is their rounding to float32."""
+    """In float64, as the golden values were computed: only their rounding to float32 remains."""
     model = build(name)
     fill_golden(model)
     got = model.double()(golden_input(240, 240).double())
@@ -63,7 +63,7 @@ def test_float64_forward_is_the_reference(golden_dir: Path, name: str) -> None:
         (8, "120"),
     ],
 )
-def test_a_size_that_cannot_work_names_those_that_do(asked: int, nearest: str) -> None:
+def test_the_error_for_an_unsuitable_size_states_suitable_ones(asked: int, nearest: str) -> None:
     with torch.device("meta"), pytest.raises(UsageError) as caught:
         build("crossvit_9_240", img_size=asked)
     assert caught.value.code == "bad_argument"
@@ -72,7 +72,7 @@ def test_a_size_that_cannot_work_names_those_that_do(asked: int, nearest: str) -
     assert f"height {nearest}, width {nearest}" in caught.value.hint
 
 
-def test_each_side_is_judged_by_itself() -> None:
+def test_each_side_is_checked_by_itself() -> None:
     with pytest.raises(UsageError) as caught:
         small(img_size=(240, 256))
     assert "240x256 px" in caught.value.message
@@ -105,13 +105,13 @@ def test_every_size_that_is_accepted_works(multi_conv: bool, img_scale: tuple[fl
 
 
 @pytest.mark.parametrize("patch_size", [4, 8, 12, 16])
-def test_a_conv_stem_shrinks_by_the_patch_size(patch_size: int) -> None:
+def test_a_conv_stem_reduces_by_the_patch_size(patch_size: int) -> None:
     embed = conv_stem(patch_size, in_chans=3, width=16)
     for patches in (1, 2, 5):
         assert embed(torch.zeros(1, 3, patches * patch_size, patch_size)).shape == (1, 16, patches, 1)
 
 
-def test_a_size_can_be_made_to_work_by_its_scale() -> None:
+def test_another_scale_makes_a_size_suitable() -> None:
     model = small(img_size=384, img_scale=(1.0, 352 / 384))
     assert [part.shape[1] for part in model.forward_features(noise(1, 3, 384, 384))] == [1 + 32**2, 1 + 22**2]
 
@@ -152,8 +152,8 @@ def inputs_of_branches(model: CrossViT, images: Tensor) -> list[Tensor]:
     return seen
 
 
-def test_the_second_branch_sees_the_image_resized() -> None:
-    """On a plane, away from the border, every new pixel has the value of its place, to a tenth of a pixel."""
+def test_the_second_branch_reads_the_resized_image() -> None:
+    """On a linear ramp, away from the border, each pixel has the value of its position within a tenth of a pixel."""
     plane = torch.linspace(-1, 1, 120).expand(1, 3, 120, 120) + torch.linspace(0, 4, 120)[:, None]
     first, second = inputs_of_branches(small(), plane)
     assert torch.equal(first, plane)
@@ -163,14 +163,14 @@ def test_the_second_branch_sees_the_image_resized() -> None:
     assert torch.allclose(second[..., 3:-3, 3:-3], expected[3:-3, 3:-3], atol=0.1 * 6 / 119)
 
 
-def test_crop_scale_gives_it_the_centre() -> None:
+def test_crop_scale_crops_the_centre() -> None:
     images = noise(2, 3, 120, 120)
     first, second = inputs_of_branches(small(crop_scale=True), images)
     assert torch.equal(first, images)
     assert torch.equal(second, images[:, :, 4:116, 4:116])
 
 
-def test_crop_scale_resizes_what_is_too_small_to_crop() -> None:
+def test_crop_scale_resizes_images_too_small_to_crop() -> None:
     image = noise(1, 3, 8, 12)
     assert torch.equal(fit_image(image, (8, 12), (4, 16), crop=True), fit_image(image, (8, 12), (4, 16), crop=False))
     assert torch.equal(fit_image(image, (8, 12), (6, 8), crop=True), image[:, :, 1:7, 2:10])
@@ -202,7 +202,7 @@ def test_fusions_follow_each_other_on_the_class_token() -> None:
 
 
 def test_both_branches_read_each_other_before_the_exchange() -> None:
-    """Written out for one stage: the class token of each branch asks the other's patches and comes back."""
+    """Written out for one stage: the class token of each branch attends to the other's patches and returns."""
     model = small(depth=((1, 1, 0),))
     stage: Any = model.blocks[0]
     xs = [noise(2, 101, 8), noise(2, 50, 16)]
@@ -255,7 +255,7 @@ def test_logits_are_the_mean_of_two_heads(pool: str) -> None:
     assert torch.allclose(model.forward_head(features), expected, atol=1e-6)
 
 
-def test_intermediates_go_branch_by_branch() -> None:
+def test_intermediates_are_ordered_by_branch() -> None:
     model = small()
     images = noise(2, 3, 120, 120)
     after_0: list[Tensor] = []
@@ -305,7 +305,7 @@ def test_resampled_positions_keep_their_place() -> None:
 
 
 @pytest.mark.parametrize(("size", "code"), [((240, 240), "wrong_shape"), ((128, 128), "bad_argument")])
-def test_resampling_from_a_size_that_the_weights_are_not_of(size: tuple[int, int], code: str) -> None:
+def test_resampling_from_a_size_other_than_the_weights(size: tuple[int, int], code: str) -> None:
     with pytest.raises(TessellaError) as caught:
         small().resample_state_dict(small().state_dict(), size)
     assert caught.value.code == code
@@ -325,7 +325,7 @@ def test_resampling_from_a_size_that_the_weights_are_not_of(size: tuple[int, int
         (dict(multi_conv=True, patch_size=(6, 16)), "not for 6"),
     ],
 )
-def test_arguments_that_cannot_be(wrong: dict[str, Any], said: str) -> None:
+def test_impossible_arguments_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         small(**wrong)
     assert caught.value.code == "bad_argument"

@@ -35,7 +35,7 @@ def golden(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the random start of weights that are overwritten at once: a quarter of the time of this file."""
+    """Skip the initialisation of weights that are overwritten anyway: a quarter of the time of this file."""
     for name in ("kaiming_uniform_", "trunc_normal_", "xavier_uniform_", "normal_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
 
@@ -71,7 +71,7 @@ def test_outputs_are_the_reference(name: str) -> None:
             assert difference < tolerance(name), f"{entry} is off by {difference:.1e} of its standard deviation"
 
 
-def test_forward_is_the_path_that_the_golden_test_takes() -> None:
+def test_forward_gives_the_golden_outputs() -> None:
     """`forward` itself on one full-size model; `test_contract.py` has it for every family."""
     expected = golden("models.json")["mixer_s32_224"]
     model = build("mixer_s32_224")
@@ -93,6 +93,6 @@ def test_layout_is_the_published_one(name: str) -> None:
     assert model.num_features == expected["num_features"]
 
 
-def test_no_architecture_lacks_a_reference() -> None:
+def test_every_architecture_has_a_reference() -> None:
     assert set(ARCHITECTURES) - set(OWN_ARCHITECTURES) == set(golden("state_dicts.json"))
     assert len(golden("state_dicts.json")) == 32

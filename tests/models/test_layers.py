@@ -1,4 +1,4 @@
-"""The shared layers, each against a second way of computing the same."""
+"""The shared layers, each compared with another computation of the same result."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_patch_embed_is_a_linear_layer_on_each_patch() -> None:
     assert torch.allclose(embed(x), expected, atol=1e-6)
 
 
-def test_image_size_error_says_both_sizes() -> None:
+def test_the_image_size_error_states_both_sizes() -> None:
     check_image_size(noise(1, 3, 8, 12), (8, 12))
     with pytest.raises(UsageError) as caught:
         check_image_size(noise(1, 3, 12, 8), (8, 12))
@@ -167,7 +167,7 @@ def test_resampling_to_the_same_grid_changes_nothing() -> None:
     assert resample_tokens(weight, 1, (4, 6), (4, 6)) is weight
 
 
-def test_resampling_tells_rows_from_columns() -> None:
+def test_resampling_distinguishes_rows_and_columns() -> None:
     ramp = torch.arange(4.0).repeat_interleave(3)  # rises along the rows of a 4x3 grid
     out = resample_tokens(ramp, 0, (4, 3), (8, 3)).reshape(8, 3)
     assert torch.allclose(out, out[:, :1].expand(8, 3), atol=1e-6)

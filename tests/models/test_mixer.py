@@ -1,4 +1,4 @@
-"""What only the Mixer family has: weights per patch position, gates, Affine, its initialisation."""
+"""The particulars of the Mixer family: weights per patch position, gates, Affine, initialisation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ["mixer", "gmixer", "resmlp", "gmlp"]
 
 
 def low_pass(weight: Tensor, dim: int, grid: tuple[int, int]) -> Tensor:
-    """`weight` with its axis over the grid limited to the lowest cosines: what a trained, smooth weight looks like."""
+    """`weight` with its axis over the grid limited to the lowest cosines, as smooth as a trained weight."""
 
     def basis(n: int) -> Tensor:
         waves = torch.cos(math.pi * torch.arange(3)[:, None] * (torch.arange(n) + 0.5) / n)
@@ -38,7 +38,7 @@ def low_pass(weight: Tensor, dim: int, grid: tuple[int, int]) -> Tensor:
 
 
 def smooth_model(kind: str, size: tuple[int, int]) -> ImageModel:
-    """A model whose weights over positions vary slowly, as do then all its tokens when the image does."""
+    """A model with weights that vary slowly over positions; for a smooth image, so do all its tokens."""
     model = tiny(kind, img_size=size)
     state = model.state_dict()
     for name, weight in state.items():
@@ -83,7 +83,7 @@ def test_resampling_to_the_same_size_is_exact(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resampling_touches_only_weights_over_positions(kind: str) -> None:
+def test_resampling_changes_only_weights_over_positions(kind: str) -> None:
     model = tiny(kind, img_size=32)
     other = tiny(kind, img_size=(48, 64))
     state = model.state_dict()
@@ -105,7 +105,7 @@ def test_resampled_sums_keep_their_value() -> None:
     assert torch.allclose(new.sum(1), old.sum(1), atol=0.2 * old.sum(1).std())
 
 
-def test_resampling_refuses_a_source_that_is_not_the_weights() -> None:
+def test_resampling_refuses_a_size_other_than_the_weights() -> None:
     model = tiny("mixer", img_size=64)
     with pytest.raises(WeightsError) as wrong_weights:
         model.resample_state_dict(tiny("mixer").state_dict(), (48, 48))
@@ -129,7 +129,7 @@ def test_lists_from_json_build_the_same_model() -> None:
     ("kind", "ratio", "tokens", "channels"),
     [("mixer", (0.5, 4.0), 8, 64), ("mixer", 2.0, 32, 32), ("gmixer", (1.0, 3), 16, 48), ("gmixer", 2, 32, 32)],
 )
-def test_both_ratios_are_of_the_width(kind: str, ratio: Any, tokens: int, channels: int) -> None:
+def test_both_ratios_refer_to_the_width(kind: str, ratio: Any, tokens: int, channels: int) -> None:
     block = tiny(kind, mlp_ratio=ratio).blocks[0]
     assert block.mlp_tokens.fc1.out_features == tokens
     assert block.mlp_channels.fc1.out_features == channels
@@ -168,7 +168,7 @@ def test_stem_norm(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drop_path_rates(kind: str) -> None:
-    """Constant where the authors have it so, else growing with depth."""
+    """Constant for ResMLP, as in its authors' code, else growing with depth."""
     model = tiny(kind, num_blocks=3, drop_path_rate=0.2)
     rates = [next(m.rate for m in block.modules() if isinstance(m, DropPath)) for block in model.blocks]
     assert rates == pytest.approx([0.2, 0.2, 0.2] if kind == "resmlp" else [0.0, 0.1, 0.2])
@@ -278,7 +278,7 @@ def test_nlhb() -> None:
     assert is_constant(torch.tensor(-math.log(10)).item())(fresh("mixer", num_classes=10, nlhb=True)["head.bias"])
 
 
-def test_resmlp_spares_its_affine_from_weight_decay() -> None:
+def test_resmlp_exempts_its_affine_from_weight_decay() -> None:
     names = tiny("resmlp").no_weight_decay()
     blocks = {f"blocks.{i}.norm{j}.{part}" for i in (0, 1) for j in (1, 2) for part in ("alpha", "beta")}
     assert names == blocks | {"norm.alpha", "norm.beta"}

@@ -1,4 +1,4 @@
-"""TorchScript and torch.fx take every family, as they take timm's models, with the same numbers."""
+"""TorchScript and torch.fx accept every family, as they accept timm's models, with the same numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ from tessella.models.features import FeatureExtractor
 
 from .tiny import TINY, images, tiny
 
-PUBLISHED = ("convmixer_768_32", "convit_tiny", "mixer_s32_224", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224",
-             "crossvit_9_240", "crossvit_9_dagger_240", "convmixer_256_8_ks3_p4")  # fmt: skip
+PUBLISHED = (
+    "convmixer_768_32",
+    "convit_tiny",
+    "mixer_s32_224",
+    "gmixer_12_224",
+    "resmlp_12_224",
+    "gmlp_ti16_224",
+    "crossvit_9_240",
+    "crossvit_9_dagger_240",
+    "convmixer_256_8_ks3_p4",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +54,7 @@ def as_list(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_a_scripted_model_gives_the_same_numbers_also_from_a_file(case: str) -> None:
+def test_a_scripted_model_gives_the_same_numbers_after_saving(case: str) -> None:
     model = tiny(case)
     x = images(model)
     buffer = io.BytesIO()
@@ -69,7 +78,7 @@ def test_a_traced_graph_gives_the_same_numbers(case: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
-    """With two blocks, or stages, of the published ones: what makes them large is the number of equal blocks."""
+    """With two blocks or stages each: the published models are large because of the number of equal blocks."""
     config = ARCHITECTURES[name][1]
     small: dict[str, Any] = {"num_blocks": 2} if hasattr(config, "num_blocks") else {"depth": 2}
     if "convit" in name:
@@ -86,8 +95,12 @@ def test_published_sizes(name: str) -> None:
 @pytest.mark.parametrize("case", TINY)
 def test_every_pool_and_no_head(case: str) -> None:
     default = tiny(case)
-    pools = {"ConvMixer": ("avg", "max", "avgmax", "catavgmax", "fast", "fastmax", "fastcatavgmax", ""),
-             "ConViT": ("token", "avg", ""), "MlpMixer": ("avg", ""), "CrossViT": ("token", "avg")}  # fmt: skip
+    pools = {
+        "ConvMixer": ("avg", "max", "avgmax", "catavgmax", "fast", "fastmax", "fastcatavgmax", ""),
+        "ConViT": ("token", "avg", ""),
+        "MlpMixer": ("avg", ""),
+        "CrossViT": ("token", "avg"),
+    }
     variants: list[dict[str, Any]] = [dict(global_pool=pool) for pool in pools[type(default).__name__][1:]]
     for changed in ({"num_classes": 0}, *variants):
         model = tiny(case, **changed)
@@ -119,7 +132,7 @@ def test_training_mode_with_every_rate(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["convit", "mixer", "crossvit", "convmixer"])
-def test_gradient_checkpointing_is_left_out_when_scripted(case: str) -> None:
+def test_scripted_models_skip_gradient_checkpointing(case: str) -> None:
     model = tiny(case)
     model.set_grad_checkpointing()
     assert close(script(model)(images(model)), model(images(model)))

@@ -1,4 +1,4 @@
-"""One small model of every family and kind, with the golden weights: for what holds at any size."""
+"""One small model of every family and kind with the golden weights, for tests that need no particular size."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tiny(case: str, **overrides: Any) -> Any:
 
 
 def size_of(model: ImageModel) -> tuple[int, int]:
-    """(height, width) in pixels that the model reads; for ConvMixer, one that will do."""
+    """(height, width) in pixels that the model reads; for ConvMixer, a suitable size."""
     size = getattr(model.config, "img_size", (32, 32))
     return (size, size) if isinstance(size, int) else tuple(size)
 

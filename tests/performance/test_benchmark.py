@@ -1,13 +1,13 @@
-"""`tessella bench`: turns, figures, failures as rows, what is written; no speed is judged."""
+"""`tessella bench`: alternating rounds, figures, failures as rows, output files; speeds are not compared."""
 
 from __future__ import annotations
 
-import builtins
 import csv
 import importlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from tessella.cli.main import main
-from tessella.data.transforms import InputSpec
+from tessella.data.spec import InputSpec
 from tessella.engine.artefacts import cache_folder, cached
 from tessella.errors import UsageError
-from tessella.performance import benchmark as bench
-from tessella.performance.benchmark import Candidate, Case, Opened, Row, Run, measure, ours
+from tessella.performance import measuring, table
+from tessella.performance.benchmark import BenchmarkSettings, bench
+from tessella.performance.candidates import Candidate, Case, OpenCandidate, Run, engine_candidate, load_case
+from tessella.performance.measuring import BenchmarkRow, Contender, fill_rows, measure, take_turns
+from tessella.performance.memory import PeakMemory
 from tessella.records import slug
 from tessella.weights.counting import cost
 
@@ -46,16 +49,18 @@ def case_of(name: str = "mixer") -> Case:
 
 
 def candidate(name: str, run: Run, precision: str = "float32") -> Candidate:
-    return Candidate(name, precision, "float32", lambda case, batch: lambda: Opened(run, precision))
+    return Candidate(name, precision, "float32", lambda case, batch: lambda: OpenCandidate(run, precision))
 
 
-def measured(candidates: Sequence[Candidate], batches: Sequence[int] = (2,), rounds: int = 2, **more: Any) -> list[Row]:
+def measured(
+    candidates: Sequence[Candidate], batches: Sequence[int] = (2,), rounds: int = 2, **more: Any
+) -> list[BenchmarkRow]:
     case = more.pop("case", None) or case_of()
     groups = measure(case, candidates, batches, rounds, gemm_side=32, turn_seconds=0, **more)
     return [row for rows in groups for row in rows]
 
 
-def lane(name: str, seen: list[str], seconds: Sequence[float]) -> bench._Lane:
+def contender(name: str, seen: list[str], seconds: Sequence[float]) -> Contender:
     """One whose turns take the given times, the last of them an error if there are no more."""
     left = iter(seconds)
 
@@ -66,26 +71,30 @@ def lane(name: str, seen: list[str], seconds: Sequence[float]) -> bench._Lane:
             raise MemoryError("no more")
         return found
 
-    return bench._Lane(turn)
+    return Contender(turn)
 
 
 def test_candidates_take_turns_and_one_that_fails_is_out() -> None:
     seen: list[str] = []
-    lanes = [lane("A", seen, [1, 2, 3]), lane("B", seen, [4]), lane("C", seen, [5, 6, 7])]
-    bench.take_turns(lanes, 3)
+    contenders = [contender("A", seen, [1, 2, 3]), contender("B", seen, [4]), contender("C", seen, [5, 6, 7])]
+    take_turns(contenders, 3)
     assert "".join(seen) == "ABC" + "ABC" + "AC"
-    assert lanes[2].seconds == [5, 6, 7]
-    assert isinstance(lanes[1].error, MemoryError)
-    assert lanes[0].error is None
+    assert contenders[2].seconds == [5, 6, 7]
+    assert isinstance(contenders[1].error, MemoryError)
+    assert contenders[0].error is None
 
 
 def test_figures_are_medians_spread_and_ratios_of_the_same_rounds() -> None:
-    rows = [Row(model="m", candidate=name, precision="float32", batch=8, reads="uint8", gmacs=2) for name in "ABC"]
+    rows = [
+        BenchmarkRow(model="m", candidate=name, precision="float32", batch=8, reads="uint8", gmacs=2) for name in "ABC"
+    ]
     seen: list[str] = []
-    lanes = {i: lane("x", seen, s) for i, s in ((0, [4.0, 2.0, 1.0]), (2, [1.0, 0.5, 1.0]))}  # B was never opened
-    product = lane("gemm", seen, [0.5, 0.25, 1.0])
-    bench.take_turns([product, *lanes.values()], 3)
-    bench._fill_rows(rows, lanes, {"float32": product}, product_flop=16_000_000_000)
+    contenders = {
+        i: contender("x", seen, s) for i, s in ((0, [4.0, 2.0, 1.0]), (2, [1.0, 0.5, 1.0]))
+    }  # B was never opened
+    product = contender("gemm", seen, [0.5, 0.25, 1.0])
+    take_turns([product, *contenders.values()], 3)
+    fill_rows(rows, contenders, {"float32": product}, product_flop=16_000_000_000)
     first, absent, fast = rows
     assert (first.images_per_second, first.slowest, first.fastest) == (4, 2, 8)
     assert (first.ratio, first.rounds, first.against) == (1, 3, "A, float32")
@@ -95,13 +104,13 @@ def test_figures_are_medians_spread_and_ratios_of_the_same_rounds() -> None:
     assert fast.share_of_gemm == 1  # 8 images of 2 x 2 GFLOP a second
 
 
-def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
+def test_a_candidate_that_fails_is_a_row_with_the_reason() -> None:
     case = case_of()
 
     def refuse(x: Tensor) -> Tensor:
         raise RuntimeError("\nno such kernel\nlong story")
 
-    def unavailable(case: Case, batch: int) -> Callable[[], Opened]:
+    def unavailable(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         raise UsageError("missing_dependency", "needs a thing", hint="pip install thing")
 
     rows = measured(
@@ -119,10 +128,10 @@ def test_a_candidate_that_fails_is_a_row_that_says_why() -> None:
     assert rows[1].note == "needs a thing (pip install thing)"
     assert rows[4].against == "right, float32"  # the first that ran
     assert rows[4].difference == 0
-    assert all(len(bench.cells(row)) == len(bench.HEADER) for row in rows)
+    assert all(len(table.cells(row)) == len(table.HEADER) for row in rows)
 
 
-def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
+def test_an_interrupt_is_not_recorded_as_a_failure() -> None:
     def interrupt(x: Tensor) -> Tensor:
         raise KeyboardInterrupt
 
@@ -132,7 +141,12 @@ def test_an_interrupt_is_no_failure_of_a_candidate() -> None:
 
 def test_engines_run_and_agree() -> None:
     case = case_of("gmixer")
-    asked = [ours("eager", "float32"), ours("rewritten", "float32"), ours("auto", "float32"), ours("auto", "auto")]
+    asked = [
+        engine_candidate("eager", "float32"),
+        engine_candidate("rewritten", "float32"),
+        engine_candidate("auto", "float32"),
+        engine_candidate("auto", "auto"),
+    ]
     rows = measured(asked, batches=(2, 1), case=case)
     assert [row.batch for row in rows] == [2] * 4 + [1] * 4
     assert [row.candidate for row in rows[:4]] == ["eager", "rewritten", "auto (float32)", "auto"]
@@ -149,9 +163,9 @@ def test_engines_run_and_agree() -> None:
     assert rows[2].note.startswith("rewritten: ")
 
 
-def test_an_engine_that_cannot_be_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
-    (row,) = measured([ours("openvino", "float32")])
+    (row,) = measured([engine_candidate("openvino", "float32")])
     assert row.status == "missing_dependency"
     assert "pip install openvino" in row.note
 
@@ -162,16 +176,16 @@ def test_conversion_is_timed_cold_and_leaves_the_users_cache_alone(
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     made: list[Path] = []
 
-    def plan(case: Case, batch: int) -> Callable[[], Opened]:
+    def plan(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         assert cache_folder() == tmp_path  # what was tuned is found
 
-        def make() -> Opened:
+        def make() -> OpenCandidate:
             def build(folder: Path) -> None:
                 made.append(folder)
                 (folder / "graph").touch()
 
             cached("kind", {}, build)
-            return Opened(torch.inference_mode()(case.model), "float32", earlier_seconds=100)
+            return OpenCandidate(torch.inference_mode()(case.model), "float32", earlier_seconds=100)
 
         return make
 
@@ -185,7 +199,7 @@ def test_conversion_is_timed_cold_and_leaves_the_users_cache_alone(
 
 
 def test_random_weights_reach_the_answer() -> None:
-    case = bench.load_case("mixer_s32_224")
+    case = load_case("mixer_s32_224")
     assert case.weights == "random"
     assert case.name == "mixer_s32_224.untrained"
     with torch.inference_mode():
@@ -193,8 +207,8 @@ def test_random_weights_reach_the_answer() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_memory_that_is_held_meanwhile_is_seen() -> None:
-    memory = bench.PeakMemory("cpu")
+def test_peak_memory_includes_what_was_freed() -> None:
+    memory = PeakMemory("cpu")
     block = torch.ones(100_000_000)  # 400 MB
     peak = memory.peak_mb()
     del block
@@ -214,8 +228,8 @@ def run(*arguments: str, status: int = 0) -> tuple[str, str]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass a turn, beside a small matrix product."""
-    monkeypatch.setattr(bench, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(bench, "GEMM_SIDE", {"cpu": 64})
+    monkeypatch.setattr(measuring, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "GEMM_SIDE", {"cpu": 64})
 
 
 @pytest.mark.usefixtures("short")
@@ -223,11 +237,11 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
     path = tmp_path / "speed.csv"
     quick = ("--rounds", "1", "--batch", "2,1", "--engines", "eager,rewritten")
     out, err = run(*quick, "--device", "cpu", "--out", str(path))
-    assert "convmixer_256_8_ks3_p4   rewritten, float32   1" in out
+    assert re.search(r"convmixer_256_8_ks3_p4 +rewritten, float32 +1 ", out)
     assert "GFLOP/s" in err
-    assert "1 rounds by turns" in err
+    assert "1 alternating rounds" in err
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert tuple(rows[0]) == bench.COLUMNS
+    assert tuple(rows[0]) == measuring.COLUMNS
     assert [(row["candidate"], row["batch"]) for row in rows] == [
         (engine, batch) for batch in ("2", "1") for engine in ("eager", "rewritten")
     ]
@@ -237,11 +251,25 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short")
+def test_the_csv_has_all_rows_after_each_batch_size(tmp_path: Path) -> None:
+    settings = BenchmarkSettings(batch_sizes=(2, 1), engines=("eager",), device="cpu", rounds=1)
+    path = tmp_path / "speed.csv"
+    groups = bench(["convmixer_256_8_ks3_p4"], settings, csv_path=path)
+    counts = [len(path.read_text().splitlines()) - 1 for _ in groups]
+    assert counts == [1, 2]
+
+
+def test_a_plot_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none is published"):
+        bench(["convmixer_256_8_ks3_p4"], plot_path=tmp_path / "speed.png")
+
+
+@pytest.mark.usefixtures("short")
 def test_json_has_the_columns_of_the_csv() -> None:
     engines = "eager,onnxruntime"
     out, _ = run("--json", "--rounds", "1", "--batch", "1", "--engines", engines, "--precision", "bfloat16")
     rows = [json.loads(line) for line in out.splitlines()]
-    assert tuple(rows[0]) == bench.COLUMNS
+    assert tuple(rows[0]) == measuring.COLUMNS
     assert [row["status"] for row in rows] == ["ok", "bad_argument"]
     assert "float32" in rows[1]["note"]
 
@@ -251,83 +279,31 @@ def test_json_has_the_columns_of_the_csv() -> None:
     [
         (["--engines", "warp"], "engine is 'warp'"),
         (["--precision", "float8"], "precision is 'float8'"),
-        (["--batch", "8,many"], "--batch is '8,many'"),
+        (["--batch", "8,many"], "--batch-size is '8,many'"),
         (["--batch", "0"], "positive"),
         (["--device", "warp"], "device 'warp'"),
         (["--rounds", "0"], "--rounds"),
         (["--out", "speed.xlsx"], ".csv"),
         (["--picture", "speed.bmp"], ".png"),
+        (["--plot", "speed.bmp"], ".png"),
         (["convmixer_768_33"], "convmixer_768_32"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_measured(arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_measured(arguments: list[str], says: str) -> None:
     out, err = run(*arguments, status=2)
     assert says in err
     assert out == ""
 
 
-def test_timm_that_is_not_there_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'timm'", name="timm")
 
     monkeypatch.setattr("importlib.import_module", absent)
     with pytest.raises(UsageError) as caught:
-        bench.bench(["mixer_s32_224"], against="timm", device="cpu")
+        bench(["mixer_s32_224"], BenchmarkSettings(against="timm", device="cpu"))
     assert caught.value.code == "missing_dependency"
     assert "scripts/bench" in caught.value.hint
-
-
-# --- the picture ------------------------------------------------------------------------------------------------------
-
-
-def two_rows() -> list[Row]:
-    return [
-        Row(model="mixer_b16_224", candidate=name, precision="float32", batch=batch, reads="uint8",
-            images_per_second=speed)
-        for name, speed in (("eager", 5.0), ("openvino", 7.5), ("absent", None)) for batch in (8, 1)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_picture(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
-    path = tmp_path / f"speed{suffix}"
-    bench.draw(two_rows(), path)
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
-
-
-def test_a_picture_that_cannot_be_drawn_costs_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(bench, "_draw", lambda *_: 1 / 0)
-    bench.draw(two_rows(), tmp_path / "speed.png")
-    assert "speed.png was not drawn: ZeroDivisionError" in caplog.text
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
-
-    def without(name: str, *more: Any, **rest: Any) -> Any:
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return whole(name, *more, **rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr("importlib.import_module", without)
-    with pytest.raises(UsageError) as caught:
-        bench.check_picture(["mixer_b16_224"])
-    assert caught.value.code == "missing_dependency"
-    assert "pip install matplotlib" in caught.value.hint
-
-
-def test_a_picture_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.import_module", lambda name: None)
-    with pytest.raises(UsageError, match="none is published") as caught:
-        bench.check_picture(["convmixer_256_8_ks3_p4"])
-    assert caught.value.code == "bad_argument"
-    bench.check_picture(["convmixer_256_8_ks3_p4", "mixer_b16_224"])
 
 
 def test_names_of_files() -> None:
@@ -347,7 +323,7 @@ def test_the_goals_are_ratios_to_the_best_peer(monkeypatch: pytest.MonkeyPatch) 
               ("openvino", "float32"): 3.0, ("auto", "bfloat16"): 5.0},
     }  # fmt: skip
     rows = [
-        Row(model=model, candidate=name, precision=precision, batch=8, reads="uint8", images_per_second=speed,
+        BenchmarkRow(model=model, candidate=name, precision=precision, batch=8, reads="uint8", images_per_second=speed,
             status="ok" if speed else "failed")
         for model, of_model in speeds.items() for (name, precision), speed in of_model.items()
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tuning: the fastest way is found by measuring, kept with its conditions, and used."""
+"""Tuning measures the fastest settings, saves them with their conditions, and they are used."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch
 import tessella
 from tessella.doctor import _tuned
 from tessella.engine import make_plan
-from tessella.engine.tuned import Tuned, all_tuned, find_tuned, keep_tuned
+from tessella.engine.tuned import Tuned, Workload, all_tuned, find_tuned, save_tuned
 from tessella.errors import UsageError
-from tessella.fingerprint import config_text
-from tessella.performance import tuning as tuning
-from tessella.performance.tuning import Row, _winner, tune
+from tessella.performance import tuning
+from tessella.performance.tuning import TuningRow, _winner, tune
 from tessella.predictor import Predictor
 
 from ..models.tiny import tiny
@@ -38,7 +37,7 @@ def model() -> Any:
 def test_the_winner_is_kept_and_used() -> None:
     net = model()
     said: list[str] = []
-    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, say=said.append)
+    done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, log=said.append)
     assert any("openvino float32" in line for line in said)
     measured = {(row.engine, row.layout) for row in done.rows if row.seconds}
     assert measured >= {("rewritten", ""), ("openvino", "")}
@@ -63,7 +62,7 @@ def test_the_winner_is_kept_and_used() -> None:
     assert all(row.reason.startswith("tuned on") for row in rows)
 
 
-def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lossy_precision_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.engine.gate import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
@@ -75,20 +74,20 @@ def test_a_lossy_way_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(winner.precision == "float32" for winner in done.winners.values())
 
 
-def test_what_is_not_worth_it_is_not_chosen() -> None:
-    def row(engine: str, seconds: list[float]) -> Row:
-        return Row("throughput", engine, "float32", "", 1, 8, seconds)
+def test_a_small_gain_is_not_chosen() -> None:
+    def row(engine: str, seconds: list[float]) -> TuningRow:
+        return TuningRow("throughput", engine, "float32", "", 1, 8, seconds)
 
     usual = row("rewritten", [0.10, 0.11, 0.12])
     assert _winner([usual, row("openvino", [0.108, 0.109, 0.11])], "today").engine == "rewritten"
     best = _winner([usual, row("openvino", [0.05, 0.055, 0.06]), row("onnxruntime", [])], "today")
     assert best.engine == "openvino"
-    assert "20 images/s, 2.00 times that of rewritten float32; 3 rounds" in best.reason
+    assert "20 images/s, 2.00 times that of rewritten float32; 3 alternating rounds" in best.reason
 
 
-def test_when_the_time_is_up_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_beyond_the_time_limit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     done = tune(model(), seconds=1e-6)
-    assert any(row.note == "not measured: the time was up" for row in done.rows)
+    assert any(row.note == "not measured: the time limit was reached" for row in done.rows)
     assert done.winners["throughput"].engine == "rewritten"
 
 
@@ -96,33 +95,32 @@ def test_when_the_time_is_up_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_candidates_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
         tune(model(), **wrong)
-    assert "choose of" in str(caught.value.hint)
+    assert "choose from" in str(caught.value.hint)
 
 
 def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
-    path = keep_tuned("arch", "config", (32, 32), 2, {"throughput": best}, [], "2026-01-01")
-    asked = ("arch", "config", (32, 32), 2)
-    assert find_tuned(*asked, "throughput") == best
-    assert find_tuned(*asked, "latency") is None
-    assert find_tuned("arch", "config", (32, 32), 4, "throughput") is None
+    workload = Workload("arch", "config", (32, 32), 2)
+    path = save_tuned(workload, {"throughput": best}, [], "2026-01-01")
+    assert find_tuned(workload, "throughput") == best
+    assert find_tuned(workload, "latency") is None
+    assert find_tuned(Workload("arch", "config", (32, 32), 4), "throughput") is None
     monkeypatch.setattr("tessella.engine.tuned.cpu_name", lambda: "another")
-    assert find_tuned(*asked, "throughput") is None
+    assert find_tuned(workload, "throughput") is None
     assert next(row.reason for row in _tuned(2)).startswith("not used")
     monkeypatch.undo()
     monkeypatch.setenv("TESSELLA_CACHE", str(cache))
     for damaged in ("", "[]", '{"winners": 1}', '{"winners": {"throughput": {"engine": 1}}, "conditions": {}}'):
         path.write_text(damaged)
-        assert find_tuned(*asked, "throughput") is None
+        assert find_tuned(workload, "throughput") is None
         assert list(all_tuned()) == []
 
 
-def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_winner_whose_package_was_removed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
-    keep_tuned(
-        net.arch, config_text(net.config), (32, 32), torch.get_num_threads(), {"throughput": best}, [], "2026-01-01"
-    )
+    workload = Workload.of(net, (32, 32), torch.get_num_threads())
+    save_tuned(workload, {"throughput": best}, [], "2026-01-01")
     assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
     monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["openvino"])
     with pytest.MonkeyPatch.context() as patch:
@@ -130,13 +128,11 @@ def test_a_winner_whose_package_is_gone_is_passed_over(monkeypatch: pytest.Monke
         assert make_plan("cpu", model=net, size=(32, 32)).engine == "rewritten"
 
 
-def test_an_engine_that_breaks_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.engine import openvino
-
+def test_an_engine_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(openvino, "open_model", broken)
+    monkeypatch.setattr("tessella.engine.convert.as_openvino", broken)
     done = tune(model(), engines=["rewritten", "openvino"], precisions=["float32"], seconds=2)
     notes = {row.note for row in done.rows if row.engine == "openvino"}
     assert "RuntimeError: no such operator" in notes
@@ -168,12 +164,12 @@ def test_a_runtime_of_another_name_is_no_error(monkeypatch: pytest.MonkeyPatch) 
     assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"
 
 
-def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
+def test_rounds_alternate_and_hopeless_candidates_are_dropped() -> None:
     order: list[str] = []
 
     class Fake:
         def __init__(self, name: str, seconds: float):
-            self.row = Row("throughput", name, "float32", "", 1, 8, [seconds])
+            self.row = TuningRow("throughput", name, "float32", "", 1, 8, [seconds])
             self.seconds = seconds
 
         def measure(self) -> None:
@@ -181,7 +177,7 @@ def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
             self.row.seconds.append(self.seconds)
 
     fakes: list[Any] = [Fake("usual", 9.0), Fake("a", 1.0), Fake("slow", 5.0), Fake("b", 1.1)]
-    tuning._rounds(fakes, until=float("inf"))
+    tuning._run_rounds(fakes, until=float("inf"))
     assert order == [*["usual", "a", "b"] * 2, *["a", "b"] * (tuning.ROUNDS - 3)]
     assert len(fakes[2].row.seconds) == 1
     assert len(fakes[0].row.seconds) == len(tuning.HOPELESS)
@@ -190,6 +186,6 @@ def test_rounds_are_taken_by_turns_and_the_hopeless_are_spared() -> None:
 
 def test_a_disturbed_round_does_not_decide() -> None:
     """Another program slowed three of the faster one's seven rounds, as happens on a shared machine."""
-    usual = Row("throughput", "rewritten", "float32", "", 1, 8, [0.10] * 7)
-    disturbed = Row("throughput", "openvino", "float32", "", 1, 8, [0.08, 0.3, 0.08, 0.3, 0.08, 0.3, 0.3])
+    usual = TuningRow("throughput", "rewritten", "float32", "", 1, 8, [0.10] * 7)
+    disturbed = TuningRow("throughput", "openvino", "float32", "", 1, 8, [0.08, 0.3, 0.08, 0.3, 0.08, 0.3, 0.3])
     assert _winner([usual, disturbed], "today").engine == "openvino"

@@ -16,10 +16,10 @@ from tessella.plots.sheet import Panel, write_sheet
 def test_a_page_needs_no_drawing_library_and_a_failed_sheet_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("no fonts")
 
-    monkeypatch.setattr("tessella.plots.figures.matplotlib", fail)
+    monkeypatch.setattr("tessella.plots.figures.new_figure", fail)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     write_sheet(tmp_path / "sheet.html", [Panel(pixels, ("noise",))], "Noise")
     data = re.search(r"base64,([^\"]+)", (tmp_path / "sheet.html").read_text())

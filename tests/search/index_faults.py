@@ -1,4 +1,4 @@
-"""Every call with which an index is built, by name; at one of them the builder is killed, and the next one goes on.
+"""Kills the builder of an index at each of its calls, by name, and lets the next builder finish.
 
 `scripts/soak index --rows 20000 --out FILE` goes through one of each name, in four states of the folder; the tests go
 through a part. LanceDB's calls are told before and after, as what it does in between is its own.
@@ -32,7 +32,7 @@ TABLE_CALLS = ("add", "delete", "restore", "optimize", "create_index", "drop_ind
 
 
 class IndexPoints(Points):
-    """Calls that differ by a number or a random name alone share one; at the nth of `name` the process is killed."""
+    """Kills the process at the nth call of `name`; calls that differ only in a number or a random part share a name."""
 
     def __init__(self, folder: Path, name: str = "", nth: int = 0):
         super().__init__(folder)
@@ -51,7 +51,7 @@ class IndexPoints(Points):
 
 @contextmanager
 def reaching_lance(points: Points, home: Path) -> Iterator[None]:
-    """LanceDB's calls that change a table tell `points` before and after."""
+    """Reports LanceDB's calls that change a table to `points`, before and after."""
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
@@ -73,7 +73,7 @@ def reaching_lance(points: Points, home: Path) -> Iterator[None]:
 
 
 def build(out: Path, points: IndexPoints) -> list[str]:
-    """An index that is added to in ten steps, and approximate."""
+    """Build an approximate index in ten steps."""
     rows = SHARD_ROWS * len(list((out / "shards").iterdir()))
     with mock.patch.object(index, "STEP_ROWS", rows // 10), reaching(points), reaching_lance(points, out / "index"):
         build_index(out, approximate_from=rows // 2)
@@ -88,7 +88,7 @@ def _killed(out: Path, name: str, nth: int) -> None:
 
 
 def prepare(folder: Path, rows: int) -> dict[str, Path]:
-    """A run in each state, by name."""
+    """Return a run in each state, by name."""
     states = {state: folder / state for state in STATES}
     first, changed, added, unsealed = states.values()
     write_run(first, numbered(some(rows, 0)))
@@ -106,7 +106,7 @@ def prepare(folder: Path, rows: int) -> dict[str, Path]:
 
 
 def names_of(state: Path, folder: Path) -> dict[str, int]:
-    """The calls of a builder that nothing happens to, with how often they are made."""
+    """Return the calls of an undisturbed builder and how often each is made."""
     out = folder / "names"
     shutil.copytree(state, out)
     names = build(out, IndexPoints(out))
@@ -115,7 +115,7 @@ def names_of(state: Path, folder: Path) -> dict[str, int]:
 
 
 def trial(state: Path, folder: Path, name: str, nth: int) -> str:
-    """A builder that is killed, and another one; its index must be what the shards are. Why it was made anew, or ""."""
+    """Kill a builder and run another one; check its index against the shards. Returns why it was rebuilt, or ""."""
     out = folder / "trial"
     shutil.copytree(state, out)
     _killed(out, name, nth)

@@ -1,4 +1,4 @@
-"""Duplicates that a test has planted: found, joined and kept as the rules say."""
+"""Planted duplicates are found, clustered and kept by the documented rules."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import tessella
 from tessella import bulk
 from tessella.errors import UsageError
-from tessella.search import duplicates as dedup
-from tessella.search.duplicates import OUTPUTS, Duplicates, find_duplicates, join, pairs_sheet, write_duplicates
+from tessella.search import duplicates
+from tessella.search.duplicates import OUTPUTS, Duplicates, dedup, draw_duplicates, join, write_duplicates
 
 from ..bulk.runs import Image, unit, write_run
 
@@ -24,7 +24,7 @@ D = 32
 
 
 def turned(vector: Any, cosine: float, seed: int) -> Any:
-    """A unit vector at that cosine to a unit vector."""
+    """Return a unit vector with the given cosine to another one."""
     other = np.random.default_rng(seed).standard_normal(len(vector))
     other -= (other @ vector) * vector
     return (cosine * vector + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)).astype(np.float32)
@@ -54,7 +54,7 @@ def groups(found: Duplicates) -> list[list[str]]:
 
 
 def test_clusters_and_which_row_is_kept(run: Path) -> None:
-    found = find_duplicates(run)
+    found = dedup(run)
     assert groups(found) == [["b0", "a0", "a1", "a2", "b1"]]  # by pixels, bytes, key
     assert [one.kind for one in found.rows] == ["kept", *["near"] * 4]
     assert [one.row for one in found.rows] == [6, 0, 1, 2, 7]
@@ -72,19 +72,19 @@ def test_clusters_and_which_row_is_kept(run: Path) -> None:
 
 
 def test_the_threshold_decides(run: Path) -> None:
-    assert groups(find_duplicates(run, threshold=0.88)) == [["b0", "a0", "a1", "a2", "b1"], ["b2", "a3"]]
+    assert groups(dedup(run, threshold=0.88)) == [["b0", "a0", "a1", "a2", "b1"], ["b2", "a3"]]
     for threshold in (0.99, None):
-        found = find_duplicates(run, threshold=threshold)
+        found = dedup(run, threshold=threshold)
         assert groups(found) == [["a0", "a1"]]
         assert [(one.kind, one.similarity) for one in found.rows] == [("kept", 1), ("same", 1)]
     for wrong in (0, -1, 3, float("nan")):
         with pytest.raises(UsageError) as caught:
-            find_duplicates(run, threshold=wrong)
+            dedup(run, threshold=wrong)
         assert caught.value.code == "bad_argument"
 
 
 def plain_clusters(vectors: Any, threshold: float) -> set[frozenset[int]]:
-    """Depth first, with no blocks."""
+    """The same by depth-first search, without blocks."""
     alike = vectors @ vectors.T >= threshold
     left, found = set(range(len(vectors))), set()
     while left:
@@ -100,14 +100,14 @@ def plain_clusters(vectors: Any, threshold: float) -> set[frozenset[int]]:
     return found
 
 
-def test_blocks_give_what_the_whole_matrix_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dedup, "BLOCK", 64)
+def test_blocks_and_the_whole_matrix_give_the_same_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK", 64)
     rng = np.random.default_rng(0)
     vectors = unit(rng.standard_normal((40, D))[rng.integers(0, 40, 700)] + 0.25 * rng.standard_normal((700, D)))
     cosines = np.sort((vectors @ vectors.T)[np.triu_indices(700, 1)])
     place = np.searchsorted(cosines, 0.9)
     threshold = float(cosines[place] + cosines[place - 1]) / 2
-    root, pairs = dedup._alike(vectors, threshold)
+    root, pairs = duplicates._similar(vectors, threshold)
     expected = plain_clusters(vectors, threshold)
     assert 5 < len(expected) < 600
     assert {frozenset(np.flatnonzero(root == one).tolist()) for one in root} == expected
@@ -115,29 +115,29 @@ def test_blocks_give_what_the_whole_matrix_gives(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_long_chain_and_a_crowd_are_one_cluster_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worst for union-find: links given in a bad order, and blocks where every pair is alike."""
+    """The worst cases for union-find: links in a bad order, and blocks in which all pairs are similar."""
     order = np.random.default_rng(0).permutation(2999)
     assert not join(np.arange(3000), order, order + 1).any()
-    monkeypatch.setattr(dedup, "BLOCK", 512)
-    assert not dedup._alike(np.ones((1200, 4), np.float16), 0.95)[0].any()
+    monkeypatch.setattr(duplicates, "BLOCK", 512)
+    assert not duplicates._similar(np.ones((1200, 4), np.float16), 0.95)[0].any()
 
 
-def test_a_run_of_errors_alone_has_no_duplicates(tmp_path: Path) -> None:
+def test_a_run_with_only_errors_has_no_duplicates(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [Image(str(i), np.ones(D), error="empty") for i in range(3)])
-    assert find_duplicates(run) == Duplicates(0, 0, (), ())
+    assert dedup(run) == Duplicates(0, 0, (), ())
 
 
 def test_a_damaged_shard_is_refused(run: Path, tmp_path: Path) -> None:
     shard = run / "shards" / "shard-00000000.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(UsageError) as caught:
-        find_duplicates(run)
+        dedup(run)
     assert caught.value.code == "damaged_run"
     with pytest.raises(UsageError, match="holds no run"):
-        find_duplicates(tmp_path)
+        dedup(tmp_path)
 
 
-def test_copies_of_real_images_and_a_picture_of_the_pairs(tmp_path: Path) -> None:
+def test_copies_of_real_images_and_a_sheet_of_the_pairs(tmp_path: Path) -> None:
     from PIL import Image as Pillow
 
     folder = tmp_path / "images"
@@ -147,18 +147,14 @@ def test_copies_of_real_images_and_a_picture_of_the_pairs(tmp_path: Path) -> Non
     shutil.copy(EXAMPLES / "coffee.jpg", folder / "coffee.jpg")
     with Pillow.open(EXAMPLES / "cat.jpg") as image:
         image.resize((image.width // 2, image.height // 2)).save(folder / "small.png")
-    bulk.run(
-        [str(folder)],
-        tmp_path / "run",
-        tessella.load(engine="eager", device="cpu", batch_size=4),
-        bulk.RunSettings(processes=1),
-    )
-    found = find_duplicates(tmp_path / "run")
+    predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
+    bulk.run([str(folder)], tmp_path / "run", predictor, bulk.RunSettings(processes=1))
+    found = dedup(tmp_path / "run")
     assert [(Path(one.key).name, one.kind) for one in found.rows] == [
         ("cat.jpg", "kept"), ("copy.jpg", "same"), ("small.png", "near")
     ]  # fmt: skip
     for name in ("pairs.png", "pairs.html"):
-        assert pairs_sheet(tmp_path / "run", found, tmp_path / name)
+        assert draw_duplicates(tmp_path / "run", found, tmp_path / name)
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "pairs.html").read_text()
     assert page.count("<figure>") == 2 * len(found.pairs) + len(found.rows) > 0
@@ -167,22 +163,22 @@ def test_copies_of_real_images_and_a_picture_of_the_pairs(tmp_path: Path) -> Non
     first = found.pairs[0]
     assert f"pair 1: {first.similarity:.4f}, joined" in boxes[0]
     assert all(key in boxes[0] for key in first.keys)
-    assert pairs_sheet(tmp_path / "run", find_duplicates(tmp_path / "run", threshold=None), tmp_path / "exact.html")
+    assert draw_duplicates(tmp_path / "run", dedup(tmp_path / "run", threshold=None), tmp_path / "exact.html")
     assert (tmp_path / "exact.html").read_text().count("<figure>") == 2
 
 
-def test_there_is_no_picture_of_nothing(tmp_path: Path) -> None:
+def test_no_sheet_is_written_without_duplicates(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [Image(str(i), np.eye(D)[i]) for i in range(3)])
-    found = find_duplicates(run)
+    found = dedup(run)
     assert (found.rows, found.pairs) == ((), ())
-    assert not pairs_sheet(run, found, tmp_path / "pairs.html")
+    assert not draw_duplicates(run, found, tmp_path / "pairs.html")
     assert not (tmp_path / "pairs.html").exists()
 
 
 def test_rows_as_files(run: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    found = find_duplicates(run)
+    found = dedup(run)
     rows = [vars(one) for one in found.rows]
     for name in OUTPUTS:
         write_duplicates(tmp_path / f"rows{name}", found)
@@ -199,5 +195,5 @@ def test_rows_as_files(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("threshold", [0, 1.5, float("nan"), "0.9", True])
 def test_odd_thresholds_are_refused(run: Path, threshold: Any) -> None:
     with pytest.raises(UsageError, match="threshold") as caught:
-        find_duplicates(run, threshold=threshold)
+        dedup(run, threshold=threshold)
     assert caught.value.code == "bad_argument"

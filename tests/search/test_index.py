@@ -1,4 +1,4 @@
-"""The index of a run: it is what the shards are, after updates, damage and kills."""
+"""The index of a run matches its shards after updates, damage and kills."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def run(tmp_path: Path) -> Path:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_that_is_ok_is_there_as_the_shards_have_it(run: Path) -> None:
+def test_every_ok_row_is_indexed_as_in_the_shards(run: Path) -> None:
     said: list[str] = []
-    report = build_index(run, say=said.append)
+    report = build_index(run, log=said.append)
     assert indexed(run) == truth(run)
     assert (report.rows, report.added, report.removed, report.rebuilt) == (295, 295, 0, "")
     assert report.bytes == sum(path.stat().st_size for path in (run / "index").rglob("*.*")
@@ -59,13 +59,13 @@ def test_other_kinds_of_runs(tmp_path: Path, facts: dict[str, Any]) -> None:
     assert indexed(run) == truth(run)
 
 
-def test_a_run_of_errors_alone_has_an_index(tmp_path: Path) -> None:
+def test_a_run_with_only_errors_has_an_index(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [Image("a", some(1, 0)[0], error="empty")])
     assert build_index(run).rows == build_index(run).rows == 0
     assert indexed(run) == {}
 
 
-def test_an_image_for_which_a_model_gives_nan_is_nobodys_neighbour(tmp_path: Path) -> None:
+def test_an_image_with_a_nan_embedding_is_not_indexed(tmp_path: Path) -> None:
     images = numbered(some(20, 0))
     images[3].vector = np.full(16, np.nan)
     run = write_run(tmp_path / "run", images)
@@ -73,7 +73,7 @@ def test_an_image_for_which_a_model_gives_nan_is_nobodys_neighbour(tmp_path: Pat
     assert indexed(run) == {key: row for key, row in truth(run).items() if key != "000003.jpg"}
 
 
-def test_an_update_adds_what_is_new_and_removes_what_is_gone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_adds_new_shards_and_removes_those_that_are_gone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
     def counted(out: Path, shard: Shard) -> Any:
@@ -97,7 +97,7 @@ def test_an_update_adds_what_is_new_and_removes_what_is_gone(run: Path, monkeypa
 
 
 def test_a_shard_in_another_place_is_another_shard(tmp_path: Path) -> None:
-    """As where a listing has grown by just one shard at its beginning: rows are known by their place in it."""
+    """As if a listing had grown by one shard at its beginning: rows are identified by their position."""
     new, old = numbered(some(100, 1), 500), numbered(some(100, 0))
     run = write_run(tmp_path / "run", old)
     build_index(run)
@@ -129,7 +129,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_index_is_found_and_made_anew(run: Path, kind: str) -> None:
+def test_a_damaged_index_is_detected_and_rebuilt(run: Path, kind: str) -> None:
     build_index(run)
     DAMAGE[kind](run)
     assert check_index(run)
@@ -137,24 +137,24 @@ def test_a_damaged_index_is_found_and_made_anew(run: Path, kind: str) -> None:
         open_table(run / "index", read_run(run))
     assert caught.value.code == "damaged_run"
     said: list[str] = []
-    report = build_index(run, say=said.append)
+    report = build_index(run, log=said.append)
     assert report.rebuilt
-    assert said[0] == f"the index is made anew: {report.rebuilt}"
+    assert said[0] == f"the index is rebuilt: {report.rebuilt}"
     assert indexed(run) == truth(run)
     assert check_index(run) == []
 
 
-def test_an_index_of_another_fingerprint_is_made_anew(run: Path, tmp_path: Path) -> None:
+def test_an_index_of_another_fingerprint_is_rebuilt(run: Path, tmp_path: Path) -> None:
     build_index(run)
     other = write_run(tmp_path / "other", numbered(some(5, 9)), fingerprint="f" * 16)
     shutil.copytree(run / "index", other / "index")
-    with pytest.raises(UsageError, match="of fingerprint 0123456789abcdef, the run of ffffffffffffffff"):
+    with pytest.raises(UsageError, match="fingerprint is 0123456789abcdef, that of the run is ffffffffffffffff"):
         open_table(other / "index", read_run(other))
     assert "0123456789abcdef" in build_index(other).rebuilt
     assert indexed(other) == truth(other)
 
 
-def test_a_damaged_shard_is_refused_and_the_index_stays(run: Path) -> None:
+def test_a_damaged_shard_is_refused_and_the_index_is_unchanged(run: Path) -> None:
     build_index(run)
     whole = indexed(run)
     write_shard(run, 3, numbered(some(9, 5), 300))
@@ -168,7 +168,7 @@ def test_a_damaged_shard_is_refused_and_the_index_stays(run: Path) -> None:
         build_index(run)
 
 
-def test_there_must_be_a_run_and_an_index(tmp_path: Path, run: Path) -> None:
+def test_a_missing_run_or_index_is_reported(tmp_path: Path, run: Path) -> None:
     with pytest.raises(UsageError, match="holds no run") as caught:
         build_index(tmp_path)
     assert caught.value.code == "not_found"
@@ -177,7 +177,7 @@ def test_there_must_be_a_run_and_an_index(tmp_path: Path, run: Path) -> None:
         check_index(run)
 
 
-def test_of_two_builders_at_once_one_is_refused(run: Path) -> None:
+def test_a_second_builder_is_refused(run: Path) -> None:
     refused: list[str] = []
 
     def second(text: str) -> None:
@@ -185,12 +185,12 @@ def test_of_two_builders_at_once_one_is_refused(run: Path) -> None:
             build_index(run)
         refused.append(caught.value.code)
 
-    build_index(run, say=second)
+    build_index(run, log=second)
     assert set(refused) == {"busy"}
     assert indexed(run) == truth(run)
 
 
-def test_a_full_disk_is_told_and_the_index_stays(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_the_index_is_unchanged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -212,7 +212,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", ["_rows", "choose_plan", "_durable", "_write_seal"])
-def test_stopped_at_any_step_the_next_builder_ends_the_work(
+def test_after_a_stop_at_any_step_the_next_builder_finishes(
     run: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Any) -> None:
@@ -254,8 +254,8 @@ for _ in sys.stdin:
 """
 
 
-def test_killed_at_any_moment_it_ends_as_what_the_shards_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight real kills of builders, some of which go on with what the one before has left."""
+def test_after_random_kills_the_index_matches_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight real kills; some builders continue with what the previous one left."""
     run = write_run(tmp_path / "run", numbered(some(3_000, 0)))
     monkeypatch.setattr(task, "STEP_ROWS", 100)
     takes = build_index(run).seconds
@@ -290,7 +290,7 @@ def test_killed_at_any_moment_it_ends_as_what_the_shards_are(tmp_path: Path, mon
     assert ends >= 2
 
 
-def test_importing_is_cheap_and_lancedb_is_asked_for() -> None:
+def test_importing_is_cheap_and_a_missing_lancedb_is_reported() -> None:
     code = """
 import json, sys
 from tessella.search import duplicates as dedup, index, query as search

@@ -1,4 +1,4 @@
-"""The nearest rows of an index: exact answers against plain arithmetic, approximate ones against exact ones."""
+"""Exact searches match plain arithmetic, approximate ones match exact ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tessella.bulk.run_folder import read_run
 from tessella.search import nearest
 from tessella.search.index import HOME, TABLE, build_index, open_table
-from tessella.search.nearest import Approximate, Plan, exact
+from tessella.search.nearest import Approximate, SearchPlan, exact
 from tessella.search.query import Index
 
 from ..bulk.runs import numbered, some, unit, write_run, write_shard
@@ -31,7 +31,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("large") / "run", numbered(clustered(6_000, 1)))
 
 
-def test_exact_answers_are_those_of_plain_arithmetic(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_search_matches_plain_arithmetic(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest, "SCAN_ROWS", 1_700)
     build_index(large)
     table, _ = open_table(large / "index", read_run(large))
@@ -48,13 +48,13 @@ def test_exact_answers_are_those_of_plain_arithmetic(large: Path, monkeypatch: p
         np.testing.assert_allclose(np.take_along_axis(expected, places, 1), scores, atol=1e-6)
 
 
-def test_an_approximate_index_states_the_recall_that_it_has(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "ASKED", 64)
+def test_the_stated_recall_of_an_approximate_index_is_right(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "RECALL_QUERIES", 64)
     said: list[str] = []
     plan = build_index(large, approximate_from=100_000).plan
     assert plan.probes == 0
     shutil.rmtree(large / "index")
-    report = build_index(large, approximate_from=5_000, say=said.append)
+    report = build_index(large, approximate_from=5_000, log=said.append)
     plan = report.plan
     assert plan.recall >= 0.99
     assert 1 <= plan.probes <= plan.partitions
@@ -90,13 +90,11 @@ def test_threads_share_an_approximate_index(large: Path) -> None:
     assert np.mean(shares) >= 0.97
 
 
-def test_an_approximate_index_that_finds_too_little_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_approximate_index_with_low_recall_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", numbered(some(300, 0)))
     monkeypatch.setattr(Approximate, "search", lambda index, query, k, probes: (np.zeros(k), np.zeros(k, int)))
     said: list[str] = []
-    plan = build_index(run, approximate_from=200, say=said.append).plan
-    assert plan == Plan("an approximate index had a recall@10 of -0.1000, under 0.99")
+    plan = build_index(run, approximate_from=200, log=said.append).plan
+    assert plan == SearchPlan("the recall@10 of an approximate index was -0.1000, less than 0.99")
     assert said[-1].startswith("searches are exact")
     assert open_table(run / "index", read_run(run))[0].list_indices() == []

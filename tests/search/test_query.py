@@ -1,4 +1,4 @@
-"""Searches of a run: against plain arithmetic, with filters, by queries of every kind, and as a picture."""
+"""Searches in a run: compared with plain arithmetic, with filters, all kinds of queries, and sheets."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tessella.bulk import RunSettings, read_rows, run
 from tessella.errors import ImageError, UsageError
 from tessella.predictor import Predictor
 from tessella.search import query as search
+from tessella.search import vector_files
 from tessella.search.index import build_index, lance_errors
 from tessella.search.query import Index, load_model
 
@@ -61,18 +62,18 @@ def index(planted: Path) -> Index:
 
 
 def nearest(run: Path, query: Any, top: int, keep: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[str]:
-    """Keys by cosine in float64, then key."""
+    """Return keys sorted by cosine in float64, then by key."""
     rows = [row for table in read_rows(run) for row in table.to_pylist() if row["status"] == "ok" and keep(row)]
     cosines = unit(np.stack([row["embedding"] for row in rows]).astype(np.float64)).astype(np.float64) @ unit(query)
     found = sorted(zip((-cosines).round(6), (row["key"] for row in rows), strict=True))
     return [key for _, key in found[:top]]
 
 
-def keys(found: list[search.Neighbour]) -> list[str]:
+def keys(found: list[search.Neighbor]) -> list[str]:
     return [one.key for one in found]
 
 
-def test_a_search_is_plain_arithmetic(planted: Path, index: Index) -> None:
+def test_a_search_matches_plain_arithmetic(planted: Path, index: Index) -> None:
     for query in some(8, 5):
         for top in (1, 10):
             found = index.search(query, top=top)
@@ -81,14 +82,14 @@ def test_a_search_is_plain_arithmetic(planted: Path, index: Index) -> None:
     assert len(index.search(some(1, 5)[0], top=10_000)) == 600
 
 
-def test_equal_ones_are_in_order_of_the_key(index: Index) -> None:
+def test_equal_scores_are_sorted_by_key(index: Index) -> None:
     copies = [f"{i:06d}.jpg" for i in (*range(100, 105), *range(340, 345))]
     found = index.search("000000.jpg")
     assert keys(found) == copies
     assert {one.score for one in found} == {1.0}
 
 
-def test_a_neighbour_says_what_the_run_knows(index: Index) -> None:
+def test_a_neighbor_has_the_fields_of_the_run(index: Index) -> None:
     query = index.query("000011.jpg")
     assert (query.row, query.name) == (11, "000011.jpg")
     (one,) = index.search(query.vector, top=1)
@@ -117,7 +118,7 @@ def test_filters(planted: Path, index: Index) -> None:
         "label = '\udcff'", "(" * 300 + "1=1" + ")" * 300, "width+" * 1600 + "1 > 1", "NOT " * 30_000 + "true",
     ],
 )  # fmt: skip
-def test_a_bad_filter_is_a_usage_error_in_our_words(index: Index, where: str) -> None:
+def test_a_bad_filter_is_a_usage_error(index: Index, where: str) -> None:
     with pytest.raises(UsageError) as caught:
         index.search(some(1, 5)[0], where=where)
     assert caught.value.code == "bad_argument"
@@ -160,7 +161,7 @@ def test_odd_keys_are_found(tmp_path: Path) -> None:
         assert caught.value.code == "not_found"
 
 
-def test_a_panic_of_lancedb_is_coded() -> None:
+def test_a_panic_of_lancedb_becomes_a_coded_error() -> None:
     class RustPanic(BaseException):
         """As it comes from a future; no module has its name."""
 
@@ -180,7 +181,7 @@ def test_a_query_that_would_fill_the_memory_is_refused(
         assert (tmp_path / name).stat().st_size < 10_000
     else:
         np.save(tmp_path / name, some(5000, 5))
-    monkeypatch.setattr(search, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(vector_files, "MAX_BYTES", 300_000)
     with pytest.raises(UsageError, match="the limit of a query is 300,000") as caught:
         index.search(tmp_path / name)
     assert caught.value.code == "bad_argument"
@@ -232,7 +233,7 @@ def test_a_damaged_file_of_vectors_is_refused(index: Index, tmp_path: Path, suff
             index.search(path)
 
 
-def test_a_query_that_is_no_regular_file(index: Index, tmp_path: Path) -> None:
+def test_a_query_that_is_not_a_regular_file(index: Index, tmp_path: Path) -> None:
     (tmp_path / "folder.npy").mkdir()
     os.mkfifo(tmp_path / "pipe.npz")
     for name in ("folder.npy", "pipe.npz"):
@@ -296,7 +297,7 @@ def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> N
         ("{tmp}/cat.npz", "bad_argument"),
     ],
 )
-def test_a_query_that_cannot_be_is_refused(index: Index, query: Any, code: str, tmp_path: Path) -> None:
+def test_an_impossible_query_is_refused(index: Index, query: Any, code: str, tmp_path: Path) -> None:
     shutil.copy(CAT, tmp_path / "cat.npz")
     with pytest.raises(UsageError) as caught:
         index.search(query.format(tmp=tmp_path) if isinstance(query, str) else query)
@@ -314,13 +315,13 @@ def test_embeddings_of_another_model_are_refused(planted: Path, index: Index, tm
         assert caught.value.code == "changed_run"
 
 
-def test_the_state_that_was_opened_is_searched_during_an_update(tmp_path: Path) -> None:
+def test_an_opened_index_is_not_affected_by_an_update(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", numbered(some(50, 0)))
     build_index(run)
     said: list[int] = []
     before = Index(run)
     write_shard(run, 0, numbered(some(70, 1)))
-    build_index(run, say=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
+    build_index(run, log=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
     assert set(said) == {50}
     assert len(Index(run).search(np.ones(16), top=100)) == 70
     assert len(before.search(np.ones(16), top=100)) == 50  # its rows are in memory
@@ -329,7 +330,7 @@ def test_the_state_that_was_opened_is_searched_during_an_update(tmp_path: Path) 
     assert caught.value.code == "damaged_run"
 
 
-def test_large_indexes_are_searched_by_lancedb_with_the_same_answers(
+def test_searches_with_lancedb_and_in_memory_agree(
     planted: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "IN_MEMORY_ROWS", 0)
@@ -379,7 +380,7 @@ def test_the_runs_own_model_embeds_a_query(photographs: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".html", ".png"])
-def test_sheets_show_queries_and_neighbours(photographs: Path, tmp_path: Path, suffix: str) -> None:
+def test_sheets_show_queries_and_neighbors(photographs: Path, tmp_path: Path, suffix: str) -> None:
     index = Index(photographs / "run")
     coffee = str(photographs / "coffee.jpg")
     asked = [index.query(CAT), index.query(coffee), index.query(np.ones(256))]
@@ -405,7 +406,7 @@ def test_sheets_show_queries_and_neighbours(photographs: Path, tmp_path: Path, s
 
 
 class Page(HTMLParser):
-    """What a browser sees of a page."""
+    """Collects what a browser would show of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -421,7 +422,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_a_picture_that_is_gone_has_its_error_in_its_place(photographs: Path, tmp_path: Path) -> None:
+def test_a_missing_picture_is_replaced_by_its_error(photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs, tmp_path / "photographs")
     index = Index(photographs / "run")
     found = index.search(CAT)

@@ -1,9 +1,10 @@
-"""Retrieval figures: by hand, and against plain loops."""
+"""Retrieval metrics match figures computed by hand and with plain loops."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from tessella.errors import UsageError
 from tessella.search import retrieval_metrics as task
@@ -13,7 +14,7 @@ from ..bulk.runs import unit
 
 
 def test_by_hand() -> None:
-    """On a circle at 0, 10, 30 and 100 degrees, classes a a b b, and one of a class of its own at 101."""
+    """Vectors at 0, 10, 30 and 100 degrees with classes a a b b, and one at 101 degrees with its own class."""
     angles = np.radians([0, 10, 30, 100, 101])
     found = retrieval(np.stack([np.cos(angles), np.sin(angles)], 1), ["a", "a", "b", "b", "c"], (1, 2, 4))
     # neighbours: 0: 1 2 3 4; 1: 0 2 3 4; 2: 1 0 3 4; 3: 4 2 1 0; 4: 3 2 1 0
@@ -56,6 +57,6 @@ def test_against_plain_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         (np.full((3, 2), np.nan), [1, 1, 3], (1,)),
     ],
 )
-def test_what_does_not_fit_is_refused(vectors: object, labels: list[int], k: tuple[int, ...]) -> None:
+def test_arguments_that_do_not_fit_are_refused(vectors: ArrayLike, labels: list[int], k: tuple[int, ...]) -> None:
     with pytest.raises(UsageError):
         retrieval(vectors, labels, k)

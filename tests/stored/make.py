@@ -26,8 +26,7 @@ from PIL import Image
 import tessella
 from tessella.bulk import RunEvent, RunSettings, ShardFinished, run
 from tessella.models.base import ImageModel
-from tessella.training.config import TrainConfig
-from tessella.training.loop import train
+from tessella.training import StepEvent, TrainConfig, TrainingEvent, train
 
 from ..golden_rule import fill_golden
 
@@ -117,12 +116,12 @@ def killed_run() -> None:
 def interrupted_training() -> None:
     """Start the training of `TRAIN`, and interrupt it in the second epoch."""
 
-    def stop(event: Event) -> None:
-        if event["kind"] == "step" and event["step"] == 6:
+    def stop(event: TrainingEvent) -> None:
+        if isinstance(event, StepEvent) and event.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
     config = TrainConfig.from_dict(json.loads(Path("train-finished/train.json").read_text())["config"])
-    train("images", "train-interrupted", config, workers=0, device="cpu", watch=stop)
+    train("images", "train-interrupted", config, workers=0, device="cpu", on_event=stop)
 
 
 def command(*arguments: str, status: int = 0, call: str = "") -> None:

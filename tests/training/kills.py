@@ -1,7 +1,7 @@
-"""Training that is killed at random and goes on, beside the same run left alone: a few kills in tests, many in a soak.
+"""Compare runs that are killed at random and resumed with an uninterrupted run: a few kills in tests, many in a soak.
 
-`scripts/soak train --kills 40 --out FILE` writes what happened; every process is a real one, forked from a server that
-has imported PyTorch, and SIGKILL comes at any moment, in the middle of a checkpoint too.
+`scripts/soak train --kills 40 --out FILE` writes the results. Every run is a process of its own, forked from a server
+that has imported PyTorch, and SIGKILL comes at any time, while a checkpoint is written, too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from unittest import mock
 import torch
 import torch._dynamo  # an optimizer would import it in each process, for seconds
 
-from tessella.training import checkpoint
-from tessella.training import loop as train
+from tessella.training import checkpoint, results
 from tessella.training.config import TrainConfig
+from tessella.training.loop import train
 
 from ..soak import write_figures
 from .small_runs import FAMILIES, make_images, small
@@ -33,12 +33,12 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.bulk.bulk_kills", "tests.training.kills", "pytest"])
 
 
-def last(out: Path) -> checkpoint.Checkpoint:
-    return checkpoint.read(out, checkpoint.moments(out)[-1])
+def last(out: Path) -> checkpoint.TrainingCheckpoint:
+    return checkpoint.read(out, checkpoint.checkpoint_ids(out)[-1])
 
 
-def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
-    assert a.moment == b.moment
+def assert_same(a: checkpoint.TrainingCheckpoint, b: checkpoint.TrainingCheckpoint) -> None:
+    assert a.checkpoint_id == b.checkpoint_id
     assert a.tensors.keys() == b.tensors.keys()
     for part, tensors in a.tensors.items():
         assert tensors.keys() == b.tensors[part].keys()
@@ -47,18 +47,25 @@ def assert_same(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> None:
 
 
 def config_of(family: str) -> TrainConfig:
-    """36 steps with everything on that has a state of its own."""
+    """Return a config of 36 steps that uses every feature with a state of its own."""
     return small(
-        family, probe=True, keep_statistics=True, epochs=12, ema=0.9, drop_path=0.1,
-        mixing=dict(mixup=0.2), checkpoint_minutes=INTERVAL / 60,
-        augmentation=dict(auto_augment="rand-m9-inc1"), model_args=FAMILIES[family] | dict(drop_rate=0.1),
-    )  # fmt: skip
+        family,
+        probe=True,
+        freeze_batch_norm_stats=True,
+        epochs=12,
+        ema_decay=0.9,
+        drop_path_rate=0.1,
+        mixing=dict(mixup=0.2),
+        checkpoint_minutes=INTERVAL / 60,
+        augmentation=dict(auto_augment="rand-m9-inc1"),
+        model_args=FAMILIES[family] | dict(drop_rate=0.1),
+    )
 
 
 def _run(data: Path, out: Path, family: str) -> None:
     torch.set_num_threads(1)
-    with mock.patch.object(train, "write_report"):  # its pictures take most of the time of so small a run
-        train.train(data, out, config_of(family), workers=0)
+    with mock.patch.object(results, "write_report"):  # its pictures take most of the time of so small a run
+        train(data, out, config_of(family), workers=0)
 
 
 def _start(data: Path, out: Path, family: str) -> BaseProcess:
@@ -67,40 +74,41 @@ def _start(data: Path, out: Path, family: str) -> BaseProcess:
     return process
 
 
-def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill `kills` times, starting anew when a run has reached its end; each end must be that of the whole, bit by bit.
+def kill_and_resume(data: Path, folder: Path, family: str, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Kill runs `kills` times and resume them; every run that ends must equal the uninterrupted one, bit by bit.
 
-    Returns counts, and the seconds of work that each kill cost: since the last whole checkpoint.
+    After the end of a run, another one is started. Return counts, and for each kill the seconds of lost work, which are
+    those since the last complete checkpoint.
     """
-    chance = random.Random(f"{family} {seed}")
+    rng = random.Random(f"{family} {seed}")
     whole, cut = folder / "whole", folder / "cut"
     process = _start(data, whole, family)
-    while not checkpoint.moments(whole):
+    while not checkpoint.checkpoint_ids(whole):
         assert process.is_alive()
         time.sleep(0.002)
     began = time.monotonic()
     process.join(300)
     assert process.exitcode == 0
-    takes = time.monotonic() - began
+    duration = time.monotonic() - began
     weights = (whole / "model.safetensors").read_bytes()
     facts: dict[str, Any] = dict(
         family=family, kills=0, while_saving=0, resumed=0, ends=0, bit_equal=0, lost_seconds=[]
     )
     while facts["kills"] < kills or facts["ends"] == 0:
-        before = checkpoint.moments(cut)[-1:]
+        before = checkpoint.checkpoint_ids(cut)[-1:]
         process = _start(data, cut, family)
         if facts["kills"] < kills:
-            until = time.monotonic() + 120
-            while process.is_alive() and checkpoint.moments(cut)[-1:] == before and time.monotonic() < until:
-                time.sleep(0.002)  # it has gone on
-            facts["resumed"] += bool(before) and checkpoint.moments(cut)[-1:] != before
-            process.join(chance.uniform(0, takes))
+            deadline = time.monotonic() + 120
+            while process.is_alive() and checkpoint.checkpoint_ids(cut)[-1:] == before and time.monotonic() < deadline:
+                time.sleep(0.002)  # it has resumed
+            facts["resumed"] += bool(before) and checkpoint.checkpoint_ids(cut)[-1:] != before
+            process.join(rng.uniform(0, duration))
             if process.is_alive():
                 process.kill()
                 died = time.time()
                 facts["kills"] += 1
                 process.join()
-                newest = checkpoint.folder_of(cut, checkpoint.moments(cut)[-1])
+                newest = checkpoint.checkpoint_folder(cut, checkpoint.checkpoint_ids(cut)[-1])
                 facts["while_saving"] += any((cut / "checkpoints").glob(".*.tmp"))
                 facts["lost_seconds"].append(died - (newest / checkpoint.MANIFEST).stat().st_mtime)
                 continue
@@ -116,17 +124,17 @@ def killed_and_whole(data: Path, folder: Path, family: str, kills: int, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/soak train", description=killed_and_whole.__doc__)
-    parser.add_argument("--kills", type=int, default=40, help="of each of the five families; 40 takes about an hour")
+    parser = argparse.ArgumentParser(prog="scripts/soak train", description=kill_and_resume.__doc__)
+    parser.add_argument("--kills", type=int, default=40, help="kills per model family; 40 take about an hour")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = make_images(Path(folder) / "data")
         for family in FAMILIES:
             began = time.monotonic()
-            facts = killed_and_whole(data, Path(folder) / family, family, args.kills, args.seed)
+            facts = kill_and_resume(data, Path(folder) / family, family, args.kills, args.seed)
             lost = sorted(facts.pop("lost_seconds"))
             facts |= dict(lost_seconds_median=lost[len(lost) // 2], lost_seconds_most=lost[-1])
             rows.append(facts | dict(seconds=round(time.monotonic() - began, 1)))

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from tessella.training.config import TrainConfig
+from tessella.training.events import EpochEvent, StepEvent, TrainingEvent, TrainingRemark
+from tessella.training.loop import train
 
 CLASSES = ("bright", "dark")
 MIXER = dict(embed_dim=16, num_blocks=2, patch_size=4, img_size=16)
@@ -24,21 +26,47 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make_images(folder: Path, count: int = 48, side: int = 16, seed: int = 0) -> Path:
-    """A folder a class of noise that is dark or bright, under train and val."""
+    """Write noise that is dark or bright, in one folder per class under train and val; return `folder`."""
     rng = np.random.default_rng(seed)
-    for split, share in (("train", count), ("val", count // 2)):
+    for split, images in (("train", count), ("val", count // 2)):
         for label, name in enumerate(("dark", "bright")):
             (folder / split / name).mkdir(parents=True, exist_ok=True)
-            for i in range(share // 2):
+            for i in range(images // 2):
                 pixels = rng.integers(0, 140, (side, side, 3)) + 110 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{i}.png")
     return folder
 
 
 def small(model: str = "mixer_s32_224", **changes: Any) -> TrainConfig:
-    """Three epochs of three steps."""
+    """Return a config of three epochs with three steps each."""
     settings: dict[str, Any] = dict(
-        model=model, model_args=FAMILIES[model], epochs=3, batch_size=16, lr=3e-3, smoothing=0.0, checkpoint_minutes=60,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
-    )  # fmt: skip
+        model=model,
+        model_args=FAMILIES[model],
+        epochs=3,
+        batch_size=16,
+        lr=3e-3,
+        label_smoothing=0.0,
+        checkpoint_minutes=60,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
     return TrainConfig.from_dict({**settings, **changes})
+
+
+def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -> list[TrainingEvent]:
+    """Train to the end; return the events."""
+    events: list[TrainingEvent] = []
+    train(data, out, config or small(), workers=0, on_event=events.append, **args)
+    return events
+
+
+def losses(events: list[TrainingEvent]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, StepEvent)]
+
+
+def epochs_of(events: list[TrainingEvent]) -> list[EpochEvent]:
+    return [event for event in events if isinstance(event, EpochEvent)]
+
+
+def remarks_of(events: list[TrainingEvent]) -> str:
+    return "\n".join(event.text for event in events if isinstance(event, TrainingRemark))

@@ -1,43 +1,15 @@
-"""Configs: what presets say, that JSON keeps them, and the learning rate as a function of the step."""
+"""Configs: what is refused, and how they are read from JSON."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tessella.errors import UsageError
-from tessella.predictor import DEFAULT_MODEL
-from tessella.training.config import PRESETS, TrainConfig, choose, learning_rate, read_config, recipe
-
-
-@pytest.mark.parametrize("preset", ["", *PRESETS])
-def test_presets_survive_json(preset: str) -> None:
-    config = recipe(preset, seed=3)
-    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    assert config.seed == 3
-
-
-def test_presets_are_what_their_authors_published() -> None:
-    """Table of recipes in the papers' repositories."""
-    convmixer, convit, crossvit, mixer = (recipe(name) for name in ("convmixer", "convit", "crossvit", "mixer"))
-    assert (convmixer.epochs, convmixer.batch_size, convmixer.lr, convmixer.eps) == (300, 640, 0.01, 1e-3)
-    assert (convmixer.weight_decay, convmixer.clip_norm, convmixer.schedule) == (2e-5, 1.0, "onecycle")
-    assert (convmixer.mixing.mixup, convmixer.mixing.cutmix, convmixer.erasing.prob) == (0.5, 0.5, 0.25)
-    for one, batch, lr in ((convit, 1024, 1e-3), (crossvit, 4096, 4e-3)):
-        assert (one.batch_size, one.lr, one.repeats, one.drop_path, one.weight_decay) == (batch, lr, 3, 0.1, 0.05)
-        assert one.augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
-        assert (one.mixing.mixup, one.mixing.cutmix, one.warmup_lr, one.min_lr) == (0.8, 1.0, 1e-6, 1e-5)
-        assert one.lr == pytest.approx(5e-4 * batch / 512)
-        assert one.warmup * one.epochs == pytest.approx(5)
-    assert (mixer.loss, mixer.schedule, mixer.lr, mixer.min_lr, mixer.clip_norm) == (
-        "binary",
-        "linear",
-        1e-3,
-        1e-5,
-        1.0,
-    )
+from tessella.training.config import FORMER_NAMES, TrainConfig, differences, read_config
 
 
 @pytest.mark.parametrize(
@@ -47,7 +19,7 @@ def test_presets_are_what_their_authors_published() -> None:
         (dict(epochs="many"), "epochs is 'many'"),
         (dict(epoch=3), "did you mean epochs"),
         (dict(optimizer="magic"), "expected one of 'adamw', 'sgd'"),
-        (dict(smoothing=1.5), "expected 0 to 1"),
+        (dict(label_smoothing=1.5), "expected 0 to 1"),
         (dict(augmentation=dict(crop="round")), "crop"),
         (dict(augmentation=3), "augmentation"),
         (dict(mixing=dict(nonsense=1)), "no field 'nonsense'"),
@@ -69,75 +41,67 @@ def test_presets_are_what_their_authors_published() -> None:
         (dict(augmentation=dict(color_jitter=float("inf"))), "inf"),
     ],
 )
-def test_what_cannot_be_is_refused(wrong: dict[str, object], text: str) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         TrainConfig.from_dict(wrong)
     assert caught.value.code == "bad_argument"
     assert text in str(caught.value)
 
 
-def test_onecycle_is_the_authors() -> None:
-    config = recipe("convmixer")
-    rates = [learning_rate(config, step, 1000) for step in range(1000)]
-    assert rates[0] == 0
-    assert rates[400] == max(rates) == pytest.approx(0.01)
-    assert rates[200] == pytest.approx(0.005)
-    assert rates[800] == pytest.approx(0.01 / 20)
-    assert rates[999] == pytest.approx(0.01 / 20 / 200)
+FORMER_VALUES: dict[str, Any] = {  # a valid value of every field that had another name
+    "start": "pretrained",
+    "part": "head",
+    "accumulate": 4,
+    "clip_norm": 1.0,
+    "smoothing": 0.3,
+    "keep_statistics": True,
+    "warmup": 0.2,
+    "drop_path": 0.1,
+    "ema": 0.99,
+    "keep": 5,
+}
 
 
-def test_warm_up_and_cosine() -> None:
-    config = TrainConfig(lr=1.0, schedule="cosine", warmup=0.1, warmup_lr=0.2, min_lr=0.01)
-    rates = [learning_rate(config, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2 + 0.8 * 0.1)
-    assert rates[9] == rates[10] == max(rates) == 1.0
-    assert rates[55] == pytest.approx((1.0 + 0.01) / 2)
-    assert rates[99] == pytest.approx(0.01, abs=0.002)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+@pytest.mark.parametrize("former", FORMER_NAMES)
+def test_former_names_of_settings_are_accepted(tmp_path: Path, former: str) -> None:
+    name, value = FORMER_NAMES[former], FORMER_VALUES[former]
+    assert getattr(TrainConfig.from_dict({former: value}), name) == value != getattr(TrainConfig(), name)
+    file = tmp_path / "config.json"
+    for content in ({former: value}, dict(config={former: value}, data="", val="")):
+        file.write_text(json.dumps(content))
+        assert read_config(file) == {name: value}
+    with pytest.raises(UsageError, match=f"has both '{name}' and its former name '{former}'") as caught:
+        TrainConfig.from_dict({former: value, name: value})
+    assert caught.value.code == "bad_argument"
 
 
-def test_linear_ends_near_nothing_and_constant_stays() -> None:
-    linear = TrainConfig(lr=2.0, schedule="linear", warmup=0.2)
-    assert learning_rate(linear, 60, 100) == pytest.approx(1.0)
-    assert learning_rate(linear, 99, 100) == pytest.approx(2.0 / 80)
-    assert {learning_rate(TrainConfig(schedule="constant", warmup=0.0), k, 9) for k in range(9)} == {TrainConfig.lr}
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(epochs="many"), "epochs is 'many', expected int"),
+        (dict(mixing=dict(mixup=[])), "mixing.mixup is of type list, expected float"),
+        (dict(augmentation=dict(scale=[0.5])), "augmentation.scale is of type list, expected array of length 2"),
+        (dict(mean=[0.5, "half"]), "mean.1 is 'half', expected float"),
+        (dict(erasing=dict(mode="blur")), "erasing.mode is 'blur', expected one of 'const', 'rand', 'pixel'"),
+        (dict(schedule="\ud800"), r"the config has '\ud800', which is not valid Unicode"),
+        ([], "the config is of type list, expected a JSON object"),
+        ({3: 4}, "the config is of type dict, expected a JSON object"),
+    ],
+)
+def test_messages_name_the_setting_and_what_is_expected(values: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        TrainConfig.from_dict(values)
+    assert caught.value.message == message
 
 
-def test_what_the_command_line_chooses(tmp_path: Path) -> None:
-    config, why = choose("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
-    assert (config.start, config.epochs) == ("pretrained", recipe("finetune").epochs)
-    assert "pretrained weights, preset finetune: settings" in why
-    config, why = choose("mixer_s16_224", None, None, False, dict(epochs=2))
-    assert (config.start, config.epochs, config.schedule) == ("scratch", 2, "linear")
-    assert "small-data" in why
-    scratch = choose("local-dir:run", None, None, True, {})[0]
-    assert (scratch.start, scratch.probe) == ("scratch", False)
-    for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
-        config, why = choose(None, preset, None, False, {})
-        assert (config.model, config.start, config.probe) == (DEFAULT_MODEL, "pretrained", True)
-        assert why == (
-            f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
-            "pretrained model"
-        )
-    assert choose("mixer_b16_224", "finetune", None, False, {})[0].start == "pretrained"  # its default weights
-    with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
-        choose("mixer_s16_224", "finetune", None, False, {})
-    file = tmp_path / "train.json"
-    file.write_text(json.dumps(dict(config=recipe("convit").as_dict(), data="0")))
-    assert choose(None, None, str(file), False, dict(lr=0.5))[0] == recipe("convit", lr=0.5)
-    file.write_text('{"epochs": 3}')  # which does not say with what to begin
-    for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
-        config, why = choose(name, None, str(file), False, {})
-        assert (config.start, config.epochs) == (start, 3)
-        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in why
-    assert choose("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].start == "scratch"
-    with pytest.raises(UsageError, match="only one of them"):
-        choose(None, "convit", str(file), False, {})
-    with pytest.raises(UsageError, match="no preset"):
-        choose(None, "convnet", None, False, {})
-    for text in ("{", "[1]"):
-        file.write_text(text)
-        with pytest.raises(UsageError):
-            read_config(file)
-    with pytest.raises(UsageError, match="could not be read"):
-        read_config(tmp_path / "absent.json")
+def test_a_whole_number_equals_the_same_float() -> None:
+    assert differences(TrainConfig(lr=1), TrainConfig(lr=1.0)) == {}
+    assert differences(TrainConfig(lr=1), TrainConfig(lr=0.5)) == {"lr": ("1.0", "0.5")}
+    args = differences(TrainConfig(model_args=dict(a=(1, 2))), TrainConfig(model_args=dict(a=[1, 2], b=1)))
+    assert args == {"model_args.b": ("unset", "1")}
+
+
+def test_the_guide_lists_the_former_names() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "training.md").read_text()
+    for former, name in FORMER_NAMES.items():
+        assert f"| `{former}` | `{name}` |" in guide

@@ -1,7 +1,7 @@
-"""A small model hub on loopback that the real huggingface_hub client talks to, with faults to order.
+"""A small model hub on loopback for the real huggingface_hub client, with configurable faults.
 
-Large files (.safetensors, .bin) are answered as the real Hub answers them: a redirect with X-Linked-* headers to a
-second server, the "CDN", on another port. Small files come directly, with git's blob id as their ETag.
+Like the real Hub, it redirects requests for large files (.safetensors, .bin) with X-Linked-* headers to a second
+server, the "CDN", on another port. Small files are sent directly, with git's blob id as their ETag.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ PIECE = 64 * 1024  # bytes written at once
 
 @dataclass
 class Repo:
-    """refs: branch or tag -> commit; commits: commit -> path -> content; token: who may read (None: everybody)."""
+    """refs: branch or tag -> commit. commits: commit -> path -> content. token: required to read, if not None."""
 
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     token: str | None = None
     gated: bool = False
-    private: bool = False  # as asked for when it was created
+    private: bool = False  # as requested at its creation
 
 
 @dataclass
 class Fault:
-    """What to do wrong to the next `times` requests of `method` whose path ends in `name` (CDN: the file's name too).
+    """A fault for the next `times` requests of `method` with a path that ends in `name` (or its file name).
 
     at: bytes sent before a reset, truncation or stall.
     """

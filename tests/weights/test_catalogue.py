@@ -1,4 +1,4 @@
-"""Names, tags, listing and published figures; all without torch."""
+"""Names, tags, lists and published figures, all without torch."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_32_architectures_and_43_checkpoints_are_published() -> None:
     assert all(row.hf_hub_id == f"timm/{row.name}" for row in PUBLISHED if row.has_weights)
 
 
-def test_the_names_are_those_that_can_be_built() -> None:
+def test_the_listed_names_can_be_built() -> None:
     assert set(list_models()) == set(ARCHITECTURES)
 
 
-def test_built_in_files_are_there_with_their_hash() -> None:
+def test_built_in_files_have_their_recorded_hash() -> None:
     for row in json.loads((BUILTIN_FOLDER / "builtin.json").read_text()):
         checkpoint = CATALOGUE[row["name"]]
         assert checkpoint.architecture in OWN_ARCHITECTURES
@@ -100,7 +100,7 @@ def test_a_row_of_each_table_form_is_read(tmp_path: Path) -> None:
         ("mixer_b16_224.miil_in21k", "mixer_b16_224.miil_in21k"),
     ],
 )
-def test_a_name_without_a_tag_means_the_default(name: str, expected: str) -> None:
+def test_a_name_without_a_tag_is_the_default_checkpoint(name: str, expected: str) -> None:
     arch, row = resolve(name)
     assert row is not None
     assert (arch, row.name) == (expected.partition(".")[0], expected)
@@ -115,7 +115,7 @@ def test_a_name_without_a_tag_means_the_default(name: str, expected: str) -> Non
         ("resmlp_24_224_dino", "resmlp_24_224.fb_dino"),
     ],
 )
-def test_old_names_that_timm_maps_wrongly_mean_what_they_meant(
+def test_old_names_that_timm_remaps_keep_their_original_weights(
     old: str, new: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -148,7 +148,7 @@ def test_every_old_name_leads_to_weights_and_is_not_listed() -> None:
         ("http:model", "bad_argument", "local-dir:"),
     ],
 )
-def test_a_name_that_means_nothing_is_an_error_that_says_what_would(name: str, code: str, shown: str) -> None:
+def test_an_unknown_name_is_an_error_with_suggestions(name: str, code: str, shown: str) -> None:
     with pytest.raises(UsageError) as error:
         resolve(name)
     assert error.value.code == code
@@ -169,7 +169,7 @@ def test_lists_are_in_natural_order() -> None:
     ]
 
 
-def test_a_filter_without_a_tag_takes_all_tags() -> None:
+def test_a_filter_without_a_tag_matches_all_tags() -> None:
     tags = ["goog_in21k", "goog_in21k_ft_in1k", "miil_in21k", "miil_in21k_ft_in1k"]
     assert list_models("mixer_b16_224", pretrained=True) == [f"mixer_b16_224.{tag}" for tag in tags]
     assert list_models("mixer_b16_224.goog*", pretrained=True) == [f"mixer_b16_224.{tag}" for tag in tags[:2]]
@@ -179,11 +179,11 @@ def test_a_filter_without_a_tag_takes_all_tags() -> None:
     ]
 
 
-def test_filters_may_be_several() -> None:
+def test_several_filters_can_be_combined() -> None:
     assert list_models(["gmixer_*_224", "gmlp_s*"], exclude_filters=["*_12_*"]) == ["gmixer_24_224", "gmlp_s16_224"]
 
 
-def test_only_trained_ones_or_with_the_untrained() -> None:
+def test_models_without_weights_are_listed_unless_pretrained() -> None:
     assert list_models("gmixer*_224", pretrained=True) == ["gmixer_24_224.ra3_in1k"]
     assert list_models("gmixer*_224", pretrained=True, include_tags=False) == ["gmixer_24_224"]
     assert list_models("gmixer_*_224*", include_tags=True) == ["gmixer_12_224.untrained", "gmixer_24_224.ra3_in1k"]
@@ -201,7 +201,7 @@ def test_modules_are_timms() -> None:
     assert error.value.code == "bad_argument"
 
 
-def test_models_can_be_asked_for_by_name() -> None:
+def test_is_model_and_is_model_pretrained() -> None:
     assert is_model("convit_base")
     assert is_model("convit_base.any_tag")
     assert not is_model("resnet50")
@@ -210,7 +210,7 @@ def test_models_can_be_asked_for_by_name() -> None:
     assert set(list_models(name_matches_cfg=True)) >= {row.architecture for row in PUBLISHED}
 
 
-def test_what_is_wrong_elsewhere_is_noted() -> None:
+def test_known_errors_of_published_checkpoints_are_noted() -> None:
     assert "ImageNet-1k alone" in CATALOGUE["mixer_b16_224.goog_in21k_ft_in1k"].note
     assert "less accurate" in CATALOGUE["mixer_l16_224.goog_in21k_ft_in1k"].note
     large, base = (published_accuracy(f"mixer_{size}16_224")["imagenet"].top1 for size in "lb")
@@ -225,7 +225,7 @@ def test_published_accuracy() -> None:
     assert published_accuracy("mixer_b16_224_miil") == figures
 
 
-def test_the_input_recipes_are_those_of_the_reference() -> None:
+def test_preprocessing_matches_the_reference() -> None:
     row = CATALOGUE["crossvit_9_240.in1k"]
     assert row.first_conv == ("patch_embed.0.proj", "patch_embed.1.proj")
     assert row.classifier == ("head.0", "head.1")

@@ -1,4 +1,4 @@
-"""Checkpoints as other programs write them: prefixes, containers, objects beside the tensors, unusual number types."""
+"""Checkpoints written by other programs: prefixes, containers, other objects than tensors, unusual data types."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EXPECTED = state_hash(tiny("mixer"))
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "backbone.", "student.backbone.", "module.model.", "anything."])
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "ckpt"])
-def test_a_prefix_of_all_keys_is_removed_and_named(
+def test_a_prefix_of_all_keys_is_removed_and_logged(
     prefix: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / f"m.{suffix}"
@@ -94,26 +94,26 @@ def test_weights_are_found_inside_a_container(container: str, pack: str, tmp_pat
     assert loaded(tmp_path / "m.pt") == EXPECTED
 
 
-def test_a_container_of_any_other_name_is_taken_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_container_with_another_name_is_used_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(saved({"mixer_weights": good_state(), "loss": 0.1, "args": {"lr": 1.0}}))
     assert loaded(path) == EXPECTED
     assert "mixer_weights" in caplog.text
 
 
-def test_averaged_weights_that_are_missing_do_not_hide_the_others(tmp_path: Path) -> None:
+def test_weights_are_found_if_there_are_no_averaged_ones(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(saved({"state_dict_ema": None, "model_ema": {}, "state_dict": good_state()}))
     assert loaded(tmp_path / "m.pt") == EXPECTED
 
 
-def test_use_ema_decides_between_two_state_dicts(tmp_path: Path) -> None:
+def test_use_ema_selects_between_two_state_dicts(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(saved({"state_dict_ema": {"a": torch.ones(1)}, "state_dict": {"a": torch.zeros(1)}}))
     assert read_state_dict(path)["a"] == 1
     assert read_state_dict(path, use_ema=False)["a"] == 0
 
 
-def test_two_models_in_one_file_are_named(tmp_path: Path) -> None:
+def test_a_file_with_two_models_is_refused_with_their_names(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(saved({"generator": good_state(), "critic": good_state()}))
     with pytest.raises(WeightsError, match=r"'generator', 'critic'") as error:
         read_state_dict(tmp_path / "m.pt")
@@ -146,7 +146,7 @@ BESIDE: dict[str, Any] = {
 @pytest.mark.parametrize("kind", BESIDE)
 @pytest.mark.parametrize("pack", PACKS)
 @pytest.mark.parametrize("where", ["inside", "beside"])
-def test_objects_beside_the_tensors_are_ignored(
+def test_objects_other_than_tensors_are_ignored(
     kind: str, pack: str, where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     thing = BESIDE[kind]
@@ -157,7 +157,7 @@ def test_objects_beside_the_tensors_are_ignored(
 
 
 class Settings:
-    """Any class of a training script."""
+    """A class of a training script."""
 
     def __init__(self) -> None:
         self.lr = 0.1
@@ -167,7 +167,7 @@ class Settings:
 
 
 @pytest.mark.parametrize("pack", PACKS)
-def test_an_object_that_is_refused_is_named_with_its_key_and_type(pack: str, tmp_path: Path) -> None:
+def test_a_refused_object_is_reported_with_its_key_and_type(pack: str, tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_bytes(PACKS[pack]({"state_dict": good_state(), "args": {"nested": [Settings()]}}))
     with pytest.raises(WeightsError) as error:
         read_state_dict(tmp_path / "m.pth")
@@ -176,7 +176,7 @@ def test_an_object_that_is_refused_is_named_with_its_key_and_type(pack: str, tmp
 
 
 @pytest.mark.parametrize("pack", PACKS)
-def test_a_whole_module_is_named(pack: str, tmp_path: Path) -> None:
+def test_a_pickled_module_is_refused_by_name(pack: str, tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_bytes(PACKS[pack](torch.nn.Linear(2, 2)))
     with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.linear\.Linear") as error:
         read_state_dict(tmp_path / "m.pth")
@@ -191,7 +191,7 @@ SMALL_FLOATS = [getattr(torch, name) for name in sorted(vars(torch)) if name.sta
 
 
 @pytest.mark.parametrize("dtype", SMALL_FLOATS, ids=str)
-def test_float8_is_widened_or_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_float8_is_converted_to_float32_or_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     values = torch.tensor([64, 63], dtype=torch.uint8).view(dtype)
     (tmp_path / "m.pth").write_bytes(saved({"a": values}))
     if "float4" in str(dtype):
@@ -210,7 +210,7 @@ def test_float8_is_widened_or_refused(dtype: torch.dtype, tmp_path: Path) -> Non
     [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64],
     ids=str,
 )
-def test_any_floating_type_becomes_the_models(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
+def test_floating_point_types_are_converted_to_the_models(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
     state = {key: value.to(dtype) for key, value in good_state().items()}
     path = tmp_path / f"m.{suffix}"
     path.write_bytes(safetensors.torch.save(state) if suffix == "safetensors" else saved(state))
@@ -253,7 +253,7 @@ ODD_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("kind", ODD_TENSORS)
 @pytest.mark.parametrize("case", ["convmixer", "resmlp", "crossvit_dagger"])
-def test_odd_tensors_in_any_place_give_a_code(case: str, kind: str, tmp_path: Path) -> None:
+def test_unusual_tensors_are_coded_errors(case: str, kind: str, tmp_path: Path) -> None:
     """Also in `convert`, which renames and reshapes before anything is compared."""
     model = tiny(case)
     before = state_hash(model)
@@ -277,13 +277,13 @@ def test_odd_tensors_in_any_place_give_a_code(case: str, kind: str, tmp_path: Pa
                 convert(path, arch, tmp_path / "out", **small)
 
 
-def test_a_path_with_a_null_character_is_no_traceback() -> None:
+def test_a_path_with_a_null_character_is_a_coded_error() -> None:
     with pytest.raises(WeightsError) as error:
         read_state_dict("a\0b.pth")
     assert error.value.code == "weights_not_found"
 
 
-def test_stored_bytes_decide_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_follows_from_the_content_not_the_suffix(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(good_state(), buffer)
     (tmp_path / "last.ckpt").write_bytes(buffer.getvalue())

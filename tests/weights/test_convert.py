@@ -1,4 +1,4 @@
-"""Round trips from generated files in each original layout, and what is refused.
+"""Round trips from generated files in each original layout, and refused files.
 
 The inverse rules here are written down from the authors' models, apart from the rules in `convert`.
 """
@@ -35,7 +35,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 @torch.no_grad()
 def tiny(family: str) -> ImageModel:
-    """A small model whose every weight and statistic is random."""
+    """A small model with random weights and statistics."""
     arch, args = TINY[family]
     torch.manual_seed(0)
     model = build(arch, **args).eval()
@@ -58,7 +58,7 @@ class Skip(nn.Module):
 
 
 def convmixer_original(model: ImageModel) -> nn.Sequential:
-    """The paper's model as one nn.Sequential, with our weights in their order."""
+    """The paper's model as one nn.Sequential, with our weights in its order."""
     cfg = model.config
     blocks = [
         nn.Sequential(
@@ -147,7 +147,7 @@ def mixer_original(state: dict[str, Tensor], linen: bool, second_norm: int) -> d
 
 
 def write(family: str, variant: str, path: Path) -> ImageModel:
-    """The model whose weights are in the file."""
+    """The model with the weights of the file."""
     model = tiny(family)
     state = dict(model.state_dict())
     if family == "convmixer":
@@ -202,7 +202,7 @@ def test_round_trip_is_bit_equal(family: str, variant: str, name: str, tmp_path:
         assert torch.equal(again(images), model(images))
 
 
-def test_the_layout_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_layout_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write("mixer", "pre-linen", tmp_path / "m.npz")
     with caplog.at_level("INFO", logger="tessella"):
         done = convert(tmp_path / "m.npz", "mixer_b16_224", tmp_path / "out", **TINY["mixer"][1])
@@ -210,8 +210,8 @@ def test_the_layout_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert any(done.layout in line for line in caplog.messages)
 
 
-def test_the_convmixer_file_computes_what_the_authors_model_does(tmp_path: Path) -> None:
-    """The test's own copy of the paper's model and the converted one agree on an image."""
+def test_the_converted_convmixer_computes_the_same_as_the_authors_model(tmp_path: Path) -> None:
+    """The paper's model, copied here, and the converted one have the same outputs for an image."""
     model = write("convmixer", "plain", tmp_path / "m.pth.tar")
     arch, args = TINY["convmixer"]
     convert(tmp_path / "m.pth.tar", arch, tmp_path / "out", **args)
@@ -221,7 +221,7 @@ def test_the_convmixer_file_computes_what_the_authors_model_does(tmp_path: Path)
         torch.testing.assert_close(converted(images), convmixer_original(model)(images), rtol=1e-5, atol=1e-6)
 
 
-def test_a_full_size_file_needs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_a_published_size_needs_no_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     original = convmixer_original(build("convmixer_256_8_ks3_p4", num_classes=7))
     torch.save(original.state_dict(), "checkpoint.pth")
@@ -234,7 +234,7 @@ def test_a_full_size_file_needs_no_name(tmp_path: Path, monkeypatch: pytest.Monk
     "arch",
     ["convmixer_1536_20", "convit_base", "crossvit_15_dagger_408", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"],
 )
-def test_shapes_name_the_architecture(arch: str) -> None:
+def test_the_architecture_follows_from_the_shapes(arch: str) -> None:
     with torch.device("meta"):
         state = dict(build(arch).state_dict())
     assert infer_arch(state, find_layout(state, "it"), "it", {}) == arch
@@ -299,7 +299,7 @@ def test_a_missing_or_additional_or_broken_tensor(tmp_path: Path) -> None:
 
 
 class Exploding:
-    """Unpickling it would make the test fail loudly."""
+    """Fails the test when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return (exec, ("raise SystemExit('a pickle was run')",))
@@ -324,7 +324,7 @@ def test_bad_npz_files(tmp_path: Path) -> None:
     assert refused(tmp_path / "out", tmp_path / "nan.npz", arch, **args).code == "non_finite"
 
 
-def test_a_folder_that_holds_a_model_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_a_model_is_not_overwritten(tmp_path: Path) -> None:
     write("convit", "plain", tmp_path / "m.pth")
     arch, args = TINY["convit"]
     convert(tmp_path / "m.pth", arch, tmp_path / "out", **args)

@@ -1,4 +1,4 @@
-"""`create_model`: names, configs, and where weights are taken from."""
+"""`create_model`: names, configs and sources of weights."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_own_architecture_by_name() -> None:
     assert model_of("convmixer_256_8_ks3_p4").num_classes == 10
 
 
-def test_a_tag_decides_the_class_count() -> None:
+def test_a_tag_determines_the_number_of_classes() -> None:
     arch, small = TINY["mixer"]
     assert model_of("mixer_b16_224.miil_in21k", num_blocks=1, embed_dim=8).num_classes == 11221
     by_tag = model_of("mixer_b16_224", pretrained_cfg="goog_in21k", num_blocks=1, embed_dim=8)
@@ -109,7 +109,7 @@ def test_arguments_that_are_none_count_as_not_given() -> None:
         (dict(model_name="mixer_s16_224", pretrained_cfg_overlay={"url": "https://a/b.pth"}), "bad_argument"),
     ],
 )
-def test_what_cannot_be_served_is_a_usage_error(call: dict[str, Any], code: str) -> None:
+def test_unsupported_requests_are_usage_errors(call: dict[str, Any], code: str) -> None:
     with pytest.raises(UsageError) as error:
         create_model(**call)
     assert error.value.code == code
@@ -119,7 +119,7 @@ def test_what_cannot_be_served_is_a_usage_error(call: dict[str, Any], code: str)
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_a_saved_model_comes_back_and_adapts(case: str, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_and_adapted(case: str, tmp_path: Path) -> None:
     source = tiny(case)
     name = f"local-dir:{save_pretrained(source, tmp_path)}"
     again = model_of(name, pretrained=True)
@@ -136,7 +136,7 @@ def test_a_saved_model_comes_back_and_adapts(case: str, tmp_path: Path) -> None:
         assert large.pretrained_cfg["input_size"] == (3, *size_of(large))
 
 
-def test_a_head_that_is_not_loaded_is_initialised_as_ever(folder: Path) -> None:
+def test_a_head_that_is_not_loaded_is_initialized_as_usual(folder: Path) -> None:
     for _ in range(3):  # memory that nothing filled would show now and then
         head = model_of(f"local-dir:{folder}", pretrained=True, num_classes=3).get_classifier()
         assert isinstance(head, nn.Linear)
@@ -145,7 +145,7 @@ def test_a_head_that_is_not_loaded_is_initialised_as_ever(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_nothing_is_left_without_memory(case: str, tmp_path: Path) -> None:
+def test_no_parameter_remains_on_the_meta_device(case: str, tmp_path: Path) -> None:
     model = model_of(f"local-dir:{save_pretrained(tiny(case), tmp_path)}", pretrained=True)
     fresh = tiny(case)
     for ours, theirs in zip(
@@ -159,13 +159,13 @@ def test_nothing_is_left_without_memory(case: str, tmp_path: Path) -> None:
 
 
 def test_building_elsewhere_is_not_affected_by_loading() -> None:
-    with factory._Unfilled():
+    with factory._SkipInitialization():
         layer = nn.Linear(2, 2)
     assert layer.weight.is_meta
     assert not nn.Linear(2, 2).weight.is_meta
 
 
-def test_labels_come_with_the_model_unless_its_classes_changed(tmp_path: Path) -> None:
+def test_labels_are_kept_unless_the_classes_changed(tmp_path: Path) -> None:
     names = ("cat", "dog", "emu", "fox", "gnu")
     folder = save_pretrained(tiny("mixer"), tmp_path, config_overrides={"label_names": names})
     assert model_of(f"local-dir:{folder}").pretrained_cfg["label_names"] == names
@@ -203,7 +203,7 @@ def test_a_config_as_timm_writes_it_is_read(tmp_path: Path) -> None:
     assert "url" not in model.pretrained_cfg
 
 
-def test_explicit_arguments_win_over_the_folders(folder: Path) -> None:
+def test_explicit_arguments_override_those_of_the_folder(folder: Path) -> None:
     assert model_of(f"local-dir:{folder}", num_blocks=1).config.num_blocks == 1
 
 
@@ -252,7 +252,7 @@ def test_a_bad_config_is_refused_by_field(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"[" * 100_000, b'{"a": ' + b"9" * 9999]
 )
-def test_a_config_that_is_no_json_object_is_refused(content: bytes, folder: Path) -> None:
+def test_a_config_that_is_not_a_json_object_is_refused(content: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(content)
     with pytest.raises(WeightsError) as error:
         create_model(f"local-dir:{folder}")
@@ -272,7 +272,7 @@ def test_a_folder_without_its_files(folder: Path) -> None:
     assert error.value.code == "weights_not_found"
 
 
-def test_a_changed_bit_in_a_saved_folder_is_found(folder: Path) -> None:
+def test_a_changed_bit_in_a_saved_folder_is_detected(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -316,7 +316,7 @@ def test_an_overlay_adapts_a_local_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A built-in checkpoint of a small model under a name of its own."""
+    """A built-in checkpoint of a small model with its own name."""
     arch, small = TINY["convmixer"]
     monkeypatch.setitem(
         ARCHITECTURES, arch, (ARCHITECTURES[arch][0], dataclasses.replace(ARCHITECTURES[arch][1], **small))
@@ -375,7 +375,7 @@ def test_device_and_precision(folder: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """A hub on loopback in place of the real one."""
+    """A hub on loopback instead of the real one."""
     online(monkeypatch, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as hub:
@@ -401,7 +401,7 @@ def test_a_hub_repository_by_name_and_revision(hub: FakeHub, folder: Path, tmp_p
     assert error.value.code == "hub_not_found"
 
 
-def test_an_untrained_model_takes_no_weights_from_the_hub(
+def test_an_untrained_model_downloads_no_weights(
     hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/tiny", files_of(folder))
@@ -419,7 +419,7 @@ def test_an_untrained_model_takes_no_weights_from_the_hub(
     assert error.value.code == "offline"
 
 
-def test_a_published_checkpoint_is_taken_from_its_repository(
+def test_a_published_checkpoint_is_loaded_from_its_repository(
     hub: FakeHub, builtin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"{TINY['convmixer'][0]}.mine"
@@ -438,7 +438,7 @@ def test_a_published_checkpoint_is_taken_from_its_repository(
 def test_a_cached_file_that_was_altered_is_refused(
     hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, at: int, code: str
 ) -> None:
-    """The client would hand out the same file for ever, so the hint names what must go; then all is well again."""
+    """The client would always return the same file, so the hint says which file to delete; then loading succeeds."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
     hub.add("org/tiny", files_of(folder))
     good = state_hash(model_of("hf-hub:org/tiny", pretrained=True))

@@ -46,7 +46,7 @@ def hub() -> Iterator[FakeHub]:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
-    """The client online; the list holds the seconds it asked to wait for."""
+    """Put the client online; the list contains the seconds of its requested waits."""
     return online(monkeypatch, tmp_path)
 
 
@@ -55,7 +55,7 @@ def fetch_from(hub: FakeHub, cache: Path, **how: Any) -> HubFiles:
 
 
 def check_whole(cache: Path) -> int:
-    """Every file that a reader of the cache can see has the content its name promises; returns how many blobs."""
+    """Check that every visible file in the cache has the content of its name; return the number of blobs."""
     blobs = list(cache.glob("models--*/blobs/*"))
     for blob in blobs:
         content = blob.read_bytes()
@@ -120,7 +120,7 @@ def test_a_push_in_between_cannot_mix_commits(
     check_fetched(fetch_from(hub, tmp_path))
 
 
-def test_a_pickle_only_where_there_is_no_safetensors(
+def test_a_pickle_is_downloaded_only_if_there_is_no_safetensors_file(
     hub: FakeHub, slept: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.add("org/old", {"config.json": CONFIG, "pytorch_model.bin": WEIGHTS})
@@ -183,8 +183,10 @@ FAULTS: dict[str, tuple[str, list[dict[str, Any]]]] = {  # name -> (error code o
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault(name: str, hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recovered from or refused with its code, never torn, bounded in time; and the next call is well again."""
+def test_a_faulty_hub_is_survived_or_reported(
+    name: str, hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is recovered from or reported with its code in limited time, and the next call succeeds."""
     code, faults = FAULTS[name]
     for repeat in range(REPEATS):
         cache = tmp_path / str(repeat)
@@ -213,7 +215,7 @@ def test_fault(name: str, hub: FakeHub, slept: list[float], tmp_path: Path, monk
 
 
 def test_a_corrupted_config_is_refused(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
-    """A flipped bit in mean or std would be a wrong answer without any error."""
+    """A flipped bit in mean or std would change the outputs without any error."""
     hub.fault("corrupt", "config.json")
     with pytest.raises(HubError) as caught:
         fetch_from(hub, tmp_path)
@@ -221,7 +223,7 @@ def test_a_corrupted_config_is_refused(hub: FakeHub, slept: list[float], tmp_pat
     check_fetched(fetch_from(hub, tmp_path))
 
 
-def test_a_mirror_may_tag_files_with_their_plain_sha1(tmp_path: Path) -> None:
+def test_an_etag_may_be_a_plain_sha1(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
     assert fetch._has_etag(path, "040f06fd774092478d450774f5ba30c5da78acc8")  # sha1 of the content
@@ -249,7 +251,7 @@ def test_a_redirect_away_from_https_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert caught.value.code == "hub_bad_file"
 
 
-def test_nobody_listens(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
+def test_an_endpoint_without_a_server_is_reported(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     with pytest.raises(HubError) as caught:
@@ -301,7 +303,7 @@ def test_the_token_goes_to_the_hub_only_and_into_no_message(
             with pytest.raises(HubError) as caught:
                 fetch_from(hub, tmp_path / "other", token=SECRET)
             assert SECRET not in "".join(traceback.format_exception(caught.value))
-    assert SECRET not in repr(fetch.check_source(REPO, None, tmp_path, SECRET, hub.url))
+    assert SECRET not in repr(fetch.check_location(REPO, None, tmp_path, SECRET, hub.url))
     for verb, path, headers in hub.requests:
         sent = headers.get("Authorization") or headers.get("authorization")
         assert sent == (None if path.startswith("/cdn/") else f"Bearer {SECRET}"), (verb, path)
@@ -309,7 +311,7 @@ def test_the_token_goes_to_the_hub_only_and_into_no_message(
 
 
 @pytest.mark.parametrize("token", [f"{SECRET}\n", f"{SECRET} x", f"{SECRET}\0", "", f"{SECRET}é"])
-def test_a_token_that_no_header_can_carry(token: str, tmp_path: Path) -> None:
+def test_a_token_that_is_not_allowed_in_a_header_is_refused(token: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         fetch_model(REPO, cache_dir=tmp_path, token=token, endpoint="http://127.0.0.1:9")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -345,7 +347,7 @@ def test_unsafe_names_are_refused_before_anything_happens(
     assert not list(tmp_path.iterdir())
 
 
-def test_more_names_that_are_no_repository(tmp_path: Path) -> None:
+def test_invalid_repository_names_are_refused(tmp_path: Path) -> None:
     for name in (
         "a/b/c",
         "datasets/a/b",
@@ -373,7 +375,7 @@ def test_more_names_that_are_no_repository(tmp_path: Path) -> None:
         "http://[x",
     ],
 )
-def test_an_endpoint_that_is_no_web_address(endpoint: str, tmp_path: Path) -> None:
+def test_an_endpoint_that_is_not_a_web_address_is_refused(endpoint: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         fetch_model(REPO, cache_dir=tmp_path, endpoint=endpoint)
     assert caught.value.code == "bad_argument"
@@ -388,13 +390,13 @@ def test_a_link_out_of_the_cache_is_not_followed(hub: FakeHub, slept: list[float
     link = fetch_from(hub, tmp_path / "cache").weights_path
     link.unlink()
     link.symlink_to(outside)
-    with pytest.raises(HubError, match="links out of the cache") as caught:
+    with pytest.raises(HubError, match="links to a file outside the cache") as caught:
         fetch_from(hub, tmp_path / "cache")
     assert caught.value.code == "hub_bad_file"
     assert outside.read_bytes() == b"not the hub's"
 
 
-def test_a_cache_that_cannot_be_written(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
+def test_a_read_only_cache_is_reported(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(HubError) as caught:
         fetch_from(hub, tmp_path / "file" / "cache")
@@ -402,17 +404,17 @@ def test_a_cache_that_cannot_be_written(hub: FakeHub, slept: list[float], tmp_pa
     assert str(tmp_path / "file") in caught.value.message
 
 
-def test_a_file_that_another_process_removed_meanwhile(hub: FakeHub, tmp_path: Path) -> None:
-    source = fetch.check_source(REPO, None, tmp_path, None, hub.url)
+def test_a_file_removed_by_another_process_is_reported(hub: FakeHub, tmp_path: Path) -> None:
+    source = fetch.check_location(REPO, None, tmp_path, None, hub.url)
     with pytest.raises(HubError) as caught:
         fetch._verify(source, tmp_path / "gone", "0" * 64)
     assert caught.value.code == "cache_failed"
 
 
-def test_a_cache_without_links(
+def test_a_cache_without_symbolic_links_works(
     hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system has no symbolic links the cache holds plain files: still verified when they arrive."""
+    """Without symbolic links the cache consists of plain files, which are also verified after the download."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
     hub.fault("corrupt", "model.safetensors")
     with pytest.raises(HubError):
@@ -510,8 +512,8 @@ def run_child(home: Path, hub: FakeHub, *arguments: str, **more: str) -> dict[st
     return result
 
 
-def test_the_environment_and_offline_use(hub: FakeHub, tmp_path: Path) -> None:
-    """HF_ENDPOINT and HF_HOME are obeyed; offline there is no connection, from a warm cache nor from a cold one."""
+def test_environment_variables_and_offline_mode(hub: FakeHub, tmp_path: Path) -> None:
+    """HF_ENDPOINT and HF_HOME are used; in offline mode there is no connection, with a warm or a cold cache."""
     online = run_child(tmp_path / "warm", hub, REPO)
     assert online["sha256"] == sha256(WEIGHTS)
     assert Path(online["path"]).is_relative_to(tmp_path / "warm")
@@ -547,7 +549,7 @@ def test_sixteen_processes_race_for_one_file(hub: FakeHub, tmp_path: Path) -> No
 @pytest.mark.slow
 @torch.no_grad()
 def test_create_model_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
-    """From `save_pretrained` through a repository's tag to the same logits, online and then offline."""
+    """A model from `save_pretrained`, loaded from a repository's tag, has the same logits online and offline."""
     model = build("convmixer_768_32", dim=8, depth=2, kernel_size=3, patch_size=4, num_classes=5).eval()
     folder = save_pretrained(model, tmp_path / "saved")
     hub.add("org/mixer", {"config.json": b"{}"})
@@ -559,8 +561,10 @@ def test_create_model_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     assert torch.equal(torch.load(tmp_path / "logits", weights_only=True), model(images))
 
 
-def test_every_failure_is_of_the_family(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
-    """Even what the client was never meant to raise: an unknown exception becomes a coded one that names its type."""
+def test_every_failure_is_a_hub_error(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
+    """Unknown exceptions of the client, too, become coded errors with their type in the message."""
     with pytest.raises(TessellaError, match="KeyError") as caught:
-        fetch.ask(fetch.check_source(REPO, None, tmp_path, None, hub.url), lambda: os.environ["TESSELLA_MISSING"])
+        fetch.call_hub(
+            fetch.check_location(REPO, None, tmp_path, None, hub.url), lambda: os.environ["TESSELLA_MISSING"]
+        )
     assert caught.value.code == "hub_unavailable"

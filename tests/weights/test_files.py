@@ -1,4 +1,4 @@
-"""Every kind of bad weight file, for every family: the exact code, and a live model that did not change."""
+"""Bad weight files of all kinds, for every family: the exact code, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def state_hash(model: ImageModel) -> str:
 
 
 def with_header(good: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    """The same data under a header that `edit` changed in place, or replaced by what it returns."""
+    """The same data with a header that `edit` changed in place or replaced."""
     end = 8 + int.from_bytes(good[:8], "little")
     header = json.loads(good[8:end])
     header.pop("__metadata__", None)
@@ -50,7 +50,7 @@ def with_header(good: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 
 def edit_entry(**fields: Any) -> Callable[[bytes], bytes]:
-    """Change fields of the first tensor; a callable gets the old value."""
+    """Change fields of the first tensor; a function gets the old value."""
 
     def change(header: dict[str, Any]) -> None:
         entry = next(iter(header.values()))
@@ -102,7 +102,7 @@ def saved(value: object) -> bytes:
 
 
 def legacy(value: object) -> bytes:
-    """The format from before torch 1.6: pickles and raw data one after another."""
+    """The format before torch 1.6: pickles and raw data one after another."""
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
@@ -197,7 +197,7 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 @pytest.fixture(scope="module", params=TINY)
 def family(request: pytest.FixtureRequest) -> tuple[ImageModel, bytes, str]:
-    """A live model, a good file for it, and the hash of its state."""
+    """A model, a valid file for it, and the hash of its state."""
     model = tiny(request.param)
     return model, safetensors.torch.save(model.state_dict(), {"format": "pt"}), state_hash(model)
 
@@ -216,7 +216,7 @@ def test_a_bad_file_is_refused_with_its_code(family: tuple[ImageModel, bytes, st
     assert state_hash(model) == before
 
 
-def test_a_flipped_bit_is_found_when_the_hash_is_known(family: tuple[ImageModel, bytes, str], tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected_if_the_hash_is_known(family: tuple[ImageModel, bytes, str], tmp_path: Path) -> None:
     model, good, before = family
     path = tmp_path / "model.safetensors"
     path.write_bytes(flip_a_bit(good))
@@ -246,7 +246,7 @@ def test_a_good_file_is_read_exactly(family: tuple[ImageModel, bytes, str], tmp_
         assert state_hash(model) == before
 
 
-def test_the_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_the_name_of_a_non_finite_tensor_is_reported(tmp_path: Path) -> None:
     state = {"good": torch.ones(3), "empty": torch.ones(0), "bad.weight": torch.tensor([1.0, float("nan")])}
     safetensors.torch.save_file(state, tmp_path / "m.safetensors")
     with pytest.raises(WeightsError, match=r"bad\.weight"):
@@ -261,7 +261,7 @@ def test_a_file_that_cannot_be_opened(where: str, tmp_path: Path) -> None:
 
 
 def mutants(good: bytes, count: int) -> Iterator[bytes]:
-    """Files whose length field, header or first data bytes were damaged at random."""
+    """Files with random damage in the length field, the header or the first data bytes."""
     rng = random.Random(20260801)
     header_end = 8 + int.from_bytes(good[:8], "little")
     for _ in range(count):
@@ -284,7 +284,7 @@ def mutants(good: bytes, count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.slow
-def test_a_damaged_header_never_passes_for_other_tensors(tmp_path: Path) -> None:
+def test_a_damaged_header_never_yields_wrong_tensors(tmp_path: Path) -> None:
     model = tiny("convmixer", depth=1)
     good = safetensors.torch.save(model.state_dict())
     expected = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
@@ -315,7 +315,7 @@ class Bomb:
 
 @pytest.mark.parametrize("name", ["m.pth", "m.pt", "m.bin", "m.pth.tar", "m.safetensors", "m.ckpt", "m"])
 @pytest.mark.parametrize("pack", [lambda v: pickle.dumps(v, protocol=2), lambda v: pickle.dumps(v, 5), saved, legacy])
-def test_code_in_a_pickle_never_runs(name: str, pack: Callable[[object], bytes], tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_never_executed(name: str, pack: Callable[[object], bytes], tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for content in (Bomb(canary), {"state_dict": {"a": torch.zeros(2)}, "args": Bomb(canary)}, {"a": Bomb(canary)}):
         (tmp_path / name).write_bytes(pack(content))
@@ -325,13 +325,13 @@ def test_code_in_a_pickle_never_runs(name: str, pack: Callable[[object], bytes],
         assert not canary.exists()
 
 
-def test_the_bomb_of_these_tests_is_live(tmp_path: Path) -> None:
+def test_the_malicious_pickle_works_if_unpickled(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Bomb(tmp_path / "canary")))
     assert (tmp_path / "canary").exists()
 
 
 def compressed(content: bytes) -> bytes:
-    """The same zip archive, deflated."""
+    """The same zip archive, compressed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
@@ -399,7 +399,7 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     assert error.value.code == "unsafe_format"
 
 
-def test_the_weights_inside_a_training_checkpoint_are_picked_as_timm_does(tmp_path: Path) -> None:
+def test_the_weights_of_a_training_checkpoint_are_chosen_as_in_timm(tmp_path: Path) -> None:
     path = tmp_path / "last.pth.tar"
     order = ("state_dict_ema", "model_ema", "state_dict", "model")
     for start in range(len(order)):
@@ -409,7 +409,7 @@ def test_the_weights_inside_a_training_checkpoint_are_picked_as_timm_does(tmp_pa
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrappers_are_stripped(prefix: str, tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_removed(prefix: str, tmp_path: Path) -> None:
     parameters = {f"{prefix}stem.module.weight": torch.nn.Parameter(torch.ones(2))}
     (tmp_path / "m.pth").write_bytes(saved(parameters))
     state = read_state_dict(tmp_path / "m.pth")
@@ -417,7 +417,7 @@ def test_prefixes_of_wrappers_are_stripped(prefix: str, tmp_path: Path) -> None:
     assert not state["stem.module.weight"].requires_grad
 
 
-def test_safetensors_bytes_under_a_pickles_name_are_safe_to_read(tmp_path: Path) -> None:
+def test_a_safetensors_file_with_the_name_of_a_pickle_is_read(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(safetensors.torch.save(STATE))
     assert torch.equal(read_state_dict(tmp_path / "pytorch_model.bin")["a"], STATE["a"])
 

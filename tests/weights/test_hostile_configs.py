@@ -1,4 +1,4 @@
-"""config.json of a model folder with every field replaced by something it must not be: a coded error or a model."""
+"""A config.json with each field replaced by invalid values gives a coded error or a working model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from tessella.data.transforms import InputSpec
-from tessella.errors import TessellaError
+from tessella.data.spec import InputSpec
+from tessella.errors import TessellaError, UsageError
 from tessella.models.base import ImageModel
 from tessella.weights import create_model, save_pretrained
+from tessella.weights.config import check_cfg
 
 from ..models.tiny import images, tiny
 
@@ -44,7 +45,7 @@ VALUES: list[Any] = [
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every field of nested objects and lists."""
+    """Yield the path of every field of nested objects and lists."""
     if path:
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -53,7 +54,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(root: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of `root` in which the field at `path` is `value`."""
+    """Return a copy of `root` with `value` at `path`."""
     if not path:
         return value
     copy = dict(root) if isinstance(root, dict) else list(root)
@@ -91,7 +92,7 @@ def test_every_field_replaced_by_every_value(saved_folder: tuple[Path, dict[str,
     assert refused > 60
 
 
-def test_fields_that_nobody_knows_are_ignored(saved_folder: tuple[Path, dict[str, Any]]) -> None:
+def test_unknown_fields_are_ignored(saved_folder: tuple[Path, dict[str, Any]]) -> None:
     folder, good = saved_folder
     for value in VALUES:
         (folder / "config.json").write_text(json.dumps({**good, "surprise": value}))
@@ -99,7 +100,7 @@ def test_fields_that_nobody_knows_are_ignored(saved_folder: tuple[Path, dict[str
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])
-def test_deep_nesting_anywhere(saved_folder: tuple[Path, dict[str, Any]], depth: int) -> None:
+def test_deep_nesting_is_refused(saved_folder: tuple[Path, dict[str, Any]], depth: int) -> None:
     folder, good = saved_folder
     text = json.dumps(changed(good, ("pretrained_cfg", "mean"), "HERE"))
     for brackets in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
@@ -107,3 +108,29 @@ def test_deep_nesting_anywhere(saved_folder: tuple[Path, dict[str, Any]], depth:
         with pytest.raises(TessellaError) as error:
             create_model(f"local-dir:{folder}")
         assert error.value.code == "bad_config"
+
+
+def test_numbers_keep_their_type_and_lists_become_tuples() -> None:
+    checked = check_cfg(dict(crop_pct=1, mean=[0, 0.5, 1], file=Path("a.pth"), label_descriptions={0: "x"}, note=None))
+    assert checked == dict(crop_pct=1, mean=(0, 0.5, 1), file="a.pth", label_descriptions={0: "x"})
+    assert [type(value) for value in (checked["crop_pct"], *checked["mean"])] == [int, int, float, int]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("mean", {0.1, 0.2, 0.3}, "one number per channel"),
+        ("mean", b"abc", "one number per channel"),
+        ("mean", (True, 0.5, 0.5), "one number per channel"),
+        ("std", (0.5, 0.0, 0.5), "one positive number per channel"),
+        ("crop_pct", "0.9", "a positive number"),
+        ("num_classes", 10.0, "a count, or -1 for unknown"),
+        ("fixed_input_size", 1, "true or false"),
+        ("input_size", (3, 224), "three positive integers: channels, height, width"),
+        ("label_names", "cat", "one name per class"),
+        ("sha256", b"00", "hexadecimal digits"),
+    ],
+)
+def test_no_value_is_converted_to_the_type_of_its_field(field: str, value: object, expected: str) -> None:
+    with pytest.raises(UsageError, match=f"^{field} is .*, expected {expected}$"):
+        check_cfg({field: value})

@@ -1,4 +1,4 @@
-"""Fitting a checkpoint to a model: strict in everything but what was asked to differ."""
+"""Loading a checkpoint into a model: strict except for the requested differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def head_keys(state: State) -> set[str]:
 
 
 def fresh(case: str, **overrides: Any) -> ImageModel:
-    """The model of `case`, whose weights are all different from the golden ones."""
+    """The model of `case` with other weights than the golden ones."""
     model = tiny(case, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +41,7 @@ def test_the_same_model_gets_the_same_numbers(case: str) -> None:
 
 @pytest.mark.parametrize("case", TINY)
 @pytest.mark.parametrize("classes", [0, 7])
-def test_another_class_count_keeps_the_fresh_head_only(case: str, classes: int) -> None:
+def test_another_number_of_classes_keeps_only_the_new_head(case: str, classes: int) -> None:
     source, model = tiny(case).state_dict(), fresh(case, num_classes=classes)
     load_weights(model, source, source_cfg={"num_classes": NUM_CLASSES})
     after = model.state_dict()
@@ -54,7 +54,7 @@ def test_another_class_count_keeps_the_fresh_head_only(case: str, classes: int) 
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_another_class_count_is_no_excuse_for_anything_else(case: str) -> None:
+def test_another_number_of_classes_does_not_allow_other_differences(case: str) -> None:
     source = tiny(case).state_dict()
     victim = next(key for key in source if key.startswith("blocks."))
     for spoil in (
@@ -70,13 +70,13 @@ def test_another_class_count_is_no_excuse_for_anything_else(case: str) -> None:
         assert state_hash(model) == before
 
 
-def test_a_class_count_that_nobody_stated_must_be_the_models() -> None:
+def test_an_unstated_number_of_classes_must_match_the_model() -> None:
     with pytest.raises(WeightsError, match=r"head\.weight") as error:
         load_weights(tiny("mixer", num_classes=7), tiny("mixer").state_dict())
     assert error.value.code == "wrong_shape"
 
 
-def test_an_unknown_class_count_means_a_fresh_head() -> None:
+def test_an_unknown_number_of_classes_keeps_the_new_head() -> None:
     model = fresh("mixer")
     load_weights(model, tiny("mixer").state_dict(), source_cfg={"num_classes": -1})
     assert torch.all(model.state_dict()["head.weight"] == 0.125)
@@ -91,7 +91,7 @@ def test_a_label_offset_drops_the_leading_classes(case: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 6])
-def test_channels_are_adapted_as_timm_does(channels: int) -> None:
+def test_channels_are_adapted_as_in_timm(channels: int) -> None:
     weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     adapted = adapt_channels(weight, channels).numpy()
     rgb = weight.numpy()
@@ -102,7 +102,7 @@ def test_channels_are_adapted_as_timm_does(channels: int) -> None:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_a_grey_model_answers_as_the_colour_model_does_to_grey(case: str) -> None:
+def test_a_grey_model_matches_the_colour_model_on_grey_images(case: str) -> None:
     colour, grey = tiny(case), fresh(case, in_chans=1)
     load_weights(grey, colour.state_dict(), source_cfg={"input_size": (3, *size_of(colour))})
     x = images(grey)
@@ -135,7 +135,7 @@ def test_another_image_size_is_resampled(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", FIXED_SIZE)
-def test_another_image_size_that_nobody_stated_is_an_error(case: str) -> None:
+def test_another_unstated_image_size_is_an_error(case: str) -> None:
     source = tiny(case)
     height, width = size_of(source)
     model = fresh(case, img_size=(2 * height, 2 * width))
@@ -147,13 +147,13 @@ def test_another_image_size_that_nobody_stated_is_an_error(case: str) -> None:
         assert state_hash(model) == before
 
 
-def test_a_size_that_the_model_cannot_have_is_the_configs_fault() -> None:
+def test_an_image_size_that_the_model_does_not_support_is_a_bad_config() -> None:
     with pytest.raises(WeightsError) as error:
         load_weights(tiny("mixer"), tiny("mixer").state_dict(), source_cfg={"input_size": (3, 33, 33)})
     assert error.value.code == "bad_config"
 
 
-def test_all_three_at_once() -> None:
+def test_classes_channels_and_image_size_change_at_once() -> None:
     source = tiny("crossvit_dagger")
     model = fresh("crossvit_dagger", num_classes=2, in_chans=1, img_size=240)
     load_weights(model, source.state_dict(), source_cfg={"num_classes": NUM_CLASSES, "input_size": (3, 120, 120)})
@@ -189,7 +189,7 @@ def test_the_first_differences_are_shown_with_both_sides() -> None:
         ("resmlp", ["blocks.0.attn.weight"]),
     ],
 )
-def test_the_original_authors_files_are_sent_to_convert(case: str, keys: list[str]) -> None:
+def test_the_hint_for_original_files_is_to_convert_them(case: str, keys: list[str]) -> None:
     with pytest.raises(WeightsError) as error:
         load_weights(tiny(case), dict.fromkeys(keys, torch.zeros(1)))
     assert "tessella convert" in error.value.hint
@@ -198,7 +198,7 @@ def test_the_original_authors_files_are_sent_to_convert(case: str, keys: list[st
     assert "tessella convert" not in error.value.hint
 
 
-def test_half_precision_is_widened_exactly(caplog: pytest.LogCaptureFixture) -> None:
+def test_half_precision_is_converted_exactly(caplog: pytest.LogCaptureFixture) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         source = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny("mixer").state_dict().items()}
         model = fresh("mixer")
@@ -209,7 +209,7 @@ def test_half_precision_is_widened_exactly(caplog: pytest.LogCaptureFixture) -> 
     assert not caplog.records
 
 
-def test_rounding_double_precision_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_rounding_of_double_precision_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     source, model = tiny("mixer"), fresh("mixer")
     with caplog.at_level(logging.WARNING):
         load_weights(model, tiny("mixer").double().state_dict())
@@ -227,7 +227,7 @@ def test_numbers_that_overflow_the_models_precision_are_refused() -> None:
     assert torch.equal(model.state_dict()["head.bias"], tiny("mixer").half().state_dict()["head.bias"])
 
 
-def test_a_state_in_memory_is_checked_too() -> None:
+def test_a_state_dict_in_memory_is_also_checked() -> None:
     source = tiny("mixer").state_dict()
     source["norm.weight"][2] = float("nan")
     with pytest.raises(WeightsError, match=r"norm\.weight"):
@@ -235,14 +235,14 @@ def test_a_state_in_memory_is_checked_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_state_that_was_cast_or_averaged_as_a_whole_is_taken(dtype: torch.dtype) -> None:
+def test_a_state_with_floating_point_batch_counters_is_accepted(dtype: torch.dtype) -> None:
     source = {key: value.to(dtype) for key, value in tiny("convmixer").state_dict().items()}
     model = fresh("convmixer")
     load_weights(model, source)
     assert model.state_dict()["stem.2.num_batches_tracked"].dtype == torch.int64
 
 
-def test_a_weight_of_integers_is_refused() -> None:
+def test_integer_weights_are_refused() -> None:
     source = tiny("convmixer").state_dict()
     source["stem.0.weight"] = source["stem.0.weight"].int()
     with pytest.raises(WeightsError) as error:
@@ -250,7 +250,7 @@ def test_a_weight_of_integers_is_refused() -> None:
     assert error.value.code == "wrong_dtype"
 
 
-def test_the_state_given_is_not_changed() -> None:
+def test_the_given_state_dict_is_not_changed() -> None:
     source = tiny("crossvit").state_dict()
     copies = {key: value.clone() for key, value in source.items()}
     model = tiny("crossvit", in_chans=1, num_classes=2, img_size=240)

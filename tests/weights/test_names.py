@@ -1,4 +1,4 @@
-"""Models are found by parts of their names, and folders by theirs."""
+"""Models are found by parts of their names, and saved models by their folders."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tessella.weights.names import find_models, headline_accuracy, local_folder
         ("convit*", {"convit_tiny.fb_in1k"}),
     ],
 )
-def test_models_are_found_by_a_part_of_their_name(pattern: str, names: set[str]) -> None:
+def test_models_are_found_by_part_of_their_name(pattern: str, names: set[str]) -> None:
     found = find_models([pattern])
     assert names <= set(found)
     assert all(pattern.lower().strip("*") in name for name in found)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_similar_names() -> None:
-    for pattern, says in (("convmixr", "convmixer_768_32"), ("resnet50", "only these families are here: convmixer,")):
+    for pattern, says in (("convmixr", "convmixer_768_32"), ("resnet50", "the supported families are convmixer,")):
         with pytest.raises(UsageError) as caught:
             find_models([pattern])
         assert caught.value.code == "unknown_model"
@@ -62,7 +62,7 @@ def test_a_folder_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.
         ("local-dir:a\0b", "weights_not_found"),
     ],
 )
-def test_what_is_no_folder_has_a_code(name: str, code: str) -> None:
+def test_a_missing_folder_is_a_coded_error(name: str, code: str) -> None:
     for call in (local_folder, create_model):
         with pytest.raises(TessellaError) as caught:
             call(name)

@@ -1,4 +1,4 @@
-"""`push_to_hub` with the real huggingface_hub client against a hub on loopback, and back through `create_model`."""
+"""`push_to_hub` with the real huggingface_hub client against a hub on loopback, and loading with `create_model`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def files_at(hub: FakeHub, revision: str) -> dict[str, bytes]:
 
 
 def check_loads(hub: FakeHub, revision: str, model: ImageModel, cache: Path, patch: pytest.MonkeyPatch) -> None:
-    """What is in the repository now, fetched and made into a model, gives `model`'s logits."""
+    """Check that a model loaded from the repository has the logits of `model`."""
     fetch_model(REPO, revision, cache_dir=cache, endpoint=hub.url)
     with patch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -82,7 +82,7 @@ def test_push_to_a_branch_leaves_main_alone(
     check_loads(hub, "v2", model, tmp_path, monkeypatch)
 
 
-def test_propose_instead_of_push(
+def test_create_pr_opens_a_pull_request(
     hub: FakeHub, model: ImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = push_to_hub(model, REPO, token=TOKEN, create_pr=True, endpoint=hub.url)

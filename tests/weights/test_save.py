@@ -1,4 +1,4 @@
-"""Saving: what is written, that it is written whole or not at all, and by whom it can be read."""
+"""Saving: the written files, their completeness after failures, and their permissions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tessella.errors import TessellaError, UsageError, WeightsError
+from tessella.errors import OutputError, TessellaError, UsageError, WeightsError
 from tessella.models.base import ImageModel
 from tessella.models.features import FeatureExtractor
 from tessella.storage import write_atomic
@@ -48,7 +48,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_the_config_is_timms(case: str, tmp_path: Path) -> None:
+def test_the_config_has_timms_layout(case: str, tmp_path: Path) -> None:
     model = tiny(case)
     config = config_of(save_pretrained(model, tmp_path))
     assert config["architecture"] == TINY[case][0]
@@ -63,7 +63,7 @@ def test_the_config_is_timms(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_what_was_changed_since_comes_back(case: str, tmp_path: Path) -> None:
+def test_changes_after_creation_are_saved(case: str, tmp_path: Path) -> None:
     pool = "" if case.startswith(("mixer", "gm", "resmlp")) else "avg"
     model = tiny(case, in_chans=1, drop_path_rate=0.1)
     model.reset_classifier(3, pool)
@@ -99,7 +99,7 @@ def test_labels_and_tag_go_when_the_classes_change(tmp_path: Path) -> None:
     assert "tag" not in config["pretrained_cfg"]
 
 
-def test_what_a_checkpoint_was_called_elsewhere_is_not_written(tmp_path: Path) -> None:
+def test_the_source_of_the_original_weights_is_not_written(tmp_path: Path) -> None:
     model = create_model("mixer_b16_224.goog_in21k_ft_in1k", num_blocks=1, embed_dim=8)
     assert isinstance(model, ImageModel)
     assert model.pretrained_cfg["hf_hub_id"]
@@ -109,7 +109,7 @@ def test_what_a_checkpoint_was_called_elsewhere_is_not_written(tmp_path: Path) -
     assert not {"hf_hub_id", "note"} & set(cfg)
 
 
-def test_precision_is_kept_and_read_into_any(tmp_path: Path) -> None:
+def test_precision_is_kept_and_can_be_loaded_into_any_other(tmp_path: Path) -> None:
     model = tiny("mixer").bfloat16()
     folder = save_pretrained(model, tmp_path)
     again = loaded(folder)
@@ -146,7 +146,7 @@ def nameless() -> ImageModel:
         (diverged, "non_finite"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(make: Callable[[], Any], code: str, tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_loaded_is_not_saved(make: Callable[[], Any], code: str, tmp_path: Path) -> None:
     with pytest.raises(TessellaError) as error:
         save_pretrained(make(), tmp_path / "out")
     assert error.value.code == code
@@ -157,14 +157,14 @@ def test_what_could_not_be_loaded_is_not_saved(make: Callable[[], Any], code: st
     "overrides",
     [{"mean": "grey"}, {"no_such_field": 1}, {"label_names": ["a"]}, {"std": [0, 0, 0]}, {"crop_mode": "x"}],
 )
-def test_a_config_that_could_not_be_read_is_not_written(overrides: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_config_overrides_are_refused(overrides: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         save_pretrained(tiny("mixer"), tmp_path / "out", config_overrides=overrides)
     assert error.value.code == "bad_argument"
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card(tmp_path: Path) -> None:
+def test_the_model_card(tmp_path: Path) -> None:
     overrides = {"license": "apache-2.0", "tag": "mine"}
     card = (save_pretrained(tiny("gmlp"), tmp_path, config_overrides=overrides) / "README.md").read_text()
     _, front, body = card.split("---\n")
@@ -177,7 +177,7 @@ def test_the_card(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "my own words"
 
 
-def test_a_card_cannot_be_made_to_say_more_by_its_fields(tmp_path: Path) -> None:
+def test_fields_cannot_add_content_to_the_model_card(tmp_path: Path) -> None:
     overrides = {"license": "mit\nbase_model: evil"}
     card = (save_pretrained(tiny("gmlp"), tmp_path, config_overrides=overrides) / "README.md").read_text()
     assert "\nbase_model" not in card
@@ -199,11 +199,11 @@ def test_permissions_follow_the_umask(mask: int, mode: int, tmp_path: Path) -> N
 
 
 class Crash(BaseException):
-    """The process ends here: nothing after it runs except what an exception cannot skip."""
+    """Stands for the end of the process: only cleanup code runs after it."""
 
 
 def count_steps(patch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> list[str]:
-    """Make the `fail_at`-th system call of a save fail; the list holds the names of those made."""
+    """Make the `fail_at`-th system call of a save fail; return the list of the calls' names."""
     done: list[str] = []
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,7 +223,7 @@ def count_steps(patch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -
 
 
 def outcome(folder: Path) -> int | str:
-    """The class count of the model in `folder`, or the code with which it is refused."""
+    """Return the number of classes of the model in `folder`, or the code of the error."""
     try:
         return loaded(folder).num_classes
     except WeightsError as refused:
@@ -238,7 +238,7 @@ def save_steps(patch: pytest.MonkeyPatch, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("error", [Crash(), OSError(errno.ENOSPC, "No space"), OSError(errno.EIO, "I/O")])
-def test_a_failure_at_any_step_leaves_old_files_or_whole_new_ones(
+def test_a_failure_at_any_step_leaves_old_or_complete_new_files(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = save_steps(monkeypatch, tmp_path / "count")
@@ -251,9 +251,9 @@ def test_a_failure_at_any_step_leaves_old_files_or_whole_new_ones(
         old = {path.name: path.read_bytes() for path in folder.iterdir()}
         with monkeypatch.context() as failing:
             count_steps(failing, step, error)
-            with pytest.raises(Crash if isinstance(error, Crash) else WeightsError) as raised:
+            with pytest.raises(Crash if isinstance(error, Crash) else OutputError) as raised:
                 save_pretrained(new_model, folder)
-        if isinstance(raised.value, WeightsError):
+        if isinstance(raised.value, OutputError):
             assert raised.value.code == "output_failed"
         assert {path.name for path in folder.iterdir()} == set(old)
         for name in ("model.safetensors", "config.json"):
@@ -276,6 +276,6 @@ def test_data_that_did_not_reach_the_disk_replaces_nothing(tmp_path: Path, monke
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(WeightsError) as error:
+        with pytest.raises(OutputError) as error:
             save_pretrained(tiny("mixer"), folder)
         assert error.value.code == "output_failed"

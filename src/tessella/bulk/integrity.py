@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from ..checks import as_path, checked
 from ..errors import OutputError, UsageError
-from ..records import need_pyarrow
+from ..extras import need_pyarrow
 from ..storage import (
     LOCK,
     damaged_files,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ..data.sources import Source
 from ..errors import UsageError
-from ..records import need_pyarrow
+from ..extras import need_pyarrow
 from ..storage import file_hash, json_hash, read_regular, read_sealed, sealed_bytes, write_atomic
 from .ledger import LEDGER, Shard, read_ledger
 from .manifest import MANIFEST, Manifest

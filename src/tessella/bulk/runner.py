@@ -21,10 +21,10 @@ from ..checks import as_inputs, as_path, checked
 from ..data.names import Skipped, is_missing_path
 from ..data.sources import iter_sources
 from ..errors import OutputError, RunError, UsageError
-from ..extras import require
+from ..extras import need_pyarrow, require
 from ..predictor import Predictor
-from ..records import csv_line, need_pyarrow
-from ..signals import StopRequest
+from ..records import csv_line
+from ..signals import Stop
 from ..storage import check_output, copy_file, file_hash, folder_lock, write_bytes
 from ..text import count_of
 from .events import OnEvent, ProgressTracker, RunRemark, ignore_event
@@ -245,7 +245,7 @@ def _model_speed(predictor: Predictor, rows: int) -> float | None:
     blank = np.zeros((predictor.spec.height, predictor.spec.width, 3), np.uint8)
     for count in (images, 4 * images):  # the first is a warm-up
         start = time.perf_counter()
-        for _ in predictor.outputs_of([blank] * count, divide=False):
+        for _ in predictor.decoded_outputs(enumerate([blank] * count), split_batch=False):
             pass
     return count / (time.perf_counter() - start)
 
@@ -270,14 +270,14 @@ def _make_shards(
     """Make and record the shards `todo`; return the name of the signal that stopped it, if any."""
     if todo:  # only a complete run has a summary
         (out / SUMMARY).unlink(missing_ok=True)
-    with StopRequest() as stop, maker:
-        for shard in maker.make(todo, tracker.add, lambda: stop.requested):
+    with Stop() as stop, maker:
+        for shard in maker.make(todo, tracker.add, lambda: stop.asked):
             ledger.commit(shard)  # its file is durable; from here on the shard counts
             event = tracker.shard_finished(shard)
             with (out / LOG).open("ab") as file:
                 file.write(log_line(event.log_entry()))
             on_event(event)
-    return stop.signal_name
+    return stop.name
 
 
 def _finish(

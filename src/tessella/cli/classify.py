@@ -1,185 +1,218 @@
-"""tessella classify, embed, features: results for every image."""
+"""tessella classify, embed, features: one result per image, printed or written to a file."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data.names import Skipped
-from ..errors import ImageError, TessellaError, UsageError
-from ..text import escape, printable
-from .console import (
-    Command,
-    echo,
-    echo_json,
-    notice,
-    show_progress,
-)
-from .options import option
-from .preflight import count_type
-
-if TYPE_CHECKING:
-    from ..data.sources import Source
-    from ..predictor import Record
-
+from ..errors import UsageError
+from ..text import printable
+from .console import Command, echo, notice, show_progress
 from .options import (
-    errors_only,
     find_sources,
     finish,
     input_options,
+    json_lines_option,
     load_predictor,
+    option,
     parse_numbers,
     report_bad,
     report_skipped,
     table_options,
 )
+from .preflight import count_type
+
+if TYPE_CHECKING:
+    from ..data.source import Source
+    from ..predictor import Predictor
+    from ..results import Record
+
+    MakeRecords = Callable[[Predictor, Iterable[Source]], Iterable[Record]]
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    short_help="Classify images.",
+    examples=[
+        "tessella classify photo.jpg",
+        "tessella classify photos --top 1 --out classes.csv",
+        "tessella classify photos.tar --model mixer_b16_224.goog_in21k_ft_in1k --json",
+    ],
+)
 @input_options
-@option("-k", "--top", type=count_type(), default=5, show_default=True, help="Number of top classes per image.")
+@option(
+    "-k",
+    "--top",
+    group="Output",
+    type=count_type(),
+    default=5,
+    show_default=True,
+    help="Number of most probable classes per image.",
+)
 @table_options
 def classify(top: int, **given: Any) -> None:
     """Classify images."""
-    run_records(given, top=top, embed=False)
+    path = _check_table_options(given)
+
+    def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
+        return predictor.records(sources, top=min(top, predictor.num_classes), embed=False)
+
+    _run(given, make_records, path, top=top)
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    short_help="Compute embeddings of images.",
+    examples=["tessella embed photos --out embeddings.npz", "tessella embed photo.jpg --json"],
+)
 @input_options
 @table_options
 def embed(**given: Any) -> None:
     """Compute embeddings of images: vectors of unit length."""
-    run_records(given, top=0, embed=True)
+    path = _check_table_options(given)
+    _run(given, lambda predictor, sources: predictor.records(sources, top=0, embed=True), path, has_embedding=True)
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    short_help="Show or save feature maps of a model's blocks.",
+    examples=["tessella features photo.jpg", "tessella features photos --blocks 3,-1 --out maps.npz"],
+)
 @input_options
 @option(
     "--blocks",
+    group="Output",
     metavar="I,J,...",
     help="Block numbers; negative ones count from the end.  [default: depends on the model]",
 )
-@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@json_lines_option
 @option(
-    "--out", metavar="FILE.npz", help="Write the feature maps to a file; without this only their shapes are printed."
+    "-o",
+    "--out",
+    group="Output",
+    metavar="FILE.npz",
+    help="Write the feature maps to a .npz file. Without it, only their shapes are printed.",
 )
-def features(blocks: str | None, as_json: bool, out: str | None, **given: Any) -> None:
+def features(blocks: str | None, **given: Any) -> None:
     """Show or save the feature maps of a model's blocks.
 
     The file has one row per input: key, status and feature maps, which are NaN if the status is not ok.
     """
-    from ..predictor import Record
-    from ..records import as_dict, npz_bytes, valid_text
-    from ..storage import check_output, write_bytes
-
-    path = check_output(out, [".npz"]) if out else None
+    path = _check_path(given["out"], [".npz"])
     indices = parse_numbers("--blocks", blocks) if blocks else None
-    skipped = Skipped()
-    sources = list(find_sources(given["inputs"], skipped))
-    report_skipped(skipped)
-    predictor = None if errors_only(sources) else load_predictor(given)
-    rows: list[tuple[Record, Any]] = []
-    bad = 0
-    for source in show_progress(sources, len(sources), "images"):
-        record, maps = Record(source.key, "ok"), None
-        try:
-            data = source.read()
-            if predictor is not None:
-                maps = [one[0] for one in predictor.features(data, indices)]
-        except TessellaError as error:
-            if not isinstance(error, ImageError) and error.code != "non_finite":
-                raise
-            record = Record(source.key, error.code, str(error))
-            bad += 1
-            report_bad(record, quiet=as_json)
-        shapes = [list(one.shape) for one in maps or ()]
-        if as_json:
-            echo_json(as_dict(record) | (dict(shapes=shapes) if maps else {}))
-        elif maps and path is None:
-            shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
-            echo(f"{printable(source.key)}: {shown}")
-        if path is not None:
-            rows.append((record, maps))
-    if path is not None and rows:
-        facts = dict(model=predictor.name, fingerprint=predictor.fingerprint) if predictor else {}
-        columns = dict(keys=[escape(record.key) for record, _ in rows], status=[record.status for record, _ in rows])
-        named = {name: valid_text(value) for name, value in facts.items()}
-        write_bytes(path, npz_bytes(columns | named | stack_maps([maps for _, maps in rows])))
-        notice(f"wrote {len(rows)} rows to {printable(str(path))}")
-    finish(len(sources) - bad, bad, given["strict"])
+    _run(given, lambda predictor, sources: predictor.feature_records(sources, indices), path)
 
 
-def stack_maps(rows: Sequence[Any]) -> dict[str, Any]:
-    """Stack the feature maps of several inputs by block, each (N,channels,rows,columns); NaN for inputs without any."""
-    import numpy as np
-
-    known = next((maps for maps in rows if maps is not None), ())
-    return {
-        f"features{i}": np.stack([np.full_like(one, np.nan) if maps is None else maps[i] for maps in rows])
-        for i, one in enumerate(known)
-    }
-
-
-def run_records(given: dict[str, Any], *, top: int, embed: bool) -> None:
-    """Print one record per input as they come, or write all of them to a file at the end."""
-    from ..records import SUFFIXES, as_dict, csv_header, csv_line, csv_row, write_records
+def _check_path(out: str | None, suffixes: Sequence[str]) -> Path | None:
     from ..storage import check_output
 
-    as_json, as_csv, safe = given["as_json"], given["as_csv"], given["csv_safe"]
-    if as_json + as_csv + bool(given["out"]) > 1:
+    return check_output(out, suffixes) if out else None
+
+
+def _check_table_options(given: dict[str, Any]) -> Path | None:
+    """Return the output file, if there is one; UsageError for options that exclude each other."""
+    from ..records import SUFFIXES
+
+    as_json, as_csv, out = given["as_json"], given["as_csv"], given["out"]
+    if as_json + as_csv + bool(out) > 1:
         raise UsageError("bad_argument", "--json, --csv and --out cannot be combined", hint="choose one of them")
-    path = check_output(given["out"], SUFFIXES) if given["out"] else None
-    if safe and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
+    path = _check_path(out, SUFFIXES)
+    if given["csv_safe"] and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
         raise UsageError("bad_argument", "--csv-safe needs --csv or --out FILE.csv", hint="remove --csv-safe")
+    return path
+
+
+def _run(
+    given: dict[str, Any], make_records: MakeRecords, path: Path | None, *, top: int = 0, has_embedding: bool = False
+) -> None:
+    """Print one record per input as they come, or write all of them to a file at the end.
+
+    top, has_embedding: what records contain, for the columns of a CSV table.
+    """
+    from ..pipeline import error_records
+    from ..records import write_records
+
     skipped = Skipped()
     sources: Iterable[Source] = find_sources(given["inputs"], skipped)
-    total, records = None, None
+    records: Iterable[Record] = ()
+    total, width, metadata = None, 0, {}
     if is_listed := "-" not in given["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
-        total, records = len(sources), errors_only(sources)
+        total, records = len(sources), error_records(sources)
         report_skipped(skipped)
-    width, facts = 0, {}
     if records:
         top = 0
     else:
         predictor = load_predictor(given)
-        top, width = min(top, predictor.num_classes), predictor.width if embed else 0
-        facts = dict(model=predictor.name, fingerprint=predictor.fingerprint) if path is not None else {}
-    if as_csv:
-        echo(csv_line(csv_header(top, width)))
-    kept: list[Record] = []
-    good = bad = 0
-    on_terminal = sys.stdout.isatty()
-    for record in show_progress(records or predictor.records(sources, top=top, embed=embed), total, "images"):
-        good, bad = good + (record.status == "ok"), bad + (record.status != "ok")
+        top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
         if path is not None:
-            kept.append(record)
-        elif as_json:
-            echo_json(as_dict(record))
-        elif as_csv:
-            line = csv_line(csv_row(record, top, width), safe=safe)
-            echo(printable(line) if on_terminal else line)
-        elif record.status == "ok":
-            echo(render(record))
-        if record.status != "ok":
-            report_bad(record, quiet=as_json or as_csv)
+            metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
+        records = make_records(predictor, sources)
+    counter = _RecordCounter(keep=path is not None, quiet=given["as_json"] or given.get("as_csv", False))
+    _print(counter.follow(show_progress(records, total, "images")), given, path, top, width)
     if not is_listed:
         report_skipped(skipped)
-    if path is not None and kept:
-        write_records(path, kept, facts, csv_safe=safe)
-        notice(f"wrote {len(kept)} rows to {printable(str(path))}")
-    finish(good, bad, given["strict"])
+    if path is not None and counter.kept:
+        count = write_records(path, counter.kept, metadata, csv_safe=given.get("csv_safe", False))
+        notice(f"wrote {count} rows to {printable(str(path))}")
+    finish(counter.good, counter.bad, given["strict"])
 
 
-def render(record: Record) -> str:
-    """Format a record for people: classes below the file name, or the first components of the vector."""
+class _RecordCounter:
+    """Counts records and reports bad ones while they are printed; keeps them if they are to be written to a file."""
+
+    def __init__(self, *, keep: bool, quiet: bool):
+        self.good = self.bad = 0
+        self.kept: list[Record] = []
+        self._keep, self._quiet = keep, quiet
+
+    def follow(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if self._keep:
+                self.kept.append(record)
+            if record.status == "ok":
+                self.good += 1
+            else:
+                self.bad += 1
+                report_bad(record, quiet=self._quiet)
+            yield record
+
+
+def _print(records: Iterator[Record], given: dict[str, Any], path: Path | None, top: int, width: int) -> None:
+    """Print records as they come; only consume them if they go to a file instead."""
+    from ..records import csv_lines, json_lines
+
+    if given["as_json"]:
+        lines = json_lines(records)
+    elif given.get("as_csv"):
+        lines = csv_lines(records, top, width, safe=given["csv_safe"])
+        if sys.stdout.isatty():
+            lines = map(printable, lines)
+    elif path is None:
+        lines = (_render(record) for record in records if record.status == "ok")
+    else:
+        lines = iter(())
+        deque(records, maxlen=0)
+    for line in lines:
+        echo(line)
+
+
+def _render(record: Record) -> str:
+    """Format a record for people: classes below the key, the first components of the vector, or the shapes of maps."""
     key = printable(record.key)
+    if record.features:
+        return f"{key}: {', '.join('x'.join(map(str, features.shape)) for features in record.features)}"
     if record.embedding is not None:
         first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
         return f"{key}: {len(record.embedding)} components, unit length: {first}, ..."
-    lines = [f"  {100 * one.probability:5.1f} %  {printable(one.label)}" + (f"  ({one.synset})" if one.synset else "")
-             for one in record.top]  # fmt: skip
-    return "\n".join([key, *lines])
+    lines = [key]
+    for prediction in record.top:
+        synset = f"  ({prediction.synset})" if prediction.synset else ""
+        lines.append(f"  {100 * prediction.probability:5.1f} %  {printable(prediction.label)}{synset}")
+    return "\n".join(lines)

@@ -10,12 +10,11 @@ import errno
 import io
 import json
 import logging
-import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from ..errors import OutputError
-from ..text import printable
+from ..text import finite, printable
 from . import preflight
 
 if TYPE_CHECKING:
@@ -254,17 +253,6 @@ def show_error(message: str, hint: str = "") -> None:
 def echo_json(value: Any) -> None:
     """One line of JSON, in ASCII; NaN and infinity, which JSON does not have, become null."""
     echo(json.dumps(finite(value), allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """The same value with None in place of every float that is NaN or infinite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return value
 
 
 # --- tables and progress ----------------------------------------------------------------------------------------------

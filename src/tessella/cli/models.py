@@ -138,7 +138,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
         images=read_samples(images),
     )
     done = write_export(predictor, folder)
-    reason = next(row.reason for row in predictor.plan.choices if row.what == "precision")
+    reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
     echo(f"{printable(predictor.name)} in {predictor.plan.precision} for {engine}: wrote {shown} ({reason})")
     notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,8 +11,8 @@ import click
 
 from ..data.names import Skipped
 from ..engine import ENGINES
-from ..engine.plan import MOST_IMAGES
-from ..errors import ImageError, UsageError
+from ..engine.plan import MAX_BATCH_SIZE
+from ..errors import UsageError
 from ..text import printable
 from . import preflight
 from .console import (
@@ -136,7 +135,7 @@ input_options = options(
     option(
         "--batch-size",
         group="Advanced",
-        type=count_type(most=MOST_IMAGES),
+        type=count_type(most=MAX_BATCH_SIZE),
         metavar="N",
         help="Batch size.  [default: depends on the device]",
     ),
@@ -163,86 +162,58 @@ table_options = options(
 
 def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     """Return `load` bound to the given options."""
-    from ..data.names import is_archive
+    from ..loading import choose_mode
     from ..predictor import load
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
-    mode = given["mode"]
-    if mode == "auto":
-        (only,) = given["inputs"] if len(given["inputs"]) == 1 else ("",)
-        # os.path: Path.is_file raises for names that are too long
-        alone = os.path.isfile(only) and not is_archive(only)  # noqa: PTH113
-        mode = "latency" if alone else "throughput"
     return functools.partial(
         load,
         given["model"],
         checkpoint_path=given["checkpoint"],
-        mode=mode,
+        mode=choose_mode(given["inputs"]) if given["mode"] == "auto" else given["mode"],
         images=read_samples(given["images"]),
         **{key: given[key] for key in keys},
     )
 
 
 def load_predictor(given: dict[str, Any]) -> Predictor:
+    """Load the model that the options name; with --verbose, print every choice with its reason."""
     predictor = loading(given)()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
-        for row in predictor.plan.choices:
-            notice(printable(f"{row.what}: {row.chosen} ({row.reason})"))
+        for choice in predictor.plan.choices:
+            notice(printable(str(choice)))
     return predictor
 
 
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
+    """Yield the sources of the inputs; "-" reads standard input. skipped: counts entries that are not images."""
     from ..data.sources import iter_sources
 
     return iter_sources(inputs, stdin=sys.stdin, skipped=skipped)
 
 
 def report_skipped(skipped: Skipped) -> None:
+    """Print one line per reason for which entries were skipped."""
     for line in skipped.lines():
         notice(printable(line))
 
 
-MAX_SAMPLES = 500  # images for comparing a precision with float32
+def read_samples(name: str | None) -> list[Source] | None:
+    """List the images that --images names."""
+    from ..loading import find_samples
 
-
-def read_samples(given: str | None) -> list[Source] | None:
-    """Read the images that --images names, at most MAX_SAMPLES."""
-    if given is None:
-        return None
-    sources = list(find_sources([given]))[:MAX_SAMPLES]
-    if not sources:
-        raise UsageError("bad_argument", f"--images {given!r} contains no images")
-    return sources
-
-
-def errors_only(sources: Sequence[Source]) -> list[Record]:
-    """Return error records if no source can be read, or an empty list if one may be readable.
-
-    So a wrong path is reported at once, without loading a model.
-    """
-    from ..predictor import Record
-
-    records = []
-    for source in sources:
-        if source.error is None and ("://" in source.path or os.path.exists(source.path)):  # noqa: PTH110
-            return []
-        try:
-            source.read()
-        except ImageError as error:
-            records.append(Record(source.key, error.code, str(error)))
-        else:
-            return []
-    return records
+    return None if name is None else find_samples(name, sys.stdin)
 
 
 def report_bad(record: Record, *, quiet: bool) -> None:
-    if not quiet:  # machine-readable output has the error in the row
+    """Print the error of a bad input, unless the output is machine-readable and has it in the row."""
+    if not quiet:
         complain(printable(f"{record.key}: {record.status}: {record.message}"))
 
 
 def finish(good: int, bad: int, strict: bool) -> None:
-    """End a command that reads images: status 3 if none could be read or, with --strict, if any could not."""
+    """End a command that reads images: status 3 if no input could be read or, with --strict, if any could not."""
     if not good + bad:
         raise UsageError(
             "not_found", "no inputs were given", hint="give a folder, files, or - for a list on standard input"
@@ -254,14 +225,16 @@ def finish(good: int, bad: int, strict: bool) -> None:
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
+    """Parse comma-separated integers. Raises UsageError `bad_argument`."""
     try:
         numbers = [int(part) for part in split(text)]
     except ValueError:
         numbers = []
-    if not numbers or max(map(abs, numbers)) > preflight.MOST:
+    if not numbers or max(map(abs, numbers)) > preflight.MAX_COUNT:
         raise UsageError("bad_argument", f"{option} is {text!r}, expected comma-separated integers such as 8,1")
     return numbers
 
 
 def split(text: str) -> list[str]:
+    """Split comma-separated values."""
     return [part.strip() for part in text.split(",")]

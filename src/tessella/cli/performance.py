@@ -8,41 +8,71 @@ import click
 
 from ..engine import ENGINES
 from ..text import printable
-from .console import (
-    Command,
-    echo,
-    echo_json,
-    new_table,
-    notice,
-    print_table,
-    table_of,
+from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
+from .options import (
+    argument,
+    checkpoint_option,
+    device_option,
+    images_option,
+    json_lines_option,
+    json_option,
+    option,
+    parse_numbers,
+    read_samples,
+    split,
 )
-from .options import option
 from .preflight import count_type
 
 if TYPE_CHECKING:
-    pass
+    from ..performance import Tuning
 
-from .options import images_option, parse_numbers, read_samples, split
+MODEL_HELP = "as for --model of `tessella classify`.  [default: the built-in model]"
 
 
-@click.command(cls=Command, short_help="Measure what runs a model fastest on this machine.")
-@click.argument("name", required=False, metavar="[MODEL]")
-@option("--checkpoint", metavar="FILE", help="Weight file to use instead of the published weights.")
+@click.command(
+    cls=Command,
+    short_help="Find the fastest settings of a model on this machine.",
+    examples=[
+        "tessella tune",
+        "tessella tune mixer_b16_224 --precision float32,bfloat16 --images photos",
+        "tessella tune convmixer_768_32 --random-weights --seconds 300",
+    ],
+)
+@argument(
+    "name",
+    required=False,
+    metavar="[MODEL]",
+    help="Model, as for --model of `tessella classify`.  [default: the built-in model]",
+)
+@checkpoint_option
 @option(
-    "--random-weights", is_flag=True, help="Use random weights and download nothing: speed does not depend on weights."
+    "--random-weights",
+    group="Model",
+    is_flag=True,
+    help="Use random weights and download nothing: speed does not depend on weights.",
 )
 @option(
     "--precision",
-    metavar="P,P,...",
-    help="Any of float32, bfloat16, int8.  [default: float32 and what the CPU supports]",
+    group="Model",
+    metavar="P,...",
+    help="One or more of float32, bfloat16, int8.  [default: float32, and bfloat16 if the CPU supports it]",
 )
 @option(
-    "--engines", metavar="E,E,...", help="Any of rewritten, openvino, onnxruntime, compile.  [default: all installed]"
+    "--engines",
+    group="Model",
+    metavar="E,...",
+    help="One or more of rewritten, openvino, onnxruntime, compile.  [default: all installed except compile]",
 )
 @images_option
-@option("--seconds", type=click.FloatRange(1, 86_400), default=100, show_default=True, help="Time limit in seconds.")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option(
+    "--seconds",
+    group="Advanced",
+    type=click.FloatRange(1, 86_400),
+    default=100,
+    show_default=True,
+    help="Time limit in seconds.",
+)
+@json_option
 def tune(
     name: str | None,
     checkpoint: str | None,
@@ -53,88 +83,148 @@ def tune(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Measure which settings run a model fastest on this machine's CPU, and use them from now on.
+    """Find the settings that run a model fastest on this machine's CPU, and use them from now on.
 
     They are used on a CPU whenever --engine and --precision are auto; `tessella doctor` lists them.
     """
-    import dataclasses
-
-    from ..performance.tuning import tune as measure
+    from ..performance import tune as run_tuning
     from ..predictor import DEFAULT_MODEL
     from ..weights.factory import create_model
 
     model = create_model(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint)
-    done = measure(
+    result = run_tuning(
         model.eval(),
         precisions=split(precision) if precision else None,
         engines=split(engines) if engines else None,
         images=read_samples(images),
-        judged=not random_weights,
+        check_precision=not random_weights,
         seconds=seconds,
-        say=notice,
+        log=notice,
     )
     if as_json:
-        winners = {mode: dataclasses.asdict(winner) for mode, winner in done.winners.items()}
-        echo_json(dict(rows=[row.as_dict() for row in done.rows], winners=winners))
-        return
+        import msgspec
+
+        winners = {mode: msgspec.to_builtins(winner) for mode, winner in result.winners.items()}
+        echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners))
+    else:
+        _print_tuning(result)
+
+
+def _print_tuning(result: Tuning) -> None:
     table = new_table(
         "mode", "engine", "precision", "layout", "streams", "batch", "images/s", "slowest", "fastest", "n"
     )
-    for row in sorted(done.rows, key=lambda row: (row.mode, -row.images_per_second)):
-        cells = row.as_dict()
-        figures = [str(cells.get(key, "")) for key in ("images_per_second", "slowest", "fastest", "rounds")]
-        table.add_row(row.mode, row.engine, row.precision, row.layout, str(row.streams), str(row.batch_size),
-                      *([row.note, "", "", ""] if row.note else figures))  # fmt: skip
+    for row in sorted(result.rows, key=lambda row: (row.mode, -row.images_per_second)):
+        values = row.as_dict()
+        figures = [str(values.get(key, "")) for key in ("images_per_second", "slowest", "fastest", "rounds")]
+        name = (row.mode, row.engine, row.precision, row.layout, str(row.streams), str(row.batch_size))
+        table.add_row(*name, *([row.note, "", "", ""] if row.note else figures))
     print_table(table)
-    for mode, winner in done.winners.items():
+    for mode, winner in result.winners.items():
         echo(f"{mode}: {winner.engine} {winner.precision} ({winner.reason})")
-    notice(f"saved to {done.path}")
+    notice(f"saved to {result.path}")
 
 
-@click.command(cls=Command, short_help="Benchmark engines against each other.")
-@click.argument("models", nargs=-1, metavar="[MODEL...]")
-@option("--batch", default="8,1", show_default=True, metavar="N,...", help="Batch sizes.")
-@option(
-    "--precision", default="float32", show_default=True, metavar="P,...", help="One or more of float32, bfloat16, int8."
+@click.command(
+    cls=Command,
+    short_help="Benchmark engines against each other.",
+    examples=[
+        "tessella bench",
+        "tessella bench mixer_b16_224 convmixer_768_32 --batch-size 8,1 --out speed.csv",
+        "tessella bench mixer_b16_224 --against timm --plot speed.png",
+    ],
 )
-@option("--engines", default="eager,rewritten,openvino,onnxruntime", show_default=True, metavar="E,...",
-              help=f"One or more of auto, {', '.join(ENGINES)}; speedups are relative to the first.")  # fmt: skip
-@option("--against", type=click.Choice(["timm"]), help="Compare with timm's own models instead.")
-@option("--pretrained", is_flag=True, help="Load trained weights; speed does not depend on them.")
-@option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@option("--rounds", type=count_type(), default=7, show_default=True, help="Number of timed rounds per candidate.")
-@option("--out", metavar="FILE.csv", help="Also write all results, with the measurement conditions, to a CSV file.")
-@option("--picture", metavar="FILE.png", help="Plot speed against published accuracy.")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@argument(
+    "models",
+    nargs=-1,
+    metavar="[MODEL...]",
+    help="Models, as for --model of `tessella classify`.  [default: the built-in model]",
+)
+@option(
+    "--engines",
+    group="Model",
+    default="eager,rewritten,openvino,onnxruntime",
+    show_default=True,
+    metavar="E,...",
+    help=f"One or more of auto, {', '.join(ENGINES)}; speedups are relative to the first.",
+)
+@option(
+    "--precision",
+    group="Model",
+    default="float32",
+    show_default=True,
+    metavar="P,...",
+    help="One or more of float32, bfloat16, int8.",
+)
+@option(
+    "--against",
+    group="Model",
+    type=click.Choice(["timm"]),
+    help="Add timm's own models; speedups are relative to these.",
+)
+@option("--pretrained", group="Model", is_flag=True, help="Load trained weights; speed does not depend on them.")
+@device_option
+@option(
+    "--batch-size",
+    "batch",
+    aliases=["--batch"],
+    group="Advanced",
+    default="8,1",
+    show_default=True,
+    metavar="N,...",
+    help="One or more batch sizes.",
+)
+@option(
+    "--rounds",
+    group="Advanced",
+    type=count_type(),
+    default=7,
+    show_default=True,
+    help="Number of timed rounds per candidate.",
+)
+@option(
+    "--out",
+    group="Output",
+    metavar="FILE.csv",
+    help="Also write all results, with the measurement conditions, to a CSV file.",
+)
+@option(
+    "--plot",
+    aliases=["--picture"],
+    group="Output",
+    metavar="FILE.png",
+    help="Plot speed against published accuracy.",
+)
+@json_lines_option
 def bench(
-    models: tuple[str, ...], batch: str, precision: str, engines: str, out: str | None, picture: str | None,
-    as_json: bool, **given: Any,
-) -> None:  # fmt: skip
+    models: tuple[str, ...],
+    batch: str,
+    precision: str,
+    engines: str,
+    out: str | None,
+    plot: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Benchmark engines against each other on this machine, in alternating rounds."""
-    from ..performance import benchmark as task
+    from ..performance import BenchmarkSettings, table
+    from ..performance import bench as run_benchmark
     from ..predictor import DEFAULT_MODEL
-    from ..storage import check_output, write_bytes
 
-    names = models or (DEFAULT_MODEL,)
-    path = check_output(out, [".csv"]) if out else None
-    image = check_output(picture, [".png", ".svg"]) if picture else None
-    if image:
-        task.check_picture(names)
-    chosen: dict[str, Any] = dict(
-        precisions=split(precision), engines=split(engines), batches=parse_numbers("--batch", batch)
+    chosen = BenchmarkSettings(
+        batch_sizes=parse_numbers("--batch-size", batch),
+        precisions=split(precision),
+        engines=split(engines),
+        **settings,
     )
     rows = []
-    for some in task.bench(names, **chosen, **given):
-        rows += some
-        for row in some:
-            if as_json:
-                echo_json(task.as_dict(row))
-        notice(f"{printable(some[0].model)} at batch {some[0].batch}: measured")
-        if path:
-            write_bytes(path, task.csv_bytes(rows))  # so that an interrupt loses no results
+    for group in run_benchmark(models or (DEFAULT_MODEL,), chosen, csv_path=out, plot_path=plot):
+        rows += group
+        if as_json:
+            for row in group:
+                echo_json(table.as_dict(row))
+        notice(f"{printable(group[0].model)} at batch size {group[0].batch}: measured")
     if not as_json:
-        print_table(table_of(task.HEADER, [task.cells(row) for row in rows]))
-        for line in task.conditions(rows):
+        print_table(table_of(table.HEADER, [table.cells(row) for row in rows]))
+        for line in table.conditions(rows):
             notice(printable(line))
-    if image:
-        task.draw(rows, image)

@@ -1,4 +1,4 @@
-"""Arguments of the command line are checked before anything slow is imported: paths, model names, numbers."""
+"""Checks of command-line arguments before anything slow is imported: paths, model names, numbers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import click
 from ..data.names import is_missing_path
 from ..errors import UsageError, WeightsError
 
-MOST = 1_000_000_000  # of any count on the command line: more is a mistake, and some libraries overflow
+MAX_COUNT = 1_000_000_000  # larger counts on the command line are mistakes, and overflow some libraries
 
 
-def count_type(least: int = 1, most: int = MOST) -> click.IntRange:
-    """The type of an option that is a number of things."""
+def count_type(least: int = 1, most: int = MAX_COUNT) -> click.IntRange:
+    """Return the type of an option that is a count."""
     return click.IntRange(least, most)
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Check what a command was given, by the names of its parameters; raises the error of the first that is wrong."""
+    """Check the arguments of a command by the names of its parameters. Raises UsageError or WeightsError."""
     for name, checker in _CHECKS.items():
         value = values.get(name)
         if value is not None:
-            for one in value if isinstance(value, tuple) else (value,):
-                checker(one)
+            for item in value if isinstance(value, tuple) else (value,):
+                checker(item)
 
 
 def _check_data(name: str) -> None:
@@ -55,7 +55,7 @@ def _check_model(name: str) -> None:
     if name.startswith("local-dir:"):
         local_folder(name)
     elif not name.startswith(("hf-hub:", "hf_hub:")) and name not in DEPRECATED and name != "default":
-        resolve(name)  # "default" is a name that `export` knows
+        resolve(name)  # `export` accepts the name "default"
 
 
 _CHECKS: dict[str, Callable[[str], None]] = {

@@ -1,68 +1,92 @@
-"""What long work shows as it goes on: a bar with rate and time left; of training, a line an epoch and TensorBoard."""
+"""Progress of long commands on standard error: a bar with rate and remaining time, and a line per epoch."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..extras import require
 from ..text import printable
+from ..training.events import EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
 
 
-class Watcher:
-    """Takes the events of `train`; of several processes the first one shows them."""
+class ProgressBars:
+    """Shows one bar per task on standard error, if that is a terminal; called with (task, items done, all items)."""
 
-    def __init__(self, tensorboard: str | Path | None = None):
-        first = os.environ.get("RANK", "0") == "0"
-        self.console = Console(stderr=True, highlight=False, quiet=not first)
+    def __init__(self) -> None:
+        self.bars = Progress(
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # rich would send the results to standard error, too
+            redirect_stderr=False,
+            disable=not sys.stderr.isatty(),
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressBars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        if task not in self.tasks:
+            self.tasks[task] = self.bars.add_task(task, total=total)
+        self.bars.update(self.tasks[task], completed=done)
+
+
+class TrainingProgress:
+    """Shows the events of `train`: a progress bar, and a line per epoch; of several processes, only the first shows."""
+
+    def __init__(self) -> None:
+        is_first = os.environ.get("RANK", "0") == "0"
+        self.console = Console(stderr=True, highlight=False, quiet=not is_first)
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"), TimeRemainingColumn(),
-            console=self.console, disable=not (first and self.console.is_terminal), transient=True,
-        )  # fmt: skip
-        self.task: Any = None
-        self.board = _board(Path(tensorboard)) if tensorboard and first else None
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (is_first and self.console.is_terminal),
+            transient=True,
+        )
+        self.task: TaskID | None = None
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> TrainingProgress:
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if self.board is not None:
-            self.board.close()
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "remark":
-            self.console.print(printable(event["text"]), markup=False, soft_wrap=True)
-        elif event["kind"] == "step":
-            fields = dict(epoch=event["epoch"], loss=event["loss"], rate=event["images_per_second"])
-            if self.task is None:
-                self.task = self.bar.add_task("", total=event["steps"], **fields)
-            self.bar.update(self.task, completed=event["step"], **fields)
-        elif event["kind"] == "probe":
-            self.console.print(
-                f"linear probe on frozen embeddings: top-1 {100 * event['val_top1']:.2f} % on "
-                f"{event['val_images']:,} held-out images, {event['seconds']:.0f} s"
-            )
-        else:
-            skipped = f", {event['skipped']:,} images skipped" if event["skipped"] else ""
-            self.console.print(
-                f"epoch {event['epoch']}: loss {event['loss']:.4f}, validation loss {event['val_loss']:.4f}, "
-                f"top-1 {100 * event['val_top1']:.2f} %, {event['seconds']:.0f} s{skipped}"
-            )
-        if self.board is not None and event["kind"] != "remark":
-            for name, value in event.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+    def __call__(self, event: TrainingEvent) -> None:
+        match event:
+            case TrainingRemark(text=text):
+                self._print(printable(text))
+            case StepEvent():
+                self._show_step(event)
+            case ProbeEvent():
+                self._print(
+                    f"linear probe on frozen embeddings: top-1 {100 * event.val_top1:.2f} % on "
+                    f"{event.val_images:,} held-out images, {event.seconds:.0f} s"
+                )
+            case EpochEvent():
+                skipped = f", {event.skipped:,} images skipped" if event.skipped else ""
+                self._print(
+                    f"epoch {event.epoch}: loss {event.loss:.4f}, validation loss {event.val_loss:.4f}, "
+                    f"top-1 {100 * event.val_top1:.2f} %, {event.seconds:.0f} s{skipped}"
+                )
 
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
 
-def _board(run: Path) -> Any:
-    require("tensorboard", "TensorBoard logging")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run / "tensorboard"))
+    def _show_step(self, event: StepEvent) -> None:
+        if self.task is None:
+            self.task = self.bar.add_task("", total=event.steps, epoch=event.epoch, loss=0.0, rate=0.0)
+        self.bar.update(
+            self.task, completed=event.step, epoch=event.epoch, loss=event.loss, rate=event.images_per_second
+        )

@@ -4,76 +4,162 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import Any
 
 import click
 
 from .console import Command
-from .options import option
-
-if TYPE_CHECKING:
-    pass
+from .options import data_argument, option
 
 
-@click.command(cls=Command)
-@click.argument("data")
-@option("-m", "--model", help="Architecture, checkpoint, hf-hub:org/repo or local-dir:folder to start from.  "
-              "[default: the built-in model]")  # fmt: skip
-@option("-o", "--out", required=True, metavar="FOLDER", help="Output folder. Rerun the same command to resume.")
-@option("--preset", metavar="NAME", help="One of convmixer, convit, crossvit, mixer, gmixer, finetune, "
-              "small-data.  [default: finetune for a pretrained model, else small-data]")  # fmt: skip
+@click.command(
+    cls=Command,
+    short_help="Train or fine-tune a classifier on labelled images.",
+    examples=[
+        "tessella train photos --out runs/photos",
+        "tessella train photos -m mixer_b16_224.goog_in21k_ft_in1k --epochs 10 --out runs/mixer",
+        "tessella train photos -m convmixer_256_8_ks3_p4 --scratch --img-size 64 --out runs/scratch",
+        "tessella train photos --config runs/photos/train.json --lr 0.001 --out runs/lower-lr",
+    ],
+)
+@data_argument
 @option(
-    "--config", metavar="FILE.json", help="JSON file with all or some of the settings, such as train.json of a run."
+    "--val",
+    group="Input",
+    metavar="DATA",
+    help="Validation images.  [default: the validation split of DATA, or a fraction of its images]",
 )
 @option(
-    "--val", metavar="DATA", help="Validation images.  [default: the validation split of DATA, or a fraction of it]"
+    "--val-fraction",
+    group="Input",
+    type=click.FloatRange(0, 1, True, True),
+    metavar="FRACTION",
+    default=0.1,
+    show_default=True,
+    help="Validation fraction, used if DATA has no validation split.",
 )
-@option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.1, show_default=True,
-              help="Validation fraction, used if the data has no validation split.")  # fmt: skip
-@option("--scratch", is_flag=True, help="Start from random weights.")
-@option("--head-only", is_flag=True, help="Train only the classifier.")
-@option("--layer-decay", type=click.FloatRange(0, 1, True), help="Layer-wise learning-rate decay.")
-@option("--epochs", type=click.IntRange(1, 1_000_000), help="Number of epochs.")
-@option("--batch-size", type=click.IntRange(1, 1_000_000), help="Global batch size, over all processes.")
 @option(
-    "--accumulate", type=click.IntRange(1, 1_000_000), help="Gradient accumulation steps per batch, to save memory."
+    "-m",
+    "--model",
+    group="Model",
+    metavar="NAME",
+    help="Model to train: a name such as mixer_b16_224.goog_in21k, hf-hub:ORG/REPO or local-dir:FOLDER.  "
+    "[default: the built-in model]",
 )
-@option("--lr", type=click.FloatRange(0, 1000, min_open=True), help="Peak learning rate.")
-@option("--img-size", type=click.IntRange(1, 4000), help="Height and width of the model's input in pixels.")
-@option("--ema", type=click.FloatRange(0, 1), help="Decay of the moving average of the weights; 0 turns it off.")
-@option("--teacher", metavar="MODEL", help="Teacher model for distillation.")
-@option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast precision.")
-@option("--compile", "compile_", is_flag=True, help="Use torch.compile.")
-@option("--shard", is_flag=True, help="Shard the weights over the torchrun processes (FSDP2).")
-@option("--device", default="auto", show_default=True, help="cpu, cuda.")
-@option("--workers", type=click.IntRange(0, 256), help="Number of data loader processes.  [default: cores - 1]")
-@option("--seed", type=click.IntRange(0, 2**63 - 1), help="Random seed.")
-@option("--tensorboard", is_flag=True, help="Also write TensorBoard logs to FOLDER/tensorboard.")
-def train(
-    data: str, model: str | None, out: str, preset: str | None, config: str | None, val: str | None,
-    val_fraction: float, scratch: bool, head_only: bool, compile_: bool, shard: bool, device: str, workers: int | None,
-    tensorboard: bool, **given: Any,
-) -> None:  # fmt: skip
+@option("--scratch", group="Model", is_flag=True, help="Start from random weights.")
+@option("--img-size", group="Model", type=click.IntRange(1, 4000), metavar="N", help="Input size in pixels, square.")
+@option("--teacher", group="Model", metavar="MODEL", help="Teacher model for distillation.")
+@option(
+    "--preset",
+    group="Training",
+    metavar="NAME",
+    help="Training recipe: convmixer, convit, crossvit, mixer, gmixer, finetune or small-data.  "
+    "[default: finetune for pretrained weights, else small-data]",
+)
+@option(
+    "--config",
+    group="Training",
+    metavar="FILE",
+    help="JSON file with all or some of the settings, such as train.json of a run.",
+)
+@option("--epochs", group="Training", type=click.IntRange(1, 1_000_000), metavar="N", help="Number of epochs.")
+@option(
+    "--batch-size",
+    group="Training",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Global batch size, over all processes.",
+)
+@option(
+    "--lr", group="Training", type=click.FloatRange(0, 1000, min_open=True), metavar="RATE", help="Peak learning rate."
+)
+@option(
+    "--layer-decay",
+    group="Training",
+    type=click.FloatRange(0, 1, True),
+    metavar="FACTOR",
+    help="Layer-wise learning-rate decay.",
+)
+@option(
+    "--ema-decay",
+    group="Training",
+    type=click.FloatRange(0, 1),
+    metavar="DECAY",
+    aliases=["--ema"],
+    help="Decay of the moving average of the weights; 0 turns it off.",
+)
+@option("--head-only", group="Training", is_flag=True, help="Train only the classifier.")
+@option("--seed", group="Training", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Random seed.")
+@option(
+    "-o",
+    "--out",
+    group="Output",
+    required=True,
+    metavar="FOLDER",
+    help="Output folder. Rerun the same command to resume.",
+)
+@option("--tensorboard", group="Output", is_flag=True, help="Also write TensorBoard logs to FOLDER/tensorboard.")
+@option(
+    "--device", group="Advanced", default="auto", show_default=True, metavar="NAME", help="Device: cpu, cuda or cuda:1."
+)
+@option(
+    "--precision",
+    group="Advanced",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Numeric precision of automatic mixed precision.",
+)
+@option(
+    "--grad-accum-steps",
+    group="Advanced",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    aliases=["--accumulate"],
+    help="Gradient accumulation steps per batch, to save memory.",
+)
+@option("--compile", group="Advanced", is_flag=True, help="Use torch.compile.")
+@option("--shard", group="Advanced", is_flag=True, help="Shard the weights over the torchrun processes (FSDP2).")
+@option(
+    "--workers",
+    group="Advanced",
+    type=click.IntRange(0, 256),
+    metavar="N",
+    help="Number of data loader processes.  [default: cores - 1, at most 8]",
+)
+def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard: bool, **options: Any) -> None:
     """Train or fine-tune a classifier on labelled images.
 
-    DATA is a folder with one subfolder per class, Parquet in the Hugging Face layout, WebDataset tars, or a CSV file of
-    path,label. With several processes: torchrun --nproc-per-node N -m tessella train ...
+    FOLDER then holds the model, which other commands read as local-dir:FOLDER, and a report. To train in several
+    processes: torchrun --nproc-per-node N -m tessella train ...
     """
     from ..data.datasets import open_split
-    from ..training.config import choose
+    from ..training.events import TrainingEvent, TrainingRemark
+    from ..training.presets import choose_config
 
-    changes = {name: value for name, value in given.items() if value is not None}
-    changes |= dict(part="head") if head_only else {}
-    changes |= dict(compile=True) if compile_ else {}
-    chosen, why = choose(model, preset, config, scratch, changes)
+    names = ("model", "preset", "config", "scratch", "device", "workers", "shard")
+    model, preset, file, scratch, device, workers, shard = (options.pop(name) for name in names)
+    changes = {name: value for name, value in options.items() if value is not None}
+    if changes.pop("head_only"):
+        changes["trainable"] = "head"
+    if not changes["compile"]:  # the flag does not turn off what a config file turns on
+        del changes["compile"]
+    config, description = choose_config(model, preset, file, scratch, changes)
     images = open_split(data, val=val, val_fraction=val_fraction)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
     from ..training.loop import train as run  # imported late: PyTorch is only needed once all arguments are checked
-    from .progress import Watcher
+    from ..training.tensorboard import TensorBoardWriter
+    from .progress import TrainingProgress
 
-    with Watcher(out if tensorboard else None) as watch:
-        watch(dict(kind="remark", text=why))
-        run(images, out, chosen, device=device, workers=workers, shard=shard, command=command, watch=watch)
+    with TrainingProgress() as progress, ExitStack() as stack:
+        board = stack.enter_context(TensorBoardWriter(f"{out}/tensorboard")) if tensorboard else None
+
+        def on_event(event: TrainingEvent) -> None:
+            progress(event)
+            if board is not None:
+                board(event)
+
+        on_event(TrainingRemark(text=description))
+        run(images, out, config, device=device, workers=workers, shard=shard, command=command, on_event=on_event)
         name = shlex.quote(f"local-dir:{out}")
-        watch(dict(kind="remark", text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))
+        on_event(TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))

@@ -1,15 +1,15 @@
-"""timm's data sets, loader and mixing under timm's names, built on this package's own.
+"""timm's data sets, loader and mixing, under timm's names and with its signatures, built on this package's own.
 
-`docs/reference/timm.md` says argument by argument what is supported; what is not is refused with what to use instead.
+`docs/reference/timm.md` lists which arguments are supported. The others are refused with an error that names an
+alternative.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,18 +21,22 @@ from ..checks import checked
 from ..errors import UsageError
 from .augment import TrainTransform, as_pillow
 from .constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from .datasets import SPLIT_NAMES, open_labelled
+from .datasets import open_labelled
 from .decode import decode
+from .factory import create_transform
 from .labels import labels_for, labels_for_classes
+from .layouts.detection import SPLIT_NAMES
 from .mix import Mixing, mix, targets
-from .transforms import Transform, create_transform
+from .transforms import Transform
+
+Sample: TypeAlias = tuple[Any, Any]  # (image, label), as the transforms of a data set return them
 
 
 class Mixup:
-    """Mixup and CutMix of a batch, with timm's arguments: (images (B,C,H,W), labels (B,)) -> (images, targets (B,K)).
+    """Mixup and CutMix of a batch: (images (B,C,H,W), labels (B,)) -> (images, soft targets (B,K)).
 
-    Random numbers come from torch, so `torch.manual_seed` makes them repeatable. The images given are not changed.
-    `mixup_enabled = False` stops the mixing; the targets are still smoothed.
+    Random numbers come from torch, so `torch.manual_seed` makes the result repeatable. The input is not changed.
+    With `mixup_enabled = False` images are not mixed, but targets are still smoothed.
     """
 
     @checked
@@ -49,7 +53,11 @@ class Mixup:
         num_classes: int = 1000,
         multi_label: bool = False,
     ):
-        refuse("Mixup", dict(multi_label=multi_label), {"multi_label": "labels here are one class per image"})
+        """The signature is timm's. See `mix.Mixing` for the meaning of the arguments.
+
+        Raises UsageError `bad_argument` for correct_lam=False, multi_label=True and numbers out of range.
+        """
+        refuse("Mixup", dict(multi_label=multi_label), {"multi_label": "each image has exactly one class"})
         if not correct_lam:
             raise UsageError(
                 "bad_argument",
@@ -68,25 +76,27 @@ class Mixup:
         self.mixup_enabled = True
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images (B,C,H,W) and soft targets (B,K) for images x and class indices target (B,), B even.
+
+        Raises UsageError `bad_argument` for other types, lengths that differ, or an odd batch size.
+        """
         if not isinstance(x, Tensor) or not isinstance(target, Tensor) or len(x) != len(target):
             raise UsageError("bad_argument", "expected images (B,C,H,W) and labels (B,), both tensors")
         if len(x) % 2:
             raise UsageError("bad_argument", f"got {len(x)} images, mixing needs an even number", hint="drop_last=True")
         if not self.mixup_enabled:
-            return x, targets(
-                target, target, torch.ones(len(x), device=x.device), self.num_classes, self.label_smoothing
-            )
+            fractions = torch.ones(len(x), device=x.device)
+            return x, targets(target, target, fractions, self.num_classes, self.label_smoothing)
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        mixed, partners, share = mix(x, target, rng, self.config)
-        return mixed, targets(target, partners, share, self.num_classes, self.label_smoothing)
+        mixed, partners, fractions = mix(x, target, rng, self.config)
+        return mixed, targets(target, partners, fractions, self.num_classes, self.label_smoothing)
 
 
-class ImageDataset(Dataset[Any]):
-    """(image, label) by index, of an image folder or any other labelled images that `open_labelled` reads.
+class ImageDataset(Dataset[Sample]):
+    """(image, label) by index, from an image folder or any other labelled images that `open_labelled` reads.
 
-    The image is a Pillow image in RGB, with load_bytes the bytes of its file, or what `transform` makes of it.
-    class_map: {class: label}, which decides the labels; without it they follow the natural order of the class names.
-    An image that cannot be read raises ImageError; timm takes the next one in its place.
+    The image is a Pillow image in RGB; with load_bytes, the encoded bytes; or what `transform` returns for either.
+    An image that cannot be read raises ImageError, while timm returns the next one instead.
     """
 
     @checked
@@ -98,15 +108,20 @@ class ImageDataset(Dataset[Any]):
         class_map: Mapping[str, int] | str | os.PathLike[str] | None = None,
         load_bytes: bool = False,
         input_img_mode: str = "RGB",
-        transform: Callable[[Any], Any] | None = None,
-        target_transform: Callable[[int], Any] | None = None,
-        additional_features: Any = None,
-        **kwargs: Any,
+        transform: Callable[..., object] | None = None,
+        target_transform: Callable[[int], object] | None = None,
+        additional_features: object = None,
+        **kwargs: object,
     ):
-        """split has no effect on a folder, as in timm: `create_dataset` looks for the folder of a split."""
-        unsupported = dict(reader=reader or "", additional_features=additional_features, **kwargs)
-        why = "root may be an image folder, Parquet files, WebDataset archives or a list of path,label"
-        refuse("ImageDataset", unsupported, dict.fromkeys(unsupported, why))
+        """The signature is timm's.
+
+        class_map: {class name: label}, or a text file with one class name per line; without it, labels follow the
+        natural order of the class names. split: has no effect, as in timm; `create_dataset` finds the folder of a
+        split. Raises UsageError as `open_labelled` does, and `bad_argument` for unsupported arguments.
+        """
+        unsupported: dict[str, object] = dict(reader=reader or "", additional_features=additional_features, **kwargs)
+        hint = "root can be an image folder, Parquet files, WebDataset archives or a list of path,label"
+        refuse("ImageDataset", unsupported, dict.fromkeys(unsupported, hint))
         if input_img_mode != "RGB":
             raise UsageError("bad_argument", f"input_img_mode is {input_img_mode!r}", hint="the models read RGB")
         self.images = open_labelled(root, classes=_class_list(class_map))
@@ -114,31 +129,34 @@ class ImageDataset(Dataset[Any]):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
+        """The label of each class name."""
         return {name: label for label, name in enumerate(self.images.classes)}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        data: Any = self.images.read(index)
+    def __getitem__(self, index: int) -> Sample:
+        encoded = self.images.read(index)
         label = int(self.images.labels[index])
-        if not self.load_bytes and not isinstance(self.transform, Transform | TrainTransform):  # those decode
-            data = as_pillow(decode(data))
-        image = data if self.transform is None else self.transform(data)
+        takes_bytes = self.load_bytes or isinstance(self.transform, Transform | TrainTransform)  # these decode
+        image: object = encoded if takes_bytes else as_pillow(decode(encoded))
+        image = image if self.transform is None else self.transform(image)
         return image, label if self.target_transform is None else self.target_transform(label)
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """Return the key of an image; with basename, without its folder. absolute=True is refused."""
         if absolute:
             raise UsageError("bad_argument", "absolute=True is not supported: images may be inside archives")
         key = self.images.key(index)
         return Path(key).name if basename else key
 
     def filenames(self, basename: bool = False, absolute: bool = False) -> list[str]:
+        """Return the keys of all images, as `filename` does."""
         return [self.filename(i, basename, absolute) for i in range(len(self))]
 
 
 def _class_list(class_map: Mapping[str, int] | str | os.PathLike[str] | None) -> list[str] | None:
-    """Class names by label, of {class: label} or of a text file with one name per line."""
+    """Return the class names by label, from {class name: label} or a text file with one name per line."""
     if not class_map:
         return None
     if not isinstance(class_map, Mapping):
@@ -148,7 +166,7 @@ def _class_list(class_map: Mapping[str, int] | str | os.PathLike[str] | None) ->
             raise UsageError("not_found", f"the class map {class_map!r} cannot be read: {error}") from None
     names = sorted(class_map, key=lambda name: class_map[name])
     if [class_map[name] for name in names] != list(range(len(names))):
-        raise UsageError("bad_argument", "class_map does not give its classes the labels 0, 1, 2, ...")
+        raise UsageError("bad_argument", "class_map does not assign the labels 0, 1, 2, ... to its classes")
     return names
 
 
@@ -168,28 +186,28 @@ def create_dataset(
     repeats: int = 0,
     input_img_mode: str = "RGB",
     trust_remote_code: bool = False,
-    transform: Callable[[Any], Any] | None = None,
-    target_transform: Callable[[int], Any] | None = None,
+    transform: Callable[..., object] | None = None,
+    target_transform: Callable[[int], object] | None = None,
 ) -> ImageDataset:
-    """An `ImageDataset` of local images. name: "" or "folder" ("wds" and "image_folder" mean the same here).
+    """Return an `ImageDataset` of local images. The signature is timm's.
 
-    search_split: where root has a folder of the split, such as train or val, take that. is_training, batch_size and
-    seed have no effect on data sets of this kind, as in timm. Names that download (torch/, hfds/, tfds/) are refused.
+    name: "" or "folder" ("wds" and "image_folder" are synonyms). search_split: use the subfolder of the split, such as
+    train or val, if root has one. is_training, batch_size and seed have no effect on such data sets, as in timm.
+    Raises UsageError as `ImageDataset` does, and `bad_argument` for names that download (torch/, hfds/, tfds/).
     """
     kind = str(name).partition("/")[0].lower()
     if kind not in ("", "folder", "image_folder", "wds"):
         raise UsageError(
             "bad_argument",
-            f"a data set {name!r} is not supported: only local images are",
-            hint='create_dataset("", root=FOLDER); Parquet files of the Hub can be downloaded and read from a folder',
+            f"the data set {name!r} is not supported: only local images are",
+            hint='use create_dataset("", root=FOLDER); download Parquet files from the Hub to read them from a folder',
         )
     unsupported = dict(download=download, num_samples=num_samples, repeats=repeats, trust_remote_code=trust_remote_code)
-    refuse("create_dataset", unsupported, dict.fromkeys(unsupported, "only local images are covered"))
+    refuse("create_dataset", unsupported, dict.fromkeys(unsupported, "only local images are supported"))
     if root is None:
         raise UsageError("bad_argument", "root is missing: the folder or file with the images")
-    found = _search_split(Path(root), split) if search_split and kind != "wds" else Path(root)
     return ImageDataset(
-        found,
+        _find_split(Path(root), split) if search_split and kind != "wds" else Path(root),
         class_map=class_map,
         load_bytes=load_bytes,
         input_img_mode=input_img_mode,
@@ -198,22 +216,50 @@ def create_dataset(
     )
 
 
-def _search_split(root: Path, split: str) -> Path:
-    """The folder of the split in `root`, under any of the names for it; `root` itself where there is none."""
+def _find_split(root: Path, split: str) -> Path:
+    """Return the subfolder of the split, under any of the names of that split; `root` itself if there is none."""
     name = split.partition("[")[0]
-    same = next((names for names in SPLIT_NAMES.values() if name in names), (name,))
-    return next((root / one for one in (name, *same) if one and (root / one).is_dir()), root)
+    synonyms = next((names for names in SPLIT_NAMES.values() if name in names), (name,))
+    return next((root / folder for folder in (name, *synonyms) if folder and (root / folder).is_dir()), root)
 
 
-_LOADER_REASONS = {
-    **dict.fromkeys(("re_split", "num_aug_splits"), "AugMix and split batches are not covered"),
-    "num_aug_repeats": "`tessella train` has repeated augmentation",
-    "tf_preprocessing": "the transform is timm's Pillow one; leave it out",
-    **dict.fromkeys(
-        ("input_size_choices", "batch_size_choices", "batch_choice_weights"), "the models here read images of one size"
-    ),
-    **dict.fromkeys(("batch_schedule_epochs", "num_batches"), "batches of one size are all there is"),
+_ONE_SIZE = "the models read images of one size"
+_LOADER_ALTERNATIVES = {  # unsupported argument -> hint
+    "re_split": "AugMix and split batches are not supported",
+    "num_aug_repeats": "`tessella train` supports repeated augmentation",
+    "num_aug_splits": "AugMix and split batches are not supported",
+    "tf_preprocessing": "the transform is timm's Pillow transform; leave the argument out",
+    "input_size_choices": _ONE_SIZE,
+    "batch_size_choices": _ONE_SIZE,
+    "batch_choice_weights": _ONE_SIZE,
+    "batch_schedule_epochs": "all batches have the same size",
+    "num_batches": "all batches have the same size",
 }
+_TRANSFORM_ARGUMENTS = (  # of create_loader, passed on to create_transform
+    "input_size",
+    "is_training",
+    "no_aug",
+    "train_crop_mode",
+    "scale",
+    "ratio",
+    "hflip",
+    "vflip",
+    "color_jitter",
+    "color_jitter_prob",
+    "grayscale_prob",
+    "gaussian_blur_prob",
+    "auto_augment",
+    "interpolation",
+    "mean",
+    "std",
+    "re_prob",
+    "re_mode",
+    "re_count",
+    "crop_pct",
+    "crop_mode",
+    "crop_border_pixels",
+)
+_LOADER_ARGUMENTS = ("batch_size", "num_workers", "collate_fn", "pin_memory")  # passed on to DataLoader
 
 
 @checked
@@ -247,7 +293,7 @@ def create_loader(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     crop_border_pixels: int | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
+    collate_fn: Callable[..., object] | None = None,
     pin_memory: bool = False,
     fp16: bool = False,
     img_dtype: torch.dtype = torch.float32,
@@ -257,136 +303,119 @@ def create_loader(
     persistent_workers: bool = True,
     worker_seeding: str = "all",
     tf_preprocessing: bool = False,
-    input_size_choices: Any = None,
-    batch_size_choices: Any = None,
-    batch_choice_weights: Any = None,
+    input_size_choices: object = None,
+    batch_size_choices: object = None,
+    batch_choice_weights: object = None,
     batch_choice_seed: int = 0,
     batch_choice_schedule: str = "constant",
     batch_schedule_epochs: int | None = None,
     batch_schedule_spread: float = 0.65,
     batch_schedule_random_mix: float = 0.1,
     num_batches: int | None = None,
-) -> DataLoader[Any]:
-    """Batches of (images (B,C,H,W) normalised, labels (B,)) from a data set, whose `transform` is set here.
+) -> DataLoader[Sample]:
+    """Return a loader of (normalized images (B,C,H,W), labels (B,)), and set the `transform` of the data set.
 
-    is_training: shuffled, augmented, and without a last batch that is not full. With use_prefetcher batches come on
-    `device` as img_dtype (fp16: float16); CUDA counts as the CPU where there is none. distributed: each process has its
-    share. use_multi_epochs_loader and worker_seeding have no effect: workers persist and draw different numbers anyhow.
+    The signature is timm's. is_training: shuffle, augment, and drop the last batch if it is not full. use_prefetcher:
+    the batches are on `device` as img_dtype (fp16: float16); "cuda" means the CPU if CUDA is unavailable. distributed:
+    each process loads its part of the data. use_multi_epochs_loader and worker_seeding have no effect: workers persist,
+    and always draw different random numbers. Raises UsageError `bad_argument` for unsupported arguments.
     """
-    unsupported = dict(
-        re_split=re_split,
-        num_aug_repeats=num_aug_repeats,
-        num_aug_splits=num_aug_splits,
-        tf_preprocessing=tf_preprocessing,
-        input_size_choices=input_size_choices,
-        batch_size_choices=batch_size_choices,
-        batch_choice_weights=batch_choice_weights,
-        batch_schedule_epochs=batch_schedule_epochs,
-        num_batches=num_batches,
+    return _build_loader(locals())
+
+
+def _build_loader(arguments: dict[str, Any]) -> DataLoader[Sample]:
+    """Return the loader for the arguments of `create_loader`, by name."""
+    refuse("create_loader", {name: arguments[name] for name in _LOADER_ALTERNATIVES}, _LOADER_ALTERNATIVES)
+    dataset = arguments["dataset"]
+    dataset.transform = create_transform(**{name: arguments[name] for name in _TRANSFORM_ARGUMENTS})
+    options = {name: arguments[name] for name in _LOADER_ARGUMENTS}
+    options["persistent_workers"] = arguments["persistent_workers"] and arguments["num_workers"] > 0
+    options |= _sampling(dataset, arguments["is_training"], arguments["distributed"])
+    if not arguments["use_prefetcher"]:
+        return DataLoader(dataset, worker_init_fn=_start_worker, **options)
+    loader = _PrefetchLoader(dataset, worker_init_fn=_start_worker, **options)
+    device = torch.device(arguments["device"])
+    usable = device.type != "cuda" or torch.cuda.is_available()
+    loader.target = (
+        device if usable else torch.device("cpu"),
+        torch.float16 if arguments["fp16"] else arguments["img_dtype"],
     )
-    refuse("create_loader", unsupported, _LOADER_REASONS)
-    dataset.transform = create_transform(
-        input_size,
-        is_training,
-        no_aug,
-        train_crop_mode,
-        scale,
-        ratio,
-        hflip,
-        vflip,
-        color_jitter,
-        color_jitter_prob,
-        grayscale_prob,
-        gaussian_blur_prob,
-        auto_augment,
-        interpolation,
-        mean,
-        std,
-        re_prob,
-        re_mode,
-        re_count,
-        crop_pct=crop_pct,
-        crop_mode=crop_mode,
-        crop_border_pixels=crop_border_pixels,
-    )
-    sampler: DistributedSampler[Any] | None = DistributedSampler(dataset, shuffle=is_training) if distributed else None
-    loader = _Prefetching if use_prefetcher else DataLoader
-    made: DataLoader[Any] = loader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=is_training and sampler is None,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        pin_memory=pin_memory,
-        drop_last=is_training,
-        persistent_workers=persistent_workers and num_workers > 0,
-        worker_init_fn=partial(_start_worker),
-    )
-    if isinstance(made, _Prefetching):
-        usable = torch.device(device).type != "cuda" or torch.cuda.is_available()
-        made.place = dict(device=torch.device(device if usable else "cpu"), dtype=torch.float16 if fp16 else img_dtype)
-    return made
+    return loader
+
+
+def _sampling(dataset: Dataset[Sample], is_training: bool, distributed: bool) -> dict[str, object]:
+    """Return the arguments of DataLoader that select images."""
+    if not distributed:
+        return dict(shuffle=is_training, drop_last=is_training)
+    sampler: DistributedSampler[Sample] = DistributedSampler(dataset, shuffle=is_training)
+    return dict(shuffle=False, sampler=sampler, drop_last=is_training)
 
 
 def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)  # the processes are the parallelism
+    torch.set_num_threads(1)  # the processes already use all cores
 
 
-class _Prefetching(DataLoader[Any]):
-    """Batches on a device, in a floating type."""
+class _PrefetchLoader(DataLoader[Sample]):
+    """A loader whose batches are on a device, with images of a floating-point type."""
 
-    place: dict[str, Any]
+    target: tuple[torch.device, torch.dtype]
 
     def __iter__(self) -> Any:
-        for images, labels, *rest in super().__iter__():
-            yield images.to(non_blocking=True, **self.place), labels.to(self.place["device"], non_blocking=True), *rest
+        device, dtype = self.target
+        for images, labels, *others in super().__iter__():
+            yield images.to(device, dtype, non_blocking=True), labels.to(device, non_blocking=True), *others
 
 
 _SUBSETS = {"imagenet-22k-goog": "imagenet-21k-goog"}
 
 
 class ImageNetInfo:
-    """Labels and descriptions of "imagenet-1k", "imagenet-21k-goog" or "imagenet-21k-miil": WordNet ids and names."""
+    """WordNet ids and names of the classes of "imagenet-1k", "imagenet-21k-goog" or "imagenet-21k-miil"."""
 
     @checked
     def __init__(self, subset: str = "imagenet-1k"):
+        """Load the tables of a subset. Raises UsageError `bad_argument` for an unknown one."""
         self._labels = labels_for(_SUBSETS.get(subset, subset))
 
     def num_classes(self) -> int:
+        """Return the number of classes."""
         return len(self._labels)
 
     def label_names(self) -> list[str]:
-        """WordNet ids such as n01440764, by class."""
+        """Return the WordNet ids, such as n01440764, by class index."""
         return list(self._labels.synsets)
 
     def label_descriptions(self, detailed: bool = False, as_dict: bool = False) -> list[str] | dict[str, str]:
-        texts = [self.index_to_description(i, detailed) for i in range(self.num_classes())]
-        return dict(zip(self._labels.synsets, texts, strict=True)) if as_dict else texts
+        """Return the class names by class index; with as_dict, by WordNet id. detailed=True is refused."""
+        names = [self.index_to_description(i, detailed) for i in range(self.num_classes())]
+        return dict(zip(self._labels.synsets, names, strict=True)) if as_dict else names
 
     def index_to_label_name(self, index: int) -> str:
-        return self._labels.synsets[self._known(index)]
+        """Return the WordNet id of a class. Raises UsageError `bad_argument` for an unknown index."""
+        return self._labels.synsets[self._check_index(index)]
 
     def index_to_description(self, index: int, detailed: bool = False) -> str:
+        """Return the name of a class. Raises UsageError `bad_argument` for an unknown index or detailed=True."""
         if detailed:
             raise UsageError("bad_argument", "detailed=True: WordNet's definitions are not in this package")
-        return self._labels.names[self._known(index)]
+        return self._labels.names[self._check_index(index)]
 
     def label_name_to_description(self, label: str, detailed: bool = False) -> str:
+        """Return the name of the class with a WordNet id. Raises UsageError `bad_argument` for an unknown id."""
         if label not in self._labels.synsets:
             raise UsageError("bad_argument", f"{label!r} is not a label of {self._labels.dataset}")
         return self.index_to_description(self._labels.synsets.index(label), detailed)
 
-    def _known(self, index: int) -> int:
+    def _check_index(self, index: int) -> int:
         if not isinstance(index, int) or not 0 <= index < self.num_classes():
-            raise UsageError("bad_argument", f"class {index} of {self.num_classes()}")
+            raise UsageError("bad_argument", f"the class index is {index}, there are {self.num_classes()} classes")
         return index
 
 
 @checked
-def infer_imagenet_subset(model_or_cfg: Any) -> str | None:
-    """The subset that a model's class count stands for; None where it is none of `ImageNetInfo`'s."""
+def infer_imagenet_subset(model_or_cfg: object) -> str | None:
+    """Return the subset that has as many classes as a model or its pretrained_cfg; None if `ImageNetInfo` has none."""
     cfg = model_or_cfg if isinstance(model_or_cfg, Mapping) else getattr(model_or_cfg, "pretrained_cfg", {})
-    classes = cfg.get("num_classes") or getattr(model_or_cfg, "num_classes", None)
-    known = labels_for_classes(classes) if isinstance(classes, int) else None
-    return known.dataset if known else None
+    num_classes = cfg.get("num_classes") or getattr(model_or_cfg, "num_classes", None)
+    labels = labels_for_classes(num_classes) if isinstance(num_classes, int) else None
+    return labels.dataset if labels else None

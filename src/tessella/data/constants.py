@@ -1,4 +1,4 @@
-"""timm's constants of image preparation, under timm's names."""
+"""Constants of image preprocessing, with the names and values of timm."""
 
 from __future__ import annotations
 

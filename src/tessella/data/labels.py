@@ -1,4 +1,4 @@
-"""Names for class indices: ImageNet-1k and the two ImageNet-21k sets of the published checkpoints."""
+"""Class names by index: ImageNet-1k and the two ImageNet-21k sets of the published checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from ..checks import checked
 from ..errors import UsageError
 
-_TABLES = {  # name: file, number of classes
+_TABLES = {  # data set -> (file, number of classes)
     "imagenet-1k": ("imagenet1k_labels.tsv", 1000),
     "imagenet-21k-goog": ("imagenet21k_goog_labels.tsv", 21_843),
     "imagenet-21k-miil": ("imagenet21k_miil_labels.tsv", 11_221),
@@ -18,7 +18,10 @@ _TABLES = {  # name: file, number of classes
 
 @dataclass(frozen=True)
 class Labels:
-    """Class i is called names[i]; synsets[i] is its WordNet id where the set has such ids, else synsets is empty."""
+    """The names of the classes of a data set, by class index.
+
+    names: (K,) one name per class; synsets: (K,) their WordNet ids such as n01440764, or empty if the set has none.
+    """
 
     dataset: str
     names: tuple[str, ...]
@@ -31,7 +34,10 @@ class Labels:
 @checked
 @functools.cache
 def labels_for(dataset: str) -> Labels:
-    """The labels of "imagenet-1k", "imagenet-21k-goog" or "imagenet-21k-miil"."""
+    """Return the labels of "imagenet-1k", "imagenet-21k-goog" or "imagenet-21k-miil".
+
+    Raises UsageError `bad_argument` for another name.
+    """
     if dataset not in _TABLES:
         raise UsageError("bad_argument", f"no labels for {dataset!r}, expected one of {', '.join(_TABLES)}")
     file, count = _TABLES[dataset]
@@ -43,7 +49,7 @@ def labels_for(dataset: str) -> Labels:
 
 @checked
 def labels_for_classes(num_classes: int) -> Labels | None:
-    """The labels of the set with that many classes, None if no known set has."""
+    """Return the labels of the known data set with that many classes; None if there is none."""
     for dataset, (_, count) in _TABLES.items():
         if count == num_classes:
             return labels_for(dataset)

@@ -1,4 +1,4 @@
-"""What a decoding process may use: memory (more is a MemoryError), and time for one long piece of work at a time."""
+"""Limit the memory of a decoding process, so that it gets a MemoryError, and raise the limit for known large reads."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-_headroom = 0  # bytes above what the process uses; 0: it has no limit from here
-_ceiling = 0  # bytes that the system or the user allows; 0: no such limit
+_headroom = 0  # bytes above the memory in use; 0: `set_limit` was not called
+_ceiling = 0  # bytes, the limit of the system or the user; 0: there is none
 
 
-_announce: Callable[[], object] = lambda: None  # noqa: E731 - replaced by set_limit
+def _announce_nothing() -> None: ...
 
 
-def set_limit(headroom: int, announce: Callable[[], object] = lambda: None) -> None:
-    """Let this process use `headroom` bytes more than it has now (Linux).
+_announce: Callable[[], object] = _announce_nothing
 
-    announce: called before work that takes more memory and more time than an image does.
+
+def set_limit(headroom: int, announce: Callable[[], object] = _announce_nothing) -> None:
+    """Limit this process to `headroom` bytes more than it uses now (Linux; elsewhere, there is no limit).
+
+    announce: called before a read that takes more memory and more time than an image does.
     """
     global _headroom, _ceiling, _announce
     _announce = announce
@@ -30,9 +33,9 @@ def set_limit(headroom: int, announce: Callable[[], object] = lambda: None) -> N
 
 
 def make_room(needed: int) -> bool:
-    """Raise the limit of `set_limit` by `needed` bytes for one known purpose, or (0) lower it again.
+    """Raise the limit of `set_limit` by `needed` bytes for one large read; 0 restores it.
 
-    Returns False, and does nothing, if the machine does not have that much memory left.
+    Returns False, and does nothing, if the machine does not have that much memory available.
     """
     if needed and needed > _available():
         return False
@@ -43,14 +46,14 @@ def make_room(needed: int) -> bool:
     import resource
 
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    wanted = in_use + _headroom + needed
+    limit = in_use + _headroom + needed
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (min(wanted, _ceiling or wanted), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (min(limit, _ceiling or limit), hard))
     return True
 
 
 def _available() -> int:
-    """Bytes of memory available to processes; infinite if the system does not report it."""
+    """Return the bytes of memory available to processes, or sys.maxsize if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,14 +1,14 @@
-"""What training does to normalised images after augmentation, and the targets and losses that belong to it.
+"""Random erasing, mixup and CutMix of normalised images, with the targets and losses that belong to them.
 
-Random erasing works on one image, mixup and CutMix on a batch; all with timm's meaning. B images of C channels and
-H x W pixels, K classes. Everything random, noise too, is drawn from the generator handed in.
+Random erasing works on one image, mixup and CutMix on a batch; the settings have timm's meaning. Shapes: B images of
+C channels and H x W pixels, K classes. All random numbers, noise included, come from the generator passed in.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -20,91 +20,103 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRIES = 10  # for a box that fits into the image
+MAX_TRIES = 10  # to find a box that fits into the image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Erasing:
-    """Random erasing: boxes of an image are replaced by 0 or by noise."""
+    """Settings of random erasing, which replaces boxes of an image by 0 or by noise.
+
+    Raises UsageError `bad_argument` for values out of range; so does `Mixing`.
+    """
 
     prob: float = 0.0
-    mode: Literal["const", "rand", "pixel"] = "const"  # 0, one normal value a channel, one a channel and pixel
-    count: int = 1  # boxes at most; how many is drawn from 1 to count
-    area: tuple[float, float] = (0.02, 1 / 3)  # of all boxes together, as a share of the image
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height over width, drawn evenly on a logarithmic scale
+    mode: Literal["const", "rand", "pixel"] = "const"  # zero, noise per channel, noise per channel and pixel
+    count: int = 1  # maximum number of boxes; drawn from 1 to count
+    area: tuple[float, float] = (0.02, 1 / 3)  # of all boxes together, as a fraction of the image
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)  # height / width, log-uniform
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _check(0 <= self.prob <= 1, "prob", self.prob, "0 to 1")
-        _check(self.mode in ("const", "rand", "pixel"), "mode", self.mode, "'const', 'rand' or 'pixel'")
-        _check(self.count >= 1, "count", self.count, "1 or more")
-        _check(_is_range(self.area, 0, 1), "area", self.area, "two shares from 0 to 1, the smaller first")
-        _check(_is_range(self.aspect, 1e-6, 1e6), "aspect", self.aspect, "two positive ratios, the smaller first")
+        check_setting(0 <= self.prob <= 1, "prob", self.prob, "0 to 1")
+        check_setting(self.mode in ("const", "rand", "pixel"), "mode", self.mode, "'const', 'rand' or 'pixel'")
+        check_setting(self.count >= 1, "count", self.count, "1 or more")
+        check_setting(_is_range(self.area, 0, 1), "area", self.area, "two fractions from 0 to 1, the smaller first")
+        check_setting(
+            _is_range(self.aspect, 1e-6, 1e6), "aspect", self.aspect, "two positive ratios, the smaller first"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Mixup and CutMix. With both, CutMix is chosen with probability `switch_prob`."""
+    """Settings of mixup and CutMix. If both are enabled, CutMix is chosen with probability `switch_prob`."""
 
-    mixup: float = 0.0  # alpha of Beta(alpha, alpha), from which the share of the first image is drawn; 0: no mixup
-    cutmix: float = 0.0  # the same for CutMix
-    cutmix_minmax: tuple[float, float] | None = None  # draw the box's sides between these shares of the image's instead
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), which gives the weight of the first image; 0: no mixup
+    cutmix: float = 0.0  # alpha of CutMix; 0: no CutMix
+    cutmix_minmax: tuple[float, float] | None = None  # instead: bounds of the box's sides as fractions of the image's
     prob: float = 1.0
     switch_prob: float = 0.5
-    mode: Literal["batch", "pair", "elem"] = "batch"  # one draw a batch, a pair of images that mix, or an image
+    mode: Literal["batch", "pair", "elem"] = "batch"  # one draw per batch, pair of mixed images, or image
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("mixup", "cutmix"):
-            _check(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
+            check_setting(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or a positive number")
         for name in ("prob", "switch_prob"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        _check(self.mode in ("batch", "pair", "elem"), "mode", self.mode, "'batch', 'pair' or 'elem'")
+            check_setting(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        check_setting(self.mode in ("batch", "pair", "elem"), "mode", self.mode, "'batch', 'pair' or 'elem'")
         sides = self.cutmix_minmax
-        _check(sides is None or _is_range(sides, 0, 1), "cutmix_minmax", sides, "two shares, the smaller first")
+        check_setting(
+            sides is None or _is_range(sides, 0, 1),
+            "cutmix_minmax",
+            sides,
+            "two fractions from 0 to 1, the smaller first",
+        )
 
     @property
     def enabled(self) -> bool:
+        """Return whether any image can be mixed."""
         return self.prob > 0 and (self.mixup > 0 or self.cuts)
 
     @property
     def cuts(self) -> bool:
-        """Whether there is CutMix at all."""
+        """Return whether CutMix is enabled."""
         return self.cutmix > 0 or self.cutmix_minmax is not None
 
 
-def _check(ok: bool, name: str, value: Any, expected: str) -> None:
+def check_setting(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raise UsageError `bad_argument`, which names the setting and the expected values, unless `ok`."""
     if not ok:
         raise UsageError("bad_argument", f"{name} is {value!r}, expected {expected}")
 
 
-def _is_range(values: tuple[float, ...], least: float, most: float) -> bool:
-    return len(values) == 2 and least <= values[0] <= values[1] <= most
+def _is_range(values: tuple[float, ...], low: float, high: float) -> bool:
+    return len(values) == 2 and low <= values[0] <= values[1] <= high
 
 
 # --- random erasing ---------------------------------------------------------------------------------------------------
 
 
 def erase(x_CHW: Tensor, rng: Generator, config: Erasing) -> Tensor:
-    """Erase boxes of one normalised image in place, with probability config.prob; returns the same tensor."""
+    """Erase boxes of one normalised (C,H,W) image in place, with probability config.prob, and return it."""
     if rng.random() >= config.prob:
         return x_CHW
     channels, height, width = x_CHW.shape
     boxes = int(rng.integers(1, config.count + 1))
     low, high = map(math.log, config.aspect)
     for _ in range(boxes):
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             area = height * width * rng.uniform(*config.area) / boxes
             aspect = math.exp(rng.uniform(low, high))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if h < height and w < width:
                 top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-                x_CHW[:, top : top + h, left : left + w] = _filling(x_CHW, (channels, h, w), rng, config.mode)
+                x_CHW[:, top : top + h, left : left + w] = _filler(x_CHW, (channels, h, w), rng, config.mode)
                 break
     return x_CHW
 
 
-def _filling(x: Tensor, shape_CHW: tuple[int, int, int], rng: Generator, mode: str) -> Tensor | float:
+def _filler(x: Tensor, shape_CHW: tuple[int, int, int], rng: Generator, mode: str) -> Tensor | float:
     if mode == "const":
         return 0.0
     shape = shape_CHW if mode == "pixel" else (shape_CHW[0], 1, 1)
@@ -115,10 +127,10 @@ def _filling(x: Tensor, shape_CHW: tuple[int, int, int], rng: Generator, mode: s
 
 
 def mix(x_BCHW: Tensor, labels_B: Tensor, rng: Generator, config: Mixing) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix every image with its partner, the image at the same place in the batch reversed.
+    """Mix every image with its partner, the image at the same position of the reversed batch.
 
-    Returns the images (those given are left as they are), the partners' labels (B,) and the share of the first label
-    (B,) float32: 1 where nothing was mixed. Of an odd batch, the image in the middle is its own partner.
+    Returns new images (B,C,H,W), the partners' labels (B,), and the weight of the first label (B,) float32, which is 1
+    for unmixed images. In an odd batch, the image in the middle is its own partner.
     """
     count, _, height, width = x_BCHW.shape
     groups = _groups(count, config.mode)
@@ -139,8 +151,8 @@ def mix(x_BCHW: Tensor, labels_B: Tensor, rng: Generator, config: Mixing) -> tup
     return blended, labels_B.flip(0), x_BCHW.new_tensor(lam).float()
 
 
-def _groups(count: int, mode: str) -> list[Any]:
-    """Indices of the images that share a draw."""
+def _groups(count: int, mode: str) -> list[slice] | list[list[int]]:
+    """Return the indices of the images that share a draw, for each draw."""
     if mode == "batch":
         return [slice(None)]
     if mode == "pair":
@@ -149,7 +161,7 @@ def _groups(count: int, mode: str) -> list[Any]:
 
 
 def _choose(groups: int, rng: Generator, config: Mixing) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """For each group, whether it is mixed at all, and if so whether by CutMix."""
+    """Return for each group whether it is mixed, and whether by CutMix."""
     mixed = (rng.random(groups) < config.prob) & config.enabled
     if config.mixup > 0 and config.cuts:
         return mixed, rng.random(groups) < config.switch_prob
@@ -157,8 +169,8 @@ def _choose(groups: int, rng: Generator, config: Mixing) -> tuple[NDArray[np.boo
 
 
 def _box(height: int, width: int, rng: Generator, config: Mixing) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the part that CutMix takes from the partner."""
-    if config.cutmix_minmax is not None:  # each side by itself, all of it inside the image
+    """Draw (top, bottom, left, right) of the box that CutMix takes from the partner."""
+    if config.cutmix_minmax is not None:  # sides are drawn separately, and the box lies inside the image
         low, high = config.cutmix_minmax
         h, w = (int(rng.integers(int(size * low), int(size * high) + 1)) for size in (height, width))
         top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
@@ -169,7 +181,7 @@ def _box(height: int, width: int, rng: Generator, config: Mixing) -> tuple[int, 
 
 
 def _span(size: int, length: int, rng: Generator) -> tuple[int, int]:
-    """`length` pixels around a random one of `size`, as far as they are inside."""
+    """Return start and end of `length` pixels around a random one of `size`, clipped to the image."""
     centre = int(rng.integers(size))
     return max(centre - length // 2, 0), min(centre + (length + 1) // 2, size)
 
@@ -178,32 +190,32 @@ def _span(size: int, length: int, rng: Generator) -> tuple[int, int]:
 
 
 def targets(
-    labels_B: Tensor, partner_B: Tensor, lam_B: Tensor, num_classes: int, smoothing: float, binary: bool = False
+    labels_B: Tensor, partner_B: Tensor, lam_B: Tensor, num_classes: int, label_smoothing: float, binary: bool = False
 ) -> Tensor:
-    """(B,K) float32: lam of the first label and 1 - lam of its partner's, both smoothed.
+    """Return soft targets (B,K) float32: weight lam for the first label and 1 - lam for the partner's, smoothed.
 
-    Smoothing spreads that share of a label over all classes, so that a row sums to 1. With `binary` every class is a
-    question of its own: a yes is 1 - smoothing / 2 and a no is smoothing / 2.
+    Label smoothing spreads that fraction of a label over all classes, so that a row sums to 1. With `binary`, for one
+    binary target per class, positives become 1 - label_smoothing / 2 and negatives label_smoothing / 2.
     """
-    off = smoothing / 2 if binary else smoothing / num_classes
-    rise = 1 - smoothing  # from no to yes
+    negative = label_smoothing / 2 if binary else label_smoothing / num_classes
+    weight = 1 - label_smoothing  # added to the negatives
     lam_B = lam_B.float()
-    made = lam_B.new_full((len(labels_B), num_classes), off)
-    made.scatter_add_(1, labels_B[:, None], rise * lam_B[:, None])
-    return made.scatter_add_(1, partner_B[:, None], rise * (1 - lam_B)[:, None])
+    targets_BK = lam_B.new_full((len(labels_B), num_classes), negative)
+    targets_BK.scatter_add_(1, labels_B[:, None], weight * lam_B[:, None])
+    return targets_BK.scatter_add_(1, partner_B[:, None], weight * (1 - lam_B)[:, None])
 
 
 def soft_target_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """Cross-entropy with a distribution over the classes, averaged over the batch; in float32."""
+    """Return the cross-entropy with soft targets, a float32 scalar averaged over the batch."""
     return -(targets_BK * logits_BK.float().log_softmax(1)).sum(1).mean()
 
 
 def binary_loss(
     logits_BK: Tensor, targets_BK: Tensor, threshold: float | None = None, sum_classes: bool = False
 ) -> Tensor:
-    """Binary cross-entropy of every class, averaged over batch and classes, or summed over classes; in float32.
+    """Return the binary cross-entropy, a float32 scalar averaged over the batch and over classes (or summed over them).
 
-    threshold: targets above it count as 1 and all others as 0, so that both labels of a mixed image are a yes.
+    threshold: targets above it become 1 and all others 0, so that both labels of a mixed image are positive.
     """
     from torch.nn.functional import binary_cross_entropy_with_logits
 

@@ -1,6 +1,6 @@
-"""What the names of files say: images, archives, by-products of other systems, results of Tessella.
+"""File names: images, archives, by-products of other systems, and results written by Tessella.
 
-Every listing (folders, patterns, object stores, members of archives, training data) uses the tables in this file.
+Every listing (folders, patterns, object stores, archive members, training data) uses the tables in this module.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 )
 ARCHIVE_SUFFIXES = frozenset((".tar", ".parquet"))
-# cannot be read in place: a member would have to be decompressed from the beginning of the archive
+# These cannot be read in place: a member would have to be decompressed from the beginning of the archive.
 PACKED = re.compile(
     r".*(\.tgz|\.tbz2?|\.txz|\.tzst|\.tar\.(gz|bz2|xz|zst|lz4|lzma|br|z)|\.zip|\.7z|\.rar|\.cpio)", re.I | re.S
 )
 
-# of macOS, Windows, Linux, NAS systems and tools; names that begin with a dot are skipped in any case
+# By-products of macOS, Windows, Linux, NAS systems and tools. Names that begin with a dot are skipped in any case.
 _BY_PRODUCTS = re.compile(
     r"__MACOSX|\._.*|\.DS_Store|\.AppleDouble|\.AppleDB|\.AppleDesktop|\.Spotlight-V100|\.fseventsd|\.TemporaryItems"
     r"|\.Trashes|Network Trash Folder|Temporary Items|Icon\r"  # macOS
@@ -37,24 +37,31 @@ _BY_PRODUCTS = re.compile(
 )
 
 
+def suffix_of(name: str) -> str:
+    """Return the file name extension in lower case, with its dot; "" if there is none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million Path objects cost seconds
+
+
 def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a million Path objects cost seconds
+    """Return whether the file name has the suffix of an image format."""
+    return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def is_archive(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in ARCHIVE_SUFFIXES  # noqa: PTH122 - as above
+    """Return whether the file name is that of a container read in place: a tar archive or a Parquet file."""
+    return suffix_of(name) in ARCHIVE_SUFFIXES
 
 
-def ignored(name: str) -> str:
-    """Why a file or folder of this name is skipped: "by_product", "hidden", or "" if it is not."""
+def ignore_reason(name: str) -> str:
+    """Return why a file or folder of this name is skipped: "by_product", "hidden", or "" if it is not."""
     if _BY_PRODUCTS.fullmatch(name):
         return "by_product"
     return "hidden" if name.startswith(".") and name not in (".", "..") else ""
 
 
-def ignored_path(path: str) -> str:
-    """As `ignored`, for any part of a path with "/" between its parts."""
-    return next((reason for part in path.split("/") if (reason := ignored(part))), "")
+def path_ignore_reason(path: str) -> str:
+    """Return the first `ignore_reason` of the components of a path, which are separated by "/"."""
+    return next((reason for component in path.split("/") if (reason := ignore_reason(component))), "")
 
 
 def is_missing_path(name: str) -> bool:
@@ -63,24 +70,24 @@ def is_missing_path(name: str) -> bool:
     return not special and not os.path.lexists(name)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key in which numbers count as numbers: a2 before a10."""
-    return [_part(part) for part in re.split(r"(\d+)", name)]
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key that compares digits by value: a2 comes before a10."""
+    return [_component_key(component) for component in re.split(r"(\d+)", name)]
 
 
-def _part(part: str) -> tuple[int, int, str]:
-    if not part.isdecimal():
-        return (1, 0, part)
-    if len(part) < 1000:
-        return (0, int(part), "")
-    digits = part.lstrip("0")  # int() refuses thousands of digits; shorter numbers come first
+def _component_key(text: str) -> tuple[int, int, str]:
+    if not text.isdecimal():
+        return (1, 0, text)
+    if len(text) < 1000:
+        return (0, int(text), "")
+    digits = text.lstrip("0")  # int() refuses thousands of digits; shorter numbers come first
     return (0, 10 ** len(digits), digits)
 
 
-def class_name(name: str) -> str:
-    """The name of a class, as it is stored: in Unicode normal form C, escaped where it is not UTF-8.
+def normalize_class_name(name: str) -> str:
+    """Return a class name in Unicode normal form C; bytes that are not UTF-8 are escaped.
 
-    Systems store the same word in different forms (macOS decomposes accents): these are one class.
+    Systems store the same word in different forms (macOS decomposes accents). These forms name the same class.
     """
     try:
         name.encode()
@@ -91,112 +98,119 @@ def class_name(name: str) -> str:
 
 # --- results of Tessella, which are not read as data ------------------------------------------------------------------
 
-_RESULT_FOLDERS = (  # all files that mark such a folder, and what lies in it
-    ({"train.json", "metrics.jsonl"}, {"checkpoints"}),
-    ({"train.json", "checkpoints"}, {"checkpoints"}),
-    ({"run.json", "manifest.parquet"}, {"manifest.parquet", "shards", "copy", "index"}),
-    ({"tessella.json", "manifest.json"}, set[str]()),
+_TRAINING_FILES = {"checkpoints"}
+_BULK_FILES = {"manifest.parquet", "shards", "copy", "index"}
+_REPORT_FIGURES = {"confusion.png", "calibration.png", "coverage.png", "mistakes.png", "curves.png"}
+_RESULT_FOLDERS: tuple[tuple[set[str], set[str]], ...] = (  # (entries that mark such a folder, other entries in it)
+    ({"train.json", "metrics.jsonl"}, _TRAINING_FILES),
+    ({"train.json", "checkpoints"}, _TRAINING_FILES),
+    ({"run.json", "manifest.parquet"}, _BULK_FILES),
+    ({"tessella.json", "manifest.json"}, set()),
 )
-_RESULT_FILES = (  # files that mark a report, and the others that were written with it
-    ({"report.json", "report.md"},
-     {"confusion.png", "calibration.png", "coverage.png", "mistakes.png", "curves.png"}),
+_RESULT_FILES: tuple[tuple[set[str], set[str]], ...] = (  # (files that mark a report, files written with it)
+    ({"report.json", "report.md"}, _REPORT_FIGURES),
     ({"evaluation.json", "evaluation.md"}, {"evaluation.png", "evaluation.csv"}),
-)  # fmt: skip
-
-
-MEASURED = ("report.json", "evaluation.json", "probe.json")  # one of these is in a folder of measurements
+)
+MEASUREMENT_FILES = ("report.json", "evaluation.json", "probe.json")  # one of them marks a folder of measurements
 
 
 def is_result_folder(names: Collection[str]) -> bool:
-    """Whether a folder with these entries was written by Tessella: a training run, a bulk run, an exported model."""
+    """Return whether Tessella wrote a folder with these entries: a training run, a bulk run or an exported model."""
     return any(marks <= set(names) for marks, _ in _RESULT_FOLDERS)
 
 
-def is_begun(name: str) -> bool:
-    """Whether this is the first file that a run writes; a folder with no other files is a new run, not user data."""
+def is_first_run_file(name: str) -> bool:
+    """Return whether a run writes a file of this name before any other.
+
+    A folder that holds only such files is a run that has just begun, not user data.
+    """
     return name in (".lock", ".train.lock", "train.json") or (name.startswith(".") and name.endswith(".tmp"))
 
 
-def result_names(names: Collection[str]) -> set[str]:
-    """Those of a folder's entries that Tessella wrote, where user data may be beside them."""
+def result_entries(names: Collection[str]) -> set[str]:
+    """Return the entries of a folder that Tessella wrote; user data may lie beside them."""
     tables = (*_RESULT_FOLDERS, *_RESULT_FILES)
-    return {name for marks, written in tables if marks <= set(names) for name in written}
+    return {name for marks, others in tables if marks <= set(names) for name in others}
 
 
-# --- what was skipped -------------------------------------------------------------------------------------------------
+# --- skipped entries --------------------------------------------------------------------------------------------------
 
-_REASONS = {  # code -> words for one, and for several
+_REASONS = {  # code -> (singular, plural)
     "other_suffix": ("file without an image suffix", "files without an image suffix"),
     "hidden": ("hidden file or folder", "hidden files or folders"),
     "by_product": ("by-product of another system", "by-products of other systems"),
     "link_loop": ("link to a folder that contains it", "links to folders that contain them"),
-    "linked_again": ("folder that several links lead to again", "folders that several links lead to again"),
+    "linked_again": ("folder reached again through links", "folders reached again through links"),
     "metadata_table": ("table of metadata beside images", "tables of metadata beside images"),
     "packed_archive": (
-        "archive that cannot be read in place (unpack it)", "archives that cannot be read in place (unpack them)"
+        "archive that cannot be read in place (unpack it)",
+        "archives that cannot be read in place (unpack them)",
     ),
     "special_member": ("link or special file inside an archive", "links or special files inside archives"),
     "data_after_end": ("archive with data after its end marker", "archives with data after their end marker"),
     "own_result": ("result of Tessella", "results of Tessella"),
     "unlabelled": ("folder of images without classes", "folders of images without classes"),
-    "second_image": ("further image of a sample", "further images of a sample"),
-    "broken_link": ("link that leads nowhere", "links that lead nowhere"),
+    "second_image": ("additional image of a sample", "additional images of a sample"),
+    "broken_link": ("broken link", "broken links"),
     "unused_list": ("list beside a folder of images", "lists beside folders of images"),
-}  # fmt: skip
-_MOST_SUFFIXES = 5  # named in a line
+}
+_MAX_LISTED_SUFFIXES = 5  # per line
+_MAX_COUNTED_SUFFIXES = 100  # per reason, to bound the memory
 
 
 @dataclass
-class _Reason:
+class _SkipCount:
+    """The number of entries skipped for one reason."""
+
     count: int = 0
     example: str = ""
     suffixes: dict[str, int] = field(default_factory=dict)
 
 
 class Skipped:
-    """What a listing skipped: a count and the first example per reason.
+    """What a listing skipped: the count and the first example for each reason.
 
-    Pass an empty one to `iter_sources`; it is filled while the sources are iterated.
+    Pass an empty instance to `iter_sources`; it is filled while the sources are iterated.
     """
 
     def __init__(self) -> None:
-        self._reasons: dict[str, _Reason] = {}
+        self._tallies: dict[str, _SkipCount] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """reason: a key of the table above; example: the path or name that is left out."""
+        """Count skipped entries. reason: a key of the table above; example: the path or name of one of them."""
         assert reason in _REASONS, reason
-        entry = self._reasons.setdefault(reason, _Reason(example=example))
-        entry.count += count
+        tally = self._tallies.setdefault(reason, _SkipCount(example=example))
+        tally.count += count
         if reason in ("other_suffix", "packed_archive"):
-            suffix = os.path.splitext(example)[1].lower() or "no suffix"  # noqa: PTH122 - as above
-            if suffix in entry.suffixes or len(entry.suffixes) < 100:
-                entry.suffixes[suffix] = entry.suffixes.get(suffix, 0) + count
+            suffix = suffix_of(example) or "no suffix"
+            if suffix in tally.suffixes or len(tally.suffixes) < _MAX_COUNTED_SUFFIXES:
+                tally.suffixes[suffix] = tally.suffixes.get(suffix, 0) + count
 
     def merge(self, other: Skipped) -> None:
         """Add the counts of another listing."""
-        for reason, entry in other._reasons.items():
-            mine = self._reasons.setdefault(reason, _Reason(example=entry.example))
-            mine.count += entry.count
-            for suffix, count in entry.suffixes.items():
-                mine.suffixes[suffix] = mine.suffixes.get(suffix, 0) + count
+        for reason, added in other._tallies.items():
+            tally = self._tallies.setdefault(reason, _SkipCount(example=added.example))
+            tally.count += added.count
+            for suffix, count in added.suffixes.items():
+                tally.suffixes[suffix] = tally.suffixes.get(suffix, 0) + count
 
     @property
     def counts(self) -> dict[str, int]:
-        """Reason -> number, in the order in which the reasons were met."""
-        return {reason: entry.count for reason, entry in self._reasons.items()}
+        """The number of skipped entries by reason, in the order in which the reasons first occurred."""
+        return {reason: tally.count for reason, tally in self._tallies.items()}
 
     def example(self, reason: str) -> str:
-        """The first example skipped for this reason, or "" if there is none."""
-        return self._reasons[reason].example if reason in self._reasons else ""
+        """Return the first entry skipped for this reason, or "" if there is none."""
+        return self._tallies[reason].example if reason in self._tallies else ""
 
     def __bool__(self) -> bool:
-        return bool(self._reasons)
+        return bool(self._tallies)
 
     def lines(self) -> Iterator[str]:
-        """One line of printable text per reason: the count, what it was, and the first example."""
-        for reason, entry in self._reasons.items():
-            words = _REASONS[reason][entry.count != 1]
-            kinds = sorted(entry.suffixes, key=lambda suffix: (-entry.suffixes[suffix], suffix))
-            shown = kinds[:_MOST_SUFFIXES] + ["..."] * (len(kinds) > _MOST_SUFFIXES)
-            suffixes = f" ({', '.join(shown)})" if shown else ""
-            yield printable(f"skipped {entry.count:,} {words}{suffixes}, such as {entry.example}")
+        """Yield one line of printable text for each reason: the count, the reason and the first example."""
+        for reason, tally in self._tallies.items():
+            description = _REASONS[reason][tally.count != 1]
+            ranked = sorted(tally.suffixes, key=lambda suffix: (-tally.suffixes[suffix], suffix))
+            listed = ranked[:_MAX_LISTED_SUFFIXES] + ["..."] * (len(ranked) > _MAX_LISTED_SUFFIXES)
+            suffixes = f" ({', '.join(listed)})" if listed else ""
+            yield printable(f"skipped {tally.count:,} {description}{suffixes}, such as {tally.example}")

@@ -1,30 +1,64 @@
-"""Images in object stores, by URL, through fsspec: s3://, gs://, az://, hf://, memory:// and what else it knows.
+"""Inputs in object stores, by URL: s3://, gs://, az://, hf://, memory:// and every other scheme that fsspec knows.
 
-Which store needs which package fsspec says itself (s3:// s3fs, gs:// gcsfs); credentials and retries are theirs.
+fsspec reports which package a store needs (s3fs for s3://, gcsfs for gs://). Those packages handle credentials and
+retries.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from ..errors import ImageError, UsageError
 from ..extras import require
 from ..storage import open_regular
-from .decode import Limits, unreadable_file
+from .files import unreadable_file
+from .limits import Limits
+
+
+class ObjectStore(Protocol):
+    """The methods of an fsspec file system that this package calls; paths are without the scheme of the URL."""
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return the bytes of an object from `start` up to, but not including, `end`."""
+
+    def find(self, path: str) -> list[str]:
+        """Return the paths of all objects below a folder."""
+
+    def glob(self, path: str) -> list[str]:
+        """Return the paths of the objects that match a pattern."""
+
+    def info(self, path: str) -> Mapping[str, Any]:
+        """Return what the store knows about an object, such as its size and version."""
+
+    def isfile(self, path: str) -> bool:
+        """Return whether there is an object of this path."""
+
+    def open(self, path: str, mode: str) -> IO[bytes]:
+        """Open an object as a seekable stream."""
+
+    def size(self, path: str) -> int | None:
+        """Return the size of an object in bytes; None if the store does not know it."""
+
+    def unstrip_protocol(self, name: str) -> str:
+        """Return a path with the scheme of its URL."""
 
 
 def is_url(name: str) -> bool:
-    """Whether it has a scheme; a file of such a name can be had as ./s3://..."""
-    scheme, found, _ = name.partition("://")
-    return bool(found) and scheme.isidentifier()
+    """Return whether a name has a scheme. A local file of such a name can be written as ./s3://..."""
+    scheme, separator, _ = name.partition("://")
+    return bool(separator) and scheme.isidentifier()
 
 
-def store_of(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. UsageError where fsspec or a package of the store is missing."""
+def open_store(url: str) -> tuple[ObjectStore, str]:
+    """Return the file system of a URL and the path in it.
+
+    Raises UsageError `missing_dependency` if fsspec or the store's package is missing, `bad_argument` for an unknown
+    scheme.
+    """
     fsspec = require("fsspec", f"reading {url!r}")
     try:
         store, path = fsspec.core.url_to_fs(url)
@@ -32,63 +66,72 @@ def store_of(url: str) -> tuple[Any, str]:
         raise UsageError("missing_dependency", f"{url!r} cannot be read: {error}") from None
     except ValueError:
         raise UsageError(
-            "bad_argument", f"{url!r} is of no store that fsspec knows", hint="such as s3://bucket/folder"
+            "bad_argument",
+            f"{url!r} belongs to no store that fsspec knows",
+            hint="write a URL such as s3://bucket/folder",
         ) from None
     return store, path
 
 
 def read_url(url: str, limits: Limits, offset: int | None = None, size: int | None = None) -> bytes:
-    """The bytes of an object, at most `limits.bytes` + 1 of them, or a member's of an archive."""
-    begin = offset or 0
-    end = begin + (limits.bytes + 1 if size is None else size)
-    with coded(url):
-        store, path = store_of(url)
+    """Return the bytes of an object, or `size` bytes of it from `offset` on.
+
+    Without `size`, at most `limits.bytes` + 1 bytes are read. Raises ImageError `not_found` or `unreadable`.
+    """
+    start = offset or 0
+    end = start + (limits.bytes + 1 if size is None else size)
+    with translate_errors(url):
+        store, path = open_store(url)
         try:
-            return bytes(store.cat_file(path, start=begin, end=end))
+            return bytes(store.cat_file(path, start=start, end=end))
         except FileNotFoundError:
             raise
-        except Exception:  # some stores refuse a range of an object with no byte in it, or one that ends behind it
-            known = store.size(path)
-            if known is None or known >= end:
+        except Exception:  # some stores refuse any range of an empty object, or a range that exceeds the object
+            total = store.size(path)
+            if total is None or total >= end:
                 raise
-            return bytes(store.cat_file(path, start=begin, end=known))
+            return bytes(store.cat_file(path, start=start, end=total))
 
 
 @contextmanager
-def opened(name: str) -> Iterator[IO[bytes]]:
-    """A file or an object, with seek; ImageError `not_found`, `unreadable` or `special_file`."""
+def open_input(name: str) -> Iterator[IO[bytes]]:
+    """Open a file or an object as a seekable binary stream.
+
+    Raises ImageError `not_found`, `unreadable` or `special_file`.
+    """
     if is_url(name):
-        with coded(name):
-            store, path = store_of(name)
+        with translate_errors(name):
+            store, path = open_store(name)
             with store.open(path, "rb") as file:
                 yield file
         return
-    with coded(name):
+    with translate_errors(name):
         file = open_regular(name)
     with file:
         yield file
 
 
-def listed(url: str) -> list[tuple[str, str]]:
-    """(URL, path from the folder) of all objects below a folder, or that match a pattern; none where there is none."""
-    with coded(url):
-        store, path = store_of(url)
-        fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
-        found = store.find(path) if fixed == path else store.glob(path)
-        start = fixed.rfind("/") + 1 if fixed != path else len(fixed.rstrip("/")) + 1
-        return [(store.unstrip_protocol(one), one[start:]) for one in found]
+def list_objects(url: str) -> list[tuple[str, str]]:
+    """Return (URL, path relative to the folder) of every object below a folder, or of every match of a pattern."""
+    with translate_errors(url):
+        store, path = open_store(url)
+        prefix = re.split(r"[*?[]", path, maxsplit=1)[0]
+        is_pattern = prefix != path
+        objects = store.glob(path) if is_pattern else store.find(path)
+        start = prefix.rfind("/") + 1 if is_pattern else len(prefix.rstrip("/")) + 1
+        return [(store.unstrip_protocol(name), name[start:]) for name in objects]
 
 
 def is_object(url: str) -> bool:
-    """Whether it is one object rather than a folder, a pattern, or nothing."""
-    with coded(url):
-        store, path = store_of(url)
+    """Return whether a URL is that of one object; False for a folder, a pattern, or if nothing exists there."""
+    with translate_errors(url):
+        store, path = open_store(url)
         return bool(store.isfile(path))
 
 
 @contextmanager
-def coded(name: str) -> Iterator[None]:
-    """Whatever a store's package raises, as an ImageError."""
+def translate_errors(name: str) -> Iterator[None]:
+    """Translate whatever the package of a store raises into an ImageError."""
     try:
         yield
     except (ImageError, UsageError):
@@ -99,7 +142,7 @@ def coded(name: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise ImageError("not_found", f"there is no object {name!r}") from None
         raise _unreadable_object(name, error) from None
-    except Exception as error:  # of a store's own package
+    except Exception as error:  # of a type defined by the package of the store
         if not is_url(name):
             raise
         raise _unreadable_object(name, error) from None

@@ -1,29 +1,34 @@
-"""One input: its name and where its bytes are."""
+"""One input image: its key, and where its bytes are stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..errors import ImageError
-from .decode import DEFAULT_LIMITS, Limits, read_file, unreadable_file
-from .remote import is_url, opened, read_url
+from .files import read_file, unreadable_file
+from .limits import DEFAULT_LIMITS, Limits
+from .remote import is_url, open_input, read_url
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input: `key` is what the user sees, `read()` its bytes. Picklable; no file of a Source is open between reads.
+    """One input image: `key` identifies it to the user, `read()` returns its encoded bytes.
 
-    A name that is not UTF-8 is kept in the form of `os.fsdecode`: see `tessella.text.escape`.
+    A source can be pickled, and keeps no file open between reads. A name that is not UTF-8 has the form that
+    `os.fsdecode` returns: see `tessella.text.escape`.
     """
 
     key: str
     path: str
     offset: int | None = None  # of a member inside its tar archive, in bytes
-    size: int | None = None  # bytes
-    error: ImageError | None = None  # what `read` raises for an input that names no image
+    size: int | None = None  # of a member, in bytes
+    error: ImageError | None = None  # raised by `read` if the input names no image
 
     def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
-        """The bytes of the file or member, for `decode`; ImageError if they cannot be read."""
+        """Return the encoded bytes of the file or archive member, as `decode` takes them.
+
+        Raises ImageError if they cannot be read, or if a member has more than `limits.bytes`.
+        """
         if self.error is not None:
             raise self.error
         if self.offset is None or self.size is None:
@@ -35,15 +40,15 @@ class Source:
         if is_url(self.path):
             data = read_url(self.path, limits, self.offset, self.size)
         else:
-            data = self._member(self.offset, self.size)
+            data = self._read_member(self.offset, self.size)
         if len(data) < self.size:
             raise ImageError("corrupt_archive", f"{self.path!r} ends inside this member")
         return data
 
-    def _member(self, offset: int, size: int) -> bytes:
+    def _read_member(self, offset: int, size: int) -> bytes:
         try:
-            with opened(self.path) as archive:
+            with open_input(self.path) as archive:
                 archive.seek(offset)
                 return archive.read(size)
-        except OSError as error:  # of a disk that fails
+        except OSError as error:  # reading the disk failed
             raise unreadable_file(self.path, error) from None

@@ -1,51 +1,10 @@
-"""The same function, faster: the plan and its reasons, the exact rewrites, one file a backend.
+"""Faster implementations of the same function: the plan with its reasons, exact rewrites, one file per backend.
 
-`plan.py` resolves what is automatic, `rewrite.py` has the rewrites, `base.py` what an engine is, `convert.py` makes
-files for other runtimes, `artefacts.py` keeps them on disk, `gate.py` judges lossy precisions, `tuned.py` keeps what
-was measured. Engines are imported when they are opened.
+`plan.py` resolves automatic settings, `rewrites/` has the exact rewrites, `base.py` the engine interface, `open.py`
+opens an engine, `convert.py` makes files for other runtimes, `artefacts.py` keeps them on disk, `exported.py` reads an
+exported folder, `gate.py` checks the accuracy of lossy precisions, `tuned.py` keeps what was measured.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import TYPE_CHECKING
-
-from .plan import ENGINES as ENGINES
-from .plan import PRECISIONS as PRECISIONS
-from .plan import Choice as Choice
-from .plan import Plan as Plan
-from .plan import make_plan as make_plan
-
-if TYPE_CHECKING:
-    from ..data.decode import Pixels
-    from ..data.transforms import InputSpec
-    from ..models.base import ImageModel
-    from .base import Engine
-
-HOME = {
-    "eager": (".eager", "EagerEngine"),
-    "rewritten": (".eager", "RewrittenEngine"),
-    "compile": (".compiled", "CompileEngine"),
-    "openvino": (".openvino", "open_model"),
-    "onnxruntime": (".onnxruntime", "open_model"),
-}
-
-
-def open_engine(
-    model: ImageModel,
-    plan: Plan,
-    size: tuple[int, int],
-    spec: InputSpec | None = None,
-    samples: Pixels | None = None,
-) -> Engine:
-    """The engine of the plan, ready to run `model` on images of `size` (height, width), in the precision of the plan.
-
-    With a spec it reads (B,H,W,C) uint8 images, without one (B,C,H,W) normalised floats. samples: (N,H,W,C) uint8, for
-    the ranges of int8. No gate is asked here: `gate.open_gated` does. Raises WeightsError `cache_failed` where a
-    converted model cannot be written.
-    """
-    module, name = HOME[plan.engine]
-    opener = getattr(importlib.import_module(module, __name__), name)
-    more = (samples,) if name == "open_model" else ()
-    engine: Engine = opener(model, plan, size, spec, *more)
-    return engine
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

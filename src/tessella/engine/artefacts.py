@@ -1,4 +1,4 @@
-"""Converted models on disk, named by what decides them: written whole or not at all, checked when read."""
+"""Converted models on disk, named by everything that decides them: written atomically, verified when read."""
 
 from __future__ import annotations
 
@@ -11,25 +11,43 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from filelock import FileLock
 
 from ..errors import WeightsError
 
-MANIFEST = "manifest.json"  # {"facts": what it was made of, "files": {name: sha256}}
+GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}  # file of a converted model by engine
+MANIFEST = "manifest.json"
+
+
+class ArtefactManifest(msgspec.Struct, forbid_unknown_fields=True):
+    """The contents of MANIFEST: what a folder was made of, and the SHA-256 of each file."""
+
+    facts: dict[str, Any]
+    files: dict[str, str]
 
 
 def cache_folder() -> Path:
-    """$TESSELLA_CACHE, or `tessella` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    if own := os.environ.get("TESSELLA_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
+    """Return $TESSELLA_CACHE, or `tessella` in the user's cache folder as the operating system defines it.
+
+    Before platformdirs was used, the folder was `tessella` in $XDG_CACHE_HOME or ~/.cache on every system: if it
+    exists, it stays in use.
+    """
+    if chosen := os.environ.get("TESSELLA_CACHE"):
+        return Path(chosen)
+    earlier = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
+    if earlier.is_dir():
+        return earlier
+    import platformdirs  # takes 9 ms, which most commands need not spend
+
+    return platformdirs.user_cache_path("tessella", appauthor=False)
 
 
 def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills for `facts`, made on first use; processes that want the same one wait for one.
+    """Return the folder that `build` fills for `facts`, built on first use; concurrent processes wait for the first.
 
-    A folder whose files are not as they were written is made anew. Raises WeightsError `cache_failed` where the disk
-    refuses.
+    kind: name of the parent folder in the cache. A folder with a damaged file is built anew.
+    Raises WeightsError `cache_failed` if the folder cannot be written.
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     parent = cache_folder() / kind
@@ -37,52 +55,59 @@ def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with FileLock(parent / f"{key}.lock"):
-            if not is_whole(folder):
+            if not is_intact(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=parent) as temporary:
-                    made = Path(temporary) / key
-                    made.mkdir()
-                    build(made)
-                    seal(made, facts)
-                    made.rename(folder)
+                    draft = Path(temporary) / key
+                    draft.mkdir()
+                    build(draft)
+                    seal(draft, facts)
+                    draft.rename(folder)
     except OSError as error:
         raise WeightsError(
             "cache_failed",
             f"the folder for converted models, {parent}, could not be used: {error.strerror or error}",
-            hint="set TESSELLA_CACHE to a folder with free space that you can write to",
+            hint="set TESSELLA_CACHE to a writable folder with free space",
         ) from error
     return folder
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write down the hashes of the folder's files, and what they were made of."""
+    """Write the manifest of a folder: the hashes of its files, and the facts they were made of."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(dict(facts=dict(facts), files=files), indent=1))
 
 
 def weights_file_hash(folder: Path) -> str:
-    """SHA-256 of the numbers of a sealed graph; the names in an .xml beside them count up within a process."""
-    files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
+    """Return the SHA-256 of the weights of a sealed graph.
+
+    Of OpenVINO's two files this is the .bin: names in the .xml contain a counter of the process.
+    """
+    files = _read_manifest(folder).files
     return next((digest for name, digest in files.items() if name.endswith(".bin")), "") or files["model.onnx"]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder's files are those that its manifest names, byte for byte."""
-    return first_damaged(folder) is None
+def is_intact(folder: Path) -> bool:
+    """Return whether the folder has exactly the bytes that its manifest states."""
+    return find_damaged(folder) is None
 
 
-def first_damaged(folder: Path, needed: Iterable[str] = ()) -> str | None:
-    """Name of a file that is missing or not as it was sealed; None where all are whole, the `needed` ones included."""
+def find_damaged(folder: Path, needed: Iterable[str] = ()) -> str | None:
+    """Return the name of a file that is missing or differs from its hash, or None; `needed` files must be listed."""
     try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        if not files or not all(Path(name).name == name for name in files):  # of this folder only
+        files = _read_manifest(folder).files
+        if not files or not all(Path(name).name == name for name in files):  # files of this folder only
             return MANIFEST
         for name, digest in files.items():
             if not (folder / name).is_file() or _sha256(folder / name) != digest:
-                return str(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                return name
+    except (OSError, ValueError, RecursionError):
         return MANIFEST
     return next((name for name in needed if name not in files), None)
+
+
+def _read_manifest(folder: Path) -> ArtefactManifest:
+    return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=ArtefactManifest)
 
 
 def _sha256(path: Path) -> str:

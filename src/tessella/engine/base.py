@@ -1,4 +1,4 @@
-"""What every engine is: a batch in, float32 logits and embedding of one pass out. Imports without PyTorch."""
+"""The engine interface: a batch in, float32 logits and embedding of one forward pass out. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from .artefacts import weights_file_hash
 from .plan import Plan
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from ..models.base import ImageModel
 
 FloatArray = NDArray[np.float32]
-Outputs: TypeAlias = "tuple[Tensor, Tensor]"  # logits (B,classes), embedding (B,width), float32
-Item = TypeVar("Item")
+ArrayOutputs: TypeAlias = tuple[FloatArray, FloatArray]  # logits (B,classes), embedding (B,width)
+TensorOutputs: TypeAlias = "tuple[Tensor, Tensor]"  # the same
+Batch: TypeAlias = "Pixels | Tensor"
 
 
 class Engine(abc.ABC):
@@ -33,7 +35,7 @@ class Engine(abc.ABC):
 
     model: the one it was opened with, in evaluation mode, never changed by it; None for an exported file. spec: how
     pixels are normalised; an engine without one reads (B,C,H,W) normalised floats, one with it (B,H,W,C) uint8.
-    size: (height, width) it is for.
+    size: (height, width) of the images.
     """
 
     def __init__(self, model: ImageModel | None, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
@@ -43,102 +45,113 @@ class Engine(abc.ABC):
 
     @property
     def graph_hash(self) -> str:
-        """Of a converted model's files; "" for others."""
+        """SHA-256 of a converted model's weights; "" for other engines."""
         return weights_file_hash(self.graph.parent) if self.graph else ""
 
     @abc.abstractmethod
-    def run(self, x: Tensor) -> Outputs:
-        """One pass over a batch of any number of images, where `x` is; inputs as the class says."""
+    def run(self, x: Tensor) -> TensorOutputs:
+        """Run one forward pass over a batch of any size, on the device of `x`; inputs as the class says."""
 
     @abc.abstractmethod
-    def __call__(self, images_BHWC: Pixels) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
         """(B,H,W,C) uint8 -> logits (B,classes) and embedding (B,width)."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one input image."""
+        """Shape of one input image: (H,W,C) for uint8 images, (C,H,W) for normalised ones."""
         if self.spec:
             return (*self.size, self.spec.channels)
         assert self.model
         return (self.model.config.in_chans, *self.size)
 
-    def example(self, batch: int) -> Tensor:
-        """A batch of nothing, of the shape and type that `run` takes."""
-        import torch
+    @overload
+    def imap(self, batches: Iterable[Tensor], *, split_batch: bool = True) -> Iterator[TensorOutputs]: ...
+    @overload
+    def imap(self, batches: Iterable[Pixels], *, split_batch: bool = True) -> Iterator[ArrayOutputs]: ...
+    def imap(
+        self, batches: Iterable[Batch], *, split_batch: bool = True
+    ) -> Iterator[TensorOutputs] | Iterator[ArrayOutputs]:
+        """Yield the outputs of every batch in order; `plan.streams` batches are computed at the same time.
 
-        return torch.zeros(batch, *self.shape, dtype=torch.uint8 if self.spec else torch.float32)
-
-    def in_turn(self, batches: Iterable[Item], *, divide: bool = True) -> Iterator[Any]:
-        """`self(batch)` for array batches, `self.run(batch)` for tensors: in order, `plan.streams` of them at a time.
-
-        Whole images a core instead of parts of each: no waiting of cores for each other. The next batches are drawn
-        while the model works; at most one more than are being worked on is held. divide: a batch that is the only one
-        may be worked on in parts, which changes the last bits of some models.
+        Array batches give arrays, tensors give tensors. On a CPU, a core computes whole images instead of parts of
+        each, so cores do not wait for each other. Batches are drawn from the iterable while the model works; at most
+        one more than are being computed is held in memory. split_batch: a single batch is divided among the streams,
+        which changes the last bits of some models' outputs.
         """
+        return self._imap(batches, split_batch)  # type: ignore[return-value]  # one kind of batch per call
+
+    def _imap(self, batches: Iterable[Batch], split_batch: bool) -> Iterator[TensorOutputs | ArrayOutputs]:
         source = iter(batches)
         drawn = list(itertools.islice(source, 2))
-        if len(drawn) == 1 and divide:
-            yield self._alone(drawn[0])
+        if len(drawn) == 1 and split_batch:
+            yield self._run_split(drawn[0])
             return
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(self.plan.streams, "tessella-model", self._enter) as pool:
+        pending: deque[Future[TensorOutputs | ArrayOutputs]] = deque()
+        with ThreadPoolExecutor(self.plan.streams, "tessella-model", self._init_worker) as pool:
             try:
                 for batch in itertools.chain(drawn, source):
-                    waiting.append(pool.submit(self._work, batch))
-                    if len(waiting) > self.plan.streams:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
+                    pending.append(pool.submit(self._run_batch, batch))
+                    if len(pending) > self.plan.streams:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
             finally:
-                for future in waiting:
+                for future in pending:
                     future.cancel()
 
-    def _work(self, batch: Any) -> Any:
-        if not len(batch):  # a batch in which no image could be read
+    def _run_batch(self, batch: Batch) -> TensorOutputs | ArrayOutputs:
+        if not len(batch):  # no image of the batch could be read
             return (np.empty((0, 1), np.float32),) * 2
         return self(batch) if isinstance(batch, np.ndarray) else self.run(batch)
 
-    def _alone(self, batch: Any) -> Any:
-        """One batch and no other at the same time: every stream takes a part of it."""
+    def _run_split(self, batch: Batch) -> TensorOutputs | ArrayOutputs:
+        """Run a single batch in parts, one per stream."""
         streams = min(self.plan.streams, len(batch))
         if streams < 2:
-            return self._work(batch)
+            return self._run_batch(batch)
         cuts = [len(batch) * i // streams for i in range(streams + 1)]
-        with ThreadPoolExecutor(streams, "tessella-model", self._enter) as pool:
-            parts = list(pool.map(self._work, (batch[a:b] for a, b in itertools.pairwise(cuts))))
+        with ThreadPoolExecutor(streams, "tessella-model", self._init_worker) as pool:
+            parts = list(pool.map(self._run_batch, (batch[a:b] for a, b in itertools.pairwise(cuts))))
+        logits, embeddings = zip(*parts, strict=True)
         if isinstance(batch, np.ndarray):
-            return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+            return np.concatenate(logits), np.concatenate(embeddings)
         import torch
 
-        return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+        return torch.cat(logits), torch.cat(embeddings)
 
-    def _enter(self) -> None:  # noqa: B027 - nothing to do is the usual case
-        """What a thread of `in_turn` does first."""
+    def _init_worker(self) -> None:  # noqa: B027 - most engines need no preparation
+        """Prepare a thread of `imap`."""
 
     def features(self, images_BHWC: Pixels, indices: int | Sequence[int]) -> list[FloatArray]:
-        """Maps of the picked blocks for (B,H,W,C) uint8 images, each (B,channels,rows,columns)."""
+        """(B,H,W,C) uint8 images -> the outputs of the picked blocks, each a (B,channels,rows,columns) map."""
         import torch
 
         with torch.inference_mode():
             images = torch.from_numpy(images_BHWC).to(self.plan.device)
-            return [one.float().cpu().numpy() for one in self.intermediates(images, indices)]
+            return [output.float().cpu().numpy() for output in self.intermediates(images, indices)]
 
-    def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> Any:
-        """As `ImageModel.forward_intermediates`, by the model itself unless an engine has a faster one."""
+    def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
+        """As `ImageModel.forward_intermediates`, by the model itself unless an engine has a faster way."""
         assert self.spec, "this engine reads normalised batches"
         assert self.model
-        x = normalise(images_BHWC, self.spec)
-        return self.model.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
+        return intermediates_of(self.model, normalise(images_BHWC, self.spec), indices)
+
+
+def intermediates_of(model: ImageModel, x: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
+    """Run `model` up to the last picked block and return the outputs of the picked blocks alone."""
+    outputs = model.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
+    assert isinstance(outputs, list)
+    return outputs
 
 
 class GraphEngine(Engine):
     """A converted model in a file, which another runtime runs without PyTorch."""
 
     @abc.abstractmethod
-    def __call__(self, x: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """One pass over a batch of any number of images, uint8 or normalised as the class says."""
+    def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
+        """Run one forward pass over a batch of any size, uint8 or normalised as the class says."""
 
-    def run(self, x: Tensor) -> Outputs:
+    def run(self, x: Tensor) -> TensorOutputs:
         import torch
 
         logits, embedding = self(x.numpy())

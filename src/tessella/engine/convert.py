@@ -1,4 +1,4 @@
-"""From a model to a file that another runtime runs: by torch.export, once, kept in the cache."""
+"""Convert a model to a file that another runtime runs: by torch.export, once, kept in the cache."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from typing import Any
 import torch
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..errors import TessellaError, WeightsError
 from ..fingerprint import config_text, weights_hash
 from ..machine import versions
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
-from .artefacts import cached
-from .eager import quiet, rewritten_for, whole
-from .exported import GRAPHS
+from .artefacts import GRAPHS, cached
+from .eager import rewritten_for, suppress_warnings, wrap_outputs
 from .openvino import core
 from .plan import Plan
-from .rewrite import usual_layout
+from .rewrites import usual_layout
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def _without_verbose() -> Iterator[None]:
-    """Hide `--verbose` of the program: OpenVINO reads sys.argv, and would print statistics as if they were results."""
-    given = sys.argv
-    sys.argv = [argument for argument in given if argument != "--verbose"]
+    """Hide the program's `--verbose` from OpenVINO, which reads sys.argv and would print its own statistics."""
+    arguments = sys.argv
+    sys.argv = [argument for argument in arguments if argument != "--verbose"]
     try:
         yield
     finally:
-        sys.argv = given
+        sys.argv = arguments
 
 
 def as_openvino(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
 ) -> Path:
-    """The folder of the model as OpenVINO's files; float32 and bfloat16 share one, as the runtime rounds.
+    """Return the folder with the model as OpenVINO's files; float32 and bfloat16 share one, as the runtime rounds.
 
-    samples: (N,H,W,C) uint8 images that int8 ranges are measured on; needed for that precision only.
+    size: (height, width). samples: (N,H,W,C) uint8 images to measure int8 ranges on; needed for that precision only.
+    Raises WeightsError `conversion_failed` or `cache_failed`.
     """
     import openvino as ov
 
@@ -54,47 +55,58 @@ def as_openvino(
 
     def convert(folder: Path) -> None:
         log.info("converting %s for OpenVINO, once", model.arch)
-        with converting("OpenVINO"), quiet(), _without_verbose():
-            graph = ov.convert_model(exported(model, plan, size, spec))
+        with conversion_errors("OpenVINO"), suppress_warnings(), _without_verbose():
+            graph = ov.convert_model(export_program(model, plan, size, spec))
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
-    facts = facts_of(model, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
+    facts = conversion_facts(model, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
     exact = cached("openvino", facts, convert)
     if plan.precision != "int8":
         return exact
     assert samples is not None
 
-    def quantise(folder: Path) -> None:
+    def calibrate(folder: Path) -> None:
         log.info("measuring int8 ranges of %s on %d images, once: minutes for a large model", model.arch, len(samples))
-        with converting("int8"):
-            graph = quantised(exact / GRAPHS["openvino"], model, spec, samples)
+        with conversion_errors("int8"):
+            graph = quantise(exact / GRAPHS["openvino"], model, spec, samples)
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
-    facts |= dict(precision="int8", samples=array_hash(samples), recipe=recipe_of(model), **versions())
-    return cached("openvino", facts, quantise)
+    normalisation = InputSpec.from_cfg(model.pretrained_cfg).to_cfg()
+    facts |= dict(precision="int8", samples=array_hash(samples), recipe=normalisation, **versions())
+    return cached("openvino", facts, calibrate)
 
 
 def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
-    """The folder of the model as an ONNX file."""
+    """Return the folder with the model as an ONNX file.
+
+    size: (height, width). Raises WeightsError `conversion_failed` or `cache_failed`.
+    """
 
     def export(folder: Path) -> None:
         log.info("converting %s for ONNX Runtime, once", model.arch)
         file = str(folder / GRAPHS["onnxruntime"])
-        names: dict[str, Any] = dict(input_names=["images"], output_names=["logits", "embedding"])
-        with converting("ONNX Runtime"), quiet():
-            program = exported(model, plan, size, spec)
-            torch.onnx.export(program, f=file, dynamo=True, external_data=False, verbose=False, **names)
+        with conversion_errors("ONNX Runtime"), suppress_warnings():
+            program = export_program(model, plan, size, spec)
+            torch.onnx.export(
+                program,
+                f=file,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits", "embedding"],
+            )
 
-    return cached("onnx", facts_of(model, plan, size, spec, **versions()), export)
+    return cached("onnx", conversion_facts(model, plan, size, spec, **versions()), export)
 
 
-def exported(
+def export_program(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None
 ) -> torch.export.ExportedProgram:
-    """The whole rewritten model as a program of torch.export with a free batch, for converters to other runtimes."""
+    """Return the rewritten model as a torch.export program of any batch size, for converters to other runtimes."""
     layout = plan.layout or usual_layout(model, plan.engine)
     exact = dataclasses.replace(plan, device="cpu", precision="float32", layout=layout)
-    module = whole(rewritten_for(model, exact, spec), exact, spec)
+    module = wrap_outputs(rewritten_for(model, exact, spec), exact, spec)
     channels = model.config.in_chans
     example = torch.zeros(2, *size, channels, dtype=torch.uint8) if spec else torch.zeros(2, channels, *size)
     with torch.no_grad():
@@ -104,13 +116,14 @@ def exported(
 # --- int8 -------------------------------------------------------------------------------------------------------------
 
 
-def quantised(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pixels) -> Any:
-    """The graph with int8 products: NNCF's post-training quantisation, ranges measured on the samples.
+def quantise(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pixels) -> Any:
+    """Return the openvino.Model of `graph` with int8 products: NNCF's post-training quantisation.
 
-    Left in floating point: the first and last products, whose inputs and outputs are the model's own; depthwise
-    convolutions and sums, which are bound by memory and lose accuracy. Activations are asymmetric, as none is centred.
+    samples: (N,H,W,C) uint8 images to measure ranges on. These stay in floating point: the first and last products,
+    whose inputs and outputs are the model's own; depthwise convolutions and sums, which are bound by memory and lose
+    accuracy. Activations are quantised asymmetrically, as none is centred.
     """
-    with quiet(), redirect_stdout(sys.stderr):  # its progress bars are no result
+    with suppress_warnings(), redirect_stdout(sys.stderr):  # progress bars do not belong to the results
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
@@ -125,7 +138,7 @@ def quantised(graph: Path, model: ImageModel, spec: InputSpec | None, samples: P
         convolutional = isinstance(model, ConvMixer)
         return nncf.quantize(
             network,
-            nncf.Dataset([one[None] for one in inputs]),
+            nncf.Dataset([image[None] for image in inputs]),
             subset_size=len(inputs),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=None if convolutional else nncf.ModelType.TRANSFORMER,
@@ -134,20 +147,20 @@ def quantised(graph: Path, model: ImageModel, spec: InputSpec | None, samples: P
                 types=["GroupConvolution", "Add"] if convolutional else [],
                 validate=False,
             ),
-            # without VNNI products are added in pairs in 16 bits, and full-range weights overflow; always on, so that
+            # without VNNI, products are added in pairs in 16 bits, and full-range weights overflow; always on, so that
             # a file gives the same answers on every CPU
             advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
         )
 
 
 @contextmanager
-def converting(what: str) -> Iterator[None]:
-    """Whatever a converter raises, as an error that says what to do instead."""
+def conversion_errors(what: str) -> Iterator[None]:
+    """Translate any exception of a converter into WeightsError `conversion_failed`."""
     try:
         yield
     except (TessellaError, OSError):
         raise
-    except Exception as error:  # converters raise of all kinds
+    except Exception as error:  # converters raise exceptions of many types
         first = next(iter(str(error).strip().splitlines()), "")[:200]
         raise WeightsError(
             "conversion_failed",
@@ -156,19 +169,16 @@ def converting(what: str) -> Iterator[None]:
         ) from error
 
 
-def recipe_of(model: ImageModel) -> dict[str, Any]:
-    return InputSpec.from_cfg(model.pretrained_cfg).to_cfg()
-
-
 # --- names of converted models ----------------------------------------------------------------------------------------
 
 
-def array_hash(array: Any) -> str:
+def array_hash(array: Pixels) -> str:
+    """Return the SHA-256 of type, shape and values of an array."""
     return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def code_hash() -> str:
-    """SHA-256 over the code that makes a converted model: a change of it leaves no old conversion in use."""
+    """Return the SHA-256 of the code of `models` and `engine`: after a change, models are converted anew."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for path in sorted(path for layer in ("models", "engine") for path in (package / layer).rglob("*.py")):
@@ -176,10 +186,10 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def facts_of(
+def conversion_facts(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, **more: Any
 ) -> dict[str, Any]:
-    """What decides a converted model; its name in the cache is made of this."""
+    """Return everything that decides a converted model, from which its name in the cache is derived."""
     from .._version import __version__
 
     return dict(

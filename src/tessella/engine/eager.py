@@ -8,23 +8,23 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data.decode import Pixels
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..models.base import ImageModel
-from .base import Engine, FloatArray, Outputs
+from .base import ArrayOutputs, Batch, Engine, TensorOutputs, intermediates_of
 from .plan import Plan
-from .rewrite import Rewritten, rewrite
+from .rewrites import Rewritten, rewrite
 
 
-class Shares:
-    """While threads work on a share of the cores each; PyTorch's own number is put back when the last is done.
+class ThreadCountGuard:
+    """Restore PyTorch's number of threads when the last of several overlapping uses ends.
 
-    What `torch.set_num_threads` is told holds for the thread that calls it and for every thread that starts later.
+    `torch.set_num_threads` acts on the calling thread and on every thread that starts later.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Shares:
                 torch.set_num_threads(self.before)
 
 
-_SHARES = Shares()
+_THREAD_COUNT = ThreadCountGuard()
 
 
 class TorchEngine(Engine):
@@ -51,98 +51,97 @@ class TorchEngine(Engine):
 
     model: ImageModel
 
-    def __call__(self, images_BHWC: Pixels) -> tuple[FloatArray, FloatArray]:
+    def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
         assert self.spec, "this engine reads normalised batches"
         logits, embedding = self.run(torch.from_numpy(images_BHWC).to(self.plan.device, non_blocking=True))
         return logits.cpu().numpy(), embedding.cpu().numpy()
 
-    def in_turn(self, batches: Iterable[Any], *, divide: bool = True) -> Iterator[Any]:
-        with nullcontext() if self.plan.streams == 1 else _SHARES:
-            yield from super().in_turn(batches, divide=divide)
+    def _imap(self, batches: Iterable[Batch], split_batch: bool) -> Iterator[TensorOutputs | ArrayOutputs]:
+        with nullcontext() if self.plan.streams == 1 else _THREAD_COUNT:
+            yield from super()._imap(batches, split_batch)
 
-    def _enter(self) -> None:
+    def _init_worker(self) -> None:
         if self.plan.streams > 1:
             torch.set_num_threads(self.plan.pass_threads)
 
 
 class EagerEngine(TorchEngine):
-    """The reference: the model as it is, step by step. Every other engine is compared with it."""
+    """The reference: the unchanged model. Every other engine is compared with it."""
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
         super().__init__(model, plan, size, spec)
-        self.dtype = getattr(torch, plan.precision)
+        self.dtype: torch.dtype = getattr(torch, plan.precision)
         if any(p.dtype != self.dtype or p.device != torch.device(plan.device) for p in model.parameters()):
             model = copy.deepcopy(model).to(device=plan.device, dtype=self.dtype)
         self.net = model
 
-    def _prepared(self, x: Tensor) -> Tensor:
+    def _preprocess(self, x: Tensor) -> Tensor:
         return (normalise(x, self.spec) if self.spec else x).to(self.dtype)
 
     @torch.inference_mode()
-    def run(self, x: Tensor) -> Outputs:
-        features = self.net.forward_features(self._prepared(x))
+    def run(self, x: Tensor) -> TensorOutputs:
+        features = self.net.forward_features(self._preprocess(x))
         embedding = self.net.forward_head(features, pre_logits=True)
         return self.net.forward_head(features).float(), embedding.float()
 
-    def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> Any:
-        x = self._prepared(images_BHWC)
-        return self.net.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
+    def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
+        return intermediates_of(self.net, self._preprocess(images_BHWC), indices)
 
 
 class RewrittenEngine(TorchEngine):
-    """The exact rewrites, run by PyTorch without a compiler: no waiting, any batch, any size that the model takes."""
+    """The exact rewrites, run by PyTorch without a compiler: ready at once, for any batch and any size of the model."""
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
         super().__init__(model, plan, size, spec)
         self.rewritten = rewritten_for(model, plan, spec)
-        self.module = whole(self.rewritten, plan, spec)
+        self.module = wrap_outputs(self.rewritten, plan, spec)
 
     @torch.inference_mode()
-    def run(self, x: Tensor) -> Outputs:
-        found: Outputs = self.module(x)
-        return found
+    def run(self, x: Tensor) -> TensorOutputs:
+        outputs: TensorOutputs = self.module(x)
+        return outputs
 
-    def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> Any:
-        x = images_BHWC.permute(0, 3, 1, 2)
-        return self.rewritten.net.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
+    def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
+        return intermediates_of(self.rewritten.net, images_BHWC.permute(0, 3, 1, 2), indices)
 
 
 class OnPixels(nn.Module):
-    """A rewritten model that reads images as they lie in memory: (B,H,W,C) uint8."""
+    """A rewritten model that reads images in the layout of arrays: (B,H,W,C) uint8."""
 
-    def __init__(self, fast: nn.Module):
+    def __init__(self, inner: nn.Module):
         super().__init__()
-        self.fast = fast
+        self.inner = inner
 
-    def forward(self, images: Tensor) -> Any:
-        return self.fast(images.permute(0, 3, 1, 2))
+    def forward(self, images: Tensor) -> TensorOutputs:
+        outputs: TensorOutputs = self.inner(images.permute(0, 3, 1, 2))
+        return outputs
 
 
-class Float32(nn.Module):
-    """Answers in float32, whatever the model inside computes in; inputs that are floats go in as it wants them."""
+class Float32Outputs(nn.Module):
+    """Outputs in float32 for a model that computes in `dtype`, to which floating-point inputs are converted."""
 
-    def __init__(self, fast: nn.Module, dtype: torch.dtype):
+    def __init__(self, inner: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.fast, self.dtype = fast, dtype
+        self.inner, self.dtype = inner, dtype
 
-    def forward(self, images: Tensor) -> Outputs:
-        logits, embedding = self.fast(images.to(self.dtype) if images.is_floating_point() else images)
+    def forward(self, images: Tensor) -> TensorOutputs:
+        logits, embedding = self.inner(images.to(self.dtype) if images.is_floating_point() else images)
         return logits.float(), embedding.float()
 
 
 def rewritten_for(model: ImageModel, plan: Plan, spec: InputSpec | None) -> Rewritten:
-    """The rewritten model where and as precise as the plan says; weights are folded before they are rounded."""
+    """Return the rewritten model on the plan's device and in its precision; weights are rounded after folding."""
     return rewrite(model, spec=spec, layout=plan.layout).to(device=plan.device, dtype=getattr(torch, plan.precision))
 
 
-def whole(rewritten: Rewritten, plan: Plan, spec: InputSpec | None) -> nn.Module:
-    """What `Engine.run` takes in, float32 answers out, as one module."""
-    return Float32(OnPixels(rewritten) if spec else rewritten, getattr(torch, plan.precision)).eval()
+def wrap_outputs(rewritten: Rewritten, plan: Plan, spec: InputSpec | None) -> nn.Module:
+    """Return one module that takes what `Engine.run` takes and returns float32 outputs."""
+    return Float32Outputs(OnPixels(rewritten) if spec else rewritten, getattr(torch, plan.precision)).eval()
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without a converter's notes on its own inner workings: deprecations, and packages it could use."""
+def suppress_warnings() -> Iterator[None]:
+    """Suppress the warnings of converters and compilers: deprecations, and optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""The gate for lossy precisions: one that changes a model's answers too much is not used, and that is said.
+"""The gate for lossy precisions: a precision that changes a model's answers too much is replaced, with a warning.
 
-Judged on the user's images all count. The photographs in this package may show nothing that a model knows: there the
-top class of an image counts where the reference has decided, by MARGIN between its first two classes.
+All images of the user count. The photographs in this package may show nothing that a model was trained on: of these,
+only images with a clear answer of the reference count for the top class, by MARGIN between its first two classes.
 """
 
 from __future__ import annotations
@@ -13,44 +13,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.decode import Pixels
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec, normalise
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
 from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
-from .base import Engine, FloatArray
+from .base import ArrayOutputs, Engine
+from .open import open_engine
 from .plan import Choice, Plan, check_engine, has_native_bfloat16
 
 if TYPE_CHECKING:
     from ..models.base import ImageModel
 
 log = logging.getLogger(__name__)
-SAMPLES = 128  # built-in crops; the first CALIBRATION of as many others set the ranges of int8
-CALIBRATION = 64
-MARGIN = 0.1  # of probability
+SAMPLES = 128  # built-in crops for the comparison
+CALIBRATION = 64  # other built-in crops, for the ranges of int8
+MARGIN = 0.1  # difference of probabilities
 
 
 class Bounds(NamedTuple):
-    """The least that a precision must reach against eager float32 on real images."""
+    """The minimum that a precision must reach against eager float32 on real images."""
 
-    agreement: float  # share of images with the same most probable class
-    cosine: float  # of both embeddings of an image, mean over the images
+    agreement: float  # fraction of images with the same most probable class
+    cosine: float  # similarity of both embeddings of an image, mean over the images
 
 
 BOUNDS = {"bfloat16": Bounds(0.995, 0.999), "int8": Bounds(0.99, 0.99)}
 
 
 class Verdict(NamedTuple):
-    """What a precision reached."""
+    """The agreement of a precision with eager float32; the fields are those of Bounds, and the numbers of images."""
 
     agreement: float
     cosine: float
     images: int
-    decided: int  # of these, that count for the agreement
+    decided: int  # images that count for the agreement
 
     def passes(self, precision: str) -> bool:
+        """Return whether the bounds of `precision` are reached."""
         bounds = BOUNDS[precision]
         return self.agreement >= bounds.agreement and self.cosine >= bounds.cosine
 
@@ -60,26 +62,24 @@ class Verdict(NamedTuple):
         )
 
 
-def compare(
-    found: tuple[FloatArray, FloatArray], expected: tuple[FloatArray, FloatArray], margin: float = 0.0
-) -> Verdict:
-    """Of (logits (N,classes), embeddings (N,width)) of the same images; a model without classes agrees on them.
+def compare(outputs: ArrayOutputs, expected: ArrayOutputs, margin: float = 0.0) -> Verdict:
+    """Compare (logits (N,classes), embeddings (N,width)) of the same images; without classes, the agreement is 1.
 
-    margin: what the reference's first class must have over its second, for an image to count for the agreement; all
-    count where fewer than a quarter have it.
+    margin: difference between the two highest probabilities of the reference from which on an image counts for the
+    agreement. All images count if fewer than a quarter reach it.
     """
-    (logits, embeddings), (true_logits, true_embeddings) = found, expected
+    (logits, embeddings), (true_logits, true_embeddings) = outputs, expected
     counted = np.ones(len(logits), bool)
     same = counted
     if logits.shape[1] > 1:
         same = logits.argmax(1) == true_logits.argmax(1)
-        shares = np.exp(true_logits - true_logits.max(1, keepdims=True))
-        second, first = np.sort(shares / shares.sum(1, keepdims=True), axis=1)[:, -2:].T
+        powers = np.exp(true_logits - true_logits.max(1, keepdims=True))
+        second, first = np.sort(powers / powers.sum(1, keepdims=True), axis=1)[:, -2:].T
         clear = first - second >= margin
         counted = clear if clear.mean() >= 0.25 else counted
     lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(true_embeddings, axis=1)
     cosines = (embeddings * true_embeddings).sum(1) / np.maximum(lengths, 1e-12)
-    # a result that is no number agrees with nothing
+    # NaN agrees with nothing
     cosine = float(np.nan_to_num(cosines, nan=-1.0).mean())
     return Verdict(float(np.mean(same[counted])), cosine, len(embeddings), int(counted.sum()))
 
@@ -91,41 +91,39 @@ def open_gated(
     spec: InputSpec | None = None,
     images: Pixels | None = None,
 ) -> Engine:
-    """`open_engine`, and for a lossy precision the gate: where it does not pass, one step more precise, and said so.
+    """As `open_engine`, but replace a lossy precision that fails the gate by the next more exact one, with a warning.
 
-    images: (N,H,W,C) uint8 of the model's size to judge on, and to set int8's ranges on; None takes crops of the
-    photographs in this package. What a model reached is remembered with the converted models. The engine's plan says
-    what was used and why. Raises WeightsError `cache_failed`.
+    images: (N,H,W,C) uint8 images of the model's size to compare on, and to measure the ranges of int8 on; None takes
+    crops of the photographs in this package. Verdicts are cached with the converted models. The engine's plan has the
+    precision that is used, and why. Raises WeightsError `cache_failed`.
     """
-    from . import open_engine
-
     while plan.precision in BOUNDS:
-        asked = plan.precision
+        requested = plan.precision
         recipe = dataclasses.replace(InputSpec.from_cfg(model.pretrained_cfg), height=size[0], width=size[1])
-        judged, ranges = split(images, recipe)
+        compared, ranges = split(images, recipe)
         engine = open_engine(model, plan, size, spec, ranges)
-        verdict = judge(model, engine, judged, recipe, MARGIN if images is None else 0.0)
-        row = next(row for row in plan.choices if row.what == "precision")
-        if verdict.passes(asked):
-            engine.plan = plan.with_choice(Choice("precision", asked, f"{row.reason}; against float32: {verdict}"))
+        verdict = judge(model, engine, compared, recipe, MARGIN if images is None else 0.0)
+        reason = plan.choice("precision").reason
+        if verdict.passes(requested):
+            engine.plan = plan.with_choice(Choice("precision", requested, f"{reason}; against float32: {verdict}"))
             return engine
-        need = BOUNDS[asked]
+        bounds = BOUNDS[requested]
         plan = one_step_down(plan)
-        why = f"{asked} has {verdict}, and must have {100 * need.agreement:g} % and {need.cosine:g}"
-        log.warning("%s instead of %s: %s", plan.precision, asked, why)
-        plan = plan.with_choice(Choice("precision", plan.precision, f"{row.reason}: {asked}, but {why}"))
+        why = f"{requested} has {verdict}, and must have {100 * bounds.agreement:g} % and {bounds.cosine:g}"
+        log.warning("%s instead of %s: %s", plan.precision, requested, why)
+        plan = plan.with_choice(Choice("precision", plan.precision, f"{reason}: {requested}, but {why}"))
     return open_engine(model, plan, size, spec)
 
 
 def one_step_down(plan: Plan) -> Plan:
-    """int8 -> bfloat16 where the hardware has it, and the engine too; else float32."""
+    """Return the plan with the next more exact precision: int8 -> bfloat16 if that is native, else float32."""
     precision = "bfloat16" if plan.precision == "int8" and has_native_bfloat16(plan.device) else "float32"
     check_engine(plan.engine, plan.device.split(":")[0], precision)
     return dataclasses.replace(plan, precision=precision)
 
 
 def split(images: Pixels | None, recipe: InputSpec) -> tuple[Pixels, Pixels]:
-    """(images to judge on, images to set ranges on): different ones."""
+    """Return disjoint (images to compare on, images to measure int8 ranges on); the same one if there is only one."""
     if images is None:
         images = sample_images(recipe, SAMPLES + CALIBRATION)
         return images[:SAMPLES], images[SAMPLES:]
@@ -134,51 +132,51 @@ def split(images: Pixels | None, recipe: InputSpec) -> tuple[Pixels, Pixels]:
 
 
 def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, margin: float) -> Verdict:
-    """The engine against the reference on (N,H,W,C) uint8 images; measured once, then remembered."""
-    from .convert import array_hash, facts_of
+    """Compare the engine with the reference on (N,H,W,C) uint8 images; the verdict is cached."""
+    from .convert import array_hash, conversion_facts
 
     plan = engine.plan
-    facts = facts_of(model, plan, engine.size, engine.spec, engine=plan.engine, images=array_hash(images))
+    facts = conversion_facts(model, plan, engine.size, engine.spec, engine=plan.engine, images=array_hash(images))
     facts |= dict(cpu=cpu_name(), features=cpu_features(), device=plan.device, margin=margin, graph=engine.graph_hash)
     facts |= dict(recipe=recipe.to_cfg(), **versions())
 
     def measure(folder: Path) -> None:
         log.info("comparing %s in %s with float32 on %d images, once", model.arch, plan.precision, len(images))
         expected = reference(model, engine, images, recipe)
-        found = answers(engine, images, recipe)
-        if not model.num_classes:  # what stands for logits then is the embedding once more
-            found, expected = ((logits[:, :0], embeddings) for logits, embeddings in (found, expected))
-        verdict = compare(found, expected, margin)
+        outputs = run_all(engine, images, recipe)
+        if not model.num_classes:  # the logits of such a model are its embedding once more
+            outputs, expected = ((logits[:, :0], embeddings) for logits, embeddings in (outputs, expected))
+        verdict = compare(outputs, expected, margin)
         (folder / "verdict.json").write_text(json.dumps(verdict._asdict()))
 
     return Verdict(**json.loads((cached("verdicts", facts, measure) / "verdict.json").read_text()))
 
 
-def reference(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec) -> tuple[FloatArray, FloatArray]:
-    """Answers of eager float32, kept, as every lossy precision of a model is compared with the same."""
-    from .convert import array_hash, facts_of
+def reference(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
+    """Return the outputs of eager float32; cached, as all lossy precisions of a model are compared with the same."""
+    from .convert import array_hash, conversion_facts
     from .eager import EagerEngine
 
     exact = dataclasses.replace(engine.plan, engine="eager", precision="float32", layout="")
 
     def measure(folder: Path) -> None:
         truth = EagerEngine(model, exact, engine.size, recipe)
-        logits, embeddings = answers(truth, images, recipe)
+        logits, embeddings = run_all(truth, images, recipe)
         np.savez(folder / "answers.npz", logits=logits, embeddings=embeddings)
 
-    facts = facts_of(model, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
+    facts = conversion_facts(model, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
     with np.load(cached("reference", facts, measure) / "answers.npz") as stored:
         return stored["logits"], stored["embeddings"]
 
 
-def answers(engine: Engine, images: Pixels, recipe: InputSpec) -> tuple[FloatArray, FloatArray]:
-    """Of an engine on uint8 images, normalised first where it wants them so."""
+def run_all(engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
+    """Run an engine on (N,H,W,C) uint8 images, which are normalised first if the engine reads such batches."""
     size = engine.plan.batch_size
     batches = (images[i : i + size] for i in range(0, len(images), size))
-    inputs = batches if engine.spec else (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
-    logits, embeddings = zip(*engine.in_turn(inputs), strict=True)
-    return _joined(logits), _joined(embeddings)
-
-
-def _joined(parts: tuple[object, ...]) -> NDArray[np.float32]:
-    return np.concatenate([part if isinstance(part, np.ndarray) else part.cpu().numpy() for part in parts])  # type: ignore[attr-defined]
+    if engine.spec:
+        parts = list(engine.imap(batches))
+    else:
+        normalised = (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
+        parts = [(logits.cpu().numpy(), embedding.cpu().numpy()) for logits, embedding in engine.imap(normalised)]
+    logits, embeddings = zip(*parts, strict=True)
+    return np.concatenate(logits), np.concatenate(embeddings)

@@ -1,4 +1,4 @@
-"""`tessella.optimize`: a model of `create_model` as the fastest function that this machine has for it."""
+"""`tessella.optimize`: run a model of `create_model` by the fastest engine that this machine has for it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .plan import Mode, Plan, make_plan
 
 
 class Outputs(NamedTuple):
-    """Of one pass over B images: logits (B,classes) and embedding (B,width), float32."""
+    """The outputs of one forward pass over B images: logits (B,classes) and embedding (B,width), float32."""
 
     logits: Tensor
     embedding: Tensor
 
 
 class Optimized:
-    """A normalised batch in, answers out: (B,C,H,W) float -> (B,classes) logits, for inference only.
+    """A model for inference: (B,C,H,W) normalised float images -> (B,classes) logits.
 
-    plan: the choices and their reasons. The weights are those that the model had when it was optimized.
+    plan: the settings and their reasons. The weights are a copy; later changes of the model have no effect.
     """
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int]):
@@ -40,7 +40,7 @@ class Optimized:
         return f"<Optimized {printable(self.model.arch)}: (B,{channels},{height},{width}); {how}>"
 
     def _repr_html_(self) -> str:
-        """For Jupyter: every choice with its reason."""
+        """Return a table of every setting with its reason, for Jupyter."""
         return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -48,17 +48,18 @@ class Optimized:
         return self.predict(x).logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,width), what the classifier reads: `forward_head(..., pre_logits=True)`."""
+        """(B,C,H,W) normalised images -> (B,width) embedding, as `forward_head(..., pre_logits=True)` returns it."""
         return self.predict(x).embedding
 
     def predict(self, x: Tensor) -> Outputs:
-        """Both from one pass; a large batch goes through in pieces of the plan's size.
+        """(B,C,H,W) normalised images -> logits and embedding of one forward pass, on the device of `x`.
 
-        Raises UsageError `bad_argument` for what is no batch, `wrong_input_size` for images of another size.
+        A large batch is computed in parts of the plan's batch size. Raises UsageError `bad_argument` unless `x` is such
+        a batch, `wrong_input_size` for images of another size.
         """
         channels, height, width = self.engine.shape
-        real = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
-        if not real or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != channels:
+        dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+        if not dense or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != channels:
             given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
                 "bad_argument",
@@ -73,11 +74,11 @@ class Optimized:
             )
         moved = x.detach().to(device=self.plan.device, dtype=torch.float32)
         pieces = (piece.contiguous() for piece in moved.split(self.plan.batch_size)) if len(x) else ()
-        parts = list(self.engine.in_turn(pieces))
+        parts = list(self.engine.imap(pieces))
         if not parts:
             widths = (self.model.num_classes, self.model.head_hidden_size)
             return Outputs(*(x.new_empty(0, width, dtype=torch.float32) for width in widths))
-        return Outputs(*(torch.cat(found).to(x.device) for found in zip(*parts, strict=True)))
+        return Outputs(*(torch.cat(outputs).to(x.device) for outputs in zip(*parts, strict=True)))
 
 
 @checked
@@ -91,17 +92,18 @@ def optimize(
     mode: Mode = "throughput",
     example: Tensor | None = None,
 ) -> Optimized:
-    """The same function as `net`, faster; `net` itself is left as it was.
+    """Return a faster implementation of the model `net`, which does not change.
 
-    net: a model of `create_model`. example: a batch like those to come, for its image size; without one the size is the
-    checkpoint's. engine, precision, batch_size: "auto" chooses, and `.plan` says what and why; a precision that changes
-    the answers too much is not used. mode: "latency" where batches are one image. Raises UsageError.
+    net: a model of `create_model`. example: a (B,C,H,W) batch of the image size to use; by default the checkpoint's
+    size. device, engine, precision, batch_size: "auto" or None selects the best setting, and `.plan` has the reasons; a
+    precision that changes the answers too much is not used. mode: "throughput", or "latency" for single images.
+    Raises UsageError `bad_argument` or `missing_dependency`, WeightsError `conversion_failed` or `cache_failed`.
     """
     if not isinstance(net, ImageModel):
         raise UsageError(
             "bad_argument",
             f"optimize needs a model of create_model, got {type(net).__name__}",
-            hint="give the model itself",
+            hint="pass the model itself",
         )
     if example is not None:
         if not isinstance(example, Tensor) or example.ndim != 4:
@@ -112,9 +114,9 @@ def optimize(
         size = (int(example.shape[-2]), int(example.shape[-1]))
     else:
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
-        made_for = getattr(net.config, "img_size", configured)
-        size = (made_for, made_for) if isinstance(made_for, int) else (int(made_for[0]), int(made_for[1]))
+        img_size = getattr(net.config, "img_size", configured)
+        size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
     plan = make_plan(device, precision, engine, batch_size, mode, net, size)
-    # other engines than the reference make weights of their own, but all must see a model that is not training
+    # only the reference uses the model's own weights; every engine needs a model in evaluation mode
     model = copy.deepcopy(net).eval() if plan.engine == "eager" or net.training else net
     return Optimized(model, plan, size)

@@ -1,4 +1,4 @@
-"""Where a model runs, by which engine, how precisely, and why: every "auto" is resolved here and nowhere else."""
+"""The plan of a model: device, engine, precision and batch size, each with a reason. Every "auto" is resolved here."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
 from ..extras import install_command
-from ..fingerprint import config_text
 
 if TYPE_CHECKING:
+    import torch
+
     from ..models.base import ImageModel
+    from .tuned import Tuned
 
 Mode = Literal["throughput", "latency"]
 MODES = ("throughput", "latency")
 PRECISIONS = ("float32", "bfloat16", "int8")
 TORCH_PRECISIONS = ("float32", "bfloat16")
-DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # images; on a CPU larger ones fall out of cache and gain nothing
-MOST_IMAGES = 65_536  # in a batch
-MOST_STREAMS = 4  # without a measurement; each has its own buffers
+DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # batch size; on a CPU larger batches do not fit the cache
+MAX_BATCH_SIZE = 65_536
+MAX_STREAMS = 4  # without a measurement; each has its own buffers
 
 
 class EngineKind(NamedTuple):
-    """What is known of an engine before it is opened."""
+    """The requirements and abilities of an engine."""
 
-    packages: tuple[str, ...]  # import names of what it needs besides torch
+    packages: tuple[str, ...]  # import names of its requirements besides torch
     devices: tuple[str, ...]  # () for all
     precisions: tuple[str, ...]
 
@@ -44,36 +46,43 @@ ENGINES = {
 
 
 class Choice(NamedTuple):
-    """One row of a plan."""
+    """One row of a plan: a setting, its value, and why it has this value."""
 
     what: str
     chosen: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.what}: {self.chosen} ({self.reason})"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model runs: resolved settings, and why each is what it is."""
+    """How a model runs: the resolved settings, and a reason for each."""
 
     device: str
     precision: str  # one of PRECISIONS
     engine: str  # a key of ENGINES
-    batch_size: int  # images a pass
-    threads: int  # cores that the model works on
+    batch_size: int
+    threads: int  # of all streams together
     choices: tuple[Choice, ...]
-    streams: int = 1  # passes at the same time, on a CPU; each on its share of the threads
-    layout: str = ""  # one of rewrite.LAYOUTS for the model's family; "" for its first
+    streams: int = 1  # forward passes at the same time, on a CPU; each uses an equal part of the threads
+    layout: str = ""  # one of `rewrites.layouts_of(model)`; "" for the engine's usual one
 
     def __str__(self) -> str:
-        return "\n".join(f"{row.what}: {row.chosen} ({row.reason})" for row in self.choices)
+        return "\n".join(map(str, self.choices))
 
     @property
     def pass_threads(self) -> int:
-        """Of one pass on a CPU, where their number decides the last bits of some results; 0 elsewhere."""
+        """Threads of one forward pass on a CPU, where their number affects the last bits of some results; else 0."""
         return max(1, self.threads // self.streams) if self.device == "cpu" else 0
 
+    def choice(self, what: str) -> Choice:
+        """Return the row of the setting `what`, such as "precision"; raises KeyError for an unknown one."""
+        return {row.what: row for row in self.choices}[what]
+
     def with_choice(self, choice: Choice) -> Plan:
-        """The same, with the row of that name replaced, or added at the end."""
+        """Return the same plan with the row of this setting replaced, or added at the end."""
         rows = [choice if row.what == choice.what else row for row in self.choices]
         return dataclasses.replace(self, choices=tuple(rows if choice in rows else [*rows, choice]))
 
@@ -87,81 +96,137 @@ def make_plan(
     model: ImageModel | None = None,
     size: tuple[int, int] | None = None,
 ) -> Plan:
-    """Resolve "auto" for this machine; anything else is taken as it is, or refused with UsageError.
+    """Resolve "auto" for this machine; any other value is used as it is, or refused.
 
-    What can be refused without PyTorch is refused before it is imported.
-
-    mode: "throughput" for many images, "latency" for one at a time. model and its image size (height, width): with them
-    what `tessella tune` measured for the model on this machine is used where engine and precision are both "auto".
+    mode: "throughput" for many images, "latency" for one at a time. model, size: with a model and its image size
+    (height, width), the settings that `tessella tune` measured for it on this machine are used if engine and precision
+    are both "auto". Combinations that no machine supports are refused before PyTorch is imported.
+    Raises UsageError `bad_argument` or `missing_dependency`.
     """
     _check_choices(device, precision, engine, batch_size, mode)
     import torch
 
-    from .tuned import find_tuned
-
-    asked = "asked for"
-    where, why_device = (device, asked) if device != "auto" else _find_device()
-    try:
-        target = torch.device(where)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError):
-        raise _no_device(device) from None
+    target, why_device = _open_device(device)
     threads = torch.get_num_threads()
-    why_batch = asked if batch_size else "one image at a time" if mode == "latency" else f"default on {target.type}"
-    batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH.get(target.type, 8))
     tuned = None
     if model is not None and size is not None and engine == precision == "auto" and target.type == "cpu":
-        tuned = find_tuned(model.arch, config_text(model.config), size, threads, mode)
-        if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine, tuned.precision):
-            tuned = None
+        tuned = _find_usable(model, size, threads, mode)
     if tuned is not None:
-        why = "measured: see engine"
-        runner, exact, streams, layout = tuned.engine, tuned.precision, tuned.streams, tuned.layout
-        if batch_size is None:
-            batch, why_batch = tuned.batch_size, why
-        why_engine, why_precision, why_streams = tuned.reason, why, why
+        settings = _Settings(
+            engine=tuned.engine,
+            why_engine=tuned.reason,
+            precision=tuned.precision,
+            why_precision=_MEASURED,
+            streams=tuned.streams,
+            why_streams=_MEASURED,
+            layout=tuned.layout,
+        )
     else:
-        runner, why_engine = _choose_engine(engine, precision)
-        exact = "float32" if precision == "auto" else precision
-        why_precision = asked if precision != "auto" else "exact; a lossy one is used only when asked for or tuned"
-        streams, why_streams = _choose_streams(runner, target.type, threads, mode)
-        layout = ""
-    check_engine(runner, target.type, exact)
-    shares = f"{threads} threads, {streams} at a time" if streams > 1 else f"{threads} threads"
-    rows = [
+        settings = _default_settings(engine, precision, target.type, threads, mode)
+    batch, why_batch = _choose_batch(batch_size, tuned, mode, target.type)
+    check_engine(settings.engine, target.type, settings.precision)
+    streams = settings.streams
+    rows = (
         Choice("device", str(target), why_device),
-        Choice("precision", exact, why_precision),
-        Choice("engine", runner, why_engine),
-        Choice("mode", mode, asked if mode == "latency" else "many images; latency is for one at a time"),
+        Choice("precision", settings.precision, settings.why_precision),
+        Choice("engine", settings.engine, settings.why_engine),
+        mode_choice(mode),
         Choice("batch", f"{batch} images", why_batch),
-        Choice("threads", shares, f"PyTorch's own choice, of {os.cpu_count()} cores; {why_streams}"),
-    ]
-    return Plan(str(target), exact, runner, batch, threads, tuple(rows), streams, layout)
+        Choice(
+            "threads",
+            f"{threads} threads, {streams} at a time" if streams > 1 else f"{threads} threads",
+            f"PyTorch's own choice, of {os.cpu_count()} cores; {settings.why_streams}",
+        ),
+    )
+    return Plan(str(target), settings.precision, settings.engine, batch, threads, rows, streams, settings.layout)
 
 
-def _choose_engine(engine: str, precision: str) -> tuple[str, str]:
+def check_settings(
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    batch_size: int | None = None,
+    mode: Mode = "throughput",
+) -> None:
+    """Refuse settings that this machine does not support, as `make_plan` does; for use before a model is downloaded.
+
+    Combinations that no machine supports are refused before PyTorch is imported.
+    Raises UsageError `bad_argument` or `missing_dependency`.
+    """
+    _check_choices(device, precision, engine, batch_size, mode)
+    target, _ = _open_device(device)
+    settings = _default_settings(engine, precision, target.type, 1, mode)
+    check_engine(settings.engine, target.type, settings.precision)
+
+
+_MEASURED = "measured: see engine"
+
+
+class _Settings(NamedTuple):
+    """What `tessella tune` measures, or the default in its place; each with the reason."""
+
+    engine: str
+    why_engine: str
+    precision: str
+    why_precision: str
+    streams: int
+    why_streams: str
+    layout: str = ""
+
+
+def mode_choice(mode: Mode) -> Choice:
+    """Return the row of the plan for `mode`."""
+    return Choice("mode", mode, "requested" if mode == "latency" else "many images; latency is for one at a time")
+
+
+def _find_usable(model: ImageModel, size: tuple[int, int], threads: int, mode: Mode) -> Tuned | None:
+    """The tuned settings of a model, unless the package of their engine has been removed since."""
+    from .tuned import Workload, find_tuned
+
+    tuned = find_tuned(Workload.of(model, size, threads), mode)
+    if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine, tuned.precision):
+        return None
+    return tuned
+
+
+def _default_settings(engine: str, precision: str, device: str, threads: int, mode: Mode) -> _Settings:
     if engine != "auto":
-        return engine, "asked for"
-    if precision == "int8":
-        return "openvino", "the engine that computes in int8"
-    return "rewritten", "same answers in fewer steps, ready at once; `tessella tune` finds what is fastest here"
+        runner, why_engine = engine, "requested"
+    elif precision == "int8":
+        runner, why_engine = "openvino", "the engine that computes in int8"
+    else:
+        runner = "rewritten"
+        why_engine = "same answers in fewer steps, ready at once; `tessella tune` finds what is fastest here"
+    if precision == "auto":
+        chosen, why_precision = "float32", "exact; a lossy one is used only if requested or tuned"
+    else:
+        chosen, why_precision = precision, "requested"
+    if device != "cpu" or runner in ("eager", "compile"):
+        streams, why_streams = 1, "all on one batch"
+    elif mode == "latency":
+        streams, why_streams = 1, "all on one image"
+    else:
+        streams, why_streams = streams_for(threads), "each core computes whole images, so cores do not wait"
+    return _Settings(runner, why_engine, chosen, why_precision, streams, why_streams)
 
 
-def _choose_streams(engine: str, device: str, threads: int, mode: str) -> tuple[int, str]:
-    if device != "cpu" or engine in ("eager", "compile"):
-        return 1, "all on one batch"
+def _choose_batch(batch_size: int | None, tuned: Tuned | None, mode: Mode, device: str) -> tuple[int, str]:
+    if batch_size is not None:
+        return batch_size, "requested"
+    if tuned is not None:
+        return tuned.batch_size, _MEASURED
     if mode == "latency":
-        return 1, "all on one image"
-    return streams_for(threads), "whole images a core: cores do not wait for each other"
+        return 1, "one image at a time"
+    return DEFAULT_BATCH.get(device, 8), f"default on {device}"
 
 
 def streams_for(threads: int) -> int:
-    """At most MOST_STREAMS of equal shares that leave the fewest threads idle, and of those the most."""
-    return max(range(min(2, threads), min(threads, MOST_STREAMS) + 1), key=lambda n: (threads // n * n, n))
+    """Return the number of streams up to MAX_STREAMS that leaves the fewest of `threads` idle, the largest if equal."""
+    return max(range(min(2, threads), min(threads, MAX_STREAMS) + 1), key=lambda n: (threads // n * n, n))
 
 
 def _check_choices(device: str, precision: str, engine: str, batch_size: int | None, mode: str) -> None:
-    """Refuse what no machine can do."""
+    """Refuse settings that no machine supports."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device):
         raise _no_device(device)
     for what, value, known in (
@@ -184,16 +249,16 @@ def _no_device(device: object) -> UsageError:
 
 
 def check_batch(batch_size: int | None) -> None:
-    """UsageError `bad_argument` for what is no batch size."""
+    """Raise UsageError `bad_argument` unless `batch_size` is None or an integer from 1 to MAX_BATCH_SIZE."""
     if batch_size is None:
         return
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if not whole or not 1 <= batch_size <= MOST_IMAGES:
-        raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected 1 to {MOST_IMAGES:,} images")
+    integer = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if not integer or not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise UsageError("bad_argument", f"batch_size is {batch_size!r}, expected 1 to {MAX_BATCH_SIZE:,} images")
 
 
 def check_engine(engine: str, device: str, precision: str) -> None:
-    """Refuse what an engine cannot do, and one whose package is not installed."""
+    """Raise UsageError `bad_argument` if the engine lacks a device or precision, else `missing_dependency`."""
     kind = ENGINES[engine]
     if kind.devices and device not in kind.devices:
         raise UsageError("bad_argument", f"engine {engine!r} runs on {' or '.join(kind.devices)}, not on {device}")
@@ -213,20 +278,33 @@ def check_engine(engine: str, device: str, precision: str) -> None:
 
 
 def missing_packages(engine: str, precision: str = "float32") -> list[str]:
-    """Import names of packages that the engine needs and that are not installed."""
+    """Return the import names of packages that the engine needs and that are not installed."""
     needed = (*ENGINES[engine].packages, *(("nncf",) if precision == "int8" else ()))
     return [package for package in needed if not util.find_spec(package)]
 
 
 @functools.cache
 def has_native_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 are faster than in float32 there: AVX512-BF16 or AMX, a GPU since Ampere."""
+    """Return whether bfloat16 products are faster than float32 there: AVX512-BF16 or AMX, or a GPU since Ampere."""
     import torch
 
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device == "cpu" and any(check() for check in found if check)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device == "cpu" and any(check() for check in checks if check)
+
+
+def _open_device(device: str) -> tuple[torch.device, str]:
+    """The device and the reason for it; UsageError if it is not available."""
+    import torch
+
+    name, reason = (device, "requested") if device != "auto" else _find_device()
+    try:
+        target = torch.device(name)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError):
+        raise _no_device(device) from None
+    return target, reason
 
 
 def _find_device() -> tuple[str, str]:

@@ -1,88 +1,121 @@
-"""What `tessella tune` measured on this machine, kept on disk: one record a model, size and machine."""
+"""The results of `tessella tune` on this machine, kept on disk: one record per model shape, image size and machine."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
+
+from ..fingerprint import config_text
 from ..machine import cpu_features, cpu_name, versions
 from ..storage import write_atomic
 from .artefacts import cache_folder
 
+if TYPE_CHECKING:
+    from ..models.base import ImageModel
 
-@dataclass(frozen=True)
-class Tuned:
-    """The fastest way found for one mode."""
+Conditions: TypeAlias = dict[str, str | int | list[int] | None]
+
+
+class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fastest settings found for one mode."""
 
     engine: str
     precision: str
     layout: str
-    streams: int
+    streams: int  # forward passes at the same time
     batch_size: int
-    reason: str  # in words, with the figures
+    reason: str  # a sentence with the figures
 
 
-def find_tuned(arch: str, config: str, size: tuple[int, int], threads: int, mode: str) -> Tuned | None:
-    """The winner of that mode; None where nothing was measured under today's conditions, or the record is damaged."""
-    record = _read(_path(conditions(arch, config, size, threads)))
-    try:
-        return Tuned(**record["winners"][mode]) if record else None
-    except (KeyError, TypeError):
-        return None
+class TunedRecord(msgspec.Struct, frozen=True):
+    """One file of results; winners: by mode; table: every candidate that was measured; date: YYYY-MM-DD."""
+
+    conditions: Conditions
+    winners: dict[str, Tuned]
+    table: list[dict[str, Any]]
+    date: str
+
+    @property
+    def arch(self) -> str:
+        return str(self.conditions["arch"])
+
+    def holds(self, threads: int) -> bool:
+        """Return whether the record is of this machine, these versions and this number of threads."""
+        arch, config, size = (self.conditions[name] for name in ("arch", "config", "size"))
+        if not isinstance(arch, str) or not isinstance(config, str) or not isinstance(size, list) or len(size) != 2:
+            return False
+        return self.conditions == Workload(arch, config, (size[0], size[1]), threads).conditions()
 
 
-def keep_tuned(
-    arch: str,
-    config: str,
-    size: tuple[int, int],
-    threads: int,
-    winners: Mapping[str, Tuned],
-    table: list[dict[str, Any]],
-    date: str,
-) -> Path:
-    """Write the record that `find_tuned` reads; an older one under the same conditions is replaced."""
-    found = conditions(arch, config, size, threads)
-    path = _path(found)
+@dataclass(frozen=True)
+class Workload:
+    """What is tuned: the shape of a model, its image size and the threads. Speed does not depend on weights."""
+
+    arch: str
+    config: str  # the repr of the model's config
+    size: tuple[int, int]  # (height, width) in pixels
+    threads: int
+
+    @classmethod
+    def of(cls, model: ImageModel, size: tuple[int, int], threads: int) -> Workload:
+        """Return the workload of `model` on images of `size` (height, width)."""
+        return cls(model.arch, config_text(model.config), size, threads)
+
+    def conditions(self) -> Conditions:
+        """Return everything that a measured speed depends on: this workload, the machine and the versions."""
+        return dict(
+            arch=self.arch,
+            config=self.config,
+            size=list(self.size),
+            threads=self.threads,
+            cpu=cpu_name(),
+            features=cpu_features(),
+            cores=os.cpu_count(),
+            **versions(),
+        )
+
+    def path(self) -> Path:
+        """Return the file of the record under today's conditions."""
+        key = hashlib.sha256(json.dumps(self.conditions(), sort_keys=True).encode()).hexdigest()[:16]
+        return cache_folder() / "tuned" / f"{self.arch}-{key}.json"
+
+
+def find_tuned(workload: Workload, mode: str) -> Tuned | None:
+    """Return the fastest settings for `mode`, or None if none were measured here or the record is damaged."""
+    record = _read(workload.path())
+    return record.winners.get(mode) if record else None
+
+
+def save_tuned(workload: Workload, winners: Mapping[str, Tuned], table: list[dict[str, Any]], date: str) -> Path:
+    """Write the record that `find_tuned` reads, and return its path; an earlier one of the same conditions is replaced.
+
+    winners: settings by mode. table: every candidate that was measured. date: YYYY-MM-DD. Raises OSError.
+    """
+    path = workload.path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = {mode: dataclasses.asdict(winner) for mode, winner in winners.items()}
-    record = dict(conditions=found, winners=named, table=table, date=date)
-    write_atomic(path, json.dumps(record, indent=1).encode())
+    record = TunedRecord(workload.conditions(), dict(winners), table, date)
+    write_atomic(path, json.dumps(msgspec.to_builtins(record), indent=1).encode())
     return path
 
 
-def all_tuned() -> Iterator[tuple[dict[str, Any], dict[str, Tuned]]]:
-    """(conditions, {mode: winner}) of every record that can be read, whatever machine it is of."""
+def all_tuned() -> Iterator[TunedRecord]:
+    """Yield every record in the cache that can be read, of any machine."""
     folder = cache_folder() / "tuned"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         record = _read(path)
-        try:
-            found, named = record["conditions"], record["winners"]
-            if {"arch", "config", "size"} <= set(found):
-                yield found, {mode: Tuned(**winner) for mode, winner in named.items()}
-        except (KeyError, TypeError, AttributeError):
-            continue
+        if record and {"arch", "config", "size"} <= set(record.conditions):
+            yield record
 
 
-def conditions(arch: str, config: str, size: tuple[int, int], threads: int) -> dict[str, Any]:
-    """What a measurement of speed depends on: the model's shape, the machine, the versions. Not its weights."""
-    cpu = dict(cpu=cpu_name(), features=cpu_features(), cores=os.cpu_count())
-    return dict(arch=arch, config=config, size=list(size), threads=threads, **cpu, **versions())
-
-
-def _path(found: Mapping[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_folder() / "tuned" / f"{found['arch']}-{key}.json"
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> TunedRecord | None:
     try:
-        record = json.loads(path.read_text())
-        return record if isinstance(record, dict) else {}
-    except (OSError, ValueError):
-        return {}
+        return msgspec.json.decode(path.read_bytes(), type=TunedRecord)
+    except (OSError, ValueError, RecursionError):
+        return None

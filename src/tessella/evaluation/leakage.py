@@ -1,6 +1,7 @@
-"""Which images a model was trained on: a record in its folder, by which an evaluation recognises them.
+"""Records of the images that a model was trained on, so that an evaluation can leave them out.
 
-RUN/images.npz holds 8 bytes per image, of its content or, for collections too large to be read once more, of its key.
+The record is the file images.npz in the model folder. It contains 8 bytes per image: a hash of its content or, for
+collections that are too large to be read again, of its key.
 """
 
 from __future__ import annotations
@@ -23,35 +24,48 @@ from ..records import npz_bytes
 from ..storage import open_regular, write_atomic
 
 RECORD = "images.npz"
-MOST_BYTES = 8 << 30  # of images that are read for their hashes
+MOST_BYTES = 8 << 30  # total size of images up to which their content is hashed
 BY = ("content", "key")
+SPLITS = ("train", "val", "all")
 
-Hashes = NDArray[np.uint64]  # 0 stands for an image that could not be read: it equals no other
+Split = Literal["train", "val", "all"]
+Hashes = NDArray[np.uint64]  # 0 for an image that could not be read, which is equal to no other
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageRecord:
     """Hashes of the images that a model was trained on, and of those that it was validated on."""
 
     by: str  # one of BY
     train: Hashes
     held_out: Hashes
-    ordered: int = 0  # hash of all images in their order; 0 where an earlier version wrote the record
+    ordered: int = 0  # hash of all images in order; 0 in records of earlier versions
 
 
-def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages, start: str = "") -> None:
-    """Write the record of a model's images to its folder; raises OutputError `output_failed`.
+class ChosenImages(NamedTuple):
+    """Images to evaluate on, and sentences about the choice for readers of the figures."""
 
-    start: name of the model that training started from; what that one was trained on counts too.
+    images: LabelledImages
+    remarks: tuple[str, ...] = ()
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def write_image_record(folder: Path, train: LabelledImages, held_out: LabelledImages, init_from: str = "") -> None:
+    """Write the record of a model's images to its folder.
+
+    init_from: name of the model that training started from, whose training images are included.
+    Raises OutputError `output_failed`.
     """
     size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
     by = "content" if size <= MOST_BYTES else "key"
-    learned, other = hashes_of(train, by), hashes_of(held_out, by)
-    ordered = _ordered(learned, other)
-    before = read_seen(_folder_of(start)) if _is_local(start) else None
-    if before is not None and before.by == by:
-        learned = np.union1d(learned, before.train)
-    arrays = dict(by=np.array(by), train=learned, held_out=other, ordered=np.array(ordered, np.uint64))
+    train_hashes, held_out_hashes = hashes_of(train, by), hashes_of(held_out, by)
+    ordered = _ordered_hash(train_hashes, held_out_hashes)
+    earlier = read_image_record(_folder_of(init_from)) if _is_local(init_from) else None
+    if earlier is not None and earlier.by == by:
+        train_hashes = np.union1d(train_hashes, earlier.train)
+    arrays = dict(by=np.array(by), train=train_hashes, held_out=held_out_hashes, ordered=np.array(ordered, np.uint64))
     try:
         write_atomic(folder / RECORD, npz_bytes(arrays))
     except OSError as error:
@@ -59,100 +73,96 @@ def write_seen(folder: Path, train: LabelledImages, held_out: LabelledImages, st
 
 
 def check_unchanged(folder: Path, train: LabelledImages, held_out: LabelledImages) -> None:
-    """UsageError `changed_run` where the images have other contents than those of the record, as far as it tells.
+    """Compare the contents of the images with the record of the folder, if it has one.
 
-    Their names, labels and sizes are compared by `tessella.training.loop` itself.
+    Names, labels and sizes are compared by `tessella.training.loop`. Raises UsageError `changed_run`.
     """
-    seen = read_seen(folder)
-    if seen is None or seen.by != "content" or not seen.ordered:
+    record = read_image_record(folder)
+    if record is None or record.by != "content" or not record.ordered:
         return
-    if _ordered(hashes_of(train, seen.by), hashes_of(held_out, seen.by)) != seen.ordered:
+    if _ordered_hash(hashes_of(train, record.by), hashes_of(held_out, record.by)) != record.ordered:
         raise UsageError(
-            "changed_run", f"the images have other contents than when training in {folder} began",
-            hint="put the images back as they were, or give another --out",
-        )  # fmt: skip
+            "changed_run",
+            f"the contents of the images have changed since training in {folder} began",
+            hint="restore the images, or give another --out",
+        )
 
 
-def _ordered(train: Hashes, held_out: Hashes) -> int:
+def _ordered_hash(train: Hashes, held_out: Hashes) -> int:
     return _hash(train.tobytes() + held_out.tobytes())
 
 
-def read_seen(folder: Path) -> Seen | None:
+def read_image_record(folder: Path) -> ImageRecord | None:
     """Read the record of a model folder; None if it is missing or cannot be read."""
     try:
         with open_regular(folder / RECORD) as file, np.load(file, allow_pickle=False) as arrays:
             ordered = int(arrays["ordered"]) if "ordered" in arrays else 0
-            seen = Seen(str(arrays["by"]), arrays["train"], arrays["held_out"], ordered)
-    except Exception:  # zip files fail in many ways, and each means that nothing is known
+            record = ImageRecord(str(arrays["by"]), arrays["train"], arrays["held_out"], ordered)
+    except Exception:  # zip files fail in many ways, and in each case nothing is known about the images
         return None
-    sound = seen.by in BY and all(one.dtype == np.uint64 and one.ndim == 1 for one in (seen.train, seen.held_out))
-    return seen if sound else None
+    hashes = (record.train, record.held_out)
+    valid = record.by in BY and all(each.dtype == np.uint64 and each.ndim == 1 for each in hashes)
+    return record if valid else None
 
 
 def hashes_of(images: LabelledImages, by: str) -> Hashes:
-    """(N,) hashes of the images' contents or keys."""
+    """Return the (N,) hashes of the images' contents or keys; by: one of BY."""
     if by == "key":
         return np.array([_hash(os.fsencode(images.key(i))) for i in range(len(images))], np.uint64)
 
-    def content(index: int) -> int:
+    def content_hash(index: int) -> int:
         try:
             return _hash(images.read(index))
         except ImageError:
             return 0
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8), "tessella-hash") as pool:
-        return np.fromiter(pool.map(content, range(len(images))), np.uint64, len(images))
+        return np.fromiter(pool.map(content_hash, range(len(images))), np.uint64, len(images))
 
 
 def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def find(images: LabelledImages, records: list[Seen]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(N,) whether each image was trained on by any of the models, and whether any held it out.
+def find_recorded(
+    images: LabelledImages, records: Sequence[ImageRecord]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return (N,) whether each image was trained on by any of the models, and (N,) whether any held it out.
 
-    An image that was in both parts, as a copy, counts as trained on.
+    An image of which copies are in both parts counts as trained on.
     """
-    known = {by: hashes_of(images, by) for by in {record.by for record in records}}
+    hashes = {by: hashes_of(images, by) for by in {record.by for record in records}}
     trained, held_out = np.zeros((2, len(images)), bool)
     for record in records:
-        own = known[record.by]
-        trained |= np.isin(own, record.train) & (own > 0)
-        held_out |= np.isin(own, record.held_out) & (own > 0)
+        found = hashes[record.by]
+        trained |= np.isin(found, record.train) & (found > 0)
+        held_out |= np.isin(found, record.held_out) & (found > 0)
     return trained, held_out & ~trained
 
 
-class Chosen(NamedTuple):
-    """Images to evaluate on, and what a reader of the figures must know about the choice, as sentences."""
-
-    images: LabelledImages
-    remarks: tuple[str, ...] = ()
+# --- the choice of images ---------------------------------------------------------------------------------------------
 
 
-SPLITS = ("train", "val", "all")
-Split = Literal["train", "val", "all"]
+def choose_images(data: str | Path, models: Sequence[str], split: Split | None = None) -> ChosenImages:
+    """Open the labelled images of `data` to evaluate models on.
 
-
-def choose_images(data: str | Path, names: Sequence[str], split: Split | None = None) -> Chosen:
-    """The labelled images of `data` to evaluate models on.
-
-    names: of the models, as in `tessella.load`. split: None takes "val" where the data has it, else all images. Where
-    a model is a folder that records its images (by `tessella train` or `probe --attach-to`) and held out some of
-    these, the images that it was trained on are left out; the splits "all" and "train" keep them. Raises as
-    `open_labelled`.
+    models: names as for `tessella.load`. split: None uses "val" if the data has it, otherwise all images. If a model
+    is a folder with a record of its images (written by `tessella train` and `probe --attach-to`) and held out some of
+    these, the images that it was trained on are left out; the splits "all" and "train" include them. Raises as
+    `open_labelled`, and UsageError `bad_argument` for another split.
     """
     if split not in (None, *SPLITS):
         raise UsageError("bad_argument", f"split is {split!r}", hint=f"choose from {', '.join(SPLITS)}")
-    folders = list(dict.fromkeys(name.removeprefix("local-dir:") for name in names if _is_local(name)))
-    records = {folder: seen for folder in folders if (seen := read_seen(Path(folder).expanduser()))}
+    folders = list(dict.fromkeys(name.removeprefix("local-dir:") for name in models if _is_local(name)))
+    records = {folder: record for folder in folders if (record := read_image_record(Path(folder).expanduser()))}
     unknown = tuple(
         f"warning: {folder} does not record which images it was trained on: if these are among them, its figures are "
-        "too good"
+        "too high"
         for folder in folders
         if folder not in records and (Path(folder).expanduser() / "train.json").exists()
     )
     if not records:
-        return Chosen(open_data(data, split), unknown)
+        return ChosenImages(open_data(data, split), unknown)
     return _without_trained(data, split, records, unknown)
 
 
@@ -166,7 +176,7 @@ def _folder_of(name: str) -> Path:
 
 @checked
 def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
-    """What `open_labelled` reads. split: None takes "val" where the data has it, else all there is."""
+    """Open labelled images as `open_labelled`; split: None uses "val" if the data has it, otherwise all images."""
     if split is not None:
         return open_labelled(data, None if split == "all" else split)
     try:
@@ -178,26 +188,26 @@ def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
 
 
 def _without_trained(
-    data: str | Path, split: Split | None, records: Mapping[str, Seen], remarks: tuple[str, ...]
-) -> Chosen:
-    """The images that the models of the records were not trained on, where they held out some of the data."""
+    data: str | Path, split: Split | None, records: Mapping[str, ImageRecord], remarks: tuple[str, ...]
+) -> ChosenImages:
+    """Leave out the images that the recorded models were trained on, if they held out some of the data."""
     images = open_data(data, None if split == "val" else split)
-    trained, held_out = find(images, [*records.values()])
-    who = " and ".join(records)
-    of = f"the {len(images):,} images of {data}"
+    trained, held_out = find_recorded(images, [*records.values()])
+    models = " and ".join(records)
+    everything = f"the {len(images):,} images of {data}"
     if split in (None, "val") and held_out.any():
         if not trained.any():
-            return Chosen(images, (*remarks, f"{who} held out {held_out.sum():,} of {of}, and was trained on none"))
+            remark = f"{models} held out {held_out.sum():,} of {everything}, and was trained on none of them"
+            return ChosenImages(images, (*remarks, remark))
         kept = np.flatnonzero(~trained)
-        told = f"the {len(kept):,} images of {data} that {who} held out"
-        if unseen := len(kept) - int(held_out.sum()):
-            told = f"{len(kept):,} images of {data}: {held_out.sum():,} that {who} held out, {unseen:,} that are new"
-        return Chosen(images.subset(kept, told), (*remarks, f"{told} (--split all: all {len(images):,})"))
+        origin = f"the {len(kept):,} images of {data} that {models} held out"
+        if new := len(kept) - int(held_out.sum()):
+            origin = f"{len(kept):,} images of {data}: {held_out.sum():,} that {models} held out, {new:,} that are new"
+        return ChosenImages(images.subset(kept, origin), (*remarks, f"{origin} (--split all: all {len(images):,})"))
     if split == "train" and trained.any() and held_out.any():
-        images = images.subset(
-            np.flatnonzero(trained), f"the {trained.sum():,} images of {data} that {who} was trained on"
-        )
-        return Chosen(images, (*remarks, f"warning: --split train: {images.origin}: the figures are too good"))
+        origin = f"the {trained.sum():,} images of {data} that {models} was trained on"
+        remark = f"warning: --split train: {origin}: the figures are too high"
+        return ChosenImages(images.subset(np.flatnonzero(trained), origin), (*remarks, remark))
     if trained.any():
-        remarks += (f"warning: {who} was trained on {trained.sum():,} of {of}: the figures are too good",)
-    return Chosen(images, remarks)
+        remarks += (f"warning: {models} was trained on {trained.sum():,} of {everything}: the figures are too high",)
+    return ChosenImages(images, remarks)

@@ -1,11 +1,12 @@
-"""What a model's answers on labelled images are worth: accuracy, loss, calibration, and which classes it confuses.
+"""Classification metrics: accuracy, loss, calibration, and the classes that a model confuses.
 
-N images, K classes. Six numbers an image (`Answers`) are all that is needed, so no (N,K) logits are kept. Shares are
-0..1; what no image tells is None.
+N images, K classes. All figures are computed from six numbers per image (`Answers`), so the (N,K) logits need not be
+kept. Fractions are between 0 and 1; a figure that no image contributes to is None.
 
-The sums are NumPy's, and tests compare them with torchmetrics, which is not used here for what version 1.9.0 does: a
-confidence of exactly 1 has a calibration bin of its own, logits that happen to lie in 0..1 are taken for
-probabilities, averages count classes without examples, a single class is refused, shares are rounded to float32.
+The figures are computed with NumPy, and tests compare them with torchmetrics. torchmetrics itself is not used because
+version 1.9.0 puts a confidence of exactly 1 into a calibration bin of its own, takes logits that happen to lie between
+0 and 1 for probabilities, includes classes without examples in averages, refuses a single class, and rounds fractions
+to float32.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UsageError, WeightsError
 
-BINS = 15  # of the calibration error
-TOP = 5  # top-5 says nothing where there are no more classes than that
+BINS = 15  # of the expected calibration error
+TOP = 5  # top-5 is not reported for 5 classes or fewer: it would always be 1
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,22 +30,23 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Answers:
-    """Of N images, one entry each."""
+    """A model's answers on N images, one entry per image."""
 
-    index: Ints  # position of the image in its data
+    index: Ints  # position of the image in its data set
     label: Ints  # index of the true class
-    predicted: Ints  # index of the class with the highest logit; of equal ones the first
+    predicted: Ints  # index of the class with the highest logit; the first of equal ones
     confidence: Floats  # softmax probability of the predicted class
-    loss: Floats  # minus the logarithm of the true class's probability
-    rank: Ints  # of the true class: 0 is right, under 5 is right by top-5
+    loss: Floats  # negative log-likelihood of the true class
+    rank: Ints  # rank of the true class: 0 is correct, below 5 is correct by top-5
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,) whether the predicted class is the true one."""
         return self.rank == 0
 
 
 class Bin(NamedTuple):
-    """The images whose confidence is in [lower, upper), in the last bin also `upper`."""
+    """The images whose confidence is in [lower, upper); the last bin includes `upper`."""
 
     lower: float
     upper: float
@@ -54,66 +56,89 @@ class Bin(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """What answering only above a threshold gives; one entry for each confidence that occurs, the highest first."""
+    """Coverage and accuracy by confidence threshold; one entry per confidence that occurs, the highest first."""
 
-    threshold: Floats  # images of at least this confidence are answered
-    coverage: Floats  # share of the images that are
-    accuracy: Floats  # of these
+    threshold: Floats  # images with at least this confidence are answered
+    coverage: Floats  # fraction of the images that is answered
+    accuracy: Floats  # accuracy on the answered images
 
     def at(self, threshold: float) -> tuple[float, float | None]:
-        """(coverage, accuracy) of answering from this confidence on; the accuracy is None where nothing is answered."""
+        """Return (coverage, accuracy) at a threshold; the accuracy is None if no image is answered."""
         answered = int((self.threshold >= threshold).sum())
         if not answered:
             return 0.0, None
         return float(self.coverage[answered - 1]), float(self.accuracy[answered - 1])
 
 
+class ClassMetrics(TypedDict):
+    """Figures of one class: None for a class without examples; precision is 0 for a class that is never predicted."""
+
+    label: str
+    count: int  # images of the class
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class ConfusedPair(TypedDict):
+    """Images of one class that were predicted as another."""
+
+    true: str
+    predicted: str
+    count: int
+    fraction: float  # of the images of the true class
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """How well the classes are told apart. The macro averages are over the classes that have examples."""
+    """Classification metrics of a set of images. Macro averages are over the classes that have examples."""
 
     classes: tuple[str, ...]  # (K,)
     count: int  # images measured
-    errors: Mapping[str, int]  # images that could not be read, by the code of the error: not in any other figure
+    errors: Mapping[str, int]  # images that could not be read, by error code; not included in any other figure
     top1: float
-    top5: float | None  # None under six classes
+    top5: float | None  # None for fewer than six classes
     loss: float  # mean negative log-likelihood
     ece: float  # expected calibration error: 15 bins of equal width, confidence of the predicted class
     bins: tuple[Bin, ...]
-    precision: float  # macro
-    recall: float
-    f1: float
-    # dict(label, count, precision, recall, f1): None for a class without examples; precision 0 for one never predicted
-    per_class: list[dict[str, Any]]
+    precision: float  # macro average
+    recall: float  # macro average
+    f1: float  # macro average
+    per_class: list[ClassMetrics]
     confusion: Ints  # (K,K) images, [true, predicted]
 
     @property
     def total(self) -> int:
-        """Images given: measured, and not read."""
+        """Number of images, including those that could not be read."""
         return self.count + sum(self.errors.values())
 
     @property
     def top1_of_all(self) -> float:
-        """Top-1 if an image that could not be read counts as wrong."""
+        """Top-1 accuracy if images that could not be read count as wrong."""
         return self.top1 * self.count / self.total
 
     @property
     def top5_of_all(self) -> float | None:
+        """Top-5 accuracy if images that could not be read count as wrong."""
         return None if self.top5 is None else self.top5 * self.count / self.total
 
 
 def metrics(
-    logits_NK: Any, labels_N: Any, classes: Sequence[str], *, errors: Mapping[str, int] | None = None
+    logits_NK: ArrayLike, labels_N: ArrayLike, classes: Sequence[str], *, errors: Mapping[str, int] | None = None
 ) -> Metrics:
-    """`metrics_of` the answers that the logits give; arrays or CPU tensors. Raises as `judge` and `metrics_of` do."""
+    """Return the metrics of (N,K) logits and (N,) labels, given as arrays or CPU tensors.
+
+    errors: see `metrics_of`. Raises as `judge` and `metrics_of`.
+    """
     return metrics_of(judge(logits_NK, labels_N), classes, errors=errors)
 
 
-def judge(logits_NK: Any, labels_N: Any, index: Ints | None = None) -> Answers:
-    """Logits and the true classes' indices -> what is to be known of each image.
+def judge(logits_NK: ArrayLike, labels_N: ArrayLike, index: Ints | None = None) -> Answers:
+    """Compare (N,K) logits with the (N,) indices of the true classes.
 
-    index: positions of the images, else 0..N-1. Raises UsageError `bad_argument` for shapes or labels that do not fit,
-    WeightsError `non_finite` where a logit is NaN or infinite.
+    index: positions of the images in their data set, 0 to N-1 by default.
+    Raises UsageError `bad_argument` for shapes or labels that do not fit, WeightsError `non_finite` if a logit is NaN
+    or infinite.
     """
     logits = np.asarray(logits_NK, np.float64)
     labels = np.asarray(labels_N)
@@ -134,116 +159,130 @@ def judge(logits_NK: Any, labels_N: Any, index: Ints | None = None) -> Answers:
     if len(bad):
         raise WeightsError(
             "non_finite",
-            f"the model's answer holds NaN or infinity for {len(bad)} of {images} images, the first is image {bad[0]}",
-            hint="use --precision float32 and --engine eager; where that does not help, the weights are damaged",
+            f"the logits contain NaN or infinity for {len(bad)} of {images} images, the first is image {bad[0]}",
+            hint="use --precision float32 and --engine eager; if that does not help, the weights are damaged",
         )
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    first = np.arange(classes) < labels[:, None]
+    true_logit = np.take_along_axis(logits, labels[:, None], 1)
+    before_true = np.arange(classes) < labels[:, None]
     highest = logits.max(1)
-    log_total = np.log(np.exp(logits - highest[:, None]).sum(1))  # of the probabilities relative to the highest
+    log_total = np.log(np.exp(logits - highest[:, None]).sum(1))  # probabilities relative to the highest
     return Answers(
         index=index,
         label=labels,
         predicted=logits.argmax(1),
         confidence=np.exp(-log_total),
-        loss=highest + log_total - own[:, 0],
-        rank=((logits > own) | ((logits == own) & first)).sum(1),
+        loss=highest + log_total - true_logit[:, 0],
+        rank=((logits > true_logit) | ((logits == true_logit) & before_true)).sum(1),
     )
 
 
 def join(parts: Sequence[Answers]) -> Answers:
-    """One after the other."""
+    """Concatenate answers."""
     names = [field.name for field in dataclasses.fields(Answers)]
     return Answers(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def metrics_of(answers: Answers, classes: Sequence[str], *, errors: Mapping[str, int] | None = None) -> Metrics:
-    """All figures. errors: images that gave no answer, by the code of their error.
+    """Compute all figures of the answers.
 
-    The confusions take 8 K^2 bytes. Raises UsageError `bad_argument` where there is no answer.
+    errors: number of images without an answer, by error code. The confusion matrix takes 8 K^2 bytes.
+    Raises UsageError `bad_argument` if there are no answers.
     """
     if not len(answers.label):
         raise UsageError("bad_argument", "there are no images to evaluate", hint="give images with labels")
     size = len(classes)
-    confusion = np.zeros((size, size), np.int64)  # of 21,843 classes 3.8 GB, of which untouched pages take no memory
+    confusion = np.zeros((size, size), np.int64)  # 3.8 GB for 21,843 classes, but untouched pages take no memory
     np.add.at(confusion, (answers.label, answers.predicted), 1)
-    picked = (answers.label, answers.predicted, answers.label[answers.right])
-    true, called, right = (np.bincount(some, minlength=size) for some in picked)
-    shares = dict(
-        precision=right / np.maximum(called, 1),
-        recall=right / np.maximum(true, 1),
-        f1=2 * right / np.maximum(true + called, 1),
-    )
+    indices = (answers.label, answers.predicted, answers.label[answers.correct])
+    true, predicted, correct = (np.bincount(column, minlength=size) for column in indices)
+    precision = correct / np.maximum(predicted, 1)
+    recall = correct / np.maximum(true, 1)
+    f1 = 2 * correct / np.maximum(true + predicted, 1)
     per_class = [
-        dict(label=label, count=int(count))
-        | {name: float(values[i]) if count else None for name, values in shares.items()}
+        ClassMetrics(
+            label=label,
+            count=int(count),
+            precision=float(precision[i]) if count else None,
+            recall=float(recall[i]) if count else None,
+            f1=float(f1[i]) if count else None,
+        )
         for i, (label, count) in enumerate(zip(classes, true, strict=True))
     ]
     bins = calibration_bins(answers)
-    gaps = [one.images * abs((one.confidence or 0) - (one.accuracy or 0)) for one in bins]
+    gaps = [each.images * abs((each.confidence or 0) - (each.accuracy or 0)) for each in bins]
+    has_examples = true > 0
     return Metrics(
         classes=tuple(classes),
         count=len(answers.label),
         errors=dict(errors or {}),
-        top1=float(answers.right.mean()),
+        top1=float(answers.correct.mean()),
         top5=float((answers.rank < TOP).mean()) if len(classes) > TOP else None,
         loss=float(answers.loss.mean()),
         ece=sum(gaps) / len(answers.label),
         bins=bins,
-        **{name: float(values[true > 0].mean()) for name, values in shares.items()},
+        precision=float(precision[has_examples].mean()),
+        recall=float(recall[has_examples].mean()),
+        f1=float(f1[has_examples].mean()),
         per_class=per_class,
         confusion=confusion,
     )
 
 
 def calibration_bins(answers: Answers) -> tuple[Bin, ...]:
-    """The images by confidence, in 15 bins of equal width."""
+    """Group the images by confidence into 15 bins of equal width."""
     edges = np.linspace(0, 1, BINS + 1)
     place = np.minimum(np.searchsorted(edges, answers.confidence, side="right") - 1, BINS - 1)
     counts = np.bincount(place, minlength=BINS)
     confidence = np.bincount(place, answers.confidence, minlength=BINS)
-    right = np.bincount(place, answers.right, minlength=BINS)
+    correct = np.bincount(place, answers.correct, minlength=BINS)
     return tuple(
-        Bin(float(edges[i]), float(edges[i + 1]), int(n),
-            float(confidence[i] / n) if n else None, float(right[i] / n) if n else None)
+        Bin(
+            lower=float(edges[i]),
+            upper=float(edges[i + 1]),
+            images=int(n),
+            confidence=float(confidence[i] / n) if n else None,
+            accuracy=float(correct[i] / n) if n else None,
+        )
         for i, n in enumerate(counts)
-    )  # fmt: skip
+    )
 
 
 def coverage(answers: Answers) -> Coverage:
-    """Accuracy against the share of images that are answered, when those of low confidence are not."""
+    """Return accuracy against the fraction of images answered when the least confident ones are rejected."""
     order = np.argsort(-answers.confidence, kind="stable")
     confidence = answers.confidence[order]
     answered = np.arange(1, len(order) + 1)
-    last = np.append(confidence[1:] != confidence[:-1], True)[: len(order)]  # images of one confidence go together
-    right = answers.right[order].cumsum()
-    return Coverage(confidence[last], (answered / max(len(order), 1))[last], (right / answered)[last])
+    # images of equal confidence are answered together
+    last = np.append(confidence[1:] != confidence[:-1], True)[: len(order)]
+    correct = answers.correct[order].cumsum()
+    return Coverage(confidence[last], (answered / max(len(order), 1))[last], (correct / answered)[last])
 
 
 def worst_mistakes(answers: Answers) -> Ints:
-    """Rows of `answers` that are wrong, the most confident first."""
-    wrong = np.flatnonzero(~answers.right)
+    """Return the rows (M,) of `answers` that are wrong, the most confident first."""
+    wrong = np.flatnonzero(~answers.correct)
     return wrong[np.argsort(-answers.confidence[wrong], kind="stable")]
 
 
-def confused(found: Metrics, most: int | None = None) -> list[dict[str, Any]]:
-    """dict(true, predicted, count, share) of the pairs of classes that are confused, the most frequent first.
-
-    share: of the images of the true class. most: how many pairs, None for all.
-    """
+def confused(found: Metrics, most: int | None = None) -> list[ConfusedPair]:
+    """Return the pairs of classes that are confused, the most frequent first; most: number of pairs, None for all."""
     true, predicted = found.confusion.nonzero()
     true, predicted = true[true != predicted], predicted[true != predicted]
     counts = found.confusion[true, predicted]
     order = np.argsort(-counts, kind="stable")[:most]
     return [
-        dict(true=found.classes[true[i]], predicted=found.classes[predicted[i]], count=int(counts[i]),
-             share=float(counts[i] / found.per_class[true[i]]["count"]))
+        ConfusedPair(
+            true=found.classes[true[i]],
+            predicted=found.classes[predicted[i]],
+            count=int(counts[i]),
+            fraction=float(counts[i] / found.per_class[true[i]]["count"]),
+        )
         for i in order
-    ]  # fmt: skip
+    ]
 
 
-def as_dict(found: Metrics) -> dict[str, Any]:
-    """For JSON; the confusions are [true, predicted, images] for each pair of class indices that occurs."""
+def as_dict(found: Metrics) -> dict[str, object]:
+    """Return the metrics for JSON; the confusion matrix as [true, predicted, images] per pair that occurs."""
     true, predicted = found.confusion.nonzero()
     pairs = zip(true.tolist(), predicted.tolist(), found.confusion[true, predicted].tolist(), strict=True)
     return dict(
@@ -259,7 +298,7 @@ def as_dict(found: Metrics) -> dict[str, Any]:
         precision=found.precision,
         recall=found.recall,
         f1=found.f1,
-        bins=[one._asdict() for one in found.bins],
+        bins=[each._asdict() for each in found.bins],
         per_class=found.per_class,
         confusion=[list(pair) for pair in pairs],
     )

@@ -2,8 +2,8 @@
 
 Shape suffixes: B images, C colour channels, H heads, N patches or tokens (row-major), D model width, d head width.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: the class token joins, without a position, only after the local blocks: blocks 0 to 9 of the
-published models see patches alone.
+Note: the class token is added, without a position, after the local blocks: blocks 0 to 9 of the published models
+see patches alone.
 """
 
 from __future__ import annotations
@@ -11,32 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel, LayerGroups
 from .layers import (
     Attention,
     Pair,
     PatchEmbed,
     PreNormBlock,
     at_least_float32,
-    check_output_fmt,
     check_pool,
     init_linear,
     linear_rates,
-    new_head,
-    pick_blocks,
     resample_tokens,
     to_grid,
     to_pair,
     tokens_to_map,
 )
 
-torch.fx.wrap("at_least_float32")  # it is imported: where it is defined, it is wrapped for that file only
+torch.fx.wrap("at_least_float32")  # the wrapper at its definition is valid for that file only
 POOLS = ("token", "avg", "")
 
 
@@ -45,8 +42,8 @@ class ConViTConfig:
     embed_dim: int  # d, the width of ONE head: the model's is embed_dim * num_heads
     num_heads: int
     depth: int = 12  # blocks
-    # Blocks with positional attention; the class token joins after them. Where no block follows it has seen no patch:
-    # pool "avg" then.
+    # Blocks with positional attention; the class token is added after them. If no block follows, it contains nothing
+    # about the patches: use global_pool="avg" then.
     local_up_to_layer: int = 10
     locality_strength: float = 1.0  # how sharply a fresh positional head looks at its own neighbour
     use_pos_embed: bool = True
@@ -68,7 +65,7 @@ VARIANTS = {  # Table 2 of the paper, under timm's names
     "convit_tiny": ConViTConfig(embed_dim=48, num_heads=4),
     "convit_small": ConViTConfig(embed_dim=48, num_heads=9),
     "convit_base": ConViTConfig(embed_dim=48, num_heads=16),
-    # this project's own, for 32 px images: nine heads begin as a 3 x 3 convolution
+    # of this project, for 32 px images: nine heads start as a 3 x 3 convolution
     "convit_ti_p4_32": ConViTConfig(
         embed_dim=12, num_heads=9, depth=7, local_up_to_layer=6, mlp_ratio=2, patch_size=4, img_size=32, num_classes=10
     ),
@@ -90,7 +87,7 @@ def relative_positions(grid: Pair) -> Tensor:
 
 
 class GPSA(nn.Module):
-    """Gated positional self-attention: each head blends what patches show with where they are (section 3)."""
+    """Gated positional self-attention: each head blends attention by content and by position (section 3)."""
 
     def __init__(self, cfg: ConViTConfig):
         super().__init__()
@@ -111,14 +108,14 @@ class GPSA(nn.Module):
         content_BHNN = (q_BHNd @ k_BHNd.transpose(-2, -1) * self.scale).softmax(-1)
         position_HNN = self.position_attention(rel_NN3).to(content_BHNN.dtype)
         gate_H11 = self.gating_param.sigmoid()[:, None, None]
-        # The reference divides this by its row sums. Both terms' rows sum to 1, so does their blend: it is left out.
+        # The reference divides this by its row sums, which are 1, as those of both terms are: the division is omitted.
         attn_BHNN = self.attn_drop((1 - gate_H11) * content_BHNN + gate_H11 * position_HNN)
         return self.proj_drop(self.proj((attn_BHNN @ v_BHNd).transpose(1, 2).flatten(2)))
 
     def position_attention(self, rel_NN3: Tensor) -> Tensor:
-        """(H,N,N) attention by position alone: one for the whole batch, as it does not depend on the image.
+        """(N,N,3) relative positions -> (H,N,N) attention by position, which is the same for all images.
 
-        float32 or wider and elementwise, as autocast would make `Linear` round the squared distances to half precision.
+        In float32 or wider, and elementwise: under autocast, `Linear` would round squared distances to half precision.
         """
         dtype = at_least_float32(self.pos_proj.weight.dtype)
         by_x, by_y, by_distance = self.pos_proj.weight.to(dtype).T[:, :, None, None].unbind()
@@ -128,9 +125,9 @@ class GPSA(nn.Module):
 
     @torch.no_grad()
     def local_init(self, strength: float) -> None:
-        """Start as a convolution: head h of the K x K square of heads looks at its own neighbour (equation 5).
+        """Initialise the heads as a K x K convolution: head h attends to its own neighbour (equation 5).
 
-        When the number of heads is not a square, those beyond K * K keep their random positions.
+        If the number of heads is not a square, those beyond K * K keep their random positions.
         """
         nn.init.eye_(self.v.weight)
         side = math.isqrt(self.num_heads)
@@ -141,7 +138,7 @@ class GPSA(nn.Module):
 
 
 class LocalBlock(PreNormBlock):
-    """A block whose attention also reads where the patches are: (B,N,D) -> (B,N,D)."""
+    """A block with GPSA, which also reads the relative positions of the patches: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, cfg: ConViTConfig, width: int, drop_path: float):
         super().__init__(GPSA(cfg), width, cfg.mlp_ratio, cfg.proj_drop_rate, drop_path)
@@ -153,7 +150,11 @@ class LocalBlock(PreNormBlock):
 
 
 class ConViT(ImageModel):
+    """ConViT for images of one size, img_size; features are tokens, the class token first."""
+
     if TYPE_CHECKING:
+        config: ConViTConfig
+        blocks: nn.ModuleList
         cls_token: nn.Parameter | None
         pos_embed: nn.Parameter | None
         rel_pos: Tensor  # (N,N,3)
@@ -178,11 +179,11 @@ class ConViT(ImageModel):
             LocalBlock(cfg, width, rate) if i < self.num_local else _global_block(cfg, width, rate)
             for i, rate in enumerate(linear_rates(cfg.drop_path_rate, cfg.depth))
         )
-        self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head: nn.Module = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head = nn.Linear(width, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
-            dict(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
+            FeatureEntry(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
         self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
         self._init_weights()
@@ -196,36 +197,46 @@ class ConViT(ImageModel):
             if isinstance(block.attn, GPSA):
                 block.attn.local_init(self.config.locality_strength)
 
-    def _embed(self, x: Tensor) -> Tensor:
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of size img_size -> (B,N,D), with a class token first if no block is local."""
         x_BND = self.patch_embed(x)
         x_BND = self.pos_drop(x_BND if self.pos_embed is None else x_BND + self.pos_embed)
-        return self._join_class(x_BND) if self.num_local == 0 else x_BND
+        return self.join_class_token(x_BND) if self.num_local == 0 else x_BND
 
-    def _run(self, i: int, x_BND: Tensor) -> Tensor:
-        """Block i, then the class token in front if that was the last local block, also when none follows."""
-        context = (self.rel_pos,) if i < self.num_local else ()
-        x_BND = self.run_block(self.blocks[i], x_BND, *context)
-        return self._join_class(x_BND) if i + 1 == self.num_local else x_BND
+    def forward_block(self, index: int, x: Tensor) -> Tensor:
+        """Run block `index`, then prepend the class token if it was the last local block, even if none follows."""
+        context = (self.rel_pos,) if index < self.num_local else ()
+        x_BND = self.run_block(self.blocks[index], x, *context)
+        return self.join_class_token(x_BND) if index + 1 == self.num_local else x_BND
 
-    def _join_class(self, x_BND: Tensor) -> Tensor:
+    def forward_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
+        """(B,N,D) or (B,1+N,D) -> a (B,D,rows,cols) map or (B,N,D) patch tokens, without the class token."""
+        x_BND = x[:, -self.patch_embed.num_patches :]
+        return tokens_to_map(x_BND, self.patch_embed.grid) if output_fmt == "NCHW" else x_BND
+
+    def join_class_token(self, x_BND: Tensor) -> Tensor:
+        """(B,N,D) -> (B,1+N,D), with the class token first; unchanged if it was pruned."""
         if self.cls_token is None:
             return x_BND
         return torch.cat((self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND), dim=1)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
-        x_BND = self._embed(x)
+        x_BND = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for i in range(len(self.blocks)):
-                x_BND = self._run(i, x_BND)
+                x_BND = self.forward_block(i, x_BND)
             return self.norm(x_BND)
         for i, block in enumerate(self.blocks):
-            if hasattr(block, "reads_positions"):  # which TorchScript decides once, for each block
+            if hasattr(block, "reads_positions"):  # TorchScript resolves this once per block
                 x_BND = block(x_BND, self.rel_pos)
             else:
                 x_BND = block(x_BND)
             if i + 1 == self.num_local:
-                x_BND = self._join_class(x_BND)
+                x_BND = self.join_class_token(x_BND)
         return self.norm(x_BND)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -238,71 +249,35 @@ class ConViT(ImageModel):
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry i is block i's output without the class token.
-
-        "NCHW" gives (B,D,rows,cols) maps, "NLC" (B,N,D) patch tokens.
-        """
-        check_output_fmt(output_fmt, ("NCHW", "NLC"))
-        picked = pick_blocks(len(self.blocks), indices)
-        x_BND = self._embed(x)
-        outputs = []
-        for i in range(max(picked) + 1 if stop_early else len(self.blocks)):
-            x_BND = self._run(i, x_BND)
-            if i in picked:
-                y_BND = self.norm(x_BND) if norm else x_BND
-                outputs.append(y_BND[:, -self.patch_embed.num_patches :])
-        if output_fmt == "NCHW":
-            outputs = [tokens_to_map(y_BND, self.patch_embed.grid) for y_BND in outputs]
-        return outputs if intermediates_only else (self.norm(x_BND), outputs)
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As `ImageModel.prune_intermediate_layers`; without a head and a global block the class token goes too."""
-        picked = pick_blocks(len(self.blocks), indices)
-        kept = max(picked) + 1
-        del self.blocks[kept:]
-        self.feature_info = self.feature_info[:kept]
-        self.num_local = min(self.num_local, kept)
-        if prune_norm:
-            self.norm = nn.Identity().train(self.training)
-        if prune_head:
-            self.reset_classifier(0, "")
-            if kept == self.num_local:
-                self.cls_token = None
+        """As `ImageModel.prune_intermediate_layers`; without head and global block, the class token goes, too."""
+        picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.num_local = min(self.num_local, len(self.blocks))
+        if prune_head and len(self.blocks) == self.num_local:
+            self.cls_token = None
         return picked
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS if self.cls_token is not None else POOLS[1:])
-        self.head = new_head(self.num_features, num_classes, next(self.parameters()), self.training)
-        self.num_classes = num_classes
+    def pools(self) -> tuple[str, ...]:
+        return POOLS if self.cls_token is not None else POOLS[1:]
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "pos_embed"}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        return LayerGroups(
             stem=r"^cls_token|pos_embed|patch_embed",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
         )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Fit the position embedding of a checkpoint made for `source` (height, width) px to this model's grid."""
+        """Resample the position embedding of a checkpoint for `source` (height, width) px to this model's grid."""
         old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.patch_embed.grid
         resampled = dict(state)
         if old != new and "pos_embed" in state:
             resampled["pos_embed"] = resample_tokens(state["pos_embed"], 1, old, new)
         return resampled
+
+
+ConVit = ConViT  # as timm spells it

@@ -2,22 +2,21 @@
 
 Shape suffixes: B images, C colour channels, H W pixels, D model width, h w the grid of patches.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: the published 768/32 weights use ReLU, the other two GELU.
+Note: the published 768/32 weights use ReLU, the other two GELU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
-from .layers import DropPath, check_output_fmt, check_pool, linear_rates, new_head, pick_blocks
+from .base import FeatureEntry, ImageModel, LayerGroups
+from .layers import DropPath, check_pool, linear_rates
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
@@ -60,6 +59,7 @@ class Residual(nn.Module):
 
 
 def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
+    """Return a block: a depthwise convolution with a residual sum, then a pointwise one; both with a batch norm."""
     act = ACTIVATIONS[cfg.act_layer]
     spatial = nn.Sequential(
         nn.Conv2d(cfg.dim, cfg.dim, cfg.kernel_size, groups=cfg.dim, padding="same"), act(), nn.BatchNorm2d(cfg.dim)
@@ -68,6 +68,13 @@ def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
 
 
 class ConvMixer(ImageModel):
+    """ConvMixer for images of any size from one patch up; `forward_intermediates` returns maps only."""
+
+    output_formats = ("NCHW",)
+    if TYPE_CHECKING:
+        config: ConvMixerConfig
+        blocks: nn.Sequential
+
     def __init__(self, cfg: ConvMixerConfig):
         super().__init__()
         if cfg.act_layer not in ACTIVATIONS:
@@ -85,9 +92,9 @@ class ConvMixer(ImageModel):
         rates = linear_rates(cfg.drop_path_rate, cfg.depth)
         self.blocks = nn.Sequential(*[mixer_block(cfg, rate) for rate in rates])
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head: nn.Module = nn.Linear(self.head_hidden_size, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head = nn.Linear(self.head_hidden_size, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
-            dict(num_chs=cfg.dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
+            FeatureEntry(num_chs=cfg.dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
         self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
 
@@ -95,10 +102,25 @@ class ConvMixer(ImageModel):
     def head_hidden_size(self) -> int:  # type: ignore[override]
         return self.num_features * (2 if "cat" in self.global_pool else 1)
 
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images -> (B,D,h,w); raises UsageError `wrong_input_size` below the size of a patch."""
+        check_smallest(x, self.patch_size)
+        return self.stem(x)
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        """Return `x`: every block ends with its own norm."""
+        return x
+
+    def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
+        """Return `x`, which is a (B,D,h,w) map already."""
+        return x
+
+    def remove_norm(self) -> None:
+        """Do nothing, as there is no final norm."""
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of any size from one patch up -> (B,D,h,w), h = H // patch_size."""
-        check_smallest(x, self.patch_size)
-        x = self.stem(x)
+        x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 x = self.run_block(block, x)
@@ -110,56 +132,19 @@ class ConvMixer(ImageModel):
         x = self.head_drop(pool_map(x, self.global_pool))
         if pre_logits:
             return x
-        # without pooling the head would read the last spatial axis as channels
+        # the head reads the last axis, which without pooling is a spatial one
         return self.head(x) if self.global_pool != "" else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry i is the (B,D,h,w) output of block i; norm has no effect."""
-        check_output_fmt(output_fmt, ("NCHW",))
-        picked = pick_blocks(len(self.blocks), indices)
-        check_smallest(x, self.patch_size)
-        x = self.stem(x)
-        outputs = []
-        for i, block in enumerate(list(self.blocks)[: max(picked) + 1 if stop_early else None]):
-            x = self.run_block(block, x)
-            if i in picked:
-                outputs.append(x)
-        return outputs if intermediates_only else (x, outputs)
+    def pools(self) -> tuple[str, ...]:
+        return POOLS
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        picked = pick_blocks(len(self.blocks), indices)
-        kept = max(picked) + 1
-        del self.blocks[kept:]
-        self.feature_info = self.feature_info[:kept]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return picked
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS)
-        self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
-        self.num_classes = num_classes
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(stem=r"^stem", blocks=r"^blocks\.(\d+)")
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        return LayerGroups(stem=r"^stem", blocks=r"^blocks\.(\d+)")
 
 
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
+    """Raise UsageError `wrong_input_size` unless images are (B,C,H,W) and at least one patch large."""
     if x_BCHW.ndim != 4:
         raise UsageError("wrong_input_size", f"got a tensor of shape {x_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = x_BCHW.shape[-2], x_BCHW.shape[-1]
@@ -168,15 +153,15 @@ def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
 
 
 def pool_map(x_BDhw: Tensor, kind: str) -> Tensor:
-    """(B,D,h,w) -> (B,D), or (B,2D) for catavgmax; "" returns the map. The fast kinds are the same numbers."""
+    """(B,D,h,w) -> (B,D), or (B,2D) for catavgmax; "" returns the map. The fast kinds give the same numbers."""
     if kind == "":
         return x_BDhw
     kind = kind.replace("fast", "")
     if kind == "max":
         return x_BDhw.amax((2, 3))
-    # the pooling operator rather than mean(): its summation order is the reference's
+    # not mean(): the pooling operator sums in the order of the reference
     avg_BD = F.adaptive_avg_pool2d(x_BDhw, 1).flatten(1)
-    if kind == "" or kind == "avg":  # TorchScript
+    if kind == "" or kind == "avg":  # `in` fails in TorchScript
         return avg_BD
     max_BD = x_BDhw.amax((2, 3))
     return (avg_BD + max_BD) / 2 if kind == "avgmax" else torch.cat((avg_BD, max_BD), 1)

@@ -3,7 +3,7 @@
 Shape suffixes: B images, C colour channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
 h heads; b is a branch (0: small patches, 1: large patches) and o the other one.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: the model reads one image of img_size and resizes it itself for each branch whose img_scale is not 1.
+Note: the model reads one image of img_size and resizes it itself for each branch with an img_scale other than 1.
 """
 
 from __future__ import annotations
@@ -17,41 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel, LayerGroups
 from .layers import (
     Attention,
     DropPath,
     Pair,
     PatchEmbed,
     PreNormBlock,
-    check_classes,
     check_image_size,
-    check_output_fmt,
     check_pool,
     init_linear,
     linear_rates,
     new_head,
-    pick_blocks,
     resample_tokens,
     to_grid,
     to_pair,
     tokens_to_map,
 )
 
-torch.fx.wrap("check_image_size")  # it is imported: where it is defined, it is wrapped for that file only
+torch.fx.wrap("check_image_size")  # the wrapper at its definition is valid for that file only
 POOLS = ("token", "avg")
 BRANCHES = (0, 1)
-SEARCH = 2048  # pixels above a size that does not work, in which one that does is looked for
+SEARCH = 2048  # pixels above an unsuitable size, in which a suitable one is searched for
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossViTConfig:
-    """Pairs hold one value a branch."""
+    """Pairs hold one value per branch."""
 
     embed_dim: Sequence[int]  # D
-    depth: Sequence[Sequence[int]]  # a stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
+    depth: Sequence[Sequence[int]]  # per stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
     num_heads: Sequence[int]
-    mlp_ratio: Sequence[float]  # timm's third value, for the fusion, is accepted and unused: it has no MLP
+    mlp_ratio: Sequence[float]  # timm's third value, for the fusion, which has no MLP, is ignored
     multi_conv: bool = False  # the dagger models: three convolutions embed a patch
     patch_size: Sequence[int] = (12, 16)  # pixels of the branch's image
     img_size: int | Sequence[int] = 240  # pixels, or (height, width), of the image the model reads
@@ -92,7 +89,7 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
     "crossvit_15_dagger_408": _row(192, 5, 6, 3, **_AT_408),
     "crossvit_18_dagger_240": _row(224, 6, 7, 3, multi_conv=True),
     "crossvit_18_dagger_408": _row(224, 6, 7, 3, **_AT_408),
-    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # this project's own, for 32 px images: most work in the finer branch
+    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # of this project, for 32 px images: most work in the finer branch
         embed_dim=(96, 64),
         depth=((3, 1, 1), (2, 1, 1)),
         num_heads=(3, 2),
@@ -107,14 +104,14 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
 
 
 def scaled_side(side: int, scale: float) -> int:
-    """Pixels of one side in a branch's image, rounded down; the nudge keeps 49 * (1 / 49) from becoming 0."""
+    """Return the pixels of one side of a branch's image, rounded down; 1e-6 keeps 49 * (1 / 49) from becoming 0."""
     return int(side * scale + 1e-6)
 
 
 def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") -> list[Pair]:
-    """(height, width) of each branch's image; an error where the patches of a branch do not divide them.
+    """Return (height, width) of each branch's image.
 
-    The error names the nearest sizes that work.
+    Raises UsageError `bad_argument`, with the nearest suitable sizes, if the patches of a branch do not divide them.
     """
 
     def fits(side: int) -> bool:
@@ -128,8 +125,8 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
     def nearest(side: int) -> str:
         below = next((near for near in range(side, 0, -1) if fits(near)), None)
         above = next((near for near in range(side, side + SEARCH) if fits(near)), None)
-        found = sorted({near for near in (below, above) if near})
-        return " or ".join(map(str, found)) or f"none below {side + SEARCH}"
+        suitable = sorted({near for near in (below, above) if near})
+        return " or ".join(map(str, suitable)) or f"none below {side + SEARCH}"
 
     described = " and ".join(
         f"{height}x{width} px in {patch} px patches"
@@ -137,13 +134,13 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
     )
     raise UsageError(
         "bad_argument",
-        f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which do not fit whole",
+        f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which the patches do not divide",
         hint=f"nearest that fit: height {nearest(img_size[0])}, width {nearest(img_size[1])}; or change img_scale",
     )
 
 
-STEMS = {  # (kernel, stride, padding) of the three convolutions that shrink an image by the patch size
-    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8: this project's own, since 7x7 with stride 4 is coarse for 32 px
+STEMS = {  # (kernel, stride, padding) of the three convolutions that reduce an image by the patch size
+    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8: of this project, as 7x7 with stride 4 is coarse for 32 px
     8: ((3, 2, 1), (3, 2, 1), (3, 2, 1)),
     12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
     16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
@@ -151,7 +148,10 @@ STEMS = {  # (kernel, stride, padding) of the three convolutions that shrink an 
 
 
 def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
-    """The dagger models' patch embedding: three convolutions that together shrink the image by patch_size."""
+    """Return the patch embedding of the dagger models: three convolutions that together reduce an image by patch_size.
+
+    Raises UsageError `bad_argument` for a patch size without such a form.
+    """
     if patch_size not in STEMS:
         forms = ", ".join(map(str, STEMS))
         raise UsageError("bad_argument", f"multi_conv has a form for patch_size {forms}, not for {patch_size}")
@@ -164,7 +164,7 @@ def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
 
 
 class CrossAttention(nn.Module):
-    """The first token asks, all tokens answer: (B,N,D) -> (B,1,D)."""
+    """Attention of the first token to all tokens: (B,N,D) -> (B,1,D)."""
 
     def __init__(self, cfg: CrossViTConfig, width: int, num_heads: int):
         super().__init__()
@@ -190,7 +190,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """The class token, plus what it learns from all tokens: (B,N,D) -> (B,1,D). No MLP (section 3.3)."""
+    """The class token plus its attention to all tokens: (B,N,D) -> (B,1,D). No MLP (section 3.3)."""
 
     def __init__(self, cfg: CrossViTConfig, width: int, num_heads: int, drop_path: float):
         super().__init__()
@@ -203,13 +203,14 @@ class CrossAttentionBlock(nn.Module):
 
 
 class MultiScaleBlock(nn.Module):
-    """One stage: each branch on its own, then each class token visits the other branch's patches and returns.
+    """One stage: each branch by itself, then each class token attends to the other branch's patches and returns.
 
-    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The returned token replaces the old one, no skip around it.
+    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The returned token replaces the old one, without a residual
+    sum.
     """
 
     def __init__(self, cfg: CrossViTConfig, depth: Sequence[int], rates: Sequence[float]):
-        """rates: drop path of block i of either branch; the last is the fusion's too."""
+        """rates: of drop path in block i of either branch; the last one applies to the fusion, too."""
         super().__init__()
         dims, heads = cfg.embed_dim, cfg.num_heads
         self.blocks = nn.ModuleList(
@@ -229,7 +230,7 @@ class MultiScaleBlock(nn.Module):
         )
         self.projs = nn.ModuleList(_projection(dims[b], dims[1 - b]) for b in BRANCHES)
         self.fusion = nn.ModuleList()
-        for o in reversed(BRANCHES):  # where the class token of branch 1 - o visits
+        for o in reversed(BRANCHES):  # the branch that the class token of branch 1 - o attends to
             visits = [CrossAttentionBlock(cfg, dims[o], heads[o], rates[-1]) for _ in range(max(depth[2], 1))]
             self.fusion.append(nn.Sequential(*visits) if depth[2] else visits[0])
         self.revert_projs = nn.ModuleList(_projection(dims[1 - b], dims[b]) for b in BRANCHES)
@@ -250,8 +251,13 @@ def _projection(width: int, out: int) -> nn.Sequential:
 
 
 class CrossViT(ImageModel):
+    """CrossViT for images of one size, img_size; features are lists with the tokens of both branches."""
+
     if TYPE_CHECKING:
+        config: CrossViTConfig
+        blocks: nn.ModuleList
         head: nn.ModuleList
+        norm: nn.ModuleList
         cls_token_0: nn.Parameter
         cls_token_1: nn.Parameter
         pos_embed_0: nn.Parameter
@@ -284,30 +290,22 @@ class CrossViT(ImageModel):
         )
         self.norm = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in cfg.embed_dim)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head = self._new_head()
-        self._describe_features()
-        self._init_weights()
-
-    def _describe_features(self) -> None:
-        cfg, stages = self.config, len(self.blocks)
+        self.head = self.new_classifier(cfg.num_classes)
         self.feature_info = [
-            dict(num_chs=cfg.embed_dim[b], reduction=round(cfg.patch_size[b] / cfg.img_scale[b]), module=f"blocks.{s}")
-            for b in BRANCHES
-            for s in range(stages)
+            FeatureEntry(num_chs=dim, reduction=round(patch / scale), module=f"blocks.{stage}")
+            for dim, patch, scale in zip(cfg.embed_dim, cfg.patch_size, cfg.img_scale, strict=True)
+            for stage in range(len(cfg.depth))
         ]
-        self.default_out_indices = tuple((b + 1) * stages - 1 for b in BRANCHES)
+        self.default_out_indices = last_stages(len(cfg.depth))
+        self._init_weights()
 
     def _init_weights(self) -> None:
         self.apply(init_linear)
         for name in sorted(self.no_weight_decay()):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
-    def _new_head(self) -> nn.ModuleList:
-        like = next(self.parameters())
-        heads = [new_head(dim, self.num_classes, like, self.training) for dim in self.config.embed_dim]
-        return nn.ModuleList(heads).train(self.training)
-
-    def _embed(self, x: Tensor) -> list[Tensor]:
+    def forward_stem(self, x: Tensor) -> list[Tensor]:
+        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)], the class token of each branch first."""
         check_image_size(x, self.img_size)
         tokens = [self.cls_token_0, self.cls_token_1]
         positions = [self.pos_embed_0, self.pos_embed_1]
@@ -318,19 +316,25 @@ class CrossViT(ImageModel):
             xs.append(self.pos_drop(x_BND))
         return xs
 
-    def _norm(self, xs: list[Tensor]) -> list[Tensor]:
-        return [norm(xs[b]) for b, norm in enumerate(self.norm)]
+    def forward_norm(self, x: list[Tensor]) -> list[Tensor]:
+        """Apply the final norm of each branch to its tokens."""
+        return [norm(x[b]) for b, norm in enumerate(self.norm)]
+
+    def to_intermediate(self, x: list[Tensor], branch: int, output_fmt: str) -> Tensor:
+        """[(B,1+N_b,D_b)] -> a (B,D_b,rows_b,cols_b) map or (B,N_b,D_b) patch tokens of the branch."""
+        x_BND = x[branch][:, 1:]
+        return tokens_to_map(x_BND, self.grids[branch]) if output_fmt == "NCHW" else x_BND
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of the two branches."""
-        xs = self._embed(x)
+        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of both branches."""
+        xs = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 xs = self.run_block(block, xs)
         else:
             for block in self.blocks:
                 xs = block(xs)
-        return self._norm(xs)
+        return self.forward_norm(xs)
 
     def forward_head(self, x: list[Tensor], pre_logits: bool = False) -> Tensor:
         """[(B,1+N_b,D_b)] -> (B,num_classes) logits, the mean of the branches' heads.
@@ -343,74 +347,39 @@ class CrossViT(ImageModel):
             return torch.cat(pooled, dim=1)
         return torch.stack([head(pooled[b]) for b, head in enumerate(self.head)]).mean(dim=0)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry b * stages + s is branch b after stage s, without class token.
-
-        "NCHW" gives (B,D_b,rows_b,cols_b) maps, "NLC" (B,N_b,D_b) patch tokens.
-        """
-        check_output_fmt(output_fmt, ("NCHW", "NLC"))
-        stages = len(self.blocks)
-        picked = pick_blocks(len(BRANCHES) * stages, indices)
-        last = max(i % stages for i in picked)
-        xs = self._embed(x)
-        by_index = {}
-        for s, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            xs = self.run_block(block, xs)
-            for b, y_BND in enumerate(self._norm(xs) if norm else xs):
-                by_index[b * stages + s] = y_BND[:, 1:]
-        outputs = []
-        for i in sorted(set(picked)):
-            y_BND = by_index[i]
-            outputs.append(tokens_to_map(y_BND, self.grids[i // stages]) if output_fmt == "NCHW" else y_BND)
-        return outputs if intermediates_only else (self._norm(xs), outputs)
-
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one picked; returns where the picked outputs are in the shorter model."""
-        stages = len(self.blocks)
-        picked = pick_blocks(len(BRANCHES) * stages, indices)
-        kept = max(i % stages for i in picked) + 1
-        del self.blocks[kept:]
-        self._describe_features()
-        if prune_norm:
-            self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
-        if prune_head:
-            self.reset_classifier(0)
-        return [i // stages * kept + i % stages for i in picked]
+        """As `ImageModel.prune_intermediate_layers`; a stage stays if the output of either branch is picked."""
+        picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.default_out_indices = last_stages(len(self.blocks))
+        return picked
 
-    def get_classifier(self) -> nn.Module:
-        """The two branches' heads, a ModuleList."""
-        return self.head
+    def remove_norm(self) -> None:
+        self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS)
-        check_classes(num_classes)
-        self.num_classes = num_classes
-        self.head = self._new_head()
+    def pools(self) -> tuple[str, ...]:
+        return POOLS
+
+    def new_classifier(self, num_classes: int) -> nn.ModuleList:
+        """Return a ModuleList with one head per branch."""
+        like = next(self.parameters())
+        heads = [new_head(dim, num_classes, like, self.training) for dim in self.config.embed_dim]
+        return nn.ModuleList(heads).train(self.training)
 
     def no_weight_decay(self) -> set[str]:
         return {f"{name}_{b}" for name in ("cls_token", "pos_embed") for b in BRANCHES}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        return LayerGroups(
             stem=r"^cls_token|pos_embed|patch_embed",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
         )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Fit the position embeddings of a checkpoint made for `source` (height, width) px to this model's grids.
+        """Resample the position embeddings of a checkpoint for `source` (height, width) px to this model's grids.
 
-        The class token's position is no place in the image and stays as it is.
+        The position of the class token, which is not on the grid, stays unchanged.
         """
         resampled = dict(state)
         for b, size in enumerate(branch_sizes(to_pair(source, "source"), self.config, "source")):
@@ -422,18 +391,26 @@ class CrossViT(ImageModel):
         return resampled
 
 
-def fit_image(image_BCHW: Tensor, size: Pair, wanted: Pair, crop: bool) -> Tensor:
-    """The image of `size` as a branch wants it: itself, its centre, or bicubically resized as the reference does."""
-    if size[0] == wanted[0] and size[1] == wanted[1]:
+def last_stages(depth: int) -> tuple[int, int]:
+    """Return the entries of `forward_intermediates` for the last of `depth` stages, one per branch."""
+    return depth - 1, 2 * depth - 1
+
+
+def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tensor:
+    """Return images of `size` at the `target` size of a branch: unchanged, cropped to the centre or resized.
+
+    Sizes are (height, width). The resize is the reference's: bicubic, without antialiasing.
+    """
+    if size[0] == target[0] and size[1] == target[1]:
         return image_BCHW
-    if crop and wanted[0] <= size[0] and wanted[1] <= size[1]:
-        top, left = int(round((size[0] - wanted[0]) / 2)), int(round((size[1] - wanted[1]) / 2))  # noqa: RUF046
-        return image_BCHW[:, :, top : top + wanted[0], left : left + wanted[1]]
-    return F.interpolate(image_BCHW, size=wanted, mode="bicubic", align_corners=False)
+    if crop and target[0] <= size[0] and target[1] <= size[1]:
+        top, left = int(round((size[0] - target[0]) / 2)), int(round((size[1] - target[1]) / 2))  # noqa: RUF046
+        return image_BCHW[:, :, top : top + target[0], left : left + target[1]]
+    return F.interpolate(image_BCHW, size=target, mode="bicubic", align_corners=False)
 
 
 def _check(cfg: CrossViTConfig) -> None:
-    """Refuse values whose failure would come late and read badly."""
+    """Refuse values that would fail later with an unclear message: UsageError `bad_argument`."""
     for name in ("embed_dim", "num_heads", "patch_size", "img_scale"):
         if len(getattr(cfg, name)) != len(BRANCHES):
             raise UsageError(
@@ -445,3 +422,6 @@ def _check(cfg: CrossViTConfig) -> None:
     for depth in cfg.depth:
         if len(depth) != 3 or max(depth[:2]) < 1:
             raise UsageError("bad_argument", f"a stage's depth is {depth!r}, expected (blocks, blocks, fusions)")
+
+
+CrossVit = CrossViT  # as timm spells it

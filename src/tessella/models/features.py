@@ -1,35 +1,36 @@
-"""`features_only`: a model cut down to the outputs of some blocks, as detection and segmentation necks want them."""
+"""`features_only`: a model that returns the outputs of some blocks, for detection and segmentation necks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel
 
 
-class FeatureInfo(list[dict[str, Any]]):
-    """What each map of a `FeatureExtractor` is, in the order of its output."""
+class FeatureInfo(list[FeatureEntry]):
+    """Descriptions of the maps of a `FeatureExtractor`, in the order of its output."""
 
     def channels(self) -> list[int]:
+        """Return the number of channels of each map."""
         return [info["num_chs"] for info in self]
 
     def reduction(self) -> list[int]:
-        """Pixels of the image per step of the map."""
+        """Return the stride of each map, in pixels of the image."""
         return [info["reduction"] for info in self]
 
     def module_name(self) -> list[str]:
-        """Where in the model each map is made."""
+        """Return the name of the module that computes each map."""
         return [info["module"] for info in self]
 
 
 class FeatureExtractor(nn.Module):
-    """(B,C,H,W) normalised images -> the outputs of some blocks, shallow to deep: maps, or (B,N,D) with "NLC".
+    """(B,C,H,W) normalised images -> the outputs of some blocks in order: maps, or (B,N,D) tokens with "NLC".
 
-    out_indices: as the `indices` of `ImageModel.forward_intermediates`; None takes `model.default_out_indices`.
-    norm: apply the model's final norm to each. Takes `model` over: what the outputs do not need is cut from it.
+    model: is changed; parts that the outputs do not need are removed. out_indices: as the `indices` of
+    `ImageModel.forward_intermediates`; None takes `model.default_out_indices`. norm: apply the model's final norm to
+    each output. Raises UsageError `bad_argument` for unknown indices.
     """
 
     def __init__(
@@ -40,8 +41,8 @@ class FeatureExtractor(nn.Module):
         output_fmt: str = "NCHW",
     ):
         super().__init__()
-        wanted = model.default_out_indices if out_indices is None else out_indices
-        picked = model.prune_intermediate_layers(wanted, prune_norm=not norm)
+        indices = model.default_out_indices if out_indices is None else out_indices
+        picked = model.prune_intermediate_layers(indices, prune_norm=not norm)
         self.out_indices = sorted(set(picked))
         self.feature_info = FeatureInfo(model.feature_info[i] for i in self.out_indices)
         self.norm = norm

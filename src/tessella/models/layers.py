@@ -1,4 +1,4 @@
-"""Layers shared by two or more model families; a layer with one user stays in that user's file.
+"""Layers shared by two or more model families; a layer of one family is in the file of that family.
 
 Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width.
 """
@@ -18,7 +18,10 @@ Pair = tuple[int, int]
 
 
 def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
-    """`224` or `(224, 320)` -> (height, width) in pixels; lists arrive from JSON."""
+    """Return (height, width) in pixels from `224` or `(224, 320)`, or from a list, as in JSON files.
+
+    name: of the argument, for the message of UsageError `bad_argument`.
+    """
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise UsageError("bad_argument", f"{name} is {size!r}, expected a positive integer or (height, width)")
@@ -26,7 +29,7 @@ def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
 
 
 def to_grid(img_size: Pair, patch_size: int, name: str = "img_size") -> Pair:
-    """(height, width) in pixels -> (rows, columns) of whole patches."""
+    """Return (rows, columns) of patches for (height, width) in pixels; UsageError `bad_argument` if they do not fit."""
     if img_size[0] % patch_size or img_size[1] % patch_size:
         raise UsageError(
             "bad_argument",
@@ -48,7 +51,7 @@ class PatchEmbed(nn.Module):
         proj: nn.Module | None = None,
         norm: nn.Module | None = None,
     ):
-        """`proj` replaces the single convolution; it must map the image to a (B,D,H/patch,W/patch) map."""
+        """proj: replaces the single convolution; must map the image to a (B,D,H/patch,W/patch) map."""
         super().__init__()
         self.img_size = img_size
         self.grid = to_grid(img_size, patch_size)
@@ -63,7 +66,7 @@ class PatchEmbed(nn.Module):
 
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
-    """A wrongly sized batch is an error that says both sizes; nothing is resized behind the caller's back."""
+    """Raise UsageError `wrong_input_size` unless images are (B,C,height,width); no image is resized silently."""
     if image_BCHW.ndim != 4:
         raise UsageError("wrong_input_size", f"got a tensor of shape {image_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = image_BCHW.shape[-2], image_BCHW.shape[-1]
@@ -92,7 +95,7 @@ class Mlp(nn.Module):
 
 @torch.fx.wrap
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Each sample's `x` is zero with probability `rate`, else divided by the keep probability."""
+    """Set each sample of `x` to zero with probability `rate`; divide the others by the keep probability."""
     keep = 1.0 - rate
     shape = [x.shape[0]] + [1] * (x.ndim - 1)  # one draw per sample
     return x * (x.new_empty(shape).bernoulli_(keep) / keep)
@@ -116,17 +119,21 @@ class DropPath(nn.Module):
 
 
 def linear_rates(rate: float, depth: int) -> list[float]:
-    """Drop-path rates growing linearly from 0 at the first block to `rate` at the last."""
+    """Return drop-path rates that grow linearly from 0 at the first block to `rate` at the last."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Which of `depth` blocks to tap: None all, n the last n, a list those (negatives count from the end)."""
+    """Return the indices of the picked blocks, from 0.
+
+    indices: None for all of `depth` blocks, n for the last n, or a list (negative numbers count from the end).
+    Raises UsageError `bad_argument` for indices out of range.
+    """
     if indices is None:
         return list(range(depth))
     check_type("indices", indices, int | Sequence[int] | None)
-    wanted = range(max(-indices, -depth - 1), 0) if isinstance(indices, int) else indices
-    picked = [i + depth if i < 0 else i for i in wanted]
+    selected = range(max(-indices, -depth - 1), 0) if isinstance(indices, int) else indices
+    picked = [i + depth if i < 0 else i for i in selected]
     if not picked or min(picked) < 0 or max(picked) >= depth:
         raise UsageError(
             "bad_argument", f"indices={indices!r} does not fit {depth} blocks", hint=f"use 0 to {depth - 1}, or -1 ..."
@@ -135,6 +142,7 @@ def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
 
 
 def check_output_fmt(output_fmt: str, allowed: Sequence[str]) -> None:
+    """Raise UsageError `bad_argument` unless the format is one of `allowed`."""
     if output_fmt not in allowed:
         raise UsageError("bad_argument", f"output_fmt is {output_fmt!r}, expected one of {', '.join(allowed)}")
 
@@ -145,16 +153,16 @@ def tokens_to_map(x_BND: Tensor, grid: Pair) -> Tensor:
 
 
 def resample_tokens(weight: Tensor, dim: int, source: Pair, target: Pair) -> Tensor:
-    """Read axis `dim` (length rows*cols of grid `source`) as an image and resample it bicubically to grid `target`.
+    """Resample axis `dim` of a weight, which has one entry per patch of the grid `source`, to the grid `target`.
 
-    Computed in float32 and antialiased when shrinking; the same grid returns `weight` itself. Raises WeightsError
-    `wrong_shape` when the axis has another length: weights come from files.
+    Bicubic, in float32, antialiased when shrinking; the same grid returns `weight` itself. Grids are (rows, columns).
+    Raises WeightsError `wrong_shape` if the axis has another length, as weights come from files.
     """
     if weight.ndim <= dim or weight.shape[dim] != source[0] * source[1]:
         raise WeightsError(
             "wrong_shape",
             f"a weight of shape {tuple(weight.shape)} has no axis {dim} over a grid of {source[0]}x{source[1]} patches",
-            hint="is this the image size that the weights were trained with?",
+            hint="check that this is the image size the weights were trained with",
         )
     if source == target:
         return weight
@@ -168,18 +176,20 @@ MAX_CLASSES = 1_000_000
 
 
 def check_classes(num_classes: int) -> None:
+    """Raise UsageError `bad_argument` unless the number of classes is an integer from 0 to MAX_CLASSES."""
     if not isinstance(num_classes, int) or not 0 <= num_classes <= MAX_CLASSES:
         raise UsageError("bad_argument", f"num_classes is {num_classes!r}, expected 0 to {MAX_CLASSES:,}")
 
 
 def new_head(width: int, num_classes: int, like: Tensor, training: bool) -> nn.Module:
-    """A fresh classifier (0 classes: none) with the device, dtype and mode of the model it joins."""
+    """Return a fresh classifier (0 classes: the identity) with the device and dtype of `like`."""
     check_classes(num_classes)
     head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
     return head.to(device=like.device, dtype=like.dtype).train(training)
 
 
 def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
+    """Return the pool; raise UsageError `bad_argument` unless it is one of `allowed`."""
     if global_pool not in allowed:
         names = ", ".join(repr(name) for name in allowed)
         raise UsageError("bad_argument", f"global_pool is {global_pool!r}, expected one of {names}")
@@ -188,8 +198,8 @@ def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
 
 @torch.fx.wrap
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precisions, else the type itself: for sums and positions that bf16 cannot hold."""
-    return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype  # TorchScript
+    """Return float32 for half precisions, else `dtype`: for sums and positions that bfloat16 cannot represent."""
+    return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype  # `in` fails in TorchScript
 
 
 class Attention(nn.Module):
@@ -214,7 +224,7 @@ class Attention(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """Attention, then an MLP, each on normalised tokens and added back: (B,N,D) -> (B,N,D)."""
+    """Attention and an MLP, each with a norm before it and a residual sum: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, attn: nn.Module, width: int, mlp_ratio: float, drop: float = 0.0, drop_path: float = 0.0):
         super().__init__()
@@ -230,7 +240,7 @@ class PreNormBlock(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """For `Module.apply`: the transformers' start, normal weights of deviation 0.02 and zero biases."""
+    """Initialise a linear layer as transformers do, with standard deviation 0.02 and zero bias; for `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

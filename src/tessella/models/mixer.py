@@ -1,4 +1,4 @@
-"""Models that mix patches by linear layers across positions: one frame, four kinds of block.
+"""Models that mix patches by linear layers across positions: one model class with four kinds of block.
 
 mixer   MLP-Mixer, Tolstikhin et al. 2021 (arXiv:2105.01601)
 gmixer  MLP-Mixer with gated MLPs (the gates of arXiv:2002.05202), an experiment published with timm
@@ -7,8 +7,8 @@ gmlp    gMLP, Liu et al. 2021 (arXiv:2105.08050)
 
 Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width,
 E hidden units, K classes. Module names are the published checkpoints' keys, so weights load without a rename table.
-One fact to know: token mixing has weights per patch position, so a model reads one image size only;
-`MlpMixer.resample_state_dict` carries trained weights to another.
+Note: token mixing has weights per patch position, so a model reads one image size only;
+`MlpMixer.resample_state_dict` adapts trained weights to another.
 """
 
 from __future__ import annotations
@@ -17,22 +17,19 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .base import ImageModel
+from .base import FeatureEntry, ImageModel, LayerGroups
 from .layers import (
     DropPath,
     Mlp,
     PatchEmbed,
-    check_output_fmt,
     check_pool,
     linear_rates,
-    new_head,
-    pick_blocks,
     resample_tokens,
     to_grid,
     to_pair,
@@ -52,15 +49,15 @@ class MixerConfig:
     )  # hidden units / D; for (g)mixer (across patches, across channels) or one for both
     patch_size: int = 16  # pixels
     img_size: int | Sequence[int] = 224  # pixels, side or (height, width)
-    init_values: float = 1e-4  # resmlp: what the branch scales ls1 and ls2 start at
+    init_values: float = 1e-4  # resmlp: initial value of the branch scales ls1 and ls2
     stem_norm: bool = False  # a norm after the patch embedding
     in_chans: int = 3
     num_classes: int = 1000  # 0 drops the head
-    global_pool: str = "avg"  # or "": one answer per patch
+    global_pool: str = "avg"  # or "": logits of each patch
     drop_rate: float = 0.0  # before the head
     proj_drop_rate: float = 0.0  # inside the MLPs
     drop_path_rate: float = 0.0  # resmlp: in every block; the others: at the last, growing linearly from 0
-    nlhb: bool = False  # the head's bias starts at -log(num_classes) instead of 0
+    nlhb: bool = False  # initialise the head's bias to -log(num_classes) instead of 0
 
 
 def _mixer(embed_dim: int, num_blocks: int, patch_size: int) -> MixerConfig:
@@ -102,14 +99,14 @@ VARIANTS = {  # Table 1 of each paper, under timm's names
     "gmlp_ti16_224": MixerConfig(kind="gmlp", embed_dim=128, num_blocks=30, mlp_ratio=6.0),
     "gmlp_s16_224": MixerConfig(kind="gmlp", embed_dim=256, num_blocks=30, mlp_ratio=6.0),
     "gmlp_b16_224": MixerConfig(kind="gmlp", embed_dim=512, num_blocks=30, mlp_ratio=6.0),
-    # this project's own, for 32 px images
+    # of this project, for 32 px images
     "mixer_ti_p4_32": _own("mixer", (0.5, 2.0)),
     "gmixer_ti_p4_32": _own("gmixer", (1.0, 2.0)),
 }
 
 
 class Affine(nn.Module):
-    """A scale and a shift per channel, in place of a norm: nothing is measured on the data."""
+    """A scale and a shift per channel instead of a norm, without statistics: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -121,6 +118,7 @@ class Affine(nn.Module):
 
 
 def new_norm(cfg: MixerConfig) -> nn.Module:
+    """Return a norm of this kind of model: an Affine for resmlp, else a LayerNorm."""
     return Affine(cfg.embed_dim) if cfg.kind == "resmlp" else nn.LayerNorm(cfg.embed_dim, eps=1e-6)
 
 
@@ -136,7 +134,7 @@ class GluMlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def init_gate(self) -> None:
-        """Start with a gate that is the same for every input."""
+        """Initialise the gate to the same value for every input."""
         half = self.fc2.in_features
         nn.init.normal_(self.fc1.weight[half:], std=1e-6)
         nn.init.ones_(self.fc1.bias[half:])
@@ -155,7 +153,7 @@ class SpatialGatingUnit(nn.Module):
         self.proj = nn.Linear(num_patches, num_patches)
 
     def init_gate(self) -> None:
-        """Start as if there were no gate: multiply by 1."""
+        """Initialise the gate to 1, which has no effect."""
         nn.init.normal_(self.proj.weight, std=1e-6)
         nn.init.ones_(self.proj.bias)
 
@@ -172,7 +170,7 @@ class GatedMlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.drop1 = nn.Dropout(drop)
-        self.gate = SpatialGatingUnit(hidden, num_patches)
+        self.gate: nn.Module = SpatialGatingUnit(hidden, num_patches)
         self.fc2 = nn.Linear(hidden // 2, width)
         self.drop2 = nn.Dropout(drop)
 
@@ -181,7 +179,7 @@ class GatedMlp(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """An MLP across patches, then one across channels; gMixer differs by its MLP only."""
+    """The block of Mixer and gMixer: an MLP across patches, then one across channels; gMixer has gated MLPs."""
 
     def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
         super().__init__()
@@ -240,7 +238,10 @@ BLOCKS: dict[str, type[MixerBlock] | type[ResBlock] | type[SpatialGatingBlock]] 
 
 
 def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
-    """Hidden units of the MLP across patches and of the one across channels: both ratios are of D, never of N."""
+    """Return the hidden units of the MLP across patches and of the one across channels; both ratios refer to D.
+
+    Raises UsageError `bad_argument` for ratios that do not suit the kind of model.
+    """
     ratios = (cfg.mlp_ratio,) * 2 if isinstance(cfg.mlp_ratio, int | float) else tuple(cfg.mlp_ratio)
     if len(ratios) != 2 or (cfg.kind in ("resmlp", "gmlp") and ratios[0] != ratios[1]):
         expected = "one number" if cfg.kind in ("resmlp", "gmlp") else "one number or (across patches, across channels)"
@@ -256,7 +257,11 @@ def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
 
 
 class MlpMixer(ImageModel):
+    """MLP-Mixer, gMixer, ResMLP or gMLP for images of one size, img_size; features are tokens."""
+
     if TYPE_CHECKING:
+        config: MixerConfig
+        blocks: nn.Sequential
         stem: PatchEmbed
 
     def __init__(self, cfg: MixerConfig):
@@ -275,22 +280,23 @@ class MlpMixer(ImageModel):
             cfg.embed_dim,
             norm=new_norm(cfg) if cfg.stem_norm else None,
         )
-        # the ResMLP authors drop every block alike, Mixer's own code drops deeper blocks more
+        # ResMLP's authors use one rate for all blocks, Mixer's own code a rate that grows with depth
         constant = [cfg.drop_path_rate] * cfg.num_blocks
         rates = constant if cfg.kind == "resmlp" else linear_rates(cfg.drop_path_rate, cfg.num_blocks)
         self.blocks = nn.Sequential(*[BLOCKS[cfg.kind](cfg, self.stem.num_patches, rate) for rate in rates])
         self.norm = new_norm(cfg)
         self.head_drop = nn.Dropout(cfg.drop_rate)
-        self.head: nn.Module = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head = nn.Linear(cfg.embed_dim, cfg.num_classes) if cfg.num_classes else nn.Identity()
         self.feature_info = [
-            dict(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.num_blocks)
+            FeatureEntry(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}")
+            for i in range(cfg.num_blocks)
         ]
         self.default_out_indices = tuple(range(max(cfg.num_blocks - 3, 0), cfg.num_blocks))
         self._init_weights()
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Mixer's own initialisation: Xavier for the MLPs, LeCun for the stem, a head that starts at zero."""
+        """Initialise as Mixer's own code does: Xavier for the MLPs, LeCun for the stem, zero for the head."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -308,9 +314,20 @@ class MlpMixer(ImageModel):
             nn.init.zeros_(self.head.weight)
             nn.init.constant_(self.head.bias, -math.log(self.num_classes) if self.config.nlhb else 0.0)
 
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens."""
+        return self.stem(x)
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+    def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
+        """(B,N,D) -> a (B,D,rows,cols) map, or the tokens themselves."""
+        return tokens_to_map(x, self.stem.grid) if output_fmt == "NCHW" else x
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens after the last norm."""
-        x = self.stem(x)
+        x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
                 x = self.run_block(block, x)
@@ -323,77 +340,36 @@ class MlpMixer(ImageModel):
         x = self.head_drop(x.mean(dim=1) if self.global_pool != "" else x)
         return x if pre_logits else self.head(x)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As `ImageModel.forward_intermediates`; entry i is the output of block i, a (B,D,rows,cols) map or (B,N,D)."""
-        check_output_fmt(output_fmt, ("NCHW", "NLC"))
-        picked = pick_blocks(len(self.blocks), indices)
-        x = self.stem(x)
-        outputs = []
-        for i, block in enumerate(list(self.blocks)[: max(picked) + 1 if stop_early else None]):
-            x = self.run_block(block, x)
-            if i in picked:
-                outputs.append(self.norm(x) if norm else x)
-        if output_fmt == "NCHW":
-            outputs = [tokens_to_map(y_BND, self.stem.grid) for y_BND in outputs]
-        return outputs if intermediates_only else (self.norm(x), outputs)
+    def pools(self) -> tuple[str, ...]:
+        return POOLS
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        picked = pick_blocks(len(self.blocks), indices)
-        kept = max(picked) + 1
-        del self.blocks[kept:]
-        self.feature_info = self.feature_info[:kept]
-        if prune_norm:
-            self.norm = nn.Identity().train(self.training)
-        if prune_head:
-            self.reset_classifier(0, "")
-        return picked
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            self.global_pool = check_pool(global_pool, POOLS)
-        self.head = new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
-        self.num_classes = num_classes
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        # the last norm joins the last block: 99999 sorts after every block number
-        return dict(stem=r"^stem", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
+        # 99999, which is after every block number, puts the last norm into the last block
+        return LayerGroups(stem=r"^stem", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
     def no_weight_decay(self) -> set[str]:
-        """ResMLP's alpha and beta: one-dimensional for its authors, (1,1,D) only in the published files' layout.
+        """Return ResMLP's alpha and beta: one-dimensional for its authors, but (1,1,D) in the published files.
 
-        timm goes by the number of dimensions and decays them.
+        timm decides by the number of dimensions, and applies weight decay to them.
         """
         return {name for name, _ in self.named_parameters() if name.endswith((".alpha", ".beta"))}
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Resample the weights tied to patch positions from the grid of `source` (height, width) px to this model's.
+        """Resample the weights per patch position from the grid of `source` (height, width) px to this model's.
 
-        Axes indexed by position are read as images over the grid. A weight that sums over N positions is also scaled
-        by N_source / N_target: four times as many terms of a quarter each leave the sum over a smooth signal as it
-        was. The same size changes nothing. Raises UsageError for a size that the patches do not divide, WeightsError
-        `wrong_shape` for a state that is not of `source` size.
+        Axes over positions are resampled as images over the grid. A weight that sums over N positions is also scaled by
+        N_source / N_target: four times as many terms of a quarter each leave the sum over a smooth signal unchanged.
+        The same size changes nothing. Raises UsageError `bad_argument` for a size that the patches do not divide,
+        WeightsError `wrong_shape` for a state of another size than `source`.
         """
         old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.stem.grid
         if old == new:
             return dict(state)
-        share = (old[0] * old[1]) / (new[0] * new[1])
+        scale = (old[0] * old[1]) / (new[0] * new[1])
         resampled = dict(state)
         for name, weight in state.items():
             if name.endswith(SUMS_OVER_N):
-                weight = resample_tokens(weight, 1, old, new) * share
+                weight = resample_tokens(weight, 1, old, new) * scale
             if name.endswith(INDEXED_BY_N):
                 weight = resample_tokens(weight, 0, old, new)
             resampled[name] = weight

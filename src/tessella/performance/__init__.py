@@ -1,1 +1,5 @@
-"""Benchmarks and tuning."""
+"""Speed on this machine: `bench` compares engines, `tune` finds the fastest settings of a model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

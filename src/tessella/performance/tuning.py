@@ -1,42 +1,40 @@
-"""Which engine, precision, layout, number of streams and batch run a model fastest on this machine: by measuring."""
+"""Tuning: measures which engine, precision, layout, number of streams and batch size run a model fastest here."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..checks import checked
 from ..data.decode import Pixels
 from ..data.samples import sample_images
-from ..data.transforms import InputSpec, load_pixels
+from ..data.spec import InputSpec
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
-from ..engine.tuned import Tuned, keep_tuned
+from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
-from ..fingerprint import config_text
+from ..inputs import AnyImage
 from ..models.base import ImageModel
-from ..predictor import AnyImage, readable
+from ..pipeline import ImageReader
 
-SECONDS = 100.0  # of which a half is for making engines ready
+SECONDS = 100.0  # of which half is for preparing engines
 ROUNDS = 9
-MEASURED = 0.3  # of the seconds are for measuring at least
-LEAST = 0.2  # seconds of a round: shorter ones are all noise
-HOPELESS = (1.5, 1.25, 1.15)  # slower than the fastest by so much after 1, 2, 3 rounds: the time goes to the others
-WORTH = 1.03  # a winner must be so much faster than what runs without tuning
-BATCHES = (1, 4, 8)
+MEASURING_FRACTION = 0.3  # of the seconds, at least, is for measuring
+ROUND_SECONDS = 0.2  # shortest duration of a round: shorter ones are dominated by noise
+HOPELESS = (1.5, 1.25, 1.15)  # candidates slower than the fastest by this factor after 1, 2, 3 rounds are dropped
+WORTH = 1.03  # a winner must be faster by this factor than what runs without tuning
+BATCH_SIZES = (1, 4, 8)
 
 
 @dataclass
-class Row:
-    """One way to run the model in one mode, and how fast it was."""
+class TuningRow:
+    """A way to run the model in one mode, and how fast it was."""
 
     mode: str
     engine: str
@@ -44,58 +42,30 @@ class Row:
     layout: str
     streams: int
     batch_size: int
-    seconds: list[float] = field(default_factory=list)  # an image, of each round
+    seconds: list[float] = field(default_factory=list)  # per image, of each round
     note: str = ""  # why it was not measured
 
     @property
     def images_per_second(self) -> float:
-        """Of its better rounds, as what else the machine does only ever slows one down: the lower quartile of times."""
+        """Speed at the lower quartile of the times, because other load on the machine only ever slows rounds down."""
         return 1 / sorted(self.seconds)[(len(self.seconds) - 1) // 4] if self.seconds else 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        row = {key: value for key, value in dataclasses.asdict(self).items() if key != "seconds"}
+    def as_dict(self) -> dict[str, object]:
+        """Return the row for JSON, with the speeds (images per second) of the slowest and the fastest round."""
+        row: dict[str, object] = {key: value for key, value in dataclasses.asdict(self).items() if key != "seconds"}
         if self.seconds:
-            ends = (1 / max(self.seconds), 1 / min(self.seconds))
             row |= dict(images_per_second=round(self.images_per_second, 2), rounds=len(self.seconds))
-            row |= dict(slowest=round(ends[0], 2), fastest=round(ends[1], 2))
+            row |= dict(slowest=round(1 / max(self.seconds), 2), fastest=round(1 / min(self.seconds), 2))
         return row
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The outcome: every row measured, the winner of each mode, and the file that `load` will read."""
+    """The result: all rows, the winner of each mode, and the file that `load` will read."""
 
-    rows: list[Row]
+    rows: list[TuningRow]
     winners: dict[str, Tuned]
     path: Path
-
-
-@dataclass
-class Ready:
-    """An engine that is open for one row."""
-
-    row: Row
-    engine: Engine
-    images: Pixels
-
-    def warm_up(self) -> None:
-        """An image for every stream; more where that takes no time."""
-        until = time.perf_counter() + LEAST
-        while True:
-            for _ in self.engine.in_turn([self.images[:1]] * self.row.streams):
-                pass
-            if time.perf_counter() > until:
-                return
-
-    def measure(self) -> None:
-        """One round: the row's batches for every stream, at least LEAST seconds of them."""
-        batches = self.row.streams
-        if self.row.seconds:
-            batches *= max(1, round(LEAST / (min(self.row.seconds) * batches * self.row.batch_size)))
-        start = time.perf_counter()
-        for _ in self.engine.in_turn([self.images[: self.row.batch_size]] * batches):
-            pass
-        self.row.seconds.append((time.perf_counter() - start) / (batches * self.row.batch_size))
 
 
 @checked
@@ -106,80 +76,72 @@ def tune(
     engines: Sequence[str] | None = None,
     images: Sequence[AnyImage] | None = None,
     seconds: float = SECONDS,
-    judged: bool = True,
-    say: Callable[[str], None] = lambda text: None,
+    check_precision: bool = True,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Tuning:
-    """Measure the candidates by turns, keep the winner of each mode for this model, size and machine.
+    """Measure candidates in alternating rounds and save the winner of each mode for this model, size and machine.
 
-    precisions: None takes float32, and bfloat16 where the hardware has it; lossy ones must pass the gate on `images`
-    (see `tessella.load`). engines: None takes those that are installed and ready within a minute, which "compile" is
-    not. seconds: when to stop; a conversion that has begun is finished. judged: False measures lossy precisions without
-    asking the gate, for random weights; it is asked when trained ones are loaded. say: gets a line as work goes on.
-    Raises UsageError `bad_argument`.
+    precisions: None measures float32, and bfloat16 if the hardware supports it. Lossy precisions must pass the gate on
+        `images` (see `tessella.load`).
+    engines: None measures those that are installed and ready within a minute, which "compile" is not.
+    seconds: time limit; a conversion that has begun is completed.
+    check_precision: False measures lossy precisions without the gate, for models with random weights; the gate is
+        still applied when trained weights are loaded.
+    log: called with a line of text as the work proceeds.
+
+    Raises UsageError `bad_argument`, WeightsError `conversion_failed` if nothing can be measured, and `cache_failed`.
     """
+    started = time.perf_counter()
     model = copy.deepcopy(model).eval() if model.training else model
     spec = InputSpec.from_cfg(model.pretrained_cfg)
     plan = make_plan("cpu")
-    started = time.perf_counter()
     exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
-    wanted = list(_candidates(model, plan, engines, exact if precisions is None else precisions))
-    judges = None if images is None else readable(images, functools.partial(load_pixels, spec=spec))
-    pictures = sample_images(spec, max(BATCHES))
-    rows: list[Row] = []
-    ready: list[Ready] = []
-    for number, (engine, precision, layout) in enumerate(wanted, 1):
-        say(f"{number}/{len(wanted)} {' '.join(filter(None, (engine, precision, layout)))}")
-        for mode in MODES:
-            streams = 1 if mode == "latency" or engine == "compile" else plan.streams
-            row = Row(mode, engine, precision, layout, streams, 1 if mode == "latency" else DEFAULT_BATCH["cpu"])
-            rows.append(row)
-            if number > 1 and time.perf_counter() - started > seconds / 2:
-                row.note = "not measured: the time was up"
-                continue
-            if opened := _open(model, plan, spec, row, judges if judged else (), pictures):
-                ready = _worth_a_round([*ready, opened])
+    candidates = list(_candidates(model, engines, exact if precisions is None else precisions))
+    gate_images = None if images is None else ImageReader(spec).load_readable(images)
+    opener = _Opener(model, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
+    rows, ready = _open_all(opener, candidates, started + seconds / 2, log)
     now = time.perf_counter()
-    left = max(started + seconds - now, MEASURED * seconds)  # also where conversions took longer than planned
-    for mode, share in zip(MODES, (0.5, 0.75), strict=True):
-        _rounds([one for one in ready if one.row.mode == mode], now + share * left)
+    left = max(started + seconds - now, MEASURING_FRACTION * seconds)  # also if conversions took longer than planned
+    for mode, fraction in zip(MODES, (0.5, 0.75), strict=True):
+        _run_rounds([each for each in ready if each.row.mode == mode], now + fraction * left)
     best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
-    say(f"batches of {best.engine}")
-    variants = [_open(model, plan, spec, row, judges if judged else (), pictures) for row in _variants(best, plan)]
-    ready = [*(one for one in ready if one.row is best), *(one for one in variants if one)]
-    _rounds(ready, now + left)
-    rows += [one.row for one in ready if one.row is not best]
+    log(f"batch sizes of {best.engine}")
+    variants = [opener.open(row) for row in _variants(best, plan)]
+    ready = [*(each for each in ready if each.row is best), *(each for each in variants if each)]
+    _run_rounds(ready, now + left)
+    rows += [each.row for each in ready if each.row is not best]
+    return _save(model, spec, plan, rows)
+
+
+def _save(model: ImageModel, spec: InputSpec, plan: Plan, rows: list[TuningRow]) -> Tuning:
     date = time.strftime("%Y-%m-%d")
     winners = {mode: _winner([row for row in rows if row.mode == mode], date) for mode in MODES}
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
     try:
-        path = keep_tuned(model.arch, config_text(model.config), size, plan.threads, winners, table, date)
+        path = save_tuned(Workload.of(model, size, plan.threads), winners, table, date)
     except OSError as error:
         raise WeightsError(
             "cache_failed",
-            f"what was measured could not be kept: {error.strerror or error}",
+            f"the measurements could not be saved: {error.strerror or error}",
             hint="set TESSELLA_CACHE to a folder that you can write to",
         ) from error
     return Tuning(rows, winners, path)
 
 
-def _candidates(
-    model: ImageModel, plan: Plan, engines: Sequence[str] | None, precisions: Sequence[str]
-) -> Iterator[tuple[str, str, str]]:
-    """(engine, precision, layout), the most promising first: what it takes to try all may not be there."""
-    from ..engine.rewrite import layouts_of, usual_layout
+# --- candidates -------------------------------------------------------------------------------------------------------
 
-    for name in engines or ():
-        if name not in ENGINES or name == "eager":
-            raise UsageError(
-                "bad_argument", f"engine is {name!r}", hint=f"choose of {', '.join(n for n in ENGINES if n != 'eager')}"
-            )
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise UsageError("bad_argument", f"precision is {precision!r}", hint=f"choose of {', '.join(PRECISIONS)}")
-    usual = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
-    chosen = list(engines) if engines else usual
-    untuned = ("rewritten", "float32", "")  # what runs without tuning is measured, whatever was asked for
+
+def _candidates(
+    model: ImageModel, engines: Sequence[str] | None, precisions: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (engine, precision, layout), the most promising first, because the time may not suffice for all."""
+    from ..engine.rewrites import layouts_of, usual_layout
+
+    _check_names(engines or (), precisions)
+    installed = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
+    chosen = list(engines) if engines else installed
+    untuned = ("rewritten", "float32", "")  # what runs without tuning is always measured
     yield untuned
     for layout in ("", *layouts_of(model)):
         for precision in sorted(precisions, key=PRECISIONS.index, reverse=True):
@@ -189,75 +151,149 @@ def _candidates(
                 if layout == usual_layout(model, name) or layout == "norms_apart":
                     continue
                 if layout.startswith("channels") and name != "rewritten":
-                    continue  # other runtimes lay maps out by themselves
+                    continue  # the other runtimes choose the memory layout themselves
                 yield name, precision, layout
 
 
-def _open(
-    model: ImageModel, plan: Plan, spec: InputSpec, row: Row, images: Pixels | tuple[()] | None, pictures: Pixels
-) -> Ready | None:
-    """The engine of the row, warm and measured once; None, with a note in the row, where it cannot be used."""
-    try:
-        this = make_plan("cpu", row.precision, row.engine, row.batch_size)
-        this = dataclasses.replace(this, threads=plan.threads, layout=row.layout, streams=row.streams)
-        size = (spec.height, spec.width)
-        if isinstance(images, tuple):
-            ranges = sample_images(spec, CALIBRATION) if row.precision == "int8" else None
-            engine = open_engine(model, this, size, spec, ranges)
-        else:
-            engine = open_gated(model, this, size, spec, images)
-        if engine.plan.precision != row.precision:
-            row.note = next(choice.reason for choice in engine.plan.choices if choice.what == "precision")
-            return None
-        ready = Ready(row, engine, pictures)
-        ready.warm_up()
-        ready.measure()
-    except Exception as error:  # whatever one runtime raises, the others are measured
-        row.note = error.message if isinstance(error, TessellaError) else f"{type(error).__name__}: {error}"[:200]
-        row.seconds.clear()
-        return None
-    return ready
+def _check_names(engines: Sequence[str], precisions: Sequence[str]) -> None:
+    known = [name for name in ENGINES if name != "eager"]
+    for name in engines:
+        if name not in known:
+            raise UsageError("bad_argument", f"engine is {name!r}", hint=f"choose from {', '.join(known)}")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UsageError("bad_argument", f"precision is {precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
 
 
-def _worth_a_round(ready: list[Ready]) -> list[Ready]:
-    """Without those that have no hope, to free their memory; the first of a mode is what all are compared with."""
-    kept: list[Ready] = []
-    for one in ready:
-        same = [other for other in ready if other.row.mode == one.row.mode]
-        if one is same[0] or not _hopeless(one, same):
-            kept.append(one)
-    return kept
-
-
-def _hopeless(one: Ready, others: list[Ready]) -> bool:
-    allowed = HOPELESS[min(len(one.row.seconds), len(HOPELESS)) - 1]
-    return min(one.row.seconds) > allowed * min(min(other.row.seconds) for other in others)
-
-
-def _rounds(ready: list[Ready], until: float) -> None:
-    """Turn by turn, so that what else the machine does meets all; the first, which all are compared with, has three."""
-    for _ in range(ROUNDS - 1):
-        for one in ready:
-            if _hopeless(one, ready) and not (one is ready[0] and len(one.row.seconds) < len(HOPELESS)):
-                continue
-            if time.perf_counter() > until and len(one.row.seconds) >= 2:
-                return
-            one.measure()
-
-
-def _variants(best: Row, plan: Plan) -> list[Row]:
-    """Other batches and streams of the fastest way."""
+def _variants(best: TuningRow, plan: Plan) -> list[TuningRow]:
+    """Return other batch sizes and numbers of streams for the fastest candidate."""
     streams = {1} if best.engine == "compile" else {1, best.streams, max(1, plan.threads // 2), plan.threads}
-    fresh = dataclasses.replace
     return [
-        fresh(best, streams=count, batch_size=size, seconds=[], note="")
+        dataclasses.replace(best, streams=count, batch_size=size, seconds=[], note="")
         for count in sorted(streams)
-        for size in BATCHES
-        if (count, size) != (best.streams, best.batch_size) and (count > 1 or size == max(BATCHES))
+        for size in BATCH_SIZES
+        if (count, size) != (best.streams, best.batch_size) and (count > 1 or size == max(BATCH_SIZES))
     ]
 
 
-def _winner(rows: list[Row], date: str) -> Tuned:
+# --- opening and measuring --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ready:
+    """An engine that is open for one row; images: (N,H,W,3) uint8, at least the row's batch size."""
+
+    row: TuningRow
+    engine: Engine
+    images: Pixels
+
+    def warm_up(self) -> None:
+        """Run an image on every stream, for at least ROUND_SECONDS."""
+        until = time.perf_counter() + ROUND_SECONDS
+        while True:
+            for _ in self.engine.imap([self.images[:1]] * self.row.streams):
+                pass
+            if time.perf_counter() > until:
+                return
+
+    def measure(self) -> None:
+        """Run one round: the same number of batches on every stream, for at least ROUND_SECONDS."""
+        batches = self.row.streams
+        if self.row.seconds:
+            batches *= max(1, round(ROUND_SECONDS / (min(self.row.seconds) * batches * self.row.batch_size)))
+        start = time.perf_counter()
+        for _ in self.engine.imap([self.images[: self.row.batch_size]] * batches):
+            pass
+        self.row.seconds.append((time.perf_counter() - start) / (batches * self.row.batch_size))
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens engines for one model. gate_images: for the gate, None uses the photographs of this package."""
+
+    model: ImageModel
+    plan: Plan
+    spec: InputSpec
+    gate_images: Pixels | None
+    check_precision: bool
+    images: Pixels  # to measure with
+
+    def open(self, row: TuningRow) -> Ready | None:
+        """Open the engine of the row, warm it up and measure it once; None, with a note in the row, if that fails."""
+        try:
+            engine = self._engine(row)
+            if engine.plan.precision != row.precision:
+                row.note = engine.plan.choice("precision").reason
+                return None
+            ready = Ready(row, engine, self.images)
+            ready.warm_up()
+            ready.measure()
+        except Exception as error:  # whatever one runtime raises, the others are measured
+            row.note = error.message if isinstance(error, TessellaError) else f"{type(error).__name__}: {error}"[:200]
+            row.seconds.clear()
+            return None
+        return ready
+
+    def _engine(self, row: TuningRow) -> Engine:
+        plan = make_plan("cpu", row.precision, row.engine, row.batch_size)
+        plan = dataclasses.replace(plan, threads=self.plan.threads, layout=row.layout, streams=row.streams)
+        size = (self.spec.height, self.spec.width)
+        if self.check_precision:
+            return open_gated(self.model, plan, size, self.spec, self.gate_images)
+        ranges = sample_images(self.spec, CALIBRATION) if row.precision == "int8" else None
+        return open_engine(self.model, plan, size, self.spec, ranges)
+
+
+def _open_all(
+    opener: _Opener, candidates: Sequence[tuple[str, str, str]], deadline: float, log: Callable[[str], None]
+) -> tuple[list[TuningRow], list[Ready]]:
+    """Open the candidates in each mode until the deadline; the first is always opened."""
+    rows: list[TuningRow] = []
+    ready: list[Ready] = []
+    for number, (engine, precision, layout) in enumerate(candidates, 1):
+        log(f"{number}/{len(candidates)} {' '.join(filter(None, (engine, precision, layout)))}")
+        for mode in MODES:
+            streams = 1 if mode == "latency" or engine == "compile" else opener.plan.streams
+            batch_size = 1 if mode == "latency" else DEFAULT_BATCH["cpu"]
+            row = TuningRow(mode, engine, precision, layout, streams, batch_size)
+            rows.append(row)
+            if number > 1 and time.perf_counter() > deadline:
+                row.note = "not measured: the time limit was reached"
+                continue
+            if opened := opener.open(row):
+                ready = _drop_hopeless([*ready, opened])
+    return rows, ready
+
+
+def _drop_hopeless(ready: list[Ready]) -> list[Ready]:
+    """Drop candidates that are far too slow, to free their memory; the first of a mode is the baseline and is kept."""
+    kept: list[Ready] = []
+    for candidate in ready:
+        same_mode = [other for other in ready if other.row.mode == candidate.row.mode]
+        if candidate is same_mode[0] or not _is_hopeless(candidate, same_mode):
+            kept.append(candidate)
+    return kept
+
+
+def _is_hopeless(candidate: Ready, others: list[Ready]) -> bool:
+    allowed = HOPELESS[min(len(candidate.row.seconds), len(HOPELESS)) - 1]
+    return min(candidate.row.seconds) > allowed * min(min(other.row.seconds) for other in others)
+
+
+def _run_rounds(ready: list[Ready], until: float) -> None:
+    """Measure in alternating rounds, so that other load affects all candidates; the baseline gets at least three."""
+    for _ in range(ROUNDS - 1):
+        for candidate in ready:
+            rounds = len(candidate.row.seconds)
+            if _is_hopeless(candidate, ready) and not (candidate is ready[0] and rounds < len(HOPELESS)):
+                continue
+            if time.perf_counter() > until and rounds >= 2:
+                return
+            candidate.measure()
+
+
+def _winner(rows: list[TuningRow], date: str) -> Tuned:
+    """Return the fastest of the rows of one mode; the first is the baseline, which wins unless another is faster."""
     if not rows[0].seconds:
         raise WeightsError("conversion_failed", f"not even {rows[0].engine} could be measured: {rows[0].note}")
     usual, *others = (row for row in rows if row.seconds)
@@ -265,7 +301,7 @@ def _winner(rows: list[Row], date: str) -> Tuned:
     gain = best.images_per_second / usual.images_per_second
     if gain < WORTH:
         best = usual
-    per = f"{best.images_per_second:.3g} images/s"
-    against = "" if best is usual else f", {gain:.2f} times that of {usual.engine} {usual.precision}"
-    reason = f"tuned on {date}: {per}{against}; {len(best.seconds)} rounds by turns"
+    speed = f"{best.images_per_second:.3g} images/s"
+    compared = "" if best is usual else f", {gain:.2f} times that of {usual.engine} {usual.precision}"
+    reason = f"tuned on {date}: {speed}{compared}; {len(best.seconds)} alternating rounds"
     return Tuned(best.engine, best.precision, best.layout, best.streams, best.batch_size, reason)

@@ -1,4 +1,4 @@
-"""A page of small pictures with a few words to each, as .png or as one .html file with nothing outside it."""
+"""Contact sheets: thumbnails with captions, as a .png or a self-contained .html file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ figcaption {{ overflow-wrap: anywhere; font-size: 12px }}
 
 @dataclass(frozen=True)
 class Panel:
-    """group: the title of what it belongs to, the same for neighbours that belong together; "" for none."""
+    """A picture with its caption.
+
+    group: title of the group to which it belongs; adjacent panels with the same title are one group. "" for none.
+    """
 
     image: Source | ImageSource
     lines: tuple[str, ...]
@@ -50,10 +53,10 @@ class Panel:
 
 
 def write_sheet(path: str | Path, panels: Sequence[Panel], title: str, columns: int = 5) -> None:
-    """Draw the panels in order, `columns` in a row; an image that cannot be read has its error in its place.
+    """Draw the panels in order, `columns` per row; an image that cannot be read is replaced by its error code.
 
-    Panels of one group are in one box, or start a new row in a .png. A sheet that cannot be drawn costs a warning, and
-    nothing is written. Raises UsageError: bad_argument for another suffix; OutputError `output_failed`.
+    The panels of a group share a box in .html, and start a new row in .png. If the sheet cannot be drawn, a warning is
+    logged and nothing is written. Raises UsageError `bad_argument` for any other suffix; OutputError `output_failed`.
     """
     path = check_output(path, SUFFIXES)
     if data := draw_or_warn(str(path), lambda: _draw(path, panels, title, columns)):
@@ -61,7 +64,8 @@ def write_sheet(path: str | Path, panels: Sequence[Panel], title: str, columns: 
 
 
 def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> bytes:
-    groups = [(group, [_picture(panel) for panel in some]) for group, some in groupby(panels, lambda one: one.group)]
+    grouped = groupby(panels, lambda panel: panel.group)
+    groups = [(group, [_picture(panel) for panel in members]) for group, members in grouped]
     if path.suffix.lower() == ".png":
         texts: list[tuple[Pixels, str]] = []
         for group, shown in groups:
@@ -79,7 +83,7 @@ def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> byte
         ]
         figures += ["</section>"] if group else []
     page = _PAGE.format(title=escape(title), width=181 * columns, figures="\n".join(figures))
-    return page.encode("utf-8", "backslashreplace")  # a file's name may be no text
+    return page.encode("utf-8", "backslashreplace")  # a file name may not be valid text
 
 
 def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
@@ -91,7 +95,7 @@ def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
 
 
 def _png(pixels: Pixels) -> bytes:
-    """(H,W,3) uint8 as a PNG file: so little of the format that a page needs no drawing library."""
+    """Encode pixels (H,W,3) uint8 as a PNG file, so that an .html sheet needs no drawing library."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))  # 0: no filter
     chunks = {

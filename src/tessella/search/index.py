@@ -1,15 +1,14 @@
-"""The index of a run: a LanceDB table made of its Parquet shards, in which the nearest rows are found.
+"""The index of a run: a LanceDB table built from its Parquet shards, in which the nearest rows are found.
 
-    RUN/index/rows.lance   a row for each input that has an embedding: it as float16, and which shard it is from
-    RUN/index/index.json   the seal: which version of the table is whole, its shards, the hash of every file
+    RUN/index/rows.lance   a row per input that has an embedding: the embedding as float16, and the shard it comes from
+    RUN/index/index.json   the seal: the complete version of the table, its shards, and the hash of every file
 
-The shards are the truth, and RUN/index can be deleted at any time. A shard is known by its place and its hash: an
-update adds those that are new and removes the rows of those that are gone. The seal is written last. What a killed
-builder began is undone by going back to the version of the seal; where that is not whole either, the table is made
-anew.
+The shards are the source of truth, and RUN/index can be deleted at any time. A shard is identified by its position and
+its hash: an update adds new shards and removes the rows of shards that are gone. The seal is written last. If a builder
+was killed, the next one goes back to the version of the seal; if that is damaged too, the table is rebuilt.
 
-LanceDB runs threads that a fork does not copy: a process that has opened an index must start others by spawn or
-forkserver.
+LanceDB runs threads, which a fork does not copy: a process that has opened an index must start other processes by spawn
+or forkserver.
 """
 
 from __future__ import annotations
@@ -31,40 +30,43 @@ from ..bulk.ledger import Shard
 from ..bulk.run_folder import INDEX, INDEX_SEAL, INDEX_SEAL_KEY, finished_shards, read_run, read_shard
 from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
-from ..extras import require
-from ..records import need_pyarrow
+from ..extras import need_pyarrow, require
 from ..storage import damaged_files, file_hash, folder_lock, read_sealed, sealed_bytes, sync_folder, write_atomic
-from .nearest import APPROXIMATE_FROM, Plan, choose_plan, vectors_of
+from .nearest import APPROXIMATE_FROM, ArrowTable, LanceTable, SearchPlan, choose_plan, vectors_of
 
-FORMAT = 1  # of table and seal: an index of another one is made anew
+FORMAT = 1  # of table and seal: an index of another format is rebuilt
 HOME, TABLE, SEAL, SEAL_KEY = INDEX, "rows", INDEX_SEAL, INDEX_SEAL_KEY
-HINT = "latest_version_hint.json"  # the one file that LanceDB changes in place; it does without
+HINT = "latest_version_hint.json"  # the only file that LanceDB changes in place; it is optional
 COLUMNS = ("key", "row", "source", "sha256", "bytes", "width", "height", "label", "probability")
-STEP_ROWS = 65_536  # added at once
-_PANICS = ("PanicException", "RustPanic")  # of PyO3 and its futures: no Exception, and no module has their names
+STEP_ROWS = 65_536  # added per step
+_PANICS = ("PanicException", "RustPanic")  # of PyO3: not subclasses of Exception, and exported by no module
 
 
 @dataclass(frozen=True)
 class Seal:
-    """A state of the table that is whole. shards: rows by name; files: [bytes, hash] by name."""
+    """A complete state of the table. shards: number of rows by name. files: [bytes, SHA-256] by name."""
 
     version: int
     rows: int
-    plan: Plan
+    plan: SearchPlan
     shards: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, list[Any]] = field(default_factory=dict)
     format: int = FORMAT
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `build_index` did. rows: in the index; rebuilt: why one that was there was thrown away; bytes: on disk."""
+class IndexReport:
+    """What `build_index` did.
+
+    rows: in the index. added, removed: rows. rebuilt: why an existing index was discarded, or "". plan: how the rows
+    are searched. seconds: time it took. bytes: size on disk.
+    """
 
     rows: int
     added: int
     removed: int
     rebuilt: str
-    plan: Plan
+    plan: SearchPlan
     seconds: float
     bytes: int
 
@@ -74,52 +76,62 @@ class Report:
 
 @checked
 def build_index(
-    out: str | Path, *, approximate_from: int = APPROXIMATE_FROM, say: Callable[[str], None] = lambda text: None
-) -> Report:
-    """Make RUN/index, or bring it to what the run's shards are.
+    out: str | Path, *, approximate_from: int = APPROXIMATE_FROM, log: Callable[[str], None] = lambda text: None
+) -> IndexReport:
+    """Build RUN/index for the run in the folder `out`, or update it to the shards of the run.
 
-    From `approximate_from` rows on an approximate index is trained and its recall measured; where that is under 0.99,
-    searches go on to compare all rows. A damaged index is made anew. say: is told what happens.
-    Raises UsageError: not_found without a run, busy, damaged_run for a shard, output_failed, missing_dependency.
+    From `approximate_from` rows on, an approximate index is trained and its recall measured; if that is under 0.99,
+    searches still compare all rows. A damaged index is rebuilt. log: receives progress messages.
+    Raises UsageError: `not_found` without a run, `busy`, `damaged_run` for a damaged shard, `missing_dependency`;
+    OutputError `output_failed`.
     """
     out = as_path("the run", out)
     check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
     _lancedb()
-    pa, _ = need_pyarrow()
     began = time.monotonic()
-    hint = "make room, look at the folder's permissions, and run the same command again"
+    hint = "free some space, check the permissions of the folder, and run the same command again"
     with lance_errors("output_failed", f"{home} could not be written", hint), folder_lock(home):
         shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}": shard for shard in finished_shards(out)}
         table, seal, rebuilt = _reopen(home, facts)
         if rebuilt:
-            say(f"the index is made anew: {rebuilt}")
-        there = {name: rows for name, rows in seal.shards.items() if name in shards}
-        removed = seal.rows - sum(there.values())
-        if gone := seal.shards.keys() - there.keys():
-            listed = ", ".join(f"'{name}'" for name in gone)
-            table.delete(f"shard IN ({listed})")
-        missing = [name for name in shards if name not in there]
-        step = max(STEP_ROWS // facts["shard_rows"], 1)
-        for at in range(0, len(missing), step):
-            part = missing[at : at + step]
-            rows = [_rows(out, name, shards[name], facts) for name in part]
-            table.add(pa.concat_tables(rows))
-            there |= {name: len(some) for name, some in zip(part, rows, strict=True)}
-            say(f"{len(there):,} of {len(shards):,} shards are in the index")
+            log(f"the index is rebuilt: {rebuilt}")
+        indexed = {name: rows for name, rows in seal.shards.items() if name in shards}
+        removed = seal.rows - sum(indexed.values())
+        if gone := seal.shards.keys() - indexed.keys():
+            names = ", ".join(f"'{name}'" for name in gone)
+            table.delete(f"shard IN ({names})")
+        missing = {name: shard for name, shard in shards.items() if name not in indexed}
+        for added in _add_shards(table, out, missing, facts):
+            indexed |= added
+            log(f"{len(indexed):,} of {len(shards):,} shards are in the index")
         if gone or missing or not seal.files:
-            plan = choose_plan(table, home, seal.plan, approximate_from, say)
+            plan = choose_plan(table, home, seal.plan, approximate_from, log)
             # from here to the seal a kill costs the index; nobody else writes, and readers open what is sealed
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-            seal = Seal(table.version, table.count_rows(), plan, there, _durable(home, seal.files))
+            seal = Seal(table.version, table.count_rows(), plan, indexed, _durable(home, seal.files))
             _write_seal(home, seal)
-        assert seal.rows == sum(there.values())
-    added, size = sum(there[name] for name in missing), sum(size for size, _ in seal.files.values())
-    return Report(seal.rows, added, removed, rebuilt, seal.plan, time.monotonic() - began, size)
+        assert seal.rows == sum(indexed.values())
+    rows_added, size = sum(indexed[name] for name in missing), sum(size for size, _ in seal.files.values())
+    return IndexReport(seal.rows, rows_added, removed, rebuilt, seal.plan, time.monotonic() - began, size)
 
 
-def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> Any:
-    """What the table holds of a shard: its rows that are ok and whose vectors are finite numbers."""
+def _add_shards(
+    table: LanceTable, out: Path, shards: Mapping[str, Shard], facts: Mapping[str, Any]
+) -> Iterator[dict[str, int]]:
+    """Add the rows of the shards to the table, several shards at a time; yield the number of rows of each."""
+    pa, _ = need_pyarrow()
+    names = list(shards)
+    step = max(STEP_ROWS // facts["shard_rows"], 1)
+    for start in range(0, len(names), step):
+        part = names[start : start + step]
+        rows = [_rows(out, name, shards[name], facts) for name in part]
+        table.add(pa.concat_tables(rows))
+        yield {name: len(added) for name, added in zip(part, rows, strict=True)}
+
+
+def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> ArrowTable:
+    """Return what the table stores of a shard: the rows that are ok and whose vectors are finite."""
     pa, _ = need_pyarrow()
     import pyarrow.compute as pc
 
@@ -127,7 +139,7 @@ def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> Any:
     table = table.append_column("row", pa.array(shard.id * facts["shard_rows"] + np.arange(shard.rows)))
     table = table.filter(pc.equal(table["status"], "ok"))
     vectors_ND = vectors_of(table["embedding"], facts["width"]).astype(np.float16)
-    finite_N = np.isfinite(vectors_ND).all(1)  # a model may give NaN for an image, which is nobody's neighbour
+    finite_N = np.isfinite(vectors_ND).all(1)  # a model may return NaN for an image, which is similar to nothing
     table = table.filter(pa.array(finite_N))
     columns = {column: table[column] for column in COLUMNS if column in table.column_names}
     for column in ("label", "probability"):
@@ -140,34 +152,45 @@ def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> Any:
 
 def _schema(facts: Mapping[str, Any]) -> Any:
     pa, _ = need_pyarrow()
-    text, long, short = pa.string(), pa.int64(), pa.int32()
-    types = dict(key=text, row=long, source=text, sha256=text, bytes=long, width=short, height=short, label=text,
-                 probability=pa.float32(), shard=text, vector=pa.list_(pa.float16(), facts["width"]))  # fmt: skip
-    told = {name: facts[name] for name in ("fingerprint", "model", "transform", "policy", "precision")}
-    return pa.schema(list(types.items()), metadata={"tessella": json.dumps(told)})
+    text, int64, int32 = pa.string(), pa.int64(), pa.int32()
+    types = dict(
+        key=text,
+        row=int64,
+        source=text,
+        sha256=text,
+        bytes=int64,
+        width=int32,
+        height=int32,
+        label=text,
+        probability=pa.float32(),
+        shard=text,
+        vector=pa.list_(pa.float16(), facts["width"]),
+    )
+    identity = {name: facts[name] for name in ("fingerprint", "model", "transform", "policy", "precision")}
+    return pa.schema(list(types.items()), metadata={"tessella": json.dumps(identity)})
 
 
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal]:
-    """The table of an index in its newest version, which may be after that of the seal, and the seal.
+def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal]:
+    """Return the table of an index in its newest version, which may be later than that of the seal, and the seal.
 
-    Every sealed file is compared with its hash (about a second per GB), since LanceDB does not detect damage.
-    Raises UsageError `damaged_run` where a file is not whole or is of another fingerprint than the run.
+    Every sealed file is compared with its hash (about a second per GB), because LanceDB does not detect damage.
+    Raises UsageError `damaged_run` if a file is damaged or the index has another fingerprint than the run.
     """
     seal = open_seal(home)
     lancedb = _lancedb()
-    with lance_errors("damaged_run", f"{home} cannot be used", _anew(home)):
+    with lance_errors("damaged_run", f"{home} cannot be used", _rebuild_hint(home)):
         table = lancedb.connect(home).open_table(TABLE)
         made = json.loads(table.schema.metadata[b"tessella"])["fingerprint"]
     if made != facts["fingerprint"]:
-        raise _damaged(home, f"it is of fingerprint {made}, the run of {facts['fingerprint']}")
+        raise _damaged(home, f"its fingerprint is {made}, that of the run is {facts['fingerprint']}")
     return table, seal
 
 
 def open_seal(home: Path) -> Seal:
-    """The seal of an index whose files are all as they were written; UsageError `damaged_run` for any other."""
+    """Return the seal of an index after comparing all files with it. Raises UsageError `damaged_run`."""
     seal = _read_seal(home)
     if seal is None:
         raise _damaged(home, "it was never finished, or its seal is damaged")
@@ -176,8 +199,8 @@ def open_seal(home: Path) -> Seal:
     return seal
 
 
-def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> Any:
-    """The rows of an index as an Arrow table, read from the run's shards; None unless all are intact.
+def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> ArrowTable | None:
+    """Return the rows of an index as an Arrow table, read from the shards of the run; None if a shard is damaged.
 
     For few rows this is faster than importing LanceDB.
     """
@@ -187,7 +210,7 @@ def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> Any:
         if seal.shards.keys() - shards.keys():
             return None
         tables = [_rows(out, name, shards[name], facts) for name in seal.shards]
-    except UsageError:  # it does not concern the index, which has all that a search needs
+    except UsageError:  # the index does not depend on the shards, so it can still be searched
         return None
     table = pa.concat_tables([_schema(facts).empty_table(), *tables])
     return table.append_column("_rowid", pa.array(np.arange(len(table)))) if len(table) == seal.rows else None
@@ -206,13 +229,13 @@ def check_index(out: str | Path) -> list[str]:
     return [SEAL] if seal is None else list(damaged_files(home, seal.files))
 
 
-def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal, str]:
-    """The table as the seal has it, or an empty one and why what was there is thrown away."""
+def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal, str]:
+    """Return the table in the version of the seal, or an empty one and why the existing one is discarded."""
     why = ""
     if (home / SEAL).exists() or (home / f"{TABLE}.lance").exists():
         try:
             table, seal = open_table(home, facts)
-            if table.version != seal.version:  # of a builder that was killed
+            if table.version != seal.version:  # left by a builder that was killed
                 table.restore(seal.version)
             return table, seal, ""
         except UsageError as error:
@@ -222,7 +245,7 @@ def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[Any, Seal, str]:
     (home / SEAL).unlink(missing_ok=True)
     shutil.rmtree(home / f"{TABLE}.lance", ignore_errors=True)
     table = _lancedb().connect(home).create_table(TABLE, schema=_schema(facts))
-    return table, Seal(table.version, 0, Plan()), why
+    return table, Seal(table.version, 0, SearchPlan()), why
 
 
 def _read_seal(home: Path) -> Seal | None:
@@ -231,7 +254,7 @@ def _read_seal(home: Path) -> Seal | None:
     try:
         if values is None or values["format"] != FORMAT:
             return None
-        return Seal(**values | dict(plan=Plan(**values["plan"])))
+        return Seal(**values | dict(plan=SearchPlan(**values["plan"])))
     except (KeyError, TypeError):
         return None
 
@@ -262,7 +285,7 @@ def _durable(home: Path, known: Mapping[str, list[Any]]) -> dict[str, list[Any]]
 
 @contextmanager
 def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -> Iterator[None]:
-    """Failures of the disk, and all that LanceDB raises, as an OutputError `output_failed` or a UsageError `code`."""
+    """Translate disk errors and all exceptions of LanceDB to OutputError `output_failed` or UsageError `code`."""
     kind = OutputError if code == "output_failed" else UsageError
     try:
         yield
@@ -281,11 +304,11 @@ def no_index(out: Path) -> UsageError:
 
 
 def _damaged(home: Path, what: str) -> UsageError:
-    return UsageError("damaged_run", f"{home} cannot be used: {what}", hint=_anew(home))
+    return UsageError("damaged_run", f"{home} cannot be used: {what}", hint=_rebuild_hint(home))
 
 
-def _anew(home: Path) -> str:
-    return f"nothing is lost, make it anew: tessella index {home.parent}"
+def _rebuild_hint(home: Path) -> str:
+    return f"nothing is lost, rebuild it: tessella index {home.parent}"
 
 
 def _lancedb() -> Any:

@@ -1,4 +1,4 @@
-"""The nearest rows of a LanceDB table: by comparing all, or through an approximate index whose recall was measured.
+"""The nearest rows of a LanceDB table: exactly, or with an approximate index whose recall was measured.
 
 Letters for shapes: N rows, Q queries, D width of the embedding, K neighbours.
 """
@@ -16,54 +16,63 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..predictor import unit_length
+from ..results import l2_normalize
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
+ArrowTable: TypeAlias = Any  # pyarrow and LanceDB have no type annotations
+ArrowColumn: TypeAlias = Any
+LanceTable: TypeAlias = Any
 
-SCAN_ROWS = 16_384  # in memory while all are compared
+SCAN_ROWS = 16_384  # rows in memory during an exact search
 APPROXIMATE_FROM = 50_000  # rows; fewer are compared in less than a tenth of a second
-PARTITION_ROWS = 4_096  # of an approximate index
-BITS = 6  # of a component in it
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until enough is found
-RECALL, RECALL_AT, ASKED = 0.99, 10, 256  # what must be found: of the nearest ten, of so many rows of the table
+PARTITION_ROWS = 4_096  # rows per partition of an approximate index
+BITS = 6  # per component in an approximate index
+PROBED_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until the recall is reached
+RECALL, RECALL_AT = 0.99, 10  # an approximate index must find this fraction of the nearest rows
+RECALL_QUERIES = 256  # rows of the table with which the recall is measured
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the nearest rows are found: by comparing all, or through an approximate index whose recall was measured."""
+class SearchPlan:
+    """How the nearest rows are found: by comparing all rows, or with an approximate index.
+
+    why: the reason. partitions: of the approximate index. probes: partitions per search; 0 compares all rows.
+    recall: measured. trained: rows when the partitions were computed.
+    """
 
     why: str = ""
-    partitions: int = 0  # of the approximate index
-    probes: int = 0  # of these that are looked into; 0: all rows are compared
+    partitions: int = 0
+    probes: int = 0
     recall: float = 1.0
-    trained: int = 0  # rows when the partitions were made
+    trained: int = 0
 
     def __str__(self) -> str:
         if not self.probes:
             return f"searches are exact, all rows are compared: {self.why}"
         return (
-            f"searches are approximate: {self.why}; recall@{RECALL_AT} {self.recall:.4f} against the exact answers for "
-            f"{ASKED} of them, looking into {self.probes} of {self.partitions} partitions"
+            f"searches are approximate: {self.why}; recall@{RECALL_AT} {self.recall:.4f}, measured with "
+            f"{RECALL_QUERIES} rows, probing {self.probes} of {self.partitions} partitions"
         )
 
 
 def exact(
-    table: Any, queries_QD: Floats, k: int, where: str = "", label: str | None = None
-) -> tuple[Floats, Ints]:  # fmt: skip
-    """(Q,K) cosines, best first, and ids of the rows: all rows that fit `where` are compared, in float32.
+    table: LanceTable, queries_QD: Floats, k: int, where: str = "", label: str | None = None
+) -> tuple[Floats, Ints]:
+    """Compare the queries (Q,D) with all rows that match, in float32; return cosines and row ids, best first.
 
-    label: of the rows, beside `where`, which is SQL of the user and is never made part of other SQL. K is less than k
-    if there are fewer rows. LanceDB's own scan rounds the query to float16 and does one at a time.
+    Both are (Q,K); K is less than k if fewer rows match. where: SQL. label: the predicted class of the rows, compared
+    here, so that it is never part of the user's SQL. (LanceDB's own scan rounds the query to float16 and takes one
+    query at a time.)
     """
     scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
     return nearest_of((scan.where(where) if where else scan).to_batches(SCAN_ROWS), queries_QD, k, label)
 
 
 def nearest_of(
-    batches: Iterable[Any], queries_QD: Floats, k: int, label: str | None = None
-) -> tuple[Floats, Ints]:  # fmt: skip
-    """`exact` of Arrow batches with the columns vector, _rowid and, where one is asked for, label."""
+    batches: Iterable[ArrowTable], queries_QD: Floats, k: int, label: str | None = None
+) -> tuple[Floats, Ints]:
+    """Do what `exact` does for Arrow batches with the columns vector, _rowid and, if a label is given, label."""
     import pyarrow.compute as pc
 
     scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
@@ -81,15 +90,15 @@ def nearest_of(
 
 
 class Approximate:
-    """One version of a table, open for searches through its approximate index; threads may share it.
+    """One version of a table, open for searches with its approximate index. Threads may share it.
 
-    A search by LanceDB's calls that wait crosses five times to the thread that does the work, by its coroutines once.
+    LanceDB's blocking calls switch threads five times per search, its coroutines once.
     """
 
     def __init__(self, home: Path, name: str, version: int):
         import lancedb
 
-        async def opened() -> Any:
+        async def opened() -> LanceTable:
             table = await (await lancedb.connect_async(home)).open_table(name)
             await table.checkout(version)
             return table
@@ -97,13 +106,14 @@ class Approximate:
         self._table = _wait_for(opened())
 
     def search(self, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
-        """(K,) cosines, best first, and ids of rows, from so many partitions.
+        """Return the cosines (K,), best first, and the ids of the rows in `probes` partitions nearest to query (D,).
 
-        The index ranks by rounded vectors; of half as many more, at least five, the best are picked by the stored ones.
+        The index ranks by quantized vectors, so 1.5 k candidates, at least k + 5, are ranked again by the stored
+        vectors.
         """
         candidates = k + max(k // 2, 5)
 
-        async def near() -> Any:
+        async def near() -> ArrowTable:
             query = self._table.query().nearest_to(query_D).column("vector").distance_type("cosine").nprobes(probes)
             return await query.limit(candidates).select(["vector", "_distance"]).with_row_id().to_arrow()
 
@@ -113,7 +123,7 @@ class Approximate:
         return cosines_N[order], found["_rowid"].to_numpy().astype(np.int64)[order]
 
 
-def _wait_for(work: Coroutine[Any, Any, Any]) -> Any:
+def _wait_for(work: Coroutine[None, None, ArrowTable]) -> ArrowTable:
     return asyncio.run_coroutine_threadsafe(work, _loop()).result()
 
 
@@ -124,51 +134,57 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _cosines(queries_QD: Floats, column: Any) -> Floats:
-    """(Q,D) of unit length, an Arrow array of N float16 vectors -> (Q,N)."""
+def _cosines(queries_QD: Floats, column: ArrowColumn) -> Floats:
+    """Return the cosines (Q,N) of queries (Q,D) of unit length and an Arrow array of N float16 vectors."""
     rows_ND = column.flatten().to_numpy().reshape(len(column), queries_QD.shape[1]).astype(np.float32)
     norms_N = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND))
     cosines_QN: Floats = queries_QD @ rows_ND.T / np.maximum(norms_N, np.float32(1e-12))
     return cosines_QN
 
 
-def choose_plan(table: Any, home: Path, plan: Plan, approximate_from: int, say: Callable[[str], None]) -> Plan:
-    """Merge small pieces of a table of the database in `home`, and decide how its rows are searched."""
+def choose_plan(
+    table: LanceTable, home: Path, plan: SearchPlan, approximate_from: int, log: Callable[[str], None]
+) -> SearchPlan:
+    """Merge small fragments of a table of the database in `home`, and decide how its rows are searched.
+
+    plan: the plan of the table before rows were added or removed.
+    """
     from lancedb.index import IvfRq
 
     rows = table.count_rows()
     keep = rows >= approximate_from and 0.8 * plan.trained < rows < 1.25 * plan.trained
-    for one in [] if keep else table.list_indices():
-        table.drop_index(one.name)
-    table.optimize()  # takes new rows into an index that stays
+    for index in [] if keep else table.list_indices():
+        table.drop_index(index.name)
+    table.optimize()  # adds new rows to an index that is kept
     if rows < approximate_from:
-        plan = Plan(f"there are fewer than {approximate_from:,} rows")
+        plan = SearchPlan(f"there are fewer than {approximate_from:,} rows")
     else:
         if not keep:
-            plan = Plan(partitions=max(rows // PARTITION_ROWS, 1), trained=rows)
-            say(f"training an approximate index of {rows:,} rows")
+            plan = SearchPlan(partitions=max(rows // PARTITION_ROWS, 1), trained=rows)
+            log(f"training an approximate index of {rows:,} rows")
             config = IvfRq(distance_type="cosine", num_partitions=plan.partitions, num_bits=BITS)
             table.create_index("vector", config=config)
-        plan = _measured(table, Approximate(home, table.name, table.version), plan)
+        plan = _measure_recall(table, Approximate(home, table.name, table.version), plan)
         if not plan.probes:
-            for one in table.list_indices():
-                table.drop_index(one.name)
-    say(str(plan))
+            for index in table.list_indices():
+                table.drop_index(index.name)
+    log(str(plan))
     return plan
 
 
-def _measured(table: Any, index: Approximate, plan: Plan) -> Plan:
-    """The plan with the fewest probes that find 99 % of the nearest ten of some of the table's rows, or an exact one.
+def _measure_recall(table: LanceTable, index: Approximate, plan: SearchPlan) -> SearchPlan:
+    """Return the plan with the fewest probes that reach the recall, or an exact one if none does.
 
-    What is as near as the tenth is as good: of copies any will do. A row itself is found too, and not counted.
+    A row that is as near as the tenth nearest counts as found, because any copy of a row will do. The query row itself
+    is found as well, and does not count.
     """
-    offsets = np.unique(np.linspace(0, table.count_rows() - 1, ASKED).astype(np.int64))
-    own = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()["vector"]
-    queries_QD = unit_length(vectors_of(own, own.type.list_size).astype(np.float32))
+    offsets = np.unique(np.linspace(0, table.count_rows() - 1, RECALL_QUERIES).astype(np.int64))
+    stored = table.take_offsets(offsets.tolist()).select(["vector"]).to_arrow()["vector"]
+    queries_QD = l2_normalize(vectors_of(stored, stored.type.list_size).astype(np.float32))
     worst_Q = exact(table, queries_QD, RECALL_AT + 1)[0][:, -1] - 1e-6
     recall = 0.0
-    for share in SHARES:
-        probes = max(round(share * plan.partitions), 1)
+    for fraction in PROBED_FRACTIONS:
+        probes = max(round(fraction * plan.partitions), 1)
         found = [
             (index.search(query_D, RECALL_AT + 1, probes)[0] >= worst).sum() - 1
             for query_D, worst in zip(queries_QD, worst_Q, strict=True)
@@ -176,10 +192,10 @@ def _measured(table: Any, index: Approximate, plan: Plan) -> Plan:
         recall = float(np.mean(found)) / RECALL_AT
         if recall >= RECALL:
             return replace(plan, probes=probes, recall=recall, why=f"there are {table.count_rows():,} rows")
-    return Plan(f"an approximate index had a recall@{RECALL_AT} of {recall:.4f}, under {RECALL}")
+    return SearchPlan(f"the recall@{RECALL_AT} of an approximate index was {recall:.4f}, less than {RECALL}")
 
 
-def vectors_of(column: Any, width: int) -> NDArray[Any]:
-    """An Arrow column of embeddings, none of them missing -> (N,D) of its own number type."""
+def vectors_of(column: ArrowColumn, width: int) -> NDArray[Any]:
+    """Convert an Arrow column of embeddings without missing values to an array (N,D) of the same number type."""
     flat: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, width)

@@ -1,345 +1,238 @@
-"""How a model is trained: one frozen config, the presets with their sources, and the learning rate as a function.
+"""The settings of a training run as one frozen dataclass, and how it is read from JSON.
 
-A preset is a set of changes to `TrainConfig`; options of the command line change it further. The train.json of a run
-holds every field and makes the same run again.
+The train.json of a run holds every field, and so repeats the run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
-import math
-import types
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import check_fields, checked
+import msgspec
+
+from ..checks import check_fields, checked, show
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
 from ..storage import read_regular
 
-DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
-
-MAX_IMG_SIZE = 4000  # pixels per side: the square is data.decode.Limits.intermediate
-BOUNDS: dict[str, tuple[float, float]] = {  # least and greatest value of each number in TrainConfig
+MAX_IMG_SIZE = 4000  # pixels per side: the square is data.limits.Limits.intermediate
+BOUNDS: dict[str, tuple[float, float]] = {  # smallest and largest value of each number in TrainConfig
     "img_size": (1, MAX_IMG_SIZE),
     "crop_pct": (0, 2),
     "layer_decay": (0, 1),
     "repeats": (1, 1000),
     "epochs": (1, 1_000_000),
     "batch_size": (1, 1_000_000),
-    "accumulate": (1, 1_000_000),
+    "grad_accum_steps": (1, 1_000_000),
     "lr": (0, 1000),
     "momentum": (0, 1),
     "eps": (0, 1),
     "weight_decay": (0, 1000),
-    "warmup": (0, 1),
+    "warmup_fraction": (0, 1),
     "warmup_lr": (0, 1000),
     "min_lr": (0, 1000),
-    "clip_norm": (0, 1e9),
-    "smoothing": (0, 1),
-    "drop_path": (0, 1),
-    "ema": (0, 1),
+    "max_grad_norm": (0, 1e9),
+    "label_smoothing": (0, 1),
+    "drop_path_rate": (0, 1),
+    "ema_decay": (0, 1),
     "distill_weight": (0, 1),
     "distill_temperature": (0, 1000),
     "checkpoint_minutes": (0, 1e6),
-    "keep": (1, 1_000_000),
+    "keep_checkpoints": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
+}
+POSITIVE = ("lr", "layer_decay", "distill_temperature", "crop_pct")  # 0 is refused, too
+OPTIONAL = ("img_size", "crop_pct")  # numbers that may be None
+FORMER_NAMES = {  # of fields, in configs and in train.json of earlier versions
+    "start": "init_from",
+    "part": "trainable",
+    "accumulate": "grad_accum_steps",
+    "clip_norm": "max_grad_norm",
+    "smoothing": "label_smoothing",
+    "keep_statistics": "freeze_batch_norm_stats",
+    "warmup": "warmup_fraction",
+    "drop_path": "drop_path_rate",
+    "ema": "ema_decay",
+    "keep": "keep_checkpoints",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything a run depends on besides its data and the number of its processes."""
+    """The settings that decide the result of a training run, besides its data and the number of processes.
+
+    Raises UsageError `bad_argument` if a value has another type or is out of its range.
+    """
 
     model: str = "convmixer_256_8_ks3_p4"
     model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
-    start: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
-    part: Literal["all", "head"] = "all"  # what learns; with "head" the rest also keeps its batch statistics
-    probe: bool = False  # start from a classifier fitted on frozen embeddings, not a random one
-    keep_statistics: bool = False  # batch norms keep the statistics of the weights that training begins with
-    layer_decay: float = 1.0  # learning rate of a layer over that of the next
-    img_size: int | None = None  # pixels; None: the model's own
-    mean: tuple[float, ...] | None = None  # of the pixels, from 0 to 1; None: the model's own
+    init_from: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
+    trainable: Literal["all", "head"] = "all"  # "head": train the classifier only; batch norms keep their statistics
+    probe: bool = False  # start from a classifier fitted on embeddings of the frozen model instead of a random one
+    freeze_batch_norm_stats: bool = False  # batch norms keep the statistics of the initial weights
+    layer_decay: float = 1.0  # learning rate of a layer divided by that of the next layer
+    img_size: int | None = None  # pixels; None: that of the model
+    mean: tuple[float, ...] | None = None  # per channel, of pixels from 0 to 1; None: that of the model
     std: tuple[float, ...] | None = None
-    crop_pct: float | None = None  # share of a resized image's side that is evaluated; None: the model's own
+    crop_pct: float | None = None  # fraction of the side of a resized image used in validation; None: the model's
 
     augmentation: Augmentation = field(default_factory=Augmentation)
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
-    repeats: int = 1  # copies of an image in a batch, each augmented by itself; an epoch keeps its length
+    repeats: int = 1  # copies of each image in a batch, each with its own augmentation; an epoch keeps its length
 
     epochs: int = 30
-    batch_size: int = 64  # images a step, of all processes
-    accumulate: int = 1  # parts that a batch is computed in, to save memory
+    batch_size: int = 64  # images per step, over all processes
+    grad_accum_steps: int = 1  # parts in which a batch is computed, to save memory
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3  # the highest
-    momentum: float = 0.9  # of sgd
-    eps: float = 1e-8  # of adamw
-    weight_decay: float = 0.05  # not on biases, norms, and what the model excludes
+    lr: float = 1e-3  # peak learning rate
+    momentum: float = 0.9  # for SGD
+    eps: float = 1e-8  # for AdamW
+    weight_decay: float = 0.05  # not applied to biases, norms, and parameters that the model excludes
     schedule: Literal["cosine", "linear", "onecycle", "constant"] = "cosine"
-    warmup: float = 0.05  # share of the steps in which the rate rises in a line to `lr`; onecycle has its own
+    warmup_fraction: float = 0.05  # fraction of the steps in which the rate rises linearly to `lr`; not for onecycle
     warmup_lr: float = 0.0
     min_lr: float = 0.0
-    clip_norm: float = 0.0  # 0: no clipping
-    smoothing: float = 0.1
+    max_grad_norm: float = 0.0  # 0: no gradient clipping
+    label_smoothing: float = 0.1
     loss: Literal["softmax", "binary"] = "softmax"
-    drop_path: float = 0.0
-    ema: float = 0.0  # decay of the averaged weights that are evaluated and kept; 0: the weights themselves
-    teacher: str = ""  # a model name; its answers are learned beside the labels
+    drop_path_rate: float = 0.0
+    ema_decay: float = 0.0  # decay of the moving average of the weights, which is validated and kept; 0: no average
+    teacher: str = ""  # model name; its predictions are training targets beside the labels
     distill: Literal["soft", "hard"] = "soft"
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
-    select: Literal["best", "last"] = "best"  # which epoch's weights become the model
+    select: Literal["best", "last"] = "best"  # epoch whose weights become the model
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of autocast
     grad_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
-    on_bad_loss: Literal["stop", "skip"] = "stop"  # if a loss or gradient is not finite; "skip" at most ten in a row
-    checkpoint_minutes: float = 5.0  # besides one at the end of each epoch
-    keep: int = 2  # newest checkpoints, besides the best
+    on_bad_loss: Literal["stop", "skip"] = "stop"  # if a loss or gradient is not finite; "skip": at most ten in a row
+    checkpoint_minutes: float = 5.0  # time between checkpoints, besides the one at the end of each epoch
+    keep_checkpoints: int = 2  # number of newest checkpoints to keep, besides the best
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
-            number = type(value) in (int, float) or (value is None and name in ("img_size", "crop_pct"))
-            if not number or (value is not None and not low <= value <= high):  # nan is refused too
+            is_number = type(value) in (int, float) or (value is None and name in OPTIONAL)
+            if not is_number or (value is not None and not low <= value <= high):  # NaN is refused, too
                 raise UsageError("bad_argument", f"{name} is {value!r}, expected {low:g} to {high:g}")
-        for name in ("lr", "layer_decay", "distill_temperature", "crop_pct"):
+        for name in POSITIVE:
             if getattr(self, name) == 0:
                 raise UsageError("bad_argument", f"{name} is 0, expected more than 0")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            good = values is None or (values and all(type(v) in (int, float) and 0 <= v <= 1 for v in values))
-            if not good or (name == "std" and values and 0 in values):
+            valid = values is None or (values and all(type(v) in (int, float) and 0 <= v <= 1 for v in values))
+            if not valid or (name == "std" and values and 0 in values):
                 raise UsageError("bad_argument", f"{name} is {values!r}, expected a number from 0 to 1 per channel")
-        for name, kind in typing.get_type_hints(TrainConfig).items():
-            if typing.get_origin(kind) is Literal and getattr(self, name) not in (known := typing.get_args(kind)):
-                raise UsageError(
-                    "bad_argument", f"{name} is {getattr(self, name)!r}", hint=f"choose from {', '.join(known)}"
-                )
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; `TrainConfig.from_dict` reads it."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields as a dictionary for JSON, which `TrainConfig.from_dict` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Raises UsageError `bad_argument` for fields that are not known and values of another type."""
-        made: TrainConfig = _read(cls, values, "the config")
-        return made
+    def from_dict(cls, values: Mapping[str, object]) -> TrainConfig:
+        """Return the config with the given fields, as JSON has them; missing fields have their defaults.
+
+        Former names of fields (`FORMER_NAMES`) are accepted. Raises UsageError `bad_argument` for unknown fields, for
+        a field given under both of its names, and for values of another type.
+        """
+        _check_names(TrainConfig, values, "the config")
+        values = current_names(values)
+        for name in ("augmentation", "erasing", "mixing"):
+            section = values.get(name)
+            if isinstance(section, Mapping):
+                _check_names(typing.get_type_hints(TrainConfig)[name], section, name)
+        try:
+            return msgspec.convert(values, TrainConfig, strict=True)
+        except msgspec.ValidationError as error:
+            if isinstance(error.__cause__, UsageError):  # of a `__post_init__`
+                raise error.__cause__ from None
+            raise _invalid_value(str(error), values) from None
+        except UnicodeEncodeError as error:  # in a field with a fixed set of values
+            raise UsageError(
+                "bad_argument", f"the config has {show(error.object)}, which is not valid Unicode"
+            ) from None
 
 
-def _read(cls: Any, values: Any, what: str) -> Any:
-    """A dataclass of JSON's objects: tuples of lists, dataclasses of dicts."""
+def current_names(values: Mapping[str, object]) -> dict[str, object]:
+    """Return settings with former names of fields replaced by the present ones.
+
+    Raises UsageError `bad_argument` if a field is given under both of its names.
+    """
+    for former, name in FORMER_NAMES.items():
+        if former in values and name in values:
+            raise UsageError(
+                "bad_argument",
+                f"the config has both {name!r} and its former name {former!r}",
+                hint=f"remove {former!r}",
+            )
+    return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+
+
+def _check_names(cls: type, values: Mapping[str, object], what: str) -> None:
+    """Refuse unknown fields, with the nearest known one; msgspec would ignore them in a dataclass."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise UsageError("bad_argument", f"{what} is {values!r}, expected a JSON object")
-    kinds = typing.get_type_hints(cls)
-    if unknown := sorted(set(values) - set(kinds)):
-        close = difflib.get_close_matches(unknown[0], kinds, n=1)
+        raise UsageError("bad_argument", f"{what} is {show(values)}, expected a JSON object")
+    known = [field.name for field in dataclasses.fields(cls)]
+    former = FORMER_NAMES if cls is TrainConfig else {}
+    if unknown := sorted(set(values) - {*known, *former}):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
         raise UsageError(
             "bad_argument",
             f"{what} has no field {', '.join(map(repr, unknown))}",
-            hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(kinds)}",
+            hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}",
         )
-    return cls(**{name: _value(kinds[name], value, name) for name, value in values.items()})
 
 
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else _read(kind, value, name)
-    if isinstance(value, list):
-        value = tuple(value)
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    plain = {typing.get_origin(option) or option for option in options}
-    if Literal in plain or type(value) in plain or (type(value) is int and float in plain):
-        return value
-    if isinstance(value, Mapping) and any(getattr(one, "__name__", "") == "Mapping" for one in plain):
-        return dict(value)
-    if value is None and type(None) in plain:
-        return None
-    raise UsageError("bad_argument", f"{name} is {value!r}, expected {getattr(kind, '__name__', kind)}")
-
-
-_DEIT = dict(  # shared by ConViT's and CrossViT's authors, who trained in DeiT's way
-    augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic"),
-    erasing=Erasing(prob=0.25, mode="pixel"),
-    mixing=Mixing(mixup=0.8, cutmix=1.0),
-    repeats=3,
-    epochs=300,
-    weight_decay=0.05,
-    schedule="cosine",
-    warmup=5 / 300,
-    warmup_lr=1e-6,
-    min_lr=1e-5,
-    drop_path=0.1,
-    select="last",
-)
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: where it comes from, what it changes
-    "convmixer": (
-        "the authors' README and fork of timm 0.5 (convmixer_768_32: 300 epochs; 1536_20: 150)",
-        dict(
-            augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="random"),
-            erasing=Erasing(prob=0.25, mode="pixel"),
-            mixing=Mixing(mixup=0.5, cutmix=0.5),
-            epochs=300,
-            batch_size=640,
-            lr=0.01,
-            eps=1e-3,
-            weight_decay=2e-5,
-            schedule="onecycle",
-            warmup=0.0,
-            clip_norm=1.0,
-            select="last",
-        ),
-    ),
-    "convit": ("the defaults of the authors' main.py", dict(_DEIT, batch_size=1024, lr=1e-3)),
-    "crossvit": ("the authors' main.py and README", dict(_DEIT, batch_size=4096, lr=4e-3)),
-    "mixer": (
-        "big_vision's mixer_b16_i1k config, from scratch on ImageNet-1k",
-        dict(
-            augmentation=Augmentation(auto_augment="rand-m15-n2-p1-mmax15", interpolation="bilinear"),
-            mixing=Mixing(mixup=0.5),
-            epochs=300,
-            batch_size=4096,
-            lr=1e-3,
-            weight_decay=0.1,  # its 1e-4 is not multiplied by the learning rate, AdamW's is
-            schedule="linear",
-            warmup=10_000 / 93_750,
-            min_lr=1e-5,
-            clip_norm=1.0,
-            smoothing=0.0,
-            loss="binary",
-            drop_path=0.1,
-            select="last",
-        ),
-    ),
-    "gmixer": (
-        "settings of this project; the recipe of timm's gMixer weights is not published",
-        dict(_DEIT, batch_size=1024, lr=1e-3, repeats=1),
-    ),
-    "finetune": (
-        "settings of this project for fine-tuning a pretrained model",
-        dict(
-            start="pretrained",
-            probe=True,
-            keep_statistics=True,
-            layer_decay=0.8,
-            augmentation=Augmentation(scale=(0.35, 1.0), color_jitter=0.2),
-            epochs=6,
-            batch_size=32,
-            lr=5e-4,
-            warmup=0.1,
-            clip_norm=1.0,
-            ema=0.99,
-        ),
-    ),
-    "small-data": (
-        "settings of this project for training on small images from random weights",
-        dict(
-            augmentation=Augmentation(crop="pad", padding=4),
-            crop_pct=1.0,
-            epochs=30,
-            batch_size=64,
-            lr=2e-3,
-            schedule="linear",
-            warmup=0.2,
-            clip_norm=1.0,
-            ema=0.999,
-            channels_last=True,
-        ),
-    ),
-}
+def _invalid_value(message: str, values: Mapping[str, object]) -> UsageError:
+    """Return the UsageError for an error of msgspec, "Expected `int`, got `str` - at `$.epochs`"."""
+    reason, _, place = message.rpartition(" - at ")
+    path = re.findall(r"\w+", place.partition("$")[2])
+    kind: Any = TrainConfig
+    value: Any = values
+    for name in path:
+        value = value[name] if isinstance(value, Mapping) else value[int(name)]
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    if typing.get_origin(kind) is Literal:
+        expected = f"one of {', '.join(map(repr, typing.get_args(kind)))}"
+    else:
+        expected = reason.partition(", got")[0].removeprefix("Expected ").replace("`", "")
+    return UsageError("bad_argument", f"{'.'.join(path)} is {show(value)}, expected {expected}")
 
 
 @checked
-def recipe(preset: str = "", **changes: Any) -> TrainConfig:
-    """The config of a preset ("": the defaults of TrainConfig) with changes; raises UsageError `bad_argument`."""
-    if preset and preset not in PRESETS:
-        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
-    base = PRESETS[preset][1] if preset else {}
-    return TrainConfig.from_dict({**base, **changes})
+def read_config(file: str | Path) -> dict[str, object]:
+    """Return the settings in a JSON file, a config or the train.json of a run, under the present names.
 
-
-def choose(
-    model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, Any]
-) -> tuple[TrainConfig, str]:
-    """Return the config for a command line, and a sentence that describes it.
-
-    A config file is taken as it is, with the changes. Without one, the preset is "finetune" where training starts from
-    pretrained weights, else "small-data". Without a model, the built-in one is fine-tuned.
+    Raises UsageError `not_found` if the file cannot be read, and `bad_argument` if it is not a JSON object.
     """
-    changes = dict(changes)
-    if file is not None and preset is not None:
-        raise UsageError("bad_argument", "--preset and --config cannot be combined", hint="give only one of them")
-    if preset is not None and preset not in PRESETS:
-        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
-    if file is not None:
-        changes = {**read_config(file), **changes}
-    if model is not None:
-        changes["model"] = model
-    elif preset in (None, "finetune") and file is None and not scratch:
-        changes["model"] = DEFAULT_MODEL
-    if scratch:
-        changes["start"] = "scratch"
-    name = changes.get("model", TrainConfig.model)
-    named = isinstance(name, str) and (":" in name or "." in name)  # names weights, not only an architecture
-    if not scratch and not named and preset == "finetune":
-        need_weights(name)
-        named = True
-    changes.setdefault("start", "pretrained" if named else "scratch")
-    start = "pretrained weights" if changes["start"] == "pretrained" else "random weights"
-    if changes["start"] not in ("pretrained", "scratch"):
-        start = f"the weights in {changes['start']}"
-    if file is not None:
-        return TrainConfig.from_dict(changes), f"{name}: {start}, config {file}"
-    preset = preset or ("finetune" if named and not scratch else "small-data")
-    if changes["start"] == "scratch":
-        changes.setdefault("probe", False)  # of random features
-        changes.setdefault("keep_statistics", False)
-    return recipe(preset, **changes), f"{name}: {start}, preset {preset}: {PRESETS[preset][0]}"
-
-
-def need_weights(name: str) -> None:
-    """Raise UsageError unless pretrained weights are published for the architecture."""
-    from ..weights.catalogue import resolve
-
-    row = resolve(name)[1]
-    if row is None or not (row.file or row.hf_hub_id):
-        raise UsageError(
-            "no_weights",
-            f"there are no pretrained weights of {name!r} to fine-tune",
-            hint="--preset small-data trains it from random weights; see `tessella list --pretrained`",
-        )
-
-
-@checked
-def read_config(file: str | Path) -> dict[str, Any]:
-    """The settings in a JSON file: a config, or the train.json of a run."""
     try:
         values = json.loads(read_regular(file))
     except OSError as error:
         raise UsageError("not_found", f"the config {str(file)!r} could not be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError("bad_argument", f"the config {str(file)!r} is not JSON: {error}") from None
-    found = values.get("config", values) if isinstance(values, dict) else values
-    if not isinstance(found, dict):
+    settings = values.get("config", values) if isinstance(values, dict) else values
+    if not isinstance(settings, dict):
         raise UsageError("bad_argument", f"the config {str(file)!r} is not a JSON object of settings")
-    return found
+    return current_names(settings)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[str, str]]:
-    """Settings that differ, by their dotted names: (old, new) as JSON."""
-    before, after = (_flat("", json.loads(json.dumps(config.as_dict()))) for config in (old, new))
+    """Return the settings that differ, by their dotted names: (old, new) as JSON."""
+    before, after = (_flatten("", _as_read(config)) for config in (old, new))
     names = [*after, *(name for name in before if name not in after)]
     return {
         name: (before.get(name, "unset"), after.get(name, "unset"))
@@ -348,29 +241,14 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[str, str]
     }
 
 
-def _flat(prefix: str, value: Any) -> dict[str, str]:
+def _as_read(config: TrainConfig) -> object:
+    """Return the fields as they are read from train.json: 1 is 1.0 for a field that is a float."""
+    values = json.loads(json.dumps(config.as_dict()))
+    return json.loads(json.dumps(TrainConfig.from_dict(values).as_dict()))
+
+
+def _flatten(prefix: str, value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {prefix: json.dumps(value)}
-    parts = (_flat(f"{prefix}.{name}" if prefix else name, one) for name, one in value.items())
+    parts = (_flatten(f"{prefix}.{name}" if prefix else name, part) for name, part in value.items())
     return {name: text for part in parts for name, text in part.items()}
-
-
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Of step 0 <= step < steps: warm-up in a line, then the schedule.
-
-    onecycle is the ConvMixer authors': 0 to lr at 2/5 of the run, lr / 20 at 4/5, 0 at its end, in lines.
-    """
-    done = step / steps
-    if config.schedule == "onecycle":
-        points = ((0.0, 0.0), (0.4, config.lr), (0.8, config.lr / 20), (1.0, 0.0))
-        for (start, low), (end, high) in itertools.pairwise(points):
-            if done <= end:
-                return low + (high - low) * (done - start) / (end - start)
-    rise = config.warmup * steps
-    if step < rise:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * min((step + 1) / rise, 1.0)
-    if config.schedule == "constant":
-        return config.lr
-    left = 1.0 - (step - rise) / max(steps - rise, 1)
-    share = left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
-    return config.min_lr + (config.lr - config.min_lr) * share

@@ -1,7 +1,7 @@
-"""The published checkpoints as data, and how a name finds one.
+"""The catalogue of published checkpoints, and the resolution of model names.
 
-A name is `architecture` or `architecture.tag`. Nothing here imports torch: listing models is instant. The rows are
-`tables/pretrained.json` (what timm publishes) and `builtin/builtin.json` (what ships inside this package).
+A name is `architecture` or `architecture.tag`. Nothing here imports torch, so listing models is instant. The rows are
+in `tables/pretrained.json` (checkpoints published by timm) and `builtin/builtin.json` (checkpoints in this package).
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from ..errors import UsageError
 
 _HERE = Path(__file__).parent
 BUILTIN_FOLDER = _HERE / "builtin"
+PretrainedCfg = dict[str, Any]  # timm's `pretrained_cfg`, checked by `config.check_cfg`
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One set of weights and how its images are prepared; the fields have timm's names."""
+    """One set of weights and the preparation of its images; the fields have timm's names."""
 
     architecture: str
-    tag: str  # "untrained" where nothing was published
+    tag: str  # "untrained" if no weights were published
     num_classes: int
     input_size: tuple[int, int, int]  # channels, height, width
     interpolation: str
@@ -48,24 +49,26 @@ class Checkpoint:
     hf_hub_id: str | None = None
     file: str | None = None  # in weights/builtin/
     sha256: str | None = None  # of that file
-    label_names: tuple[str, ...] | None = None  # None: the class count says which public label set it is
-    note: str = ""  # what is known to be wrong or surprising about it
+    label_names: tuple[str, ...] | None = None  # None: a public label set, which follows from num_classes
+    note: str = ""  # a known error or surprise
 
     @property
     def name(self) -> str:
+        """The name as `architecture.tag`."""
         return f"{self.architecture}.{self.tag}"
 
     @property
     def has_weights(self) -> bool:
+        """Whether the weights are on the Hub or in this package."""
         return self.hf_hub_id is not None or self.file is not None
 
-    def to_dict(self) -> dict[str, Any]:
-        """timm's `pretrained_cfg`: the fields that are set."""
+    def to_dict(self) -> PretrainedCfg:
+        """Return timm's `pretrained_cfg`: the fields that are set."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, "")}
 
 
 class Accuracy(NamedTuple):
-    """Published figures in per cent, at `img_size` pixels."""
+    """Published accuracy in per cent for images of `img_size` pixels per side."""
 
     top1: float
     top5: float
@@ -83,7 +86,7 @@ NOTES = {
     **{f"convit_{size}.fb_in1k": _CONVIT_LICENCE for size in ("tiny", "small", "base")},
 }
 
-# Where timm's declaration order, which decides the default tag, is not that of the table.
+# Default tags that differ from the first row of the table: timm's follow its order of declaration.
 DEFAULT_TAGS = {
     **{f"mixer_{size}16_224": "goog_in21k_ft_in1k" for size in "bl"},
     **{f"resmlp_{size}_224": "fb_in1k" for size in ("12", "24", "36", "big_24")},
@@ -102,7 +105,7 @@ DEPRECATED = {
     "resmlp_12_224_dino": "resmlp_12_224.fb_dino",
     "resmlp_24_224_dino": "resmlp_24_224.fb_dino",
 }
-# Old names that timm maps to other weights than they once meant.
+# Old names that timm now maps to other weights.
 REMAPPED = {
     "mixer_b16_224_in21k": "mixer_b16_224.goog_in21k_ft_in1k",
     "mixer_l16_224_in21k": "mixer_l16_224.goog_in21k_ft_in1k",
@@ -110,7 +113,7 @@ REMAPPED = {
     "resmlp_24_224_dino": "resmlp_24_224.fb_in1k",
 }
 
-OWN_ARCHITECTURES = (  # this project's; no other catalogue has them
+OWN_ARCHITECTURES = (  # exist in this project only
     "convmixer_256_8_ks3_p4",
     "convit_ti_p4_32",
     "crossvit_ti_dagger_p4_32",
@@ -137,7 +140,7 @@ def _read_rows(path: Path) -> Iterable[Checkpoint]:
 
 
 def _natural(name: str) -> list[str | int]:
-    """Sort key under which `mixer_s9` comes before `mixer_s16`."""
+    """Return a sort key that places `mixer_s9` before `mixer_s16`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
@@ -153,11 +156,11 @@ ARCHITECTURE_NAMES: tuple[str, ...] = tuple(
 
 @checked
 def resolve(name: str) -> tuple[str, Checkpoint | None]:
-    """`arch`, `arch.tag` or an old name -> the architecture and its checkpoint.
+    """Return the architecture and the checkpoint of a name: `arch`, `arch.tag` or an old name.
 
-    Without a tag the checkpoint is the architecture's default: timm's, where it has weights. None stands for an
-    architecture of this project that has no row yet. Raises UsageError `unknown_model`, `unknown_tag`, or
-    `bad_argument` for something that is no name at all.
+    Without a tag, the checkpoint is the architecture's default, which is timm's if that has weights. The checkpoint is
+    None for architectures of this project without a row. Raises UsageError `unknown_model`, `unknown_tag`, or
+    `bad_argument` for a string that is not a name.
     """
     if any(mark in _text(name) for mark in "/\\:"):
         raise UsageError(
@@ -166,8 +169,8 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
             hint=_folder_hint(name) or "for a Hub repository write 'hf-hub:org/repo', for a folder 'local-dir:path'",
         )
     if name in DEPRECATED:
-        told = f"; timm loads {REMAPPED[name]} for it, which are other weights" if name in REMAPPED else ""
-        _log.warning("%s is an old name for %s%s", name, DEPRECATED[name], told)
+        difference = f"; timm loads {REMAPPED[name]} instead, which has different weights" if name in REMAPPED else ""
+        _log.warning("%s is an old name for %s%s", name, DEPRECATED[name], difference)
         name = DEPRECATED[name]
     arch, _, tag = name.partition(".")
     if arch not in ARCHITECTURE_NAMES:
@@ -177,18 +180,18 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
         return arch, next(iter(rows.values()), None)
     if name not in rows:
         tags = [row.tag for row in rows.values()]
-        near = suggestion([tag], tags)
+        similar = suggestion([tag], tags)
         raise UsageError(
             "unknown_tag",
             f"{arch} has no checkpoint {tag!r}",
-            hint=f"{near} known: {', '.join(tags) or 'none'}".strip(),
+            hint=f"{similar} known: {', '.join(tags) or 'none'}".strip(),
         )
     return arch, rows[name]
 
 
 @checked
 def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
-    """All checkpoints of an architecture by full name, the default first; an unknown one has none."""
+    """Return all checkpoints of an architecture by full name, the default first; an unknown architecture has none."""
     arch = _text(model_name).partition(".")[0]
     rows = [row for row in CATALOGUE.values() if row.architecture == arch]
     default = DEFAULT_TAGS.get(arch)
@@ -197,9 +200,10 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
 
 @checked
 def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Checkpoint | None:
-    """The checkpoint that `model_name` stands for; see `resolve`.
+    """Return the checkpoint of a name, as `resolve` does.
 
-    allow_unregistered: None for an architecture that is not known, as timm has it, instead of UsageError.
+    allow_unregistered: return None for an unknown architecture, as timm does. Raises UsageError as `resolve` does, and
+    `no_weights` for an architecture without checkpoints if allow_unregistered is False.
     """
     if allow_unregistered and not is_model(model_name):
         return None
@@ -209,14 +213,14 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Chec
     return row
 
 
-WAYS_OUT = (  # where weights are missing
-    "give --checkpoint FILE (checkpoint_path=FILE) for weights that you have, local-dir:FOLDER as the name of a "
+WAYS_OUT = (  # if weights are missing
+    "give --checkpoint FILE (checkpoint_path=FILE) for your own weights, local-dir:FOLDER as the name of a "
     "saved model, or pretrained=False for random weights"
 )
 
 
 def no_weights(name: str) -> UsageError:
-    """The error for a model without published weights, with every way to get or replace them."""
+    """Return the error for a model without published weights, with the ways to get or replace them."""
     return UsageError(
         "no_weights",
         f"no weights are published for {name}",
@@ -226,19 +230,22 @@ def no_weights(name: str) -> UsageError:
 
 @checked
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
-    """One field of `get_pretrained_cfg`; None if there is no such field."""
+    """Return one field of `get_pretrained_cfg`; None if there is no such field.
+
+    Raises UsageError as `get_pretrained_cfg` does.
+    """
     return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), _text(cfg_key), None)
 
 
 @checked
 def is_model(model_name: str) -> bool:
-    """Whether the architecture (a tag is not looked at) can be built."""
+    """Return whether the architecture exists; a tag is ignored."""
     return _text(model_name).partition(".")[0] in ARCHITECTURE_NAMES or model_name in DEPRECATED
 
 
 @checked
 def is_model_pretrained(model_name: str) -> bool:
-    """Whether there are published weights under exactly this name, with a tag or (the default ones) without."""
+    """Return whether weights are published for exactly this name, with a tag, or without one for the default."""
     name = _text(model_name)
     try:
         row = resolve(name)[1]
@@ -249,27 +256,28 @@ def is_model_pretrained(model_name: str) -> bool:
 
 def _text(name: str) -> str:
     if not isinstance(name, str):
-        raise UsageError("bad_argument", f"expected text, such as 'mixer_b16_224', not {type(name).__name__}")
+        raise UsageError("bad_argument", f"expected a name, such as 'mixer_b16_224', not {type(name).__name__}")
     return name
 
 
 def unknown_model(name: str, known: Iterable[str]) -> UsageError:
-    """The error for an unknown architecture name, with similar names and the available families."""
-    near = suggestion([name.partition(".")[0]], list(known), most=3, cutoff=0.5)
+    """Return the error for an unknown architecture, with similar names and the supported families."""
+    similar = suggestion([name.partition(".")[0]], list(known), most=3, cutoff=0.5)
     return UsageError(
         "unknown_model",
         f"unknown model {name!r}",
         hint=_folder_hint(name)
-        or f"{near} only these families are covered: {', '.join(MODULES)}; `tessella list` has all names".strip(),
+        or f"{similar} the supported families are {', '.join(MODULES)}; `tessella list` shows all names".strip(),
     )
 
 
 def _folder_hint(name: str) -> str:
-    """What to write instead, where the name is that of a folder."""
+    """Return the correct form of a name that is the path of a folder; "" for other names."""
     return f"for the folder write {'local-dir:' + name!r}" if os.path.isdir(name) else ""  # noqa: PTH112 - never raises
 
 
 def list_modules() -> list[str]:
+    """Return timm's names of the modules that define the supported architectures."""
     return sorted(set(MODULES.values()))
 
 
@@ -282,12 +290,12 @@ def list_models(
     name_matches_cfg: bool = False,
     include_tags: bool | None = None,
 ) -> list[str]:
-    """Names in natural order, by timm's rules.
+    """Return model names in natural order, by timm's rules.
 
-    filter, exclude_filters: one or several shell patterns; one without a tag stands for all tags of what it matches.
-    module: one or several of `list_modules()`; pretrained: only those with weights; name_matches_cfg: only those with
-    a row.
-    include_tags: `arch.tag` names instead of bare architectures (None: as `pretrained`).
+    filter, exclude_filters: one or several shell patterns; a pattern without a tag matches all tags.
+    module: one or several of `list_modules()`. pretrained: only names with weights. name_matches_cfg: only names with
+    a checkpoint. include_tags: return `arch.tag` names instead of architectures (None: the value of `pretrained`).
+    Raises UsageError `bad_argument`.
     """
     modules = _patterns("module", module)
     if unknown := [name for name in modules if name not in list_modules()]:
@@ -310,19 +318,19 @@ def list_models(
     return sorted(selected, key=_natural)
 
 
-def _patterns(name: str, given: str | Iterable[str] | None) -> list[str]:
-    """One text or several as a list."""
-    if not given:
+def _patterns(name: str, value: str | Iterable[str] | None) -> list[str]:
+    """Return one string or several as a list."""
+    if not value:
         return []
-    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError("bad_argument", f"{name} is {given!r}, expected a text or several")
+        raise UsageError("bad_argument", f"{name} is {value!r}, expected one string or several")
     return patterns
 
 
 @checked
 def list_pretrained(filter: str | Iterable[str] = "", exclude_filters: str | Iterable[str] = "") -> list[str]:
-    """All `arch.tag` names that have weights."""
+    """Return all `arch.tag` names that have weights; filters as in `list_models`."""
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 
 
@@ -339,8 +347,10 @@ def _accuracies() -> dict[str, dict[str, Accuracy]]:
 
 
 def published_accuracy(name: str) -> dict[str, Accuracy]:
-    """Figures for a checkpoint by evaluation set, often none: timm's ("imagenet" is its validation set), and for the
-    models in this package those measured on all test images of "cifar10".
+    """Return the published accuracy of a checkpoint by evaluation set; empty if none was published.
+
+    For timm's checkpoints these are timm's figures ("imagenet" is the validation set), for the models in this package
+    those measured on all test images of "cifar10". Raises UsageError as `resolve` does.
     """
     _, row = resolve(name)
     return dict(_accuracies().get(row.name, {})) if row else {}

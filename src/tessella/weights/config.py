@@ -1,132 +1,132 @@
-"""`config.json` of a model folder, in timm's layout: read, checked, written.
+"""Read and check the `config.json` of a model folder, which is in timm's layout.
 
-Only known fields are read and every value is checked; nothing in the file can name code.
+Only known fields are read, every value is checked, and no field is interpreted as the name of code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
+from msgspec import Meta
 
 from ..errors import TessellaError, UsageError, WeightsError
 from ..models import ARCHITECTURES, build
 from ..models.base import ImageModel
 from ..models.layers import to_pair
 from ..storage import read_regular
-from .catalogue import resolve
+from .catalogue import PretrainedCfg, resolve
 
-MAX_NUMBER = 1e12  # in a config; larger ones would overflow where they are used
-MAX_BYTES = 32 << 20  # a 21k-class set with descriptions takes 3 MB
+MAX_NUMBER = 10**12  # in a config; larger ones would overflow where they are used
+MAX_BYTES = 32 << 20  # a set of 21k classes with descriptions takes 3 MB
 SOURCE_FIELDS = ("file", "hf_hub_id", "sha256")
+
+ModelArgs = dict[str, Any]  # constructor arguments of a model
+
+Count = Annotated[int, Meta(ge=0, lt=MAX_NUMBER)]
+PositiveCount = Annotated[int, Meta(ge=1, lt=MAX_NUMBER)]
+Number = Annotated[int, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)] | Annotated[float, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)]
+PositiveNumber = Annotated[int, Meta(gt=0, lt=MAX_NUMBER)] | Annotated[float, Meta(gt=0, lt=MAX_NUMBER)]
+ModuleNames = str | tuple[str, ...]
+
+# field of timm's `pretrained_cfg` -> its type for msgspec, and the words for it in a message
+_FIELDS: dict[str, tuple[object, str]] = {
+    "architecture": (str, "a name"),
+    "tag": (str, "a name"),
+    "input_size": (
+        tuple[PositiveCount, PositiveCount, PositiveCount],
+        "three positive integers: channels, height, width",
+    ),
+    "fixed_input_size": (bool, "true or false"),
+    "interpolation": (
+        Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"],
+        "nearest, bilinear, bicubic, box, hamming or lanczos",
+    ),
+    "crop_pct": (PositiveNumber, "a positive number"),
+    "crop_mode": (Literal["center", "squash", "border"], "center, squash or border"),
+    "mean": (Annotated[tuple[Number, ...], Meta(min_length=1)], "one number per channel"),
+    "std": (Annotated[tuple[PositiveNumber, ...], Meta(min_length=1)], "one positive number per channel"),
+    "num_classes": (Annotated[int, Meta(ge=-1, lt=MAX_NUMBER)], "a count, or -1 for unknown"),
+    "label_offset": (Count, "a count"),
+    "label_names": (tuple[str, ...], "one name per class"),
+    "label_descriptions": (dict[Any, str], "a text per name"),
+    "first_conv": (ModuleNames, "names of modules"),
+    "classifier": (ModuleNames, "names of modules"),
+    "license": (str, "a name"),
+    "description": (str, "text"),
+    "note": (str, "text"),
+    "file": (str, "a path"),
+    "hf_hub_id": (str, "organisation/name"),
+    "sha256": (str, "hexadecimal digits"),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """architecture: a known name; pretrained_cfg, model_args: checked; weights_sha256: of the weights beside it."""
+    """A checked config.json. weights_sha256: hash of the weights in the same folder, if the file contains it."""
 
-    architecture: str
-    pretrained_cfg: dict[str, Any]
-    model_args: dict[str, Any]
+    architecture: str  # a known name
+    pretrained_cfg: PretrainedCfg
+    model_args: ModelArgs
     weights_sha256: str | None
 
 
-def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value < MAX_NUMBER
+def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
+    """Return the known fields that are not None, with lists as tuples and paths as strings.
 
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER  # NaN is neither
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and not _is_text(value) and all(map(_is_text, value))
-
-
-def _names_modules(value: Any) -> bool:
-    return _is_text(value) or _is_texts(value)
-
-
-def _is_statistic(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(map(_is_number, value))
-
-
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "architecture": (_is_text, "a name"),
-    "tag": (_is_text, "a name"),
-    "input_size": (
-        lambda v: isinstance(v, Sequence) and len(v) == 3 and all(_is_count(n, 1) for n in v),
-        "three positive integers: channels, height, width",
-    ),
-    "fixed_input_size": (lambda v: isinstance(v, bool), "true or false"),
-    "interpolation": (
-        lambda v: v in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
-        "nearest, bilinear, bicubic, box, hamming or lanczos",
-    ),
-    "crop_pct": (lambda v: _is_number(v) and v > 0, "a positive number"),
-    "crop_mode": (lambda v: v in ("center", "squash", "border"), "center, squash or border"),
-    "mean": (_is_statistic, "one number per channel"),
-    "std": (lambda v: _is_statistic(v) and all(n > 0 for n in v), "one positive number per channel"),
-    "num_classes": (lambda v: _is_count(v, -1), "a count, or -1 for unknown"),
-    "label_offset": (_is_count, "a count"),
-    "label_names": (_is_texts, "one name per class"),
-    "label_descriptions": (lambda v: isinstance(v, Mapping) and all(map(_is_text, v.values())), "a text per name"),
-    "first_conv": (_names_modules, "names of modules"),
-    "classifier": (_names_modules, "names of modules"),
-    "license": (_is_text, "a name"),
-    "description": (_is_text, "text"),
-    "note": (_is_text, "text"),
-    "file": (lambda v: isinstance(v, str | Path), "a path"),
-    "hf_hub_id": (_is_text, "organisation/name"),
-    "sha256": (_is_text, "hexadecimal digits"),
-}
-
-
-def check_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The known fields that are set, lists made tuples. Raises UsageError naming the field that is wrong."""
-    checked: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if key not in _FIELDS or value is None:
-            continue
-        fits, expected = _FIELDS[key]
-        if not fits(value):
-            raise UsageError("bad_argument", f"{key} is {_short(value)}, expected {expected}")
-        checked[key] = tuple(value) if isinstance(value, list) else value
+    Raises UsageError `bad_argument`, which names the wrong field.
+    """
+    checked = {key: _check_field(key, value) for key, value in cfg.items() if key in _FIELDS and value is not None}
     channels = checked.get("input_size", (3,))[0]
     lengths = {len(checked[key]) for key in ("mean", "std") if key in checked}
     # timm leaves the three RGB values in place when it makes a model for other channels
     if len(lengths) > 1 or not lengths <= {1, 3, channels}:
-        given = " and ".join(map(str, sorted(lengths)))
-        raise UsageError("bad_argument", f"mean and std have {given} values, expected one per channel ({channels})")
+        counts = " and ".join(map(str, sorted(lengths)))
+        raise UsageError("bad_argument", f"mean and std have {counts} values, expected one per channel ({channels})")
     names, classes = checked.get("label_names"), checked.get("num_classes")
     if names is not None and classes not in (None, -1, len(names)):
         raise UsageError("bad_argument", f"label_names has {len(names)} names, the model {classes} classes")
     return checked
 
 
-def read_config(path: Path) -> ModelConfig:
-    """Also the older form, one flat object. Raises WeightsError `bad_config` for anything unusable."""
+def _check_field(key: str, value: object) -> Any:
+    """Return a value of the field's type; nothing but sequences and paths is converted."""
+    kind, expected = _FIELDS[key]
+    plain = str(value) if isinstance(value, Path) else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        plain = tuple(value)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
-        root = json.loads(read_regular(path))
-        if not isinstance(root, dict):
-            raise UsageError("bad_argument", "it is not an object")
-        return _parse(root)
+        if isinstance(value, Set):  # msgspec would convert it in any order
+            raise msgspec.ValidationError
+        return msgspec.convert(plain, kind, strict=True)
+    except msgspec.ValidationError:
+        raise UsageError("bad_argument", f"{key} is {_short(value)}, expected {expected}") from None
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read a config.json, also in the older form of one flat object; raises WeightsError `bad_config`."""
+    try:
+        return _parse(_read_object(path))
     except OSError as err:
         raise WeightsError("bad_config", f"{path} cannot be read: {err.strerror}") from err
     except (ValueError, RecursionError, UsageError) as err:
         reason = str(err) if isinstance(err, TessellaError) else f"not valid JSON: {err}"
         raise WeightsError("bad_config", f"{path}: {reason}") from err
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
+    root = json.loads(read_regular(path))
+    if not isinstance(root, dict):
+        raise UsageError("bad_argument", "it is not an object")
+    return root
 
 
 def _parse(root: dict[str, Any]) -> ModelConfig:
@@ -136,7 +136,7 @@ def _parse(root: dict[str, Any]) -> ModelConfig:
         raise UsageError("bad_argument", "pretrained_cfg and model_args must be objects")
     name = root.get("architecture", cfg.get("architecture"))
     if not isinstance(name, str):
-        raise UsageError("bad_argument", "it names no architecture")
+        raise UsageError("bad_argument", "it has no architecture")
     arch, _ = resolve(name)
     cfg = {**cfg, "architecture": arch}
     for key in ("num_classes", "label_names", "label_descriptions"):
@@ -161,40 +161,44 @@ def _parse(root: dict[str, Any]) -> ModelConfig:
     return ModelConfig(arch, cfg, args, sha256)
 
 
-def _check_args(arch: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments that the architecture takes: it is built with them once, without memory."""
+def _check_args(arch: str, args: ModelArgs) -> ModelArgs:
+    """Return constructor arguments that the architecture accepts: it is built with them on the meta device."""
     args = {key: _as_tuple(value) for key, value in args.items() if value is not None}
     try:
         with torch.device("meta"):
             build(arch, **args)
     except TessellaError:
         raise
-    except Exception as err:  # a wrong type fails wherever the constructor first uses it
+    except Exception as err:  # a wrong type fails at its first use in the constructor
         raise UsageError("bad_argument", f"model_args {_short(args)} do not make a {arch}") from err
     return args
 
 
-def _name_list(names: Any, classes: Any) -> Any:
-    """{index: name}, which may leave some out, as a list; a class without a name is called by its number."""
+def _name_list(names: object, classes: object) -> object:
+    """Return {index: name} as a list; a class without a name gets its number as the name."""
     if not isinstance(names, dict):
         return names
-    if not _is_count(classes) or not all(str(key).isdecimal() and int(key) < classes for key in names):
+    if (
+        type(classes) is not int
+        or not 0 <= classes < MAX_NUMBER
+        or not all(str(key).isdecimal() and int(key) < classes for key in names)
+    ):
         raise UsageError("bad_argument", f"label_names has an index that is not one of the {classes} classes")
     by_index = {int(key): name for key, name in names.items()}
     return [by_index.get(i, str(i)) for i in range(classes)]
 
 
-def _as_tuple(value: Any) -> Any:
+def _as_tuple(value: object) -> object:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def model_args(model: ImageModel) -> dict[str, Any]:
-    """What `build` needs besides the name to make this model again; rates that only training uses are left out."""
+def model_args(model: ImageModel) -> ModelArgs:
+    """Return the arguments with which `build` creates this model again, without the rates that only training uses."""
     default = ARCHITECTURES[model.arch][1]
     current = dataclasses.replace(model.config, num_classes=model.num_classes, global_pool=model.global_pool)
     always = ("in_chans", "num_classes", "global_pool", "img_size")

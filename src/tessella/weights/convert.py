@@ -1,7 +1,7 @@
-"""The original authors' weight files -> a folder in timm's layout.
+"""Convert the original authors' weight files to a folder in timm's layout.
 
-Every layout is recognised by its keys and is a rule over keys and axes; no number changes. The result is compared with
-the built model, key by key and shape by shape, before anything is written.
+A layout is recognized by its keys and defined by rules for keys and axes; no number is changed. Before anything is
+written, the result is compared with the model, key by key and shape by shape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Converted:
-    """layout: whose file it was, for people to read; folder: what was written."""
+    """The result of a conversion. folder: the written model; layout: a description of the original file."""
 
     folder: Path
     arch: str
@@ -42,12 +42,12 @@ class Converted:
 
 
 def convert(source: str | Path, arch: str | None = None, out: str | Path | None = None, **model_args: Any) -> Converted:
-    """Write `source`, a .pth, .pth.tar, .safetensors or .npz file, as model.safetensors, config.json and README.md.
+    """Convert a .pth, .pth.tar, .safetensors or .npz file to model.safetensors, config.json and README.md.
 
-    arch: needed only where the shapes fit more than one architecture. out: a new folder (None: `arch` in the current
-    one). model_args: fields of the architecture's config that are not its own; num_classes follows the file's head.
-    Raises UsageError (bad_argument, unknown_model), WeightsError: what `read_state_dict`, `load_weights` and
-    `save_pretrained` raise, and wrong_keys for a layout that is not known.
+    arch: required only if the shapes fit more than one architecture. out: a new folder (None: the name of the
+    architecture in the current folder). model_args: fields that differ from the architecture's config; num_classes is
+    read from the file. Raises UsageError (bad_argument, unknown_model), OutputError `output_failed`, and WeightsError:
+    wrong_keys for an unknown layout, and the errors of `read_state_dict`, `load_weights` and `save_pretrained`.
     """
     source = Path(source)
     original = _read_npz(source) if source.suffix == ".npz" else read_state_dict(source)
@@ -62,7 +62,7 @@ def convert(source: str | Path, arch: str | None = None, out: str | Path | None 
     _log.info("%s: %s, read as %s", source, layout.name, arch)
     folder = Path(out or arch)
     if (folder / SAFETENSORS).exists():
-        raise UsageError("bad_argument", f"{folder} already holds a model", hint="name another folder with out")
+        raise UsageError("bad_argument", f"{folder} already holds a model", hint="give another folder with out")
     model = build(arch, **model_args)
     load_weights(model, state, source=source)
     return Converted(save_pretrained(model, folder), arch, layout.name)
@@ -72,7 +72,7 @@ def convert(source: str | Path, arch: str | None = None, out: str | Path | None 
 
 
 def _convmixer(state: State) -> State:
-    """nn.Sequential: convolution 0, activation 1, norm 2, the blocks, pooling, flattening, and the head last."""
+    """The layers of an nn.Sequential: convolution 0, activation 1, norm 2, the blocks, pooling, flattening, head."""
     last = max(int(key.partition(".")[0]) for key in state if key[:1].isdecimal())
 
     def rename(place: re.Match[str]) -> str:
@@ -83,7 +83,7 @@ def _convmixer(state: State) -> State:
 
 
 def _crossvit(state: State) -> State:
-    """The ParameterLists became parameters of their own."""
+    """The entries of the ParameterLists are separate parameters in timm."""
     return {re.sub(r"^(pos_embed|cls_token)\.", r"\1_", key): value for key, value in state.items()}
 
 
@@ -94,14 +94,14 @@ def _resmlp(state: State) -> State:
 
 
 def _mixer(state: State) -> State:
-    """JAX: dense kernels are (in, out), the stem's is (height, width, in, out)."""
-    # what came before the linen library numbered the modules of all classes in one row: 0 and 1, or 0 and 2
+    """JAX: dense kernels are (in,out), that of the stem is (height,width,in,out)."""
+    # before the linen library, modules of all classes had one numbering: the norms are 0 and 1, or 0 and 2
     norms = sorted({int(n) for key in state for n in re.findall(r"/LayerNorm_(\d+)/", key)})
     rules = [*_MIXER, *((f"LayerNorm_{n}/", f"norm{i}.") for i, n in enumerate(norms, start=1)), *_LEAVES]
     translated = {}
     for key, value in state.items():
         if "_mixing_phase_0/" in key:
-            value = value.squeeze()  # a leading axis of one
+            value = value.squeeze()  # removes a leading axis of size one
         if re.search(r"kernel\d?$", key):
             value = value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T
         translated[_sub(rules, key)] = value.contiguous()
@@ -142,7 +142,11 @@ _LEAVES = [(r"(kernel|scale)$", "weight")]
 
 @dataclass(frozen=True)
 class Layout:
-    """marker: a key that every file of this layout has and no other; families: how its architectures' names begin."""
+    """A layout of weight files.
+
+    marker: a key that all files of this layout have and no others. families: prefixes of its architectures' names.
+    translate: returns the weights with timm's keys and axes.
+    """
 
     name: str
     marker: str
@@ -171,19 +175,19 @@ LAYOUTS = (
 
 
 def find_layout(state: Mapping[str, Tensor], source: object) -> Layout:
-    """Raises WeightsError `wrong_keys` for keys of none of `LAYOUTS`."""
+    """Return the layout of a state dict; raises WeightsError `wrong_keys` if it is not one of `LAYOUTS`."""
     for layout in LAYOUTS:
         if layout.marker in state:
             return layout
     raise WeightsError(
         "wrong_keys",
-        f"{source}: of no known layout, its keys are {', '.join(list(state)[:5])}, ...",
+        f"{source} has an unknown layout, its keys are {', '.join(list(state)[:5])}, ...",
         hint=f"known: {'; '.join(dict.fromkeys(layout.name for layout in LAYOUTS))}",
     )
 
 
-def infer_arch(state: State, layout: Layout, source: object, model_args: Mapping[str, Any]) -> str:
-    """The one architecture of the layout that has these keys and shapes. Raises UsageError `bad_argument`."""
+def infer_arch(state: State, layout: Layout, source: object, model_args: Mapping[str, object]) -> str:
+    """Return the only architecture of the layout with these keys and shapes; raises UsageError `bad_argument`."""
     shapes = {key: value.shape for key, value in state.items()}
     names = [name for name in ARCHITECTURES if name.startswith(layout.families)]
     fitting = [name for name in names if shapes == _shapes(name, model_args)]
@@ -193,12 +197,12 @@ def infer_arch(state: State, layout: Layout, source: object, model_args: Mapping
         "bad_argument",
         f"{source}: its shapes fit {'more than one architecture' if fitting else 'none of the architectures'} "
         f"{', '.join(fitting or names)}",
-        hint="name one with arch" if fitting else "name the nearest with arch to see the differences",
+        hint="give one of them as arch" if fitting else "give the most similar one as arch to see the differences",
     )
 
 
-def _shapes(arch: str, model_args: Mapping[str, Any]) -> dict[str, torch.Size] | None:
-    """Of the architecture with these arguments; None where it does not take them."""
+def _shapes(arch: str, model_args: Mapping[str, object]) -> dict[str, torch.Size] | None:
+    """Return the shapes of the architecture with these arguments; None if it does not accept them."""
     try:
         with torch.device("meta"):
             model: ImageModel = build(arch, **model_args)
@@ -208,7 +212,7 @@ def _shapes(arch: str, model_args: Mapping[str, Any]) -> dict[str, torch.Size] |
 
 
 def _read_npz(path: Path) -> State:
-    """Like `read_state_dict`: every array as a tensor, all finite; never an object."""
+    """Read an .npz archive as `read_state_dict` does: arrays of finite numbers as tensors, never objects."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
             state = {key: torch.from_numpy(archive[key]) for key in archive.files}

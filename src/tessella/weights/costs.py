@@ -1,4 +1,4 @@
-"""What a forward pass of each model costs, from a table that `tessella.weights.counting` writes."""
+"""Read the cost of a forward pass of each model from a table, which `tessella.weights.counting` writes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 COSTS = Path(__file__).parent / "tables" / "costs.json"  # written by counting.py
 
 
+ModelFacts = dict[str, Any]  # input_size, num_classes, embedding_width and the fields of `Cost`
+
+
 @dataclass(frozen=True)
 class Cost:
-    """One forward pass of one image.
+    """The cost of one forward pass with one image.
 
-    macs: multiply-adds of all convolutions, linear layers and matrix products, those of attention included;
-    activations: numbers that these put out. card_macs, card_activations: what timm's model cards and benchmark files
-    say. Their counter does not know the operator behind `padding="same"`, so all of such a convolution is missing, and
-    it adds work for norms: 2 for each number that leaves a batch norm, 5 for a layer norm.
+    macs: multiply-adds of all convolutions, linear layers and matrix products, including those of attention.
+    activations: number of output elements of these operations. card_macs, card_activations: the figures of timm's
+    model cards and benchmark files. Their counter does not know the operator behind `padding="same"`, so these
+    convolutions are missing, and it counts 2 operations per output element of a batch norm and 5 of a layer norm.
     """
 
     params: int
@@ -29,6 +32,7 @@ class Cost:
 
 
 @functools.cache
-def read_costs() -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = json.loads(COSTS.read_text(encoding="utf-8"))
+def read_costs() -> dict[str, ModelFacts]:
+    """Return the rows of the table by `arch.tag`, or by `arch` for architectures without checkpoints."""
+    rows: dict[str, ModelFacts] = json.loads(COSTS.read_text(encoding="utf-8"))
     return rows

@@ -1,6 +1,6 @@
-"""The cost of one forward pass of a model, counted on a copy on the meta device; needs PyTorch.
+"""Count the cost of one forward pass of a model, on a copy on the meta device; needs PyTorch.
 
-`python -m tessella.weights.counting` writes the table from which `tessella info` answers without PyTorch.
+`python -m tessella.weights.counting` writes the table that `tessella info` reads without PyTorch.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..models.base import ImageModel
 from ..models.convit import ConViT
 from .catalogue import ARCHITECTURE_NAMES, CATALOGUE
-from .costs import COSTS, Cost
+from .costs import COSTS, Cost, ModelFacts
 from .factory import create_model
 from .load import image_size
 
@@ -28,16 +29,16 @@ def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
 
     Raises UsageError `wrong_input_size` if the model does not accept images of that size.
     """
-    # a twin without memory: deepcopy takes what is in its memo instead of copying the numbers
+    # a copy without memory: deepcopy uses the tensors in its memo instead of copying the numbers
     tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {id(tensor): _without_memory(tensor) for tensor in tensors}
-    twin = copy.deepcopy(model, memo).eval()
+    memo: dict[int, object] = {id(tensor): _without_memory(tensor) for tensor in tensors}
+    shadow = copy.deepcopy(model, memo).eval()
     counter = _Counter()
     with torch.no_grad(), counter:
-        twin(torch.empty(1, *input_size, device="meta"))
+        shadow(torch.empty(1, *input_size, device="meta"))
     if isinstance(model, ConViT):
-        # Positional attention is a linear layer of the 3 numbers of each pair of patches, which GPSA computes
-        # elementwise; it is counted as the layer that it stands for.
+        # Positional attention is a linear layer on the 3 numbers of each pair of patches. GPSA computes it elementwise,
+        # but it is counted as that layer.
         pairs = model.rel_pos.shape[0] ** 2 * model.config.num_heads * model.num_local
         counter.add(outputs=pairs, depth=3)
     return Cost(
@@ -58,18 +59,20 @@ MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 class _Counter(TorchFunctionMode):
-    """Counts the calls that models make, before PyTorch picks kernels: attention and `padding="same"` are whole."""
+    """Counts the calls of models before PyTorch selects kernels, when attention and `padding="same"` are one call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.macs = self.activations = self.same_macs = self.same_activations = self.norm_work = 0
 
     def add(self, outputs: int, depth: int) -> None:
-        """`outputs` numbers, each the sum of `depth` products."""
+        """Count an operation with `outputs` output elements, each the sum of `depth` products."""
         self.macs += outputs * depth
         self.activations += outputs
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if func is F.linear or func in MATMULS:
             self.add(result.numel(), depth=args[0].shape[-1])
@@ -95,15 +98,19 @@ class _Counter(TorchFunctionMode):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def facts_of(name: str) -> dict[str, Any]:
-    """The row of the table for a model name: cost and what else only the built model tells."""
+def facts_of(name: str) -> ModelFacts:
+    """Return the row of the table for a model name: the cost, and other facts that only the built model has.
+
+    Raises the errors of `create_model`.
+    """
     with torch.device("meta"):
         model = create_model(name)
-    assert isinstance(model, ImageModel)  # only features_only gives anything else
+    assert isinstance(model, ImageModel)  # create_model returns another type with features_only only
     return model_facts(model)
 
 
-def model_facts(model: ImageModel) -> dict[str, Any]:
+def model_facts(model: ImageModel) -> ModelFacts:
+    """Return the row of the table for a model, at its own input size."""
     channels = model.config.in_chans
     height, width = image_size(model) or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
     return dict(
@@ -115,12 +122,13 @@ def model_facts(model: ImageModel) -> dict[str, Any]:
 
 
 def table_names() -> list[str]:
-    """All checkpoints, and the architectures that have none."""
+    """Return the names of all checkpoints, and of the architectures that have none."""
     with_rows = {row.architecture for row in CATALOGUE.values()}
     return [*CATALOGUE, *(arch for arch in ARCHITECTURE_NAMES if arch not in with_rows)]
 
 
 def main() -> None:
+    """Write the table."""
     rows = {name: facts_of(name) for name in table_names()}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     COSTS.write_text("{\n" + lines + "\n}\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Weight files: find one in a folder, say what its bytes are, read it into tensors or refuse it with a code.
+"""Find weight files in a folder, recognize their format, and read them into tensors or refuse them with a code.
 
-A file is judged by its first bytes, never by its name alone. safetensors is the format; a pickle is read only through
-`torch.load(weights_only=True)`, only under a name that says it is one. Nothing in a file is ever executed.
+The format follows from the first bytes, never from the name alone. safetensors is preferred; a pickle is only read with
+`torch.load(weights_only=True)`, and only if its name has a suffix of PyTorch files. No code in a file is executed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from io import BufferedReader
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -42,20 +43,22 @@ PREFERRED = (  # timm's order for a local folder
     "open_clip_pytorch_model.pth",
 )
 PICKLE_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
-# where training checkpoints keep the weights: averaged ones first, in timm's order, then the names others use
+# keys of the weights in training checkpoints: averaged ones first, in timm's order, then those of other projects
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 STATE_KEYS = (
     *("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network", "net_state_dict"),
     *("backbone", "weights", "params", "checkpoint"),
 )
-MAX_NESTING = 4  # of containers around the weights
+MAX_NESTING = 4  # levels of containers around the weights
 MAX_NAMED = 5  # entries in a message
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "F8_E4M3": 1, "F8_E5M2": 1, "U64": 8, "U32": 4, "U16": 2,
-}  # fmt: skip
+ITEM_BYTES = {  # of the types in safetensors files
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
 AGAIN = "download or copy it again"
-# Packages whose objects training code leaves beside the weights. None of their code runs: see `Inert`.
+# Packages whose objects training code stores next to the weights. None of their code is executed: see `Inert`.
 RECORD_PACKAGES = (
     *("numpy", "pathlib", "argparse", "datetime", "decimal", "fractions", "uuid", "enum", "types", "collections"),
     *("omegaconf", "yacs", "easydict", "addict", "ml_collections", "pytorch_lightning", "lightning"),
@@ -67,26 +70,29 @@ _log = logging.getLogger(__name__)
 
 
 def find_weights(folder: Path) -> Path:
-    """The weight file of a model folder: safetensors before any pickle, well-known names before others."""
+    """Return the weight file of a model folder: safetensors before pickles, well-known names before others.
+
+    Raises WeightsError `weights_not_found`.
+    """
     for name in PREFERRED:
         if (folder / name).is_file() and (name.endswith(".safetensors") or not any(folder.glob("*.safetensors"))):
             return folder / name
     for suffix in (".safetensors", *PICKLE_SUFFIXES):
-        if found := sorted(folder.glob(f"*{suffix}")):
-            return found[0]
+        if matches := sorted(folder.glob(f"*{suffix}")):
+            return matches[0]
     raise WeightsError(
         "weights_not_found", f"no weight file in {folder}", hint=f"expected {SAFETENSORS}, or a .bin or .pth file"
     )
 
 
 def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: bool = True) -> dict[str, Tensor]:
-    """Name -> CPU tensor, all finite, of a safetensors or PyTorch file.
+    """Read a safetensors or PyTorch file and return its tensors by name: on the CPU, all finite.
 
-    sha256: hex digest, or its first characters, that the file must have. The weights may be inside a training
-    checkpoint; with use_ema, averaged weights are preferred. What else the checkpoint holds is ignored, and prefixes of
-    compiled or replicated modules are removed. float8 tensors come as float32.
-    Raises WeightsError: weights_not_found, truncated, bad_format, not_weights, unsafe_format, hash_mismatch or
-    non_finite.
+    sha256: the hexadecimal digest, or its first characters, that the file must have. The weights may be part of a
+    training checkpoint; with use_ema, averaged weights are preferred. Other content of the checkpoint is ignored, and
+    prefixes of compiled or replicated modules are removed. float8 tensors are returned as float32.
+    Raises WeightsError: weights_not_found, truncated, bad_format, not_weights, unsafe_format, hash_mismatch,
+    wrong_dtype or non_finite.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -108,24 +114,24 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
 
 
 def without_prefix(state: Mapping[str, Tensor], known: Container[str], source: object) -> dict[str, Tensor]:
-    """Remove leading words (`model.`, `net.`) that all keys share, where that leads to a key in `known`.
+    """Remove leading words (`model.`, `net.`) that all keys share, if the result contains a key in `known`.
 
-    What was removed is logged as a warning. A state dict of which some key is known already is returned as it is.
+    The removed prefix is logged as a warning. A state dict with a known key is returned unchanged.
     """
-    removed, found = "", dict(state)
-    while found and not any(key in known for key in found):
-        prefix = next(iter(found)).partition(".")[0] + "."
-        if not all(key.startswith(prefix) for key in found):
+    removed, renamed = "", dict(state)
+    while renamed and not any(key in known for key in renamed):
+        prefix = next(iter(renamed)).partition(".")[0] + "."
+        if not all(key.startswith(prefix) for key in renamed):
             return dict(state)
         removed += prefix
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
+        renamed = {key.removeprefix(prefix): value for key, value in renamed.items()}
     if removed:
-        _log.warning("%s: the prefix %r, which all %d keys have, is removed", source, removed, len(found))
-    return found
+        _log.warning("%s: the prefix %r of all %d keys is removed", source, removed, len(renamed))
+    return renamed
 
 
 def _widened(value: Tensor, key: str, path: Path) -> Tensor:
-    """float8 as float32: every value of it is exact there, and few operations take float8."""
+    """Convert float8 to float32, which represents every value exactly; few operations support float8."""
     if not value.is_floating_point() or value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return value
     try:
@@ -135,9 +141,9 @@ def _widened(value: Tensor, key: str, path: Path) -> Tensor:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
-    """Raises WeightsError `non_finite`, naming the first tensor with a NaN or an infinity."""
+    """Raise WeightsError `non_finite` with the name of the first tensor, of any shape, with NaN or infinity."""
     for name, value in tensors:
-        # the two extremes tell: NaN wins both, and this takes a tenth of the time of asking every element
+        # both extremes are NaN if any element is; this takes a tenth of the time of isfinite on every element
         if value.is_floating_point() and value.numel() and not all(end.isfinite() for end in torch.aminmax(value)):
             raise WeightsError(
                 "non_finite",
@@ -147,13 +153,15 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
 
 
 def _refuse(code: str, path: Path, what: str, hint: str = "", cause: BaseException | None = None) -> NoReturn:
-    if hint == AGAIN and path.parent.parent.name == "snapshots":  # the Hub's cache, which its client trusts for good
+    if (
+        hint == AGAIN and path.parent.parent.name == "snapshots"
+    ):  # in the Hub's cache, whose files its client never checks again
         hint = f"delete {path.resolve()} and try again: the Hub's client does not replace a file that it has"
     raise WeightsError(code, f"{path} {what}", hint=hint) from cause
 
 
 def _sniff(path: Path, file: BufferedReader) -> str:
-    """ "safetensors" or "pickle"; anything else is refused by name."""
+    """Return "safetensors" or "pickle"; refuse any other format by its name."""
     head = file.read(512)
     size = path.stat().st_size
     if size < 8:
@@ -169,26 +177,26 @@ def _sniff(path: Path, file: BufferedReader) -> str:
     if text.startswith((b'{"', b"{'")):
         _refuse("not_weights", path, "is a JSON document, not weights", AGAIN)
     if head.startswith(b"\x93NUMPY"):
-        _refuse("not_weights", path, "is a NumPy array", "the original .npz files go through `tessella convert`")
+        _refuse("not_weights", path, "is a NumPy array", "convert the original .npz files with `tessella convert`")
     if head.startswith(b"\x89HDF"):
         _refuse("not_weights", path, "is an HDF5 (Keras) file", "only PyTorch weights can be read")
     if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
-        _refuse("not_weights", path, "is a gzip or tar archive", "unpack it and name the weight file inside")
+        _refuse("not_weights", path, "is a gzip or tar archive", "unpack it and pass the weight file inside")
     is_zip = head.startswith(b"PK")
     if is_zip:
         _check_torch_zip(path, file)
     if is_zip or re.match(rb"\x80[\x02-\x05]", head):
-        by_torch = is_zip or head[1] == 2  # the only protocol in its files from before the zip format
+        by_torch = is_zip or head[1] == 2  # the only protocol of its files before the zip format
         if by_torch and path.name.lower().endswith(PICKLE_SUFFIXES):
             return "pickle"
         _refuse(
             "unsafe_format",
             path,
-            "is a Python pickle, which can run code, and not a PyTorch file under a name of one",
-            f"get the safetensors file; PyTorch's own files are read when they end in {', '.join(PICKLE_SUFFIXES)}",
+            "is a Python pickle, which can run code, and not a PyTorch file with a matching name",
+            f"get the safetensors file; PyTorch files are read if their names end in {', '.join(PICKLE_SUFFIXES)}",
         )
     if path.name.lower().endswith(".safetensors") and header_bytes > MAX_HEADER:
-        _refuse("bad_format", path, f"announces a header of {header_bytes} bytes, the limit is {MAX_HEADER}", AGAIN)
+        _refuse("bad_format", path, f"declares a header of {header_bytes} bytes, the limit is {MAX_HEADER}", AGAIN)
     _refuse("bad_format", path, "is neither a safetensors nor a PyTorch file", AGAIN)
 
 
@@ -213,9 +221,9 @@ def _read_safetensors(path: Path, file: BufferedReader) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path, raw: bytes, data_bytes: int) -> None:
-    """Tensors must fill the data one after another, without hole, overlap or rest."""
+    """Refuse a header whose tensors do not cover the data one after another, without gaps, overlaps or a rest."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(keys := dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
         return keys
@@ -237,23 +245,33 @@ def _check_header(path: Path, raw: bytes, data_bytes: int) -> None:
         _refuse("truncated", path, f"{what}: {data_bytes} bytes of tensors, the header says {spans[-1][1]}", AGAIN)
 
 
-def _check_entry(name: str, entry: Any) -> tuple[int, int, str]:
-    """One tensor of the header -> (first byte, end, name)."""
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Entry(msgspec.Struct):
+    """The description of one tensor in the header."""
+
+    dtype: str
+    shape: Annotated[list[Count], msgspec.Meta(max_length=8)]
+    data_offsets: tuple[Count, Count]  # first byte and end
+
+
+def _check_entry(name: str, value: object) -> tuple[int, int, str]:
+    """Return (first byte, end, name) of one tensor."""
     try:
-        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets") from None
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ValueError(f"{name!r} is of an unknown type {dtype!r}")
-    if not isinstance(shape, list) or len(shape) > 8 or any(type(n) is not int or n < 0 for n in (*shape, start, end)):
-        raise ValueError(f"{name!r} has a shape or offsets that are not counts")
-    if end - start != prod(shape) * ITEM_BYTES[dtype]:
-        raise ValueError(f"{name!r} of shape {shape} in {dtype} does not take {end - start} bytes")
+        entry = msgspec.convert(value, _Entry, strict=True)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets: {error}") from None
+    if entry.dtype not in ITEM_BYTES:
+        raise ValueError(f"{name!r} has the unknown type {entry.dtype!r}")
+    start, end = entry.data_offsets
+    if end - start != prod(entry.shape) * ITEM_BYTES[entry.dtype]:
+        raise ValueError(f"{name!r} of shape {entry.shape} in {entry.dtype} does not take {end - start} bytes")
     return start, end, name
 
 
 def _check_torch_zip(path: Path, file: BufferedReader) -> None:
-    """PyTorch's zip archives hold one `<name>/data.pkl` and store everything uncompressed."""
+    """Refuse zip archives that PyTorch did not write: its archives have one `<name>/data.pkl` and no compression."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -263,28 +281,28 @@ def _check_torch_zip(path: Path, file: BufferedReader) -> None:
     if any(name.endswith(".npy") for name in names):
         _refuse("not_weights", path, "is a NumPy .npz archive", "convert it with `tessella convert`")
     if "data.pkl" not in names:
-        _refuse("not_weights", path, "is a zip archive without PyTorch weights", "unpack it if the weights are inside")
+        _refuse("not_weights", path, "is a zip archive without PyTorch weights", "unpack it if it contains the weights")
     if "constants.pkl" in names:
         _refuse("unsafe_format", path, "is a TorchScript program, not weights", "get the safetensors file")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        _refuse("bad_format", path, "is a compressed zip archive, PyTorch never compresses", AGAIN)
+        _refuse("bad_format", path, "is a compressed zip archive; PyTorch never compresses", AGAIN)
 
 
 class Inert:
-    """Takes the place of any object of a pickle that is not a tensor: accepts all arguments, keeps and does nothing."""
+    """Placeholder for an object of a pickle that is not a tensor: accepts all arguments and ignores them."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
-def _inert(name: str) -> tuple[Any, str]:
-    """A stand-in for the global `name`, in the form that torch's `safe_globals` takes."""
+def _inert(name: str) -> tuple[Callable[..., object], str]:
+    """Return a placeholder for the global `name`, in the form that torch's `safe_globals` accepts."""
     return (_plain_dict if name == "collections.defaultdict" else type(name, (Inert,), {}), name)
 
 
-def _plain_dict(*_: Any) -> dict[Any, Any]:
-    return {}  # torch then fills it; it would refuse to fill any other type
+def _plain_dict(*_: object) -> dict[object, object]:
+    return {}  # torch fills it; it refuses to fill any other type
 
 
 def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
@@ -300,7 +318,7 @@ def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
             "get a safetensors file, or save the weights alone: torch.save(model.state_dict(), path)",
             err,
         )
-    except Exception as err:  # whatever a parser of foreign bytes may raise
+    except Exception as err:  # a parser may raise anything for arbitrary bytes
         if isinstance(err, EOFError | IndexError | struct.error) or "unexpected EOF" in str(err):
             _refuse("truncated", path, "is cut off", AGAIN, err)
         _refuse("bad_format", path, f"is not a valid PyTorch file: {type(err).__name__}", AGAIN, err)
@@ -308,20 +326,21 @@ def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
     size = path.stat().st_size
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            _refuse("bad_format", path, f"holds {key} in a layout that is not a plain tensor")
+            _refuse("bad_format", path, f"holds {key} in a layout other than that of a plain tensor")
         if value.numel() * value.element_size() > size:
-            _refuse("bad_format", path, f"claims {value.numel()} numbers for {key}, more than the file has bytes for")
+            _refuse("bad_format", path, f"declares {value.numel()} numbers for {key}, more than fit into the file")
     return {key: value.detach() for key, value in state.items()}
 
 
-def _load_with(path: Path, names: Iterable[str]) -> Any:
-    """What torch reads from the file without running code, with `Inert` objects where the pickle names `names`."""
+def _load_with(path: Path, names: Iterable[str]) -> object:
+    """Read the file with torch, without running code; the globals in `names` are replaced by `Inert` objects."""
     with torch.serialization.safe_globals([_inert(name) for name in names]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+        return loaded
 
 
 def _globals_in(path: Path) -> list[str]:
-    """Classes and functions that the pickles in the file name; nothing is looked up. Damage ends the list."""
+    """List the classes and functions named in the file's pickles, without importing them, up to the first damage."""
     names: dict[str, None] = {}
     try:
         with path.open("rb") as file:
@@ -332,12 +351,12 @@ def _globals_in(path: Path) -> list[str]:
                         (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
                     )
                     names[f"{module}.{name}"] = None
-    except Exception:  # the loader, which reads the same bytes, says what is wrong with them
+    except Exception:  # the loader reads the same bytes and reports the error
         return list(names)
     return list(names)
 
 
-def _operations(file: BufferedReader) -> Iterator[tuple[Any, Any, Any]]:
+def _operations(file: BufferedReader) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
     if file.read(2) == b"PK":
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
@@ -345,24 +364,24 @@ def _operations(file: BufferedReader) -> Iterator[tuple[Any, Any, Any]]:
                     yield from pickletools.genops(archive.read(entry))
         return
     file.seek(0)
-    for _ in range(4):  # the older format: magic number, version, system, and the object
+    for _ in range(4):  # the format before zip: magic number, version, system, and the object
         yield from pickletools.genops(file)
 
 
 def _culprits(path: Path, names: list[str], records: list[str]) -> str:
-    """Where in a refused file its foreign objects are, and of which types; the types alone where that is unknown."""
+    """Describe the foreign objects of a refused file by key and type, or by type only if the keys are unknown."""
     foreign = [name for name in names if name not in records]
     try:
-        found = list(_inert_in(_load_with(path, names)))
-    except Exception:  # torch refuses some modules in any case
-        found = []
-    places = [f"{key or 'the whole file'} ({name})" for key, name in found if name in foreign]
-    shown = places or [name for name in foreign if not name.startswith(("torch._utils", "collections", "torch.Float"))]
+        placeholders = list(_inert_in(_load_with(path, names)))
+    except Exception:  # torch always refuses some modules
+        placeholders = []
+    entries = [f"{key or 'the whole file'} ({name})" for key, name in placeholders if name in foreign]
+    shown = entries or [name for name in foreign if not name.startswith(("torch._utils", "collections", "torch.Float"))]
     return f": {', '.join(shown[:MAX_NAMED])}{', ...' if len(shown) > MAX_NAMED else ''}" if shown else ""
 
 
-def _inert_in(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(dotted key, type) of every stand-in among the values."""
+def _inert_in(value: object, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, type) of every placeholder among the values."""
     if isinstance(value, Inert):
         yield key, type(value).__name__
     elif depth < 20 and isinstance(value, Mapping | list | tuple):
@@ -371,9 +390,9 @@ def _inert_in(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, 
             yield from _inert_in(item, f"{key}.{name}" if key else str(name), depth + 1)
 
 
-def _weights_in(loaded: Any, path: Path, use_ema: bool) -> Mapping[str, Tensor]:
-    """The state dict of a checkpoint; what lies beside the tensors is named in a warning."""
-    place, state = _find_weights(loaded, (*EMA_KEYS, *STATE_KEYS) if use_ema else (*STATE_KEYS, *EMA_KEYS), 0)
+def _weights_in(loaded: object, path: Path, use_ema: bool) -> Mapping[str, Tensor]:
+    """Return the state dict of a checkpoint; a warning lists the entries that are not tensors."""
+    location, state = _find_weights(loaded, (*EMA_KEYS, *STATE_KEYS) if use_ema else (*STATE_KEYS, *EMA_KEYS), 0)
     if state is None:
         kept = ", ".join(map(repr, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         _refuse(
@@ -382,8 +401,8 @@ def _weights_in(loaded: Any, path: Path, use_ema: bool) -> Mapping[str, Tensor]:
             f"is a PyTorch file without a state dict: it holds {kept or 'nothing'}",
             "save the weights alone: torch.save(model.state_dict(), path)",
         )
-    if any(name not in (*EMA_KEYS, *STATE_KEYS) for name in place):
-        _log.warning("%s: the weights are taken from %r", path, ".".join(place))
+    if any(name not in (*EMA_KEYS, *STATE_KEYS) for name in location):
+        _log.warning("%s: the weights are taken from %r", path, ".".join(location))
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if others := [f"{key} ({type(value).__name__})" for key, value in state.items() if key not in tensors]:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
@@ -391,20 +410,22 @@ def _weights_in(loaded: Any, path: Path, use_ema: bool) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _find_weights(loaded: Any, keys: tuple[str, ...], depth: int) -> tuple[tuple[str, ...], Mapping[Any, Any] | None]:
-    """Where in a checkpoint its weights are, and the mapping that holds them; None where there is none.
+def _find_weights(
+    loaded: object, keys: tuple[str, ...], depth: int
+) -> tuple[tuple[str, ...], Mapping[object, object] | None]:
+    """Return the location of the weights in a checkpoint, and the mapping that holds them; None if there is none.
 
-    A container of a name that is not in `keys` counts where it is the only one, and on the outermost level.
+    A container whose name is not in `keys` is used if it is the only one, on the outermost level.
     """
     if not isinstance(loaded, Mapping) or depth > MAX_NESTING:
         return (), None
     containers = [key for key in keys if isinstance(loaded.get(key), Mapping)]
     if not containers and any(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         return (), loaded
-    found = [((str(key), *place), state) for key in containers
-             for place, state in [_find_weights(loaded[key], keys, depth + 1)] if state is not None]  # fmt: skip
-    if not found and depth == 0:
+    inner = [(key, *_find_weights(loaded[key], keys, depth + 1)) for key in containers]
+    states = [((key, *location), state) for key, location, state in inner if state is not None]
+    if not states and depth == 0:
         others = [(key, *_find_weights(value, keys, 1)) for key, value in loaded.items() if key not in containers]
-        found = [((str(key), *place), state) for key, place, state in others if state is not None]
-        found = found if len(found) == 1 else []
-    return found[0] if found else ((), None)
+        states = [((str(key), *location), state) for key, location, state in others if state is not None]
+        states = states if len(states) == 1 else []
+    return states[0] if states else ((), None)

@@ -1,7 +1,7 @@
-"""Fit a checkpoint to a model: everything is verified and computed first, then the live model is changed at once.
+"""Load a checkpoint into a model: everything is verified and computed before the model is changed.
 
-The checkpoint is compared with the model it says it is (its own class count, channels and image size), built without
-memory on torch's meta device. Only what passed that is adapted to the live model.
+The checkpoint is first compared with the model that it was saved from (its number of classes, channels and image size),
+built on torch's meta device. Then its tensors are adapted to the given model.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ def load_weights(
     source_cfg: Mapping[str, Any] | None = None,
     source: object = "the checkpoint",
 ) -> None:
-    """Copy a checkpoint into `model`, adapted where the two were made for different images or classes.
+    """Copy a checkpoint into `model`, adapting tensors if the two have different input sizes or classes.
 
-    source_cfg: timm's `pretrained_cfg` of the checkpoint, of which three fields count.
-      num_classes: where it is not the model's (or -1, unknown), the model keeps its own fresh classifier;
-        everything else must still be there exactly. label_offset: leading classes to skip.
-      input_size: (channels, height, width). The first convolutions are summed or repeated to the model's channels as
-        timm does, and weights tied to the patch grid are resampled.
-    A field that is missing is as in the model. source: what messages call the checkpoint.
+    source_cfg: timm's `pretrained_cfg` of the checkpoint, of which three fields are used. Missing fields default to
+    those of the model.
+      num_classes: if it differs from the model's (or is -1, unknown), the model keeps its own classifier; all other
+        tensors must still be present. label_offset: number of leading classes to skip.
+      input_size: (channels, height, width) in pixels. The first convolutions are summed or repeated to the model's
+        channels as in timm, and weights that depend on the patch grid are resampled.
+    source: the name of the checkpoint in messages.
 
-    A prefix that all keys of the checkpoint share, and that the model does not have, is removed, which is logged.
-    Numbers must be floating where the model's are (counts of batches may be), and take its precision; float64 is
-    rounded, which is logged.
+    A prefix that all keys of the checkpoint share, and that the model does not have, is removed and logged. Tensors
+    must be floating-point if the model's are (batch counters may be) and are converted to its precision; rounding of
+    float64 is logged.
     Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is then
     unchanged.
     """
@@ -64,7 +65,7 @@ def load_weights(
     verify(fitted, trained, source=source, arch=model.arch)
     if offset and not keep_head:
         fitted.update({key: fitted[key][offset:] for key in fitted if key.startswith(head)})
-    for key, value in fitted.items():  # no other four-dimensional weight depends on the sizes of the images
+    for key, value in fitted.items():  # only the first convolutions have four dimensions and depend on the input
         if value.ndim == 4 and value.shape != live[key].shape:
             fitted[key] = adapt_channels(value, live[key].shape[1])
     if "input_size" in cfg:
@@ -80,8 +81,8 @@ def load_weights(
 def _state_as_trained(
     model: ImageModel, classes: int, input_size: tuple[int, int, int] | None, source: object
 ) -> dict[str, Tensor]:
-    """The model's state dict as it was where the checkpoint was made: shapes and types only."""
-    changed: dict[str, Any] = {}
+    """Return the state dict of the model that the checkpoint was saved from, with shapes and types only."""
+    changed: dict[str, object] = {}
     if classes != model.num_classes:
         changed["num_classes"] = max(classes, 0)
     if input_size and input_size[0] != model.config.in_chans:
@@ -92,37 +93,40 @@ def _state_as_trained(
         return model.state_dict()
     try:
         with torch.device("meta"):
-            family: Any = type(model)
+            family: Any = type(model)  # takes a config of its own type
             return family(dataclasses.replace(model.config, **changed)).state_dict()
     except UsageError as err:
         raise WeightsError("bad_config", f"{source}: its config does not fit {model.arch}: {err.message}") from err
 
 
 def image_size(model: ImageModel) -> Pair | None:
-    """(height, width) in pixels that the model is made for; None for one that reads any size."""
+    """Return the (height, width) in pixels that the model requires; None if it accepts any size."""
     size = getattr(model.config, "img_size", None)
     return None if size is None else to_pair(size)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution (out,in,k,k) for another number of channels: summed for one, else repeated and scaled.
+    """Return a first convolution (D,C,k,k) for another number of channels C: summed for one, else repeated and scaled.
 
-    Both keep the response to an image whose channels are alike.
+    Both keep the response to an image whose channels are equal.
     """
-    given = weight.shape[1]
+    original = weight.shape[1]
     if channels == 1:
         return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
-    repeated = weight.float().repeat(1, ceil(channels / given), 1, 1)[:, :channels]
-    return (repeated * (given / channels)).to(weight.dtype)
+    repeated = weight.float().repeat(1, ceil(channels / original), 1, 1)[:, :channels]
+    return (repeated * (original / channels)).to(weight.dtype)
 
 
-def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: object, arch: str) -> None:
-    """The same keys and shapes, and types of the same kind, or a WeightsError that shows the first differences."""
-    missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in found]
-    unexpected = [f"+ {key} {_shape(value)}" for key, value in found.items() if key not in expected]
+def verify(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: object, arch: str) -> None:
+    """Check that both have the same keys and shapes, and types of the same kind.
+
+    Raises WeightsError `wrong_keys`, `wrong_shape` or `wrong_dtype` with the first differences.
+    """
+    missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in state]
+    unexpected = [f"+ {key} {_shape(value)}" for key, value in state.items() if key not in expected]
     shapes, dtypes = [], []
-    for key in expected.keys() & found.keys():
-        ours, theirs = expected[key], found[key]
+    for key in expected.keys() & state.keys():
+        ours, theirs = expected[key], state[key]
         if ours.shape != theirs.shape:
             shapes.append(f"  {key}: model {_shape(ours)}, file {_shape(theirs)}")
         elif not _is_convertible(key, ours, theirs):
@@ -131,7 +135,7 @@ def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sourc
     if not differences:
         return
     code = "wrong_keys" if missing or unexpected else "wrong_shape" if shapes else "wrong_dtype"
-    original = any(_ORIGINAL_KEY.match(key) for key in found)
+    original = any(_ORIGINAL_KEY.match(key) for key in state)
     raise WeightsError(
         code,
         f"{source} is not {arch or 'this model'}: {len(differences)} differences, "
@@ -143,7 +147,7 @@ def verify(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sourc
 
 
 def _is_convertible(key: str, ours: Tensor, theirs: Tensor) -> bool:
-    """Whether the types are of the same kind; counts of batches are floats where a whole state was cast or averaged."""
+    """Return whether the types are of the same kind; batch counters may be floats, as in averaged or cast states."""
     if theirs.is_floating_point() and key.endswith("num_batches_tracked"):
         return True
     return ours.dtype == theirs.dtype or (ours.is_floating_point() and theirs.is_floating_point())

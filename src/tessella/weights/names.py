@@ -1,4 +1,4 @@
-"""Names of models as people write them: parts of names, folders; nothing here imports torch."""
+"""Resolve model names as users write them: parts of names, patterns, folders; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from .catalogue import ARCHITECTURE_NAMES, MODULES, list_models, published_accur
 
 
 def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[str]:
-    """`arch.tag` names that match any of the patterns; one without wildcards matches every name that contains it.
+    """Return the `arch.tag` names that match any of the patterns, in natural order.
 
-    Raises UsageError `unknown_model`, with similar names, for a pattern that matches nothing; with `pretrained`, also
-    where only models without weights match.
+    A pattern without wildcards matches every name that contains it. Raises UsageError: `unknown_model`, with similar
+    names, for a pattern that matches nothing; `no_weights` if `pretrained` excludes all matches.
     """
     if not patterns:
         return list_models(pretrained=pretrained, include_tags=True)
-    found: set[str] = set()
+    matches: set[str] = set()
     for pattern in patterns:
-        wild = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-        names = list_models(wild.lower(), include_tags=True)
+        glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+        names = list_models(glob.lower(), include_tags=True)
         if not names:
             raise _no_match(pattern)
-        found.update(list_models(wild.lower(), pretrained=pretrained, include_tags=True))
-    if not found:
-        shown = ", ".join(patterns)
-        raise UsageError("no_weights", f"no weights are published for {shown}", hint="leave --pretrained out")
-    return [name for name in list_models(include_tags=True) if name in found]
+        matches.update(list_models(glob.lower(), pretrained=pretrained, include_tags=True))
+    if not matches:
+        listed = ", ".join(patterns)
+        raise UsageError("no_weights", f"no weights are published for {listed}", hint="omit --pretrained")
+    return [name for name in list_models(include_tags=True) if name in matches]
 
 
 def headline_accuracy(name: str) -> tuple[float, str] | None:
-    """Top-1 accuracy in per cent and its data set: ImageNet-1k, or what a model in this package was trained for."""
+    """Return the top-1 accuracy in per cent, and its data set: ImageNet-1k, or CIFAR-10 for built-in models."""
     figures = published_accuracy(name)
     for dataset, label in (("imagenet", "ImageNet-1k"), ("cifar10", "CIFAR-10")):
         if dataset in figures:
@@ -43,27 +43,27 @@ def headline_accuracy(name: str) -> tuple[float, str] | None:
 
 def _no_match(pattern: str) -> UsageError:
     close = difflib.get_close_matches(pattern.lower().partition(".")[0], ARCHITECTURE_NAMES, n=3, cutoff=0.5)
-    near = f"did you mean {', '.join(close)}? " if close else ""
+    suggested = f"did you mean {', '.join(close)}? " if close else ""
     return UsageError(
         "unknown_model",
         f"no model matches {pattern!r}",
-        hint=f"{near}only these families are here: {', '.join(MODULES)}; `tessella list` shows all models",
+        hint=f"{suggested}the supported families are {', '.join(MODULES)}; `tessella list` shows all models",
     )
 
 
 def local_folder(name: str) -> Path:
-    """The folder of a `local-dir:PATH` name; `~` stands for the home folder.
+    """Return the folder of a `local-dir:PATH` name; `~` stands for the home folder.
 
-    Raises UsageError `bad_argument` for the home folder of an unknown user, WeightsError `weights_not_found` where
-    there is no such folder.
+    Raises UsageError `bad_argument` for the home folder of an unknown user, WeightsError `weights_not_found` if the
+    folder does not exist.
     """
-    given = name.removeprefix("local-dir:")
-    if not given:
-        raise UsageError("bad_argument", f"{name!r} names no folder", hint="write local-dir:PATH")
+    path = name.removeprefix("local-dir:")
+    if not path:
+        raise UsageError("bad_argument", f"{name!r} has no folder", hint="write local-dir:PATH")
     try:
-        folder = Path(given).expanduser()
+        folder = Path(path).expanduser()
     except RuntimeError:
-        raise UsageError("bad_argument", f"{given!r} is in the home folder of an unknown user") from None
+        raise UsageError("bad_argument", f"{path!r} is in the home folder of a user who does not exist") from None
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         raise WeightsError("weights_not_found", f"{str(folder)!r} is not a folder")
     return folder

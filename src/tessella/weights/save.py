@@ -1,4 +1,4 @@
-"""Write a model as a folder, or a Hub repository, that timm and Tessella both load: weights, config and a card."""
+"""Write a model as a folder or a Hub repository that both timm and Tessella load: weights, config and model card."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..checks import checked
-from ..errors import HubError, UsageError, WeightsError
+from ..errors import HubError, OutputError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
 from ..storage import make_folders, write_atomic
-from .catalogue import OWN_ARCHITECTURES, get_arch_pretrained_cfgs
+from .catalogue import OWN_ARCHITECTURES, PretrainedCfg, get_arch_pretrained_cfgs
 from .config import SOURCE_FIELDS, check_cfg, model_args
 from .fetch import CONFIG, SAFETENSORS
 from .files import check_finite
@@ -29,20 +29,20 @@ CARD = "README.md"
 
 @checked
 def save_pretrained(
-    model: ImageModel, folder: str | Path, *, config_overrides: Mapping[str, Any] | None = None
+    model: ImageModel, folder: str | Path, *, config_overrides: Mapping[str, object] | None = None
 ) -> Path:
-    """Write model.safetensors, config.json and, where there is none yet, a model card README.md; returns the folder.
+    """Write model.safetensors, config.json and, if there is none, a model card README.md; return the folder.
 
-    config_overrides: fields of `model.pretrained_cfg` to write differently, such as label_names, tag, license, mean.
-    The weights keep their precision. The tag and the labels of the checkpoint that the model started from are dropped
-    when its class count changed. Each file is either the old one or the complete new one, also after a crash; a crash
-    between two files is found when the folder is loaded, because the config holds the weights' SHA-256.
+    config_overrides: fields that replace those of `model.pretrained_cfg`, such as label_names, tag, license or mean.
+    The weights keep their precision. The tag and the labels of the original checkpoint are dropped if the number of
+    classes has changed. After a crash, each file is either the old one or the complete new one; a crash between two
+    files is detected when the folder is loaded, because the config contains the SHA-256 of the weights.
     Raises UsageError `bad_argument` for a model that could not be built again from its name and arguments, WeightsError
-    `non_finite`, `output_failed`.
+    `non_finite`, and OutputError `output_failed`.
     """
     state = _checked_state(model)
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
-    config = _config(model, dict(config_overrides or {}))
+    config = _config(model, config_overrides or {})
     config["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     folder = Path(folder)
     try:
@@ -52,7 +52,7 @@ def save_pretrained(
         if not (folder / CARD).exists():
             write_atomic(folder / CARD, model_card(model, config).encode())
     except OSError as err:
-        raise WeightsError(
+        raise OutputError(
             "output_failed",
             f"{folder} could not be written: {err.strerror}",
             hint="check the free space and the permissions of the folder",
@@ -70,23 +70,24 @@ def push_to_hub(
     revision: str | None = None,
     commit_message: str = "Add model",
     create_pr: bool = False,
-    config_overrides: Mapping[str, Any] | None = None,
+    config_overrides: Mapping[str, object] | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Save the model and upload it to the Hub repository `repo_id`; returns the address of the commit.
+    """Upload the model to the Hub repository `repo_id` and return the address of the commit.
 
-    token, endpoint: None takes huggingface_hub's own. The repository, and revision (a branch), are made when missing.
-    private: for a new repository (None: the organisation's default). create_pr: propose the change, do not make it.
-    Raises what `save_pretrained` raises, and HubError.
+    The arguments have the names of huggingface_hub. token, endpoint: None uses its settings. The repository, and
+    revision (a branch), are created if they do not exist. private: for a new repository (None: the organisation's
+    default). create_pr: open a pull request instead of committing. config_overrides: as in `save_pretrained`.
+    Raises the errors of `save_pretrained`, and HubError.
     """
     from huggingface_hub import HfApi, constants
 
     from . import fetch
 
-    source = fetch.check_source(repo_id, revision, None, token, endpoint)
+    location = fetch.check_location(repo_id, revision, None, token, endpoint)
     if constants.HF_HUB_OFFLINE:
         raise HubError("offline", f"{repo_id} cannot be written: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
-    api = HfApi(endpoint=source.endpoint, token=token, library_name="tessella")
+    api = HfApi(endpoint=location.endpoint, token=token, library_name="tessella")
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(model, temporary, config_overrides=config_overrides)
 
@@ -103,11 +104,11 @@ def push_to_hub(
             )
             return str(commit.pr_url if create_pr else commit.commit_url)
 
-        return fetch.ask(source, upload)
+        return fetch.call_hub(location, upload)
 
 
 def _checked_state(model: ImageModel) -> dict[str, Tensor]:
-    """The weights, once it is certain that the name and the arguments make a model that they fit."""
+    """Return the weights, after checking that a model with this name and these arguments has the same tensors."""
     if not isinstance(model, ImageModel) or not model.arch:
         raise UsageError(
             "bad_argument",
@@ -118,7 +119,7 @@ def _checked_state(model: ImageModel) -> dict[str, Tensor]:
     with torch.device("meta"):
         rebuilt = build(model.arch, **model_args(model)).state_dict()
     try:
-        verify(state, rebuilt, source="the model", arch=f"what its arguments say, a {model.arch}")
+        verify(state, rebuilt, source="the model", arch=f"the {model.arch} of its arguments")
     except WeightsError as err:
         raise UsageError(
             "bad_argument", err.message, hint="its layers were changed after it was made; save the state dict instead"
@@ -127,8 +128,8 @@ def _checked_state(model: ImageModel) -> dict[str, Tensor]:
     return state
 
 
-def _config(model: ImageModel, overrides: dict[str, Any]) -> dict[str, Any]:
-    """timm's config.json. Where the weights came from is left out, they are now these."""
+def _config(model: ImageModel, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return the content of config.json in timm's layout, without the source of the original weights."""
     cfg = {**default_cfg(model.arch), **model.pretrained_cfg}
     if cfg.get("num_classes") != model.num_classes:
         for key in ("tag", "label_names", "label_descriptions"):
@@ -141,9 +142,9 @@ def _config(model: ImageModel, overrides: dict[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(overrides) - set(check_cfg(overrides))):
         raise UsageError("bad_argument", f"config_overrides has no field {', '.join(map(repr, unknown))}")
     cfg = check_cfg({**cfg, **overrides})
-    for key in ("architecture", "note", *SOURCE_FIELDS):  # timm refuses fields that it does not know
+    for key in ("architecture", "note", *SOURCE_FIELDS):  # timm refuses unknown fields
         cfg.pop(key, None)
-    labels: dict[str, Any] = {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
+    labels: dict[str, object] = {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
     return {
         "architecture": model.arch,
         "num_classes": model.num_classes,
@@ -155,8 +156,8 @@ def _config(model: ImageModel, overrides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def default_cfg(arch: str) -> dict[str, Any]:
-    """What the catalogue says of an architecture's images and layers, for a model made without a checkpoint."""
+def default_cfg(arch: str) -> PretrainedCfg:
+    """Return the input and layer fields of an architecture's default checkpoint, for a model made without one."""
     rows = get_arch_pretrained_cfgs(arch).values()
     facts = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
     names = ("first_conv", "classifier")
@@ -164,7 +165,7 @@ def default_cfg(arch: str) -> dict[str, Any]:
 
 
 def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
-    """The text of README.md: front matter that the Hub reads, what the model is, how it is used."""
+    """Return the text of README.md: front matter for the Hub, a description and an example. config: config.json."""
     cfg = config["pretrained_cfg"]
     name = f"{model.arch}.{cfg['tag']}" if "tag" in cfg else model.arch
     library = "tessella" if model.arch in OWN_ARCHITECTURES else "timm"

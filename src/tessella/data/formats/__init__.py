@@ -1,8 +1,8 @@
-"""What the bytes of an image file say before an image library sees them; no image library is imported here.
+"""Read the structure of image files before an image library sees them; no image library is imported here.
 
-Each module reads the structure of one format (with limits on how much structure it reads), refuses layouts that the
-library is known to read wrongly or not at all, and removes metadata, so that metadata cannot decide about pixels.
-`data/decode.py` hands what is left to the library.
+Each module reads one format, with limits on the amount of structure. It refuses layouts that the library reads wrongly
+or not at all, and removes metadata, so that metadata cannot affect the pixels. `data/decode.py` passes the rest to the
+library.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ...errors import ImageError
 
 
 def unsupported(form: str, layout: str) -> ImageError:
-    """The file may be sound, but its pixels cannot be read correctly here."""
+    """Return the error for a valid file whose pixels cannot be decoded correctly."""
     return ImageError(
         "unsupported_format",
         f"this {form} file has {layout}, which cannot be decoded",
@@ -20,9 +20,10 @@ def unsupported(form: str, layout: str) -> ImageError:
 
 
 def damaged(form: str, what: str) -> ImageError:
+    """Return the error for a damaged file."""
     return ImageError("corrupt_image", f"the {form} file is damaged: {what}")
 
 
 def too_complex(form: str, what: str) -> ImageError:
-    """Decoding would take many times as long as the number of pixels suggests."""
+    """Return the error for a file whose decoding would take far longer than its number of pixels suggests."""
     return ImageError("too_complex", f"the {form} file has {what}, which would take too long to decode")

@@ -1,6 +1,6 @@
-"""BMP: header, palette, colour masks and both run-length codings, read here because Pillow reads some of them wrongly.
+"""BMP: read header, palette, colour masks and both run-length codings, some of which Pillow reads wrongly.
 
-Pillow takes an alpha channel that is zero everywhere for transparency (by convention such an image is opaque), knows
+Pillow treats an alpha channel that is zero everywhere as transparency (by convention such an image is opaque), supports
 few colour masks, and reads grey palettes of fewer than 256 colours as samples of another depth.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import damaged, too_complex, unsupported
 
 _HEADERS = (12, 40, 52, 56, 64, 108, 124)
-_MAX_CODES = 2_000_000  # runs of equal pixels, of other pixels, and steps: about two seconds of work
+_MAX_CODES = 2_000_000  # runs of equal pixels, literal runs and moves: about two seconds of work
 _NIBBLE_OF_DIGIT = bytes(int(chr(i), 16) if chr(i) in "0123456789abcdef" else 0 for i in range(256))
 _DEFAULT_MASKS = {
     16: (0x7C00, 0x3E0, 0x1F, 0),
@@ -27,18 +27,20 @@ _COMPRESSIONS = {4: "JPEG inside", 5: "PNG inside", 11: "CMYK", 12: "CMYK", 13: 
 
 @dataclass(frozen=True)
 class Bmp:
+    """The header of a BMP; sizes in pixels."""
+
     width: int
     height: int
     top_down: bool
     bits: int  # per pixel
     compression: int  # 0 none, 1 RLE8, 2 RLE4, 3 and 6 colour masks
-    masks: tuple[int, int, int, int]  # red, green, blue, alpha; of 16 bits and more
+    masks: tuple[int, int, int, int]  # red, green, blue, alpha; for 16 bits and more
     palette: bytes  # entries of 3 or 4 bytes, blue first
-    entry: int
-    begin: int  # of the pixels
+    entry: int  # bytes per palette entry
+    begin: int  # offset of the pixels
 
     def pixels(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """(H, W, 3) RGB, and (H, W) alpha where there is some; ImageError where rows are missing."""
+        """Return (H,W,3) RGB, and (H,W) alpha or None if there is none. Raises ImageError if rows are missing."""
         if self.compression in (1, 2):
             index_HW = self._runs(data)
         else:
@@ -54,7 +56,7 @@ class Bmp:
         return (rgb if self.top_down else rgb[::-1]), None
 
     def _rows(self, data: bytes) -> NDArray[np.uint8]:
-        """(H, stride) bytes as stored."""
+        """Return the (H,stride) bytes as stored."""
         stride, used = (self.width * self.bits + 31) // 32 * 4, (self.width * self.bits + 7) // 8
         body = data[self.begin : self.begin + stride * self.height]
         if len(body) < stride * (self.height - 1) + used:
@@ -85,16 +87,15 @@ class Bmp:
         return rgb, alpha
 
     def _runs(self, data: bytes) -> NDArray[np.uint8]:
-        """Run-length coded palette indices; what is skipped is index 0."""
+        """Return the (H,W) palette indices of run-length coded pixels; skipped pixels have index 0."""
         coded, at, size = memoryview(data)[self.begin :], 0, self.height * self.width
         out = bytearray(size)
         x = y = 0
         for _ in range(_MAX_CODES):
             if y >= self.height:
                 break
-            if at + 2 > len(coded) or (
-                coded[at] == 0 and coded[at + 1] == 1
-            ):  # the end mark may be missing, pixels may not
+            if at + 2 > len(coded) or (coded[at] == 0 and coded[at + 1] == 1):
+                # the end marker may be missing, pixels may not
                 if y * self.width + x < size:
                     raise damaged("BMP", "rows are missing")
                 break
@@ -109,7 +110,7 @@ class Bmp:
                 step = bytes(coded[at : at + 2]).ljust(2, b"\0")
                 x, y, at = x + step[0], y + step[1], at + 2
                 if x > self.width or y >= self.height:
-                    raise damaged("BMP", "its pixels lie outside of the image")
+                    raise damaged("BMP", "it has pixels outside of the image")
                 continue
             else:
                 count, length = value, value if self.compression == 1 else (value + 1) // 2
@@ -144,7 +145,7 @@ def _channel(values: NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
 
 
 def read(data: bytes) -> Bmp:
-    """The header of a BMP; ImageError if it is damaged or of a layout that is not supported."""
+    """Return the header of a BMP. Raises ImageError if it is damaged or its layout is not supported."""
     if len(data) < 26:
         raise damaged("BMP", "it is cut off in its header")
     begin, size = struct.unpack_from("<II", data, 10)
@@ -168,10 +169,10 @@ def read(data: bytes) -> Bmp:
         if colours > 65_536:
             raise damaged("BMP", f"its header states a palette of {colours:,} colours")
         length = entry * (colours or 1 << bits)
-        if begin > 14 + size:  # the palette ends where the pixels begin, whatever number of colours is stated
+        if begin > 14 + size:  # the palette ends where the pixels start, whatever its stated size
             length = min(entry << bits, begin - table)
         palette = data[table : table + max(length, 0) // entry * entry]
-        if begin == 14 + size:  # some programs leave the palette out of account
+        if begin == 14 + size:  # some programs do not count the palette
             begin += len(palette)
     return Bmp(
         width,
@@ -203,13 +204,13 @@ def _masks(data: bytes, size: int, bits: int, compression: int) -> tuple[int, in
     if compression not in (3, 6) or bits <= 8:
         return usual
     count = 4 if compression == 6 or size >= 56 else 3
-    found = struct.unpack_from(f"<{count}I", data.ljust(14 + 40 + 16, b"\0"), 14 + 40)
-    red, green, blue, alpha = (*found, 0)[:4]
+    values = struct.unpack_from(f"<{count}I", data.ljust(14 + 40 + 16, b"\0"), 14 + 40)
+    red, green, blue, alpha = (*values, 0)[:4]
     if not (red or green or blue or alpha):
         return (*usual[:3], 0xFF000000 if bits == 32 else 0)
-    taken = 0
+    used = 0
     for mask in (red, green, blue, alpha):
-        if mask & taken or mask >> bits or (mask and (mask // (mask & -mask) + 1) & (mask // (mask & -mask))):
+        if mask & used or mask >> bits or (mask and (mask // (mask & -mask) + 1) & (mask // (mask & -mask))):
             raise unsupported("BMP", "colour masks that are not one run of bits each")
-        taken |= mask
+        used |= mask
     return red, green, blue, alpha

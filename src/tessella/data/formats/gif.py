@@ -1,4 +1,4 @@
-"""GIF: what stands before the first frame is dropped except its transparency, and its place on the canvas is read."""
+"""GIF: drop everything before the first frame except its transparency, and read its position on the canvas."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ _EXTENSION, _FRAME, _END = 0x21, 0x2C, 0x3B
 
 @dataclass(frozen=True)
 class Gif:
+    """The structure of a GIF; sizes in pixels."""
+
     data: bytes  # the file without comments and other extensions before its first frame
     height: int  # of the canvas
     width: int
-    frame: tuple[int, int, int, int]  # of the first frame: top, left, bottom, right
-    background: tuple[int, int, int]  # colour of the canvas around it: white where it is transparent
+    frame: tuple[int, int, int, int]  # top, left, bottom, right of the first frame
+    background: tuple[int, int, int]  # RGB of the canvas around the frame: white if it is transparent
 
 
 def read(data: bytes) -> Gif:
-    """The structure of a GIF up to its first frame; ImageError if it has none."""
+    """Return the structure of a GIF up to its first frame. Raises ImageError if it has none."""
     if len(data) < 13:
         raise damaged("GIF", "it is cut off in its header")
     width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
@@ -29,11 +31,11 @@ def read(data: bytes) -> Gif:
     for _ in range(_MAX_BLOCKS):
         if at >= len(data) or data[at] in (_FRAME, _END):
             break
-        if data[at] != _EXTENSION:  # some programs write too many zeros
+        if data[at] != _EXTENSION:  # some programs write surplus zeros
             at += 1
             continue
         end = _end_of_extension(data, at)
-        if data[at + 1 : at + 3] == b"\xf9\x04":  # graphic control: transparency; the last one counts
+        if data[at + 1 : at + 3] == b"\xf9\x04":  # graphic control with the transparency; the last one applies
             control = data[at:end]
         at = end
     else:
@@ -42,19 +44,19 @@ def read(data: bytes) -> Gif:
         raise damaged("GIF", "it has no first frame")
     left, top, frame_width, frame_height = (int.from_bytes(data[at + i : at + i + 2], "little") for i in (1, 3, 5, 7))
     head, frame = data[:tables_end], data[at:]
-    if data[at + 9] & 0x80:  # Pillow confuses a grey palette of the frame with the global one: make it the global one
+    if data[at + 9] & 0x80:  # Pillow confuses a local grey palette with the global one: make it global
         size = 3 << (data[at + 9] & 7) + 1
         head = data[:10] + bytes((data[10] & 0x78 | data[at + 9] & 0x87,)) + data[11:13] + frame[10 : 10 + size]
         frame = frame[:9] + bytes((frame[9] & 0x78,)) + frame[10 + size :]
     clean = b"".join([head, control, frame])
-    place = 13 + 3 * data[11]
-    opaque = not (control[3:4] or b"\0")[0] & 1 and place + 3 <= tables_end
-    background = (data[place], data[place + 1], data[place + 2]) if opaque else (255, 255, 255)
+    entry = 13 + 3 * data[11]
+    opaque = not (control[3:4] or b"\0")[0] & 1 and entry + 3 <= tables_end
+    background = (data[entry], data[entry + 1], data[entry + 2]) if opaque else (255, 255, 255)
     return Gif(clean, height, width, (top, left, top + frame_height, left + frame_width), background)
 
 
 def _end_of_extension(data: bytes, at: int) -> int:
-    """An extension is two bytes, then blocks that begin with their length, the last of length 0."""
+    """Return where an extension ends: two bytes, then blocks that start with their length, the last of length 0."""
     at += 2
     for _ in range(_MAX_BLOCKS):
         if at >= len(data) or not data[at]:

@@ -1,4 +1,4 @@
-"""JPEG: frame header and scans are read, and metadata that decides about nothing is dropped."""
+"""JPEG: read the frame header and the scans, and drop metadata that does not affect the pixels."""
 
 from __future__ import annotations
 
@@ -8,60 +8,69 @@ from dataclasses import dataclass
 from . import damaged, too_complex, unsupported
 
 _MAX_SEGMENTS = 100_000  # before the first scan; a camera writes about ten
-# Each scan passes over all coefficients, at about 2 ns per pixel and scan: two to three seconds at most, and the few
-# dozen scans of the most elaborate encoders are allowed at any size.
+# Each scan visits all coefficients, at about 2 ns per pixel and scan: two to three seconds at most. The few dozen scans
+# of the most elaborate encoders are allowed at any size.
 _MAX_SCANS, _SCANS_AT_ANY_SIZE, _PIXELS_TIMES_SCANS = 1_000, 32, 1_000_000_000
 _FILL = re.compile(rb"\xff+")  # before a marker
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.S)
-_PROCESSES = {
-    0xC3: "lossless coding", 0xC5: "hierarchical coding", 0xC6: "hierarchical coding", 0xC7: "hierarchical coding",
-    0xC8: "extended coding", 0xCB: "lossless arithmetic coding", 0xCD: "hierarchical coding",
-    0xCE: "hierarchical coding", 0xCF: "hierarchical coding", 0xF7: "JPEG-LS coding",
-}  # fmt: skip
-_MAX_EXIF = 16  # segments that are read as one
-# What is kept of APP0, APP1 and APP14: how the components are to be read, and the orientation; all but EXIF once
+_UNSUPPORTED = {
+    0xC3: "lossless coding",
+    0xC5: "hierarchical coding",
+    0xC6: "hierarchical coding",
+    0xC7: "hierarchical coding",
+    0xC8: "extended coding",
+    0xCB: "lossless arithmetic coding",
+    0xCD: "hierarchical coding",
+    0xCE: "hierarchical coding",
+    0xCF: "hierarchical coding",
+    0xF7: "JPEG-LS coding",
+}
+_MAX_EXIF = 16  # segments, which are read as one
+# Segments kept of APP0, APP1 and APP14: the meaning of the components, and the orientation; all but EXIF only once
 _KEPT = {0xE0: (b"JFIF\0",), 0xE1: (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"), 0xEE: (b"Adobe",)}
 _FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 
 
 @dataclass(frozen=True)
 class Jpeg:
+    """The structure of a JPEG; sizes in pixels."""
+
     data: bytes  # the file without its profiles and private segments
     height: int  # as stored
     width: int
     progressive: bool
-    arithmetic: bool  # coding, in place of Huffman's
-    identifiers: bytes  # of the components
-    oriented: bool  # it has a segment that can tell an orientation
-    scans: int  # where they begin in `data`
+    arithmetic: bool  # arithmetic coding instead of Huffman coding
+    identifiers: bytes  # of the components, one byte each
+    oriented: bool  # it has a segment that can hold an orientation
+    scans: int  # where the scans start in `data`
 
     @property
     def end(self) -> int:
-        """Where the pixels end in `data`: at the end marker, or at the end of the file."""
+        """Return where the pixels end in `data`: at the end marker, or at the end of the file."""
         at = self.scans
         while (found := _NEXT_MARKER.search(self.data, at)) is not None:
             if found[1] == b"\xd9":
                 return found.start()
             at = found.end() + int.from_bytes(self.data[found.end() : found.end() + 2], "big")
-        return len(self.data.rstrip(b"\xff"))  # half of an end marker
+        return len(self.data.rstrip(b"\xff"))  # without half of an end marker
 
     @property
     def has_all_components(self) -> bool:
-        """Whether each colour component is in some scan."""
+        """Return whether every colour component is in some scan."""
         if self.data[self.scans + 4 : self.scans + 5] == bytes((len(self.identifiers),)):  # in the first scan
             return True
         return all(bits[0] >= 0 for bits in self._missing_bits().values())
 
     @property
     def has_all_scans(self) -> bool:
-        """Whether the scans add up to every bit of every coefficient; says nothing about their contents.
+        """Return whether the scans add up to every bit of every coefficient; their contents are not examined.
 
-        Encoders may leave scans out, so this decides only about a file that does not have its end marker.
+        Encoders may leave scans out, so this matters only for a file without its end marker.
         """
         return not any(bits for coefficients in self._missing_bits().values() for bits in coefficients)
 
     def _missing_bits(self) -> dict[int, list[int]]:
-        """How many low bits of each coefficient of each component are in no scan, -1 for all of them."""
+        """Return for each component how many low bits of each coefficient are in no scan, -1 for all of them."""
         missing = {component: [-1] * (64 if self.progressive else 1) for component in self.identifiers}
         at = self.scans
         while (found := _NEXT_MARKER.search(self.data, at)) is not None and found[1] != b"\xd9":
@@ -78,9 +87,9 @@ class Jpeg:
 
 
 def read(data: bytes) -> Jpeg | None:
-    """The structure of a JPEG, None where it is irregular and the decoder has to judge.
+    """Return the structure of a JPEG, or None if it is irregular and the decoder has to decide.
 
-    ImageError for a coding that is not supported, and for more scans than can be decoded in a few seconds.
+    Raises ImageError for an unsupported coding, and for more scans than can be decoded in a few seconds.
     """
     at, frame = 2, None
     dropped: list[tuple[int, int]] = []
@@ -93,8 +102,8 @@ def read(data: bytes) -> Jpeg | None:
             _check_irregular(data)
             return None
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in _PROCESSES:
-            raise unsupported("JPEG", _PROCESSES[marker])
+        if marker in _UNSUPPORTED:
+            raise unsupported("JPEG", _UNSUPPORTED[marker])
         if marker in _FRAMES and frame is None:
             frame = _frame(data, at, end)
         elif marker == 0xDA:
@@ -118,17 +127,17 @@ def read(data: bytes) -> Jpeg | None:
 
 
 def _check_irregular(data: bytes) -> None:
-    """ImageError if the decoder, which looks for markers byte by byte, would take long to find the pixels."""
+    """Raise ImageError if the decoder, which searches byte by byte for markers, would take long to find the pixels."""
     begin = data.find(b"\xff\xda")
     head = data[: begin if begin >= 0 else len(data)]
     if head.count(b"\xff\xff") + head.count(b"\xff\0") > _MAX_SEGMENTS:
-        raise too_complex("JPEG", f"more than {_MAX_SEGMENTS:,} bytes that are no markers before its pixels")
+        raise too_complex("JPEG", f"more than {_MAX_SEGMENTS:,} bytes before its pixels that are not markers")
     if begin >= 0 and data.count(b"\xff\xda", begin) > _SCANS_AT_ANY_SIZE:
         _check_count(_count_scans(data, begin, _SCANS_AT_ANY_SIZE), _SCANS_AT_ANY_SIZE)
 
 
 def _frame(data: bytes, at: int, end: int) -> tuple[int, int, bool, bool, bytes] | None:
-    """Height, width, whether it is progressive and arithmetic, and the identifiers of the components."""
+    """Return height, width, whether it is progressive, whether it is arithmetic, and the component identifiers."""
     if end - at < 13 or end > len(data):
         return None
     bits, components = data[at + 4], data[at + 9]
@@ -156,7 +165,7 @@ def _check_count(scans: int, allowed: int, size: str = "") -> None:
 
 
 def _count_scans(data: bytes, at: int, enough: int) -> int:
-    """Scans from the one at `at`, counted until there are more than enough."""
+    """Count the scans from the one at `at`, until there are more than `enough`."""
     scans = 0
     while (found := _NEXT_MARKER.search(data, at)) is not None and scans <= enough:
         marker, at = found[1][0], found.end()

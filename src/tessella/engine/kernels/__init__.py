@@ -1,11 +1,11 @@
-"""Kernels for GPUs where a compiler cannot join the steps: one file a kernel, each a PyTorch operator.
+"""GPU kernels for steps that a compiler cannot fuse: one file per kernel, each a PyTorch operator.
 
 depthwise.py  k x k depthwise convolution, clamp or GELU, residual sum (ConvMixer)
 gpsa.py       attention by content and by a constant position in one softmax and one product (ConViT)
 token_mlp.py  the MLP across patches with its norm and residual sum (MLP-Mixer, gMixer)
-swap.py       puts them in place of a rewritten model's modules
-*_triton.py   the same in Triton, with what they share in blocks.py
-backend.py    when Triton runs them; elsewhere, and in float64, a plain function of the same signature does
+swap.py       swaps them into a rewritten model
+*_triton.py   the kernels in Triton; blocks.py has their common helpers
+backend.py    whether Triton runs a kernel; otherwise, and in float64, a plain function of the same signature does
 
 The operators are for inference: they have no derivative. Each has a fake implementation, so torch.compile and
 torch.export see their shapes; Triton is optional and imported at the first call on a GPU.

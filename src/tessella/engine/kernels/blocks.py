@@ -1,4 +1,9 @@
-"""What the kernels in Triton share; the only place that imports it."""
+"""Helpers of the kernels in Triton, and the only import of it.
+
+A kernel takes pointers, sizes and strides one by one, so its signature exceeds the limit of 8 parameters: Triton 3.2,
+which comes with the oldest supported PyTorch, has no tuples as arguments, and a size that selects the block shapes has
+to be an argument of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +19,21 @@ __all__ = ["jit", "tl", "product", "tuned", "power_of_2"]
 
 @jit
 def product(a, b, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """a @ b in float32; WIDE since the interpreter has no product of bfloat16, whose products float32 holds."""
+    """Return a @ b in float32. WIDE: convert first, as the interpreter has no product of bfloat16; also exact."""
     if WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
 
 
 def tuned(kernel: Any, key: list[str], shapes: list[tuple[dict[str, int], int]]) -> Any:
-    """The kernel in the fastest of `shapes` (sizes of its blocks, warps), timed once for each value of `key`.
+    """Return the kernel with the fastest of `shapes` (block sizes, warps), timed once per value of the `key` arguments.
 
-    The first shape is taken by the interpreter, where nothing can be timed.
+    The interpreter, which cannot time anything, uses the first shape.
     """
     configs = [Config(sizes, num_warps=warps, num_stages=2) for sizes, warps in shapes]
     return autotune(configs[:1] if interpreted() else configs, key=key)(kernel)
 
 
 def power_of_2(count: int) -> int:
-    """The smallest power of 2 from `count` and 16 up: the lengths of blocks, 16 the least in a product of them."""
+    """Return the smallest power of 2 that is at least `count` and 16, the smallest side of a block in a product."""
     return max(16, 1 << (count - 1).bit_length())

@@ -2,8 +2,8 @@
 
     y = x + clamp(conv(x) + bias, low, high)      or      y = x + scale * gelu(conv(x) + bias)
 
-k x k with odd k, stride 1, zeros around ("same"). Compilers cannot join what stands around a library's convolution to
-it; here a block's activations are read once and written once.
+k x k with odd k, stride 1, zero padding ("same"). Compilers cannot fuse the steps around a library's convolution with
+it; here the activations of a block are read once and written once.
 
 Shape suffixes: B images, D channels, h w the grid, K the side of the kernel.
 """
@@ -31,9 +31,10 @@ def depthwise(
     scale_D: Tensor | None,
     channels_last: bool,
 ) -> Tensor:
-    """(B,D,h,w) -> the same shape and type, in channels-last memory or in contiguous memory.
+    """(B,D,h,w) -> the same shape and dtype, in channels-last or in contiguous memory.
 
-    Either low and high, which may be infinite, or scale. Sums are in float32.
+    weight_KKD: K x K taps per channel. Either low and high, which may be infinite, or scale is given. Sums are in
+    float32.
     """
     run = kernel_of("depthwise", plain, x_BDhw, SINGLE)
     y: Tensor = run(x_BDhw, weight_KKD, bias_D, low_D, high_D, scale_D, channels_last)
@@ -62,7 +63,7 @@ def plain(
     scale_D: Tensor | None,
     channels_last: bool,
 ) -> Tensor:
-    """The same function in PyTorch's own steps."""
+    """As `depthwise`, by PyTorch's own operators."""
     dtype = wide(x_BDhw)
     x, weight, bias = (t.to(dtype) for t in (x_BDhw, weight_KKD.permute(2, 0, 1)[:, None], bias_D))
     z = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(bias))
@@ -72,6 +73,6 @@ def plain(
         assert low_D is not None
         assert high_D is not None
         z = torch.minimum(torch.maximum(z, low_D.to(dtype)[:, None, None]), high_D.to(dtype)[:, None, None])
-    # a copy even where nothing changes: an operator's result is never its input
+    # a copy even if nothing changes: an operator never returns its input
     y = torch.empty_like(x_BDhw, memory_format=memory_format(channels_last))
     return y.copy_(x + z)

@@ -1,4 +1,4 @@
-"""The kernel of depthwise.py in Triton: rows of an image, from registers."""
+"""The kernel of depthwise.py in Triton: each program computes some rows of an image, in registers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from .blocks import jit, tl, tuned
 from .depthwise import memory_format
 
-ROWS = 4  # output rows of a program; an input row that is loaded serves up to as many
-SHAPES = {  # by channels_last: neighbours in a warp should be neighbours in memory
+ROWS = 4  # output rows of a program; a loaded input row is used for up to as many
+SHAPES = {  # by channels_last: threads of a warp should read adjacent addresses
     True: [(dict(COLS=32, BLOCK=64), 4), (dict(COLS=32, BLOCK=32), 4), (dict(COLS=16, BLOCK=64), 4)],
     False: [(dict(COLS=32, BLOCK=16), 4), (dict(COLS=32, BLOCK=32), 8), (dict(COLS=16, BLOCK=32), 4)],
 }
@@ -37,9 +37,19 @@ def run(
 
     with torch.cuda.device_of(x):
         kernel_for(channels_last)[grid](
-            x, weight_KKD.contiguous(), bias_D, first, second, y, depth, height, width, *x.stride(),
-            K=len(weight_KKD), GELU=scale_D is not None,
-        )  # fmt: skip
+            x,
+            weight_KKD.contiguous(),
+            bias_D,
+            first,
+            second,
+            y,
+            depth,
+            height,
+            width,
+            *x.stride(),
+            K=len(weight_KKD),
+            GELU=scale_D is not None,
+        )
     return y
 
 
@@ -50,7 +60,7 @@ def kernel_for(channels_last: bool) -> Any:
 
 @jit
 def finish(acc, bias, first, second, x_ptr, y_ptr, at, inside, GELU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One output row: (COLS,BLOCK) sums -> what follows the convolution, the residual sum, the store."""
+    """Finish one output row of (COLS,BLOCK) sums: bias, activation, residual sum, store."""
     z = acc + bias
     if GELU:
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476)) * first
@@ -63,14 +73,28 @@ def finish(acc, bias, first, second, x_ptr, y_ptr, at, inside, GELU: tl.constexp
 
 @jit
 def rows_of_an_image(  # type: ignore[no-untyped-def]
-    x_ptr, weight_ptr, bias_ptr, first_ptr, second_ptr, y_ptr,
-    depth, height, width, stride_b, stride_d, stride_y, stride_x,
-    K: tl.constexpr, GELU: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """4 rows x COLS columns x BLOCK channels of one image; the strides alone make the layout.
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    first_ptr,
+    second_ptr,
+    y_ptr,
+    depth,
+    height,
+    width,
+    stride_b,
+    stride_d,
+    stride_y,
+    stride_x,
+    K: tl.constexpr,
+    GELU: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute 4 rows x COLS columns x BLOCK channels of one image, in the layout that the strides describe.
 
-    Each input row is loaded once a column offset and added to every output row that it reaches, from registers:
-    (K + 3) / 4 loads an output and offset instead of K, and the products that the sum needs, no more.
+    Each input row is loaded once per column offset and added to every output row that it affects, in registers:
+    (K + 3) / 4 loads per output and offset instead of K, and no more products than the sum needs.
     """
     across = tl.cdiv(width, COLS)
     top, left = tl.program_id(0) // across * 4, tl.program_id(0) % across * COLS
@@ -79,20 +103,15 @@ def rows_of_an_image(  # type: ignore[no-untyped-def]
     col = left + tl.arange(0, COLS)
     real = d < depth
     channel = d[None, :] * stride_d
-    acc0 = tl.zeros((COLS, BLOCK), tl.float32)
-    acc1 = tl.zeros((COLS, BLOCK), tl.float32)
-    acc2 = tl.zeros((COLS, BLOCK), tl.float32)
-    acc3 = tl.zeros((COLS, BLOCK), tl.float32)
+    acc0, acc1 = tl.zeros((COLS, BLOCK), tl.float32), tl.zeros((COLS, BLOCK), tl.float32)
+    acc2, acc3 = tl.zeros((COLS, BLOCK), tl.float32), tl.zeros((COLS, BLOCK), tl.float32)
     for dx in range(K):
         at = col + dx - K // 2
         readable = ((at >= 0) & (at < width))[:, None] & real[None, :]
         for r in tl.static_range(K + 3):
             y = top + r - K // 2
-            tile = tl.load(
-                x_ptr + image + y * stride_y + at[:, None] * stride_x + channel,
-                mask=readable & (y >= 0) & (y < height),
-                other=0.0,
-            ).to(tl.float32)
+            source = x_ptr + image + y * stride_y + at[:, None] * stride_x + channel
+            tile = tl.load(source, mask=readable & (y >= 0) & (y < height), other=0.0).to(tl.float32)
             taps = weight_ptr + dx * depth + d  # input row r is the tap r - i of output row i
             if r < K:
                 acc0 += tile * tl.load(taps + r * K * depth, mask=real, other=0.0).to(tl.float32)[None, :]

@@ -1,11 +1,11 @@
 """Gated positional self-attention with a constant attention by position, for ConViT (arXiv:2103.10697).
 
-    y_h = (content_share_h * softmax(q_h k_h^T * d^-1/2) + P_h) @ v_h
+    y_h = (c_h * softmax(q_h k_h^T * d^-1/2) + P_h) @ v_h
 
-P_h already holds its share of the gate. A row of scores fits in registers, so there is one softmax and one product with
-the values, and neither the scores nor a second product with them go through memory.
+c_h is 1 - gate; P_h is already multiplied by the gate. A row of scores fits in registers, so there is one softmax and
+one product with the values, and neither the scores nor a second product go through memory.
 
-Shape suffixes: B images, N tokens, H heads, d channels of a head, D = H d; M >= N is a padded row of P.
+Shape suffixes: B images, N tokens, H heads, d channels of a head, D = H d; M >= N is the length of a padded row of P.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ from torch import Tensor
 
 from .backend import HALF, kernel_of, wide
 
-MAX_TOKENS = 1024  # beyond, 16 rows of scores are too many for the registers of a program
+MAX_TOKENS = 1024  # 16 rows of more scores do not fit in the registers of a program
 
 
 @torch.library.custom_op("tessella::gpsa", mutates_args=())
-def gpsa(qkv_BNX: Tensor, share_H: Tensor, position_HNM: Tensor) -> Tensor:
-    """(B,N,3D): queries, keys and values of all heads side by side -> (B,N,D), what the last projection reads.
+def gpsa(qkv_BNX: Tensor, content_gate_H: Tensor, position_HNM: Tensor) -> Tensor:
+    """(B,N,3D) queries, keys and values of all heads -> (B,N,D), the input of the last projection.
 
-    share_H: of the content attention, 1 - gate. position_HNM: times the gate; columns from N on are not read. Sums are
-    in float32. Inputs in float32 run plain on a GPU, as exact products of them do not fit in a program's registers.
+    content_gate_H: the factor of the content attention, 1 - gate. position_HNM: attention by position times the gate;
+    columns from N on are not read. Sums are in float32. On a GPU, float32 inputs are computed by `plain`, as their
+    exact products do not fit in a program's registers.
     """
-    y_BND: Tensor = kernel_of("gpsa", plain, qkv_BNX, HALF)(qkv_BNX, share_H, position_HNM)
+    y_BND: Tensor = kernel_of("gpsa", plain, qkv_BNX, HALF)(qkv_BNX, content_gate_H, position_HNM)
     return y_BND
 
 
 @gpsa.register_fake
-def _(qkv_BNX: Tensor, share_H: Tensor, position_HNM: Tensor) -> Tensor:
+def _(qkv_BNX: Tensor, content_gate_H: Tensor, position_HNM: Tensor) -> Tensor:
     batch, tokens, three = qkv_BNX.shape
     return qkv_BNX.new_empty(batch, tokens, three // 3)
 
 
-def plain(qkv_BNX: Tensor, share_H: Tensor, position_HNM: Tensor) -> Tensor:
-    """The same function in PyTorch's own steps."""
+def plain(qkv_BNX: Tensor, content_gate_H: Tensor, position_HNM: Tensor) -> Tensor:
+    """As `gpsa`, by PyTorch's own operators."""
     dtype = wide(qkv_BNX)
-    tokens, heads = qkv_BNX.shape[1], len(share_H)
+    tokens, heads = qkv_BNX.shape[1], len(content_gate_H)
     q_BHNd, k_BHNd, v_BHNd = qkv_BNX.to(dtype).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     scores_BHNN = q_BHNd @ k_BHNd.transpose(-1, -2) * q_BHNd.shape[-1] ** -0.5
-    weights_BHNN = share_H.to(dtype)[:, None, None] * scores_BHNN.softmax(-1) + position_HNM[..., :tokens].to(dtype)
+    weights_BHNN = content_gate_H.to(dtype)[:, None, None] * scores_BHNN.softmax(-1) + position_HNM[..., :tokens].to(
+        dtype
+    )
     y_BND: Tensor = (weights_BHNN @ v_BHNd).transpose(1, 2).flatten(2)
     return y_BND.to(qkv_BNX.dtype).contiguous()

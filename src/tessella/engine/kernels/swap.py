@@ -1,32 +1,34 @@
-"""Modules of a rewritten model that call the kernels, and the function that puts them in.
+"""Modules that call the kernels, and the function that swaps them into a rewritten model.
 
 Shape suffixes: those of the kernels' files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UsageError
-from ..rewrite import Clamp, ConstantGPSA, ConvMixerEnd, FoldedBlock, LeftMixerBlock, Rewritten, ScaledGelu, frozen
+from ..rewrites import Rewritten
+from ..rewrites.convit import ConstantGPSA
+from ..rewrites.convmixer import Clamp, ConvMixerFinal, FoldedBlock, ScaledGelu
+from ..rewrites.folding import frozen
+from ..rewrites.mixer import LeftMixerBlock
 from . import gpsa, token_mlp
 from .backend import wide
 from .depthwise import depthwise
 
 LAYOUTS = ("channels_last", "channels_first")
-ALIGNED = 16  # elements; rows that start at multiples of it are read 16 bytes at a time in every type
+ALIGNMENT = 16  # elements; rows that start at multiples of it are read 16 bytes at a time in every dtype
 
 
 def use_kernels(rewritten: Rewritten, layout: str = "channels_last") -> tuple[str, ...]:
-    """Swap the modules of `rewritten` that have a kernel, in place; the names of what was swapped.
+    """Swap the modules of `rewritten` that have a kernel, in place, and return their names.
 
-    Same weights, same answers to rounding, features and intermediates included. layout: of ConvMixer's maps in memory,
-    one of LAYOUTS; the other families have one layout. What a kernel is not made for stays as it is.
+    Weights stay the same, and outputs up to rounding, features and intermediates included. layout: one of LAYOUTS, for
+    ConvMixer's maps in memory; the other families have one layout. Modules that no kernel supports stay.
+    Raises UsageError `bad_argument` for an unknown layout.
     """
     if layout not in LAYOUTS:
         raise UsageError("bad_argument", f"layout is {layout!r}, expected {' or '.join(LAYOUTS)}")
@@ -41,14 +43,14 @@ def use_kernels(rewritten: Rewritten, layout: str = "channels_last") -> tuple[st
             swapped[name] = KernelMixerBlock(module)
     for name, module in swapped.items():
         rewritten.set_submodule(name, module)
-    if isinstance(rewritten, ConvMixerEnd) and isinstance(last := rewritten.net.blocks[-1], KernelConvBlock):
-        rewritten.folded = False  # its last block is then what an unfolded one is: the sum first, the rest behind it
-        rewritten.mix[0] = last[1]
+    if isinstance(rewritten, ConvMixerFinal) and isinstance(last := rewritten.net.blocks[-1], KernelConvBlock):
+        rewritten.mix[0] = last[1]  # the pass ends with its own copy of what follows the residual sum
     return tuple(swapped)
 
 
 def is_depthwise(spatial: nn.Sequential) -> bool:
-    conv, after = spatial
+    """Return whether a convolution and its activation are what `depthwise` computes."""
+    conv, act = spatial
     return (
         isinstance(conv, nn.Conv2d)
         and conv.groups == conv.in_channels == conv.out_channels
@@ -56,19 +58,20 @@ def is_depthwise(spatial: nn.Sequential) -> bool:
         and conv.kernel_size[0] % 2 == 1
         and conv.padding == "same"
         and conv.stride == conv.dilation == (1, 1)
-        and (isinstance(after, Clamp) or (isinstance(after, ScaledGelu) and after.shift is None))
+        and (isinstance(act, Clamp) or (isinstance(act, ScaledGelu) and act.shift is None))
     )
 
 
 def is_token_mlp(block: LeftMixerBlock) -> bool:
+    """Return whether the token mixing of a block is what `token_mlp` computes."""
     act = block.act
     known = isinstance(act, nn.SiLU) if block.gated else isinstance(act, nn.GELU) and act.approximate == "none"
     return known and isinstance(block.norm1, nn.LayerNorm) and block.fc2.weight.shape[0] <= token_mlp.MAX_TOKENS
 
 
 def padded(weight: Tensor) -> nn.Parameter:
-    """(..., n) -> (..., a multiple of ALIGNED), with zeros that nothing reads: only where rows start changes."""
-    return frozen(F.pad(weight, (0, -weight.shape[-1] % ALIGNED)), weight)
+    """Pad rows with zeros, which nothing reads, to align them: (..., n) -> (..., a multiple of ALIGNMENT)."""
+    return frozen(F.pad(weight, (0, -weight.shape[-1] % ALIGNMENT)), weight)
 
 
 class DepthwiseResidual(nn.Module):
@@ -76,13 +79,14 @@ class DepthwiseResidual(nn.Module):
 
     def __init__(self, spatial: nn.Sequential, channels_last: bool):
         super().__init__()
-        conv: Any = spatial[0]
-        after: Any = spatial[1]
+        conv, act = spatial
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         self.channels_last = channels_last
         self.weight_KKD, self.bias = frozen(conv.weight[:, 0].permute(1, 2, 0), conv.weight), conv.bias
-        bounds = (after.low, after.high) if isinstance(after, Clamp) else (None, None)
+        bounds = (act.low, act.high) if isinstance(act, Clamp) else (None, None)
         self.low, self.high = (None if bound is None else frozen(bound.flatten(), bound) for bound in bounds)
-        self.scale = frozen(after.scale.flatten(), after.scale) if isinstance(after, ScaledGelu) else None
+        self.scale = frozen(act.scale.flatten(), act.scale) if isinstance(act, ScaledGelu) else None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = depthwise(x, self.weight_KKD, self.bias, self.low, self.high, self.scale, self.channels_last)
@@ -108,12 +112,12 @@ class Pointwise(nn.Module):
 
 
 class KernelConvBlock(nn.Sequential):
-    """A ConvMixer block: the kernel, then the convolution across channels and what follows it."""
+    """A ConvMixer block: the kernel, then the convolution across channels and its activation."""
 
     def __init__(self, block: FoldedBlock, channels_last: bool):
-        conv, after = block.channel
+        conv, act = block.channel
         assert isinstance(conv, nn.Conv2d)
-        super().__init__(DepthwiseResidual(block.spatial, channels_last), Pointwise(conv, channels_last), after)
+        super().__init__(DepthwiseResidual(block.spatial, channels_last), Pointwise(conv, channels_last), act)
 
 
 class KernelGPSA(nn.Module):
@@ -122,10 +126,13 @@ class KernelGPSA(nn.Module):
     def __init__(self, attn: ConstantGPSA):
         super().__init__()
         self.qkv, self.proj = attn.qkv, attn.proj
-        self.share_H, self.position_HNM = frozen(attn.content_share.flatten(), attn.position), padded(attn.position)
+        self.content_gate_H, self.position_HNM = (
+            frozen(attn.content_gate.flatten(), attn.position),
+            padded(attn.position),
+        )
 
     def forward(self, x_BND: Tensor, rel_NN3: Tensor | None = None) -> Tensor:
-        y_BND: Tensor = self.proj(gpsa.gpsa(self.qkv(x_BND), self.share_H, self.position_HNM))
+        y_BND: Tensor = self.proj(gpsa.gpsa(self.qkv(x_BND), self.content_gate_H, self.position_HNM))
         return y_BND
 
 
@@ -134,25 +141,22 @@ class KernelMixerBlock(nn.Module):
 
     def __init__(self, block: LeftMixerBlock):
         super().__init__()
-        fc1: Any = block.fc1
-        fc2: Any = block.fc2
-        norm: Any = block.norm1
-        like: Tensor = fc1.weight
+        norm, like = block.norm1, block.fc1.weight
+        assert isinstance(norm, nn.LayerNorm)
         self.eps, self.gated = norm.eps, block.gated
         ones = like.new_ones(norm.normalized_shape)
         affine = (norm.weight, norm.bias) if norm.elementwise_affine else (ones, torch.zeros_like(ones))
         self.scale, self.shift = (frozen(value, like) for value in affine)
-        self.weight1_FM, self.bias1 = padded(like), frozen(fc1.bias.flatten(), like)
-        self.weight2_NG, self.bias2 = padded(fc2.weight), frozen(fc2.bias.flatten(), like)
+        self.weight1_FM, self.bias1 = padded(like), frozen(block.fc1.bias.flatten(), like)
+        self.weight2_NG, self.bias2 = padded(block.fc2.weight), frozen(block.fc2.bias.flatten(), like)
         self.norm2, self.mlp_channels = block.norm2, block.mlp_channels
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        # in plain PyTorch, so that a compiler measures x where it makes it
+        # in plain PyTorch, so that a compiler joins the statistics to the computation of x
         var_BN, mean_BN = torch.var_mean(x_BND.to(wide(x_BND)), dim=-1, correction=0)
-        mlp: Callable[..., Tensor] = token_mlp.token_mlp
-        x_BND = mlp(
-            x_BND, mean_BN, (var_BN + self.eps).rsqrt(), self.scale, self.shift, self.weight1_FM, self.bias1,
-            self.weight2_NG, self.bias2, self.gated,
-        )  # fmt: skip
+        weights = token_mlp.TokenMlpWeights(
+            self.scale, self.shift, self.weight1_FM, self.bias1, self.weight2_NG, self.bias2
+        )
+        x_BND = token_mlp.token_mlp(x_BND, mean_BN, (var_BN + self.eps).rsqrt(), weights, self.gated)
         mixed_BND: Tensor = self.mlp_channels(self.norm2(x_BND))
         return x_BND + mixed_BND

@@ -1,4 +1,4 @@
-"""The kernel of token_mlp.py in Triton: all patches of a slab of channels, hidden units in turns."""
+"""The kernel of token_mlp.py in Triton: a program has all patches of some channels, and loops over hidden units."""
 
 from __future__ import annotations
 
@@ -10,36 +10,44 @@ from torch import Tensor
 
 from .backend import interpreted
 from .blocks import jit, power_of_2, product, tl, tuned
+from .token_mlp import TokenMlpWeights
 
 LARGEST_SLAB = 64 * 256  # elements of a program
 SHAPES = [
-    (dict(BLOCK=64, UNITS=32), 8), (dict(BLOCK=64, UNITS=64), 8), (dict(BLOCK=32, UNITS=64), 8),
+    (dict(BLOCK=64, UNITS=32), 8),
+    (dict(BLOCK=64, UNITS=64), 8),
+    (dict(BLOCK=32, UNITS=64), 8),
     (dict(BLOCK=16, UNITS=32), 8),
-]  # fmt: skip
+]
 
 
-def run(
-    x_BND: Tensor,
-    mean_BN: Tensor,
-    rstd_BN: Tensor,
-    scale_D: Tensor,
-    shift_D: Tensor,
-    weight1_FM: Tensor,
-    bias1_F: Tensor,
-    weight2_NG: Tensor,
-    bias2_N: Tensor,
-    gated: bool,
-) -> Tensor:
-    x, weight1, weight2 = x_BND.contiguous(), weight1_FM.contiguous(), weight2_NG.contiguous()
+def run(x_BND: Tensor, mean_BN: Tensor, rstd_BN: Tensor, weights: TokenMlpWeights, gated: bool) -> Tensor:
+    """As `token_mlp.token_mlp`, on a GPU or in Triton's interpreter."""
+    x, weight1, weight2 = x_BND.contiguous(), weights.weight1.contiguous(), weights.weight2.contiguous()
     y = torch.empty_like(x)
     batch, tokens, width = x.shape
     rows = power_of_2(tokens)
     with torch.cuda.device_of(x):
         kernel_for(rows)[lambda sizes: (-(-width // sizes["BLOCK"]), batch)](
-            x, mean_BN.contiguous(), rstd_BN.contiguous(), scale_D, shift_D, weight1, bias1_F, weight2, bias2_N, y,
-            tokens, width, weight1.stride(0), weight2.stride(0), HIDDEN=len(bias1_F) // (2 if gated else 1),
-            GATED=gated, ROWS=rows, WIDE=interpreted(),
-        )  # fmt: skip
+            x,
+            mean_BN.contiguous(),
+            rstd_BN.contiguous(),
+            weights.scale,
+            weights.shift,
+            weight1,
+            weights.bias1,
+            weight2,
+            weights.bias2,
+            y,
+            tokens,
+            width,
+            weight1.stride(0),
+            weight2.stride(0),
+            HIDDEN=len(weights.bias1) // (2 if gated else 1),
+            GATED=gated,
+            ROWS=rows,
+            WIDE=interpreted(),
+        )
     return y
 
 
@@ -51,7 +59,7 @@ def kernel_for(rows: int) -> Any:
 
 @jit
 def first_layer(weight_ptr, bias_ptr, units, real, n_ok, at, normed, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """UNITS rows of W1 n + b1; units past the last are 0, and so is what any activation makes of them."""
+    """Return UNITS rows of W1 n + b1; units past the last are 0, and stay 0 after any activation."""
     weight = tl.load(weight_ptr + at, mask=real[:, None] & n_ok[None, :], other=0.0)
     bias = tl.load(bias_ptr + units, mask=real, other=0.0).to(tl.float32)
     return product(weight, normed, WIDE) + bias[:, None]
@@ -59,12 +67,28 @@ def first_layer(weight_ptr, bias_ptr, units, real, n_ok, at, normed, WIDE: tl.co
 
 @jit
 def slab_of_an_image(  # type: ignore[no-untyped-def]
-    x_ptr, mean_ptr, rstd_ptr, scale_ptr, shift_ptr, weight1_ptr, bias1_ptr, weight2_ptr, bias2_ptr, y_ptr,
-    tokens, width, stride1, stride2,
-    HIDDEN: tl.constexpr, GATED: tl.constexpr, WIDE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, UNITS: tl.constexpr,
-):  # fmt: skip
-    """All patches x BLOCK channels of one image, hidden units by UNITS at a time."""
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    scale_ptr,
+    shift_ptr,
+    weight1_ptr,
+    bias1_ptr,
+    weight2_ptr,
+    bias2_ptr,
+    y_ptr,
+    tokens,
+    width,
+    stride1,
+    stride2,
+    HIDDEN: tl.constexpr,
+    GATED: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """Compute all patches x BLOCK channels of one image, UNITS hidden units at a time."""
     image = tl.program_id(1).to(tl.int64)
     n, d, e = tl.arange(0, ROWS), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, UNITS)
     n_ok, d_ok = n < tokens, d < width
@@ -92,5 +116,5 @@ def slab_of_an_image(  # type: ignore[no-untyped-def]
         )
         acc += product(weight2, h.to(x.dtype), WIDE)
     bias2 = tl.load(bias2_ptr + n, mask=n_ok, other=0.0).to(tl.float32)[:, None]
-    again = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)  # rather than held through the loop
+    again = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)  # not kept in registers through the loop
     tl.store(y_ptr + at, (again + acc + bias2).to(y_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,68 @@
+"""What a rewritten model is, and what a family of models has to say about its rewrites."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from ...data.spec import InputSpec
+from ...models.base import ImageModel
+
+Model = TypeVar("Model", bound=ImageModel)
+
+
+class Rewritten(nn.Module):
+    """A rewritten model: a batch in, (logits, embedding) of one forward pass out.
+
+    A subclass is a rewrite of the end of the pass (the last norm, the last block), where only logits and embedding are
+    needed; `rewrite` is its name.
+    net: the model behind it, an `ImageModel` with the same features and intermediates as the original.
+    applied: names of the rewrites, in order.
+    """
+
+    rewrite = ""
+    if TYPE_CHECKING:
+        net: ImageModel
+
+    def __init__(self, net: ImageModel, applied: tuple[str, ...]):
+        super().__init__()
+        self.net = net
+        self.applied = applied
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,C,H,W), normalised or, with the rewrite "pixels", uint8 -> (B,classes) logits, (B,width) embedding."""
+        features = self.net.forward_features(x)
+        return self.net.forward_head(features), self.net.forward_head(features, pre_logits=True)
+
+
+class Family(abc.ABC, Generic[Model]):
+    """The rewrites of one family of models.
+
+    model_type: the class of the models. steps: functions by name; each changes a model in place for a layout. final:
+    the rewrite of the end of the pass. skipped_by: by layout, the rewrite that the layout leaves out. engine_layouts:
+    by engine, the layout that it ran faster than the first one.
+    """
+
+    model_type: type[Model]
+    steps: Mapping[str, Callable[[Model, str], None]]
+    final: type[Rewritten]
+    skipped_by: ClassVar[Mapping[str, str]] = {}
+    engine_layouts: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def names(self, model: Model) -> tuple[str, ...]:
+        """Return the names of the rewrites that apply to `model`, in the order in which they are applied."""
+
+    def layouts(self, model: Model) -> tuple[str, ...]:
+        """Return the names of equivalent computations whose speed depends on the backend, the usual one first."""
+        return ()
+
+    @abc.abstractmethod
+    def fold_pixels(self, net: Model, spec: InputSpec) -> None:
+        """Make `net` read uint8 pixels, by folding the normalisation into its patch embedding."""
+
+    def finish(self, net: Model, layout: str) -> None:
+        """Prepare `net` for its layout, after all rewrites."""

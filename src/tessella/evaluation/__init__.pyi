@@ -1,0 +1,9 @@
+from .evaluator import Evaluation as Evaluation
+from .evaluator import evaluate as evaluate
+from .linear_probe import ProbeResult as ProbeResult
+from .linear_probe import probe as probe
+from .metrics import Metrics as Metrics
+from .report import write_report as write_report
+from .results import write_results as write_results
+from .settings import EvaluationSettings as EvaluationSettings
+from .settings import ProbeSettings as ProbeSettings

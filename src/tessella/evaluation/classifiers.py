@@ -1,0 +1,216 @@
+"""Classifiers on embeddings: k nearest neighbours and logistic regression, and the choice of their parameters.
+
+Shape suffixes: N images, D width of the embedding, K classes, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..results import FloatArray, l2_normalize
+from .head import Head
+from .metrics import Ints
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # values of k to choose from
+TEMPERATURE = 0.07  # a neighbour's vote is exp(cosine / TEMPERATURE)
+STRENGTHS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strengths of the L2 penalty to choose from: see `fit`
+FEW_SHOT_STRENGTH = 0.4  # times D, the squared norm of a scaled embedding; with few shots there is no data to choose it
+HELD_OUT, MOST_HELD_OUT = 0.2, 5_000  # fraction and greatest number of training images for these choices
+MOST_LEARNED = 20_000  # images for choosing the penalty: it is relative to a sum, so it holds for more images, too
+DRAWS = 5  # random draws of the few-shot examples
+STEPS, GRADIENT_TOLERANCE = 200, 1e-5  # L-BFGS stops after so many steps, or if no gradient is larger
+CHUNK = 8_192  # images whose logits are in memory at a time
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Accuracy of a linear classifier trained on `shots` examples per class."""
+
+    shots: int
+    draws: int
+    top1: float  # mean over the draws
+    spread: float  # standard deviation over the draws
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Select training images for choosing parameters: the same fraction of each class, but never a whole class."""
+    fraction = min(HELD_OUT, MOST_HELD_OUT / len(labels_N))
+    held_N = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        members = rng.permutation(np.flatnonzero(labels_N == label))
+        held_N[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)]] = True
+    return held_N
+
+
+def choose_neighbours(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_], classes: int) -> int:
+    """Return the smallest k with the highest accuracy on the held-out images, or 1 if there are none."""
+    if not held_N.any():
+        return 1
+    cosines_Nk, votes_Nk = neighbours(x_ND[held_N], x_ND[~held_N], labels_N[~held_N], max(NEIGHBOURS))
+    allowed = [k for k in NEIGHBOURS if k <= cosines_Nk.shape[1]]
+    logits = {k: vote(cosines_Nk[:, :k], votes_Nk[:, :k], classes) for k in allowed}
+    return max(allowed, key=lambda k: float((logits[k].argmax(1) == labels_N[held_N]).mean()))
+
+
+def choose_strength(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_], classes: int) -> float:
+    """Return the L2 strength with the lowest loss on the held-out images; the few-shot strength if there are none.
+
+    Strengths are tried from strong to weak, each fit starting from the previous solution, until the loss rises.
+    """
+    if not held_N.any():
+        return FEW_SHOT_STRENGTH * x_ND.shape[1]
+    learned = np.flatnonzero(~held_N)
+    learned = learned[:: -(-len(learned) // MOST_LEARNED)]  # evenly spaced: images may be sorted by class
+    scale = Scale.of(x_ND[learned])
+    z_ND, y_N = scale(x_ND[learned]), labels_N[learned]
+    held_ND, held_labels_N = scale(x_ND[held_N]), torch.from_numpy(labels_N[held_N])
+    solution, losses = None, []
+    for strength in STRENGTHS:
+        solution = minimise(z_ND, y_N, classes, strength, solution)
+        losses.append(float(F.cross_entropy(logits_of(held_ND, solution), held_labels_N)))
+        if losses[-1] > min(losses):
+            break
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+# --- nearest neighbours -----------------------------------------------------------------------------------------------
+
+
+def neighbours(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int) -> tuple[Tensor, Tensor]:
+    """Return the cosines (N,k) and labels (N,k) of the nearest vectors in the bank, the highest cosine first.
+
+    k is `count`, or the size of the bank if that is smaller.
+    """
+    queries, bank = (torch.from_numpy(l2_normalize(vectors)) for vectors in (x_ND, bank_ND))
+    labels = torch.from_numpy(labels_N)
+    count = min(count, len(bank))
+    parts = [(part @ bank.T).topk(count) for part in queries.split(max(2**25 // len(bank), 1))]  # 128 MB of cosines
+    return torch.cat([part.values for part in parts]), labels[torch.cat([part.indices for part in parts])]
+
+
+def vote(cosines_Nk: Tensor, labels_Nk: Tensor, classes: int) -> FloatArray:
+    """Return (N,K) logits: the logarithm of the votes of each class, weighted by exp(cosine / TEMPERATURE)."""
+    votes_NK = torch.zeros(len(cosines_Nk), classes)
+    votes_NK.scatter_add_(1, labels_Nk, ((cosines_Nk - cosines_Nk[:, :1]) / TEMPERATURE).exp())
+    # a class without votes gets a thousandth of the nearest neighbour's, so that the loss stays finite
+    logits: FloatArray = votes_NK.clamp(min=1e-3).log().numpy()
+    return logits
+
+
+# --- logistic regression ----------------------------------------------------------------------------------------------
+
+
+class Scale(NamedTuple):
+    """x -> (x - mean) * factor: an affine map, which can be folded into the classifier behind it."""
+
+    mean: NDArray[np.float64]  # (D,)
+    factor: NDArray[np.float64]  # (D,)
+
+    @classmethod
+    def of(cls, x_ND: FloatArray, by_component: bool = True) -> Scale:
+        """Standardise to mean 0 and variance 1, for each component or for all together.
+
+        A component that hardly varies is set to zero, because scaling would amplify its noise.
+        """
+        mean_D, std_D = x_ND.mean(0, dtype=np.float64), x_ND.std(0, dtype=np.float64)
+        if not by_component:
+            std_D = np.full_like(std_D, np.sqrt((std_D**2).mean()))
+        varies = std_D > 1e-5 * np.maximum(np.abs(mean_D), 1e-3 * std_D.max())
+        return cls(mean_D, np.divide(1, std_D, out=np.zeros_like(std_D), where=varies))
+
+    def __call__(self, x_ND: FloatArray) -> Tensor:
+        """Return the scaled (N,D) embeddings in float64."""
+        return torch.from_numpy((x_ND - self.mean) * self.factor)
+
+
+def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_component: bool = True) -> Head:
+    """Fit a linear classifier: minimise the sum of cross-entropies + strength / 2 * |weights|^2 on scaled embeddings.
+
+    The scale is folded into the classifier. Embeddings are not normalised to length 1, because a linear layer could
+    not do that.
+    """
+    scale = Scale.of(x_ND, by_component)
+    solution = minimise(scale(x_ND), labels_N, classes, strength).numpy()
+    weight_KD = solution[:, :-1] * scale.factor
+    bias_K = solution[:, -1] - weight_KD @ scale.mean
+    return Head(weight_KD.astype(np.float32), bias_K.astype(np.float32))
+
+
+def logits_of(z_ND: Tensor, solution: Tensor) -> Tensor:
+    """Return the (N,K) logits of scaled embeddings; solution: (K,D+1) from `minimise`."""
+    return F.linear(z_ND, solution[:, :-1], solution[:, -1])
+
+
+def minimise(z_ND: Tensor, labels_N: Ints, classes: int, strength: float, start: Tensor | None = None) -> Tensor:
+    """Return the solution of `fit` for scaled embeddings, by full-batch L-BFGS: (K,D+1), weights and then biases.
+
+    start: a nearby solution to start from.
+    """
+    solution = torch.zeros(classes, z_ND.shape[1] + 1, dtype=torch.float64) if start is None else start.clone()
+    solution.requires_grad_()
+    parts = list(zip(z_ND.split(CHUNK), torch.from_numpy(labels_N).split(CHUNK), strict=True))
+    optimizer = torch.optim.LBFGS(
+        [solution],
+        max_iter=STEPS,
+        history_size=20,
+        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        total = strength / (2 * len(z_ND)) * solution[:, :-1].square().sum()
+        total.backward()
+        for z, labels in parts:
+            loss = F.cross_entropy(logits_of(z, solution), labels, reduction="sum") / len(z_ND)
+            loss.backward()
+            total = total.detach() + loss.detach()
+        return total
+
+    optimizer.step(objective)
+    return solution.detach()
+
+
+def few_shot(
+    x_ND: FloatArray,
+    labels_N: Ints,
+    val_ND: FloatArray,
+    val_labels_N: Ints,
+    shots: Sequence[int],
+    classes: Sequence[str],
+    rng: np.random.Generator,
+) -> tuple[list[FewShot], list[str]]:
+    """Measure linear classifiers trained on a few images per class; return the results, and notes on what is missing.
+
+    The examples of a draw for more shots contain those for fewer. All components are scaled by the same factor,
+    because the spread of a single component cannot be estimated from so few images.
+    """
+    sizes = np.bincount(labels_N, minlength=len(classes))
+    least = int(sizes.argmin())
+    notes = [
+        f"no result for {n} examples per class: {classes[least]!r} has {sizes[least]}"
+        for n in shots
+        if n > sizes[least]
+    ]
+    possible = [n for n in shots if n <= sizes[least]]
+    top1: dict[int, list[float]] = {n: [] for n in possible}
+    strength = FEW_SHOT_STRENGTH * x_ND.shape[1]
+    for _ in range(DRAWS if possible else 0):
+        orders = [rng.permutation(np.flatnonzero(labels_N == label)) for label in range(len(classes))]
+        for n in possible:
+            rows = np.concatenate([order[:n] for order in orders])
+            head = fit(x_ND[rows], labels_N[rows], len(classes), strength, by_component=False)
+            top1[n].append(float((head(val_ND).argmax(1) == val_labels_N).mean()))
+    return [FewShot(n, DRAWS, float(np.mean(v)), float(np.std(v, ddof=1))) for n, v in top1.items()], notes

@@ -1,0 +1,66 @@
+"""A linear classifier on a model's embedding, and a model that has it as its head."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..models.base import ImageModel
+from ..predictor import Predictor
+from ..results import FloatArray
+from ..weights.save import save_pretrained
+
+
+class Head(NamedTuple):
+    """A linear classifier on the unnormalised embedding: logits = x @ weight.T + bias. D features, K classes."""
+
+    weight: FloatArray  # (K,D)
+    bias: FloatArray  # (K,)
+
+    def __call__(self, vectors_ND: FloatArray) -> FloatArray:
+        """Return the (N,K) logits of (N,D) embeddings."""
+        return vectors_ND @ self.weight.T + self.bias
+
+
+def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str | Path) -> Path:
+    """Write a model folder with the predictor's backbone, `head` as its classifier and `classes` as its labels.
+
+    `tessella.load("local-dir:FOLDER")` then gives the logits of the head. The predictor is not changed. Raises
+    UsageError `bad_argument` for an exported model, which has no backbone to save, and as `save_pretrained`.
+    """
+    model = copy.deepcopy(predictor.model)
+    model.reset_classifier(len(classes))
+    set_head(model, head)
+    dropped = ("tag", "label_names", "label_descriptions", "label_offset", "description", "note")
+    kept = {key: value for key, value in model.pretrained_cfg.items() if key not in dropped}
+    model.pretrained_cfg = kept | predictor.spec.to_cfg() | dict(num_classes=len(classes), label_names=tuple(classes))
+    return save_pretrained(model, folder)
+
+
+@torch.no_grad()
+def set_head(model: ImageModel, head: Head) -> None:
+    """Copy `head` into the model's classifier, which must have the same number of classes."""
+    for layer, columns, factor in _layers(model):
+        layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
+        layer.bias.copy_(torch.from_numpy(head.bias))
+
+
+def _layers(model: ImageModel) -> Iterator[tuple[nn.Linear, slice, float]]:
+    """Yield the classifier's linear layers, the part of the embedding that each reads, and a factor for its weights.
+
+    CrossViT has one layer per branch, and its logits are their mean, so the weights are multiplied by the number of
+    branches.
+    """
+    classifier = model.get_classifier()
+    layers = list(classifier) if isinstance(classifier, nn.ModuleList) else [classifier]
+    first = 0
+    for layer in layers:
+        assert isinstance(layer, nn.Linear)
+        yield layer, slice(first, first + layer.in_features), float(len(layers))
+        first += layer.in_features
+    assert first == model.head_hidden_size

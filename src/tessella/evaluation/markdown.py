@@ -1,0 +1,42 @@
+"""Text of reports: Markdown tables, percentages and JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+
+from ..text import finite
+
+
+def percent(fraction: float | None) -> str:
+    """Return 0.1234 as "12.34 %", None as ""."""
+    return "" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def escape_line(text: object) -> str:
+    """Return a text as one line of Markdown in which neither Markdown nor HTML has an effect."""
+    line = escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)  # _ inside a word is only a letter
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table; columns of numbers are aligned to the right."""
+    rows = [[*row] for row in rows]
+    alignments = ["--:" if _is_numeric([row[i] for row in rows]) else "---" for i in range(len(header))]
+    yield f"| {' | '.join(header)} |"
+    yield f"| {' | '.join(alignments)} |"
+    for row in rows:
+        yield f"| {' | '.join(map(escape_line, row))} |"
+    yield ""
+
+
+def _is_numeric(column: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) or str(value)[:1].isdigit() for value in column if value != "")
+
+
+def json_bytes(facts: Mapping[str, object]) -> bytes:
+    """Return a JSON object with one line per member; numbers that are not finite are null."""
+    lines = (f"{json.dumps(key)}: {json.dumps(finite(value), ensure_ascii=False)}" for key, value in facts.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8", "backslashreplace")  # \\udcNN is JSON's own escape

@@ -1,0 +1,233 @@
+"""Opens models: from a name or folder to a running engine, with input spec and labels.
+
+An OpenedModel holds the finished parts that a Predictor is made of. How images are read is a setting of the Predictor,
+not of the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import suggestion
+from .data.labels import labels_for_classes
+from .data.names import is_archive
+from .data.source import Source
+from .data.sources import iter_sources
+from .data.spec import InputSpec
+from .engine import Plan, make_plan
+from .engine.base import Engine
+from .engine.exported import Card, is_exported, open_exported
+from .engine.gate import BOUNDS, open_gated
+from .engine.plan import Mode as RunMode
+from .engine.plan import check_settings
+from .errors import UsageError
+from .inputs import AnyImage
+from .pipeline import ImageReader
+from .results import ClassNames
+from .weights.catalogue import DEPRECATED, no_weights, resolve
+from .weights.names import local_folder
+
+if TYPE_CHECKING:
+    from .models.base import ImageModel
+
+DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
+MAX_SAMPLES = 500  # images on which a precision is compared with float32
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that is ready to run: its engine, and its card with input spec and labels."""
+
+    engine: Engine
+    card: Card
+    labels_reason: str  # where the labels come from
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """The arguments of `tessella.load` that choose the model and its engine, with the same meaning."""
+
+    name: str
+    pretrained: bool = True
+    checkpoint_path: str | Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    engine: str = "auto"
+    batch_size: int | None = None
+    mode: RunMode = "throughput"
+    images: Sequence[AnyImage] | None = None
+    cache_dir: str | Path | None = None
+    model_args: Mapping[str, Any]  # fields of the architecture's config, and other arguments of `create_model`
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the name stands for, if it is a `local-dir:` one."""
+        return local_folder(self.name) if self.name.startswith("local-dir:") else None
+
+
+def spec_of(model: ImageModel, name: str = "") -> InputSpec:
+    """Return the input spec of a model of `create_model`; UsageError `bad_argument` for anything else."""
+    if not hasattr(model, "pretrained_cfg"):
+        raise UsageError(
+            "bad_argument",
+            f"a Predictor needs a model of create_model, got {type(model).__name__}",
+            hint="for the name of a model use tessella.load(name)",
+        )
+    spec = InputSpec.from_cfg(model.pretrained_cfg)
+    if spec.channels != 3:
+        raise UsageError("bad_argument", f"{name or model.arch} reads {spec.channels} channels, images have 3 (RGB)")
+    return spec
+
+
+def open_model(
+    model: ImageModel,
+    reader: ImageReader,
+    *,
+    name: str = "",
+    plan: Plan | None = None,
+    images: Sequence[AnyImage] | None = None,
+) -> OpenedModel:
+    """Open an engine for a model of `create_model`, and find the labels of its classes.
+
+    plan: None makes one for this machine. A lossy precision of the plan is compared with float32, and not used if the
+    results differ too much: on `images`, a few hundred representative ones that `reader` reads, or on photographs in
+    this package. Raises UsageError, WeightsError.
+    """
+    size = (reader.spec.height, reader.spec.width)
+    model = model.eval()
+    plan = plan or make_plan(model=model, size=size)
+    samples = None if images is None or plan.precision not in BOUNDS else reader.load_readable(images)
+    engine = open_gated(model, plan, size, reader.spec, samples)
+    classes, reason = find_labels(model)
+    card = Card(
+        name=name or model.arch,
+        arch=model.arch,
+        engine=engine.plan.engine,
+        precision=engine.plan.precision,
+        num_classes=model.num_classes,
+        width=model.head_hidden_size,
+        spec=reader.spec,
+        labels=classes.labels,
+        synsets=classes.synsets,
+        identity={},
+    )
+    return OpenedModel(engine, card, reason)
+
+
+def open_exported_model(folder: Path, *, batch_size: int | None = None, mode: RunMode = "throughput") -> OpenedModel:
+    """Open a folder that `tessella export` wrote, without PyTorch. Raises WeightsError, UsageError."""
+    card, engine = open_exported(folder, batch_size, mode)
+    return OpenedModel(engine, card, "exported with the model")
+
+
+def find_exported(settings: LoadSettings) -> Path | None:
+    """Return the folder of an exported model, or None if the name does not stand for one.
+
+    Raises UsageError `bad_argument` for settings that were fixed when the model was exported.
+    """
+    folder = settings.folder
+    if folder is None or not is_exported(folder):
+        return None
+    pinned = settings.device not in ("auto", "cpu") or (settings.precision, settings.engine) != ("auto", "auto")
+    if pinned or settings.checkpoint_path or settings.model_args or settings.images is not None:
+        raise UsageError(
+            "bad_argument",
+            f"{settings.name} is an exported model: its engine, precision and weights were chosen when it was exported",
+            hint="leave these out, or load the model by its name",
+        )
+    return folder
+
+
+def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
+    """Create the model with its weights, and plan how to run it. Raises UsageError, WeightsError.
+
+    Settings that cannot be served are refused before weights are downloaded, most of them before PyTorch is imported.
+    """
+    has_own_weights = settings.checkpoint_path is not None or "pretrained_cfg" in settings.model_args
+    if settings.pretrained and settings.folder is None and not has_own_weights:
+        _check_weights(settings.name)
+    choices = (settings.device, settings.precision, settings.engine, settings.batch_size, settings.mode)
+    check_settings(*choices)
+    from .models.base import ImageModel
+    from .weights.factory import create_model
+
+    model = create_model(
+        settings.name,
+        pretrained=settings.pretrained,
+        checkpoint_path=settings.checkpoint_path,
+        cache_dir=settings.cache_dir,
+        **settings.model_args,
+    )
+    assert isinstance(model, ImageModel)
+    spec = InputSpec.from_cfg(model.pretrained_cfg)
+    return model, make_plan(*choices, model, (spec.height, spec.width))
+
+
+def find_labels(model: ImageModel) -> tuple[ClassNames, str]:
+    """Return the labels of a model's classes, and where they come from."""
+    if names := model.pretrained_cfg.get("label_names"):
+        return ClassNames(tuple(names)), "the checkpoint's own"
+    if known := labels_for_classes(model.num_classes):
+        reason = f"{known.dataset}, the published set with {model.num_classes} classes"
+        return ClassNames(known.names, known.synsets), reason
+    indices = tuple(map(str, range(model.num_classes)))
+    return ClassNames(indices), "no names are known: classes are called by their index"
+
+
+def choose_mode(inputs: Sequence[str]) -> RunMode:
+    """Return "latency" for one image file, "throughput" for everything else: folders, archives, lists, globs, URLs."""
+    # os.path: Path.is_file raises for names that are too long
+    is_one_image = len(inputs) == 1 and os.path.isfile(inputs[0]) and not is_archive(inputs[0])  # noqa: PTH113
+    return "latency" if is_one_image else "throughput"
+
+
+def find_samples(name: str, stdin: Iterable[str] | None = None) -> list[Source]:
+    """List the images of a folder, glob or archive for the argument `images` of `load`, at most MAX_SAMPLES.
+
+    stdin: lines of the list that the name "-" stands for. Raises UsageError `bad_argument` if there is none.
+    """
+    sources = list(iter_sources([name], stdin=stdin))[:MAX_SAMPLES]
+    if not sources:
+        raise UsageError("bad_argument", f"images {name!r} contains no images")
+    return sources
+
+
+def _check_weights(name: str) -> None:
+    """Refuse an unknown name, and one without weights."""
+    if ":" in name or name in DEPRECATED:  # every old name has weights
+        return
+    arch, row = resolve(name)
+    if row is None or not row.has_weights:
+        raise no_weights(row.name if row else arch)
+
+
+_NOT_FOR_LOAD = {  # arguments of `create_model` that a Predictor cannot serve
+    "features_only": "use tessella.create_model, or Predictor.features",
+    "out_indices": "use Predictor.features(images, indices)",
+    "dtype": "use precision=",
+}
+
+
+def check_model_args(model_args: Mapping[str, object], known: Sequence[str]) -> None:
+    """Refuse arguments that `load` cannot pass on to the model; UsageError `bad_argument`.
+
+    known: the names of `load`'s own arguments. A name that resembles one of them is taken for a spelling mistake,
+    unless an architecture has a field of that name.
+    """
+    for name in model_args:
+        if name in _NOT_FOR_LOAD:
+            raise UsageError("bad_argument", f"load takes no argument {name!r}", hint=_NOT_FOR_LOAD[name])
+        near = suggestion([name], known, cutoff=0.8)
+        if near and not _is_model_arg(name):
+            raise UsageError("bad_argument", f"load takes no argument {name!r}", hint=near)
+
+
+def _is_model_arg(name: str) -> bool:
+    """Return whether the config of any architecture has a field of that name."""
+    from .models import ARCHITECTURES
+
+    return any(hasattr(config, name) for _, config in ARCHITECTURES.values())

@@ -1,0 +1,299 @@
+"""Measurement of candidates in alternating rounds.
+
+All candidates of a model are open at the same time and take turns (A B C, A B C, ...), so that other load on the
+machine affects all of them. A product of two large matrices in each of their precisions takes turns with them: its
+speed is the limit of what the machine could do. Ratios within a run can be compared; figures of two runs cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from ..data.transforms import normalise
+from ..errors import TessellaError
+from ..machine import hardware, other_versions
+from .candidates import Candidate, Case, OpenCandidate, first_line
+from .memory import PeakMemory
+
+GEMM_SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices
+# A turn consists of as many passes as fit into this time, at least one: a single short pass would mostly measure the
+# clock and the start of threads.
+TURN_SECONDS = 0.2
+# Largest difference of the logits from the reference, relative to their norm; beyond it, the candidate computes
+# something else. Rounding of lossy precisions has no bound here: it is checked by the gate of the engine.
+TOLERANCE = {"float32": 1e-3}
+LOSSY_TOLERANCE = 0.5
+
+
+class WrongAnswerError(Exception):
+    """A candidate computes another function than the model, so its speed is meaningless."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkRow:
+    """The result of a candidate at one batch size; None for what was not measured. A CSV file has these columns."""
+
+    model: str
+    candidate: str
+    precision: str
+    batch: int  # batch size
+    reads: str  # "uint8" pixels or normalised "float32"
+    status: str = "ok"  # or an error code, "failed" for an error without a code, "wrong_answer"
+    note: str = ""
+    images_per_second: float | None = None  # median of the rounds
+    slowest: float | None = None  # images per second of the slowest round
+    fastest: float | None = None
+    ratio: float | None = None  # of medians, relative to the candidate `against`
+    ratio_lowest: float | None = None  # of the ratios within a round
+    ratio_highest: float | None = None
+    against: str = ""  # the first candidate that ran
+    difference: float | None = None  # of the logits from the model's own in float32, relative to their norm
+    gemm_gflops: float | None = None  # GFLOP/s of a large matrix product in this precision, median
+    share_of_gemm: float | None = None  # 2 x MACs per second of the model, as a fraction of that
+    ready_seconds: float | None = None  # conversion, compilation and the first pass
+    cold: bool = True  # False if a conversion for an earlier batch size could be reused
+    peak_mb: float | None = None  # memory (10^6 bytes) that preparing and running added to the process or GPU
+    rounds: int = 0
+    passes: int = 0  # per round
+    gmacs: float = 0.0
+    weights: str = ""
+    threads: int = dataclasses.field(default_factory=torch.get_num_threads)
+    hardware: str = ""
+    torch: str = torch.__version__
+    tessella: str = __version__
+    versions: str = dataclasses.field(default_factory=lambda: other_versions())
+    date: str = dataclasses.field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(BenchmarkRow))
+
+
+@dataclass
+class Contender:
+    """An open candidate or a matrix product that takes turns."""
+
+    turn: Callable[[], float]  # -> seconds per pass
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    error: Exception | None = None
+
+
+def measure(
+    case: Case,
+    candidates: Sequence[Candidate],
+    batch_sizes: Sequence[int],
+    rounds: int = 7,
+    *,
+    gemm_side: int | None = None,
+    turn_seconds: float | None = None,
+) -> Iterator[list[BenchmarkRow]]:
+    """Yield the rows of one batch size at a time, in the order of the candidates; a failure is a row with the reason.
+
+    gemm_side: rows and columns of the matrices whose product is the limit. turn_seconds: shortest duration of a turn.
+    """
+    side = gemm_side or GEMM_SIDE.get(torch.device(case.device).type, 2048)
+    turn_seconds = TURN_SECONDS if turn_seconds is None else turn_seconds
+    with tempfile.TemporaryDirectory(prefix="tessella-bench-", ignore_cleanup_errors=True) as folder:
+        for batch in batch_sizes:
+            rows = [_empty_row(case, candidate, batch) for candidate in candidates]
+            contenders = _open_all(case, candidates, rows, Path(folder), turn_seconds)
+            precisions = dict.fromkeys(rows[index].precision for index in contenders)
+            products = {name: _matrix_product(name, case.device, side, turn_seconds) for name in precisions}
+            take_turns([*(product for product in products.values() if product), *contenders.values()], rounds)
+            fill_rows(rows, contenders, products, 2 * side**3)
+            contenders.clear()
+            gc.collect()
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # programs of this batch size would count towards the compiler's limit
+            yield rows
+
+
+def _empty_row(case: Case, candidate: Candidate, batch: int) -> BenchmarkRow:
+    return BenchmarkRow(
+        model=case.name,
+        candidate=candidate.name,
+        precision=candidate.precision,
+        reads=candidate.reads,
+        batch=batch,
+        gmacs=case.macs / 1e9,
+        weights=case.weights,
+        hardware=hardware(case.device),
+    )
+
+
+def _open_all(
+    case: Case, candidates: Sequence[Candidate], rows: Sequence[BenchmarkRow], folder: Path, turn_seconds: float
+) -> dict[int, Contender]:
+    """Open the candidates that can be opened, by the index of their row; `folder` keeps a cache for each."""
+    inputs, expected = _make_inputs(case, rows[0].batch) if rows else ({}, torch.empty(0))
+    contenders: dict[int, Contender] = {}
+    for index, (candidate, row) in enumerate(zip(candidates, rows, strict=True)):
+        caches = folder / str(index)
+        row.cold = not caches.exists()
+        try:
+            start = candidate.prepare(case, row.batch)  # before the caches move: tuned settings are the user's own
+            with _caches_in(caches):
+                contenders[index] = _open(start, inputs[candidate.reads], expected, case.device, turn_seconds, row)
+        except Exception as error:  # whatever a converter or a runtime raises is this candidate's result
+            _fail(row, error)
+    return contenders
+
+
+def _make_inputs(case: Case, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the same random images in both formats, on the device, and the model's own logits of the first two."""
+    spec = case.spec
+    shape = (batch, spec.height, spec.width, spec.channels)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = normalise(pixels, spec)
+    with torch.inference_mode():
+        expected = case.model(images[:2])
+    return {"uint8": pixels.to(case.device), "float32": images.to(case.device)}, expected
+
+
+def _open(
+    start: Callable[[], OpenCandidate], x: Tensor, expected: Tensor, device: str, turn_seconds: float, row: BenchmarkRow
+) -> Contender:
+    """Open a candidate, check its output, and note in `row` what is learnt on the way."""
+    memory = PeakMemory(device)
+    started = time.perf_counter()
+    opened = start()
+    row.precision, row.note = opened.precision, opened.note
+    logits = opened.run(x)
+    _synchronise(device)
+    row.ready_seconds = time.perf_counter() - started + opened.earlier_seconds
+    contender, row.passes = _contender(lambda: opened.run(x), device, turn_seconds)
+    row.peak_mb = memory.peak_mb()
+    row.difference = relative_difference(logits[: len(expected)], expected)
+    if not row.difference <= TOLERANCE.get(row.precision, LOSSY_TOLERANCE):  # NaN fails, too
+        raise WrongAnswerError(f"its logits differ from the model's own by {row.difference:.2g} of their norm")
+    return contender
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def _contender(run: Callable[[], object], device: str, turn_seconds: float) -> tuple[Contender, int]:
+    """Warm up with two passes, of which the second decides how many passes make a turn; return that number, too."""
+
+    def turn(passes: int) -> float:
+        # Threads of the previous contender may still spin (those of ONNX Runtime for 40 ms), which doubled the time.
+        time.sleep(turn_seconds / 2)
+        if passes > 1:
+            run()  # not timed, because the caches contain data of the previous contender
+        _synchronise(device)
+        start = time.perf_counter()
+        for _ in range(passes):
+            run()
+        _synchronise(device)
+        return (time.perf_counter() - start) / passes
+
+    turn(1)
+    passes = max(1, round(turn_seconds / max(turn(1), 1e-4)))
+    return Contender(lambda: turn(passes)), passes
+
+
+def take_turns(contenders: Sequence[Contender], rounds: int) -> None:
+    """Give each contender one turn per round (A B C, A B C, ...); one that fails is left out from then on."""
+    for _ in range(rounds):
+        for contender in contenders:
+            if contender.error is None:
+                try:
+                    contender.seconds.append(contender.turn())
+                except Exception as error:  # see _open_all
+                    contender.error = error
+
+
+def _matrix_product(precision: str, device: str, side: int, turn_seconds: float) -> Contender | None:
+    """Return a product of two square matrices; None for a precision in which PyTorch cannot compute it here."""
+    try:
+        if precision == "int8":
+            left = torch.ones(side, side, dtype=torch.int8, device=device)
+            return _contender(lambda: torch._int_mm(left, left), device, turn_seconds)[0]
+        left = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
+        out = torch.empty_like(left)
+        return _contender(lambda: torch.mm(left, left, out=out), device, turn_seconds)[0]
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def fill_rows(
+    rows: Sequence[BenchmarkRow],
+    contenders: Mapping[int, Contender],
+    products: Mapping[str, Contender | None],
+    product_flop: int,
+) -> None:
+    """Write the figures into the rows. contenders: by the index of their row; products: by precision."""
+    first = next((index for index, contender in contenders.items() if not contender.error), None)
+    for index, contender in contenders.items():
+        row = rows[index]
+        if contender.error or first is None:
+            _fail(row, contender.error)
+            continue
+        _compare(row, contender.seconds, contenders[first].seconds)
+        row.against = f"{rows[first].candidate}, {rows[first].precision}"
+        product = products[row.precision]
+        if product and not product.error:
+            assert row.images_per_second
+            row.gemm_gflops = product_flop / statistics.median(product.seconds) / 1e9
+            row.share_of_gemm = 2 * row.gmacs * row.images_per_second / row.gemm_gflops
+
+
+def _compare(row: BenchmarkRow, seconds: Sequence[float], base: Sequence[float]) -> None:
+    """Fill in speed and ratios from the seconds per pass of each round, and those of the base candidate."""
+    row.rounds = len(seconds)
+    row.images_per_second = row.batch / statistics.median(seconds)
+    row.slowest, row.fastest = row.batch / max(seconds), row.batch / min(seconds)
+    row.ratio = statistics.median(base) / statistics.median(seconds)
+    ratios = [base_time / time_ for base_time, time_ in zip(base, seconds, strict=True)]
+    row.ratio_lowest, row.ratio_highest = min(ratios), max(ratios)
+
+
+def _fail(row: BenchmarkRow, error: Exception | None) -> None:
+    row.status, row.note = "failed", first_line(error) if error else ""
+    if isinstance(error, WrongAnswerError):
+        row.status, row.note = "wrong_answer", str(error)
+    elif isinstance(error, TessellaError):
+        row.status, row.note = error.code, str(error)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference relative to the norm of `expected`; both (B,classes)."""
+    expected = expected.double()
+    return float((found.detach().cpu().double() - expected).norm() / expected.norm())
+
+
+@contextmanager
+def _caches_in(folder: Path) -> Iterator[None]:
+    """Keep converted and compiled models in `folder`: conversions start cold, and the user's cache is not touched."""
+    names = {"TESSELLA_CACHE": folder, "TORCHINDUCTOR_CACHE_DIR": folder.with_name(f"{folder.name}-inductor")}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(path) for name, path in names.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,39 @@
+"""Peak memory of a piece of work."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """Measures how far memory use rises above its value at construction: the GPU's, or the process's on Linux."""
+
+    def __init__(self, device: str):
+        gc.collect()  # memory that is freed later would hide what is added
+        self.device = device if device.startswith("cuda") else None
+        self.known = True
+        if self.device:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current use
+            self.before = _process_bytes("VmRSS")
+        except (OSError, StopIteration):
+            self.known = False
+
+    def peak_mb(self) -> float | None:
+        """Return the rise so far in MB (10^6 bytes), or None if the system does not provide it."""
+        if not self.known:
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device else _process_bytes("VmHWM")
+        return max(peak - self.before, 0) / 1e6
+
+
+def _process_bytes(field: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -1,0 +1,129 @@
+"""What a model gives for images: outputs, scores, named predictions and records.
+
+The types are below the pipeline, which makes them, and below `records`, which writes them to files; they need NumPy
+only, so that an exported model, a bulk run and the search use them without PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageError
+from .text import html_table
+
+FloatArray = NDArray[np.float32]
+NON_FINITE = "the model gives NaN or infinity for this image"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class: its index in the model's output, its label, its softmax probability, its WordNet id if any."""
+
+    index: int
+    label: str
+    probability: float
+    synset: str = ""
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: one row, escaped."""
+        rows = [(self.index, self.label, f"{100 * self.probability:.1f} %", self.synset)]
+        return html_table(("index", "label", "probability", "WordNet id"), rows)
+
+
+class Scores(NamedTuple):
+    """Results for N images: probabilities (N,classes) float32, embeddings (N,width) float32 of unit length."""
+
+    probabilities: FloatArray
+    embeddings: FloatArray
+
+    def __repr__(self) -> str:
+        shapes = (f"{name}=float32 {array.shape}" for name, array in zip(self._fields, self, strict=True))
+        return f"Scores({', '.join(shapes)})"
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: the most probable class of the first ten images."""
+        best = self.probabilities[:10].argmax(1) if self.probabilities.size else ()
+        rows = [(i, int(k), f"{100 * self.probabilities[i, k]:.1f} %") for i, k in enumerate(best)]
+        return f"<p>{self!r}</p>" + html_table(("image", "most probable class", "probability"), rows)
+
+
+class Output(NamedTuple):
+    """The model's output for one image: logits (classes,) and embedding (width,), both float32, not normalised."""
+
+    logits: FloatArray
+    embedding: FloatArray
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        return is_finite(self.logits) and is_finite(self.embedding)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result for one input; every input has exactly one.
+
+    status: "ok" or the code of the error. message: the error's message; empty if status is "ok". top: the most
+    probable classes, best first. features: feature maps of blocks, shallow to deep. What was not asked for, and what an
+    error prevents, is empty or None.
+    """
+
+    key: str
+    status: str
+    message: str = ""
+    top: tuple[Prediction, ...] = ()
+    embedding: FloatArray | None = None  # (width,), unit length
+    features: tuple[FloatArray, ...] = ()  # each (channels,rows,columns)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Labels of a model's classes, in the order of its output, and their WordNet ids; () if they have none."""
+
+    labels: tuple[str, ...]
+    synsets: tuple[str, ...] = ()
+
+    def top_predictions(self, probabilities: FloatArray, top: int) -> tuple[Prediction, ...]:
+        """Return the `top` most probable classes, best first; of equal probabilities the lower index comes first.
+
+        probabilities: (classes,) float32.
+        """
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return tuple(
+            Prediction(int(i), self.labels[i], float(probabilities[i]), self.synsets[i] if self.synsets else "")
+            for i in best
+        )
+
+
+def make_record(key: str, outcome: Output | ImageError, classes: ClassNames, *, top: int, embed: bool) -> Record:
+    """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length.
+
+    An error becomes a record with its code; so do outputs with NaN or infinity, whose code is `non_finite`.
+    """
+    if isinstance(outcome, ImageError):
+        return Record(key, outcome.code, str(outcome))
+    if not outcome.is_finite:
+        return Record(key, "non_finite", NON_FINITE)
+    best = classes.top_predictions(softmax(outcome.logits[None])[0], top) if top else ()
+    return Record(key, "ok", "", best, l2_normalize(outcome.embedding[None])[0] if embed else None)
+
+
+def is_finite(array: FloatArray) -> bool:
+    """Return whether no element is NaN or infinite."""
+    return bool(np.isfinite(array).all())
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Return the softmax of each row: (N,classes) -> (N,classes) float32, rows that sum to 1."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def l2_normalize(vectors: FloatArray) -> FloatArray:
+    """Scale each row to length 1: (N,D) -> (N,D) float32; a row of zeros stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,13 @@
+from .duplicates import Duplicate as Duplicate
+from .duplicates import Duplicates as Duplicates
+from .duplicates import dedup as dedup
+from .duplicates import draw_duplicates as draw_duplicates
+from .duplicates import write_duplicates as write_duplicates
+from .index import IndexReport as IndexReport
+from .index import build_index as build_index
+from .query import Index as Index
+from .query import Neighbor as Neighbor
+from .query import Query as Query
+from .query import load_model as load_model
+from .retrieval_metrics import Retrieval as Retrieval
+from .retrieval_metrics import retrieval as retrieval

@@ -1,0 +1,11 @@
+from .config import TrainConfig as TrainConfig
+from .events import EpochEvent as EpochEvent
+from .events import ProbeEvent as ProbeEvent
+from .events import StepEvent as StepEvent
+from .events import TrainingEvent as TrainingEvent
+from .events import TrainingRemark as TrainingRemark
+from .loop import train as train
+from .presets import PRESETS as PRESETS
+from .presets import preset_config as preset_config
+from .setup import DataSettings as DataSettings
+from .tensorboard import TensorBoardWriter as TensorBoardWriter

@@ -1,0 +1,102 @@
+"""Events of a training run: `train` calls `on_event` with each of them.
+
+The rows of metrics.jsonl are `EpochEvent.as_row`, `ProbeEvent.as_row` and, for some steps, `StepEvent.as_row`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+PROBE_EPOCH = -1  # epoch number of the linear probe, which precedes epoch 0
+
+Row = dict[str, str | int | float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRemark:
+    """A sentence for the user, such as a warning. Only the first process reports remarks."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """One optimizer step.
+
+    step: steps done, from 1 to `steps`; steps: steps of the whole run; epoch: from 0; loss: mean over the batch of all
+    processes; lr: learning rate; images_per_second: mean rate in this epoch, over all processes.
+    """
+
+    kind: ClassVar[str] = "step"
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    lr: float
+    images_per_second: float
+
+    def as_row(self) -> Row:
+        """Return the row of metrics.jsonl, which does not include the rate."""
+        row = {"kind": self.kind} | _fields(self)
+        del row["images_per_second"]
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEvent:
+    """The end of an epoch, after its validation.
+
+    epoch: from 0; step: steps done; lr: learning rate of the last step; loss: mean training loss; images: images
+    trained on; skipped: images that could not be read; bad_steps: steps that were not applied because their loss or
+    gradient was not finite; val_top1: accuracy from 0 to 1; val_loss: mean cross-entropy; val_images: validation
+    images; val_errors: validation images that could not be read; seconds: duration, validation included.
+    """
+
+    kind: ClassVar[str] = "epoch"
+
+    epoch: int
+    step: int
+    lr: float
+    loss: float
+    images: int
+    skipped: int
+    bad_steps: int
+    val_top1: float
+    val_loss: float
+    val_images: int
+    val_errors: int
+    seconds: float
+
+    def as_row(self) -> Row:
+        """Return the row of metrics.jsonl."""
+        return {"kind": self.kind} | _fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeEvent:
+    """The validation of the linear probe that fine-tuning starts from; the fields are those of `EpochEvent`."""
+
+    kind: ClassVar[str] = "probe"
+
+    epoch: int = PROBE_EPOCH
+    step: int = 0
+    val_top1: float
+    val_loss: float
+    val_images: int
+    val_errors: int
+    seconds: float
+
+    def as_row(self) -> Row:
+        """Return the row of metrics.jsonl."""
+        return {"kind": self.kind} | _fields(self)
+
+
+MetricsEvent = StepEvent | EpochEvent | ProbeEvent
+TrainingEvent = MetricsEvent | TrainingRemark
+
+
+def _fields(event: MetricsEvent) -> Row:
+    return dataclasses.asdict(event)

@@ -1,0 +1,179 @@
+"""Presets: named training recipes with their sources, and how the command line chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..checks import checked
+from ..data.augment import Augmentation
+from ..data.mix import Erasing, Mixing
+from ..errors import UsageError
+from .config import TrainConfig, current_names, read_config
+
+DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
+Settings = dict[str, object]
+
+_DEIT: Settings = dict(  # ConViT and CrossViT were trained with the recipe of DeiT
+    augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic"),
+    erasing=Erasing(prob=0.25, mode="pixel"),
+    mixing=Mixing(mixup=0.8, cutmix=1.0),
+    repeats=3,
+    epochs=300,
+    weight_decay=0.05,
+    schedule="cosine",
+    warmup_fraction=5 / 300,
+    warmup_lr=1e-6,
+    min_lr=1e-5,
+    drop_path_rate=0.1,
+    select="last",
+)
+PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the changes to the defaults of TrainConfig
+    "convmixer": (
+        "the authors' README and fork of timm 0.5 (convmixer_768_32: 300 epochs; 1536_20: 150)",
+        dict(
+            augmentation=Augmentation(auto_augment="rand-m9-mstd0.5-inc1", interpolation="random"),
+            erasing=Erasing(prob=0.25, mode="pixel"),
+            mixing=Mixing(mixup=0.5, cutmix=0.5),
+            epochs=300,
+            batch_size=640,
+            lr=0.01,
+            eps=1e-3,
+            weight_decay=2e-5,
+            schedule="onecycle",
+            warmup_fraction=0.0,
+            max_grad_norm=1.0,
+            select="last",
+        ),
+    ),
+    "convit": ("the defaults of the authors' main.py", dict(_DEIT, batch_size=1024, lr=1e-3)),
+    "crossvit": ("the authors' main.py and README", dict(_DEIT, batch_size=4096, lr=4e-3)),
+    "mixer": (
+        "big_vision's mixer_b16_i1k config, from scratch on ImageNet-1k",
+        dict(
+            augmentation=Augmentation(auto_augment="rand-m15-n2-p1-mmax15", interpolation="bilinear"),
+            mixing=Mixing(mixup=0.5),
+            epochs=300,
+            batch_size=4096,
+            lr=1e-3,
+            weight_decay=0.1,  # its 1e-4 is not multiplied by the learning rate; in AdamW it is
+            schedule="linear",
+            warmup_fraction=10_000 / 93_750,
+            min_lr=1e-5,
+            max_grad_norm=1.0,
+            label_smoothing=0.0,
+            loss="binary",
+            drop_path_rate=0.1,
+            select="last",
+        ),
+    ),
+    "gmixer": (
+        "settings of this project; the recipe of timm's gMixer weights is not published",
+        dict(_DEIT, batch_size=1024, lr=1e-3, repeats=1),
+    ),
+    "finetune": (
+        "settings of this project for fine-tuning a pretrained model",
+        dict(
+            init_from="pretrained",
+            probe=True,
+            freeze_batch_norm_stats=True,
+            layer_decay=0.8,
+            augmentation=Augmentation(scale=(0.35, 1.0), color_jitter=0.2),
+            epochs=6,
+            batch_size=32,
+            lr=5e-4,
+            warmup_fraction=0.1,
+            max_grad_norm=1.0,
+            ema_decay=0.99,
+        ),
+    ),
+    "small-data": (
+        "settings of this project for training on small images from random weights",
+        dict(
+            augmentation=Augmentation(crop="pad", padding=4),
+            crop_pct=1.0,
+            epochs=30,
+            batch_size=64,
+            lr=2e-3,
+            schedule="linear",
+            warmup_fraction=0.2,
+            max_grad_norm=1.0,
+            ema_decay=0.999,
+            channels_last=True,
+        ),
+    ),
+}
+
+
+@checked
+def preset_config(preset: str = "", **changes: object) -> TrainConfig:
+    """Return the config of a preset with changes; an empty name stands for the defaults of `TrainConfig`.
+
+    Raises UsageError `bad_argument` for an unknown preset or field, or an invalid value.
+    """
+    if preset:
+        _check_preset(preset)
+    base = PRESETS[preset][1] if preset else {}
+    return TrainConfig.from_dict({**base, **current_names(changes)})
+
+
+def choose_config(
+    model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, object]
+) -> tuple[TrainConfig, str]:
+    """Return the config for a command line, and a sentence that describes it.
+
+    model: name of the model; None: the built-in model, fine-tuned. preset: a name in PRESETS; None: "finetune" if
+    training starts from pretrained weights, else "small-data". file: a JSON file whose settings are used instead of a
+    preset. scratch: start from random weights. changes: fields that override those of the preset or file.
+    Raises UsageError `bad_argument`, `not_found` (the file) and `no_weights` (none are published for the model).
+    """
+    changes = dict(changes)
+    if file is not None and preset is not None:
+        raise UsageError("bad_argument", "--preset and --config cannot be combined", hint="give only one of them")
+    if preset is not None:
+        _check_preset(preset)
+    if file is not None:
+        changes = {**read_config(file), **changes}
+    if model is not None:
+        changes["model"] = model
+    elif preset in (None, "finetune") and file is None and not scratch:
+        changes["model"] = DEFAULT_MODEL
+    if scratch:
+        changes["init_from"] = "scratch"
+    name = changes.get("model", TrainConfig.model)
+    names_weights = isinstance(name, str) and (":" in name or "." in name)  # not only an architecture
+    if not scratch and not names_weights and preset == "finetune":
+        _check_weights_exist(str(name))
+        names_weights = True
+    init_from = changes.setdefault("init_from", "pretrained" if names_weights else "scratch")
+    match init_from:
+        case "scratch":
+            initial = "random weights"
+        case "pretrained":
+            initial = "pretrained weights"
+        case _:
+            initial = f"the weights in {init_from}"
+    if file is not None:
+        return TrainConfig.from_dict(changes), f"{name}: {initial}, config {file}"
+    preset = preset or ("finetune" if names_weights and not scratch else "small-data")
+    if init_from == "scratch":  # random features are not probed, and their statistics are not kept
+        changes.setdefault("probe", False)
+        changes.setdefault("freeze_batch_norm_stats", False)
+    return preset_config(preset, **changes), f"{name}: {initial}, preset {preset}: {PRESETS[preset][0]}"
+
+
+def _check_preset(preset: str) -> None:
+    if preset not in PRESETS:
+        raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
+
+
+def _check_weights_exist(name: str) -> None:
+    """Raise UsageError `no_weights` unless pretrained weights are published for the architecture."""
+    from ..weights.catalogue import resolve
+
+    row = resolve(name)[1]
+    if row is None or not (row.file or row.hf_hub_id):
+        raise UsageError(
+            "no_weights",
+            f"there are no pretrained weights of {name!r} to fine-tune",
+            hint="--preset small-data trains it from random weights; see `tessella list --pretrained`",
+        )

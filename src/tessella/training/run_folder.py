@@ -1,0 +1,133 @@
+"""The folder of a run: what it must be like before training, and its train.json.
+
+train.json holds the config and the fingerprints of the training and validation images. A run is resumed only with the
+same settings and data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.datasets import LabelledImages
+from ..errors import OutputError, UsageError
+from ..storage import read_regular, write_atomic
+from .config import TrainConfig, differences
+
+SETTINGS, LOCK = "train.json", ".train.lock"
+MAX_SHOWN = 5  # differences that an error message lists, if there are many
+
+
+def check_folder(out: str | Path) -> Path:
+    """Return the folder of a run as a path, whether it exists or not.
+
+    Raises UsageError `bad_argument` for an empty name and OutputError `output_failed` if it cannot be created.
+    """
+    if not os.fspath(out):
+        raise UsageError("bad_argument", "the output folder has no name", hint="--out RUN")
+    folder = Path(out)
+    try:
+        (folder / SETTINGS).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            "output_failed", f"{str(folder)[:200]!r} cannot be used: {reason}", hint="give another --out"
+        ) from None
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise OutputError(
+            "output_failed", f"{folder} cannot be a folder: {existing} is not one", hint="give another --out"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError("output_failed", f"{existing} is not writable", hint="give another --out")
+    return folder
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """The contents of train.json. data, val: fingerprints of the training and the validation images."""
+
+    config: TrainConfig
+    data: str
+    val: str
+
+    @classmethod
+    def of(cls, config: TrainConfig, train_images: LabelledImages, val_images: LabelledImages) -> TrainingRecord:
+        """Return the record of a run with this config and these images."""
+        return cls(config, train_images.fingerprint, val_images.fingerprint)
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingRecord:
+        """Return the record in the folder of a run; raises OutputError `damaged_run`."""
+        path = folder / SETTINGS
+        try:
+            values = json.loads(read_regular(path))
+            return cls(TrainConfig.from_dict(values["config"]), values["data"], values["val"])
+        except UsageError as error:
+            reason = error.message
+        except OSError as error:
+            reason = str(error.strerror)
+        except (ValueError, RecursionError):
+            reason = "it is not JSON"
+        except (KeyError, TypeError):
+            reason = "config, data or val is missing"
+        raise OutputError("damaged_run", f"{path} is damaged: {reason}", hint="give another --out")
+
+    def write(self, folder: Path) -> None:
+        """Write train.json, unless the file there says the same; raises OutputError `output_failed`.
+
+        The file of an earlier version, which has former names of settings, is left as it is.
+        """
+        path = folder / SETTINGS
+        if path.exists() and self._equals(TrainingRecord.read(folder)):
+            return
+        data = json.dumps(dict(config=self.config.as_dict(), data=self.data, val=self.val), indent=1) + "\n"
+        try:
+            write_atomic(path, data.encode())
+        except OSError as error:
+            raise OutputError("output_failed", f"{folder} could not be written: {error.strerror}") from error
+
+    def _equals(self, other: TrainingRecord) -> bool:
+        return (self.data, self.val) == (other.data, other.val) and not differences(self.config, other.config)
+
+    def check_resumable(self, folder: Path) -> None:
+        """Raise UsageError `changed_run` unless the run in the folder has the settings and data of this record.
+
+        More epochs are allowed if the learning rate is constant, as the epochs that are done stay as they are.
+        Raises OutputError `damaged_run` if train.json cannot be read.
+        """
+        old = TrainingRecord.read(folder)
+        changed = differences(old.config, self.config)
+        images = [
+            kind
+            for kind, before, now in (("training", old.data, self.data), ("validation", old.val, self.val))
+            if before != now
+        ]
+        if not images and set(changed) == {"epochs"}:
+            self._check_more_epochs(folder, old.config)
+        elif changed or images:
+            texts = [f"{name} was {before}, now {now}" for name, (before, now) in changed.items()]
+            texts += [f"the {kind} images changed" for kind in images]
+            if len(texts) > MAX_SHOWN + 1:
+                texts = [*texts[:MAX_SHOWN], f"and {len(texts) - MAX_SHOWN} more"]
+            raise UsageError(
+                "changed_run",
+                f"{folder} holds a run with other settings or data: {'; '.join(texts)}",
+                hint=f"give another --out, or resume the run as it was: --config {folder / SETTINGS}",
+            )
+
+    def _check_more_epochs(self, folder: Path, old: TrainConfig) -> None:
+        new = self.config
+        if new.schedule != "constant" or new.epochs < old.epochs:
+            raise UsageError(
+                "changed_run",
+                f"{folder} holds a run of {old.epochs:,} epochs, not {new.epochs:,}: its learning rate follows the "
+                f"{new.schedule} schedule of that many epochs",
+                hint=f"to train its model further: -m local-dir:{folder}, --epochs and another --out",
+            )

@@ -1,0 +1,116 @@
+"""What a run is made of: its images, its folder and its model, checked before the first step."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..checks import check_fields
+from ..data.datasets import LabelledImages, open_split
+from ..data.spec import InputSpec
+from ..errors import UsageError
+from ..evaluation.leakage import check_unchanged, read_image_record, write_image_record
+from ..models.base import ImageModel
+from ..storage import folder_lock
+from .config import TrainConfig
+from .distributed import DistributedContext
+from .events import TrainingEvent
+from .model import build_model
+from .run_folder import LOCK, SETTINGS, TrainingRecord
+from .teacher import Teacher, build_teacher
+
+MAX_WORKERS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the images of a run are.
+
+    data: path of the labelled images. val: path of the validation images; None: the validation split of `data`, or, if
+    it has none, `val_fraction` of the images, from 0 to 1. Raises UsageError `bad_argument` for values of another type.
+    """
+
+    data: str | Path
+    val: str | Path | None = None
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def open(self) -> tuple[LabelledImages, LabelledImages]:
+        """Return training and validation images; raises UsageError and ImageError."""
+        return open_split(self.data, val=self.val, val_fraction=self.val_fraction)
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a run is made of, fixed before its first step. workers: data loader processes."""
+
+    folder: Path
+    config: TrainConfig
+    train_images: LabelledImages
+    val_images: LabelledImages
+    context: DistributedContext
+    workers: int
+    on_event: Callable[[TrainingEvent], None]
+
+    def prepare(self, stack: ExitStack) -> tuple[ImageModel, InputSpec, Teacher | None]:
+        """Lock the folder until `stack` ends, check what is in it, write train.json, and build the model.
+
+        A run with other settings is refused before the model is built; a folder is not created if it cannot be built.
+        """
+        folder, config, is_first = self.folder, self.config, self.context.rank == 0
+        lock = folder_lock(folder, LOCK, hint="wait for that training to end, or give another --out")
+        record = TrainingRecord.of(config, self.train_images, self.val_images)
+        exists = (folder / SETTINGS).exists()
+        if exists:
+            stack.enter_context(lock if is_first else nullcontext())
+            record.check_resumable(folder)
+        torch.manual_seed(config.seed)
+        classes = self.train_images.classes
+        model, spec = build_model(config, classes)
+        teacher = build_teacher(config, spec, len(classes), self.context.device) if config.teacher else None
+        if not exists:
+            stack.enter_context(lock if is_first else nullcontext())
+        if is_first:
+            record.write(folder)
+            if exists:
+                check_unchanged(folder, self.train_images, self.val_images)
+            if read_image_record(folder) is None:
+                parent = config.model if config.init_from == "pretrained" else ""
+                write_image_record(folder, self.train_images, self.val_images, parent)
+        return model, spec, teacher
+
+
+def check_batch_size(config: TrainConfig, images: LabelledImages, context: DistributedContext) -> None:
+    """Raise UsageError `bad_argument` if the images do not fill a batch, or a batch cannot be split evenly."""
+    if len(images) < config.batch_size:
+        raise UsageError(
+            "bad_argument",
+            f"there are {len(images)} training images, fewer than the batch size of {config.batch_size}",
+            hint=f"--batch-size {max(len(images) // 4, 1)}",
+        )
+    if config.batch_size % context.world_size:
+        multiple = math.ceil(config.batch_size / context.world_size) * context.world_size
+        raise UsageError(
+            "bad_argument",
+            f"a batch of {config.batch_size} images cannot be split evenly over {context.world_size} processes",
+            hint=f"--batch-size {multiple}",
+        )
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise UsageError `bad_argument` for a number of data loader processes that is out of range."""
+    if workers is not None and (type(workers) is not int or not 0 <= workers <= MAX_WORKERS):
+        raise UsageError("bad_argument", f"workers is {workers!r}, expected 0 to {MAX_WORKERS}")
+
+
+def default_workers() -> int:
+    """Return the number of data loader processes: one per core besides the one that trains, at most 8."""
+    return min(max((os.cpu_count() or 2) - 1, 0), 8)

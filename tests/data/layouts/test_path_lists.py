@@ -1,0 +1,103 @@
+"""Lists of path,label: delimiters, headers, encodings and errors."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from tessella.data.datasets import open_labelled, open_split
+from tessella.errors import ImageError
+
+from ..labelled import class_names, image_bytes, keys, refusal, write
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "path,label\nimg/1.jpg,dog\nimg/2.jpg,cat\n"),
+        ("list.csv", "img/1.jpg,dog\r\n\r\nimg/2.jpg, cat\r\n"),
+        ("list.csv", '\ufeffLabel,split,File_Name\ndog,x,"img/1.jpg"\ncat,y,img/2.jpg'),
+        ("list.tsv", "class\tpath\ndog\timg/1.jpg\ncat\timg/2.jpg"),
+    ],
+)
+def test_delimiters_and_headers(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, "img/1.jpg", "img/2.jpg")
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    data = open_labelled(tmp_path / name)
+    assert (keys(data), data.classes, class_names(data)) == (
+        ["img/1.jpg", "img/2.jpg"],
+        ("cat", "dog"),
+        ["dog", "cat"],
+    )
+    assert data.read(1) == image_bytes("img/2.jpg")
+
+
+def test_lists_of_two_splits(tmp_path: Path) -> None:
+    write(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    (tmp_path / "train.csv").write_text(f"path,label\n1.jpg,x\n{tmp_path}/2.jpg,y")
+    (tmp_path / "val.csv").write_text("path,label\n3.jpg,y")
+    train, val = open_split(tmp_path / "train.csv")
+    assert (keys(train), keys(val), val.labels.tolist()) == (["1.jpg", f"{tmp_path}/2.jpg"], ["3.jpg"], [1])
+    assert train.read(1) == image_bytes("2.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("1.jpg,x\n2.jpg,y\n1.jpg,y", "bad_argument", "'1.jpg' more than once"),
+        ("1.jpg,x\n2.jpg", "bad_argument", "line 2"),
+        ("1.jpg,x\n2.jpg,", "bad_argument", "line 2"),
+        ("name,kind\n1.jpg,x", "bad_argument", "first line"),
+        ("1.jpg,x,0\n2.jpg,y,1", "bad_argument", "first line"),
+        ("1.jpg,x\n2.jpg,x", "bad_argument", "only one class"),
+        ("path,label\n8.jpg,x\n9.jpg,y", "not_found", "none of the 2 files"),
+        ("path,label\n", "not_found", "no images"),
+        ('1.jpg,x\n"2.jpg,y', "unreadable", "list.csv"),
+        ("1.jpg,x\n2.jpg,\udcff", "unreadable", "UTF-8"),
+    ],
+)
+def test_invalid_lists_are_refused(tmp_path: Path, text: str, code: str, message: str) -> None:
+    write(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert message in refusal(code, lambda: open_labelled(tmp_path / "list.csv"))
+
+
+def test_a_listed_file_that_does_not_exist_is_an_error_of_that_image(tmp_path: Path) -> None:
+    write(tmp_path, "1.jpg")
+    (tmp_path / "list.csv").write_text("1.jpg,x\nnul\0.jpg,y\n2.jpg,y")
+    data = open_labelled(tmp_path / "list.csv")
+    assert data.read(0) == image_bytes("1.jpg")
+    for i, code in ((1, "unreadable"), (2, "not_found")):
+        with pytest.raises(ImageError) as error:
+            data.read(i)
+        assert error.value.code == code
+
+
+# --- lists of other systems -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_lists_of_other_systems(tmp_path: Path, encoding: str, end: str, delimiter: str) -> None:
+    write(tmp_path, "é 1.jpg", "2.jpg")
+    rows = [("File_Name", "class"), ("é 1.jpg", "dög"), ("2.jpg", "cat")]
+    text = "".join(delimiter.join(row) + end for row in rows)
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    data = open_labelled(tmp_path / "list.csv")
+    assert (keys(data), class_names(data)) == (["é 1.jpg", "2.jpg"], ["dög", "cat"])
+    assert data.read(0) == image_bytes("é 1.jpg")
+
+
+def test_the_error_for_a_list_that_is_not_utf_8_says_how_to_save_it(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("path,label\n1.jpg,é\n".encode("latin-1"))
+    assert "UTF-16" in refusal("unreadable", lambda: open_labelled(tmp_path / "list.csv"))
+
+
+def test_listed_names_may_have_another_unicode_form(tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "ä.jpg")
+    write(tmp_path, name, "b.jpg")
+    (tmp_path / "list.csv").write_text("ä.jpg,x\nb.jpg,y\n", encoding="utf-8")
+    assert open_labelled(tmp_path / "list.csv").read(0) == image_bytes(name)

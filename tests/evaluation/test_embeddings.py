@@ -1,0 +1,94 @@
+"""Embeddings keep the order of the images, and are read from a file if model and data are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessella.data.datasets import LabelledImages, open_labelled
+from tessella.data.sources import Source
+from tessella.evaluation.embeddings import embed
+from tessella.predictor import Output, Predictor
+from tessella.results import l2_normalize
+
+from ..data.test_isolated import FaultySource
+from .coloured_images import predictor_of
+
+
+def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
+    images = open_labelled(data, "train")
+    found = embed(images, predictor)
+    bad = [i for i in range(72) if images.key(i) == "train/green/7.png"]
+    assert np.flatnonzero(~found.ok).tolist() == bad
+    assert found.errors == {"unsupported_format": 1}
+    assert not found.vectors[bad].any()
+    good = np.flatnonzero(found.ok)[::5]
+    expected = predictor.embed([images.read(int(i)) for i in good])
+    assert np.allclose(l2_normalize(found.vectors[good]), expected, atol=1e-6)
+    assert not np.allclose(found.vectors[good], expected, atol=1e-3)  # as the model gives them
+
+
+def test_an_image_that_crashes_the_decoder_is_one_error(data: Path, predictor: Predictor) -> None:
+    class Deadly(LabelledImages):
+        def source(self, index: int) -> Source:
+            return FaultySource("deadly", "", fault="segv") if index == 5 else super().source(index)
+
+    images = open_labelled(data, "val")
+    whole = embed(images, predictor)
+    images.__class__ = Deadly
+    found = embed(images, predictor)
+    assert found.errors == {"decoder_crashed": 1} | whole.errors
+    assert np.flatnonzero(found.ok != whole.ok).tolist() == [5]
+    assert np.array_equal(found.vectors[found.ok], whole.vectors[found.ok])
+
+
+def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "e.npz"
+    images = open_labelled(data, "val")
+    first = embed(images, predictor, cache)
+    assert not first.cached
+    passes = 0
+
+    def outputs(self: Predictor, decoded: Iterable[Any], **settings: Any) -> Iterator[Any]:
+        nonlocal passes
+        passes += 1
+        return original(self, decoded, **settings)
+
+    original = Predictor.decoded_outputs
+    monkeypatch.setattr(Predictor, "decoded_outputs", outputs)
+    again = embed(images, predictor, cache)
+    assert (passes, again.cached) == (0, True)
+    assert np.array_equal(again.vectors, first.vectors)
+    assert np.array_equal(again.status, first.status)
+    # another model, other data, a damaged file: made again, and kept
+    other = predictor_of("mixer", num_blocks=1)
+    for count, (set_, model) in enumerate([(images, other), (images.subset(range(9)), other)], 1):
+        assert not embed(set_, model, cache).cached
+        assert embed(set_, model, cache).cached
+        assert passes == count
+    whole = cache.read_bytes()
+    for data_ in (whole[:-40], b"", whole.replace(b"vectors", b"victors")):
+        cache.write_bytes(data_)
+        assert not embed(images.subset(range(9)), other, cache).cached
+    assert embed(images.subset(range(9)), other, cache).cached
+
+
+def test_vectors_that_are_not_finite_are_errors(
+    data: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outputs(self: Predictor, decoded: Iterable[Any], **settings: Any) -> Iterator[Any]:
+        for i, (key, outcome) in enumerate(original(self, decoded, **settings)):
+            if isinstance(outcome, Output) and i < 2:
+                yield key, Output(outcome.logits, outcome.embedding * np.float32("nan"))
+            else:
+                yield key, outcome
+
+    original = Predictor.decoded_outputs
+    monkeypatch.setattr(Predictor, "decoded_outputs", outputs)
+    found = embed(open_labelled(data, "train"), predictor)
+    assert found.errors == {"non_finite": 2, "unsupported_format": 1}
+    assert np.isfinite(found.vectors).all()

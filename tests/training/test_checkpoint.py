@@ -1,0 +1,95 @@
+"""Checkpoints: damage is found, and nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessella.errors import WeightsError
+from tessella.training import checkpoint
+
+from .small_runs import run, small
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "pipe"])
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path: Path, name: str, damage: str) -> None:
+    tensors = {part: {"a": torch.arange(5.0), "b/step": torch.tensor(3.0)} for part in ("model", "optimizer")}
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tensors, dict(step=step))
+    path = checkpoint.checkpoint_folder(tmp_path, 2) / name
+    if damage == "flip":
+        flip(path, 40)
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    if damage == "pipe":  # reading it would block forever
+        os.mkfifo(path)
+    messages: list[str] = []
+    found = checkpoint.read_newest(tmp_path, messages.append)
+    assert found is not None
+    assert (found.checkpoint_id, found.state) == (1, dict(step=1))
+    assert "at-00000002 is damaged" in messages[0]
+    with pytest.raises(WeightsError) as caught:  # the intact one is not deleted
+        checkpoint.prune(tmp_path, 1)
+    assert caught.value.code == "damaged_checkpoint"
+    assert checkpoint.checkpoint_ids(tmp_path) == [1, 2]
+
+
+def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, dict(model={"a": torch.full((3,), float(step))}), dict(step=step))
+    one, two = (checkpoint.checkpoint_folder(tmp_path, step) for step in (1, 2))
+    (two / "model.safetensors").write_bytes((one / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="does not match the manifest"):
+        checkpoint.read(tmp_path, 2)
+    for path in one.iterdir():
+        (two / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(WeightsError, match="manifest is that of checkpoint 1"):
+        checkpoint.read(tmp_path, 2)
+    flip(one / "state.json", 3)
+    with pytest.raises(WeightsError) as caught:
+        checkpoint.read_newest(tmp_path, lambda text: None)
+    assert caught.value.code == "damaged_checkpoint"
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, 1, dict(model={"a": torch.zeros(2)}), dict(step=1))
+    torch.save({"a": torch.zeros(2)}, folder / "model.safetensors")
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    manifest["sha256"]["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match="damaged"):
+        checkpoint.read(tmp_path, 1)
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, dict(model={"a": torch.zeros(2)}), dict(step=step))
+    checkpoint.prune(tmp_path, 2, best=1)
+    assert checkpoint.checkpoint_ids(tmp_path) == [1, 4, 5]
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "one", small("convmixer_768_32", epochs=1))
+    run(data, tmp_path / "two", small(epochs=1))
+    for path in (tmp_path / "two" / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    shutil.copytree(tmp_path / "one" / "checkpoints", tmp_path / "two" / "checkpoints", dirs_exist_ok=True)
+    with pytest.raises(WeightsError, match="of another model") as caught:
+        run(data, tmp_path / "two", small(epochs=1))
+    assert caught.value.code == "damaged_checkpoint"

@@ -1,0 +1,87 @@
+"""Presets, and how the command line chooses among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tessella.errors import UsageError
+from tessella.predictor import DEFAULT_MODEL
+from tessella.training.config import TrainConfig, read_config
+from tessella.training.presets import PRESETS, choose_config, preset_config
+
+
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_a_preset_is_the_same_after_json(preset: str) -> None:
+    config = preset_config(preset, seed=3)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+    assert config.seed == 3
+
+
+def test_presets_are_what_their_authors_published() -> None:
+    """The values are those in the repositories of the papers."""
+    convmixer, convit, crossvit, mixer = (preset_config(name) for name in ("convmixer", "convit", "crossvit", "mixer"))
+    assert (convmixer.epochs, convmixer.batch_size, convmixer.lr, convmixer.eps) == (300, 640, 0.01, 1e-3)
+    assert (convmixer.weight_decay, convmixer.max_grad_norm, convmixer.schedule) == (2e-5, 1.0, "onecycle")
+    assert (convmixer.mixing.mixup, convmixer.mixing.cutmix, convmixer.erasing.prob) == (0.5, 0.5, 0.25)
+    for config, batch_size, lr in ((convit, 1024, 1e-3), (crossvit, 4096, 4e-3)):
+        assert (config.batch_size, config.lr, config.repeats) == (batch_size, lr, 3)
+        assert (config.drop_path_rate, config.weight_decay) == (0.1, 0.05)
+        assert config.augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
+        assert (config.mixing.mixup, config.mixing.cutmix, config.warmup_lr, config.min_lr) == (0.8, 1.0, 1e-6, 1e-5)
+        assert config.lr == pytest.approx(5e-4 * batch_size / 512)
+        assert config.warmup_fraction * config.epochs == pytest.approx(5)
+    assert (mixer.loss, mixer.schedule) == ("binary", "linear")
+    assert (mixer.lr, mixer.min_lr, mixer.max_grad_norm) == (1e-3, 1e-5, 1.0)
+
+
+def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
+    config, description = choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
+    assert (config.init_from, config.epochs) == ("pretrained", preset_config("finetune").epochs)
+    assert "pretrained weights, preset finetune: settings" in description
+    config, description = choose_config("mixer_s16_224", None, None, False, dict(epochs=2))
+    assert (config.init_from, config.epochs, config.schedule) == ("scratch", 2, "linear")
+    assert "small-data" in description
+    scratch = choose_config("local-dir:run", None, None, True, {})[0]
+    assert (scratch.init_from, scratch.probe) == ("scratch", False)
+    for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
+        config, description = choose_config(None, preset, None, False, {})
+        assert (config.model, config.init_from, config.probe) == (DEFAULT_MODEL, "pretrained", True)
+        assert description == (
+            f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
+            "pretrained model"
+        )
+    config = choose_config("mixer_b16_224", "finetune", None, False, {})[0]  # there are default weights
+    assert config.init_from == "pretrained"
+    with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
+        choose_config("mixer_s16_224", "finetune", None, False, {})
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(dict(config=preset_config("convit").as_dict(), data="0")))
+    assert choose_config(None, None, str(file), False, dict(lr=0.5))[0] == preset_config("convit", lr=0.5)
+    file.write_text('{"epochs": 3}')  # without initial weights
+    for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
+        config, description = choose_config(name, None, str(file), False, {})
+        assert (config.init_from, config.epochs) == (start, 3)
+        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in description
+    assert choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].init_from == "scratch"
+
+
+def test_arguments_that_exclude_each_other_and_unknown_presets_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "train.json"
+    file.write_text("{}")
+    with pytest.raises(UsageError, match="only one of them"):
+        choose_config(None, "convit", str(file), False, {})
+    with pytest.raises(UsageError, match="no preset"):
+        choose_config(None, "convnet", None, False, {})
+
+
+def test_files_that_are_no_configs_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    for text in ("{", "[1]"):
+        file.write_text(text)
+        with pytest.raises(UsageError):
+            read_config(file)
+    with pytest.raises(UsageError, match="could not be read"):
+        read_config(tmp_path / "absent.json")
