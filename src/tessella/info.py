@@ -133,8 +133,7 @@ def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, source
     """facts: a row of the table of costs; cfg: the checkpoint's config."""
     family, papers = FAMILIES[arch.partition("_")[0]]
     channels, height, width = facts["input_size"]
-    recipe: PretrainedCfg = resolve_data_config(pretrained_cfg=cfg)
-    recipe["input_size"] = (channels, height, width)
+    recipe: PretrainedCfg = {**resolve_data_config(pretrained_cfg=cfg), "input_size": (channels, height, width)}
     return ModelInfo(
         name=name,
         architecture=arch,
