@@ -40,7 +40,7 @@ def examine() -> list[Choice]:
     ]
     rows += [Choice(package, _version(package), "needed") for package in NEEDED]
     rows += [Choice(package, _version(package), f"optional: {use}") for package, use in OPTIONAL.items()]
-    rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "what PyTorch uses of this CPU"))
+    rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "used by PyTorch on this CPU"))
     native = has_native_bfloat16("cpu")
     why = "faster than float32" if native else "not faster: this CPU computes in float32 and rounds the results"
     rows.append(Choice("bfloat16", "native" if native else "emulated", why))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a code stands for: the statuses and the text for network clients."""
+    """The meaning of a code: the statuses and the text for network clients."""
 
     exit_code: int
     http_status: int
@@ -128,7 +128,7 @@ class TrainingError(TessellaError, RuntimeError):
 
 
 class RunError(TessellaError, RuntimeError):
-    """A bulk run stopped; its finished shards are intact, and it can be resumed with the others."""
+    """A bulk run stopped; its finished shards are intact, and it can be resumed."""
 
 
 class OutputError(TessellaError, RuntimeError):

@@ -1,7 +1,7 @@
-"""What a model gives for images: outputs, scores, named predictions and records.
+"""The results of a model: outputs, scores, named predictions and records.
 
-The types are below the pipeline, which makes them, and below `records`, which writes them to files; they need NumPy
-only, so that an exported model, a bulk run and the search use them without PyTorch.
+The types are below the pipeline, which creates them, and below `records`, which writes them to files; they need only
+NumPy, so that an exported model, a bulk run and the search use them without PyTorch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Output(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether no number is NaN or infinite."""
+        """Return whether no number is NaN or infinite."""
         return is_finite(self.logits) and is_finite(self.embedding)
 
 
@@ -68,8 +68,8 @@ class Record:
     """The result for one input; every input has exactly one.
 
     status: "ok" or the code of the error. message: the error's message; empty if status is "ok". top: the most
-    probable classes, best first. features: feature maps of blocks, shallow to deep. What was not asked for, and what an
-    error prevents, is empty or None.
+    probable classes, best first. features: feature maps of blocks, shallow to deep. Fields that were not requested, or
+    that an error prevents, are empty or None.
     """
 
     key: str

@@ -16,7 +16,7 @@ from tessella.bulk import shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
 from tessella.data.isolated.protocol import Decoded
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.results import Prediction, Record
 from tessella.search.index import HOME, open_table
 from tessella.text import escape

@@ -24,7 +24,7 @@ from tessella.bulk.ledger import Ledger
 from tessella.bulk.runner import Summary, read_rows, run
 from tessella.cli import progress
 from tessella.data.decode import decode
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.engine.base import Engine
 from tessella.errors import ImageError, OutputError, RunError, UsageError
 from tessella.predictor import Predictor

@@ -28,7 +28,8 @@ from tessella.data.decode import Mode, Policy
 from tessella.data.isolated.decoder import IsolatedDecoder
 from tessella.data.isolated.protocol import Decoded
 from tessella.data.limits import DEFAULT_LIMITS, Limits
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.data.spec import InputSpec
 from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, UsageError

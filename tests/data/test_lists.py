@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tessella.data.lists import LONGEST_ENTRY, read_entries
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 NAMES = ["a b.jpg", "é.jpg", "日本.png"]

@@ -20,7 +20,8 @@ import pytest
 from tessella.data import memory, parquet
 from tessella.data.datasets import open_labelled
 from tessella.data.limits import Limits
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError, UsageError
 
 DATA = [b"first", b"second", b"third", b"first"]

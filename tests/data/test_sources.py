@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from tessella.data.limits import Limits
-from tessella.data.sources import Skipped, Source, iter_sources
+from tessella.data.names import Skipped
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from tessella.data import tar
 from tessella.data.names import Skipped
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 END = bytes(1024)

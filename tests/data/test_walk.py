@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessella.data.names import Skipped
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 from .labelled import BY_PRODUCTS

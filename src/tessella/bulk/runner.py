@@ -29,7 +29,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ..checks import as_inputs, as_path, check_count, check_seconds, checked
-from ..data.sources import Skipped, iter_sources
+from ..data.names import Skipped
+from ..data.sources import iter_sources
 from ..errors import OutputError, RunError, UsageError
 from ..extras import need_pyarrow
 from ..predictor import Predictor

@@ -216,5 +216,8 @@ def resolve_model_data_config(
     use_test_size: bool = False,
     verbose: bool = False,
 ) -> DataConfig:
-    """Return `resolve_data_config` of a model, of which only `pretrained_cfg` is read."""
+    """Return `resolve_data_config` for a model; only its `pretrained_cfg` is read.
+
+    Raises UsageError `bad_argument` as that function does.
+    """
     return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)

@@ -136,15 +136,15 @@ class TrainingRun:
         else:
             log.trim(-1, -1)
         if fits_head:
-            found = self._validate()
-            self.probe = ProbeBaseline(found.top1, found.loss)
-            self.best = self.best.better(found, PROBE_EPOCH, 0)
+            validation = self._validate()
+            self.probe = ProbeBaseline(validation.top1, validation.loss)
+            self.best = self.best.better(validation, PROBE_EPOCH, 0)
             self._report(
                 ProbeEvent(
-                    val_top1=found.top1,
-                    val_loss=found.loss,
-                    val_images=found.images,
-                    val_errors=found.errors,
+                    val_top1=validation.top1,
+                    val_loss=validation.loss,
+                    val_images=validation.images,
+                    val_errors=validation.errors,
                     seconds=round(time.monotonic() - started, 1),
                 )
             )
@@ -183,8 +183,8 @@ class TrainingRun:
             for epoch in range(self.epochs_done, self.config.epochs):
                 started = time.monotonic()
                 self._train_epoch(epoch, teacher, stop)
-                found = self._validate()
-                self.best = self.best.better(found, epoch, self.steps_done + epoch + 1)
+                validation = self._validate()
+                self.best = self.best.better(validation, epoch, self.steps_done + epoch + 1)
                 self._report(
                     EpochEvent(
                         epoch=epoch,
@@ -194,10 +194,10 @@ class TrainingRun:
                         images=self.totals.images,
                         skipped=self.totals.skipped,
                         bad_steps=self.totals.bad,
-                        val_top1=found.top1,
-                        val_loss=found.loss,
-                        val_images=found.images,
-                        val_errors=found.errors,
+                        val_top1=validation.top1,
+                        val_loss=validation.loss,
+                        val_images=validation.images,
+                        val_errors=validation.errors,
                         seconds=round(time.monotonic() - started, 1),
                     )
                 )

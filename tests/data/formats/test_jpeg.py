@@ -14,7 +14,7 @@ from PIL import Image
 
 from tessella.data import isolated
 from tessella.data.decode import Mode, decode
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.data.spec import InputSpec
 from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError

@@ -108,9 +108,9 @@ def _decode(source: bytes, settings: DecodeSettings) -> Decoded:
     try:
         data = pickle.loads(source).read(limits)
         sha256, size = hashlib.sha256(data).hexdigest(), len(data)
-        whole = decode_for(data, spec, policy=policy, mode=mode, limits=limits)
-        height, width = whole.shape[:2]
-        pixels = prepare(whole, spec, mode, limits)
+        decoded = decode_for(data, spec, policy=policy, mode=mode, limits=limits)
+        height, width = decoded.shape[:2]
+        pixels = prepare(decoded, spec, mode, limits)
     except ImageError as failure:
         error = failure
     except Exception as failure:  # its text is left out, since it may contain anything
