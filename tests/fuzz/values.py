@@ -27,7 +27,7 @@ class Kind(enum.Enum):
 
 _NAMES = {
     Kind.INPUT: "inputs queries images data val config checkpoint real source image paths list table",
-    Kind.OUTPUT: "out sheet quarantine prometheus picture attach_to file output",
+    Kind.OUTPUT: "out sheet bad_inputs prometheus picture attach_to file output",
     Kind.FOLDER: "folder run",
     Kind.MODEL: "model models name teacher arch patterns",
     Kind.WORD: "device precision engine engines mode preset dataset batch shots blocks dtype",
@@ -203,7 +203,7 @@ from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
 from tessella import info
-from tessella.bulk import runner as bulk, verify
+from tessella import bulk
 from tessella.evaluation import evaluator as evaluate, linear_probe as probe
 from tessella.performance import benchmark as bench, tuning as tune
 from tessella.search import duplicates as dedup, index, query as search
@@ -326,10 +326,12 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.open_split": dict(data=_DATA),
     "data.iter_sources": dict(inputs=("['photos']", "['@list.txt', 'odd']", "['photos.tar']")),
     "bulk.run": dict(
-        inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)
+        inputs=("['photos']",), out=_INTO, predictor=("predictor()",),
+        settings=("bulk.RunSettings(processes=1, shard_rows=4)",),
     ),
-    "verify.verify": dict(out=("'run'", "'run-cut'")),
-    "verify.repair": dict(out=("'run-flipped'", "'run-facts'")),
+    "bulk.RunSettings": dict(processes=("1",), shard_rows=("4",), top=("3",)),
+    "bulk.verify": dict(out=("'run'", "'run-cut'")),
+    "bulk.repair": dict(out=("'run-flipped'", "'run-facts'")),
     "index.build_index": dict(out=("'unindexed'", "'run'")),
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
