@@ -40,7 +40,7 @@ def unit(vectors: Any) -> Any:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def some(rows: int, seed: int, width: int = 16) -> Any:
+def random_vectors(rows: int, seed: int, width: int = 16) -> Any:
     return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
 
 
@@ -98,7 +98,7 @@ def _row(image: Image, top: int) -> shards.ShardRow:
     return shards.ShardRow(source, decoded, Record(source.key, "ok", "", predictions, unit(image.vector)))
 
 
-def truth(out: Path) -> dict[str, tuple[Any, ...]]:
+def expected_rows(out: Path) -> dict[str, tuple[Any, ...]]:
     """Return what the shards hold for each image, by key."""
     rows = {}
     place = 0

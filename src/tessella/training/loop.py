@@ -25,7 +25,7 @@ from ..data.spec import InputSpec
 from ..errors import TrainingError, UsageError
 from ..models.base import ImageModel
 from ..plots.figures import warn_without_matplotlib
-from ..signals import Stop
+from ..signals import GracefulStop
 from . import checkpoint
 from .config import TrainConfig
 from .distributed import DistributedContext
@@ -179,7 +179,7 @@ class TrainingRun:
 
     def train_epochs(self, teacher: Teacher | None) -> None:
         """Train until the last epoch is validated and saved; raises TrainingError."""
-        with Stop() as stop:
+        with GracefulStop() as stop:
             for epoch in range(self.epochs_done, self.config.epochs):
                 started = time.monotonic()
                 self._train_epoch(epoch, teacher, stop)
@@ -204,7 +204,7 @@ class TrainingRun:
                 self.epochs_done, self.totals = epoch + 1, EpochTotals()
                 self.save()
 
-    def _train_epoch(self, epoch: int, teacher: Teacher | None, stop: Stop) -> None:
+    def _train_epoch(self, epoch: int, teacher: Teacher | None, stop: GracefulStop) -> None:
         """Do the remaining steps of an epoch; raises TrainingError."""
         config, log = self.config, self.log
         self.trainer.train()
@@ -213,7 +213,7 @@ class TrainingRun:
             lr = learning_rate(config, self.steps_done, self.total_steps)
             overdue = time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes
             with _memory_errors(config):
-                result = self.trainer.step(batch, self.steps_done, lr, teacher, stop.asked, overdue)
+                result = self.trainer.step(batch, self.steps_done, lr, teacher, stop.requested, overdue)
             self.steps_done += 1
             log.write_skipped(self.setup.train_images, batch, epoch)
             self.totals.add(result, config.batch_size)

@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
     """The outcome of a step, over all processes.
 
     loss: mean over the images; grad_norm: norm of the gradient; images: images that could be read; applied: False if
-    loss or gradient is not finite; stop: whether any process was asked to stop; overdue: or to save a checkpoint.
+    loss or gradient is not finite; stop, overdue: whether any process was asked to stop, or is due for a checkpoint.
     """
 
     loss: float
