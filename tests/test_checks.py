@@ -40,7 +40,7 @@ def work(
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         dict(name="x", count=3, rate=1, path=Path("x"), flag=True),
         dict(count=np.int64(3), rate=np.float32(2), flag=np.bool_(True)),
@@ -50,12 +50,12 @@ def work(
         dict(names=("a", "b"), many=range(3), sides=(1, 2), unresolved="anything", more=object()),
     ],
 )
-def test_values_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> None:
-    assert work(**given) == given.get("name", "")
+def test_values_of_the_annotated_type_are_accepted(arguments: dict[str, Any]) -> None:
+    assert work(**arguments) == arguments.get("name", "")
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("arguments", "expected"),
     [
         (dict(name=3), "name is 3, expected a string"),
         (dict(count="3"), "count is '3', expected an integer or None"),
@@ -79,9 +79,9 @@ def test_values_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> Non
         (dict(count=np.zeros(2)), "count is of type ndarray, expected an integer or None"),
     ],
 )
-def test_values_of_another_type_are_refused(given: dict[str, Any], expected: str) -> None:
+def test_values_of_another_type_are_refused(arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as error:
-        work(**given)
+        work(**arguments)
     assert str(error.value) == expected
     assert error.value.code == "bad_argument"
 

@@ -30,9 +30,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_an_exported_model_matches_its_source(folder: Path) -> None:
     source, exported = tessella.load(engine="eager"), tessella.load(f"local-dir:{folder}")
     images: list[Any] = [CAT, np.zeros((5, 9, 3), np.uint8), CAT]
-    expected, found = source.predict(images), exported.predict(images)
-    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=3e-6)
-    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=3e-6)
+    expected, actual = source.predict(images), exported.predict(images)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, atol=3e-6)
+    np.testing.assert_allclose(actual.embeddings, expected.embeddings, atol=3e-6)
     assert exported.classify(CAT, top=1)[0].label == source.classify(CAT, top=1)[0].label
     assert exported.fingerprint == source.fingerprint  # equal outputs, so their results can be combined
     assert exported.name == source.name

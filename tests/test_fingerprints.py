@@ -88,11 +88,11 @@ def config_of(arch: str) -> Any:
 
 
 def test_all_architectures_and_models_are_recorded() -> None:
-    found = recorded()
-    assert found["configs"].keys() == ARCHITECTURES.keys()
-    assert found["tiny"].keys() == TINY.keys()
-    assert found["settings"].keys() == SETTINGS.keys()
-    assert found["built-in"].keys() == set(BUILTIN)
+    stored = recorded()
+    assert stored["configs"].keys() == ARCHITECTURES.keys()
+    assert stored["tiny"].keys() == TINY.keys()
+    assert stored["settings"].keys() == SETTINGS.keys()
+    assert stored["built-in"].keys() == set(BUILTIN)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -182,15 +182,18 @@ def test_the_functions_give_what_a_predictor_does() -> None:
     predictor = predictor_of(counted("mixer"), policy="timm")
     identity = identify(predictor.model, predictor.spec)
     assert identity == predictor.identity
-    found = hash_identity(identity, policy="timm", transform="exact", precision="float32")
-    assert found == predictor.fingerprint != recorded()["tiny"]["mixer"]["fingerprint"]
+    fingerprint = hash_identity(identity, policy="timm", transform="exact", precision="float32")
+    assert fingerprint == predictor.fingerprint != recorded()["tiny"]["mixer"]["fingerprint"]
 
 
 def record() -> None:
     tiny = {case: predictor_of(counted(case)) for case in TINY}
     facts = dict(
         configs={arch: config_text(config_of(arch)) for arch in ARCHITECTURES},
-        tiny={case: dict(config=one.identity["config"], fingerprint=one.fingerprint) for case, one in tiny.items()},
+        tiny={
+            case: dict(config=predictor.identity["config"], fingerprint=predictor.fingerprint)
+            for case, predictor in tiny.items()
+        },
         settings={name: make().fingerprint for name, make in SETTINGS.items()},
     ) | {"built-in": {name: tessella.load(name).fingerprint for name in BUILTIN}}
     RECORDED.write_text(json.dumps(facts, indent=1) + "\n")

@@ -34,14 +34,14 @@ def test_no_case_ends_in_a_traceback_a_hang_or_an_unlisted_status(among: list[Se
 
 
 def test_cases_are_the_same_for_the_same_seed_and_cover_everything() -> None:
-    some = [make_case(7, number) for number in range(300)]
-    assert some == [make_case(7, number) for number in range(300)]
-    assert some != [make_case(8, number) for number in range(300)]
-    assert {case.target for case in some if case.arguments} == set(commands())
-    called = {case.code for case in some if case.code}
+    generated = [make_case(7, number) for number in range(300)]
+    assert generated == [make_case(7, number) for number in range(300)]
+    assert generated != [make_case(8, number) for number in range(300)]
+    assert {case.target for case in generated if case.arguments} == set(commands())
+    called = {case.code for case in generated if case.code}
     assert all(any(code.startswith(f"{name}(") for code in called) for name in functions())
     assert {f"tessella.{name}" for name in ("load", "create_model", "save_pretrained", "optimize")} <= set(functions())
-    assert any(case.fresh for case in some)
+    assert any(case.fresh for case in generated)
     assert {name for name in dir(tessella) if name.startswith("list_")} <= {
         name.removeprefix("tessella.") for name in functions()
     }
@@ -53,10 +53,10 @@ def test_the_statuses_are_those_of_the_readme() -> None:
     assert {int(number) for number in re.findall(r"(?:^|[,.] )(\d+) [a-z]", line[1].replace("\n", " "))} == STATUSES
 
 
-def run(server: Server, **given: Any) -> tuple[dict[str, Any], str]:
-    case = Case(0, 0, **given)
-    found = server.run(case)
-    return found, judge(case, found)
+def run(server: Server, **fields: Any) -> tuple[dict[str, Any], str]:
+    case = Case(0, 0, **fields)
+    result = server.run(case)
+    return result, judge(case, result)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_faults_of_functions_are_found(among: list[Server], code: str, wrong: st
 
 def test_a_hang_is_found_with_its_place(among: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
     server = among[0]
-    found, wrong = run(server, code="__import__('time').sleep(600)", limit=0.5)
-    assert found["status"] is None
+    result, wrong = run(server, code="__import__('time').sleep(600)", limit=0.5)
+    assert result["status"] is None
     assert wrong.startswith("still running after 0.5 s")
 
 
@@ -95,8 +95,8 @@ def test_surroundings_reach_the_program(among: list[Server], fresh: bool) -> Non
 def test_what_a_case_leaves_behind_is_gone_before_the_next(among: list[Server]) -> None:
     server = among[0]
     run(server, code="(Path('run/run.json').write_text('x'), Path('new').mkdir(), os.remove('list.txt'))")
-    found, _ = run(server, arguments=("verify-run", "run"))
-    assert found["status"] == 0
+    result, _ = run(server, arguments=("verify-run", "run"))
+    assert result["status"] == 0
     assert run(server, code="os.stat('new') and 1 / 0")[0]["error"] == "FileNotFoundError"
     assert "error" not in run(server, code="os.stat('list.txt')")[0]
 

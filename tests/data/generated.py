@@ -248,8 +248,8 @@ def _filtered(rows: list[bytes], step: int) -> bytes:
             left = row[i - step] if i >= step else 0
             corner = above[i - step] if i >= step else 0
             estimate = left + above[i] - corner
-            near = min((left, above[i], corner), key=lambda v: abs(estimate - v))
-            out.append((value - (0, left, above[i], (left + above[i]) // 2, near)[kind]) & 255)
+            nearest = min((left, above[i], corner), key=lambda v: abs(estimate - v))
+            out.append((value - (0, left, above[i], (left + above[i]) // 2, nearest)[kind]) & 255)
         above = row
     return bytes(out)
 
@@ -457,8 +457,8 @@ def _bmp_colour_cases(rng: np.random.Generator) -> Iterator[Case]:
                 want = over_white(want, parts[3] / 255)
             used = masks if header >= 56 else masks[:3]
             data = bmp(packed(values, bits, "<"), 5, bits, header=header, compression=3, masks=used, top_down=top_down)
-            shown = " ".join(f"{mask:x}" for mask in used)
-            name = f"BMP {bits} bits, header {header}, masks {shown}{', top down' * top_down}{', alpha 0' * clear}"
+            mask_text = " ".join(f"{mask:x}" for mask in used)
+            name = f"BMP {bits} bits, header {header}, masks {mask_text}{', top down' * top_down}{', alpha 0' * clear}"
             yield Case(name, data, values, want, 1.01 if with_alpha else 0.5)
 
 
@@ -500,9 +500,9 @@ def gif_frame(
         rows = [*range(0, height, 8), *range(4, height, 8), *range(2, height, 4), *range(1, height, 2)]
     flags = (0x80 | (bits - 1) if table is not None else 0) | (0x40 if interlaced else 0)
     control = b"\x21\xf9\x04" + bytes((disposal << 2 | (clear is not None), 0, 0, clear or 0, 0))
-    place = b"," + struct.pack("<HHHHB", left, top, width, height, flags)
+    descriptor = b"," + struct.pack("<HHHHB", left, top, width, height, flags)
     body = b"" if table is None else table.astype(np.uint8).tobytes()
-    return control + place + body + lzw(samples[rows].astype(np.uint8).tobytes(), max(bits, 2))
+    return control + descriptor + body + lzw(samples[rows].astype(np.uint8).tobytes(), max(bits, 2))
 
 
 def gif_cases() -> Iterator[Case]:
@@ -772,8 +772,8 @@ def _tiff_case(
     if photometric == 6:
         tags[530] = "H", (1, 1)
     data = tiff(samples, bits, photometric, tags=tags, **form)
-    shown = ", ".join(f"{key} {value}" for key, value in form.items() if value != 1)
-    name = f"TIFF photometric {photometric}, {kind}{bits}, extra {extra}, {shown}"
+    description = ", ".join(f"{key} {value}" for key, value in form.items() if value != 1)
+    name = f"TIFF photometric {photometric}, {kind}{bits}, extra {extra}, {description}"
     try:
         want = tiff_want(samples, bits, photometric, extra, table)
     except (IndexError, KeyError, ValueError):

@@ -99,8 +99,8 @@ def test_the_box_is_cropped_and_then_resized() -> None:
 def test_random_interpolation_is_bilinear_or_bicubic() -> None:
     pixels, rng = picture(50, 50), np.random.default_rng(4)
     transform = TrainTransform(SPEC, Augmentation(hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    whole = slice(0, 32)
-    linear, cubic = (resize_exact(pixels, 32, 32, whole, whole, name) for name in ("bilinear", "bicubic"))
+    full = slice(0, 32)
+    linear, cubic = (resize_exact(pixels, 32, 32, full, full, name) for name in ("bilinear", "bicubic"))
     got = [transform.pixels(pixels, rng) for _ in range(400)]
     linears = sum(np.array_equal(image, linear) for image in got)
     assert linears + sum(np.array_equal(image, cubic) for image in got) == 400
@@ -150,17 +150,17 @@ def test_the_image_is_resized_to_cover_the_input(crop: Any) -> None:
 
 def test_pad_crops_every_window_of_the_reflected_image() -> None:
     pixels, config = picture(32, 32), Augmentation(crop="pad", padding=4, **CROP_ONLY)
-    transform, places = TrainTransform(SPEC, config), Counter[int]()
+    transform, offsets = TrainTransform(SPEC, config), Counter[int]()
     padded = np.pad(pixels, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     for seed in range(2000):
         cut = draw_cut(32, 32, SPEC, config, np.random.default_rng(seed))
-        places[cut.top] += 1
+        offsets[cut.top] += 1
         if seed < 200:
             want = padded[cut.top + 4 : cut.top + 36, cut.left + 4 : cut.left + 36]
             np.testing.assert_array_equal(transform.pixels(pixels, np.random.default_rng(seed)), want)
-    assert sorted(places) == list(range(-4, 5))
-    for place in places:
-        assert_fraction(places[place], 2000, 1 / 9)
+    assert sorted(offsets) == list(range(-4, 5))
+    for offset in offsets:
+        assert_fraction(offsets[offset], 2000, 1 / 9)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (7, 4)])
@@ -354,11 +354,11 @@ def test_elongated_images_are_refused_before_they_grow(crop: Any) -> None:
 def test_tensors_are_normalised_and_erased() -> None:
     pixels = picture(40, 40)
     transform = TrainTransform(SPEC, Augmentation(**NOTHING_RANDOM))
-    whole = transform(pixels)
-    assert torch.equal(whole, normalise(transform.pixels(pixels, np.random.default_rng(0))[None], SPEC)[0])
+    intact = transform(pixels)
+    assert torch.equal(intact, normalise(transform.pixels(pixels, np.random.default_rng(0))[None], SPEC)[0])
     torch.manual_seed(0)
     erased = TrainTransform(SPEC, Augmentation(**NOTHING_RANDOM), erasing=Erasing(prob=1, area=(0.2, 0.2)))(pixels)
-    changed = (erased != whole).any(0)
+    changed = (erased != intact).any(0)
     assert float(changed.float().mean()) == pytest.approx(0.2, abs=0.05)
     assert bool((erased[:, changed] == 0).all())
 

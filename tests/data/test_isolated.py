@@ -128,17 +128,17 @@ def code(seen: Decoded) -> str:
 
 def children(pid: int | str = "self") -> set[int]:
     """Return the child processes of a process, zombies included."""
-    found: set[int] = set()
+    pids: set[int] = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the thread has just ended
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
+            pids |= {int(child) for child in (task / "children").read_text().split()}
+    return pids
 
 
 def started_since(others: set[int]) -> int:
     """Return the one child that is not in `others`; its id may be lower than theirs, since ids wrap around."""
-    (found,) = children() - others
-    return found
+    (pid,) = children() - others
+    return pid
 
 
 def wait_until(true: object, seconds: float = 20.0) -> None:
@@ -392,7 +392,7 @@ def test_abandoned_runs() -> None:
 def test_a_decoder_that_is_not_closed() -> None:
     decoder = IsolatedDecoder(SPEC, processes=1)
     assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
-    del decoder  # the fixture checks that its process is gone
+    del decoder  # the fixture checks that its process has ended
 
 
 def test_memory_use_is_constant() -> None:

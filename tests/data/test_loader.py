@@ -29,11 +29,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_processes_split_every_batch(world: int, repeats: int) -> None:
-    alone = Schedule(100, 12, seed=5, repeats=repeats)
+    single = Schedule(100, 12, seed=5, repeats=repeats)
     shares = [Schedule(100, 12, 5, repeats, rank, world) for rank in range(world)]
     for epoch in (0, 7):
-        batches = alone.epoch(epoch)
-        assert len(batches) == alone.steps == 8
+        batches = single.epoch(epoch)
+        assert len(batches) == single.steps == 8
         for k, batch in enumerate(batches):
             parts = [share.epoch(epoch)[k] for share in shares]
             assert {len(part) for part in parts} == {12 // world}
@@ -42,8 +42,8 @@ def test_processes_split_every_batch(world: int, repeats: int) -> None:
         assert len(set(draws)) == len(draws) == 96
         assert set(Counter(draw.image for draw in draws).values()) == {repeats}
         assert {draw.epoch for draw in draws} == {epoch}
-    assert alone.epoch(0) != alone.epoch(1)
-    assert alone.epoch(0) != Schedule(100, 12, 6, repeats).epoch(0)
+    assert single.epoch(0) != single.epoch(1)
+    assert single.epoch(0) != Schedule(100, 12, 6, repeats).epoch(0)
 
 
 def test_every_image_occurs_over_the_epochs() -> None:
@@ -85,16 +85,16 @@ def test_unreadable_images_are_reported_and_the_others_kept(folder: Path, tmp_pa
     broken = make_images(tmp_path / "data")
     (broken / "val" / "dark" / "1.png").write_bytes(b"nothing")
     images = open_labelled(broken, "val")
-    found = list(Loader(EvalImages(images, SPEC), 2, persistent=False).run(eval_batches(len(images), 10)))
-    assert [len(batch.labels) + len(batch.skipped) for batch in found] == [10, 10, 4]
-    (index, error), *rest = [skip for batch in found for skip in batch.skipped]
+    loaded = list(Loader(EvalImages(images, SPEC), 2, persistent=False).run(eval_batches(len(images), 10)))
+    assert [len(batch.labels) + len(batch.skipped) for batch in loaded] == [10, 10, 4]
+    (index, error), *rest = [skip for batch in loaded for skip in batch.skipped]
     assert not rest
     assert images.key(index).endswith("dark/1.png")
     assert error.code == "unsupported_format"
     good = [i for i in range(len(images)) if i != index]
-    assert torch.cat([batch.labels for batch in found]).tolist() == [int(images.labels[i]) for i in good]
+    assert torch.cat([batch.labels for batch in loaded]).tolist() == [int(images.labels[i]) for i in good]
     expected = np.stack([load_pixels(images.read(i), SPEC) for i in good])
-    assert np.array_equal(torch.cat([batch.x for batch in found]).numpy(), expected)
+    assert np.array_equal(torch.cat([batch.x for batch in loaded]).numpy(), expected)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

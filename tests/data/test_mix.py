@@ -120,9 +120,9 @@ def test_a_box_never_covers_a_whole_side() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
 def test_mixup_images_match_their_label_weights(mode: Any, count: int) -> None:
     x, labels = torch.randn(count, 3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(count)
-    given = x.clone()
+    original = x.clone()
     mixed, partners, lam = mix(x, labels, np.random.default_rng(1), Mixing(mixup=0.8, mode=mode))
-    assert torch.equal(x, given)
+    assert torch.equal(x, original)
     assert torch.equal(partners, labels.flip(0))
     assert (lam.shape, lam.dtype) == ((count,), torch.float32)
     share = lam[:, None, None, None]
@@ -138,18 +138,18 @@ def test_mixup_images_match_their_label_weights(mode: Any, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
 def test_cutmix_images_match_their_label_weights(mode: Any, count: int) -> None:
     x = numbered(count)
-    given = x.clone()
+    original = x.clone()
     rng = np.random.default_rng(2)
     for _ in range(20):
         mixed, _, lam = mix(x, torch.arange(count), rng, Mixing(cutmix=1.0, mode=mode))
-        own = mixed == x
-        assert torch.equal(x, given)
-        assert bool((own | (mixed == x.flip(0))).all())
-        cut = ~own[:, 0]  # (count,H,W)
-        assert torch.equal(own, own[:, :1].expand_as(own))  # the same in all channels
+        unchanged = mixed == x
+        assert torch.equal(x, original)
+        assert bool((unchanged | (mixed == x.flip(0))).all())
+        cut = ~unchanged[:, 0]  # (count,H,W)
+        assert torch.equal(unchanged, unchanged[:, :1].expand_as(unchanged))  # the same in all channels
         for i in range(count):
             if i != count - 1 - i:  # mixing an image with itself changes nothing
-                assert float(lam[i]) == pytest.approx(float(own[i, 0].float().mean()))
+                assert float(lam[i]) == pytest.approx(float(unchanged[i, 0].float().mean()))
             box = cut[i].any(1)[:, None] & cut[i].any(0)[None]
             assert torch.equal(box, cut[i])  # a rectangle
             if mode != "elem":

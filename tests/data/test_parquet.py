@@ -232,10 +232,10 @@ def test_rows_before_damage_in_a_row_group_are_read(small_batches: None, monkeyp
     Path(name).write_bytes(data)
     for batch in (3000, 1 << 20):
         monkeypatch.setattr(parquet, "_BATCH", batch)
-        found = read(name)
-        good = found.index("corrupt_archive")
+        results = read(name)
+        good = results.index("corrupt_archive")
         assert 5 <= good < 60
-        assert found == [*rows[:good], *["corrupt_archive"] * (60 - good)]
+        assert results == [*rows[:good], *["corrupt_archive"] * (60 - good)]
 
 
 def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pytest.MonkeyPatch) -> None:

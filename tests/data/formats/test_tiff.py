@@ -132,10 +132,10 @@ def test_tiff_missing_strips() -> None:
     grey = uints(RNG, (20, 9, 1), 8)
     data = tiff(grey, 8, 1, rows=5)
     np.testing.assert_array_equal(decode(data), rgb_of_grey(grey[..., 0]))
-    places = {tag: struct.unpack_from("<I", data, at + 8)[0] for tag, at in entry_offsets(data).items()}
+    offsets = {tag: struct.unpack_from("<I", data, at + 8)[0] for tag, at in entry_offsets(data).items()}
     for tag, value in ((273, 0), (273, len(data) + 5), (279, 3)):
         broken = bytearray(data)
-        struct.pack_into("<I", broken, places[tag], value)
+        struct.pack_into("<I", broken, offsets[tag], value)
         assert error_code(bytes(broken)) == "corrupt_image", (tag, value)
     fewer = bytearray(data)
     struct.pack_into("<I", fewer, entry_offsets(data)[273] + 4, 3)
@@ -169,8 +169,8 @@ def test_tiff_truncated_at_any_byte_never_gives_other_pixels(layout: dict[str, A
     data = file.getvalue()
     for end in range(len(data)):
         try:
-            found = decode(data[:end])
+            decoded = decode(data[:end])
         except ImageError:
             continue
-        assert np.array_equal(found, pixels), end
+        assert np.array_equal(decoded, pixels), end
     assert np.array_equal(decode(data), pixels)
