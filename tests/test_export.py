@@ -87,7 +87,7 @@ def test_damage_is_detected(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"format": 99}, "newer Tessella"),
         ({"engine": "abacus"}, "cannot be read"),
@@ -95,10 +95,10 @@ def test_damage_is_detected(copied: Path) -> None:
         ({"surprise": 1}, "cannot be read"),
     ],
 )
-def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, object], says: str) -> None:
+def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, object], message: str) -> None:
     card = copied / FILE
     card.write_text(json.dumps(json.loads(card.read_text()) | change))
-    with pytest.raises(WeightsError, match=says) as caught:
+    with pytest.raises(WeightsError, match=message) as caught:
         tessella.load(f"local-dir:{copied}")
     assert caught.value.code == "bad_config"
 

@@ -1,4 +1,4 @@
-"""Opening models: what a name stands for, the mode that inputs suggest, the samples for a lossy precision."""
+"""Opening models: what a name refers to, the mode that inputs suggest, the samples for a lossy precision."""
 
 from __future__ import annotations
 

@@ -122,15 +122,15 @@ def test_formulas_are_escaped_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [("x.xlsx", "ending in .npz"), ("nowhere/x.csv", "no folder"), ("folder.csv", "is a folder"), ("", "ending in")],
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(name: str, says: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UsageError) as caught:
         check_output(tmp_path / name if name else "", SUFFIXES)
     assert caught.value.code == "bad_argument"
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(UsageError):
         check_output(tmp_path / f"{'a' * 300}.csv", SUFFIXES)
 

@@ -1,6 +1,6 @@
 """One family of exceptions: every error that a user can cause has a fixed code and a hint.
 
-The code decides the exit status of the command line and the HTTP status of the server, so that callers can branch on
+The code determines the exit status of the command line and the HTTP status of the server, so that callers can branch on
 `error.code` and never have to parse a message. Messages may contain file names and both sides of a mismatch. A network
 client gets `public_text(code)` instead, which is fixed for each code and reveals nothing about this machine.
 """

@@ -1,8 +1,8 @@
 """Fingerprints of models: everything that determines a model's results, hashed to 16 hex digits.
 
-Runs, indexes and cached embeddings carry the fingerprint of the model that made them, so that those of two models are
-never mixed. It changes whenever the results may change, and for no other reason: moved code, renamed functions and new
-config fields with a default leave it as it is.
+Runs, indexes and cached embeddings carry the fingerprint of the model that produced them, so that those of two models
+are never mixed. It changes whenever the results may change, and for no other reason: moved code, renamed functions and
+new config fields with a default leave it as it is.
 """
 
 from __future__ import annotations

@@ -176,7 +176,8 @@ class Predictor:
         """Return probabilities (N,classes) and embeddings (N,width) of one image (N = 1) or of many.
 
         Raises ImageError for the first image that cannot be read; `records` continues after bad images. Raises
-        WeightsError `non_finite` if the model gives NaN or infinity, UsageError `bad_argument` if it has no classifier.
+        WeightsError `non_finite` if an output contains NaN or infinity, UsageError `bad_argument` if it has no
+        classifier.
         """
         self._check_classifier()
         probabilities, embeddings = [], []
@@ -257,7 +258,7 @@ class Predictor:
         """Yield one Record per image, in order, as batches finish; a bad image is a record with its error's code.
 
         images: one or many, see the class. An item that is not an image at all (None, a number, a dict, a list) is a
-        record `bad_argument` or `bad_array`; an image for which the model gives NaN or infinity is one of `non_finite`.
+        record `bad_argument` or `bad_array`; an image whose output contains NaN or infinity is a record `non_finite`.
         top: classes per image; 0 for none. embed: whether records hold the embedding. keys: names of the records, one
         per image; without them a Source's key, a path, the name of an open file, or the position. An exception that
         `images` itself raises comes after the records of all images before it.
@@ -289,7 +290,7 @@ class Predictor:
     def outputs(self, images: AnyImage | Iterable[object]) -> Generator[Output | ImageError, None, None]:
         """Yield the model's output for each image, in order, as batches finish; for a bad image, its error.
 
-        images: one or many, as in `records`. Numbers are as the model gives them, even if they are not finite. An
+        images: one or many, as in `records`. Outputs are returned unchanged, even if they are not finite. An
         exception that the iterable itself raises comes after the outputs of all images before it.
         """
         pairs = enumerate(list_images(images)[1])
@@ -322,7 +323,8 @@ class Predictor:
         batches = make_batches(self._decode_strict(images, single), self.plan.batch_size, self.engine.shape)
         for _, (logits, embeddings) in run_engine(batches, self.engine):
             if not (is_finite(logits) and is_finite(embeddings)):
-                raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` shows which images")
+                message = "the output of the model contains NaN or infinity"
+                raise WeightsError("non_finite", message, hint="`records` shows for which images")
             yield logits, embeddings
 
     def _feature_records(self, pairs: Iterable[tuple[str, object]], blocks: int | list[int]) -> Iterator[Record]:

@@ -16,7 +16,7 @@ from .errors import ImageError
 from .text import html_table
 
 FloatArray = NDArray[np.float32]
-NON_FINITE = "the model gives NaN or infinity for this image"
+NON_FINITE = "the output of the model for this image contains NaN or infinity"
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,7 @@ def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pyt
     assert error.value.code == "unreadable"
 
 
-def test_a_replaced_table_is_read_anew() -> None:
+def test_a_replaced_table_is_read_again() -> None:
     sources = list(iter_sources([write(dict(image=DATA))]))
     assert sources[0].read() == b"first"
     write(dict(image=[b"new"]))

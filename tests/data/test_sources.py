@@ -43,7 +43,7 @@ def test_folders_are_walked_in_natural_order(tree: Path) -> None:
     assert [source.read() for source in sources] == [b"a1.jpg", b"a2.jpg", b"a10.jpg", b"b/x.PNG", b"z.webp"]
 
 
-def test_a_named_file_is_taken_whatever_its_suffix(tree: Path) -> None:
+def test_a_named_file_is_accepted_whatever_its_suffix(tree: Path) -> None:
     assert keys("photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg") == [
         "photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg",
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_tar_members_are_read_in_place(tree: Path, tar_format: int) -> None:
 def test_damaged_archives(tree: Path) -> None:
     make_tar(tree / "some.tar")
     complete = (tree / "some.tar").read_bytes()
-    (tree / "text.tar").write_bytes(b"this is no archive" * 100)
+    (tree / "text.tar").write_bytes(b"this is not an archive" * 100)
     (tree / "none.tar").write_bytes(bytes(10_240))
     (tree / "zero.tar").touch()
     (tree / "cut.tar").write_bytes(complete[:1100])

@@ -103,9 +103,9 @@ def test_folders_that_all_link_to_each_other_are_listed_in_bounded_time(folder: 
 def test_broken_links_are_errors(folder: Path, named: bool) -> None:
     put(folder, "photos/a.jpg")
     Path("photos/self.jpg").symlink_to("self.jpg")
-    Path("photos/gone.jpg").symlink_to("/nowhere/x.jpg")
+    Path("photos/broken.jpg").symlink_to("/nowhere/x.jpg")
     Path("photos/disk2").symlink_to("/nowhere/disk2")
-    names = ["photos/a.jpg", "photos/disk2", "photos/gone.jpg", "photos/self.jpg"]
+    names = ["photos/a.jpg", "photos/broken.jpg", "photos/disk2", "photos/self.jpg"]
     codes, _ = listing(*names) if named else listing("photos")
     assert codes == dict(zip(names, ["", "not_found", "not_found", "unreadable"], strict=True))
 

@@ -229,7 +229,7 @@ def _nearest(pairs: NDArray[np.void], threshold: float) -> NDArray[np.void]:
 
 
 def join(root_N: Ints, i_P: Ints, j_P: Ints) -> Ints:
-    """Merge the sets of the images i and j of each pair (P,): union-find over whole arrays.
+    """Merge the sets of the images i and j of each pair (P,): union-find with array operations.
 
     root_N and the result give the first image of each image's set. Each round attaches the later root of a pair to the
     earlier one and compresses all paths; pairs within a set are dropped.

@@ -67,7 +67,7 @@ FORMER_NAMES = {  # of fields, in configs and in train.json of earlier versions
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The settings that decide the result of a training run, besides its data and the number of processes.
+    """The settings that determine the result of a training run, besides its data and the number of processes.
 
     Raises UsageError `bad_argument` if a value has another type or is out of its range.
     """
@@ -106,7 +106,7 @@ class TrainConfig:
     loss: Literal["softmax", "binary"] = "softmax"
     drop_path_rate: float = 0.0
     ema_decay: float = 0.0  # decay of the moving average of the weights, which is validated and kept; 0: no average
-    teacher: str = ""  # model name; its predictions are training targets beside the labels
+    teacher: str = ""  # model name; its predictions are training targets in addition to the labels
     distill: Literal["soft", "hard"] = "soft"
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
