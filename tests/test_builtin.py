@@ -1,4 +1,4 @@
-"""The recorded outputs and accuracies of the built-in models are measured again.
+"""The recorded outputs and accuracies of the built-in models are reproduced.
 
 After a model was replaced, `python -m tests.test_builtin` records them from the data next to the checkout.
 """
@@ -36,7 +36,7 @@ def cifar10(parquet: Path, rows: int | None = None) -> tuple[list[bytes], NDArra
 
 
 def probabilities(name: str, images: list[bytes]) -> NDArray[np.float32]:
-    """The images pass through the complete Predictor."""
+    """Return the probabilities (N,classes) that the complete Predictor gives."""
     actual: NDArray[np.float32] = tessella.load(name, batch_size=100).predict(images).probabilities
     return actual
 

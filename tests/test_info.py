@@ -67,7 +67,7 @@ def test_the_table_has_every_architecture() -> None:
     assert set(PUBLISHED) == set(ARCHITECTURES) - set(OWN_ARCHITECTURES)
 
 
-def test_true_cost_has_the_depthwise_convolutions() -> None:
+def test_true_cost_includes_the_depthwise_convolutions() -> None:
     actual = known("convmixer_768_32").cost
     depthwise = 32 * 768 * 7 * 7 * 32 * 32  # blocks, channels, kernel, map
     assert f"{actual.macs / 1e9:.2f}" == "20.68"

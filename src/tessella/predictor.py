@@ -167,7 +167,7 @@ class Predictor:
         return f"<Predictor {printable(self.name)}: {size}, {self.num_classes} classes, {self.width} features; {how}>"
 
     def _repr_html_(self) -> str:
-        """For Jupyter: every choice with its reason."""
+        """Return HTML for Jupyter: every choice with its reason."""
         return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     # --- results of all images at once --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Prediction:
     synset: str = ""
 
     def _repr_html_(self) -> str:
-        """For Jupyter: one row, escaped."""
+        """Return HTML for Jupyter: one row, escaped."""
         rows = [(self.index, self.label, f"{100 * self.probability:.1f} %", self.synset)]
         return html_table(("index", "label", "probability", "WordNet id"), rows)
 
@@ -45,7 +45,7 @@ class Scores(NamedTuple):
         return f"Scores({', '.join(shapes)})"
 
     def _repr_html_(self) -> str:
-        """For Jupyter: the most probable class of the first ten images."""
+        """Return HTML for Jupyter: the most probable class of the first ten images."""
         best = self.probabilities[:10].argmax(1) if self.probabilities.size else ()
         rows = [(i, int(k), f"{100 * self.probabilities[i, k]:.1f} %") for i, k in enumerate(best)]
         return f"<p>{self!r}</p>" + html_table(("image", "most probable class", "probability"), rows)

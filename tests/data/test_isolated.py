@@ -252,7 +252,7 @@ def test_every_fault_costs_one_image(tmp_path: Path) -> None:
     ],
     ids=lambda answer: answer[:20].decode(),
 )
-def test_answers_that_make_no_sense_cost_one_image(answer: bytes) -> None:
+def test_invalid_answers_cost_one_image(answer: bytes) -> None:
     source = FaultySource("garbled", "", fault="garble", content=answer + b"\n")
     with IsolatedDecoder(SPEC, processes=1) as decoder:
         results = list(decoder.decoded([good(1), source, good(2)]))

@@ -144,8 +144,8 @@ def test_jpeg_segments_do_not_affect_pixels(name: str) -> None:
         segment(0xE5, b""),
     ):
         for policy, mode in itertools.product(("tessella", "timm"), ("exact", "fast")):
-            got = decode(data[:2] + part + data[2:], policy=policy, mode=mode)  # type: ignore[arg-type]
-            np.testing.assert_array_equal(got, expected, err_msg=repr(part[:20]))
+            actual = decode(data[:2] + part + data[2:], policy=policy, mode=mode)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(actual, expected, err_msg=repr(part[:20]))
     assert error_code(data[:2] + segment(0xFE, b"") * 150_000 + data[2:]) == "too_complex"
 
 

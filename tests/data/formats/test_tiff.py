@@ -55,9 +55,9 @@ def test_tiff_refusals_name_the_layout(data: bytes, layout: str) -> None:
 def test_tiff_compressions(compression: str, tile: tuple[int, int] | None) -> None:
     for photometric, array in (("rgb", PHOTO), ("minisblack", PHOTO[..., 0]), ("miniswhite", PHOTO[..., 0])):
         data = tiff_file(array, photometric=photometric, compression=compression, tile=tile)
-        want = tifffile.imread(io.BytesIO(data))
-        want = 255 - want if photometric == "miniswhite" else want
-        np.testing.assert_array_equal(decode(data), rgb_of_grey(want) if want.ndim == 2 else want)
+        expected = tifffile.imread(io.BytesIO(data))
+        expected = 255 - expected if photometric == "miniswhite" else expected
+        np.testing.assert_array_equal(decode(data), rgb_of_grey(expected) if expected.ndim == 2 else expected)
     data = tiff_file(PHOTO, photometric="ycbcr", compression="jpeg", subsampling=(2, 2), tile=tile)
     np.testing.assert_allclose(decode(data), tifffile.imread(io.BytesIO(data)), atol=3)
 
@@ -95,10 +95,10 @@ def test_tiff_orientations() -> None:
     for orientation in range(1, 9):
         data = tiff(PHOTO, 8, 2, tags={274: ("H", (orientation,))})
         with Image.open(io.BytesIO(data)) as image:
-            want = np.asarray(image.convert("RGB"))  # Pillow applies the orientation
-        np.testing.assert_array_equal(decode(data), want)
+            expected = np.asarray(image.convert("RGB"))  # Pillow applies the orientation
+        np.testing.assert_array_equal(decode(data), expected)
         opened = open_image(data)
-        assert (opened.height, opened.width) == want.shape[:2]
+        assert (opened.height, opened.width) == expected.shape[:2]
 
 
 def test_tiff_orientation_in_xmp() -> None:

@@ -125,7 +125,7 @@ def _decode(source: bytes, settings: DecodeSettings) -> Decoded:
 
 
 def _end_with(parent: int) -> None:
-    """Have this process killed when the parent's thread ends, even during an image (Linux; elsewhere, after it)."""
+    """Let the kernel kill this process when its parent ends (Linux); elsewhere it ends after the current image."""
     if sys.platform == "linux":
         import ctypes
 
