@@ -314,7 +314,7 @@ def test_features(tmp_path: Path) -> None:
         (["classify", CAT, "--model", "gmixer_12_224"], "no weights"),
         (["classify", CAT, "--device", "warp"], "device 'warp'"),
         (["classify", CAT, "--json", "--csv"], "choose one"),
-        (["embed", CAT, "--out", "x.xlsx"], ".npz or .parquet or .csv"),
+        (["embed", CAT, "--out", "x.xlsx"], ".npz, .parquet, .csv"),
         (["embed", CAT, "--out", "nowhere/x.npz"], "no folder 'nowhere'"),
         (["features", CAT, "--blocks", "a"], "comma-separated integers"),
         (["features", CAT, "--blocks", "99"], "0 to 7"),

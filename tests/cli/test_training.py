@@ -77,14 +77,14 @@ def test_evaluate_prints_and_writes_its_results(animals: Path, tuned: Path, tmp_
 def test_probe_prints_its_results_and_attaches_a_classifier(animals: Path, tmp_path: Path) -> None:
     attached = tmp_path / "animals"
     out, err = run("probe", str(animals), "--shots", "1,5", "--attach-to", str(attached), "--accuracy", "0.9")
-    assert "nearest neighbours" in out
+    assert "nearest neighbors" in out
     assert "linear, 5 per class" in out
-    assert re.search(r"trained on \d+ images of .*\nevaluated on \d+ images of", err)
+    assert re.search(r"trained on \d+ images: .*\nevaluated on \d+ images: ", err)
     found = json.loads(run("probe", str(animals), "--shots", "1,5", "--json")[0])
     assert f"{100 * found['linear']['top1']:.2f} %" in out
     assert tessella.load(f"local-dir:{attached}").labels == CLASSES
     _, err = run("evaluate", str(animals), "-m", f"local-dir:{attached}")
-    assert re.search(r"the \d\d images of .* held out \(--split all: all 300\)", err)
+    assert re.search(r"the \d\d images of .* held out \(--split all evaluates all 300\)", err)
 
 
 @pytest.mark.parametrize(

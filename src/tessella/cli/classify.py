@@ -210,7 +210,7 @@ def _render(record: Record) -> str:
         return f"{key}: {', '.join('x'.join(map(str, features.shape)) for features in record.features)}"
     if record.embedding is not None:
         first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
-        return f"{key}: {len(record.embedding)} components, unit length: {first}, ..."
+        return f"{key}: {len(record.embedding)} dimensions, unit length: {first}, ..."
     lines = [key]
     for prediction in record.top:
         synset = f"  ({prediction.synset})" if prediction.synset else ""

@@ -190,7 +190,7 @@ class Command(click.Command):
         preflight.check(ctx.params)
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         if quiet and verbose:
-            raise click.UsageError("--quiet and --verbose exclude each other", ctx)
+            raise click.UsageError("--quiet and --verbose cannot be combined", ctx)
         ctx.meta[_VERBOSE] = verbose
         logging.getLogger("tessella").setLevel(logging.INFO if verbose else logging.WARNING)
         logging.getLogger("tessella.engine").setLevel(logging.WARNING if quiet else logging.INFO)  # what takes long

@@ -126,7 +126,7 @@ def probe(
 
 def _print_probe(result: ProbeResult) -> None:
     table = new_table("classifier", "top-1", "chosen")
-    table.add_row("nearest neighbours", f"{100 * result.knn.top1:.2f} %", f"k = {result.neighbours}")
+    table.add_row("nearest neighbors", f"{100 * result.knn.top1:.2f} %", f"k = {result.neighbours}")
     table.add_row("linear", f"{100 * result.linear.top1:.2f} %", f"L2 penalty {result.strength:g}")
     for row in result.few_shot:
         top1 = f"{100 * row.top1:.2f} % ± {100 * row.spread:.2f}"
@@ -137,19 +137,19 @@ def _print_probe(result: ProbeResult) -> None:
         ("evaluated on", result.val_data, result.linear.count, result.linear.errors),
     ):
         codes = "".join(f", {number:,} {code}" for code, number in errors.items())
-        notice(printable(f"{verb} {count:,} images of {data}{codes}"))
+        notice(printable(f"{verb} {count:,} images: {data}{codes}"))
     if result.threshold:
         echo(
             f"confidence threshold {result.threshold.probability:.3f}: "
-            f"answers {100 * result.threshold.coverage:.1f} % of {result.linear.count:,} images, "
-            f"{100 * result.threshold.accuracy:.2f} % correct"
+            f"{100 * result.threshold.coverage:.1f} % of {result.linear.count:,} images reach it, "
+            f"{100 * result.threshold.accuracy:.2f} % of these are correct"
         )
     elif result.asked_accuracy is not None:
         echo(f"no confidence threshold reaches an accuracy of {result.asked_accuracy:g}")
     for note in result.notes:
         notice(printable(note))
     if result.attached:
-        notice(printable(f"tessella classify -m local-dir:{result.attached} IMAGE"))
+        notice(printable(f"{result.attached} is ready: tessella classify -m local-dir:{result.attached} IMAGE"))
 
 
 @click.command(
@@ -269,4 +269,5 @@ def evaluate(
             notice(printable(line))
     if out:
         command = shlex.join(["tessella", *sys.argv[1:]])
-        notice(printable(str(results.write_results(out, rows, command=command, images=images, notes=remarks))))
+        path = results.write_results(out, rows, command=command, images=images, notes=remarks)
+        notice(printable(f"wrote {path}"))

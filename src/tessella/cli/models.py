@@ -46,13 +46,13 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
         for row_ in rows:
             echo_json(row_)
         return
-    table = new_table("name", "weights", "input", "classes", "top-1 %", "of", "licence")
+    table = new_table("name", "weights", "input", "classes", "top-1 %", "measured on", "license")
     for row_ in rows:
         shown = {**row_, "top1": None if row_["top1"] is None else f"{row_['top1']:.2f}"}
         cells = (shown[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     print_table(table)
-    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
+    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published (built-in models: as measured)")
 
 
 @click.command(
@@ -63,7 +63,7 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
 @argument("name", required=False, metavar="[MODEL]", help="Model, as for --model.  [default: the built-in model]")
 @json_option
 def info(name: str | None, as_json: bool) -> None:
-    """Show a model's size, cost, input, sources, licence and published accuracy."""
+    """Show a model's size, cost, input, sources, license and published accuracy."""
     from ..info import describe
     from ..info import info as model_info
     from ..predictor import DEFAULT_MODEL
@@ -92,7 +92,7 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
 
     done = convert_file(Path(source), arch, Path(out) if out else None)
     folder = printable(str(done.folder))
-    echo(f"{printable(source)} holds {done.layout}: wrote {done.arch} to {folder}")
+    echo(f"wrote {folder}: {done.arch}, converted from {done.layout} in {printable(source)}")
     notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
 
 
@@ -140,7 +140,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     done = write_export(predictor, folder)
     reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
-    echo(f"{printable(predictor.name)} in {predictor.plan.precision} for {engine}: wrote {shown} ({reason})")
+    echo(f"wrote {shown}: {printable(predictor.name)} for {engine} in {predictor.plan.precision} ({reason})")
     notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
 
 
@@ -158,7 +158,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         echo_json([row._asdict() for row in findings])
     else:
-        table = new_table("what", "found or chosen", "why")
+        table = new_table("item", "value", "reason")
         for row in findings:
             table.add_row(*row)
         print_table(table)

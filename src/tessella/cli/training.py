@@ -162,4 +162,6 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
         on_event(TrainingRemark(text=description))
         run(images, out, config, device=device, workers=workers, shard=shard, command=command, on_event=on_event)
         name = shlex.quote(f"local-dir:{out}")
-        on_event(TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))
+        on_event(
+            TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; the report is in {out}/report")
+        )

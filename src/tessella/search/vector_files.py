@@ -83,7 +83,7 @@ def read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
-        raise ValueError("not an array of numbers, or cut off")
+        raise ValueError("not an array of numbers, or truncated")
     file.seek(0)
     array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array

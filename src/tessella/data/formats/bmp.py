@@ -147,12 +147,12 @@ def _channel(values: NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
 def read(data: bytes) -> Bmp:
     """Return the header of a BMP. Raises ImageError if it is damaged or its layout is not supported."""
     if len(data) < 26:
-        raise damaged("BMP", "it is cut off in its header")
+        raise damaged("BMP", "it is truncated in its header")
     begin, size = struct.unpack_from("<II", data, 10)
     if size not in _HEADERS:
         raise unsupported("BMP", f"a header of {size:,} bytes")
     if len(data) < 14 + size:
-        raise damaged("BMP", "it is cut off in its header")
+        raise damaged("BMP", "it is truncated in its header")
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
         compression = colours = 0

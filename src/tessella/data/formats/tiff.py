@@ -236,7 +236,7 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
         if offset + extent > len(data):
             if tag in _OPTIONAL:
                 continue
-            raise damaged("TIFF", f"the values of tag {tag} are cut off")
+            raise damaged("TIFF", f"the values of tag {tag} are truncated")
         entries[tag] = _DirectoryEntry(data[begin : begin + size], kind, length, data[offset : offset + extent])
     end = at + size * count
     following = data[end : end + inline].ljust(inline, b"\0") if end + inline <= len(data) else bytes(inline)
@@ -428,7 +428,7 @@ def _check_parts(page: _Directory, layout: _Layout, size: int) -> None:
         counts = tuple(expected)  # stated counts may include padding
     # `_with_directory` appends to the file, which a decoder would read instead of missing pixels
     if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
-        raise damaged("TIFF", "strips or tiles are cut off")
+        raise damaged("TIFF", "strips or tiles are truncated")
 
 
 def _palette(page: _Directory, bits: int) -> bytes | None:
