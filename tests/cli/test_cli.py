@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -177,6 +178,12 @@ def test_every_option_is_in_a_group() -> None:
     for command in cli.commands.values():
         ungrouped = {param.opts[-1] for param in command.params if getattr(param, "group", "Other") == "Other"}
         assert ungrouped == {"--quiet", "--verbose"}
+
+
+def test_the_help_describes_every_value_and_no_technical_limit() -> None:
+    for command in cli.commands.values():
+        shown = command.get_help(click.Context(command))
+        assert not re.search(r" TEXT\b| INTEGER| FLOAT| RANGE\b|1000000|9223372", shown)
 
 
 def test_former_names_of_options_work_and_are_not_shown() -> None:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 )
 @table_options
 def classify(top: int, **given: Any) -> None:
-    """Classify images."""
+    """Print the most probable classes of each image, or write them to a file."""
     path = _check_table_options(given)
 
     def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
@@ -74,7 +74,7 @@ def classify(top: int, **given: Any) -> None:
 @input_options
 @table_options
 def embed(**given: Any) -> None:
-    """Compute embeddings of images: vectors of unit length."""
+    """Compute embeddings of images: vectors of unit length, whose dot product is the cosine similarity."""
     path = _check_table_options(given)
     _run(given, lambda predictor, sources: predictor.records(sources, top=0, embed=True), path, has_embedding=True)
 

@@ -19,7 +19,7 @@ from .options import argument, checkpoint_option, images_option, json_lines_opti
     examples=["tessella list convmixer", "tessella list '*in1k' --pretrained"],
 )
 @argument("patterns", nargs=-1, metavar="[PATTERN...]", help="Part of a model name, or a glob such as '*in1k'.")
-@option("--pretrained", group="Input", is_flag=True, help="Only models with trained weights.")
+@option("--pretrained", group="Input", is_flag=True, help="List only models with published weights.")
 @json_lines_option
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     """List models with their weights, input size and published accuracy."""
@@ -57,13 +57,13 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Show a model's size, cost, sources and accuracy.",
+    short_help="Show a model's size, cost, weights and accuracy.",
     examples=["tessella info mixer_b16_224.goog_in21k_ft_in1k"],
 )
 @argument("name", required=False, metavar="[MODEL]", help="Model, as for --model.  [default: the built-in model]")
 @json_option
 def info(name: str | None, as_json: bool) -> None:
-    """Show a model's size, cost, input, sources, license and published accuracy."""
+    """Show a model's size, cost, input, weights, license and published accuracy."""
     from ..info import describe
     from ..info import info as model_info
     from ..predictor import DEFAULT_MODEL
@@ -110,13 +110,14 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     type=click.Choice(["openvino", "onnxruntime"]),
     default="openvino",
     show_default=True,
-    help="Runtime to export for: writes an OpenVINO or an ONNX file.",
+    help="Runtime to export for: openvino writes an OpenVINO file, onnxruntime an ONNX file.",
 )
 @option(
     "--precision",
     group="Output",
     default="float32",
     show_default=True,
+    metavar="NAME",
     help="Numeric precision: float32, bfloat16 or int8.",
 )
 @images_option
