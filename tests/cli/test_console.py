@@ -158,7 +158,7 @@ def test_export_to_a_folder_in_use_is_refused_before_the_model_is_loaded(
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     monkeypatch.setattr("tessella.predictor.load", lambda *_, **__: pytest.fail("a model was loaded"))
-    assert "exists already" in run("export", "default", str(tmp_path), status=2)[1]
+    assert "already exists" in run("export", "default", str(tmp_path), status=2)[1]
 
 
 def test_a_run_on_ray_without_ray_is_refused_before_anything_is_listed(

@@ -207,7 +207,7 @@ def call(rng: random.Random, target: str) -> str:
 def parameters(target: str) -> list[str]:
     """Names of what a function can be called with by name; **kwargs are left to `GOOD`."""
     try:
-        signature = inspect.signature(_function(target))
+        signature = inspect.signature(function(target))
     except ValueError:  # written in C
         return list(functions()[target])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -217,7 +217,7 @@ def parameters(target: str) -> list[str]:
     return [*names, *(name for name in functions()[target] if name not in names)]
 
 
-def _function(target: str) -> Callable[..., Any]:
+def function(target: str) -> Callable[..., Any]:
     """What an expression such as `predictor().classify` calls, without making a predictor."""
     names = namespace()
     owner, dot, method = target.rpartition("().")
