@@ -32,8 +32,8 @@ from end_to_end import FIVE, model_alone
 from peers import timm_importable
 
 import tessella
+from tessella.bulk import RunSettings, run
 from tessella.bulk.manifest import Manifest, write_manifest
-from tessella.bulk.runner import run
 from tessella.data.names import IMAGE_SUFFIXES
 from tessella.data.sources import Source
 from tessella.engine import make_plan
@@ -51,7 +51,7 @@ def from_run(source: Path, folder: Path, predictor: Predictor, shard_rows: int =
     """Return the seconds of a run, and its summary."""
     out = Path(tempfile.mkdtemp(dir=folder))
     begin = time.perf_counter()
-    summary = run([str(source)], out, predictor, processes=PROCESSES, shard_rows=shard_rows)
+    summary = run([str(source)], out, predictor, RunSettings(processes=PROCESSES, shard_rows=shard_rows))
     return time.perf_counter() - begin, summary
 
 

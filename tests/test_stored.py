@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 import tessella
-from tessella.bulk.runner import read_rows
+from tessella.bulk import read_rows
 from tessella.engine.tuned import Workload
 
 from .cli.test_cli import run

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.text import encode_text, escape, finite, printable, unescape
+from tessella.text import count_of, encode_text, escape, finite, printable, unescape
 
 NAMES = st.one_of(
     st.text(st.characters()),  # lone surrogates included
@@ -54,6 +54,11 @@ def test_printable_text_has_no_control_characters(name: str) -> None:
     shown = printable(name)
     assert shown.encode("utf-8").decode() == shown
     assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in shown)
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2_000, "2,000 rows")])
+def test_count_of(count: int, text: str) -> None:
+    assert count_of(count, "row") == text
 
 
 def test_text_for_people_keeps_backslashes_and_is_utf8() -> None:

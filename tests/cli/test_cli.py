@@ -65,9 +65,9 @@ SURFACE = {
             "--processes",
             "--timeout",
         ),
-        *("--quarantine", "--prometheus", "--ray", "--actor-cores", "--json"),
+        *("--bad-inputs", "--prometheus", "--ray", "--actor-cores", "--json"),
     ],
-    "verify-run": ["FOLDER", "--repair", "--json"],
+    "verify-run": ["RUN", "--repair", "--json"],
     "index": ["RUN", "--json"],
     "search": [
         *(
@@ -406,7 +406,7 @@ def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
     assert summary["rows"] == summary["ok"] + sum(summary["errors"].values()) > summary["ok"] > 0
     assert "bad" in told
     again, told = run("run", str(mixed), "--out", out)
-    assert "are finished" in told
+    assert "1 of 1 shard finished" in told
     assert str(summary["ok"]) in again
     run("run", str(mixed), "--out", out, "--strict", status=3)
     _, told = run("run", str(mixed), "--out", out, "--top", "2", status=2)
@@ -425,7 +425,7 @@ def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run("run", str(mixed), "--out", str(out))
     _, told = run("verify-run", str(out))
-    assert "4 rows in 1 shards, 1 of them finished and intact; no damage" in told
+    assert "4 rows in 1 shard, 1 of them finished and intact; no damage" in told
     (out / "shards" / "shard-00000000.parquet").write_bytes(b"half")
     shown, told = run("verify-run", str(out), status=6)
     assert "not the file that was written" in shown
@@ -486,7 +486,7 @@ def test_run_on_ray_here_or_there(
         assert not cluster or pickle.loads(pickle.dumps(cluster.load))().name
         raise UsageError("busy", "enough")
 
-    monkeypatch.setattr("tessella.bulk.runner.run", start)
+    monkeypatch.setattr("tessella.bulk.run", start)
     run("run", str(mixed), "--out", str(tmp_path / "run"), *given, status=2)
     assert asked == [expected]
     _, told = run("run", "--ray", str(mixed), "--out", str(tmp_path / "run"), str(mixed), status=2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.bulk import runner as bulk
+from tessella import bulk
 from tessella.errors import UsageError
 from tessella.search import duplicates
 from tessella.search.duplicates import OUTPUTS, Duplicates, dedup, draw_duplicates, join, write_duplicates
@@ -147,7 +147,8 @@ def test_copies_of_real_images_and_a_sheet_of_the_pairs(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "coffee.jpg", folder / "coffee.jpg")
     with Pillow.open(EXAMPLES / "cat.jpg") as image:
         image.resize((image.width // 2, image.height // 2)).save(folder / "small.png")
-    bulk.run([str(folder)], tmp_path / "run", tessella.load(engine="eager", device="cpu", batch_size=4), processes=1)
+    predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
+    bulk.run([str(folder)], tmp_path / "run", predictor, bulk.RunSettings(processes=1))
     found = dedup(tmp_path / "run")
     assert [(Path(one.key).name, one.kind) for one in found.rows] == [
         ("cat.jpg", "kept"), ("copy.jpg", "same"), ("small.png", "near")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tessella.bulk.ledger import Shard
-from tessella.bulk.runner import read_run, read_shard
+from tessella.bulk.run_folder import read_run, read_shard
 from tessella.errors import OutputError, UsageError
 from tessella.search import index as task
 from tessella.search.index import build_index, check_index, open_table

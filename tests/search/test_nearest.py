@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tessella.bulk.runner import read_run
+from tessella.bulk.run_folder import read_run
 from tessella.search import nearest
 from tessella.search.index import HOME, TABLE, build_index, open_table
 from tessella.search.nearest import Approximate, SearchPlan, exact

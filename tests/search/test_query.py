@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.bulk import runner as bulk
-from tessella.bulk.runner import read_rows
+from tessella.bulk import RunSettings, read_rows, run
 from tessella.errors import ImageError, UsageError
 from tessella.predictor import Predictor
 from tessella.search import query as search
@@ -244,7 +243,7 @@ def test_a_query_that_is_not_a_regular_file(index: Index, tmp_path: Path) -> Non
 
 
 def test_embeddings_of_odd_shapes_are_refused(index: Index, tmp_path: Path) -> None:
-    facts = dict(fingerprint=index.facts["fingerprint"], model="tiny")
+    facts: dict[str, Any] = dict(fingerprint=index.facts["fingerprint"], model="tiny")
     for odd in (np.ones(16), np.ones((0, 16)), np.ones((2, 3, 16)), np.array([["x"] * 16]), np.ones((2, 16), bool)):
         np.savez(tmp_path / "v.npz", embeddings=odd, **facts)
         with pytest.raises(UsageError) as caught:
@@ -268,7 +267,7 @@ def test_a_search_by_key_in_few_rows_needs_neither_pytorch_nor_lancedb(planted: 
 def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:
     image, array = some(2, 8)
     np.save(tmp_path / "v.npy", array)
-    facts = dict(fingerprint=index.facts["fingerprint"], model="tiny")
+    facts: dict[str, Any] = dict(fingerprint=index.facts["fingerprint"], model="tiny")
     np.savez(tmp_path / "v.npz", embeddings=np.stack([array, np.full(16, np.nan)]), **facts)
     expected = nearest(planted, array, 5)
     for query in (array, array.astype(np.float64) * 7, str(tmp_path / "v.npy"), tmp_path / "v.npz"):
@@ -363,7 +362,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "some.tar", "w") as archive:
         archive.add(CAT, "in/<b>cat</b>.jpg")
     predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
-    bulk.run([str(folder)], folder / "run", predictor, processes=1)
+    run([str(folder)], folder / "run", predictor, RunSettings(processes=1))
     build_index(folder / "run")
     return folder
 

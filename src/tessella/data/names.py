@@ -5,6 +5,7 @@ Every listing (folders, patterns, object stores, archive members, training data)
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import unicodedata
@@ -61,6 +62,12 @@ def ignore_reason(name: str) -> str:
 def path_ignore_reason(path: str) -> str:
     """Return the first `ignore_reason` of the components of a path, which are separated by "/"."""
     return next((reason for component in path.split("/") if (reason := ignore_reason(component))), "")
+
+
+def is_missing_path(name: str) -> bool:
+    """Return whether an input is a plain path that does not exist; False for URLs, globs, lists and "-"."""
+    special = name == "-" or name.startswith("@") or "://" in name or glob.has_magic(name)
+    return not special and not os.path.lexists(name)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bulk.manifest import row_sources
-from ..bulk.runner import finished_shards, read_run, read_shard
+from ..bulk.run_folder import finished_shards, read_run, read_shard, row_sources
 from ..checks import as_path, checked
 from ..errors import UsageError
 from ..extras import need_pyarrow

@@ -13,13 +13,11 @@ or forkserver.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -29,19 +27,18 @@ from typing import Any
 import numpy as np
 
 from ..bulk.ledger import Shard
-from ..bulk.runner import finished_shards, read_run, read_shard
+from ..bulk.run_folder import INDEX, INDEX_SEAL, INDEX_SEAL_KEY, finished_shards, read_run, read_shard
 from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
 from ..extras import need_pyarrow, require
-from ..storage import file_hash, folder_lock, read_regular, sync_folder, write_atomic
+from ..storage import damaged_files, file_hash, folder_lock, read_sealed, sealed_bytes, sync_folder, write_atomic
 from .nearest import APPROXIMATE_FROM, ArrowTable, LanceTable, SearchPlan, choose_plan, vectors_of
 
 FORMAT = 1  # of table and seal: an index of another format is rebuilt
-HOME, TABLE, SEAL = "index", "rows", "index.json"
+HOME, TABLE, SEAL, SEAL_KEY = INDEX, "rows", INDEX_SEAL, INDEX_SEAL_KEY
 HINT = "latest_version_hint.json"  # the only file that LanceDB changes in place; it is optional
 COLUMNS = ("key", "row", "source", "sha256", "bytes", "width", "height", "label", "probability")
 STEP_ROWS = 65_536  # added per step
-HASHED_AT_ONCE = 4  # files
 _PANICS = ("PanicException", "RustPanic")  # of PyO3: not subclasses of Exception, and exported by no module
 
 
@@ -197,7 +194,7 @@ def open_seal(home: Path) -> Seal:
     seal = _read_seal(home)
     if seal is None:
         raise _damaged(home, "it is unfinished, or its seal is damaged")
-    if bad := next(_bad_files(home, seal), None):
+    if bad := next(damaged_files(home, seal.files), None):
         raise _damaged(home, f"{bad} is missing or corrupt")
     return seal
 
@@ -229,7 +226,7 @@ def check_index(out: str | Path) -> list[str]:
     if not os.path.isdir(home):  # noqa: PTH112 - False where it cannot be told
         raise no_index(out)
     seal = _read_seal(home)
-    return [SEAL] if seal is None else list(_bad_files(home, seal))
+    return [SEAL] if seal is None else list(damaged_files(home, seal.files))
 
 
 def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal, str]:
@@ -253,23 +250,17 @@ def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal, str
 
 def _read_seal(home: Path) -> Seal | None:
     """None where there is none that this version could have written."""
+    values = read_sealed(home / SEAL, SEAL_KEY)
     try:
-        told = json.loads(read_regular(home / SEAL))
-        digest = told.pop("sha256")
-        if digest != _digest(told) or told["format"] != FORMAT:
+        if values is None or values["format"] != FORMAT:
             return None
-        return Seal(**told | dict(plan=SearchPlan(**told["plan"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Seal(**values | dict(plan=SearchPlan(**values["plan"])))
+    except (KeyError, TypeError):
         return None
 
 
 def _write_seal(home: Path, seal: Seal) -> None:
-    told = asdict(seal)
-    write_atomic(home / SEAL, (json.dumps(told | dict(sha256=_digest(told)), indent=1) + "\n").encode())
-
-
-def _digest(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    write_atomic(home / SEAL, sealed_bytes(asdict(seal), SEAL_KEY))
 
 
 def _durable(home: Path, known: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -290,20 +281,6 @@ def _durable(home: Path, known: Mapping[str, list[Any]]) -> dict[str, list[Any]]
     for folder in folders:
         sync_folder(folder)
     return files
-
-
-def _bad_files(home: Path, seal: Seal) -> Iterator[str]:
-    """Names of sealed files that are missing or not what was written."""
-
-    def whole(name: str) -> bool:
-        size, digest = seal.files[name]
-        try:
-            return (home / name).stat().st_size == size and file_hash(home / name) == digest
-        except OSError:
-            return False
-
-    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-        yield from (name for name, fits in zip(seal.files, pool.map(whole, seal.files), strict=True) if not fits)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bulk.manifest import as_text, row_sources
-from ..bulk.runner import read_run
+from ..bulk.manifest import as_text
+from ..bulk.run_folder import read_run, row_sources
 from ..checks import as_path, check_count, checked
 from ..errors import UsageError
 from ..inputs import AnyImage, is_single, key_of
