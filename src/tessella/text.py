@@ -103,8 +103,3 @@ def any_of(words: Sequence[str]) -> str:
     """Return the words as alternatives: "a", "a or b", "a, b or c"."""
     *others, last = words
     return f"{', '.join(others)} or {last}" if others else last
-
-
-def count_of(count: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "2,000 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
