@@ -167,7 +167,7 @@ def read(data: bytes) -> Bmp:
     palette = b""
     if bits <= 8:
         if colours > 65_536:
-            raise damaged("BMP", f"its header states a palette of {colours:,} colours")
+            raise damaged("BMP", f"its header states a palette of {colours:,} colors")
         length = entry * (colours or 1 << bits)
         if begin > 14 + size:  # the palette ends where the pixels start, whatever its stated size
             length = min(entry << bits, begin - table)
@@ -211,6 +211,6 @@ def _masks(data: bytes, size: int, bits: int, compression: int) -> tuple[int, in
     used = 0
     for mask in (red, green, blue, alpha):
         if mask & used or mask >> bits or (mask and (mask // (mask & -mask) + 1) & (mask // (mask & -mask))):
-            raise unsupported("BMP", "colour masks that are not one run of bits each")
+            raise unsupported("BMP", "color masks that are not one run of bits each")
         used |= mask
     return red, green, blue, alpha

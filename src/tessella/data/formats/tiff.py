@@ -98,8 +98,8 @@ _COMPRESSIONS = {
 }
 _DECODED = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000)
 _PHOTOMETRICS = {
-    0: "white-is-zero grey",
-    1: "grey",
+    0: "white-is-zero gray",
+    1: "gray",
     2: "RGB",
     3: "palette",
     4: "mask",
@@ -108,7 +108,7 @@ _PHOTOMETRICS = {
     8: "CIELab",
     9: "ICCLab",
     10: "ITULab",
-    32803: "colour filter array",
+    32803: "color filter array",
     32844: "LogL",
     32845: "LogLuv",
     34892: "linear raw",
