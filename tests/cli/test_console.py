@@ -172,9 +172,9 @@ def test_a_run_on_ray_without_ray_is_refused_before_anything_is_listed(
 
 
 def test_a_run_with_bad_inputs_says_how_to_see_them(tmp_path: Path) -> None:
-    given = ("run", str(CAT), "missing.jpg", "--out", str(tmp_path / "run"), "--processes", "1")
-    assert "--bad-inputs FILE.csv to list the bad inputs" in run(*given)[1]
-    assert "to list the bad inputs" not in run(*given, "--quarantine", str(tmp_path / "bad.csv"))[1]
+    command = ("run", str(CAT), "missing.jpg", "--out", str(tmp_path / "run"), "--processes", "1")
+    assert "--bad-inputs FILE.csv to list the bad inputs" in run(*command)[1]
+    assert "to list the bad inputs" not in run(*command, "--quarantine", str(tmp_path / "bad.csv"))[1]
 
 
 def test_help_is_shown_without_a_command() -> None:

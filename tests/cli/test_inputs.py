@@ -48,9 +48,9 @@ STATUS = {
 
 
 @pytest.mark.parametrize("command", ["classify", "embed"])
-@pytest.mark.parametrize("given", ["photos", "-"])
-def test_records(messy: Path, command: str, given: str) -> None:
-    out, err = run(command, "--json", given, cwd=messy, stdin="photos\n")
+@pytest.mark.parametrize("source", ["photos", "-"])
+def test_records(messy: Path, command: str, source: str) -> None:
+    out, err = run(command, "--json", source, cwd=messy, stdin="photos\n")
     assert {row["key"]: row["status"] for row in map(json.loads, out.splitlines())} == STATUS
     assert [line for line in err.splitlines() if "skipped" in line] == LINES
 

@@ -214,9 +214,9 @@ def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eva
 def fast(): return tessella.optimize(model(), engine="eager", device="cpu")
 def there(): return search.Index("run")
 def spec(): return data.InputSpec(height=16, width=16)
-def look(found):
-    if hasattr(found, "__next__"): found = list(itertools.islice(found, 30))
-    return str(repr(found))[:0]
+def look(result):
+    if hasattr(result, "__next__"): result = list(itertools.islice(result, 30))
+    return str(repr(result))[:0]
 predictor.of, fast.of, there.of, spec.of = tessella.Predictor, Optimized, search.Index, data.InputSpec
 """
 

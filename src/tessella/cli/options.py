@@ -173,7 +173,7 @@ table_options = options(
 )
 
 
-def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
+def loading(arguments: dict[str, Any]) -> Callable[[], Predictor]:
     """Return `load` bound to the given options."""
     from ..loading import choose_mode
     from ..predictor import load
@@ -181,17 +181,17 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
     return functools.partial(
         load,
-        given["model"],
-        checkpoint_path=given["checkpoint"],
-        mode=choose_mode(given["inputs"]) if given["mode"] == "auto" else given["mode"],
-        images=read_samples(given["images"]),
-        **{key: given[key] for key in keys},
+        arguments["model"],
+        checkpoint_path=arguments["checkpoint"],
+        mode=choose_mode(arguments["inputs"]) if arguments["mode"] == "auto" else arguments["mode"],
+        images=read_samples(arguments["images"]),
+        **{key: arguments[key] for key in keys},
     )
 
 
-def load_predictor(given: dict[str, Any]) -> Predictor:
+def load_predictor(arguments: dict[str, Any]) -> Predictor:
     """Load the model that the options name; with --verbose, print every choice with its reason."""
-    predictor = loading(given)()
+    predictor = loading(arguments)()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for choice in predictor.plan.choices:

@@ -97,8 +97,8 @@ def search(
     opened = Index(folder)
     if model or checkpoint:
         opened.predictor = load_model(opened.facts, model, checkpoint)
-    asked = [opened.query(query) for query in queries]
-    neighbors = opened.search(asked, **filters)  # type: ignore[arg-type]
+    loaded_queries = [opened.query(query) for query in queries]
+    neighbors = opened.search(loaded_queries, **filters)  # type: ignore[arg-type]
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"
@@ -108,7 +108,7 @@ def search(
     if not as_json:
         print_table(table)
     if path:  # last, so that the results are printed even if the sheet cannot be drawn
-        opened.sheet(path, asked, neighbors)
+        opened.sheet(path, loaded_queries, neighbors)
 
 
 @click.command(
