@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import tessella
 from tests.fuzz import STATUSES, Server, judge, make_case, reproducer, run_cases, servers
-from tests.fuzz.cases import Case, Surroundings, commands, functions
+from tests.fuzz.cases import Case, Surroundings, commands, function, functions
 
 CASES = 200
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -45,6 +46,16 @@ def test_cases_are_the_same_for_the_same_seed_and_cover_everything() -> None:
     assert {name for name in dir(tessella) if name.startswith("list_")} <= {
         name.removeprefix("tessella.") for name in functions()
     }
+
+
+def test_good_values_are_those_of_parameters() -> None:
+    """A value for a parameter that no longer exists would make every case of its function end at the call."""
+    for target, values in functions().items():
+        found = function(target)
+        if not inspect.isclass(found) or "__init__" in vars(found):
+            parameters = inspect.signature(found).parameters
+            takes_any = any(param.kind is inspect.Parameter.VAR_KEYWORD for param in parameters.values())
+            assert takes_any or set(values) <= set(parameters), target
 
 
 def test_the_statuses_are_those_of_the_readme() -> None:

@@ -218,6 +218,6 @@ def test_description_prints_both_figures_and_every_note() -> None:
     assert text["model"] == "convmixer_768_32.in1k (the default of convmixer_768_32)"
     assert text["parameters"] == "21.1 M"
     assert text["cost per image"] == "20.7 GMACs, 51.1 M activations"
-    assert text["as model cards count"].startswith("19.5 GMACs, 26.0 M activations")
+    assert text["cost on model cards"].startswith("19.5 GMACs, 26.0 M activations")
     convit = list(describe(known("convit_tiny")))
     assert any(label == "note" and "CC-BY-NC" in value for label, value in convit)

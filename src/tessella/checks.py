@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from .arguments import unknown_argument
 from .errors import UsageError
+from .text import any_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -252,7 +253,7 @@ def _expected(kind: Annotation) -> str:
     origin, parts = _origin(kind), typing.get_args(kind)
     if _is_union(kind):
         words = list(dict.fromkeys(_expected(part) for part in parts))
-        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+        return any_of(words)
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"
     if origin is collections.abc.Callable:

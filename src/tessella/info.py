@@ -160,7 +160,7 @@ def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{_in_units(cost.params, 1e6)} M"
     yield "cost per image", _figures(cost.macs, cost.activations)
     yield (
-        "as model cards count",
+        "cost on model cards",
         f"{_figures(cost.card_macs, cost.card_activations)}; with norms, without padding='same' convolutions",
     )
     yield "input", f"{channels} x {height} x {width} (channels, height, width)"
@@ -168,9 +168,9 @@ def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "mean", ", ".join(f"{value:g}" for value in model.mean)
     yield "std", ", ".join(f"{value:g}" for value in model.std)
     yield "classes", str(model.num_classes)
-    yield "embedding", f"{model.embedding_width} numbers"
+    yield "embedding", f"{model.embedding_width} dimensions"
     yield "weights", ", ".join(model.sources) or "none published"
-    yield "licence", model.licence or "not stated"
+    yield "license", model.licence or "not stated"
     for dataset, figures in model.accuracy.items():
         yield (
             f"accuracy, {dataset}",

@@ -47,7 +47,7 @@ def is_single(images: object) -> bool:
 
 
 def is_collection_name(name: str) -> bool:
-    """Return whether a name refers to many images: a folder, glob, archive or list, or the URL of one of these."""
+    """Return whether a name refers to several images: a folder, glob, archive or list, or the URL of one of these."""
     archive = is_archive(name)
     if is_url(name):
         if archive or (is_image(name) and not glob.has_magic(name)):
@@ -64,7 +64,7 @@ def is_collection_name(name: str) -> bool:
 def list_images(images: object) -> tuple[bool, Iterable[object]]:
     """Return whether `images` is a single image, and an iterable of all images.
 
-    A name that refers to many images is listed by `iter_sources`.
+    A name that refers to several images is listed by `iter_sources`.
     """
     if isinstance(images, str | os.PathLike) and (name := _path_text(images)) is not None and is_collection_name(name):
         return False, iter_sources([name])
@@ -161,8 +161,8 @@ def _read_path(path: str | os.PathLike[str], limits: Limits) -> bytes:
     if not is_url(name) and is_collection_name(name):
         raise ImageError(
             "bad_argument",
-            f"{name!r} refers to many images, expected one image",
-            hint="pass it on its own, not in a list",
+            f"{name!r} refers to several images, expected one image",
+            hint="pass it by itself, not in a list",
         )
     return Source(name, name).read(limits)
 

@@ -170,12 +170,12 @@ def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
 def find_labels(model: ImageModel) -> tuple[ClassNames, str]:
     """Return the labels of a model's classes, and where they come from."""
     if names := model.pretrained_cfg.get("label_names"):
-        return ClassNames(tuple(names)), "the checkpoint's own"
+        return ClassNames(tuple(names)), "from the checkpoint"
     if known := labels_for_classes(model.num_classes):
         reason = f"{known.dataset}, the published set with {model.num_classes} classes"
         return ClassNames(known.names, known.synsets), reason
     indices = tuple(map(str, range(model.num_classes)))
-    return ClassNames(indices), "no names are known: classes are called by their index"
+    return ClassNames(indices), "no class names are known, so classes are named by index"
 
 
 def choose_mode(inputs: Sequence[str]) -> RunMode:

@@ -82,7 +82,7 @@ class ImageReader:
             with suppress(ImageError):
                 pixels.append(self.load(image))
         if not pixels:
-            raise UsageError("bad_argument", "none of the images for the comparison with float32 can be read")
+            raise UsageError("bad_argument", "none of the images for the precision check can be read")
         return np.stack(pixels)
 
 

@@ -126,11 +126,13 @@ class Predictor:
         """Yield the choices that this class adds to the plan of the engine."""
         spec = self.spec
         crop = f"{spec.width}x{spec.height} px, {spec.interpolation}, crop {spec.crop_pct:g}"
-        exact = "timm's numbers bit for bit"
-        respected = "orientation, transparency and depth respected"
-        yield Choice("input", crop, "the checkpoint's")
+        exact = "bit-identical to timm"
+        respected = "respects orientation, transparency and 16-bit depth"
+        yield Choice("input", crop, "from the checkpoint")
         yield Choice("transform", self.transform, exact if self.transform == "exact" else "requested")
-        yield Choice("policy", self.policy, respected if self.policy == "tessella" else "requested: as timm decodes")
+        yield Choice(
+            "policy", self.policy, respected if self.policy == "tessella" else "requested; decodes as timm does"
+        )
         yield Choice("labels", f"{len(self.labels)} classes", labels_reason)
 
     @property

@@ -22,7 +22,7 @@ from .errors import UsageError
 from .extras import need_pyarrow
 from .results import FloatArray, Record
 from .storage import write_bytes
-from .text import encode_text, escape
+from .text import any_of, encode_text, escape
 
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
@@ -124,7 +124,7 @@ def write_records(
     path, metadata = Path(path), metadata or {}
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        hint = f"use a name ending in {' or '.join(SUFFIXES)}"
+        hint = f"use a name ending in {any_of(SUFFIXES)}"
         raise UsageError("bad_argument", f"cannot write {path.name!r}", hint=hint)
     rows = list(records)
     if suffix != ".npz" and any(record.features for record in rows):

@@ -25,6 +25,7 @@ from typing import IO, Any
 from .checks import checked
 from .errors import OutputError, UsageError
 from .extras import need_pyarrow
+from .text import any_of
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -214,9 +215,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise UsageError(
-            "bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {' or '.join(suffixes)}"
-        )
+        raise UsageError("bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {any_of(suffixes)}")
     if path.suffix.lower() == ".parquet":
         need_pyarrow()
     try:

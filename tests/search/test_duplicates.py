@@ -170,7 +170,7 @@ def test_copies_of_real_images_and_a_sheet_of_the_pairs(tmp_path: Path) -> None:
     boxes = page.split("<section>")[1:]
     assert [box.count("<figure>") for box in boxes] == [2] * len(result.pairs) + [len(result.rows)]
     first = result.pairs[0]
-    assert f"pair 1: {first.similarity:.4f}, joined" in boxes[0]
+    assert f"pair 1: {first.similarity:.4f}, in one cluster" in boxes[0]
     assert all(key in boxes[0] for key in first.keys)
     assert draw_duplicates(tmp_path / "run", dedup(tmp_path / "run", threshold=None), tmp_path / "exact.html")
     assert (tmp_path / "exact.html").read_text().count("<figure>") == 2

@@ -228,7 +228,7 @@ def test_after_a_stop_at_any_step_the_next_builder_finishes(
                 build_index(run)
 
     stopped()
-    assert "never finished" in build_index(run).rebuilt
+    assert "unfinished" in build_index(run).rebuilt
     assert indexed(run) == expected_rows(run)
     write_shard(run, 1, numbered(random_vectors(100, 31), 100))
     write_shard(run, 3, numbered(random_vectors(50, 30), 300))

@@ -10,7 +10,7 @@ Parquet files and archives are a single file, a folder or a glob. Splits are rec
 the words in the names of Parquet files, archives and lists. Classes are in the natural order of their names (a2 before
 a10), unless the data define an order: the `names` of a Hugging Face label, the lines of a classes.txt. Names are
 compared in Unicode normal form C. What fits no layout is an error, or is counted in `LabelledImages.skipped`: hidden
-files, by-products of other systems, results of Tessella, unlabelled images.
+files, system files or folders, results of Tessella, unlabelled images.
 """
 
 from __future__ import annotations
@@ -25,21 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import checked, show
+from ..text import count_of
 from .layouts.classes import class_indices, map_classes
 from .layouts.detection import DatasetFiles, Split, find_files, find_sibling, lacks_classes
 from .layouts.parquet_tables import read_parquet_tables
 from .layouts.path_lists import read_path_lists
-from .layouts.store import (
-    EncodedLabels,
-    FileStore,
-    ImageStore,
-    Ints,
-    bad_data,
-    count_of,
-    join_names,
-    join_path,
-    not_found,
-)
+from .layouts.store import EncodedLabels, FileStore, ImageStore, Ints, bad_data, join_names, join_path, not_found
 from .layouts.webdataset import read_webdataset
 from .limits import DEFAULT_LIMITS, Limits
 from .names import Skipped, normalize_class_name
@@ -218,8 +209,8 @@ def _hold_out(data: LabelledImages, fraction: float) -> tuple[LabelledImages, La
             "use other validation images, or a larger val_fraction",
         )
     return (
-        data.subset(np.flatnonzero(~held_out), f"{data.origin}, without {fraction:.0%} held out for validation"),
-        data.subset(np.flatnonzero(held_out), f"{fraction:.0%} of {data.origin}, by a hash of the key"),
+        data.subset(np.flatnonzero(~held_out), f"{data.origin}, without the {fraction:.0%} held out for validation"),
+        data.subset(np.flatnonzero(held_out), f"{fraction:.0%} of {data.origin}, chosen by a hash of the key"),
     )
 
 

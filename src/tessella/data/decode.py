@@ -60,6 +60,7 @@ from PIL import (
 
 from ..checks import check_type
 from ..errors import ImageError, TessellaError, UsageError
+from ..text import any_of
 from .files import read_file
 from .formats import bmp, gif, jpeg, png, tiff
 from .formats.signatures import FORMATS, detect_format
@@ -173,14 +174,14 @@ _PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd
 
 def _open_bytes(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> OpenedImage:
     if not data:
-        raise ImageError("empty", "the image has no bytes")
+        raise ImageError("empty", "the image file is empty")
     if len(data) > limits.bytes:
         raise ImageError("too_many_bytes", f"the image file is larger than the limit of {limits.bytes:,} bytes")
     name = detect_format(data)
     if name not in FORMATS:
         raise ImageError(
             "unsupported_format",
-            f"this is {name or 'not a known image format'}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+            f"this is {name or 'not a known image format'}, expected {any_of(FORMATS)}",
             hint="convert it to one of them first",
         )
     with translate_errors():

@@ -36,7 +36,7 @@ def iter_sources(
     and .parquet files in them hold. All of these may be URLs of object stores. "-" reads one input per line from
     `stdin`, "@FILE" from a file; see `tessella.data.lists` for encodings and separators.
 
-    skipped: counts what is left out (hidden files, other suffixes, by-products of other systems, links that lead back).
+    skipped: counts what is left out (hidden files, other suffixes, system files or folders, links that lead back).
     Raises UsageError `missing_dependency` for a URL of a store whose package is not installed, `bad_argument` for
     inputs of another type.
     """

@@ -65,7 +65,7 @@ def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[E
     """Yield everything below `root` in natural order, depth first; with a pattern, what matches it.
 
     pattern: one part per level, where "**" matches any number of levels. The contents of a matching folder match,
-    too. Hidden entries, by-products of other systems, results of Tessella and links to a folder above them are counted
+    too. Hidden entries, system files or folders, results of Tessella and links to a folder above them are counted
     in `skipped`. A folder behind several consecutive links is listed once, because folders that all link to each other
     have more paths than can be listed. A folder that cannot be listed is an entry of kind "broken".
     """

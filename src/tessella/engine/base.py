@@ -132,7 +132,7 @@ class Engine(abc.ABC):
 
     def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
         """As `ImageModel.forward_intermediates`, by the model itself unless an engine has a faster way."""
-        assert self.spec, "this engine reads normalised batches"
+        assert self.spec, "this engine reads normalized batches"
         assert self.model
         return intermediates_of(self.model, normalise(images_BHWC, self.spec), indices)
 

@@ -63,7 +63,7 @@ class Optimized:
             given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
                 "bad_argument",
-                f"got {given}, expected a batch of normalised images, float (B,{channels},{height},{width})",
+                f"got {given}, expected a batch of normalized images, float (B,{channels},{height},{width})",
                 hint="tessella.data.create_transform makes one image of such a batch",
             )
         if x.shape[-2:] != (height, width):

@@ -178,7 +178,7 @@ def _open(
     row.peak_mb = memory.peak_mb()
     row.difference = relative_difference(logits[: len(expected)], expected)
     if not row.difference <= TOLERANCE.get(row.precision, LOSSY_TOLERANCE):  # NaN fails, too
-        raise WrongAnswerError(f"its logits differ from the model's own by {row.difference:.2g} of their norm")
+        raise WrongAnswerError(f"its logits differ from those of the model by {row.difference:.2g} of their norm")
     return contender
 
 

@@ -30,7 +30,7 @@ def check_condition(table: LanceTable, where: str | None) -> str:
     condition = f"({where}\n)"  # a comment in it ends with its line
     if len(where) > MAX_SQL or not _is_closed(where):
         raise UsageError("bad_argument", message, hint=hint)
-    with lance_errors("bad_argument", message, hint, "it is not true or false for every row"):
+    with lance_errors("bad_argument", message, hint, "it does not give true or false"):
         try:
             table.count_rows(condition)
         except ValueError as error:

@@ -130,7 +130,7 @@ def draw_duplicates(out: str | Path, duplicates: Duplicates, path: str | Path) -
     sources = row_sources(out, read_run(out), [*pair_rows, *(row.row for row in shown)])
     panels = []
     for number, pair in enumerate(duplicates.pairs, 1):
-        title = f"pair {number}: {pair.similarity:.4f}, {'joined' if pair.joined else 'apart'}"
+        title = f"pair {number}: {pair.similarity:.4f}, {'in one cluster' if pair.joined else 'in different clusters'}"
         panels += [Panel(sources[row], (key,), title) for row, key in zip(pair.rows, pair.keys, strict=True)]
     for cluster in clusters:
         more = f", {SHOWN_MEMBERS} shown" if len(cluster) > SHOWN_MEMBERS else ""

@@ -195,7 +195,7 @@ def open_seal(home: Path) -> Seal:
     """Return the seal of an index after comparing all files with it. Raises UsageError `damaged_run`."""
     seal = _read_seal(home)
     if seal is None:
-        raise _damaged(home, "it was never finished, or its seal is damaged")
+        raise _damaged(home, "it is unfinished, or its seal is damaged")
     if bad := next(damaged_files(home, seal.files), None):
         raise _damaged(home, f"{bad} is missing or corrupt")
     return seal

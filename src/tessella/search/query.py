@@ -223,7 +223,7 @@ class Index:
                 return Query(key, self._unit_vector(vector_D), rows["row"][0].as_py())
         if not text.startswith("key:"):
             return None
-        hint = "keys are those of `tessella run`; an input that was an error has no embedding"
+        hint = "use the key of a row of the run; inputs with an error have no embedding"
         raise UsageError("not_found", f"the index of {self.out} has no row {name!r}", hint=hint)
 
     def _rows_with_key(self, key: str) -> ArrowTable:

@@ -235,7 +235,7 @@ class TrainingRun:
                 raise TrainingError(
                     "interrupted",
                     f"stopped by {stop.name or 'another process'} after step {self.steps_done:,} of "
-                    f"{self.total_steps:,}; {self.setup.folder} is saved",
+                    f"{self.total_steps:,}; the state is saved in {self.setup.folder}",
                     hint="run the same command again to resume",
                 )
             if result.overdue and self.steps_done % self.schedule.steps:  # the end of an epoch is saved later

@@ -94,14 +94,14 @@ def check_batch_size(config: TrainConfig, images: LabelledImages, context: Distr
         raise UsageError(
             "bad_argument",
             f"there are {len(images)} training images, fewer than the batch size of {config.batch_size}",
-            hint=f"--batch-size {max(len(images) // 4, 1)}",
+            hint=f"use --batch-size {max(len(images) // 4, 1)} or another smaller one",
         )
     if config.batch_size % context.world_size:
         multiple = math.ceil(config.batch_size / context.world_size) * context.world_size
         raise UsageError(
             "bad_argument",
             f"a batch of {config.batch_size} images cannot be split evenly over {context.world_size} processes",
-            hint=f"--batch-size {multiple}",
+            hint=f"use --batch-size {multiple}",
         )
 
 

@@ -147,7 +147,7 @@ def check_location(
     from huggingface_hub import constants
 
     if not (REPO.fullmatch(repo) and len(repo) <= 193 and ".." not in repo and "--" not in repo):
-        raise UsageError("bad_argument", f"{repo!r} is not a repository name", hint="use organisation/name")
+        raise UsageError("bad_argument", f"{repo!r} is not a repository name", hint="use organization/name")
     revision = "main" if revision is None else revision
     if not (REVISION.fullmatch(revision) and len(revision) <= 200 and ".." not in revision):
         raise UsageError("bad_argument", f"{revision!r} is not a revision", hint="use a branch, a tag or a commit")
@@ -341,11 +341,11 @@ def _as_hub_error(location: HubLocation, error: BaseException) -> HubError:
             )
         wait = _retry_after(error)
         hint = f"try again in {wait} s" if wait else "try again later"
-        return HubError("hub_unavailable", f"{location}: the Hub answered HTTP {status}", hint=hint)
+        return HubError("hub_unavailable", f"{location}: the Hub responded with HTTP {status}", hint=hint)
     if isinstance(error, errors.FileMetadataError):
         return HubError(
             "hub_unavailable",
-            f"{location}: the answer does not come from a model hub",
+            f"{location}: the response does not come from a model hub",
             hint="check HF_ENDPOINT and proxies",
         )
     if type(error) is OSError and error.errno is None:  # the client's size check has no exception class
@@ -358,8 +358,8 @@ def _as_hub_error(location: HubLocation, error: BaseException) -> HubError:
         )
     return HubError(
         "hub_unavailable",
-        f"{location}: no complete answer ({type(error).__name__})",
-        hint="check the network; HF_HUB_DOWNLOAD_TIMEOUT (seconds) gives a slow one more time",
+        f"{location}: no complete response ({type(error).__name__})",
+        hint="check the network; if it is slow, increase HF_HUB_DOWNLOAD_TIMEOUT (seconds)",
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...text import count_of
 from ..names import natural_key, normalize_class_name
-from .store import EncodedLabels, ImageStore, Ints, bad_data, count_of, join_names
+from .store import EncodedLabels, ImageStore, Ints, bad_data, join_names
 
 
 def class_indices(origin: str, labels: EncodedLabels, store: ImageStore) -> tuple[list[str], Ints]:

@@ -271,7 +271,7 @@ def _by_split(path: str, root: str, files: list[DataFile], skipped: Skipped, sin
     kind = kinds.pop()
     if kind is None:
         raise bad_data(
-            f"{files[0].name!r} is not a set of labelled images",
+            f"{files[0].name!r} is not a set of labeled images",
             f"DATA is {ACCEPTED}; unpack or decompress other archives",
         )
     splits: dict[str, list[DataFile]] = {}

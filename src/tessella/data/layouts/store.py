@@ -132,11 +132,6 @@ def join_names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, listed[:5])) + more
 
 
-def count_of(count: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "2,000 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def join_path(root: str, name: str) -> str:
     """Return the path of a name relative to `root`."""
     return os.path.join(root, name) if name else root  # noqa: PTH118 - a million Path objects cost seconds
