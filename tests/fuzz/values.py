@@ -214,9 +214,9 @@ def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eva
 def fast(): return tessella.optimize(model(), engine="eager", device="cpu")
 def there(): return search.Index("run")
 def spec(): return data.InputSpec(height=16, width=16)
-def look(found):
-    if hasattr(found, "__next__"): found = list(itertools.islice(found, 30))
-    return str(repr(found))[:0]
+def look(result):
+    if hasattr(result, "__next__"): result = list(itertools.islice(result, 30))
+    return str(repr(result))[:0]
 predictor.of, fast.of, there.of, spec.of = tessella.Predictor, Optimized, search.Index, data.InputSpec
 """
 
@@ -313,11 +313,11 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.InputSpec": {},
     "data.InputSpec.from_cfg": dict(cfg=("{'input_size': (3, 16, 16)}",)),
     "data.create_transform": dict(input_size=("16", "(3, 16, 16)")),
-    "data.create_transform(input_size=16)": dict(image=_ONE),
+    "data.create_transform(input_size=16)": dict(source=_ONE),
     "data.resolve_data_config": dict(args=("{}",), pretrained_cfg=("{}",)),
     "data.resolve_model_data_config": dict(model=("model()",)),
     "data.load_pixels": dict(source=_ONE, spec=("spec()",)),
-    "data.prepare": dict(source=_ONE, spec=("spec()",)),
+    "data.prepare": dict(pixels=("np.zeros((9, 8, 3), np.uint8)",), spec=("spec()",)),
     "data.normalise": dict(images_BHWC=("np.zeros((1, 16, 16, 3), np.uint8)",), spec=("spec()",)),
     "data.labels_for": dict(dataset=("'imagenet-1k'",)),
     "data.labels_for_classes": dict(num_classes=("1000",)),
@@ -334,7 +334,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "index.build_index": dict(out=("'unindexed'", "'run'")),
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
-    "there().query": dict(given=("'photos/0.jpg'",)),
+    "there().query": dict(item=("'photos/0.jpg'",)),
     "dedup.dedup": dict(out=("'run'",)),
     "training.train": dict(
         data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),

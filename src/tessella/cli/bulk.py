@@ -124,15 +124,15 @@ MAX_TIMEOUT = 86_400  # seconds
     help="CPU cores per Ray actor.  [default: all cores of this machine]",
 )
 def run_(
-    out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, **given: Any
+    out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, **arguments: Any
 ) -> None:
     """Classify and embed a whole collection into Parquet files, with exactly one row per input."""
     from ..bulk import Cluster, PrometheusFile, RunSettings, run
     from .run_progress import RunProgressBar
 
     names = ("top", "dtype", "shard_rows", "processes", "timeout", "bad_inputs")
-    settings = RunSettings(**{name: given[name] for name in names})
-    cluster = Cluster(loading(given), address, actor_cores) if address else None
+    settings = RunSettings(**{name: arguments[name] for name in names})
+    cluster = Cluster(loading(arguments), address, actor_cores) if address else None
     with contextlib.ExitStack() as stack:
         consumers: list[OnEvent] = [stack.enter_context(RunProgressBar())]
         if prometheus:
@@ -143,25 +143,25 @@ def run_(
                 consumer(event)
 
         summary = run(
-            given["inputs"], out, _loader(given), settings, stdin=sys.stdin, cluster=cluster, on_event=on_event
+            arguments["inputs"], out, _loader(arguments), settings, stdin=sys.stdin, cluster=cluster, on_event=on_event
         )
     if as_json:
         echo_json(summary.as_dict())
     else:
         _show_summary(summary)
-    if summary.errors and not given["bad_inputs"]:
+    if summary.errors and not arguments["bad_inputs"]:
         notice("rerun the same command with --bad-inputs FILE.csv to list the bad inputs")
-    finish(summary.ok, summary.rows - summary.ok, given["strict"])
+    finish(summary.ok, summary.rows - summary.ok, arguments["strict"])
 
 
-def _loader(given: dict[str, Any]) -> Callable[[], Predictor]:
+def _loader(arguments: dict[str, Any]) -> Callable[[], Predictor]:
     """Return a function that loads the model; the engine of a resumed run is kept if no option chooses another one."""
     from ..bulk import AutomaticEngine
 
     def load(**engine_options: Any) -> Predictor:
-        return load_predictor(given | engine_options)
+        return load_predictor(arguments | engine_options)
 
-    is_automatic = given["engine"] == given["precision"] == "auto" and given["batch_size"] is None
+    is_automatic = arguments["engine"] == arguments["precision"] == "auto" and arguments["batch_size"] is None
     return AutomaticEngine(load) if is_automatic else load
 
 
