@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 COMMANDS = {
@@ -32,17 +33,19 @@ COMMANDS = {
     "tessella run clothing": ["-m", "tessella", "run", "{clothing}", "-o", "{fresh}"],
     "tessella search, by key": ["-m", "tessella", "search", "{run}", "key:{clothing}/hat/0614.jpg"],
 }
-ENGINE = """
-import sys, time, numpy as np, tessella
-model = tessella.load({name!r}, engine={engine!r}, precision="float32", batch_size=8, **{options!r})
-images = np.random.default_rng(0).integers(0, 256, (8 * {batches}, {size}, {size}, 3), np.uint8)
-model.predict(images)
-start = time.perf_counter()
-model.predict(images)
-print(len(images) / (time.perf_counter() - start))
-"""
-MODELS = [("convmixer_256_8_ks3_p4.cifar10", 32, 40), ("mixer_ti_p4_32.cifar10", 32, 40)]
 ENGINES = ("eager", "rewritten", "openvino", "onnxruntime")
+PROGRAM = """
+import time, numpy as np, tessella
+images = np.random.default_rng(0).integers(0, 256, (320, 32, 32, 3), np.uint8)
+for engine in {engines!r}:
+    model = tessella.load({name!r}, engine=engine, precision="float32", batch_size=8)
+    model.predict(images)
+    start = time.perf_counter()
+    for _ in range(2):
+        model.predict(images)
+    print(2 * len(images) / (time.perf_counter() - start))
+"""
+MODELS = ("convmixer_256_8_ks3_p4.cifar10", "mixer_ti_p4_32.cifar10", "crossvit_ti_dagger_p4_32.cifar10")
 
 
 def run(tree: Path, arguments: list[str], folder: Path, status: tuple[int, ...] = (0,)) -> tuple[float, str]:
@@ -82,15 +85,16 @@ def start_up(trees: tuple[Path, Path], rounds: int, folder: Path) -> Iterator[tu
 
 def engines(trees: tuple[Path, Path], rounds: int, folder: Path) -> Iterator[tuple[str, str, list[tuple[float, ...]]]]:
     """Yield (name, unit, images per second before and after per round) for each engine and model."""
-    for name, size, batches in MODELS:
-        for engine in ENGINES:
-            rates = []
-            program = ENGINE.format(name=name, engine=engine, size=size, batches=batches, options={})
-            for number in range(rounds):
-                order = trees if number % 2 else trees[::-1]
-                pair = {tree: float(run(tree, ["-c", program], folder)[1]) for tree in order}
-                rates.append(tuple(pair[tree] for tree in trees))
-            yield f"{name}, {engine}", "images/s", rates
+    for name in MODELS:
+        program = PROGRAM.format(name=name, engines=ENGINES)
+        rates: dict[str, list[tuple[float, ...]]] = {engine: [] for engine in ENGINES}
+        for number in range(rounds + 1):  # the first round converts the models
+            order = trees if number % 2 else trees[::-1]
+            printed = {tree: run(tree, ["-c", program], folder)[1].split() for tree in order}
+            for position, engine in enumerate(ENGINES if number else ()):
+                rates[engine].append(tuple(float(printed[tree][position]) for tree in trees))
+        for engine, pairs in rates.items():
+            yield f"{name}, {engine}", "images/s", pairs
 
 
 def main() -> None:
@@ -104,10 +108,8 @@ def main() -> None:
     trees = (args.before.resolve(), args.after.resolve())
     rows = []
     with tempfile.TemporaryDirectory(prefix="tessella-before-after-") as temporary:
-        for name, unit, values in (
-            *start_up(trees, args.rounds, Path(temporary)),
-            *engines(trees, args.rounds, Path(temporary)),
-        ):
+        folder = Path(temporary)
+        for name, unit, values in chain(start_up(trees, args.rounds, folder), engines(trees, args.rounds, folder)):
             before, after = zip(*values, strict=True)
             ratio = statistics.median(b / a for a, b in values)
             row = dict(what=name, unit=unit, n=len(values), ratio=round(ratio, 3))
