@@ -12,7 +12,8 @@ import numpy as np
 from .engine import Choice
 from .engine.plan import has_native_bfloat16
 from .engine.tuned import all_tuned
-from .predictor import DEFAULT_MODEL, load
+from .predictor import load
+from .weights.catalogue import DEFAULT_MODEL
 
 NEEDED = (
     *("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "openvino"),

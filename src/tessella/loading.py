@@ -28,13 +28,13 @@ from .errors import UsageError
 from .inputs import AnyImage
 from .pipeline import ImageReader
 from .results import ClassNames
+from .weights.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
 
 if TYPE_CHECKING:
     from .models.base import ImageModel
 
-DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"
 MAX_SAMPLES = 500  # images on which a precision is compared with float32
 
 

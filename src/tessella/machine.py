@@ -7,7 +7,6 @@ import hashlib
 import os
 import platform
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 # packages whose version changes the speed or the results of models
@@ -16,6 +15,8 @@ RUNTIMES = ("torch", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
 
 def versions() -> dict[str, str]:
     """Return the versions of this package and of the installed runtimes, by name."""
+    from importlib import metadata  # takes 15 ms
+
     from ._version import __version__
 
     result = dict(tessella=__version__)
@@ -55,6 +56,8 @@ def hardware(device: str) -> str:
 
 def other_versions() -> str:
     """Return the names and versions of other installed packages that affect benchmarks, as text."""
+    from importlib import metadata
+
     packages = []
     for name in ("timm", "openvino", "nncf", "onnxruntime", "onnx", "triton"):
         with suppress(metadata.PackageNotFoundError):

@@ -244,7 +244,7 @@ def evaluate(
     recognized as ImageNet.
     """
     from ..evaluation.leakage import choose_images
-    from ..predictor import DEFAULT_MODEL
+    from ..weights.catalogue import DEFAULT_MODEL
 
     images, remarks = choose_images(data, models, split)
     for remark in remarks:

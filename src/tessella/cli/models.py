@@ -66,7 +66,7 @@ def info(name: str | None, as_json: bool) -> None:
     """Show a model's size, cost, input, weights, license and published accuracy."""
     from ..info import describe
     from ..info import info as model_info
-    from ..predictor import DEFAULT_MODEL
+    from ..weights.catalogue import DEFAULT_MODEL
 
     model = model_info(name or DEFAULT_MODEL)
     if as_json:
@@ -128,7 +128,8 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     """
     from ..export import check_new
     from ..export import export as write_export
-    from ..predictor import DEFAULT_MODEL, load
+    from ..predictor import load
+    from ..weights.catalogue import DEFAULT_MODEL
 
     check_new(Path(folder))
     predictor = load(

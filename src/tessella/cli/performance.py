@@ -86,7 +86,7 @@ def tune(
     All commands then use them on the CPU, unless --engine or --precision is given; `tessella doctor` lists them.
     """
     from ..performance import tune as run_tuning
-    from ..predictor import DEFAULT_MODEL
+    from ..weights.catalogue import DEFAULT_MODEL
     from ..weights.factory import create_model
 
     model = create_model(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint)
@@ -212,7 +212,7 @@ def bench(
     """Benchmark engines against each other on this machine, in alternating rounds."""
     from ..performance import BenchmarkSettings, table
     from ..performance import bench as run_benchmark
-    from ..predictor import DEFAULT_MODEL
+    from ..weights.catalogue import DEFAULT_MODEL
 
     chosen = BenchmarkSettings(
         batch_sizes=parse_numbers("--batch-size", batch),

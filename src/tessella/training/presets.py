@@ -8,9 +8,9 @@ from ..checks import checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
+from ..weights.catalogue import DEFAULT_MODEL
 from .config import TrainConfig, current_names, read_config
 
-DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model, as in predictor.py, which imports more
 Settings = dict[str, object]
 
 _DEIT: Settings = dict(  # ConViT and CrossViT were trained with the recipe of DeiT

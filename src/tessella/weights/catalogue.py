@@ -24,6 +24,7 @@ from ..arguments import suggestion
 from ..checks import checked
 from ..errors import UsageError
 
+DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model
 _HERE = Path(__file__).parent
 BUILTIN_FOLDER = _HERE / "builtin"
 PretrainedCfg = dict[str, Any]  # timm's `pretrained_cfg`, checked by `config.check_cfg`
