@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         return f"{100 * self.agreement:.1f} % same top class, cosine {self.cosine:.4f} on {self.images} images" + (
-            f", {self.decided} of them decided" if self.decided < self.images else ""
+            f", {self.decided} of them with a clear top class" if self.decided < self.images else ""
         )
 
 
