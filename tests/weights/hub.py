@@ -107,14 +107,14 @@ class FakeHub:
 
     def take_faults(self, method: str, name: str) -> dict[str, Fault]:
         """The faults for this request, used up by it: one that breaks it off, one of each other kind."""
-        taken: dict[str, Fault] = {}
+        used: dict[str, Fault] = {}
         with self.lock:
             for fault in self.faults:
                 slot = "break" if fault.kind in BREAKS else fault.kind
-                if fault.times and fault.method == method and name.endswith(fault.name) and slot not in taken:
-                    taken[slot] = fault
+                if fault.times and fault.method == method and name.endswith(fault.name) and slot not in used:
+                    used[slot] = fault
                     fault.times -= 1
-        return taken
+        return used
 
     def count(self, method: str, name: str) -> int:
         return sum(1 for verb, path, _ in self.requests if verb == method and path.endswith(name))

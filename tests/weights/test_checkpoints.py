@@ -63,7 +63,7 @@ def test_no_family_mistakes_its_own_keys_for_a_prefix(
     assert state_hash(model) == state_hash(tiny(case))
 
 
-def test_a_prefix_of_some_keys_only_is_not_removed() -> None:
+def test_a_prefix_that_only_some_keys_have_is_not_removed() -> None:
     state = {f"model.{key}": value for key, value in good_state().items()}
     state["norm.weight"] = state.pop("model.norm.weight")
     with pytest.raises(WeightsError) as error:

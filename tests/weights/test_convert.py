@@ -282,7 +282,7 @@ def test_an_unknown_layout(tmp_path: Path) -> None:
     assert "ConvMixer" in error.hint
 
 
-def test_a_missing_or_additional_or_broken_tensor(tmp_path: Path) -> None:
+def test_a_missing_additional_or_damaged_tensor(tmp_path: Path) -> None:
     arch, args = TINY["resmlp"]
     good = resmlp_original(dict(tiny("resmlp").state_dict()))
     lacking = {key: value for key, value in good.items() if key != "blocks.1.attn.bias"}

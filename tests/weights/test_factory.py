@@ -68,7 +68,7 @@ def test_a_model_by_name(name: str) -> None:
     assert "sha256" not in model.pretrained_cfg
 
 
-def test_the_own_architecture_by_name() -> None:
+def test_an_architecture_of_this_project_by_name() -> None:
     assert model_of("convmixer_256_8_ks3_p4").num_classes == 10
 
 

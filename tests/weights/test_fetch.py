@@ -75,7 +75,7 @@ def check_fetched(files: HubFiles) -> None:
 # --- what is fetched ---
 
 
-def test_both_files_of_one_commit_arrive(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
+def test_both_files_of_a_commit_are_downloaded(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     files = fetch_from(hub, tmp_path)
     check_fetched(files)
     assert files.revision == hub.repos[REPO].refs["main"]
@@ -106,7 +106,7 @@ def test_revisions(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     assert fetch_from(hub, tmp_path, revision=old).weights_path.read_bytes() == WEIGHTS
 
 
-def test_a_push_in_between_cannot_mix_commits(
+def test_files_of_different_commits_are_never_combined(
     hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verify = fetch._verify
@@ -183,7 +183,7 @@ FAULTS: dict[str, tuple[str, list[dict[str, Any]]]] = {  # name -> (error code o
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_hub_is_survived_or_reported(
+def test_errors_of_a_hub_are_handled_or_reported(
     name: str, hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault is recovered from or reported with its code in limited time, and the next call succeeds."""
@@ -291,7 +291,7 @@ def test_gated_and_private_repositories(hub: FakeHub, slept: list[float], tmp_pa
     assert caught.value.code == "hub_denied"
 
 
-def test_the_token_goes_to_the_hub_only_and_into_no_message(
+def test_the_token_is_only_sent_to_the_hub_and_not_in_messages(
     hub: FakeHub, slept: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.repos[REPO].token = SECRET
@@ -336,7 +336,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("argument", ["repo", "revision"])
-def test_unsafe_names_are_refused_before_anything_happens(
+def test_unsafe_names_are_refused_before_any_request(
     argument: str, hub: FakeHub, slept: list[float], tmp_path: Path
 ) -> None:
     for name in UNSAFE:

@@ -88,7 +88,7 @@ def test_a_saved_model_saved_again_is_the_same(tmp_path: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_labels_and_tag_go_when_the_classes_change(tmp_path: Path) -> None:
+def test_labels_and_tag_are_removed_if_the_classes_change(tmp_path: Path) -> None:
     first = save_pretrained(tiny("mixer"), tmp_path / "1", config_overrides={"label_names": list("abcde"), "tag": "x"})
     assert config_of(first)["label_names"] == list("abcde")
     assert config_of(first)["pretrained_cfg"]["tag"] == "x"
@@ -262,7 +262,7 @@ def test_a_failure_at_any_step_leaves_old_or_complete_new_files(
     assert outcomes == {NUM_CLASSES, 3, "hash_mismatch"}  # between the two files: found, not mixed
 
 
-def test_data_that_did_not_reach_the_disk_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_replaced_only_after_the_data_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomic(path, b"old")
     with monkeypatch.context() as full:
@@ -273,7 +273,7 @@ def test_data_that_did_not_reach_the_disk_replaces_nothing(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError) as error:
