@@ -24,7 +24,7 @@ def head_keys(state: State) -> set[str]:
 
 
 def fresh(case: str, **overrides: Any) -> ImageModel:
-    """The model of `case` with other weights than the golden ones."""
+    """Return the model of `case` with weights other than the golden ones."""
     model = tiny(case, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():
