@@ -119,9 +119,9 @@ def test_pytorchs_number_of_threads_is_restored() -> None:
     plan = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 2), threads=2, streams=2)
     engine = open_engine(tiny("mixer"), plan, (32, 32))
     x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = engine.run(x)
+    unsplit = engine.run(x)
     parts = list(engine.imap(x.split(2)))
-    for actual, expected in zip(zip(*parts, strict=True), whole, strict=True):
+    for actual, expected in zip(zip(*parts, strict=True), unsplit, strict=True):
         torch.testing.assert_close(torch.cat(actual), expected)
     assert torch.get_num_threads() == before
     first, second = (engine.imap(x.split(2)) for _ in range(2))  # two at the same time, the second one finishes first

@@ -56,11 +56,11 @@ def predictor() -> Predictor:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return the figures in the order in which they are drawn."""
     kept: list[Any] = []
-    whole = figures.render
+    original = figures.render
 
     def keep(figure: Any, suffix: str = ".png") -> bytes:
         kept.append(figure)
-        return whole(figure, suffix)
+        return original(figure, suffix)
 
     monkeypatch.setattr(report_figures, "render", keep)
     monkeypatch.setattr(figures, "render", keep)

@@ -97,9 +97,9 @@ def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -
     (x, _), (bank, labels) = clouds(50, 1, 1), clouds(70, 1, 2)
     cosines = l2_normalize(x) @ l2_normalize(bank).T
     order = np.argsort(-cosines, 1)[:, :5]
-    whole = neighbours(x, bank, labels, 5)
-    assert np.allclose(whole[0].numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
-    assert np.array_equal(whole[1].numpy(), labels[order])
+    unsplit = neighbours(x, bank, labels, 5)
+    assert np.allclose(unsplit[0].numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
+    assert np.array_equal(unsplit[1].numpy(), labels[order])
     assert neighbours(x, bank, labels, 500)[0].shape == (50, 70)
 
 

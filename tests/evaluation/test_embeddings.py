@@ -38,12 +38,12 @@ def test_an_image_that_crashes_the_decoder_is_one_error(data: Path, predictor: P
             return FaultySource("deadly", "", fault="segv") if index == 5 else super().source(index)
 
     images = open_labelled(data, "val")
-    whole = embed(images, predictor)
+    complete = embed(images, predictor)
     images.__class__ = Deadly
     result = embed(images, predictor)
-    assert result.errors == {"decoder_crashed": 1} | whole.errors
-    assert np.flatnonzero(result.ok != whole.ok).tolist() == [5]
-    assert np.array_equal(result.vectors[result.ok], whole.vectors[result.ok])
+    assert result.errors == {"decoder_crashed": 1} | complete.errors
+    assert np.flatnonzero(result.ok != complete.ok).tolist() == [5]
+    assert np.array_equal(result.vectors[result.ok], complete.vectors[result.ok])
 
 
 def test_embeddings_are_cached(
@@ -72,8 +72,8 @@ def test_embeddings_are_cached(
         assert not embed(set_, model, cache).cached
         assert embed(set_, model, cache).cached
         assert passes == count
-    whole = cache.read_bytes()
-    for data_ in (whole[:-40], b"", whole.replace(b"vectors", b"victors")):
+    complete = cache.read_bytes()
+    for data_ in (complete[:-40], b"", complete.replace(b"vectors", b"victors")):
         cache.write_bytes(data_)
         assert not embed(images.subset(range(9)), other, cache).cached
     assert embed(images.subset(range(9)), other, cache).cached

@@ -148,8 +148,8 @@ def test_joined_answers_equal_those_of_all_images() -> None:
     index = np.arange(100, 150)
     cuts = [slice(0, 0), slice(0, 17), slice(17, 50)]
     parts = [judge(logits[cut], labels[cut], index[cut]) for cut in cuts]
-    whole = judge(logits, labels, index)
-    for name, expected in dataclasses.asdict(whole).items():
+    unsplit = judge(logits, labels, index)
+    for name, expected in dataclasses.asdict(unsplit).items():
         np.testing.assert_array_equal(getattr(join(parts), name), expected)
     names = list("abcdefgh")
     assert as_dict(metrics_of(join(parts), names)) == as_dict(metrics(logits, labels, names))

@@ -169,12 +169,12 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
 def test_a_report_without_matplotlib_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = importlib.import_module
+    original = importlib.import_module
 
     def without(name: str, *more: Any, **rest: Any) -> Any:
         if name.partition(".")[0] == "matplotlib":
             raise ImportError(name)
-        return whole(name, *more, **rest)
+        return original(name, *more, **rest)
 
     monkeypatch.setattr("importlib.import_module", without)
     text = write(tmp_path).read_text()

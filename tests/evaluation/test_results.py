@@ -62,11 +62,11 @@ def fake_row(name: str, top1: float, rate: float) -> Evaluation:
 def test_the_plot_has_a_point_per_model(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     kept: list[Any] = []
-    whole = figures.render
+    original = figures.render
 
     def keep(figure: Any, suffix: str) -> bytes:
         kept.append(figure)
-        return whole(figure, suffix)
+        return original(figure, suffix)
 
     monkeypatch.setattr(results, "render", keep)
     data = results.draw([fake_row("a.x", 0.8, 100.0), fake_row("b.x", 0.7, 50.0), Evaluation(model="failed")], suffix)

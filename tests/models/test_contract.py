@@ -270,29 +270,29 @@ def test_unknown_output_format(case: str) -> None:
 @pytest.mark.parametrize("out_indices", [None, 1, [0], (-1, 0)])
 @pytest.mark.parametrize("norm", [False, True])
 def test_features_only(case: str, out_indices: Any, norm: bool) -> None:
-    model, whole = tiny(case), tiny(case)
+    model, complete = tiny(case), tiny(case)
     x = images(model)
-    wanted = whole.default_out_indices if out_indices is None else out_indices
-    expected = whole.forward_intermediates(x, indices=wanted, norm=norm, intermediates_only=True)
+    wanted = complete.default_out_indices if out_indices is None else out_indices
+    expected = complete.forward_intermediates(x, indices=wanted, norm=norm, intermediates_only=True)
     extractor = FeatureExtractor(model, out_indices, norm=norm)
     maps = extractor(x)
     assert_same(maps, expected)
     info = extractor.feature_info
     assert info.channels() == [part.shape[1] for part in maps]
-    assert [size_of(whole)[0] // reduction for reduction in info.reduction()] == [part.shape[2] for part in maps]
+    assert [size_of(complete)[0] // reduction for reduction in info.reduction()] == [part.shape[2] for part in maps]
     for name in info.module_name():
         extractor.model.get_submodule(name)
     count = sum(p.numel() for p in extractor.parameters())
-    assert count < sum(p.numel() for p in whole.parameters())
+    assert count < sum(p.numel() for p in complete.parameters())
 
 
 def test_features_only_removes_unused_blocks_and_computes_gradients(case: str) -> None:
-    whole, model = tiny(case), tiny(case)
+    complete, model = tiny(case), tiny(case)
     extractor = FeatureExtractor(model, [0]).train()
-    last_block = f"{whole.feature_info[-1]['module']}."
-    assert any(name.startswith(last_block) for name, _ in whole.named_parameters())
+    last_block = f"{complete.feature_info[-1]['module']}."
+    assert any(name.startswith(last_block) for name, _ in complete.named_parameters())
     assert not any(name.startswith(last_block) for name, _ in extractor.model.named_parameters())
-    extractor(images(whole))[0].square().sum().backward()
+    extractor(images(complete))[0].square().sum().backward()
     assert any(p.grad is not None for p in extractor.parameters())
 
 

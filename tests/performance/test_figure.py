@@ -40,12 +40,12 @@ def test_a_plot_that_cannot_be_drawn_is_a_warning(
 
 
 def test_a_figure_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
+    original = builtins.__import__
 
     def without(name: str, *more: Any, **rest: Any) -> Any:
         if name.partition(".")[0] == "matplotlib":
             raise ImportError(name)
-        return whole(name, *more, **rest)
+        return original(name, *more, **rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setattr("importlib.import_module", without)

@@ -153,12 +153,12 @@ def test_a_renamed_runtime_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     """onnxruntime-gpu provides the module onnxruntime, but no distribution of that name."""
     from importlib import metadata
 
-    whole = metadata.version
+    original = metadata.version
 
     def version(name: str) -> str:
         if name == "onnxruntime":
             raise metadata.PackageNotFoundError(name)
-        return whole(name)
+        return original(name)
 
     monkeypatch.setattr(metadata, "version", version)
     assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"

@@ -308,8 +308,8 @@ class Exploding:
 def test_bad_npz_files(tmp_path: Path) -> None:
     good = mixer_original(dict(tiny("mixer").state_dict()), linen=True, second_norm=1)
     np.savez(tmp_path / "good.npz", **good)
-    whole = (tmp_path / "good.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    complete = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(complete[: len(complete) // 2])
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "page.npz").write_bytes(b"<!doctype html><title>404</title>" * 9)
     np.savez(tmp_path / "pickled.npz", **{**good, "head/bias": np.array([Exploding()], dtype=object)})
