@@ -32,10 +32,10 @@ from end_to_end import FIVE, model_alone
 from peers import timm_importable
 
 import tessella
+from tessella.bulk import RunSettings, run
 from tessella.bulk.manifest import Manifest, write_manifest
-from tessella.bulk.runner import run
 from tessella.data.names import IMAGE_SUFFIXES
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.engine import make_plan
 from tessella.machine import hardware
 from tessella.performance.candidates import load_case
@@ -51,7 +51,7 @@ def from_run(source: Path, folder: Path, predictor: Predictor, shard_rows: int =
     """Return the seconds of a run, and its summary."""
     out = Path(tempfile.mkdtemp(dir=folder))
     begin = time.perf_counter()
-    summary = run([str(source)], out, predictor, processes=PROCESSES, shard_rows=shard_rows)
+    summary = run([str(source)], out, predictor, RunSettings(processes=PROCESSES, shard_rows=shard_rows))
     return time.perf_counter() - begin, summary
 
 
@@ -217,15 +217,15 @@ FIELDS = ("part", "what", "images", "rounds", "seconds", "images_per_second", "s
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="scripts/bench bulk", description=__doc__.splitlines()[0])
-    parser.add_argument("archive", type=Path)
+    parser.add_argument("archive", type=Path, help=".tar file with JPEG photographs")
     parser.add_argument("--odd", type=Path)
     parser.add_argument("--parts", default="loader,odd,memory,share,listing")
-    parser.add_argument("--models", nargs="+", default=list(FIVE))
+    parser.add_argument("--models", nargs="+", default=list(FIVE), metavar="NAME", help="models to measure")
     parser.add_argument("--seconds", type=float, default=30, help="seconds per round of the model alone, for share")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--times", type=int, default=10, help="copies of each photograph, for loader")
     parser.add_argument("--engine", default="openvino", help="another engine for the built-in model, for loader")
-    parser.add_argument("--limit", type=int, help="greatest number of photographs")
+    parser.add_argument("--limit", type=int, help="maximum number of photographs")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the listing")
     args = parser.parse_args()
     version = ".".join(torch.__version__.split(".")[:2])

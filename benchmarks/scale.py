@@ -17,15 +17,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from table import write_table
 
+from tessella.bulk import RunEvent, RunSettings, ShardFinished, run
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.ray.driver import LOCAL, Cluster
-from tessella.bulk.runner import run
 from tessella.predictor import load
 
 ROWS = 1_000_000_000
@@ -113,12 +112,12 @@ def _times(folder: Path, cluster: Cluster | None) -> list[float]:
     predictor = load(device="cpu")
     began = time.perf_counter()
 
-    def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "shard":
+    def watch(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
             times.append(time.perf_counter() - began)
 
     out = folder / ("local" if cluster is None else "ray")
-    run([f"{folder}/*.png"], out, predictor, shard_rows=SMALL, cluster=cluster, watch=watch)
+    run([f"{folder}/*.png"], out, predictor, RunSettings(shard_rows=SMALL), cluster=cluster, on_event=watch)
     return times
 
 

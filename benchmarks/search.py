@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 from table import RESULTS, write_table
 
-from tessella.bulk import runner as bulk
-from tessella.bulk import shards
+from tessella.bulk import run_folder, shards
 from tessella.bulk.ledger import Ledger, Shard
-from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
+from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.datasets import open_labelled
 from tessella.data.isolated.protocol import Decoded
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.evaluation.embeddings import embed
 from tessella.predictor import DEFAULT_MODEL, load
 from tessella.results import Record, l2_normalize
@@ -57,7 +56,7 @@ def make_run(out: Path, vectors_ND: Floats) -> int:
     facts = dict(fingerprint="0" * 16, model="synthetic", transform="exact", policy="tessella", precision="float32",
                  labels=[], top=0, dtype="float16", width=WIDTH, shard_rows=SHARD_ROWS, rows=count,
                  manifest=digest)  # fmt: skip
-    bulk.write_facts(out / RUN, facts)
+    run_folder.write_facts(out / run_folder.RUN, facts)
     written = 0
     with Ledger(out, new=True) as ledger:
         for number, start in enumerate(range(0, count, SHARD_ROWS)):
@@ -77,7 +76,7 @@ def index(count: int, queries: int) -> list[dict[str, Any]]:
         out = Path(folder) / "run"
         shard_bytes = make_run(out, clustered(count, 1))
         built = build_index(out, log=print)
-        table, seal = open_table(out / HOME, bulk.read_run(out))
+        table, seal = open_table(out / HOME, run_folder.read_run(out))
 
         def lancedb_scan(query_D: Floats) -> Any:
             query = table.search(query_D, vector_column_name="vector").distance_type("cosine").bypass_vector_index()
@@ -137,14 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--labelled", metavar="DATA", help="labelled images, as for `tessella train`")
-    parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL])
-    parser.add_argument("--limit", type=int, help="greatest number of labelled images")
+    parser.add_argument("--labelled", metavar="DATA", help="labeled images, as for `tessella train`")
+    parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL], metavar="NAME", help="models to measure")
+    parser.add_argument("--limit", type=int, help="maximum number of labeled images")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    write_table("search", index(given.rows, given.queries), given.out)
-    if given.labelled:
-        write_table("retrieval", models(given.models, given.labelled, given.limit), given.out)
+    args = parser.parse_args()
+    write_table("search", index(args.rows, args.queries), args.out)
+    if args.labelled:
+        write_table("retrieval", models(args.models, args.labelled, args.limit), args.out)
 
 
 if __name__ == "__main__":

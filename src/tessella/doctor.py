@@ -38,9 +38,11 @@ def examine() -> list[Choice]:
         Choice("python", platform.python_version(), f"{platform.system()} {platform.machine()}"),
         Choice("tessella", metadata.version("tessella"), "installed"),
     ]
-    rows += [Choice(package, _version(package), "needed") for package in NEEDED]
+    rows += [Choice(package, _version(package), "required") for package in NEEDED]
     rows += [Choice(package, _version(package), f"optional: {use}") for package, use in OPTIONAL.items()]
-    rows.append(Choice("vector units", torch.backends.cpu.get_cpu_capability(), "what PyTorch uses of this CPU"))
+    rows.append(
+        Choice("instruction set", torch.backends.cpu.get_cpu_capability(), "the one that PyTorch uses on this CPU")
+    )
     native = has_native_bfloat16("cpu")
     why = "faster than float32" if native else "not faster: this CPU computes in float32 and rounds the results"
     rows.append(Choice("bfloat16", "native" if native else "emulated", why))
@@ -82,5 +84,5 @@ def _hub() -> Choice:
 
     if constants.HF_HUB_OFFLINE:
         return Choice("model hub", "offline", "HF_HUB_OFFLINE is set: only weights in the cache are used")
-    why = "HF_ENDPOINT is set" if os.environ.get("HF_ENDPOINT") else "huggingface_hub's default"
-    return Choice("model hub", constants.ENDPOINT, f"{why}; not contacted now")
+    why = "HF_ENDPOINT is set" if os.environ.get("HF_ENDPOINT") else "the default of huggingface_hub"
+    return Choice("model hub", constants.ENDPOINT, f"{why}; not contacted by this command")

@@ -1,6 +1,6 @@
 """One family of exceptions: every error that a user can cause has a fixed code and a hint.
 
-The code decides the exit status of the command line and the HTTP status of the server, so that callers can branch on
+The code determines the exit status of the command line and the HTTP status of the server, so that callers can branch on
 `error.code` and never have to parse a message. Messages may contain file names and both sides of a mismatch. A network
 client gets `public_text(code)` instead, which is fixed for each code and reveals nothing about this machine.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a code stands for: the statuses and the text for network clients."""
+    """The meaning of a code: the statuses and the text for network clients."""
 
     exit_code: int
     http_status: int
@@ -36,10 +36,10 @@ CODES: dict[str, Kind] = {
     # images
     "not_found": Kind(3, 404, "no such input"),
     "unreadable": Kind(3, 422, "the input could not be read"),
-    "empty": Kind(3, 422, "the input has no bytes"),
+    "empty": Kind(3, 422, "the input is empty"),
     "unsupported_format": Kind(3, 415, "the image format is not supported"),
-    "corrupt_image": Kind(3, 422, "the image is damaged or cut off"),
-    "corrupt_archive": Kind(3, 422, "the archive or table is damaged or cut off"),
+    "corrupt_image": Kind(3, 422, "the image is damaged or truncated"),
+    "corrupt_archive": Kind(3, 422, "the archive or table is damaged or truncated"),
     "changed_input": Kind(3, 409, "the input has changed since it was listed"),
     "special_file": Kind(3, 422, "the input is neither a regular file nor a folder"),
     "too_many_bytes": Kind(3, 413, "the image file is larger than the limit"),
@@ -51,7 +51,7 @@ CODES: dict[str, Kind] = {
     "timeout": Kind(3, 422, "decoding the image took longer than allowed"),
     "bad_array": Kind(3, 422, "the array does not have the layout of an image"),
     # weights
-    "truncated": Kind(4, 500, "the weight file is cut off or has extra bytes at its end"),
+    "truncated": Kind(4, 500, "the weight file is truncated or has extra bytes at its end"),
     "bad_format": Kind(4, 500, "the weight file is not a valid file of its format"),
     "not_weights": Kind(4, 500, "the file does not contain model weights"),
     "unsafe_format": Kind(4, 500, "the weight file has a format that can run code"),
@@ -128,7 +128,7 @@ class TrainingError(TessellaError, RuntimeError):
 
 
 class RunError(TessellaError, RuntimeError):
-    """A bulk run stopped; its finished shards are intact, and it can be resumed with the others."""
+    """A bulk run stopped; its finished shards are intact, and it can be resumed."""
 
 
 class OutputError(TessellaError, RuntimeError):

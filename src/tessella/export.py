@@ -60,5 +60,5 @@ def check_new(folder: Path) -> None:
         raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror}") from None
     if occupied:
         raise UsageError(
-            "bad_argument", f"{str(folder)!r} exists already", hint="give a new folder, or remove this one"
+            "bad_argument", f"{str(folder)!r} already exists", hint="give a new folder, or remove this one"
         )

@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of a
         (Paper("ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", 2021, "2103.10697"),),
     ),
     "mixer": ("MLP-Mixer", (MIXER_PAPER,)),
-    # has no paper: the model of the first one with the gates of the second one
+    # has no paper of its own: the model of the first paper with the gates of the second
     "gmixer": ("gMixer", (MIXER_PAPER, Paper("GLU Variants Improve Transformer", 2020, "2002.05202"))),
     "resmlp": (
         "ResMLP",
@@ -130,7 +130,7 @@ def _inspect(name: str) -> ModelInfo:
 
 
 def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, sources: tuple[str, ...]) -> ModelInfo:
-    """facts: a row of the table of costs; cfg: the checkpoint's config."""
+    """Return the ModelInfo from a row of the table of costs and the checkpoint's config."""
     family, papers = FAMILIES[arch.partition("_")[0]]
     channels, height, width = facts["input_size"]
     recipe: PretrainedCfg = {**resolve_data_config(pretrained_cfg=cfg), "input_size": (channels, height, width)}
@@ -157,7 +157,7 @@ def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, source
 
 
 def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
-    """Yield the facts as (label, text) rows for people to read."""
+    """Yield the facts as (label, text) rows for display."""
     cost, (channels, height, width) = model.cost, model.input_size
     default = f" (the default of {model.architecture})" if model.tag_is_default else ""
     yield "model", model.name + default
@@ -167,7 +167,7 @@ def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{_in_units(cost.params, 1e6)} M"
     yield "cost per image", _figures(cost.macs, cost.activations)
     yield (
-        "as model cards count",
+        "cost on model cards",
         f"{_figures(cost.card_macs, cost.card_activations)}; with norms, without padding='same' convolutions",
     )
     yield "input", f"{channels} x {height} x {width} (channels, height, width)"
@@ -175,9 +175,9 @@ def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "mean", ", ".join(f"{value:g}" for value in model.mean)
     yield "std", ", ".join(f"{value:g}" for value in model.std)
     yield "classes", str(model.num_classes)
-    yield "embedding", f"{model.embedding_width} numbers"
+    yield "embedding", f"{model.embedding_width} dimensions"
     yield "weights", ", ".join(model.sources) or "none published"
-    yield "licence", model.licence or "not stated"
+    yield "license", model.licence or "not stated"
     for dataset, figures in model.accuracy.items():
         yield (
             f"accuracy, {dataset}",

@@ -1,4 +1,4 @@
-"""Read and write files safely: opening regular files, atomic writes, hashes, and locks of folders.
+"""Read and write files safely: opening regular files, atomic writes, hashes, sealed JSON, and locks of folders.
 
 After a crash, a file is either the old one or the complete new one. Only regular files are replaced: for a symbolic
 link the target is replaced, and data for a device, a pipe or an open descriptor (/dev/null, /dev/stdout, /dev/fd/3) is
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .checks import checked
 from .errors import OutputError, UsageError
 from .extras import need_pyarrow
+from .text import any_of
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -155,16 +157,16 @@ def _special(path: Path) -> IO[bytes] | None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """Return the open descriptor that `path` stands for, directly or through links (/dev/stdout, /dev/fd/3)."""
-    here = os.path.abspath(path)  # noqa: PTH100 - links must not be resolved
+    """Return the open descriptor that `path` refers to, directly or through links (/dev/stdout, /dev/fd/3)."""
+    current = os.path.abspath(path)  # noqa: PTH100 - links must not be resolved
     for _ in range(_MOST_LINKS):
-        folder, name = os.path.split(here)
-        here = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
-        if (match := _DESCRIPTOR.fullmatch(here)) and match[1] in (None, str(os.getpid())):
+        folder, name = os.path.split(current)
+        current = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
+        if (match := _DESCRIPTOR.fullmatch(current)) and match[1] in (None, str(os.getpid())):
             return int(match[2])
-        if not os.path.islink(here):  # noqa: PTH114
+        if not os.path.islink(current):  # noqa: PTH114
             return None
-        here = os.path.join(os.path.dirname(here), os.readlink(here))  # noqa: PTH115, PTH118, PTH120
+        current = os.path.join(os.path.dirname(current), os.readlink(current))  # noqa: PTH115, PTH118, PTH120
     return None
 
 
@@ -213,9 +215,7 @@ def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise UsageError(
-            "bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {' or '.join(suffixes)}"
-        )
+        raise UsageError("bad_argument", f"cannot write {path.name!r}", hint=f"use a name ending in {any_of(suffixes)}")
     if path.suffix.lower() == ".parquet":
         need_pyarrow()
     try:
@@ -245,18 +245,61 @@ def create_output_folder(folder: str | Path) -> Path:
         raise OutputError(
             "output_failed",
             f"the folder {str(folder)!r} could not be created: {error.strerror}",
-            hint="choose another one",
+            hint="choose another folder",
         ) from None
     return folder
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
+_HASHED_AT_ONCE = 4  # files
+
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a regular file in hexadecimal digits; raises the errors of `open_regular`."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_files(folder: Path, files: Mapping[str, Sequence[int | str]]) -> Iterator[str]:
+    """Yield the names of files below `folder` that are missing or differ from their recorded [size, SHA-256].
+
+    Several files are hashed at the same time. An unreadable file is damaged, too.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def is_intact(name: str) -> bool:
+        size, digest = files[name]
+        path = folder / name
+        try:
+            return path.stat().st_size == size and file_hash(path) == digest
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        yield from (name for name, intact in zip(files, pool.map(is_intact, files), strict=True) if not intact)
+
+
+# --- sealed JSON ------------------------------------------------------------------------------------------------------
+
+
+def json_hash(values: Mapping[str, object]) -> str:
+    """Return the SHA-256 (hex) of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_bytes(values: Mapping[str, object], key: str) -> bytes:
+    """Return a JSON file of `values` that also holds their hash, under `key`."""
+    return (json.dumps({**values, key: json_hash(values)}, indent=1) + "\n").encode()
+
+
+def read_sealed(path: Path, key: str) -> dict[str, Any] | None:
+    """Read a JSON file written by `sealed_bytes`; None if it is missing or does not match its hash."""
+    try:
+        values = json.loads(read_regular(path))
+        return values if values.pop(key) == json_hash(values) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------

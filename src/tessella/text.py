@@ -1,4 +1,4 @@
-"""Convert text at the borders of the package: file names that are not UTF-8, and untrusted text for display.
+"""Convert text at the boundaries of the package: file names that are not UTF-8, and untrusted text for display.
 
 Inside the package, names are in the form of `os.fsdecode`: bytes that are not UTF-8 are lone surrogates, which no file,
 table or terminal accepts. `escape` converts a name to valid UTF-8, and `unescape` restores it.
@@ -10,7 +10,7 @@ import html
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
@@ -44,7 +44,7 @@ def unescape(text: str) -> str:
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8 of a text in which bytes of file names that are not UTF-8 are written as `\\xNN`.
+    """Return a text as UTF-8; bytes of file names that are not UTF-8 are written as `\\xNN`.
 
     Unlike `escape`, backslashes are not doubled: for files that people read.
     """
@@ -82,6 +82,11 @@ def _visible(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def count_of(count: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2,000 images"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def html_text(value: object) -> str:
     """Return text for an HTML page: escaped, without control characters."""
     return html.escape(printable(str(value)))
@@ -92,3 +97,9 @@ def html_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> st
     head = "".join(f"<th>{html_text(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def any_of(words: Sequence[str]) -> str:
+    """Return the words as alternatives: "a", "a or b", "a, b or c"."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last

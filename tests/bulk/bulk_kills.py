@@ -1,7 +1,7 @@
-"""Bulk runs, and their index, that are killed at random and go on: 30 kills in the tests, many in a soak.
+"""Kill bulk runs and builds of their index at random moments, and resume them: 30 kills in the tests, many in a soak.
 
-`scripts/soak run --kills 300 --rows 20000 --out FILE` writes what happened. Every process is a real one, SIGKILL comes
-at any moment: while inputs are listed, in the middle of a shard, between a file and its entry.
+`scripts/soak run --kills 300 --rows 20000 --out FILE` writes the counts. The processes are real, and SIGKILL comes at
+any moment: while inputs are listed, in the middle of a shard, between a file and its entry.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from tessella.bulk import RunSettings, run
 from tessella.bulk.ledger import Ledger
-from tessella.bulk.runner import run
 from tessella.engine import make_plan
 from tessella.predictor import Predictor
 from tessella.search.index import build_index
 
 from ..models.tiny import tiny
 from ..soak import write_figures
-from .runs import indexed, truth
+from .runs import expected_rows, indexed
 
 SHARD_ROWS = 32
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -41,7 +41,7 @@ CONTEXT.set_forkserver_preload(["tests.bulk.bulk_kills", "tests.training.kills",
 
 
 def make_rows(path: Path, count: int) -> Path:
-    """A Parquet file of small images, one in twenty of them damaged."""
+    """Write a Parquet file of small images, of which one in twenty is damaged."""
     rng = np.random.default_rng(0)
     images = []
     for i in range(count):
@@ -63,7 +63,7 @@ def tiny_predictor() -> Predictor:
 
 
 def run_tiny(data: Path, out: Path, shard_rows: int = SHARD_ROWS) -> None:
-    run([str(data)], out, tiny_predictor(), shard_rows=shard_rows, processes=1)
+    run([str(data)], out, tiny_predictor(), RunSettings(shard_rows=shard_rows, processes=1))
 
 
 def _start(target: Callable[..., object], *arguments: Any) -> BaseProcess:
@@ -77,7 +77,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def finished(out: Path) -> int:
-    """Shards in the ledger."""
+    """Return the number of shards in the ledger."""
     if not (out / "run.json").is_file():
         return 0
     with Ledger(out) as ledger:
@@ -87,69 +87,69 @@ def finished(out: Path) -> int:
 def killed_and_whole(
     data: Path, folder: Path, kills: int, seed: int = 0, shard_rows: int = SHARD_ROWS
 ) -> dict[str, Any]:
-    """Kill `kills` times, starting anew when a run has reached its end; each end must be that of the whole, bit by bit.
+    """Kill a run `kills` times; start again when it is complete. Every complete run must equal an uninterrupted one.
 
-    Returns counts, and the most shards that were finished and not there afterwards.
+    Return counts, and the largest number of finished shards that were missing afterwards.
     """
-    chance = random.Random(seed)
-    whole, cut = folder / "whole", folder / "cut"
-    process = _start(run_tiny, data, whole, shard_rows)
-    while process.is_alive() and not whole.exists():
+    rng = random.Random(seed)
+    uninterrupted, out = folder / "whole", folder / "cut"
+    process = _start(run_tiny, data, uninterrupted, shard_rows)
+    while process.is_alive() and not uninterrupted.exists():
         time.sleep(0.002)  # the fork server imports PyTorch first
-    began = time.monotonic()
+    start = time.monotonic()
     process.join(600)
     assert process.exitcode == 0
-    takes = time.monotonic() - began
-    expected, rows = contents(whole), pq.ParquetFile(data).metadata.num_rows
+    seconds = time.monotonic() - start
+    expected, rows = contents(uninterrupted), pq.ParquetFile(data).metadata.num_rows
     facts = dict(kills=0, while_listing=0, while_writing=0, ends=0, byte_equal=0, lost=0)
     while True:  # until a run has ended after the last kill
-        before = finished(cut)
-        process = _start(run_tiny, data, cut, shard_rows)
+        before = finished(out)
+        process = _start(run_tiny, data, out, shard_rows)
         if facts["kills"] < kills:
-            process.join(chance.uniform(0, takes / 2))  # the next one goes on: any moment of the whole is reached
+            process.join(rng.uniform(0, seconds / 2))  # the next one resumes, so that every moment can be hit
             if process.is_alive():
                 process.kill()
                 process.join()
                 facts["kills"] += 1
-                facts["while_listing"] += not (cut / "run.json").exists()
-                facts["while_writing"] += any((cut / "shards").glob(".*.tmp"))
-                facts["lost"] = max(facts["lost"], before - finished(cut))
+                facts["while_listing"] += not (out / "run.json").exists()
+                facts["while_writing"] += any((out / "shards").glob(".*.tmp"))
+                facts["lost"] = max(facts["lost"], before - finished(out))
                 continue
         process.join(600)
         assert process.exitcode == 0, f"a resumed run ended with {process.exitcode}"
         facts["ends"] += 1
-        assert contents(cut) == expected
-        assert sorted(path.name for path in cut.iterdir()) == sorted(path.name for path in whole.iterdir())
-        assert finished(cut) == len(expected)
-        assert json.loads((cut / "summary.json").read_text())["rows"] == rows
+        assert contents(out) == expected
+        assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in uninterrupted.iterdir())
+        assert finished(out) == len(expected)
+        assert json.loads((out / "summary.json").read_text())["rows"] == rows
         facts["byte_equal"] += 1
         print(json.dumps(facts), flush=True)
         if facts["kills"] >= kills:
             return facts
-        shutil.rmtree(cut)
+        shutil.rmtree(out)
 
 
 def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
-    """The index of a run, built again and again by processes that are killed: what the shards are, after each end."""
-    chance = random.Random(seed)
-    expected = truth(out)
+    """Build the index of a run repeatedly and kill the builders; every complete index must match the shards."""
+    rng = random.Random(seed)
+    expected = expected_rows(out)
     facts = dict(kills=0, ends=0, equal=0)
-    takes = 0.0  # seconds of the last that began anew and was left alone; the first also waits for imports
+    seconds = 0.0  # of the last complete build from nothing; the first also waits for imports
     while True:
-        began, anew = time.monotonic(), not (out / "index").exists()
+        start, is_new = time.monotonic(), not (out / "index").exists()
         process = _start(build_index, out)
-        if takes and facts["kills"] < kills:
-            process.join(chance.uniform(0, takes))
+        if seconds and facts["kills"] < kills:
+            process.join(rng.uniform(0, seconds))
             if process.is_alive():
                 process.kill()
                 process.join()
                 facts["kills"] += 1
-                if chance.random() < 0.7:  # another one goes on with what this one has left, and may be killed too
+                if rng.random() < 0.7:  # another one resumes what this one has left, and may be killed, too
                     continue
-                anew, process = False, _start(build_index, out)
+                is_new, process = False, _start(build_index, out)
         process.join(600)
         assert process.exitcode == 0, f"a builder ended with {process.exitcode}"
-        takes = time.monotonic() - began if anew else takes
+        seconds = time.monotonic() - start if is_new else seconds
         facts["ends"] += 1
         assert indexed(out) == expected
         facts["equal"] += 1
@@ -166,12 +166,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         data = make_rows(Path(folder) / "rows.parquet", args.rows)
         size = max(SHARD_ROWS, args.rows // 80 // 16 * 16)  # whole batches
         facts = killed_and_whole(data, Path(folder), args.kills, args.seed, size)
         facts["index"] = killed_indexes(Path(folder) / "whole", args.kills, args.seed)
-    facts |= dict(rows=args.rows, shard_rows=size, seconds=round(time.monotonic() - began))
+    facts |= dict(rows=args.rows, shard_rows=size, seconds=round(time.monotonic() - start))
     print(json.dumps(facts))
     write_figures(args.out, "SIGKILL at random moments of a bulk run; D-1", facts, seed=args.seed)

@@ -1,4 +1,4 @@
-"""A run on two nodes of Ray of which an actor, the process that uses Ray, the driver or a node is killed at random.
+"""Kill an actor, the process that uses Ray, the driver or a node of a run on two Ray nodes at random moments.
 
 `scripts/soak cluster --kills 50 --out FILE` writes what happened; the tests kill each of them once.
 """
@@ -21,32 +21,32 @@ from tessella.bulk.ledger import Ledger
 
 from ..soak import write_figures
 from .bulk_kills import contents, make_rows
-from .cluster_runs import ROWS, WAIT, finished, make_here, running, start_driver, start_nodes, until
+from .cluster_runs import ROWS, WAIT, finished, run_locally, running, start_driver, start_nodes, wait_until
 
 TARGETS = dict(actor=8, scheduler=4, driver=4, node=1)  # how often each is chosen
 
 
-def kill(target: str, driver: Popen[str], nodes: dict[str, Any], chance: random.Random) -> bool:
-    """False where there is no such process at this moment."""
+def kill(target: str, driver: Popen[str], nodes: dict[str, Any], rng: random.Random) -> bool:
+    """Kill a process; return False if there is none of this kind."""
     if target == "driver":
         driver.kill()
         return True
     if target == "node":
-        found = {nodes.pop("raylet")} if "raylet" in nodes else set()
+        pids = {nodes.pop("raylet")} if "raylet" in nodes else set()
     else:
-        found = running("MapWorker" if target == "actor" else "tessella.bulk.ray.scheduler")
-    if found:
-        os.kill(chance.choice(sorted(found)), signal.SIGKILL)
-    return bool(found)
+        pids = running("MapWorker" if target == "actor" else "tessella.bulk.ray.scheduler")
+    if pids:
+        os.kill(rng.choice(sorted(pids)), signal.SIGKILL)
+    return bool(pids)
 
 
 def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill `kills` processes, starting anew when a run has reached its end; each end must be that of a local run."""
-    chance = random.Random(seed)
-    whole, out = folder / "whole", folder / "cut"
-    make_here(data, whole)
-    expected = contents(whole)
-    with Ledger(whole) as ledger:
+    """Kill `kills` processes; start again when a run is complete. Every complete run must equal a local one."""
+    rng = random.Random(seed)
+    local_run, out = folder / "whole", folder / "cut"
+    run_locally(data, local_run)
+    expected = contents(local_run)
+    with Ledger(local_run) as ledger:
         entries = ledger.finished()
     facts: dict[str, Any] = dict(kills=dict.fromkeys(TARGETS, 0), ends=0, byte_equal=0)
     cluster, nodes = start_nodes()
@@ -56,11 +56,11 @@ def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
         expecting = {0}
         while sum(facts["kills"].values()) < kills:
             try:
-                driver.wait(chance.uniform(4, 14))
+                driver.wait(rng.uniform(4, 14))
                 break
             except TimeoutExpired:
-                (target,) = chance.choices(list(TARGETS), list(TARGETS.values()))
-            if not kill(target, driver, nodes, chance):
+                (target,) = rng.choices(list(TARGETS), list(TARGETS.values()))
+            if not kill(target, driver, nodes, rng):
                 continue
             facts["kills"][target] += 1
             print(json.dumps(dict(target=target, finished=len(finished(out)))), flush=True)
@@ -69,9 +69,9 @@ def trials(data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 break
         if len(finished(out)) == len(entries):
             expecting.add(0)  # it may have been at its end
-        said, _ = driver.communicate(timeout=3 * WAIT)
-        assert driver.returncode in expecting, (driver.returncode, said)
-        until(lambda: not running("MapWorker") | running("tessella.bulk.ray.scheduler"))
+        output, _ = driver.communicate(timeout=3 * WAIT)
+        assert driver.returncode in expecting, (driver.returncode, output)
+        wait_until(lambda: not running("MapWorker") | running("tessella.bulk.ray.scheduler"))
         assert len(finished(out)) >= before  # none lost
         if driver.returncode == 0:
             facts["ends"] += 1
@@ -94,10 +94,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         data = make_rows(Path(name) / "rows.parquet", ROWS)
         facts = trials(data, Path(name), args.kills, args.seed)
-    facts |= dict(rows=ROWS, nodes=2, seconds=round(time.monotonic() - began))
+    facts |= dict(rows=ROWS, nodes=2, seconds=round(time.monotonic() - start))
     what = "SIGKILL at random moments of a run on two nodes of Ray on one machine; D-8"
     write_figures(args.out, what, facts, seed=args.seed)

@@ -1,4 +1,4 @@
-"""What the tests of clusters start as processes: nodes of Ray, and drivers of a run on them."""
+"""Processes for the tests of clusters: Ray nodes, and drivers of a run on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tessella.bulk.ray.driver import Cluster
-from tessella.bulk.runner import run
+from tessella.bulk import Cluster, RunSettings, run
 from tessella.errors import TessellaError
 from tessella.predictor import Predictor
 
@@ -23,12 +22,12 @@ ROWS = 640
 SHARD_ROWS = 16  # a batch: fewer cannot be
 ROW_SECONDS = 0.02  # so that a run lasts long enough to be killed in
 MARK = secrets.token_hex(8)  # in the environment of all that is started here
-WAIT = 120.0  # seconds, for what takes five where there is nothing beside it
+WAIT = 120.0  # seconds, for what takes five on an idle machine
 ROOT = Path(__file__).parents[2]
 
 
 def slow() -> Predictor:
-    """The tiny model, with the same numbers at leisure."""
+    """Return the tiny model, slowed down; its numbers are the same."""
     predictor = tiny_predictor()
     decoded_outputs = predictor.decoded_outputs
 
@@ -42,55 +41,55 @@ def slow() -> Predictor:
 
 
 def other() -> Predictor:
-    """A model of the same shape that decodes as timm does."""
+    """Return a predictor with another fingerprint: it decodes as timm does."""
     predictor = tiny_predictor()
     return Predictor(predictor.model, name="tiny", plan=predictor.plan, policy="timm")
 
 
-def make_here(data: Path, out: Path) -> None:
-    """The run made by this process, without Ray."""
-    run([str(data)], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1)
+def run_locally(data: Path, out: Path) -> None:
+    """Run in this process, without Ray."""
+    run([str(data)], out, tiny_predictor(), RunSettings(shard_rows=SHARD_ROWS, processes=1))
 
 
-def start(*arguments: str, **more: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    kept |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
-    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited |= dict(TESSELLA_MARK=MARK, OMP_NUM_THREADS="1", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    inherited["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     return subprocess.Popen(
-        [sys.executable, *arguments], env=kept | more, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+        [sys.executable, *arguments], env=inherited | environment, cwd=ROOT, text=True, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )  # fmt: skip
 
 
 def running(name: str = "") -> set[int]:
-    """Processes that were started here and are alive, whoever their parent is; name: a part of their command."""
-    found = set()
+    """Return the live processes that these tests started, at any depth. name: part of the command."""
+    pids = set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"TESSELLA_MARK={MARK}".encode() in (place / "environ").read_bytes()
             if ours and name.encode() in (place / "cmdline").read_bytes():
-                found.add(int(place.name))
+                pids.add(int(place.name))
         except OSError:  # gone, or another user's
             continue
-    return found
+    return pids
 
 
-def until(true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    began = time.monotonic()
-    while not true():
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    start_time = time.monotonic()
+    while not condition():
         assert process is None or process.poll() is None, f"ended with {process.returncode}"
-        assert time.monotonic() - began < WAIT
+        assert time.monotonic() - start_time < WAIT
         time.sleep(0.02)
 
 
-def start_driver(data: Path, out: Path, address: str, *load: str, **more: str) -> subprocess.Popen[str]:
-    return start("-m", "tests.bulk.cluster_runs", str(data), str(out), address, *load, **more)
+def start_driver(data: Path, out: Path, address: str, *load: str, **environment: str) -> subprocess.Popen[str]:
+    return start("-m", "tests.bulk.cluster_runs", str(data), str(out), address, *load, **environment)
 
 
 def start_nodes() -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """Two nodes, which end when the process is told to; their address, token and the process of the second one."""
+    """Start two nodes, which end with the process; return it, and their address, token and second process."""
     token = secrets.token_hex(32)
-    # a node is dead when nothing has answered for 3 seconds, not for 15
+    # a node counts as dead after 3 seconds without an answer instead of 15
     quick = dict(RAY_health_check_period_ms="1000", RAY_health_check_failure_threshold="3")
     process = start("-m", "tests.bulk.cluster_runs", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **quick)
     assert process.stdout
@@ -101,17 +100,23 @@ def start_nodes() -> tuple[subprocess.Popen[str], dict[str, Any]]:
 
 
 def drive(data: str, out: str, address: str, load: str = "slow") -> None:
-    """A driver; ends as the command would."""
+    """Be a driver; end with the exit status of the command line."""
     loads = dict(slow=slow, other=other)
     try:
-        run([data], out, tiny_predictor(), shard_rows=SHARD_ROWS, processes=1, cluster=Cluster(loads[load], address))
+        run(
+            [data],
+            out,
+            tiny_predictor(),
+            RunSettings(shard_rows=SHARD_ROWS, processes=1),
+            cluster=Cluster(loads[load], address),
+        )
     except TessellaError as error:
         print(json.dumps(dict(code=error.code, message=error.message)), flush=True)
         sys.exit(error.exit_code)
 
 
 def nodes() -> None:
-    """Two nodes of one core each; says address and the second one's process, and ends them when its input ends."""
+    """Run two nodes of one core each until stdin ends; print their address and the process of the second."""
     from ray.cluster_utils import Cluster as Nodes
 
     settings: dict[str, Any] = dict(num_cpus=1, object_store_memory=80_000_000)
@@ -124,7 +129,7 @@ def nodes() -> None:
 
 
 def finished(out: Path) -> list[int]:
-    """Numbers of shards as they were entered."""
+    """Return the numbers of the shards in the order in which they were recorded."""
     try:
         return [json.loads(line)["id"] for line in (out / "log.jsonl").read_text().splitlines()]
     except OSError:

@@ -1,8 +1,8 @@
-"""Every call with which a bulk run changes its folder, by name; at one of them a disk fails or the process dies.
+"""Make the disk fail, or kill the process, at any call with which a bulk run changes its folder.
 
-`scripts/soak faults --out FILE` goes through all of them, or with --named through one of each name, for runs of many
-rows; the tests go through a part. What is patched is the system's side (opening, writing, syncing, renaming, removing,
-SQLite's statement), in the process that runs, and nothing of ours.
+`scripts/soak faults --out FILE` tries all of them, or with --named one of each name, for runs of many rows; the tests
+try a part. Only the system's side is patched (opening, writing, syncing, renaming, removing, SQLite's statement), in
+the process that runs.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tessella.bulk.integrity import verify
 from tessella.bulk.ledger import Ledger, Shard
-from tessella.bulk.verify import verify
 from tessella.errors import TessellaError
 
 from ..soak import write_figures
 from .bulk_kills import CONTEXT, contents, finished, make_rows, run_tiny
 
 DISK = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
-KINDS = (*DISK, "short", "kill")  # short: half of what a write was given is taken, which is no error
+KINDS = (*DISK, "short", "kill")  # short: a write takes half of its data, which is no error
 
 
 class Points:
-    """The calls in their order, as "write shard-00000000.parquet"; at number `at` of them `kind` happens."""
+    """Records calls in their order, such as "write shard-00000000.parquet"; `kind` happens at call number `at`."""
 
     def __init__(self, folder: Path, at: int = -1, kind: str = ""):
         self.folder, self.at, self.kind = str(folder), at, kind
         self.names: list[str] = []
 
     def reach(self, call: str, path: Any) -> bool:
-        """True where a write is to be short."""
+        """Record a call, and cause the fault; return True if a write must be short."""
         if not os.fspath(path).startswith(self.folder):
             return False
         name = os.path.basename(path)  # noqa: PTH119
@@ -58,7 +58,7 @@ class Points:
 
 @contextmanager
 def reaching(points: Points) -> Iterator[None]:
-    """Path.open for writing, os.fsync, replace, mkdir and unlink, and the ledger's commit tell `points` first."""
+    """Report Path.open for writing, os.fsync, replace, mkdir, unlink, and the ledger's commit to `points` first."""
     really_open, commit, fsync = Path.open, Ledger.commit, os.fsync
 
     class Writer(io.FileIO):
@@ -73,7 +73,7 @@ def reaching(points: Points) -> Iterator[None]:
         buffered = io.BufferedWriter(Writer(str(path), mode.replace("b", "")))
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
 
-    def told(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def reported(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def first(path: Any, *args: Any, **kwargs: Any) -> Any:
             if call != "mkdir" or not Path(path).exists():
                 points.reach(call, path)
@@ -88,9 +88,9 @@ def reaching(points: Points) -> Iterator[None]:
     def entered(ledger: Ledger, shard: Shard) -> None:
         connection = ledger._connection
 
-        def execute(*given: Any) -> Any:
+        def execute(*arguments: Any) -> Any:
             points.reach("commit", f"{points.folder}/before entry {shard.id}")
-            return connection.execute(*given)
+            return connection.execute(*arguments)
 
         with mock.patch.object(ledger, "_connection", mock.Mock(execute=execute)):
             commit(ledger, shard)
@@ -102,7 +102,7 @@ def reaching(points: Points) -> Iterator[None]:
         stack.enter_context(mock.patch.object(os, "fsync", synced))
         stack.enter_context(mock.patch.object(Ledger, "commit", entered))
         for name in ("replace", "mkdir", "unlink"):
-            stack.enter_context(mock.patch.object(os, name, told(name, getattr(os, name))))
+            stack.enter_context(mock.patch.object(os, name, reported(name, getattr(os, name))))
         yield
 
 
@@ -116,11 +116,11 @@ def _die(data: Path, out: Path, at: int) -> None:
     run_reaching(data, out, Points(out, at, "kill"))
 
 
-def trial(data: Path, folder: Path, at: int, kind: str, whole: dict[str, bytes]) -> str:
-    """A run in which `kind` happens at call `at`, and the same run again; both must be as they should. How it ended."""
+def trial(data: Path, folder: Path, at: int, kind: str, expected: dict[str, bytes]) -> str:
+    """Run with a fault of this kind at call `at`, run again, and check both results; return how the first one ended."""
     out = folder / f"{kind} {at}"
     points = Points(out, at, kind)
-    ended = "whole"
+    ended = "complete"
     if kind == "kill":
         process = CONTEXT.Process(target=_die, args=(data, out, at))
         process.start()
@@ -132,25 +132,25 @@ def trial(data: Path, folder: Path, at: int, kind: str, whole: dict[str, bytes])
             run_reaching(data, out, points)
         except TessellaError as error:
             ended = error.code
-        assert ended == ("whole" if kind == "short" else "output_failed"), (points.names[at], ended)
+        assert ended == ("complete" if kind == "short" else "output_failed"), (points.names[at], ended)
     if (out / "run.json").exists():
         assert not verify(out).damage
     run_tiny(data, out)
-    assert contents(out) == whole
-    assert finished(out) == len(whole)
+    assert contents(out) == expected
+    assert finished(out) == len(expected)
     assert not verify(out).damage
     assert json.loads((out / "summary.json").read_text())["rows"] > 0
     return ended
 
 
 def names_of(data: Path, folder: Path, kind: str) -> list[str]:
-    """All calls of a run that nothing happens to."""
+    """Return all calls of a run without a fault."""
     out = folder / f"names {kind}"
     return run_reaching(data, out, Points(out, kind="kill" if kind == "kill" else ""))
 
 
 def one_of_each(names: list[str]) -> list[int]:
-    """Of the calls that differ by a number alone, the one in the middle."""
+    """Return the middle one of all calls that differ only by a number."""
     alike: dict[str, list[int]] = {}
     for at, name in enumerate(names):
         alike.setdefault(re.sub(r"\d+", "", name), []).append(at)
@@ -170,7 +170,7 @@ def main() -> None:
         folder = Path(name)
         data = make_rows(folder / "rows.parquet", args.rows)
         run_tiny(data, folder / "whole")
-        whole = contents(folder / "whole")
+        expected = contents(folder / "whole")
         for kind in args.kinds:
             names = names_of(data, folder, kind)
             for at in one_of_each(names) if args.named else range(len(names)):
@@ -184,12 +184,12 @@ def main() -> None:
                             kind=kind,
                             point=point,
                             call=at,
-                            ended=trial(data, folder / f"{kind} {repeat}", at, kind, whole),
+                            ended=trial(data, folder / f"{kind} {repeat}", at, kind, expected),
                         )
                     )
                 print(json.dumps(rows[-1]), flush=True)
     what = "a fault at every call that changes the folder of a bulk run, then the same run again; D-2, D-3"
     counts = {kind: sum(row["kind"] == kind for row in rows) for kind in args.kinds}
     points = len({row["point"] for row in rows})
-    given = dict(rows=args.rows, named=args.named)
-    write_figures(args.out, what, dict(rows=rows), **given, trials=len(rows), each=counts, points=points)
+    conditions = dict(rows=args.rows, named=args.named)
+    write_figures(args.out, what, dict(rows=rows), **conditions, trials=len(rows), each=counts, points=points)

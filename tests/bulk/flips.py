@@ -1,4 +1,4 @@
-"""One flipped bit anywhere in a run or in its index: it is found, or what is read is what was written.
+"""Flip one bit anywhere in a run or in its index: it must be found, or change nothing that is read.
 
 `scripts/soak flips --out FILE` tries 200 in the files of runs (finished, and killed with a write-ahead log) and 200 in
 those of an index; the tests try a part.
@@ -16,88 +16,88 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tessella.bulk import runner as bulk
-from tessella.bulk.ledger import FILE, Ledger
+from tessella.bulk import run_folder
+from tessella.bulk.integrity import verify
+from tessella.bulk.ledger import LEDGER, Ledger
 from tessella.bulk.manifest import MANIFEST, Manifest
-from tessella.bulk.verify import verify
 from tessella.errors import TessellaError
 from tessella.search.index import build_index
 from tessella.search.query import Index
 
 from ..soak import write_figures
 from .bulk_kills import make_rows, run_tiny
-from .runs import numbered, some, write_run
+from .runs import numbered, random_vectors, write_run
 
 
 def read_back(out: Path) -> Any:
-    """All that anything reads of a run."""
-    facts = bulk.read_run(out)
+    """Return everything that is ever read of a run."""
+    facts = run_folder.read_run(out)
     manifest = Manifest(out / MANIFEST, facts["manifest"])
-    summary = json.loads((out / bulk.SUMMARY).read_bytes()) if (out / bulk.SUMMARY).exists() else None
-    rows = [row for table in bulk.read_rows(out) for row in table.to_pylist()]
-    return facts, bulk.finished_shards(out), summary, rows, [manifest.sources(i) for i in range(manifest.shards)]
+    summary = json.loads((out / run_folder.SUMMARY).read_bytes()) if (out / run_folder.SUMMARY).exists() else None
+    rows = [row for table in run_folder.read_rows(out) for row in table.to_pylist()]
+    return facts, run_folder.finished_shards(out), summary, rows, [manifest.sources(i) for i in range(manifest.shards)]
 
 
 def answers(out: Path) -> Any:
-    """Of searches that compare all rows, go through the approximate index, filter, and ask by key."""
+    """Return results of searches with all rows, with the approximate index, with filters and by key."""
     index = Index(out)
-    found = [index.search(query, top=5, all_rows=every) for query in some(3, 9) for every in (False, True)]
-    return [*found, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
+    results = [index.search(query, top=5, all_rows=every) for query in random_vectors(3, 9) for every in (False, True)]
+    return [*results, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
 
 
 def make_runs(folder: Path) -> list[Path]:
-    """A finished run, and one as a killed process leaves it: half of its shards, all entries in a write-ahead log."""
-    whole, killed = folder / "whole", folder / "killed"
-    run_tiny(make_rows(folder / "rows.parquet", 60), whole)
-    shutil.copytree(whole, killed)
-    (killed / bulk.SUMMARY).unlink()
-    shards = bulk.finished_shards(whole)
+    """Return a finished run, and one as a killed process leaves it: half of its shards, all in a write-ahead log."""
+    finished, killed = folder / "whole", folder / "killed"
+    run_tiny(make_rows(folder / "rows.parquet", 60), finished)
+    shutil.copytree(finished, killed)
+    (killed / run_folder.SUMMARY).unlink()
+    shards = run_folder.finished_shards(finished)
     with Ledger(killed, new=True) as ledger:
         for shard in shards[: len(shards) // 2]:
             ledger.commit(shard)
-        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+        for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
             shutil.copyfile(killed / name, folder / name)
-    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+    for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
         (folder / name).replace(killed / name)
-    lines = (whole / bulk.LOG).read_bytes().splitlines(keepends=True)
-    (killed / bulk.LOG).write_bytes(b"".join(lines[: len(shards) // 2]))
+    lines = (finished / run_folder.LOG).read_bytes().splitlines(keepends=True)
+    (killed / run_folder.LOG).write_bytes(b"".join(lines[: len(shards) // 2]))
     for shard in shards[len(shards) // 2 :]:
         (killed / "shards" / shard.file).unlink()
-    return [whole, killed]
+    return [finished, killed]
 
 
 def make_index(folder: Path) -> Path:
-    """An approximate one."""
-    run = write_run(folder / "indexed", numbered(some(500, 0)))
+    """Return a run with an approximate index."""
+    run = write_run(folder / "indexed", numbered(random_vectors(500, 0)))
     build_index(run, approximate_from=300)
     return run
 
 
 def checked(out: Path) -> Any:
-    """What a run holds, or a list of what `verify` finds wrong with it."""
-    found = verify(out)
-    return sorted({one.file for one in found.damage}) or read_back(out)
+    """Return the contents of a run, or the names of the files that `verify` reports as damaged."""
+    report = verify(out)
+    return sorted({damage.file for damage in report.damage}) or read_back(out)
 
 
-def flip_run(out: Path, chance: random.Random) -> tuple[str, str]:
-    return _flip(out, _files(out), checked, chance)
+def flip_run(out: Path, rng: random.Random) -> tuple[str, str]:
+    return _flip(out, _files(out), checked, rng)
 
 
-def flip_index(out: Path, chance: random.Random) -> tuple[str, str]:
-    return _flip(out, _files(out / "index"), answers, chance)
+def flip_index(out: Path, rng: random.Random) -> tuple[str, str]:
+    return _flip(out, _files(out / "index"), answers, rng)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def _flip(out: Path, files: list[Path], read: Callable[[Path], Any], chance: random.Random) -> tuple[str, str]:
-    """Flip one bit of one file, and put it back; the file's name and how it ended: "found" or "no effect"."""
+def _flip(out: Path, files: list[Path], read: Callable[[Path], Any], rng: random.Random) -> tuple[str, str]:
+    """Flip one bit of one file and restore it; return the name of the file and the result, "found" or "no effect"."""
     expected = read(out)
-    path = chance.choice(files)
+    path = rng.choice(files)
     data = path.read_bytes()
     changed = bytearray(data)
-    changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(changed)
     try:
         got = read(out)
@@ -120,15 +120,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
-    chance = random.Random(args.seed)
+    rng = random.Random(args.seed)
     counts: dict[str, Counter[str]] = dict(run=Counter(), index=Counter())
     files: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         runs, index = make_runs(Path(name)), make_index(Path(name))
         for i in range(args.flips):
-            for kind, (file, ended) in (("run", flip_run(runs[i % 2], chance)), ("index", flip_index(index, chance))):
-                counts[kind][ended] += 1
-                files[f"{file}: {ended}"] += 1
+            for kind, (file, result) in (("run", flip_run(runs[i % 2], rng)), ("index", flip_index(index, rng))):
+                counts[kind][result] += 1
+                files[f"{file}: {result}"] += 1
             print(json.dumps(counts), flush=True)
     what = "one flipped bit in the files of a run or an index: found, or read as it was written"
     write_figures(args.out, what, dict(counts=counts, files=files), flips=args.flips, seed=args.seed)

@@ -1,4 +1,4 @@
-"""Run folders without a model: what `tessella run` leaves, with vectors that a test has planted."""
+"""Run folders as `tessella run` writes them, made without a model, with given vectors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tessella.bulk import runner as bulk
-from tessella.bulk import shards
+from tessella.bulk import run_folder, shards
 from tessella.bulk.ledger import Ledger, Shard
-from tessella.bulk.manifest import MANIFEST, RUN, write_manifest
+from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.isolated.protocol import Decoded
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.results import Prediction, Record
 from tessella.search.index import HOME, open_table
 from tessella.text import escape
@@ -27,7 +26,7 @@ SHARD_ROWS = 100
 
 @dataclass
 class Image:
-    """A row to be written. label: its place in LABELS; error: a code, for a row that was one."""
+    """A row to write. label: its position in LABELS. error: the code of a row that is an error."""
 
     key: str
     vector: Any
@@ -41,28 +40,28 @@ def unit(vectors: Any) -> Any:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def some(rows: int, seed: int, width: int = 16) -> Any:
+def random_vectors(rows: int, seed: int, width: int = 16) -> Any:
     return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
 
 
 def numbered(vectors: Any, start: int = 0) -> list[Image]:
-    """Keys, labels and sizes by their place."""
+    """Return images with keys, labels and sizes numbered from `start`."""
     places = range(start, start + len(vectors))
     return [Image(f"{i:06d}.jpg", v, i % 3, size=(1000 + i, 640, 480)) for i, v in zip(places, vectors, strict=True)]
 
 
 def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **facts: Any) -> Path:
-    """A finished run of these rows, in shards of 100."""
+    """Write a finished run of these rows, in shards of 100."""
     (out / "shards").mkdir(parents=True)
     sources = [Source(image.key, image.key) for image in images]
     count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
-    told = dict(
+    contents = dict(
         fingerprint="0123456789abcdef", model="tiny", transform="exact", policy="tessella", precision="float32",
         engine="eager", labels=list(LABELS), top=2, dtype=dtype, width=len(images[0].vector), shard_rows=SHARD_ROWS,
         rows=count, manifest=digest,
     )  # fmt: skip
-    told |= facts
-    bulk.write_facts(out / RUN, told)
+    contents |= facts
+    run_folder.write_facts(out / run_folder.RUN, contents)
     Ledger(out, new=True).close()
     for number in range(-(-count // SHARD_ROWS)):
         write_shard(out, number, images[number * SHARD_ROWS : (number + 1) * SHARD_ROWS])
@@ -70,8 +69,8 @@ def write_run(out: Path, images: Sequence[Image], dtype: str = "float16", **fact
 
 
 def write_shard(out: Path, number: int, images: Sequence[Image]) -> None:
-    """Write and enter a shard, or one in its place."""
-    facts = bulk.read_run(out)
+    """Write and record a shard, replacing the one with this number."""
+    facts = run_folder.read_run(out)
     data = shards.encode([_row(image, facts["top"]) for image in images], facts)
     name = f"shard-{number:08d}.parquet"
     (out / "shards" / name).write_bytes(data)
@@ -99,11 +98,11 @@ def _row(image: Image, top: int) -> shards.ShardRow:
     return shards.ShardRow(source, decoded, Record(source.key, "ok", "", predictions, unit(image.vector)))
 
 
-def truth(out: Path) -> dict[str, tuple[Any, ...]]:
-    """What the shards say of each image, by key."""
+def expected_rows(out: Path) -> dict[str, tuple[Any, ...]]:
+    """Return what the shards hold for each image, by key."""
     rows = {}
     place = 0
-    for table in bulk.read_rows(out):
+    for table in run_folder.read_rows(out):
         for row in table.to_pylist():
             if row["status"] == "ok":
                 label = (*row["top_label"], None)[0], (*row["top_probability"], None)[0]
@@ -114,14 +113,14 @@ def truth(out: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def indexed(out: Path) -> dict[str, tuple[Any, ...]]:
-    """The same of the index, in the version that is sealed, every file compared with its hash."""
-    facts = bulk.read_run(out)
+    """Return the same from the index, in its sealed version; every file is compared with its hash."""
+    facts = run_folder.read_run(out)
     size = facts["shard_rows"]
     table, seal = open_table(out / HOME, facts)
     table.checkout(seal.version)
     found = table.to_arrow().to_pylist()
     assert len(found) == seal.rows
-    hashes = {shard.id * size: shard.sha256 for shard in bulk.finished_shards(out)}
+    hashes = {shard.id * size: shard.sha256 for shard in run_folder.finished_shards(out)}
     assert all(row["shard"] == f"{(first := row['row'] // size * size)}:{hashes[first]}" for row in found)
     names = ("row", "source", "sha256", "bytes", "width", "height", "label", "probability")
     rows = {

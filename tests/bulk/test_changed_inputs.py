@@ -1,4 +1,4 @@
-"""Sources that change under a run: no row gets the pixels of another image, in one call or between two of them."""
+"""Inputs that change during a run or between two calls: no row gets the pixels of another image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 import tessella
+from tessella.bulk import RunEvent, RunProgress, RunSettings, ShardFinished, read_rows, run
+from tessella.bulk.events import OnEvent
 from tessella.bulk.manifest import MANIFEST, Manifest, write_manifest
-from tessella.bulk.runner import read_rows, run
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.search.duplicates import dedup, draw_duplicates
@@ -35,7 +36,7 @@ def predictor() -> Predictor:
 
 
 def bmp(seed: int) -> bytes:
-    """All of one size."""
+    """Return an image file; all have the same size."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, "BMP")
     return buffer.getvalue()
@@ -71,38 +72,37 @@ def make(folder: Path, kind: str) -> Path:
 
 
 def keep_time(path: Path, change: Callable[[], object]) -> None:
-    """Change a file so that neither its size nor its time of modification tells."""
+    """Change a file without changing its size or modification time."""
     before = path.stat()
     change()
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def stop_after(shard: int, change: Callable[[], object] = lambda: None) -> Callable[[dict[str, Any]], None]:
-    def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "shard" and event["id"] == shard:
-            change()
+def stop_after(shard: int) -> OnEvent:
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished) and event.shard.id == shard:
             signal.raise_signal(signal.SIGTERM)
 
-    return watch
+    return stop
 
 
-def started(data: Path, out: Path, predictor: Predictor, watch: Callable[[dict[str, Any]], None]) -> None:
+def start_and_stop(data: Path, out: Path, predictor: Predictor, on_event: OnEvent) -> None:
     with pytest.raises(RunError):
-        run([str(data)], out, predictor, shard_rows=4, processes=1, watch=watch)
+        run([str(data)], out, predictor, RunSettings(shard_rows=4, processes=1), on_event=on_event)
 
 
 def resume(data: Path, out: Path, predictor: Predictor) -> list[dict[str, Any]]:
-    run([str(data)], out, predictor, shard_rows=4, processes=1)
+    run([str(data)], out, predictor, RunSettings(shard_rows=4, processes=1))
     return [row for table in read_rows(out) for row in table.to_pylist()]
 
 
-CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind, change, keep the time, what is said
+CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind, change, keep the time, message
     "other order": ("tar", lambda path: write_tar(path, BACK, BACK), True, "was"),
     "other order, new time": ("tar", lambda path: write_tar(path, BACK, BACK), False, "last modified"),
     "other images of the same names": ("tar", lambda path: write_tar(path, ORDER, BACK), True, "is another image"),
     "fewer": ("tar", lambda path: write_tar(path, ORDER[:3], ORDER[:3]), False, "bytes"),
-    "gone": ("tar", lambda path: path.unlink(), False, "it is gone"),
+    "gone": ("tar", lambda path: path.unlink(), False, "it no longer exists"),
     "rows in another order": ("parquet", lambda path: write_parquet(path, BACK), True, "footer|is another image"),
     "rows in another order, new time": ("parquet", lambda path: write_parquet(path, BACK), False, "last modified"),
     "more rows": ("parquet", lambda path: write_parquet(path, [*ORDER, 99]), False, "bytes"),
@@ -110,17 +110,17 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], bool, str]] = {  # kind,
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_container_that_changed_between_two_calls_is_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
-    kind, change, keep, told = CHANGES[name]
+def test_a_container_changed_between_two_calls_is_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
+    kind, change, keep, message = CHANGES[name]
     data = make(tmp_path, kind)
     os.utime(data, ns=(1, 1))  # an earlier time than that of any change
-    started(data, tmp_path / "run", predictor, stop_after(1))
+    start_and_stop(data, tmp_path / "run", predictor, stop_after(1))
     before = sorted((tmp_path / "run" / "shards").iterdir())
     if keep:
         keep_time(data, lambda: change(data))
     else:
         change(data)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         resume(data, tmp_path / "run", predictor)
     assert caught.value.code == "changed_run"
     assert str(data) in caught.value.message
@@ -128,10 +128,10 @@ def test_a_container_that_changed_between_two_calls_is_refused(predictor: Predic
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "folder"])
-def test_what_is_as_it_was_goes_on(predictor: Predictor, tmp_path: Path, kind: str) -> None:
-    """Also where a backup has made a hard link, and where a container that is done with has changed."""
+def test_a_run_with_unchanged_inputs_is_resumed(predictor: Predictor, tmp_path: Path, kind: str) -> None:
+    """Even if a backup has made a hard link, or a container that is no longer needed has changed."""
     data = make(tmp_path, kind)
-    started(data, tmp_path / "run", predictor, stop_after(1))
+    start_and_stop(data, tmp_path / "run", predictor, stop_after(1))
     if kind != "folder":
         (tmp_path / "backup").hardlink_to(data)
     assert Counter(row["status"] for row in resume(data, tmp_path / "run", predictor)) == {"ok": COUNT}
@@ -140,24 +140,24 @@ def test_what_is_as_it_was_goes_on(predictor: Predictor, tmp_path: Path, kind: s
         assert len(resume(data, tmp_path / "run", predictor)) == COUNT  # nothing is read from it any more
 
 
-def test_a_run_that_was_stopped_before_its_first_shard(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_changed_container_is_refused_even_without_finished_shards(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "tar")
 
-    def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "rows":
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, RunProgress):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run([str(data)], tmp_path / "run", predictor, shard_rows=4, processes=1, watch=stop)
+        run([str(data)], tmp_path / "run", predictor, RunSettings(shard_rows=4, processes=1), on_event=stop)
     keep_time(data, lambda: write_tar(data, BACK, BACK))
     with pytest.raises(UsageError) as caught:
         resume(data, tmp_path / "run", predictor)
     assert caught.value.code == "changed_run"
 
 
-def test_a_file_that_changed_is_a_row_of_its_own(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_changed_file_becomes_an_error_row(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "folder")
-    started(data, tmp_path / "run", predictor, stop_after(1))
+    start_and_stop(data, tmp_path / "run", predictor, stop_after(1))
     (data / "000.bmp").write_bytes(bmp(99))  # its row is finished
     (data / "020.bmp").write_bytes(bmp(99))
     (data / "021.bmp").write_bytes(b"no image, and shorter")
@@ -172,10 +172,10 @@ def test_a_file_that_changed_is_a_row_of_its_own(predictor: Predictor, tmp_path:
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 @pytest.mark.parametrize("after", [0, 200])
 @pytest.mark.parametrize("how", ["new time", "same time", "renamed into place, same time"])
-def test_a_container_that_is_rewritten_while_the_run_works(
+def test_a_container_rewritten_during_the_run(
     predictor: Predictor, tmp_path: Path, kind: str, after: int, how: str
 ) -> None:
-    """Rows that were read before are right, all others say that it has changed: none has another one's pixels."""
+    """Rows read before are correct, all others report the change; none has the pixels of another image."""
     data, order = tmp_path / f"data.{kind}", list(range(600))
 
     def write(images: list[int]) -> None:
@@ -185,9 +185,9 @@ def test_a_container_that_is_rewritten_while_the_run_works(
     names = [hashlib.sha256(bmp(image)).hexdigest() for image in order]
     changed = False
 
-    def change(event: dict[str, Any]) -> None:
+    def change(event: RunEvent) -> None:
         nonlocal changed
-        if not changed and event["kind"] in ("rows", "shard") and event["rows_done"] >= after:
+        if not changed and isinstance(event, RunProgress) and event.rows_done >= after:
             changed = True
             before = data.stat()
             if how.startswith("renamed"):
@@ -196,39 +196,39 @@ def test_a_container_that_is_rewritten_while_the_run_works(
             if how != "new time":
                 os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    run([str(data)], tmp_path / "run", predictor, shard_rows=40, processes=1, watch=change)
+    run([str(data)], tmp_path / "run", predictor, RunSettings(shard_rows=40, processes=1), on_event=change)
     rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
-    found = Counter(row["status"] for row in rows)
-    assert found["changed_input"] > 0
-    assert found["ok"] >= after
-    assert found.total() == found["ok"] + found["changed_input"] == 600
+    statuses = Counter(row["status"] for row in rows)
+    assert statuses["changed_input"] > 0
+    assert statuses["ok"] >= after
+    assert statuses.total() == statuses["ok"] + statuses["changed_input"] == 600
     assert all(row["sha256"] == names[i] for i, row in enumerate(rows) if row["status"] == "ok")
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_container_that_is_linked_while_the_run_works_is_the_same(
+def test_a_hard_link_made_during_the_run_is_no_change(
     predictor: Predictor, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make(tmp_path, kind)
 
-    def link(event: dict[str, Any]) -> None:
-        if event["kind"] == "rows" and not (tmp_path / "backup").exists():
+    def link(event: RunEvent) -> None:
+        if isinstance(event, RunProgress) and not (tmp_path / "backup").exists():
             (tmp_path / "backup").hardlink_to(data)
 
     monkeypatch.chdir(tmp_path)
-    run([data.name], tmp_path / "run", predictor, shard_rows=4, processes=1, watch=link)
+    run([data.name], tmp_path / "run", predictor, RunSettings(shard_rows=4, processes=1), on_event=link)
     rows = [row for table in read_rows(tmp_path / "run") for row in table.to_pylist()]
     assert Counter(row["status"] for row in rows) == {"ok": COUNT}
 
 
-def test_pictures_of_changed_files_say_so(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_contact_sheet_marks_changed_files(predictor: Predictor, tmp_path: Path) -> None:
     data = make(tmp_path, "folder")
     for name in ("a.bmp", "b.bmp"):
         (data / name).write_bytes(bmp(5))
     resume(data, tmp_path / "run", predictor)
     (data / "a.bmp").write_bytes(bmp(6) + b"longer")
-    found = dedup(tmp_path / "run", threshold=None)
-    draw_duplicates(tmp_path / "run", found, tmp_path / "pairs.html")
+    duplicates = dedup(tmp_path / "run", threshold=None)
+    draw_duplicates(tmp_path / "run", duplicates, tmp_path / "pairs.html")
     assert (tmp_path / "pairs.html").read_text().count("no picture: changed_input") == 1
 
 
@@ -242,4 +242,4 @@ def test_listings_of_earlier_versions_are_read(tmp_path: Path) -> None:
     pq.write_table(table.drop_columns(["file_size", "mtime", "digest", "ctime"]), tmp_path / "old", row_group_size=10)
     old = Manifest(tmp_path / "old", file_hash(tmp_path / "old"))
     assert [source.read() for source in old.sources(1)] == [bmp(i) for i in range(10, 20)]
-    old.need_unchanged([0, 1, 2], [])
+    old.require_unchanged([0, 1, 2], [])

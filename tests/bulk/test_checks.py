@@ -1,4 +1,4 @@
-"""Odd folders and inputs are refused with a code by every function that takes them."""
+"""Invalid folders and inputs are refused with an error code by every function that takes them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.bulk.runner import run
-from tessella.bulk.verify import repair, verify
+from tessella.bulk import RunSettings, repair, run, verify
 from tessella.checks import as_inputs
 from tessella.errors import TessellaError, UsageError
 from tessella.predictor import Predictor
@@ -32,7 +31,9 @@ def predictor() -> Predictor:
 @pytest.mark.parametrize(
     "folder", [None, 5, 1.5, [], "a\0b", "x" * 300, "\udcff", b"bytes", "file", "fifo", "loop", ""]
 )
-def test_odd_folders(predictor: Predictor, tmp_path: Path, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_folders_are_refused(
+    predictor: Predictor, tmp_path: Path, folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("text")
     (tmp_path / "loop").symlink_to("loop")
@@ -42,33 +43,33 @@ def test_odd_folders(predictor: Predictor, tmp_path: Path, folder: Any, monkeypa
             read(folder)
     if folder not in ("\udcff", b"bytes"):  # these can be created
         with pytest.raises(TessellaError):
-            run([str(tmp_path / "file")], folder, predictor, processes=1)
+            run([str(tmp_path / "file")], folder, predictor, RunSettings(processes=1))
 
 
-def test_a_folder_whose_name_is_not_utf8(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_folder_name_may_be_other_bytes_than_utf8(predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "\udcff"
     (tmp_path / "file.png").write_text("no image")
-    assert run(tmp_path / "file.png", out, predictor, processes=1).rows == 1
+    assert run(tmp_path / "file.png", out, predictor, RunSettings(processes=1)).rows == 1
     assert not verify(out).damage
     assert dedup(out).images == 0
 
 
-@pytest.mark.parametrize("given", [None, 5, [None], [b"a", 5], [["a"]]])
-def test_odd_inputs(predictor: Predictor, tmp_path: Path, given: Any) -> None:
+@pytest.mark.parametrize("value", [None, 5, [None], [b"a", 5], [["a"]]])
+def test_invalid_inputs_are_refused(predictor: Predictor, tmp_path: Path, value: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        run(given, tmp_path / "run", predictor)
+        run(value, tmp_path / "run", predictor)
     assert caught.value.code == "bad_argument"
 
 
-def test_one_input_is_not_a_collection() -> None:
+def test_a_single_input_needs_no_list() -> None:
     assert as_inputs("photo.jpg") == as_inputs(Path("photo.jpg")) == as_inputs([b"photo.jpg"]) == ["photo.jpg"]
 
 
-@pytest.mark.parametrize("name", ["predictor", "cluster", "watch", "quarantine", "dtype"])
-def test_arguments_of_other_types(predictor: Predictor, tmp_path: Path, name: str) -> None:
-    given: dict[str, Any] = dict(predictor=predictor) | {name: 5}
+@pytest.mark.parametrize("name", ["predictor", "cluster", "on_event", "settings", "stdin"])
+def test_arguments_of_wrong_types_are_refused(predictor: Predictor, tmp_path: Path, name: str) -> None:
+    value: dict[str, Any] = dict(predictor=predictor) | {name: 5}
     with pytest.raises(UsageError) as caught:
-        run([str(tmp_path)], tmp_path / "run", **given)
+        run([str(tmp_path)], tmp_path / "run", **value)
     assert caught.value.code == "bad_argument"
 
 
@@ -81,7 +82,7 @@ def test_arguments_of_other_types(predictor: Predictor, tmp_path: Path, name: st
         (np.ones((3, 2)), [1, 1, 2], (10**20,)), (np.ones((3, 2)), [1, 1, 2], (True,)),
     ],
 )  # fmt: skip
-def test_odd_arguments_of_retrieval(vectors: Any, labels: Any, k: Any) -> None:
+def test_invalid_arguments_of_retrieval_are_refused(vectors: Any, labels: Any, k: Any) -> None:
     with pytest.raises(UsageError) as caught:
         retrieval(vectors, labels, k)
     assert caught.value.code == "bad_argument"

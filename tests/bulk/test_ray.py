@@ -1,4 +1,4 @@
-"""Runs on Ray: nodes, actors and drivers are killed, and the dataset is the one that a local run makes."""
+"""Runs on Ray: after kills of nodes, actors and drivers, the rows are those of a local run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,32 @@ from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import Manifest
 from tessella.bulk.ray.actor import Actor
 from tessella.bulk.ray.driver import LOCAL, Cluster, ClusterMaker
-from tessella.bulk.ray.scheduler import connect, slots
-from tessella.bulk.runner import read_run
+from tessella.bulk.ray.scheduler import ActorPool, connect, plan_actors
+from tessella.bulk.run_folder import read_run
 from tessella.bulk.shards import ShardMaker
 from tessella.errors import RunError, UsageError
 from tessella.predictor import Predictor
 
 from .bulk_kills import contents, make_rows, tiny_predictor
-from .cluster_runs import ROWS, SHARD_ROWS, WAIT, finished, make_here, other, running, start_driver, start_nodes, until
+from .cluster_runs import (
+    ROWS,
+    SHARD_ROWS,
+    WAIT,
+    finished,
+    other,
+    run_locally,
+    running,
+    start_driver,
+    start_nodes,
+    wait_until,
+)
 
 SHARDS = ROWS // SHARD_ROWS
 
 
 @pytest.fixture(scope="module", autouse=True)
 def threads() -> Iterator[None]:
-    """What is one here is what it was for others."""
+    """Restore the number of threads, which the tiny model sets."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -45,9 +56,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    make_here(data, out)
+def local_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "local_run"
+    run_locally(data, out)
     return out
 
 
@@ -56,64 +67,65 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[dict[str, Any]]:
-    process, told = start_nodes()
-    yield told
+    process, cluster = start_nodes()
+    yield cluster
     process.communicate(timeout=WAIT)
-    until(lambda: not running())
+    wait_until(lambda: not running())
 
 
 @pytest.mark.slow
-def test_whatever_is_killed_the_dataset_is_that_of_a_local_run(
-    data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path
+def test_after_any_kill_the_rows_are_those_of_a_local_run(
+    data: Path, local_run: Path, nodes: dict[str, Any], tmp_path: Path
 ) -> None:
     out, settings = tmp_path / "run", dict(RAY_AUTH_TOKEN=nodes["token"])
     driver = start_driver(data, out, nodes["address"], **settings)
-    until(lambda: len(finished(out)) >= 5, driver)
+    wait_until(lambda: len(finished(out)) >= 5, driver)
     actors = running("MapWorker")
-    assert len(actors) == 2  # one a node
+    assert len(actors) == 2  # one per node
     driver.kill()
     driver.communicate()
-    until(lambda: not actors & running())
+    wait_until(lambda: not actors & running())
     driver = start_driver(data, out, nodes["address"], **settings)
-    until(lambda: running("MapWorker"), driver)
+    wait_until(lambda: running("MapWorker"), driver)
     os.kill(min(running("tessella.bulk.ray.scheduler")), signal.SIGKILL)
-    said, _ = driver.communicate(timeout=WAIT)
+    output, _ = driver.communicate(timeout=WAIT)
     assert driver.returncode == 8
-    message = json.loads(said)["message"]
-    assert message.startswith("Ray ended without ")
+    message = json.loads(output)["message"]
+    assert message.startswith("Ray ended with ")
     assert message.endswith(f"exit status {-signal.SIGKILL}")
-    until(lambda: not running("MapWorker"))
+    wait_until(lambda: not running("MapWorker"))
     before = len(finished(out))
     assert before < SHARDS / 2
 
     driver = start_driver(data, out, nodes["address"], **settings)
-    until(lambda: len(finished(out)) >= before + 4, driver)
+    wait_until(lambda: len(finished(out)) >= before + 4, driver)
     with pytest.raises(UsageError) as caught:
-        make_here(data, out)
+        run_locally(data, out)
     assert caught.value.code == "busy"
     os.kill(min(running("MapWorker")), signal.SIGKILL)
-    until(lambda: len(finished(out)) >= before + 10, driver)
+    wait_until(lambda: len(finished(out)) >= before + 10, driver)
     os.kill(nodes["raylet"], signal.SIGKILL)
     driver.communicate(timeout=WAIT)
     assert driver.returncode == 0
     assert sorted(finished(out)) == [*range(SHARDS)]  # none lost, none twice
-    assert contents(out) == contents(whole)
-    with Ledger(out) as ours, Ledger(whole) as theirs:
+    assert contents(out) == contents(local_run)
+    with Ledger(out) as ours, Ledger(local_run) as theirs:
         assert ours.finished() == theirs.finished()
-    told = [json.loads((folder / "summary.json").read_text()) for folder in (out, whole)]
-    assert [(one["rows"], one["errors"]) for one in told] == [(ROWS, dict(corrupt_image=ROWS // 20))] * 2
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, local_run)]
+    counts = [(summary["rows"], summary["errors"]) for summary in summaries]
+    assert counts == [(ROWS, dict(corrupt_image=ROWS // 20))] * 2
 
 
 @pytest.mark.slow
-def test_what_a_cluster_refuses(
-    data: Path, whole: Path, nodes: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_wrong_tokens_and_models_are_refused(
+    data: Path, local_run: Path, nodes: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Clients without its token; actors, whatever the driver may think, with another model."""
+    """Drivers without a token or with a wrong one, and actors that load another model than the driver."""
     right, wrong = (dict(RAY_AUTH_TOKEN=token) for token in (nodes["token"], "0" * 64))
-    asked = [("slow", {}), ("slow", wrong | dict(RAY_NUM_REDIS_GET_RETRIES="2")), ("other", right)]
+    attempts = [("slow", {}), ("slow", wrong | dict(RAY_NUM_REDIS_GET_RETRIES="2")), ("other", right)]
     drivers = [
         start_driver(data, tmp_path / str(number), nodes["address"], load, HOME=str(tmp_path), **token)
-        for number, (load, token) in enumerate(asked)
+        for number, (load, token) in enumerate(attempts)
     ]
     none, refused, changed = (json.loads(driver.communicate(timeout=WAIT)[0]) for driver in drivers)
     failed = f"the Ray cluster {nodes['address']} cannot be used: "
@@ -121,31 +133,31 @@ def test_what_a_cluster_refuses(
     assert none["message"] == failed + "no token was found, and every cluster has one"
     assert refused["message"].startswith(failed + "ConnectionError")
     assert "InvalidAuthToken" in capfd.readouterr().err  # Ray's own words
-    assert f"fingerprint '{read_run(whole)['fingerprint']}', here '" in changed["message"]
+    assert f"fingerprint '{read_run(local_run)['fingerprint']}', here '" in changed["message"]
     assert [driver.returncode for driver in drivers] == [8, 8, 2]
     assert not any(contents(tmp_path / str(number)) for number in range(3))
 
 
 @pytest.mark.slow
-def test_a_cluster_of_ones_own_keeps_to_itself_and_stops_when_asked(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_local_cluster_listens_on_loopback_and_stops_on_a_signal(data: Path, local_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     before = running()
     driver = start_driver(data, out, "local", HOME=str(tmp_path))
-    until(lambda: len(finished(out)) >= 2, driver)
-    opened = [one for pid in running() - before for one in psutil.Process(pid).net_connections("tcp")]
-    listening = {one.laddr.ip.removeprefix("::ffff:") for one in opened if one.status == "LISTEN"}
-    assert listening == {"127.0.0.1"}
-    assert 8265 not in {one.laddr.port for one in opened}  # the dashboard's
+    wait_until(lambda: len(finished(out)) >= 2, driver)
+    processes = [psutil.Process(pid) for pid in running() - before]
+    sockets = [socket for process in processes for socket in process.net_connections("tcp")]
+    assert {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets if socket.status == "LISTEN"} == {"127.0.0.1"}
+    assert 8265 not in {socket.laddr.port for socket in sockets}  # the dashboard's
     driver.terminate()
-    said, _ = driver.communicate(timeout=WAIT)
-    assert (driver.returncode, json.loads(said.splitlines()[-1])["code"]) == (130, "interrupted")
-    until(lambda: not running() - before)
+    output, _ = driver.communicate(timeout=WAIT)
+    assert (driver.returncode, json.loads(output.splitlines()[-1])["code"]) == (130, "interrupted")
+    wait_until(lambda: not running() - before)
     assert not (tmp_path / ".ray").exists()  # no token is left in the home folder
     kept = finished(out)
     assert 2 <= len(kept) < SHARDS
-    make_here(data, out)  # what Ray began goes on without it
+    run_locally(data, out)  # what Ray began goes on without it
     assert sorted(finished(out)) == [*range(SHARDS)]
-    assert contents(out) == contents(whole)
+    assert contents(out) == contents(local_run)
 
 
 # --- an actor and a driver, without Ray -------------------------------------------------------------------------------
@@ -159,8 +171,8 @@ def maker(out: Path, load: Callable[[], Predictor] = tiny_predictor) -> ClusterM
 def answer(out: Path, shard: int, load: Callable[[], Predictor] = tiny_predictor) -> dict[str, Any]:
     actor = Actor(maker(out, load)._job)
     try:
-        (told,) = actor(dict(shard=[shard]))["told"]
-        return dict(json.loads(told))
+        (reply,) = actor(dict(shard=[shard]))["answer"]
+        return dict(json.loads(reply))
     finally:
         if not isinstance(actor._maker, Exception):
             actor._maker.__exit__()
@@ -168,7 +180,7 @@ def answer(out: Path, shard: int, load: Callable[[], Predictor] = tiny_predictor
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    make_here(make_rows(tmp_path / "rows.parquet", 24), tmp_path / "run")
+    run_locally(make_rows(tmp_path / "rows.parquet", 24), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -176,69 +188,69 @@ def tries(out: Path) -> Path:
     return out / "shards" / ".shard-00000001.tries.tmp"
 
 
-def test_an_actor_makes_the_same_shard_again(small: Path) -> None:
-    """As one does that has outlived its driver, beside the one that came after it."""
+def test_an_actor_repeats_a_shard_with_the_same_bytes(small: Path) -> None:
+    """As an actor does that outlives its driver."""
     before = contents(small)
     tries(small).write_bytes(b"...")
-    told = answer(small, 1)
+    reply = answer(small, 1)
     with Ledger(small) as ledger:
-        assert Shard(**told) == ledger.finished()[1]
+        assert Shard(**reply) == ledger.finished()[1]
     assert contents(small) == before  # the file with its tries is gone too
 
 
-def test_a_shard_that_ends_its_actors_is_given_up(small: Path) -> None:
+def test_a_shard_that_kills_its_actors_is_given_up(small: Path) -> None:
     tries(small).write_bytes(b"....")
-    told = answer(small, 1)
-    assert (told["code"], told["message"]) == ("cluster_failed", "shard 1 has ended 4 actors, one after the other")
-    make_here(small.parent / "rows.parquet", small)
+    reply = answer(small, 1)
+    assert (reply["code"], reply["message"]) == ("cluster_failed", "shard 1 has killed 4 actors in a row")
+    run_locally(small.parent / "rows.parquet", small)
     assert not tries(small).exists()
 
 
-def test_an_actor_refuses_another_model_and_another_folder(small: Path) -> None:
+def test_an_actor_refuses_another_model_or_folder(small: Path) -> None:
     assert answer(small, 0, other)["code"] == "changed_run"
     job = maker(small)._job
     (small / "run.json").write_text((small / "run.json").read_text() + " ")
-    assert json.loads(Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    assert json.loads(Actor(job)(dict(shard=[0]))["answer"][0])["code"] == "not_shared"
     (small / "run.json").unlink()
-    assert json.loads(Actor(job)(dict(shard=[0]))["told"][0])["code"] == "not_shared"
+    assert json.loads(Actor(job)(dict(shard=[0]))["answer"][0])["code"] == "not_shared"
 
 
-def test_a_full_disk_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_reports_a_full_disk(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(ShardMaker, "make", full)
-    told = answer(small, 0)
-    assert told["code"] == "output_failed"
-    assert "No space left" in told["message"]
-    assert told["node"]
+    reply = answer(small, 0)
+    assert reply["code"] == "output_failed"
+    assert "No space left" in reply["message"]
+    assert reply["node"]
 
 
-def shards(out: Path, *told: dict[str, Any], todo: tuple[int, ...] = (0, 1), says: str = "") -> list[int]:
-    """What a driver makes of these answers, and of what is said after them."""
-    made = maker(out)
-    answers = "".join(json.dumps(one) + "\n" for one in told) + says
-    made._command = [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", answers]
-    with made:
-        return [shard.id for shard in made.make(todo)]
+def shards(out: Path, *replies: dict[str, Any], todo: tuple[int, ...] = (0, 1), more: str = "") -> list[int]:
+    """Return the shards that a driver counts for these answers, followed by more output."""
+    cluster_maker = maker(out)
+    answers = "".join(json.dumps(reply) + "\n" for reply in replies) + more
+    cluster_maker._command = [sys.executable, "-c", "import sys; print(sys.argv[1], end='')", answers]
+    with cluster_maker:
+        return [shard.id for shard in cluster_maker.make(todo)]
 
 
-def test_a_driver_counts_a_shard_once_and_misses_none(small: Path) -> None:
+def test_the_driver_counts_every_shard_once(small: Path) -> None:
     first, second = answer(small, 0), answer(small, 1)
     assert shards(small, second, second, first) == [1, 0]
     assert shards(small, todo=()) == []
-    with pytest.raises(RunError, match="Ray ended without 1 shards") as caught:
+    with pytest.raises(RunError, match="Ray ended with 1 shard unfinished") as caught:
         shards(small, first)
     assert caught.value.code == "cluster_failed"
-    with pytest.raises(RunError, match="a7: it burns") as caught:
-        shards(small, dict(code="output_failed", message="it burns", hint="run", node="a7"))
+    with pytest.raises(RunError, match="a7: disk error") as caught:
+        shards(small, dict(code="output_failed", message="disk error", hint="run", node="a7"))
     assert (caught.value.code, caught.value.exit_code) == ("output_failed", 6)
-    with pytest.raises(RunError, match="Ray ended without 1 shards"):
-        shards(small, first, says=json.dumps(second)[:-9])  # killed while it said so
+    with pytest.raises(RunError, match="Ray ended with 1 shard unfinished"):
+        shards(small, first, more=json.dumps(second)[:-9])  # killed while it output so
     with pytest.raises(UsageError, match="no room"):
         shards(small, dict(code="bad_argument", message="no room", hint=""))
     (small / "shards" / first["file"]).unlink()
-    with pytest.raises(RunError, match="it is not here") as caught:
+    with pytest.raises(RunError, match="it is missing here") as caught:
         shards(small, first)
     assert caught.value.code == "not_shared"
 
@@ -248,27 +260,27 @@ import pickle, sys, types
 sys.path[:] = pickle.load(sys.stdin.buffer)
 from tessella.bulk.ray import scheduler
 scheduler.connect = lambda address: [dict(CPU=64.0)]
-rows = [dict(told=sys.argv[2])]
-scheduler._scheduled = lambda *_: types.SimpleNamespace(iter_rows=lambda: iter(rows))
+rows = [dict(answer=sys.argv[2])]
+scheduler._schedule = lambda *_: types.SimpleNamespace(iter_rows=lambda: iter(rows))
 scheduler.main()
 """
 
 
 @pytest.mark.timeout(60)
-def test_a_dataset_that_ends_before_its_time_is_not_waited_for(small: Path) -> None:
-    made = maker(small)
-    made._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]
-    with made, pytest.raises(RunError, match="Ray ended without 1 shards, with exit status 0"):
-        assert [shard.id for shard in made.make([0, 1])] == [1]
+def test_the_driver_does_not_wait_for_a_dataset_that_ended_early(small: Path) -> None:
+    cluster_maker = maker(small)
+    cluster_maker._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]
+    with cluster_maker, pytest.raises(RunError, match="Ray ended with 1 shard unfinished, with exit status 0"):
+        assert [shard.id for shard in cluster_maker.make([0, 1])] == [1]
 
 
-def test_a_cluster_of_ones_own_that_others_could_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_cluster_that_others_can_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     nodes = [dict(Alive=True, NodeManagerAddress="192.168.0.7", Resources=dict(CPU=2.0))]
     monkeypatch.setattr(ray, "init", lambda *_, **__: None)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    with pytest.raises(RunError, match="this machine's own network") as caught:
+    with pytest.raises(RunError, match="can be reached from other machines") as caught:
         connect(LOCAL)
     assert caught.value.code == "cluster_failed"
     assert connect("192.168.0.7:6379") == [dict(CPU=2.0)]
@@ -280,26 +292,26 @@ GPU = dict(CPU=32.0, GPU=4.0)
 @pytest.mark.parametrize(
     ("nodes", "device", "pinned", "expected"),
     [
-        ([dict(CPU=8.0)], "cpu", None, (2, dict(num_cpus=4))),
-        ([dict(CPU=8.0), dict(CPU=7.0), dict(CPU=2.0), {}], "cpu", None, (3, dict(num_cpus=4))),
-        ([GPU, GPU, dict(CPU=64.0)], "cuda", None, (8, dict(num_cpus=8, num_gpus=1))),
-        ([GPU, dict(CPU=4.0, GPU=1.0)], "cuda:0", None, (5, dict(num_cpus=4, num_gpus=1))),
-        ([GPU], "cuda", 2, (4, dict(num_cpus=2, num_gpus=1))),
-        ([GPU], "cuda", 16, (2, dict(num_cpus=16, num_gpus=1))),
-        ([dict(CPU=2.0, GPU=4.0)], "cuda", None, (4, dict(num_cpus=0, num_gpus=1))),
+        ([dict(CPU=8.0)], "cpu", None, (2, 4)),
+        ([dict(CPU=8.0), dict(CPU=7.0), dict(CPU=2.0), {}], "cpu", None, (3, 4)),
+        ([GPU, GPU, dict(CPU=64.0)], "cuda", None, (8, 8, 1)),
+        ([GPU, dict(CPU=4.0, GPU=1.0)], "cuda:0", None, (5, 4, 1)),
+        ([GPU], "cuda", 2, (4, 2, 1)),
+        ([GPU], "cuda", 16, (2, 16, 1)),
+        ([dict(CPU=2.0, GPU=4.0)], "cuda", None, (4, 0, 1)),
     ],
 )
-def test_an_actor_a_device(nodes: Any, device: str, pinned: int | None, expected: Any) -> None:
-    assert slots(nodes, device, pinned, 4) == expected
+def test_number_and_size_of_actors(nodes: Any, device: str, pinned: int | None, expected: Any) -> None:
+    assert plan_actors(nodes, device, pinned, 4) == ActorPool(*expected)
 
 
-@pytest.mark.parametrize(("device", "told"), [("cpu", "4 cores"), ("cuda", "a GPU")])
-def test_a_cluster_without_room_is_refused(device: str, told: str) -> None:
-    with pytest.raises(UsageError, match=f"no node of the cluster has {told}"):
-        slots([dict(CPU=2.0)], device, None, 4)
+@pytest.mark.parametrize(("device", "missing"), [("cpu", "4 cores"), ("cuda", "a GPU")])
+def test_a_cluster_with_too_few_resources_is_refused(device: str, missing: str) -> None:
+    with pytest.raises(UsageError, match=f"no node of the cluster has {missing}"):
+        plan_actors([dict(CPU=2.0)], device, None, 4)
 
 
-def test_without_ray_it_says_what_to_install(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_reported_with_an_install_command(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="needs ray, which") as caught:
         list(maker(small).make([0]))

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -64,9 +65,9 @@ SURFACE = {
             "--processes",
             "--timeout",
         ),
-        *("--quarantine", "--prometheus", "--ray", "--actor-cores", "--json"),
+        *("--bad-inputs", "--prometheus", "--ray", "--actor-cores", "--json"),
     ],
-    "verify-run": ["FOLDER", "--repair", "--json"],
+    "verify-run": ["RUN", "--repair", "--json"],
     "index": ["RUN", "--json"],
     "search": [
         *(
@@ -147,14 +148,14 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def test_the_surface_changes_only_on_purpose() -> None:
-    found = {}
+    surface = {}
     for name, command in cli.commands.items():
         context = click.Context(command, info_name=name)
-        found[name] = sorted(
+        surface[name] = sorted(
             param.opts[-1] if isinstance(param, click.Option) else param.make_metavar(context)
             for param in command.params
         )
-    assert found == {name: sorted([*parameters, "--quiet", "--verbose"]) for name, parameters in SURFACE.items()}
+    assert surface == {name: sorted([*parameters, "--quiet", "--verbose"]) for name, parameters in SURFACE.items()}
 
 
 def test_every_option_and_command_has_a_help_text() -> None:
@@ -177,6 +178,12 @@ def test_every_option_is_in_a_group() -> None:
     for command in cli.commands.values():
         ungrouped = {param.opts[-1] for param in command.params if getattr(param, "group", "Other") == "Other"}
         assert ungrouped == {"--quiet", "--verbose"}
+
+
+def test_the_help_describes_every_value_and_no_technical_limit() -> None:
+    for command in cli.commands.values():
+        shown = command.get_help(click.Context(command))
+        assert not re.search(r" TEXT\b| INTEGER| FLOAT| RANGE\b|1000000|9223372", shown)
 
 
 def test_former_names_of_options_work_and_are_not_shown() -> None:
@@ -314,7 +321,7 @@ def test_features(tmp_path: Path) -> None:
         (["classify", CAT, "--model", "gmixer_12_224"], "no weights"),
         (["classify", CAT, "--device", "warp"], "device 'warp'"),
         (["classify", CAT, "--json", "--csv"], "choose one"),
-        (["embed", CAT, "--out", "x.xlsx"], ".npz or .parquet or .csv"),
+        (["embed", CAT, "--out", "x.xlsx"], ".npz, .parquet, .csv"),
         (["embed", CAT, "--out", "nowhere/x.npz"], "no folder 'nowhere'"),
         (["features", CAT, "--blocks", "a"], "comma-separated integers"),
         (["features", CAT, "--blocks", "99"], "0 to 7"),
@@ -378,9 +385,9 @@ def test_list() -> None:
 
 def test_doctor() -> None:
     rows = json.loads(run("doctor", "--json")[0])
-    found = {row["what"]: row["chosen"] for row in rows}
-    assert found["torch"] == torch.__version__
-    assert found["built-in model"] == "works"
+    choices = {row["what"]: row["chosen"] for row in rows}
+    assert choices["torch"] == torch.__version__
+    assert choices["built-in model"] == "works"
     assert all(row["reason"] for row in rows)
 
 
@@ -394,39 +401,39 @@ def test_a_closed_pipe_is_no_error(mixed: Path) -> None:
 
 def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    first, told = run("run", str(mixed), "--out", out, "--json")
+    first, messages = run("run", str(mixed), "--out", out, "--json")
     summary = json.loads(first)
     assert summary["rows"] == summary["ok"] + sum(summary["errors"].values()) > summary["ok"] > 0
-    assert "bad" in told
-    again, told = run("run", str(mixed), "--out", out)
-    assert "are finished" in told
+    assert "bad" in messages
+    again, messages = run("run", str(mixed), "--out", out)
+    assert "1 of 1 shard finished" in messages
     assert str(summary["ok"]) in again
     run("run", str(mixed), "--out", out, "--strict", status=3)
-    _, told = run("run", str(mixed), "--out", out, "--top", "2", status=2)
-    assert "holds a run with other settings: top 5, now 2" in told
+    _, messages = run("run", str(mixed), "--out", out, "--top", "2", status=2)
+    assert "holds a run with other settings: top 5, now 2" in messages
     metrics = tmp_path / "run.prom"
     run("run", str(mixed), "--out", str(tmp_path / "other"), "--prometheus", str(metrics))
     lines = metrics.read_text().splitlines()
     assert f"tessella_run_rows_done {float(summary['rows'])}" in lines
     assert 'tessella_run_errors{code="corrupt_image"} 1.0' in lines
     absent = str(tmp_path / "absent" / "run.prom")
-    _, told = run("run", str(mixed), "--out", out, "--prometheus", absent, status=6)
-    assert f"{absent!r} could not be written" in told
+    _, messages = run("run", str(mixed), "--out", out, "--prometheus", absent, status=6)
+    assert f"{absent!r} could not be written" in messages
 
 
 def test_a_run_is_verified_and_repaired(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run("run", str(mixed), "--out", str(out))
-    _, told = run("verify-run", str(out))
-    assert "4 rows in 1 shards, 1 of them finished and intact; no damage" in told
+    _, messages = run("verify-run", str(out))
+    assert "4 rows in 1 shard, 1 of them finished and intact; no damage" in messages
     (out / "shards" / "shard-00000000.parquet").write_bytes(b"half")
-    shown, told = run("verify-run", str(out), status=6)
+    shown, messages = run("verify-run", str(out), status=6)
     assert "not the file that was written" in shown
-    assert "--repair" in told
-    found = json.loads(run("verify-run", str(out), "--json", "--repair")[0])
-    assert [(one["shard"], one["rows"]) for one in found["damage"]] == [(0, 4)]
-    _, told = run("verify-run", str(out))
-    assert "unfinished shards: 1; rerun the same `tessella run` command" in told
+    assert "--repair" in messages
+    report = json.loads(run("verify-run", str(out), "--json", "--repair")[0])
+    assert [(one["shard"], one["rows"]) for one in report["damage"]] == [(0, 4)]
+    _, messages = run("verify-run", str(out))
+    assert "unfinished shards: 1; rerun the same `tessella run` command" in messages
     run("run", str(mixed), "--out", str(out))
     assert "no damage" in run("verify-run", str(out))[1]
     assert "holds no run" in run("verify-run", str(mixed), status=3)[1]
@@ -437,9 +444,9 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
     shutil.copy(CAT, mixed / "copy of a2.jpg")
     run("run", str(mixed), "--out", out)
     assert "tessella index" in run("search", out, CAT, status=3)[1]
-    shown, told = run("index", out)
+    shown, messages = run("index", out)
     assert shown.startswith("3 rows in ")
-    assert "searches are exact" in told
+    assert "searches are exact" in messages
     assert json.loads(run("index", out, "--json")[0])["added"] == 0
     sheet = tmp_path / "sheet.html"
     shown, _ = run("search", out, CAT, "--top", "2", "--where", "width > 10", "--sheet", str(sheet), "--json")
@@ -452,17 +459,17 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
     vectors = str(tmp_path / "v.npz")
     run("embed", CAT, "--transform", "fast", "--out", vectors)
     assert "fingerprint" in run("search", out, vectors, status=2)[1]
-    shown, told = run("dedup", out, "--json")
+    shown, messages = run("dedup", out, "--json")
     assert [(json.loads(line)["kind"], json.loads(line)["key"]) for line in shown.splitlines()] == [
         ("kept", str(mixed / "a2.jpg")),
         ("same", str(mixed / "copy of a2.jpg")),
     ]
-    assert "duplicates: 1 of 3 images; clusters: 1\n" in told
+    assert "duplicates: 1 of 3 images; clusters: 1\n" in messages
     assert "same" in run("dedup", out, "--exact")[0]
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("arguments", "expected"),
     [
         ([], None),
         (["--ray"], ("local", None)),
@@ -470,20 +477,20 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
     ],
 )
 def test_run_on_ray_here_or_there(
-    given: list[str], expected: Any, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], expected: Any, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    clusters = []
 
     def start(*_: Any, cluster: Any, **__: Any) -> Any:
-        asked.append(cluster and (cluster.address, cluster.cores))
+        clusters.append(cluster and (cluster.address, cluster.cores))
         assert not cluster or pickle.loads(pickle.dumps(cluster.load))().name
         raise UsageError("busy", "enough")
 
-    monkeypatch.setattr("tessella.bulk.runner.run", start)
-    run("run", str(mixed), "--out", str(tmp_path / "run"), *given, status=2)
-    assert asked == [expected]
-    _, told = run("run", "--ray", str(mixed), "--out", str(tmp_path / "run"), str(mixed), status=2)
-    assert "is not HOST:PORT" in told
+    monkeypatch.setattr("tessella.bulk.run", start)
+    run("run", str(mixed), "--out", str(tmp_path / "run"), *arguments, status=2)
+    assert clusters == [expected]
+    _, messages = run("run", "--ray", str(mixed), "--out", str(tmp_path / "run"), str(mixed), status=2)
+    assert "is not HOST:PORT" in messages
 
 
 def test_an_interrupt_is_status_130_without_a_traceback() -> None:

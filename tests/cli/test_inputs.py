@@ -38,7 +38,7 @@ def messy(tmp_path: Path) -> Path:
 
 
 LINES = [
-    "skipped 1 by-product of another system, such as photos/@eaDir",
+    "skipped 1 system file or folder, such as photos/@eaDir",
     "skipped 1 file without an image suffix (.txt), such as photos/notes.txt",
 ]
 STATUS = {
@@ -48,9 +48,9 @@ STATUS = {
 
 
 @pytest.mark.parametrize("command", ["classify", "embed"])
-@pytest.mark.parametrize("given", ["photos", "-"])
-def test_records(messy: Path, command: str, given: str) -> None:
-    out, err = run(command, "--json", given, cwd=messy, stdin="photos\n")
+@pytest.mark.parametrize("source", ["photos", "-"])
+def test_records(messy: Path, command: str, source: str) -> None:
+    out, err = run(command, "--json", source, cwd=messy, stdin="photos\n")
     assert {row["key"]: row["status"] for row in map(json.loads, out.splitlines())} == STATUS
     assert [line for line in err.splitlines() if "skipped" in line] == LINES
 
@@ -69,4 +69,4 @@ def test_a_bulk_run(messy: Path) -> None:
     rows = pq.read_table(shard, columns=["key", "status"]).to_pylist()
     assert {row["key"]: row["status"] for row in rows} == STATUS
     _, err = run("classify", "photos", cwd=messy)  # the run is not read as data
-    assert "skipped 1 result of Tessella, such as photos/run" in err
+    assert "skipped 1 output of Tessella, such as photos/run" in err

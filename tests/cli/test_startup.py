@@ -109,8 +109,8 @@ def test_wrong_arguments_and_paths_are_reported_without_importing_torch(
     arguments: list[str], status: int, tmp_path: Path
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"junk")
-    given = [one.replace("FOLDER", str(tmp_path)) for one in arguments]
-    assert "torch" not in imported(given, status)
+    command = [one.replace("FOLDER", str(tmp_path)) for one in arguments]
+    assert "torch" not in imported(command, status)
 
 
 @pytest.mark.quiet
@@ -127,8 +127,8 @@ def imported(arguments: list[str], status: int) -> set[str]:
         "try: cli.main()\n"
         "except SystemExit as stop: print('\\nSTATUS', stop.code or 0, *sys.modules)"
     )
-    _, found, *modules = run(code).splitlines()[-1].split()
-    assert int(found) == status
+    _, found_status, *modules = run(code).splitlines()[-1].split()
+    assert int(found_status) == status
     return set(modules)
 
 

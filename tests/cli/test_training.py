@@ -53,18 +53,18 @@ def test_fine_tuning_on_a_few_hundred_images(animals: Path, tuned: Path) -> None
 
 def test_evaluate_prints_and_writes_its_results(animals: Path, tuned: Path, tmp_path: Path) -> None:
     names = ("-m", f"local-dir:{tuned}", "-m", "convmixer_256_8_ks3_p4.cifar10")
-    out, err = run("evaluate", str(animals), *names, "--json", "--out", str(tmp_path / "found"))
+    out, err = run("evaluate", str(animals), *names, "--json", "--out", str(tmp_path / "results"))
     own, ten = (json.loads(line) for line in out.splitlines())
     held_out = json.loads((tuned / "metrics.jsonl").read_text().splitlines()[-1])["val_images"]
     assert 0 < held_out < 60
     assert (own["images"], own["measured"], own["unread"]) == (held_out, held_out, 0)
     assert ten["images"] == held_out
-    told = f"the {held_out} images of {animals} that {tuned} held out"
-    assert err.startswith(told)
-    assert own["conditions"]["data"] == told
+    remark = f"the {held_out} images of {animals} that {tuned} held out"
+    assert err.startswith(remark)
+    assert own["conditions"]["data"] == remark
     assert own["top1"] > 0.7
     assert "3 of the model's 10" in ten["classes"]
-    assert (tmp_path / "found" / "evaluation.csv").read_text().count("\n") == 3
+    assert (tmp_path / "results" / "evaluation.csv").read_text().count("\n") == 3
     assert "evaluation.md" in err
     table, _ = run("evaluate", str(animals), "-m", f"local-dir:{tuned}")
     assert f"{100 * own['top1']:.2f}" in table
@@ -77,14 +77,14 @@ def test_evaluate_prints_and_writes_its_results(animals: Path, tuned: Path, tmp_
 def test_probe_prints_its_results_and_attaches_a_classifier(animals: Path, tmp_path: Path) -> None:
     attached = tmp_path / "animals"
     out, err = run("probe", str(animals), "--shots", "1,5", "--attach-to", str(attached), "--accuracy", "0.9")
-    assert "nearest neighbours" in out
+    assert "nearest neighbors" in out
     assert "linear, 5 per class" in out
-    assert re.search(r"trained on \d+ images of .*\nevaluated on \d+ images of", err)
-    found = json.loads(run("probe", str(animals), "--shots", "1,5", "--json")[0])
-    assert f"{100 * found['linear']['top1']:.2f} %" in out
+    assert re.search(r"trained on \d+ images: .*\nevaluated on \d+ images: ", err)
+    result = json.loads(run("probe", str(animals), "--shots", "1,5", "--json")[0])
+    assert f"{100 * result['linear']['top1']:.2f} %" in out
     assert tessella.load(f"local-dir:{attached}").labels == CLASSES
     _, err = run("evaluate", str(animals), "-m", f"local-dir:{attached}")
-    assert re.search(r"the \d\d images of .* held out \(--split all: all 300\)", err)
+    assert re.search(r"the \d\d images of .* held out \(--split all evaluates all 300\)", err)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from tessella.data.identity import (
     identity_of,
     listed_source,
 )
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 
@@ -43,7 +44,7 @@ def test_size_and_modification_time_identify_a_file(tmp_path: Path) -> None:
     assert "now 1970-01-01 00:00:00" in difference(before, identity_of(str(path)))
     assert difference(before, before._replace(mtime=2**90)).endswith("ns after 1970")
     path.unlink()
-    assert difference(before, identity_of(str(path))) == "it is gone"
+    assert difference(before, identity_of(str(path))) == "it no longer exists"
     assert identity_of("a\0b") == UNKNOWN
 
 

@@ -157,7 +157,7 @@ def test_few_shot_figures() -> None:
     few = np.concatenate([np.flatnonzero(labels == 0)[:3], np.flatnonzero(labels > 0)])
     figures, notes = few_shot(x[few], labels[few], seen, seen_labels, (3, 4, 5), names, rng)
     assert [item.shots for item in figures] == [3]
-    assert notes == [f"no result for {n} examples per class: 'x' has 3" for n in (4, 5)]
+    assert notes == [f"no few-shot result for {n} examples per class: 'x' has 3" for n in (4, 5)]
     assert few_shot(x, labels, seen, seen_labels, (1000,), names, rng)[0] == []
     same, other = (
         few_shot(x, labels, seen, seen_labels, (1,), names, np.random.default_rng(seed))[0] for seed in (7, 8)

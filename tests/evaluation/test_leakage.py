@@ -46,7 +46,7 @@ def test_an_evaluation_uses_the_images_that_the_run_held_out(data: Path, run: Ru
     images, remarks = choose_images(data, [f"local-dir:{folder}"], split)
     assert keys(images) == keys(held_out)
     origin = f"the {len(held_out)} images of {data} that {folder} held out"
-    assert remarks == (f"{origin} (--split all: all 48)",)
+    assert remarks == (f"{origin} (--split all evaluates all 48)",)
     assert images.origin == origin
 
 
@@ -55,7 +55,7 @@ def test_evaluating_training_images_is_a_warning(data: Path, run: Run) -> None:
     images, (remark,) = choose_images(data, [f"local-dir:{folder}"], "all")
     assert len(images) == 48
     assert remark == (
-        f"warning: {folder} was trained on {len(train)} of the 48 images of {data}: the figures are too high"
+        f"warning: {folder} was trained on {len(train)} of the 48 images of {data}, so the figures are too high"
     )
     images, (remark,) = choose_images(data, [f"local-dir:{folder}"], "train")
     assert keys(images) == keys(train)

@@ -35,41 +35,41 @@ STATUSES = {0, 2, 3, 4, 5, 6, 7, 8, 130}  # those of the README
 NEVER = ("Traceback (most recent call last)", "Exception ignored in", "panicked at", "Fatal Python error")
 
 
-def judge(case: Case, found: dict[str, Any]) -> str:
+def judge(case: Case, outcome: dict[str, Any]) -> str:
     """What is wrong with an outcome; "" if nothing is."""
-    if "harness" in found:
-        return f"harness: {found['harness']}"
-    if found["hung"]:
-        return f"{found['hung']}: {found.get('place') or innermost(found.get('stack', ''))}"
-    if found["left"]:
-        return f"processes left: {', '.join(sorted(set(found['left'])))}"
-    if "error" in found and not found["coded"] and (found["place"] or not case.code) and not _is_binding(found):
-        return f"{found['error']} in {found['place']}"
+    if "harness" in outcome:
+        return f"harness: {outcome['harness']}"
+    if outcome["hung"]:
+        return f"{outcome['hung']}: {outcome.get('place') or innermost(outcome.get('stack', ''))}"
+    if outcome["left"]:
+        return f"processes left: {', '.join(sorted(set(outcome['left'])))}"
+    if "error" in outcome and not outcome["coded"] and (outcome["place"] or not case.code) and not _is_binding(outcome):
+        return f"{outcome['error']} in {outcome['place']}"
     if case.code:
-        return "" if found["status"] in (0, 1) else f"status {found['status']}"
-    if found["status"] not in STATUSES:
-        return f"status {found['status']}: {innermost(found['stderr'])}"
-    if words := [word for word in NEVER if word in found["stderr"]]:
-        return f"{words[0]}: {innermost(found['stderr'])}"
-    return _not_json(case, found)
+        return "" if outcome["status"] in (0, 1) else f"status {outcome['status']}"
+    if outcome["status"] not in STATUSES:
+        return f"status {outcome['status']}: {innermost(outcome['stderr'])}"
+    if words := [word for word in NEVER if word in outcome["stderr"]]:
+        return f"{words[0]}: {innermost(outcome['stderr'])}"
+    return _not_json(case, outcome)
 
 
-def _is_binding(found: dict[str, Any]) -> bool:
+def _is_binding(outcome: dict[str, Any]) -> bool:
     """Whether Python itself refused the call: it lacks an argument, or has one twice."""
     words = ("required positional argument", "required keyword-only argument", "multiple values for argument")
-    return found["error"] == "TypeError" and any(word in found["message"] for word in words)
+    return outcome["error"] == "TypeError" and any(word in outcome["message"] for word in words)
 
 
-def _not_json(case: Case, found: dict[str, Any]) -> str:
+def _not_json(case: Case, outcome: dict[str, Any]) -> str:
     if (
         "--json" not in case.arguments
         or case.around.stdout != "file"
         or case.around.variables
-        or found["status"] not in (0, 3)
+        or outcome["status"] not in (0, 3)
     ):
         return ""
     try:
-        for line in found["stdout"].splitlines():
+        for line in outcome["stdout"].splitlines():
             json.loads(line, parse_constant=_refuse)
     except ValueError as error:
         return f"not JSON: {error}"
@@ -142,8 +142,8 @@ class Server:
         pipe.flush()
         answer = self._pipe(self._process.stdout).readline()
         assert answer, Path(self._log.name).read_text()[-2000:]
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        outcome: dict[str, Any] = json.loads(answer)
+        return outcome
 
 
 def run_cases(cases: Iterable[Case], among: list[Server]) -> Iterator[tuple[Case, dict[str, Any], str]]:
@@ -153,10 +153,10 @@ def run_cases(cases: Iterable[Case], among: list[Server]) -> Iterator[tuple[Case
     def one(case: Case) -> tuple[Case, dict[str, Any], str]:
         server = free.pop()
         try:
-            found = server.run(case)
+            outcome = server.run(case)
         finally:
             free.append(server)
-        return case, found, judge(case, found)
+        return case, outcome, judge(case, outcome)
 
     with ThreadPoolExecutor(len(among)) as pool:
         yield from pool.map(one, cases)
@@ -182,19 +182,19 @@ def main() -> None:
     failures: list[dict[str, Any]] = []
     targets, outcomes = Counter[str](), Counter[str]()
     with servers(min(len(cases), len(os.sched_getaffinity(0)))) as among:
-        for case, found, wrong in run_cases(cases, among):
+        for case, outcome, wrong in run_cases(cases, among):
             targets[case.target] += 1
-            outcomes[outcome_of(found)] += 1
+            outcomes[outcome_of(outcome)] += 1
             if wrong:
                 text = case.code or case.shell("HERE")
-                failures.append(dict(number=case.number, wrong=wrong, case=text, message=found.get("message", "")))
+                failures.append(dict(number=case.number, wrong=wrong, case=text, message=outcome.get("message", "")))
             if wrong or args.case is not None:
                 print(
-                    f"--- case {case.number}: {wrong or 'fine'}: {found.get('message', '')}\n{reproducer(case)}",
+                    f"--- case {case.number}: {wrong or 'fine'}: {outcome.get('message', '')}\n{reproducer(case)}",
                     flush=True,
                 )
             if args.case is not None:
-                print(json.dumps(found, indent=1).replace("\\n", "\n"))
+                print(json.dumps(outcome, indent=1).replace("\\n", "\n"))
     kinds = Counter(row["wrong"] for row in failures)
     print(f"{len(cases)} cases of {len(targets)} commands and functions, seed {args.seed}: {len(failures)} failed")
     for wrong, count in kinds.most_common():
@@ -207,6 +207,6 @@ def main() -> None:
     sys.exit(bool(failures))
 
 
-def outcome_of(found: dict[str, Any]) -> str:
+def outcome_of(outcome: dict[str, Any]) -> str:
     """An error's code or type, or the exit status."""
-    return str(found.get("code") or found.get("error") or f"status {found['status']}")
+    return str(outcome.get("code") or outcome.get("error") or f"status {outcome['status']}")

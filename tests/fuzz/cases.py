@@ -104,13 +104,13 @@ def commands() -> dict[str, click.Command]:
 def functions() -> dict[str, dict[str, tuple[str, ...]]]:
     """What can be called, by expression, with good values: `CALLS`, and all else that the package exports."""
     names = namespace()
-    found = dict(CALLS)
+    targets = dict(CALLS)
     for module in ("tessella", "data"):
         for name in names[module].__all__:
             value = getattr(names[module], name)
             if callable(value) and not (isinstance(value, type) and issubclass(value, Exception)):
-                found.setdefault(f"{module}.{name}", {})
-    return {name: found[name] for name in found if name not in RECORDS}
+                targets.setdefault(f"{module}.{name}", {})
+    return {name: targets[name] for name in targets if name not in RECORDS}
 
 
 # --- a command line ---------------------------------------------------------------------------------------------------
@@ -171,18 +171,18 @@ def value_of(rng: random.Random, param: click.Parameter) -> str:
 
 def surroundings(rng: random.Random, streams: bool = True) -> Surroundings:
     """One or two things that are unusual."""
-    found: dict[str, Any] = dict(variables={})
+    fields: dict[str, Any] = dict(variables={})
     for _ in range(rng.choice((1, 1, 2))):
         what = rng.choice(("variables", "variables", "variables", "stdin", "stdout", "stdout", "stderr", "other"))
         if what == "variables":
             name = rng.choice(list(ENVIRONMENT))
-            found["variables"][name] = rng.choice(ENVIRONMENT[name])
+            fields["variables"][name] = rng.choice(ENVIRONMENT[name])
         elif what == "other":
-            found |= rng.choice((dict(deleted=True), dict(handles=rng.choice((12, 24, 64)))))
+            fields |= rng.choice((dict(deleted=True), dict(handles=rng.choice((12, 24, 64)))))
         elif streams:
             pools: dict[str, Sequence[str]] = dict(stdin=list(STDIN), stdout=list(STDOUT), stderr=["closed"])
-            found[what] = rng.choice(pools[what])
-    return Surroundings(**found)
+            fields[what] = rng.choice(pools[what])
+    return Surroundings(**fields)
 
 
 # --- a call -----------------------------------------------------------------------------------------------------------
@@ -192,22 +192,22 @@ def call(rng: random.Random, target: str) -> str:
     """An expression that calls `target` with good values, of which one or two are replaced."""
     good = functions()[target]
     names = [name for name in parameters(target) if name not in WHERE]
-    given = {name: rng.choice(value) for name, value in good.items() if value}
-    optional = [name for name in names if name not in given]
+    values = {name: rng.choice(value) for name, value in good.items() if value}
+    optional = [name for name in names if name not in values]
     for name in rng.sample(optional, k=min(len(optional), rng.choice((0, 0, 1, 2)))):
-        given[name] = rng.choice(VALUES)
+        values[name] = rng.choice(VALUES)
     changed = rng.choice((1, 1, 1, 2)) if names else 0
     for name in rng.sample(names, k=min(len(names), changed)):
-        given[name] = rng.choice(VALUES)
+        values[name] = rng.choice(VALUES)
     if rng.random() < 0.05:
-        given[rng.choice(("devic", "nonsense", "self"))] = rng.choice(VALUES)
-    return f"{target}({', '.join(f'{name}={value}' for name, value in given.items())})"
+        values[rng.choice(("devic", "nonsense", "self"))] = rng.choice(VALUES)
+    return f"{target}({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 
 def parameters(target: str) -> list[str]:
     """Names of what a function can be called with by name; **kwargs are left to `GOOD`."""
     try:
-        signature = inspect.signature(_function(target))
+        signature = inspect.signature(function(target))
     except ValueError:  # written in C
         return list(functions()[target])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -217,10 +217,10 @@ def parameters(target: str) -> list[str]:
     return [*names, *(name for name in functions()[target] if name not in names)]
 
 
-def _function(target: str) -> Callable[..., Any]:
+def function(target: str) -> Callable[..., Any]:
     """What an expression such as `predictor().classify` calls, without making a predictor."""
     names = namespace()
     owner, dot, method = target.rpartition("().")
-    found = eval(f"{owner}.of.{method}" if dot else target, names)
-    assert callable(found), target
-    return found
+    callee = eval(f"{owner}.of.{method}" if dot else target, names)
+    assert callable(callee), target
+    return callee

@@ -65,8 +65,8 @@ def serve(world: str, folder: str) -> None:
     copy = Copy(Path(world), Path(folder) / "here")
     for line in sys.stdin:
         case = pickle.loads(base64.b64decode(line))
-        found = run_case(case, copy, Path(folder))
-        answers.write(json.dumps(found) + "\n")
+        outcome = run_case(case, copy, Path(folder))
+        answers.write(json.dumps(outcome) + "\n")
         answers.flush()
 
 
@@ -80,14 +80,14 @@ def run_case(case: Case, copy: Copy, folder: Path) -> dict[str, Any]:
     status, hung = _wait(pid, began + limit, case.limit)
     seconds = time.monotonic() - began
     left = _end_session(pid)
-    found: dict[str, Any] = dict(number=case.number, status=status, seconds=round(seconds, 2), hung=hung, left=left)
+    outcome: dict[str, Any] = dict(number=case.number, status=status, seconds=round(seconds, 2), hung=hung, left=left)
     for name in ("stdout", "stderr", "stack"):
         with contextlib.suppress(OSError):
             text = (folder / name).read_bytes().decode(errors="replace")
-            found[name] = text if len(text) <= MOST_TEXT else text[-MOST_TEXT:].partition("\n")[2]  # whole lines
+            outcome[name] = text if len(text) <= MOST_TEXT else text[-MOST_TEXT:].partition("\n")[2]  # whole lines
     with contextlib.suppress(OSError):
-        found |= json.loads((folder / "outcome").read_text())
-    return found
+        outcome |= json.loads((folder / "outcome").read_text())
+    return outcome
 
 
 class Copy:
@@ -149,15 +149,15 @@ def _wait(pid: int, deadline: float, limit: float) -> tuple[int | None, str]:
 
 def _session(leader: int) -> list[tuple[int, str]]:
     """(process id, name) of what is alive in the session of `leader`."""
-    found = []
+    processes = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError):
                 name, _, rest = (entry / "stat").read_text(errors="replace").rpartition(")")
                 state, _parent, _group, session = rest.split()[:4]
                 if int(session) == leader and state not in "ZX":
-                    found.append((int(entry.name), name.partition("(")[2]))
-    return found
+                    processes.append((int(entry.name), name.partition("(")[2]))
+    return processes
 
 
 def _end_session(leader: int) -> list[str]:
@@ -173,17 +173,17 @@ def _end_session(leader: int) -> list[str]:
 
 def variables(case: Case, here: Path) -> dict[str, str]:
     """The environment of a case: nothing of the caller's home or cache, no network."""
-    found = dict(os.environ)
+    environment = dict(os.environ)
     for name in ("PYTHONIOENCODING", "PYTHONWARNINGS", "HF_HOME", "COLUMNS", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        found.pop(name, None)
-    found |= dict(HOME=f"{here}/home", TMPDIR=f"{here}/tmp", TESSELLA_CACHE=f"{here}/cache", HF_HUB_OFFLINE="1",
+        environment.pop(name, None)
+    environment |= dict(HOME=f"{here}/home", TMPDIR=f"{here}/tmp", TESSELLA_CACHE=f"{here}/cache", HF_HUB_OFFLINE="1",
                   OMP_NUM_THREADS="2")  # fmt: skip
     for name, value in case.around.variables.items():
         if value is None:
-            found.pop(name, None)
+            environment.pop(name, None)
         else:
-            found[name] = value.format(here=here)
-    return found
+            environment[name] = value.format(here=here)
+    return environment
 
 
 def _fresh(case: Case, folder: Path) -> int:

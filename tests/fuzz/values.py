@@ -26,8 +26,8 @@ class Kind(enum.Enum):
 
 
 _NAMES = {
-    Kind.INPUT: "inputs queries images data val config checkpoint real source image paths list table",
-    Kind.OUTPUT: "out sheet quarantine prometheus picture attach_to file output",
+    Kind.INPUT: "inputs queries images data val config checkpoint real_labels source image paths list table",
+    Kind.OUTPUT: "out sheet bad_inputs prometheus plot attach_to file output",
     Kind.FOLDER: "folder run",
     Kind.MODEL: "model models name teacher arch patterns",
     Kind.WORD: "device precision engine engines mode preset dataset batch shots blocks dtype",
@@ -203,9 +203,8 @@ from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
 from tessella import info
-from tessella.bulk import runner as bulk, verify
-from tessella.evaluation import evaluator as evaluate, linear_probe as probe
-from tessella.performance import benchmark as bench, tuning as tune
+from tessella import bulk, evaluation, performance
+from tessella.evaluation import leakage
 from tessella.search import duplicates as dedup, index, query as search
 from tessella import training
 from tessella.training import config as recipes
@@ -215,9 +214,9 @@ def model(): return tessella.create_model("local-dir:tiny", pretrained=True).eva
 def fast(): return tessella.optimize(model(), engine="eager", device="cpu")
 def there(): return search.Index("run")
 def spec(): return data.InputSpec(height=16, width=16)
-def look(found):
-    if hasattr(found, "__next__"): found = list(itertools.islice(found, 30))
-    return str(repr(found))[:0]
+def look(result):
+    if hasattr(result, "__next__"): result = list(itertools.islice(result, 30))
+    return str(repr(result))[:0]
 predictor.of, fast.of, there.of, spec.of = tessella.Predictor, Optimized, search.Index, data.InputSpec
 """
 
@@ -314,11 +313,11 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.InputSpec": {},
     "data.InputSpec.from_cfg": dict(cfg=("{'input_size': (3, 16, 16)}",)),
     "data.create_transform": dict(input_size=("16", "(3, 16, 16)")),
-    "data.create_transform(input_size=16)": dict(image=_ONE),
+    "data.create_transform(input_size=16)": dict(source=_ONE),
     "data.resolve_data_config": dict(args=("{}",), pretrained_cfg=("{}",)),
     "data.resolve_model_data_config": dict(model=("model()",)),
     "data.load_pixels": dict(source=_ONE, spec=("spec()",)),
-    "data.prepare": dict(source=_ONE, spec=("spec()",)),
+    "data.prepare": dict(pixels=("np.zeros((9, 8, 3), np.uint8)",), spec=("spec()",)),
     "data.normalise": dict(images_BHWC=("np.zeros((1, 16, 16, 3), np.uint8)",), spec=("spec()",)),
     "data.labels_for": dict(dataset=("'imagenet-1k'",)),
     "data.labels_for_classes": dict(num_classes=("1000",)),
@@ -326,14 +325,16 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "data.open_split": dict(data=_DATA),
     "data.iter_sources": dict(inputs=("['photos']", "['@list.txt', 'odd']", "['photos.tar']")),
     "bulk.run": dict(
-        inputs=("['photos']",), out=_INTO, predictor=("predictor()",), processes=("1",), shard_rows=("4",)
+        inputs=("['photos']",), out=_INTO, predictor=("predictor()",),
+        settings=("bulk.RunSettings(processes=1, shard_rows=4)",),
     ),
-    "verify.verify": dict(out=("'run'", "'run-cut'")),
-    "verify.repair": dict(out=("'run-flipped'", "'run-facts'")),
+    "bulk.RunSettings": dict(processes=("1",), shard_rows=("4",), top=("3",)),
+    "bulk.verify": dict(out=("'run'", "'run-cut'")),
+    "bulk.repair": dict(out=("'run-flipped'", "'run-facts'")),
     "index.build_index": dict(out=("'unindexed'", "'run'")),
     "search.Index": dict(out=("'run'",)),
     "there().search": dict(queries=("'photos/0.jpg'", "np.ones(16, np.float32)")),
-    "there().query": dict(given=("'photos/0.jpg'",)),
+    "there().query": dict(item=("'photos/0.jpg'",)),
     "dedup.dedup": dict(out=("'run'",)),
     "training.train": dict(
         data=_DATA, out=_INTO, config=("recipes.TrainConfig.from_dict(recipes.read_config('small.json'))",),
@@ -344,11 +345,24 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "training.TrainConfig": dict(model=_NAME),
     "training.TrainConfig.from_dict": dict(values=("{}", "{'epochs': 2}")),
     "recipes.read_config": dict(file=("'small.json'", "'types.json'", "'deepobject.json'", "'digits.json'")),
-    "probe.probe": dict(data=_DATA, model=("predictor()", "'local-dir:tiny'"), shots=("[1]",)),
-    "evaluate.evaluate": dict(data=_DATA, names=("[predictor()]", "['local-dir:tiny']"), engine=("'eager'",)),
-    "evaluate.open_data": dict(data=_DATA),
+    "evaluation.probe": dict(
+        data=_DATA, model=("predictor()", "'local-dir:tiny'"), settings=("evaluation.ProbeSettings(shots=[1])",)
+    ),
+    "evaluation.ProbeSettings": dict(shots=("[1]",)),
+    "evaluation.evaluate": dict(
+        data=_DATA, models=("[predictor()]", "['local-dir:tiny']"),
+        settings=("evaluation.EvaluationSettings(engine='eager')",),
+    ),
+    "evaluation.EvaluationSettings": dict(engine=("'eager'",)),
+    "leakage.open_data": dict(data=_DATA),
     "info.info": dict(name=_NAME),
-    "bench.bench": dict(names=("['convmixer_256_8_ks3_p4']",), batches=("[1]",), engines=("['eager']",), rounds=("1",)),
-    "tune.tune": dict(model=("model()",), engines=("['rewritten']",), precisions=("['float32']",), seconds=("1",)),
+    "performance.bench": dict(
+        models=("['convmixer_256_8_ks3_p4']",),
+        settings=("performance.BenchmarkSettings(batch_sizes=[1], engines=['eager'], rounds=1)",),
+    ),
+    "performance.BenchmarkSettings": dict(batch_sizes=("[1]",), engines=("['eager']",), rounds=("1",)),
+    "performance.tune": dict(
+        model=("model()",), engines=("['rewritten']",), precisions=("['float32']",), seconds=("1",)
+    ),
     "export": dict(predictor=("tessella.load('local-dir:tiny', engine='openvino')",), folder=_INTO),
 }  # fmt: skip

@@ -194,11 +194,11 @@ def _models() -> None:
 
 def _runs() -> None:
     import tessella
-    from tessella.bulk.runner import run
+    from tessella.bulk import RunSettings, run
     from tessella.search.index import build_index
 
     predictor = tessella.load("local-dir:tiny", engine="eager", batch_size=4)
-    run(["photos", "odd/cut.png"], "run", predictor, shard_rows=4, processes=1)
+    run(["photos", "odd/cut.png"], "run", predictor, RunSettings(shard_rows=4, processes=1))
     shutil.copytree("run", "unindexed")
     build_index("run")
     for name, file, change in _damages():

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella.bulk.runner import run
+from tessella.bulk import RunEvent, RunSettings, ShardFinished, run
 from tessella.models.base import ImageModel
 from tessella.training import StepEvent, TrainConfig, TrainingEvent, train
 
@@ -105,12 +105,12 @@ def training_checkpoint(model: ImageModel) -> dict[str, Any]:
 def killed_run() -> None:
     """Start the run of `RUN`, and kill the process after the first shard."""
 
-    def kill(event: Event) -> None:
-        if event["kind"] == "shard":
+    def kill(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
             os.kill(os.getpid(), signal.SIGKILL)
 
     predictor = tessella.load(MODEL, engine="eager", device="cpu", batch_size=4)
-    run(INPUTS, "run-unfinished", predictor, shard_rows=4, watch=kill)
+    run(INPUTS, "run-unfinished", predictor, RunSettings(shard_rows=4), on_event=kill)
 
 
 def interrupted_training() -> None:

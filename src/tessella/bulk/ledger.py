@@ -1,7 +1,7 @@
-"""Which shards of a bulk run are finished, in one SQLite table.
+"""The ledger: the finished shards of a bulk run, in one SQLite table.
 
-Who writes opens it with `Ledger`. `read_ledger` works on a copy in memory, with what the write-ahead log adds, so that
-reading changes no file and needs none that can be written.
+`Ledger` reads and writes it. `read_ledger` only reads: it works on a copy in memory, including the write-ahead log, so
+that it changes no file and works on read-only media.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError, TessellaError, UsageError
 from ..storage import read_regular
 
-FILE = "run.sqlite"
+LEDGER = "run.sqlite"
 _COLUMNS = ("id", "file", "sha256", "bytes", "rows", "ok", "errors")
 _TYPES = [int, str, str, int, int, int, str]
 _TABLE = (
@@ -28,13 +27,17 @@ _TABLE = (
 )
 _INSERT = "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)"
 _MAGIC = b"SQLite format 3\0"
-_JOURNAL = slice(18, 20)  # bytes of the header: 2, 2 where there is a write-ahead log, else 1, 1
+_JOURNAL = slice(18, 20)  # bytes of the header: 2, 2 with a write-ahead log, else 1, 1
 _LOG_HEADER, _FRAME_HEADER = 32, 24  # bytes, in a write-ahead log
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard: file is its name below shards/, bytes and sha256 are that file's, errors counts by code."""
+    """A finished shard.
+
+    file: its name in shards/. bytes, sha256: size and hash of that file. rows = ok + the sum of errors, which are
+    counts by error code.
+    """
 
     id: int
     file: str
@@ -46,14 +49,20 @@ class Shard:
 
 
 class Ledger:
-    """A row is written once its file is durable, and is durable itself when `commit` returns. A context manager."""
+    """The ledger of a run, for writing. A context manager.
+
+    A shard is recorded once its file is durable; the entry is durable when `commit` returns.
+    """
 
     def __init__(self, run: Path, *, new: bool = False):
-        """new: begin one, in place of what is there. UsageError `damaged_run` where it cannot be read or is missing."""
-        self._path = run / FILE
+        """Open the ledger of the run in the folder `run`. new: create an empty one, replacing any other.
+
+        Raises UsageError `damaged_run` if it is missing or cannot be read, OutputError `output_failed`.
+        """
+        self._path = run / LEDGER
         if new:
             for suffix in ("", "-wal", "-shm"):
-                self._path.with_name(FILE + suffix).unlink(missing_ok=True)
+                self._path.with_name(LEDGER + suffix).unlink(missing_ok=True)
         elif not self._path.is_file():
             raise _damaged(f"{self._path} is missing", run)
         try:
@@ -66,23 +75,25 @@ class Ledger:
             raise _failed(self._path, error) from error
 
     def finished(self) -> dict[int, Shard]:
-        """By their number, in order."""
+        """Return the finished shards by number, in order."""
         return _entries(self._connection, self._path)
 
     def commit(self, shard: Shard) -> None:
+        """Record a finished shard. Raises OutputError `output_failed`."""
         try:
-            self._connection.execute(_INSERT, _cells(shard))
+            self._connection.execute(_INSERT, _row_of(shard))
         except sqlite3.Error as error:
             raise _failed(self._path, error) from error
 
     def forget(self, ids: list[int]) -> None:
-        """Of shards that are to be made again."""
+        """Remove the entries of shards, which will be made again."""
         try:
-            self._connection.executemany("DELETE FROM shards WHERE id = ?", [(one,) for one in ids])
+            self._connection.executemany("DELETE FROM shards WHERE id = ?", [(number,) for number in ids])
         except sqlite3.Error as error:
             raise _failed(self._path, error) from error
 
     def close(self) -> None:
+        """Close the database."""
         self._connection.close()
 
     def __enter__(self) -> Ledger:
@@ -97,7 +108,7 @@ def read_ledger(run: Path, *, deep: bool = False) -> dict[int, Shard]:
 
     deep: check every page. Raises UsageError `damaged_run` if the ledger is missing or corrupt.
     """
-    path = run / FILE
+    path = run / LEDGER
     try:
         data = _snapshot(path)
     except FileNotFoundError:
@@ -121,23 +132,23 @@ def ledger_bytes(shards: Mapping[int, Shard]) -> bytes:
     """Return the bytes of a complete new ledger file."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute(_TABLE)
-        connection.executemany(_INSERT, [_cells(shard) for shard in shards.values()])
+        connection.executemany(_INSERT, [_row_of(shard) for shard in shards.values()])
         data = bytearray(connection.serialize())
-    data[_JOURNAL] = b"\2\2"  # as `Ledger` has it, so that opening the file does not change it
+    data[_JOURNAL] = b"\2\2"  # the mode that `Ledger` sets, so that opening the file does not change it
     return bytes(data)
 
 
-def _cells(shard: Shard) -> tuple[Any, ...]:
-    return (shard.id, shard.file, shard.sha256, shard.bytes, shard.rows, shard.ok,
-            json.dumps(dict(shard.errors), sort_keys=True))  # fmt: skip
+def _row_of(shard: Shard) -> tuple[int | str, ...]:
+    errors = json.dumps(dict(shard.errors), sort_keys=True)
+    return shard.id, shard.file, shard.sha256, shard.bytes, shard.rows, shard.ok, errors
 
 
 def _entries(connection: sqlite3.Connection, path: Path) -> dict[int, Shard]:
     try:
-        found = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM shards ORDER BY id").fetchall()
-        if any([type(value) for value in row] != _TYPES for row in found):
-            raise ValueError("an entry has a value of another type")  # one bit of damage makes text a blob
-        return {row[0]: Shard(**dict(zip(_COLUMNS, row, strict=True), errors=json.loads(row[-1]))) for row in found}
+        rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM shards ORDER BY id").fetchall()
+        if any([type(value) for value in row] != _TYPES for row in rows):
+            raise ValueError("an entry has a value of another type")  # one flipped bit can turn text into a blob
+        return {row[0]: Shard(**dict(zip(_COLUMNS, row, strict=True), errors=json.loads(row[-1]))) for row in rows}
     except (sqlite3.Error, ValueError, RecursionError, OverflowError) as error:
         raise _failed(path, error) from error
 
@@ -146,7 +157,7 @@ def _entries(connection: sqlite3.Connection, path: Path) -> dict[int, Shard]:
 
 
 def _snapshot(path: Path) -> bytearray:
-    """The database with its write-ahead log, read until no writer has begun a new log in between."""
+    """Return the database including its write-ahead log; read again if a writer began a new log in between."""
     log = path.with_name(path.name + "-wal")
     for _ in range(10):
         before, data, after = _bytes_of(log), bytearray(read_regular(path)), _bytes_of(log)
@@ -162,9 +173,9 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _with_log(data: bytearray, log: bytes) -> bytearray:
-    """`data` with the pages of all transactions that were committed to the log, as SQLite's file format describes it.
+    """Return `data` with the pages of all transactions committed to the log, after SQLite's file format.
 
-    The log ends at the first frame whose salt or checksum does not fit: what follows is older, or was cut off.
+    The log ends at the first frame whose salt or checksum does not match: what follows is older or incomplete.
     """
     if len(log) < _LOG_HEADER:
         return data
@@ -176,35 +187,37 @@ def _with_log(data: bytearray, log: bytes) -> bytearray:
     if checksum != struct.unpack(">2I", log[24:_LOG_HEADER]) or not 512 <= page_size <= 65_536:
         return data
     pages: dict[int, bytes] = {}
-    for at in range(_LOG_HEADER, len(log) - _FRAME_HEADER - page_size + 1, _FRAME_HEADER + page_size):
-        frame, page = log[at : at + _FRAME_HEADER], log[at + _FRAME_HEADER : at + _FRAME_HEADER + page_size]
+    for start in range(_LOG_HEADER, len(log) - _FRAME_HEADER - page_size + 1, _FRAME_HEADER + page_size):
+        frame = log[start : start + _FRAME_HEADER]
+        page = log[start + _FRAME_HEADER : start + _FRAME_HEADER + page_size]
         checksum = _checksum(page, order, _checksum(frame[:8], order, checksum))
         number, size = struct.unpack(">2I", frame[:8])
         if frame[8:16] != log[16:24] or checksum != struct.unpack(">2I", frame[16:]) or not number:
             break
         pages[number] = page
-        if size:  # the last frame of a transaction, with the pages that the database has now
+        if size:  # the last frame of a transaction; size is that of the database, in pages
             data.extend(bytes(max(0, size * page_size - len(data))))
-            for one, changed in pages.items():
-                data[(one - 1) * page_size : one * page_size] = changed
+            for page_number, changed in pages.items():
+                data[(page_number - 1) * page_size : page_number * page_size] = changed
             del data[size * page_size :]
             pages.clear()
     return data
 
 
-def _checksum(data: bytes, order: str, before: tuple[int, int]) -> tuple[int, int]:
-    first, second = before
+def _checksum(data: bytes, order: str, initial: tuple[int, int]) -> tuple[int, int]:
+    """Return the checksum of `data` in SQLite's write-ahead log, continued from `initial`."""
+    first, second = initial
     words = struct.unpack(f"{order}{len(data) // 4}I", data)
-    for one, other in zip(words[::2], words[1::2], strict=True):
-        first = (first + one + second) & 0xFFFFFFFF
-        second = (second + other + first) & 0xFFFFFFFF
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
     return first, second
 
 
 def _failed(path: Path, error: Exception) -> TessellaError:
-    """Of a disk that is full or gone, SQLite tells by these words; all else is a file that is not a whole ledger."""
-    disk = ("disk", "readonly", "locked", "unable to open")
-    if isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in disk):
+    """Tell a failing disk, which SQLite reports in these words, from a damaged file."""
+    disk_errors = ("disk", "readonly", "locked", "unable to open")
+    if isinstance(error, sqlite3.OperationalError) and any(words in str(error) for words in disk_errors):
         return OutputError("output_failed", f"{path} could not be written: {error}")
     return _damaged(f"{path} is damaged", path.parent)
 

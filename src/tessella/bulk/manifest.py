@@ -1,7 +1,7 @@
-"""What a bulk run covers: every input, listed once and cut into shards, in a Parquet file that is never changed again.
+"""The listing of a bulk run: every input, listed once and divided into shards, in a Parquet file that never changes.
 
-Shard i is rows i * shard_rows to (i + 1) * shard_rows of the listing, in the listing's order, and row group i of the
-file; so a shard is read alone, and a run of millions of inputs starts by reading a footer.
+Shard i is rows i * shard_rows to (i + 1) * shard_rows - 1 of the listing, in its order, and row group i of the file. So
+a shard is read without the others, and a run of millions of inputs starts by reading a footer.
 """
 
 from __future__ import annotations
@@ -9,170 +9,206 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.identity import UNKNOWN, Identity, container_difference, identity_of, listed_source
 from ..data.parquet import ParquetRow
 from ..data.remote import is_url
-from ..data.sources import Source
+from ..data.source import Source
 from ..errors import ImageError, OutputError, UsageError
 from ..storage import absolute, file_hash, replacing
 from ..text import escape
 
-RUN, MANIFEST = "run.json", "manifest.parquet"  # what a run is, in its folder
-_LISTED = 100_000  # inputs between two remarks
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MANIFEST = "manifest.parquet"
+LOG_EVERY = 100_000  # inputs
+
+
+class ManifestRow(NamedTuple):
+    """One input as the file stores it: its key, where its bytes are, and what identifies that file."""
+
+    key: str
+    path: bytes
+    offset: int | None
+    size: int | None
+    row: int | None
+    code: str
+    message: str
+    file_size: int | None
+    mtime: int | None
+    digest: str | None
+    ctime: int | None
+
+
+class Container(NamedTuple):
+    """An archive or table: what identifies it, and of an archive the members (key, offset, size)."""
+
+    identity: Identity
+    members: list[tuple[str, int, int]]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_manifest(
-    path: Path, sources: Iterable[Source], shard_rows: int, say: Callable[[int], None] = lambda listed: None
+    path: Path, sources: Iterable[Source], shard_rows: int, on_listed: Callable[[int], object] = lambda listed: None
 ) -> tuple[int, str]:
-    """List `sources` into a new file, whole or not at all; returns their number and the file's SHA-256.
+    """List `sources` in a new file, atomically; return their number and the file's SHA-256.
 
-    say: hears how many there are so far. Raises UsageError `not_found` for none, `bad_argument` for a key twice.
+    on_listed: gets the number of inputs so far, now and then.
+    Raises UsageError `not_found` for no inputs, `bad_argument` for duplicate keys; OutputError `output_failed`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    cells_of = _Cells()
+    to_row = _RowBuilder()
     try:
         with replacing(path) as file:
-            hashes = []  # 8 bytes an input: what a set of keys would take ten times of
+            hashes = []  # 8 bytes per input; a set of the keys would take ten times as much
             with pq.ParquetWriter(file, _schema(), compression="zstd", write_page_checksum=True) as writer:
-                count, told, rest = 0, 0, iter(sources)
-                while rows := [cells_of(source) for source in itertools.islice(rest, shard_rows)]:
+                count, reported, remaining = 0, 0, iter(sources)
+                while rows := [to_row(source) for source in itertools.islice(remaining, shard_rows)]:
                     writer.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], schema=_schema()))
-                    hashes.append(np.array([_hash(row[0]) for row in rows], np.uint64))
+                    hashes.append(np.array([_hash_key(row.key) for row in rows], np.uint64))
                     count += len(rows)
-                    if count - told >= _LISTED:
-                        told = count
-                        say(count)
+                    if count - reported >= LOG_EVERY:
+                        reported = count
+                        on_listed(count)
             if not count:
-                raise UsageError("not_found", "no inputs were named", hint="give a folder, files, or - with a list")
+                raise UsageError("not_found", "no inputs were given", hint="give a folder, files, or - with a list")
             file.flush()
             draft = Path(file.name)
-            _refuse_twins(draft, np.concatenate(hashes))
+            _refuse_duplicate_keys(draft, np.concatenate(hashes))
             digest = file_hash(draft)
     except OSError as error:
         raise OutputError("output_failed", f"{path} could not be written: {error.strerror or error}") from error
     return count, digest
 
 
-def _schema() -> Any:
+def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema([("key", pa.string()), ("path", pa.binary()), ("offset", pa.int64()), ("size", pa.int64()),
-                      ("row", pa.int64()), ("code", pa.string()), ("message", pa.string()),
-                      ("file_size", pa.int64()), ("mtime", pa.int64()), ("digest", pa.string()),
-                      ("ctime", pa.int64())])  # fmt: skip
+    text, integer = pa.string(), pa.int64()
+    types = [text, pa.binary(), integer, integer, integer, text, text, integer, integer, text, integer]
+    return pa.schema(list(zip(ManifestRow._fields, types, strict=True)))
 
 
-class _Cells:
-    """Builds rows of the listing; caches the identity of the container whose members follow each other."""
+class _RowBuilder:
+    """Builds rows of the listing; caches the identity of a container while its members follow each other."""
 
     def __init__(self) -> None:
         self._container, self._identity = "", UNKNOWN
 
-    def __call__(self, source: Source) -> tuple[Any, ...]:
-        """Whole paths: a run may be resumed from another folder."""
+    def __call__(self, source: Source) -> ManifestRow:
+        """Return the row of a source, with an absolute path: a run may be resumed from another folder."""
         path = source.path if is_url(source.path) else absolute(source.path)
         row = source.row if isinstance(source, ParquetRow) else None
         code, message = (source.error.code, as_text(source.error.message)) if source.error else ("", "")
-        cells = (escape(source.key), os.fsencode(path), source.offset, source.size, row, code, message)
         if source.error is not None:
-            return (*cells, *UNKNOWN)
-        if row is None and source.offset is None:
-            return (*cells, *identity_of(path))
-        if path != self._container:
-            self._container, self._identity = path, identity_of(path, container=True)
-        return (*cells, *self._identity)
+            identity = UNKNOWN
+        elif row is None and source.offset is None:
+            identity = identity_of(path)
+        else:
+            if path != self._container:
+                self._container, self._identity = path, identity_of(path, container=True)
+            identity = self._identity
+        key = escape(source.key)
+        return ManifestRow(key, os.fsencode(path), source.offset, source.size, row, code, message, *identity)
 
 
-def _hash(key: str) -> int:
+def _hash_key(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def as_text(message: str) -> str:
-    """A message that may name a file, as valid UTF-8 for Parquet. For names see `tessella.text.escape`."""
+    """Return a message as valid UTF-8 for Parquet, even if it names a file. For names see `tessella.text.escape`."""
     try:
         return os.fsencode(message).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a surrogate that no file name has
         return message.encode("utf-8", "backslashreplace").decode()
 
 
-def _refuse_twins(draft: Path, hashes: np.ndarray[Any, Any]) -> None:
+def _refuse_duplicate_keys(draft: Path, hashes: NDArray[np.uint64]) -> None:
     order = np.argsort(hashes, kind="stable")
-    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    if not len(same):
+    duplicates = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if not len(duplicates):
         return
     import pyarrow.parquet as pq
 
-    places = [int(order[same[0]]), int(order[same[0] + 1])]
+    rows = [int(order[duplicates[0]]), int(order[duplicates[0] + 1])]
     with draft.open("rb") as file:
-        keys = pq.read_table(file, columns=["key"]).column("key").take(places).to_pylist()
+        keys = pq.read_table(file, columns=["key"]).column("key").take(rows).to_pylist()
     raise UsageError(
         "bad_argument",
-        f"{len(same):,} inputs are named more than once, the first is {keys[0]!r}",
+        f"{len(duplicates):,} inputs are named more than once, the first is {keys[0]!r}",
         hint="give each input only once: keys identify rows",
     )
 
 
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
 class Manifest:
-    """A listing that is there. rows, shards: numbers of both."""
+    """The listing of a run. rows, shards: their numbers."""
 
     def __init__(self, path: Path, digest: str):
-        """Raises UsageError `damaged_run` where it is not the file that was written."""
+        """Open a listing. digest: its SHA-256. Raises UsageError `damaged_run` if the file is missing or differs."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            whole = file_hash(path) == digest
+            intact = file_hash(path) == digest
         except OSError:
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             raise UsageError(
                 "damaged_run",
                 f"{path} is missing or is not the listing that was written",
                 hint=f"tessella verify-run {path.parent} --repair",
             )
-        self._file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # its name may be no text
+        self._file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # bytes, because the name may not be UTF-8
         self.rows: int = self._file.metadata.num_rows
         self.shards: int = self._file.metadata.num_row_groups
 
     def sources(self, shard: int) -> list[Source]:
-        """The inputs of a shard, in order."""
+        """Return the inputs of a shard, in order."""
         columns = self._file.read_row_group(shard, use_threads=False).to_pydict()
         return [_source(*cells) for cells in zip(*columns.values(), strict=True)]
 
-    def need_unchanged(self, shards: Sequence[int], finished: Iterable[tuple[int, Sequence[str]]]) -> None:
-        """UsageError `changed_run` where an archive or table that these shards need is not the one that was listed.
+    def require_unchanged(self, shards: Sequence[int], finished: Iterable[tuple[int, Sequence[str]]]) -> None:
+        """Raise UsageError `changed_run` if an archive or table that `shards` need has changed since it was listed.
 
-        finished: of the shards that are there, numbers and the SHA-256 of the rows. Archives are listed anew, tables
-        are known by their footers; where the file system says that one was touched in any way, the images that were
-        read from it are read again and compared. Files by themselves are checked when they are read.
+        finished: number and row hashes (SHA-256 of the encoded images) of each finished shard. Archives are listed
+        again, tables are identified by their footers; if a file's change time differs, the images that were already
+        read from it are read again and compared. Single files are checked when they are read.
         """
         changed: dict[str, str] = {}
         touched = set()
-        for path, (identity, members) in self._containers(shards).items():
-            if what := container_difference(path, identity, members):
-                changed[path] = what
-            elif identity_of(path, container=True).ctime != identity.ctime:
+        for path, container in self._containers(shards).items():
+            if difference := container_difference(path, container.identity, container.members):
+                changed[path] = difference
+            elif identity_of(path, container=True).ctime != container.identity.ctime:
                 touched.add(path)
         if not changed and touched:
-            changed = self._other_bytes(touched, finished)
+            changed = self._other_images(touched, finished)
         if changed:
-            path, what = next(iter(changed.items()))
+            path, difference = next(iter(changed.items()))
             more = f"; {len(changed) - 1:,} others have changed, too" if len(changed) > 1 else ""
             raise UsageError(
-                "changed_run", f"{path!r} has changed since the run listed it: {what}{more}",
+                "changed_run",
+                f"{path!r} has changed since the run listed it: {difference}{more}",
                 hint="restore the original file, or start a new run in another --out",
-            )  # fmt: skip
+            )
 
-    def _other_bytes(self, paths: set[str], finished: Iterable[tuple[int, Sequence[str]]]) -> dict[str, str]:
-        """Of these containers, those that give other bytes for rows that are finished; and which row is the first."""
+    def _other_images(self, paths: set[str], finished: Iterable[tuple[int, Sequence[str]]]) -> dict[str, str]:
+        """Return the first of the containers whose bytes differ for a finished row, with a description."""
         for shard, hashes in finished:
             for source, sha256 in zip(self.sources(shard), hashes, strict=True):
                 if source.path in paths and sha256:
@@ -184,38 +220,36 @@ class Manifest:
                         return {source.path: f"{source.key!r} is another image"}
         return {}
 
-    def _containers(self, shards: Sequence[int]) -> dict[str, tuple[Identity, list[tuple[str, int, int]]]]:
-        """What identifies each archive and table, and of an archive the members (key, offset, size)."""
+    def _containers(self, shards: Sequence[int]) -> dict[str, Container]:
+        """Return the archives and tables that the shards read from, by path."""
         import pyarrow.compute as pc
 
-        found: dict[str, tuple[Identity, list[tuple[str, int, int]]]] = {}
-        if "file_size" not in self._file.schema_arrow.names:  # of an earlier version
-            return found
+        containers: dict[str, Container] = {}
+        if "file_size" not in self._file.schema_arrow.names:  # written by an earlier version
+            return containers
         names = ["key", "path", "offset", "size", "row", "file_size", "mtime", "digest", "ctime"]
         for shard in shards:
             table = self._file.read_row_group(shard, columns=names, use_threads=False)
             inside = pc.or_(pc.is_valid(table["offset"]), pc.is_valid(table["row"]))
             table = table.filter(pc.and_(inside, pc.is_valid(table["file_size"])))
             for key, path, offset, size, _, *identity in zip(*table.to_pydict().values(), strict=True):
-                members = found.setdefault(os.fsdecode(path), (Identity(*identity), []))[1]
+                container = containers.setdefault(os.fsdecode(path), Container(Identity(*identity), []))
                 if offset is not None:
-                    members.append((key, offset, size))
-        return found
+                    container.members.append((key, offset, size))
+        return containers
 
 
 def _source(
-    key: str, path: bytes, offset: int | None, size: int | None, row: int | None, code: str, message: str,
+    key: str,
+    path: bytes,
+    offset: int | None,
+    size: int | None,
+    row: int | None,
+    code: str,
+    message: str,
     *identity: Any,
-) -> Source:  # fmt: skip
+) -> Source:
     error = ImageError(code, message) if code else None
     name = os.fsdecode(path)
     source = Source(key, name, offset, size, error) if row is None else ParquetRow(key, name, error=error, row=row)
     return listed_source(source, Identity(*identity))
-
-
-def row_sources(out: Path, facts: Mapping[str, Any], rows: Sequence[int]) -> dict[int, Source]:
-    """Where the images of some rows of a run are, by row: as it listed them. Raises UsageError `damaged_run`."""
-    manifest = Manifest(out / MANIFEST, facts["manifest"])
-    size = facts["shard_rows"]
-    listed = {shard: manifest.sources(shard) for shard in {row // size for row in rows}}
-    return {row: listed[row // size][row % size] for row in rows}

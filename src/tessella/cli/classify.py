@@ -56,14 +56,14 @@ if TYPE_CHECKING:
     help="Number of most probable classes per image.",
 )
 @table_options
-def classify(top: int, **given: Any) -> None:
-    """Classify images."""
-    path = _check_table_options(given)
+def classify(top: int, **arguments: Any) -> None:
+    """Print the most probable classes of each image, or write them to a file."""
+    path = _check_table_options(arguments)
 
     def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
         return predictor.records(sources, top=min(top, predictor.num_classes), embed=False)
 
-    _run(given, make_records, path, top=top)
+    _run(arguments, make_records, path, top=top)
 
 
 @click.command(
@@ -73,10 +73,10 @@ def classify(top: int, **given: Any) -> None:
 )
 @input_options
 @table_options
-def embed(**given: Any) -> None:
-    """Compute embeddings of images: vectors of unit length."""
-    path = _check_table_options(given)
-    _run(given, lambda predictor, sources: predictor.records(sources, top=0, embed=True), path, has_embedding=True)
+def embed(**arguments: Any) -> None:
+    """Compute embeddings of images: vectors of unit length, whose dot product is the cosine similarity."""
+    path = _check_table_options(arguments)
+    _run(arguments, lambda predictor, sources: predictor.records(sources, top=0, embed=True), path, has_embedding=True)
 
 
 @click.command(
@@ -99,14 +99,14 @@ def embed(**given: Any) -> None:
     metavar="FILE.npz",
     help="Write the feature maps to a .npz file. Without it, only their shapes are printed.",
 )
-def features(blocks: str | None, **given: Any) -> None:
+def features(blocks: str | None, **arguments: Any) -> None:
     """Show or save the feature maps of a model's blocks.
 
     The file has one row per input: key, status and feature maps, which are NaN if the status is not ok.
     """
-    path = _check_path(given["out"], [".npz"])
+    path = _check_path(arguments["out"], [".npz"])
     indices = parse_numbers("--blocks", blocks) if blocks else None
-    _run(given, lambda predictor, sources: predictor.feature_records(sources, indices), path)
+    _run(arguments, lambda predictor, sources: predictor.feature_records(sources, indices), path)
 
 
 def _check_path(out: str | None, suffixes: Sequence[str]) -> Path | None:
@@ -115,21 +115,26 @@ def _check_path(out: str | None, suffixes: Sequence[str]) -> Path | None:
     return check_output(out, suffixes) if out else None
 
 
-def _check_table_options(given: dict[str, Any]) -> Path | None:
+def _check_table_options(arguments: dict[str, Any]) -> Path | None:
     """Return the output file, if there is one; UsageError for options that exclude each other."""
     from ..records import SUFFIXES
 
-    as_json, as_csv, out = given["as_json"], given["as_csv"], given["out"]
+    as_json, as_csv, out = arguments["as_json"], arguments["as_csv"], arguments["out"]
     if as_json + as_csv + bool(out) > 1:
         raise UsageError("bad_argument", "--json, --csv and --out cannot be combined", hint="choose one of them")
     path = _check_path(out, SUFFIXES)
-    if given["csv_safe"] and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
+    if arguments["csv_safe"] and not (as_csv or (path is not None and path.suffix.lower() == ".csv")):
         raise UsageError("bad_argument", "--csv-safe needs --csv or --out FILE.csv", hint="remove --csv-safe")
     return path
 
 
 def _run(
-    given: dict[str, Any], make_records: MakeRecords, path: Path | None, *, top: int = 0, has_embedding: bool = False
+    arguments: dict[str, Any],
+    make_records: MakeRecords,
+    path: Path | None,
+    *,
+    top: int = 0,
+    has_embedding: bool = False,
 ) -> None:
     """Print one record per input as they come, or write all of them to a file at the end.
 
@@ -139,29 +144,29 @@ def _run(
     from ..records import write_records
 
     skipped = Skipped()
-    sources: Iterable[Source] = find_sources(given["inputs"], skipped)
+    sources: Iterable[Source] = find_sources(arguments["inputs"], skipped)
     records: Iterable[Record] = ()
     total, width, metadata = None, 0, {}
-    if is_listed := "-" not in given["inputs"]:  # a list on standard input may be endless
+    if is_listed := "-" not in arguments["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
         total, records = len(sources), error_records(sources)
         report_skipped(skipped)
     if records:
         top = 0
     else:
-        predictor = load_predictor(given)
+        predictor = load_predictor(arguments)
         top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
         if path is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
         records = make_records(predictor, sources)
-    counter = _RecordCounter(keep=path is not None, quiet=given["as_json"] or given.get("as_csv", False))
-    _print(counter.follow(show_progress(records, total, "images")), given, path, top, width)
+    counter = _RecordCounter(keep=path is not None, quiet=arguments["as_json"] or arguments.get("as_csv", False))
+    _print(counter.follow(show_progress(records, total, "images")), arguments, path, top, width)
     if not is_listed:
         report_skipped(skipped)
     if path is not None and counter.kept:
-        count = write_records(path, counter.kept, metadata, csv_safe=given.get("csv_safe", False))
+        count = write_records(path, counter.kept, metadata, csv_safe=arguments.get("csv_safe", False))
         notice(f"wrote {count} rows to {printable(str(path))}")
-    finish(counter.good, counter.bad, given["strict"])
+    finish(counter.good, counter.bad, arguments["strict"])
 
 
 class _RecordCounter:
@@ -184,14 +189,14 @@ class _RecordCounter:
             yield record
 
 
-def _print(records: Iterator[Record], given: dict[str, Any], path: Path | None, top: int, width: int) -> None:
+def _print(records: Iterator[Record], arguments: dict[str, Any], path: Path | None, top: int, width: int) -> None:
     """Print records as they come; only consume them if they go to a file instead."""
     from ..records import csv_lines, json_lines
 
-    if given["as_json"]:
+    if arguments["as_json"]:
         lines = json_lines(records)
-    elif given.get("as_csv"):
-        lines = csv_lines(records, top, width, safe=given["csv_safe"])
+    elif arguments.get("as_csv"):
+        lines = csv_lines(records, top, width, safe=arguments["csv_safe"])
         if sys.stdout.isatty():
             lines = map(printable, lines)
     elif path is None:
@@ -210,7 +215,7 @@ def _render(record: Record) -> str:
         return f"{key}: {', '.join('x'.join(map(str, features.shape)) for features in record.features)}"
     if record.embedding is not None:
         first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
-        return f"{key}: {len(record.embedding)} components, unit length: {first}, ..."
+        return f"{key}: {len(record.embedding)} dimensions, unit length: {first}, ..."
     lines = [key]
     for prediction in record.top:
         synset = f"  ({prediction.synset})" if prediction.synset else ""

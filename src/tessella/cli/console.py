@@ -152,7 +152,7 @@ class Argument(click.Argument):
 
 
 class Option(click.Option):
-    """An option that the help shows under the heading `group`.
+    """An option that the help shows under the heading `group`; its value is shown as N if it is a count.
 
     aliases: former names, which keep working but are not shown.
     """
@@ -161,6 +161,17 @@ class Option(click.Option):
         assert group in GROUPS
         super().__init__(*args, **kwargs)
         self.group, self.aliases = group, tuple(aliases)
+        if isinstance(self.type, click.IntRange):
+            self.metavar = self.metavar or "N"
+        elif isinstance(self.type, click.FloatRange):
+            self.metavar = self.metavar or "NUMBER"
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Show the allowed range of fractions only: the limits of counts are technical, and far from usual values."""
+        extra = super().get_help_extra(ctx)
+        if getattr(self.type, "max", None) != 1:
+            extra.pop("range", None)
+        return extra
 
     def add_to_parser(self, parser: click.parser._OptionParser, ctx: click.Context) -> None:
         shown = self.opts
@@ -190,7 +201,7 @@ class Command(click.Command):
         preflight.check(ctx.params)
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         if quiet and verbose:
-            raise click.UsageError("--quiet and --verbose exclude each other", ctx)
+            raise click.UsageError("--quiet and --verbose cannot be combined", ctx)
         ctx.meta[_VERBOSE] = verbose
         logging.getLogger("tessella").setLevel(logging.INFO if verbose else logging.WARNING)
         logging.getLogger("tessella.engine").setLevel(logging.WARNING if quiet else logging.INFO)  # what takes long

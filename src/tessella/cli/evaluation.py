@@ -1,4 +1,4 @@
-"""tessella evaluate, probe: accuracy on labelled images."""
+"""tessella evaluate, probe: accuracy on labeled images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Measure a frozen model's embeddings on labelled images.",
+    short_help="Measure how well a model's embeddings separate classes.",
     examples=[
         "tessella probe animals/",
         "tessella probe animals/ -m convmixer_768_32 --shots 1,5,10 --out probes/animals",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--val",
     group="Input",
     metavar="DATA",
-    help="Validation images.  [default: the validation split of DATA, or a fraction of it]",
+    help="Validation images.  [default: the validation split of DATA, or a fraction of its images]",
 )
 @option(
     "--val-fraction",
@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1, True, True),
     default=0.1,
     show_default=True,
-    help="Validation fraction, used if the data has no validation split.",
+    metavar="FRACTION",
+    help="Validation fraction, used if DATA has no validation split.",
 )
 @model_option
 @option(
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     default="1,5,10",
     show_default=True,
     metavar="N,...",
-    help="Training examples per class, for few-shot accuracy.",
+    help="Numbers of training examples per class for few-shot accuracy.",
 )
 @option(
     "--target-accuracy",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     aliases=["--accuracy"],
     group="Advanced",
     type=click.FloatRange(0, 1, True),
+    metavar="FRACTION",
     help="Find the confidence threshold that reaches this accuracy.",
 )
 @option(
@@ -99,7 +101,7 @@ def probe(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure how well a model's embeddings separate labelled classes, without training the model."""
+    """Measure how well a model's embeddings separate labeled classes, without training the model."""
     from ..data.datasets import open_split
 
     examples = parse_numbers("--shots", shots)
@@ -126,7 +128,7 @@ def probe(
 
 def _print_probe(result: ProbeResult) -> None:
     table = new_table("classifier", "top-1", "chosen")
-    table.add_row("nearest neighbours", f"{100 * result.knn.top1:.2f} %", f"k = {result.neighbours}")
+    table.add_row("nearest neighbors", f"{100 * result.knn.top1:.2f} %", f"k = {result.neighbours}")
     table.add_row("linear", f"{100 * result.linear.top1:.2f} %", f"L2 penalty {result.strength:g}")
     for row in result.few_shot:
         top1 = f"{100 * row.top1:.2f} % ± {100 * row.spread:.2f}"
@@ -137,24 +139,24 @@ def _print_probe(result: ProbeResult) -> None:
         ("evaluated on", result.val_data, result.linear.count, result.linear.errors),
     ):
         codes = "".join(f", {number:,} {code}" for code, number in errors.items())
-        notice(printable(f"{verb} {count:,} images of {data}{codes}"))
+        notice(printable(f"{verb} {count:,} images: {data}{codes}"))
     if result.threshold:
         echo(
             f"confidence threshold {result.threshold.probability:.3f}: "
-            f"answers {100 * result.threshold.coverage:.1f} % of {result.linear.count:,} images, "
-            f"{100 * result.threshold.accuracy:.2f} % correct"
+            f"{100 * result.threshold.coverage:.1f} % of {result.linear.count:,} images reach it, "
+            f"{100 * result.threshold.accuracy:.2f} % of these are correct"
         )
     elif result.asked_accuracy is not None:
         echo(f"no confidence threshold reaches an accuracy of {result.asked_accuracy:g}")
     for note in result.notes:
         notice(printable(note))
     if result.attached:
-        notice(printable(f"tessella classify -m local-dir:{result.attached} IMAGE"))
+        notice(printable(f"{result.attached} is ready: tessella classify -m local-dir:{result.attached} IMAGE"))
 
 
 @click.command(
     cls=Command,
-    short_help="Measure the accuracy of models on labelled images.",
+    short_help="Measure the accuracy of models on labeled images.",
     examples=[
         "tessella evaluate imagenet/val -m mixer_b16_224",
         "tessella evaluate animals/ -m local-dir:runs/animals --out reports/animals",
@@ -172,14 +174,14 @@ def _print_probe(result: ProbeResult) -> None:
     "--dataset",
     group="Input",
     metavar="NAME",
-    help="Name of the published data set that DATA is, or none.  [default: recognised]",
+    help="Published data set that DATA is a copy of, or none.  [default: detected]",
 )
 @option(
     "--real-labels",
     aliases=["--real"],
     group="Input",
-    metavar="real.json",
-    help="ReaL labels, for the ImageNet validation set.",
+    metavar="FILE",
+    help="ReaL labels (real.json) for the ImageNet validation set.",
 )
 @option(
     "-m",
@@ -220,9 +222,11 @@ def _print_probe(result: ProbeResult) -> None:
     "--restrict/--no-restrict",
     group="Advanced",
     default=None,
-    help="Predict only classes that DATA has.  [default: if its folders are WordNet ids]",
+    help="Predict only classes that occur in DATA.  [default: if its folders are WordNet ids]",
 )
-@option("-o", "--out", group="Output", metavar="FOLDER", help="Write a table, a figure and a report per model.")
+@option(
+    "-o", "--out", group="Output", metavar="FOLDER", help="Write a table, a plot and a report per model to a folder."
+)
 @json_lines_option
 def evaluate(
     data: str,
@@ -234,9 +238,10 @@ def evaluate(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure the accuracy of models on labelled images, next to the published accuracy.
+    """Measure the accuracy of models on labeled images, and show it next to the published accuracy.
 
-    Unreadable images are reported separately. Folders named after WordNet ids or 0..999 are recognised as ImageNet.
+    Unreadable images are reported separately and do not count as wrong. Folders named after WordNet ids or 0..999 are
+    recognized as ImageNet.
     """
     from ..evaluation.leakage import choose_images
     from ..predictor import DEFAULT_MODEL
@@ -269,4 +274,5 @@ def evaluate(
             notice(printable(line))
     if out:
         command = shlex.join(["tessella", *sys.argv[1:]])
-        notice(printable(str(results.write_results(out, rows, command=command, images=images, notes=remarks))))
+        path = results.write_results(out, rows, command=command, images=images, notes=remarks)
+        notice(printable(f"wrote {path}"))

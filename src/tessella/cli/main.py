@@ -11,7 +11,6 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING
 
 import click
 
@@ -27,9 +26,6 @@ from .console import (
     show_error,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 def main() -> None:
     """Entry point of `tessella`: a TessellaError becomes a message and an exit status."""
@@ -44,7 +40,7 @@ def _status() -> int:
     """Run the command line and return its exit status."""
     try:
         # click returns the status of an Exit, or None if the command ended normally
-        return cli(standalone_mode=False) or 0
+        return cli(prog_name="tessella", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -112,9 +108,10 @@ class LazyCommands(MutableMapping[str, click.Command]):
 @click.version_option(__version__, prog_name="tessella")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Classify and embed images with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT, ResMLP and gMLP.
+    """Classify, embed and search images, and train classifiers, with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT,
+    ResMLP and gMLP.
 
-    Models have timm's names. Without --model, the small model included in this package is used.
+    Models have the same names as in timm. Without --model, the small built-in model is used.
     """
     if ctx.invoked_subcommand is None:
         echo(ctx.get_help())

@@ -19,7 +19,7 @@ from .options import argument, checkpoint_option, images_option, json_lines_opti
     examples=["tessella list convmixer", "tessella list '*in1k' --pretrained"],
 )
 @argument("patterns", nargs=-1, metavar="[PATTERN...]", help="Part of a model name, or a glob such as '*in1k'.")
-@option("--pretrained", group="Input", is_flag=True, help="Only models with trained weights.")
+@option("--pretrained", group="Input", is_flag=True, help="List only models with published weights.")
 @json_lines_option
 def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     """List models with their weights, input size and published accuracy."""
@@ -46,24 +46,24 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
         for row_ in rows:
             echo_json(row_)
         return
-    table = new_table("name", "weights", "input", "classes", "top-1 %", "of", "licence")
+    table = new_table("name", "weights", "input", "classes", "top-1 %", "measured on", "license")
     for row_ in rows:
         shown = {**row_, "top1": None if row_["top1"] is None else f"{row_['top1']:.2f}"}
         cells = (shown[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     print_table(table)
-    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published, built-in models as measured here")
+    notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published (built-in models: as measured)")
 
 
 @click.command(
     cls=Command,
-    short_help="Show a model's size, cost, sources and accuracy.",
+    short_help="Show a model's size, cost, weights and accuracy.",
     examples=["tessella info mixer_b16_224.goog_in21k_ft_in1k"],
 )
 @argument("name", required=False, metavar="[MODEL]", help="Model, as for --model.  [default: the built-in model]")
 @json_option
 def info(name: str | None, as_json: bool) -> None:
-    """Show a model's size, cost, input, sources, licence and published accuracy."""
+    """Show a model's size, cost, input, weights, license and published accuracy."""
     from ..info import describe
     from ..info import info as model_info
     from ..predictor import DEFAULT_MODEL
@@ -92,7 +92,7 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
 
     done = convert_file(Path(source), arch, Path(out) if out else None)
     folder = printable(str(done.folder))
-    echo(f"{printable(source)} holds {done.layout}: wrote {done.arch} to {folder}")
+    echo(f"wrote {folder}: {done.arch}, converted from {done.layout} in {printable(source)}")
     notice(f'use it: tessella classify --model "local-dir:{folder}" photo.jpg')
 
 
@@ -110,13 +110,14 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     type=click.Choice(["openvino", "onnxruntime"]),
     default="openvino",
     show_default=True,
-    help="Runtime to export for: writes an OpenVINO or an ONNX file.",
+    help="Runtime to export for: openvino writes an OpenVINO file, onnxruntime an ONNX file.",
 )
 @option(
     "--precision",
     group="Output",
     default="float32",
     show_default=True,
+    metavar="NAME",
     help="Numeric precision: float32, bfloat16 or int8.",
 )
 @images_option
@@ -140,7 +141,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     done = write_export(predictor, folder)
     reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
-    echo(f"{printable(predictor.name)} in {predictor.plan.precision} for {engine}: wrote {shown} ({reason})")
+    echo(f"wrote {shown}: {printable(predictor.name)} for {engine} in {predictor.plan.precision} ({reason})")
     notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
 
 
@@ -158,7 +159,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         echo_json([row._asdict() for row in findings])
     else:
-        table = new_table("what", "found or chosen", "why")
+        table = new_table("item", "value", "reason")
         for row in findings:
             table.add_row(*row)
         print_table(table)

@@ -13,7 +13,7 @@ from ..data.names import Skipped
 from ..engine import ENGINES
 from ..engine.plan import MAX_BATCH_SIZE
 from ..errors import UsageError
-from ..text import printable
+from ..text import any_of, printable
 from . import preflight
 from .console import (
     Argument,
@@ -25,7 +25,7 @@ from .console import (
 from .preflight import count_type
 
 if TYPE_CHECKING:
-    from ..data.sources import Source
+    from ..data.source import Source
     from ..predictor import Predictor, Record
 
 
@@ -59,7 +59,7 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
 data_argument = argument(
     "data",
     metavar="DATA",
-    help="Labelled images: a folder with one subfolder per class, or with train/ and val/; a .parquet, .tar, .csv or "
+    help="Labeled images: a folder with one subfolder per class, or with train/ and val/; a .parquet, .tar, .csv or "
     ".tsv file, a folder of these, or a glob.",
 )
 run_argument = argument("folder", metavar="RUN", help="Output folder of `tessella run`.")
@@ -75,7 +75,12 @@ checkpoint_option = option(
     "--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights."
 )
 device_option = option(
-    "--device", group="Advanced", default="auto", show_default=True, help="Device: cpu, cuda, cuda:1 or mps."
+    "--device",
+    group="Advanced",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Device: cpu, cuda, cuda:1 or mps.",
 )
 json_option = option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object.")
 json_lines_option = option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON object per line.")
@@ -85,7 +90,7 @@ transform_option = option(
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="Resizing: exact is bit-identical to timm, fast is quicker and differs by about one grey level.",
+    help="Resizing: exact is bit-identical to timm, fast is quicker, with differences of about one gray level.",
 )
 policy_option = option(
     "--policy",
@@ -99,7 +104,7 @@ images_option = option(
     "--images",
     group="Advanced",
     metavar="INPUT",
-    help="Images on which bfloat16 and int8 are compared with float32; a few hundred representative ones.  "
+    help="Images for checking bfloat16 and int8 against float32, preferably a few hundred representative ones.  "
     "[default: photographs in this package]",
 )
 input_options = options(
@@ -122,21 +127,29 @@ input_options = options(
         group="Advanced",
         default="auto",
         show_default=True,
+        metavar="NAME",
         help="Numeric precision: float32, bfloat16 or int8.",
     ),
-    option("--engine", group="Advanced", default="auto", show_default=True, help=f"Engine: {', '.join(ENGINES)}."),
+    option(
+        "--engine",
+        group="Advanced",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help=f"Engine: {any_of(tuple(ENGINES))}.",
+    ),
     option(
         "--mode",
         group="Advanced",
         default="auto",
         show_default=True,
-        help="Optimize for throughput (many images) or latency (one image at a time); auto decides by the inputs.",
+        metavar="NAME",
+        help="Optimize for throughput or latency; auto: latency for one image file, else throughput.",
     ),
     option(
         "--batch-size",
         group="Advanced",
         type=count_type(most=MAX_BATCH_SIZE),
-        metavar="N",
         help="Batch size.  [default: depends on the device]",
     ),
     images_option,
@@ -160,7 +173,7 @@ table_options = options(
 )
 
 
-def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
+def loading(arguments: dict[str, Any]) -> Callable[[], Predictor]:
     """Return `load` bound to the given options."""
     from ..loading import choose_mode
     from ..predictor import load
@@ -168,17 +181,17 @@ def loading(given: dict[str, Any]) -> Callable[[], Predictor]:
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
     return functools.partial(
         load,
-        given["model"],
-        checkpoint_path=given["checkpoint"],
-        mode=choose_mode(given["inputs"]) if given["mode"] == "auto" else given["mode"],
-        images=read_samples(given["images"]),
-        **{key: given[key] for key in keys},
+        arguments["model"],
+        checkpoint_path=arguments["checkpoint"],
+        mode=choose_mode(arguments["inputs"]) if arguments["mode"] == "auto" else arguments["mode"],
+        images=read_samples(arguments["images"]),
+        **{key: arguments[key] for key in keys},
     )
 
 
-def load_predictor(given: dict[str, Any]) -> Predictor:
+def load_predictor(arguments: dict[str, Any]) -> Predictor:
     """Load the model that the options name; with --verbose, print every choice with its reason."""
-    predictor = loading(given)()
+    predictor = loading(arguments)()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for choice in predictor.plan.choices:

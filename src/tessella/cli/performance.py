@@ -26,12 +26,10 @@ from .preflight import count_type
 if TYPE_CHECKING:
     from ..performance import Tuning
 
-MODEL_HELP = "as for --model of `tessella classify`.  [default: the built-in model]"
-
 
 @click.command(
     cls=Command,
-    short_help="Find the fastest settings of a model on this machine.",
+    short_help="Find the fastest settings for a model on this machine.",
     examples=[
         "tessella tune",
         "tessella tune mixer_b16_224 --precision float32,bfloat16 --images photos",
@@ -49,7 +47,7 @@ MODEL_HELP = "as for --model of `tessella classify`.  [default: the built-in mod
     "--random-weights",
     group="Model",
     is_flag=True,
-    help="Use random weights and download nothing: speed does not depend on weights.",
+    help="Use random weights, without downloads; speed does not depend on the weights.",
 )
 @option(
     "--precision",
@@ -83,9 +81,9 @@ def tune(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Find the settings that run a model fastest on this machine's CPU, and use them from now on.
+    """Find the fastest settings for a model on this machine's CPU, and save them.
 
-    They are used on a CPU whenever --engine and --precision are auto; `tessella doctor` lists them.
+    All commands then use them on the CPU, unless --engine or --precision is given; `tessella doctor` lists them.
     """
     from ..performance import tune as run_tuning
     from ..predictor import DEFAULT_MODEL
@@ -160,9 +158,14 @@ def _print_tuning(result: Tuning) -> None:
     "--against",
     group="Model",
     type=click.Choice(["timm"]),
-    help="Add timm's own models; speedups are relative to these.",
+    help="Also measure timm's models; speedups are then relative to them.",
 )
-@option("--pretrained", group="Model", is_flag=True, help="Load trained weights; speed does not depend on them.")
+@option(
+    "--pretrained",
+    group="Model",
+    is_flag=True,
+    help="Load trained weights instead of random ones; speed does not depend on them.",
+)
 @device_option
 @option(
     "--batch-size",
@@ -172,7 +175,7 @@ def _print_tuning(result: Tuning) -> None:
     default="8,1",
     show_default=True,
     metavar="N,...",
-    help="One or more batch sizes.",
+    help="Batch sizes to measure.",
 )
 @option(
     "--rounds",
@@ -186,7 +189,7 @@ def _print_tuning(result: Tuning) -> None:
     "--out",
     group="Output",
     metavar="FILE.csv",
-    help="Also write all results, with the measurement conditions, to a CSV file.",
+    help="Also write all results and the measurement conditions to a CSV file.",
 )
 @option(
     "--plot",
@@ -223,7 +226,7 @@ def bench(
         if as_json:
             for row in group:
                 echo_json(table.as_dict(row))
-        notice(f"{printable(group[0].model)} at batch size {group[0].batch}: measured")
+        notice(f"{printable(group[0].model)} at batch size {group[0].batch}: done")
     if not as_json:
         print_table(table_of(table.HEADER, [table.cells(row) for row in rows]))
         for line in table.conditions(rows):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
+from ..data.names import is_missing_path
 from ..errors import UsageError, WeightsError
 
 MAX_COUNT = 1_000_000_000  # larger counts on the command line are mistakes, and overflow some libraries
@@ -28,18 +28,8 @@ def check(values: Mapping[str, Any]) -> None:
                 checker(item)
 
 
-def all_missing(inputs: Iterable[str]) -> bool:
-    """Return whether every input is a path that does not exist: no URL, glob, list or standard input among them."""
-    return all(map(_is_missing, inputs))
-
-
-def _is_missing(name: str) -> bool:
-    special = name == "-" or name.startswith("@") or "://" in name or glob.has_magic(name)
-    return not special and not os.path.lexists(name)
-
-
 def _check_data(name: str) -> None:
-    if _is_missing(name):
+    if is_missing_path(name):
         raise UsageError(
             "not_found",
             f"there is no file or folder {name!r}",
@@ -48,7 +38,7 @@ def _check_data(name: str) -> None:
 
 
 def _check_input(name: str) -> None:
-    if _is_missing(name):
+    if is_missing_path(name):
         raise UsageError("not_found", f"there is no file or folder {name!r}")
 
 

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..errors import OutputError
-from ..extras import require
-from ..storage import write_atomic
 from ..text import printable
 from ..training.events import EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
 
@@ -97,90 +90,3 @@ class TrainingProgress:
         self.bar.update(
             self.task, completed=event.step, epoch=event.epoch, loss=event.loss, rate=event.images_per_second
         )
-
-
-class RunWatcher:
-    """Takes the events of a bulk run; on no terminal, a line every ten seconds at most. metrics: see PrometheusFile."""
-
-    def __init__(self, metrics: str | None = None) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal, transient=True,
-        )  # fmt: skip
-        self.task: Any = None
-        self.told = 0.0
-        self.metrics = PrometheusFile(Path(metrics)) if metrics else None
-
-    def __enter__(self) -> RunWatcher:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-        if self.metrics is not None:
-            self.metrics.write()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "remark":
-            self.console.print(printable(event["text"]), markup=False, soft_wrap=True)
-            return
-        rate, share = event["images_per_second"] or 0.0, event["share"]
-        told = f"{rate:.1f} images/s" + (f", {100 * share:.0f} % of the model's own speed" if share else "")
-        errors = ", ".join(f"{count:,} {code}" for code, count in event["errors_so_far"].items())
-        told = f"{told}; {errors}" if errors else told
-        now = time.monotonic()
-        if self.task is None:
-            self.told = now
-            self.task = self.bar.add_task("", total=event["of"], completed=event["rows_done"], told="")
-        self.bar.update(self.task, completed=event["rows_done"], told=told)
-        if not self.console.is_terminal and now - self.told >= 10:
-            self.told = now
-            rows = event["of"] - event["rows_done"]
-            left = f"{timedelta(seconds=round(rows / rate))} left, " if rate else ""
-            shown = f"{event['rows_done']:,} of {event['of']:,}, {left}{told}"
-            self.console.print(shown, markup=False, soft_wrap=True)
-        if self.metrics is not None:
-            self.metrics(event)
-
-
-class PrometheusFile:
-    """The last event of a bulk run as text that Prometheus reads through the node exporter's textfile collector.
-
-    Replaced at once, every five seconds at most and at the end.
-    """
-
-    def __init__(self, path: Path):
-        prometheus = require("prometheus_client", "--prometheus")
-        self.path, self.written = path, 0.0
-        self.registry = prometheus.CollectorRegistry()
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Any:
-            return prometheus.Gauge(f"tessella_run_{name}", text, labels, registry=self.registry)
-
-        self.rows = gauge("rows", "Inputs of the run.")
-        self.done = gauge("rows_done", "Rows of all calls so far.")
-        self.rate = gauge("images_per_second", "Of this call.")
-        self.share = gauge("model_share", "The rate, of that of the model with nothing beside it; 0 if not measured.")
-        self.errors = gauge("errors", "Rows with an error code.", ("code",))
-        self.write()  # a path that cannot be written is said now
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        self.rows.set(event["of"])
-        self.done.set(event["rows_done"])
-        self.rate.set(event["images_per_second"] or 0.0)
-        self.share.set(event["share"] or 0.0)
-        for code, count in event["errors_so_far"].items():
-            self.errors.labels(code).set(count)
-        if time.monotonic() - self.written >= 5:
-            self.write()
-
-    def write(self) -> None:
-        from prometheus_client import generate_latest
-
-        self.written = time.monotonic()
-        try:
-            write_atomic(self.path, generate_latest(self.registry))
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError("output_failed", f"{str(self.path)!r} could not be written: {reason}") from None

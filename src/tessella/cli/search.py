@@ -18,7 +18,10 @@ from .preflight import count_type
 @run_argument
 @json_option
 def index(folder: str, as_json: bool) -> None:
-    """Make a run searchable, or update its index. The index is stored in RUN/index."""
+    """Make a run searchable, or update its index after the run has grown.
+
+    The index is stored in RUN/index.
+    """
     from ..search import build_index
 
     report = build_index(folder, log=lambda text: notice(printable(text)))
@@ -46,10 +49,21 @@ def index(folder: str, as_json: bool) -> None:
     metavar="QUERY...",
     help="Image, key of a row, .npy file with a vector, or .npz file of `tessella embed`; several are averaged.",
 )
-@option("-k", "--top", group="Output", type=count_type(), default=10, show_default=True, help="Number of rows to find.")
-@option("--label", group="Input", metavar="NAME", help="Only rows with this predicted class.")
 @option(
-    "--where", group="Input", metavar="SQL", help="Only rows that match, such as \"label = 'cat' AND width >= 640\"."
+    "-k",
+    "--top",
+    group="Output",
+    type=count_type(),
+    default=10,
+    show_default=True,
+    help="Number of rows to find.",
+)
+@option("--label", group="Input", metavar="NAME", help="Search only rows with this predicted class.")
+@option(
+    "--where",
+    group="Input",
+    metavar="SQL",
+    help="Search only rows that match, such as \"label = 'cat' AND width >= 640\".",
 )
 @option("--all-rows", group="Advanced", is_flag=True, help="Compare every row, even if there is an approximate index.")
 @option(
@@ -60,7 +74,7 @@ def index(folder: str, as_json: bool) -> None:
     help="Current location of the run's model.  [default: the name used for the run]",
 )
 @option("--checkpoint", group="Model", metavar="FILE", help="Weight file, if the run was made with --checkpoint.")
-@option("--sheet", group="Output", metavar="FILE", help="Draw the queries and results to an .html or .png file.")
+@option("--sheet", group="Output", metavar="FILE", help="Draw the queries and results to a .html or .png file.")
 @json_lines_option
 def search(
     folder: str,
@@ -73,7 +87,7 @@ def search(
 ) -> None:
     """Find the images of a run that are most similar to the queries.
 
-    The run needs an index, see `tessella index`.
+    The run needs an index: run `tessella index RUN` first.
     """
     from ..plots.sheet import SUFFIXES
     from ..search import Index, load_model
@@ -83,8 +97,8 @@ def search(
     opened = Index(folder)
     if model or checkpoint:
         opened.predictor = load_model(opened.facts, model, checkpoint)
-    asked = [opened.query(query) for query in queries]
-    neighbors = opened.search(asked, **filters)  # type: ignore[arg-type]
+    loaded_queries = [opened.query(query) for query in queries]
+    neighbors = opened.search(loaded_queries, **filters)  # type: ignore[arg-type]
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"
@@ -94,7 +108,7 @@ def search(
     if not as_json:
         print_table(table)
     if path:  # last, so that the results are printed even if the sheet cannot be drawn
-        opened.sheet(path, asked, neighbors)
+        opened.sheet(path, loaded_queries, neighbors)
 
 
 @click.command(
@@ -109,18 +123,23 @@ def search(
     type=click.FloatRange(0, 1, min_open=True),
     default=0.95,
     show_default=True,
-    metavar="X",
+    metavar="SIMILARITY",
     help="Similarity threshold: images with this cosine similarity or more are duplicates.",
 )
 @option("--exact", group="Input", is_flag=True, help="Find only files with identical bytes.")
 @option("-o", "--out", group="Output", metavar="FILE", help="Write the rows to a .csv, .json, .jsonl or .parquet file.")
-@option("--sheet", group="Output", metavar="FILE", help="Draw pairs near the threshold and clusters to .html or .png.")
+@option(
+    "--sheet",
+    group="Output",
+    metavar="FILE",
+    help="Draw pairs near the threshold and clusters to a .html or .png file.",
+)
 @json_lines_option
 def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
-    """Find duplicate images in a run, and which one of each to keep.
+    """Find duplicate images in a run, and choose the one to keep of each cluster.
 
-    The one to keep has the most pixels; if equal, the most bytes; then the shortest key. Nothing is deleted. No index
-    is needed.
+    The image to keep is the one with the most pixels, then the most bytes, then the shortest key. Nothing is deleted,
+    and no index is needed.
     """
     from ..plots.sheet import SUFFIXES
     from ..search import dedup as find_duplicates

@@ -15,7 +15,7 @@ from .options import data_argument, option
 
 @click.command(
     cls=Command,
-    short_help="Train or fine-tune a classifier on labelled images.",
+    short_help="Train or fine-tune a classifier on labeled images.",
     examples=[
         "tessella train photos --out runs/photos",
         "tessella train photos -m mixer_b16_224.goog_in21k_ft_in1k --epochs 10 --out runs/mixer",
@@ -48,7 +48,7 @@ from .options import data_argument, option
     "[default: the built-in model]",
 )
 @option("--scratch", group="Model", is_flag=True, help="Start from random weights.")
-@option("--img-size", group="Model", type=click.IntRange(1, 4000), metavar="N", help="Input size in pixels, square.")
+@option("--img-size", group="Model", type=click.IntRange(1, 4000), help="Input size in pixels, square.")
 @option("--teacher", group="Model", metavar="MODEL", help="Teacher model for distillation.")
 @option(
     "--preset",
@@ -63,12 +63,11 @@ from .options import data_argument, option
     metavar="FILE",
     help="JSON file with all or some of the settings, such as train.json of a run.",
 )
-@option("--epochs", group="Training", type=click.IntRange(1, 1_000_000), metavar="N", help="Number of epochs.")
+@option("--epochs", group="Training", type=click.IntRange(1, 1_000_000), help="Number of epochs.")
 @option(
     "--batch-size",
     group="Training",
     type=click.IntRange(1, 1_000_000),
-    metavar="N",
     help="Global batch size, over all processes.",
 )
 @option(
@@ -87,10 +86,10 @@ from .options import data_argument, option
     type=click.FloatRange(0, 1),
     metavar="DECAY",
     aliases=["--ema"],
-    help="Decay of the moving average of the weights; 0 turns it off.",
+    help="Decay of the exponential moving average of the weights; 0 turns it off.",
 )
 @option("--head-only", group="Training", is_flag=True, help="Train only the classifier.")
-@option("--seed", group="Training", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Random seed.")
+@option("--seed", group="Training", type=click.IntRange(0, 2**63 - 1), help="Random seed.")
 @option(
     "-o",
     "--out",
@@ -107,13 +106,12 @@ from .options import data_argument, option
     "--precision",
     group="Advanced",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Numeric precision of automatic mixed precision.",
+    help="Data type for automatic mixed precision.",
 )
 @option(
     "--grad-accum-steps",
     group="Advanced",
     type=click.IntRange(1, 1_000_000),
-    metavar="N",
     aliases=["--accumulate"],
     help="Gradient accumulation steps per batch, to save memory.",
 )
@@ -123,14 +121,13 @@ from .options import data_argument, option
     "--workers",
     group="Advanced",
     type=click.IntRange(0, 256),
-    metavar="N",
     help="Number of data loader processes.  [default: cores - 1, at most 8]",
 )
 def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard: bool, **options: Any) -> None:
-    """Train or fine-tune a classifier on labelled images.
+    """Train or fine-tune a classifier on labeled images.
 
-    FOLDER then holds the model, which other commands read as local-dir:FOLDER, and a report. To train in several
-    processes: torchrun --nproc-per-node N -m tessella train ...
+    The output folder contains a report and the model, which other commands load with --model local-dir:FOLDER. To
+    train with several processes: torchrun --nproc-per-node N -m tessella train ...
     """
     from ..data.datasets import open_split
     from ..training.events import TrainingEvent, TrainingRemark
@@ -162,4 +159,6 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
         on_event(TrainingRemark(text=description))
         run(images, out, config, device=device, workers=workers, shard=shard, command=command, on_event=on_event)
         name = shlex.quote(f"local-dir:{out}")
-        on_event(TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; {out}/report"))
+        on_event(
+            TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; the report is in {out}/report")
+        )

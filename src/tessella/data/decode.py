@@ -24,7 +24,7 @@ Policy "tessella" (the default) converts each Pillow mode as follows:
     F                        0..1 is black to white if no value is over 1, else 0..255; clipped; NaN is black
     EXIF orientation 1..8    applied; a damaged tag counts as 1
 
-Policy "timm" is `Image.open(...).convert("RGB")` without more: no orientation except that of TIFF (which Pillow
+Policy "timm" is `Image.open(...).convert("RGB")` and nothing else: no orientation except that of TIFF (which Pillow
 applies itself), alpha dropped, 16-bit values clipped at 255. Formats, limits and error codes are the same.
 
 JPEGs are decoded by libjpeg-turbo directly, with the same slow but accurate settings as Pillow's. The pixels are
@@ -60,6 +60,7 @@ from PIL import (
 
 from ..checks import check_type
 from ..errors import ImageError, TessellaError, UsageError
+from ..text import any_of
 from .files import read_file
 from .formats import bmp, gif, jpeg, png, tiff
 from .formats.signatures import FORMATS, detect_format
@@ -173,14 +174,14 @@ _PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd
 
 def _open_bytes(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> OpenedImage:
     if not data:
-        raise ImageError("empty", "the image has no bytes")
+        raise ImageError("empty", "the image file is empty")
     if len(data) > limits.bytes:
         raise ImageError("too_many_bytes", f"the image file is larger than the limit of {limits.bytes:,} bytes")
     name = detect_format(data)
     if name not in FORMATS:
         raise ImageError(
             "unsupported_format",
-            f"this is {name or 'not a known image format'}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
+            f"this is {name or 'not a known image format'}, expected {any_of(FORMATS)}",
             hint="convert it to one of them first",
         )
     with translate_errors():
@@ -247,11 +248,11 @@ def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixe
         return None, False
     cmyk = len(header.identifiers) == 4
     space = "CMYK" if cmyk else "RGB"
-    pixels, complaint = _turbo(data, space)
-    missing = _PIXELS_ARE_MISSING.search(complaint) is not None
-    if complaint.startswith("Premature end of JPEG file") and header.has_all_scans:
-        pixels, complaint = _turbo(data + _END_OF_JPEG, space)
-        missing = pixels is None and not complaint.endswith("before marker 0xd9")  # that is, after all pixels
+    pixels, warning = _turbo(data, space)
+    missing = _PIXELS_ARE_MISSING.search(warning) is not None
+    if warning.startswith("Premature end of JPEG file") and header.has_all_scans:
+        pixels, warning = _turbo(data + _END_OF_JPEG, space)
+        missing = pixels is None and not warning.endswith("before marker 0xd9")  # that is, after all pixels
     if missing or not header.has_all_components:
         raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
     return None if cmyk else pixels, pixels is not None

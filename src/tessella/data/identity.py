@@ -1,4 +1,4 @@
-"""Detects whether a file has changed since it was listed: file identities, and sources that compare them when read."""
+"""Detect whether a file has changed since it was listed: file identities, and sources that compare them when read."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def listed_source(source: Source, identity: Identity) -> Source:
 def difference(before: Identity, now: Identity) -> str:
     """Describe how a file has changed; "" if it has not."""
     if now == UNKNOWN:
-        return "it is gone"
+        return "it no longer exists"
     if now.size != before.size:
         return f"it had {before.size:,} bytes, and has {now.size:,}"
     if now.mtime != before.mtime:

@@ -1,10 +1,11 @@
-"""File names: images, archives, by-products of other systems, and results written by Tessella.
+"""File names: images, archives, system files or folders, and results written by Tessella.
 
 Every listing (folders, patterns, object stores, archive members, training data) uses the tables in this module.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import unicodedata
@@ -61,6 +62,12 @@ def ignore_reason(name: str) -> str:
 def path_ignore_reason(path: str) -> str:
     """Return the first `ignore_reason` of the components of a path, which are separated by "/"."""
     return next((reason for component in path.split("/") if (reason := ignore_reason(component))), "")
+
+
+def is_missing_path(name: str) -> bool:
+    """Return whether an input is a plain path that does not exist; False for URLs, globs, lists and "-"."""
+    special = name == "-" or name.startswith("@") or "://" in name or glob.has_magic(name)
+    return not special and not os.path.lexists(name)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -131,21 +138,21 @@ def result_entries(names: Collection[str]) -> set[str]:
 _REASONS = {  # code -> (singular, plural)
     "other_suffix": ("file without an image suffix", "files without an image suffix"),
     "hidden": ("hidden file or folder", "hidden files or folders"),
-    "by_product": ("by-product of another system", "by-products of other systems"),
+    "by_product": ("system file or folder", "system files or folders"),
     "link_loop": ("link to a folder that contains it", "links to folders that contain them"),
-    "linked_again": ("folder reached again through links", "folders reached again through links"),
-    "metadata_table": ("table of metadata beside images", "tables of metadata beside images"),
+    "linked_again": ("folder already visited through a link", "folders already visited through links"),
+    "metadata_table": ("metadata table next to images", "metadata tables next to images"),
     "packed_archive": (
         "archive that cannot be read in place (unpack it)",
         "archives that cannot be read in place (unpack them)",
     ),
     "special_member": ("link or special file inside an archive", "links or special files inside archives"),
     "data_after_end": ("archive with data after its end marker", "archives with data after their end marker"),
-    "own_result": ("result of Tessella", "results of Tessella"),
+    "own_result": ("output of Tessella", "outputs of Tessella"),
     "unlabelled": ("folder of images without classes", "folders of images without classes"),
     "second_image": ("additional image of a sample", "additional images of a sample"),
     "broken_link": ("broken link", "broken links"),
-    "unused_list": ("list beside a folder of images", "lists beside folders of images"),
+    "unused_list": ("list next to a folder of images", "lists next to folders of images"),
 }
 _MAX_LISTED_SUFFIXES = 5  # per line
 _MAX_COUNTED_SUFFIXES = 100  # per reason, to bound the memory

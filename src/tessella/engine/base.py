@@ -34,7 +34,7 @@ class Engine(abc.ABC):
     """A model that is ready to run according to its plan.
 
     model: the original model in evaluation mode, which the engine does not change; None for an exported file. spec: how
-    pixels are normalised; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised
+    pixels are normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised
     floats. size: (height, width) of the images in pixels.
     """
 
@@ -50,7 +50,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(self, x: Tensor) -> TensorOutputs:
-        """Run one forward pass on the device of `x`: (B,H,W,C) uint8 or (B,C,H,W) normalised images, see the class.
+        """Run one forward pass on the device of `x`: (B,H,W,C) uint8 or (B,C,H,W) normalized images, see the class.
 
         Returns logits (B,classes) and embedding (B,width).
         """
@@ -61,7 +61,7 @@ class Engine(abc.ABC):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one input image: (H,W,C) for uint8 images, (C,H,W) for normalised ones."""
+        """Shape of one input image: (H,W,C) for uint8 images, (C,H,W) for normalized ones."""
         if self.spec:
             return (*self.size, self.spec.channels)
         assert self.model
@@ -138,7 +138,7 @@ class Engine(abc.ABC):
 
         indices: as in `ImageModel.forward_intermediates`. Computed by the original model unless an engine overrides it.
         """
-        assert self.spec, "this engine reads normalised batches"
+        assert self.spec, "this engine reads normalized batches"
         assert self.model
         return intermediates_of(self.model, normalise(images_BHWC, self.spec), indices)
 
@@ -155,7 +155,7 @@ class GraphEngine(Engine):
 
     @abc.abstractmethod
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
-        """(B,H,W,C) uint8 or (B,C,H,W) normalised images -> logits (B,classes) and embedding (B,width)."""
+        """(B,H,W,C) uint8 or (B,C,H,W) normalized images -> logits (B,classes) and embedding (B,width)."""
 
     def run(self, x: Tensor) -> TensorOutputs:
         """As `__call__`, with tensors on the CPU: (B,H,W,C) or (B,C,H,W) -> logits (B,classes), embedding (B,width)."""

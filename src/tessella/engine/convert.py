@@ -57,7 +57,7 @@ def as_openvino(
     core()
 
     def convert(folder: Path) -> None:
-        log.info("converting %s for OpenVINO, once", model.arch)
+        log.info("converting %s for OpenVINO (only the first time)", model.arch)
         with conversion_errors("OpenVINO"), suppress_warnings(), _without_verbose():
             graph = ov.convert_model(export_program(model, plan, size, spec))
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
@@ -69,7 +69,11 @@ def as_openvino(
     assert samples is not None
 
     def calibrate(folder: Path) -> None:
-        log.info("calibrating int8 for %s on %d images, once: minutes for a large model", model.arch, len(samples))
+        log.info(
+            "calibrating %s for int8 on %d images (only the first time; takes minutes for a large model)",
+            model.arch,
+            len(samples),
+        )
         with conversion_errors("int8"):
             graph = quantise(exact / GRAPHS["openvino"], model, spec, samples)
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
@@ -86,7 +90,7 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
     """
 
     def export(folder: Path) -> None:
-        log.info("converting %s for ONNX Runtime, once", model.arch)
+        log.info("converting %s for ONNX Runtime (only the first time)", model.arch)
         file = str(folder / GRAPHS["onnxruntime"])
         with conversion_errors("ONNX Runtime"), suppress_warnings():
             program = export_program(model, plan, size, spec)

@@ -52,7 +52,7 @@ class TorchEngine(Engine):
     model: ImageModel
 
     def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
-        assert self.spec, "this engine reads normalised batches"
+        assert self.spec, "this engine reads normalized batches"
         logits, embedding = self.run(torch.from_numpy(images_BHWC).to(self.plan.device, non_blocking=True))
         return logits.cpu().numpy(), embedding.cpu().numpy()
 

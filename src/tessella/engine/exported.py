@@ -18,10 +18,22 @@ from ..data.spec import InputSpec
 from ..errors import UsageError, WeightsError
 from ..extras import install_command
 from ..machine import available_cores
+from ..text import count_of
 from .artefacts import GRAPHS, find_damaged, seal
 from .base import Engine
 from .open import open_graph
-from .plan import DEFAULT_BATCH, MODES, Choice, Mode, Plan, check_batch, missing_packages, mode_choice, streams_for
+from .plan import (
+    DEFAULT_BATCH,
+    MODES,
+    Choice,
+    Mode,
+    Plan,
+    check_batch,
+    describe_threads,
+    missing_packages,
+    mode_choice,
+    streams_for,
+)
 
 FILE = "tessella.json"
 FORMAT = 1  # version of the card's format; newer ones are refused
@@ -133,11 +145,15 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
     batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH["cpu"])
     rows = (
         Choice("device", "cpu", "exported models run on CPUs"),
-        Choice("precision", card.precision, "exported in it"),
-        Choice("engine", card.engine, "exported for it; PyTorch is not needed"),
+        Choice("precision", card.precision, "fixed when the model was exported"),
+        Choice("engine", card.engine, "exported for this engine; PyTorch is not needed"),
         mode_choice(mode),
-        Choice("batch", f"{batch} images", "requested" if batch_size else "default on cpu"),
-        Choice("threads", f"{threads} threads, {streams} at a time", f"of {os.cpu_count()} cores"),
+        Choice(
+            "batch",
+            count_of(batch, "image"),
+            "requested" if batch_size else "one image at a time" if mode == "latency" else "default on cpu",
+        ),
+        Choice("threads", describe_threads(threads, streams), f"on {os.cpu_count()} cores"),
     )
     plan = Plan("cpu", card.precision, card.engine, batch, threads, rows, streams)
     return card, _start(folder, card, plan)

@@ -108,9 +108,9 @@ def open_gated(
             return engine
         bounds = BOUNDS[requested]
         plan = one_step_down(plan)
-        why = f"{requested} has {verdict}; required are {100 * bounds.agreement:g} % and {bounds.cosine:g}"
+        why = f"{requested} reaches {verdict}; {100 * bounds.agreement:g} % and {bounds.cosine:g} are required"
         log.warning("%s instead of %s: %s", plan.precision, requested, why)
-        plan = plan.with_choice(Choice("precision", plan.precision, f"{reason}: {requested}, but {why}"))
+        plan = plan.with_choice(Choice("precision", plan.precision, f"{reason}: {requested}, not used because {why}"))
     return open_engine(model, plan, size, spec)
 
 
@@ -143,7 +143,12 @@ def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, 
     facts |= dict(recipe=recipe.to_cfg(), **versions())
 
     def measure(folder: Path) -> None:
-        log.info("comparing %s in %s with float32 on %d images, once", model.arch, plan.precision, len(images))
+        log.info(
+            "comparing %s in %s with float32 on %d images (only the first time)",
+            model.arch,
+            plan.precision,
+            len(images),
+        )
         expected = reference(model, engine, images, recipe)
         outputs = run_all(engine, images, recipe)
         if not model.num_classes:  # the logits of such a model are its embedding

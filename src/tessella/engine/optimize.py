@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
 
 
 class Optimized:
-    """A model for inference: (B,C,H,W) normalised float images -> (B,classes) logits.
+    """A model for inference: (B,C,H,W) normalized float images -> (B,classes) logits.
 
     plan: the settings and their reasons. The weights are a copy: later changes to the model have no effect.
     """
@@ -44,15 +44,15 @@ class Optimized:
         return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,classes) logits, float32, on the device of `x`."""
+        """(B,C,H,W) normalized images -> (B,classes) logits, float32, on the device of `x`."""
         return self.predict(x).logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,width) embeddings, as `forward_head(..., pre_logits=True)` returns them."""
+        """(B,C,H,W) normalized images -> (B,width) embeddings, as `forward_head(..., pre_logits=True)` returns them."""
         return self.predict(x).embedding
 
     def predict(self, x: Tensor) -> Outputs:
-        """(B,C,H,W) normalised images -> logits and embedding of one forward pass, on the device of `x`.
+        """(B,C,H,W) normalized images -> logits and embedding of one forward pass, on the device of `x`.
 
         A large batch is computed in parts of the plan's batch size. Raises UsageError `bad_argument` unless `x` is such
         a batch, `wrong_input_size` for images of another size.
@@ -63,7 +63,7 @@ class Optimized:
             actual = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
                 "bad_argument",
-                f"got {actual}, expected a batch of normalised images, float (B,{channels},{height},{width})",
+                f"got {actual}, expected a batch of normalized images, float (B,{channels},{height},{width})",
                 hint="tessella.data.create_transform prepares an image for such a batch",
             )
         if x.shape[-2:] != (height, width):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
 from ..extras import install_command
+from ..text import any_of, count_of
 
 if TYPE_CHECKING:
     import torch
@@ -131,11 +132,11 @@ def make_plan(
         Choice("precision", settings.precision, settings.why_precision),
         Choice("engine", settings.engine, settings.why_engine),
         mode_choice(mode),
-        Choice("batch", f"{batch} images", why_batch),
+        Choice("batch", count_of(batch, "image"), why_batch),
         Choice(
             "threads",
-            f"{threads} threads, {streams} at a time" if streams > 1 else f"{threads} threads",
-            f"PyTorch's default for {os.cpu_count()} cores; {settings.why_streams}",
+            describe_threads(threads, streams),
+            f"PyTorch's default on {os.cpu_count()} cores; {settings.why_streams}",
         ),
     )
     return Plan(str(target), settings.precision, settings.engine, batch, threads, rows, streams, settings.layout)
@@ -159,7 +160,13 @@ def check_settings(
     check_engine(settings.engine, target.type, settings.precision)
 
 
-_MEASURED = "measured: see engine"
+def describe_threads(threads: int, streams: int) -> str:
+    """Return the threads of a plan as text, with the number of batches that they compute at the same time."""
+    batches = f", {streams} batches at a time" if streams > 1 else ""
+    return f"{count_of(threads, 'thread')}{batches}"
+
+
+_MEASURED = "measured by `tessella tune`, see engine"
 
 
 class _Settings(NamedTuple):
@@ -176,7 +183,9 @@ class _Settings(NamedTuple):
 
 def mode_choice(mode: Mode) -> Choice:
     """Return the row of the plan for `mode`."""
-    return Choice("mode", mode, "requested" if mode == "latency" else "many images; latency is for one at a time")
+    return Choice(
+        "mode", mode, "requested" if mode == "latency" else "for many images; latency is for one image at a time"
+    )
 
 
 def _find_usable(model: ImageModel, size: tuple[int, int], threads: int, mode: Mode) -> Tuned | None:
@@ -193,20 +202,23 @@ def _default_settings(engine: str, precision: str, device: str, threads: int, mo
     if engine != "auto":
         runner, why_engine = engine, "requested"
     elif precision == "int8":
-        runner, why_engine = "openvino", "the engine that computes in int8"
+        runner, why_engine = "openvino", "the only engine that supports int8"
     else:
         runner = "rewritten"
-        why_engine = "same outputs in fewer steps, ready immediately; `tessella tune` finds the fastest engine"
+        why_engine = "same outputs with fewer operations, no conversion; `tessella tune` finds the fastest engine"
     if precision == "auto":
         chosen, why_precision = "float32", "exact; lossy precisions are used only if requested or tuned"
     else:
         chosen, why_precision = precision, "requested"
     if device != "cpu" or runner in ("eager", "compile"):
-        streams, why_streams = 1, "all on one batch"
+        streams, why_streams = 1, "all threads on one batch"
     elif mode == "latency":
-        streams, why_streams = 1, "all on one image"
+        streams, why_streams = 1, "all threads on one image"
     else:
-        streams, why_streams = streams_for(threads), "each core computes whole images, so cores do not wait"
+        streams, why_streams = (
+            streams_for(threads),
+            "each core processes whole images, so that cores do not wait for each other",
+        )
     return _Settings(runner, why_engine, chosen, why_precision, streams, why_streams)
 
 
@@ -235,8 +247,7 @@ def _check_choices(device: str, precision: str, engine: str, batch_size: int | N
         ("mode", mode, MODES),
     ):
         if not isinstance(value, str) or value not in known:
-            expected = f"{', '.join(known[:-1])} or {known[-1]}"
-            raise UsageError("bad_argument", f"{what} is {value!r}, expected {expected}")
+            raise UsageError("bad_argument", f"{what} is {value!r}, expected {any_of(known)}")
     check_batch(batch_size)
 
 
@@ -314,4 +325,4 @@ def _find_device() -> tuple[str, str]:
         return "cuda", f"found {torch.cuda.get_device_name()}"
     if torch.backends.mps.is_available():
         return "mps", "found an Apple GPU"
-    return "cpu", "no GPU that PyTorch can use was found"
+    return "cpu", "PyTorch found no GPU that it can use"

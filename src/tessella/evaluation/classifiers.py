@@ -200,7 +200,7 @@ def few_shot(
     sizes = np.bincount(labels_N, minlength=len(classes))
     least = int(sizes.argmin())
     notes = [
-        f"no result for {n} examples per class: {classes[least]!r} has {sizes[least]}"
+        f"no few-shot result for {n} examples per class: {classes[least]!r} has {sizes[least]}"
         for n in shots
         if n > sizes[least]
     ]

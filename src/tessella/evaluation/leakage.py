@@ -203,11 +203,13 @@ def _without_trained(
         origin = f"the {len(kept):,} images of {data} that {models} held out"
         if new := len(kept) - int(held_out.sum()):
             origin = f"{len(kept):,} images of {data}: {held_out.sum():,} that {models} held out, {new:,} that are new"
-        return ChosenImages(images.subset(kept, origin), (*remarks, f"{origin} (--split all: all {len(images):,})"))
+        return ChosenImages(
+            images.subset(kept, origin), (*remarks, f"{origin} (--split all evaluates all {len(images):,})")
+        )
     if split == "train" and trained.any() and held_out.any():
         origin = f"the {trained.sum():,} images of {data} that {models} was trained on"
-        remark = f"warning: --split train: {origin}: the figures are too high"
+        remark = f"warning: --split train: {origin}, so the figures are too high"
         return ChosenImages(images.subset(np.flatnonzero(trained), origin), (*remarks, remark))
     if trained.any():
-        remarks += (f"warning: {models} was trained on {trained.sum():,} of {all_images}: the figures are too high",)
+        remarks += (f"warning: {models} was trained on {trained.sum():,} of {all_images}, so the figures are too high",)
     return ChosenImages(images, remarks)

@@ -141,7 +141,9 @@ def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     picked = [i + depth if i < 0 else i for i in selected]
     if not picked or min(picked) < 0 or max(picked) >= depth:
         raise UsageError(
-            "bad_argument", f"indices={indices!r} does not fit {depth} blocks", hint=f"use 0 to {depth - 1}, or -1 ..."
+            "bad_argument",
+            f"indices={indices!r} does not fit {depth} blocks",
+            hint=f"use 0 to {depth - 1}, or -1 to -{depth}",
         )
     return picked
 

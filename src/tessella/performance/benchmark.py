@@ -12,6 +12,7 @@ from ..checks import check_fields, checked
 from ..engine import ENGINES, PRECISIONS, make_plan
 from ..errors import UsageError
 from ..storage import check_output, write_bytes
+from ..text import any_of
 from ..weights.catalogue import resolve
 from .candidates import Candidate, engine_candidate, import_timm, load_case, timm_candidate
 from .figure import SUFFIXES, check_figure, draw
@@ -45,7 +46,7 @@ class BenchmarkSettings:
         for what, names, known in (("engine", self.engines, ENGINES), ("precision", self.precisions, PRECISIONS)):
             for name in names:
                 if name not in known and name != "auto":
-                    raise UsageError("bad_argument", f"{what} is {name!r}, expected auto, {' or '.join(known)}")
+                    raise UsageError("bad_argument", f"{what} is {name!r}, expected {any_of(('auto', *known))}")
         if not self.batch_sizes or any(batch < 1 for batch in self.batch_sizes):
             raise UsageError(
                 "bad_argument", f"batch sizes are {list(self.batch_sizes)}, expected positive numbers of images"

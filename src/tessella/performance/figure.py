@@ -36,7 +36,7 @@ def check_figure(names: Sequence[str]) -> None:
     if all(published_top1(name) is None for name in names):
         raise UsageError(
             "bad_argument",
-            f"the plot shows speed against published accuracy, and none is published for {', '.join(names)}",
+            f"the plot shows speed against published accuracy, but no accuracy is published for {', '.join(names)}",
             hint="choose a model for which `tessella list` shows a top-1 accuracy",
         )
 

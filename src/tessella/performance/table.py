@@ -8,7 +8,18 @@ from collections.abc import Iterator, Sequence
 from ..records import csv_table, short_name
 from .measuring import COLUMNS, BenchmarkRow
 
-HEADER = ("model", "candidate", "batch", "images/s", "slowest..fastest", "ratio", "of limit", "peak MB", "ready s", "")
+HEADER = (
+    "model",
+    "candidate",
+    "batch",
+    "images/s",
+    "slowest..fastest",
+    "ratio",
+    "of GEMM rate",
+    "peak MB",
+    "start-up s",
+    "",
+)
 
 
 def as_dict(row: BenchmarkRow) -> dict[str, object]:
@@ -55,8 +66,8 @@ def conditions(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
     limits = {row.precision: row.gemm_gflops for row in rows if row.gemm_gflops}
     yield f"{first.hardware}, {first.threads} threads, torch {first.torch}, {rounds} alternating rounds"
     if limits:
-        rates = ", ".join(f"{rate:.0f} in {precision}" for precision, rate in limits.items())
-        yield f"limit: products of large matrices in the same rounds, {rates} GFLOP/s"
-    yield "ratio: of the medians, relative to the first candidate that ran; in parentheses, lowest and highest round"
+        rates = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in limits.items())
+        yield f"GEMM rate: products of large matrices in the same rounds, {rates}"
+    yield "ratio: median speed relative to the first candidate that ran; lowest and highest round in parentheses"
     if any(row.weights == "random" for row in rows):
         yield "weights are random unless they are built in (--pretrained loads them): speed does not depend on them"

@@ -105,7 +105,7 @@ def tune(
     for mode, fraction in zip(MODES, (0.5, 0.75), strict=True):
         _run_rounds([candidate for candidate in ready if candidate.row.mode == mode], now + fraction * remaining)
     best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
-    log(f"batch sizes of {best.engine}")
+    log(f"measuring batch sizes of {best.engine}")
     variants = [opener.open(row) for row in _variants(best, plan)]
     ready = [*(candidate for candidate in ready if candidate.row is best), *filter(None, variants)]
     _run_rounds(ready, now + remaining)
@@ -251,7 +251,7 @@ def _open_all(
     rows: list[TuningRow] = []
     ready: list[Ready] = []
     for number, (engine, precision, layout) in enumerate(candidates, 1):
-        log(f"{number}/{len(candidates)} {' '.join(filter(None, (engine, precision, layout)))}")
+        log(f"opening candidate {number} of {len(candidates)}: {' '.join(filter(None, (engine, precision, layout)))}")
         for mode in MODES:
             streams = 1 if mode == "latency" or engine == "compile" else opener.plan.streams
             batch_size = 1 if mode == "latency" else DEFAULT_BATCH["cpu"]
@@ -301,7 +301,8 @@ def _winner(rows: list[TuningRow], date: str) -> Tuned:
     gain = best.images_per_second / baseline.images_per_second
     if gain < MIN_GAIN:
         best = baseline
-    speed = f"{best.images_per_second:.3g} images/s"
+    rate = best.images_per_second
+    speed = f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s"
     compared = "" if best is baseline else f", {gain:.2f} times that of {baseline.engine} {baseline.precision}"
     reason = f"tuned on {date}: {speed}{compared}; {len(best.seconds)} alternating rounds"
     return Tuned(best.engine, best.precision, best.layout, best.streams, best.batch_size, reason)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.decode import ImageSource, Pixels, decode
-from ..data.sources import Source
+from ..data.source import Source
 from ..errors import ImageError
 from ..storage import check_output, write_bytes
 from ..text import printable

@@ -17,7 +17,8 @@ _TOKENS = re.compile(
 
 
 def check_condition(table: LanceTable, where: str | None) -> str:
-    """Return the user's SQL in parentheses, so that all of it counts: LanceDB ignores what follows a whole expression.
+    """Return the user's SQL in parentheses, so that all of it counts: LanceDB ignores what follows a complete
+    expression.
 
     Returns "" for None. Raises UsageError `bad_argument` if the condition is not one boolean expression on the columns
     of `table`.
@@ -29,7 +30,7 @@ def check_condition(table: LanceTable, where: str | None) -> str:
     condition = f"({where}\n)"  # a comment in it ends with its line
     if len(where) > MAX_SQL or not _is_closed(where):
         raise UsageError("bad_argument", message, hint=hint)
-    with lance_errors("bad_argument", message, hint, "it is not true or false for every row"):
+    with lance_errors("bad_argument", message, hint, "it does not give true or false"):
         try:
             table.count_rows(condition)
         except ValueError as error:

@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bulk.manifest import row_sources
-from ..bulk.runner import finished_shards, read_run, read_shard
+from ..bulk.run_folder import finished_shards, read_run, read_shard, row_sources
 from ..checks import as_path, checked
 from ..errors import UsageError
 from ..extras import need_pyarrow
@@ -131,7 +130,7 @@ def draw_duplicates(out: str | Path, duplicates: Duplicates, path: str | Path) -
     sources = row_sources(out, read_run(out), [*pair_rows, *(row.row for row in shown)])
     panels = []
     for number, pair in enumerate(duplicates.pairs, 1):
-        title = f"pair {number}: {pair.similarity:.4f}, {'joined' if pair.joined else 'apart'}"
+        title = f"pair {number}: {pair.similarity:.4f}, {'in one cluster' if pair.joined else 'in different clusters'}"
         panels += [Panel(sources[row], (key,), title) for row, key in zip(pair.rows, pair.keys, strict=True)]
     for cluster in clusters:
         more = f", {SHOWN_MEMBERS} shown" if len(cluster) > SHOWN_MEMBERS else ""
@@ -183,7 +182,7 @@ class _Image(NamedTuple):
     row: int
 
 
-def _read(out: Path) -> tuple[list[_Image], NDArray[Any]]:
+def _read(out: Path) -> tuple[list[_Image], NDArray[np.generic]]:
     """Return the images of a run whose status is ok, in its order, and their embeddings (N,D) as stored."""
     facts = read_run(out)
     images, vectors = [], [np.zeros((0, facts["width"]), facts["dtype"])]
@@ -202,7 +201,7 @@ def _read(out: Path) -> tuple[list[_Image], NDArray[Any]]:
 _PAIR = np.dtype([("similarity", np.float32), ("i", np.int64), ("j", np.int64)])
 
 
-def _similar(vectors_ND: NDArray[Any], threshold: float) -> tuple[Ints, NDArray[np.void]]:
+def _similar(vectors_ND: NDArray[np.generic], threshold: float) -> tuple[Ints, NDArray[np.void]]:
     """Return the first image (N,) of each image's cluster, and the pairs near the threshold, the most similar first."""
     root_N = np.arange(len(vectors_ND))
     above = below = np.zeros(0, _PAIR)
@@ -230,7 +229,7 @@ def _nearest(pairs: NDArray[np.void], threshold: float) -> NDArray[np.void]:
 
 
 def join(root_N: Ints, i_P: Ints, j_P: Ints) -> Ints:
-    """Merge the sets of the images i and j of each pair (P,): union-find over whole arrays.
+    """Merge the sets of the images i and j of each pair (P,): union-find with array operations.
 
     root_N and the result give the first image of each image's set. Each round attaches the later root of a pair to the
     earlier one and compresses all paths; pairs within a set are dropped.
@@ -248,7 +247,7 @@ def join(root_N: Ints, i_P: Ints, j_P: Ints) -> Ints:
 
 
 def _cluster(
-    number: int, members: Sequence[int], images: Sequence[_Image], vectors_ND: NDArray[Any]
+    number: int, members: Sequence[int], images: Sequence[_Image], vectors_ND: NDArray[np.generic]
 ) -> list[Duplicate]:
     """Return the rows of a cluster, the image to keep first."""
 

@@ -1,4 +1,4 @@
-"""This process among those that train together."""
+"""Distributed training: the rank, the device and the process group of this process."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def usable_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # the meta device holds no values
     except (RuntimeError, AssertionError, ValueError):
         raise UsageError(
-            "bad_argument", f"device {name!r} is not available here", hint="use cpu, or see `tessella doctor`"
+            "bad_argument",
+            f"device {name!r} is not available on this machine",
+            hint="use cpu, or see `tessella doctor`",
         ) from None
     return device

@@ -62,7 +62,7 @@ _FIELDS: dict[str, tuple[object, str]] = {
     "description": (str, "text"),
     "note": (str, "text"),
     "file": (str, "a path"),
-    "hf_hub_id": (str, "organisation/name"),
+    "hf_hub_id": (str, "organization/name"),
     "sha256": (str, "hexadecimal digits"),
 }
 

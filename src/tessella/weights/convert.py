@@ -63,7 +63,7 @@ def convert(
     _log.info("%s: %s, read as %s", source, layout.name, arch)
     folder = Path(out or arch)
     if (folder / SAFETENSORS).exists():
-        raise UsageError("bad_argument", f"{folder} already contains a model", hint="choose another folder with out")
+        raise UsageError("bad_argument", f"{folder} already holds a model", hint="give another output folder (--out)")
     model = build(arch, **model_args)
     load_weights(model, state, source=source)
     return Converted(save_pretrained(model, folder), arch, layout.name)
@@ -198,7 +198,9 @@ def infer_arch(state: State, layout: Layout, source: object, model_args: Mapping
         "bad_argument",
         f"{source}: its shapes fit {'more than one architecture' if fitting else 'none of the architectures'} "
         f"{', '.join(fitting or names)}",
-        hint="pass one of them as arch" if fitting else "pass the most similar one as arch to see the differences",
+        hint="give one of them with --arch (arch=)"
+        if fitting
+        else "give the most similar one with --arch (arch=) to see the differences",
     )
 
 

@@ -339,7 +339,7 @@ def _check_fields(cfg: Mapping[str, object]) -> PretrainedCfg:
         raise UsageError(
             "bad_argument",
             f"pretrained_cfg has no field {', '.join(map(repr, unknown))}",
-            hint="weights come from file (a path) or hf_hub_id (organisation/name)",
+            hint="weights come from file (a path) or hf_hub_id (organization/name)",
         )
     return checked
 

@@ -147,7 +147,7 @@ def check_location(
     from huggingface_hub import constants
 
     if not (REPO.fullmatch(repo) and len(repo) <= 193 and ".." not in repo and "--" not in repo):
-        raise UsageError("bad_argument", f"{repo!r} is not a repository name", hint="use organisation/name")
+        raise UsageError("bad_argument", f"{repo!r} is not a repository name", hint="use organization/name")
     revision = "main" if revision is None else revision
     if not (REVISION.fullmatch(revision) and len(revision) <= 200 and ".." not in revision):
         raise UsageError("bad_argument", f"{revision!r} is not a revision", hint="use a branch, a tag or a commit")
@@ -341,7 +341,7 @@ def _as_hub_error(location: HubLocation, error: BaseException) -> HubError:
             )
         wait = _retry_after(error)
         hint = f"try again in {wait} s" if wait else "try again later"
-        return HubError("hub_unavailable", f"{location}: the Hub answered HTTP {status}", hint=hint)
+        return HubError("hub_unavailable", f"{location}: the Hub responded with HTTP {status}", hint=hint)
     if isinstance(error, errors.FileMetadataError):
         return HubError(
             "hub_unavailable",

@@ -242,7 +242,7 @@ def _check_header(path: Path, raw: bytes, data_bytes: int) -> None:
     except (ValueError, RecursionError) as err:
         _refuse("bad_format", path, f"has a damaged safetensors header: {err}", AGAIN, err)
     if spans[-1][1] != data_bytes:
-        what = "is cut off" if data_bytes < spans[-1][1] else "has bytes left over"
+        what = "is truncated" if data_bytes < spans[-1][1] else "has bytes left over"
         _refuse("truncated", path, f"{what}: {data_bytes} bytes of tensors, the header says {spans[-1][1]}", AGAIN)
 
 
@@ -277,7 +277,7 @@ def _check_torch_zip(path: Path, file: BufferedReader) -> None:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
-        _refuse("truncated", path, "is a damaged or cut-off zip archive", AGAIN, err)
+        _refuse("truncated", path, "is a damaged or truncated zip archive", AGAIN, err)
     names = {entry.filename.rpartition("/")[2] for entry in entries}
     if any(name.endswith(".npy") for name in names):
         _refuse("not_weights", path, "is a NumPy .npz archive", "convert it with `tessella convert`")
@@ -321,7 +321,7 @@ def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
         )
     except Exception as err:  # a parser may raise anything for arbitrary bytes
         if isinstance(err, EOFError | IndexError | struct.error) or "unexpected EOF" in str(err):
-            _refuse("truncated", path, "is cut off", AGAIN, err)
+            _refuse("truncated", path, "is truncated", AGAIN, err)
         _refuse("bad_format", path, f"is not a valid PyTorch file: {type(err).__name__}", AGAIN, err)
     state = _weights_in(loaded, path, use_ema)
     size = path.stat().st_size

@@ -191,7 +191,7 @@ def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
             "```python",
             "import tessella",
             "",
-            'model = tessella.load("local-dir:path/to/this/folder")  # or "hf-hub:organisation/name"',
+            'model = tessella.load("local-dir:path/to/this/folder")  # or "hf-hub:organization/name"',
             'model.classify("photo.jpg", top=5)',
             "```",
             timm,

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessella.data.layouts.store import EncodedLabels, FileStore, PackedStrings, count_of, join_names, join_path
+from tessella.data.layouts.store import EncodedLabels, FileStore, PackedStrings, join_names, join_path
+from tessella.text import count_of
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 

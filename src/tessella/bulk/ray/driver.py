@@ -1,12 +1,12 @@
-"""The shards of a bulk run made by Ray, on one machine or many: an actor a device, and one driver with the ledger.
+"""Make the shards of a bulk run with Ray, on one machine or many: one driver with the ledger, one actor per device.
 
-Actors get numbers of shards and answer with what the ledger is told, some hundred bytes each; images and rows never
-travel through Ray. An actor writes its shard itself, as a local run does, into the folder of the run, which all nodes
-share. So whatever dies, a shard is there whole or not at all, and the driver alone says which ones count: an actor that
-outlives its driver can only write the bytes that the next one would write.
+An actor gets the number of a shard and answers with its entry in the ledger, a few hundred bytes; images and rows never
+travel through Ray. It writes the shard itself, as a local run does, into the folder of the run, which all nodes share.
+So whatever fails, a shard is complete or absent, and only the driver decides which shards count: an actor that outlives
+its driver can only write the bytes that the next one would write.
 
-The driver does not use Ray itself, but by a process of its own (`scheduler.py`): Ray ends a process in which a thread
-uses it after it was shut down, at once and without a word, and has threads that do.
+The driver does not use Ray itself, but through a separate process (scheduler.py): if a thread uses Ray after it was
+shut down, Ray ends the process at once and without a message, and Ray starts such threads itself.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from ...checks import check_count
 from ...errors import RunError, UsageError
 from ...extras import require
 from ...predictor import Predictor
 from ...storage import file_hash
+from ...text import count_of
 from ..ledger import Shard
-from ..manifest import RUN, Manifest
+from ..manifest import Manifest
+from ..run_folder import RUN, RunFacts
 from ..shards import SHARDS
-from .actor import AGAIN, SHARE, Job, decisive
+from .actor import RESUME_HINT, SHARED_FOLDER_HINT, Job, decisive_settings
 
 LOCAL = "local"
-MOST_CORES = 4096
-_LEAVE_SECONDS = 10.0  # for Ray to be shut down; then it is killed, and what it has begun of a cluster ends by itself
+MAX_CORES = 4096
+_SHUTDOWN_SECONDS = 10.0  # then Ray is killed; the processes of a local cluster end by themselves
+_Answers: TypeAlias = "queue.SimpleQueue[bytes | None]"
 
-# sys.path first: the package, and what gives the model, may be where only the caller looks
-_BOOT = (
+# sys.path first: the package, and the function that loads the model, may only be found with the caller's
+_BOOTSTRAP = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from tessella.bulk.ray.scheduler import main; main()"
 )
@@ -47,11 +50,12 @@ _BOOT = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a run is made. load: what gives the model, in each actor too, so it must survive pickling.
+    """Where the shards of a run are computed.
 
-    address: HOST:PORT of a cluster of which this machine is a node, or "local" for one that ends with the run. cores:
-    of an actor, which are its model's threads and its decoders; None is as many as the model of the driver has threads,
-    so that an actor computes as the local run would, to the last bit. A GPU has one actor, with its share of the cores.
+    load: a function that loads the model, called in each actor; it must be picklable. address: HOST:PORT of a cluster
+    of which this machine is a node, or "local" for a cluster that ends with the run. cores: CPU cores per actor, used
+    as threads of its model and as decoders; None takes the number of threads of the driver's model, so that an actor
+    computes the same bits as a local run. Each GPU has one actor with an equal share of the node's cores.
     """
 
     load: Callable[[], Predictor]
@@ -59,31 +63,46 @@ class Cluster:
     cores: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError `bad_argument`; Ray would take any word for a host, and look for it."""
+        """Raise UsageError `bad_argument`; Ray would take any word for the name of a host."""
         if self.cores is not None:
-            check_count("cores", self.cores, MOST_CORES)
+            check_count("cores", self.cores, MAX_CORES)
         if self.address != LOCAL and not re.fullmatch(r"[^/\s]+:\d+", self.address):
-            raise UsageError("bad_argument", f"--ray {self.address!r} is not HOST:PORT",
-                             hint="for a cluster on this machine alone, put --ray after the inputs")  # fmt: skip
+            raise UsageError(
+                "bad_argument",
+                f"--ray {self.address!r} is not HOST:PORT",
+                hint="to start a cluster on this machine, put --ray after the inputs",
+            )
 
     def maker(
-        self, out: Path, facts: Mapping[str, Any], manifest: Manifest, predictor: Predictor, *,
-        processes: int | None = None, timeout: float = 30.0,
-    ) -> ClusterMaker:  # fmt: skip
-        """In place of a ShardMaker."""
+        self,
+        out: Path,
+        facts: RunFacts,
+        manifest: Manifest,
+        predictor: Predictor,
+        *,
+        processes: int | None = None,
+        timeout: float = 30.0,
+    ) -> ClusterMaker:
+        """Return what makes the shards of a run; takes the arguments of ShardMaker."""
         job = Job(
-            self.load, out.absolute(), file_hash(out / RUN), decisive(predictor),
-            self.cores or predictor.plan.threads, processes, timeout, Path.cwd(),
-        )  # fmt: skip
+            load=self.load,
+            out=out.absolute(),
+            run_hash=file_hash(out / RUN),
+            decisive=decisive_settings(predictor),
+            cores=self.cores or predictor.plan.threads,
+            processes=processes,
+            timeout=timeout,
+            folder=Path.cwd(),
+        )
         return ClusterMaker(job, self.address, self.cores)
 
 
 class ClusterMaker:
-    """Has the shards of one run made by actors; a context manager that leaves the cluster, or ends it if it is ours."""
+    """Makes the shards of a run with actors. A context manager that leaves the cluster, or ends a local one."""
 
     def __init__(self, job: Job, address: str, cores: int | None):
         self._job, self._cores = job, cores
-        self._command = [sys.executable, "-P", "-c", _BOOT, address]
+        self._command = [sys.executable, "-P", "-c", _BOOTSTRAP, address]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ClusterMaker:
@@ -94,81 +113,85 @@ class ClusterMaker:
             _end(self._process)
 
     def make(
-        self, todo: Iterable[int], seen: Callable[..., None] = lambda status, rows=1: None,
+        self,
+        todo: Iterable[int],
+        on_rows: Callable[[str, int], object] = lambda status, rows: None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Shard]:  # fmt: skip
-        """The shards `todo` in the order they are finished, each durable when it comes.
+    ) -> Iterator[Shard]:
+        """Yield the shards `todo` in the order in which they are finished; each is durable when it is yielded.
 
-        seen: hears a status and its number of rows, once a shard. Raises UsageError: missing_dependency, bad_argument;
-        RunError: cluster_failed where Ray does not start, refuses or loses a shard's actor TRIES times, not_shared,
-        changed_run, or what went wrong in an actor.
+        on_rows: gets each status in a finished shard and its number of rows. stop: ends the work when it returns True.
+        Raises UsageError: missing_dependency, bad_argument; RunError: cluster_failed if Ray does not start, refuses
+        the driver or loses the actors of a shard MAX_TRIES times, not_shared, changed_run, and the errors of actors.
         """
-        left = set(todo)
-        if not left:
+        remaining = set(todo)
+        if not remaining:
             return
-        process, answers = self._start(sorted(left))
-        while left:
+        process, answers = self._start(sorted(remaining))
+        while remaining:
             if stop():
                 return
             try:
-                answer = answers.get(timeout=0.2)  # a signal is heard at once
+                answer = answers.get(timeout=0.2)  # so that a signal is noticed quickly
             except queue.Empty:
                 continue
             if answer is None:
-                how = f"Ray ended without {len(left):,} shards, with exit status {_end(process)}"
-                raise RunError("cluster_failed", how, hint=AGAIN)
-            shard = self._checked(json.loads(answer))
-            if shard.id not in left:  # a task that Ray did twice: the same file again
+                unfinished = count_of(len(remaining), "shard")
+                message = f"Ray ended with {unfinished} unfinished, with exit status {_end(process)}"
+                raise RunError("cluster_failed", message, hint=RESUME_HINT)
+            shard = self._read_answer(json.loads(answer))
+            if shard.id not in remaining:  # Ray ran a task twice, which gives the same file
                 continue
-            left.remove(shard.id)
+            remaining.remove(shard.id)
             for status, rows in {"ok": shard.ok, **shard.errors}.items():
-                seen(status, rows)
+                on_rows(status, rows)
             yield shard
 
-    def _start(self, todo: list[int]) -> tuple[subprocess.Popen[bytes], queue.SimpleQueue[bytes | None]]:
-        """The process that uses Ray; its answers, and None when it has ended."""
+    def _start(self, todo: list[int]) -> tuple[subprocess.Popen[bytes], _Answers]:
+        """Start the process that uses Ray; return it and the queue of its answers, which ends with None."""
         cloudpickle = require("ray.cloudpickle", "a run on a cluster")
-        told = cloudpickle.dumps((self._job, todo, self._cores))  # also a function of the caller's __main__
-        # a session of its own: Ctrl-C in a terminal is for the driver, which ends this one when it is ready
+        instructions = cloudpickle.dumps((self._job, todo, self._cores))  # it can pickle functions of __main__, too
+        # in its own session: Ctrl-C in a terminal reaches only the driver, which ends this process when it is ready
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._process = process
         assert process.stdin
         assert process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which its answers will tell
-            process.stdin.write(pickle.dumps(sys.path) + told)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which the queue will tell
+            process.stdin.write(pickle.dumps(sys.path) + instructions)
             process.stdin.flush()
-        answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        reading = (process.stdout, answers)
-        threading.Thread(target=_read, args=reading, name="tessella-cluster", daemon=True).start()
+        answers: _Answers = queue.SimpleQueue()
+        arguments = (process.stdout, answers)
+        threading.Thread(target=_read_lines, args=arguments, name="tessella-cluster", daemon=True).start()
         return process, answers
 
-    def _checked(self, answer: dict[str, Any]) -> Shard:
+    def _read_answer(self, answer: dict[str, Any]) -> Shard:
+        """Return the shard of an answer, after a check that its file can be seen here; raise the error of an actor."""
         if "code" in answer:
-            where = f"{answer['node']}: " if "node" in answer else ""
-            kind = UsageError if answer["code"] == "bad_argument" else RunError
-            raise kind(answer["code"], where + answer["message"], hint=answer["hint"])
+            node = f"{answer['node']}: " if "node" in answer else ""
+            error_type = UsageError if answer["code"] == "bad_argument" else RunError
+            raise error_type(answer["code"], node + answer["message"], hint=answer["hint"])
         shard = Shard(**answer)
         path = self._job.out / SHARDS / shard.file
         if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise RunError("not_shared", f"an actor wrote {path}, and it is not here", hint=SHARE)
+            raise RunError("not_shared", f"an actor wrote {path}, but it is missing here", hint=SHARED_FOLDER_HINT)
         return shard
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status, of a signal -N."""
+    """End the process and return its exit status, -N for signal N."""
     if process.stdin:
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()  # which says that it may end
+            process.stdin.close()  # asks it to end
     try:
-        return process.wait(_LEAVE_SECONDS)
+        return process.wait(_SHUTDOWN_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
 
 
-def _read(lines: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
+def _read_lines(lines: IO[bytes], answers: _Answers) -> None:
     with lines:
         for line in lines:
-            if line.endswith(b"\n"):  # else cut off
+            if line.endswith(b"\n"):  # otherwise it is incomplete
                 answers.put(line)
     answers.put(None)

@@ -147,12 +147,12 @@ def _channel(values: NDArray[np.uint32], mask: int) -> NDArray[np.uint8]:
 def read(data: bytes) -> Bmp:
     """Return the header of a BMP. Raises ImageError if it is damaged or its layout is not supported."""
     if len(data) < 26:
-        raise damaged("BMP", "it is cut off in its header")
+        raise damaged("BMP", "it is truncated in its header")
     begin, size = struct.unpack_from("<II", data, 10)
     if size not in _HEADERS:
         raise unsupported("BMP", f"a header of {size:,} bytes")
     if len(data) < 14 + size:
-        raise damaged("BMP", "it is cut off in its header")
+        raise damaged("BMP", "it is truncated in its header")
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
         compression = colours = 0
@@ -167,7 +167,7 @@ def read(data: bytes) -> Bmp:
     palette = b""
     if bits <= 8:
         if colours > 65_536:
-            raise damaged("BMP", f"its header states a palette of {colours:,} colours")
+            raise damaged("BMP", f"its header states a palette of {colours:,} colors")
         length = entry * (colours or 1 << bits)
         if begin > 14 + size:  # the palette ends where the pixels start, whatever its stated size
             length = min(entry << bits, begin - table)
@@ -211,6 +211,6 @@ def _masks(data: bytes, size: int, bits: int, compression: int) -> tuple[int, in
     used = 0
     for mask in (red, green, blue, alpha):
         if mask & used or mask >> bits or (mask and (mask // (mask & -mask) + 1) & (mask // (mask & -mask))):
-            raise unsupported("BMP", "colour masks that are not one run of bits each")
+            raise unsupported("BMP", "color masks that are not one run of bits each")
         used |= mask
     return red, green, blue, alpha

@@ -24,7 +24,7 @@ class Gif:
 def read(data: bytes) -> Gif:
     """Return the structure of a GIF up to its first frame. Raises ImageError if it has none."""
     if len(data) < 13:
-        raise damaged("GIF", "it is cut off in its header")
+        raise damaged("GIF", "it is truncated in its header")
     width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
     tables_end = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     at, control = tables_end, b""

@@ -147,7 +147,7 @@ def _frame(data: bytes, at: int, end: int) -> tuple[int, int, bool, bool, bytes]
     if bits != 8 or end - at != 10 + 3 * components:
         return None
     if components not in (1, 3, 4):
-        raise unsupported("JPEG", f"{components} colour components")
+        raise unsupported("JPEG", f"{components} color components")
     return height, width, data[at + 1] in (0xC2, 0xCA), data[at + 1] in (0xC9, 0xCA), data[at + 10 : end : 3]
 
 

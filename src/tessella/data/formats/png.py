@@ -148,7 +148,7 @@ def _assemble(
     if colour == 3 and b"PLTE" not in kept:
         raise damaged("PNG", "its palette is missing")
     if colour == 2 and bits == 16 and b"tRNS" in kept:  # the decoder keeps 8 bits of each channel
-        raise unsupported("PNG", "a transparent colour of 16 bits per channel")
+        raise unsupported("PNG", "a transparent color of 16 bits per channel")
     body = b"".join(data[begin:end] for begin, end in pixels)
     head = [kept[kind] for kind in (b"IHDR", b"PLTE", b"tRNS") if kind in kept]
     before = b"".join([SIGNATURE, *head, *texts])

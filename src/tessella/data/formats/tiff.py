@@ -98,8 +98,8 @@ _COMPRESSIONS = {
 }
 _DECODED = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000)
 _PHOTOMETRICS = {
-    0: "white-is-zero grey",
-    1: "grey",
+    0: "white-is-zero gray",
+    1: "gray",
     2: "RGB",
     3: "palette",
     4: "mask",
@@ -108,7 +108,7 @@ _PHOTOMETRICS = {
     8: "CIELab",
     9: "ICCLab",
     10: "ITULab",
-    32803: "colour filter array",
+    32803: "color filter array",
     32844: "LogL",
     32845: "LogLuv",
     34892: "linear raw",
@@ -172,7 +172,7 @@ def read(data: bytes, check_size: Callable[[int, int], None], *, corrected: bool
         raise unsupported("TIFF", what)
     tile = page.integer(TILE_HEIGHT, 0), page.integer(TILE_WIDTH, 0)
     check_size(layout.height, layout.width)
-    check_size(max(tile[0], 1), max(tile[1], 1))  # a tile is decoded whole, even if little of it is visible
+    check_size(max(tile[0], 1), max(tile[1], 1))  # a tile is decoded completely, even if little of it is visible
     _check_parts(page, layout, len(data))
     if layout.compression in (6, 7) and data.count(b"\xff\xda") > _MAX_SCANS * layout.parts:
         raise too_complex("TIFF", f"more than {_MAX_SCANS} JPEG scans in each strip or tile")
@@ -236,7 +236,7 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> _Directory:
         if offset + extent > len(data):
             if tag in _OPTIONAL:
                 continue
-            raise damaged("TIFF", f"the values of tag {tag} are cut off")
+            raise damaged("TIFF", f"the values of tag {tag} are truncated")
         entries[tag] = _DirectoryEntry(data[begin : begin + size], kind, length, data[offset : offset + extent])
     end = at + size * count
     following = data[end : end + inline].ljust(inline, b"\0") if end + inline <= len(data) else bytes(inline)
@@ -428,7 +428,7 @@ def _check_parts(page: _Directory, layout: _Layout, size: int) -> None:
         counts = tuple(expected)  # stated counts may include padding
     # `_with_directory` appends to the file, which a decoder would read instead of missing pixels
     if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
-        raise damaged("TIFF", "strips or tiles are cut off")
+        raise damaged("TIFF", "strips or tiles are truncated")
 
 
 def _palette(page: _Directory, bits: int) -> bytes | None:

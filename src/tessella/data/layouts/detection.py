@@ -1,4 +1,4 @@
-"""Detects the layout of a data set: what kind of files lie at a path, and which split each of them belongs to.
+"""Detect the layout of a data set: what kind of files lie at a path, and which split each of them belongs to.
 
 Splits are recognized by name: of folders, and of the words in the names of Parquet files, archives and lists.
 """
@@ -271,7 +271,7 @@ def _by_split(path: str, root: str, files: list[DataFile], skipped: Skipped, sin
     kind = kinds.pop()
     if kind is None:
         raise bad_data(
-            f"{files[0].name!r} is not a set of labelled images",
+            f"{files[0].name!r} is not a set of labeled images",
             f"DATA is {ACCEPTED}; unpack or decompress other archives",
         )
     splits: dict[str, list[DataFile]] = {}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, UsageError
+from ...text import count_of
 from ..columns import (
     ImageColumn,
     describe_mismatch,
@@ -24,7 +25,7 @@ from ..columns import (
 from ..limits import DEFAULT_LIMITS, Limits
 from ..parquet import cell_bytes, damaged_parquet, open_parquet, row_group_sizes, to_python, translate_arrow_errors
 from ..source import Source
-from .store import DataFile, EncodedLabels, ImageStore, Ints, bad_data, count_of, join_path, mixed_layouts
+from .store import DataFile, EncodedLabels, ImageStore, Ints, bad_data, join_path, mixed_layouts
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -51,7 +51,10 @@ class EncodedLabels:
 
     @classmethod
     def from_codes(cls, values: Sequence[str], codes: Ints, classes: list[str] | None = None) -> EncodedLabels:
-        """Normalize labels that are encoded already. values: may hold one name in several Unicode forms."""
+        """Normalize labels that are encoded already.
+
+        values: may hold one name in several Unicode forms. codes: (N,) indices into `values`.
+        """
         index: dict[str, int] = {}
         merged = np.array([index.setdefault(normalize_class_name(value), len(index)) for value in values], np.int64)
         return cls(list(index), merged[codes], classes and [normalize_class_name(name) for name in classes])
@@ -127,11 +130,6 @@ def join_names(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return ", ".join(map(repr, listed[:5])) + more
-
-
-def count_of(count: int, noun: str) -> str:
-    """Return a number with its noun: "1 image", "2,000 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def join_path(root: str, name: str) -> str:

@@ -13,22 +13,13 @@ import numpy as np
 
 from ...errors import ImageError, UsageError
 from ...storage import open_regular, read_regular
+from ...text import count_of
 from .. import tar
 from ..files import unreadable_file
 from ..lists import decode_text
 from ..names import Skipped, is_image, path_ignore_reason
 from ..source import Source
-from .store import (
-    DataFile,
-    EncodedLabels,
-    ImageStore,
-    Ints,
-    PackedStrings,
-    bad_data,
-    count_of,
-    join_path,
-    mixed_layouts,
-)
+from .store import DataFile, EncodedLabels, ImageStore, Ints, PackedStrings, bad_data, join_path, mixed_layouts
 
 _MAX_LABEL = 1 << 20  # bytes of a .cls, .json or classes.txt
 

@@ -1,0 +1,53 @@
+"""Loading the model of a run, so that a resumed run keeps the engine with which it was started."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..predictor import Predictor
+from .events import OnEvent, RunRemark
+from .ray.driver import Cluster
+from .run_folder import RUN, read_facts
+
+
+@dataclass(frozen=True)
+class AutomaticEngine:
+    """Loads a predictor whose engine, precision and batch size are chosen automatically.
+
+    load: takes `precision` and `batch_size` as keyword arguments, like `tessella.load` bound to the name of a model. A
+    run that was started before `tessella tune` found a faster engine is resumed with the engine of its start.
+    """
+
+    load: Callable[..., Predictor]
+
+    def __call__(self) -> Predictor:
+        return self.load()
+
+
+def load_for_run(
+    out: Path, load: Callable[[], Predictor], cluster: Cluster | None, on_event: OnEvent
+) -> tuple[Predictor, Cluster | None]:
+    """Return the predictor for the run in `out`, and the cluster, whose actors must load the same one.
+
+    If the automatic choice has changed since the run was started, the model is loaded again without the measurements of
+    `tessella tune`, by giving its precision. If that gives the engine of the run, all numbers are the same as before;
+    otherwise the caller finds that the settings differ.
+    """
+    predictor = load()
+    facts = read_facts(out / RUN)
+    if facts is None or not isinstance(load, AutomaticEngine):
+        return predictor, cluster
+    engine, precision, batch_size = (facts.get(name) for name in ("engine", "precision", "batch"))
+    plan = predictor.plan
+    if (plan.engine, plan.precision, plan.batch_size) == (engine, precision, batch_size):
+        return predictor, cluster
+    options = dict(precision=precision, batch_size=batch_size)
+    original = load.load(**options)
+    if original.plan.engine != engine:
+        return predictor, cluster
+    text = f"resuming with the engine of the run: {engine}, {precision}, batch size {batch_size} (now: {plan.engine})"
+    on_event(RunRemark(text=text))
+    return original, cluster and replace(cluster, load=functools.partial(cluster.load, **options))
