@@ -33,11 +33,11 @@ def test_a_folder_is_built_once_per_facts() -> None:
         calls.append(folder)
         (folder / "model.bin").write_text("converted")
 
-    one = cached("kind", {"weights": "a"}, build)
-    assert cached("kind", {"weights": "a"}, build) == one
-    assert cached("kind", {"weights": "b"}, build) != one
+    first = cached("kind", {"weights": "a"}, build)
+    assert cached("kind", {"weights": "a"}, build) == first
+    assert cached("kind", {"weights": "b"}, build) != first
     assert len(calls) == 2
-    assert (one / "model.bin").read_text() == "converted"
+    assert (first / "model.bin").read_text() == "converted"
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone", "manifest"])
@@ -106,7 +106,7 @@ def test_the_cache_folder_of_each_setting(monkeypatch: pytest.MonkeyPatch, own_c
     assert cache_folder() == tmp_path / "tessella"
 
 
-def test_an_earlier_cache_folder_stays_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_folder_of_earlier_versions_is_still_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Versions without platformdirs used ~/.cache/tessella on every system."""
     monkeypatch.delenv("TESSELLA_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

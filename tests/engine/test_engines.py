@@ -22,14 +22,14 @@ from tessella.fingerprint import weights_hash
 
 from ..models.tiny import NUM_CLASSES, TINY, images, size_of, tiny
 
-# each runtime on models that between them have every operator of the rewrites; a conversion takes seconds
+# each runtime on models that together have every operator of the rewrites; a conversion takes seconds
 CASES = [
     *(("rewritten", case) for case in TINY),
     *(("openvino", case) for case in ("convmixer_relu", "convit", "gmixer", "crossvit")),
     *(("onnxruntime", case) for case in ("convmixer", "convit", "gmlp")),
     *(("compile", case) for case in ("resmlp",)),
 ]
-CLOSE: dict[str, Any] = dict(rtol=1e-4, atol=2e-5)  # float32, and two orders of summation
+CLOSE: dict[str, Any] = dict(rtol=1e-4, atol=2e-5)  # float32 with different orders of summation
 BATCH = 4
 
 
@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-@functools.cache  # a conversion takes seconds, and an engine keeps nothing of its calls
+@functools.cache  # a conversion takes seconds, and engines have no state
 def opened(engine: str, case: str, *, pixels: bool, precision: str = "float32") -> Engine:
     model = tiny(case)
     height, width = size_of(model)
@@ -82,17 +82,17 @@ def test_bfloat16_is_close_and_returns_float32(engine: str) -> None:
         opened("eager", "convmixer_relu", pixels=True),
     )
     pixels = inputs(reference, 4)
-    for found, expected in zip(fast.run(pixels), reference.run(pixels), strict=True):
-        assert found.dtype == torch.float32
-        assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+    for actual, expected in zip(fast.run(pixels), reference.run(pixels), strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.999
 
 
 @pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
-def test_features_are_the_models_own(engine: str) -> None:
+def test_features_are_those_of_the_model(engine: str) -> None:
     fast, reference = opened(engine, "convmixer_relu", pixels=True), opened("eager", "convmixer_relu", pixels=True)
     pixels = inputs(reference, 2).numpy()
-    for found, expected in zip(fast.features(pixels, [0, 1]), reference.features(pixels, [0, 1]), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+    for actual, expected in zip(fast.features(pixels, [0, 1]), reference.features(pixels, [0, 1]), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("engine", ["rewritten", "openvino", "onnxruntime"])
@@ -132,7 +132,7 @@ def test_optimize_is_the_same_function(engine: str) -> None:
     net = tiny("mixer").train()
     x = images(net, 5)
     fast = tessella.optimize(net, engine=engine, batch_size=2)
-    assert net.training  # left as it was
+    assert net.training  # unchanged
     net.eval()
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x), **CLOSE)
@@ -171,7 +171,7 @@ def test_optimize_for_another_size() -> None:
 @pytest.mark.parametrize(
     "x", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), torch.zeros(1, 3, 32, 32).byte(), "x"]
 )
-def test_optimize_refuses_other_inputs_than_batches(x: Any) -> None:
+def test_optimized_models_refuse_inputs_other_than_batches(x: Any) -> None:
     with pytest.raises(UsageError) as caught:
         tessella.optimize(tiny("mixer"))(x)
     assert caught.value.code == "bad_argument"
@@ -198,7 +198,7 @@ def test_plan_refuses_impossible_combinations(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.code == "missing_dependency"
     assert "pip install openvino" in str(caught.value.hint)
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(UsageError, match="needs onnxscript"):  # the runtime alone cannot convert
+    with pytest.raises(UsageError, match="needs onnxscript"):  # the runtime cannot convert models
         make_plan(engine="onnxruntime")
 
 
@@ -227,7 +227,7 @@ def test_openvino_does_not_read_the_programs_verbose_flag(
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["tessella", "export", "--verbose"])
     opened.__wrapped__("openvino", "mixer", pixels=True)
-    assert capfd.readouterr() == ("", "")  # its statistics would be taken for results
+    assert capfd.readouterr() == ("", "")  # its statistics could be mistaken for results
     assert sys.argv[-1] == "--verbose"
 
 
@@ -244,7 +244,7 @@ def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, t
         assert "rewritten" in str(caught.value.hint)
 
 
-def test_the_name_of_a_conversion_depends_on_all_that_decides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_conversion_depends_on_everything_that_determines_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.engine import convert
 
     def facts(case: str = "mixer", pixels: bool = True, **overrides: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lossy precisions are compared with float32 before use, and replaced if they change the answers."""
+"""Lossy precisions are compared with float32 before use, and replaced if they change the outputs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spec() -> InputSpec:
 
 @functools.cache
 def test_images(shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All CIFAR-10 test images (10000,32,32,3) and their labels."""
+    """Return all CIFAR-10 test images (10000,32,32,3) and their labels."""
     import pyarrow.parquet as pq
 
     from tessella.data.decode import decode
@@ -52,7 +52,9 @@ test_images.__test__ = False  # type: ignore[attr-defined]
 def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
     images = test_images(shared_data)[0][:count]
     plan = make_plan("cpu", precision, engine, 100)
-    opened = open_engine(builtin(), plan, SIZE, spec(), gate.split(None, spec())[1])  # calibrated as for every user
+    opened = open_engine(
+        builtin(), plan, SIZE, spec(), gate.split(None, spec())[1]
+    )  # calibrated with the default images
     logits, embeddings = zip(*opened.imap(images[i : i + 100] for i in range(0, len(images), 100)), strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)
 
@@ -65,7 +67,7 @@ def answers(engine: str, precision: str, count: int, shared_data: Path) -> tuple
         ("openvino", "int8", 0.5, 10_000),
     ],
 )
-def test_the_accuracy_of_the_built_in_model_stays(
+def test_the_accuracy_of_the_built_in_model_does_not_change(
     engine: str, precision: str, points: float, count: int, shared_data: Path
 ) -> None:
     labels = test_images(shared_data)[1][:count]
@@ -73,7 +75,7 @@ def test_the_accuracy_of_the_built_in_model_stays(
     lossy = answers(engine, precision, count, shared_data)
     accuracy = [100 * (logits.argmax(1) == labels).mean() for logits, _ in (exact, lossy)]
     assert accuracy[1] >= accuracy[0] - points
-    verdict = compare(lossy, exact)  # of all images, undecided ones too
+    verdict = compare(lossy, exact)  # of all images, including those without a clear top class
     # int8 was calibrated on photographs of other objects
     assert verdict.agreement >= (0.995 if precision == "bfloat16" else 0.98)
     assert verdict.cosine >= BOUNDS[precision].cosine
@@ -99,7 +101,7 @@ def test_a_precision_that_fails_is_replaced_with_a_warning(
     assert "float32 instead of bfloat16" in caplog.text
     row = opened.plan.choice("precision")
     assert row.chosen == "float32"
-    assert "must have 100 % and 1.1" in row.reason
+    assert "required are 100 % and 1.1" in row.reason
     images = sample_images(spec(), 4)
     exact = open_engine(builtin(), make_plan("cpu", "float32", "rewritten"), SIZE, spec())
     np.testing.assert_array_equal(opened(images)[0], exact(images)[0])
@@ -120,11 +122,11 @@ def test_a_verdict_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert again.plan.choices == first.plan.choices
 
 
-def test_the_users_own_images_are_compared() -> None:
+def test_the_images_of_the_user_are_compared() -> None:
     images = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
     predictor = tessella.load(precision="bfloat16", images=[*images, b"no image"])
     row = predictor.plan.choice("precision")
-    assert "on 4 images" in row.reason  # the fifth determines the ranges of int8
+    assert "on 4 images" in row.reason  # the fifth is for the calibration of int8
     with pytest.raises(tessella.UsageError, match="none of the images"):
         tessella.load(precision="bfloat16", images=[b"no image"])
 
@@ -136,7 +138,7 @@ def test_a_model_in_training_mode_is_not_changed() -> None:
     fast = tessella.optimize(net, precision="bfloat16")
     assert net.training
     for name, value in net.state_dict().items():
-        assert torch.equal(value, before[name])  # statistics of its batch norms, too
+        assert torch.equal(value, before[name])  # including the statistics of batch norms
     x = images_of(net)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net.eval()(x), rtol=0.1, atol=0.05)
@@ -146,9 +148,9 @@ def test_a_model_without_classes_is_compared_by_its_embeddings(monkeypatch: pyte
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     seen: list[tuple[int, ...]] = []
 
-    def watched(found: tuple[np.ndarray, np.ndarray], *_: object) -> gate.Verdict:
-        seen.append(found[0].shape)
-        return compare(found, found)
+    def watched(actual: tuple[np.ndarray, np.ndarray], *_: object) -> gate.Verdict:
+        seen.append(actual[0].shape)
+        return compare(actual, actual)
 
     monkeypatch.setattr(gate, "compare", watched)
     net = tiny("convmixer_relu", num_classes=0)
@@ -178,17 +180,17 @@ def test_compare() -> None:
     flipped = made([[5, 0], [5, 0], [0, 0.1]], [[1, 0], [0, -1], [1, 1]])
     assert compare(flipped, truth).agreement == pytest.approx(1 / 3)
     assert compare(flipped, truth).cosine == pytest.approx(1 / 3)
-    decided = compare(flipped, truth, margin=0.1)  # the third image, without a clear answer, does not count
+    decided = compare(flipped, truth, margin=0.1)  # the third image, without a clear top class, does not count
     assert (decided.agreement, decided.images, decided.decided) == (0.5, 3, 2)
     vague = made([[0.1, 0]] * 3, [[1, 0], [0, 1], [1, 1]])
-    assert compare(vague, vague, margin=0.1).decided == 3  # all count if nearly none has a clear answer
+    assert compare(vague, vague, margin=0.1).decided == 3  # all count if almost none has a clear top class
     broken = made([[np.nan, 0]] * 3, [[np.nan, 0], [0, 1], [1, 1]])
     assert not compare(broken, truth).passes("int8")
     without_classes = made([[], [], []], [[1, 0], [0, 1], [1, 1]])
     assert compare(without_classes, without_classes).passes("bfloat16")
 
 
-def test_samples_are_always_the_same_and_of_the_models_size() -> None:
+def test_samples_are_deterministic_and_have_the_size_of_the_model() -> None:
     wide = InputSpec(height=24, width=40)
     images = sample_images(wide, 6)
     assert images.shape == (6, 24, 40, 3)

@@ -1,4 +1,4 @@
-"""Rewritten models of full size give timm's numbers within the tolerance of the reference."""
+"""The outputs of rewritten full-size models match timm's within the tolerance of the reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_rewritten_outputs_are_the_reference(name: str) -> None:
     del model
     with torch.inference_mode(), safe_open(GOLDEN / "models.safetensors", "pt") as file:
         logits, embedding = fast(golden_input(*golden("models.json")[name]["input_size"][1:]))
-        for what, found in (("logits", logits), ("pre_logits", embedding)):
+        for what, actual in (("logits", logits), ("pre_logits", embedding)):
             reference = file.get_tensor(f"{name}/{what}")
-            difference = (found - reference).abs().max() / reference.std()
+            difference = (actual - reference).abs().max() / reference.std()
             assert difference < tolerance(name), f"{what} is off by {difference:.1e} of its standard deviation"

@@ -1,4 +1,4 @@
-"""Changed fields in tessella.json and manifest.json of an exported folder, sealed again, give coded errors only."""
+"""Changed fields in tessella.json and manifest.json of a sealed exported folder only give errors with codes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_card_that_does_not_fit_the_graph_is_refused_when_opened(folder: Path,
     "content", [b"", b"{}", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"null", b"1e999"]
 )
 @pytest.mark.parametrize("name", [FILE, MANIFEST])
-def test_content_that_is_no_card_or_manifest(folder: Path, name: str, content: bytes) -> None:
+def test_files_that_are_not_a_card_or_manifest(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     if name == FILE:
         seal(folder, {"card": FILE})
@@ -110,7 +110,7 @@ def test_a_manifest_lists_files_of_its_own_folder_only(folder: Path, name: str) 
     assert find_damaged(folder) == MANIFEST
 
 
-def test_a_manifest_that_leaves_out_the_graph_or_the_card(folder: Path) -> None:
+def test_a_manifest_without_the_graph_or_the_card(folder: Path) -> None:
     good = json.loads((folder / MANIFEST).read_text())
     for name in ("model.xml", FILE):
         files = {key: value for key, value in good["files"].items() if key != name}

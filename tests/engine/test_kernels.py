@@ -56,7 +56,7 @@ def depthwise_inputs(
     x, weight = torch.randn(shape, generator=noise), torch.randn(k, k, depth, generator=noise) / k
     bias, low, scale = torch.randn(3, depth, generator=noise)
     high = low + 1
-    low[::2], high[1::2] = -math.inf, math.inf  # as where the scale of a batch norm is negative, or positive
+    low[::2], high[1::2] = -math.inf, math.inf  # as for negative and positive scales of batch norms
     after = [low, high, None] if act == "clamp" else [None, None, scale]
     return [*(t if t is None else t.to(dtype) for t in (x, weight, bias, *after)), channels_last]
 
@@ -112,18 +112,18 @@ def start_interpreter() -> None:
 
 
 def difference_from_float64(kernel: str, args: tuple[Any, ...]) -> float:
-    """Relative difference of the kernel in the interpreter from float64; fails unless Triton ran it."""
+    """Return the relative difference of the kernel in the interpreter from float64; fail unless Triton ran it."""
     inputs = INPUTS[kernel](*args)
     expected = MODULE[kernel].plain(*doubled(inputs))
-    found = OPERATOR[kernel](*inputs)
+    actual = OPERATOR[kernel](*inputs)
     assert "numpy" in type_of_runner(kernel, inputs[0])
-    assert found.dtype == inputs[0].dtype
-    assert found.stride() == expected.stride()
-    return selection.relative_difference(found, expected)
+    assert actual.dtype == inputs[0].dtype
+    assert actual.stride() == expected.stride()
+    return selection.relative_difference(actual, expected)
 
 
 def type_of_runner(kernel: str, x: Tensor) -> str:
-    """Implementation that runs the kernel on `x`: "plain", "compiled", or "numpy" for the interpreter."""
+    """Return the implementation that runs the kernel on `x`: "plain", "compiled", or "numpy" for the interpreter."""
     from triton.runtime.interpreter import InterpretedFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     run = MODULE[kernel].kernel_of(kernel, MODULE[kernel].plain, x, ())
@@ -134,7 +134,7 @@ def type_of_runner(kernel: str, x: Tensor) -> str:
 
 
 def difference_of_models(case: str, layout: str) -> tuple[list[str], float]:
-    """Names of the swapped modules, and the relative difference of the kernels' float32 outputs from float64."""
+    """Return the names of the replaced modules, and the relative difference of their float32 outputs from float64."""
     model = made(case, **ODD[case])
     x = images(model, 1)
     if case.startswith("convmixer"):  # which reads any size; the interpreter is slow
@@ -165,7 +165,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
     ],
 )
 def test_depthwise(interpreter: ProcessPoolExecutor, act: str, channels_last: bool, dtype: torch.dtype) -> None:
-    args = ((2, 3, 5, 6), 3, act, channels_last, dtype)  # a last row, columns and channels that are no whole block
+    args = ((2, 3, 5, 6), 3, act, channels_last, dtype)  # the last row, columns and channels do not fill a block
     assert interpreter.submit(difference_from_float64, "depthwise", args).result() < OFF[dtype]
 
 
@@ -248,7 +248,7 @@ def test_cpus_always_run_the_plain_functions() -> None:
 )
 def test_fake_implementations_have_the_right_shapes(kernel: str, args: tuple[Any, ...]) -> None:
     inputs = INPUTS[kernel](*args)
-    if kernel != "depthwise":  # opcheck compares inputs before and after, where a NaN is not itself
+    if kernel != "depthwise":  # opcheck compares inputs before and after, and NaN is not equal to itself
         inputs = [t.nan_to_num() if isinstance(t, Tensor) else t for t in inputs]
     else:  # an input in the other layout
         inputs[0] = inputs[0].contiguous(memory_format=torch.contiguous_format if inputs[-1] else torch.channels_last)
@@ -287,7 +287,7 @@ def test_nan_stays_nan() -> None:
     ],
 )
 @torch.no_grad()
-def test_swapped_models_give_the_same_answers(case: str, layout: str, odd: bool) -> None:
+def test_models_with_kernels_give_the_same_outputs(case: str, layout: str, odd: bool) -> None:
     model = made(case, **(ODD[case] if odd else {}))
     x = images(model, 2).double()
     rewritten = rewrite(model)
@@ -307,7 +307,7 @@ def test_weights_move_with_the_model(case: str) -> None:
         assert fast(images(tiny(case), 1).bfloat16())[0].dtype == torch.bfloat16
 
 
-def test_modules_without_a_kernel_stay() -> None:
+def test_modules_without_a_kernel_do_not_change() -> None:
     separable = rewrite(made("convit"), layout="separable")
     assert use_kernels(separable) == ()
     assert use_kernels(rewrite(made("resmlp"))) == ()
@@ -337,13 +337,13 @@ def test_exported_programs_have_the_operators(case: str) -> None:
     assert any("tessella" in str(node.target) for node in program.graph.nodes)
 
 
-# --- choosing by measurement: what needs no GPU -----------------------------------------------------------------------
+# --- selection by measurement, without a GPU --------------------------------------------------------------------------
 
 ONE = torch.ones(4)
 
 
 def answer(value: float, seconds: float) -> Callable[[], Any]:
-    """A candidate with a known output and duration; `seconds_of` returns the duration."""
+    """Return a candidate with a known output and duration; `seconds_of` returns the duration."""
 
     def run() -> Tensor:
         return ONE * value
@@ -360,7 +360,7 @@ def broken() -> Any:
     raise NotImplementedError("no such instruction")
 
 
-def test_the_fastest_candidate_that_agrees_is_chosen_with_all_times_as_the_reason() -> None:
+def test_the_fastest_correct_candidate_is_chosen_and_the_reason_has_all_times() -> None:
     candidates = {
         "slow": answer(1, 3e-3),
         "wrong": answer(1.5, 1e-3),
@@ -385,7 +385,7 @@ def test_kernels_are_chosen_by_the_time_of_one_block(case: str) -> None:
     model = made(case)
     rewritten = rewrite(model)
     x = images(model, 2).double()
-    given: list[tuple[str, Tensor]] = []
+    prepared: list[tuple[str, Tensor]] = []
 
     def ready(module: nn.Module, block_input: Tensor) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -393,7 +393,7 @@ def test_kernels_are_chosen_by_the_time_of_one_block(case: str) -> None:
             return y
 
         run.seconds = 1.0 if "Kernel" in type(module).__name__ else 2.0  # type: ignore[attr-defined]
-        given.append((type(module).__name__, block_input))
+        prepared.append((type(module).__name__, block_input))
         return run
 
     with torch.no_grad():
@@ -407,15 +407,15 @@ def test_kernels_are_chosen_by_the_time_of_one_block(case: str) -> None:
     assert fast is not rewritten
     assert choice.chosen.startswith("ours")
     assert "the compiler's 2000.000 ms" in choice.reason
-    assert len(given) == (3 if case == "convmixer_relu" else 2)  # two layouts of ours, or one
-    assert all(torch.equal(block_input, given[0][1]) for _, block_input in given)
+    assert len(prepared) == (3 if case == "convmixer_relu" else 2)  # two layouts of ours, or one
+    assert all(torch.equal(block_input, prepared[0][1]) for _, block_input in prepared)
 
 
 def test_attention_is_timed_on_the_shapes_of_the_model() -> None:
     model = tiny("crossvit")
     x = images(model)
     rewritten = rewrite(model)
-    backends = {name: selection.ATTENTION[name] for name in ("flash", "math")}  # what a CPU has
+    backends = {name: selection.ATTENTION[name] for name in ("flash", "math")}  # backends of a CPU
     seconds = iter([2.0, 1.0] * selection.ROUNDS)
     with torch.no_grad():
         expected = rewritten(x)
@@ -449,7 +449,7 @@ def test_input_of_returns_the_input_and_removes_its_hook() -> None:
     assert not net[1]._forward_pre_hooks
 
 
-def test_more_programs_than_the_compiler_keeps_per_function() -> None:
+def test_more_programs_than_the_compiler_allows_per_function() -> None:
     made_programs = []
 
     def backend(graph: Any, _: Any) -> Any:
@@ -474,6 +474,6 @@ def test_on_a_gpu(case: str) -> None:
     pixels = torch.randint(256, (5, height, width, 3), dtype=torch.uint8).numpy()
     reference = open_engine(model, make_plan("cpu", engine="eager"), (height, width), spec)
     fast = open_engine(model, make_plan("cuda", "bfloat16", "compile", 2), (height, width), spec)
-    for found, expected in zip(fast(pixels), reference(pixels), strict=True):
-        assert selection.relative_difference(torch.from_numpy(found), torch.from_numpy(expected)) < 3e-2
+    for actual, expected in zip(fast(pixels), reference(pixels), strict=True):
+        assert selection.relative_difference(torch.from_numpy(actual), torch.from_numpy(expected)) < 3e-2
     assert {choice.what for choice in fast.choices} >= {"kernels"}  # type: ignore[attr-defined]

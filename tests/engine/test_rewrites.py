@@ -35,7 +35,7 @@ ODD: dict[str, dict[str, Any]] = {  # a grid that is not square, heads that are 
 
 
 def made(case: str, **overrides: Any) -> Any:
-    """A float64 model without neutral values: scales of both signs, shifts, statistics."""
+    """Return a float64 model without neutral values: with scales of both signs, shifts and statistics."""
     model = tiny(case, **overrides).double()
     noise = torch.Generator().manual_seed(7)
     for module in model.modules():
@@ -77,7 +77,7 @@ def test_each_rewrite_alone(case: str, name: str, odd: bool) -> None:
 
 @pytest.mark.parametrize("odd", [False, True], ids=["usual", "odd"])
 @pytest.mark.parametrize("case", TINY)
-def test_all_rewrites_together_in_both_memory_formats(case: str, odd: bool) -> None:
+def test_all_rewrites_in_both_memory_formats(case: str, odd: bool) -> None:
     model = made(case, **(ODD[case] if odd else {}))
     x = batch(model)
     fast = rewrite(model)
@@ -163,21 +163,21 @@ def test_constant_position_on_any_grid(grid: tuple[int, int], how: str) -> None:
 
 
 @pytest.mark.parametrize(("case", "layout"), [(case, layout) for case in TINY for layout in layouts_of(tiny(case))])
-def test_every_layout_gives_the_same_answers(case: str, layout: str) -> None:
+def test_every_layout_gives_the_same_outputs(case: str, layout: str) -> None:
     model = made(case, **ODD[case])
     x = batch(model)
     torch.testing.assert_close(rewrite(model, layout=layout)(x), reference(model, x), **CLOSE)
 
 
 def test_large_kernels_stay_channels_first() -> None:
-    """Channels-last kernels of 9 x 9 are slower on every CPU measured."""
+    """Channels-last convolutions of 9 x 9 are slower on all CPUs that were measured."""
     assert layouts_of(tiny("convmixer", kernel_size=9))[0] == "channels_first"
     assert layouts_of(tiny("convmixer", kernel_size=7))[0] == "channels_last"
 
 
 @pytest.mark.parametrize("gate", [-60.0, 0.0, 60.0])
 def test_saturated_gates(gate: float) -> None:
-    """Trained gates saturate at content alone or position alone."""
+    """Trained gates saturate at attention by content only or by position only."""
     model = made("convit")
     for block in model.blocks:
         if isinstance(block.attn, GPSA):
@@ -204,7 +204,7 @@ def test_slow_modules_are_removed() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(240, 224), (120, 112), (408, 384), (10, 17)])
-def test_resize_matrix_is_the_models_own_resize(old: int, new: int) -> None:
+def test_resize_matrix_matches_the_resize_of_the_model(old: int, new: int) -> None:
     image = torch.randn(1, 1, old, old, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     matrix = resize_matrix(old, new)
     expected = torch.nn.functional.interpolate(image, size=(new, new), mode="bicubic", align_corners=False)

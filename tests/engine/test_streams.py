@@ -1,4 +1,4 @@
-"""Concurrent batches: results are in order, few batches are held in memory, and PyTorch's threads are restored."""
+"""Concurrent batches: results are in order, few batches are in memory, and PyTorch's number of threads is restored."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_streams_leave_few_threads_idle(threads: int, streams: int) -> None:
 
 def test_results_are_in_order_and_streams_run_concurrently() -> None:
     engine = Slow()
-    found = [part[0].tolist() for part in engine.imap(batches(40))]
-    assert found == [[2 * i, 2 * i + 1] for i in range(40)]
+    actual = [part[0].tolist() for part in engine.imap(batches(40))]
+    assert actual == [[2 * i, 2 * i + 1] for i in range(40)]
     assert engine.most == 3
 
 
-def test_at_most_one_batch_more_than_streams_is_held() -> None:
+def test_at_most_one_batch_more_than_streams_is_in_memory() -> None:
     drawn = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -79,9 +79,9 @@ def test_at_most_one_batch_more_than_streams_is_held() -> None:
             yield batch
 
     results = Slow().imap(counted())
-    for taken in range(1, 5):
+    for number in range(1, 5):
         next(results)
-        assert drawn <= taken + PLAN.streams
+        assert drawn <= number + PLAN.streams
     results.close()  # type: ignore[attr-defined]
     assert drawn < 10
 
@@ -119,12 +119,12 @@ def test_pytorchs_number_of_threads_is_restored() -> None:
     plan = dataclasses.replace(make_plan("cpu", "float32", "rewritten", 2), threads=2, streams=2)
     engine = open_engine(tiny("mixer"), plan, (32, 32))
     x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = engine.run(x)
+    unsplit = engine.run(x)
     parts = list(engine.imap(x.split(2)))
-    for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
-        torch.testing.assert_close(torch.cat(found), expected)
+    for actual, expected in zip(zip(*parts, strict=True), unsplit, strict=True):
+        torch.testing.assert_close(torch.cat(actual), expected)
     assert torch.get_num_threads() == before
-    first, second = (engine.imap(x.split(2)) for _ in range(2))  # two at the same time, the later done first
+    first, second = (engine.imap(x.split(2)) for _ in range(2))  # two at the same time, the second one finishes first
     next(first)
     at_work = threading.Thread(target=lambda: list(second))
     at_work.start()
@@ -165,7 +165,7 @@ print("all done")
 
 
 def test_the_first_passes_of_openvino_may_be_concurrent() -> None:
-    """Its bindings look NumPy up on first use; with several threads at once, three of four processes hung forever."""
+    """OpenVINO's bindings look up NumPy on first use; with several threads, three of four processes deadlocked."""
     pytest.importorskip("openvino")
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, timeout=60)

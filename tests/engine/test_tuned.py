@@ -14,7 +14,7 @@ WORKLOAD = Workload("mixer_s16_224", "MixerConfig(kind='mixer')", (224, 320), 4)
 WINNER: dict[str, Any] = dict(
     engine="openvino", precision="float32", layout="", streams=2, batch_size=8, reason="tuned on 2026-01-01"
 )
-# a file of commit 240d5c3, before records had types
+# a file written by commit 240d5c3, before records had types
 RECORD: dict[str, Any] = {
     "conditions": {
         "arch": "mixer_s16_224",
@@ -36,7 +36,7 @@ FILE = "mixer_s16_224-6827261ce71fe5b3.json"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of records in an empty cache, on a machine that never changes."""
+    """Return the folder of records in an empty cache, on a machine with fixed properties."""
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     monkeypatch.setattr("tessella.engine.tuned.cpu_name", lambda: "Test CPU")
     monkeypatch.setattr("tessella.engine.tuned.cpu_features", lambda: "0123abcd")
@@ -80,7 +80,7 @@ def test_unusable_records_are_ignored(folder: Path, change: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("size", [[224], "224", [1, 2, 3]])
-def test_a_record_with_an_odd_size_does_not_hold(folder: Path, size: Any) -> None:
+def test_a_record_with_an_invalid_size_is_not_used(folder: Path, size: Any) -> None:
     (folder / FILE).write_text(json.dumps(RECORD | {"conditions": RECORD["conditions"] | {"size": size}}))
     (record,) = all_tuned()
     assert not record.holds(threads=4)

@@ -29,7 +29,7 @@ def picture(rng: np.random.Generator, colour: tuple[int, ...], noise: int = 50) 
 
 
 def write_images(root: Path, count: int, seed: int = 0) -> Path:
-    """`count` noisy pictures of each colour."""
+    """Write `count` noisy images of each colour."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True)

@@ -21,7 +21,7 @@ from .small_data import NAMES, folder_of, model_of
 
 @pytest.fixture(scope="module")
 def imagenet() -> Predictor:
-    """An untrained model that knows ImageNet's classes."""
+    """Return an untrained model with the classes of ImageNet."""
     model = tiny("convmixer_relu", num_classes=1000)
     model.pretrained_cfg = dict(input_size=(3, 32, 32), num_classes=1000)
     return Predictor(model, plan=make_plan("cpu", engine="eager", batch_size=8))
@@ -39,7 +39,7 @@ def saved(tmp_path: Path) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """24 training and 10 validation images of each of three classes; one of each split is none."""
+    """Write 24 training and 10 validation images of each of three classes; one file per split is not an image."""
     write_images(tmp_path / "data" / "train", 24)
     write_images(tmp_path / "data" / "val", 10, seed=1)
     (tmp_path / "data" / "train" / "green" / "7.png").write_bytes(b"no image")
@@ -54,13 +54,13 @@ def predictor() -> Predictor:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures, in the order they are drawn."""
+    """Return the figures in the order in which they are drawn."""
     kept: list[Any] = []
-    whole = figures.render
+    original = figures.render
 
     def keep(figure: Any, suffix: str = ".png") -> bytes:
         kept.append(figure)
-        return whole(figure, suffix)
+        return original(figure, suffix)
 
     monkeypatch.setattr(report_figures, "render", keep)
     monkeypatch.setattr(figures, "render", keep)

@@ -39,7 +39,7 @@ def model_of(names: Iterable[str] = NAMES) -> Any:
         input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=len(names), label_names=names
     )
     outputs = Predictor(model, plan=make_plan("cpu", engine="eager")).outputs(map(picture, range(1, 31)))
-    logits = np.stack([one.logits for one in outputs if not isinstance(one, ImageError)])
+    logits = np.stack([item.logits for item in outputs if not isinstance(item, ImageError)])
     with torch.no_grad():
         model.head.bias -= torch.tensor(logits.mean(0))  # all classes are predicted
     return model
@@ -60,7 +60,7 @@ def folder_of(root: Path, classes: Iterable[str], each: int = 6, name: str = "{}
 
 
 def logits_of(predictor: Predictor, images: LabelledImages) -> np.ndarray:
-    """(N,K), one image at a time."""
+    """Return (N,K) logits, computed one image at a time."""
     model = predictor.model
     rows = []
     for i in range(len(images)):

@@ -20,7 +20,7 @@ from .small_data import NAMES, SYNSETS, folder_of, logits_of, predictor_of
 
 def test_the_same_names_in_another_order_are_mapped(folder: Path) -> None:
     images = open_labelled(folder)
-    ordered, shuffled = predictor_of(), predictor_of(NAMES[::-1])  # the same answers under other names
+    ordered, shuffled = predictor_of(), predictor_of(NAMES[::-1])  # the same outputs with other names
     predicted = logits_of(ordered, images).argmax(1)
     names = np.array(NAMES)
     row = measure(shuffled, images)
@@ -73,7 +73,7 @@ def test_indices_as_folder_names_are_numbers(imagenet: Predictor) -> None:
     assert match.naming == "indices"
 
 
-def test_a_model_that_calls_its_classes_by_synsets() -> None:
+def test_a_model_whose_labels_are_synsets() -> None:
     predictor = predictor_of(SYNSETS[10:15])
     match = match_classes([SYNSETS[13], SYNSETS[11]], predictor)
     assert match.columns.tolist() == [1, 3]

@@ -25,7 +25,7 @@ from tessella.results import l2_normalize, softmax
 
 
 def clouds(count: int, spread: float, seed: int = 0, classes: int = 3, width: int = 6) -> tuple[Any, Any]:
-    """(N,D) points about a centre for each class, and their labels."""
+    """Return (N,D) points around a centre for each class, and their labels."""
     centres = np.random.default_rng(99).normal(size=(classes, width))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
@@ -33,7 +33,7 @@ def clouds(count: int, spread: float, seed: int = 0, classes: int = 3, width: in
     return points.astype(np.float32), labels
 
 
-def test_what_is_held_out() -> None:
+def test_held_out_images() -> None:
     labels = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
     held = classifiers.hold_out(labels, np.random.default_rng(0))
     assert np.bincount(labels[held], minlength=4).tolist() == [20, 2, 1, 0]
@@ -54,10 +54,10 @@ def test_defaults_are_used_with_one_image_per_class() -> None:
 def test_the_number_of_neighbours_is_chosen() -> None:
     x, labels = clouds(900, 0.05)
     held = classifiers.hold_out(labels, np.random.default_rng(0))
-    assert choose_neighbours(x, labels, held, 3) == 1  # all are right: the fewest
+    assert choose_neighbours(x, labels, held, 3) == 1  # all are correct: the smallest k
     wrong = np.random.default_rng(1).random(900) < 0.35
     labels = np.where(wrong, (labels + 1) % 3, labels)
-    assert choose_neighbours(x, labels, held, 3) >= 10  # a third of the labels is wrong: many must be asked
+    assert choose_neighbours(x, labels, held, 3) >= 10  # a third of the labels is wrong: many neighbours are needed
     few = np.flatnonzero(np.arange(900) < 8)
     assert choose_neighbours(x[few], labels[few], np.arange(8) < 2, 3) <= 6
 
@@ -71,7 +71,7 @@ def test_the_penalty_is_chosen() -> None:
     assert choose_strength(x, chance, held, 3) > 10 * chosen
 
 
-def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_penalty_is_chosen_on_a_subset_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = clouds(2000, 1.5)
     order = np.argsort(labels)  # as in folders
     x, labels = x[order], labels[order]
@@ -90,16 +90,16 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
     sizes.clear()
     chance = np.random.default_rng(5).integers(0, 3, 2000)
     choose_strength(x, chance, held, 3)
-    assert 1 < len(sizes) < len(STRENGTHS)  # not on to the weakest, once the loss has risen
+    assert 1 < len(sizes) < len(STRENGTHS)  # stops before the weakest, as soon as the loss rises
 
 
 def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     (x, _), (bank, labels) = clouds(50, 1, 1), clouds(70, 1, 2)
     cosines = l2_normalize(x) @ l2_normalize(bank).T
     order = np.argsort(-cosines, 1)[:, :5]
-    whole = neighbours(x, bank, labels, 5)
-    assert np.allclose(whole[0].numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
-    assert np.array_equal(whole[1].numpy(), labels[order])
+    unsplit = neighbours(x, bank, labels, 5)
+    assert np.allclose(unsplit[0].numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
+    assert np.array_equal(unsplit[1].numpy(), labels[order])
     assert neighbours(x, bank, labels, 500)[0].shape == (50, 70)
 
 
@@ -109,7 +109,7 @@ def test_votes_weigh_by_cosine() -> None:
     votes = np.exp(np.array([[0.8, 0.79], [0.9, -np.inf]]) / 0.07).sum(1)
     assert shares[[0, 2]] == pytest.approx(votes / votes.sum(), rel=3e-3)
     assert shares.argmax() == 2  # nearer than both others together
-    assert 0 < shares[1] == shares[3] < 1e-3  # no vote, and yet a finite loss
+    assert 0 < shares[1] == shares[3] < 1e-3  # without votes, the loss is still finite
 
 
 @pytest.mark.parametrize("strength", [100.0, 1.0])
@@ -119,7 +119,7 @@ def test_the_minimum_is_found(strength: float, monkeypatch: pytest.MonkeyPatch) 
     solution = minimise(z, labels, 3, strength)
     weight, bias = solution[:, :-1], solution[:, -1]
     excess = (z @ weight.T + bias).softmax(1) - torch.eye(3, dtype=torch.float64)[labels]
-    # where the gradient of the mean is zero
+    # the gradient is zero at the minimum
     assert (excess.T @ z + strength * weight).abs().max() / 300 < 1e-5
     assert excess.sum(0).abs().max() / 300 < 1e-5
     monkeypatch.setattr(classifiers, "CHUNK", 64)
@@ -130,7 +130,7 @@ def test_the_minimum_is_found(strength: float, monkeypatch: pytest.MonkeyPatch) 
 def test_the_scale_folds_into_the_head() -> None:
     x, labels = clouds(200, 0.5)
     x *= np.array([1e-3, 1, 1e3, 1, 1, 1], np.float32)
-    x[:, 3] = 7 + 1e-6 * np.random.default_rng(0).normal(size=200)  # the noise of float32 about a constant
+    x[:, 3] = 7 + 1e-6 * np.random.default_rng(0).normal(size=200)  # the noise of float32 around a constant
     scale = Scale.of(x)
     z = scale(x)
     assert z[:, [0, 1, 2, 4, 5]].mean(0).abs().max() < 1e-5
@@ -150,13 +150,13 @@ def test_few_shot_figures() -> None:
     rng = np.random.default_rng(0)
     figures, notes = few_shot(x, labels, seen, seen_labels, (1, 10, 100), names, rng)
     assert not notes
-    assert [(one.shots, one.draws) for one in figures] == [(1, DRAWS), (10, DRAWS), (100, DRAWS)]
+    assert [(item.shots, item.draws) for item in figures] == [(1, DRAWS), (10, DRAWS), (100, DRAWS)]
     assert 1 / 3 < figures[0].top1 < figures[1].top1 < figures[2].top1
     assert figures[0].spread > figures[2].spread > 0
     assert figures[2].top1 > (fit(x, labels, 3, 1.0)(seen).argmax(1) == seen_labels).mean() - 0.03
     few = np.concatenate([np.flatnonzero(labels == 0)[:3], np.flatnonzero(labels > 0)])
     figures, notes = few_shot(x[few], labels[few], seen, seen_labels, (3, 4, 5), names, rng)
-    assert [one.shots for one in figures] == [3]
+    assert [item.shots for item in figures] == [3]
     assert notes == [f"no few-shot result for {n} examples per class: 'x' has 3" for n in (4, 5)]
     assert few_shot(x, labels, seen, seen_labels, (1000,), names, rng)[0] == []
     same, other = (

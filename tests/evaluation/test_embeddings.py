@@ -21,15 +21,15 @@ from .coloured_images import predictor_of
 
 def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
     images = open_labelled(data, "train")
-    found = embed(images, predictor)
+    result = embed(images, predictor)
     bad = [i for i in range(72) if images.key(i) == "train/green/7.png"]
-    assert np.flatnonzero(~found.ok).tolist() == bad
-    assert found.errors == {"unsupported_format": 1}
-    assert not found.vectors[bad].any()
-    good = np.flatnonzero(found.ok)[::5]
+    assert np.flatnonzero(~result.ok).tolist() == bad
+    assert result.errors == {"unsupported_format": 1}
+    assert not result.vectors[bad].any()
+    good = np.flatnonzero(result.ok)[::5]
     expected = predictor.embed([images.read(int(i)) for i in good])
-    assert np.allclose(l2_normalize(found.vectors[good]), expected, atol=1e-6)
-    assert not np.allclose(found.vectors[good], expected, atol=1e-3)  # as the model gives them
+    assert np.allclose(l2_normalize(result.vectors[good]), expected, atol=1e-6)
+    assert not np.allclose(result.vectors[good], expected, atol=1e-3)  # not normalised
 
 
 def test_an_image_that_crashes_the_decoder_is_one_error(data: Path, predictor: Predictor) -> None:
@@ -38,15 +38,17 @@ def test_an_image_that_crashes_the_decoder_is_one_error(data: Path, predictor: P
             return FaultySource("deadly", "", fault="segv") if index == 5 else super().source(index)
 
     images = open_labelled(data, "val")
-    whole = embed(images, predictor)
+    complete = embed(images, predictor)
     images.__class__ = Deadly
-    found = embed(images, predictor)
-    assert found.errors == {"decoder_crashed": 1} | whole.errors
-    assert np.flatnonzero(found.ok != whole.ok).tolist() == [5]
-    assert np.array_equal(found.vectors[found.ok], whole.vectors[found.ok])
+    result = embed(images, predictor)
+    assert result.errors == {"decoder_crashed": 1} | complete.errors
+    assert np.flatnonzero(result.ok != complete.ok).tolist() == [5]
+    assert np.array_equal(result.vectors[result.ok], complete.vectors[result.ok])
 
 
-def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_are_cached(
+    data: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "e.npz"
     images = open_labelled(data, "val")
     first = embed(images, predictor, cache)
@@ -64,14 +66,14 @@ def test_embeddings_are_kept(data: Path, tmp_path: Path, predictor: Predictor, m
     assert (passes, again.cached) == (0, True)
     assert np.array_equal(again.vectors, first.vectors)
     assert np.array_equal(again.status, first.status)
-    # another model, other data, a damaged file: made again, and kept
+    # another model, other data or a damaged file: computed again, and cached
     other = predictor_of("mixer", num_blocks=1)
     for count, (set_, model) in enumerate([(images, other), (images.subset(range(9)), other)], 1):
         assert not embed(set_, model, cache).cached
         assert embed(set_, model, cache).cached
         assert passes == count
-    whole = cache.read_bytes()
-    for data_ in (whole[:-40], b"", whole.replace(b"vectors", b"victors")):
+    complete = cache.read_bytes()
+    for data_ in (complete[:-40], b"", complete.replace(b"vectors", b"victors")):
         cache.write_bytes(data_)
         assert not embed(images.subset(range(9)), other, cache).cached
     assert embed(images.subset(range(9)), other, cache).cached
@@ -89,6 +91,6 @@ def test_vectors_that_are_not_finite_are_errors(
 
     original = Predictor.decoded_outputs
     monkeypatch.setattr(Predictor, "decoded_outputs", outputs)
-    found = embed(open_labelled(data, "train"), predictor)
-    assert found.errors == {"non_finite": 2, "unsupported_format": 1}
-    assert np.isfinite(found.vectors).all()
+    result = embed(open_labelled(data, "train"), predictor)
+    assert result.errors == {"non_finite": 2, "unsupported_format": 1}
+    assert np.isfinite(result.vectors).all()

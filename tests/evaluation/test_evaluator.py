@@ -27,7 +27,7 @@ from .small_data import NAMES, folder_of, logits_of, model_of, predictor_of, run
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_the_figures_are_those_of_the_models_answers(folder: Path, batch_size: int) -> None:
+def test_the_figures_match_the_predictions_of_the_model(folder: Path, batch_size: int) -> None:
     images = open_labelled(folder)
     predictor = predictor_of(batch_size=batch_size)
     expected = logits_of(predictor, images)
@@ -49,7 +49,7 @@ def test_the_figures_are_those_of_the_models_answers(folder: Path, batch_size: i
     assert row.published is None
 
 
-def test_images_that_cannot_be_read_are_named_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_cannot_be_read_are_listed_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "CHUNK", 5)
     predictor = predictor_of()
     whole = open_labelled(folder)
@@ -58,12 +58,12 @@ def test_images_that_cannot_be_read_are_named_and_counted(folder: Path, monkeypa
         (folder / "ant" / f"{number}.png").write_bytes(content)
     row = measure(predictor, open_labelled(folder))
     assert row.metrics
-    assert [(one.key, one.code) for one in row.failed] == [
+    assert [(image.key, image.code) for image in row.failed] == [
         ("ant/1.png", "empty"), ("ant/2.png", "unsupported_format"), ("ant/3.png", "unsupported_format"),
     ]  # fmt: skip
     assert row.metrics.errors == {"empty": 1, "unsupported_format": 2}
     assert row.metrics.count + len(row.failed) == row.images == len(whole) == 30
-    assert row.metrics.top1 == expected.mean()  # left out
+    assert row.metrics.top1 == expected.mean()  # excluded
     assert row.metrics.top1_of_all == pytest.approx(expected.sum() / 30)  # counted as wrong
     remarks = "\n".join(results.remarks([row]))
     assert "3 of 30 images could not be read (1 empty, 2 unsupported_format)" in remarks
@@ -92,7 +92,7 @@ def test_answers_that_are_not_finite_are_a_coded_error(folder: Path) -> None:
 # --- several models ---------------------------------------------------------------------------------------------------
 
 
-def test_each_model_engine_and_precision_is_a_row(folder: Path, saved: str) -> None:
+def test_each_model_engine_and_precision_gives_a_row(folder: Path, saved: str) -> None:
     loaded = tessella.load(saved, device="cpu", engine="eager", precision="float32")
     rows = run(folder, [saved, loaded], engine=["eager", "rewritten"])
     assert [(row.engine, row.precision) for row in rows] == [
@@ -100,13 +100,13 @@ def test_each_model_engine_and_precision_is_a_row(folder: Path, saved: str) -> N
     ]  # fmt: skip
     measured = [row.metrics for row in rows if row.metrics]
     assert len(measured) == 3
-    assert len({one.top1 for one in measured}) == 1
+    assert len({metrics.top1 for metrics in measured}) == 1
     assert (measured[0].confusion.sum(0) > 0).sum() > 2
     assert measured[0].loss == pytest.approx(measured[1].loss, abs=1e-4)
     assert all(len(results.cells(row)) == len(results.HEADER) for row in rows)
 
 
-def test_a_lossy_precision_is_shown_as_what_was_used(folder: Path, saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_that_was_used_is_shown(folder: Path, saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.engine.gate import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(0.0, 0.0))
@@ -149,7 +149,7 @@ def test_invalid_arguments_are_refused_before_a_model_is_loaded(
         assert caught.value.code == code
 
 
-def test_the_validation_split_is_taken_where_there_is_one(tmp_path: Path, folder: Path) -> None:
+def test_the_validation_split_is_used_if_there_is_one(tmp_path: Path, folder: Path) -> None:
     folder_of(tmp_path / "both" / "train", NAMES, each=2)
     folder_of(tmp_path / "both" / "val", NAMES, each=1)
     assert len(open_data(tmp_path / "both")) == 5

@@ -20,24 +20,24 @@ from .coloured_images import NO_SHOTS, predictor_of
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_the_attached_model_answers_as_the_probe(case: str, data: Path, tmp_path: Path) -> None:
+def test_the_attached_model_gives_the_outputs_of_the_probe(case: str, data: Path, tmp_path: Path) -> None:
     predictor = predictor_of(case)
     before = {key: value.clone() for key, value in predictor.model.state_dict().items()}
-    found = probe(data, predictor, NO_SHOTS, attach_to=tmp_path / "model")
-    assert found.attached == tmp_path / "model"
+    result = probe(data, predictor, NO_SHOTS, attach_to=tmp_path / "model")
+    assert result.attached == tmp_path / "model"
     again = tessella.load(f"local-dir:{tmp_path / 'model'}", engine="eager")
     assert again.labels == ("blue", "green", "red")
     assert again.spec == predictor.spec
     val = open_labelled(data, "val")
-    outputs = list(again.outputs([val.source(int(i)) for i in found.answers.index]))
-    logits = np.stack([one.logits for one in outputs if isinstance(one, Output)])
-    vectors = np.stack([one.embedding for one in outputs if isinstance(one, Output)])
-    assert np.abs(logits - found.head(vectors)).max() < 1e-4 * max(np.abs(logits).max(), 1)
-    assert logits.argmax(1).tolist() == found.answers.predicted.tolist()
-    assert softmax(logits).max(1) == pytest.approx(found.answers.confidence, abs=1e-3)
-    tops = again.classify([val.read(int(i)) for i in found.answers.index], top=1)
-    assert [top[0].index for top in tops] == found.answers.predicted.tolist()
-    # nothing of the old head's names is left, and the old model is as it was
+    outputs = list(again.outputs([val.source(int(i)) for i in result.answers.index]))
+    logits = np.stack([item.logits for item in outputs if isinstance(item, Output)])
+    vectors = np.stack([item.embedding for item in outputs if isinstance(item, Output)])
+    assert np.abs(logits - result.head(vectors)).max() < 1e-4 * max(np.abs(logits).max(), 1)
+    assert logits.argmax(1).tolist() == result.answers.predicted.tolist()
+    assert softmax(logits).max(1) == pytest.approx(result.answers.confidence, abs=1e-3)
+    tops = again.classify([val.read(int(i)) for i in result.answers.index], top=1)
+    assert [top[0].index for top in tops] == result.answers.predicted.tolist()
+    # the names of the old head are removed, and the old model is unchanged
     assert "tag" not in again.model.pretrained_cfg
     after = predictor.model.state_dict()
     assert list(after) == list(before)

@@ -23,7 +23,7 @@ from .small_data import SYNSETS, folder_of, logits_of, predictor_of
 
 
 class FakeImages:
-    """Of a size that no test can have on disk."""
+    """Images without files, as the data sets are too large for tests."""
 
     def __init__(self, classes: Iterable[str], count: int, origin: str = "data", key: str = "n/1.JPEG"):
         self.classes, self.count, self.origin, self.name = tuple(classes), count, origin, key
@@ -39,7 +39,7 @@ class FakeImages:
     ("images", "name"),
     [
         (FakeImages(SYNSETS, 50_000, key="n01440764/ILSVRC2012_val_00000293.JPEG"), "imagenet"),
-        (FakeImages(SYNSETS, 50_000, key="n01440764/n01440764_10026.JPEG"), ""),  # 50 a class of the training images
+        (FakeImages(SYNSETS, 50_000, key="n01440764/n01440764_10026.JPEG"), ""),  # 50 training images per class
         (FakeImages(SYNSETS, 49_999, key="n01440764/ILSVRC2012_val_00000293.JPEG"), ""),
         (FakeImages(SYNSETS, 50_889), "sketch"),
         (FakeImages(SYNSETS[:200], 30_000), "imagenet-r"),
@@ -84,7 +84,7 @@ def real_labels(tmp_path: Path, labels: dict[int, list[int]]) -> Path:
     return path
 
 
-def test_any_real_label_is_correct_and_images_without_one_are_left_out(tmp_path: Path, imagenet: Predictor) -> None:
+def test_any_real_label_is_correct_and_images_without_one_are_excluded(tmp_path: Path, imagenet: Predictor) -> None:
     images = open_labelled(folder_of(tmp_path / "val", SYNSETS[:2], each=3, name="ILSVRC2012_val_{:08}.JPEG"))
     logits = logits_of(imagenet, images)
     order = np.argsort(-logits, 1)
@@ -97,12 +97,12 @@ def test_any_real_label_is_correct_and_images_without_one_are_left_out(tmp_path:
     assert row.metrics
     assert row.answers is not None
     assert row.answers.index.tolist() == [0, 1, 3, 4]
-    assert row.answers.rank.tolist() == [0, 0, 3, 900]  # of the label that the model ranks best
+    assert row.answers.rank.tolist() == [0, 0, 3, 900]  # of the label with the highest logit
     assert row.metrics.top1 == 0.5
     assert row.metrics.top5 == 0.75
     assert (row.unlabelled, row.images) == (2, 6)
     assert len(row.metrics.classes) == 1000
-    assert row.dataset == ""  # it is not the whole set
+    assert row.dataset == ""  # it is not the complete set
     assert measure(imagenet, images, real=real, dataset="imagenet-real").dataset == "imagenet-real"
     assert "2 images have no ReaL label" in "\n".join(results.remarks([row]))
 

@@ -1,4 +1,4 @@
-"""Evaluations leave out images that a model was trained on, warn about others, and tolerate missing records."""
+"""Evaluations exclude images that a model was trained on, warn about others, and tolerate missing records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..training.small_runs import make_images
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 images in two class folders."""
+    """Write 48 images in two class folders."""
     folder = tmp_path_factory.mktemp("seen")
     make_images(folder / "made", 48)
     return (folder / "made" / "train").rename(folder / "images")
@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> tuple[Path, LabelledImages, LabelledImages]:
-    """A folder with a record, the images that it was trained on, and those that it held out."""
+    """Return a folder with a record, the images that the model was trained on, and those that were held out."""
     train, held_out = open_split(data, val_fraction=0.25)
     (tmp_path / "run").mkdir()
     write_image_record(tmp_path / "run", train, held_out)
@@ -69,7 +69,7 @@ def test_images_are_recognised_by_their_content(data: Path, run: Run, tmp_path: 
         (other / Path(key).parent).mkdir(parents=True, exist_ok=True)
         shutil.copy(data / key, other / Path(key).parent / f"copy-{number}.png")
     images, (remark,) = choose_images(other, [f"local-dir:{folder}"])
-    assert len(images) == 12  # nothing of it was held out: all are evaluated, with a warning
+    assert len(images) == 12  # none was held out: all are evaluated, with a warning
     assert "was trained on 12 of the 12 images" in remark
     for key in keys(held_out):
         shutil.copy(data / key, other / Path(key).parent / f"held-out-{Path(key).name}")
@@ -102,7 +102,7 @@ def test_training_images_of_the_initial_model_are_included(data: Path, run: Run,
     assert "was trained on 48 of the 48 images" in remark
 
 
-def test_data_with_splits_says_what_the_split_is(tmp_path: Path) -> None:
+def test_the_split_of_the_data_is_reported(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "data")
     (tmp_path / "run").mkdir()
     write_image_record(tmp_path / "run", *open_split(folder))
@@ -113,7 +113,7 @@ def test_data_with_splits_says_what_the_split_is(tmp_path: Path) -> None:
 
 def test_without_a_record_all_images_are_evaluated(data: Path, run: Run, tmp_path: Path) -> None:
     assert choose_images(data, ["mixer_s32_224"]).remarks == ()
-    assert choose_images(data, [f"local-dir:{tmp_path / 'model'}"]).remarks == ()  # of somebody else
+    assert choose_images(data, [f"local-dir:{tmp_path / 'model'}"]).remarks == ()  # not trained by Tessella
     folder, _, _ = run
     (folder / "train.json").write_text("{}")
     for damage in (b"", b"PK", (folder / leakage.RECORD).read_bytes()[:200]):

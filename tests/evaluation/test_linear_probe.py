@@ -1,4 +1,4 @@
-"""A probe embeds every image once, chooses on held-out images and measures on others."""
+"""A probe embeds every image once, selects parameters on held-out images and measures on others."""
 
 from __future__ import annotations
 
@@ -26,46 +26,48 @@ from .coloured_images import NO_SHOTS, predictor_of, write_images
 def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     seen: list[tuple[str, int, int]] = []
     settings = ProbeSettings(accuracy=0.9, shots=(1, 20, 24))
-    found = probe(data, predictor, settings, out=tmp_path / "out" / "deep", progress=lambda *what: seen.append(what))
+    result = probe(data, predictor, settings, out=tmp_path / "out" / "deep", progress=lambda *what: seen.append(what))
     assert seen == [
         *(("training images", i, 72) for i in range(1, 73)),
         *(("validation images", i, 30) for i in range(1, 31)),
     ]
-    assert found.classes == ("blue", "green", "red")
-    assert (found.train_count, found.train_errors) == (71, {"unsupported_format": 1})
-    for figures in (found.knn, found.linear):
+    assert result.classes == ("blue", "green", "red")
+    assert (result.train_count, result.train_errors) == (71, {"unsupported_format": 1})
+    for figures in (result.knn, result.linear):
         assert (figures.count, figures.errors, figures.total) == (29, {"empty": 1}, 30)
         assert figures.top1 > 0.9
         assert figures.top5 is None
-    assert found.neighbours in NEIGHBOURS
-    assert found.strength in STRENGTHS
-    assert [one.shots for one in found.few_shot] == [1, 20]
-    assert 0.5 < found.few_shot[0].top1 <= 1
-    assert found.few_shot[1].top1 > 0.9
-    assert found.notes == ("no result for 24 examples per class: 'green' has 23",)
-    assert found.threshold is not None
-    assert found.threshold.accuracy >= 0.9
-    # rows are those of the data: image 3, which could not be read, is in none
+    assert result.neighbours in NEIGHBOURS
+    assert result.strength in STRENGTHS
+    assert [item.shots for item in result.few_shot] == [1, 20]
+    assert 0.5 < result.few_shot[0].top1 <= 1
+    assert result.few_shot[1].top1 > 0.9
+    assert result.notes == ("no result for 24 examples per class: 'green' has 23",)
+    assert result.threshold is not None
+    assert result.threshold.accuracy >= 0.9
+    # indices are those of the data: image 3, which could not be read, is missing
     val = open_labelled(data, "val")
-    assert found.answers.index.tolist() == [i for i in range(30) if val.key(i) != "val/blue/3.png"]
-    assert found.answers.label.tolist() == val.labels[found.answers.index].tolist()
+    assert result.answers.index.tolist() == [i for i in range(30) if val.key(i) != "val/blue/3.png"]
+    assert result.answers.label.tolist() == val.labels[result.answers.index].tolist()
     saved = json.loads((tmp_path / "out" / "deep" / "probe.json").read_text())
-    assert saved == json.loads(json.dumps(found.as_dict()))
-    assert saved["linear"]["top1"] == found.linear.top1
+    assert saved == json.loads(json.dumps(result.as_dict()))
+    assert saved["linear"]["top1"] == result.linear.top1
     assert (saved["fingerprint"], saved["data_fingerprints"][1]) == (predictor.fingerprint, val.fingerprint)
     again = probe(data, predictor, settings)
-    assert again.as_dict() == found.as_dict()
-    assert np.array_equal(again.head.weight, found.head.weight)
+    assert again.as_dict() == result.as_dict()
+    assert np.array_equal(again.head.weight, result.head.weight)
 
 
 def test_a_fraction_is_split_off_without_validation_images(data: Path, predictor: Predictor) -> None:
-    found = probe(data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=()))  # val lies beside
-    assert found.linear.total == 30
+    result = probe(
+        data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=())
+    )  # val is the folder next to train
+    assert result.linear.total == 30
     (data / "val").rename(data / "other")
-    found = probe(data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=()))
-    assert 10 < found.linear.total < 35
-    assert found.linear.total + found.train_count + sum(found.train_errors.values()) == 72
-    assert (found.few_shot, found.threshold, found.asked_accuracy) == ((), None, None)
+    result = probe(data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=()))
+    assert 10 < result.linear.total < 35
+    assert result.linear.total + result.train_count + sum(result.train_errors.values()) == 72
+    assert (result.few_shot, result.threshold, result.asked_accuracy) == ((), None, None)
     assert probe(data / "train", predictor, NO_SHOTS, val=data / "other").linear.total == 30
 
 
@@ -95,11 +97,11 @@ def test_classes_and_splits_that_cannot_be_read(data: Path, predictor: Predictor
 
 def test_thresholds() -> None:
     curve = Coverage(np.array([0.9, 0.8, 0.6, 0.5]), np.array([0.1, 0.4, 0.7, 1.0]), np.array([0.5, 0.9, 0.8, 0.7]))
-    found = find_threshold(curve, 0.75)
-    assert found is not None
-    assert dataclasses.astuple(found) == (0.6, 0.7, 0.8)
-    assert dataclasses.astuple(find_threshold(curve, 0.5) or found) == (0.5, 1.0, 0.7)
-    assert dataclasses.astuple(find_threshold(curve, 0.9) or found) == (0.8, 0.4, 0.9)
+    result = find_threshold(curve, 0.75)
+    assert result is not None
+    assert dataclasses.astuple(result) == (0.6, 0.7, 0.8)
+    assert dataclasses.astuple(find_threshold(curve, 0.5) or result) == (0.5, 1.0, 0.7)
+    assert dataclasses.astuple(find_threshold(curve, 0.9) or result) == (0.8, 0.4, 0.9)
     assert find_threshold(curve, 0.95) is None
 
 
@@ -108,25 +110,25 @@ def test_an_exported_model_is_refused_before_any_work(
 ) -> None:
     predictor = predictor_of("mixer")
     assert predictor.fingerprint
-    monkeypatch.setattr(predictor.engine, "model", None)  # as of an exported one
+    monkeypatch.setattr(predictor.engine, "model", None)  # as for an exported model
     with pytest.raises(UsageError, match="exported model") as error:
         probe(data, predictor, attach_to=tmp_path / "model", progress=lambda *_: pytest.fail("work was done"))
     assert error.value.code == "bad_argument"
 
 
 def test_cifar10(shared_data: Path, tmp_path: Path) -> None:
-    """The built-in model, on images that it was not trained on."""
+    """Probe the built-in model on images that it was not trained on."""
     images = open_labelled(shared_data / "cifar10-test.parquet")
     for label, name in enumerate(images.classes):
         for i in np.flatnonzero(images.labels == label)[:60].tolist():
             path = tmp_path / "data" / name / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(images.read(i))
-    found = probe(tmp_path / "data", settings=ProbeSettings(val_fraction=0.4, shots=(1, 5), accuracy=0.95))
-    assert found.linear.top1 > 0.78
-    assert found.knn.top1 > 0.78
-    assert found.linear.top5 is not None
-    assert found.linear.top5 > 0.97
-    assert found.few_shot[0].top1 < found.few_shot[1].top1
-    assert found.threshold is not None
-    assert found.threshold.coverage > 0.5
+    result = probe(tmp_path / "data", settings=ProbeSettings(val_fraction=0.4, shots=(1, 5), accuracy=0.95))
+    assert result.linear.top1 > 0.78
+    assert result.knn.top1 > 0.78
+    assert result.linear.top5 is not None
+    assert result.linear.top5 > 0.97
+    assert result.few_shot[0].top1 < result.few_shot[1].top1
+    assert result.threshold is not None
+    assert result.threshold.coverage > 0.5

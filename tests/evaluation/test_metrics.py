@@ -32,28 +32,28 @@ CLASSES = ("cat", "dog", "fox")
 
 
 def by_hand(**options: Any) -> Any:
-    return metrics(np.log(PROBABILITIES) + 3, LABELS, CLASSES, **options)  # softmax takes the 3 away again
+    return metrics(np.log(PROBABILITIES) + 3, LABELS, CLASSES, **options)  # softmax cancels the 3
 
 
-def test_figures_worked_out_by_hand() -> None:
-    found = by_hand()
-    assert found.count == found.total == 4
-    assert found.top1 == 0.5
-    assert found.top5 is None
-    assert found.loss == pytest.approx(-(math.log(0.7) + math.log(0.3) + math.log(0.8) + math.log(0.25)) / 4)
-    assert found.ece == pytest.approx((0.3 + 0.6 + 0.2 + 0.5) / 4)  # each image is alone in its bin
-    assert found.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
-    assert found.confusion.dtype == np.int64
-    assert found.per_class == [
+def test_figures_match_a_calculation_by_hand() -> None:
+    result = by_hand()
+    assert result.count == result.total == 4
+    assert result.top1 == 0.5
+    assert result.top5 is None
+    assert result.loss == pytest.approx(-(math.log(0.7) + math.log(0.3) + math.log(0.8) + math.log(0.25)) / 4)
+    assert result.ece == pytest.approx((0.3 + 0.6 + 0.2 + 0.5) / 4)  # each bin has one image
+    assert result.confusion.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    assert result.confusion.dtype == np.int64
+    assert result.per_class == [
         dict(label="cat", count=2, precision=0.5, recall=0.5, f1=0.5),
         dict(label="dog", count=2, precision=1.0, recall=0.5, f1=pytest.approx(2 / 3)),
         dict(label="fox", count=0, precision=None, recall=None, f1=None),
     ]
-    # the class without examples is in no average, though it was predicted once
-    assert (found.precision, found.recall, found.f1) == (0.75, 0.5, pytest.approx((0.5 + 2 / 3) / 2))
+    # averages exclude the class without examples, although it was predicted once
+    assert (result.precision, result.recall, result.f1) == (0.75, 0.5, pytest.approx((0.5 + 2 / 3) / 2))
 
 
-def test_answers_worked_out_by_hand() -> None:
+def test_answers_match_a_calculation_by_hand() -> None:
     answers = judge(torch.tensor(np.log(PROBABILITIES)), torch.tensor(LABELS))
     assert answers.predicted.tolist() == [0, 0, 1, 2]
     assert answers.rank.tolist() == [0, 1, 0, 1]  # of the last, class 1 is as likely as the label, and comes after it
@@ -61,44 +61,44 @@ def test_answers_worked_out_by_hand() -> None:
     assert answers.index.tolist() == [0, 1, 2, 3]
 
 
-def test_unreadable_images_are_left_out_or_count_as_wrong() -> None:
-    found = by_hand(errors={"corrupt_image": 3, "empty": 1})
-    assert found.total == 8
-    assert found.top1 == 0.5
-    assert found.top1_of_all == 0.25
-    assert found.top5_of_all is None
+def test_unreadable_images_are_excluded_or_count_as_wrong() -> None:
+    result = by_hand(errors={"corrupt_image": 3, "empty": 1})
+    assert result.total == 8
+    assert result.top1 == 0.5
+    assert result.top1_of_all == 0.25
+    assert result.top5_of_all is None
 
 
 @pytest.mark.parametrize(("classes", "top5"), [(7, 5 / 7), (6, 5 / 6), (5, None)])
 def test_top5_is_none_for_fewer_than_six_classes(classes: int, top5: float | None) -> None:
-    logits = np.tile(np.arange(classes, 0, -1), (classes, 1))  # image i is of the class that comes at rank i
-    found = metrics(logits, np.arange(classes), list(map(str, range(classes))))
-    assert found.top1 == pytest.approx(1 / classes)
-    assert found.top5 == (None if top5 is None else pytest.approx(top5))
+    logits = np.tile(np.arange(classes, 0, -1), (classes, 1))  # the class of image i has rank i
+    result = metrics(logits, np.arange(classes), list(map(str, range(classes))))
+    assert result.top1 == pytest.approx(1 / classes)
+    assert result.top5 == (None if top5 is None else pytest.approx(top5))
 
 
-def test_of_equal_logits_the_first_is_predicted_and_the_others_rank_below() -> None:
-    found = metrics(np.zeros((7, 7)), np.arange(7), list("abcdefg"))
-    assert found.top1 == pytest.approx(1 / 7)
-    assert found.top5 == pytest.approx(5 / 7)
-    assert found.confusion[:, 0].tolist() == [1] * 7
+def test_the_first_of_equal_logits_is_predicted_and_the_others_rank_below() -> None:
+    result = metrics(np.zeros((7, 7)), np.arange(7), list("abcdefg"))
+    assert result.top1 == pytest.approx(1 / 7)
+    assert result.top5 == pytest.approx(5 / 7)
+    assert result.confusion[:, 0].tolist() == [1] * 7
 
 
 def test_bins_hold_the_means_of_their_images() -> None:
     p = np.array([0.9, 0.92, 0.55])
-    found = metrics(np.log(np.stack([p, 1 - p], 1)), np.array([0, 1, 0]), ("a", "b"))
-    assert len(found.bins) == BINS == 15
-    assert sum(one.images for one in found.bins) == 3
-    full = found.bins[13]  # 0.867 to 0.933
+    result = metrics(np.log(np.stack([p, 1 - p], 1)), np.array([0, 1, 0]), ("a", "b"))
+    assert len(result.bins) == BINS == 15
+    assert sum(group.images for group in result.bins) == 3
+    full = result.bins[13]  # 0.867 to 0.933
     assert full == pytest.approx((13 / 15, 14 / 15, 2, 0.91, 0.5))
-    assert found.bins[0] == (0.0, 1 / 15, 0, None, None)
-    assert found.ece == pytest.approx((2 * (0.91 - 0.5) + (1 - 0.55)) / 3)
+    assert result.bins[0] == (0.0, 1 / 15, 0, None, None)
+    assert result.ece == pytest.approx((2 * (0.91 - 0.5) + (1 - 0.55)) / 3)
 
 
 def test_a_confidence_of_one_is_in_the_last_bin() -> None:
-    found = metrics(np.array([[100.0, 0.0], [math.log(24), 0.0]]), np.array([0, 1]), ("a", "b"))
-    assert found.bins[-1].images == 2  # 1 and 0.96
-    assert found.ece == pytest.approx((1 + 0.96) / 2 - 0.5)
+    result = metrics(np.array([[100.0, 0.0], [math.log(24), 0.0]]), np.array([0, 1]), ("a", "b"))
+    assert result.bins[-1].images == 2  # 1 and 0.96
+    assert result.ece == pytest.approx((1 + 0.96) / 2 - 0.5)
 
 
 def test_one_image_and_one_class() -> None:
@@ -109,9 +109,9 @@ def test_one_image_and_one_class() -> None:
     assert only.confusion.tolist() == [[2]]
 
 
-def test_huge_logits_are_no_infinite_loss() -> None:
-    found = metrics(np.array([[1e6, -1e6]]), np.array([1]), ("a", "b"))
-    assert found.loss == 2e6
+def test_large_logits_do_not_give_an_infinite_loss() -> None:
+    result = metrics(np.array([[1e6, -1e6]]), np.array([1]), ("a", "b"))
+    assert result.loss == 2e6
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -148,42 +148,44 @@ def test_joined_answers_equal_those_of_all_images() -> None:
     index = np.arange(100, 150)
     cuts = [slice(0, 0), slice(0, 17), slice(17, 50)]
     parts = [judge(logits[cut], labels[cut], index[cut]) for cut in cuts]
-    whole = judge(logits, labels, index)
-    for name, expected in dataclasses.asdict(whole).items():
+    unsplit = judge(logits, labels, index)
+    for name, expected in dataclasses.asdict(unsplit).items():
         np.testing.assert_array_equal(getattr(join(parts), name), expected)
     names = list("abcdefgh")
     assert as_dict(metrics_of(join(parts), names)) == as_dict(metrics(logits, labels, names))
 
 
 def reference() -> Any:
-    """torchmetrics' functions."""
+    """Return the functions of torchmetrics."""
     pytest.importorskip("torchmetrics")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it imports
+        warnings.simplefilter("ignore")  # from its imports
         import torchmetrics.functional.classification as functions
     return functions
 
 
-def test_torchmetrics_finds_the_same() -> None:
+def test_metrics_match_torchmetrics() -> None:
     functions = reference()
     rng = np.random.default_rng(1)
     classes, images = 12, 600
     labels = rng.integers(0, classes, images)
     logits = rng.normal(size=(images, classes)) + 2.5 * np.eye(classes)[labels] * rng.random((images, 1))
-    found = metrics(logits, labels, [f"c{i}" for i in range(classes)])
-    assert found.per_class[0]["count"]
+    result = metrics(logits, labels, [f"c{i}" for i in range(classes)])
+    assert result.per_class[0]["count"]
     x, y = torch.tensor(logits).softmax(1), torch.tensor(labels)
-    for name, value in (("precision", found.precision), ("recall", found.recall), ("f1_score", found.f1)):
+    for name, value in (("precision", result.precision), ("recall", result.recall), ("f1_score", result.f1)):
         of = getattr(functions, f"multiclass_{name}")
         assert value == pytest.approx(of(x, y, classes, average="macro").item(), abs=1e-6)
-        each = np.array([dict(row)[name.removesuffix("_score")] for row in found.per_class], float)
+        each = np.array([dict(row)[name.removesuffix("_score")] for row in result.per_class], float)
         np.testing.assert_allclose(each, of(x, y, classes, average="none").numpy(), atol=1e-6)
-    for fraction, top in ((found.top1, 1), (found.top5, 5)):
+    for fraction, top in ((result.top1, 1), (result.top5, 5)):
         other = functions.multiclass_accuracy(x, y, classes, top_k=top, average="micro")
         assert fraction == pytest.approx(other.item(), abs=1e-6)
-    assert found.confusion.tolist() == functions.multiclass_confusion_matrix(x, y, classes).tolist()
-    assert found.ece == pytest.approx(functions.multiclass_calibration_error(x, y, classes, n_bins=15).item(), abs=1e-6)
-    assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(torch.tensor(logits), y).item())
+    assert result.confusion.tolist() == functions.multiclass_confusion_matrix(x, y, classes).tolist()
+    assert result.ece == pytest.approx(
+        functions.multiclass_calibration_error(x, y, classes, n_bins=15).item(), abs=1e-6
+    )
+    assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(torch.tensor(logits), y).item())
 
 
 def test_coverage_by_hand() -> None:
@@ -191,7 +193,7 @@ def test_coverage_by_hand() -> None:
     rank = np.array([0, 0, 1, 2])
     nothing = np.zeros(4, np.int64)
     curve = coverage(Answers(np.arange(4), nothing, nothing, confidence, confidence, rank))
-    assert curve.threshold.tolist() == [0.9, 0.7, 0.5]  # both images of 0.5 at once
+    assert curve.threshold.tolist() == [0.9, 0.7, 0.5]  # both images with 0.5 at once
     assert curve.coverage.tolist() == [0.25, 0.5, 1.0]
     assert curve.accuracy.tolist() == [1.0, 0.5, 0.5]
     assert curve.at(0.95) == (0.0, None)
@@ -201,7 +203,7 @@ def test_coverage_by_hand() -> None:
     assert empty.at(0.0) == (0.0, None)
 
 
-def test_mistakes_and_confusions_come_worst_first() -> None:
+def test_mistakes_and_confused_pairs_are_sorted_worst_first() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     predicted = np.array([1, 1, 0, 2, 1, 2])
     sure = np.array([1.0, 5.0, 9.0, 3.0, 2.0, 1.0])
@@ -209,15 +211,15 @@ def test_mistakes_and_confusions_come_worst_first() -> None:
     logits[np.arange(6), predicted] = sure
     answers = judge(logits, labels)
     assert worst_mistakes(answers).tolist() == [1, 3, 4, 0]
-    found = metrics_of(answers, CLASSES)
-    assert confused(found, 2) == [
+    result = metrics_of(answers, CLASSES)
+    assert confused(result, 2) == [
         dict(true="cat", predicted="dog", count=2, fraction=pytest.approx(2 / 3)),
         dict(true="dog", predicted="fox", count=1, fraction=1.0),
     ]
-    assert len(confused(found)) == 3
+    assert len(confused(result)) == 3
 
 
-def test_json_has_every_image() -> None:
+def test_json_counts_every_image() -> None:
     row = json.loads(json.dumps(as_dict(by_hand(errors={"empty": 2})), allow_nan=False))
     assert row["images"] == 6
     assert sum(count for _, _, count in row["confusion"]) == row["count"] == 4

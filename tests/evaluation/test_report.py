@@ -1,4 +1,4 @@
-"""The folder of a report contains every file that the page refers to, and shows the data it is given."""
+"""The folder of a report contains every file that the page refers to, and shows the data that is passed to it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measured(count: int = 60) -> tuple[Metrics, Answers, list[FailedImage]]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> LabelledImages:
-    """60 pictures of 3 classes, each of another colour; one of them is damaged."""
+    """Write 60 images of 3 classes, each in another colour; one of them is damaged."""
     for i in range(60):
         path = tmp_path / "data" / "abc"[i // 20] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,14 +51,14 @@ def images(tmp_path: Path) -> LabelledImages:
 
 
 def write(folder: Path, images: LabelledImages | None = None, **more: Any) -> Path:
-    found, answers, failed = measured()
+    result, answers, failed = measured()
     header = ReportHeader(
         title=more.pop("title", "A model on data"),
         command="tessella evaluate 'my data' -m x",
         conditions={"engine": "eager", "data": "a|b"},
         notes=more.pop("notes", ()),
     )
-    return write_report(folder, found, header, answers=answers, images=images, failed=failed, **more)
+    return write_report(folder, result, header, answers=answers, images=images, failed=failed, **more)
 
 
 def test_the_report_has_every_file_that_it_refers_to(tmp_path: Path, images: LabelledImages) -> None:
@@ -71,11 +71,11 @@ def test_the_report_has_every_file_that_it_refers_to(tmp_path: Path, images: Lab
     assert files == {*named, "report.md", "report.json"}
     for name in named:
         assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
-    found, _, _ = measured()
+    result, _, _ = measured()
     assert "```sh\ntessella evaluate 'my data' -m x\n```" in text
-    assert f"| top-1 | {100 * found.top1:.2f} % |" in text
+    assert f"| top-1 | {100 * result.top1:.2f} % |" in text
     assert "2 of 62 images could not be read (2 empty)" in text
-    assert f"top-1 is {100 * found.top1_of_all:.2f} %" in text
+    assert f"top-1 is {100 * result.top1_of_all:.2f} %" in text
     assert "| x\\*.png |" not in text
     assert "| xa.png | empty | no |" in text
     assert "Trained for a day." in text
@@ -96,7 +96,7 @@ def test_every_table_has_its_columns(tmp_path: Path, images: LabelledImages) -> 
     lines = write(tmp_path / "report", images).read_text().splitlines()
     for line, below in itertools.pairwise(lines):
         if line.startswith("|") and below.startswith("|"):
-            bars = [len(re.findall(r"(?<!\\)\|", one)) for one in (line, below)]
+            bars = [len(re.findall(r"(?<!\\)\|", item)) for item in (line, below)]
             assert bars[0] == bars[1]
 
 
@@ -112,17 +112,17 @@ def test_the_contact_sheet_shows_the_worst_that_can_be_read(
     page = write(tmp_path / "report", images)
     facts = json.loads((page.parent / "report.json").read_text())
     expected = [images.key(int(row)) for row in worst if row not in worst[1:3]][:20]
-    assert [one["key"] for one in facts["mistakes"]] == expected
+    assert [item["key"] for item in facts["mistakes"]] == expected
     sheet = next(figure for figure in drawn if len(figure.axes) >= 5)
     first, text = sheet.axes[0], sheet.texts[0].get_text()
     assert text.startswith(f"true: {figures.plain(NAMES[answers.label[worst[0]]])}\npredicted: ")
     assert f"{100 * answers.confidence[worst[0]]:.1f} %" in text
     pixels = first.images[0].get_array()
-    assert pixels.max() == 4 * worst[0]  # the picture itself
+    assert pixels.max() == 4 * worst[0]  # the image itself
     assert max(pixels.shape) <= figures.THUMBNAIL
 
 
-def test_no_mistake_no_sheet(tmp_path: Path, images: LabelledImages) -> None:
+def test_without_mistakes_there_is_no_contact_sheet(tmp_path: Path, images: LabelledImages) -> None:
     answers = judge(10 * np.eye(3)[images.labels], images.labels)
     page = write_report(tmp_path / "report", metrics_of(answers, NAMES), HEADER, answers=answers, images=images)
     assert "mistakes" not in page.read_text()
@@ -141,7 +141,7 @@ def test_only_the_worst_of_many_classes_are_listed(tmp_path: Path) -> None:
     assert len(re.findall(r"^\| class\d", classes, re.M)) == 50
 
 
-def test_the_same_report_is_the_same_bytes(tmp_path: Path, images: LabelledImages) -> None:
+def test_the_same_report_has_the_same_bytes(tmp_path: Path, images: LabelledImages) -> None:
     first, second = write(tmp_path / "1", images), write(tmp_path / "2", images)
     names = sorted(path.name for path in first.parent.iterdir())
     assert len(names) == 6
@@ -149,14 +149,14 @@ def test_the_same_report_is_the_same_bytes(tmp_path: Path, images: LabelledImage
         assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
 
 
-def test_pictures_are_drawn_after_the_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_drawn_after_the_report_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     monkeypatch.setattr("tessella.storage.write_atomic", lambda path, data: written.append(path.name))
     write(tmp_path)
-    assert written[:2] == ["report.json", "report.md"]  # the report is there before any picture is drawn
+    assert written[:2] == ["report.json", "report.md"]  # the report is written before any figure is drawn
     assert written[-1] == "report.md"
-    assert len(written) == 6  # with the pictures' names the second time
-    assert not list(tmp_path.iterdir())  # nothing is written in another way
+    assert len(written) == 6  # the page is written again with the names of the figures
+    assert not list(tmp_path.iterdir())  # nothing is written without write_bytes
 
 
 def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
@@ -166,15 +166,15 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     assert caught.value.code == "output_failed"
 
 
-def test_a_report_without_matplotlib_has_no_pictures(
+def test_a_report_without_matplotlib_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = importlib.import_module
+    original = importlib.import_module
 
     def without(name: str, *more: Any, **rest: Any) -> Any:
         if name.partition(".")[0] == "matplotlib":
             raise ImportError(name)
-        return whole(name, *more, **rest)
+        return original(name, *more, **rest)
 
     monkeypatch.setattr("importlib.import_module", without)
     text = write(tmp_path).read_text()
@@ -185,7 +185,7 @@ def test_a_report_without_matplotlib_has_no_pictures(
     assert "pip install matplotlib" in message
 
 
-def test_a_figure_that_cannot_be_drawn_is_left_out(
+def test_a_figure_that_cannot_be_drawn_is_omitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> bytes:

@@ -25,16 +25,16 @@ def test_csv_json_and_markdown_agree(folder: Path, saved: str) -> None:
     rows = [*run(folder, [saved]), Evaluation(model="m", status="no_weights", note="none, | at all", engine="auto")]
     (good, bad) = csv.DictReader(io.StringIO(results.csv_bytes(rows).decode()))
     assert tuple(good) == results.COLUMNS == tuple(results.as_dict(rows[0]))
-    found = rows[0].metrics
-    assert found
-    assert float(good["top1"]) == found.top1
+    result = rows[0].metrics
+    assert result
+    assert float(good["top1"]) == result.top1
     assert (good["images"], good["measured"], good["unread"]) == ("30", "29", "1")
     assert good["top5"] == ""
     assert "engine: eager" in good["conditions"]
     assert (bad["status"], bad["top1"], bad["note"]) == ("no_weights", "", "none, | at all")
-    assert json.loads(json.dumps(results.as_dict(rows[0]), allow_nan=False))["macro_f1"] == found.f1
+    assert json.loads(json.dumps(results.as_dict(rows[0]), allow_nan=False))["macro_f1"] == result.f1
     text = results.markdown(rows)
-    assert f"| {100 * found.top1:.2f} |" in text
+    assert f"| {100 * result.top1:.2f} |" in text
     assert "29 of 30" in text
     assert "none, \\| at all" in text
     assert "1 of 30 images could not be read" in text
@@ -52,9 +52,9 @@ def fake_row(name: str, top1: float, rate: float) -> Evaluation:
     from tessella.weights.catalogue import Accuracy
 
     right = np.arange(10) < 10 * top1
-    found = metrics(np.eye(2)[right.astype(int)], np.ones(10, int), ("a", "b"))
+    result = metrics(np.eye(2)[right.astype(int)], np.ones(10, int), ("a", "b"))
     conditions = dict.fromkeys(("transform", "decode policy", "device", "threads", "hardware", "data"), "x")
-    return Evaluation(model=name, metrics=found, dataset="imagenet", published=Accuracy(80.158, 95.07, 224),
+    return Evaluation(model=name, metrics=result, dataset="imagenet", published=Accuracy(80.158, 95.07, 224),
                       engine="eager", precision="float32", seconds=10 / rate, conditions=conditions)  # fmt: skip
 
 
@@ -62,11 +62,11 @@ def fake_row(name: str, top1: float, rate: float) -> Evaluation:
 def test_the_plot_has_a_point_per_model(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     kept: list[Any] = []
-    whole = figures.render
+    original = figures.render
 
     def keep(figure: Any, suffix: str) -> bytes:
         kept.append(figure)
-        return whole(figure, suffix)
+        return original(figure, suffix)
 
     monkeypatch.setattr(results, "render", keep)
     data = results.draw([fake_row("a.x", 0.8, 100.0), fake_row("b.x", 0.7, 50.0), Evaluation(model="failed")], suffix)

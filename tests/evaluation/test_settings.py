@@ -26,6 +26,6 @@ def test_invalid_probe_settings_are_refused(wrong: dict[str, Any]) -> None:
     assert caught.value.code == "bad_argument"
 
 
-def test_data_sets_may_be_named() -> None:
+def test_data_sets_can_be_named() -> None:
     assert EvaluationSettings(dataset="none").dataset == "none"
     assert EvaluationSettings(dataset="imagenet-real").dataset == "imagenet-real"

@@ -1,4 +1,4 @@
-"""The contract of every family (`ImageModel`), on a small model of each."""
+"""Tests of the contract of every family (`ImageModel`) with a small model of each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIXED_SIZE = [case for case in TINY if case not in ANY_SIZE]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Use one thread: waking a second one takes such small models longer than computing, half the time of this file."""
+    """Use one thread: for such small models, waking a second one takes longer than the computation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,27 +49,27 @@ def case(request: pytest.FixtureRequest) -> str:
 
 
 def as_list(features: Any) -> list[Tensor]:
-    """CrossViT has one tensor per branch, the others one."""
+    """Return the features as a list: CrossViT has one tensor per branch, the other families have one."""
     return features if isinstance(features, list) else [features]
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Whether two outputs are equal bit for bit."""
+    """Return whether two outputs are equal bit for bit."""
     assert len(as_list(a)) == len(as_list(b))
     for left, right in zip(as_list(a), as_list(b), strict=True):
         assert torch.equal(left, right)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All tensors and plain attributes of all modules."""
-    found: dict[str, Any] = {}
+    """Return all tensors and simple attributes of all modules."""
+    attributes: dict[str, Any] = {}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key in ("_parameters", "_buffers"):
-                found |= {f"{name}.{k}": (id(v), None if v is None else v.clone()) for k, v in value.items()}
+                attributes |= {f"{name}.{k}": (id(v), None if v is None else v.clone()) for k, v in value.items()}
             else:
-                found[f"{name}:{key}"] = repr(value)
-    return found
+                attributes[f"{name}:{key}"] = repr(value)
+    return attributes
 
 
 def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def test_forward_is_the_head_of_the_features(case: str) -> None:
     assert model.head_hidden_size == model.num_features
 
 
-def test_an_image_gets_the_same_answer_in_any_batch(case: str) -> None:
+def test_the_outputs_for_an_image_do_not_depend_on_the_batch(case: str) -> None:
     model = tiny(case)
     x = images(model, batch=3)
     assert torch.allclose(model(x)[1:2], model(x[1:2]), rtol=1e-5, atol=1e-5)
@@ -194,7 +194,7 @@ def test_intermediates_are_maps_of_every_block(case: str) -> None:
     assert_same(model.forward_intermediates(x, intermediates_only=True), outputs)
 
 
-def test_intermediates_picked(case: str) -> None:
+def test_selected_intermediates(case: str) -> None:
     model = tiny(case)
     x = images(model)
     every = model.forward_intermediates(x, intermediates_only=True)
@@ -211,7 +211,7 @@ def test_intermediates_picked(case: str) -> None:
 
 
 @pytest.mark.parametrize("indices", [0, 99, [99], [-99], []])
-def test_intermediates_that_do_not_exist(case: str, indices: Any) -> None:
+def test_unknown_intermediates_are_refused(case: str, indices: Any) -> None:
     model = tiny(case)
     for attempt in (
         lambda: model.forward_intermediates(images(model), indices=indices),
@@ -223,7 +223,7 @@ def test_intermediates_that_do_not_exist(case: str, indices: Any) -> None:
         assert repr(indices) in str(caught.value)
 
 
-def test_stop_early_skips_the_blocks_after_the_last_picked(case: str) -> None:
+def test_stop_early_skips_the_blocks_after_the_last_selected_one(case: str) -> None:
     model = tiny(case)
     x = images(model)
     expected = model.forward_intermediates(x, indices=[0], intermediates_only=True)
@@ -270,29 +270,29 @@ def test_unknown_output_format(case: str) -> None:
 @pytest.mark.parametrize("out_indices", [None, 1, [0], (-1, 0)])
 @pytest.mark.parametrize("norm", [False, True])
 def test_features_only(case: str, out_indices: Any, norm: bool) -> None:
-    model, whole = tiny(case), tiny(case)
+    model, complete = tiny(case), tiny(case)
     x = images(model)
-    wanted = whole.default_out_indices if out_indices is None else out_indices
-    expected = whole.forward_intermediates(x, indices=wanted, norm=norm, intermediates_only=True)
+    wanted = complete.default_out_indices if out_indices is None else out_indices
+    expected = complete.forward_intermediates(x, indices=wanted, norm=norm, intermediates_only=True)
     extractor = FeatureExtractor(model, out_indices, norm=norm)
     maps = extractor(x)
     assert_same(maps, expected)
     info = extractor.feature_info
     assert info.channels() == [part.shape[1] for part in maps]
-    assert [size_of(whole)[0] // reduction for reduction in info.reduction()] == [part.shape[2] for part in maps]
+    assert [size_of(complete)[0] // reduction for reduction in info.reduction()] == [part.shape[2] for part in maps]
     for name in info.module_name():
         extractor.model.get_submodule(name)
     count = sum(p.numel() for p in extractor.parameters())
-    assert count < sum(p.numel() for p in whole.parameters())
+    assert count < sum(p.numel() for p in complete.parameters())
 
 
-def test_features_only_drops_the_unused_blocks_and_takes_gradients(case: str) -> None:
-    whole, model = tiny(case), tiny(case)
+def test_features_only_removes_unused_blocks_and_computes_gradients(case: str) -> None:
+    complete, model = tiny(case), tiny(case)
     extractor = FeatureExtractor(model, [0]).train()
-    last_block = f"{whole.feature_info[-1]['module']}."
-    assert any(name.startswith(last_block) for name, _ in whole.named_parameters())
+    last_block = f"{complete.feature_info[-1]['module']}."
+    assert any(name.startswith(last_block) for name, _ in complete.named_parameters())
     assert not any(name.startswith(last_block) for name, _ in extractor.model.named_parameters())
-    extractor(images(whole))[0].square().sum().backward()
+    extractor(images(complete))[0].square().sum().backward()
     assert any(p.grad is not None for p in extractor.parameters())
 
 
@@ -337,7 +337,7 @@ def test_dropout_is_for_training_only(case: str, field: str) -> None:
 
 
 def loss_and_gradients(model: ImageModel, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean cross-entropy on made-up labels, and every parameter's gradient by name."""
+    """Return the mean cross-entropy for arbitrary labels, and the gradients of all parameters by name."""
     model.zero_grad()
     target = torch.arange(len(x)) % NUM_CLASSES
     loss = F.cross_entropy(model(x), target)
@@ -347,7 +347,7 @@ def loss_and_gradients(model: ImageModel, x: Tensor) -> tuple[Tensor, dict[str, 
     return loss.detach(), gradients
 
 
-def test_gradient_checkpointing_changes_no_number(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_checkpointing_does_not_change_results(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, model = tiny(case, drop_path_rate=0.3).train(), tiny(case, drop_path_rate=0.3).train()
     calls: list[nn.Module] = []
 
@@ -379,7 +379,7 @@ def test_gradient_checkpointing_changes_no_number(case: str, monkeypatch: pytest
 def test_every_parameter_gets_a_gradient(case: str) -> None:
     model = tiny(case).train()
     _, gradients = loss_and_gradients(model, images(model, batch=4))
-    # no effect on the output: the same number on every score of a softmax, on every channel that a norm reads
+    # these parameters add the same number to all scores of a softmax, or to all channels before a norm
     without_effect = re.compile(r"\.(pos_proj|wk|mlp_tokens\.fc2)\.bias$")
     for name, gradient in gradients.items():
         assert gradient.isfinite().all(), name
@@ -435,7 +435,7 @@ def test_bfloat16_is_close(case: str) -> None:
 
 
 def test_bfloat16_loses_nothing_but_the_weights(case: str) -> None:
-    """Casting to bfloat16 and back rounds parameters and statistics, and no constant beside them."""
+    """Casting to bfloat16 and back rounds only parameters and statistics, not constants."""
     model = tiny(case)
     x = images(model)
     rounded = tiny(case)
@@ -446,7 +446,7 @@ def test_bfloat16_loses_nothing_but_the_weights(case: str) -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_give_the_same_answer(case: str, copied: Callable[[ImageModel], ImageModel]) -> None:
+def test_copies_give_the_same_outputs(case: str, copied: Callable[[ImageModel], ImageModel]) -> None:
     model = tiny(case)
     x = images(model)
     expected = model(x)
@@ -462,13 +462,13 @@ def test_copies_give_the_same_answer(case: str, copied: Callable[[ImageModel], I
 def test_forward_changes_nothing(case: str) -> None:
     model = tiny(case)
     x = images(model)
-    given = x.clone()
+    original = x.clone()
     before = snapshot(model)
     with torch.inference_mode():
         model(x)
         model.forward_intermediates(x, norm=True)
     assert_unchanged(before, snapshot(model))
-    assert torch.equal(x, given)
+    assert torch.equal(x, original)
 
 
 def test_training_forward_changes_only_batch_statistics(case: str) -> None:
@@ -484,7 +484,7 @@ def test_training_forward_changes_only_batch_statistics(case: str) -> None:
 
 
 # The first backend traces, decomposes and partitions as inductor does, in a second or two; inductor itself then runs
-# g++ for each kernel, 8 to 40 s a model, so one convolutional and one token model stand for the rest.
+# g++ for each kernel, 8 to 40 s per model, so only one convolutional and one token model are compiled.
 COMPILES = [(case, "aot_eager_decomp_partition") for case in TINY] + [
     pytest.param(case, "inductor", marks=pytest.mark.slow) for case in ("convmixer_relu", "mixer")
 ]
@@ -512,7 +512,7 @@ def test_export_with_any_batch(case: str) -> None:
 
 
 def replicas(model: nn.Module, count: int) -> list[nn.Module]:
-    """What `torch.nn.parallel.replicate` makes for several GPUs, here on one device.
+    """Return what `torch.nn.parallel.replicate` creates for several GPUs, but on one device.
 
     Each replica is a shallow copy of the module tree in which plain tensors stand where the parameters were.
     """
@@ -549,7 +549,7 @@ def test_replicas_in_threads(case: str) -> None:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_argument_lists_the_known(case: str) -> None:
+def test_the_error_for_an_unknown_argument_lists_the_known_ones(case: str) -> None:
     with pytest.raises(UsageError) as caught:
         tiny(case, widht=3)
     assert caught.value.code == "bad_argument"
@@ -558,7 +558,7 @@ def test_unknown_argument_lists_the_known(case: str) -> None:
         assert field in caught.value.hint
 
 
-def test_unknown_architecture_suggests_close_names() -> None:
+def test_the_error_for_an_unknown_architecture_suggests_similar_names() -> None:
     with pytest.raises(UsageError) as caught:
         build("mixer_b16_225")
     assert caught.value.code == "unknown_model"
@@ -573,16 +573,16 @@ def test_none_keeps_the_field() -> None:
 def test_the_error_for_a_wrong_size_states_both_sizes(case: str) -> None:
     model = tiny(case)
     height, width = size_of(model)
-    for given in ((height, 2 * width), (2 * height, width), (height - 1, width - 1)):
+    for wrong in ((height, 2 * width), (2 * height, width), (height - 1, width - 1)):
         with pytest.raises(UsageError) as caught:
-            model(torch.zeros(1, 3, *given))
+            model(torch.zeros(1, 3, *wrong))
         assert caught.value.code == "wrong_input_size"
-        assert f"{given[0]}x{given[1]}" in caught.value.message
+        assert f"{wrong[0]}x{wrong[1]}" in caught.value.message
         assert f"{height}x{width}" in caught.value.message
 
 
 @pytest.mark.parametrize("case", FIXED_SIZE)
-def test_a_model_can_be_built_for_an_oblong(case: str) -> None:
+def test_a_model_can_be_built_for_rectangular_images(case: str) -> None:
     height, width = size_of(tiny(case))
     for size in ((height, 2 * width), [2 * height, width]):
         model = tiny(case, img_size=size)
@@ -592,7 +592,7 @@ def test_a_model_can_be_built_for_an_oblong(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", sorted(ANY_SIZE))
-def test_convmixer_takes_any_size(case: str) -> None:
+def test_convmixer_accepts_any_size(case: str) -> None:
     model = tiny(case)
     for height, width in ((4, 4), (32, 48), (33, 7)):
         maps = model.forward_features(torch.randn(1, 3, height, width))

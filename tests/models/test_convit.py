@@ -22,7 +22,7 @@ GRIDS = [(3, 3), (2, 5), (4, 16), (1, 1)]
 
 
 def small(**overrides: Any) -> ConViT:
-    """Two local blocks and one global one on 4x4 patches, with the golden weights."""
+    """Return a model with two local blocks and a global one on 4x4 patches, with the golden weights."""
     arguments = dict(embed_dim=4, num_heads=4, depth=3, local_up_to_layer=2, patch_size=8, img_size=32, num_classes=5)
     model = ConViT(ConViTConfig(**{**arguments, **overrides}))
     fill_golden(model)
@@ -40,7 +40,7 @@ def brute_force_positions(rows: int, cols: int) -> Tensor:
 
 @torch.inference_mode()
 def test_float64_forward_is_the_reference(golden_dir: Path) -> None:
-    """In float64, as the golden values were computed: only their rounding to float32 remains."""
+    """The golden values were computed in float64, so the only difference is their rounding to float32."""
     model = build("convit_tiny")
     fill_golden(model)
     got = model.double()(golden_input(224, 224).double())
@@ -61,7 +61,7 @@ def test_relative_positions_are_those_of_the_grid(grid: tuple[int, int]) -> None
     assert "rel_pos" not in model.state_dict()
 
 
-def test_position_attention_is_one_for_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_position_attention_is_the_same_for_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     original = GPSA.position_attention
 
@@ -73,11 +73,11 @@ def test_position_attention_is_one_for_the_whole_batch(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(GPSA, "position_attention", recorded)
     small()(noise(6, 3, 32, 32))
-    assert shapes == [(4, 16, 16)] * 2  # a local block each; no batch axis
+    assert shapes == [(4, 16, 16)] * 2  # one per local block, without a batch axis
 
 
 def test_half_precision_keeps_positions_exact() -> None:
-    """A 20x20 grid has squared distances to 722; bfloat16 holds every integer only to 256."""
+    """A 20x20 grid has squared distances up to 722; bfloat16 represents all integers only up to 256."""
     model = small(img_size=160).bfloat16()
     table = brute_force_positions(20, 20)
     assert torch.equal(model.rel_pos, table.to(model.rel_pos.dtype))
@@ -93,7 +93,7 @@ def test_half_precision_keeps_positions_exact() -> None:
 
 @torch.no_grad()
 def slow_convit(model: ConViT, image_CHW: Tensor) -> Tensor:
-    """Logits of one image, patch by patch, head by head and pair by pair, from the weights alone."""
+    """Compute the logits of one image from the weights, with loops over patches, heads and pairs."""
     cfg, w = model.config, model.state_dict()
     heads, patch, width = cfg.num_heads, cfg.patch_size, cfg.embed_dim * cfg.num_heads
     rows, cols = image_CHW.shape[1] // patch, image_CHW.shape[2] // patch
@@ -139,7 +139,7 @@ def slow_convit(model: ConViT, image_CHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("img_size", [(32, 128), (40, 24), (32, 32)])
 def test_any_grid_is_the_plain_computation(img_size: tuple[int, int]) -> None:
-    """32x128 px is 4x16 = 64 patches, a square number: a grid derived from sqrt(N) would be wrong silently."""
+    """32x128 px is 4x16 = 64 patches, a square number: a grid derived from sqrt(N) would be wrong without an error."""
     model = small(img_size=img_size)
     images = noise(2, 3, *img_size)
     expected = torch.stack([slow_convit(model, image) for image in images])
@@ -154,11 +154,11 @@ def test_positions_differ_between_wide_and_tall_grids() -> None:
     assert not torch.allclose(wide(image), tall(image.mT), atol=1e-3)
 
 
-# --- a fresh model ----------------------------------------------------------------------------------------------------
+# --- a new model ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strength", [1.0, 2.5])
-def test_local_init_makes_each_head_look_at_its_neighbour(strength: float) -> None:
+def test_local_init_makes_each_head_attend_to_its_neighbour(strength: float) -> None:
     attn = GPSA(ConViTConfig(embed_dim=3, num_heads=4))
     attn.local_init(strength)
     expected = strength * torch.tensor([[-1, -1, -1], [-1, 1, -1], [1, -1, -1], [1, 1, -1]])
@@ -176,7 +176,7 @@ def test_local_init_of_nine_heads_peaks_on_the_3x3_neighbourhood() -> None:
     assert {divmod(int(place), 5) for place in centre_HN.argmax(-1)} == neighbours
 
 
-def test_local_init_leaves_heads_beyond_the_square_alone() -> None:
+def test_local_init_does_not_change_heads_beyond_the_square() -> None:
     attn = GPSA(ConViTConfig(embed_dim=3, num_heads=5))
     before = attn.pos_proj.weight[4].clone()
     attn.local_init(1.0)
@@ -195,7 +195,9 @@ def test_the_class_token_is_added_even_without_a_global_block(local_up_to_layer:
     assert features.shape == (2, 17, 16)
     assert torch.equal(features, model.forward_features(images))
     assert torch.equal(features[:, 1:], intermediates[-1])
-    assert torch.equal(model(images), model.head(intermediates[-1].mean(1)))  # all 16 patches, none taken for the token
+    assert torch.equal(
+        model(images), model.head(intermediates[-1].mean(1))
+    )  # all 16 patches, none of them is treated as the token
     model.reset_classifier(0, "token")
     assert torch.equal(model(images), model.norm(model.cls_token)[0].expand(2, -1))
 
@@ -222,7 +224,7 @@ def test_pruning_to_local_blocks(prune_head: bool) -> None:
     expected = model.forward_intermediates(images, indices=[0], norm=True, output_fmt="NLC", intermediates_only=True)[0]
     model.prune_intermediate_layers([0], prune_head=prune_head)
     pooled = model.forward_head(model.forward_features(images), pre_logits=True)
-    if prune_head:  # no one reads the class token: a parameter without gradient would stop distributed training
+    if prune_head:  # the class token is not read: a parameter without gradient would stop distributed training
         assert torch.equal(pooled, expected)
         model(images).square().sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -245,8 +247,8 @@ def test_resampling_to_the_same_size_changes_nothing() -> None:
     assert all(torch.equal(resampled[name], value) for name, value in state.items())
 
 
-def test_resampled_positions_keep_their_place() -> None:
-    """A ramp along the columns stays a ramp with the same ends: the embedding is resampled as an image, row-major."""
+def test_resampled_positions_keep_their_location() -> None:
+    """A ramp along the columns stays a ramp with the same ends: the embedding is resampled as a row-major image."""
     source, target = small(img_size=(32, 64)), small(img_size=(64, 128))
     state = source.state_dict()
     ramp_4x8 = torch.linspace(0, 1, 8).expand(4, 8)
@@ -255,7 +257,7 @@ def test_resampled_positions_keep_their_place() -> None:
     target.load_state_dict(resampled)
     got_8x16 = resampled["pos_embed"].reshape(8, 16, 16)
     assert torch.allclose(got_8x16, got_8x16[:1, :, :1].expand(8, 16, 16), atol=1e-6)
-    inner = got_8x16[0, 4:-4, 0]  # away from the edges the new places lie between the old ones
+    inner = got_8x16[0, 4:-4, 0]  # away from the edges, the new positions are between the old ones
     assert torch.allclose(inner.diff(), torch.full((7,), 1 / 14), atol=1e-3)
     assert target(noise(1, 3, 64, 128)).isfinite().all()
     back = source.resample_state_dict(resampled, (64, 128))

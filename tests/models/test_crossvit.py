@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = dict(
 
 
 def small(**overrides: Any) -> CrossViT:
-    """Two stages of one block per branch on 10x10 and 7x7 patches, with the golden weights."""
+    """Return a model with two stages of one block per branch on 10x10 and 7x7 patches, with the golden weights."""
     model = CrossViT(CrossViTConfig(**{**SMALL, **overrides}))
     fill_golden(model)
     return model
@@ -41,7 +41,7 @@ def noise(*shape: int) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "crossvit_9_dagger_240"])
 def test_float64_forward_is_the_reference(golden_dir: Path, name: str) -> None:
-    """In float64, as the golden values were computed: only their rounding to float32 remains."""
+    """The golden values were computed in float64, so the only difference is their rounding to float32."""
     model = build(name)
     fill_golden(model)
     got = model.double()(golden_input(240, 240).double())
@@ -72,7 +72,7 @@ def test_the_error_for_an_unsuitable_size_states_suitable_ones(asked: int, neare
     assert f"height {nearest}, width {nearest}" in caught.value.hint
 
 
-def test_each_side_is_checked_by_itself() -> None:
+def test_each_side_is_checked_independently() -> None:
     with pytest.raises(UsageError) as caught:
         small(img_size=(240, 256))
     assert "240x256 px" in caught.value.message
@@ -124,15 +124,15 @@ def test_scaled_side_rounds_down_but_not_for_a_rounding_error() -> None:
 
 def test_an_input_of_another_size_is_refused_not_resized() -> None:
     model = small()
-    for given in ((112, 112), (120, 240), (240, 240)):
+    for wrong in ((112, 112), (120, 240), (240, 240)):
         with pytest.raises(UsageError) as caught:
-            model(noise(1, 3, *given))
+            model(noise(1, 3, *wrong))
         assert caught.value.code == "wrong_input_size"
-        assert f"{given[0]}x{given[1]}" in caught.value.message
+        assert f"{wrong[0]}x{wrong[1]}" in caught.value.message
         assert "120x120" in caught.value.message
 
 
-def test_oblong_images() -> None:
+def test_rectangular_images() -> None:
     model = small(img_size=(120, 240))
     features, maps = model.forward_intermediates(noise(2, 3, 120, 240))
     assert [part.shape for part in features] == [(2, 1 + 10 * 20, 8), (2, 1 + 7 * 14, 16)]
@@ -141,7 +141,7 @@ def test_oblong_images() -> None:
     assert [part.shape for part in features_tall] == [part.shape for part in features]
 
 
-# --- what a branch sees -----------------------------------------------------------------------------------------------
+# --- inputs of branches -----------------------------------------------------------------------------------------------
 
 
 def inputs_of_branches(model: CrossViT, images: Tensor) -> list[Tensor]:
@@ -158,7 +158,7 @@ def test_the_second_branch_reads_the_resized_image() -> None:
     first, second = inputs_of_branches(small(), plane)
     assert torch.equal(first, plane)
     assert second.shape == (1, 3, 112, 112)
-    centres = (torch.arange(112) + 0.5) * 120 / 112 - 0.5  # where the new pixels lie among the old
+    centres = (torch.arange(112) + 0.5) * 120 / 112 - 0.5  # positions of the new pixels among the old ones
     expected = (centres / 119 * 2 - 1) + (centres / 119 * 4)[:, None]
     assert torch.allclose(second[..., 3:-3, 3:-3], expected[3:-3, 3:-3], atol=0.1 * 6 / 119)
 
@@ -202,14 +202,14 @@ def test_fusions_follow_each_other_on_the_class_token() -> None:
 
 
 def test_both_branches_read_each_other_before_the_exchange() -> None:
-    """Written out for one stage: the class token of each branch attends to the other's patches and returns."""
+    """Compute one stage step by step: the class token of each branch attends to the patches of the other."""
     model = small(depth=((1, 1, 0),))
     stage: Any = model.blocks[0]
     xs = [noise(2, 101, 8), noise(2, 50, 16)]
-    own = [stage.blocks[b](xs[b]) for b in (0, 1)]
+    separate = [stage.blocks[b](xs[b]) for b in (0, 1)]
     for b, out in enumerate(stage(xs)):
-        guest = stage.projs[b](own[b][:, 0])[:, None]
-        met = torch.cat((guest, own[1 - b][:, 1:]), dim=1)
+        guest = stage.projs[b](separate[b][:, 0])[:, None]
+        met = torch.cat((guest, separate[1 - b][:, 1:]), dim=1)
         attn = stage.fusion[b].attn
         normed = stage.fusion[b].norm1(met)
         heads = attn.num_heads
@@ -221,11 +221,11 @@ def test_both_branches_read_each_other_before_the_exchange() -> None:
         answer = torch.einsum("bhn,bnhd->bhd", scores.softmax(-1), v).flatten(1)
         back = stage.revert_projs[b](guest[:, 0] + attn.proj(answer))
         assert torch.allclose(out[:, 0], back, atol=1e-5)
-        assert torch.equal(out[:, 1:], own[b][:, 1:])
+        assert torch.equal(out[:, 1:], separate[b][:, 1:])
 
 
 def test_drop_path_grows_over_the_stages() -> None:
-    """Blocks of equal number share a rate in both branches; the fusion has its stage's last."""
+    """Blocks with the same index have the same rate in both branches; the fusion has the last rate of its stage."""
     with torch.device("meta"):
         model = build("crossvit_9_240", drop_path_rate=0.8)
 
@@ -240,7 +240,7 @@ def test_drop_path_grows_over_the_stages() -> None:
         assert rates(stage.fusion) == expected[-1:] * 2
 
 
-# --- two branches, one answer -----------------------------------------------------------------------------------------
+# --- outputs of both branches -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
@@ -264,7 +264,7 @@ def test_intermediates_are_ordered_by_branch() -> None:
     assert torch.equal(outputs[0], after_0[0][:, 1:])
     assert torch.equal(outputs[2], after_0[1][:, 1:])
     kept = model.prune_intermediate_layers([0, 2])
-    assert kept == [0, 1]  # where the two are in the model of one stage
+    assert kept == [0, 1]  # positions in the model with one stage
     pruned: Any = model.forward_intermediates(images, indices=kept, output_fmt="NLC", intermediates_only=True)
     assert [torch.equal(a, b) for a, b in zip(pruned, (outputs[0], outputs[2]), strict=True)] == [True, True]
     assert model.default_out_indices == (0, 1)
@@ -286,7 +286,7 @@ def test_resampling_to_the_same_size_changes_nothing() -> None:
     assert all(torch.equal(resampled[name], value) for name, value in state.items())
 
 
-def test_resampled_positions_keep_their_place() -> None:
+def test_resampled_positions_keep_their_location() -> None:
     source, target = small(), small(img_size=(240, 360))
     state = source.state_dict()
     for b, side in enumerate((10, 7)):
@@ -296,7 +296,7 @@ def test_resampled_positions_keep_their_place() -> None:
     target.load_state_dict(resampled)
     for b, (rows, cols) in enumerate(((20, 30), (14, 21))):
         name = f"pos_embed_{b}"
-        assert torch.equal(resampled[name][:, :1], state[name][:, :1])  # the class token's is no place
+        assert torch.equal(resampled[name][:, :1], state[name][:, :1])  # the class token has no position on the grid
         grid = resampled[name][0, 1:].reshape(rows, cols, -1)
         assert torch.allclose(grid, grid[:, :1, :1].expand_as(grid), atol=1e-6)
         assert (grid[:, 0, 0].diff() > -0.01).all()

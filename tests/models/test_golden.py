@@ -1,4 +1,4 @@
-"""timm's numbers and timm's layout, for the weights and inputs of `golden/README.md`."""
+"""Outputs and key layouts match timm's, for the weights and inputs described in `golden/README.md`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
 def tolerance(name: str) -> float:
-    """Largest difference allowed, in standard deviations of the golden tensor.
+    """Return the largest allowed difference, in standard deviations of the golden tensor.
 
     A float32 forward is off by up to 8e-6 here; the rest is room for another machine's order of summation. CrossViT's
     resized branch is off by 3e-5, as float32 holds the positions that its bicubic kernel reads no better.
@@ -35,7 +35,7 @@ def golden(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the initialisation of weights that are overwritten anyway: a quarter of the time of this file."""
+    """Skip the initialization of weights that are overwritten, which takes a quarter of the time of this file."""
     for name in ("kaiming_uniform_", "trunc_normal_", "xavier_uniform_", "normal_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
 
@@ -72,7 +72,7 @@ def test_outputs_are_the_reference(name: str) -> None:
 
 
 def test_forward_gives_the_golden_outputs() -> None:
-    """`forward` itself on one full-size model; `test_contract.py` has it for every family."""
+    """Run `forward` of one full-size model; `test_contract.py` runs it for every family."""
     expected = golden("models.json")["mixer_s32_224"]
     model = build("mixer_s32_224")
     fill_golden(model)

@@ -1,4 +1,4 @@
-"""The shared layers, each compared with another computation of the same result."""
+"""Tests of the shared layers against other computations of the same results."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def test_tokens_to_map_is_row_major() -> None:
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
 @pytest.mark.parametrize(("source", "target"), [((10, 12), (14, 20)), ((14, 20), (10, 12)), ((10, 14), (14, 10))])
-def test_resampling_keeps_the_scene(dim: int, source: tuple[int, int], target: tuple[int, int]) -> None:
-    """Sloping planes, sampled at the middle of each patch: away from the border growing follows them exactly.
+def test_resampling_preserves_a_smooth_signal(dim: int, source: tuple[int, int], target: tuple[int, int]) -> None:
+    """Resample linear functions of the position: enlarging is exact away from the border.
 
     Shrinking averages, and its discrete kernel is off by up to a tenth of a patch's step.
     """
@@ -189,7 +189,7 @@ def test_resampling_refuses_another_length(shape: tuple[int, ...], dim: int) -> 
     assert "4x6" in caught.value.message
 
 
-def test_new_head_joins_its_model() -> None:
+def test_new_head_has_the_device_and_dtype_of_its_model() -> None:
     head = new_head(4, 3, like=torch.zeros(1, dtype=torch.bfloat16, device="meta"), training=False)
     assert isinstance(head, nn.Linear)
     assert (head.weight.dtype, head.weight.device.type) == (torch.bfloat16, "meta")

@@ -1,4 +1,4 @@
-"""The particulars of the Mixer family: weights per patch position, gates, Affine, initialisation."""
+"""Tests of the Mixer family: weights per patch position, gates, Affine, initialization."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ["mixer", "gmixer", "resmlp", "gmlp"]
 
 
 def low_pass(weight: Tensor, dim: int, grid: tuple[int, int]) -> Tensor:
-    """`weight` with its axis over the grid limited to the lowest cosines, as smooth as a trained weight."""
+    """Return `weight` limited to the lowest cosines over the grid, so that it is as smooth as a trained weight."""
 
     def basis(n: int) -> Tensor:
         waves = torch.cos(math.pi * torch.arange(3)[:, None] * (torch.arange(n) + 0.5) / n)
@@ -38,7 +38,7 @@ def low_pass(weight: Tensor, dim: int, grid: tuple[int, int]) -> Tensor:
 
 
 def smooth_model(kind: str, size: tuple[int, int]) -> ImageModel:
-    """A model with weights that vary slowly over positions; for a smooth image, so do all its tokens."""
+    """Return a model with weights that vary slowly over positions, as do the tokens of a smooth image."""
     model = tiny(kind, img_size=size)
     state = model.state_dict()
     for name, weight in state.items():
@@ -51,7 +51,7 @@ def smooth_model(kind: str, size: tuple[int, int]) -> ImageModel:
 
 
 def scene(size: tuple[int, int]) -> Tensor:
-    """(2,3,H,W): the same slow waves at any resolution."""
+    """Return (2,3,H,W) images of the same slow waves at any resolution."""
     y, x = ((torch.arange(n) + 0.5) / n for n in size)
     waves = [torch.cos(math.pi * (a * y[:, None] + b * x) + a - b) for a in (0, 1, 2) for b in (0, 1)]
     return torch.stack(waves).unflatten(0, (2, 3))
@@ -68,7 +68,7 @@ def test_resampled_weights_see_the_same_scene(kind: str, old: tuple[int, int], n
     model, other = smooth_model(kind, old), tiny(kind, img_size=new)
     other.load_state_dict(other.resample_state_dict(model.state_dict(), old))
     expected, got = embedding(model, scene(old)), embedding(other, scene(new))
-    # In units of what tells the two images apart: 0.01 to 0.03, and 0.06 to 0.8 where sums are not scaled.
+    # Relative to the difference between the two images: 0.01 to 0.03, and 0.06 to 0.8 if sums are not scaled.
     apart = (expected[0] - expected[1]).norm()
     assert (got - expected).norm(dim=1).max() < 0.04 * apart
 
@@ -168,7 +168,7 @@ def test_stem_norm(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drop_path_rates(kind: str) -> None:
-    """Constant for ResMLP, as in its authors' code, else growing with depth."""
+    """Rates are constant for ResMLP, as in its authors' code, and grow with depth for the others."""
     model = tiny(kind, num_blocks=3, drop_path_rate=0.2)
     rates = [next(m.rate for m in block.modules() if isinstance(m, DropPath)) for block in model.blocks]
     assert rates == pytest.approx([0.2, 0.2, 0.2] if kind == "resmlp" else [0.0, 0.1, 0.2])
@@ -210,7 +210,7 @@ def test_resmlp_block_is_the_formula() -> None:
 
 
 def fresh(kind: str, **overrides: Any) -> dict[str, Tensor]:
-    """The initial weights of a model large enough for statistics, by name."""
+    """Return the initial weights, by name, of a model that is large enough for statistics."""
     arch, small = TINY[kind]
     torch.manual_seed(0)
     return build(arch, **{**small, "embed_dim": 64, "num_blocks": 1, "img_size": 64, **overrides}).state_dict()

@@ -1,4 +1,4 @@
-"""TorchScript and torch.fx accept every family, as they accept timm's models, with the same numbers."""
+"""TorchScript and torch.fx accept every family, as they accept timm's models, with the same outputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PUBLISHED = (
 @pytest.fixture(autouse=True)
 def setting() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small spend their time waking a second thread
+    torch.set_num_threads(1)  # for such small models, waking a second thread takes longer than the computation
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit")
         yield
@@ -44,9 +44,9 @@ def script(model: nn.Module) -> Any:
     return torch.jit.script(model)
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
+def close(actual: Tensor, expected: Tensor) -> bool:
     """TorchScript fuses some operations, which changes the last bits."""
-    return torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    return torch.allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def as_list(value: Any) -> list[Tensor]:
@@ -54,7 +54,7 @@ def as_list(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_a_scripted_model_gives_the_same_numbers_after_saving(case: str) -> None:
+def test_a_scripted_model_gives_the_same_outputs_after_saving(case: str) -> None:
     model = tiny(case)
     x = images(model)
     buffer = io.BytesIO()
@@ -69,7 +69,7 @@ def test_a_scripted_model_gives_the_same_numbers_after_saving(case: str) -> None
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_a_traced_graph_gives_the_same_numbers(case: str) -> None:
+def test_a_traced_graph_gives_the_same_outputs(case: str) -> None:
     model = tiny(case)
     graph = torch.fx.symbolic_trace(model)
     for batch in (1, 3):
@@ -78,7 +78,7 @@ def test_a_traced_graph_gives_the_same_numbers(case: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
-    """With two blocks or stages each: the published models are large because of the number of equal blocks."""
+    """Two blocks or stages are enough: all blocks of the published models are of the same kinds."""
     config = ARCHITECTURES[name][1]
     small: dict[str, Any] = {"num_blocks": 2} if hasattr(config, "num_blocks") else {"depth": 2}
     if "convit" in name:
@@ -110,8 +110,8 @@ def test_every_pool_and_no_head(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_training_mode_with_every_rate(case: str) -> None:
-    """The random numbers are drawn in the same order, so the same seed gives the same answer."""
+def test_training_mode_with_every_dropout_rate(case: str) -> None:
+    """The random numbers are drawn in the same order, so the same seed gives the same outputs."""
     rates = dict(drop_rate=0.2, drop_path_rate=0.5)
     if not case.startswith("convmixer"):
         rates |= dict(proj_drop_rate=0.2)
@@ -119,10 +119,10 @@ def test_training_mode_with_every_rate(case: str) -> None:
     x = images(model, 4)
     scripted, graph = script(model), torch.fx.symbolic_trace(model)
     results = []
-    for one in (model, scripted, graph):
+    for variant in (model, scripted, graph):
         torch.manual_seed(5)
         with torch.enable_grad():
-            results.append(one(x))
+            results.append(variant(x))
     assert results[0].requires_grad
     for other in results[1:]:
         assert close(other, results[0])
@@ -139,7 +139,7 @@ def test_scripted_models_skip_gradient_checkpointing(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_a_wrong_size_stops_scripted_and_traced_models_too(case: str) -> None:
+def test_scripted_and_traced_models_refuse_a_wrong_size(case: str) -> None:
     model = tiny(case)
     wrong = torch.zeros(1, 3, 2, 2)
     with pytest.raises(torch.jit.Error, match="2x2 px images"):

@@ -35,7 +35,7 @@ from ..models.tiny import size_of, tiny
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small models are no faster with more, and wait for each other on a busy machine."""
+    """Use one thread: small models are not faster with more, and threads wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,20 +61,20 @@ def measured(
 
 
 def contender(name: str, seen: list[str], seconds: Sequence[float]) -> Contender:
-    """One whose turns take the given times, the last of them an error if there are no more."""
-    left = iter(seconds)
+    """Return a contender whose turns take the given times; a turn after the last one fails."""
+    remaining = iter(seconds)
 
     def turn() -> float:
         seen.append(name)
-        found = next(left, None)
-        if found is None:
+        duration = next(remaining, None)
+        if duration is None:
             raise MemoryError("no more")
-        return found
+        return duration
 
     return Contender(turn)
 
 
-def test_candidates_take_turns_and_one_that_fails_is_out() -> None:
+def test_candidates_take_turns_and_failed_ones_are_dropped() -> None:
     seen: list[str] = []
     contenders = [contender("A", seen, [1, 2, 3]), contender("B", seen, [4]), contender("C", seen, [5, 6, 7])]
     take_turns(contenders, 3)
@@ -100,11 +100,11 @@ def test_figures_are_medians_spread_and_ratios_of_the_same_rounds() -> None:
     assert (first.ratio, first.rounds, first.against) == (1, 3, "A, float32")
     assert absent.images_per_second is None
     assert (fast.images_per_second, fast.ratio, fast.ratio_lowest, fast.ratio_highest) == (8, 2, 1, 4)
-    assert fast.gemm_gflops == 32  # 16 GFLOP in the median of half a second
-    assert fast.share_of_gemm == 1  # 8 images of 2 x 2 GFLOP a second
+    assert fast.gemm_gflops == 32  # 16 GFLOP in a median of half a second
+    assert fast.share_of_gemm == 1  # 8 images of 2 x 2 GFLOP per second
 
 
-def test_a_candidate_that_fails_is_a_row_with_the_reason() -> None:
+def test_a_candidate_that_fails_gives_a_row_with_the_reason() -> None:
     case = case_of()
 
     def refuse(x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def test_a_candidate_that_fails_is_a_row_with_the_reason() -> None:
     assert [row.status for row in rows] == ["failed", "missing_dependency", "wrong_answer", "wrong_answer", "ok"]
     assert rows[0].note == "RuntimeError: no such kernel"
     assert rows[1].note == "needs a thing (pip install thing)"
-    assert rows[4].against == "right, float32"  # the first that ran
+    assert rows[4].against == "right, float32"  # the first one that ran
     assert rows[4].difference == 0
     assert all(len(table.cells(row)) == len(table.HEADER) for row in rows)
 
@@ -163,21 +163,21 @@ def test_engines_run_and_agree() -> None:
     assert rows[2].note.startswith("rewritten: ")
 
 
-def test_an_engine_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_gives_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessella.engine.plan.util.find_spec", lambda name: None)
     (row,) = measured([engine_candidate("openvino", "float32")])
     assert row.status == "missing_dependency"
     assert "pip install openvino" in row.note
 
 
-def test_conversion_is_timed_cold_and_leaves_the_users_cache_alone(
+def test_conversion_is_timed_cold_and_does_not_change_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     made: list[Path] = []
 
     def plan(case: Case, batch: int) -> Callable[[], OpenCandidate]:
-        assert cache_folder() == tmp_path  # what was tuned is found
+        assert cache_folder() == tmp_path  # tuned settings are read from the usual cache
 
         def make() -> OpenCandidate:
             def build(folder: Path) -> None:
@@ -198,7 +198,7 @@ def test_conversion_is_timed_cold_and_leaves_the_users_cache_alone(
     assert os.environ["TESSELLA_CACHE"] == str(tmp_path)
 
 
-def test_random_weights_reach_the_answer() -> None:
+def test_random_weights_affect_the_output() -> None:
     case = load_case("mixer_s32_224")
     assert case.weights == "random"
     assert case.name == "mixer_s32_224.untrained"
@@ -227,7 +227,7 @@ def run(*arguments: str, status: int = 0) -> tuple[str, str]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pass a turn, beside a small matrix product."""
+    """Use one forward pass per turn, and a small matrix product."""
     monkeypatch.setattr(measuring, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(measuring, "GEMM_SIDE", {"cpu": 64})
 

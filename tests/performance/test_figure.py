@@ -22,7 +22,7 @@ def two_rows() -> list[BenchmarkRow]:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_picture(tmp_path: Path, suffix: str) -> None:
+def test_figure(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"speed{suffix}"
     figure.draw(two_rows(), path)
@@ -39,13 +39,13 @@ def test_a_plot_that_cannot_be_drawn_is_a_warning(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
+def test_a_figure_without_matplotlib_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
 
     def without(name: str, *more: Any, **rest: Any) -> Any:
         if name.partition(".")[0] == "matplotlib":
             raise ImportError(name)
-        return whole(name, *more, **rest)
+        return original(name, *more, **rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setattr("importlib.import_module", without)
@@ -55,7 +55,7 @@ def test_a_picture_without_matplotlib_is_a_coded_error(monkeypatch: pytest.Monke
     assert "pip install matplotlib" in caught.value.hint
 
 
-def test_a_picture_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", lambda name: None)
     with pytest.raises(UsageError, match="none is published") as caught:
         figure.check_figure(["convmixer_256_8_ks3_p4"])

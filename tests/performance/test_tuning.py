@@ -1,4 +1,4 @@
-"""Tuning measures the fastest settings, saves them with their conditions, and they are used."""
+"""Tuning finds the fastest settings and saves them with their conditions; they are then used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model() -> Any:
     return made
 
 
-def test_the_winner_is_kept_and_used() -> None:
+def test_the_winner_is_saved_and_used() -> None:
     net = model()
     said: list[str] = []
     done = tune(net, engines=["rewritten", "openvino"], precisions=["float32"], seconds=14, log=said.append)
@@ -53,7 +53,7 @@ def test_the_winner_is_kept_and_used() -> None:
     assert (
         Predictor(net, plan=make_plan("cpu", model=net, size=(32, 32))).plan.engine == done.winners["throughput"].engine
     )
-    # another size, a pin, another shape: nothing was measured for these
+    # another size, a fixed engine, another shape: nothing was measured for these
     assert not any("tuned on" in row.reason for row in make_plan("cpu", model=net, size=(32, 64)).choices)
     assert make_plan("cpu", engine="eager", model=net, size=(32, 32)).engine == "eager"
     assert make_plan("cpu", model=tiny("mixer", num_blocks=3), size=(32, 32)).engine == "rewritten"
@@ -70,7 +70,7 @@ def test_a_lossy_precision_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -
     lossy = [row for row in done.rows if row.precision == "bfloat16"]
     assert lossy
     assert not any(row.seconds for row in lossy)
-    assert "must have" in lossy[0].note  # the time may be up for later ones
+    assert "required are" in lossy[0].note  # later ones may exceed the time limit
     assert all(winner.precision == "float32" for winner in done.winners.values())
 
 
@@ -98,7 +98,7 @@ def test_unknown_candidates_are_refused(wrong: dict[str, Any]) -> None:
     assert "choose from" in str(caught.value.hint)
 
 
-def test_records_hold_only_under_their_conditions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_only_used_under_their_conditions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Tuned("openvino", "float32", "", 2, 8, "tuned")
     workload = Workload("arch", "config", (32, 32), 2)
     path = save_tuned(workload, {"throughput": best}, [], "2026-01-01")
@@ -149,16 +149,16 @@ def test_a_cache_that_cannot_be_written_is_a_coded_error(monkeypatch: pytest.Mon
     assert caught.value.code == "cache_failed"
 
 
-def test_a_runtime_of_another_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime-gpu gives the module onnxruntime, and no distribution of that name."""
+def test_a_renamed_runtime_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu provides the module onnxruntime, but no distribution of that name."""
     from importlib import metadata
 
-    whole = metadata.version
+    original = metadata.version
 
     def version(name: str) -> str:
         if name == "onnxruntime":
             raise metadata.PackageNotFoundError(name)
-        return whole(name)
+        return original(name)
 
     monkeypatch.setattr(metadata, "version", version)
     assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"
@@ -184,8 +184,8 @@ def test_rounds_alternate_and_slow_candidates_are_dropped() -> None:
     assert np.isclose(fakes[1].row.images_per_second, 1.0)
 
 
-def test_a_disturbed_round_does_not_decide() -> None:
-    """Another program slowed three of the faster one's seven rounds, as happens on a shared machine."""
+def test_a_single_slow_round_does_not_determine_the_winner() -> None:
+    """Another program slows three of the seven rounds of the faster candidate, as on a shared machine."""
     usual = TuningRow("throughput", "rewritten", "float32", "", 1, 8, [0.10] * 7)
     disturbed = TuningRow("throughput", "openvino", "float32", "", 1, 8, [0.08, 0.3, 0.08, 0.3, 0.08, 0.3, 0.3])
     assert _winner([usual, disturbed], "today").engine == "openvino"

@@ -12,7 +12,7 @@ from tessella.plots import figures
 pytest.importorskip("matplotlib")
 
 
-def test_training_curves_are_sorted_by_what_they_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_curves_are_grouped_by_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[dict[str, Any]] = [
         dict(config={}, note="first"),
         dict(epoch=0, loss=2.0, val_loss=None, val_top1=0.25, lr=1e-3),

@@ -1,4 +1,4 @@
-"""Sheets of pictures: what cannot be drawn costs the sheet, and a page needs no drawing library."""
+"""Contact sheets: a failure is a warning, and an .html page needs no drawing library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tessella.data.decode import decode
 from tessella.plots.sheet import Panel, write_sheet
 
 
-def test_a_page_needs_no_drawing_library_and_a_failed_sheet_costs_a_warning(
+def test_a_page_needs_no_drawing_library_and_a_failed_sheet_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from huggingface_hub import close_session, constants
 
-os.environ["NO_PROXY"] = "127.0.0.1"  # read when the client is made, which happens once: it takes 0.1 s
+os.environ["NO_PROXY"] = "127.0.0.1"  # read when the client is created, which happens once, as it takes 0.1 s
 close_session()
 
 LARGE = (".safetensors", ".bin", ".png", ".npz")
@@ -70,7 +70,7 @@ class FakeHub:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.Lock()
-        self.released = threading.Event()  # ends every stall
+        self.released = threading.Event()  # releases stalled requests
         self.servers = [self._serve(), self._serve()]
         self.url, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
 
@@ -92,7 +92,7 @@ class FakeHub:
             server.server_close()
 
     def add(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
-        """Commit `files` on top of what `revision` has; returns the commit."""
+        """Commit `files` on top of `revision` and return the commit."""
         entry = self.repos.setdefault(repo, Repo())
         merged = {**entry.commits.get(entry.refs.get(revision, ""), {}), **files}
         history = f"{repo} {revision} {len(entry.commits)} {sorted((k, sha256(v)) for k, v in merged.items())}"
@@ -106,15 +106,15 @@ class FakeHub:
         return self.faults[-1]
 
     def take_faults(self, method: str, name: str) -> dict[str, Fault]:
-        """The faults for this request, used up by it: one that breaks it off, one of each other kind."""
-        taken: dict[str, Fault] = {}
+        """Return and consume the faults for this request: one that aborts it, and one of each other kind."""
+        used: dict[str, Fault] = {}
         with self.lock:
             for fault in self.faults:
                 slot = "break" if fault.kind in BREAKS else fault.kind
-                if fault.times and fault.method == method and name.endswith(fault.name) and slot not in taken:
-                    taken[slot] = fault
+                if fault.times and fault.method == method and name.endswith(fault.name) and slot not in used:
+                    used[slot] = fault
                     fault.times -= 1
-        return taken
+        return used
 
     def count(self, method: str, name: str) -> int:
         return sum(1 for verb, path, _ in self.requests if verb == method and path.endswith(name))
@@ -173,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.send_json({"id": name, "modelId": name, "sha": commit, "siblings": files, "private": False})
 
     def allowed(self, name: str) -> Repo | None:
-        """The repository if this request may read it, else the refusal that the Hub sends is on its way."""
+        """Return the repository if this request may read it; otherwise send the refusal of the Hub."""
         repo = self.hub.repos.get(name)
         sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if repo is None:
@@ -276,7 +276,7 @@ class Handler(BaseHTTPRequestHandler):
     # --- both ---
 
     def noted(self) -> str:
-        """Record the request; returns its path."""
+        """Record the request and return its path."""
         with self.hub.lock:
             self.hub.requests.append((self.command, self.path, dict(self.headers.items())))
         return urlsplit(self.path).path
@@ -315,7 +315,7 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.write(body[start : min(start + PIECE, end)])
             if fault and fault.kind != "status":
                 self.break_off(fault)
-        except OSError:  # the client left
+        except OSError:  # the client has disconnected
             self.close_connection = True
 
     def break_off(self, fault: Fault) -> None:
@@ -329,7 +329,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def online(patch: pytest.MonkeyPatch, home: Path) -> list[float]:
-    """Put this process's client online, without credentials; the list will hold the seconds it asked to wait for."""
+    """Put the client of this process online, without credentials; the list receives the seconds of requested waits."""
     for name, value in {
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
@@ -348,5 +348,5 @@ def sha256(content: bytes) -> str:
 
 
 def blob_id(content: bytes) -> str:
-    """git's name of a file's content."""
+    """Return the blob id of git for the content of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -63,7 +63,7 @@ def test_built_in_files_have_their_recorded_hash() -> None:
         assert len(checkpoint.sha256) == 64
 
 
-def test_a_row_of_each_table_form_is_read(tmp_path: Path) -> None:
+def test_a_row_of_each_kind_is_read(tmp_path: Path) -> None:
     row = {
         "name": "convmixer_256_8_ks3_p4.mine",
         "num_classes": 2,
@@ -188,7 +188,7 @@ def test_models_without_weights_are_listed_unless_pretrained() -> None:
     assert list_models("gmixer*_224", pretrained=True, include_tags=False) == ["gmixer_24_224"]
     assert list_models("gmixer_*_224*", include_tags=True) == ["gmixer_12_224.untrained", "gmixer_24_224.ra3_in1k"]
     assert list_pretrained("gmlp*") == ["gmlp_s16_224.ra3_in1k"]
-    parts = (set(list_models(some, pretrained=True)) for some in ("*_224.*", "c*", "*_32.*"))
+    parts = (set(list_models(pattern, pretrained=True)) for pattern in ("*_224.*", "c*", "*_32.*"))
     assert set().union(*parts) == set(list_pretrained())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints written by other programs: prefixes, containers, other objects than tensors, unusual data types."""
+"""Checkpoints written by other programs: prefixes, containers, objects other than tensors, unusual data types."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_no_family_mistakes_its_own_keys_for_a_prefix(
     assert state_hash(model) == state_hash(tiny(case))
 
 
-def test_a_prefix_of_some_keys_only_is_not_removed() -> None:
+def test_a_prefix_that_only_some_keys_have_is_not_removed() -> None:
     state = {f"model.{key}": value for key, value in good_state().items()}
     state["norm.weight"] = state.pop("model.norm.weight")
     with pytest.raises(WeightsError) as error:
@@ -157,7 +157,7 @@ def test_objects_other_than_tensors_are_ignored(
 
 
 class Settings:
-    """A class of a training script."""
+    """A class of a training script that a checkpoint contains."""
 
     def __init__(self) -> None:
         self.lr = 0.1
@@ -254,7 +254,7 @@ ODD_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", ODD_TENSORS)
 @pytest.mark.parametrize("case", ["convmixer", "resmlp", "crossvit_dagger"])
 def test_unusual_tensors_are_coded_errors(case: str, kind: str, tmp_path: Path) -> None:
-    """Also in `convert`, which renames and reshapes before anything is compared."""
+    """`convert` also removes it, before it renames and reshapes."""
     model = tiny(case)
     before = state_hash(model)
     arch, small = TINY[case]

@@ -35,7 +35,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 
 @torch.no_grad()
 def tiny(family: str) -> ImageModel:
-    """A small model with random weights and statistics."""
+    """Return a small model with random weights and statistics."""
     arch, args = TINY[family]
     torch.manual_seed(0)
     model = build(arch, **args).eval()
@@ -58,7 +58,7 @@ class Skip(nn.Module):
 
 
 def convmixer_original(model: ImageModel) -> nn.Sequential:
-    """The paper's model as one nn.Sequential, with our weights in its order."""
+    """Return the model of the paper as one nn.Sequential, with the weights of our model in its order."""
     cfg = model.config
     blocks = [
         nn.Sequential(
@@ -102,7 +102,7 @@ def resmlp_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mixer_original(state: dict[str, Tensor], linen: bool, second_norm: int) -> dict[str, Any]:
-    """The flattened JAX tree, after or before linen."""
+    """Return the flattened JAX tree of a version after or before linen."""
     arrays = {key: value.numpy() for key, value in state.items()}
 
     def norm(name: str) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ def mixer_original(state: dict[str, Tensor], linen: bool, second_norm: int) -> d
 
 
 def write(family: str, variant: str, path: Path) -> ImageModel:
-    """The model with the weights of the file."""
+    """Return the model with the weights of the file."""
     model = tiny(family)
     state = dict(model.state_dict())
     if family == "convmixer":
@@ -184,7 +184,7 @@ CASES = [
 def test_round_trip_is_bit_equal(family: str, variant: str, name: str, tmp_path: Path) -> None:
     model = write(family, variant, tmp_path / name)
     arch, args = TINY[family]
-    args = {key: value for key, value in args.items() if key != "num_classes"}  # read off the file's head
+    args = {key: value for key, value in args.items() if key != "num_classes"}  # read from the head in the file
     done = convert(tmp_path / name, arch, tmp_path / "out", **args)
     assert (done.arch, done.folder) == (arch, tmp_path / "out")
     assert sorted(path.name for path in done.folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -211,7 +211,7 @@ def test_the_layout_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_the_converted_convmixer_computes_the_same_as_the_authors_model(tmp_path: Path) -> None:
-    """The paper's model, copied here, and the converted one have the same outputs for an image."""
+    """The model of the paper, which is copied here, and the converted one have the same outputs for an image."""
     model = write("convmixer", "plain", tmp_path / "m.pth.tar")
     arch, args = TINY["convmixer"]
     convert(tmp_path / "m.pth.tar", arch, tmp_path / "out", **args)
@@ -282,7 +282,7 @@ def test_an_unknown_layout(tmp_path: Path) -> None:
     assert "ConvMixer" in error.hint
 
 
-def test_a_missing_or_additional_or_broken_tensor(tmp_path: Path) -> None:
+def test_a_missing_additional_or_damaged_tensor(tmp_path: Path) -> None:
     arch, args = TINY["resmlp"]
     good = resmlp_original(dict(tiny("resmlp").state_dict()))
     lacking = {key: value for key, value in good.items() if key != "blocks.1.attn.bias"}
@@ -308,8 +308,8 @@ class Exploding:
 def test_bad_npz_files(tmp_path: Path) -> None:
     good = mixer_original(dict(tiny("mixer").state_dict()), linen=True, second_norm=1)
     np.savez(tmp_path / "good.npz", **good)
-    whole = (tmp_path / "good.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    complete = (tmp_path / "good.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(complete[: len(complete) // 2])
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "page.npz").write_bytes(b"<!doctype html><title>404</title>" * 9)
     np.savez(tmp_path / "pickled.npz", **{**good, "head/bias": np.array([Exploding()], dtype=object)})

@@ -68,7 +68,7 @@ def test_a_model_by_name(name: str) -> None:
     assert "sha256" not in model.pretrained_cfg
 
 
-def test_the_own_architecture_by_name() -> None:
+def test_an_architecture_of_this_project_by_name() -> None:
     assert model_of("convmixer_256_8_ks3_p4").num_classes == 10
 
 
@@ -137,7 +137,7 @@ def test_a_saved_model_is_loaded_and_adapted(case: str, tmp_path: Path) -> None:
 
 
 def test_a_head_that_is_not_loaded_is_initialized_as_usual(folder: Path) -> None:
-    for _ in range(3):  # memory that nothing filled would show now and then
+    for _ in range(3):  # uninitialized memory would differ sometimes
         head = model_of(f"local-dir:{folder}", pretrained=True, num_classes=3).get_classifier()
         assert isinstance(head, nn.Linear)
         assert not head.weight.any()
@@ -297,7 +297,7 @@ def test_a_checkpoint_path_is_loaded_strictly(tmp_path: Path) -> None:
     arch, small = TINY["gmlp"]
     path = tmp_path / "best.safetensors"
     safetensors.torch.save_file(tiny("gmlp").state_dict(), path)
-    for pretrained in (False, True):  # True: the Hub is not asked
+    for pretrained in (False, True):  # True: no request to the Hub
         model = model_of(arch, pretrained=pretrained, checkpoint_path=path, **small, num_classes=NUM_CLASSES)
         assert state_hash(model) == state_hash(tiny("gmlp"))
     with pytest.raises(WeightsError) as error:
@@ -316,7 +316,7 @@ def test_an_overlay_adapts_a_local_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A built-in checkpoint of a small model with its own name."""
+    """Return a built-in checkpoint of a small model under a name of its own."""
     arch, small = TINY["convmixer"]
     monkeypatch.setitem(
         ARCHITECTURES, arch, (ARCHITECTURES[arch][0], dataclasses.replace(ARCHITECTURES[arch][1], **small))
@@ -354,7 +354,7 @@ def test_a_damaged_built_in_checkpoint_is_refused(builtin: Path) -> None:
     assert error.value.code == "hash_mismatch"
 
 
-# --- what comes out ---
+# --- the created model ---
 
 
 def test_features_only(folder: Path) -> None:
@@ -375,7 +375,7 @@ def test_device_and_precision(folder: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    """A hub on loopback instead of the real one."""
+    """Use a hub on loopback instead of the real one."""
     online(monkeypatch, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as hub:
@@ -438,7 +438,7 @@ def test_a_published_checkpoint_is_loaded_from_its_repository(
 def test_a_cached_file_that_was_altered_is_refused(
     hub: FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, at: int, code: str
 ) -> None:
-    """The client would always return the same file, so the hint says which file to delete; then loading succeeds."""
+    """The client always returns the same file, so the hint states which file to delete; then loading succeeds."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
     hub.add("org/tiny", files_of(folder))
     good = state_hash(model_of("hf-hub:org/tiny", pretrained=True))

@@ -31,10 +31,10 @@ from .hub import FakeHub, blob_id, online, sha256
 
 REPO = "org/tiny"
 CONFIG = json.dumps({"architecture": "convmixer_256_8_ks3_p4"}).encode()
-WEIGHTS = random.Random(0).randbytes(300_000)  # nobody parses them here
+WEIGHTS = random.Random(0).randbytes(300_000)  # they are not parsed here
 FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 SECRET = "hf_thisMustNotBeSeen"
-REPEATS = 3  # what one time leaves behind in the client must not show the next time
+REPEATS = 3  # state that the client keeps must not affect the next call
 
 
 @pytest.fixture
@@ -72,10 +72,10 @@ def check_fetched(files: HubFiles) -> None:
     assert files.sha256 == sha256(WEIGHTS)
 
 
-# --- what is fetched ---
+# --- downloads ---
 
 
-def test_both_files_of_one_commit_arrive(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
+def test_both_files_of_a_commit_are_downloaded(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     files = fetch_from(hub, tmp_path)
     check_fetched(files)
     assert files.revision == hub.repos[REPO].refs["main"]
@@ -106,7 +106,7 @@ def test_revisions(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
     assert fetch_from(hub, tmp_path, revision=old).weights_path.read_bytes() == WEIGHTS
 
 
-def test_a_push_in_between_cannot_mix_commits(
+def test_files_of_different_commits_are_never_combined(
     hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verify = fetch._verify
@@ -183,7 +183,7 @@ FAULTS: dict[str, tuple[str, list[dict[str, Any]]]] = {  # name -> (error code o
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_hub_is_survived_or_reported(
+def test_errors_of_a_hub_are_handled_or_reported(
     name: str, hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault is recovered from or reported with its code in limited time, and the next call succeeds."""
@@ -228,7 +228,7 @@ def test_an_etag_may_be_a_plain_sha1(tmp_path: Path) -> None:
     path.write_bytes(b"content")
     assert fetch._has_etag(path, "040f06fd774092478d450774f5ba30c5da78acc8")  # sha1 of the content
     assert fetch._has_etag(path, blob_id(b"content"))
-    assert fetch._has_etag(path, "5f3e-abc")  # says nothing
+    assert fetch._has_etag(path, "5f3e-abc")  # not a hash of the content
     assert not fetch._has_etag(path, blob_id(b"other"))
 
 
@@ -283,7 +283,7 @@ def test_gated_and_private_repositories(hub: FakeHub, slept: list[float], tmp_pa
     hub.repos[REPO].token = SECRET
     with pytest.raises(HubError) as caught:
         fetch_from(hub, tmp_path)
-    assert caught.value.code == "hub_not_found"  # the Hub does not tell strangers that a private repository exists
+    assert caught.value.code == "hub_not_found"  # the Hub does not reveal that a private repository exists
     check_fetched(fetch_from(hub, tmp_path, token=SECRET))
     hub.repos[REPO].gated = True
     with pytest.raises(HubError) as caught:
@@ -291,7 +291,7 @@ def test_gated_and_private_repositories(hub: FakeHub, slept: list[float], tmp_pa
     assert caught.value.code == "hub_denied"
 
 
-def test_the_token_goes_to_the_hub_only_and_into_no_message(
+def test_the_token_is_only_sent_to_the_hub_and_not_in_messages(
     hub: FakeHub, slept: list[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.repos[REPO].token = SECRET
@@ -336,7 +336,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("argument", ["repo", "revision"])
-def test_unsafe_names_are_refused_before_anything_happens(
+def test_unsafe_names_are_refused_before_any_request(
     argument: str, hub: FakeHub, slept: list[float], tmp_path: Path
 ) -> None:
     for name in UNSAFE:
@@ -425,7 +425,7 @@ def test_a_cache_without_symbolic_links_works(
     assert files.sha256 is None
 
 
-# --- a process of its own ---
+# --- in separate processes ---
 
 CHILD = """
 import json, os, sys
@@ -562,7 +562,7 @@ def test_create_model_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_every_failure_is_a_hub_error(hub: FakeHub, slept: list[float], tmp_path: Path) -> None:
-    """Unknown exceptions of the client, too, become coded errors with their type in the message."""
+    """Unknown exceptions of the client also become errors with a code, with their type in the message."""
     with pytest.raises(TessellaError, match="KeyError") as caught:
         fetch.call_hub(
             fetch.check_location(REPO, None, tmp_path, None, hub.url), lambda: os.environ["TESSELLA_MISSING"]

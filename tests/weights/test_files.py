@@ -40,7 +40,7 @@ def state_hash(model: ImageModel) -> str:
 
 
 def with_header(good: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    """The same data with a header that `edit` changed in place or replaced."""
+    """Return the same data with a header that `edit` changed in place or replaced."""
     end = 8 + int.from_bytes(good[:8], "little")
     header = json.loads(good[8:end])
     header.pop("__metadata__", None)
@@ -50,7 +50,7 @@ def with_header(good: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 
 def edit_entry(**fields: Any) -> Callable[[bytes], bytes]:
-    """Change fields of the first tensor; a function gets the old value."""
+    """Change fields of the first tensor; functions are called with the old value."""
 
     def change(header: dict[str, Any]) -> None:
         entry = next(iter(header.values()))
@@ -102,7 +102,7 @@ def saved(value: object) -> bytes:
 
 
 def legacy(value: object) -> bytes:
-    """The format before torch 1.6: pickles and raw data one after another."""
+    """Return a file in the format before torch 1.6: pickles followed by raw data."""
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
@@ -197,7 +197,7 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 @pytest.fixture(scope="module", params=TINY)
 def family(request: pytest.FixtureRequest) -> tuple[ImageModel, bytes, str]:
-    """A model, a valid file for it, and the hash of its state."""
+    """Return a model, a valid file for it, and the hash of its state."""
     model = tiny(request.param)
     return model, safetensors.torch.save(model.state_dict(), {"format": "pt"}), state_hash(model)
 
@@ -331,7 +331,7 @@ def test_the_malicious_pickle_works_if_unpickled(tmp_path: Path) -> None:
 
 
 def compressed(content: bytes) -> bytes:
-    """The same zip archive, compressed."""
+    """Return the same zip archive with compression."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
@@ -379,7 +379,7 @@ def test_a_bad_pytorch_file_is_refused_with_its_code(kind: str, suffix: str, tmp
 
 @pytest.mark.parametrize(
     ("pack", "codes"),
-    # where the old format is cut inside a name, the rest of it is a name that must not be looked up
+    # if the old format is cut inside a name, the rest is another name that must not be looked up
     [(saved, {"truncated"}), (legacy, {"truncated", "unsafe_format"})],
 )
 def test_any_cut_of_a_pytorch_file_is_refused(pack: Callable[[object], bytes], codes: set[str], tmp_path: Path) -> None:

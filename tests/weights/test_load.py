@@ -24,7 +24,7 @@ def head_keys(state: State) -> set[str]:
 
 
 def fresh(case: str, **overrides: Any) -> ImageModel:
-    """The model of `case` with other weights than the golden ones."""
+    """Return the model of `case` with weights other than the golden ones."""
     model = tiny(case, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -250,7 +250,7 @@ def test_integer_weights_are_refused() -> None:
     assert error.value.code == "wrong_dtype"
 
 
-def test_the_given_state_dict_is_not_changed() -> None:
+def test_the_state_dict_of_the_caller_is_not_changed() -> None:
     source = tiny("crossvit").state_dict()
     copies = {key: value.clone() for key, value in source.items()}
     model = tiny("crossvit", in_chans=1, num_classes=2, img_size=240)

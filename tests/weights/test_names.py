@@ -23,9 +23,9 @@ from tessella.weights.names import find_models, headline_accuracy, local_folder
     ],
 )
 def test_models_are_found_by_part_of_their_name(pattern: str, names: set[str]) -> None:
-    found = find_models([pattern])
-    assert names <= set(found)
-    assert all(pattern.lower().strip("*") in name for name in found)
+    actual = find_models([pattern])
+    assert names <= set(actual)
+    assert all(pattern.lower().strip("*") in name for name in actual)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_similar_names() -> None:

@@ -74,7 +74,7 @@ def test_push_again_replaces_the_weights(
     check_loads(hub, "main", model, tmp_path, monkeypatch)
 
 
-def test_push_to_a_branch_leaves_main_alone(
+def test_push_to_a_branch_does_not_change_main(
     hub: FakeHub, model: ImageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_to_hub(model, REPO, token=TOKEN, revision="v2", endpoint=hub.url)

@@ -88,7 +88,7 @@ def test_a_saved_model_saved_again_is_the_same(tmp_path: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_labels_and_tag_go_when_the_classes_change(tmp_path: Path) -> None:
+def test_labels_and_tag_are_removed_if_the_classes_change(tmp_path: Path) -> None:
     first = save_pretrained(tiny("mixer"), tmp_path / "1", config_overrides={"label_names": list("abcde"), "tag": "x"})
     assert config_of(first)["label_names"] == list("abcde")
     assert config_of(first)["pretrained_cfg"]["tag"] == "x"
@@ -183,7 +183,7 @@ def test_fields_cannot_add_content_to_the_model_card(tmp_path: Path) -> None:
     assert "\nbase_model" not in card
 
 
-# --- whole or not at all ---
+# --- complete or not written -
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
@@ -199,11 +199,11 @@ def test_permissions_follow_the_umask(mask: int, mode: int, tmp_path: Path) -> N
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: only cleanup code runs after it."""
+    """Simulates the end of the process: only cleanup code runs after it."""
 
 
 def count_steps(patch: pytest.MonkeyPatch, fail_at: int, error: BaseException) -> list[str]:
-    """Make the `fail_at`-th system call of a save fail; return the list of the calls' names."""
+    """Make the `fail_at`-th system call of a save fail; return the list of the names of the calls."""
     done: list[str] = []
 
     def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -242,7 +242,7 @@ def test_a_failure_at_any_step_leaves_old_or_complete_new_files(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = save_steps(monkeypatch, tmp_path / "count")
-    assert steps == 15  # three files: made, synced, renamed, and the folder opened and synced
+    assert steps == 15  # for each of three files: create, sync, rename, and open and sync the folder
     new_model = tiny("mixer", num_classes=3)
     new = save_pretrained(new_model, tmp_path / "new")
     outcomes = set()
@@ -259,10 +259,10 @@ def test_a_failure_at_any_step_leaves_old_or_complete_new_files(
         for name in ("model.safetensors", "config.json"):
             assert (folder / name).read_bytes() in (old[name], (new / name).read_bytes())
         outcomes.add(outcome(folder))
-    assert outcomes == {NUM_CLASSES, 3, "hash_mismatch"}  # between the two files: found, not mixed
+    assert outcomes == {NUM_CLASSES, 3, "hash_mismatch"}  # a crash between the two files is detected
 
 
-def test_data_that_did_not_reach_the_disk_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_replaced_only_after_the_data_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomic(path, b"old")
     with monkeypatch.context() as full:
@@ -273,7 +273,7 @@ def test_data_that_did_not_reach_the_disk_replaces_nothing(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError) as error:
