@@ -57,20 +57,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder for the training runs")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    args = parser.parse_args()
     variants = [(kernel, PATCHES[0]) for kernel in KERNELS] + [(KERNELS[0], patch) for patch in PATCHES[1:]]
     rows = []
     for kernel, patch in variants:
-        config = config_of(kernel, patch, given.epochs)
-        run = given.runs / f"k{kernel}_p{patch}_{given.epochs}"
+        config = config_of(kernel, patch, args.epochs)
+        run = args.runs / f"k{kernel}_p{patch}_{args.epochs}"
         if not (run / "report" / "report.md").exists():
             train(
-                given.data, run, config, on_event=lambda event: print(event) if isinstance(event, EpochEvent) else None
+                args.data, run, config, on_event=lambda event: print(event) if isinstance(event, EpochEvent) else None
             )
         rows.append(row_of(kernel, patch, run, config))
         paper = PAPER[9, patch] - PAPER[9, PATCHES[0]] if kernel == 9 else PAPER[kernel, 1] - PAPER[9, 1]
         rows[-1] |= dict(change=round(rows[-1]["top1"] - rows[0]["top1"], 2), paper_change=round(paper, 2))
-    write_table("ablation", rows, given.out)
+    write_table("ablation", rows, args.out)
 
 
 if __name__ == "__main__":

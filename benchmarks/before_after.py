@@ -1,10 +1,10 @@
-"""Two checkouts of this project compared on one machine: how fast commands start and engines run.
+"""Compare two checkouts of this project on one machine: how fast commands start and engines run.
 
     python benchmarks/before_after.py BEFORE AFTER [--rounds 7] [--out FILE.csv]
 
-BEFORE and AFTER are checkouts. Every measurement is a process of its own and runs in both by turns, so that whatever
-else the machine does meets both. Reported are medians with the fastest and slowest, and the ratio after / before of
-medians of the rounds' ratios.
+BEFORE and AFTER are checkouts. Each measurement is a separate process; the checkouts take turns, so that other load on
+the machine affects both. The report has medians with the fastest and slowest values, and the median over the rounds of
+the ratio after / before.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(tree: Path, arguments: list[str], folder: Path, status: tuple[int, ...] 
 
 
 def start_up(trees: tuple[Path, Path], rounds: int, folder: Path) -> Iterator[tuple[str, str, list[tuple[float, ...]]]]:
-    """Yield (name, unit, seconds before and after per round) for each command; one round more warms the caches."""
+    """Yield (name, unit, seconds before and after per round) for each command; a first round warms the caches."""
     places = {name: str(trees[1] / name) for name in ("examples", "clothing")}
     runs = {tree: folder / f"run-{tree.name}" for tree in trees}
     for tree in trees:
@@ -94,11 +94,11 @@ def engines(trees: tuple[Path, Path], rounds: int, folder: Path) -> Iterator[tup
 
 
 def main() -> None:
-    """Measure and print; write a CSV file if asked."""
+    """Measure and print; write a CSV file with --out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     trees = (args.before.resolve(), args.after.resolve())

@@ -34,7 +34,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 AUTO, TIMM = "auto", "timm"
 
 
-def own(precisions: Sequence[str]) -> list[Candidate]:
+def tessella_candidates(precisions: Sequence[str]) -> list[Candidate]:
     """Return each engine of this package, then the defaults after `tessella tune`."""
     pairs = [(name, one) for one in precisions for name, kind in ENGINES.items() if one in kind.precisions]
     return [
@@ -125,9 +125,9 @@ def result_path(rows: Sequence[BenchmarkRow]) -> Path:
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="scripts/bench cpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=FIVE)
-    parser.add_argument("--batches", nargs="+", type=int, default=[8, 1])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", default=FIVE, metavar="NAME", help="models to measure")
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 1], metavar="N", help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
     parser.add_argument("--skip-compile", action="store_true", help="skip torch.compile, which takes minutes")
     parser.add_argument(
         "--tune-seconds", type=float, default=SECONDS, help="time limit of `tessella tune` before each model"
@@ -149,7 +149,7 @@ def main() -> None:
         )
         candidates = [
             *stock(exports, precisions, compile=not args.skip_compile),
-            *own([*precisions, *(["int8"] if args.int8 else [])]),
+            *tessella_candidates([*precisions, *(["int8"] if args.int8 else [])]),
         ]
         for name in args.models:
             case = load_case(name)
@@ -161,7 +161,7 @@ def main() -> None:
                 for row in group:
                     print(f"{row.model} batch {row.batch} {row.candidate}, {row.precision}: {cell(row)} {row.note}",
                           file=sys.stderr)  # fmt: skip
-            exports.forget()
+            exports.remove_exports()
     print(*conditions(rows), sep="\n")
     print(*tables(rows), sep="\n")
     print(f"\nall figures: {path}", file=sys.stderr)

@@ -2,9 +2,9 @@
 
 For each model, in alternating rounds: the engine on batches of decoded pixels ("model"), and `Predictor.records` on the
 files of the archive, with the transform "exact" and "fast". Engine, plan and number of images are the same; weights are
-random. The share is the rate from files divided by that of the model in the same rounds. The engine is the one that
-`tessella tune` found for the model on this machine, or --engine. Peak memory is what a round added to the process,
-after half and after all of its images. The result is written to benchmarks/results as a CSV file.
+random. The column `share` is the rate from files divided by that of the model in the same rounds. The engine is the
+one that `tessella tune` found for the model on this machine, or --engine. Peak memory is what a round added to the
+process, after half and after all of its images. The result is written to benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("archive")
-    parser.add_argument("--models", nargs="+", default=FIVE)
+    parser.add_argument("archive", help=".tar file with JPEG photographs")
+    parser.add_argument("--models", nargs="+", default=FIVE, metavar="NAME", help="models to measure")
     parser.add_argument("--seconds", type=float, default=12, help="seconds per round of the model alone")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
+    parser.add_argument("--engine", default="auto", help="engine, as for `tessella classify`")
     args = parser.parse_args()
     version = ".".join(torch.__version__.split(".")[:2])
     stem = f"end-to-end_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}"

@@ -43,7 +43,7 @@ class Row:
     model: str
     batch: int
     candidate: str
-    reads: str = ""  # uint8 or normalised bfloat16 images, both already on the GPU
+    reads: str = ""  # uint8 or normalized bfloat16 images, both already on the GPU
     status: str = "ok"  # or the reason why there are no figures
     images_per_second: float | None = None  # median of the rounds
     slowest: float | None = None
@@ -188,7 +188,7 @@ class Contender:
     passes: int = 1
     seconds: list[float] | None = None  # per pass, one value per round
 
-    def turn(self) -> float:
+    def run_turn(self) -> float:
         """Run the passes of a turn and return the seconds per pass."""
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -244,9 +244,9 @@ def measure(case: Any, batch: int, rounds: int, mode: str, budget: Budget) -> li
     spec = case.spec
     shape = (batch, spec.height, spec.width, spec.channels)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).cuda()
-    inputs = {"uint8": pixels, "normalised": normalised(pixels, spec).bfloat16()}
+    inputs = {"uint8": pixels, "normalised": normalize(pixels, spec).bfloat16()}
     few = pixels[:8]
-    expected = truth(case, few)
+    expected = reference_logits(case, few)
     contenders: list[Contender] = []
     rows: list[Row] = []
     for name, make in candidates(case, batch, mode).items():
@@ -268,8 +268,8 @@ def measure(case: Any, batch: int, rounds: int, mode: str, budget: Budget) -> li
             row.same_top1 = float((logits.argmax(-1) == expected.argmax(-1)).double().mean())
             row.choices = "; ".join(f"{one.what}: {one.chosen} ({one.reason})" for one in choices())
             contender = Contender(row, lambda run=run, x=x: run(x), wait_each=batch == 1)  # type: ignore[misc]
-            contender.turn()
-            contender.passes = max(1, int(TURN_SECONDS / contender.turn()))
+            contender.run_turn()
+            contender.passes = max(1, int(TURN_SECONDS / contender.run_turn()))
             contenders.append(contender)
         except Exception as error:  # a candidate that fails is a row with the reason
             row.status = failure(error)
@@ -284,7 +284,7 @@ def measure(case: Any, batch: int, rounds: int, mode: str, budget: Budget) -> li
     for _ in range(rounds):
         for contender in everything:
             assert contender.seconds is not None
-            contender.seconds.append(contender.turn())
+            contender.seconds.append(contender.run_turn())
     fill(contenders, gemm, case.macs, batch, rounds)
     del contenders, everything, gemm
     gc.collect()
@@ -310,14 +310,14 @@ def fill(contenders: list[Contender], gemm: Contender, macs: int, batch: int, ro
         contender.row.ratio_to_best_stock = (contender.row.images_per_second or 0) / stock if stock else None
 
 
-def normalised(pixels_BHWC: Tensor, spec: Any) -> Tensor:
-    """Normalise (B,H,W,C) uint8 images to contiguous (B,C,H,W) float32."""
+def normalize(pixels_BHWC: Tensor, spec: Any) -> Tensor:
+    """Normalize (B,H,W,C) uint8 images to contiguous (B,C,H,W) float32."""
     mean, std = (torch.tensor(values, device="cuda") for values in (spec.mean, spec.std))
     return ((pixels_BHWC / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
-def truth(case: Any, pixels_BHWC: Tensor) -> Tensor:
+def reference_logits(case: Any, pixels_BHWC: Tensor) -> Tensor:
     """Return the logits of the eager model in float64 on the GPU."""
     mean, std = (torch.tensor(values, device="cuda", dtype=torch.float64) for values in (case.spec.mean, case.spec.std))
     x = ((pixels_BHWC.double() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
@@ -347,9 +347,9 @@ def write(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
 def main() -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="scripts/bench gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=FIVE)
-    parser.add_argument("--batches", nargs="+", type=int, default=[256, 1, 64])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", default=FIVE, metavar="NAME", help="models to measure")
+    parser.add_argument("--batches", nargs="+", type=int, default=[256, 1, 64], metavar="N", help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
     parser.add_argument(
         "--seconds", type=float, default=450, help="time limit, after which no new candidate is started"
     )

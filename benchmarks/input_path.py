@@ -126,13 +126,13 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path, help=".tar file with JPEG photographs")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=None, help="greatest number of photographs")
+    parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
+    parser.add_argument("--limit", type=int, default=None, help="maximum number of photographs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    with tarfile.open(given.archive) as archive:
-        members = [m for m in archive if m.name.lower().endswith((".jpg", ".jpeg"))][: given.limit]
+    with tarfile.open(args.archive) as archive:
+        members = [m for m in archive if m.name.lower().endswith((".jpg", ".jpeg"))][: args.limit]
         photos = [file.read() for m in members if (file := archive.extractfile(m))]
     conditions = dict(
         cpu=cpu_name(),
@@ -143,13 +143,13 @@ def main() -> None:
         date=datetime.date.today().isoformat(),
     )
     slug = re.sub(r"[^a-z0-9]+", "-", conditions["cpu"].lower()).strip("-")
-    out = given.out / f"input_path_{slug}_torch{torch.__version__}_{conditions['date'].replace('-', '')}.csv"
+    out = args.out / f"input_path_{slug}_torch{torch.__version__}_{conditions['date'].replace('-', '')}.csv"
     gains = []
     with out.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
         for name, spec in RECIPES.items():
-            rows = measure(photos, spec, given.rounds)
+            rows = measure(photos, spec, args.rounds)
             gains.append(float(str(rows["fast"]["times_exact"])))
             for path, row in rows.items():
                 table.writerow(

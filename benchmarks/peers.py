@@ -1,7 +1,7 @@
 """timm's models with the engines that can run them, as candidates to compare Tessella with.
 
 Each is a candidate of `tessella.performance`, converted as its own documentation recommends: a fixed batch size,
-normalised float images, all threads on one batch. timm imports torchvision, whose compiled operators load only with
+normalized float images, all threads on one batch. timm imports torchvision, whose compiled operators load only with
 the build of torch they were made for; its Python parts need only the names of these operators.
 """
 
@@ -109,7 +109,7 @@ class Exports:
             self.seconds[path] = time.perf_counter() - start
         return path
 
-    def forget(self) -> None:
+    def remove_exports(self) -> None:
         """Remove the files, after the last use of a model."""
         for path in self.folder.iterdir():
             path.unlink()

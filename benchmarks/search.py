@@ -136,14 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--labelled", metavar="DATA", help="labelled images, as for `tessella train`")
-    parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL])
-    parser.add_argument("--limit", type=int, help="greatest number of labelled images")
+    parser.add_argument("--labelled", metavar="DATA", help="labeled images, as for `tessella train`")
+    parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL], metavar="NAME", help="models to measure")
+    parser.add_argument("--limit", type=int, help="maximum number of labeled images")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    write_table("search", index(given.rows, given.queries), given.out)
-    if given.labelled:
-        write_table("retrieval", models(given.models, given.labelled, given.limit), given.out)
+    args = parser.parse_args()
+    write_table("search", index(args.rows, args.queries), args.out)
+    if args.labelled:
+        write_table("retrieval", models(args.models, args.labelled, args.limit), args.out)
 
 
 if __name__ == "__main__":

@@ -132,14 +132,21 @@ def _inspect(name: str) -> ModelInfo:
 def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, sources: tuple[str, ...]) -> ModelInfo:
     """Return the ModelInfo from a row of the table of costs and the checkpoint's config."""
     family, papers = FAMILIES[arch.partition("_")[0]]
-    recipe = resolve_data_config(pretrained_cfg=cfg) | dict(input_size=tuple(facts["input_size"]))
+    channels, height, width = facts["input_size"]
+    recipe: PretrainedCfg = {**resolve_data_config(pretrained_cfg=cfg), "input_size": (channels, height, width)}
     return ModelInfo(
         name=name,
         architecture=arch,
         tag=cfg.get("tag"),
         family=family,
         papers=papers,
-        cost=Cost(**{field: facts[field] for field in Cost.__dataclass_fields__}),
+        cost=Cost(
+            params=facts["params"],
+            macs=facts["macs"],
+            activations=facts["activations"],
+            card_macs=facts["card_macs"],
+            card_activations=facts["card_activations"],
+        ),
         **recipe,
         num_classes=facts["num_classes"],
         embedding_width=facts["embedding_width"],
