@@ -127,7 +127,7 @@ def tensor_to_array(image: Tensor) -> NDArray[np.generic]:
     try:
         image = image.detach().cpu()
         array: NDArray[np.generic] = (image.float() if image.is_floating_point() else image).numpy()
-    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, without memory
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantized, without memory
         reason = str(error).partition("\n")[0]
         raise ImageError("bad_array", f"the tensor cannot be read as an array: {reason}") from None
     return array.transpose(1, 2, 0) if first else array

@@ -52,7 +52,7 @@ class Scores(NamedTuple):
 
 
 class Output(NamedTuple):
-    """The model's output for one image: logits (classes,) and embedding (width,), both float32, not normalised."""
+    """The model's output for one image: logits (classes,) and embedding (width,), both float32, not normalized."""
 
     logits: FloatArray
     embedding: FloatArray

@@ -39,13 +39,13 @@ class Case:
 # --- expected pixels --------------------------------------------------------------------------------------------------
 
 
-def over_white(colour: Array, alpha: Array) -> Array:
-    """Return (H, W, 3) in 0..255; colour: (H, W, 3) in 0..255; alpha: (H, W) in 0..1."""
-    return colour * alpha[..., None] + 255 * (1 - alpha[..., None])
+def over_white(color: Array, alpha: Array) -> Array:
+    """Return (H, W, 3) in 0..255; color: (H, W, 3) in 0..255; alpha: (H, W) in 0..1."""
+    return color * alpha[..., None] + 255 * (1 - alpha[..., None])
 
 
-def rgb_of_grey(grey: Array) -> Array:
-    return np.repeat(np.asarray(grey, np.float64)[..., None], 3, axis=2)
+def rgb_of_gray(gray: Array) -> Array:
+    return np.repeat(np.asarray(gray, np.float64)[..., None], 3, axis=2)
 
 
 def levels(samples: Array, bits: int) -> Array:
@@ -257,7 +257,7 @@ def _filtered(rows: list[bytes], step: int) -> bytes:
 def png(
     samples: Array,
     bits: int,
-    colour: int,
+    color: int,
     *,
     interlaced: bool = False,
     before: bytes = b"",
@@ -273,7 +273,7 @@ def png(
             stream += _filtered(packed(part.reshape(len(part), -1), bits, ">"), step)
     body = zlib.compress(stream)
     size = -(-len(body) // pieces)
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced))
     pixels = b"".join(png_chunk(b"IDAT", body[i : i + size]) for i in range(0, len(body), size))
     return PNG_SIGNATURE + header + before + pixels + after + png_chunk(b"IEND")
 
@@ -287,39 +287,39 @@ def png_cases() -> Iterator[Case]:
     rng = np.random.default_rng(1)
     depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
     sizes = ((1, 1), (3, 2), (5, 5), (9, 4), (13, 17))
-    for colour, interlaced, clear, (height, width) in itertools.product(depths, (False, True), (False, True), sizes):
-        for bits in depths[colour]:
-            if clear and colour in (4, 6):
+    for color, interlaced, clear, (height, width) in itertools.product(depths, (False, True), (False, True), sizes):
+        for bits in depths[color]:
+            if clear and color in (4, 6):
                 continue
-            channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+            channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
             samples = uints(rng, (height, width, channels), bits)
-            chunks, expected = _expected_png(rng, samples, bits, colour, clear)
-            name = f"PNG colour {colour}, {bits} bits, {height}x{width}{', Adam7' * interlaced}{', tRNS' * clear}"
-            # the high byte of 16 bits is kept, of the colour and of its alpha
-            rounding = 0.5 if bits < 16 or colour == 0 else 2.0 if colour in (4, 6) else 1.0
-            data = png(samples, bits, colour, interlaced=interlaced, before=chunks, pieces=1 + height % 3)
-            may_be_refused = clear and colour == 2 and bits == 16
+            chunks, expected = _expected_png(rng, samples, bits, color, clear)
+            name = f"PNG color {color}, {bits} bits, {height}x{width}{', Adam7' * interlaced}{', tRNS' * clear}"
+            # the high byte of 16 bits is kept, of the color and of its alpha
+            rounding = 0.5 if bits < 16 or color == 0 else 2.0 if color in (4, 6) else 1.0
+            data = png(samples, bits, color, interlaced=interlaced, before=chunks, pieces=1 + height % 3)
+            may_be_refused = clear and color == 2 and bits == 16
             yield Case(
                 name, data, samples, expected, rounding, may_be_refused=may_be_refused, oracles=("pypng", "vips")
             )
 
 
-def _expected_png(rng: np.random.Generator, samples: Array, bits: int, colour: int, clear: bool) -> tuple[bytes, Array]:
+def _expected_png(rng: np.random.Generator, samples: Array, bits: int, color: int, clear: bool) -> tuple[bytes, Array]:
     """Return the chunks to write before the pixels, and the expected picture."""
     value = levels(samples, bits)
-    if colour == 3:
+    if color == 3:
         table = rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
         chunks, expected = png_chunk(b"PLTE", table.tobytes()), table[samples[..., 0]].astype(np.float64)
-        if clear:  # for some colours only: the others are opaque
+        if clear:  # for some colors only: the others are opaque
             alphas = np.full(2**bits, 255, np.uint8)
             alphas[: 2**bits - 1] = rng.integers(0, 256, 2**bits - 1)
             chunks += png_chunk(b"tRNS", alphas[:-1].tobytes())
             expected = over_white(expected, alphas[samples[..., 0]] / 255)
         return chunks, expected
-    if colour in (4, 6):
-        rgb = value[..., :3] if colour == 6 else np.repeat(value[..., :1], 3, 2)
+    if color in (4, 6):
+        rgb = value[..., :3] if color == 6 else np.repeat(value[..., :1], 3, 2)
         return b"", over_white(rgb, value[..., -1] / 255)
-    rgb = np.repeat(value, 3, 2) if colour == 0 else value
+    rgb = np.repeat(value, 3, 2) if color == 0 else value
     if not clear:
         return b"", rgb
     chosen = samples[0, 0]
@@ -362,7 +362,7 @@ def bmp(
     masks: tuple[int, ...] = (),
     palette: Array | None = None,
     top_down: bool = False,
-    colours: int = 0,
+    colors: int = 0,
     body: bytes | None = None,
 ) -> bytes:
     """Return a BMP. rows: from the top, without padding; palette: (N, 3) RGB; body: coded pixels instead of rows."""
@@ -373,12 +373,12 @@ def bmp(
         info = struct.pack("<IHHHH", 12, width, height, 1, bits)
     else:
         signed = -height if top_down else height
-        info = struct.pack("<IiiHHIIiiII", header, width, signed, 1, bits, compression, len(body), 0, 0, colours, 0)
+        info = struct.pack("<IiiHHIIiiII", header, width, signed, 1, bits, compression, len(body), 0, 0, colors, 0)
         fields = b"".join(struct.pack("<I", mask) for mask in masks)
         info += fields if header == 40 else fields.ljust(header - 40, b"\0")[: header - 40]
     table = b""
     if palette is not None:
-        table = b"".join(bytes(colour[::-1]) + (b"" if header == 12 else b"\0") for colour in palette.astype(np.uint8))
+        table = b"".join(bytes(color[::-1]) + (b"" if header == 12 else b"\0") for color in palette.astype(np.uint8))
     begin = 14 + len(info) + len(table)
     return b"BM" + struct.pack("<IHHI", begin + len(body), 0, 0, begin) + info + table + body
 
@@ -409,20 +409,20 @@ def bmp_cases() -> Iterator[Case]:
     for bits, header, (height, width) in itertools.product(
         (1, 4, 8), (12, 40, 52, 56, 64, 108, 124), ((1, 1), (7, 5), (6, 33))
     ):
-        for top_down, grey in itertools.product((False, True), (False, True)):
+        for top_down, gray in itertools.product((False, True), (False, True)):
             if header == 12 and top_down:
                 continue
             count = 2**bits if width != 5 or header == 12 else max(2, 2**bits - 3)
             samples = rng.integers(0, count, (height, width), dtype=np.uint8)
             table = rng.integers(0, 256, (count, 3), dtype=np.uint8)
-            if grey:  # for which Pillow drops the palette
+            if gray:  # for which Pillow drops the palette
                 table = np.repeat(np.arange(count, dtype=np.uint8)[:, None], 3, 1)
-            colours = count % 2**bits
-            options: dict[str, Any] = dict(header=header, palette=table, top_down=top_down, colours=colours)
+            colors = count % 2**bits
+            options: dict[str, Any] = dict(header=header, palette=table, top_down=top_down, colors=colors)
             data = bmp(packed(samples, bits, ">"), width, bits, **options)
-            name = f"BMP {bits} bits, header {header}, {height}x{width}{', top down' * top_down}{', grey' * grey}"
+            name = f"BMP {bits} bits, header {header}, {height}x{width}{', top down' * top_down}{', gray' * gray}"
             yield Case(name, data, samples, table[samples].astype(np.float64), oracles=("opencv",))
-    yield from _bmp_colour_cases(rng)
+    yield from _bmp_color_cases(rng)
     for bits, literal, (height, width) in itertools.product((4, 8), (False, True), ((1, 1), (5, 3), (4, 300), (9, 64))):
         samples = np.sort(rng.integers(0, 2**bits, (height, width), dtype=np.uint8), axis=1)
         table = rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
@@ -432,7 +432,7 @@ def bmp_cases() -> Iterator[Case]:
         yield Case(name, data, samples, table[samples].astype(np.float64), oracles=("opencv",))
 
 
-def _bmp_colour_cases(rng: np.random.Generator) -> Iterator[Case]:
+def _bmp_color_cases(rng: np.random.Generator) -> Iterator[Case]:
     for header, (height, width), top_down in itertools.product((12, 40, 52, 108, 124), ((1, 1), (5, 7)), (False, True)):
         if header == 12 and top_down:
             continue
@@ -509,13 +509,13 @@ def gif_frame(
 
 def gif_cases() -> Iterator[Case]:
     rng = np.random.default_rng(3)
-    grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+    gray = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
     for bits, interlaced, transparent, offset, local, disposal in itertools.product(
         (1, 2, 3, 8), (False, True), (False, True), (False, True), (False, True), (0, 2, 3)
     ):
         height, width = 9, 13
         samples = rng.integers(0, 2**bits, (height, width), dtype=np.uint8)
-        table = grey[: 2**bits] if disposal == 3 and bits > 2 else rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
+        table = gray[: 2**bits] if disposal == 3 and bits > 2 else rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
         other = rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
         clear = int(samples[0, 0]) if transparent else None
         left, top = (3, 2) if offset else (0, 0)
@@ -540,7 +540,7 @@ def gif_cases() -> Iterator[Case]:
             )
             if there
         )
-        # libvips and giflib leave the canvas around an opaque frame black, whatever its background colour
+        # libvips and giflib leave the canvas around an opaque frame black, whatever its background color
         yield Case(name, data, samples, expected, oracles=("opencv",) if offset and not transparent else ("vips",))
 
 
@@ -589,15 +589,15 @@ def webp_cases() -> Iterator[Case]:
         left, top = (4, 2) if offset else (0, 0)
         data = webp_animation([coded, coded], [(left, top, 10, 8), (0, 0, 10, 8)], (8 + 2 * top, 10 + 2 * left))
         expected = np.full((8 + 2 * top, 10 + 2 * left, 3), 255.0)
-        colour = frame[..., :3].astype(np.float64)
-        expected[top : top + 8, left : left + 10] = over_white(colour, frame[..., 3] / 255) if alpha else colour
+        color = frame[..., :3].astype(np.float64)
+        expected[top : top + 8, left : left + 10] = over_white(color, frame[..., 3] / 255) if alpha else color
         yield Case(f"WebP animation{', alpha' * alpha}{', offset' * offset}", data, frame, expected, oracles=("vips",))
 
 
 def avif_cases() -> Iterator[Case]:
-    """Yield AVIF files; for 8 bits, the other decoder returns the same colours.
+    """Yield AVIF files; for 8 bits, the other decoder returns the same colors.
 
-    For 10 and 12 bits, Pillow's libavif drops the low bits before it converts colours, and uses the nearest chroma
+    For 10 and 12 bits, Pillow's libavif drops the low bits before it converts colors, and uses the nearest chroma
     sample, as libvips does for 4:2:0.
     """
     rng = np.random.default_rng(5)
@@ -613,7 +613,7 @@ def avif_cases() -> Iterator[Case]:
             continue
         data = bytes(imagecodecs.avif_encode(picture, **options))
         seen = levels(imagecodecs.avif_decode(data, numthreads=1), bits)
-        seen = rgb_of_grey(seen) if seen.ndim == 2 else seen
+        seen = rgb_of_gray(seen) if seen.ndim == 2 else seen
         expected = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
         tolerance, mean = (1.0, 0.3) if bits == 8 else (20.0, 2.0)
         yield Case(
@@ -654,17 +654,17 @@ def jpeg_cases() -> Iterator[Case]:
         data = bytes(imagecodecs.jpeg8_encode(picture, 95, colorspace=inside, outcolorspace=space))
         seen = imagecodecs.jpeg8_decode(data, outcolorspace=inside).astype(np.float64)
         # Adobe stores CMYK inverted, as its marker indicates
-        expected = rgb_of_grey(seen) if channels == 1 else seen if channels == 3 else cmyk_to_rgb(255 - seen)
+        expected = rgb_of_gray(seen) if channels == 1 else seen if channels == 3 else cmyk_to_rgb(255 - seen)
         oracles = () if channels == 4 else ("vips",)
         yield Case(f"JPEG {space}, {height}x{width}", data, picture, expected, 2.0, oracles=oracles)
-    grey = smooth(rng, 16, 16, 1)[..., 0]
+    gray = smooth(rng, 16, 16, 1)[..., 0]
     wide = smooth(rng, 16, 16, 1, 12)[..., 0]
     for name, coded in (
         ("12 bits", imagecodecs.jpeg8_encode(wide, 95, bitspersample=12)),
-        ("lossless", imagecodecs.jpeg8_encode(grey, lossless=True)),
-        ("JPEG-LS", imagecodecs.jpegls_encode(grey)),
+        ("lossless", imagecodecs.jpeg8_encode(gray, lossless=True)),
+        ("JPEG-LS", imagecodecs.jpegls_encode(gray)),
     ):
-        yield Case(f"JPEG {name}", bytes(coded), grey, np.zeros((16, 16, 3)), 0, may_be_refused=True)
+        yield Case(f"JPEG {name}", bytes(coded), gray, np.zeros((16, 16, 3)), 0, may_be_refused=True)
 
 
 # --- TIFF cases -------------------------------------------------------------------------------------------------------
@@ -676,20 +676,20 @@ def expected_tiff(
     samples: Array, bits: int, photometric: int, extra: tuple[int, ...], table: Array | None = None
 ) -> Array:
     count = _COLOURS[photometric]
-    colours = samples[..., :count]
+    colors = samples[..., :count]
     if samples.dtype.kind == "f":
-        value = colours.astype(np.float64) * 255
+        value = colors.astype(np.float64) * 255
     elif samples.dtype.kind == "i":
-        value = colours.clip(0, 65_535) / (1 if bits == 8 else 257)
+        value = colors.clip(0, 65_535) / (1 if bits == 8 else 257)
     else:
-        value = colours.clip(0, 65_535) / 257 if bits == 32 else levels(colours, bits)
+        value = colors.clip(0, 65_535) / 257 if bits == 32 else levels(colors, bits)
     if photometric in (0, 1):
         rgb = np.repeat(255 - value if photometric == 0 else value, 3, 2)
     elif photometric == 3:
         assert table is not None
         rgb = table[samples[..., 0]].astype(np.float64)
     elif photometric == 8:
-        signed = colours.astype(np.uint8).view(np.int8).astype(np.float64)
+        signed = colors.astype(np.uint8).view(np.int8).astype(np.float64)
         rgb = lab_to_rgb(np.stack([value[..., 0] / 2.55, signed[..., 1], signed[..., 2]], 2))
     else:
         rgb = {2: lambda v: v, 5: cmyk_to_rgb, 6: ycc_to_rgb}[photometric](value)
@@ -710,7 +710,7 @@ def _tiff_samples(rng: np.random.Generator, shape: tuple[int, ...], bits: int, k
 def _tiff_tolerance(bits: int, photometric: int, extra: tuple[int, ...]) -> float:
     if photometric == 8:
         return 6.0  # littlecms works with 8-bit values and rounds several times
-    if bits == 16 and photometric in (2, 5):  # the high byte is kept, of a colour and of its alpha or black channel
+    if bits == 16 and photometric in (2, 5):  # the high byte is kept, of a color and of its alpha or black channel
         return 3.0 if extra[:1] == (1,) or photometric == 5 else 2.0 if extra[:1] == (2,) else 1.0
     return 1.0 if extra[:1] == (1,) or photometric == 6 else 0.5
 

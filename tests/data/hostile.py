@@ -18,10 +18,10 @@ def zeros(count: int) -> bytes:
     return b"".join([*parts, packer.compress(bytes(count & ((1 << 20) - 1))), packer.flush()])
 
 
-def png(width: int, height: int, *, bits: int = 8, colour: int = 0, extra: bytes = b"", pixels: bool = False) -> bytes:
-    """Return a grey (colour 0), RGB (2) or RGBA (6) PNG with all of its black pixels, or only the first of them."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    row = 1 + (width * bits * {0: 1, 2: 3, 6: 4}[colour] + 7) // 8
+def png(width: int, height: int, *, bits: int = 8, color: int = 0, extra: bytes = b"", pixels: bool = False) -> bytes:
+    """Return a gray (color 0), RGB (2) or RGBA (6) PNG with all of its black pixels, or only the first of them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    row = 1 + (width * bits * {0: 1, 2: 3, 6: 4}[color] + 7) // 8
     body = zeros(row * height) if pixels else zlib.compress(b"\0" * 64)
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", body) + chunk(b"IEND")
 
@@ -57,7 +57,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def tiff(width: int, height: int, *, tile: int = 0, compression: int = 1, ifds: int = 1, loop: bool = False) -> bytes:
-    """Return a little-endian grey TIFF with `ifds` directories; if `loop`, the last one points to the first."""
+    """Return a little-endian gray TIFF with `ifds` directories; if `loop`, the last one points to the first."""
     tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, compression), (262, 3, 1), (277, 3, 1)]
     if tile:
         tags += [(322, 4, tile), (323, 4, tile), (324, 4, 8), (325, 4, 8)]
@@ -85,7 +85,7 @@ HEADERS: dict[str, bytes] = {
     "png 88 MP": png(9400, 9400),
     "png 88 MP, complete": png(9400, 9400, pixels=True),
     "png 180 MP": png(13500, 13500),
-    "png 180 MP RGBA": png(13500, 13500, colour=6),
+    "png 180 MP RGBA": png(13500, 13500, color=6),
     "png 2^31 - 1 per side": png(2**31 - 1, 2**31 - 1),
     "png 1 x 2^31 - 1": png(1, 2**31 - 1),
     "png 65,536 wide": png(65_536, 1, pixels=True),

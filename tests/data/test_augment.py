@@ -322,11 +322,11 @@ def test_odd_sizes(crop: Any, auto_augment: str) -> None:
 def test_the_decoding_policy_is_used() -> None:
     file = io.BytesIO()
     Image.new("RGBA", (32, 32), (10, 20, 30, 0)).save(file, "PNG")
-    colours = {}
+    colors = {}
     for policy in ("tessella", "timm"):
         transform = TrainTransform(SPEC, Augmentation(**NOTHING_RANDOM), policy=policy)
-        colours[policy] = transform.pixels(file.getvalue(), np.random.default_rng(0))[0, 0].tolist()
-    assert colours == dict(tessella=[255, 255, 255], timm=[10, 20, 30])
+        colors[policy] = transform.pixels(file.getvalue(), np.random.default_rng(0))[0, 0].tolist()
+    assert colors == dict(tessella=[255, 255, 255], timm=[10, 20, 30])
 
 
 def test_image_errors_pass_through() -> None:

@@ -30,11 +30,11 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """Return a PNG of colour type 0 grey, 2 RGB, 4 grey + alpha or 6 RGBA; `rows` are without filter bytes."""
+def png(width: int, height: int, bits: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """Return a PNG of color type 0 gray, 2 RGB, 4 gray + alpha or 6 RGBA; `rows` are without filter bytes."""
     stride = len(rows) // height
     filtered = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND")
     )
@@ -44,13 +44,13 @@ def chunk(name: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def over_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
+def over_white(color: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.float64]:
     opacity = alpha[..., None] / 255
-    return colour * opacity + 255 * (1 - opacity)
+    return color * opacity + 255 * (1 - opacity)
 
 
-def rgb_of_grey(grey: NDArray[Any]) -> NDArray[Any]:
-    return np.repeat(grey[..., None], 3, axis=2)
+def rgb_of_gray(gray: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def assert_near(actual: NDArray[np.uint8], expected: NDArray[Any], tolerance: float) -> None:
@@ -59,11 +59,11 @@ def assert_near(actual: NDArray[np.uint8], expected: NDArray[Any], tolerance: fl
     assert np.abs(actual.astype(float) - expected).max() <= tolerance
 
 
-def test_colour_grey_and_palette() -> None:
+def test_color_gray_and_palette() -> None:
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(RGB), "PNG")), RGB)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(GREY), "PNG")), rgb_of_grey(GREY))
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(GREY), "PNG")), rgb_of_gray(GREY))
     bits = GREY > 127
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), rgb_of_grey(bits * 255))
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), rgb_of_gray(bits * 255))
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     expected = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
@@ -75,24 +75,24 @@ def test_alpha_is_composited_on_white() -> None:
     rgba, la = np.dstack([RGB, ALPHA]), np.dstack([GREY, ALPHA])
     for form in ("PNG", "TIFF"):
         assert_near(decode(encoded(Image.fromarray(rgba), form)), over_white(RGB, ALPHA), 0.5)
-        assert_near(decode(encoded(Image.fromarray(la), form)), over_white(rgb_of_grey(GREY), ALPHA), 0.5)
+        assert_near(decode(encoded(Image.fromarray(la), form)), over_white(rgb_of_gray(GREY), ALPHA), 0.5)
     assert_near(decode(encoded(Image.fromarray(rgba), "WEBP", lossless=True, exact=True)), over_white(RGB, ALPHA), 0.5)
-    clear = np.dstack([RGB, np.zeros_like(ALPHA)])  # fully transparent pixels become white, whatever their colour
+    clear = np.dstack([RGB, np.zeros_like(ALPHA)])  # fully transparent pixels become white, whatever their color
     assert (decode(encoded(Image.fromarray(clear), "PNG")) == 255).all()
     assert (decode(encoded(Image.fromarray(clear), "PNG"), policy="timm") == RGB).all()
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
 def test_pillow_images_with_alpha(mode: str) -> None:
-    colours = Image.fromarray(GREY % 3)
-    colours.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    colors = Image.fromarray(GREY % 3)
+    colors.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     if mode == "PA":
         image = Image.merge("PA", (Image.fromarray(GREY % 3), Image.fromarray(ALPHA)))
         image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-        expected = over_white(np.asarray(colours.convert("RGB")), ALPHA)
+        expected = over_white(np.asarray(colors.convert("RGB")), ALPHA)
     elif mode[0] == "L":
         image = Image.fromarray(np.dstack([GREY, ALPHA])).convert(mode)
-        expected = over_white(rgb_of_grey(GREY), ALPHA)
+        expected = over_white(rgb_of_gray(GREY), ALPHA)
     else:
         image = Image.fromarray(np.dstack([RGB, ALPHA])).convert(mode)
         expected = over_white(RGB, ALPHA)
@@ -100,7 +100,7 @@ def test_pillow_images_with_alpha(mode: str) -> None:
     assert_near(decode(image), expected, 2 if mode.endswith("a") else 0.5)  # premultiplied values have lost bits
 
 
-def test_transparent_colours_become_white() -> None:
+def test_transparent_colors_become_white() -> None:
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     expected = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])[GREY % 3]
@@ -111,9 +111,9 @@ def test_transparent_colours_become_white() -> None:
     assert_near(decode(encoded(palette, "PNG", transparency=bytes([255, 128, 0]))), over_white(half, alphas), 0.5)
     tone = int(GREY[0, 0])
     actual = decode(encoded(Image.fromarray(GREY), "PNG", transparency=tone))
-    np.testing.assert_array_equal(actual, rgb_of_grey(np.where(tone == GREY, 255, GREY)))
-    colour = tuple(int(v) for v in RGB[0, 0])
-    actual = decode(encoded(Image.fromarray(RGB), "PNG", transparency=colour))
+    np.testing.assert_array_equal(actual, rgb_of_gray(np.where(tone == GREY, 255, GREY)))
+    color = tuple(int(v) for v in RGB[0, 0])
+    actual = decode(encoded(Image.fromarray(RGB), "PNG", transparency=color))
     assert (actual[0, 0] == 255).all()
     np.testing.assert_array_equal(actual[1:], RGB[1:])
     wide = np.array([[0, 1000, 65535]], ">u2")
@@ -129,13 +129,13 @@ def test_sixteen_bits_are_scaled_not_clipped(golden_dir: Path) -> None:
         "TIFF I;16": encoded(Image.fromarray(ramp), "TIFF"),
         "TIFF I;16B": encoded(Image.frombytes("I;16B", (32, 32), ramp.astype(">u2").tobytes()), "TIFF"),
         "TIFF I": encoded(Image.fromarray(ramp.astype(np.int32)), "TIFF"),
-        "PNG grey + alpha": png(32, 32, 16, 4, np.dstack([ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
-        "PNG RGB": png(32, 32, 16, 2, rgb_of_grey(ramp).astype(">u2").tobytes()),
+        "PNG gray + alpha": png(32, 32, 16, 4, np.dstack([ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
+        "PNG RGB": png(32, 32, 16, 2, rgb_of_gray(ramp).astype(">u2").tobytes()),
         "PNG RGBA": png(32, 32, 16, 6, np.dstack([ramp, ramp, ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
     }
     for name, data in cases.items():
         actual = decode(data)
-        assert_near(actual, rgb_of_grey(expected), 0.5 if " I" in name else 1)
+        assert_near(actual, rgb_of_gray(expected), 0.5 if " I" in name else 1)
         assert len(np.unique(actual)) == 256, name
     golden = decode(golden_dir / "images" / "ramp16.png")
     assert len(np.unique(golden)) >= 200
@@ -277,8 +277,8 @@ def test_the_orientation_of_the_golden_photo_is_applied(golden_dir: Path) -> Non
 def test_arrays() -> None:
     np.testing.assert_array_equal(decode(RGB), RGB)
     np.testing.assert_array_equal(decode(RGB[::-1, ::-1]), RGB[::-1, ::-1])
-    np.testing.assert_array_equal(decode(GREY), rgb_of_grey(GREY))
-    np.testing.assert_array_equal(decode(GREY[..., None]), rgb_of_grey(GREY))
+    np.testing.assert_array_equal(decode(GREY), rgb_of_gray(GREY))
+    np.testing.assert_array_equal(decode(GREY[..., None]), rgb_of_gray(GREY))
     assert_near(decode(np.dstack([RGB, ALPHA])), over_white(RGB, ALPHA), 0.5)
     for kind in (np.float16, np.float32, np.float64):
         assert_near(decode((RGB / 255).astype(kind)), RGB, 1 if kind is np.float16 else 0)

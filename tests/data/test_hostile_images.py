@@ -72,7 +72,7 @@ def run(name, data):
 for name, data in hostile.HEADERS.items():
     run(name, data)
 for width, height in hostile.ELONGATED:
-    run(f"{width}x{height}", hostile.png(width, height, colour=2, pixels=True))
+    run(f"{width}x{height}", hostile.png(width, height, color=2, pixels=True))
 """
 
 
@@ -271,8 +271,8 @@ def test_only_decode_opens_images() -> None:
 # Files that are refused by Pillow and decoded here, or the other way round
 REVIEWED = {
     "23d30eddeda9d0ca.jpg": "59,400 x 3 pixels, most of which are missing",
-    "1189b16fadec897b.bmp": "4 bits per colour, with colour masks that Pillow does not support",
-    "51c89919fc6b85cc.bmp": "a palette of 300 colours, of which 256 can be used",
+    "1189b16fadec897b.bmp": "4 bits per color, with color masks that Pillow does not support",
+    "51c89919fc6b85cc.bmp": "a palette of 300 colors, of which 256 can be used",
     "2a80a5b6bfecc0a1.bmp": "run-length coded with empty rows, which Pillow omits",
     "305443eb2aceae1f.bmp": "the same",
     "d1251f1c9fb5df3f.bmp": "the same",

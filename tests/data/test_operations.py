@@ -202,11 +202,11 @@ def test_enhancements_by_their_definition() -> None:
     for name in ("Color", "Contrast", "Brightness", "Sharpness"):
         np.testing.assert_array_equal(apply(name, 1.0, pixels), pixels)
         np.testing.assert_array_equal(apply(f"{name}Increasing", 0.4, pixels), apply(name, 0.4, pixels))
-    grey = apply("Color", 0.0, pixels)
-    assert np.ptp(grey, axis=2).max() == 0
-    np.testing.assert_array_equal(grey, apply("Desaturate", 0.0, pixels))
+    gray = apply("Color", 0.0, pixels)
+    assert np.ptp(gray, axis=2).max() == 0
+    np.testing.assert_array_equal(gray, apply("Desaturate", 0.0, pixels))
     luma = pixels @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(grey[:, :, 0] - luma).max() <= 1
+    assert np.abs(gray[:, :, 0] - luma).max() <= 1
     assert np.abs(apply("Brightness", 0.5, pixels) - pixels / 2).max() <= 1
     assert apply("Contrast", 0.0, pixels).std() == 0
     assert apply("Sharpness", 0.0, pixels).std() < pixels.std()

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(3)
 
 
 def picture(height: int, width: int) -> np.ndarray:
-    """Return smooth colour with hard edges and a little noise, on which resizing filters differ."""
+    """Return smooth color with hard edges and a little noise, on which resizing filters differ."""
     y, x = np.mgrid[:height, :width]
     base = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 255 * ((x // 9 + y // 7) % 2)], -1)
     return np.clip(base + RNG.normal(0, 8, base.shape), 0, 255).astype(np.uint8)
@@ -94,7 +94,7 @@ def test_the_window_always_overlaps_the_image(h: int, w: int, height: int, width
     plan = geometry(h, w, InputSpec(height=height, width=width, crop_pct=pct, crop_mode=mode))
     for offset, size, window in ((plan.top, plan.height, height), (plan.left, plan.width, width)):
         assert size >= 1
-        assert abs(offset - (size - window) / 2) < 1  # centred
+        assert abs(offset - (size - window) / 2) < 1  # centered
         assert (offset <= 0) if size <= window else (offset >= 0 and offset + window <= size)
 
 
@@ -151,7 +151,7 @@ def test_models_without_three_channels_are_refused() -> None:
 
 @pytest.mark.slow
 def test_fast_is_within_its_bound_on_photographs(shared_data: Path) -> None:
-    """Every 20th of the shared photographs (the benchmark uses all): at most 2 grey levels, mostly none."""
+    """Every 20th of the shared photographs (the benchmark uses all): at most 2 gray levels, mostly none."""
     specs = [InputSpec(), InputSpec(interpolation="bilinear"), InputSpec(height=408, width=408, crop_pct=1.0)]
     off_by_two = values = 0
     with tarfile.open(shared_data / "photos.tar") as archive:

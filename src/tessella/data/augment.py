@@ -1,6 +1,6 @@
 """Training augmentation of one image, as in timm: a pure function of (image, generator).
 
-The order is crop, flips, RandAugment or 3-Augment, colour jitter, grayscale, blur; normalisation and random erasing
+The order is crop, flips, RandAugment or 3-Augment, color jitter, grayscale, blur; normalisation and random erasing
 (`mix.py`) follow. The operations for an image are drawn first, as a list of `AugmentStep`s, and applied afterwards:
 if none is drawn, nothing is converted. Pillow receives decoded pixels only; `decode.py` opens files.
 """
@@ -38,9 +38,9 @@ class Augmentation:
     """Settings of the training augmentation. Raises UsageError `bad_argument` for values out of range.
 
     crop: "rrc" resizes a random box. "rkrc" and "rkrr" resize the image, sometimes a little larger or distorted, and
-    crop the centre ("rkrc") or a random window ("rkrr"), with a reflected border if the image is too small. "pad" adds
+    crop the center ("rkrc") or a random window ("rkrr"), with a reflected border if the image is too small. "pad" adds
     a reflected border to an image of the input's size (others are resized to cover it) and crops a random window.
-    "none" crops the centre, as evaluation does with crop_pct 1.
+    "none" crops the center, as evaluation does with crop_pct 1.
     """
 
     crop: Literal["rrc", "rkrc", "rkrr", "pad", "none"] = "rrc"
@@ -53,7 +53,7 @@ class Augmentation:
     auto_augment: str = ""  # such as "rand-m9-mstd0.5-inc1" or "3a"; see `read_policy`
     color_jitter: float | tuple[float, ...] = 0.0  # one strength, or those of brightness, contrast, saturation[, hue]
     color_jitter_prob: float = 1.0
-    force_color_jitter: bool = False  # apply colour jitter in addition to auto_augment, as "3a" always does
+    force_color_jitter: bool = False  # apply color jitter in addition to auto_augment, as "3a" always does
     grayscale_prob: float = 0.0
     blur_prob: float = 0.0
 
@@ -86,7 +86,7 @@ class Augmentation:
 
     @property
     def jitters(self) -> bool:
-        """Return whether images can receive colour jitter."""
+        """Return whether images can receive color jitter."""
         allowed = not self.auto_augment or self.force_color_jitter or "3a" in self.auto_augment
         return bool(self.color_jitter) and allowed
 
@@ -108,7 +108,7 @@ class TrainTransform:
     config: Augmentation = Augmentation()
     policy: Policy = "tessella"
     limits: Limits = DEFAULT_LIMITS
-    erasing: Erasing = field(default_factory=Erasing)  # of normalised tensors; `pixels` does not apply it
+    erasing: Erasing = field(default_factory=Erasing)  # of normalized tensors; `pixels` does not apply it
     normalized: bool = True  # False: uint8 tensors, without erasing
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class TrainTransform:
         return image if isinstance(image, np.ndarray) else np.array(image)
 
     def __call__(self, source: ImageSource) -> Tensor:
-        """Return a (C,H,W) float32 tensor, normalised and with random erasing; uint8 if not `normalized`.
+        """Return a (C,H,W) float32 tensor, normalized and with random erasing; uint8 if not `normalized`.
 
         Draws from torch's random numbers, which `torch.manual_seed` sets and which differ in each DataLoader worker.
         """
@@ -238,7 +238,7 @@ def _draw_crop(height: int, width: int, spec: InputSpec, config: Augmentation, r
 def draw_box(height: int, width: int, scale: Range, ratio: Range, rng: Generator) -> tuple[slice, slice]:
     """Draw the rows and columns of a random box: `scale` is its fraction of the image's area, `ratio` width / height.
 
-    If none of MAX_TRIES boxes fits, return the largest centred box with an allowed ratio.
+    If none of MAX_TRIES boxes fits, return the largest centered box with an allowed ratio.
     """
     for _ in range(MAX_TRIES):
         area, aspect = height * width * uniform(scale, rng), _log_uniform(ratio, rng)
@@ -302,7 +302,7 @@ def draw_steps(config: Augmentation, rng: Generator) -> list[AugmentStep]:
 
 
 def _draw_jitter(strengths: tuple[float, ...], rng: Generator) -> list[AugmentStep]:
-    """Draw factors around 1 and a shift of the hue around 0 (in turns of the colour circle), in random order."""
+    """Draw factors around 1 and a shift of the hue around 0 (in turns of the color circle), in random order."""
     names = ("Brightness", "Contrast", "Color", "Hue")
     steps = [
         AugmentStep(name, uniform((-most, most) if name == "Hue" else (max(0.0, 1 - most), 1 + most), rng))

@@ -15,8 +15,8 @@ Policy "tessella" (the default) converts each Pillow mode as follows:
     CMYK                     converted to RGB by subtraction, without a profile; inverted JPEGs of Adobe are corrected
     LAB                      converted to sRGB through littlecms
     LA, La, PA, RGBA, RGBa   composited on white
-    transparent colour       (tRNS of PNG, GIF, in 1, L, P, RGB, I;16): composited on white
-    canvas around the first frame of a GIF: its background colour, white if the frame has a transparent colour
+    transparent color       (tRNS of PNG, GIF, in 1, L, P, RGB, I;16): composited on white
+    canvas around the first frame of a GIF: its background color, white if the frame has a transparent color
     alpha of a BMP           opaque if it is 0 everywhere
     I;16, I;16B, I;16L       round(v / 257): the full 16-bit range, even if fewer bits were used; 12 bits: v / 4095
     16 bits per channel      the high byte, which is v / 257 to within 1 (Pillow has no such mode)
@@ -242,7 +242,7 @@ def _open_jpeg(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opene
 def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixels | None, bool]:
     """Return RGB by libjpeg-turbo, or None if it warns, and whether the file is known to have all its pixels.
 
-    It comes first because Pillow fills missing pixels with grey silently. Raises ImageError if pixels are missing.
+    It comes first because Pillow fills missing pixels with gray silently. Raises ImageError if pixels are missing.
     """
     if simplejpeg is None or header is None or not (mode == "fast" or _PILLOW_USES_TURBO):
         return None, False
@@ -285,7 +285,7 @@ def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> OpenedImage
     if not structure.has_valid_checksums:
         structure.check_rows(checksum=True)
     image = PngImagePlugin.PngImageFile(io.BytesIO(structure.data))
-    if structure.colour == 0 and structure.bits in (2, 4) and "transparency" in image.info:
+    if structure.color == 0 and structure.bits in (2, 4) and "transparency" in image.info:
         image.info["transparency"] *= 255 // (2**structure.bits - 1)  # Pillow scales only the pixels
     opened = _open_pillow(image, policy, limits)
 
@@ -338,9 +338,9 @@ def _open_tiff(data: bytes, policy: Policy, limits: Limits) -> OpenedImage:
             values = values.astype(np.int16).byteswap().astype(np.int32) if structure.bits == 16 else values.byteswap()
             image = Image.fromarray(values)
         if structure.bits == 32 and structure.sample_format == 1:
-            rgb = _grey_to_rgb((np.asarray(image).view(np.uint32).clip(0, 65_535) + 128) // 257)
+            rgb = _gray_to_rgb((np.asarray(image).view(np.uint32).clip(0, 65_535) + 128) // 257)
         elif structure.bits == 8 and structure.sample_format == 2:
-            rgb = _grey_to_rgb(np.asarray(image).view(np.int8).clip(0))
+            rgb = _gray_to_rgb(np.asarray(image).view(np.int8).clip(0))
         else:
             rgb = _to_rgb(image, structure.bits)
         return 255 - rgb if structure.inverted else rgb
@@ -430,18 +430,18 @@ def _to_rgb(image: Image.Image, bits: int = 0) -> Pixels:
     """
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
-        grey = (values * 255 + 2047) // 4095 if bits == 12 else (values + 128) // 257
+        gray = (values * 255 + 2047) // 4095 if bits == 12 else (values + 128) // 257
         if (transparent := image.info.get("transparency")) is not None:
-            grey[values == transparent] = 255
-        return _grey_to_rgb(grey)
+            gray[values == transparent] = 255
+        return _gray_to_rgb(gray)
     if image.mode == "I":
-        return _grey_to_rgb((np.asarray(image).clip(0, 65_535) + 128) // 257)
+        return _gray_to_rgb((np.asarray(image).clip(0, 65_535) + 128) // 257)
     if image.mode == "F":
         levels = np.nan_to_num(np.asarray(image), nan=0.0, posinf=np.inf, neginf=0.0)
         scale = 255 if levels.max() <= 1 else 1
-        return _grey_to_rgb(np.rint(levels.clip(0, 255 / scale) * scale))
+        return _gray_to_rgb(np.rint(levels.clip(0, 255 / scale) * scale))
     if image.has_transparency_data:
-        if image.mode == "La":  # Pillow cannot convert premultiplied grey directly
+        if image.mode == "La":  # Pillow cannot convert premultiplied gray directly
             image = image.convert("LA")
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, "white")
@@ -449,8 +449,8 @@ def _to_rgb(image: Image.Image, bits: int = 0) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _grey_to_rgb(grey_HW: NDArray[np.generic]) -> Pixels:
-    return np.repeat(grey_HW.astype(np.uint8)[:, :, None], 3, axis=2)
+def _gray_to_rgb(gray_HW: NDArray[np.generic]) -> Pixels:
+    return np.repeat(gray_HW.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _orientation(image: Image.Image, *, loaded: bool) -> int:

@@ -1,4 +1,4 @@
-"""Random erasing, mixup and CutMix of normalised images, with the targets and losses that belong to them.
+"""Random erasing, mixup and CutMix of normalized images, with the targets and losses that belong to them.
 
 Random erasing works on one image, mixup and CutMix on a batch; the settings have timm's meaning. Shapes: B images of
 C channels and H x W pixels, K classes. All random numbers, noise included, come from the generator passed in.
@@ -98,7 +98,7 @@ def _is_range(values: tuple[float, ...], low: float, high: float) -> bool:
 
 
 def erase(x_CHW: Tensor, rng: Generator, config: Erasing) -> Tensor:
-    """Erase boxes of one normalised (C,H,W) image in place, with probability config.prob, and return it."""
+    """Erase boxes of one normalized (C,H,W) image in place, with probability config.prob, and return it."""
     if rng.random() >= config.prob:
         return x_CHW
     channels, height, width = x_CHW.shape
@@ -182,8 +182,8 @@ def _box(height: int, width: int, rng: Generator, config: Mixing) -> tuple[int, 
 
 def _span(size: int, length: int, rng: Generator) -> tuple[int, int]:
     """Return start and end of `length` pixels around a random one of `size`, clipped to the image."""
-    centre = int(rng.integers(size))
-    return max(centre - length // 2, 0), min(centre + (length + 1) // 2, size)
+    center = int(rng.integers(size))
+    return max(center - length // 2, 0), min(center + (length + 1) // 2, size)
 
 
 # --- targets and losses -----------------------------------------------------------------------------------------------

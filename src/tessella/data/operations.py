@@ -1,7 +1,7 @@
 """The operations of training augmentation on Pillow images, and the policies that draw them: RandAugment, 3-Augment.
 
 Pillow receives decoded pixels only; `decode.py` opens files. The blur is Pillow's, three box blurs that approximate a
-Gaussian; the 23 taps that timm uses differ by half a grey level on average, and by up to nine at the border of a
+Gaussian; the 23 taps that timm uses differ by half a gray level on average, and by up to nine at the border of a
 photograph.
 """
 
@@ -29,7 +29,7 @@ def uniform(bounds: Range, rng: Generator) -> float:
 
 
 class Warp(NamedTuple):
-    """How geometric operations resample, and the RGB colour with which they fill what lies outside of the image."""
+    """How geometric operations resample, and the RGB color with which they fill what lies outside of the image."""
 
     resample: Image.Resampling
     fillcolor: tuple[int, ...]
@@ -137,7 +137,7 @@ OPERATIONS: dict[str, Operation] = {
     # argument: bits kept
     "Posterize": Operation(_posterize, lambda level, rng: int(4 * level)),
     "PosterizeIncreasing": Operation(_posterize, lambda level, rng: 4 - int(4 * level)),
-    # argument: the value from which colours are inverted, or the number added to values under 128
+    # argument: the value from which colors are inverted, or the number added to values under 128
     "Solarize": Operation(_solarize, lambda level, rng: min(256, int(256 * level))),
     "SolarizeIncreasing": Operation(_solarize, lambda level, rng: 256 - min(256, int(256 * level))),
     "SolarizeAdd": Operation(_solarize_add, lambda level, rng: min(128, int(110 * level))),
@@ -154,7 +154,7 @@ OPERATIONS: dict[str, Operation] = {
     # argument: standard deviation in pixels
     "GaussianBlur": Operation(_blur, lambda level, rng: 0.1 + 1.9 * level),
     "GaussianBlurRand": Operation(_blur, lambda level, rng: uniform((0.1, 2 * level), rng)),
-    # argument: turns of the colour circle; used by colour jitter only
+    # argument: turns of the color circle; used by color jitter only
     "Hue": Operation(_shift_hue),
 }
 

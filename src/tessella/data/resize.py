@@ -2,7 +2,7 @@
 
 Mode "exact" resizes with Pillow and equals timm bit for bit on an RGB image: Pillow is imported for its resize only.
 Mode "fast" resizes with torch's antialiased uint8 kernel, whose weights have 15 bits instead of Pillow's 22: a value
-differs by at most one grey level, except for about one in a million, which differs by two
+differs by at most one gray level, except for about one in a million, which differs by two
 (`benchmarks/input_path.py` counts them).
 """
 
@@ -51,7 +51,7 @@ def _keep_ratio(height: int, width: int, ratio: float) -> tuple[int, int]:
 
 
 def _offset(size: int, window: int) -> int:
-    """Return where a centred window starts; halves go to the even number when cropping, to the top left in padding."""
+    """Return where a centered window starts; halves go to the even number when cropping, to the top left in padding."""
     return -((window - size) // 2) if size < window else round((size - window) / 2)
 
 
@@ -129,7 +129,7 @@ def _resize_fast(pixels: Pixels, plan: Geometry, rows: slice, cols: slice, inter
     height, width = pixels.shape[:2]
     image_1HW3 = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None]
     resized_13HW = getattr(torch.ops.aten, _KERNELS[interpolation])(
-        image_1HW3.permute(0, 3, 1, 2),  # with this batch stride it counts as channels_last, which is vectorised
+        image_1HW3.permute(0, 3, 1, 2),  # with this batch stride it counts as channels_last, which is vectorized
         [_computed(height, plan.height, rows.stop), _computed(width, plan.width, cols.stop)],
         align_corners=False,
         scales_h=plan.height / height,

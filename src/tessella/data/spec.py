@@ -102,7 +102,7 @@ class InputSpec:
 
     @property
     def fill(self) -> tuple[int, ...]:
-        """The mean colour as integers in 0..255, used to fill what is outside of an image."""
+        """The mean color as integers in 0..255, used to fill what is outside of an image."""
         return tuple(min(round(255 * mean), 255) for mean in self.mean)
 
 

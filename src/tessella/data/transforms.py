@@ -1,7 +1,7 @@
 """The evaluation transform: an image of any kind to the tensor that a model reads.
 
 It is a function of (image, InputSpec) in three steps, each in a module of its own: `decode` turns bytes into pixels,
-`resize` resizes and crops them, and the functions here convert the result to a normalised tensor.
+`resize` resizes and crops them, and the functions here convert the result to a normalized tensor.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class ToTensor:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Normalise a (C,H,W) float32 tensor in 0..1: (x - mean) / std, with one mean and std per channel."""
+    """Normalize a (C,H,W) float32 tensor in 0..1: (x - mean) / std, with one mean and std per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

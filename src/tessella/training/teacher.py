@@ -27,7 +27,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Return the teacher's (B,K) float32 logits for images that are normalised for the student."""
+        """Return the teacher's (B,K) float32 logits for images that are normalized for the student."""
 
         def column(values: tuple[float, ...]) -> Tensor:
             return torch.tensor(values, device=x_BCHW.device)[:, None, None]

@@ -158,7 +158,7 @@ class Trainer:
         return torch.autocast(self.context.device.type, _DTYPES[precision], enabled=precision != "float32")
 
     def _inputs(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """Return normalised, mixed (B,C,H,W) images on the device, and their (B,K) or (B,) targets."""
+        """Return normalized, mixed (B,C,H,W) images on the device, and their (B,K) or (B,) targets."""
         config, device = self.config, self.context.device
         x, labels = batch.x.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
         if not len(labels):  # none could be read here; a forward pass is needed because the other processes wait for it

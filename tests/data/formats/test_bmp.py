@@ -22,7 +22,7 @@ def test_bmp_truncated_or_refused() -> None:
         assert error_code(data[:-missing]) == "corrupt_image", missing
     indices = np.sort(RNG.integers(0, 9, (20, 30), dtype=np.uint8))
     body = generated.rle(indices, 8, False)
-    options: dict[str, Any] = {"compression": 1, "palette": NOISE[0, :9], "colours": 9}
+    options: dict[str, Any] = {"compression": 1, "palette": NOISE[0, :9], "colors": 9}
     coded = generated.bmp([b""] * 20, 30, 8, body=body, **options)
     np.testing.assert_array_equal(decode(coded), NOISE[0][indices])
     assert error_code(coded[: len(coded) - len(body) // 2]) == "corrupt_image"

@@ -34,7 +34,7 @@ def jpegs() -> dict[str, bytes]:
     return {
         "sequential": encoded(large, "JPEG", quality=90),
         "progressive": encoded(large, "JPEG", quality=90, progressive=True),
-        "grey": encoded(large.convert("L"), "JPEG", quality=90),
+        "gray": encoded(large.convert("L"), "JPEG", quality=90),
         "restarts": encoded(large, "JPEG", quality=90, restart_marker_rows=1),
         "CMYK": encoded(large.convert("CMYK"), "JPEG", quality=90),
     }

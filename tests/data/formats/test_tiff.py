@@ -14,7 +14,7 @@ from PIL import Image
 from tessella.data.decode import decode, open_image
 from tessella.errors import ImageError
 
-from ..generated import Array, rgb_of_grey, smooth, tiff, uints
+from ..generated import Array, rgb_of_gray, smooth, tiff, uints
 from ..test_decode_rules import encoded
 from .common import NOISE, PHOTO, RNG, error_code, refusal_message
 
@@ -29,7 +29,7 @@ def tiff_file(array: Array, **options: Any) -> bytes:
     ("data", "layout"),
     [
         (tiff_file(RNG.random((8, 9, 3)).astype("f4"), photometric="rgb"), "3 samples of 32-bit floats (RGB)"),
-        (tiff_file(RNG.random((8, 9))), "1 sample of 64-bit floats (grey)"),
+        (tiff_file(RNG.random((8, 9))), "1 sample of 64-bit floats (gray)"),
         (tiff_file(RNG.random((8, 9)).astype("c8")), "complex"),
         (tiff(uints(RNG, (8, 9, 2), 16), 16, 1, tags={338: ("H", (2,))}), "2 samples of 16-bit unsigned integers"),
         (
@@ -57,7 +57,7 @@ def test_tiff_compressions(compression: str, tile: tuple[int, int] | None) -> No
         data = tiff_file(array, photometric=photometric, compression=compression, tile=tile)
         expected = tifffile.imread(io.BytesIO(data))
         expected = 255 - expected if photometric == "miniswhite" else expected
-        np.testing.assert_array_equal(decode(data), rgb_of_grey(expected) if expected.ndim == 2 else expected)
+        np.testing.assert_array_equal(decode(data), rgb_of_gray(expected) if expected.ndim == 2 else expected)
     data = tiff_file(PHOTO, photometric="ycbcr", compression="jpeg", subsampling=(2, 2), tile=tile)
     np.testing.assert_allclose(decode(data), tifffile.imread(io.BytesIO(data)), atol=3)
 
@@ -66,7 +66,7 @@ def test_tiff_compressions(compression: str, tile: tuple[int, int] | None) -> No
 def test_tiff_fax_compressions(compression: str) -> None:
     bits = smooth(RNG, 33, 47, 1)[..., 0] > 128
     data = encoded(Image.fromarray(bits), "TIFF", compression=compression)
-    np.testing.assert_array_equal(decode(data), rgb_of_grey(tifffile.imread(io.BytesIO(data)) * 255))
+    np.testing.assert_array_equal(decode(data), rgb_of_gray(tifffile.imread(io.BytesIO(data)) * 255))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -129,9 +129,9 @@ def entry_offsets(data: bytes) -> dict[int, int]:
 
 
 def test_tiff_missing_strips() -> None:
-    grey = uints(RNG, (20, 9, 1), 8)
-    data = tiff(grey, 8, 1, rows=5)
-    np.testing.assert_array_equal(decode(data), rgb_of_grey(grey[..., 0]))
+    gray = uints(RNG, (20, 9, 1), 8)
+    data = tiff(gray, 8, 1, rows=5)
+    np.testing.assert_array_equal(decode(data), rgb_of_gray(gray[..., 0]))
     offsets = {tag: struct.unpack_from("<I", data, at + 8)[0] for tag, at in entry_offsets(data).items()}
     for tag, value in ((273, 0), (273, len(data) + 5), (279, 3)):
         broken = bytearray(data)

@@ -1,7 +1,7 @@
-"""BMP: read header, palette, colour masks and both run-length codings, some of which Pillow reads wrongly.
+"""BMP: read header, palette, color masks and both run-length codings, some of which Pillow reads wrongly.
 
 Pillow treats an alpha channel that is zero everywhere as transparency (by convention such an image is opaque), supports
-few colour masks, and reads grey palettes of fewer than 256 colours as samples of another depth.
+few color masks, and reads gray palettes of fewer than 256 colors as samples of another depth.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Bmp:
     height: int
     top_down: bool
     bits: int  # per pixel
-    compression: int  # 0 none, 1 RLE8, 2 RLE4, 3 and 6 colour masks
+    compression: int  # 0 none, 1 RLE8, 2 RLE4, 3 and 6 color masks
     masks: tuple[int, int, int, int]  # red, green, blue, alpha; for 16 bits and more
     palette: bytes  # entries of 3 or 4 bytes, blue first
     entry: int  # bytes per palette entry
@@ -155,9 +155,9 @@ def read(data: bytes) -> Bmp:
         raise damaged("BMP", "it is truncated in its header")
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
-        compression = colours = 0
+        compression = colors = 0
     else:
-        width, height, _, bits, compression, _, _, _, colours = struct.unpack_from("<iiHHIIiiI", data, 18)
+        width, height, _, bits, compression, _, _, _, colors = struct.unpack_from("<iiHHIIiiI", data, 18)
     if width < 1 or height == 0:
         raise damaged("BMP", "its header states no size")
     _check_layout(size, bits, compression)
@@ -166,9 +166,9 @@ def read(data: bytes) -> Bmp:
     table = 14 + size + (4 * (3 if compression == 3 else 4) if size == 40 and compression in (3, 6) else 0)
     palette = b""
     if bits <= 8:
-        if colours > 65_536:
-            raise damaged("BMP", f"its header states a palette of {colours:,} colors")
-        length = entry * (colours or 1 << bits)
+        if colors > 65_536:
+            raise damaged("BMP", f"its header states a palette of {colors:,} colors")
+        length = entry * (colors or 1 << bits)
         if begin > 14 + size:  # the palette ends where the pixels start, whatever its stated size
             length = min(entry << bits, begin - table)
         palette = data[table : table + max(length, 0) // entry * entry]

@@ -44,7 +44,7 @@ def read(data: bytes) -> Gif:
         raise damaged("GIF", "it has no first frame")
     left, top, frame_width, frame_height = (int.from_bytes(data[at + i : at + i + 2], "little") for i in (1, 3, 5, 7))
     head, frame = data[:tables_end], data[at:]
-    if data[at + 9] & 0x80:  # Pillow confuses a local grey palette with the global one: make it global
+    if data[at + 9] & 0x80:  # Pillow confuses a local gray palette with the global one: make it global
         size = 3 << (data[at + 9] & 7) + 1
         head = data[:10] + bytes((data[10] & 0x78 | data[at + 9] & 0x87,)) + data[11:13] + frame[10 : 10 + size]
         frame = frame[:9] + bytes((frame[9] & 0x78,)) + frame[10 + size :]

@@ -56,7 +56,7 @@ class Jpeg:
 
     @property
     def has_all_components(self) -> bool:
-        """Return whether every colour component is in some scan."""
+        """Return whether every color component is in some scan."""
         if self.data[self.scans + 4 : self.scans + 5] == bytes((len(self.identifiers),)):  # in the first scan
             return True
         return all(bits[0] >= 0 for bits in self._missing_bits().values())

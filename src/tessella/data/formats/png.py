@@ -32,7 +32,7 @@ class Png:
     width: int
     height: int
     bits: int  # per sample
-    colour: int  # colour type: 0 grey, 2 RGB, 3 palette, 4 grey + alpha, 6 RGBA
+    color: int  # color type: 0 gray, 2 RGB, 3 palette, 4 gray + alpha, 6 RGBA
     interlaced: bool
     begin: int  # of the compressed rows in `data`, like `end`
     end: int
@@ -41,7 +41,7 @@ class Png:
     @property
     def filtered_size(self) -> int:
         """Return the size in bytes of all rows with their filter bytes, before compression."""
-        bits = self.bits * _CHANNELS[self.colour]
+        bits = self.bits * _CHANNELS[self.color]
         passes = ((0, 1, 0, 1),)
         total = 0
         for x, step_x, y, step_y in _ADAM7 if self.interlaced else passes:
@@ -142,16 +142,16 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 def _assemble(
     data: bytes, kept: dict[bytes, bytes], texts: list[bytes], pixels: list[tuple[int, int]], valid: bool
 ) -> Png:
-    width, height, bits, colour, _, _, interlace = struct.unpack(">IIBBBBB", kept[b"IHDR"][8:21])
-    if bits not in _DEPTHS.get(colour, ()) or interlace > 1:
+    width, height, bits, color, _, _, interlace = struct.unpack(">IIBBBBB", kept[b"IHDR"][8:21])
+    if bits not in _DEPTHS.get(color, ()) or interlace > 1:
         raise damaged("PNG", "its header has values that the format does not define")
-    if colour == 3 and b"PLTE" not in kept:
+    if color == 3 and b"PLTE" not in kept:
         raise damaged("PNG", "its palette is missing")
-    if colour == 2 and bits == 16 and b"tRNS" in kept:  # the decoder keeps 8 bits of each channel
+    if color == 2 and bits == 16 and b"tRNS" in kept:  # the decoder keeps 8 bits of each channel
         raise unsupported("PNG", "a transparent color of 16 bits per channel")
     body = b"".join(data[begin:end] for begin, end in pixels)
     head = [kept[kind] for kind in (b"IHDR", b"PLTE", b"tRNS") if kind in kept]
     before = b"".join([SIGNATURE, *head, *texts])
     clean = b"".join([before, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
     begin = len(before) + 8
-    return Png(clean, width, height, bits, colour, interlace == 1, begin, begin + len(body), valid)
+    return Png(clean, width, height, bits, color, interlace == 1, begin, begin + len(body), valid)

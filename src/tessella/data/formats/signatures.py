@@ -1,4 +1,4 @@
-"""Recognise an image format by the first bytes of a file, never by its name."""
+"""Recognize an image format by the first bytes of a file, never by its name."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from . import damaged, too_complex, unsupported
 
 _MAX_ENTRIES = 4_096  # per directory; a page has about 20
 _MAX_PAGES = 64  # searched for one that is not a thumbnail
-_MAX_VALUES = 500_000  # per tag: offsets of strips or tiles, colours of a palette
+_MAX_VALUES = 500_000  # per tag: offsets of strips or tiles, colors of a palette
 _MAX_PARTS = 200_000  # strips or tiles; the decoder needs up to 10 us for each
 _MAX_SCANS = 32  # per strip or tile that is a JPEG
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -299,10 +299,10 @@ class _Layout(NamedTuple):
         if width < 1 or height < 1:
             raise damaged("TIFF", "it states no size")
         compression, photometric = page.integer(COMPRESSION, 1), page.integer(PHOTOMETRIC, 0)
-        if compression == 6:  # old-style JPEG: most files do not say what their colours are
+        if compression == 6:  # old-style JPEG: most files do not say what their colors are
             photometric = 6
-        colours = _COLOURS.get(photometric, 1)
-        samples = page.integer(SAMPLES, colours if compression == 6 else 1)
+        colors = _COLOURS.get(photometric, 1)
+        samples = page.integer(SAMPLES, colors if compression == 6 else 1)
         bits = page.integers(BITS, (1,))[: max(samples, 1)]
         formats = set(page.integers(SAMPLE_FORMAT, (1,)))
         sample_format = formats.pop() if len(formats) == 1 else 0
@@ -351,19 +351,19 @@ class _Layout(NamedTuple):
 
     def _is_supported(self) -> bool:
         """Return whether the decoder reads the layout correctly, as a comparison with tifffile's pixels has shown."""
-        colours, extra, bits = _COLOURS[self.photometric], self.extra, self.bits
+        colors, extra, bits = _COLOURS[self.photometric], self.extra, self.bits
         chunky, packed = self.planar == 1 or self.samples == 1, self.compression != 1
-        if self.samples != colours + len(extra) and not (self.photometric == 2 and self.samples == 4 and not extra):
-            return self.photometric == 6 and self.samples == 1  # grey called YCbCr
+        if self.samples != colors + len(extra) and not (self.photometric == 2 and self.samples == 4 and not extra):
+            return self.photometric == 6 and self.samples == 1  # gray called YCbCr
         if not chunky and extra and not any(extra):
             if not packed:
                 return False
             extra = ()  # planes without a meaning are ignored
         known_extra = not extra or (extra[0] in (0, 1, 2, 999) and not any(extra[1:]) and len(extra) <= 3)
-        if self.fill_order == 2 and (extra or bits > 8) and not self._is_reversed_16_bit_grey(extra):
+        if self.fill_order == 2 and (extra or bits > 8) and not self._is_reversed_16_bit_gray(extra):
             return False
         if self.photometric in (0, 1):
-            return self._is_supported_grey(extra, chunky)
+            return self._is_supported_gray(extra, chunky)
         if self.sample_format != 1 or not known_extra:
             return False
         if self.photometric == 3:
@@ -382,7 +382,7 @@ class _Layout(NamedTuple):
             return False
         return bits == 8
 
-    def _is_reversed_16_bit_grey(self, extra: tuple[int, ...]) -> bool:
+    def _is_reversed_16_bit_gray(self, extra: tuple[int, ...]) -> bool:
         return (
             self.photometric in (0, 1)
             and (self.bits, self.sample_format) == (16, 1)
@@ -390,7 +390,7 @@ class _Layout(NamedTuple):
             and not extra
         )
 
-    def _is_supported_grey(self, extra: tuple[int, ...], chunky: bool) -> bool:
+    def _is_supported_gray(self, extra: tuple[int, ...], chunky: bool) -> bool:
         bits, kind = self.bits, self.sample_format
         if extra:
             return (bits, kind) == (8, 1) and chunky and self.photometric == 1 and extra in ((0,), (1,), (2,))
