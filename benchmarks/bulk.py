@@ -35,7 +35,7 @@ import tessella
 from tessella.bulk import RunSettings, run
 from tessella.bulk.manifest import Manifest, write_manifest
 from tessella.data.names import IMAGE_SUFFIXES
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.engine import make_plan
 from tessella.machine import hardware
 from tessella.performance.candidates import load_case

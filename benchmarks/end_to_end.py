@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.engine import make_plan
 from tessella.machine import hardware
 from tessella.performance.candidates import load_case

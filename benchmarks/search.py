@@ -28,7 +28,7 @@ from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.datasets import open_labelled
 from tessella.data.isolated.protocol import Decoded
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.evaluation.embeddings import embed
 from tessella.predictor import DEFAULT_MODEL, load
 from tessella.results import Record, l2_normalize

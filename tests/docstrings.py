@@ -88,7 +88,8 @@ def undocumented(sources: list[Source]) -> list[str]:
 
 
 def _inherits_docstring(owner: ast.ClassDef, method: str, classes: dict[str, ast.ClassDef]) -> bool:
-    parents = [classes[base.id] for base in owner.bases if isinstance(base, ast.Name) and base.id in classes]
+    bases = [base.value if isinstance(base, ast.Subscript) else base for base in owner.bases]  # Base[T]: Base
+    parents = [classes[base.id] for base in bases if isinstance(base, ast.Name) and base.id in classes]
     for parent in parents:
         same = [node for node in _functions_in(parent) if node.name == method]
         if any(map(ast.get_docstring, same)) or _inherits_docstring(parent, method, classes):

@@ -1,4 +1,4 @@
-"""The recorded outputs and accuracies of the built-in models are measured again.
+"""The recorded outputs and accuracies of the built-in models are reproduced.
 
 After a model was replaced, `python -m tests.test_builtin` records them from the data next to the checkout.
 """
@@ -36,9 +36,9 @@ def cifar10(parquet: Path, rows: int | None = None) -> tuple[list[bytes], NDArra
 
 
 def probabilities(name: str, images: list[bytes]) -> NDArray[np.float32]:
-    """The images pass through the whole Predictor."""
-    found: NDArray[np.float32] = tessella.load(name, batch_size=100).predict(images).probabilities
-    return found
+    """Return the probabilities (N,classes) that the complete Predictor gives."""
+    actual: NDArray[np.float32] = tessella.load(name, batch_size=100).predict(images).probabilities
+    return actual
 
 
 def test_the_default_is_built_in_and_offline() -> None:
@@ -70,11 +70,11 @@ def test_recorded_outputs_on_a_subset(name: str, shared_data: Path) -> None:
     expected = recorded()["models"][name]
     images, labels = cifar10(shared_data / "cifar10-test.parquet", SUBSET)
     assert hashlib.sha256(b"".join(images)).hexdigest() == recorded()["subset_sha256"]
-    found = probabilities(name, images)
+    actual = probabilities(name, images)
     predicted = np.array(list(map(int, expected["predicted"])))
-    chosen = found[np.arange(SUBSET), predicted]
+    chosen = actual[np.arange(SUBSET), predicted]
     np.testing.assert_allclose(chosen, expected["probability"], atol=1e-4)
-    assert (found.max(1) - chosen < 1e-4).all()  # the recorded class is still the best
+    assert (actual.max(1) - chosen < 1e-4).all()  # the recorded class is still the best
     assert (predicted == labels).mean() == expected["subset_top1"]
 
 
@@ -100,17 +100,17 @@ def record() -> None:
     images, labels = cifar10(ROOT.parent / "shared" / "data" / "cifar10-test.parquet")
     models: dict[str, Any] = {}
     for name in BUILTIN:
-        found = probabilities(name, images)
-        order = np.argsort(-found, axis=1)
-        right = order[:, :5] == labels[:, None]
+        actual = probabilities(name, images)
+        order = np.argsort(-actual, axis=1)
+        correct = order[:, :5] == labels[:, None]
         predictor = tessella.load(name)
         models[name] = dict(
             weights_sha256=CATALOGUE[name].sha256,
-            top1=float(right[:, 0].mean()),
-            top5=float(right.any(1).mean()),
-            subset_top1=float(right[:SUBSET, 0].mean()),
+            top1=float(correct[:, 0].mean()),
+            top5=float(correct.any(1).mean()),
+            subset_top1=float(correct[:SUBSET, 0].mean()),
             predicted="".join(map(str, order[:SUBSET, 0])),
-            probability=[round(float(p), 5) for p in found[:SUBSET].max(1)],
+            probability=[round(float(p), 5) for p in actual[:SUBSET].max(1)],
             committed={
                 path.name: [round(float(p), 6) for p in predictor.predict(path).probabilities[0]] for path in COMMITTED
             },

@@ -29,8 +29,8 @@ def work(
     many: Iterable[int] = (),
     facts: Mapping[str, Any] | None = None,
     mode: Literal["a", "b"] = "a",
-    say: Callable[[str], None] = print,
-    one: str | Sequence[str] = "",
+    callback: Callable[[str], None] = print,
+    single: str | Sequence[str] = "",
     sides: int | tuple[int, int] = 0,
     unresolved: Tensor | None = None,
     **others: Any,
@@ -40,22 +40,22 @@ def work(
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         dict(name="x", count=3, rate=1, path=Path("x"), flag=True),
         dict(count=np.int64(3), rate=np.float32(2), flag=np.bool_(True)),
         dict(count=None, rate=math.nan, path="\udce9.png"),  # a name that is not UTF-8 is a path
-        dict(names=["a"], many=iter([1]), facts={"a": object()}, say=len, one=["a", "b"]),
+        dict(names=["a"], many=iter([1]), facts={"a": object()}, callback=len, single=["a", "b"]),
         dict(many=np.array([1, 2])),
         dict(names=("a", "b"), many=range(3), sides=(1, 2), unresolved="anything", more=object()),
     ],
 )
-def test_values_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> None:
-    assert work(**given) == given.get("name", "")
+def test_values_of_the_annotated_type_are_accepted(arguments: dict[str, Any]) -> None:
+    assert work(**arguments) == arguments.get("name", "")
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("arguments", "expected"),
     [
         (dict(name=3), "name is 3, expected a string"),
         (dict(count="3"), "count is '3', expected an integer or None"),
@@ -71,17 +71,17 @@ def test_values_of_the_annotated_type_are_accepted(given: dict[str, Any]) -> Non
         (dict(facts={1: 2}), "facts is of type dict, expected a dictionary or None"),
         (dict(facts=[]), "facts is of type list, expected a dictionary or None"),
         (dict(mode=1), "mode is 1, expected one of 'a', 'b'"),
-        (dict(say="print"), "say is 'print', expected a function"),
-        (dict(one=b"x"), "one is b'x', expected a string or a list, each entry a string"),
+        (dict(callback="print"), "callback is 'print', expected a function"),
+        (dict(single=b"x"), "single is b'x', expected a string or a list, each entry a string"),
         (dict(sides=(1, 2, 3)), "sides is of type tuple, expected an integer or a tuple of 2 values"),
         (dict(many=np.zeros((2, 2), int)), "many is of type ndarray, expected a list, each entry an integer"),
         (dict(names=np.zeros(2)), "names is of type ndarray, expected a list, each entry a string"),
         (dict(count=np.zeros(2)), "count is of type ndarray, expected an integer or None"),
     ],
 )
-def test_values_of_another_type_are_refused(given: dict[str, Any], expected: str) -> None:
+def test_values_of_another_type_are_refused(arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as error:
-        work(**given)
+        work(**arguments)
     assert str(error.value) == expected
     assert error.value.code == "bad_argument"
 

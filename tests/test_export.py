@@ -30,9 +30,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_an_exported_model_matches_its_source(folder: Path) -> None:
     source, exported = tessella.load(engine="eager"), tessella.load(f"local-dir:{folder}")
     images: list[Any] = [CAT, np.zeros((5, 9, 3), np.uint8), CAT]
-    expected, found = source.predict(images), exported.predict(images)
-    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=3e-6)
-    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=3e-6)
+    expected, actual = source.predict(images), exported.predict(images)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, atol=3e-6)
+    np.testing.assert_allclose(actual.embeddings, expected.embeddings, atol=3e-6)
     assert exported.classify(CAT, top=1)[0].label == source.classify(CAT, top=1)[0].label
     assert exported.fingerprint == source.fingerprint  # equal outputs, so their results can be combined
     assert exported.name == source.name
@@ -87,7 +87,7 @@ def test_damage_is_detected(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"format": 99}, "newer Tessella"),
         ({"engine": "abacus"}, "cannot be read"),
@@ -95,10 +95,10 @@ def test_damage_is_detected(copied: Path) -> None:
         ({"surprise": 1}, "cannot be read"),
     ],
 )
-def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, object], says: str) -> None:
+def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, object], message: str) -> None:
     card = copied / FILE
     card.write_text(json.dumps(json.loads(card.read_text()) | change))
-    with pytest.raises(WeightsError, match=says) as caught:
+    with pytest.raises(WeightsError, match=message) as caught:
         tessella.load(f"local-dir:{copied}")
     assert caught.value.code == "bad_config"
 

@@ -26,7 +26,7 @@ EXTRA_OF = {  # import name -> the extra that installs it
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\[><=;! ]", one)[0] for one in requirements}
+    return {re.split(r"[\[><=;! ]", requirement)[0] for requirement in requirements}
 
 
 def test_an_installed_module_is_returned() -> None:

@@ -38,7 +38,7 @@ def no_weights() -> Iterator[None]:
         yield
 
 
-def counted(case: str, **overrides: Any) -> ImageModel:
+def fixed_model(case: str, **overrides: Any) -> ImageModel:
     """Return a small model whose weights are multiples of 1/16, which are the same on every machine."""
     arch, small = TINY[case]
     model = build(arch, **{"num_classes": NUM_CLASSES, **small, **overrides})
@@ -64,18 +64,18 @@ def predictor_of(
 
 
 SETTINGS: dict[str, Callable[[], Predictor]] = {
-    "policy timm": lambda: predictor_of(counted("convmixer"), policy="timm"),
-    "transform fast": lambda: predictor_of(counted("convmixer"), transform="fast"),
-    "both": lambda: predictor_of(counted("convmixer"), transform="fast", policy="timm"),
-    "rewritten": lambda: predictor_of(counted("convmixer"), engine="rewritten"),
-    "no classifier": lambda: predictor_of(counted("convmixer", num_classes=0)),
-    "pool": lambda: predictor_of(counted("convit", global_pool="avg")),
-    "rectangle": lambda: predictor_of(counted("mixer", img_size=(32, 48))),
-    "other field": lambda: predictor_of(counted("convmixer", drop_rate=0.5)),
-    "interpolation": lambda: predictor_of(counted("convmixer"), cfg=dict(interpolation="bilinear")),
-    "crop": lambda: predictor_of(counted("convmixer"), cfg=dict(crop_pct=1.0, crop_mode="squash")),
-    "colours": lambda: predictor_of(counted("convmixer"), cfg=dict(mean=(0.0,) * 3, std=(1.0,) * 3)),
-    "half weights": lambda: predictor_of(counted("convmixer").half()),
+    "policy timm": lambda: predictor_of(fixed_model("convmixer"), policy="timm"),
+    "transform fast": lambda: predictor_of(fixed_model("convmixer"), transform="fast"),
+    "both": lambda: predictor_of(fixed_model("convmixer"), transform="fast", policy="timm"),
+    "rewritten": lambda: predictor_of(fixed_model("convmixer"), engine="rewritten"),
+    "no classifier": lambda: predictor_of(fixed_model("convmixer", num_classes=0)),
+    "pool": lambda: predictor_of(fixed_model("convit", global_pool="avg")),
+    "rectangle": lambda: predictor_of(fixed_model("mixer", img_size=(32, 48))),
+    "other field": lambda: predictor_of(fixed_model("convmixer", drop_rate=0.5)),
+    "interpolation": lambda: predictor_of(fixed_model("convmixer"), cfg=dict(interpolation="bilinear")),
+    "crop": lambda: predictor_of(fixed_model("convmixer"), cfg=dict(crop_pct=1.0, crop_mode="squash")),
+    "colours": lambda: predictor_of(fixed_model("convmixer"), cfg=dict(mean=(0.0,) * 3, std=(1.0,) * 3)),
+    "half weights": lambda: predictor_of(fixed_model("convmixer").half()),
     "bfloat16 eager": lambda: tessella.load(device="cpu", engine="eager", precision="bfloat16"),
     "bfloat16 rewritten": lambda: tessella.load(device="cpu", engine="rewritten", precision="bfloat16"),
 }
@@ -88,11 +88,11 @@ def config_of(arch: str) -> Any:
 
 
 def test_all_architectures_and_models_are_recorded() -> None:
-    found = recorded()
-    assert found["configs"].keys() == ARCHITECTURES.keys()
-    assert found["tiny"].keys() == TINY.keys()
-    assert found["settings"].keys() == SETTINGS.keys()
-    assert found["built-in"].keys() == set(BUILTIN)
+    stored = recorded()
+    assert stored["configs"].keys() == ARCHITECTURES.keys()
+    assert stored["tiny"].keys() == TINY.keys()
+    assert stored["settings"].keys() == SETTINGS.keys()
+    assert stored["built-in"].keys() == set(BUILTIN)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -102,7 +102,7 @@ def test_the_text_of_a_config(arch: str) -> None:
 
 @pytest.mark.parametrize("case", TINY)
 def test_the_fingerprint_of_a_small_model_of_each_kind(case: str) -> None:
-    predictor = predictor_of(counted(case))
+    predictor = predictor_of(fixed_model(case))
     assert dict(config=predictor.identity["config"], fingerprint=predictor.fingerprint) == recorded()["tiny"][case]
 
 
@@ -116,13 +116,13 @@ def test_the_fingerprint_of_a_built_in_model(name: str) -> None:
     assert tessella.load(name).fingerprint == recorded()["built-in"][name]
 
 
-def test_what_changes_the_numbers_changes_the_fingerprint() -> None:
+def test_what_changes_the_results_changes_the_fingerprint() -> None:
     """An engine in float32 does not, and neither does the order of the weights in memory."""
     plain = recorded()["tiny"]["convmixer"]["fingerprint"]
     settings = dict(recorded()["settings"])
     assert settings.pop("rewritten") == plain
     assert len({plain, *settings.values()}) == len(settings) + 1
-    channels_last = counted("convmixer").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last = fixed_model("convmixer").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert predictor_of(channels_last).fingerprint == plain
 
 
@@ -142,7 +142,7 @@ def with_field(config: Any, name: str, kind: Any, default: Any) -> Any:
 
 @pytest.mark.parametrize("case", FAMILIES)
 def test_a_new_field_with_its_default_changes_no_fingerprint(case: str) -> None:
-    model = counted(case)
+    model = fixed_model(case)
     values = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
     larger = with_field(model.config, "gain", float, 1.0)
     assert repr(larger(**values)) != repr(model.config)
@@ -153,7 +153,7 @@ def test_a_new_field_with_its_default_changes_no_fingerprint(case: str) -> None:
 
 @pytest.mark.parametrize("case", FAMILIES)
 def test_a_new_field_with_another_value_changes_the_fingerprint(case: str) -> None:
-    model = counted(case)
+    model = fixed_model(case)
     text = config_text(model.config)
     values = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
     larger = with_field(model.config, "gain", float, 1.0)
@@ -165,7 +165,7 @@ def test_a_new_field_with_another_value_changes_the_fingerprint(case: str) -> No
     assert len(fingerprints) == 3
 
 
-def test_new_fields_are_sorted_by_name_and_compared_with_what_a_factory_makes() -> None:
+def test_new_fields_are_sorted_by_name_and_compared_with_the_default_of_a_factory() -> None:
     @dataclasses.dataclass(frozen=True)
     class Config:
         width: int
@@ -178,19 +178,22 @@ def test_new_fields_are_sorted_by_name_and_compared_with_what_a_factory_makes() 
     assert config_text(Config(8, [2], 0.5, True)) == "Config(bias=True, gain=0.5, stages=[2], width=8)"
 
 
-def test_the_functions_give_what_a_predictor_does() -> None:
-    predictor = predictor_of(counted("mixer"), policy="timm")
+def test_the_functions_and_a_predictor_give_the_same_fingerprint() -> None:
+    predictor = predictor_of(fixed_model("mixer"), policy="timm")
     identity = identify(predictor.model, predictor.spec)
     assert identity == predictor.identity
-    found = hash_identity(identity, policy="timm", transform="exact", precision="float32")
-    assert found == predictor.fingerprint != recorded()["tiny"]["mixer"]["fingerprint"]
+    fingerprint = hash_identity(identity, policy="timm", transform="exact", precision="float32")
+    assert fingerprint == predictor.fingerprint != recorded()["tiny"]["mixer"]["fingerprint"]
 
 
 def record() -> None:
-    tiny = {case: predictor_of(counted(case)) for case in TINY}
+    tiny = {case: predictor_of(fixed_model(case)) for case in TINY}
     facts = dict(
         configs={arch: config_text(config_of(arch)) for arch in ARCHITECTURES},
-        tiny={case: dict(config=one.identity["config"], fingerprint=one.fingerprint) for case, one in tiny.items()},
+        tiny={
+            case: dict(config=predictor.identity["config"], fingerprint=predictor.fingerprint)
+            for case, predictor in tiny.items()
+        },
         settings={name: make().fingerprint for name, make in SETTINGS.items()},
     ) | {"built-in": {name: tessella.load(name).fingerprint for name in BUILTIN}}
     RECORDED.write_text(json.dumps(facts, indent=1) + "\n")

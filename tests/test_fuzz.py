@@ -21,28 +21,28 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
-def among() -> Iterator[list[Server]]:
+def fuzz_servers() -> Iterator[list[Server]]:
     with servers(len(os.sched_getaffinity(0))) as started:
         yield started
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_case_ends_in_a_traceback_a_hang_or_an_unlisted_status(among: list[Server]) -> None:
+def test_no_case_ends_in_a_traceback_a_hang_or_an_unlisted_status(fuzz_servers: list[Server]) -> None:
     cases = (make_case(0, number) for number in range(CASES))
-    failures = [f"{wrong}\n{reproducer(case)}" for case, _, wrong in run_cases(cases, among) if wrong]
+    failures = [f"{wrong}\n{reproducer(case)}" for case, _, wrong in run_cases(cases, fuzz_servers) if wrong]
     assert not failures, "\n\n".join(failures)
 
 
 def test_cases_are_the_same_for_the_same_seed_and_cover_everything() -> None:
-    some = [make_case(7, number) for number in range(300)]
-    assert some == [make_case(7, number) for number in range(300)]
-    assert some != [make_case(8, number) for number in range(300)]
-    assert {case.target for case in some if case.arguments} == set(commands())
-    called = {case.code for case in some if case.code}
+    generated = [make_case(7, number) for number in range(300)]
+    assert generated == [make_case(7, number) for number in range(300)]
+    assert generated != [make_case(8, number) for number in range(300)]
+    assert {case.target for case in generated if case.arguments} == set(commands())
+    called = {case.code for case in generated if case.code}
     assert all(any(code.startswith(f"{name}(") for code in called) for name in functions())
     assert {f"tessella.{name}" for name in ("load", "create_model", "save_pretrained", "optimize")} <= set(functions())
-    assert any(case.fresh for case in some)
+    assert any(case.fresh for case in generated)
     assert {name for name in dir(tessella) if name.startswith("list_")} <= {
         name.removeprefix("tessella.") for name in functions()
     }
@@ -64,10 +64,10 @@ def test_the_statuses_are_those_of_the_readme() -> None:
     assert {int(number) for number in re.findall(r"(?:^|[,.] )(\d+) [a-z]", line[1].replace("\n", " "))} == STATUSES
 
 
-def run(server: Server, **given: Any) -> tuple[dict[str, Any], str]:
-    case = Case(0, 0, **given)
-    found = server.run(case)
-    return found, judge(case, found)
+def run(server: Server, **fields: Any) -> tuple[dict[str, Any], str]:
+    case = Case(0, 0, **fields)
+    result = server.run(case)
+    return result, judge(case, result)
 
 
 @pytest.mark.parametrize(
@@ -81,21 +81,21 @@ def run(server: Server, **given: Any) -> tuple[dict[str, Any], str]:
         ("__import__('subprocess').Popen(['sleep', '60'])", "processes left: sleep"),
     ],
 )
-def test_faults_of_functions_are_found(among: list[Server], code: str, wrong: str) -> None:
-    assert run(among[0], code=code)[1] == wrong
+def test_faults_of_functions_are_found(fuzz_servers: list[Server], code: str, wrong: str) -> None:
+    assert run(fuzz_servers[0], code=code)[1] == wrong
 
 
-def test_a_hang_is_found_with_its_place(among: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    server = among[0]
-    found, wrong = run(server, code="__import__('time').sleep(600)", limit=0.5)
-    assert found["status"] is None
+def test_a_hang_is_found_with_its_location(fuzz_servers: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    server = fuzz_servers[0]
+    result, wrong = run(server, code="__import__('time').sleep(600)", limit=0.5)
+    assert result["status"] is None
     assert wrong.startswith("still running after 0.5 s")
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_surroundings_reach_the_program(among: list[Server], fresh: bool) -> None:
+def test_surroundings_reach_the_program(fuzz_servers: list[Server], fresh: bool) -> None:
     def status(*arguments: str, **around: Any) -> Any:
-        return run(among[0], arguments=arguments, fresh=fresh, around=Surroundings(**around))[0]["status"]
+        return run(fuzz_servers[0], arguments=arguments, fresh=fresh, around=Surroundings(**around))[0]["status"]
 
     assert status("list", "conv*") == 0
     assert status("list", "--nonsense") == 2
@@ -103,11 +103,11 @@ def test_surroundings_reach_the_program(among: list[Server], fresh: bool) -> Non
     assert status("list", "conv*", stdout="no reader") == 0
 
 
-def test_what_a_case_leaves_behind_is_gone_before_the_next(among: list[Server]) -> None:
-    server = among[0]
+def test_files_of_a_case_are_removed_before_the_next(fuzz_servers: list[Server]) -> None:
+    server = fuzz_servers[0]
     run(server, code="(Path('run/run.json').write_text('x'), Path('new').mkdir(), os.remove('list.txt'))")
-    found, _ = run(server, arguments=("verify-run", "run"))
-    assert found["status"] == 0
+    result, _ = run(server, arguments=("verify-run", "run"))
+    assert result["status"] == 0
     assert run(server, code="os.stat('new') and 1 / 0")[0]["error"] == "FileNotFoundError"
     assert "error" not in run(server, code="os.stat('list.txt')")[0]
 

@@ -40,16 +40,16 @@ CARDS = {  # as published: million parameters, GMACs, million activations
 
 @pytest.mark.parametrize("arch", CARDS)
 def test_model_cards(arch: str) -> None:
-    found = known(arch).cost
-    figures = (found.params / 1e6, found.card_macs / 1e9, found.card_activations / 1e6)
+    actual = known(arch).cost
+    figures = (actual.params / 1e6, actual.card_macs / 1e9, actual.card_activations / 1e6)
     assert tuple(f"{figure:.1f}" for figure in figures) == CARDS[arch]
 
 
 @pytest.mark.parametrize("arch", PUBLISHED)
 def test_benchmark_table(arch: str) -> None:
     """All figures match timm's benchmark file, which has two decimals."""
-    found = known(arch).cost
-    figures = (found.params / 1e6, found.card_macs / 1e9, found.card_activations / 1e6)
+    actual = known(arch).cost
+    figures = (actual.params / 1e6, actual.card_macs / 1e9, actual.card_activations / 1e6)
     assert figures == pytest.approx([float(text) for text in PUBLISHED[arch]], abs=0.00501)
 
 
@@ -67,13 +67,13 @@ def test_the_table_has_every_architecture() -> None:
     assert set(PUBLISHED) == set(ARCHITECTURES) - set(OWN_ARCHITECTURES)
 
 
-def test_true_cost_has_the_depthwise_convolutions() -> None:
-    found = known("convmixer_768_32").cost
+def test_true_cost_includes_the_depthwise_convolutions() -> None:
+    actual = known("convmixer_768_32").cost
     depthwise = 32 * 768 * 7 * 7 * 32 * 32  # blocks, channels, kernel, map
-    assert f"{found.macs / 1e9:.2f}" == "20.68"
+    assert f"{actual.macs / 1e9:.2f}" == "20.68"
     norms = 2 * 65 * 768 * 32 * 32
-    assert found.card_macs == found.macs - depthwise + norms
-    assert found.card_activations == found.activations - 32 * 768 * 32 * 32
+    assert actual.card_macs == actual.macs - depthwise + norms
+    assert actual.card_activations == actual.activations - 32 * 768 * 32 * 32
 
 
 @pytest.mark.parametrize("case", TINY)
@@ -103,9 +103,9 @@ class OneConvolution(nn.Module):
 def test_model_cards_omit_convolutions_with_same_padding() -> None:
     work, outputs = 5 * 7 * 4 * 2 * 9, 5 * 7 * 4
     for padding, seen in ((1, 1), ("same", 0)):
-        found = cost(OneConvolution(padding), (2, 5, 7))  # type: ignore[arg-type]
-        assert (found.macs, found.activations) == (work, outputs)
-        assert (found.card_macs, found.card_activations) == (seen * work, seen * outputs)
+        actual = cost(OneConvolution(padding), (2, 5, 7))  # type: ignore[arg-type]
+        assert (actual.macs, actual.activations) == (work, outputs)
+        assert (actual.card_macs, actual.card_activations) == (seen * work, seen * outputs)
 
 
 @pytest.mark.parametrize("case", TINY)
@@ -128,47 +128,51 @@ def test_a_wrong_image_size_raises_the_models_error() -> None:
 
 
 def test_all_facts_about_one_checkpoint() -> None:
-    found = known("mixer_b16_224")
-    assert found.name == "mixer_b16_224.goog_in21k_ft_in1k"
-    assert found.tag_is_default
-    assert (found.architecture, found.tag, found.family) == ("mixer_b16_224", "goog_in21k_ft_in1k", "MLP-Mixer")
-    assert [paper.arxiv for paper in found.papers] == ["2105.01601"]
-    assert (found.input_size, found.interpolation, found.crop_pct) == ((3, 224, 224), "bicubic", 0.875)
-    assert found.mean == found.std == (0.5, 0.5, 0.5)
-    assert (found.num_classes, found.embedding_width, found.licence) == (1000, 768, "apache-2.0")
-    assert found.sources == ("hf-hub:timm/mixer_b16_224.goog_in21k_ft_in1k",)
-    assert found.accuracy["imagenet"] == {"top1": 76.616, "top5": 92.25, "img_size": 224}
-    assert set(found.other_tags) == {"goog_in21k", "miil_in21k", "miil_in21k_ft_in1k"}
-    assert any("despite its tag" in note and "ImageNet-1k alone" in note for note in found.notes)
+    model_info = known("mixer_b16_224")
+    assert model_info.name == "mixer_b16_224.goog_in21k_ft_in1k"
+    assert model_info.tag_is_default
+    assert (model_info.architecture, model_info.tag, model_info.family) == (
+        "mixer_b16_224",
+        "goog_in21k_ft_in1k",
+        "MLP-Mixer",
+    )
+    assert [paper.arxiv for paper in model_info.papers] == ["2105.01601"]
+    assert (model_info.input_size, model_info.interpolation, model_info.crop_pct) == ((3, 224, 224), "bicubic", 0.875)
+    assert model_info.mean == model_info.std == (0.5, 0.5, 0.5)
+    assert (model_info.num_classes, model_info.embedding_width, model_info.licence) == (1000, 768, "apache-2.0")
+    assert model_info.sources == ("hf-hub:timm/mixer_b16_224.goog_in21k_ft_in1k",)
+    assert model_info.accuracy["imagenet"] == {"top1": 76.616, "top5": 92.25, "img_size": 224}
+    assert set(model_info.other_tags) == {"goog_in21k", "miil_in21k", "miil_in21k_ft_in1k"}
+    assert any("despite its tag" in note and "ImageNet-1k alone" in note for note in model_info.notes)
 
 
 def test_a_tag_determines_classes_and_preprocessing() -> None:
-    found = info("mixer_b16_224.miil_in21k")
-    assert not found.tag_is_default
-    assert found.notes == ()
-    assert (found.num_classes, found.interpolation, found.mean) == (11221, "bilinear", (0.0, 0.0, 0.0))
+    model_info = info("mixer_b16_224.miil_in21k")
+    assert not model_info.tag_is_default
+    assert model_info.notes == ()
+    assert (model_info.num_classes, model_info.interpolation, model_info.mean) == (11221, "bilinear", (0.0, 0.0, 0.0))
 
 
 def test_untrained_architecture() -> None:
-    found = known("mixer_s32_224")
-    assert found.tag == "untrained"
-    assert found.sources == ()
-    assert found.accuracy == {}
-    assert dict(describe(found))["weights"] == "none published"
+    model_info = known("mixer_s32_224")
+    assert model_info.tag == "untrained"
+    assert model_info.sources == ()
+    assert model_info.accuracy == {}
+    assert dict(describe(model_info))["weights"] == "none published"
 
 
 def test_builtin_model_names_its_file() -> None:
-    found = info("convmixer_256_8_ks3_p4.cifar10")
-    assert found.sources == ("built in: convmixer_256_8_ks3_p4.cifar10.safetensors",)
-    assert found.input_size == (3, 32, 32)
-    assert found.num_classes == 10
+    model_info = info("convmixer_256_8_ks3_p4.cifar10")
+    assert model_info.sources == ("built in: convmixer_256_8_ks3_p4.cifar10.safetensors",)
+    assert model_info.input_size == (3, 32, 32)
+    assert model_info.num_classes == 10
 
 
 def test_old_name_has_a_note_about_timm() -> None:
-    found = info("mixer_b16_224_in21k")
-    assert found.name == "mixer_b16_224.goog_in21k"
-    assert not found.tag_is_default
-    assert any("timm loads mixer_b16_224.goog_in21k_ft_in1k" in note for note in found.notes)
+    model_info = info("mixer_b16_224_in21k")
+    assert model_info.name == "mixer_b16_224.goog_in21k"
+    assert not model_info.tag_is_default
+    assert any("timm loads mixer_b16_224.goog_in21k_ft_in1k" in note for note in model_info.notes)
 
 
 @pytest.mark.parametrize(
@@ -187,14 +191,14 @@ def test_local_folder(tmp_path: Path) -> None:
     save_pretrained(model, tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
     (tmp_path / "model" / "model.safetensors").unlink()  # the facts do not need the weights
-    found = info(name)
-    assert found.name == name
-    assert found.sources == (name,)
-    assert found.architecture == model.arch
-    assert found.cost == cost(model, found.input_size)
-    assert found.num_classes == model.num_classes
-    assert found.accuracy == {}
-    assert found.other_tags == ()
+    model_info = info(name)
+    assert model_info.name == name
+    assert model_info.sources == (name,)
+    assert model_info.architecture == model.arch
+    assert model_info.cost == cost(model, model_info.input_size)
+    assert model_info.num_classes == model.num_classes
+    assert model_info.accuracy == {}
+    assert model_info.other_tags == ()
 
 
 def test_every_architecture_has_a_family() -> None:
@@ -202,9 +206,9 @@ def test_every_architecture_has_a_family() -> None:
 
 
 def test_result_is_json() -> None:
-    found = known("gmixer_24_224")
-    copy = json.loads(json.dumps(dataclasses.asdict(found)))
-    assert copy["cost"]["params"] == found.cost.params
+    model_info = known("gmixer_24_224")
+    copy = json.loads(json.dumps(dataclasses.asdict(model_info)))
+    assert copy["cost"]["params"] == model_info.cost.params
     assert copy["papers"][0]["year"] == 2021
 
 

@@ -1,4 +1,4 @@
-"""Opening models: what a name stands for, the mode that inputs suggest, the samples for a lossy precision."""
+"""Opening models: what a name refers to, the mode that inputs suggest, the samples for a lossy precision."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_samples_are_listed_up_to_a_limit(tmp_path: Path) -> None:
         find_samples("-", [])
 
 
-def test_an_opened_model_is_what_a_predictor_takes() -> None:
+def test_a_predictor_accepts_an_opened_model() -> None:
     model, plan = create_planned(settings_for(batch_size=3))
     spec = Predictor(model).spec
     opened = open_model(model, ImageReader(spec), name="mine", plan=plan)

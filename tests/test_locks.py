@@ -66,7 +66,7 @@ def test_readers_share_the_folder_and_keep_a_writer_out(tmp_path: Path) -> None:
         pass
     with shared_lock(tmp_path), shared_lock(tmp_path):
         with pytest.raises(UsageError) as caught, folder_lock(tmp_path):
-            pytest.fail("a writer beside readers")
+            pytest.fail("a writer was allowed next to readers")
         assert caught.value.code == "busy"
     with folder_lock(tmp_path):
         pass

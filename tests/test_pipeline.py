@@ -1,4 +1,4 @@
-"""The steps of an image's way: keys stay with their values whatever a step reads ahead, fails to read or batches."""
+"""The steps of the image pipeline: keys stay with their values, however a step reads ahead, fails or batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CAT = Path(__file__).resolve().parent.parent / "examples" / "cat.jpg"
 
 
 class MeanEngine(Engine):
-    """Gives the mean of an image as logits (1,), and twice that as embedding (1,)."""
+    """Return the mean of an image as logits (1,), and twice that as embedding (1,)."""
 
     def __init__(self, batch_size: int, streams: int = 2):
         super().__init__(None, Plan("cpu", "float32", "eager", batch_size, 2, (), streams), (8, 8), SPEC)
@@ -69,7 +69,7 @@ def test_keys_follow_the_values_through_a_step_that_reads_ahead(ahead: int) -> N
     assert list(map_values(squares, pairs)) == [(key, value**2) for key, value in pairs]
 
 
-def test_a_value_that_has_left_is_not_kept() -> None:
+def test_finished_values_are_not_kept() -> None:
     """Memory is bounded by what a step reads ahead: pixels of finished batches are freed."""
 
     class Value:
@@ -214,17 +214,17 @@ def test_errors_are_known_before_a_model_is_loaded(tmp_path: Path) -> None:
     records = error_records([missing, broken])
     assert [(record.key, record.status) for record in records] == [("a", "not_found"), ("b", "empty")]
     assert error_records([missing, Source("c", str(CAT))]) == []
-    assert error_records([missing, Source("d", "s3://bucket/d.jpg")]) == []  # only a download would tell
+    assert error_records([missing, Source("d", "s3://bucket/d.jpg")]) == []  # only a download would show it
     assert error_records([]) == []
 
 
 def test_bulk_and_single_images_give_the_same_record() -> None:
-    """`decoded_outputs` with another decoder and `records` with the predictor's own make the same records."""
+    """`decoded_outputs` with another decoder and `records` with its own give the same records."""
     predictor = tessella.load(batch_size=4)
     images: list[Any] = [CAT, b"junk", grey(9), grey(200), None]
     expected = list(predictor.records(images, top=3, keys=list("01234")))
     reader = ImageReader(predictor.spec)
     decoded = [(str(i), reader.read(image)) for i, image in enumerate(images)]
-    found = [predictor.record(key, outcome, top=3) for key, outcome in predictor.decoded_outputs(decoded)]
-    for one, other in zip(found, expected, strict=True):
-        assert as_dict(one) == as_dict(other)
+    records = [predictor.record(key, outcome, top=3) for key, outcome in predictor.decoded_outputs(decoded)]
+    for actual, other in zip(records, expected, strict=True):
+        assert as_dict(actual) == as_dict(other)

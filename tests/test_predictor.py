@@ -1,4 +1,4 @@
-"""The Predictor: every kind of input, order for any batch size, and records in which a bad image harms no other."""
+"""The Predictor: all kinds of input, results in order for any batch size, and one record per bad image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def photos(predictor: Predictor) -> list[np.ndarray]:
     """37 different pictures: more than four batches, the last one not full."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (37, 4, 4, 3), dtype=np.uint8)
-    return [np.array(Image.fromarray(one).resize((40, 50), Image.Resampling.BICUBIC)) for one in small]
+    return [np.array(Image.fromarray(image).resize((40, 50), Image.Resampling.BICUBIC)) for image in small]
 
 
 def tiny(arch: str, **overrides: Any) -> Any:
@@ -98,11 +98,11 @@ def test_every_kind_of_input_gives_the_same_result(predictor: Predictor) -> None
 
 def test_one_image_gives_one_result_and_a_list_gives_a_list(predictor: Predictor) -> None:
     cat = EXAMPLES / "cat.jpg"
-    one = predictor.classify(cat, top=3)
-    assert [type(p) for p in one] == [tessella.Prediction] * 3
-    assert one[0].probability >= one[1].probability >= one[2].probability
-    assert one[0].label == predictor.labels[one[0].index]
-    assert predictor.classify([cat], top=3)[0][0].index == one[0].index
+    best = predictor.classify(cat, top=3)
+    assert [type(prediction) for prediction in best] == [tessella.Prediction] * 3
+    assert best[0].probability >= best[1].probability >= best[2].probability
+    assert best[0].label == predictor.labels[best[0].index]
+    assert predictor.classify([cat], top=3)[0][0].index == best[0].index
     assert len(predictor.classify([cat, cat], top=99)[1]) == 10
     assert predictor.embed(cat).shape == (256,)
     assert predictor.embed([cat, cat]).shape == (2, 256)
@@ -116,11 +116,11 @@ def test_one_image_gives_one_result_and_a_list_gives_a_list(predictor: Predictor
 def test_results_keep_their_order_for_any_batch_size(
     predictor: Predictor, photos: list[np.ndarray], batch_size: int
 ) -> None:
-    alone = np.concatenate([predictor.predict(photo).probabilities for photo in photos])
+    single = np.concatenate([predictor.predict(photo).probabilities for photo in photos])
     batched = Predictor(predictor.model, plan=make_plan(batch_size=batch_size)).predict(iter(photos))
-    assert_allclose(batched.probabilities, alone, atol=1e-5)
+    assert_allclose(batched.probabilities, single, atol=1e-5)
     # the pictures differ by far more than the tolerance, so a swap would be seen
-    distances = np.abs(alone[:, None] - alone[None]).max(2) + np.eye(len(photos))
+    distances = np.abs(single[:, None] - single[None]).max(2) + np.eye(len(photos))
     assert distances.min() > 1e-3
 
 
@@ -132,13 +132,13 @@ def test_a_bad_image_is_one_record_and_changes_no_other(predictor: Predictor, ph
     codes = {i: record.status for i, record in enumerate(records) if record.status != "ok"}
     assert codes == {0: "empty", 5: "unsupported_format", 6: "not_found", 20: "corrupt_image", 36: "corrupt_image"}
     good = [i for i in range(len(mixed)) if i not in bad]
-    alone = predictor.predict([photos[i] for i in good])
+    single = predictor.predict([photos[i] for i in good])
     for row, i in enumerate(good):
-        assert_allclose(records[i].top[0].probability, alone.probabilities[row].max(), atol=1e-5)
-        assert records[i].top[0].index == alone.probabilities[row].argmax()
+        assert_allclose(records[i].top[0].probability, single.probabilities[row].max(), atol=1e-5)
+        assert records[i].top[0].index == single.probabilities[row].argmax()
         vector = records[i].embedding
         assert vector is not None
-        assert_allclose(vector, alone.embeddings[row], atol=1e-5)
+        assert_allclose(vector, single.embeddings[row], atol=1e-5)
     assert all(
         record.embedding is None and not record.top and record.message for record in map(records.__getitem__, bad)
     )
@@ -155,25 +155,25 @@ def test_a_bad_image_in_a_list_is_named_by_its_position(predictor: Predictor) ->
 
 
 def test_records_of_endless_bad_images_come_one_by_one(predictor: Predictor) -> None:
-    records = predictor.records(itertools.repeat(b"no image"))
+    records = predictor.records(itertools.repeat(b"not an image"))
     for i in range(200):
         record = next(records)
         assert (record.key, record.status) == (str(i), "unsupported_format")
 
 
 def test_records_read_only_a_little_ahead(predictor: Predictor, photos: list[np.ndarray]) -> None:
-    taken = 0
+    read = 0
 
     def endless() -> Iterator[np.ndarray]:
-        nonlocal taken
+        nonlocal read
         while True:
-            taken += 1
+            read += 1
             yield photos[0]
 
     records = predictor.records(endless(), keys=map(str, iter(int, 1)))
     for _ in range(3):
         next(records)
-    assert taken <= 4 * predictor.plan.batch_size
+    assert read <= 4 * predictor.plan.batch_size
     records.close()
 
 
@@ -195,7 +195,7 @@ def test_threads_share_a_predictor(predictor: Predictor, photos: list[np.ndarray
 
 def test_features(predictor: Predictor) -> None:
     maps = predictor.features([EXAMPLES / "cat.jpg"] * 9)
-    assert [one.shape for one in maps] == [(9, 256, 8, 8)] * 3
+    assert [array.shape for array in maps] == [(9, 256, 8, 8)] * 3
     (last,) = predictor.features([EXAMPLES / "cat.jpg"] * 9, [-1])
     assert_allclose(last, maps[-1], atol=1e-5)
     (last,) = predictor.features(EXAMPLES / "cat.jpg", [-1])
@@ -212,14 +212,14 @@ def test_feature_records_are_one_per_image(predictor: Predictor) -> None:
         ("c", "ok"),
     ]
     for record in (records[0], records[2]):
-        for found, alone in zip(record.features, predictor.features(cat, [0, -1]), strict=True):
-            assert np.array_equal(found, alone[0])
+        for actual, expected in zip(record.features, predictor.features(cat, [0, -1]), strict=True):
+            assert np.array_equal(actual, expected[0])
     assert (records[1].features, records[0].top, records[0].embedding) == ((), (), None)
     with pytest.raises(UsageError, match="block numbers"):
         predictor.feature_records([cat], ["x"])  # type: ignore[list-item]
 
 
-def test_feature_records_before_an_exception_of_the_iterable_come_out_first(predictor: Predictor) -> None:
+def test_feature_records_before_an_exception_of_the_iterable_come_first(predictor: Predictor) -> None:
     def images() -> Iterator[Path]:
         yield EXAMPLES / "cat.jpg"
         raise ConnectionError("the caller's own")
@@ -286,7 +286,7 @@ def test_choices_are_kept_and_explained() -> None:
     assert "float32 (exact" in str(exact.plan)
 
 
-def test_the_fingerprint_changes_with_everything_that_decides_the_numbers(predictor: Predictor) -> None:
+def test_the_fingerprint_changes_with_everything_that_determines_the_results(predictor: Predictor) -> None:
     other = copy.deepcopy(predictor.model)
     with torch.no_grad():
         next(other.parameters()).view(-1)[0].add_(1e-3)
@@ -310,15 +310,15 @@ def test_models_of_other_than_three_channels_are_refused() -> None:
 
 def test_orientation_is_respected_except_with_the_policy_of_timm(predictor: Predictor) -> None:
     image = Image.open(EXAMPLES / "cat.jpg")
-    turned = io.BytesIO()
+    rotated = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # shown upright by a quarter turn clockwise
-    image.transpose(Image.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_90).save(rotated, "PNG", exif=exif)
     upright = io.BytesIO()
     image.save(upright, "PNG")
-    same = predictor.embed(upright.getvalue()) @ predictor.embed(turned.getvalue())
+    same = predictor.embed(upright.getvalue()) @ predictor.embed(rotated.getvalue())
     as_timm = tessella.load(policy="timm")
-    other = as_timm.embed(upright.getvalue()) @ as_timm.embed(turned.getvalue())
+    other = as_timm.embed(upright.getvalue()) @ as_timm.embed(rotated.getvalue())
     assert same > 0.9999 > other
 
 
@@ -327,14 +327,14 @@ def test_orientation_is_respected_except_with_the_policy_of_timm(predictor: Pred
 
 def not_images() -> dict[str, Any]:
     """Objects that are not images, each with the code of its record."""
-    one = np.zeros((4, 4, 3), np.uint8)
+    pixels = np.zeros((4, 4, 3), np.uint8)
     return {
         "none": (None, "bad_argument"),
         "nan": (float("nan"), "bad_argument"),
         "number": (3, "bad_argument"),
         "numpy number": (np.float32(3), "bad_array"),
-        "mapping": ({"image": one}, "bad_argument"),
-        "list": ([one], "bad_argument"),
+        "mapping": ({"image": pixels}, "bad_argument"),
+        "list": ([pixels], "bad_argument"),
         "tuple": ((1, 2), "bad_argument"),
         "set": ({1}, "bad_argument"),
         "object": (object(), "bad_argument"),
@@ -390,7 +390,7 @@ class BrokenFile:
 
 
 @pytest.mark.parametrize("good", [0, 1, 11])
-def test_rows_before_an_exception_of_the_iterable_come_out_first(predictor: Predictor, good: int) -> None:
+def test_rows_before_an_exception_of_the_iterable_come_first(predictor: Predictor, good: int) -> None:
     def images() -> Iterator[Any]:
         yield from [np.full((4, 4, 3), i, np.uint8) for i in range(good)]
         raise ConnectionError("the caller's own")
@@ -454,7 +454,7 @@ def test_names_of_collections_are_listed(predictor: Predictor, tmp_path: Path) -
     names: list[Any] = [folder, str(folder), str(folder / "*.jpg"), archive, f"@{tmp_path / 'list.txt'}"]
     for name in [*names, f"file://{folder}"]:
         assert_allclose(predictor.embed(name), expected, atol=1e-6)
-        assert [len(one) for one in predictor.classify(name, top=2)] == [2, 2]
+        assert [len(predictions) for predictions in predictor.classify(name, top=2)] == [2, 2]
         assert len(predictor.predict(name).embeddings) == 2
         assert [Path(r.key.replace("::", "/")).name for r in predictor.records(name)] == ["cat.jpg", "coffee.jpg"]
     assert predictor.embed(f"file://{folder}/cat.jpg").shape == (256,)
@@ -471,8 +471,8 @@ def test_tensors_have_channels_first(predictor: Predictor) -> None:
     expected = predictor.embed(pixels)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     alpha = torch.cat([tensor, torch.full_like(tensor[:1], 255)])
-    for one in (tensor, tensor / 255, (tensor / 255).double().requires_grad_(), alpha):
-        assert_allclose(predictor.embed(one), expected, atol=1e-5)
+    for image in (tensor, tensor / 255, (tensor / 255).double().requires_grad_(), alpha):
+        assert_allclose(predictor.embed(image), expected, atol=1e-5)
     assert_allclose(predictor.embed(torch.stack([tensor, tensor])), [expected, expected], atol=1e-5)
     assert_allclose(predictor.embed([tensor, pixels]), [expected, expected], atol=1e-5)
     grey = predictor.embed(pixels[:, :, 0])
@@ -545,8 +545,8 @@ def test_representations_for_terminals_and_notebooks(predictor: Predictor) -> No
     assert repr(scores) == "Scores(probabilities=float32 (1, 10), embeddings=float32 (1, 256))"
     fast = tessella.optimize(predictor.model)
     assert repr(fast).startswith("<Optimized convmixer_256_8_ks3_p4: (B,3,32,32); cpu, float32, rewritten")
-    for shown in (predictor, scores, fast, predictor.classify(EXAMPLES / "cat.jpg")[0], predictor.predict([])):
-        page = shown._repr_html_()
+    for displayed in (predictor, scores, fast, predictor.classify(EXAMPLES / "cat.jpg")[0], predictor.predict([])):
+        page = displayed._repr_html_()
         assert page.count("<table>") == page.count("</table>") == 1
     hostile = tessella.Prediction(0, "<script>alert('x')</script>\x1b", 0.5)._repr_html_()
     assert "<script>" not in hostile
@@ -596,7 +596,7 @@ def test_a_predictor_needs_a_model() -> None:
         Predictor("convmixer_768_32")  # type: ignore[arg-type]
 
 
-def test_a_tilde_stands_for_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tessella.save_pretrained(tiny("convmixer_768_32", dim=8, depth=1, num_classes=3), tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tessella.load("local-dir:~/model").num_classes == 3

@@ -22,13 +22,13 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def blocks(language: str) -> list[str]:
-    found = [body for name, body in BLOCKS if name == language]
-    assert found
-    return found
+    bodies = [body for name, body in BLOCKS if name == language]
+    assert bodies
+    return bodies
 
 
 def without_numbers(text: str) -> str:
-    """Digits and spacing aside: the last digit of a probability may differ between processors."""
+    """Return text without digits and spacing: the last digit of a probability may differ between processors."""
     return re.sub(r"\s+", " ", re.sub(r"[-+]?\d+(\.\d+)?", "#", text)).strip()
 
 
@@ -52,7 +52,7 @@ CONSOLE = [f"$ {command}" for block in blocks("console") for command in block.sp
 IN_SENTENCES = re.findall(r"`(tessella (?:dedup|probe|evaluate) [^`]*)`", TEXT)
 
 
-def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = shlex.split(command)
     assert name == "tessella"
     done = subprocess.run(
@@ -63,12 +63,12 @@ def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_commands_work_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
-    """What they read is all in the repository; what they write stays out of it."""
+    """The commands read only files of the repository, and write nothing into it."""
     for name in ("examples", "clothing"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for block in CONSOLE:
         command, _, shown = block.removeprefix("$ ").partition("\n")
-        done = typed(command, tmp_path)
+        done = run_command(command, tmp_path)
         printed = {without_numbers(line) for line in (done.stdout + done.stderr).splitlines()}
         for line in shown.splitlines():
             if line.startswith("fine-tuning "):  # which weights are kept may differ between processors
@@ -79,7 +79,7 @@ def test_commands_work_in_order_and_print_what_is_shown(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report").is_dir()
     assert len(IN_SENTENCES) == 2
     for command in IN_SENTENCES:
-        typed(command, tmp_path)
+        run_command(command, tmp_path)
 
 
 def test_every_exit_status_is_listed() -> None:

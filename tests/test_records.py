@@ -38,7 +38,7 @@ def read_keys(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_name_comes_back_from_every_format(suffix: str, tmp_path: Path) -> None:
+def test_every_name_is_restored_from_every_format(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
     write_records(path, RECORDS, dict(model="m\udce9", fingerprint="f"))
     keys = read_keys(path)
@@ -52,7 +52,7 @@ def test_no_records_are_a_file_without_rows(suffix: str, tmp_path: Path) -> None
     assert read_keys(tmp_path / f"rows{suffix}") == []
 
 
-def test_lines_come_one_by_one_with_the_records() -> None:
+def test_lines_are_yielded_as_the_records_arrive() -> None:
     taken = 0
 
     def endless() -> Iterator[Record]:
@@ -69,7 +69,7 @@ def test_lines_come_one_by_one_with_the_records() -> None:
         assert not any("\n" in line for line in first)
 
 
-def test_lines_are_those_of_the_files(tmp_path: Path) -> None:
+def test_lines_equal_those_in_files(tmp_path: Path) -> None:
     assert write_records(tmp_path / "rows.jsonl", iter(RECORDS), {}) == len(RECORDS)
     assert (tmp_path / "rows.jsonl").read_bytes().decode() == "".join(f"{line}\n" for line in json_lines(RECORDS))
     write_records(tmp_path / "rows.csv", iter(RECORDS), {}, csv_safe=True)
@@ -114,7 +114,7 @@ def test_csv_is_read_back(text: str) -> None:
     assert next(csv.reader(io.StringIO(csv_line([text, 1, 0.5]), newline=""))) == [text, "1", "0.5"]
 
 
-def test_formulas_are_escaped_when_asked_for() -> None:
+def test_formulas_are_escaped_on_request() -> None:
     cells = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a=1", -1.5]
     assert csv_line(cells[:1]) == "=1+1"
     shown = next(csv.reader(io.StringIO(csv_line(cells, safe=True), newline="")))
@@ -122,15 +122,15 @@ def test_formulas_are_escaped_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [("x.xlsx", "ending in .npz"), ("nowhere/x.csv", "no folder"), ("folder.csv", "is a folder"), ("", "ending in")],
 )
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(name: str, says: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UsageError) as caught:
         check_output(tmp_path / name if name else "", SUFFIXES)
     assert caught.value.code == "bad_argument"
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(UsageError):
         check_output(tmp_path / f"{'a' * 300}.csv", SUFFIXES)
 

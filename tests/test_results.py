@@ -30,7 +30,7 @@ def test_rows_of_zeros_have_no_direction() -> None:
 
 
 @pytest.mark.parametrize(("top", "indices"), [(1, [1]), (2, [1, 0]), (3, [1, 0, 2]), (9, [1, 0, 2])])
-def test_of_equal_probabilities_the_lower_index_comes_first(top: int, indices: list[int]) -> None:
+def test_equal_probabilities_are_ordered_by_index(top: int, indices: list[int]) -> None:
     found = CLASSES.top_predictions(np.array([0.2, 0.6, 0.2], np.float32), top)
     assert [prediction.index for prediction in found] == indices
     assert found[0] == Prediction(1, "b", float(np.float32(0.6)), "n2")

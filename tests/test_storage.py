@@ -35,11 +35,11 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["out.csv"]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, exists: bool) -> None:
     (tmp_path / "disk").mkdir()
     target = tmp_path / "disk" / "target.csv"
-    if there:
+    if exists:
         target.write_bytes(b"old")
     link, outer = tmp_path / "link.csv", tmp_path / "outer.csv"
     link.symlink_to("disk/target.csv")

@@ -52,7 +52,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def relocate(out: Path, root: Path) -> None:
-    """Make the listing of a run name the copied inputs, and give these the times that were listed."""
+    """Rewrite the listing of a run to name the copied inputs, and give these the times in the listing."""
     for folder in (out, out / "copy"):
         listing = pq.ParquetFile(folder / "manifest.parquet")
         shards = [listing.read_row_group(i) for i in range(listing.num_row_groups)]
@@ -74,10 +74,10 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
 
 
-def assert_equal_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 0.0) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=atol, msg=name)
 
 
 # --- bulk runs --------------------------------------------------------------------------------------------------------
@@ -99,10 +99,10 @@ def test_a_finished_run_is_read(root: Path) -> None:
 
 @pytest.mark.parametrize(("name", "shards"), [("run-finished", 6), ("run-unfinished", 1)])
 def test_a_run_is_verified_without_damage(root: Path, name: str, shards: int) -> None:
-    found = json.loads(run("verify-run", name, "--json", cwd=root)[0])
-    assert found["damage"] == []
-    assert (found["finished"], found["shards"]) == (shards, 6)
-    shard = next((root / name / "shards").iterdir())  # damage must be found
+    result = json.loads(run("verify-run", name, "--json", cwd=root)[0])
+    assert result["damage"] == []
+    assert (result["finished"], result["shards"]) == (shards, 6)
+    shard = next((root / name / "shards").iterdir())  # damage must be result
     shard.write_bytes(shard.read_bytes()[:-1])
     assert json.loads(run("verify-run", name, "--json", cwd=root, status=6)[0])["damage"]
 
@@ -111,8 +111,8 @@ def test_a_finished_run_is_not_computed_again(root: Path) -> None:
     out = root / "run-finished"
     relocate(out, root)
     shards = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    found = json.loads(run("run", *RUN, "-o", "run-finished", "--json", cwd=root)[0])
-    assert (found["rows"], found["ok"]) == (ROWS, ROWS - BAD)
+    result = json.loads(run("run", *RUN, "-o", "run-finished", "--json", cwd=root)[0])
+    assert (result["rows"], result["ok"]) == (ROWS, ROWS - BAD)
     assert {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == shards
 
 
@@ -123,8 +123,8 @@ def test_an_unfinished_run_is_resumed_and_its_index_updated(root: Path) -> None:
     first = next((out / "shards").iterdir())
     assert (before, [path.name for path in (out / "shards").iterdir()]) == (4, [first.name])
     written = first.stat().st_mtime_ns
-    found = json.loads(run("run", *RUN, "-o", "run-unfinished", "--json", cwd=root)[0])
-    assert (found["rows"], found["ok"], found["errors"]) == (ROWS, ROWS - BAD, {"corrupt_image": BAD})
+    result = json.loads(run("run", *RUN, "-o", "run-unfinished", "--json", cwd=root)[0])
+    assert (result["rows"], result["ok"], result["errors"]) == (ROWS, ROWS - BAD, {"corrupt_image": BAD})
     assert first.stat().st_mtime_ns == written
     for resumed, expected in zip(rows_of(out), rows_of(root / "run-finished"), strict=True):
         same = ("key", "status", "sha256", "bytes", "width", "height", "top_index", "top_label")
@@ -144,21 +144,21 @@ def test_a_run_with_other_settings_is_refused(root: Path) -> None:
     assert "top 5, now 2" in error
 
 
-def test_an_input_that_changed_since_it_was_listed_is_found(root: Path) -> None:
+def test_an_input_that_changed_since_it_was_listed_is_reported(root: Path) -> None:
     relocate(root / "run-unfinished", root)
     changed = root / INPUTS[0] / "dark" / "3.png"
     time = changed.stat().st_mtime_ns + 1
     os.utime(changed, ns=(time, time))
-    found = json.loads(run("run", *RUN, "-o", "run-unfinished", "--json", cwd=root)[0])
-    assert found["errors"] == {"changed_input": 1, "corrupt_image": BAD}
+    result = json.loads(run("run", *RUN, "-o", "run-unfinished", "--json", cwd=root)[0])
+    assert result["errors"] == {"changed_input": 1, "corrupt_image": BAD}
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
 
 
-def nearest(out: Path, vector: Any, leave_out: str = "") -> list[str]:
-    """Keys of the rows with the highest cosine, from the embeddings in the run's shards."""
-    rows = [row for row in rows_of(out) if row["status"] == "ok" and row["key"] != leave_out]
+def nearest(out: Path, vector: Any, exclude: str = "") -> list[str]:
+    """Return the keys of the rows with the highest cosine, from the embeddings in the run's shards."""
+    rows = [row for row in rows_of(out) if row["status"] == "ok" and row["key"] != exclude]
     vectors = np.array([row["embedding"] for row in rows], np.float32)
     cosines = vectors @ np.asarray(vector, np.float32) / np.linalg.norm(vectors, axis=1)
     return [rows[i]["key"] for i in np.argsort(-cosines, kind="stable")]
@@ -167,14 +167,14 @@ def nearest(out: Path, vector: Any, leave_out: str = "") -> list[str]:
 @pytest.mark.parametrize("condition", [[], ["--where", "width = 16"]])  # with a condition LanceDB reads its table
 @pytest.mark.parametrize("query", ["./" + IMAGE, IMAGE, "query.npz"])
 def test_the_index_finds_the_nearest_rows(root: Path, query: str, condition: list[str]) -> None:
-    """The query is an image, the key of a row, which is then left out itself, or a stored embedding."""
+    """The query is an image, the key of a row, which is then excluded from the results, or a stored embedding."""
     vector = next(row["embedding"] for row in rows_of(root / "run-finished") if row["key"] == IMAGE)
-    expected = nearest(root / "run-finished", vector, leave_out=IMAGE if query == IMAGE else "")
+    expected = nearest(root / "run-finished", vector, exclude=IMAGE if query == IMAGE else "")
     out = run("search", "run-finished", query, "-m", MODEL, "-k", "5", "--json", *condition, cwd=root)[0]
-    found = [json.loads(line) for line in out.splitlines()]
-    assert [row["key"] for row in found] == expected[:5]
-    assert (found[0]["key"] == IMAGE) == (query != IMAGE)
-    assert query == IMAGE or found[0]["score"] == pytest.approx(1, abs=1e-3)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["key"] for row in rows] == expected[:5]
+    assert (rows[0]["key"] == IMAGE) == (query != IMAGE)
+    assert query == IMAGE or rows[0]["score"] == pytest.approx(1, abs=1e-3)
 
 
 def test_the_index_is_intact_and_is_not_rebuilt(root: Path) -> None:
@@ -195,7 +195,7 @@ def test_an_interrupted_training_is_resumed_to_the_same_weights(root: Path) -> N
     epochs = epochs_of(out)
     saved = (out / "checkpoints" / "at-00000008" / "state.json").stat().st_mtime_ns
     run("train", *TRAIN, "-o", "train-interrupted", cwd=root)
-    assert (out / "checkpoints" / "at-00000008" / "state.json").stat().st_mtime_ns == saved  # it was not begun again
+    assert (out / "checkpoints" / "at-00000008" / "state.json").stat().st_mtime_ns == saved  # it was not started again
     assert (len(epochs), epochs_of(out)[:1]) == (1, epochs)
     assert [row["step"] for row in epochs_of(out)] == [4, 8]
     assert_equal_weights(weights_of(out), weights_of(finished), atol=1e-3)
@@ -219,8 +219,8 @@ def test_a_training_with_other_settings_or_images_is_refused(root: Path) -> None
 
 def test_evaluate_knows_which_images_a_model_was_trained_on(root: Path) -> None:
     out, error = run("evaluate", "images", "-m", "local-dir:train-finished", "--json", cwd=root)
-    found = json.loads(out)
-    assert (found["images"], found["top1"]) == (16, 1.0)
+    result = json.loads(out)
+    assert (result["images"], result["top1"]) == (16, 1.0)
     error = run("evaluate", "images", "--split", "all", "-m", "local-dir:train-finished", cwd=root)[1]
     assert "32 of the 48 images" in error
 
@@ -240,8 +240,8 @@ def test_a_saved_model_is_loaded_with_its_fingerprint(root: Path, name: str) -> 
     predictor = tessella.load(f"local-dir:{root / name}", engine="eager")
     assert predictor.fingerprint == EXPECTED[name]["fingerprint"]
     assert_equal_weights(predictor.model.state_dict(), weights_of(root / name))
-    found = predictor.predict(root / IMAGE).probabilities[0]
-    np.testing.assert_allclose(found, EXPECTED[name]["probabilities"], atol=1e-5)
+    probabilities = predictor.predict(root / IMAGE).probabilities[0]
+    np.testing.assert_allclose(probabilities, EXPECTED[name]["probabilities"], atol=1e-5)
 
 
 def test_a_checkpoint_of_timms_training_script_is_loaded_strictly(root: Path) -> None:
@@ -251,13 +251,13 @@ def test_a_checkpoint_of_timms_training_script_is_loaded_strictly(root: Path) ->
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_an_exported_model_gives_the_same_numbers(root: Path, engine: str) -> None:
+def test_an_exported_model_gives_the_same_results(root: Path, engine: str) -> None:
     predictor = tessella.load(f"local-dir:{root / 'exported' / engine}")
     expected = EXPECTED[f"exported/{engine}"]
     assert predictor.fingerprint == expected["fingerprint"] == EXPECTED["saved/convmixer"]["fingerprint"]
     assert predictor.labels == tuple("abcde")
-    found = predictor.predict(root / IMAGE).probabilities[0]
-    np.testing.assert_allclose(found, expected["probabilities"], atol=1e-4)
+    probabilities = predictor.predict(root / IMAGE).probabilities[0]
+    np.testing.assert_allclose(probabilities, expected["probabilities"], atol=1e-4)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -285,9 +285,9 @@ def test_the_embeddings_of_a_probe_are_used_again(root: Path) -> None:
     assert len(caches) == 2
     times = [(root / "probe" / name).stat().st_mtime_ns for name in caches]
     expected = json.loads((root / "probe" / "probe.json").read_text())
-    found = json.loads(run("probe", "images", "-m", MODEL, "--shots", "1,5", "-o", "probe", "--json", cwd=root)[0])
+    result = json.loads(run("probe", "images", "-m", MODEL, "--shots", "1,5", "-o", "probe", "--json", cwd=root)[0])
     assert [(root / "probe" / name).stat().st_mtime_ns for name in caches] == times
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     for name in ("fingerprint", "data_fingerprints", "classes", "train_count", "neighbours"):
-        assert found[name] == expected[name]
-    assert found["linear"]["top1"] == expected["linear"]["top1"] == 1
+        assert result[name] == expected[name]
+    assert result["linear"]["top1"] == expected["linear"]["top1"] == 1

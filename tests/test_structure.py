@@ -138,6 +138,11 @@ EXAMPLE = parse(
             def own(self) -> None: ...
             def _private(self) -> None: ...
 
+        class Generic(Base[int]):
+            '''Documented.'''
+
+            def inherited(self) -> None: ...
+
         class Module(nn.Module):
             '''(B,D) -> (B,D).'''
 

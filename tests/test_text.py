@@ -33,7 +33,7 @@ def test_escape(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "displayed"),
     [
         ("tabby cat", "tabby cat"),
         ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
@@ -45,15 +45,15 @@ def test_escape(name: str, text: str) -> None:
         ("\U000e0041", r"\U000e0041"),
     ],
 )
-def test_printable(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_printable(text: str, displayed: str) -> None:
+    assert printable(text) == displayed
 
 
 @given(NAMES)
 def test_printable_text_has_no_control_characters(name: str) -> None:
-    shown = printable(name)
-    assert shown.encode("utf-8").decode() == shown
-    assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in shown)
+    displayed = printable(name)
+    assert displayed.encode("utf-8").decode() == displayed
+    assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in displayed)
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2_000, "2,000 rows")])
@@ -61,7 +61,7 @@ def test_count_of(count: int, text: str) -> None:
     assert count_of(count, "row") == text
 
 
-def test_text_for_people_keeps_backslashes_and_is_utf8() -> None:
+def test_readable_text_keeps_backslashes_and_is_utf8() -> None:
     assert encode_text("caf\udce9 é a\\b") == "caf\\xe9 é a\\b".encode()
 
 

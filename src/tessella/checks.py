@@ -23,7 +23,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from .arguments import unknown_argument
 from .errors import UsageError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Annotation = Any  # a type, an alias such as `list[int]`, or a string that names one
+Annotation: TypeAlias = object  # a type, an alias such as `list[int]`, or a string that names one
 _UNKNOWN: Annotation = object()  # an annotation that cannot be resolved
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection, list)
 
@@ -105,13 +105,13 @@ def check_number(
         raise UsageError("bad_argument", f"{name} is {show(value)}, expected {expected}")
 
 
-def check_count(name: str, value: Any, most: int, least: int = 1) -> None:
+def check_count(name: str, value: int, most: int, least: int = 1) -> None:
     """Raise UsageError `bad_argument` for anything but a whole number from `least` to `most`."""
     if isinstance(value, bool) or not _fits(value, int) or not least <= value <= most:
         raise UsageError("bad_argument", f"{name} is {show(value)}, expected a whole number from {least} to {most:,}")
 
 
-def check_seconds(name: str, value: Any, most: float) -> None:
+def check_seconds(name: str, value: float, most: float) -> None:
     """Raise UsageError `bad_argument` for anything but a number of seconds that is over 0 and at most `most`."""
     if isinstance(value, bool) or not _fits(value, float) or not 0 < value <= most:
         raise UsageError(

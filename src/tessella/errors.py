@@ -1,6 +1,6 @@
 """One family of exceptions: every error that a user can cause has a fixed code and a hint.
 
-The code decides the exit status of the command line and the HTTP status of the server, so that callers can branch on
+The code determines the exit status of the command line and the HTTP status of the server, so that callers can branch on
 `error.code` and never have to parse a message. Messages may contain file names and both sides of a mismatch. A network
 client gets `public_text(code)` instead, which is fixed for each code and reveals nothing about this machine.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a code stands for: the statuses and the text for network clients."""
+    """The meaning of a code: the statuses and the text for network clients."""
 
     exit_code: int
     http_status: int
@@ -128,7 +128,7 @@ class TrainingError(TessellaError, RuntimeError):
 
 
 class RunError(TessellaError, RuntimeError):
-    """A bulk run stopped; its finished shards are intact, and it can be resumed with the others."""
+    """A bulk run stopped; its finished shards are intact, and it can be resumed."""
 
 
 class OutputError(TessellaError, RuntimeError):

@@ -1,8 +1,8 @@
-"""Fingerprints of models: all that decides a model's numbers, hashed to 16 hex digits.
+"""Fingerprints of models: everything that determines a model's results, hashed to 16 hex digits.
 
-Runs, indexes and cached embeddings carry the fingerprint of the model that made them, so that those of two models are
-never mixed. It changes whenever the numbers may change, and for no other reason: moved code, renamed functions and new
-config fields with a default leave it as it is.
+Runs, indexes and cached embeddings carry the fingerprint of the model that produced them, so that those of two models
+are never mixed. It changes whenever the results may change, and for no other reason: moved code, renamed functions and
+new config fields with a default leave it as it is.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from .data.spec import InputSpec
     from .models.base import ImageModel
 
-NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other numbers than before
+NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other results than before
 
 # Class names of configs, and the fields that their text always contains, in this order. Both are part of every
 # fingerprint, so a line stays as it is. A field that is added to a class later does not belong here: the text contains
-# it only if its value differs from its default, and that default then has to stay the same, too.
+# it only if its value differs from its default, so that default has to stay the same, too.
 CONFIG_FIELDS: dict[str, tuple[str, ...]] = {
     "ConvMixerConfig": (
         *("dim", "depth", "kernel_size", "patch_size", "act_layer"),
@@ -44,7 +46,7 @@ CONFIG_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def config_text(config: Any) -> str:
+def config_text(config: DataclassInstance) -> str:
     """Return the text of a model's config for fingerprints, such as `ConvMixerConfig(dim=256, depth=8, ...)`.
 
     config: a dataclass. After the fields of CONFIG_FIELDS come those of the others whose value is not their default,
@@ -61,8 +63,8 @@ def config_text(config: Any) -> str:
     return f"{name}({', '.join(fields)})"
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    """The default value; MISSING, which equals no value, if there is none."""
+def _default(field: dataclasses.Field[object]) -> object:
+    """Return the default value; MISSING, which equals no value, if there is none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -80,8 +82,8 @@ def weights_hash(model: ImageModel) -> str:
     return digest.hexdigest()
 
 
-def identify(model: ImageModel, spec: InputSpec) -> dict[str, Any]:
-    """Return all that decides the numbers of a model in float32, apart from the settings of a Predictor."""
+def identify(model: ImageModel, spec: InputSpec) -> dict[str, object]:
+    """Return everything that determines the results of a model in float32, besides the settings of a Predictor."""
     return dict(
         arch=model.arch,
         config=config_text(model.config),
@@ -92,7 +94,7 @@ def identify(model: ImageModel, spec: InputSpec) -> dict[str, Any]:
     )
 
 
-def hash_identity(identity: Mapping[str, Any], *, policy: str, transform: str, precision: str) -> str:
+def hash_identity(identity: Mapping[str, object], *, policy: str, transform: str, precision: str) -> str:
     """Return the fingerprint, 16 hex digits, of an identity together with the settings of a Predictor."""
     facts = dict(identity, policy=policy, transform=transform, precision=precision)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of a
         (Paper("ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", 2021, "2103.10697"),),
     ),
     "mixer": ("MLP-Mixer", (MIXER_PAPER,)),
-    # has no paper: the model of the first one with the gates of the second one
+    # has no paper of its own: the model of the first paper with the gates of the second
     "gmixer": ("gMixer", (MIXER_PAPER, Paper("GLU Variants Improve Transformer", 2020, "2002.05202"))),
     "resmlp": (
         "ResMLP",
@@ -130,16 +130,23 @@ def _inspect(name: str) -> ModelInfo:
 
 
 def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, sources: tuple[str, ...]) -> ModelInfo:
-    """facts: a row of the table of costs; cfg: the checkpoint's config."""
+    """Return the ModelInfo from a row of the table of costs and the checkpoint's config."""
     family, papers = FAMILIES[arch.partition("_")[0]]
-    recipe = resolve_data_config(pretrained_cfg=cfg) | dict(input_size=tuple(facts["input_size"]))
+    channels, height, width = facts["input_size"]
+    recipe: PretrainedCfg = {**resolve_data_config(pretrained_cfg=cfg), "input_size": (channels, height, width)}
     return ModelInfo(
         name=name,
         architecture=arch,
         tag=cfg.get("tag"),
         family=family,
         papers=papers,
-        cost=Cost(**{field: facts[field] for field in Cost.__dataclass_fields__}),
+        cost=Cost(
+            params=facts["params"],
+            macs=facts["macs"],
+            activations=facts["activations"],
+            card_macs=facts["card_macs"],
+            card_activations=facts["card_activations"],
+        ),
         **recipe,
         num_classes=facts["num_classes"],
         embedding_width=facts["embedding_width"],
@@ -150,7 +157,7 @@ def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, source
 
 
 def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
-    """Yield the facts as (label, text) rows for people to read."""
+    """Yield the facts as (label, text) rows for display."""
     cost, (channels, height, width) = model.cost, model.input_size
     default = f" (the default of {model.architecture})" if model.tag_is_default else ""
     yield "model", model.name + default

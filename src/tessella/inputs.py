@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +94,7 @@ def image_source(image: object, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
     if _is_tensor(image):
         return tensor_to_array(image)
     if callable(_attribute(image, "read")):
-        return _read_open_file(image, limits)
+        return _read_open_file(cast("IO[bytes]", image), limits)
     if isinstance(image, Mapping | list | tuple | set | frozenset):
         inside = " (for a row of a dataset, its image)" if isinstance(image, Mapping) else ""
         raise ImageError("bad_argument", f"a {type(image).__name__} is not an image{inside}", hint=_HINT)
@@ -103,11 +103,11 @@ def image_source(image: object, limits: Limits = DEFAULT_LIMITS) -> ImageSource:
     if hasattr(image, "__array__"):  # arrays of other libraries, NumPy's own numbers
         with suppress(Exception):  # whatever another library raises: it gives no array
             return np.asarray(image)
-    shown = show(image) if isinstance(image, float | int | None) else f"a {type(image).__name__}"
-    raise ImageError("bad_argument", f"{shown} is not an image", hint=_HINT)
+    description = show(image) if isinstance(image, float | int | None) else f"a {type(image).__name__}"
+    raise ImageError("bad_argument", f"{description} is not an image", hint=_HINT)
 
 
-def tensor_to_array(image: Tensor) -> NDArray[Any]:
+def tensor_to_array(image: Tensor) -> NDArray[np.generic]:
     """Convert a tensor (H,W), (1,H,W), (3,H,W) or (4,H,W) to an array with channels last; ImageError `bad_array`."""
     shape = tuple(image.shape)
     first, last = len(shape) == 3 and shape[0] in (1, 3, 4), len(shape) == 3 and shape[2] in (1, 3, 4)
@@ -126,7 +126,7 @@ def tensor_to_array(image: Tensor) -> NDArray[Any]:
         )
     try:
         image = image.detach().cpu()
-        array: NDArray[Any] = (image.float() if image.is_floating_point() else image).numpy()
+        array: NDArray[np.generic] = (image.float() if image.is_floating_point() else image).numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, without memory
         reason = str(error).partition("\n")[0]
         raise ImageError("bad_array", f"the tensor cannot be read as an array: {reason}") from None
@@ -134,7 +134,7 @@ def tensor_to_array(image: Tensor) -> NDArray[Any]:
 
 
 def _is_tensor(image: object) -> TypeGuard[Tensor]:
-    """Return whether it is a torch tensor, without importing torch."""
+    """Return whether an object is a torch tensor, without importing torch."""
     return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(image).__mro__)
 
 
@@ -147,7 +147,7 @@ def _path_text(path: str | bytes | os.PathLike[str]) -> str | None:
 
 
 def _attribute(image: object, name: str) -> object:
-    """As `getattr` with the default None, also if a property of a caller's class raises another exception."""
+    """Return an attribute; None if it is missing or a property of a caller's class raises an exception."""
     try:
         return getattr(image, name, None)
     except Exception:
@@ -167,7 +167,7 @@ def _read_path(path: str | os.PathLike[str], limits: Limits) -> bytes:
     return Source(name, name).read(limits)
 
 
-def _read_open_file(file: Any, limits: Limits) -> bytes:
+def _read_open_file(file: IO[bytes], limits: Limits) -> bytes:
     if isinstance(file, io.TextIOBase):
         raise ImageError("bad_argument", "the file is open for text, expected bytes", hint="open it with mode 'rb'")
     try:

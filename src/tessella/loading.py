@@ -1,4 +1,4 @@
-"""Opens models: from a name or folder to a running engine, with input spec and labels.
+"""Open models: from a name or folder to a running engine, with input spec and labels.
 
 An OpenedModel holds the finished parts that a Predictor is made of. How images are read is a setting of the Predictor,
 not of the model.
@@ -65,7 +65,7 @@ class LoadSettings:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the name stands for, if it is a `local-dir:` one."""
+        """The folder that a `local-dir:` name refers to; None for other names."""
         return local_folder(self.name) if self.name.startswith("local-dir:") else None
 
 
@@ -93,9 +93,9 @@ def open_model(
 ) -> OpenedModel:
     """Open an engine for a model of `create_model`, and find the labels of its classes.
 
-    plan: None makes one for this machine. A lossy precision of the plan is compared with float32, and not used if the
-    results differ too much: on `images`, a few hundred representative ones that `reader` reads, or on photographs in
-    this package. Raises UsageError, WeightsError.
+    plan: None: one is made for this machine. A lossy precision of the plan is compared with float32, and not used if
+    the results differ too much: on `images`, a few hundred representative ones that `reader` reads, or on photographs
+    in this package. Raises UsageError, WeightsError.
     """
     size = (reader.spec.height, reader.spec.width)
     model = model.eval()
@@ -125,7 +125,7 @@ def open_exported_model(folder: Path, *, batch_size: int | None = None, mode: Ru
 
 
 def find_exported(settings: LoadSettings) -> Path | None:
-    """Return the folder of an exported model, or None if the name does not stand for one.
+    """Return the folder of an exported model, or None if the name does not refer to one.
 
     Raises UsageError `bad_argument` for settings that were fixed when the model was exported.
     """
@@ -145,7 +145,7 @@ def find_exported(settings: LoadSettings) -> Path | None:
 def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
     """Create the model with its weights, and plan how to run it. Raises UsageError, WeightsError.
 
-    Settings that cannot be served are refused before weights are downloaded, most of them before PyTorch is imported.
+    Unsupported settings are refused before weights are downloaded, most of them before PyTorch is imported.
     """
     has_own_weights = settings.checkpoint_path is not None or "pretrained_cfg" in settings.model_args
     if settings.pretrained and settings.folder is None and not has_own_weights:
@@ -188,7 +188,7 @@ def choose_mode(inputs: Sequence[str]) -> RunMode:
 def find_samples(name: str, stdin: Iterable[str] | None = None) -> list[Source]:
     """List the images of a folder, glob or archive for the argument `images` of `load`, at most MAX_SAMPLES.
 
-    stdin: lines of the list that the name "-" stands for. Raises UsageError `bad_argument` if there is none.
+    stdin: lines of the list that the name "-" refers to. Raises UsageError `bad_argument` if there is none.
     """
     sources = list(iter_sources([name], stdin=stdin))[:MAX_SAMPLES]
     if not sources:
@@ -205,7 +205,7 @@ def _check_weights(name: str) -> None:
         raise no_weights(row.name if row else arch)
 
 
-_NOT_FOR_LOAD = {  # arguments of `create_model` that a Predictor cannot serve
+_NOT_FOR_LOAD = {  # arguments of `create_model` that a Predictor does not support
     "features_only": "use tessella.create_model, or Predictor.features",
     "out_indices": "use Predictor.features(images, indices)",
     "dtype": "use precision=",

@@ -43,7 +43,7 @@ Entries: TypeAlias = list[tuple[Key, ImageError | None]]  # key and error of eac
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads images of any kind and prepares them for a model: decodes, resizes and crops them.
+    """Read images of any kind and prepare them for a model: decode, resize and crop.
 
     transform, policy: as in `tessella.load`. Raises UsageError `bad_argument` for unknown ones.
     """
@@ -236,21 +236,21 @@ _END = object()
 
 def pair_with_keys(images: Iterable[Value], keys: Iterable[object]) -> Iterator[tuple[str, Value]]:
     """Pair images with the caller's keys, as strings; UsageError `bad_argument` if their numbers differ."""
-    rest = iter(keys)
+    remaining = iter(keys)
     count = 0
     for count, image in enumerate(images, 1):
-        key = next(rest, _END)
+        key = next(remaining, _END)
         if key is _END:
             raise UsageError("bad_argument", f"there are {count - 1} keys for more images", hint="give one per image")
         yield str(key), image
-    if next(rest, _END) is not _END:
+    if next(remaining, _END) is not _END:
         raise UsageError("bad_argument", f"there are more keys than images ({count})", hint="give one per image")
 
 
 def error_records(sources: Sequence[Source]) -> list[Record]:
     """Return one error record per source if none can be read, or an empty list if one may be readable.
 
-    So that a wrong path can be reported before a model is loaded.
+    It reports a wrong path before a model is loaded.
     """
     records = []
     for source in sources:

@@ -72,7 +72,7 @@ class Predictor:
     - array: (H,W), (H,W,1), (H,W,3) or (H,W,4), channels last, uint8 or float in 0..1;
     - torch tensor: (H,W), (1,H,W), (3,H,W) or (4,H,W), channels first, uint8 or float in 0..1.
 
-    Many images are an iterable of these, an array (N,H,W,C) or a tensor (N,C,H,W), or a name that stands for many as
+    Many images are an iterable of these, an array (N,H,W,C) or a tensor (N,C,H,W), or a name that refers to many, as
     on the command line: a folder, a glob, a .tar or .parquet file, the URL of these, or "@FILE" for a list.
     """
 
@@ -88,7 +88,7 @@ class Predictor:
         limits: Limits = DEFAULT_LIMITS,
         images: Sequence[AnyImage] | None = None,
     ):
-        """Make a Predictor from a model of `create_model`, or from one that `loading` has opened.
+        """Create a Predictor from a model of `create_model`, or from one that `loading` has opened.
 
         The input spec and the labels are those of the model's `pretrained_cfg`. name: shown and stored with results;
         plan: of `engine.make_plan`; images: a few hundred representative images on which a lossy precision is compared
@@ -123,7 +123,7 @@ class Predictor:
         return cls(opened, transform=transform, policy=policy, limits=limits)
 
     def _choices(self, labels_reason: str) -> Iterator[Choice]:
-        """What this class adds to the plan of the engine."""
+        """Yield the choices that this class adds to the plan of the engine."""
         spec = self.spec
         crop = f"{spec.width}x{spec.height} px, {spec.interpolation}, crop {spec.crop_pct:g}"
         exact = "bit-identical to timm"
@@ -147,8 +147,8 @@ class Predictor:
         return self.engine.model
 
     @functools.cached_property
-    def identity(self) -> dict[str, Any]:
-        """All that decides the numbers, apart from the Predictor's settings; an export keeps that of its source."""
+    def identity(self) -> dict[str, object]:
+        """Everything that determines the results besides the Predictor's settings; an export keeps its source's."""
         if self.engine.model is None:
             return dict(self.card.identity)
         facts = identify(self.engine.model, self.spec)
@@ -159,7 +159,7 @@ class Predictor:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits for all that decides the numbers; artefacts of two fingerprints are never mixed."""
+        """16 hex digits for everything that determines the results; artefacts of two fingerprints are never mixed."""
         settings = dict(policy=self.policy, transform=self.transform, precision=self.card.precision)
         return hash_identity(self.identity, **settings)
 
@@ -169,7 +169,7 @@ class Predictor:
         return f"<Predictor {printable(self.name)}: {size}, {self.num_classes} classes, {self.width} features; {how}>"
 
     def _repr_html_(self) -> str:
-        """For Jupyter: every choice with its reason."""
+        """Return HTML for Jupyter: every choice with its reason."""
         return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     # --- results of all images at once --------------------------------------------------------------------------------
@@ -178,7 +178,8 @@ class Predictor:
         """Return probabilities (N,classes) and embeddings (N,width) of one image (N = 1) or of many.
 
         Raises ImageError for the first image that cannot be read; `records` continues after bad images. Raises
-        WeightsError `non_finite` if the model gives NaN or infinity, UsageError `bad_argument` if it has no classifier.
+        WeightsError `non_finite` if an output contains NaN or infinity, UsageError `bad_argument` if it has no
+        classifier.
         """
         self._check_classifier()
         probabilities, embeddings = [], []
@@ -195,7 +196,7 @@ class Predictor:
 
     @overload
     def classify(
-        self, images: str | os.PathLike[str] | IO[bytes] | NDArray[Any] | Tensor, top: int = 5
+        self, images: str | os.PathLike[str] | IO[bytes] | NDArray[np.generic] | Tensor, top: int = 5
     ) -> list[Any]: ...
 
     @overload
@@ -258,8 +259,8 @@ class Predictor:
     ) -> Generator[Record, None, None]:
         """Yield one Record per image, in order, as batches finish; a bad image is a record with its error's code.
 
-        images: one or many, see the class. An item that is no image at all (None, a number, a dict, a list) is a record
-        `bad_argument` or `bad_array`; an image for which the model gives NaN or infinity is one of `non_finite`.
+        images: one or many, see the class. An item that is not an image at all (None, a number, a dict, a list) is a
+        record `bad_argument` or `bad_array`; an image whose output contains NaN or infinity is a record `non_finite`.
         top: classes per image; 0 for none. embed: whether records hold the embedding. keys: names of the records, one
         per image; without them a Source's key, a path, the name of an open file, or the position. An exception that
         `images` itself raises comes after the records of all images before it.
@@ -291,7 +292,7 @@ class Predictor:
     def outputs(self, images: AnyImage | Iterable[object]) -> Generator[Output | ImageError, None, None]:
         """Yield the model's output for each image, in order, as batches finish; for a bad image, its error.
 
-        images: one or many, as in `records`. Numbers are as the model gives them, even if they are not finite. An
+        images: one or many, as in `records`. Outputs are returned unchanged, even if they are not finite. An
         exception that the iterable itself raises comes after the outputs of all images before it.
         """
         pairs = enumerate(list_images(images)[1])
@@ -302,9 +303,9 @@ class Predictor:
     ) -> Iterator[tuple[Key, Output | ImageError]]:
         """Yield (key, output) of images that another decoder has prepared, in order; errors pass through.
 
-        decoded: (key, pixels) with (spec.height, spec.width, 3) uint8, or (key, error); every `plan.batch_size` of
-        them, errors included, are one batch. split_batch: let the engine's threads share a batch that is the only one,
-        which changes the last bits of some models.
+        decoded: (key, pixels (H,W,3) uint8) with the height and width of the spec, or (key, error); every
+        `plan.batch_size` of them, errors included, are one batch. split_batch: let the engine's threads share a batch
+        that is the only one, which changes the last bits of some models.
         """
         return decoded_outputs(decoded, self.engine, split_batch=split_batch)
 
@@ -315,16 +316,17 @@ class Predictor:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _decode_strict(self, images: Iterable[object], single: bool) -> Iterator[tuple[int, Pixels]]:
-        """(position, pixels) of all images; ImageError for the first that cannot be read."""
+        """Yield (position, pixels (H,W,3)) of all images; ImageError for the first that cannot be read."""
         decoded = decode_images(enumerate(images), self._reader, self.plan.batch_size)
         return raise_first_error(decoded, numbered=not single)
 
     def _batch_outputs(self, images: Iterable[object], single: bool) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """(logits, embeddings) of each batch, in order; ImageError as `_decode_strict`, WeightsError `non_finite`."""
+        """Yield (logits, embeddings) of each batch; ImageError as `_decode_strict`, WeightsError `non_finite`."""
         batches = make_batches(self._decode_strict(images, single), self.plan.batch_size, self.engine.shape)
         for _, (logits, embeddings) in run_engine(batches, self.engine):
             if not (is_finite(logits) and is_finite(embeddings)):
-                raise WeightsError("non_finite", "the model gives NaN or infinity", hint="`records` shows which images")
+                message = "the output of the model contains NaN or infinity"
+                raise WeightsError("non_finite", message, hint="`records` shows for which images")
             yield logits, embeddings
 
     def _feature_records(self, pairs: Iterable[tuple[str, object]], blocks: int | list[int]) -> Iterator[Record]:
@@ -340,8 +342,8 @@ class Predictor:
                 yield Record(key, "non_finite", NON_FINITE)
 
     def _blocks(self, indices: int | Sequence[int] | None) -> int | list[int]:
-        usual = self.model.default_out_indices  # an exported model is refused here
-        return list(usual) if indices is None else check_indices(indices)
+        default = self.model.default_out_indices  # an exported model is refused here
+        return list(default) if indices is None else check_indices(indices)
 
     def _check_classifier(self) -> None:
         if not self.num_classes:

@@ -1,7 +1,7 @@
-"""Writes records as JSON, CSV, NumPy archive or Parquet; one row per input, even if it could not be read.
+"""Write records as JSON, CSV, NumPy archive or Parquet; one row per input, even if it could not be read.
 
 Every text that is written is valid UTF-8: a key is written as `text.escape` makes it, so that names which are not UTF-8
-stay apart, and `text.unescape` restores it.
+stay distinct, and `text.unescape` restores it.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def valid_text(text: str) -> str:
 
 
 def json_lines(records: Iterable[Record]) -> Iterator[str]:
-    """Yield one JSON object per record, without line ends, as the records come."""
+    """Yield one JSON object per record, without line breaks, as the records arrive."""
     for record in records:
         yield json.dumps(as_dict(record), allow_nan=False)
 
 
 def csv_lines(records: Iterable[Record], top: int, width: int, *, safe: bool = False) -> Iterator[str]:
-    """Yield a header and one line per record, without line ends, as the records come.
+    """Yield a header and one line per record, without line breaks, as the records arrive.
 
     Columns: key, status, message, the `top` classes side by side, the `width` components of the embedding. safe: as in
     `csv_line`.
@@ -80,7 +80,7 @@ def csv_lines(records: Iterable[Record], top: int, width: int, *, safe: bool = F
 
 
 def csv_line(cells: Iterable[object], *, safe: bool = False) -> str:
-    """Return one line of CSV by RFC 4180, without line end; text with a comma, a quote or a line break is quoted.
+    """Return one line of CSV by RFC 4180, without a line break; text with a comma, a quote or a line break is quoted.
 
     safe: put an apostrophe before text that a spreadsheet would run as a formula.
     """
@@ -117,7 +117,7 @@ def write_records(
     """Write records to a .npz, .parquet, .csv, .json or .jsonl file, and return their number.
 
     metadata: such as model and fingerprint; stored in .npz and .parquet. csv_safe: as `safe` in `csv_line`. The file is
-    written atomically, once all records have come. Rows without an embedding hold NaN in .npz, null in .parquet.
+    written atomically, once all records have arrived. Rows without an embedding hold NaN in .npz, null in .parquet.
     Feature maps are stored in .npz only, as NaN for rows without any.
     Raises OutputError; UsageError `bad_argument` for another suffix, or for feature maps in another format.
     """

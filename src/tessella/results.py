@@ -1,7 +1,7 @@
-"""What a model gives for images: outputs, scores, named predictions and records.
+"""The results of a model: outputs, scores, named predictions and records.
 
-The types are below the pipeline, which makes them, and below `records`, which writes them to files; they need NumPy
-only, so that an exported model, a bulk run and the search use them without PyTorch.
+The types are below the pipeline, which creates them, and below `records`, which writes them to files; they need only
+NumPy, so that an exported model, a bulk run and the search use them without PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .errors import ImageError
 from .text import html_table
 
 FloatArray = NDArray[np.float32]
-NON_FINITE = "the model gives NaN or infinity for this image"
+NON_FINITE = "the output of the model for this image contains NaN or infinity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Prediction:
     synset: str = ""
 
     def _repr_html_(self) -> str:
-        """For Jupyter: one row, escaped."""
+        """Return HTML for Jupyter: one row, escaped."""
         rows = [(self.index, self.label, f"{100 * self.probability:.1f} %", self.synset)]
         return html_table(("index", "label", "probability", "WordNet id"), rows)
 
@@ -45,7 +45,7 @@ class Scores(NamedTuple):
         return f"Scores({', '.join(shapes)})"
 
     def _repr_html_(self) -> str:
-        """For Jupyter: the most probable class of the first ten images."""
+        """Return HTML for Jupyter: the most probable class of the first ten images."""
         best = self.probabilities[:10].argmax(1) if self.probabilities.size else ()
         rows = [(i, int(k), f"{100 * self.probabilities[i, k]:.1f} %") for i, k in enumerate(best)]
         return f"<p>{self!r}</p>" + html_table(("image", "most probable class", "probability"), rows)
@@ -59,7 +59,7 @@ class Output(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether no number is NaN or infinite."""
+        """Return whether no number is NaN or infinite."""
         return is_finite(self.logits) and is_finite(self.embedding)
 
 
@@ -68,8 +68,8 @@ class Record:
     """The result for one input; every input has exactly one.
 
     status: "ok" or the code of the error. message: the error's message; empty if status is "ok". top: the most
-    probable classes, best first. features: feature maps of blocks, shallow to deep. What was not asked for, and what an
-    error prevents, is empty or None.
+    probable classes, best first. features: feature maps of blocks, shallow to deep. Fields that were not requested, or
+    that an error prevents, are empty or None.
     """
 
     key: str

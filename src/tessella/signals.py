@@ -1,4 +1,4 @@
-"""Handle the signals that ask long work to stop: it finishes the current step, saves, and tells how to resume."""
+"""Handle the signals that ask a long run to stop, so that it can finish the current step and save its state."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stop:
-    """Record the signals that ask the run to stop; a second signal raises KeyboardInterrupt.
+class GracefulStop:
+    """Record the signals that ask a run to stop while the block runs; a second signal raises KeyboardInterrupt.
 
-    asked: whether a signal has arrived. name: its name.
+    requested: whether a signal has arrived. name: its name, such as SIGTERM; "" before.
     """
 
     def __init__(self) -> None:
-        self.asked, self.name = False, ""
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self.requested, self.name = False, ""
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> GracefulStop:
         with contextlib.suppress(ValueError):  # only the main thread can set handlers
             for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._remember)
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def _remember(self, number: int, frame: object) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked, self.name = True, signal.Signals(number).name
+        self.requested, self.name = True, signal.Signals(number).name
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)

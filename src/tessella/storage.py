@@ -157,16 +157,16 @@ def _special(path: Path) -> IO[bytes] | None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """Return the open descriptor that `path` stands for, directly or through links (/dev/stdout, /dev/fd/3)."""
-    here = os.path.abspath(path)  # noqa: PTH100 - links must not be resolved
+    """Return the open descriptor that `path` refers to, directly or through links (/dev/stdout, /dev/fd/3)."""
+    current = os.path.abspath(path)  # noqa: PTH100 - links must not be resolved
     for _ in range(_MOST_LINKS):
-        folder, name = os.path.split(here)
-        here = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
-        if (match := _DESCRIPTOR.fullmatch(here)) and match[1] in (None, str(os.getpid())):
+        folder, name = os.path.split(current)
+        current = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
+        if (match := _DESCRIPTOR.fullmatch(current)) and match[1] in (None, str(os.getpid())):
             return int(match[2])
-        if not os.path.islink(here):  # noqa: PTH114
+        if not os.path.islink(current):  # noqa: PTH114
             return None
-        here = os.path.join(os.path.dirname(here), os.readlink(here))  # noqa: PTH115, PTH118, PTH120
+        current = os.path.join(os.path.dirname(current), os.readlink(current))  # noqa: PTH115, PTH118, PTH120
     return None
 
 
@@ -245,7 +245,7 @@ def create_output_folder(folder: str | Path) -> Path:
         raise OutputError(
             "output_failed",
             f"the folder {str(folder)!r} could not be created: {error.strerror}",
-            hint="choose another one",
+            hint="choose another folder",
         ) from None
     return folder
 

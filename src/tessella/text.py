@@ -1,4 +1,4 @@
-"""Convert text at the borders of the package: file names that are not UTF-8, and untrusted text for display.
+"""Convert text at the boundaries of the package: file names that are not UTF-8, and untrusted text for display.
 
 Inside the package, names are in the form of `os.fsdecode`: bytes that are not UTF-8 are lone surrogates, which no file,
 table or terminal accepts. `escape` converts a name to valid UTF-8, and `unescape` restores it.
@@ -44,7 +44,7 @@ def unescape(text: str) -> str:
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8 of a text in which bytes of file names that are not UTF-8 are written as `\\xNN`.
+    """Return a text as UTF-8; bytes of file names that are not UTF-8 are written as `\\xNN`.
 
     Unlike `escape`, backslashes are not doubled: for files that people read.
     """

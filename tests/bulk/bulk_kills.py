@@ -33,7 +33,7 @@ from tessella.search.index import build_index
 
 from ..models.tiny import tiny
 from ..soak import write_figures
-from .runs import indexed, truth
+from .runs import expected_rows, indexed
 
 SHARD_ROWS = 32
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -132,7 +132,7 @@ def killed_and_whole(
 def killed_indexes(out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Build the index of a run repeatedly and kill the builders; every complete index must match the shards."""
     rng = random.Random(seed)
-    expected = truth(out)
+    expected = expected_rows(out)
     facts = dict(kills=0, ends=0, equal=0)
     seconds = 0.0  # of the last complete build from nothing; the first also waits for imports
     while True:

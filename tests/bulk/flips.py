@@ -26,7 +26,7 @@ from tessella.search.query import Index
 
 from ..soak import write_figures
 from .bulk_kills import make_rows, run_tiny
-from .runs import numbered, some, write_run
+from .runs import numbered, random_vectors, write_run
 
 
 def read_back(out: Path) -> Any:
@@ -41,7 +41,7 @@ def read_back(out: Path) -> Any:
 def answers(out: Path) -> Any:
     """Return results of searches with all rows, with the approximate index, with filters and by key."""
     index = Index(out)
-    results = [index.search(query, top=5, all_rows=every) for query in some(3, 9) for every in (False, True)]
+    results = [index.search(query, top=5, all_rows=every) for query in random_vectors(3, 9) for every in (False, True)]
     return [*results, index.search("000003.jpg", top=3, label="dog", where="bytes > 1010")]
 
 
@@ -68,7 +68,7 @@ def make_runs(folder: Path) -> list[Path]:
 
 def make_index(folder: Path) -> Path:
     """Return a run with an approximate index."""
-    run = write_run(folder / "indexed", numbered(some(500, 0)))
+    run = write_run(folder / "indexed", numbered(random_vectors(500, 0)))
     build_index(run, approximate_from=300)
     return run
 

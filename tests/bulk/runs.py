@@ -15,7 +15,7 @@ from tessella.bulk import run_folder, shards
 from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.isolated.protocol import Decoded
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.results import Prediction, Record
 from tessella.search.index import HOME, open_table
 from tessella.text import escape
@@ -40,7 +40,7 @@ def unit(vectors: Any) -> Any:
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def some(rows: int, seed: int, width: int = 16) -> Any:
+def random_vectors(rows: int, seed: int, width: int = 16) -> Any:
     return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
 
 
@@ -98,7 +98,7 @@ def _row(image: Image, top: int) -> shards.ShardRow:
     return shards.ShardRow(source, decoded, Record(source.key, "ok", "", predictions, unit(image.vector)))
 
 
-def truth(out: Path) -> dict[str, tuple[Any, ...]]:
+def expected_rows(out: Path) -> dict[str, tuple[Any, ...]]:
     """Return what the shards hold for each image, by key."""
     rows = {}
     place = 0

@@ -33,7 +33,7 @@ from tessella.bulk import (
 )
 from tessella.bulk.ledger import Ledger
 from tessella.data.decode import decode
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.engine.base import Engine
 from tessella.engine.tuned import Tuned
 from tessella.errors import ImageError, RunError, UsageError

@@ -29,11 +29,11 @@ class Case:
     name: str
     data: bytes = field(repr=False)
     samples: Array = field(repr=False)  # as stored: (H, W) or (H, W, S)
-    want: Array = field(repr=False)  # (H, W, 3) in 0..255, not rounded
+    expected: Array = field(repr=False)  # (H, W, 3) in 0..255, not rounded
     tolerance: float = 0.5  # maximum difference of a value; 0.5: rounding only
     mean: float = 255.0  # maximum of the mean difference
     may_be_refused: bool = False  # a rare layout, for which `unsupported_format` is allowed
-    oracles: tuple[str, ...] = ()  # independent decoders that read `samples` or `want` from the file
+    oracles: tuple[str, ...] = ()  # independent decoders that read `samples` or `expected` from the file
 
 
 # --- expected pixels --------------------------------------------------------------------------------------------------
@@ -248,8 +248,8 @@ def _filtered(rows: list[bytes], step: int) -> bytes:
             left = row[i - step] if i >= step else 0
             corner = above[i - step] if i >= step else 0
             estimate = left + above[i] - corner
-            near = min((left, above[i], corner), key=lambda v: abs(estimate - v))
-            out.append((value - (0, left, above[i], (left + above[i]) // 2, near)[kind]) & 255)
+            nearest = min((left, above[i], corner), key=lambda v: abs(estimate - v))
+            out.append((value - (0, left, above[i], (left + above[i]) // 2, nearest)[kind]) & 255)
         above = row
     return bytes(out)
 
@@ -293,27 +293,29 @@ def png_cases() -> Iterator[Case]:
                 continue
             channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
             samples = uints(rng, (height, width, channels), bits)
-            chunks, want = _png_want(rng, samples, bits, colour, clear)
+            chunks, expected = _expected_png(rng, samples, bits, colour, clear)
             name = f"PNG colour {colour}, {bits} bits, {height}x{width}{', Adam7' * interlaced}{', tRNS' * clear}"
             # the high byte of 16 bits is kept, of the colour and of its alpha
             rounding = 0.5 if bits < 16 or colour == 0 else 2.0 if colour in (4, 6) else 1.0
             data = png(samples, bits, colour, interlaced=interlaced, before=chunks, pieces=1 + height % 3)
             may_be_refused = clear and colour == 2 and bits == 16
-            yield Case(name, data, samples, want, rounding, may_be_refused=may_be_refused, oracles=("pypng", "vips"))
+            yield Case(
+                name, data, samples, expected, rounding, may_be_refused=may_be_refused, oracles=("pypng", "vips")
+            )
 
 
-def _png_want(rng: np.random.Generator, samples: Array, bits: int, colour: int, clear: bool) -> tuple[bytes, Array]:
+def _expected_png(rng: np.random.Generator, samples: Array, bits: int, colour: int, clear: bool) -> tuple[bytes, Array]:
     """Return the chunks to write before the pixels, and the expected picture."""
     value = levels(samples, bits)
     if colour == 3:
         table = rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
-        chunks, want = png_chunk(b"PLTE", table.tobytes()), table[samples[..., 0]].astype(np.float64)
+        chunks, expected = png_chunk(b"PLTE", table.tobytes()), table[samples[..., 0]].astype(np.float64)
         if clear:  # for some colours only: the others are opaque
             alphas = np.full(2**bits, 255, np.uint8)
             alphas[: 2**bits - 1] = rng.integers(0, 256, 2**bits - 1)
             chunks += png_chunk(b"tRNS", alphas[:-1].tobytes())
-            want = over_white(want, alphas[samples[..., 0]] / 255)
-        return chunks, want
+            expected = over_white(expected, alphas[samples[..., 0]] / 255)
+        return chunks, expected
     if colour in (4, 6):
         rgb = value[..., :3] if colour == 6 else np.repeat(value[..., :1], 3, 2)
         return b"", over_white(rgb, value[..., -1] / 255)
@@ -443,8 +445,8 @@ def _bmp_colour_cases(rng: np.random.Generator) -> Iterator[Case]:
         data = bmp([row.tobytes() for row in spare], width, 32, **options)
         yield Case(f"BMP 32 bits, {name}", data, rgb, rgb * 1.0, oracles=("opencv",))
         small = rng.integers(0, 2**15, (height, width), dtype=np.uint16)
-        want = np.stack([levels(small >> shift & 31, 5) for shift in (10, 5, 0)], 2)
-        yield Case(f"BMP 16 bits, {name}", bmp(packed(small, 16, "<"), width, 16, **options), small, want)
+        expected = np.stack([levels(small >> shift & 31, 5) for shift in (10, 5, 0)], 2)
+        yield Case(f"BMP 16 bits, {name}", bmp(packed(small, 16, "<"), width, 16, **options), small, expected)
     for bits, header, top_down in itertools.product((16, 32), (40, 52, 56, 108, 124), (False, True)):
         for masks, clear in itertools.product(MASKS[bits], (False, True)):
             with_alpha = masks[3] and header >= 56
@@ -452,14 +454,14 @@ def _bmp_colour_cases(rng: np.random.Generator) -> Iterator[Case]:
             if clear and masks[3]:  # by convention, an alpha of 0 everywhere is opaque
                 values &= ~np.array(masks[3], values.dtype)
             parts = [_masked(values, mask) for mask in masks]
-            want = np.stack(parts[:3], 2)
+            expected = np.stack(parts[:3], 2)
             if with_alpha and parts[3].any():
-                want = over_white(want, parts[3] / 255)
+                expected = over_white(expected, parts[3] / 255)
             used = masks if header >= 56 else masks[:3]
             data = bmp(packed(values, bits, "<"), 5, bits, header=header, compression=3, masks=used, top_down=top_down)
-            shown = " ".join(f"{mask:x}" for mask in used)
-            name = f"BMP {bits} bits, header {header}, masks {shown}{', top down' * top_down}{', alpha 0' * clear}"
-            yield Case(name, data, values, want, 1.01 if with_alpha else 0.5)
+            mask_text = " ".join(f"{mask:x}" for mask in used)
+            name = f"BMP {bits} bits, header {header}, masks {mask_text}{', top down' * top_down}{', alpha 0' * clear}"
+            yield Case(name, data, values, expected, 1.01 if with_alpha else 0.5)
 
 
 def _masked(values: Array, mask: int) -> Array:
@@ -500,9 +502,9 @@ def gif_frame(
         rows = [*range(0, height, 8), *range(4, height, 8), *range(2, height, 4), *range(1, height, 2)]
     flags = (0x80 | (bits - 1) if table is not None else 0) | (0x40 if interlaced else 0)
     control = b"\x21\xf9\x04" + bytes((disposal << 2 | (clear is not None), 0, 0, clear or 0, 0))
-    place = b"," + struct.pack("<HHHHB", left, top, width, height, flags)
+    descriptor = b"," + struct.pack("<HHHHB", left, top, width, height, flags)
     body = b"" if table is None else table.astype(np.uint8).tobytes()
-    return control + place + body + lzw(samples[rows].astype(np.uint8).tobytes(), max(bits, 2))
+    return control + descriptor + body + lzw(samples[rows].astype(np.uint8).tobytes(), max(bits, 2))
 
 
 def gif_cases() -> Iterator[Case]:
@@ -524,11 +526,11 @@ def gif_cases() -> Iterator[Case]:
         palette = (other if local else table).tobytes()
         data = b"GIF89a" + screen + palette + comment + frame + second + b";"
         background = 255.0 if transparent else (other if local else table)[0]
-        want = np.zeros((height + 2 * top, width + 2 * left, 3)) + background
+        expected = np.zeros((height + 2 * top, width + 2 * left, 3)) + background
         picture = table[samples].astype(np.float64)
         if transparent:
             picture[samples == clear] = 255
-        want[top : top + height, left : left + width] = picture
+        expected[top : top + height, left : left + width] = picture
         name = f"GIF {bits} bits, disposal {disposal}" + "".join(
             f", {word}"
             for word, there in zip(
@@ -539,7 +541,7 @@ def gif_cases() -> Iterator[Case]:
             if there
         )
         # libvips and giflib leave the canvas around an opaque frame black, whatever its background colour
-        yield Case(name, data, samples, want, oracles=("opencv",) if offset and not transparent else ("vips",))
+        yield Case(name, data, samples, expected, oracles=("opencv",) if offset and not transparent else ("vips",))
 
 
 # --- WebP, AVIF, JPEG: compared with another decoder ------------------------------------------------------------------
@@ -572,24 +574,24 @@ def webp_cases() -> Iterator[Case]:
     rng = np.random.default_rng(4)
     for (height, width), alpha in itertools.product(((1, 1), (7, 9), (33, 20), (64, 48)), (False, True)):
         noise = rng.integers(0, 256, (height, width, 4 if alpha else 3), dtype=np.uint8)
-        want = over_white(noise[..., :3].astype(np.float64), noise[..., 3] / 255) if alpha else noise * 1.0
+        expected = over_white(noise[..., :3].astype(np.float64), noise[..., 3] / 255) if alpha else noise * 1.0
         data = bytes(imagecodecs.webp_encode(noise, lossless=True, level=3))
         name = f"{height}x{width}{', alpha' * alpha}"
-        yield Case(f"WebP lossless {name}", data, noise, want, oracles=("vips",))
+        yield Case(f"WebP lossless {name}", data, noise, expected, oracles=("vips",))
         picture = smooth(rng, height, width, 4 if alpha else 3)
         data = bytes(imagecodecs.webp_encode(picture, lossless=False, level=90))
         seen = imagecodecs.webp_decode(data).astype(np.float64)
-        want = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
-        yield Case(f"WebP lossy {name}", data, picture, want, 1.0, oracles=("vips",))
+        expected = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
+        yield Case(f"WebP lossy {name}", data, picture, expected, 1.0, oracles=("vips",))
     for alpha, offset in itertools.product((False, True), (False, True)):
         frame = rng.integers(0, 256, (8, 10, 4 if alpha else 3), dtype=np.uint8)
         coded = bytes(imagecodecs.webp_encode(frame, lossless=True, level=3))
         left, top = (4, 2) if offset else (0, 0)
         data = webp_animation([coded, coded], [(left, top, 10, 8), (0, 0, 10, 8)], (8 + 2 * top, 10 + 2 * left))
-        want = np.full((8 + 2 * top, 10 + 2 * left, 3), 255.0)
+        expected = np.full((8 + 2 * top, 10 + 2 * left, 3), 255.0)
         colour = frame[..., :3].astype(np.float64)
-        want[top : top + 8, left : left + 10] = over_white(colour, frame[..., 3] / 255) if alpha else colour
-        yield Case(f"WebP animation{', alpha' * alpha}{', offset' * offset}", data, frame, want, oracles=("vips",))
+        expected[top : top + 8, left : left + 10] = over_white(colour, frame[..., 3] / 255) if alpha else colour
+        yield Case(f"WebP animation{', alpha' * alpha}{', offset' * offset}", data, frame, expected, oracles=("vips",))
 
 
 def avif_cases() -> Iterator[Case]:
@@ -612,13 +614,13 @@ def avif_cases() -> Iterator[Case]:
         data = bytes(imagecodecs.avif_encode(picture, **options))
         seen = levels(imagecodecs.avif_decode(data, numthreads=1), bits)
         seen = rgb_of_grey(seen) if seen.ndim == 2 else seen
-        want = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
+        expected = over_white(seen[..., :3], seen[..., 3] / 255) if seen.shape[2] == 4 else seen
         tolerance, mean = (1.0, 0.3) if bits == 8 else (20.0, 2.0)
         yield Case(
             f"AVIF {height}x{width}x{channels}, {bits} bits, {subsampling}",
             data,
             picture,
-            want,
+            expected,
             tolerance,
             mean,
             oracles=("vips",) if subsampling == "444" or bits > 8 else (),
@@ -641,9 +643,9 @@ def jpeg_cases() -> Iterator[Case]:
         }
         flat_options = list(itertools.chain.from_iterable(options.items()))
         data = cv2.imencode(".jpg", picture[..., ::-1], flat_options)[1].tobytes()
-        want = decode_with_opencv(data).astype(np.float64)
+        expected = decode_with_opencv(data).astype(np.float64)
         name = f"{height}x{width}, {sampling}, quality {quality}{', progressive' * progressive}{', restarts' * restart}"
-        yield Case(f"JPEG {name}", data, picture, want, 1.0, oracles=("vips",))
+        yield Case(f"JPEG {name}", data, picture, expected, 1.0, oracles=("vips",))
     for (height, width), space in itertools.product(((8, 8), (33, 50)), ("GRAYSCALE", "YCBCR", "RGB", "CMYK", "YCCK")):
         channels = {"GRAYSCALE": 1, "YCBCR": 3, "RGB": 3}.get(space, 4)
         picture = smooth(rng, height, width, channels)
@@ -652,9 +654,9 @@ def jpeg_cases() -> Iterator[Case]:
         data = bytes(imagecodecs.jpeg8_encode(picture, 95, colorspace=inside, outcolorspace=space))
         seen = imagecodecs.jpeg8_decode(data, outcolorspace=inside).astype(np.float64)
         # Adobe stores CMYK inverted, as its marker indicates
-        want = rgb_of_grey(seen) if channels == 1 else seen if channels == 3 else cmyk_to_rgb(255 - seen)
+        expected = rgb_of_grey(seen) if channels == 1 else seen if channels == 3 else cmyk_to_rgb(255 - seen)
         oracles = () if channels == 4 else ("vips",)
-        yield Case(f"JPEG {space}, {height}x{width}", data, picture, want, 2.0, oracles=oracles)
+        yield Case(f"JPEG {space}, {height}x{width}", data, picture, expected, 2.0, oracles=oracles)
     grey = smooth(rng, 16, 16, 1)[..., 0]
     wide = smooth(rng, 16, 16, 1, 12)[..., 0]
     for name, coded in (
@@ -670,7 +672,9 @@ def jpeg_cases() -> Iterator[Case]:
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 
 
-def tiff_want(samples: Array, bits: int, photometric: int, extra: tuple[int, ...], table: Array | None = None) -> Array:
+def expected_tiff(
+    samples: Array, bits: int, photometric: int, extra: tuple[int, ...], table: Array | None = None
+) -> Array:
     count = _COLOURS[photometric]
     colours = samples[..., :count]
     if samples.dtype.kind == "f":
@@ -772,18 +776,18 @@ def _tiff_case(
     if photometric == 6:
         tags[530] = "H", (1, 1)
     data = tiff(samples, bits, photometric, tags=tags, **form)
-    shown = ", ".join(f"{key} {value}" for key, value in form.items() if value != 1)
-    name = f"TIFF photometric {photometric}, {kind}{bits}, extra {extra}, {shown}"
+    description = ", ".join(f"{key} {value}" for key, value in form.items() if value != 1)
+    name = f"TIFF photometric {photometric}, {kind}{bits}, extra {extra}, {description}"
     try:
-        want = tiff_want(samples, bits, photometric, extra, table)
+        expected = expected_tiff(samples, bits, photometric, extra, table)
     except (IndexError, KeyError, ValueError):
-        want = np.zeros((13, 21, 3))
+        expected = np.zeros((13, 21, 3))
     tolerance = _tiff_tolerance(bits, photometric, extra)
     return Case(
         name,
         data,
         samples,
-        want,
+        expected,
         tolerance,
         may_be_refused=not _tiff_is_common(photometric, kind, bits, extra, form),
         oracles=("tifffile",),

@@ -20,7 +20,7 @@ CLASSES = ("a2", "a10", "b")
 
 
 def image_bytes(name: str) -> bytes:
-    """Return bytes that stand for an image: these tests read images without decoding them."""
+    """Return bytes in place of an image: these tests read images without decoding them."""
     return b"bytes of " + name.encode()
 
 

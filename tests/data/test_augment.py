@@ -92,18 +92,18 @@ def test_the_box_is_cropped_and_then_resized() -> None:
     for seed in range(10):
         cut = draw_cut(90, 70, SPEC, config, np.random.default_rng(seed))
         box = np.ascontiguousarray(pixels[cut.rows, cut.columns])
-        want = resize_exact(box, 32, 32, slice(0, 32), slice(0, 32), "bicubic")
-        np.testing.assert_array_equal(transform.pixels(pixels, np.random.default_rng(seed)), want)
+        expected = resize_exact(box, 32, 32, slice(0, 32), slice(0, 32), "bicubic")
+        np.testing.assert_array_equal(transform.pixels(pixels, np.random.default_rng(seed)), expected)
 
 
 def test_random_interpolation_is_bilinear_or_bicubic() -> None:
     pixels, rng = picture(50, 50), np.random.default_rng(4)
     transform = TrainTransform(SPEC, Augmentation(hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0)))
-    whole = slice(0, 32)
-    linear, cubic = (resize_exact(pixels, 32, 32, whole, whole, name) for name in ("bilinear", "bicubic"))
-    got = [transform.pixels(pixels, rng) for _ in range(400)]
-    linears = sum(np.array_equal(image, linear) for image in got)
-    assert linears + sum(np.array_equal(image, cubic) for image in got) == 400
+    full = slice(0, 32)
+    linear, cubic = (resize_exact(pixels, 32, 32, full, full, name) for name in ("bilinear", "bicubic"))
+    actual = [transform.pixels(pixels, rng) for _ in range(400)]
+    linears = sum(np.array_equal(image, linear) for image in actual)
+    assert linears + sum(np.array_equal(image, cubic) for image in actual) == 400
     assert_fraction(linears, 400, 0.5)
 
 
@@ -150,32 +150,32 @@ def test_the_image_is_resized_to_cover_the_input(crop: Any) -> None:
 
 def test_pad_crops_every_window_of_the_reflected_image() -> None:
     pixels, config = picture(32, 32), Augmentation(crop="pad", padding=4, **CROP_ONLY)
-    transform, places = TrainTransform(SPEC, config), Counter[int]()
+    transform, offsets = TrainTransform(SPEC, config), Counter[int]()
     padded = np.pad(pixels, ((4, 4), (4, 4), (0, 0)), mode="reflect")
     for seed in range(2000):
         cut = draw_cut(32, 32, SPEC, config, np.random.default_rng(seed))
-        places[cut.top] += 1
+        offsets[cut.top] += 1
         if seed < 200:
-            want = padded[cut.top + 4 : cut.top + 36, cut.left + 4 : cut.left + 36]
-            np.testing.assert_array_equal(transform.pixels(pixels, np.random.default_rng(seed)), want)
-    assert sorted(places) == list(range(-4, 5))
-    for place in places:
-        assert_fraction(places[place], 2000, 1 / 9)
+            expected = padded[cut.top + 4 : cut.top + 36, cut.left + 4 : cut.left + 36]
+            np.testing.assert_array_equal(transform.pixels(pixels, np.random.default_rng(seed)), expected)
+    assert sorted(offsets) == list(range(-4, 5))
+    for offset in offsets:
+        assert_fraction(offsets[offset], 2000, 1 / 9)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (7, 4)])
 def test_borders_wider_than_the_image_are_reflected_repeatedly(size: tuple[int, int]) -> None:
     pixels, (height, width) = picture(*size), size
     cut = Cut(slice(0, height), slice(0, width), height, width, top=-9, left=-6)
-    got = cut_out(pixels, cut, InputSpec(height=height + 20, width=width + 13), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(got, np.pad(pixels, ((9, 11), (6, 7), (0, 0)), mode="reflect"))
+    actual = cut_out(pixels, cut, InputSpec(height=height + 20, width=width + 13), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(actual, np.pad(pixels, ((9, 11), (6, 7), (0, 0)), mode="reflect"))
 
 
 def test_crop_none_equals_the_evaluation_transform() -> None:
     transform = TrainTransform(SPEC, Augmentation(**NOTHING_RANDOM))
     for size in ((50, 70), (31, 90), (32, 32), (3, 2)):
-        want = prepare(picture(*size), InputSpec(height=32, width=32, crop_pct=1.0))
-        np.testing.assert_array_equal(transform.pixels(picture(*size), np.random.default_rng(7)), want)
+        expected = prepare(picture(*size), InputSpec(height=32, width=32, crop_pct=1.0))
+        np.testing.assert_array_equal(transform.pixels(picture(*size), np.random.default_rng(7)), expected)
 
 
 @pytest.mark.parametrize("crop", ["rrc", "rkrc", "rkrr", "pad", "none"])
@@ -192,9 +192,9 @@ def test_flips(crop: Any) -> None:
             for h, v in ((0, 0), (1, 0), (0, 1))
         )
         for seed in range(10):
-            want = plain.pixels(pixels, np.random.default_rng(seed))
-            np.testing.assert_array_equal(mirrored.pixels(pixels, np.random.default_rng(seed)), want[:, ::-1])
-            np.testing.assert_array_equal(upended.pixels(pixels, np.random.default_rng(seed)), want[::-1])
+            expected = plain.pixels(pixels, np.random.default_rng(seed))
+            np.testing.assert_array_equal(mirrored.pixels(pixels, np.random.default_rng(seed)), expected[:, ::-1])
+            np.testing.assert_array_equal(upended.pixels(pixels, np.random.default_rng(seed)), expected[::-1])
 
 
 # --- random operations ------------------------------------------------------------------------------------------------
@@ -310,12 +310,12 @@ def test_odd_sizes(crop: Any, auto_augment: str) -> None:
         spec = InputSpec(height=height, width=width)
         for size in ((1, 1), (1, 7), (3, 200), (5, 2), (37, 91), (32, 40)):
             pixels = picture(*size)
-            got = TrainTransform(spec, config).pixels(pixels, np.random.default_rng(size[1]))
-            assert got.shape == (height, width, 3)
-            assert got.dtype == np.uint8
-            assert got.flags.c_contiguous
-            assert got.flags.writeable
-            assert not np.shares_memory(got, pixels)
+            actual = TrainTransform(spec, config).pixels(pixels, np.random.default_rng(size[1]))
+            assert actual.shape == (height, width, 3)
+            assert actual.dtype == np.uint8
+            assert actual.flags.c_contiguous
+            assert actual.flags.writeable
+            assert not np.shares_memory(actual, pixels)
             np.testing.assert_array_equal(pixels, picture(*size))
 
 
@@ -354,11 +354,11 @@ def test_elongated_images_are_refused_before_they_grow(crop: Any) -> None:
 def test_tensors_are_normalised_and_erased() -> None:
     pixels = picture(40, 40)
     transform = TrainTransform(SPEC, Augmentation(**NOTHING_RANDOM))
-    whole = transform(pixels)
-    assert torch.equal(whole, normalise(transform.pixels(pixels, np.random.default_rng(0))[None], SPEC)[0])
+    intact = transform(pixels)
+    assert torch.equal(intact, normalise(transform.pixels(pixels, np.random.default_rng(0))[None], SPEC)[0])
     torch.manual_seed(0)
     erased = TrainTransform(SPEC, Augmentation(**NOTHING_RANDOM), erasing=Erasing(prob=1, area=(0.2, 0.2)))(pixels)
-    changed = (erased != whole).any(0)
+    changed = (erased != intact).any(0)
     assert float(changed.float().mean()) == pytest.approx(0.2, abs=0.05)
     assert bool((erased[:, changed] == 0).all())
 

@@ -55,7 +55,7 @@ def test_types_that_hold_no_images(arrow_type: pa.DataType) -> None:
     assert find_image_column(pa.schema([("image", arrow_type)])) is None
 
 
-def test_the_order_of_the_names_decides_not_that_of_the_columns() -> None:
+def test_columns_are_preferred_by_name_and_not_by_position() -> None:
     fields = [(name, pa.binary()) for name in reversed(IMAGE_COLUMNS)]
     assert find_image_column(pa.schema(fields)) == ImageColumn(IMAGE_COLUMNS[0], "bytes")
     assert find_image_column(pa.schema([("image", pa.int64()), *fields[:-1]])) == ImageColumn(IMAGE_COLUMNS[1], "bytes")

@@ -53,10 +53,10 @@ def rgb_of_grey(grey: NDArray[Any]) -> NDArray[Any]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def assert_near(got: NDArray[np.uint8], want: NDArray[Any], tolerance: float) -> None:
-    assert got.dtype == np.uint8
-    assert got.shape == want.shape
-    assert np.abs(got.astype(float) - want).max() <= tolerance
+def assert_near(actual: NDArray[np.uint8], expected: NDArray[Any], tolerance: float) -> None:
+    assert actual.dtype == np.uint8
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(float) - expected).max() <= tolerance
 
 
 def test_colour_grey_and_palette() -> None:
@@ -66,9 +66,9 @@ def test_colour_grey_and_palette() -> None:
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits), "PNG")), rgb_of_grey(bits * 255))
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    want = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
+    expected = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3]
     for form in ("PNG", "GIF", "BMP", "TIFF"):
-        np.testing.assert_array_equal(decode(encoded(palette, form)), want, err_msg=form)
+        np.testing.assert_array_equal(decode(encoded(palette, form)), expected, err_msg=form)
 
 
 def test_alpha_is_composited_on_white() -> None:
@@ -89,41 +89,41 @@ def test_pillow_images_with_alpha(mode: str) -> None:
     if mode == "PA":
         image = Image.merge("PA", (Image.fromarray(GREY % 3), Image.fromarray(ALPHA)))
         image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-        want = over_white(np.asarray(colours.convert("RGB")), ALPHA)
+        expected = over_white(np.asarray(colours.convert("RGB")), ALPHA)
     elif mode[0] == "L":
         image = Image.fromarray(np.dstack([GREY, ALPHA])).convert(mode)
-        want = over_white(rgb_of_grey(GREY), ALPHA)
+        expected = over_white(rgb_of_grey(GREY), ALPHA)
     else:
         image = Image.fromarray(np.dstack([RGB, ALPHA])).convert(mode)
-        want = over_white(RGB, ALPHA)
+        expected = over_white(RGB, ALPHA)
     assert image.mode == mode
-    assert_near(decode(image), want, 2 if mode.endswith("a") else 0.5)  # premultiplied values have lost bits
+    assert_near(decode(image), expected, 2 if mode.endswith("a") else 0.5)  # premultiplied values have lost bits
 
 
 def test_transparent_colours_become_white() -> None:
     palette = Image.fromarray(GREY % 3)
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    want = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])[GREY % 3]
+    expected = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])[GREY % 3]
     for form in ("PNG", "GIF"):
-        np.testing.assert_array_equal(decode(encoded(palette, form, transparency=1)), want, err_msg=form)
+        np.testing.assert_array_equal(decode(encoded(palette, form, transparency=1)), expected, err_msg=form)
     half = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]])[GREY % 3].astype(np.uint8)
     alphas = np.array([255, 128, 0], np.uint8)[GREY % 3]
     assert_near(decode(encoded(palette, "PNG", transparency=bytes([255, 128, 0]))), over_white(half, alphas), 0.5)
     tone = int(GREY[0, 0])
-    got = decode(encoded(Image.fromarray(GREY), "PNG", transparency=tone))
-    np.testing.assert_array_equal(got, rgb_of_grey(np.where(tone == GREY, 255, GREY)))
+    actual = decode(encoded(Image.fromarray(GREY), "PNG", transparency=tone))
+    np.testing.assert_array_equal(actual, rgb_of_grey(np.where(tone == GREY, 255, GREY)))
     colour = tuple(int(v) for v in RGB[0, 0])
-    got = decode(encoded(Image.fromarray(RGB), "PNG", transparency=colour))
-    assert (got[0, 0] == 255).all()
-    np.testing.assert_array_equal(got[1:], RGB[1:])
+    actual = decode(encoded(Image.fromarray(RGB), "PNG", transparency=colour))
+    assert (actual[0, 0] == 255).all()
+    np.testing.assert_array_equal(actual[1:], RGB[1:])
     wide = np.array([[0, 1000, 65535]], ">u2")
-    got = decode(png(3, 1, 16, 0, wide.tobytes(), chunk(b"tRNS", struct.pack(">H", 1000))))
-    np.testing.assert_array_equal(got[0, :, 0], [0, 255, 255])
+    actual = decode(png(3, 1, 16, 0, wide.tobytes(), chunk(b"tRNS", struct.pack(">H", 1000))))
+    np.testing.assert_array_equal(actual[0, :, 0], [0, 255, 255])
 
 
 def test_sixteen_bits_are_scaled_not_clipped(golden_dir: Path) -> None:
     ramp = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    want = ramp / 257
+    expected = ramp / 257
     cases = {
         "PNG I;16": png(32, 32, 16, 0, ramp.astype(">u2").tobytes()),
         "TIFF I;16": encoded(Image.fromarray(ramp), "TIFF"),
@@ -134,9 +134,9 @@ def test_sixteen_bits_are_scaled_not_clipped(golden_dir: Path) -> None:
         "PNG RGBA": png(32, 32, 16, 6, np.dstack([ramp, ramp, ramp, ramp * 0 + 65535]).astype(">u2").tobytes()),
     }
     for name, data in cases.items():
-        got = decode(data)
-        assert_near(got, rgb_of_grey(want), 0.5 if " I" in name else 1)
-        assert len(np.unique(got)) == 256, name
+        actual = decode(data)
+        assert_near(actual, rgb_of_grey(expected), 0.5 if " I" in name else 1)
+        assert len(np.unique(actual)) == 256, name
     golden = decode(golden_dir / "images" / "ramp16.png")
     assert len(np.unique(golden)) >= 200
     assert len(np.unique(decode(golden_dir / "images" / "ramp16.png", policy="timm"))) <= 3  # timm clips it
@@ -182,9 +182,9 @@ def test_orientation(form: str, mode: Mode) -> None:
         step = stored_transpose(orientation)
         stored = Image.fromarray(picture) if step is None else Image.fromarray(picture).transpose(step)
         data = encoded(stored, form, exif=exif, **({"lossless": True} if form == "WEBP" else {"quality": 95}))
-        got = decode(data, mode=mode)
-        assert got.shape == picture.shape, orientation
-        assert np.abs(got.astype(int) - picture).mean() <= 4, orientation
+        actual = decode(data, mode=mode)
+        assert actual.shape == picture.shape, orientation
+        assert np.abs(actual.astype(int) - picture).mean() <= 4, orientation
         opened = open_image(data, mode=mode)
         assert form == "PNG" or (opened.height, opened.width) == (40, 64)
         if form != "TIFF":  # Pillow itself applies the orientation of a TIFF, also for timm
@@ -208,15 +208,15 @@ def stored_transpose(orientation: int) -> Image.Transpose | None:
 
 def test_a_damaged_orientation_counts_as_upright() -> None:
     plain = encoded(Image.fromarray(RGB), "PNG")
-    want = decode(plain)
+    expected = decode(plain)
     for body in (
         b"",
         b"MM",
         b"II*\0\xff\xff\xff\xff",
         b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",
     ):
-        got = decode(plain[:33] + chunk(b"eXIf", body) + plain[33:])
-        np.testing.assert_array_equal(got, want, err_msg=repr(body))
+        actual = decode(plain[:33] + chunk(b"eXIf", body) + plain[33:])
+        np.testing.assert_array_equal(actual, expected, err_msg=repr(body))
 
 
 def test_orientation_after_the_pixels_of_a_png() -> None:
@@ -269,9 +269,9 @@ def test_pillow_images_follow_the_same_rules(golden_dir: Path) -> None:
 def test_the_orientation_of_the_golden_photo_is_applied(golden_dir: Path) -> None:
     path = golden_dir / "images" / "exif6.jpg"
     with Image.open(path) as image:
-        want = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     for mode in ("exact", "fast"):
-        np.testing.assert_array_equal(decode(path, mode=mode), want)
+        np.testing.assert_array_equal(decode(path, mode=mode), expected)
 
 
 def test_arrays() -> None:
@@ -337,12 +337,12 @@ def test_the_limits_of_the_caller_apply() -> None:
 def test_threads_decode_the_same_pixels(golden_dir: Path) -> None:
     paths = sorted((golden_dir / "images").iterdir()) * 6
     with ThreadPoolExecutor(8) as pool:
-        for path, got in zip(paths, pool.map(lambda p: decode(p, mode="fast"), paths), strict=True):
-            np.testing.assert_array_equal(got, decode(path))
+        for path, actual in zip(paths, pool.map(lambda p: decode(p, mode="fast"), paths), strict=True):
+            np.testing.assert_array_equal(actual, decode(path))
 
 
 def test_without_simplejpeg_fast_equals_pillow(monkeypatch: pytest.MonkeyPatch, golden_dir: Path) -> None:
     path = golden_dir / "images" / "landscape.jpg"
-    want = decode(path, mode="fast")
+    expected = decode(path, mode="fast")
     monkeypatch.setattr("tessella.data.decode.simplejpeg", None)
-    np.testing.assert_array_equal(decode(path, mode="fast"), want)
+    np.testing.assert_array_equal(decode(path, mode="fast"), expected)

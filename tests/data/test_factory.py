@@ -125,14 +125,14 @@ def test_the_steps_of_a_transform_equal_the_transform(arguments: dict[str, Any])
     transform = create_transform((3, 32, 40), **arguments)
     image = picture(50, 70)
     torch.manual_seed(1)
-    whole = transform(image)
+    expected = transform(image)
     torch.manual_seed(1)
     x: Any = image
     for step in transform.transforms:
         x = step(x)
-    assert torch.equal(x, whole)
+    assert torch.equal(x, expected)
     uint8 = arguments.get("use_prefetcher") or not arguments.get("normalize", True)
-    assert whole.dtype == (torch.uint8 if uint8 else torch.float32)
+    assert expected.dtype == (torch.uint8 if uint8 else torch.float32)
     assert pickle.loads(pickle.dumps(transform)) == transform
 
 

@@ -18,7 +18,8 @@ from tessella.data.identity import (
     identity_of,
     listed_source,
 )
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 

@@ -68,14 +68,14 @@ SAMPLES = {"pypng": read_with_pypng, "tifffile": read_with_tifffile}
 def difference_from(case: Case) -> str | None:
     """Return how the result of `decode` differs from the case, "" if it does not, None if the refusal is allowed."""
     try:
-        got = decode(case.data)
+        actual = decode(case.data)
     except ImageError as error:
         if case.may_be_refused and error.code == "unsupported_format":
             return None
         return f"{error.code}: {error.message}"
-    if got.shape != case.want.shape:
-        return f"shape {got.shape}, expected {case.want.shape}"
-    difference = np.abs(got - case.want)
+    if actual.shape != case.expected.shape:
+        return f"shape {actual.shape}, expected {case.expected.shape}"
+    difference = np.abs(actual - case.expected)
     if difference.max() > case.tolerance + 1e-6 or difference.mean() > case.mean:
         return f"off by up to {difference.max():.2f}, {difference.mean():.2f} on average"
     return ""
@@ -87,7 +87,7 @@ def check_with_other_decoders(case: Case) -> None:
         if name in SAMPLES:
             np.testing.assert_array_equal(SAMPLES[name](case.data), case.samples, err_msg=f"{name}: {case.name}")
         else:
-            difference = np.abs(PICTURES[name](case.data) - case.want).max()
+            difference = np.abs(PICTURES[name](case.data) - case.expected).max()
             assert difference <= case.tolerance + 1.0, f"{name}: {case.name}"
 
 

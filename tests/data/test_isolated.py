@@ -28,7 +28,8 @@ from tessella.data.decode import Mode, Policy
 from tessella.data.isolated.decoder import IsolatedDecoder
 from tessella.data.isolated.protocol import Decoded
 from tessella.data.limits import DEFAULT_LIMITS, Limits
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.data.spec import InputSpec
 from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, UsageError
@@ -101,43 +102,43 @@ def bad(fault: str, path: Path | str = "") -> FaultySource:
 
 
 def check(
-    source: Source, seen: Decoded, spec: InputSpec = SPEC, policy: Policy = "tessella", mode: Mode = "exact"
+    source: Source, result: Decoded, spec: InputSpec = SPEC, policy: Policy = "tessella", mode: Mode = "exact"
 ) -> None:
     """Assert that the result equals that of this process."""
     data = Source.read(source) if source.path else source.read()
-    assert (seen.sha256, seen.bytes) == (hashlib.sha256(data).hexdigest(), len(data)), source.key
+    assert (result.sha256, result.bytes) == (hashlib.sha256(data).hexdigest(), len(data)), source.key
     try:
         expected, error = load_pixels(data, spec, policy=policy, mode=mode), None
     except ImageError as failure:
         expected, error = None, failure
-    assert str(seen.error) == str(error), source.key
-    assert code(seen) == (error.code if error else "ok"), source.key
-    assert np.array_equal(seen.pixels, expected), source.key  # type: ignore[arg-type]
-    assert error or min(seen.width, seen.height) > 0
+    assert str(result.error) == str(error), source.key
+    assert code(result) == (error.code if error else "ok"), source.key
+    assert np.array_equal(result.pixels, expected), source.key  # type: ignore[arg-type]
+    assert error or min(result.width, result.height) > 0
 
 
-def code(seen: Decoded) -> str:
-    if seen.error is None:
-        assert seen.pixels is not None
+def code(result: Decoded) -> str:
+    if result.error is None:
+        assert result.pixels is not None
         return "ok"
-    assert seen.pixels is None
-    assert not re.search(r"0x|object at|KeyError|Traceback", str(seen.error))
-    return seen.error.code
+    assert result.pixels is None
+    assert not re.search(r"0x|object at|KeyError|Traceback", str(result.error))
+    return result.error.code
 
 
 def children(pid: int | str = "self") -> set[int]:
     """Return the child processes of a process, zombies included."""
-    found: set[int] = set()
+    pids: set[int] = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the thread has just ended
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
+            pids |= {int(child) for child in (task / "children").read_text().split()}
+    return pids
 
 
 def started_since(others: set[int]) -> int:
     """Return the one child that is not in `others`; its id may be lower than theirs, since ids wrap around."""
-    (found,) = children() - others
-    return found
+    (pid,) = children() - others
+    return pid
 
 
 def wait_until(true: object, seconds: float = 20.0) -> None:
@@ -166,9 +167,9 @@ def test_pixels_equal_those_of_load_pixels(golden_dir: Path, mode: Mode, policy:
     with IsolatedDecoder(spec, policy=policy, mode=mode, processes=1) as decoder:
         out = list(decoder.decoded(sources))
     assert len(out) == len(sources) == 11
-    for source, seen in zip(sources, out, strict=True):
-        check(source, seen, spec, policy, mode)
-    sizes = {Path(source.key).name: (seen.width, seen.height) for source, seen in zip(sources, out, strict=True)}
+    for source, result in zip(sources, out, strict=True):
+        check(source, result, spec, policy, mode)
+    sizes = {Path(source.key).name: (result.width, result.height) for source, result in zip(sources, out, strict=True)}
     assert sizes["exif6.jpg"] == ((300, 400) if policy == "tessella" else (400, 300))  # upright, or as stored
 
 
@@ -180,9 +181,9 @@ def test_odd_images(shared_data: Path, tmp_path: Path) -> None:
     with IsolatedDecoder(SPEC, processes=2) as decoder:
         out = list(decoder.decoded(sources))
     assert len(out) == len(sources) == 647
-    for source, seen in zip(sources, out, strict=True):
-        check(source, seen)
-    assert {"ok", "corrupt_image", "unsupported_format"} <= {code(seen) for seen in out}
+    for source, result in zip(sources, out, strict=True):
+        check(source, result)
+    assert {"ok", "corrupt_image", "unsupported_format"} <= {code(result) for result in out}
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     limits = Limits(bytes=1000)
     with IsolatedDecoder(SPEC, processes=1, limits=limits) as decoder:
         out = list(decoder.decoded([Source(str(path), str(path)) for path in paths]))
-    assert [code(seen) for seen in out] == ["not_found", "empty", "too_many_bytes"]
+    assert [code(result) for result in out] == ["not_found", "empty", "too_many_bytes"]
     assert out[0][2:] == ("", 0, 0, 0)
     assert out[1][2:] == (hashlib.sha256(b"").hexdigest(), 0, 0, 0)
 
@@ -203,7 +204,7 @@ def test_relative_paths_start_where_the_decoder_was_created(tmp_path: Path, monk
     with IsolatedDecoder(SPEC, processes=1) as decoder:
         monkeypatch.chdir("/")
         sources = [Source("a.png", "a.png"), bad("exit"), Source("a", "a.png")]
-        assert [code(seen) for seen in decoder.decoded(sources)] == ["ok", "decoder_crashed", "ok"]
+        assert [code(result) for result in decoder.decoded(sources)] == ["ok", "decoder_crashed", "ok"]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -229,13 +230,13 @@ def test_every_fault_costs_one_image(tmp_path: Path) -> None:
         sources[i] = source
     with IsolatedDecoder(SPEC, processes=2, timeout=5.0) as decoder:
         out = list(decoder.decoded(sources))
-        assert [code(seen) for seen in out] == [faults[i][1] if i in faults else "ok" for i in range(100)]
+        assert [code(result) for result in out] == [faults[i][1] if i in faults else "ok" for i in range(100)]
         for i in set(range(100)) - set(faults):
             check(FaultySource("", "", content=sources[i].content), out[i])
         assert "SIGSEGV, twice" in str(out[17].error)
         assert "exit status 3" in str(out[5].error)
         assert "5 seconds" in str(out[25].error)
-        assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+        assert [code(result) for result in decoder.decoded([good(1)])] == ["ok"]
 
 
 @pytest.mark.parametrize(
@@ -251,18 +252,18 @@ def test_every_fault_costs_one_image(tmp_path: Path) -> None:
     ],
     ids=lambda answer: answer[:20].decode(),
 )
-def test_answers_that_make_no_sense_cost_one_image(answer: bytes) -> None:
+def test_invalid_answers_cost_one_image(answer: bytes) -> None:
     source = FaultySource("garbled", "", fault="garble", content=answer + b"\n")
     with IsolatedDecoder(SPEC, processes=1) as decoder:
         results = list(decoder.decoded([good(1), source, good(2)]))
-    assert [code(seen) for seen in results] == ["ok", "decoder_crashed", "ok"]
+    assert [code(result) for result in results] == ["ok", "decoder_crashed", "ok"]
 
 
 def test_announced_long_reads_get_more_time() -> None:
     """For example, to read a page of a Parquet file for a single image; once per image."""
     with IsolatedDecoder(SPEC, processes=1, timeout=1.0) as decoder:
-        assert [code(seen) for seen in decoder.decoded([good(1), good(2, "long"), good(3)])] == ["ok"] * 3
-        assert [code(seen) for seen in decoder.decoded([good(4), bad("hang", os.devnull)])] == ["ok", "timeout"]
+        assert [code(result) for result in decoder.decoded([good(1), good(2, "long"), good(3)])] == ["ok"] * 3
+        assert [code(result) for result in decoder.decoded([good(4), bad("hang", os.devnull)])] == ["ok", "timeout"]
 
 
 def test_decoding_without_enough_memory() -> None:
@@ -270,9 +271,9 @@ def test_decoding_without_enough_memory() -> None:
 
     source = FaultySource("tight", "", fault="tight", content=hostile.png(7_000, 7_000, pixels=True))
     with IsolatedDecoder(SPEC, processes=1) as decoder:
-        (seen,) = decoder.decoded([source])
-    assert code(seen) == "too_many_pixels"
-    assert seen.bytes == len(source.content)
+        (result,) = decoder.decoded([source])
+    assert code(result) == "too_many_pixels"
+    assert result.bytes == len(source.content)
 
 
 @pytest.mark.slow
@@ -282,9 +283,9 @@ def test_the_largest_image_has_enough_memory(tmp_path: Path) -> None:
     with (tmp_path / "large.webp").open("ab") as file:
         file.truncate(200_000_000)
     with IsolatedDecoder(SPEC, processes=1) as decoder:
-        (seen,) = decoder.decoded([Source("large", str(tmp_path / "large.webp"))])
-    assert code(seen) == "ok"
-    assert (seen.width, seen.height) == (7_000, 7_000)
+        (result,) = decoder.decoded([Source("large", str(tmp_path / "large.webp"))])
+    assert code(result) == "ok"
+    assert (result.width, result.height) == (7_000, 7_000)
 
 
 def test_kills_from_outside_lose_no_image() -> None:
@@ -292,8 +293,8 @@ def test_kills_from_outside_lose_no_image() -> None:
     others = children()
     with IsolatedDecoder(SPEC, processes=2) as decoder:
         killed: set[int] = set()
-        for i, seen in enumerate(decoder.decoded(good(i, "slow" if i % 4 == 0 else "") for i in range(100))):
-            check(good(i), seen)
+        for i, result in enumerate(decoder.decoded(good(i, "slow" if i % 4 == 0 else "") for i in range(100))):
+            check(good(i), result)
             if i in (20, 50, 80):
                 server = started_since(others)
                 victim = server if i == 50 else next(iter(children(server) - killed))
@@ -310,9 +311,9 @@ def test_a_lost_process_is_replaced_without_new_imports() -> None:
         list(decoder.decoded([good(1)]))
         server = started_since(others)
         (before,) = children(server)
-        assert [code(seen) for seen in decoder.decoded([bad("exit")])] == ["decoder_crashed"]
-        (seen,) = decoder.decoded([bad("report")])
-        assert str(seen.error).endswith(" True")  # torch is imported
+        assert [code(result) for result in decoder.decoded([bad("exit")])] == ["decoder_crashed"]
+        (result,) = decoder.decoded([bad("report")])
+        assert str(result.error).endswith(" True")  # torch is imported
         (after,) = children(server)
         assert started_since(others) == server
         assert after != before
@@ -340,9 +341,9 @@ def test_order_and_bound_on_images_in_flight() -> None:
             yield good(i, "slow" if i % 7 == 0 else "")
 
     with IsolatedDecoder(SPEC, processes=2, ahead=9) as decoder:
-        for seen in decoder.decoded(sources()):
+        for result in decoder.decoded(sources()):
             assert read - yielded <= 9
-            assert seen.sha256 == hashlib.sha256(png(yielded)).hexdigest()
+            assert result.sha256 == hashlib.sha256(png(yielded)).hexdigest()
             yielded += 1
     assert read == yielded == 60
 
@@ -361,8 +362,8 @@ def test_workers_decode_while_the_consumer_is_busy() -> None:
 def test_abandoned_runs() -> None:
     others = children()
     with IsolatedDecoder(SPEC, processes=1) as decoder:
-        for seen in decoder.decoded(good(i) for i in range(100)):
-            assert code(seen) == "ok"
+        for result in decoder.decoded(good(i) for i in range(100)):
+            assert code(result) == "ok"
             break
         run = decoder.decoded(good(i) for i in range(5))
         next(run)
@@ -376,7 +377,7 @@ def test_abandoned_runs() -> None:
 
         with pytest.raises(OSError, match="the list"):
             list(decoder.decoded(failing()))
-        assert [seen.sha256 for seen in decoder.decoded([good(7)])] == [hashlib.sha256(png(7)).hexdigest()]
+        assert [result.sha256 for result in decoder.decoded([good(7)])] == [hashlib.sha256(png(7)).hexdigest()]
         run = decoder.decoded(good(i, "slow") for i in range(100))
         next(run)
         workers = children() - others
@@ -390,8 +391,8 @@ def test_abandoned_runs() -> None:
 
 def test_a_decoder_that_is_not_closed() -> None:
     decoder = IsolatedDecoder(SPEC, processes=1)
-    assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
-    del decoder  # the fixture checks that its process is gone
+    assert [code(result) for result in decoder.decoded([good(1)])] == ["ok"]
+    del decoder  # the fixture checks that its process has ended
 
 
 def test_memory_use_is_constant() -> None:
@@ -405,9 +406,9 @@ def test_memory_use_is_constant() -> None:
 
     spec = InputSpec(height=128, width=128)  # 49 kB: the pixels of the second run are 69 MB in total
     with IsolatedDecoder(spec, processes=2) as decoder:
-        assert sum(code(seen) == "ok" for seen in decoder.decoded(good(i) for i in range(70))) == 70
+        assert sum(code(result) == "ok" for result in decoder.decoded(good(i) for i in range(70))) == 70
         before = used()
-        assert sum(code(seen) == "ok" for seen in decoder.decoded(good(i) for i in range(1400))) == 1400
+        assert sum(code(result) == "ok" for result in decoder.decoded(good(i) for i in range(1400))) == 1400
         assert used() - before < 10
 
 
@@ -433,7 +434,7 @@ def test_sources_that_cannot_be_sent() -> None:
     with IsolatedDecoder(SPEC, processes=1) as decoder:
         with pytest.raises(UsageError, match="Local cannot be sent"):
             list(decoder.decoded([Local("a", "a")]))
-        assert [code(seen) for seen in decoder.decoded([good(1)])] == ["ok"]
+        assert [code(result) for result in decoder.decoded([good(1)])] == ["ok"]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -454,8 +455,8 @@ def test_workers_import_neither_torch_nor_the_callers_script(tmp_path: Path) -> 
 with open("imported", "a") as file:
     file.write(__name__ + "\\n")
 decoder = IsolatedDecoder(SPEC, processes=1)
-(seen,) = decoder.decoded([bad("report")])
-pid, torch = seen.error.message.split()
+(result,) = decoder.decoded([bad("report")])
+pid, torch = result.error.message.split()
 assert int(pid) != os.getpid()
 print(torch)
 class Mine(type(bad("report"))):
@@ -474,8 +475,8 @@ def test_a_caller_that_ignores_sigchld(tmp_path: Path) -> None:
     text = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 with IsolatedDecoder(SPEC, processes=2) as decoder:
-    for seen in decoder.decoded([good(1), bad("segv"), good(2)]):
-        print(code(seen), seen.error and "SIGSEGV" in seen.error.message)
+    for result in decoder.decoded([good(1), bad("segv"), good(2)]):
+        print(code(result), result.error and "SIGSEGV" in result.error.message)
 """
     done = subprocess.run(script(text, tmp_path), capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("ok None\ndecoder_crashed True\nok None\n", "")
@@ -510,18 +511,18 @@ def test_interrupts_are_handled_by_the_caller(tmp_path: Path) -> None:
 signal.signal(signal.SIGINT, lambda *_: print("heard"))
 with IsolatedDecoder(SPEC, processes=1) as decoder:
     reports = []
-    for i, seen in enumerate(decoder.decoded([bad("report"), *(good(i, "slow") for i in range(20)), bad("report")])):
+    for i, result in enumerate(decoder.decoded([bad("report"), *(good(i, "slow") for i in range(20)), bad("report")])):
         if i == 5:
             os.killpg(0, signal.SIGINT)
         if i in (0, 21):
-            reports.append(str(seen.error))
+            reports.append(str(result.error))
         else:
-            assert code(seen) == "ok"
+            assert code(result) == "ok"
     assert reports[0] == reports[1], "not the same process"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with IsolatedDecoder(SPEC, processes=1) as decoder:
     try:
-        for seen in decoder.decoded(good(i, "slow") for i in range(20)):
+        for result in decoder.decoded(good(i, "slow") for i in range(20)):
             os.killpg(0, signal.SIGINT)
     except KeyboardInterrupt:
         print("stopped")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tessella.data.lists import LONGEST_ENTRY, read_entries
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 NAMES = ["a b.jpg", "é.jpg", "日本.png"]
@@ -30,9 +31,9 @@ def split(text: bytes, chunk: int = 1 << 16) -> list[str]:
             data, self.rest = self.rest[:chunk], self.rest[chunk:]
             return data
 
-    found = list(read_entries(ChunkedStream()))
-    assert not [entry for entry in found if isinstance(entry, ImageError)]
-    return [str(entry) for entry in found]
+    entries = list(read_entries(ChunkedStream()))
+    assert not [entry for entry in entries if isinstance(entry, ImageError)]
+    return [str(entry) for entry in entries]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 16])
@@ -76,9 +77,9 @@ def test_separators_of_entries(data: bytes, expected: list[str]) -> None:
 @pytest.mark.parametrize("end", ["\n", "\0"])
 def test_an_endless_entry_is_one_error_in_bounded_memory(end: str) -> None:
     longest = "x" * LONGEST_ENTRY
-    found = list(read_entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
-    assert [isinstance(entry, ImageError) for entry in found] == [False, True, False, False]
-    assert (found[0], found[2], found[3]) == ("a", longest, "b")
+    entries = list(read_entries(io.BytesIO(f"a{end}{longest * 5}{end}{longest}{end}b{end}".encode())))
+    assert [isinstance(entry, ImageError) for entry in entries] == [False, True, False, False]
+    assert (entries[0], entries[2], entries[3]) == ("a", longest, "b")
     assert len(list(read_entries(io.BytesIO(longest.encode() * 3)))) == 1
 
 
@@ -86,10 +87,10 @@ def test_entries_arrive_before_the_list_ends() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as stream, os.fdopen(write_end, "wb", buffering=0) as writer:
         writer.write(b"a.jpg\nb.j")
-        found = read_entries(stream)
-        assert next(found) == "a.jpg"
+        entries = read_entries(stream)
+        assert next(entries) == "a.jpg"
         writer.write(b"pg\n")
-        assert next(found) == "b.jpg"
+        assert next(entries) == "b.jpg"
 
 
 def test_lines_are_text_or_bytes() -> None:
@@ -117,12 +118,12 @@ def test_an_invalid_entry_is_one_error_and_the_rest_of_the_list_is_read(folder: 
     invalid = ["n" * 300, "nul\0.jpg", "x" * (LONGEST_ENTRY + 1), "nowhere://x", "@gone", "-", "*.gif", "q/" * 9000]
     data = "\n".join(["a.jpg", *invalid, "b.jpg"]).encode()
     Path("list").write_bytes(data)
-    found = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))
-    assert len(found) == len(invalid) + 2
-    for source in found[1:-1]:
+    sources = list(iter_sources(["@list"])) if through == "file" else list(iter_sources(["-"], io.BytesIO(data)))
+    assert len(sources) == len(invalid) + 2
+    for source in sources[1:-1]:
         with pytest.raises(ImageError):
             source.read()
-    assert (found[0].read(), found[-1].read()) == (b"x", b"x")
+    assert (sources[0].read(), sources[-1].read()) == (b"x", b"x")
 
 
 @pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
@@ -148,10 +149,10 @@ def test_a_read_error_in_a_list_is_one_error(folder: Path) -> None:
                 raise OSError(5, "Input/output error")
             return b"a.jpg\n"
 
-    found: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))
-    assert [source.key for source in found] == ["a.jpg", "-", "b.jpg"]
-    assert found[1].error is not None
-    assert found[1].error.code == "unreadable"
+    sources: list[Source] = list(iter_sources(["-", "b.jpg"], Failing()))
+    assert [source.key for source in sources] == ["a.jpg", "-", "b.jpg"]
+    assert sources[1].error is not None
+    assert sources[1].error.code == "unreadable"
 
 
 def test_closed_standard_input_is_one_error(folder: Path) -> None:

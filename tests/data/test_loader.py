@@ -1,4 +1,4 @@
-"""Test that the order and the pixels of batches depend on the seed, and not on the processes that make them."""
+"""The order and the pixels of batches depend on the seed, and not on the processes that read them."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_images(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_processes_split_every_batch(world: int, repeats: int) -> None:
-    alone = Schedule(100, 12, seed=5, repeats=repeats)
-    shares = [Schedule(100, 12, 5, repeats, rank, world) for rank in range(world)]
+def test_processes_split_every_batch(world_size: int, repeats: int) -> None:
+    single = Schedule(100, 12, seed=5, repeats=repeats)
+    schedules = [Schedule(100, 12, 5, repeats, rank, world_size) for rank in range(world_size)]
     for epoch in (0, 7):
-        batches = alone.epoch(epoch)
-        assert len(batches) == alone.steps == 8
+        batches = single.epoch(epoch)
+        assert len(batches) == single.steps == 8
         for k, batch in enumerate(batches):
-            parts = [share.epoch(epoch)[k] for share in shares]
-            assert {len(part) for part in parts} == {12 // world}
+            parts = [schedule.epoch(epoch)[k] for schedule in schedules]
+            assert {len(part) for part in parts} == {12 // world_size}
             assert sorted(draw for part in parts for draw in part) == sorted(batch)
         draws = [draw for batch in batches for draw in batch]
         assert len(set(draws)) == len(draws) == 96
         assert set(Counter(draw.image for draw in draws).values()) == {repeats}
         assert {draw.epoch for draw in draws} == {epoch}
-    assert alone.epoch(0) != alone.epoch(1)
-    assert alone.epoch(0) != Schedule(100, 12, 6, repeats).epoch(0)
+    assert single.epoch(0) != single.epoch(1)
+    assert single.epoch(0) != Schedule(100, 12, 6, repeats).epoch(0)
 
 
 def test_every_image_occurs_over_the_epochs() -> None:
@@ -85,19 +85,19 @@ def test_unreadable_images_are_reported_and_the_others_kept(folder: Path, tmp_pa
     broken = make_images(tmp_path / "data")
     (broken / "val" / "dark" / "1.png").write_bytes(b"nothing")
     images = open_labelled(broken, "val")
-    found = list(Loader(EvalImages(images, SPEC), 2, persistent=False).run(eval_batches(len(images), 10)))
-    assert [len(batch.labels) + len(batch.skipped) for batch in found] == [10, 10, 4]
-    (index, error), *rest = [skip for batch in found for skip in batch.skipped]
+    loaded = list(Loader(EvalImages(images, SPEC), 2, persistent=False).run(eval_batches(len(images), 10)))
+    assert [len(batch.labels) + len(batch.skipped) for batch in loaded] == [10, 10, 4]
+    (index, error), *rest = [skip for batch in loaded for skip in batch.skipped]
     assert not rest
     assert images.key(index).endswith("dark/1.png")
     assert error.code == "unsupported_format"
     good = [i for i in range(len(images)) if i != index]
-    assert torch.cat([batch.labels for batch in found]).tolist() == [int(images.labels[i]) for i in good]
+    assert torch.cat([batch.labels for batch in loaded]).tolist() == [int(images.labels[i]) for i in good]
     expected = np.stack([load_pixels(images.read(i), SPEC) for i in good])
-    assert np.array_equal(torch.cat([batch.x for batch in found]).numpy(), expected)
+    assert np.array_equal(torch.cat([batch.x for batch in loaded]).numpy(), expected)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_evaluation_reads_each_image_once(world: int) -> None:
-    shares = [eval_batches(7, 2, rank, world) for rank in range(world)]
-    assert sorted(i for share in shares for batch in share for i in batch) == list(range(7))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_reads_each_image_once(world_size: int) -> None:
+    schedules = [eval_batches(7, 2, rank, world_size) for rank in range(world_size)]
+    assert sorted(i for schedule in schedules for batch in schedule for i in batch) == list(range(7))

@@ -120,9 +120,9 @@ def test_a_box_never_covers_a_whole_side() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
 def test_mixup_images_match_their_label_weights(mode: Any, count: int) -> None:
     x, labels = torch.randn(count, 3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(count)
-    given = x.clone()
+    original = x.clone()
     mixed, partners, lam = mix(x, labels, np.random.default_rng(1), Mixing(mixup=0.8, mode=mode))
-    assert torch.equal(x, given)
+    assert torch.equal(x, original)
     assert torch.equal(partners, labels.flip(0))
     assert (lam.shape, lam.dtype) == ((count,), torch.float32)
     share = lam[:, None, None, None]
@@ -138,18 +138,18 @@ def test_mixup_images_match_their_label_weights(mode: Any, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
 def test_cutmix_images_match_their_label_weights(mode: Any, count: int) -> None:
     x = numbered(count)
-    given = x.clone()
+    original = x.clone()
     rng = np.random.default_rng(2)
     for _ in range(20):
         mixed, _, lam = mix(x, torch.arange(count), rng, Mixing(cutmix=1.0, mode=mode))
-        own = mixed == x
-        assert torch.equal(x, given)
-        assert bool((own | (mixed == x.flip(0))).all())
-        cut = ~own[:, 0]  # (count,H,W)
-        assert torch.equal(own, own[:, :1].expand_as(own))  # the same in all channels
+        unchanged = mixed == x
+        assert torch.equal(x, original)
+        assert bool((unchanged | (mixed == x.flip(0))).all())
+        cut = ~unchanged[:, 0]  # (count,H,W)
+        assert torch.equal(unchanged, unchanged[:, :1].expand_as(unchanged))  # the same in all channels
         for i in range(count):
             if i != count - 1 - i:  # mixing an image with itself changes nothing
-                assert float(lam[i]) == pytest.approx(float(own[i, 0].float().mean()))
+                assert float(lam[i]) == pytest.approx(float(unchanged[i, 0].float().mean()))
             box = cut[i].any(1)[:, None] & cut[i].any(0)[None]
             assert torch.equal(box, cut[i])  # a rectangle
             if mode != "elem":
@@ -180,9 +180,9 @@ def test_weights_come_from_the_beta_distribution(alpha: float) -> None:
 def test_cutmix_boxes_are_centred_on_every_pixel() -> None:
     rng = np.random.default_rng(5)
     for length in (0, 1, 4, 5, 10):
-        want = {(max(c - length // 2, 0), min(c + (length + 1) // 2, 10)) for c in range(10)}
+        expected = {(max(c - length // 2, 0), min(c + (length + 1) // 2, 10)) for c in range(10)}
         drawn = [_span(10, length, rng) for _ in range(500)]
-        assert set(drawn) == want
+        assert set(drawn) == expected
         assert max(stop - start for start, stop in drawn) == length
     for c in range(10):
         assert_fraction(sum(_span(10, 1, rng) == (c, c + 1) for _ in range(1000)), 1000, 0.1)
@@ -259,10 +259,10 @@ def test_unmixed_images_are_bit_identical() -> None:
 
 
 def test_targets_worked_out_by_hand() -> None:
-    got = targets(torch.tensor([0, 1, 2]), torch.tensor([2, 1, 0]), torch.tensor([0.75, 0.3, 1.0]), 4, 0.2)
-    want = [[0.65, 0.05, 0.25, 0.05], [0.05, 0.85, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]]
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, torch.tensor(want))
+    actual = targets(torch.tensor([0, 1, 2]), torch.tensor([2, 1, 0]), torch.tensor([0.75, 0.3, 1.0]), 4, 0.2)
+    expected = [[0.65, 0.05, 0.25, 0.05], [0.05, 0.85, 0.05, 0.05], [0.05, 0.05, 0.85, 0.05]]
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, torch.tensor(expected))
     binary = targets(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0.75, 0.5]), 3, 0.2, binary=True)
     torch.testing.assert_close(binary, torch.tensor([[0.7, 0.3, 0.1], [0.1, 0.9, 0.1]]))
 

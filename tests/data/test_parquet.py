@@ -20,7 +20,8 @@ import pytest
 from tessella.data import memory, parquet
 from tessella.data.datasets import open_labelled
 from tessella.data.limits import Limits
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError, UsageError
 
 DATA = [b"first", b"second", b"third", b"first"]
@@ -231,10 +232,10 @@ def test_rows_before_damage_in_a_row_group_are_read(small_batches: None, monkeyp
     Path(name).write_bytes(data)
     for batch in (3000, 1 << 20):
         monkeypatch.setattr(parquet, "_BATCH", batch)
-        found = read(name)
-        good = found.index("corrupt_archive")
+        results = read(name)
+        good = results.index("corrupt_archive")
         assert 5 <= good < 60
-        assert found == [*rows[:good], *["corrupt_archive"] * (60 - good)]
+        assert results == [*rows[:good], *["corrupt_archive"] * (60 - good)]
 
 
 def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +260,7 @@ def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pyt
     assert error.value.code == "unreadable"
 
 
-def test_a_replaced_table_is_read_anew() -> None:
+def test_a_replaced_table_is_read_again() -> None:
     sources = list(iter_sources([write(dict(image=DATA))]))
     assert sources[0].read() == b"first"
     write(dict(image=[b"new"]))

@@ -46,9 +46,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", ["images", "images/", "images/**", "some.tar", "some.parquet", "paths.parquet"])
 def test_every_kind_of_input_is_read_by_url(url: str, name: str) -> None:
-    found = list(iter_sources([f"{url}/{name}"]))
-    assert [source.read() for source in found] == [name.encode() for name in NAMES]
-    assert all(source.key.startswith(url) for source in found)
+    sources = list(iter_sources([f"{url}/{name}"]))
+    assert [source.read() for source in sources] == [name.encode() for name in NAMES]
+    assert all(source.key.startswith(url) for source in sources)
 
 
 def test_a_folder_of_archives(url: str) -> None:
@@ -56,12 +56,12 @@ def test_a_folder_of_archives(url: str) -> None:
     store.makedirs(f"{path}/shards", exist_ok=True)
     store.copy(f"{path}/some.tar", f"{path}/shards/a.tar")
     store.copy(f"{path}/some.parquet", f"{path}/shards/b.parquet")
-    found = list(iter_sources([f"{url}/shards"]))
-    assert [source.read() for source in found] == [name.encode() for name in NAMES] * 2
+    sources = list(iter_sources([f"{url}/shards"]))
+    assert [source.read() for source in sources] == [name.encode() for name in NAMES] * 2
 
 
 def test_objects_and_patterns(url: str) -> None:
-    (notes,) = iter_sources([f"{url}/images/b/notes.txt"])  # taken whatever its suffix, as it is named
+    (notes,) = iter_sources([f"{url}/images/b/notes.txt"])  # accepted whatever its suffix, because it is named directly
     assert notes.read() == b"b/notes.txt"
     assert [source.key for source in iter_sources([f"{url}/images/a*.jpg"])] == [
         f"{url}/images/a1.jpg", f"{url}/images/a2.jpg",

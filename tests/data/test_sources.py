@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from tessella.data.limits import Limits
-from tessella.data.sources import Skipped, Source, iter_sources
+from tessella.data.names import Skipped
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 
@@ -34,14 +36,14 @@ def keys(*inputs: str, stdin: list[str] | None = None) -> list[str]:
 
 
 def test_folders_are_walked_in_natural_order(tree: Path) -> None:
-    found = list(iter_sources(["photos"]))
-    assert [s.key for s in found] == [
+    sources = list(iter_sources(["photos"]))
+    assert [source.key for source in sources] == [
         "photos/a1.jpg", "photos/a2.jpg", "photos/a10.jpg", "photos/b/x.PNG", "photos/z.webp",
     ]  # fmt: skip
-    assert [s.read() for s in found] == [b"a1.jpg", b"a2.jpg", b"a10.jpg", b"b/x.PNG", b"z.webp"]
+    assert [source.read() for source in sources] == [b"a1.jpg", b"a2.jpg", b"a10.jpg", b"b/x.PNG", b"z.webp"]
 
 
-def test_a_named_file_is_taken_whatever_its_suffix(tree: Path) -> None:
+def test_a_named_file_is_accepted_whatever_its_suffix(tree: Path) -> None:
     assert keys("photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg") == [
         "photos/b/notes.txt", "photos/a1.jpg", "photos/a1.jpg",
     ]  # fmt: skip
@@ -63,13 +65,13 @@ def test_standard_input(tree: Path) -> None:
 
 
 def test_each_input_without_an_image_is_one_error(tree: Path) -> None:
-    found = list(iter_sources(["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]))
-    assert [s.key for s in found] == ["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]
-    for source in found[:3] + found[4:]:
+    sources = list(iter_sources(["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]))
+    assert [source.key for source in sources] == ["absent.jpg", "empty", "photos/*.gif", "photos/a1.jpg", "absent.tar"]
+    for source in sources[:3] + sources[4:]:
         with pytest.raises(ImageError) as error:
             source.read()
         assert error.value.code == "not_found"
-    assert found[3].read() == b"a1.jpg"
+    assert sources[3].read() == b"a1.jpg"
 
 
 def make_tar(path: Path, tar_format: int = tarfile.PAX_FORMAT) -> None:
@@ -96,35 +98,35 @@ def make_tar(path: Path, tar_format: int = tarfile.PAX_FORMAT) -> None:
 def test_tar_members_are_read_in_place(tree: Path, tar_format: int) -> None:
     make_tar(tree / "some.tar", tar_format)
     before = sorted(tree.rglob("*"))
-    found = list(iter_sources(["some.tar"]))
+    sources = list(iter_sources(["some.tar"]))
     names = ["b/2.jpg", "b/10.png", "../up.jpg", "é" * 120 + ".jpg"]
-    assert [s.key for s in found] == [f"some.tar::{name}" for name in names]
-    assert [s.read() for s in reversed(found)] == [name.encode() for name in reversed(names)]
+    assert [source.key for source in sources] == [f"some.tar::{name}" for name in names]
+    assert [source.read() for source in reversed(sources)] == [name.encode() for name in reversed(names)]
     assert sorted(tree.rglob("*")) == before
     with pytest.raises(ImageError) as error:
-        found[0].read(Limits(bytes=3))
+        sources[0].read(Limits(bytes=3))
     assert error.value.code == "too_many_bytes"
 
 
 def test_damaged_archives(tree: Path) -> None:
     make_tar(tree / "some.tar")
-    whole = (tree / "some.tar").read_bytes()
-    (tree / "text.tar").write_bytes(b"this is no archive" * 100)
+    complete = (tree / "some.tar").read_bytes()
+    (tree / "text.tar").write_bytes(b"this is not an archive" * 100)
     (tree / "none.tar").write_bytes(bytes(10_240))
     (tree / "zero.tar").touch()
-    (tree / "cut.tar").write_bytes(whole[:1100])
+    (tree / "cut.tar").write_bytes(complete[:1100])
     for name, code in (("text", "corrupt_archive"), ("none", "not_found"), ("zero", "corrupt_archive")):
         (source,) = iter_sources([f"{name}.tar"])
         with pytest.raises(ImageError) as error:
             source.read()
         assert error.value.code == code, name
-    found = list(iter_sources(["cut.tar", "photos/a1.jpg"]))
-    assert found[0].read() == b"b/2.jpg"
-    assert found[-1].key == "photos/a1.jpg"
+    sources = list(iter_sources(["cut.tar", "photos/a1.jpg"]))
+    assert sources[0].read() == b"b/2.jpg"
+    assert sources[-1].key == "photos/a1.jpg"
     with pytest.raises(ImageError):
-        found[-2].read()
+        sources[-2].read()
     source = next(iter(iter_sources(["some.tar"])))
-    (tree / "some.tar").write_bytes(whole[:514])
+    (tree / "some.tar").write_bytes(complete[:514])
     with pytest.raises(ImageError, match="ends inside"):
         source.read()
     (tree / "some.tar").unlink()
@@ -152,9 +154,9 @@ def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPa
 
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", failing_scandir)
-    found = list(iter_sources(["photos"]))
-    assert [(s.key, s.error.code) for s in found if s.error] == [("photos/b", "unreadable")]
-    assert len(found) == 5
+    sources = list(iter_sources(["photos"]))
+    assert [(source.key, source.error.code) for source in sources if source.error] == [("photos/b", "unreadable")]
+    assert len(sources) == 5
 
 
 def test_sources_are_small_and_picklable(tree: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from tessella.data import tar
 from tessella.data.names import Skipped
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 END = bytes(1024)
@@ -99,11 +100,11 @@ def test_hard_links_and_sparse_files_of_gnu_tar(tmp_path: Path) -> None:
         subprocess.run(
             ["tar", "--sparse", f"--format={format}", "--sort=name", "-cf", "x.tar", "d"], cwd=tmp_path, check=True
         )
-        found, skipped = read(tmp_path / "x.tar")
-        names = [source.key.rpartition("::")[2] for source in found]
+        sources, skipped = read(tmp_path / "x.tar")
+        names = [source.key.rpartition("::")[2] for source in sources]
         assert names == ["d/a.jpg", "d/c.jpg", "d/z.jpg"]
-        assert codes(found) == ["", "unsupported_format", ""]
-        assert (found[0].read(), found[2].read()) == (b"a", b"z")
+        assert codes(sources) == ["", "unsupported_format", ""]
+        assert (sources[0].read(), sources[2].read()) == (b"a", b"z")
         assert skipped == {"special_member": 1}
 
 
@@ -116,8 +117,8 @@ def test_sizes_above_eight_gigabytes_are_read(tmp_path: Path) -> None:
             file.write(first)
             file.seek(size, os.SEEK_CUR)
             file.write(member() + END)
-        found, _ = read(tmp_path / "x.tar")
-        assert [source.read() for source in found] == [b"data"]
+        sources, _ = read(tmp_path / "x.tar")
+        assert [source.read() for source in sources] == [b"data"]
 
 
 @pytest.mark.parametrize(
@@ -157,16 +158,16 @@ def test_damage_is_one_error_after_the_valid_members(tmp_path: Path, data: bytes
     path.write_bytes(data)
     tracemalloc.start()
     try:
-        found, _ = read(path)
+        sources, _ = read(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(found) == before + 1
-    assert found[-1].key == str(path)
-    assert codes(found)[-1] == "corrupt_archive"
+    assert len(sources) == before + 1
+    assert sources[-1].key == str(path)
+    assert codes(sources)[-1] == "corrupt_archive"
     if before:
-        assert found[0].read() == b"data"
-    for source in found[1:]:
+        assert sources[0].read() == b"data"
+    for source in sources[1:]:
         with pytest.raises(ImageError) as error:
             source.read()
         assert error.value.code == "corrupt_archive"
@@ -179,9 +180,9 @@ def test_archives_with_flipped_bits_are_listed_without_other_errors(tmp_path: Pa
     for at in range(0, len(data), 7):
         damaged = bytearray(data)
         damaged[at] ^= 1 << at % 8
-        found, _ = read(tmp_path / "x.tar", bytes(damaged))
-        assert found
-        for source in found:
+        sources, _ = read(tmp_path / "x.tar", bytes(damaged))
+        assert sources
+        for source in sources:
             try:
                 source.read()
             except ImageError:
@@ -194,18 +195,18 @@ def test_archives_with_flipped_bits_are_listed_without_other_errors(tmp_path: Pa
 def test_a_compressed_archive_is_refused_with_its_format(
     tmp_path: Path, pack: Callable[[bytes], bytes], name: str
 ) -> None:
-    found, _ = read(tmp_path / "x.tar", pack(member() + END))
-    assert codes(found) == ["unsupported_format"]
-    assert found[0].error is not None
-    assert name in found[0].error.message
+    sources, _ = read(tmp_path / "x.tar", pack(member() + END))
+    assert codes(sources) == ["unsupported_format"]
+    assert sources[0].error is not None
+    assert name in sources[0].error.message
 
 
 def test_repeated_member_names_get_distinct_keys(tmp_path: Path) -> None:
-    found, _ = read(
+    sources, _ = read(
         tmp_path / "x.tar", member(data=b"1") + member(data=b"2") + member(b"b.jpg") + member(data=b"3") + END
     )
-    assert [source.key.rpartition("::")[2] for source in found] == ["a.jpg", "a.jpg (2)", "b.jpg", "a.jpg (3)"]
-    assert [source.read() for source in found] == [b"1", b"2", b"data", b"3"]
+    assert [source.key.rpartition("::")[2] for source in sources] == ["a.jpg", "a.jpg (2)", "b.jpg", "a.jpg (3)"]
+    assert [source.read() for source in sources] == [b"1", b"2", b"data", b"3"]
 
 
 def test_member_names(tmp_path: Path) -> None:
@@ -214,16 +215,16 @@ def test_member_names(tmp_path: Path) -> None:
         member(b"v7.jpg", magic=b"\0" * 8), member(b"dir/", b"", b"\0"), pax(path="é.jpg".encode()) + member(b"e.jpg"),
         pax(path=b"bad\xff.jpg") + member(b"f.jpg"), member(b"c.jpg", kind=b"7"), member(b"label", kind=b"V"),
     ])  # fmt: skip
-    found, _ = read(tmp_path / "x.tar", data + END)
-    assert [source.key.rpartition("::")[2] for source in found] == [
+    sources, _ = read(tmp_path / "x.tar", data + END)
+    assert [source.key.rpartition("::")[2] for source in sources] == [
         os.fsdecode(b"b\xe9.jpg"), "folder/n.jpg", "o.jpg", "v7.jpg", "é.jpg", os.fsdecode(b"bad\xff.jpg"), "c.jpg",
     ]  # fmt: skip
-    assert {source.read() for source in found} == {b"data"}
+    assert {source.read() for source in sources} == {b"data"}
 
 
 def test_data_after_the_end_marker_are_counted(tmp_path: Path) -> None:
-    found, skipped = read(tmp_path / "x.tar", member() + END + member(b"b.jpg") + END)
-    assert len(found) == 1
+    sources, skipped = read(tmp_path / "x.tar", member() + END + member(b"b.jpg") + END)
+    assert len(sources) == 1
     assert skipped == {"data_after_end": 1}
     assert read(tmp_path / "x.tar", member() + bytes(10240))[1] == {}
 
@@ -232,5 +233,5 @@ def test_signed_checksums_are_accepted(tmp_path: Path) -> None:
     block = bytearray(header(b"\xe9.jpg", 4))
     signed = sum(struct.unpack("512b", bytes(block[:148] + b" " * 8 + block[156:])))
     block[148:156] = b"%06o\0 " % signed
-    found, _ = read(tmp_path / "x.tar", bytes(block) + b"data" + bytes(508) + END)
-    assert [source.read() for source in found] == [b"data"]
+    sources, _ = read(tmp_path / "x.tar", bytes(block) + b"data" + bytes(508) + END)
+    assert [source.read() for source in sources] == [b"data"]

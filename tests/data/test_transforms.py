@@ -37,11 +37,11 @@ def test_normalise_refuses_anything_but_batches_of_images(wrong: Any) -> None:
 
 def test_normalise() -> None:
     batch = RNG.integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    got = normalise(batch, InputSpec(height=5, width=4))
-    assert got.shape == (2, 3, 5, 4)
-    assert got.dtype == torch.float32
-    assert got.is_contiguous()
+    actual = normalise(batch, InputSpec(height=5, width=4))
+    assert actual.shape == (2, 3, 5, 4)
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous()
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    want = ((batch.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)) - mean) / std
-    np.testing.assert_array_equal(got.numpy(), want)
-    assert torch.equal(normalise(torch.from_numpy(batch), InputSpec()), got)
+    expected = ((batch.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)) - mean) / std
+    np.testing.assert_array_equal(actual.numpy(), expected)
+    assert torch.equal(normalise(torch.from_numpy(batch), InputSpec()), actual)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessella.data.names import Skipped
-from tessella.data.sources import Source, iter_sources
+from tessella.data.source import Source
+from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
 
 from .labelled import BY_PRODUCTS
@@ -68,8 +69,8 @@ def test_linked_folders_are_followed_for_each_link(folder: Path) -> None:
     put(folder, "disk2/x.jpg", "photos/a.jpg")
     for name in ("first", "second"):
         Path("photos", name).symlink_to("../disk2")
-    found, skipped = listing("photos")
-    assert found == {"photos/a.jpg": "", "photos/first/x.jpg": "", "photos/second/x.jpg": ""}
+    codes, skipped = listing("photos")
+    assert codes == {"photos/a.jpg": "", "photos/first/x.jpg": "", "photos/second/x.jpg": ""}
     assert skipped == {}
 
 
@@ -79,8 +80,8 @@ def test_links_to_containing_folders_are_counted(folder: Path) -> None:
     Path("photos/a/here").symlink_to(".")
     Path("photos/other").symlink_to("../other")
     Path("other/b/photos").symlink_to("../../photos")
-    found, skipped = listing("photos")
-    assert found == {"photos/a/x.jpg": "", "photos/other/b/y.jpg": ""}
+    codes, skipped = listing("photos")
+    assert codes == {"photos/a/x.jpg": "", "photos/other/b/y.jpg": ""}
     assert skipped == {"link_loop": 3}
 
 
@@ -89,37 +90,37 @@ def test_folders_that_all_link_to_each_other_are_listed_in_bounded_time(folder: 
     put(folder, *(f"net/{i}/x.jpg" for i in range(count)))
     for i, j in itertools.permutations(range(count), 2):
         Path(f"net/{i}/to{j}").symlink_to(f"../{j}")
-    found, skipped = listing("net")
+    codes, skipped = listing("net")
     direct, behind_one_link = [f"net/{i}/x.jpg" for i in range(count)], count * (count - 1)
-    assert set(direct) < found.keys()
-    assert len(found) <= count + behind_one_link + count
+    assert set(direct) < codes.keys()
+    assert len(codes) <= count + behind_one_link + count
     assert skipped["linked_again"] > 0
     assert skipped["link_loop"] > 0
-    assert listing("net/**/*.jpg")[0].keys() == found.keys()
+    assert listing("net/**/*.jpg")[0].keys() == codes.keys()
 
 
 @pytest.mark.parametrize("named", [False, True])
 def test_broken_links_are_errors(folder: Path, named: bool) -> None:
     put(folder, "photos/a.jpg")
     Path("photos/self.jpg").symlink_to("self.jpg")
-    Path("photos/gone.jpg").symlink_to("/nowhere/x.jpg")
+    Path("photos/broken.jpg").symlink_to("/nowhere/x.jpg")
     Path("photos/disk2").symlink_to("/nowhere/disk2")
-    names = ["photos/a.jpg", "photos/disk2", "photos/gone.jpg", "photos/self.jpg"]
-    found, _ = listing(*names) if named else listing("photos")
-    assert found == dict(zip(names, ["", "not_found", "not_found", "unreadable"], strict=True))
+    names = ["photos/a.jpg", "photos/broken.jpg", "photos/disk2", "photos/self.jpg"]
+    codes, _ = listing(*names) if named else listing("photos")
+    assert codes == dict(zip(names, ["", "not_found", "not_found", "unreadable"], strict=True))
 
 
 # --- special files ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["folder", "named", "glob", "list"])
-def test_special_files_are_errors_and_are_never_opened(special: Path, way: str) -> None:
+@pytest.mark.parametrize("input_kind", ["folder", "named", "glob", "list"])
+def test_special_files_are_errors_and_are_never_opened(special: Path, input_kind: str) -> None:
     names = ["odd/a.jpg", "odd/pipe.jpg", "odd/socket.jpg", "odd/zero.jpg"]
     Path("list.txt").write_text("\n".join(names))
     inputs = {"folder": ["odd"], "named": names, "glob": ["odd/*.jpg"], "list": ["@list.txt"]}
-    found, skipped = listing(*inputs[way])
-    assert found == dict.fromkeys(names, "special_file") | {"odd/a.jpg": ""}
-    assert skipped == ({"other_suffix": 1} if way == "folder" else {})
+    codes, skipped = listing(*inputs[input_kind])
+    assert codes == dict.fromkeys(names, "special_file") | {"odd/a.jpg": ""}
+    assert skipped == ({"other_suffix": 1} if input_kind == "folder" else {})
 
 
 def test_a_file_replaced_by_a_pipe_is_not_opened(folder: Path) -> None:
@@ -136,8 +137,8 @@ def test_a_named_pipe_is_refused_as_a_list_or_an_archive(folder: Path, suffix: s
     os.mkfifo(f"pipe{suffix}")
     put(folder, "a.jpg")
     name = f"pipe{suffix}" if suffix else "@pipe"
-    found, _ = listing(name, "a.jpg")
-    assert list(found.values()) == ["special_file", ""]
+    codes, _ = listing(name, "a.jpg")
+    assert list(codes.values()) == ["special_file", ""]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -153,10 +154,10 @@ def test_an_invalid_name_is_one_error_and_later_inputs_are_read(folder: Path, in
             return  # a blank line is not an entry
         Path("list").write_text("\n".join(inputs) + "\n")
         inputs = ["@list"]
-    found, _ = listing(*inputs)
-    assert list(found) == ["a.jpg", invalid, "b.jpg"]
-    assert found["a.jpg"] == found["b.jpg"] == ""
-    assert found[invalid] in ("unreadable", "not_found")
+    codes, _ = listing(*inputs)
+    assert list(codes) == ["a.jpg", invalid, "b.jpg"]
+    assert codes["a.jpg"] == codes["b.jpg"] == ""
+    assert codes[invalid] in ("unreadable", "not_found")
 
 
 def test_folders_beyond_the_recursion_and_path_limits(folder: Path) -> None:
@@ -174,10 +175,10 @@ def test_folders_beyond_the_recursion_and_path_limits(folder: Path) -> None:
         os.close(os.open("x.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
         os.close(inner)
         put(folder, f"deep{depth}/z.jpg")
-    found, _ = listing("deep1200", "deep30")
-    assert found["deep1200/" + "d/" * 1200 + "x.jpg"] == ""
-    assert [code for key, code in found.items() if key.startswith("deep30")] == ["unreadable", ""]
-    assert found["deep30/z.jpg"] == ""
+    codes, _ = listing("deep1200", "deep30")
+    assert codes["deep1200/" + "d/" * 1200 + "x.jpg"] == ""
+    assert [code for key, code in codes.items() if key.startswith("deep30")] == ["unreadable", ""]
+    assert codes["deep30/z.jpg"] == ""
     subprocess.run(["rm", "-rf", "deep1200", "deep30"], check=True)  # pytest cannot remove them
 
 
@@ -215,8 +216,8 @@ def test_a_single_input_need_not_be_in_a_list(folder: Path, single: object) -> N
 
 def test_an_input_of_another_type_is_one_error(folder: Path) -> None:
     put(folder, "a.jpg")
-    found = list(iter_sources([None, "a.jpg", 3]))  # type: ignore[list-item]
-    assert [code_of(source) for source in found] == ["unreadable", "", "unreadable"]
+    sources = list(iter_sources([None, "a.jpg", 3]))  # type: ignore[list-item]
+    assert [code_of(source) for source in sources] == ["unreadable", "", "unreadable"]
 
 
 # --- by-products and counts -------------------------------------------------------------------------------------------
@@ -231,15 +232,15 @@ def test_by_products_are_skipped_in_folders_patterns_archives_and_stores(folder:
     assert listing("photos/**/*.jpg")[0] == {"photos/good/a.jpg": ""}
     assert listing("photos/*/*/*.jpg")[0] == {"photos/*/*/*.jpg": "not_found"}
     assert listing("some.tar") == ({"some.tar::good/a.jpg": ""}, {"by_product": len(BY_PRODUCTS)})
-    found, skipped = listing(f"file://{folder}/photos")
-    assert list(found.values()) == [""]
+    codes, skipped = listing(f"file://{folder}/photos")
+    assert list(codes.values()) == [""]
     assert skipped == {"by_product": len(BY_PRODUCTS)}
 
 
 def test_named_inputs_are_read_even_if_a_folder_would_skip_them(folder: Path) -> None:
     put(folder, ".cache/a.jpg", "@eaDir/b.jpg", ".c.jpg")
-    found, _ = listing(".cache", "@eaDir", ".c.jpg", "./@eaDir/*.jpg")
-    assert list(found) == [".cache/a.jpg", "@eaDir/b.jpg", ".c.jpg", "./@eaDir/b.jpg"]
+    codes, _ = listing(".cache", "@eaDir", ".c.jpg", "./@eaDir/*.jpg")
+    assert list(codes) == [".cache/a.jpg", "@eaDir/b.jpg", ".c.jpg", "./@eaDir/b.jpg"]
 
 
 def test_the_error_for_an_empty_folder_says_what_was_skipped(folder: Path) -> None:
@@ -275,8 +276,8 @@ def test_the_metadata_tables_of_img2dataset_are_skipped(folder: Path, name: str)
         archive.add("src/1.jpg", "000000000.jpg")
         archive.add("src/1.jpg", "000000000.json")
     write_table("set/00000.parquet", url=["http://x/1.jpg"], key=["000000000"], status=["success"])
-    found, skipped = listing(name.format(folder=folder))
-    assert [key.rpartition("/")[2] for key in found] == ["00000.tar::000000000.jpg"]
+    codes, skipped = listing(name.format(folder=folder))
+    assert [key.rpartition("/")[2] for key in codes] == ["00000.tar::000000000.jpg"]
     assert skipped == {"metadata_table": 1, "other_suffix": 2}
 
 
@@ -294,8 +295,8 @@ def test_results_of_tessella_are_not_read_as_data(folder: Path) -> None:
     put(folder, "photos/mine/report.json", "photos/mine/confusion.png")  # without report.md, Tessella did not write it
     table = pa.table(dict(key=["a"], status=["ok"])).replace_schema_metadata({"tessella": "{}"})
     pq.write_table(table, "photos/out.parquet")
-    found, skipped = listing("photos")
-    assert found == {"photos/a.jpg": "", "photos/mine/confusion.png": ""}
+    codes, skipped = listing("photos")
+    assert codes == {"photos/a.jpg": "", "photos/mine/confusion.png": ""}
     assert skipped["own_result"] == 4
 
 

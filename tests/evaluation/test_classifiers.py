@@ -38,7 +38,7 @@ def test_what_is_held_out() -> None:
     held = classifiers.hold_out(labels, np.random.default_rng(0))
     assert np.bincount(labels[held], minlength=4).tolist() == [20, 2, 1, 0]
     many = classifiers.hold_out(np.repeat([0, 1], 40_000), np.random.default_rng(0))
-    assert many.sum() == classifiers.MOST_HELD_OUT
+    assert many.sum() == classifiers.MAX_HELD_OUT
     assert many[:40_000].sum() == many[40_000:].sum()
 
 
@@ -84,7 +84,7 @@ def test_the_penalty_of_many_images_is_chosen_on_some(monkeypatch: pytest.Monkey
         return minimise(z_ND, labels_N, *rest)
 
     monkeypatch.setattr(classifiers, "minimise", counted)
-    monkeypatch.setattr(classifiers, "MOST_LEARNED", 500)
+    monkeypatch.setattr(classifiers, "MAX_FITTED", 500)
     assert 0.1 <= choose_strength(x, labels, held, 3) / chosen <= 10
     assert {(400, 3)} == set(sizes)
     sizes.clear()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tessella.data.datasets import LabelledImages, open_labelled
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.evaluation.embeddings import embed
 from tessella.predictor import Output, Predictor
 from tessella.results import l2_normalize

@@ -120,14 +120,14 @@ def test_without_a_record_all_images_are_evaluated(data: Path, run: Run, tmp_pat
         (folder / leakage.RECORD).write_bytes(damage)
         images, (remark,) = choose_images(data, [f"local-dir:{folder}"])
         assert len(images) == 48
-        assert "does not record which images it was trained on" in remark
+        assert "has no record of the images that it was trained on" in remark
 
 
 def test_large_collections_are_recognised_by_their_keys(
     data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, train, held_out = run
-    monkeypatch.setattr(leakage, "MOST_BYTES", 100)
+    monkeypatch.setattr(leakage, "MAX_BYTES", 100)
     write_image_record(tmp_path, train, held_out)
     record = read_image_record(tmp_path)
     assert record is not None

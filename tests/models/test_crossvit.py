@@ -322,7 +322,7 @@ def test_resampling_from_a_size_other_than_the_weights(size: tuple[int, int], co
         (dict(num_heads=(3, 4)), "num_heads 3"),
         (dict(depth=((1, 1),)), "depth"),
         (dict(depth=((0, 0, 0),)), "depth"),
-        (dict(multi_conv=True, patch_size=(6, 16)), "not for 6"),
+        (dict(multi_conv=True, patch_size=(6, 16)), "not 6"),
     ],
 )
 def test_impossible_arguments_are_refused(wrong: dict[str, Any], said: str) -> None:

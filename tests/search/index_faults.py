@@ -1,7 +1,8 @@
-"""Kills the builder of an index at each of its calls, by name, and lets the next builder finish.
+"""Kill the builder of an index at each of its calls, by name, and let the next builder finish.
 
 `scripts/soak index --rows 20000 --out FILE` goes through one of each name, in four states of the folder; the tests go
-through a part. LanceDB's calls are told before and after, as what it does in between is its own.
+through a subset. LanceDB's calls are kill points before and after, because
+what happens inside them cannot be intercepted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tessella.search.index import build_index, check_index
 
 from ..bulk.bulk_kills import CONTEXT
 from ..bulk.faults import Points, reaching
-from ..bulk.runs import SHARD_ROWS, drop_shard, indexed, numbered, some, truth, write_run, write_shard
+from ..bulk.runs import SHARD_ROWS, drop_shard, expected_rows, indexed, numbered, random_vectors, write_run, write_shard
 from ..soak import write_figures
 
 STATES = ("no index", "changed shards", "killed after rows were added", "killed before its seal")
@@ -39,9 +40,9 @@ class IndexPoints(Points):
         self.name, self.nth = name, nth
 
     def reach(self, call: str, path: Any) -> bool:
-        told = len(self.names)
+        known = len(self.names)
         super().reach(call, path)
-        if len(self.names) > told:
+        if len(self.names) > known:
             name = re.sub(r"[0-9a-f-]{8,}|\d+", "*", self.names[-1])
             self.names[-1] = name
             if name == self.name and self.names.count(name) == self.nth:
@@ -51,24 +52,24 @@ class IndexPoints(Points):
 
 @contextmanager
 def reaching_lance(points: Points, home: Path) -> Iterator[None]:
-    """Reports LanceDB's calls that change a table to `points`, before and after."""
+    """Report LanceDB's calls that change a table to `points`, before and after."""
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
-    def told(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def around(*args: Any, **kwargs: Any) -> Any:
+    def reported(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             name = home / ("cleanup" if "cleanup_older_than" in kwargs else call)
             points.reach("before", name)
-            done = real(*args, **kwargs)
+            result = real(*args, **kwargs)
             points.reach("after", name)
-            return done
+            return result
 
-        return around
+        return wrapper
 
     with ExitStack() as stack:
         for owner, names in ((LanceTable, TABLE_CALLS), (LanceDBConnection, ("create_table",))):
             for name in names:
-                stack.enter_context(mock.patch.object(owner, name, told(name, getattr(owner, name))))
+                stack.enter_context(mock.patch.object(owner, name, reported(name, getattr(owner, name))))
         yield
 
 
@@ -91,14 +92,14 @@ def prepare(folder: Path, rows: int) -> dict[str, Path]:
     """Return a run in each state, by name."""
     states = {state: folder / state for state in STATES}
     first, changed, added, unsealed = states.values()
-    write_run(first, numbered(some(rows, 0)))
+    write_run(first, numbered(random_vectors(rows, 0)))
     shutil.copytree(first, changed)
     build(changed, IndexPoints(changed))
     count = rows // SHARD_ROWS
     for shard in range(count * 4 // 5, count):
         drop_shard(changed, shard)
     for shard in range(0, count * 4 // 5, 4):
-        write_shard(changed, shard, numbered(some(SHARD_ROWS, 1 + shard), shard * SHARD_ROWS))
+        write_shard(changed, shard, numbered(random_vectors(SHARD_ROWS, 1 + shard), shard * SHARD_ROWS))
     for state, name, nth in ((added, "after add", 1), (unsealed, "replace index.json", 1)):
         shutil.copytree(changed, state)
         _killed(state, name, nth)
@@ -120,7 +121,7 @@ def trial(state: Path, folder: Path, name: str, nth: int) -> str:
     shutil.copytree(state, out)
     _killed(out, name, nth)
     rebuilt = build_index(out).rebuilt
-    assert indexed(out) == truth(out)
+    assert indexed(out) == expected_rows(out)
     assert check_index(out) == []
     shutil.rmtree(out)
     return rebuilt
@@ -137,8 +138,8 @@ def main() -> None:
         for state, path in prepare(folder, args.rows).items():
             for point, times in names_of(path, folder).items():
                 nth = (times + 1) // 2
-                anew = bool(trial(path, folder, point, nth))
-                rows.append(dict(state=state, point=point, call=nth, of=times, made_anew=anew))
+                rebuilt = bool(trial(path, folder, point, nth))
+                rows.append(dict(state=state, point=point, call=nth, of=times, made_anew=rebuilt))
                 print(json.dumps(rows[-1]), flush=True)
     what = "a builder of an index killed at each call by name, then another one; D-1"
     points = len({row["point"] for row in rows})

@@ -1,4 +1,4 @@
-"""Planted duplicates are found, clustered and kept by the documented rules."""
+"""Planted duplicates are result, clustered and kept by the documented rules."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 D = 32
 
 
-def turned(vector: Any, cosine: float, seed: int) -> Any:
-    """Return a unit vector with the given cosine to another one."""
+def rotate(vector: Any, cosine: float, seed: int) -> Any:
+    """Return a unit vector with the given cosine to another row."""
     other = np.random.default_rng(seed).standard_normal(len(vector))
     other -= (other @ vector) * vector
     return (cosine * vector + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)).astype(np.float32)
@@ -32,51 +32,58 @@ def turned(vector: Any, cosine: float, seed: int) -> Any:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Alike: a0 a1 (same bytes) b0 b1, and a2 through b1 alone; a3 b2 at 0.9 only; a5, of a4's vector, is an error."""
+    r"""Similar: a0 a1 \(same bytes\) b0 b1, and a2 through b1 only; a3 b2 only at 0.9; a5 is an error."""
     a = unit(np.random.default_rng(0).standard_normal((6, D)))
     b = unit(np.random.default_rng(1).standard_normal((3, D)))
     a[1] = a[0]
-    b[0] = turned(a[0], 0.97, 2)
-    b[1] = turned(b[0], 0.97, 3)
-    a[2] = turned(b[1], 0.97, 4)
-    b[2] = turned(a[3], 0.9, 5)
+    b[0] = rotate(a[0], 0.97, 2)
+    b[1] = rotate(b[0], 0.97, 3)
+    a[2] = rotate(b[1], 0.97, 4)
+    b[2] = rotate(a[3], 0.9, 5)
     images = [
-        Image("a0", a[0], sha256="A", size=(100, 40, 30)), Image("a1", a[1], sha256="A", size=(100, 40, 30)),
-        Image("a2", a[2], size=(90, 40, 30)), Image("a3", a[3], size=(1, 1, 1)), Image("a4", a[4]),
-        Image("a5", a[4], error="corrupt_image"), Image("b0", b[0], size=(80, 40, 31)),
-        Image("b1", b[1], size=(9, 8, 7)), Image("b2", b[2], size=(9, 8, 7)),
-    ]  # fmt: skip
+        Image("a0", a[0], sha256="A", size=(100, 40, 30)),
+        Image("a1", a[1], sha256="A", size=(100, 40, 30)),
+        Image("a2", a[2], size=(90, 40, 30)),
+        Image("a3", a[3], size=(1, 1, 1)),
+        Image("a4", a[4]),
+        Image("a5", a[4], error="corrupt_image"),
+        Image("b0", b[0], size=(80, 40, 31)),
+        Image("b1", b[1], size=(9, 8, 7)),
+        Image("b2", b[2], size=(9, 8, 7)),
+    ]
     return write_run(tmp_path / "run", images)
 
 
-def groups(found: Duplicates) -> list[list[str]]:
-    return [[one.key for one in found.rows if one.cluster == i] for i in range(found.clusters)]
+def groups(duplicates: Duplicates) -> list[list[str]]:
+    return [[row.key for row in duplicates.rows if row.cluster == i] for i in range(duplicates.clusters)]
 
 
 def test_clusters_and_which_row_is_kept(run: Path) -> None:
-    found = dedup(run)
-    assert groups(found) == [["b0", "a0", "a1", "a2", "b1"]]  # by pixels, bytes, key
-    assert [one.kind for one in found.rows] == ["kept", *["near"] * 4]
-    assert [one.row for one in found.rows] == [6, 0, 1, 2, 7]
-    likeness = {one.key: one.similarity for one in found.rows}
-    assert likeness["b0"] == 1
-    assert likeness["a0"] == likeness["a1"] == pytest.approx(0.97, abs=2e-3)
-    assert likeness["a2"] < 0.95  # joined through b1
-    assert (found.images, found.clusters) == (8, 1)
-    pairs = {one.keys: one for one in found.pairs}
+    result = dedup(run)
+    assert groups(result) == [["b0", "a0", "a1", "a2", "b1"]]  # by pixels, bytes, key
+    assert [row.kind for row in result.rows] == ["kept", *["near"] * 4]
+    assert [row.row for row in result.rows] == [6, 0, 1, 2, 7]
+    similarity = {row.key: row.similarity for row in result.rows}
+    assert similarity["b0"] == 1
+    assert similarity["a0"] == similarity["a1"] == pytest.approx(0.97, abs=2e-3)
+    assert similarity["a2"] < 0.95  # joined through b1
+    assert (result.images, result.clusters) == (8, 1)
+    pairs = {pair.keys: pair for pair in result.pairs}
     assert not pairs["a3", "b2"].joined
     assert pairs["a3", "b2"].similarity == pytest.approx(0.9, abs=2e-3)
-    reached = {keys for keys, one in pairs.items() if one.joined and one.similarity >= 0.95}
+    reached = {keys for keys, pair in pairs.items() if pair.joined and pair.similarity >= 0.95}
     assert reached == {("a0", "b0"), ("b0", "b1"), ("a2", "b1")}
-    assert [one.similarity for one in found.pairs] == sorted((one.similarity for one in found.pairs), reverse=True)
+    assert [pair.similarity for pair in result.pairs] == sorted(
+        (pair.similarity for pair in result.pairs), reverse=True
+    )
 
 
 def test_the_threshold_decides(run: Path) -> None:
     assert groups(dedup(run, threshold=0.88)) == [["b0", "a0", "a1", "a2", "b1"], ["b2", "a3"]]
     for threshold in (0.99, None):
-        found = dedup(run, threshold=threshold)
-        assert groups(found) == [["a0", "a1"]]
-        assert [(one.kind, one.similarity) for one in found.rows] == [("kept", 1), ("same", 1)]
+        result = dedup(run, threshold=threshold)
+        assert groups(result) == [["a0", "a1"]]
+        assert [(row.kind, row.similarity) for row in result.rows] == [("kept", 1), ("same", 1)]
     for wrong in (0, -1, 3, float("nan")):
         with pytest.raises(UsageError) as caught:
             dedup(run, threshold=wrong)
@@ -84,20 +91,20 @@ def test_the_threshold_decides(run: Path) -> None:
 
 
 def plain_clusters(vectors: Any, threshold: float) -> set[frozenset[int]]:
-    """The same by depth-first search, without blocks."""
-    alike = vectors @ vectors.T >= threshold
-    left, found = set(range(len(vectors))), set()
-    while left:
+    """Return the clusters by depth-first search, without blocks."""
+    is_similar = vectors @ vectors.T >= threshold
+    remaining, clusters = set(range(len(vectors))), set()
+    while remaining:
         reached: set[int] = set()
-        todo = [min(left)]
+        todo = [min(remaining)]
         while todo:
-            one = todo.pop()
-            if one not in reached:
-                reached.add(one)
-                todo += np.flatnonzero(alike[one]).tolist()
-        left -= reached
-        found.add(frozenset(reached))
-    return found
+            i = todo.pop()
+            if i not in reached:
+                reached.add(i)
+                todo += np.flatnonzero(is_similar[i]).tolist()
+        remaining -= reached
+        clusters.add(frozenset(reached))
+    return clusters
 
 
 def test_blocks_and_the_whole_matrix_give_the_same_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +112,13 @@ def test_blocks_and_the_whole_matrix_give_the_same_clusters(monkeypatch: pytest.
     rng = np.random.default_rng(0)
     vectors = unit(rng.standard_normal((40, D))[rng.integers(0, 40, 700)] + 0.25 * rng.standard_normal((700, D)))
     cosines = np.sort((vectors @ vectors.T)[np.triu_indices(700, 1)])
-    place = np.searchsorted(cosines, 0.9)
-    threshold = float(cosines[place] + cosines[place - 1]) / 2
+    position = np.searchsorted(cosines, 0.9)
+    threshold = float(cosines[position] + cosines[position - 1]) / 2
     root, pairs = duplicates._similar(vectors, threshold)
     expected = plain_clusters(vectors, threshold)
     assert 5 < len(expected) < 600
-    assert {frozenset(np.flatnonzero(root == one).tolist()) for one in root} == expected
-    np.testing.assert_allclose(pairs["similarity"], cosines[place - 10 : place + 10][::-1], atol=1e-6)
+    assert {frozenset(np.flatnonzero(root == first).tolist()) for first in root} == expected
+    np.testing.assert_allclose(pairs["similarity"], cosines[position - 10 : position + 10][::-1], atol=1e-6)
 
 
 def test_a_long_chain_and_a_crowd_are_one_cluster_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,18 +156,20 @@ def test_copies_of_real_images_and_a_sheet_of_the_pairs(tmp_path: Path) -> None:
         image.resize((image.width // 2, image.height // 2)).save(folder / "small.png")
     predictor = tessella.load(engine="eager", device="cpu", batch_size=4)
     bulk.run([str(folder)], tmp_path / "run", predictor, bulk.RunSettings(processes=1))
-    found = dedup(tmp_path / "run")
-    assert [(Path(one.key).name, one.kind) for one in found.rows] == [
-        ("cat.jpg", "kept"), ("copy.jpg", "same"), ("small.png", "near")
-    ]  # fmt: skip
+    result = dedup(tmp_path / "run")
+    assert [(Path(row.key).name, row.kind) for row in result.rows] == [
+        ("cat.jpg", "kept"),
+        ("copy.jpg", "same"),
+        ("small.png", "near"),
+    ]
     for name in ("pairs.png", "pairs.html"):
-        assert draw_duplicates(tmp_path / "run", found, tmp_path / name)
+        assert draw_duplicates(tmp_path / "run", result, tmp_path / name)
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "pairs.html").read_text()
-    assert page.count("<figure>") == 2 * len(found.pairs) + len(found.rows) > 0
+    assert page.count("<figure>") == 2 * len(result.pairs) + len(result.rows) > 0
     boxes = page.split("<section>")[1:]
-    assert [box.count("<figure>") for box in boxes] == [2] * len(found.pairs) + [len(found.rows)]
-    first = found.pairs[0]
+    assert [box.count("<figure>") for box in boxes] == [2] * len(result.pairs) + [len(result.rows)]
+    first = result.pairs[0]
     assert f"pair 1: {first.similarity:.4f}, in one cluster" in boxes[0]
     assert all(key in boxes[0] for key in first.keys)
     assert draw_duplicates(tmp_path / "run", dedup(tmp_path / "run", threshold=None), tmp_path / "exact.html")
@@ -169,31 +178,31 @@ def test_copies_of_real_images_and_a_sheet_of_the_pairs(tmp_path: Path) -> None:
 
 def test_no_sheet_is_written_without_duplicates(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [Image(str(i), np.eye(D)[i]) for i in range(3)])
-    found = dedup(run)
-    assert (found.rows, found.pairs) == ((), ())
-    assert not draw_duplicates(run, found, tmp_path / "pairs.html")
+    result = dedup(run)
+    assert (result.rows, result.pairs) == ((), ())
+    assert not draw_duplicates(run, result, tmp_path / "pairs.html")
     assert not (tmp_path / "pairs.html").exists()
 
 
 def test_rows_as_files(run: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    found = dedup(run)
-    rows = [vars(one) for one in found.rows]
+    result = dedup(run)
+    rows = [vars(row) for row in result.rows]
     for name in OUTPUTS:
-        write_duplicates(tmp_path / f"rows{name}", found)
+        write_duplicates(tmp_path / f"rows{name}", result)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == rows
     assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == rows
     with (tmp_path / "rows.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [{name: str(value) for name, value in row.items()} for row in rows]
     with pytest.raises(UsageError, match=r"rows\.txt") as caught:
-        write_duplicates(tmp_path / "rows.txt", found)
+        write_duplicates(tmp_path / "rows.txt", result)
     assert ".json" in caught.value.hint
 
 
 @pytest.mark.parametrize("threshold", [0, 1.5, float("nan"), "0.9", True])
-def test_odd_thresholds_are_refused(run: Path, threshold: Any) -> None:
+def test_invalid_thresholds_are_refused(run: Path, threshold: Any) -> None:
     with pytest.raises(UsageError, match="threshold") as caught:
         dedup(run, threshold=threshold)
     assert caught.value.code == "bad_argument"

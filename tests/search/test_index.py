@@ -21,10 +21,10 @@ import pytest
 from tessella.bulk.ledger import Shard
 from tessella.bulk.run_folder import read_run, read_shard
 from tessella.errors import OutputError, UsageError
-from tessella.search import index as task
+from tessella.search import index as index_module
 from tessella.search.index import build_index, check_index, open_table
 
-from ..bulk.runs import Image, drop_shard, indexed, numbered, some, truth, write_run, write_shard
+from ..bulk.runs import Image, drop_shard, expected_rows, indexed, numbered, random_vectors, write_run, write_shard
 
 pytest.importorskip("lancedb")
 
@@ -32,9 +32,9 @@ pytest.importorskip("lancedb")
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Three shards of 100 rows, five of which are errors."""
-    images = numbered(some(300, 0))
-    for place in (3, 107, 150, 203, 299):
-        images[place].error = "corrupt_image"
+    images = numbered(random_vectors(300, 0))
+    for i in (3, 107, 150, 203, 299):
+        images[i].error = "corrupt_image"
     return write_run(tmp_path / "run", images)
 
 
@@ -42,35 +42,38 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_every_ok_row_is_indexed_as_in_the_shards(run: Path) -> None:
-    said: list[str] = []
-    report = build_index(run, log=said.append)
-    assert indexed(run) == truth(run)
+    messages: list[str] = []
+    report = build_index(run, log=messages.append)
+    assert indexed(run) == expected_rows(run)
     assert (report.rows, report.added, report.removed, report.rebuilt) == (295, 295, 0, "")
-    assert report.bytes == sum(path.stat().st_size for path in (run / "index").rglob("*.*")
-                               if path.is_file() and path.name not in (task.SEAL, task.HINT, ".lock"))  # fmt: skip
-    assert said[-1] == "searches are exact, all rows are compared: there are fewer than 50,000 rows"
+    assert report.bytes == sum(
+        path.stat().st_size
+        for path in (run / "index").rglob("*.*")
+        if path.is_file() and path.name not in (index_module.SEAL, index_module.HINT, ".lock")
+    )
+    assert messages[-1] == "searches are exact, all rows are compared: there are fewer than 50,000 rows"
     assert check_index(run) == []
 
 
 @pytest.mark.parametrize("facts", [dict(dtype="float32"), dict(top=0)])
 def test_other_kinds_of_runs(tmp_path: Path, facts: dict[str, Any]) -> None:
-    run = write_run(tmp_path / "run", numbered(some(30, 0)), **facts)
+    run = write_run(tmp_path / "run", numbered(random_vectors(30, 0)), **facts)
     build_index(run)
-    assert indexed(run) == truth(run)
+    assert indexed(run) == expected_rows(run)
 
 
 def test_a_run_with_only_errors_has_an_index(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", [Image("a", some(1, 0)[0], error="empty")])
+    run = write_run(tmp_path / "run", [Image("a", random_vectors(1, 0)[0], error="empty")])
     assert build_index(run).rows == build_index(run).rows == 0
     assert indexed(run) == {}
 
 
 def test_an_image_with_a_nan_embedding_is_not_indexed(tmp_path: Path) -> None:
-    images = numbered(some(20, 0))
+    images = numbered(random_vectors(20, 0))
     images[3].vector = np.full(16, np.nan)
     run = write_run(tmp_path / "run", images)
     assert build_index(run).rows == build_index(run).rows == 19
-    assert indexed(run) == {key: row for key, row in truth(run).items() if key != "000003.jpg"}
+    assert indexed(run) == {key: row for key, row in expected_rows(run).items() if key != "000003.jpg"}
 
 
 def test_an_update_adds_new_shards_and_removes_those_that_are_gone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +83,14 @@ def test_an_update_adds_new_shards_and_removes_those_that_are_gone(run: Path, mo
         read.append(shard.id)
         return read_shard(out, shard)
 
-    monkeypatch.setattr(task, "read_shard", counted)
+    monkeypatch.setattr(index_module, "read_shard", counted)
     build_index(run)
     before = {path: path.read_bytes() for path in (run / "index").rglob("*") if path.is_file()}
     assert build_index(run).added == 0
     assert read == [0, 1, 2]
     assert before == {path: path.read_bytes() for path in (run / "index").rglob("*") if path.is_file()}
-    write_shard(run, 3, numbered(some(50, 30), 300))
-    write_shard(run, 1, numbered(some(100, 31), 100))
+    write_shard(run, 3, numbered(random_vectors(50, 30), 300))
+    write_shard(run, 1, numbered(random_vectors(100, 31), 100))
     drop_shard(run, 2)
     report = build_index(run)
     assert read == [0, 1, 2, 1, 3]
@@ -98,13 +101,13 @@ def test_an_update_adds_new_shards_and_removes_those_that_are_gone(run: Path, mo
 
 def test_a_shard_in_another_place_is_another_shard(tmp_path: Path) -> None:
     """As if a listing had grown by one shard at its beginning: rows are identified by their position."""
-    new, old = numbered(some(100, 1), 500), numbered(some(100, 0))
+    new, old = numbered(random_vectors(100, 1), 500), numbered(random_vectors(100, 0))
     run = write_run(tmp_path / "run", old)
     build_index(run)
     write_run(tmp_path / "grown", [*new, *old])
     shutil.copytree(run / "index", tmp_path / "grown" / "index")
     assert build_index(tmp_path / "grown").added == 200
-    assert indexed(tmp_path / "grown") == truth(tmp_path / "grown")
+    assert indexed(tmp_path / "grown") == expected_rows(tmp_path / "grown")
 
 
 def flip(path: Path) -> None:
@@ -136,33 +139,33 @@ def test_a_damaged_index_is_detected_and_rebuilt(run: Path, kind: str) -> None:
     with pytest.raises(UsageError, match="tessella index") as caught:
         open_table(run / "index", read_run(run))
     assert caught.value.code == "damaged_run"
-    said: list[str] = []
-    report = build_index(run, log=said.append)
+    messages: list[str] = []
+    report = build_index(run, log=messages.append)
     assert report.rebuilt
-    assert said[0] == f"the index is rebuilt: {report.rebuilt}"
-    assert indexed(run) == truth(run)
+    assert messages[0] == f"the index is rebuilt: {report.rebuilt}"
+    assert indexed(run) == expected_rows(run)
     assert check_index(run) == []
 
 
 def test_an_index_of_another_fingerprint_is_rebuilt(run: Path, tmp_path: Path) -> None:
     build_index(run)
-    other = write_run(tmp_path / "other", numbered(some(5, 9)), fingerprint="f" * 16)
+    other = write_run(tmp_path / "other", numbered(random_vectors(5, 9)), fingerprint="f" * 16)
     shutil.copytree(run / "index", other / "index")
     with pytest.raises(UsageError, match="fingerprint is 0123456789abcdef, that of the run is ffffffffffffffff"):
         open_table(other / "index", read_run(other))
     assert "0123456789abcdef" in build_index(other).rebuilt
-    assert indexed(other) == truth(other)
+    assert indexed(other) == expected_rows(other)
 
 
 def test_a_damaged_shard_is_refused_and_the_index_is_unchanged(run: Path) -> None:
     build_index(run)
-    whole = indexed(run)
-    write_shard(run, 3, numbered(some(9, 5), 300))
+    before = indexed(run)
+    write_shard(run, 3, numbered(random_vectors(9, 5), 300))
     flip(run / "shards" / "shard-00000003.parquet")
     with pytest.raises(UsageError, match="verify-run") as caught:
         build_index(run)
     assert caught.value.code == "damaged_run"
-    assert indexed(run) == whole
+    assert indexed(run) == before
     (run / "shards" / "shard-00000003.parquet").unlink()
     with pytest.raises(UsageError):
         build_index(run)
@@ -187,7 +190,7 @@ def test_a_second_builder_is_refused(run: Path) -> None:
 
     build_index(run, log=second)
     assert set(refused) == {"busy"}
-    assert indexed(run) == truth(run)
+    assert indexed(run) == expected_rows(run)
 
 
 def test_a_full_disk_is_reported_and_the_index_is_unchanged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,23 +198,23 @@ def test_a_full_disk_is_reported_and_the_index_is_unchanged(run: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     build_index(run)
-    whole = indexed(run)
-    write_shard(run, 3, numbered(some(9, 5), 300))
-    monkeypatch.setattr(task, "choose_plan", full)
+    before = indexed(run)
+    write_shard(run, 3, numbered(random_vectors(9, 5), 300))
+    monkeypatch.setattr(index_module, "choose_plan", full)
     with pytest.raises(OutputError, match="No space left") as caught:
         build_index(run)
     assert caught.value.code == "output_failed"
-    assert indexed(run) == whole
+    assert indexed(run) == before
     monkeypatch.undo()
     assert build_index(run).rebuilt == ""
-    assert indexed(run) == truth(run)
+    assert indexed(run) == expected_rows(run)
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", ["_rows", "choose_plan", "_durable", "_write_seal"])
+@pytest.mark.parametrize("step", ["_rows", "choose_plan", "_sync_files", "_write_seal"])
 def test_after_a_stop_at_any_step_the_next_builder_finishes(
     run: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,20 +223,20 @@ def test_after_a_stop_at_any_step_the_next_builder_finishes(
 
     def stopped() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(task, step, killed)
+            patch.setattr(index_module, step, killed)
             with pytest.raises(Killed):
                 build_index(run)
 
     stopped()
     assert "unfinished" in build_index(run).rebuilt
-    assert indexed(run) == truth(run)
-    write_shard(run, 1, numbered(some(100, 31), 100))
-    write_shard(run, 3, numbered(some(50, 30), 300))
+    assert indexed(run) == expected_rows(run)
+    write_shard(run, 1, numbered(random_vectors(100, 31), 100))
+    write_shard(run, 3, numbered(random_vectors(50, 30), 300))
     stopped()
     report = build_index(run)
     if step in ("_rows", "choose_plan"):  # until old files are removed, the index is the old one
         assert (report.rebuilt, report.added) == ("", 150)
-    assert indexed(run) == truth(run)
+    assert indexed(run) == expected_rows(run)
     assert check_index(run) == []
 
 
@@ -256,11 +259,11 @@ for _ in sys.stdin:
 
 def test_after_random_kills_the_index_matches_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight real kills; some builders continue with what the previous one left."""
-    run = write_run(tmp_path / "run", numbered(some(3_000, 0)))
-    monkeypatch.setattr(task, "STEP_ROWS", 100)
-    takes = build_index(run).seconds
+    run = write_run(tmp_path / "run", numbered(random_vectors(3_000, 0)))
+    monkeypatch.setattr(index_module, "STEP_ROWS", 100)
+    duration = build_index(run).seconds
     shutil.rmtree(run / "index")
-    chance = random.Random(0)
+    rng = random.Random(0)
     kills = ends = 0
     command = [sys.executable, "-c", BUILDER, str(run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as builders:
@@ -269,7 +272,7 @@ def test_after_random_kills_the_index_matches_the_shards(tmp_path: Path, monkeyp
         while kills < 8:
             print(file=builders.stdin, flush=True)
             child = int(builders.stdout.readline())
-            time.sleep(chance.uniform(0, takes))
+            time.sleep(rng.uniform(0, duration))
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             code = int(builders.stdout.readline())
@@ -278,14 +281,14 @@ def test_after_random_kills_the_index_matches_the_shards(tmp_path: Path, monkeyp
             if code and kills % 3:
                 continue
             ends += 1
-            takes *= 1 if code else 0.8  # it had ended before: the next one is killed sooner
+            duration *= 1 if code else 0.8  # it had ended before: the next one is killed sooner
             build_index(run)
-            assert indexed(run) == truth(run)
+            assert indexed(run) == expected_rows(run)
             assert check_index(run) == []
             if ends % 2:  # what the next one is to do
                 shutil.rmtree(run / "index")
             for number in range(15):
-                write_shard(run, number, numbered(some(100, 20 * ends + number), number * 100))
+                write_shard(run, number, numbered(random_vectors(100, 20 * ends + number), number * 100))
         builders.stdin.close()
     assert ends >= 2
 

@@ -16,14 +16,14 @@ from tessella.search.index import HOME, TABLE, build_index, open_table
 from tessella.search.nearest import Approximate, SearchPlan, exact
 from tessella.search.query import Index
 
-from ..bulk.runs import numbered, some, unit, write_run, write_shard
+from ..bulk.runs import numbered, random_vectors, unit, write_run, write_shard
 
 pytest.importorskip("lancedb")
 
 
 def clustered(rows: int, seed: int) -> Any:
-    centres = some(40, 0)
-    return unit(centres[np.random.default_rng(seed).integers(0, 40, rows)] + some(rows, seed))
+    centers = random_vectors(40, 0)
+    return unit(centers[np.random.default_rng(seed).integers(0, 40, rows)] + random_vectors(rows, seed))
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +37,28 @@ def test_exact_search_matches_plain_arithmetic(large: Path, monkeypatch: pytest.
     table, _ = open_table(large / "index", read_run(large))
     stored = table.search().select(["row", "vector"]).with_row_id(True).to_arrow()
     vectors = np.stack(stored["vector"].to_numpy()).astype(np.float64)
-    queries = unit(some(20, 3))
+    queries = unit(random_vectors(20, 3))
     expected = queries.astype(np.float64) @ unit(vectors).T.astype(np.float64)
     for k in (1, 10, 7_000):
         scores, ids = exact(table, queries, k)
         assert scores.shape == ids.shape == (20, min(k, 6_000))
         np.testing.assert_allclose(scores, -np.sort(-expected, 1)[:, :k], atol=1e-6)
         rows = stored["_rowid"].to_numpy()
-        places = np.searchsorted(rows, ids)
-        np.testing.assert_allclose(np.take_along_axis(expected, places, 1), scores, atol=1e-6)
+        positions = np.searchsorted(rows, ids)
+        np.testing.assert_allclose(np.take_along_axis(expected, positions, 1), scores, atol=1e-6)
 
 
 def test_the_stated_recall_of_an_approximate_index_is_right(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest, "RECALL_QUERIES", 64)
-    said: list[str] = []
+    messages: list[str] = []
     plan = build_index(large, approximate_from=100_000).plan
     assert plan.probes == 0
     shutil.rmtree(large / "index")
-    report = build_index(large, approximate_from=5_000, log=said.append)
+    report = build_index(large, approximate_from=5_000, log=messages.append)
     plan = report.plan
     assert plan.recall >= 0.99
     assert 1 <= plan.probes <= plan.partitions
-    assert f"recall@10 {plan.recall:.4f}" in said[-1]
+    assert f"recall@10 {plan.recall:.4f}" in messages[-1]
     table, seal = open_table(large / HOME, read_run(large))
     index = Approximate(large / HOME, TABLE, seal.version)
     queries = clustered(50, 7)
@@ -81,20 +81,23 @@ def test_threads_share_an_approximate_index(large: Path) -> None:
     assert index.plan.probes
     queries = list(clustered(40, 8))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(index.search, queries))
-    shares = []
-    for query, near in zip(queries, found, strict=True):
-        expected = {one.key: one.score for one in index.search(query, all_rows=True)}
-        shares.append(len(expected.keys() & {one.key for one in near}) / 10)
-        assert all(one.score == pytest.approx(expected.get(one.key, one.score), abs=1e-5) for one in near)
-    assert np.mean(shares) >= 0.97
+        results = list(pool.map(index.search, queries))
+    fractions = []
+    for query, neighbors in zip(queries, results, strict=True):
+        expected = {neighbor.key: neighbor.score for neighbor in index.search(query, all_rows=True)}
+        fractions.append(len(expected.keys() & {neighbor.key for neighbor in neighbors}) / 10)
+        assert all(
+            neighbor.score == pytest.approx(expected.get(neighbor.key, neighbor.score), abs=1e-5)
+            for neighbor in neighbors
+        )
+    assert np.mean(fractions) >= 0.97
 
 
 def test_an_approximate_index_with_low_recall_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = write_run(tmp_path / "run", numbered(some(300, 0)))
+    run = write_run(tmp_path / "run", numbered(random_vectors(300, 0)))
     monkeypatch.setattr(Approximate, "search", lambda index, query, k, probes: (np.zeros(k), np.zeros(k, int)))
-    said: list[str] = []
-    plan = build_index(run, approximate_from=200, log=said.append).plan
+    messages: list[str] = []
+    plan = build_index(run, approximate_from=200, log=messages.append).plan
     assert plan == SearchPlan("the recall@10 of an approximate index was -0.1000, less than 0.99")
-    assert said[-1].startswith("searches are exact")
+    assert messages[-1].startswith("searches are exact")
     assert open_table(run / "index", read_run(run))[0].list_indices() == []

@@ -25,7 +25,7 @@ from tessella.search import vector_files
 from tessella.search.index import build_index, lance_errors
 from tessella.search.query import Index, load_model
 
-from ..bulk.runs import Image, numbered, some, unit, write_run, write_shard
+from ..bulk.runs import Image, numbered, random_vectors, unit, write_run, write_shard
 
 pytest.importorskip("lancedb")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -47,9 +47,9 @@ class Fake(Predictor):
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 rows; ten copies of one vector under other keys, and near relatives of another."""
-    vectors = some(600, 1)
+    vectors = random_vectors(600, 1)
     vectors[100:105] = vectors[340:345] = vectors[0]
-    vectors[310:320] = vectors[7] + 0.05 * some(10, 3)
+    vectors[310:320] = vectors[7] + 0.05 * random_vectors(10, 3)
     run = write_run(tmp_path_factory.mktemp("planted") / "run", numbered(vectors))
     build_index(run)
     return run
@@ -65,45 +65,45 @@ def nearest(run: Path, query: Any, top: int, keep: Callable[[dict[str, Any]], bo
     """Return keys sorted by cosine in float64, then by key."""
     rows = [row for table in read_rows(run) for row in table.to_pylist() if row["status"] == "ok" and keep(row)]
     cosines = unit(np.stack([row["embedding"] for row in rows]).astype(np.float64)).astype(np.float64) @ unit(query)
-    found = sorted(zip((-cosines).round(6), (row["key"] for row in rows), strict=True))
-    return [key for _, key in found[:top]]
+    neighbors = sorted(zip((-cosines).round(6), (row["key"] for row in rows), strict=True))
+    return [key for _, key in neighbors[:top]]
 
 
-def keys(found: list[search.Neighbor]) -> list[str]:
-    return [one.key for one in found]
+def keys(neighbors: list[search.Neighbor]) -> list[str]:
+    return [neighbor.key for neighbor in neighbors]
 
 
 def test_a_search_matches_plain_arithmetic(planted: Path, index: Index) -> None:
-    for query in some(8, 5):
+    for query in random_vectors(8, 5):
         for top in (1, 10):
-            found = index.search(query, top=top)
-            assert keys(found) == nearest(planted, query, top)
-            assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
-    assert len(index.search(some(1, 5)[0], top=10_000)) == 600
+            neighbors = index.search(query, top=top)
+            assert keys(neighbors) == nearest(planted, query, top)
+            assert [neighbor.score for neighbor in neighbors] == sorted(
+                (neighbor.score for neighbor in neighbors), reverse=True
+            )
+    assert len(index.search(random_vectors(1, 5)[0], top=10_000)) == 600
 
 
 def test_equal_scores_are_sorted_by_key(index: Index) -> None:
     copies = [f"{i:06d}.jpg" for i in (*range(100, 105), *range(340, 345))]
-    found = index.search("000000.jpg")
-    assert keys(found) == copies
-    assert {one.score for one in found} == {1.0}
+    neighbors = index.search("000000.jpg")
+    assert keys(neighbors) == copies
+    assert {neighbor.score for neighbor in neighbors} == {1.0}
 
 
 def test_a_neighbor_has_the_fields_of_the_run(index: Index) -> None:
     query = index.query("000011.jpg")
     assert (query.row, query.name) == (11, "000011.jpg")
-    (one,) = index.search(query.vector, top=1)
-    assert (one.key, one.row, one.score, one.label) == ("000011.jpg", 11, 1.0, "it's a horse")
-    assert (one.probability, one.bytes, one.width, one.height) == (0.75, 1011, 640, 480)
+    (neighbor,) = index.search(query.vector, top=1)
+    assert (neighbor.key, neighbor.row, neighbor.score, neighbor.label) == ("000011.jpg", 11, 1.0, "it's a horse")
+    assert (neighbor.probability, neighbor.bytes, neighbor.width, neighbor.height) == (0.75, 1011, 640, 480)
 
 
 def test_filters(planted: Path, index: Index) -> None:
-    query = some(1, 5)[0]
-    found = index.search(query, top=20, where="bytes >= 1100 -- larger", label="it's a horse")
-    expected = nearest(
-        planted, query, 20, lambda row: row["top_label"][0] == "it's a horse" and row["bytes"] >= 1100
-    )  # fmt: skip
-    assert keys(found) == expected
+    query = random_vectors(1, 5)[0]
+    neighbors = index.search(query, top=20, where="bytes >= 1100 -- larger", label="it's a horse")
+    expected = nearest(planted, query, 20, lambda row: row["top_label"][0] == "it's a horse" and row["bytes"] >= 1100)
+    assert keys(neighbors) == expected
     assert index.search(query, where="key = '000005.jpg' OR key = '000007.jpg'", label="cat") == []
     with pytest.raises(UsageError, match="has no class 'hors'") as caught:
         index.search(query, label="hors")
@@ -111,25 +111,45 @@ def test_filters(planted: Path, index: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", [
-        "nope = 1", "bytes >", "", "bytes", "bytes = 'x'", "1=1; drop table rows", "CAST(key AS INT) = 1", "'",
-        "1=1) OR (1=1", "true)", "(true", "true) --", "1=1 garbage", "1=1 \0", "1=1 /* open", "width/0 = 1",
-        "width = ?", "width = $1", "width = :a",
-        "label = '\udcff'", "(" * 300 + "1=1" + ")" * 300, "width+" * 1600 + "1 > 1", "NOT " * 30_000 + "true",
+    "where",
+    [
+        "nope = 1",
+        "bytes >",
+        "",
+        "bytes",
+        "bytes = 'x'",
+        "1=1; drop table rows",
+        "CAST(key AS INT) = 1",
+        "'",
+        "1=1) OR (1=1",
+        "true)",
+        "(true",
+        "true) --",
+        "1=1 garbage",
+        "1=1 \0",
+        "1=1 /* open",
+        "width/0 = 1",
+        "width = ?",
+        "width = $1",
+        "width = :a",
+        "label = '\udcff'",
+        "(" * 300 + "1=1" + ")" * 300,
+        "width+" * 1600 + "1 > 1",
+        "NOT " * 30_000 + "true",
     ],
-)  # fmt: skip
+)
 def test_a_bad_filter_is_a_usage_error(index: Index, where: str) -> None:
     with pytest.raises(UsageError) as caught:
-        index.search(some(1, 5)[0], where=where)
+        index.search(random_vectors(1, 5)[0], where=where)
     assert caught.value.code == "bad_argument"
     assert "probability" in caught.value.hint  # a column
     assert not any(word in str(caught.value).lower() for word in ("cargo", "lance", ".rs", "datafusion"))
-    assert len(index.search(some(1, 5)[0], top=3)) == 3
+    assert len(index.search(random_vectors(1, 5)[0], top=3)) == 3
 
 
 def test_an_unknown_column_in_a_filter_is_named(index: Index) -> None:
     with pytest.raises(UsageError, match="there is no column 'widht'"):
-        index.search(some(1, 5)[0], where="widht > 3")
+        index.search(random_vectors(1, 5)[0], where="widht > 3")
 
 
 def test_odd_keys_are_found(tmp_path: Path) -> None:
@@ -145,15 +165,17 @@ def test_odd_keys_are_found(tmp_path: Path) -> None:
         "\udcff.jpg",
         "\\xff.jpg",
     ]
-    run = write_run(tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, some(10, 0), strict=True)])
+    run = write_run(
+        tmp_path / "run", [Image(key, vector) for key, vector in zip(odd, random_vectors(10, 0), strict=True)]
+    )
     build_index(run)
     index = Index(run)
-    shown = {one.row: one.key for one in index.search(some(1, 1)[0], top=20)}
-    assert (shown[8], shown[9]) == ("\\xff.jpg", "\\\\xff.jpg")  # one text belongs to one name
+    displayed = {neighbor.row: neighbor.key for neighbor in index.search(random_vectors(1, 1)[0], top=20)}
+    assert (displayed[8], displayed[9]) == ("\\xff.jpg", "\\\\xff.jpg")  # one text belongs to one name
     for row, key in enumerate(odd):
-        assert index.query(f"key:{shown[row]}").row == row
-        assert len(index.search(f"key:{shown[row]}")) == 9
-        if row != 9:  # which is what the one before is shown as
+        assert index.query(f"key:{displayed[row]}").row == row
+        assert len(index.search(f"key:{displayed[row]}")) == 9
+        if row != 9:  # which is what the one before is displayed as
             assert index.query(f"key:{key}").row == row
     for key in ("key:a\0b", "key:\ud800"):
         with pytest.raises(UsageError) as caught:
@@ -165,8 +187,10 @@ def test_a_panic_of_lancedb_becomes_a_coded_error() -> None:
     class RustPanic(BaseException):
         """As it comes from a future; no module has its name."""
 
-    with pytest.raises(UsageError, match="this cannot be read: LanceDB failed"), \
-            lance_errors("damaged_run", "this cannot be read", "a hint"):  # fmt: skip
+    with (
+        pytest.raises(UsageError, match="this cannot be read: LanceDB failed"),
+        lance_errors("damaged_run", "this cannot be read", "a hint"),
+    ):
         raise RustPanic("rust future panicked: unknown error")
 
 
@@ -180,7 +204,7 @@ def test_a_query_that_would_fill_the_memory_is_refused(
         np.savez_compressed(tmp_path / name, fingerprint=facts["fingerprint"], model=facts["model"], embeddings=zeros)
         assert (tmp_path / name).stat().st_size < 10_000
     else:
-        np.save(tmp_path / name, some(5000, 5))
+        np.save(tmp_path / name, random_vectors(5000, 5))
     monkeypatch.setattr(vector_files, "MAX_BYTES", 300_000)
     with pytest.raises(UsageError, match="the limit of a query is 300,000") as caught:
         index.search(tmp_path / name)
@@ -188,12 +212,12 @@ def test_a_query_that_would_fill_the_memory_is_refused(
 
 
 def test_a_condition_never_widens_a_label(index: Index) -> None:
-    every = len(index.search(some(1, 5)[0], top=600, label="cat"))
-    assert every == 200
+    count = len(index.search(random_vectors(1, 5)[0], top=600, label="cat"))
+    assert count == 200
     for where in ("1=1", "true OR true", "label = 'dog' OR 1=1", "1=1 -- ) OR (1=1", "'a' = 'a' /* ( */"):
-        found = index.search(some(1, 5)[0], top=600, label="cat", where=where)
-        assert len(found) == every
-        assert {one.label for one in found} == {"cat"}
+        neighbors = index.search(random_vectors(1, 5)[0], top=600, label="cat", where=where)
+        assert len(neighbors) == count
+        assert {neighbor.label for neighbor in neighbors} == {"cat"}
 
 
 def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
@@ -205,7 +229,10 @@ def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (16,"),
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\xff\xff",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (16,"),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", bytes(64)),
         npy("{'descr': '|O', 'fortran_order': False, 'shape': (16,), }", bytes(64)),
@@ -215,10 +242,14 @@ def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
         npy("{'descr': '<M8[s]', 'fortran_order': False, 'shape': (16,), }", bytes(128)),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (), }", bytes(4)),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1L,), }", bytes(4)),
-        npy("[" * 9000), npy("(((", b"", 2), npy("\\", b"", 3), npy("{}", b"", 9), b"PK\x03\x04" + bytes(60),
+        npy("[" * 9000),
+        npy("(((", b"", 2),
+        npy("\\", b"", 3),
+        npy("{}", b"", 9),
+        b"PK\x03\x04" + bytes(60),
     ],
     ids=range(18),
-)  # fmt: skip
+)
 def test_a_damaged_file_of_vectors_is_refused(index: Index, tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"v{suffix}"
     path.write_bytes(content)
@@ -265,7 +296,7 @@ def test_a_search_by_key_in_few_rows_needs_neither_pytorch_nor_lancedb(planted: 
 
 
 def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:
-    image, array = some(2, 8)
+    image, array = random_vectors(2, 8)
     np.save(tmp_path / "v.npy", array)
     facts: dict[str, Any] = dict(fingerprint=index.facts["fingerprint"], model="tiny")
     np.savez(tmp_path / "v.npz", embeddings=np.stack([array, np.full(16, np.nan)]), **facts)
@@ -273,14 +304,14 @@ def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> N
     for query in (array, array.astype(np.float64) * 7, str(tmp_path / "v.npy"), tmp_path / "v.npz"):
         assert keys(index.search(query, top=5)) == expected
     assert keys(index.search(image.tobytes(), top=5)) == nearest(planted, image, 5)
-    own = index.query("000007.jpg").vector
-    others = nearest(planted, own, 6)
+    query_vector = index.query("000007.jpg").vector
+    others = nearest(planted, query_vector, 6)
     assert others[0] == "000007.jpg"
     assert keys(index.search("key:000007.jpg", top=5)) == keys(index.search(["000007.jpg"], top=5)) == others[1:]
     assert set(others[1:]) <= {f"{i:06d}.jpg" for i in range(310, 320)}  # its planted relatives
-    mean = (unit(image) + unit(array) + own) / 3
-    found = index.search([image.tobytes(), array, "000007.jpg"], top=5)
-    assert keys(found) == nearest(planted, mean, 5, lambda row: row["key"] != "000007.jpg")
+    mean = (unit(image) + unit(array) + query_vector) / 3
+    neighbors = index.search([image.tobytes(), array, "000007.jpg"], top=5)
+    assert keys(neighbors) == nearest(planted, mean, 5, lambda row: row["key"] != "000007.jpg")
 
 
 @pytest.mark.parametrize(
@@ -316,13 +347,13 @@ def test_embeddings_of_another_model_are_refused(planted: Path, index: Index, tm
 
 
 def test_an_opened_index_is_not_affected_by_an_update(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", numbered(some(50, 0)))
+    run = write_run(tmp_path / "run", numbered(random_vectors(50, 0)))
     build_index(run)
-    said: list[int] = []
+    counts: list[int] = []
     before = Index(run)
-    write_shard(run, 0, numbered(some(70, 1)))
-    build_index(run, log=lambda text: said.append(len(Index(run).search(np.ones(16), top=100))))
-    assert set(said) == {50}
+    write_shard(run, 0, numbered(random_vectors(70, 1)))
+    build_index(run, log=lambda text: counts.append(len(Index(run).search(np.ones(16), top=100))))
+    assert set(counts) == {50}
     assert len(Index(run).search(np.ones(16), top=100)) == 70
     assert len(before.search(np.ones(16), top=100)) == 50  # its rows are in memory
     with pytest.raises(UsageError, match="tessella index") as caught:
@@ -336,7 +367,7 @@ def test_searches_with_lancedb_and_in_memory_agree(
     monkeypatch.setattr(search, "IN_MEMORY_ROWS", 0)
     large = Index(planted)
     assert (large._memory, index._memory is None) == (None, False)
-    for query in [*some(4, 5), "000007.jpg", "000000.jpg"]:
+    for query in [*random_vectors(4, 5), "000007.jpg", "000000.jpg"]:
         for label in (None, "dog"):
             assert large.search(query, top=20, label=label) == index.search(query, top=20, label=label)
 
@@ -345,9 +376,9 @@ def test_an_index_is_searched_without_the_shards(planted: Path, index: Index, tm
     run = Path(shutil.copytree(planted, tmp_path / "run"))
     shard = run / "shards" / "shard-00000002.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
-    alone = Index(run)
-    assert alone._memory is None
-    assert alone.search("000007.jpg") == index.search("000007.jpg")
+    index_without_shard = Index(run)
+    assert index_without_shard._memory is None
+    assert index_without_shard.search("000007.jpg") == index.search("000007.jpg")
 
 
 # --- a real run -------------------------------------------------------------------------------------------------------
@@ -369,9 +400,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_runs_own_model_embeds_a_query(photographs: Path) -> None:
     index = Index(photographs / "run")
-    found = index.search(CAT, top=2)
-    assert [Path(one.key).name for one in found] == ["cat.jpg", "b>.jpg"]
-    assert [one.score for one in found] == pytest.approx([1, 1], abs=1e-5)
+    neighbors = index.search(CAT, top=2)
+    assert [Path(neighbor.key).name for neighbor in neighbors] == ["cat.jpg", "b>.jpg"]
+    assert [neighbor.score for neighbor in neighbors] == pytest.approx([1, 1], abs=1e-5)
     with pytest.raises(ImageError):
         index.search("no such image.jpg")
     fast = index.facts | dict(fingerprint="f" * 16)
@@ -383,12 +414,12 @@ def test_the_runs_own_model_embeds_a_query(photographs: Path) -> None:
 def test_sheets_show_queries_and_neighbors(photographs: Path, tmp_path: Path, suffix: str) -> None:
     index = Index(photographs / "run")
     coffee = str(photographs / "coffee.jpg")
-    asked = [index.query(CAT), index.query(coffee), index.query(np.ones(256))]
-    found = index.search(asked)
+    queries = [index.query(CAT), index.query(coffee), index.query(np.ones(256))]
+    neighbors = index.search(queries)
     path = tmp_path / f"sheet{suffix}"
-    index.sheet(path, asked, found)
+    index.sheet(path, queries, neighbors)
     again = tmp_path / f"again{suffix}"
-    index.sheet(again, asked, found)
+    index.sheet(again, queries, neighbors)
     assert path.read_bytes() == again.read_bytes()
     if suffix == ".png":
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -396,13 +427,15 @@ def test_sheets_show_queries_and_neighbors(photographs: Path, tmp_path: Path, su
     page = Page()
     page.feed(path.read_text())
     pictures = [value or "" for name, value in page.attributes if name == "src"]
-    assert len(pictures) == 2 + len(found)  # a vector has none
-    assert all(one.startswith("data:image/png;base64,iVBOR") for one in pictures)
-    assert page.tags <= {*("html", "head", "meta", "title", "style", "body", "h1", "main", "figure", "img", "br"),
-                         "figcaption"}  # fmt: skip
+    assert len(pictures) == 2 + len(neighbors)  # a vector has none
+    assert all(picture.startswith("data:image/png;base64,iVBOR") for picture in pictures)
+    assert page.tags <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "main", "figure", "img", "br"),
+        "figcaption",
+    }
     assert "no picture" not in page.text
-    places = [page.text.index(text) for text in ("query", "1. ", "2. ", "some.tar::in/<b>cat</b>.jpg")]
-    assert places == sorted(places)
+    positions = [page.text.index(text) for text in ("query", "1. ", "2. ", "some.tar::in/<b>cat</b>.jpg")]
+    assert positions == sorted(positions)
 
 
 class Page(HTMLParser):
@@ -425,12 +458,12 @@ class Page(HTMLParser):
 def test_a_missing_picture_is_replaced_by_its_error(photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs, tmp_path / "photographs")
     index = Index(photographs / "run")
-    found = index.search(CAT)
+    neighbors = index.search(CAT)
     (photographs / "coffee.jpg").rename(tmp_path / "moved.jpg")
     try:
-        index.sheet(tmp_path / "sheet.html", [], found)
+        index.sheet(tmp_path / "sheet.html", [], neighbors)
     finally:
         (tmp_path / "moved.jpg").rename(photographs / "coffee.jpg")
     assert (tmp_path / "sheet.html").read_text().count("no picture: not_found") == 1
     with pytest.raises(UsageError, match=r"sheet\.pdf"):
-        index.sheet(tmp_path / "sheet.pdf", [], found)
+        index.sheet(tmp_path / "sheet.pdf", [], neighbors)

@@ -17,14 +17,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no report, whose pictures take most of the time of a small run."""
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the report, whose figures take most of the time of a small run."""
     monkeypatch.setattr(results, "write_report", lambda *args, **more: None)
 
 
 @pytest.fixture(scope="session")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
+    out = tmp_path_factory.mktemp("runs") / "run"
     run(data, out, small(ema_decay=0.9))
     return out

@@ -1,7 +1,8 @@
 """Compare runs that are killed at random and resumed with an uninterrupted run: a few kills in tests, many in a soak.
 
 `scripts/soak train --kills 40 --out FILE` writes the results. Every run is a process of its own, forked from a server
-that has imported PyTorch, and SIGKILL comes at any time, while a checkpoint is written, too.
+that has imported PyTorch, and SIGKILL comes at any time, also while a checkpoint is
+written.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def config_of(family: str) -> TrainConfig:
 
 def _run(data: Path, out: Path, family: str) -> None:
     torch.set_num_threads(1)
-    with mock.patch.object(results, "write_report"):  # its pictures take most of the time of so small a run
+    with mock.patch.object(results, "write_report"):  # its figures take most of the time of such a small run
         train(data, out, config_of(family), workers=0)
 
 
@@ -77,49 +78,51 @@ def _start(data: Path, out: Path, family: str) -> BaseProcess:
 def kill_and_resume(data: Path, folder: Path, family: str, kills: int, seed: int = 0) -> dict[str, Any]:
     """Kill runs `kills` times and resume them; every run that ends must equal the uninterrupted one, bit by bit.
 
-    After the end of a run, another one is started. Return counts, and for each kill the seconds of lost work, which are
-    those since the last complete checkpoint.
+    After the end of a run, another one is started. Return counts, and for each kill the seconds of lost work, that is,
+    the time since the last complete checkpoint.
     """
     rng = random.Random(f"{family} {seed}")
-    whole, cut = folder / "whole", folder / "cut"
-    process = _start(data, whole, family)
-    while not checkpoint.checkpoint_ids(whole):
+    uninterrupted, resumed = folder / "uninterrupted", folder / "resumed"
+    process = _start(data, uninterrupted, family)
+    while not checkpoint.checkpoint_ids(uninterrupted):
         assert process.is_alive()
         time.sleep(0.002)
-    began = time.monotonic()
+    start = time.monotonic()
     process.join(300)
     assert process.exitcode == 0
-    duration = time.monotonic() - began
-    weights = (whole / "model.safetensors").read_bytes()
+    duration = time.monotonic() - start
+    weights = (uninterrupted / "model.safetensors").read_bytes()
     facts: dict[str, Any] = dict(
         family=family, kills=0, while_saving=0, resumed=0, ends=0, bit_equal=0, lost_seconds=[]
     )
     while facts["kills"] < kills or facts["ends"] == 0:
-        before = checkpoint.checkpoint_ids(cut)[-1:]
-        process = _start(data, cut, family)
+        before = checkpoint.checkpoint_ids(resumed)[-1:]
+        process = _start(data, resumed, family)
         if facts["kills"] < kills:
             deadline = time.monotonic() + 120
-            while process.is_alive() and checkpoint.checkpoint_ids(cut)[-1:] == before and time.monotonic() < deadline:
-                time.sleep(0.002)  # it has resumed
-            facts["resumed"] += bool(before) and checkpoint.checkpoint_ids(cut)[-1:] != before
+            while (
+                process.is_alive() and checkpoint.checkpoint_ids(resumed)[-1:] == before and time.monotonic() < deadline
+            ):
+                time.sleep(0.002)  # until it has resumed
+            facts["resumed"] += bool(before) and checkpoint.checkpoint_ids(resumed)[-1:] != before
             process.join(rng.uniform(0, duration))
             if process.is_alive():
                 process.kill()
-                died = time.time()
+                killed_at = time.time()
                 facts["kills"] += 1
                 process.join()
-                newest = checkpoint.checkpoint_folder(cut, checkpoint.checkpoint_ids(cut)[-1])
-                facts["while_saving"] += any((cut / "checkpoints").glob(".*.tmp"))
-                facts["lost_seconds"].append(died - (newest / checkpoint.MANIFEST).stat().st_mtime)
+                newest = checkpoint.checkpoint_folder(resumed, checkpoint.checkpoint_ids(resumed)[-1])
+                facts["while_saving"] += any((resumed / "checkpoints").glob(".*.tmp"))
+                facts["lost_seconds"].append(killed_at - (newest / checkpoint.MANIFEST).stat().st_mtime)
                 continue
         process.join(300)
         assert process.exitcode == 0, f"{family}: a resumed run ended with {process.exitcode}"
         facts["ends"] += 1
-        assert_same(last(whole), last(cut))
-        assert (cut / "model.safetensors").read_bytes() == weights
+        assert_same(last(uninterrupted), last(resumed))
+        assert (resumed / "model.safetensors").read_bytes() == weights
         facts["bit_equal"] += 1
         if facts["kills"] < kills:
-            shutil.rmtree(cut)
+            shutil.rmtree(resumed)
     return facts
 
 
@@ -133,11 +136,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = make_images(Path(folder) / "data")
         for family in FAMILIES:
-            began = time.monotonic()
+            start = time.monotonic()
             facts = kill_and_resume(data, Path(folder) / family, family, args.kills, args.seed)
             lost = sorted(facts.pop("lost_seconds"))
             facts |= dict(lost_seconds_median=lost[len(lost) // 2], lost_seconds_most=lost[-1])
-            rows.append(facts | dict(seconds=round(time.monotonic() - began, 1)))
+            rows.append(facts | dict(seconds=round(time.monotonic() - start, 1)))
             print(json.dumps(rows[-1]), flush=True)
     what = "SIGKILL at random moments of training; T-1"
     write_figures(args.out, what, dict(rows=rows), checkpoint_interval_seconds=INTERVAL, seed=args.seed)

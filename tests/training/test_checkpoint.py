@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found, and nothing is unpickled."""
+"""Checkpoints: damage is saved, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path:
     if damage == "pipe":  # reading it would block forever
         os.mkfifo(path)
     messages: list[str] = []
-    found = checkpoint.read_newest(tmp_path, messages.append)
-    assert found is not None
-    assert (found.checkpoint_id, found.state) == (1, dict(step=1))
+    saved = checkpoint.read_newest(tmp_path, messages.append)
+    assert saved is not None
+    assert (saved.checkpoint_id, saved.state) == (1, dict(step=1))
     assert "at-00000002 is damaged" in messages[0]
     with pytest.raises(WeightsError) as caught:  # the intact one is not deleted
         checkpoint.prune(tmp_path, 1)
@@ -52,15 +52,15 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path:
 def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
     for step in (1, 2):
         checkpoint.save(tmp_path, step, dict(model={"a": torch.full((3,), float(step))}), dict(step=step))
-    one, two = (checkpoint.checkpoint_folder(tmp_path, step) for step in (1, 2))
-    (two / "model.safetensors").write_bytes((one / "model.safetensors").read_bytes())
+    first, second = (checkpoint.checkpoint_folder(tmp_path, step) for step in (1, 2))
+    (second / "model.safetensors").write_bytes((first / "model.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="does not match the manifest"):
         checkpoint.read(tmp_path, 2)
-    for path in one.iterdir():
-        (two / path.name).write_bytes(path.read_bytes())
+    for path in first.iterdir():
+        (second / path.name).write_bytes(path.read_bytes())
     with pytest.raises(WeightsError, match="manifest is that of checkpoint 1"):
         checkpoint.read(tmp_path, 2)
-    flip(one / "state.json", 3)
+    flip(first / "state.json", 3)
     with pytest.raises(WeightsError) as caught:
         checkpoint.read_newest(tmp_path, lambda text: None)
     assert caught.value.code == "damaged_checkpoint"
@@ -83,7 +83,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     assert checkpoint.checkpoint_ids(tmp_path) == [1, 4, 5]
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "one", small("convmixer_768_32", epochs=1))
     run(data, tmp_path / "two", small(epochs=1))

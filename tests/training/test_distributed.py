@@ -37,17 +37,21 @@ def train_two_processes(data: Path, out: Path, config: TrainConfig, *more: str) 
     return [row["loss"] for row in rows] + [row["val_loss"] for row in rows]
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("more", [(), ("--shard",)])
 def test_two_processes_train_as_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     config = small(probe=True, ema_decay=0.9, max_grad_norm=1.0, repeats=2)
-    events = run(data, tmp_path / "alone", config)
+    events = run(data, tmp_path / "one_process", config)
     epochs = epochs_of(events)
-    alone = [epoch.loss for epoch in epochs] + [epoch.val_loss for epoch in epochs]
-    np.testing.assert_allclose(train_two_processes(data, tmp_path / "both", config, *more), alone, rtol=1e-4)
-    model, same = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
-    for name, value in model.items():
-        torch.testing.assert_close(same[name], value, rtol=1e-3, atol=1e-4)
+    expected = [epoch.loss for epoch in epochs] + [epoch.val_loss for epoch in epochs]
+    np.testing.assert_allclose(
+        train_two_processes(data, tmp_path / "two_processes", config, *more), expected, rtol=1e-4
+    )
+    one, two = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one_process", "two_processes")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

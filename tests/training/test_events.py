@@ -41,7 +41,7 @@ def test_the_keys_of_rows() -> None:
     assert (probe.as_row()["epoch"], probe.as_row()["step"]) == (-1, 0)
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_the_rows_of_a_run_are_its_events(data: Path, tmp_path: Path) -> None:
     events = run(data, tmp_path, small(probe=True))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -18,7 +18,7 @@ from tessella.training.validation import Validation
 from .small_runs import FAMILIES, remarks_of, run, small
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("model", FAMILIES)
 def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, model: str) -> None:
     events = run(data, tmp_path / "run", small(model, probe=True, freeze_batch_norm_stats=True, lr=1e-9))
@@ -32,7 +32,7 @@ def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, mode
     assert [row["epoch"] for row in rows] == [-1, 0, 1, 2]
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize(
     ("top1", "loss", "checkpoint_id", "text"),
     [
@@ -44,8 +44,8 @@ def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, mode
 def test_the_better_of_probe_and_fine_tuning_is_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1: Any, loss: Any, checkpoint_id: int, text: str
 ) -> None:
-    found = [Validation(a, b, 24, 0) for a, b in zip(top1, loss, strict=True)]
-    monkeypatch.setattr(loop, "validate", lambda *_: found.pop(0))
+    results = [Validation(a, b, 24, 0) for a, b in zip(top1, loss, strict=True)]
+    monkeypatch.setattr(loop, "validate", lambda *_: results.pop(0))
     events = run(data, tmp_path / "run", small(probe=True))
     assert text in remarks_of(events)
     weights = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
@@ -53,7 +53,7 @@ def test_the_better_of_probe_and_fine_tuning_is_kept(
         assert torch.equal(value, weights[name])
 
 
-@pytest.mark.usefixtures("unreported")
-def test_a_classifier_for_the_same_classes_is_not_replaced(data: Path, whole: Path, tmp_path: Path) -> None:
-    config = TrainConfig(model=f"local-dir:{whole}", init_from="pretrained", probe=True, epochs=1, batch_size=16)
+@pytest.mark.usefixtures("without_report")
+def test_a_classifier_for_the_same_classes_is_not_replaced(data: Path, finished_run: Path, tmp_path: Path) -> None:
+    config = TrainConfig(model=f"local-dir:{finished_run}", init_from="pretrained", probe=True, epochs=1, batch_size=16)
     assert not any(isinstance(event, ProbeEvent) for event in run(data, tmp_path / "run", config))

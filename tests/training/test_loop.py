@@ -27,25 +27,25 @@ from .kills import assert_same, kill_and_resume, last
 from .small_runs import CLASSES, FAMILIES, losses, remarks_of, run, small
 
 
-def test_training_improves_accuracy_and_the_folder_can_be_loaded(data: Path, whole: Path) -> None:
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+def test_training_improves_accuracy_and_the_folder_can_be_loaded(data: Path, finished_run: Path) -> None:
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert rows[-1]["val_top1"] > 0.9
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (rows[-1]["images"], rows[-1]["val_images"], rows[-1]["skipped"]) == (48, 24, 0)
-    predictor = tessella.load(f"local-dir:{whole}")
+    predictor = tessella.load(f"local-dir:{finished_run}")
     assert predictor.labels == CLASSES
     held_out = open_labelled(data, "val")
     correct = sum(predictor.classify(held_out.source(i))[0].index == held_out.labels[i] for i in range(len(held_out)))
     best = max(rows, key=lambda row: row["val_top1"])
     assert correct / len(held_out) == best["val_top1"]
-    report = json.loads((whole / "report" / "report.json").read_text())
+    report = json.loads((finished_run / "report" / "report.json").read_text())
     assert report["metrics"]["top1"] == pytest.approx(best["val_top1"])
-    assert {path.name for path in (whole / "report").iterdir()} >= {"report.md", "confusion.png", "curves.png"}
-    assert "## Training" in (whole / "README.md").read_text()
+    assert {path.name for path in (finished_run / "report").iterdir()} >= {"report.md", "confusion.png", "curves.png"}
+    assert "## Training" in (finished_run / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_family_trains_with_all_features(data: Path, tmp_path: Path, model: str) -> None:
     config = small(
@@ -70,7 +70,7 @@ def test_every_family_trains_with_all_features(data: Path, tmp_path: Path, model
     assert tessella.load(f"local-dir:{tmp_path / 'run'}").labels == CLASSES
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
@@ -85,7 +85,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
         mixing=dict(mixup=0.2),
         model_args=FAMILIES[model] | dict(drop_rate=0.1),
     )
-    events = run(data, tmp_path / "whole", config)
+    events = run(data, tmp_path / "uninterrupted", config)
     interrupted: list[TrainingEvent] = []
 
     def on_event(event: TrainingEvent) -> None:
@@ -95,14 +95,14 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
 
     for _ in range(2):
         with pytest.raises(TrainingError, match=f"stopped by {number.name}") as caught:
-            train(data, tmp_path / "cut", config, workers=0, on_event=on_event)
+            train(data, tmp_path / "resumed", config, workers=0, on_event=on_event)
         assert (caught.value.code, caught.value.exit_code) == ("interrupted", 130)
-    train(data, tmp_path / "cut", config, workers=2, on_event=on_event)
+    train(data, tmp_path / "resumed", config, workers=2, on_event=on_event)
     assert losses(interrupted) == losses(events)
-    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
+    assert_same(last(tmp_path / "uninterrupted"), last(tmp_path / "resumed"))
     metrics = [
         [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
-        for path in (tmp_path / "whole" / "metrics.jsonl", tmp_path / "cut" / "metrics.jsonl")
+        for path in (tmp_path / "uninterrupted" / "metrics.jsonl", tmp_path / "resumed" / "metrics.jsonl")
     ]
     assert metrics[0] == metrics[1]
 
@@ -113,7 +113,7 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, fa
     assert (facts["kills"], facts["ends"]) == (2, facts["bit_equal"])
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("call", range(1, 6))
 def test_a_full_disk_leaves_the_previous_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
@@ -131,22 +131,24 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         patch.setattr(checkpoint, "write_atomic", write)
         if call <= 4:  # model, optimizer, state, manifest
             with pytest.raises(OutputError, match="No space left") as caught:
-                run(data, tmp_path / "cut")
+                run(data, tmp_path / "resumed")
             assert caught.value.code == "output_failed"
-            assert checkpoint.checkpoint_ids(tmp_path / "cut") == [4]
-    events = run(data, tmp_path / "cut")
+            assert checkpoint.checkpoint_ids(tmp_path / "resumed") == [4]
+    events = run(data, tmp_path / "resumed")
     assert ("resuming after step 3" in remarks_of(events)) == (call <= 4)
-    run(data, tmp_path / "whole")
-    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
+    run(data, tmp_path / "uninterrupted")
+    assert_same(last(tmp_path / "uninterrupted"), last(tmp_path / "resumed"))
 
 
-@pytest.mark.usefixtures("unreported")
-def test_fine_tuning_starts_from_the_pretrained_weights(data: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_fine_tuning_starts_from_the_pretrained_weights(data: Path, finished_run: Path, tmp_path: Path) -> None:
     config = TrainConfig(
-        model=f"local-dir:{whole}", init_from="pretrained", epochs=1, batch_size=16, lr=1e-9, label_smoothing=0.0
+        model=f"local-dir:{finished_run}", init_from="pretrained", epochs=1, batch_size=16, lr=1e-9, label_smoothing=0.0
     )
     run(data, tmp_path / "tuned", config)
-    before, after = (safetensors.torch.load_file(path / "model.safetensors") for path in (whole, tmp_path / "tuned"))
+    before, after = (
+        safetensors.torch.load_file(path / "model.safetensors") for path in (finished_run, tmp_path / "tuned")
+    )
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
     assert tessella.load(f"local-dir:{tmp_path / 'tuned'}").labels == CLASSES

@@ -12,7 +12,7 @@ from tessella.errors import ImageError
 from .small_runs import make_images, remarks_of, run
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_damaged_lines_of_metrics_jsonl_are_skipped(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path)
     log = tmp_path / "metrics.jsonl"
@@ -23,7 +23,7 @@ def test_damaged_lines_of_metrics_jsonl_are_skipped(data: Path, tmp_path: Path) 
     assert "2 damaged lines" in remarks_of(events)
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_unreadable_images_are_counted_and_listed(data: Path, tmp_path: Path) -> None:
     folder = make_images(tmp_path / "data")
     for name in ("train/dark/3.png", "train/bright/7.png", "val/dark/0.png"):
@@ -37,6 +37,6 @@ def test_unreadable_images_are_counted_and_listed(data: Path, tmp_path: Path) ->
     assert {Path(row["key"]).name for row in skipped} == {"3.png", "7.png"}
     assert {row["code"] for row in skipped} == {"corrupt_image"}
     for path in (folder / "val").rglob("*.png"):
-        path.write_bytes(b"no image")
+        path.write_bytes(b"not an image")
     with pytest.raises(ImageError, match="none of the validation images"):
         run(folder, tmp_path / "blind")

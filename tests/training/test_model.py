@@ -33,7 +33,7 @@ def test_parameters_are_grouped_by_layer_and_decay(model: str) -> None:
         assert decay == (0.0 if parameter.ndim <= 1 or name in excluded else 0.3)
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

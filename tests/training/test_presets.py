@@ -61,10 +61,10 @@ def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
     file.write_text(json.dumps(dict(config=preset_config("convit").as_dict(), data="0")))
     assert choose_config(None, None, str(file), False, dict(lr=0.5))[0] == preset_config("convit", lr=0.5)
     file.write_text('{"epochs": 3}')  # without initial weights
-    for name, start in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
+    for name, init_from in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
         config, description = choose_config(name, None, str(file), False, {})
-        assert (config.init_from, config.epochs) == (start, 3)
-        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[start]} weights" in description
+        assert (config.init_from, config.epochs) == (init_from, 3)
+        assert f"{name}: {dict(pretrained='pretrained', scratch='random')[init_from]} weights" in description
     assert choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].init_from == "scratch"
 
 
@@ -77,7 +77,7 @@ def test_arguments_that_exclude_each_other_and_unknown_presets_are_refused(tmp_p
         choose_config(None, "convnet", None, False, {})
 
 
-def test_files_that_are_no_configs_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_configs_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for text in ("{", "[1]"):
         file.write_text(text)

@@ -21,30 +21,30 @@ from .kills import assert_same, last
 from .small_runs import epochs_of, make_images, remarks_of, run, small
 
 
-@pytest.mark.usefixtures("unreported")
-def test_another_config_or_other_data_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_another_config_or_other_data_is_refused(data: Path, finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"lr was 0\.003, now 0\.1 ") as caught:
-        run(data, whole, small(ema_decay=0.9, lr=0.1))
+        run(data, finished_run, small(ema_decay=0.9, lr=0.1))
     assert caught.value.code == "changed_run"
     with pytest.raises(UsageError, match="the training images changed"):
-        run(make_images(tmp_path, count=50), whole, small(ema_decay=0.9))
+        run(make_images(tmp_path, count=50), finished_run, small(ema_decay=0.9))
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_images_of_the_same_size_with_other_contents_are_refused(tmp_path: Path) -> None:
     data, out = make_images(tmp_path / "data"), tmp_path / "run"
     run(data, out, small(epochs=1))
     image = data / "train" / "dark" / "3.png"
     before = image.read_bytes()
     image.write_bytes(before[:-20] + bytes([before[-20] ^ 1]) + before[-19:])
-    with pytest.raises(UsageError, match="other contents than when training") as caught:
+    with pytest.raises(UsageError, match="contents of the images have changed since training") as caught:
         run(data, out, small(epochs=1))
     assert caught.value.code == "changed_run"
     image.write_bytes(before)
     run(data, out, small(epochs=1))
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_a_damaged_record_of_the_images_is_written_again(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, small(epochs=1))
     record = tmp_path / "images.npz"
@@ -54,20 +54,20 @@ def test_a_damaged_record_of_the_images_is_written_again(data: Path, tmp_path: P
     assert record.read_bytes() == before
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_more_epochs_extend_a_run_with_a_constant_learning_rate(data: Path, tmp_path: Path) -> None:
     three, four = (small(schedule="constant", warmup_fraction=0.0, epochs=n) for n in (3, 4))
     run(data, tmp_path / "run", three)
     events = run(data, tmp_path / "run", four)
     assert [event.epoch for event in epochs_of(events)] == [3]
-    run(data, tmp_path / "whole", four)
-    assert_same(last(tmp_path / "whole"), last(tmp_path / "run"))
+    run(data, tmp_path / "uninterrupted", four)
+    assert_same(last(tmp_path / "uninterrupted"), last(tmp_path / "run"))
     run(data, tmp_path / "run", four)  # train.json has four epochs now
     with pytest.raises(UsageError, match="holds a run of 4 epochs, not 3"):
         run(data, tmp_path / "run", three)
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_a_run_without_the_newest_settings_is_resumed(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path, small(epochs=1))
     facts = json.loads((tmp_path / "train.json").read_text())
@@ -79,19 +79,19 @@ def test_a_run_without_the_newest_settings_is_resumed(data: Path, tmp_path: Path
     assert (tmp_path / "images.npz").exists()
 
 
-def test_a_refusal_tells_how_to_train_further_and_names_single_settings(data: Path, whole: Path) -> None:
+def test_a_refusal_explains_how_to_train_further_and_names_single_settings(data: Path, finished_run: Path) -> None:
     with pytest.raises(UsageError, match="a run of 3 epochs, not 4") as caught:
-        run(data, whole, small(ema_decay=0.9, epochs=4))
-    assert f"-m local-dir:{whole}" in caught.value.hint
+        run(data, finished_run, small(ema_decay=0.9, epochs=4))
+    assert f"-m local-dir:{finished_run}" in caught.value.hint
     with pytest.raises(UsageError) as caught:
-        run(data, whole, small(ema_decay=0.9, augmentation=dict(scale=[0.5, 1.0])))
+        run(data, finished_run, small(ema_decay=0.9, augmentation=dict(scale=[0.5, 1.0])))
     assert "augmentation.scale was null, now [0.5, 1.0] " in str(caught.value)
     assert "{" not in str(caught.value)
 
 
-def test_a_second_training_in_the_same_folder_is_refused(data: Path, whole: Path, tmp_path: Path) -> None:
-    with folder_lock(whole, LOCK), pytest.raises(UsageError) as caught:
-        run(data, whole, small(ema_decay=0.9))
+def test_a_second_training_in_the_same_folder_is_refused(data: Path, finished_run: Path, tmp_path: Path) -> None:
+    with folder_lock(finished_run, LOCK), pytest.raises(UsageError) as caught:
+        run(data, finished_run, small(ema_decay=0.9))
     assert caught.value.code == "busy"
     with folder_lock(tmp_path / "new", LOCK), pytest.raises(UsageError, match="another process"):
         run(data, tmp_path / "new")
@@ -144,7 +144,7 @@ def write_with_former_names(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_a_run_with_former_names_of_settings_resumes_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     config = small(ema_decay=0.9, max_grad_norm=1.0, grad_accum_steps=2)
 
@@ -153,19 +153,19 @@ def test_a_run_with_former_names_of_settings_resumes_to_the_same_weights(data: P
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TrainingError, match="stopped by SIGTERM"):
-        train(data, tmp_path / "cut", config, workers=0, on_event=interrupt)
-    before = write_with_former_names(tmp_path / "cut" / "train.json")
+        train(data, tmp_path / "resumed", config, workers=0, on_event=interrupt)
+    before = write_with_former_names(tmp_path / "resumed" / "train.json")
     with pytest.raises(UsageError, match=r"label_smoothing was 0\.0, now 0\.2 ") as caught:
-        run(data, tmp_path / "cut", dataclasses.replace(config, label_smoothing=0.2))
+        run(data, tmp_path / "resumed", dataclasses.replace(config, label_smoothing=0.2))
     assert caught.value.code == "changed_run"
-    assert "resuming after step 5" in remarks_of(run(data, tmp_path / "cut", config))
-    assert (tmp_path / "cut" / "train.json").read_bytes() == before
-    run(data, tmp_path / "whole", config)
-    assert_same(last(tmp_path / "whole"), last(tmp_path / "cut"))
+    assert "resuming after step 5" in remarks_of(run(data, tmp_path / "resumed", config))
+    assert (tmp_path / "resumed" / "train.json").read_bytes() == before
+    run(data, tmp_path / "uninterrupted", config)
+    assert_same(last(tmp_path / "uninterrupted"), last(tmp_path / "resumed"))
 
 
-@pytest.mark.usefixtures("unreported")
-def test_extending_a_run_with_former_names_writes_the_present_ones(data: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_report")
+def test_extending_a_run_with_former_names_writes_the_current_ones(data: Path, tmp_path: Path) -> None:
     one, two = (small(schedule="constant", warmup_fraction=0.0, epochs=n) for n in (1, 2))
     run(data, tmp_path, one)
     write_with_former_names(tmp_path / "train.json")

@@ -36,7 +36,7 @@ def test_invalid_arguments_are_refused_before_the_work(data: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_too_few_images_for_a_batch_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="48 training images, fewer than the batch size of 64"):
         run(data, tmp_path / "run", small(batch_size=64))
@@ -57,7 +57,7 @@ def test_data_settings_are_checked() -> None:
     assert caught.value.code == "bad_argument"
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize(("fraction", "least", "most"), [(0.25, 5, 20), (0.5, 15, 33)])
 def test_a_fraction_of_the_images_is_held_out(
     data: Path, tmp_path: Path, fraction: float, least: int, most: int

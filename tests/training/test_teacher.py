@@ -11,10 +11,10 @@ from tessella.errors import UsageError
 from .small_runs import epochs_of, losses, run, small
 
 
-@pytest.mark.usefixtures("unreported")
-@pytest.mark.parametrize("way", ["soft", "hard"])
-def test_a_student_learns_from_its_teacher(data: Path, whole: Path, tmp_path: Path, way: str) -> None:
-    config = small(teacher=f"local-dir:{whole}", distill=way, distill_weight=1.0, distill_temperature=2.0)
+@pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_a_student_learns_from_its_teacher(data: Path, finished_run: Path, tmp_path: Path, mode: str) -> None:
+    config = small(teacher=f"local-dir:{finished_run}", distill=mode, distill_weight=1.0, distill_temperature=2.0)
     events = run(data, tmp_path / "run", config)
     assert losses(events)[-1] < losses(events)[0]
     epochs = epochs_of(events)

@@ -72,7 +72,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert checkpoint.checkpoint_ids(tmp_path / "run") == [4]  # nothing was saved after it
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_at_most_ten_bad_steps_are_skipped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         states = poison(patch, {4, 5}, float("nan"), "loss")
@@ -86,7 +86,7 @@ def test_at_most_ten_bad_steps_are_skipped(data: Path, tmp_path: Path, monkeypat
         run(data, tmp_path / "never", small(on_bad_loss="skip", epochs=9))
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_frozen_batch_norms_keep_their_statistics(data: Path, tmp_path: Path) -> None:
     config = small("convmixer_768_32", freeze_batch_norm_stats=True, epochs=1)
     torch.manual_seed(config.seed)
@@ -97,7 +97,7 @@ def test_frozen_batch_norms_keep_their_statistics(data: Path, tmp_path: Path) ->
     assert same == {name for name in after if "running" in name or "num_batches" in name}
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_head_only_training_changes_only_the_head(data: Path, tmp_path: Path) -> None:
     config = small("convmixer_768_32", trainable="head", epochs=1)
     torch.manual_seed(config.seed)
@@ -108,7 +108,7 @@ def test_head_only_training_changes_only_the_head(data: Path, tmp_path: Path) ->
     assert changed == {"head.weight", "head.bias"}
 
 
-@pytest.mark.usefixtures("unreported")
+@pytest.mark.usefixtures("without_report")
 def test_gradient_accumulation_gives_the_same_losses(data: Path, tmp_path: Path) -> None:
     one, four = (losses(run(data, tmp_path / f"{n}", small(grad_accum_steps=n))) for n in (1, 4))
     np.testing.assert_allclose(one, four, rtol=1e-5)

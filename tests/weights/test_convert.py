@@ -329,6 +329,6 @@ def test_a_folder_with_a_model_is_not_overwritten(tmp_path: Path) -> None:
     arch, args = TINY["convit"]
     convert(tmp_path / "m.pth", arch, tmp_path / "out", **args)
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(TessellaError, match="already holds a model"):
+    with pytest.raises(TessellaError, match="already contains a model"):
         convert(tmp_path / "m.pth", arch, tmp_path / "out", **args)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..data.identity import UNKNOWN, Identity, container_difference, identity_of, listed_source
 from ..data.parquet import ParquetRow
 from ..data.remote import is_url
-from ..data.sources import Source
+from ..data.source import Source
 from ..errors import ImageError, OutputError, UsageError
 from ..storage import absolute, file_hash, replacing
 from ..text import escape

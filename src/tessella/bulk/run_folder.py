@@ -20,7 +20,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from ..data.sources import Source
+from ..data.source import Source
 from ..errors import UsageError
 from ..extras import need_pyarrow
 from ..storage import file_hash, json_hash, read_regular, read_sealed, sealed_bytes, write_atomic

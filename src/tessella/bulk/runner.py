@@ -24,7 +24,7 @@ from ..errors import OutputError, RunError, UsageError
 from ..extras import need_pyarrow, require
 from ..predictor import Predictor
 from ..records import csv_line
-from ..signals import Stop
+from ..signals import GracefulStop
 from ..storage import check_output, copy_file, file_hash, folder_lock, write_bytes
 from ..text import count_of
 from .events import OnEvent, ProgressTracker, RunRemark, ignore_event
@@ -270,8 +270,8 @@ def _make_shards(
     """Make and record the shards `todo`; return the name of the signal that stopped it, if any."""
     if todo:  # only a complete run has a summary
         (out / SUMMARY).unlink(missing_ok=True)
-    with Stop() as stop, maker:
-        for shard in maker.make(todo, tracker.add, lambda: stop.asked):
+    with GracefulStop() as stop, maker:
+        for shard in maker.make(todo, tracker.add, lambda: stop.requested):
             ledger.commit(shard)  # its file is durable; from here on the shard counts
             event = tracker.shard_finished(shard)
             with (out / LOG).open("ab") as file:

@@ -25,7 +25,7 @@ from .console import (
 from .preflight import count_type
 
 if TYPE_CHECKING:
-    from ..data.sources import Source
+    from ..data.source import Source
     from ..predictor import Predictor, Record
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.random import Generator
@@ -115,7 +115,7 @@ class TrainTransform:
         self.spec.require_rgb()
 
     def pixels(self, source: ImageSource, rng: Generator) -> Pixels:
-        """Return the augmented image, (spec.height, spec.width, 3) uint8.
+        """Return the augmented image, (H,W,3) uint8 with the height and width of the spec.
 
         Raises ImageError as `decode` does, and `too_elongated`.
         """
@@ -134,10 +134,10 @@ class TrainTransform:
 
         Draws from torch's random numbers, which `torch.manual_seed` sets and which differ in each DataLoader worker.
         """
-        x: Any = source  # each step returns what the next one takes
+        x: object = source  # each step returns what the next one takes
         for step in self.transforms:
             x = step(x)
-        return x
+        return cast("Tensor", x)
 
     @property
     def transforms(self) -> list[TransformStep]:
@@ -215,9 +215,9 @@ def draw_cut(height: int, width: int, spec: InputSpec, config: Augmentation, rng
 def _draw_crop(height: int, width: int, spec: InputSpec, config: Augmentation, rng: Generator) -> Cut:
     if config.crop == "rrc":
         return Cut(*draw_box(height, width, *config.ranges, rng), spec.height, spec.width)
-    whole = slice(0, height), slice(0, width)
+    full = slice(0, height), slice(0, width)
     if config.crop == "none":
-        return Cut(*whole, *geometry(height, width, dataclasses.replace(spec, crop_pct=1.0, crop_mode="center")))
+        return Cut(*full, *geometry(height, width, dataclasses.replace(spec, crop_pct=1.0, crop_mode="center")))
     zoom, stretch = max(spec.height / height, spec.width / width), 1.0
     if config.crop != "pad":
         scale, ratio = config.ranges
@@ -232,7 +232,7 @@ def _draw_crop(height: int, width: int, spec: InputSpec, config: Augmentation, r
     else:
         border = config.padding if config.crop == "pad" else 0
         top, left = (int(rng.integers(min(n, 0) - border, max(n, 0) + border + 1)) for n in spare)
-    return Cut(*whole, new_height, new_width, top, left)
+    return Cut(*full, new_height, new_width, top, left)
 
 
 def draw_box(height: int, width: int, scale: Range, ratio: Range, rng: Generator) -> tuple[slice, slice]:
@@ -256,9 +256,9 @@ def _log_uniform(bounds: Range, rng: Generator) -> float:
 
 
 def cut_out(pixels: Pixels, cut: Cut, spec: InputSpec, resample: Image.Resampling) -> Pixels | PillowImage:
-    """Return the window of (spec.height, spec.width) as pixels or as a Pillow image, whichever needs no conversion.
+    """Return the window of `cut` in (H,W,3) uint8 pixels, with the height and width of the spec.
 
-    The result never shares memory with `pixels`.
+    It is an array or a Pillow image, whichever needs no conversion, and shares memory with `pixels`.
     """
     part = pixels[cut.rows, cut.columns]
     bottom, right = cut.top + spec.height, cut.left + spec.width

@@ -144,7 +144,10 @@ class ImageDataset(Dataset[Sample]):
         return image, label if self.target_transform is None else self.target_transform(label)
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        """Return the key of an image; with basename, without its folder. absolute=True is refused."""
+        """Return the key of an image; with basename, without its folder.
+
+        Raises UsageError `bad_argument` for absolute=True.
+        """
         if absolute:
             raise UsageError("bad_argument", "absolute=True is not supported: images may be inside archives")
         key = self.images.key(index)
@@ -264,7 +267,7 @@ _LOADER_ARGUMENTS = ("batch_size", "num_workers", "collate_fn", "pin_memory")  #
 
 @checked
 def create_loader(
-    dataset: Any,
+    dataset: object,
     input_size: int | Sequence[int],
     batch_size: int,
     is_training: bool = False,

@@ -8,7 +8,7 @@
 
 Parquet files and archives are a single file, a folder or a glob. Splits are recognized by name: of subfolders, and of
 the words in the names of Parquet files, archives and lists. Classes are in the natural order of their names (a2 before
-a10), unless the data bring an order: the `names` of a Hugging Face label, the lines of a classes.txt. Names are
+a10), unless the data define an order: the `names` of a Hugging Face label, the lines of a classes.txt. Names are
 compared in Unicode normal form C. What fits no layout is an error, or is counted in `LabelledImages.skipped`: hidden
 files, system files or folders, results of Tessella, unlabelled images.
 """
@@ -41,7 +41,7 @@ class LabelledImages:
     """N encoded images with one class each. Cheap to pickle: each process opens what it reads.
 
     classes: the K class names, by label; labels: (N,) int64, read-only; origin: a description of what was read, for
-    messages; skipped: what was found beside the images and left out.
+    messages; skipped: the entries found beside the images and left out.
     """
 
     def __init__(
@@ -81,7 +81,10 @@ class LabelledImages:
         return self._store.sizes()[self._rows]
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer], origin: str = "") -> LabelledImages:
-        """Return the images at these indices, in this order, with the same class list. origin: a new description."""
+        """Return the images at these indices, in this order, with the same class list.
+
+        indices: (M,) integers. origin: a new description.
+        """
         selected = np.asarray(indices, np.int64)
         rows = self._rows[selected]
         return LabelledImages(
@@ -106,8 +109,8 @@ def open_labelled(
     """Open the labelled images of one split of `data`, or of all splits (None).
 
     data: a path in one of the layouts at the top of this module. split: "train" includes files whose names contain no
-    split; "val" is the test split if there is no validation split. A file, a glob or a folder without splits is taken
-    as a whole for "train". classes: the class list to use. The classes of the data are matched with it by name, or by
+    split; "val" is the test split if there is no validation split. A file, a glob or a folder without splits belongs
+    entirely to "train". classes: the class list to use. The classes of the data are matched with it by name, or by
     index if they are plain numbers (unless the names in the list are numbers, too).
 
     Raises UsageError: `not_found` (no such data, split or image), `unreadable`, `missing_dependency`, or `bad_argument`

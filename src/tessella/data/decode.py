@@ -24,7 +24,7 @@ Policy "tessella" (the default) converts each Pillow mode as follows:
     F                        0..1 is black to white if no value is over 1, else 0..255; clipped; NaN is black
     EXIF orientation 1..8    applied; a damaged tag counts as 1
 
-Policy "timm" is `Image.open(...).convert("RGB")` without more: no orientation except that of TIFF (which Pillow
+Policy "timm" is `Image.open(...).convert("RGB")` and nothing else: no orientation except that of TIFF (which Pillow
 applies itself), alpha dropped, 16-bit values clipped at 255. Formats, limits and error codes are the same.
 
 JPEGs are decoded by libjpeg-turbo directly, with the same slow but accurate settings as Pillow's. The pixels are
@@ -248,11 +248,11 @@ def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixe
         return None, False
     cmyk = len(header.identifiers) == 4
     space = "CMYK" if cmyk else "RGB"
-    pixels, complaint = _turbo(data, space)
-    missing = _PIXELS_ARE_MISSING.search(complaint) is not None
-    if complaint.startswith("Premature end of JPEG file") and header.has_all_scans:
-        pixels, complaint = _turbo(data + _END_OF_JPEG, space)
-        missing = pixels is None and not complaint.endswith("before marker 0xd9")  # that is, after all pixels
+    pixels, warning = _turbo(data, space)
+    missing = _PIXELS_ARE_MISSING.search(warning) is not None
+    if warning.startswith("Premature end of JPEG file") and header.has_all_scans:
+        pixels, warning = _turbo(data + _END_OF_JPEG, space)
+        missing = pixels is None and not warning.endswith("before marker 0xd9")  # that is, after all pixels
     if missing or not header.has_all_components:
         raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
     return None if cmyk else pixels, pixels is not None

@@ -16,7 +16,7 @@ from .transforms import Transform
 _ALTERNATIVES = {  # arguments of timm that are not supported, and what to use instead
     "re_num_splits": "use re_prob and re_count; AugMix and split batches are not covered",
     "tf_preprocessing": "the transform is timm's Pillow one; leave it out",
-    "separate": "use transform.transforms: its steps can be called one by one",
+    "separate": "use the steps in transform.transforms one by one",
     "naflex": "the models here read images of one size; leave it out",
     "patchify": "the models here cut their patches themselves; leave it out",
 }
@@ -64,8 +64,8 @@ def create_transform(
 ) -> Transform | TrainTransform:
     """Return timm's transform, by timm's arguments and defaults: an image of any kind to a (C,H,W) float32 tensor.
 
-    The signature is timm's contract, so that calls written for timm work here: hence its length. The transform takes
-    a Pillow image, an array, the bytes of a file or a path.
+    The signature is timm's, so that calls written for timm also work here. The transform takes a Pillow image, an
+    array, the bytes of a file or a path.
 
     input_size: a side, (height, width) or (channels, height, width), in pixels. policy="timm" decodes as timm does,
     with Pillow's `convert("RGB")`; the default also applies orientation, transparency and the 16-bit range.

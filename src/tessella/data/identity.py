@@ -1,4 +1,4 @@
-"""Detects whether a file has changed since it was listed: file identities, and sources that compare them when read."""
+"""Detect whether a file has changed since it was listed: file identities, and sources that compare them when read."""
 
 from __future__ import annotations
 

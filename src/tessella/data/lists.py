@@ -51,7 +51,7 @@ def decode_text(data: bytes) -> str:
 
 
 def resolve_name(entry: str, folder: str = "") -> str:
-    """Return the file name that an entry of a list stands for: as written, or in another form that exists on disk.
+    """Return the file name that an entry of a list refers to: as written, or in another form that exists on disk.
 
     Other systems leave spaces at the end of lines, or write names in another Unicode normal form or in the encoding of
     Windows. folder: what relative names are relative to.

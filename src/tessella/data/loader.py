@@ -63,8 +63,9 @@ Batches: TypeAlias = list[list[Draw]] | list[list[int]]
 class Schedule:
     """The images of each step of each epoch: the global batch, and the part of it that one process takes.
 
-    An epoch is a permutation cut into whole batches. The remainder, less than a batch, is left out, and differs between
-    epochs. With `repeats`, an epoch is the first 1/repeats of a permutation, with each image that many times in a row.
+    An epoch is a permutation cut into complete batches. The remainder, less than a batch, is left out, and differs
+    between epochs. With `repeats`, an epoch is the first 1/repeats of a permutation, with each image that many times in
+    a row.
     """
 
     count: int  # number of images
@@ -166,12 +167,9 @@ class Loader:
 
 
 def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)  # the processes are the parallelism
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-        signal.SIGUSR1,
-    ):  # sent to the group; the trainer handles them
+    torch.set_num_threads(1)  # the processes already use all cores
+    # these signals are sent to the whole process group; only the trainer handles them
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

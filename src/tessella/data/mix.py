@@ -53,7 +53,7 @@ class Mixing:
 
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), which gives the weight of the first image; 0: no mixup
     cutmix: float = 0.0  # alpha of CutMix; 0: no CutMix
-    cutmix_minmax: tuple[float, float] | None = None  # instead: bounds of the box's sides as fractions of the image's
+    cutmix_minmax: tuple[float, float] | None = None  # replaces cutmix: bounds of the box's sides, as fractions
     prob: float = 1.0
     switch_prob: float = 0.5
     mode: Literal["batch", "pair", "elem"] = "batch"  # one draw per batch, pair of mixed images, or image

@@ -81,7 +81,10 @@ def _enhance(enhancer: Callable[[PillowImage], _Enhancer]) -> Apply:
 
 
 def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Apply:
-    """matrix: a function of argument, width and height; it maps positions in the result to positions in the source."""
+    """Return an affine operation.
+
+    matrix: maps (argument, width, height) to the coefficients that take a position in the result to the source.
+    """
     return lambda image, v, warp: image.transform(
         image.size,
         Image.Transform.AFFINE,

@@ -1,4 +1,4 @@
-"""Images in Parquet files: opens the files safely and reads their images row by row, with bounded memory.
+"""Images in Parquet files: open the files safely and read their images row by row, with bounded memory.
 
 `tessella.data.columns` says which columns hold images. Paths in a table are relative to the folder of its file.
 """
@@ -176,7 +176,7 @@ def not_images_reason(path: str) -> str:
 class ParquetRow(Source):
     """One row of a Parquet file, cheap to pickle.
 
-    A row with a path instead of bytes stands for that file, relative to the folder of the Parquet file. Each process
+    A row with a path instead of bytes refers to that file, relative to the folder of the Parquet file. Each process
     keeps the row group that it read last open, so reading rows in order is cheap.
     """
 

@@ -1,4 +1,4 @@
-"""Finds the images that inputs name: files, folders, globs, tar archives, Parquet files, lists, URLs of object stores.
+"""Find the images that inputs name: files, folders, globs, tar archives, Parquet files, lists, URLs of object stores.
 
 Everything found becomes a source, possibly one with an error, or is counted in `Skipped`. A bad entry never affects
 the next one.
@@ -17,10 +17,9 @@ from ..storage import open_regular, special_kind
 from . import tar
 from .files import unreadable_file
 from .lists import read_entries, resolve_name
-from .names import PACKED, is_archive, is_image, natural_key, path_ignore_reason
-from .names import Skipped as Skipped
+from .names import PACKED, Skipped, is_archive, is_image, natural_key, path_ignore_reason
 from .remote import is_object, is_url, list_objects, open_input
-from .source import Source as Source
+from .source import Source
 from .walk import Entry, special_file, split_pattern, walk
 
 
@@ -31,11 +30,11 @@ def iter_sources(
 ) -> Iterator[Source]:
     """Yield the images that `inputs` name, as they are found; an input that names no image yields one error.
 
-    A file that is named is taken whatever its suffix. Folders (recursively, following links), globs (`**` matches any
-    number of folders) and .tar archives yield the files with an image suffix, in natural order (a2 before a10) or in
-    the order of the archive. A .parquet file yields its rows. Folders and globs also yield what the archives and
-    .parquet files in them hold. All of these may be URLs of object stores. "-" reads one input per line from `stdin`,
-    "@FILE" from a file; see `tessella.data.lists` for encodings and separators.
+    A file that is named directly is accepted whatever its suffix. Folders (recursively, following links), globs (`**`
+    matches any number of folders) and .tar archives yield the files with an image suffix, in natural order (a2 before
+    a10) or in the order of the archive. A .parquet file yields its rows. Folders and globs also yield what the archives
+    and .parquet files in them hold. All of these may be URLs of object stores. "-" reads one input per line from
+    `stdin`, "@FILE" from a file; see `tessella.data.lists` for encodings and separators.
 
     skipped: counts what is left out (hidden files, other suffixes, system files or folders, links that lead back).
     Raises UsageError `missing_dependency` for a URL of a store whose package is not installed, `bad_argument` for

@@ -191,7 +191,7 @@ def resolve_data_config(
         value: object = pick(name, default)
         values = (value,) if isinstance(value, int | float) else tuple(value) if isinstance(value, Iterable) else ()
         require(len(values) > 0 and not isinstance(value, str), f"{name} is {value!r}, expected a number per channel")
-        if args.get(name) is None and len(values) == 3 != size[0]:  # those of RGB, for a model of other channels
+        if args.get(name) is None and len(values) == 3 != size[0]:  # values for RGB, but not an RGB model
             values = (sum(values) / len(values),)
         return values * size[0] if len(values) == 1 else values
 
@@ -216,5 +216,8 @@ def resolve_model_data_config(
     use_test_size: bool = False,
     verbose: bool = False,
 ) -> DataConfig:
-    """Return `resolve_data_config` of a model, of which only `pretrained_cfg` is read."""
+    """Return `resolve_data_config` for a model; only its `pretrained_cfg` is read.
+
+    Raises UsageError `bad_argument` as that function does.
+    """
     return resolve_data_config(args, pretrained_cfg, model, use_test_size, verbose)

@@ -1,4 +1,4 @@
-"""Lists the members of tar archives with their offsets. Nothing is extracted, and names are only labels.
+"""List the members of tar archives with their offsets. Nothing is extracted, and names are only labels.
 
 This reader replaces `tarfile`, which trusts the sizes in an archive, recurses once per extended header and keeps every
 member in memory. Formats: v7, ustar, GNU (long names), pax. Every loop moves forward in the file, so the work is

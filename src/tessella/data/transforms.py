@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from .spec import InputSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TransformStep: TypeAlias = Callable[[Any], Any]  # what a step takes, the one before it returns
+TransformStep: TypeAlias = Callable[..., object]  # takes what the step before it returns
 
 
 def load_pixels(
@@ -33,7 +33,7 @@ def load_pixels(
     mode: Mode = "exact",
     limits: Limits = DEFAULT_LIMITS,
 ) -> Pixels:
-    """Decode one image, then resize and crop it to (spec.height, spec.width, 3) uint8.
+    """Decode one image, then resize and crop it to (H,W,3) uint8 with the height and width of the spec.
 
     Limits are checked before any pixel is decoded. Raises ImageError with a fixed code if the image cannot be decoded
     or exceeds a limit, and UsageError `bad_argument` if `source` is not an image source.

@@ -1,4 +1,4 @@
-"""Walks folders and matches patterns. Links are followed, but never in a circle; nothing is left out silently."""
+"""Walk folders and match patterns. Links are followed, but never in a circle; nothing is left out silently."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def split_pattern(pattern: str) -> tuple[str, list[str]]:
 def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[Entry]:
     """Yield everything below `root` in natural order, depth first; with a pattern, what matches it.
 
-    pattern: one part per level, where "**" stands for any number of levels. The contents of a matching folder match,
+    pattern: one part per level, where "**" matches any number of levels. The contents of a matching folder match,
     too. Hidden entries, system files or folders, results of Tessella and links to a folder above them are counted
-    in `skipped`. A folder behind several consecutive links is listed once, as folders that all link to each other have
-    more paths than can be listed. A folder that cannot be listed is an entry of kind "broken".
+    in `skipped`. A folder behind several consecutive links is listed once, because folders that all link to each other
+    have more paths than can be listed. A folder that cannot be listed is an entry of kind "broken".
     """
     end = len(pattern)
     visited = _Visited(_folders_above(root), set())
@@ -104,7 +104,7 @@ def walk(root: str, skipped: Skipped, pattern: Sequence[str] = ()) -> Iterator[E
 
 
 def _skip_wildcards(pattern: Sequence[str], matched: set[int]) -> frozenset[int]:
-    """Add the positions that follow if each "**" stands for no level."""
+    """Add the positions that follow if each "**" matches no level."""
     for i in sorted(matched):
         while i < len(pattern) and pattern[i] == "**":
             i += 1

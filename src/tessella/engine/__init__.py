@@ -1,8 +1,9 @@
-"""Faster implementations of the same function: the plan with its reasons, exact rewrites, one file per backend.
+"""Faster ways to run a model: the plan with its reasons, the exact rewrites, and one file per backend.
 
 `plan.py` resolves automatic settings, `rewrites/` has the exact rewrites, `base.py` the engine interface, `open.py`
-opens an engine, `convert.py` makes files for other runtimes, `artefacts.py` keeps them on disk, `exported.py` reads an
-exported folder, `gate.py` checks the accuracy of lossy precisions, `tuned.py` keeps what was measured.
+opens an engine, `convert.py` converts models for other runtimes, `artefacts.py` caches the files, `exported.py` reads
+an exported folder, `gate.py` checks the accuracy of lossy precisions, `tuned.py` stores the measurements of `tessella
+tune`.
 """
 
 import lazy_loader

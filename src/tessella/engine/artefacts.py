@@ -1,4 +1,4 @@
-"""Converted models on disk, named by everything that decides them: written atomically, verified when read."""
+"""A cache of converted models on disk: written atomically, verified when read, named by a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from filelock import FileLock
 
 from ..errors import WeightsError
 
-GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}  # file of a converted model by engine
+GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}  # file name of a converted model, by engine
 MANIFEST = "manifest.json"
 
 
 class ArtefactManifest(msgspec.Struct, forbid_unknown_fields=True):
-    """The contents of MANIFEST: what a folder was made of, and the SHA-256 of each file."""
+    """The contents of MANIFEST: the inputs of a conversion, and the SHA-256 of each file by name."""
 
-    facts: dict[str, Any]
+    facts: dict[str, object]
     files: dict[str, str]
 
 
 def cache_folder() -> Path:
     """Return $TESSELLA_CACHE, or `tessella` in the user's cache folder as the operating system defines it.
 
-    Before platformdirs was used, the folder was `tessella` in $XDG_CACHE_HOME or ~/.cache on every system: if it
-    exists, it stays in use.
+    Earlier versions used `tessella` in $XDG_CACHE_HOME or ~/.cache on every system; if that folder exists, it is
+    returned.
     """
-    if chosen := os.environ.get("TESSELLA_CACHE"):
-        return Path(chosen)
-    earlier = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
-    if earlier.is_dir():
-        return earlier
-    import platformdirs  # takes 9 ms, which most commands need not spend
+    if configured := os.environ.get("TESSELLA_CACHE"):
+        return Path(configured)
+    legacy = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
+    if legacy.is_dir():
+        return legacy
+    import platformdirs  # takes 9 ms, which most commands do not need
 
     return platformdirs.user_cache_path("tessella", appauthor=False)
 
 
-def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
-    """Return the folder that `build` fills for `facts`, built on first use; concurrent processes wait for the first.
+def cached(kind: str, facts: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+    """Return the cached folder for `facts`, which `build` fills on first use; other processes wait meanwhile.
 
-    kind: name of the parent folder in the cache. A folder with a damaged file is built anew.
+    kind: name of the parent folder in the cache. facts: everything that determines the contents; its hash is the name
+    of the folder. A folder with a damaged file is built again.
     Raises WeightsError `cache_failed` if the folder cannot be written.
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -72,31 +72,34 @@ def cached(kind: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -
     return folder
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of a folder: the hashes of its files, and the facts they were made of."""
+def seal(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write the manifest of a folder: `facts`, and the hashes of its files."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(dict(facts=dict(facts), files=files), indent=1))
 
 
 def weights_file_hash(folder: Path) -> str:
-    """Return the SHA-256 of the weights of a sealed graph.
+    """Return the SHA-256 of the weights of a converted model, as its manifest states it.
 
-    Of OpenVINO's two files this is the .bin: names in the .xml contain a counter of the process.
+    For OpenVINO this is the hash of the .bin file, as the names in the .xml file contain a counter of the process.
     """
     files = _read_manifest(folder).files
     return next((digest for name, digest in files.items() if name.endswith(".bin")), "") or files["model.onnx"]
 
 
 def is_intact(folder: Path) -> bool:
-    """Return whether the folder has exactly the bytes that its manifest states."""
+    """Return whether all files that the manifest lists exist and are unchanged."""
     return find_damaged(folder) is None
 
 
 def find_damaged(folder: Path, needed: Iterable[str] = ()) -> str | None:
-    """Return the name of a file that is missing or differs from its hash, or None; `needed` files must be listed."""
+    """Return the name of a file that is missing or differs from its hash, or None.
+
+    needed: names of files that the manifest must list.
+    """
     try:
         files = _read_manifest(folder).files
-        if not files or not all(Path(name).name == name for name in files):  # files of this folder only
+        if not files or not all(Path(name).name == name for name in files):  # no file outside this folder
             return MANIFEST
         for name, digest in files.items():
             if not (folder / name).is_file() or _sha256(folder / name) != digest:

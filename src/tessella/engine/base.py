@@ -1,4 +1,4 @@
-"""The engine interface: a batch in, float32 logits and embedding of one forward pass out. Imports no PyTorch."""
+"""The engine interface: a batch in, float32 logits and embeddings out. PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float32]
 ArrayOutputs: TypeAlias = tuple[FloatArray, FloatArray]  # logits (B,classes), embedding (B,width)
-TensorOutputs: TypeAlias = "tuple[Tensor, Tensor]"  # the same
+TensorOutputs: TypeAlias = "tuple[Tensor, Tensor]"  # the same as tensors
 Batch: TypeAlias = "Pixels | Tensor"
 
 
 class Engine(abc.ABC):
-    """A model that is ready to run as its plan says.
+    """A model that is ready to run according to its plan.
 
-    model: the one it was opened with, in evaluation mode, never changed by it; None for an exported file. spec: how
-    pixels are normalised; an engine without one reads (B,C,H,W) normalised floats, one with it (B,H,W,C) uint8.
-    size: (height, width) of the images.
+    model: the original model in evaluation mode, which the engine does not change; None for an exported file. spec: how
+    pixels are normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised
+    floats. size: (height, width) of the images in pixels.
     """
 
     def __init__(self, model: ImageModel | None, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
@@ -50,7 +50,10 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def run(self, x: Tensor) -> TensorOutputs:
-        """Run one forward pass over a batch of any size, on the device of `x`; inputs as the class says."""
+        """Run one forward pass on the device of `x`: (B,H,W,C) uint8 or (B,C,H,W) normalized images, see the class.
+
+        Returns logits (B,classes) and embedding (B,width).
+        """
 
     @abc.abstractmethod
     def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
@@ -58,7 +61,7 @@ class Engine(abc.ABC):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one input image: (H,W,C) for uint8 images, (C,H,W) for normalised ones."""
+        """Shape of one input image: (H,W,C) for uint8 images, (C,H,W) for normalized ones."""
         if self.spec:
             return (*self.size, self.spec.channels)
         assert self.model
@@ -71,25 +74,25 @@ class Engine(abc.ABC):
     def imap(
         self, batches: Iterable[Batch], *, split_batch: bool = True
     ) -> Iterator[TensorOutputs] | Iterator[ArrayOutputs]:
-        """Yield the outputs of every batch in order; `plan.streams` batches are computed at the same time.
+        """Yield the outputs of every batch in order; `plan.streams` batches are computed concurrently.
 
-        Array batches give arrays, tensors give tensors. On a CPU, a core computes whole images instead of parts of
-        each, so cores do not wait for each other. Batches are drawn from the iterable while the model works; at most
-        one more than are being computed is held in memory. split_batch: a single batch is divided among the streams,
+        batches: arrays (B,H,W,C) give arrays, tensors as in `run` give tensors. With several streams, each CPU core
+        computes complete images, so cores do not wait for each other. Batches are drawn from the iterable while the
+        model runs; at most `plan.streams` + 1 are in memory. split_batch: divide a single batch among the streams,
         which changes the last bits of some models' outputs.
         """
         return self._imap(batches, split_batch)  # type: ignore[return-value]  # one kind of batch per call
 
     def _imap(self, batches: Iterable[Batch], split_batch: bool) -> Iterator[TensorOutputs | ArrayOutputs]:
         source = iter(batches)
-        drawn = list(itertools.islice(source, 2))
-        if len(drawn) == 1 and split_batch:
-            yield self._run_split(drawn[0])
+        first = list(itertools.islice(source, 2))
+        if len(first) == 1 and split_batch:
+            yield self._run_split(first[0])
             return
         pending: deque[Future[TensorOutputs | ArrayOutputs]] = deque()
         with ThreadPoolExecutor(self.plan.streams, "tessella-model", self._init_worker) as pool:
             try:
-                for batch in itertools.chain(drawn, source):
+                for batch in itertools.chain(first, source):
                     pending.append(pool.submit(self._run_batch, batch))
                     if len(pending) > self.plan.streams:
                         yield pending.popleft().result()
@@ -100,7 +103,7 @@ class Engine(abc.ABC):
                     future.cancel()
 
     def _run_batch(self, batch: Batch) -> TensorOutputs | ArrayOutputs:
-        if not len(batch):  # no image of the batch could be read
+        if not len(batch):  # none of its images could be read
             return (np.empty((0, 1), np.float32),) * 2
         return self(batch) if isinstance(batch, np.ndarray) else self.run(batch)
 
@@ -109,9 +112,9 @@ class Engine(abc.ABC):
         streams = min(self.plan.streams, len(batch))
         if streams < 2:
             return self._run_batch(batch)
-        cuts = [len(batch) * i // streams for i in range(streams + 1)]
+        bounds = [len(batch) * i // streams for i in range(streams + 1)]
         with ThreadPoolExecutor(streams, "tessella-model", self._init_worker) as pool:
-            parts = list(pool.map(self._run_batch, (batch[a:b] for a, b in itertools.pairwise(cuts))))
+            parts = list(pool.map(self._run_batch, (batch[start:stop] for start, stop in itertools.pairwise(bounds))))
         logits, embeddings = zip(*parts, strict=True)
         if isinstance(batch, np.ndarray):
             return np.concatenate(logits), np.concatenate(embeddings)
@@ -123,7 +126,7 @@ class Engine(abc.ABC):
         """Prepare a thread of `imap`."""
 
     def features(self, images_BHWC: Pixels, indices: int | Sequence[int]) -> list[FloatArray]:
-        """(B,H,W,C) uint8 images -> the outputs of the picked blocks, each a (B,channels,rows,columns) map."""
+        """(B,H,W,C) uint8 images -> the outputs of the selected blocks, (B,channels,rows,columns) maps."""
         import torch
 
         with torch.inference_mode():
@@ -131,27 +134,31 @@ class Engine(abc.ABC):
             return [output.float().cpu().numpy() for output in self.intermediates(images, indices)]
 
     def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
-        """As `ImageModel.forward_intermediates`, by the model itself unless an engine has a faster way."""
+        """Return the outputs of the selected blocks for (B,H,W,C) uint8 images: (B,channels,rows,columns) maps.
+
+        indices: as in `ImageModel.forward_intermediates`. Computed by the original model unless an engine overrides it.
+        """
         assert self.spec, "this engine reads normalized batches"
         assert self.model
         return intermediates_of(self.model, normalise(images_BHWC, self.spec), indices)
 
 
 def intermediates_of(model: ImageModel, x: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
-    """Run `model` up to the last picked block and return the outputs of the picked blocks alone."""
+    """Return only the outputs of the selected blocks, (B,channels,rows,columns) maps; later blocks are not run."""
     outputs = model.forward_intermediates(x, indices=indices, intermediates_only=True, stop_early=True)
     assert isinstance(outputs, list)
     return outputs
 
 
 class GraphEngine(Engine):
-    """A converted model in a file, which another runtime runs without PyTorch."""
+    """A converted model in a file that another runtime runs without PyTorch."""
 
     @abc.abstractmethod
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
-        """Run one forward pass over a batch of any size, uint8 or normalised as the class says."""
+        """(B,H,W,C) uint8 or (B,C,H,W) normalized images -> logits (B,classes) and embedding (B,width)."""
 
     def run(self, x: Tensor) -> TensorOutputs:
+        """As `__call__`, with tensors on the CPU: (B,H,W,C) or (B,C,H,W) -> logits (B,classes), embedding (B,width)."""
         import torch
 
         logits, embedding = self(x.numpy())

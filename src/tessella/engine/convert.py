@@ -1,4 +1,4 @@
-"""Convert a model to a file that another runtime runs: by torch.export, once, kept in the cache."""
+"""Convert a model to a file for another runtime with torch.export, and cache the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,12 +27,15 @@ from .openvino import core
 from .plan import Plan
 from .rewrites import usual_layout
 
+if TYPE_CHECKING:
+    import openvino
+
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def _without_verbose() -> Iterator[None]:
-    """Hide the program's `--verbose` from OpenVINO, which reads sys.argv and would print its own statistics."""
+    """Hide `--verbose` from OpenVINO, which reads sys.argv and would print its own statistics."""
     arguments = sys.argv
     sys.argv = [argument for argument in arguments if argument != "--verbose"]
     try:
@@ -44,9 +47,9 @@ def _without_verbose() -> Iterator[None]:
 def as_openvino(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
 ) -> Path:
-    """Return the folder with the model as OpenVINO's files; float32 and bfloat16 share one, as the runtime rounds.
+    """Return the folder with the model in OpenVINO's format; float32 and bfloat16 share one, as the runtime rounds.
 
-    size: (height, width). samples: (N,H,W,C) uint8 images to measure int8 ranges on; needed for that precision only.
+    size: (height, width) in pixels. samples: (N,H,W,C) uint8 images to calibrate int8 on; required for int8 only.
     Raises WeightsError `conversion_failed` or `cache_failed`.
     """
     import openvino as ov
@@ -83,7 +86,7 @@ def as_openvino(
 def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
     """Return the folder with the model as an ONNX file.
 
-    size: (height, width). Raises WeightsError `conversion_failed` or `cache_failed`.
+    size: (height, width) in pixels. Raises WeightsError `conversion_failed` or `cache_failed`.
     """
 
     def export(folder: Path) -> None:
@@ -107,7 +110,7 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
 def export_program(
     model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None
 ) -> torch.export.ExportedProgram:
-    """Return the rewritten model as a torch.export program of any batch size, for converters to other runtimes."""
+    """Return the rewritten model as a torch.export program for any batch size, the input of all converters."""
     layout = plan.layout or usual_layout(model, plan.engine)
     exact = dataclasses.replace(plan, device="cpu", precision="float32", layout=layout)
     module = wrap_outputs(rewritten_for(model, exact, spec), exact, spec)
@@ -120,14 +123,14 @@ def export_program(
 # --- int8 -------------------------------------------------------------------------------------------------------------
 
 
-def quantise(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pixels) -> Any:
-    """Return the openvino.Model of `graph` with int8 products: NNCF's post-training quantisation.
+def quantise(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pixels) -> openvino.Model:
+    """Return the openvino.Model of `graph` after NNCF's post-training quantisation to int8.
 
-    samples: (N,H,W,C) uint8 images to measure ranges on. These stay in floating point: the first and last products,
-    whose inputs and outputs are the model's own; depthwise convolutions and sums, which are bound by memory and lose
-    accuracy. Activations are quantised asymmetrically, as none is centred.
+    samples: (N,H,W,C) uint8 images to calibrate on. The first and last products stay in floating point, as they read
+    the input and write the output of the model, and so do depthwise convolutions and sums, which are memory-bound and
+    would lose accuracy. Activations are quantised asymmetrically, as none is centred.
     """
-    with suppress_warnings(), redirect_stdout(sys.stderr):  # progress bars do not belong to the results
+    with suppress_warnings(), redirect_stdout(sys.stderr):  # progress bars do not belong on stdout
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
@@ -151,8 +154,8 @@ def quantise(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pi
                 types=["GroupConvolution", "Add"] if convolutional else [],
                 validate=False,
             ),
-            # without VNNI, products are added in pairs in 16 bits, and full-range weights overflow; always on, so that
-            # a file gives the same answers on every CPU
+            # without VNNI, products are added in pairs in 16 bits, and full-range weights overflow; always enabled, so
+            # that a file gives the same outputs on every CPU
             advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
         )
 
@@ -177,12 +180,12 @@ def conversion_errors(what: str) -> Iterator[None]:
 
 
 def array_hash(array: Pixels) -> str:
-    """Return the SHA-256 of type, shape and values of an array."""
+    """Return the SHA-256 of the type, shape and values of an array (...,)."""
     return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def code_hash() -> str:
-    """Return the SHA-256 of the code of `models` and `engine`: after a change, models are converted anew."""
+    """Return the SHA-256 of the code of `models` and `engine`: after a change, models are converted again."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for path in sorted(path for layer in ("models", "engine") for path in (package / layer).rglob("*.py")):
@@ -191,9 +194,12 @@ def code_hash() -> str:
 
 
 def conversion_facts(
-    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, **more: Any
-) -> dict[str, Any]:
-    """Return everything that decides a converted model, from which its name in the cache is derived."""
+    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, **more: object
+) -> dict[str, object]:
+    """Return everything that determines a converted model; its name in the cache is derived from it.
+
+    more: further inputs of a conversion, such as the versions of converters.
+    """
     from .._version import __version__
 
     return dict(

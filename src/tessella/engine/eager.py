@@ -1,4 +1,4 @@
-"""The engines that are PyTorch itself: the reference, and the rewritten model."""
+"""The engines that run in PyTorch: the reference, and the rewritten model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .rewrites import Rewritten, rewrite
 
 
 class ThreadCountGuard:
-    """Restore PyTorch's number of threads when the last of several overlapping uses ends.
+    """A context manager that restores PyTorch's number of threads when the last of several overlapping uses ends.
 
-    `torch.set_num_threads` acts on the calling thread and on every thread that starts later.
+    `torch.set_num_threads` affects the calling thread and every thread that starts later.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ _THREAD_COUNT = ThreadCountGuard()
 
 
 class TorchEngine(Engine):
-    """Runs in this process's PyTorch, on the device of the plan."""
+    """An engine that runs in PyTorch, on the device of the plan."""
 
     model: ImageModel
 
@@ -80,6 +80,7 @@ class EagerEngine(TorchEngine):
 
     @torch.inference_mode()
     def run(self, x: Tensor) -> TensorOutputs:
+        """As `Engine.run`: (B,...) -> logits (B,classes), embedding (B,width)."""
         features = self.net.forward_features(self._preprocess(x))
         embedding = self.net.forward_head(features, pre_logits=True)
         return self.net.forward_head(features).float(), embedding.float()
@@ -89,7 +90,7 @@ class EagerEngine(TorchEngine):
 
 
 class RewrittenEngine(TorchEngine):
-    """The exact rewrites, run by PyTorch without a compiler: ready at once, for any batch and any size of the model."""
+    """The exact rewrites, run by PyTorch without a compiler: ready immediately, for any batch size and image size."""
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
         super().__init__(model, plan, size, spec)
@@ -98,6 +99,7 @@ class RewrittenEngine(TorchEngine):
 
     @torch.inference_mode()
     def run(self, x: Tensor) -> TensorOutputs:
+        """As `Engine.run`: (B,...) -> logits (B,classes), embedding (B,width)."""
         outputs: TensorOutputs = self.module(x)
         return outputs
 
@@ -106,7 +108,7 @@ class RewrittenEngine(TorchEngine):
 
 
 class OnPixels(nn.Module):
-    """A rewritten model that reads images in the layout of arrays: (B,H,W,C) uint8."""
+    """A rewritten model that reads (B,H,W,C) uint8 images -> logits (B,classes), embedding (B,width)."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -118,7 +120,7 @@ class OnPixels(nn.Module):
 
 
 class Float32Outputs(nn.Module):
-    """Outputs in float32 for a model that computes in `dtype`, to which floating-point inputs are converted."""
+    """Convert floating-point inputs (B,...) of a model to `dtype`, and its two outputs (B,...) to float32."""
 
     def __init__(self, inner: nn.Module, dtype: torch.dtype):
         super().__init__()
@@ -130,18 +132,18 @@ class Float32Outputs(nn.Module):
 
 
 def rewritten_for(model: ImageModel, plan: Plan, spec: InputSpec | None) -> Rewritten:
-    """Return the rewritten model on the plan's device and in its precision; weights are rounded after folding."""
+    """Return the rewritten model on the device and in the precision of the plan; weights are rounded after folding."""
     return rewrite(model, spec=spec, layout=plan.layout).to(device=plan.device, dtype=getattr(torch, plan.precision))
 
 
 def wrap_outputs(rewritten: Rewritten, plan: Plan, spec: InputSpec | None) -> nn.Module:
-    """Return one module that takes what `Engine.run` takes and returns float32 outputs."""
+    """Return a module with the inputs of `Engine.run` and float32 outputs."""
     return Float32Outputs(OnPixels(rewritten) if spec else rewritten, getattr(torch, plan.precision)).eval()
 
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Suppress the warnings of converters and compilers: deprecations, and optional packages."""
+    """Suppress the warnings of converters and compilers, which are about deprecations and optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""An exported folder: graph, input specification, labels and identity of a model; read without PyTorch."""
+"""Exported folders: the graph, input specification, labels and identity of a model; read without PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -36,30 +36,30 @@ from .plan import (
 )
 
 FILE = "tessella.json"
-FORMAT = 1  # of the card; newer formats are refused
-MAX_PIXELS = DEFAULT_LIMITS.intermediate  # of the model's input
-MAX_BYTES = 32 << 20  # of the card: 21,843 labels take 1 MB
+FORMAT = 1  # version of the card's format; newer ones are refused
+MAX_PIXELS = DEFAULT_LIMITS.intermediate  # in an input image
+MAX_BYTES = 32 << 20  # size of the card; 21,843 labels take 1 MB
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a Predictor needs to know about a model besides its graph; the contents of FILE."""
+    """The metadata of an exported model that a Predictor needs besides the graph: the contents of FILE."""
 
     name: str
     arch: str
-    engine: str  # the one that reads the graph, a key of GRAPHS
+    engine: str  # that runs the graph, a key of GRAPHS
     precision: str
     num_classes: int
     width: int  # of the embedding
     spec: InputSpec
     labels: tuple[str, ...]
     synsets: tuple[str, ...]
-    identity: Mapping[str, Any]  # everything that decides the numbers, except for the settings of a Predictor
+    identity: Mapping[str, object]  # everything that determines the outputs, except for the settings of a Predictor
     format: int = FORMAT
 
 
 class _CardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fields of FILE with the types and bounds that the rest of the program relies on."""
+    """The fields of FILE with the types and bounds that other code relies on."""
 
     name: str
     arch: str
@@ -67,10 +67,10 @@ class _CardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Literal["float32", "bfloat16", "int8"]
     num_classes: Annotated[int, msgspec.Meta(ge=0)]
     width: Annotated[int, msgspec.Meta(gt=0)]
-    spec: dict[str, Any]  # read by InputSpec
+    spec: dict[str, object]  # read by InputSpec
     labels: tuple[str, ...]
     synsets: tuple[str, ...]
-    identity: dict[str, Any]
+    identity: dict[str, object]
     format: int = FORMAT
 
     def to_card(self) -> Card:
@@ -84,7 +84,7 @@ class _CardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write the card into the folder of the graph, and the hashes of all its files."""
+    """Write the card and the hashes of all files into the folder of the graph."""
     rows = dataclasses.asdict(card) | {"spec": card.spec.to_cfg()}
     (folder / FILE).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
     seal(folder, {"card": FILE})
@@ -119,17 +119,16 @@ def read_card(folder: Path) -> Card:
         ) from None
     if damaged := find_damaged(folder, (FILE, GRAPHS[card.engine])):
         raise WeightsError(
-            "hash_mismatch",
-            f"{damaged} in {str(folder)!r} has been modified or is damaged",
-            hint="export the model again",
+            "hash_mismatch", f"{damaged} in {str(folder)!r} has changed since the export", hint="export the model again"
         )
     return card
 
 
 def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "throughput") -> tuple[Card, Engine]:
-    """Return the card and a running engine; mode as in `make_plan`.
+    """Return the card and an engine that is ready to run; mode: as in `make_plan`.
 
-    Raises WeightsError as `read_card`, UsageError `missing_dependency` if the runtime is not installed.
+    Raises WeightsError as `read_card` does, UsageError `bad_argument`, or `missing_dependency` if the runtime is not
+    installed.
     """
     if mode not in MODES:
         raise UsageError("bad_argument", f"mode is {mode!r}, expected {' or '.join(MODES)}")
@@ -161,14 +160,14 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
 
 
 def _start(folder: Path, card: Card, plan: Plan) -> Engine:
-    """Open the engine, and run one pass to check that the graph is the one that the card describes."""
+    """Open the engine, and run one forward pass to check that the outputs have the shapes that the card states."""
     graph, size = folder / GRAPHS[card.engine], (card.spec.height, card.spec.width)
     try:
         engine = open_graph(graph, plan, size, card.spec)
         shapes = [np.shape(part) for part in engine(np.zeros((1, *size, 3), np.uint8))]
         if shapes != [(1, card.num_classes or card.width), (1, card.width)]:
             raise ValueError(f"it gives {shapes}, the card says {card.num_classes} classes and width {card.width}")
-    except Exception as error:  # each runtime has its own errors for graphs that it cannot read
+    except Exception as error:  # each runtime has its own exceptions for graphs that it cannot read
         raise WeightsError(
             "bad_config", f"{graph} cannot be used with {FILE}: {error}", hint="export the model again"
         ) from None

@@ -1,7 +1,7 @@
-"""The gate for lossy precisions: a precision that changes a model's answers too much is replaced, with a warning.
+"""The gate for lossy precisions: a precision that changes a model's outputs too much is replaced, with a warning.
 
-All images of the user count. The photographs in this package may show nothing that a model was trained on: of these,
-only images with a clear answer of the reference count for the top class, by MARGIN between its first two classes.
+All images of the user are compared. The photographs in this package may show nothing that a model was trained on, so of
+these, only images whose two most probable classes differ by MARGIN count for the agreement of the top class.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SAMPLES = 128  # built-in crops for the comparison
-CALIBRATION = 64  # other built-in crops, for the ranges of int8
+CALIBRATION = 64  # further built-in crops, to calibrate int8
 MARGIN = 0.1  # difference of probabilities
 
 
 class Bounds(NamedTuple):
-    """The minimum that a precision must reach against eager float32 on real images."""
+    """The agreement with eager float32 on real images that a precision must reach."""
 
     agreement: float  # fraction of images with the same most probable class
-    cosine: float  # similarity of both embeddings of an image, mean over the images
+    cosine: float  # mean cosine similarity of the two embeddings of an image
 
 
 BOUNDS = {"bfloat16": Bounds(0.995, 0.999), "int8": Bounds(0.99, 0.99)}
 
 
 class Verdict(NamedTuple):
-    """The agreement of a precision with eager float32; the fields are those of Bounds, and the numbers of images."""
+    """The agreement of a precision with eager float32: the fields of Bounds, and the numbers of images."""
 
     agreement: float
     cosine: float
@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
     decided: int  # images that count for the agreement
 
     def passes(self, precision: str) -> bool:
-        """Return whether the bounds of `precision` are reached."""
+        """Return whether the bounds for `precision` are reached."""
         bounds = BOUNDS[precision]
         return self.agreement >= bounds.agreement and self.cosine >= bounds.cosine
 
@@ -63,24 +63,23 @@ class Verdict(NamedTuple):
 
 
 def compare(outputs: ArrayOutputs, expected: ArrayOutputs, margin: float = 0.0) -> Verdict:
-    """Compare (logits (N,classes), embeddings (N,width)) of the same images; without classes, the agreement is 1.
+    """Compare two pairs of logits (N,classes) and embeddings (N,width) of the same images.
 
-    margin: difference between the two highest probabilities of the reference from which on an image counts for the
-    agreement. All images count if fewer than a quarter reach it.
+    margin: an image counts for the agreement if the two highest probabilities of the reference differ by at least this
+    much; all images count if fewer than a quarter do. Without classes, the agreement is 1.
     """
-    (logits, embeddings), (true_logits, true_embeddings) = outputs, expected
+    (logits, embeddings), (expected_logits, expected_embeddings) = outputs, expected
     counted = np.ones(len(logits), bool)
     same = counted
     if logits.shape[1] > 1:
-        same = logits.argmax(1) == true_logits.argmax(1)
-        powers = np.exp(true_logits - true_logits.max(1, keepdims=True))
+        same = logits.argmax(1) == expected_logits.argmax(1)
+        powers = np.exp(expected_logits - expected_logits.max(1, keepdims=True))
         second, first = np.sort(powers / powers.sum(1, keepdims=True), axis=1)[:, -2:].T
         clear = first - second >= margin
         counted = clear if clear.mean() >= 0.25 else counted
-    lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(true_embeddings, axis=1)
-    cosines = (embeddings * true_embeddings).sum(1) / np.maximum(lengths, 1e-12)
-    # NaN agrees with nothing
-    cosine = float(np.nan_to_num(cosines, nan=-1.0).mean())
+    lengths = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(expected_embeddings, axis=1)
+    cosines = (embeddings * expected_embeddings).sum(1) / np.maximum(lengths, 1e-12)
+    cosine = float(np.nan_to_num(cosines, nan=-1.0).mean())  # NaN is the worst agreement
     return Verdict(float(np.mean(same[counted])), cosine, len(embeddings), int(counted.sum()))
 
 
@@ -91,17 +90,17 @@ def open_gated(
     spec: InputSpec | None = None,
     images: Pixels | None = None,
 ) -> Engine:
-    """As `open_engine`, but replace a lossy precision that fails the gate by the next more exact one, with a warning.
+    """As `open_engine`, but replace a lossy precision that fails the gate with the next more exact one, with a warning.
 
-    images: (N,H,W,C) uint8 images of the model's size to compare on, and to measure the ranges of int8 on; None takes
-    crops of the photographs in this package. Verdicts are cached with the converted models. The engine's plan has the
-    precision that is used, and why. Raises WeightsError `cache_failed`.
+    images: (N,H,W,C) uint8 images of the model's size for the comparison and the calibration of int8; None uses crops
+    of the photographs in this package. Verdicts are cached with the converted models. The plan of the engine states
+    the precision that is used, and why. Raises WeightsError `cache_failed` or `conversion_failed`.
     """
     while plan.precision in BOUNDS:
         requested = plan.precision
         recipe = dataclasses.replace(InputSpec.from_cfg(model.pretrained_cfg), height=size[0], width=size[1])
-        compared, ranges = split(images, recipe)
-        engine = open_engine(model, plan, size, spec, ranges)
+        compared, calibration = split(images, recipe)
+        engine = open_engine(model, plan, size, spec, calibration)
         verdict = judge(model, engine, compared, recipe, MARGIN if images is None else 0.0)
         reason = plan.choice("precision").reason
         if verdict.passes(requested):
@@ -123,12 +122,15 @@ def one_step_down(plan: Plan) -> Plan:
 
 
 def split(images: Pixels | None, recipe: InputSpec) -> tuple[Pixels, Pixels]:
-    """Return disjoint (images to compare on, images to measure int8 ranges on); the same one if there is only one."""
+    """Return images (N,H,W,C) for the comparison and other images for the calibration of int8.
+
+    A single image is used for both. images: as in `open_gated`.
+    """
     if images is None:
         images = sample_images(recipe, SAMPLES + CALIBRATION)
         return images[:SAMPLES], images[SAMPLES:]
-    held = max(1, len(images) // 3)
-    return (images[held:], images[:held]) if len(images) > 1 else (images, images)
+    count = max(1, len(images) // 3)
+    return (images[count:], images[:count]) if len(images) > 1 else (images, images)
 
 
 def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, margin: float) -> Verdict:
@@ -149,7 +151,7 @@ def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, 
         )
         expected = reference(model, engine, images, recipe)
         outputs = run_all(engine, images, recipe)
-        if not model.num_classes:  # the logits of such a model are its embedding once more
+        if not model.num_classes:  # the logits of such a model are its embedding
             outputs, expected = ((logits[:, :0], embeddings) for logits, embeddings in (outputs, expected))
         verdict = compare(outputs, expected, margin)
         (folder / "verdict.json").write_text(json.dumps(verdict._asdict()))
@@ -158,15 +160,18 @@ def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, 
 
 
 def reference(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
-    """Return the outputs of eager float32; cached, as all lossy precisions of a model are compared with the same."""
+    """Return the outputs of eager float32 for (N,H,W,C) uint8 images: logits (N,classes), embeddings (N,width).
+
+    They are cached, as all lossy precisions of a model are compared with them.
+    """
     from .convert import array_hash, conversion_facts
     from .eager import EagerEngine
 
     exact = dataclasses.replace(engine.plan, engine="eager", precision="float32", layout="")
 
     def measure(folder: Path) -> None:
-        truth = EagerEngine(model, exact, engine.size, recipe)
-        logits, embeddings = run_all(truth, images, recipe)
+        eager = EagerEngine(model, exact, engine.size, recipe)
+        logits, embeddings = run_all(eager, images, recipe)
         np.savez(folder / "answers.npz", logits=logits, embeddings=embeddings)
 
     facts = conversion_facts(model, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
@@ -175,7 +180,7 @@ def reference(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSp
 
 
 def run_all(engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
-    """Run an engine on (N,H,W,C) uint8 images, which are normalised first if the engine reads such batches."""
+    """Run an engine on (N,H,W,C) uint8 images, which are normalised first if the engine has no spec."""
     size = engine.plan.batch_size
     batches = (images[i : i + size] for i in range(0, len(images), size))
     if engine.spec:

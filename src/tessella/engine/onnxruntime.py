@@ -1,4 +1,4 @@
-"""A converted model in ONNX Runtime, on a CPU, in float32, without PyTorch."""
+"""A converted model in ONNX Runtime, on a CPU and in float32, without PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OnnxRuntimeEngine(GraphEngine):
-    """Takes any batch size; the threads that call it count as threads of the plan."""
+    """Runs batches of any size; the threads that call it count as threads of the plan."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Open the engine that a plan names. Backends are imported when they are used."""
+"""Open the engine of a plan. Backends are imported when they are used."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def open_engine(
     """Return the engine of `plan`, ready to run `model` on images of `size` (height, width), in the plan's precision.
 
     spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalised floats. samples: (N,H,W,C)
-    uint8 images that determine the ranges of int8, which needs them. The accuracy of a lossy precision is not checked
-    here, but by `gate.open_gated`. Raises WeightsError `cache_failed` if a converted model cannot be written,
+    uint8 images to calibrate int8, required for that precision. The accuracy of a lossy precision is checked by
+    `gate.open_gated`, not here. Raises WeightsError `cache_failed` if a converted model cannot be written,
     `conversion_failed`.
     """
     if plan.engine == "eager":
@@ -56,7 +56,7 @@ def open_graph(
 ) -> Engine:
     """Return an engine that runs the file of a converted model, without PyTorch.
 
-    plan: its engine is a key of GRAPHS. model: the one that was converted; None for an exported folder.
+    plan: its engine is a key of GRAPHS. model: the model that was converted; None for an exported folder.
     """
     if plan.engine == "openvino":
         from .openvino import OpenVinoEngine

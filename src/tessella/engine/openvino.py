@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
@@ -13,38 +13,41 @@ from .base import ArrayOutputs, FloatArray, GraphEngine
 from .plan import Plan
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from ..models.base import ImageModel
 
 PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # for products that the graph leaves open
 
 _core_lock = threading.Lock()
-_core: Any = None  # an openvino.Core; the package has no usable types
+_core: ov.Core | None = None
 
 
-def core() -> Any:
-    """Return the one openvino.Core of this process, which is never freed.
+def core() -> ov.Core:
+    """Return the only openvino.Core of this process, which is never freed.
 
-    With large signal frames (AMX), a Core gives the thread that creates it a stack for signals, and restores the
-    earlier one at its end. Several, freed in another order than last created first, leave the thread with one that is
-    unmapped, and the next signal with a Python handler kills the process without a message (OpenVINO 2026.4).
+    On CPUs with large signal frames (AMX), a Core sets an alternate signal stack for the thread that creates it, and
+    restores the previous one when it is freed. If several are not freed in reverse order, the signal stack of the
+    thread is unmapped memory, and the next signal with a Python handler kills the process without a message (OpenVINO
+    2026.4).
 
-    Call this before anything else of OpenVINO: its bindings look NumPy up on first use, and if two threads do so at
-    once, one holds the GIL and waits for the other, which waits for the GIL, forever.
+    Call this before any other function of OpenVINO: its bindings look up NumPy on first use, and two threads that do
+    this at the same time can deadlock over the GIL.
     """
     global _core
     import openvino as ov
 
     with _core_lock:
         if _core is None:
-            ov.Type.f32.to_dtype()  # NumPy is looked up now, by one thread
+            ov.Type.f32.to_dtype()  # looks up NumPy now, in one thread
             created = ov.Core()
-            created.get_property("CPU", "FULL_DEVICE_NAME")  # sets the stack now, before any other Core does
+            created.get_property("CPU", "FULL_DEVICE_NAME")  # sets the signal stack now, before any other Core does
             _core = created
     return _core
 
 
 class OpenVinoEngine(GraphEngine):
-    """Takes any batch size; each pass has its own request, so threads may share the engine."""
+    """Runs batches of any size; each forward pass has its own request, so threads may share the engine."""
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class OpenVinoEngine(GraphEngine):
             "NUM_STREAMS": plan.streams,
         }
         self.compiled = core().compile_model(graph, "CPU", settings)
-        self.idle: deque[Any] = deque()  # requests that no thread is using; each holds buffers, so they are kept
+        self.idle: deque[ov.InferRequest] = deque()  # unused requests, kept because each has its own buffers
         self.graph = graph
 
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:

@@ -1,9 +1,9 @@
-"""`tessella.optimize`: run a model of `create_model` by the fastest engine that this machine has for it."""
+"""`tessella.optimize`: run a model of `create_model` with the fastest engine available on this machine."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,9 +24,9 @@ class Outputs(NamedTuple):
 
 
 class Optimized:
-    """A model for inference: (B,C,H,W) normalised float images -> (B,classes) logits.
+    """A model for inference: (B,C,H,W) normalized float images -> (B,classes) logits.
 
-    plan: the settings and their reasons. The weights are a copy; later changes of the model have no effect.
+    plan: the settings and their reasons. The weights are a copy: later changes to the model have no effect.
     """
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int]):
@@ -36,23 +36,23 @@ class Optimized:
 
     def __repr__(self) -> str:
         channels, height, width = self.engine.shape
-        how = ", ".join((self.plan.device, self.plan.precision, self.plan.engine))
-        return f"<Optimized {printable(self.model.arch)}: (B,{channels},{height},{width}); {how}>"
+        settings = ", ".join((self.plan.device, self.plan.precision, self.plan.engine))
+        return f"<Optimized {printable(self.model.arch)}: (B,{channels},{height},{width}); {settings}>"
 
     def _repr_html_(self) -> str:
-        """Return a table of every setting with its reason, for Jupyter."""
+        """Return an HTML table of every setting with its reason, for Jupyter."""
         return f"<p>{html_text(repr(self))}</p>" + html_table(("what", "chosen", "reason"), self.plan.choices)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,classes) logits, float32, on the device of `x`."""
+        """(B,C,H,W) normalized images -> (B,classes) logits, float32, on the device of `x`."""
         return self.predict(x).logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,width) embedding, as `forward_head(..., pre_logits=True)` returns it."""
+        """(B,C,H,W) normalized images -> (B,width) embeddings, as `forward_head(..., pre_logits=True)` returns them."""
         return self.predict(x).embedding
 
     def predict(self, x: Tensor) -> Outputs:
-        """(B,C,H,W) normalised images -> logits and embedding of one forward pass, on the device of `x`.
+        """(B,C,H,W) normalized images -> logits and embedding of one forward pass, on the device of `x`.
 
         A large batch is computed in parts of the plan's batch size. Raises UsageError `bad_argument` unless `x` is such
         a batch, `wrong_input_size` for images of another size.
@@ -60,11 +60,11 @@ class Optimized:
         channels, height, width = self.engine.shape
         dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
         if not dense or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != channels:
-            given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            actual = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(
                 "bad_argument",
-                f"got {given}, expected a batch of normalized images, float (B,{channels},{height},{width})",
-                hint="tessella.data.create_transform makes one image of such a batch",
+                f"got {actual}, expected a batch of normalized images, float (B,{channels},{height},{width})",
+                hint="tessella.data.create_transform prepares an image for such a batch",
             )
         if x.shape[-2:] != (height, width):
             raise UsageError(
@@ -73,8 +73,8 @@ class Optimized:
                 hint="optimize again with an example of the new size: tessella.optimize(net, example=x)",
             )
         moved = x.detach().to(device=self.plan.device, dtype=torch.float32)
-        pieces = (piece.contiguous() for piece in moved.split(self.plan.batch_size)) if len(x) else ()
-        parts = list(self.engine.imap(pieces))
+        chunks = (chunk.contiguous() for chunk in moved.split(self.plan.batch_size)) if len(x) else ()
+        parts = list(self.engine.imap(chunks))
         if not parts:
             widths = (self.model.num_classes, self.model.head_hidden_size)
             return Outputs(*(x.new_empty(0, width, dtype=torch.float32) for width in widths))
@@ -83,7 +83,7 @@ class Optimized:
 
 @checked
 def optimize(
-    net: Any,
+    net: object,
     *,
     device: str = "auto",
     engine: str = "auto",
@@ -92,12 +92,13 @@ def optimize(
     mode: Mode = "throughput",
     example: Tensor | None = None,
 ) -> Optimized:
-    """Return a faster implementation of the model `net`, which does not change.
+    """Return a faster implementation of the model `net`, which is not changed.
 
-    net: a model of `create_model`. example: a (B,C,H,W) batch of the image size to use; by default the checkpoint's
-    size. device, engine, precision, batch_size: "auto" or None selects the best setting, and `.plan` has the reasons; a
-    precision that changes the answers too much is not used. mode: "throughput", or "latency" for single images.
-    Raises UsageError `bad_argument` or `missing_dependency`, WeightsError `conversion_failed` or `cache_failed`.
+    net: a model of `create_model`. example: a (B,C,H,W) batch of the image size to use; by default the size of the
+    checkpoint. device, engine, precision, batch_size: "auto" or None selects the best setting, and `.plan` has the
+    reasons; a precision that changes the outputs too much is not used. mode: "throughput", or "latency" for single
+    images. Raises UsageError `bad_argument` or `missing_dependency`, WeightsError `conversion_failed` or
+    `cache_failed`.
     """
     if not isinstance(net, ImageModel):
         raise UsageError(
@@ -107,16 +108,16 @@ def optimize(
         )
     if example is not None:
         if not isinstance(example, Tensor) or example.ndim != 4:
-            given = (
+            actual = (
                 f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
             )
-            raise UsageError("bad_argument", f"example is {given}, expected a batch (B,C,H,W)")
+            raise UsageError("bad_argument", f"example is {actual}, expected a batch (B,C,H,W)")
         size = (int(example.shape[-2]), int(example.shape[-1]))
     else:
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
         img_size = getattr(net.config, "img_size", configured)
         size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
     plan = make_plan(device, precision, engine, batch_size, mode, net, size)
-    # only the reference uses the model's own weights; every engine needs a model in evaluation mode
+    # only the reference shares the weights of the model; every engine needs a model in evaluation mode
     model = copy.deepcopy(net).eval() if plan.engine == "eager" or net.training else net
     return Optimized(model, plan, size)

@@ -26,28 +26,28 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 TORCH_PRECISIONS = ("float32", "bfloat16")
 DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # batch size; on a CPU larger batches do not fit the cache
 MAX_BATCH_SIZE = 65_536
-MAX_STREAMS = 4  # without a measurement; each has its own buffers
+MAX_STREAMS = 4  # unless tuned; each has its own buffers
 
 
 class EngineKind(NamedTuple):
-    """The requirements and abilities of an engine."""
+    """The requirements and capabilities of an engine."""
 
-    packages: tuple[str, ...]  # import names of its requirements besides torch
-    devices: tuple[str, ...]  # () for all
+    packages: tuple[str, ...]  # import names of the required packages besides torch
+    devices: tuple[str, ...]  # empty for all
     precisions: tuple[str, ...]
 
 
 ENGINES = {
-    "eager": EngineKind((), (), TORCH_PRECISIONS),  # the reference: the model as it is
+    "eager": EngineKind((), (), TORCH_PRECISIONS),  # the reference: the unchanged model
     "rewritten": EngineKind((), (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
-    "compile": EngineKind((), ("cpu", "cuda"), TORCH_PRECISIONS),  # the same through torch.compile
+    "compile": EngineKind((), ("cpu", "cuda"), TORCH_PRECISIONS),  # the same with torch.compile
     "openvino": EngineKind(("openvino",), ("cpu",), PRECISIONS),
     "onnxruntime": EngineKind(("onnxruntime", "onnx", "onnxscript"), ("cpu",), ("float32",)),
 }
 
 
 class Choice(NamedTuple):
-    """One row of a plan: a setting, its value, and why it has this value."""
+    """One row of a plan: a setting, its value, and the reason for the value."""
 
     what: str
     chosen: str
@@ -59,7 +59,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model runs: the resolved settings, and a reason for each."""
+    """The resolved settings that a model runs with, and a reason for each."""
 
     device: str
     precision: str  # one of PRECISIONS
@@ -67,23 +67,23 @@ class Plan:
     batch_size: int
     threads: int  # of all streams together
     choices: tuple[Choice, ...]
-    streams: int = 1  # forward passes at the same time, on a CPU; each uses an equal part of the threads
-    layout: str = ""  # one of `rewrites.layouts_of(model)`; "" for the engine's usual one
+    streams: int = 1  # concurrent forward passes on a CPU; each uses an equal part of the threads
+    layout: str = ""  # one of `rewrites.layouts_of(model)`; "" for the engine's default
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.choices))
 
     @property
     def pass_threads(self) -> int:
-        """Threads of one forward pass on a CPU, where their number affects the last bits of some results; else 0."""
+        """Threads per forward pass on a CPU, which affect the last bits of some results; 0 on other devices."""
         return max(1, self.threads // self.streams) if self.device == "cpu" else 0
 
     def choice(self, what: str) -> Choice:
-        """Return the row of the setting `what`, such as "precision"; raises KeyError for an unknown one."""
+        """Return the row of the setting `what`, such as "precision"; raises KeyError for an unknown setting."""
         return {row.what: row for row in self.choices}[what]
 
     def with_choice(self, choice: Choice) -> Plan:
-        """Return the same plan with the row of this setting replaced, or added at the end."""
+        """Return a copy of the plan with the row of this setting replaced, or appended if there is none."""
         rows = [choice if row.what == choice.what else row for row in self.choices]
         return dataclasses.replace(self, choices=tuple(rows if choice in rows else [*rows, choice]))
 
@@ -97,9 +97,9 @@ def make_plan(
     model: ImageModel | None = None,
     size: tuple[int, int] | None = None,
 ) -> Plan:
-    """Resolve "auto" for this machine; any other value is used as it is, or refused.
+    """Resolve every "auto" for this machine; other values are used unchanged, or refused.
 
-    mode: "throughput" for many images, "latency" for one at a time. model, size: with a model and its image size
+    mode: "throughput" for many images, "latency" for one at a time. model, size: for a model and its image size
     (height, width), the settings that `tessella tune` measured for it on this machine are used if engine and precision
     are both "auto". Combinations that no machine supports are refused before PyTorch is imported.
     Raises UsageError `bad_argument` or `missing_dependency`.
@@ -170,7 +170,7 @@ _MEASURED = "measured by `tessella tune`, see engine"
 
 
 class _Settings(NamedTuple):
-    """What `tessella tune` measures, or the default in its place; each with the reason."""
+    """The settings that `tessella tune` measures, or their defaults; each with the reason."""
 
     engine: str
     why_engine: str
@@ -189,7 +189,7 @@ def mode_choice(mode: Mode) -> Choice:
 
 
 def _find_usable(model: ImageModel, size: tuple[int, int], threads: int, mode: Mode) -> Tuned | None:
-    """The tuned settings of a model, unless the package of their engine has been removed since."""
+    """Return the tuned settings of a model, or None if there are none or a package of their engine is missing."""
     from .tuned import Workload, find_tuned
 
     tuned = find_tuned(Workload.of(model, size, threads), mode)
@@ -238,7 +238,7 @@ def streams_for(threads: int) -> int:
 
 
 def _check_choices(device: str, precision: str, engine: str, batch_size: int | None, mode: str) -> None:
-    """Refuse settings that no machine supports."""
+    """Raise UsageError `bad_argument` for settings that no machine supports."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device):
         raise _no_device(device)
     for what, value, known in (
@@ -255,7 +255,7 @@ def _no_device(device: object) -> UsageError:
     return UsageError(
         "bad_argument",
         f"device {device!r} is not available on this machine",
-        hint="use auto, cpu, cuda, cuda:1 or mps; `tessella doctor` shows the one that is used",
+        hint="use auto, cpu, cuda, cuda:1 or mps; `tessella doctor` shows what was found",
     )
 
 
@@ -274,11 +274,11 @@ def check_engine(engine: str, device: str, precision: str) -> None:
     if kind.devices and device not in kind.devices:
         raise UsageError("bad_argument", f"engine {engine!r} runs on {' or '.join(kind.devices)}, not on {device}")
     if precision not in kind.precisions:
-        able = " or ".join(name for name, other in ENGINES.items() if precision in other.precisions)
+        supporting = " or ".join(name for name, other in ENGINES.items() if precision in other.precisions)
         raise UsageError(
             "bad_argument",
-            f"engine {engine!r} supports {' or '.join(kind.precisions)}, not {precision}",
-            hint=f"for {precision} use {able}",
+            f"engine {engine!r} computes in {' or '.join(kind.precisions)}, not in {precision}",
+            hint=f"for {precision} use {supporting}",
         )
     if missing := missing_packages(engine, precision):
         raise UsageError(
@@ -296,7 +296,7 @@ def missing_packages(engine: str, precision: str = "float32") -> list[str]:
 
 @functools.cache
 def has_native_bfloat16(device: str) -> bool:
-    """Return whether bfloat16 products are faster than float32 there: AVX512-BF16 or AMX, or a GPU since Ampere."""
+    """Return whether the device has fast bfloat16 products: AVX512-BF16 or AMX, or a GPU since Ampere."""
     import torch
 
     if device.startswith("cuda"):
@@ -306,7 +306,7 @@ def has_native_bfloat16(device: str) -> bool:
 
 
 def _open_device(device: str) -> tuple[torch.device, str]:
-    """The device and the reason for it; UsageError if it is not available."""
+    """Return the device and the reason for it; raises UsageError `bad_argument` if it is not available."""
     import torch
 
     name, reason = (device, "requested") if device != "auto" else _find_device()

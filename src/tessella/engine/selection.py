@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,14 @@ def choose_kernels(
     prepare: Callable[[nn.Module, Tensor], Run],
     seconds: Callable[[Run], float] | None = None,
 ) -> tuple[Rewritten, Choice]:
-    """Return `rewritten`, or a copy with our kernels if it runs its first block with a kernel faster, and why.
+    """Return `rewritten`, or a copy with our kernels if they run one block faster, and the reason.
 
-    Blocks of a model are alike, so one stands for all. run: a pass over the real batch, which supplies the block's
-    input. at: the batch size in words. prepare: a module and its input -> a function that runs it as part of the whole
-    model would run. tolerance, seconds: as in `fastest`.
+    All blocks of a model have the same structure, so only the first one with a kernel is timed. run: runs the model on
+    the real batch, which supplies the input of the block. at: the batch size in words. prepare: takes a module and its
+    input, a tensor of any shape; returns a function that runs the module in the same way as the complete model.
+    tolerance, seconds: as in `fastest`.
     """
-    variants: dict[str, Rewritten] = {"the compiler's own": rewritten}
+    variants: dict[str, Rewritten] = {"the compiler's": rewritten}
     name = ""
     for layout in LAYOUTS if has_triton() else ():
         swapped = copy.deepcopy(rewritten)
@@ -60,8 +61,8 @@ def choose_kernels(
         if not has_layouts:
             break
     if len(variants) == 1:
-        reason = "none of ours fits the model" if has_triton() else "Triton is not installed"
-        return rewritten, Choice("kernels", "the compiler's own", reason)
+        reason = "the model has no block that our kernels support" if has_triton() else "Triton is not installed"
+        return rewritten, Choice("kernels", "the compiler's", reason)
     block = rewritten.get_submodule(name)
     x = input_of(block, run)
     candidates = {key: partial(prepare, variant.get_submodule(name), x) for key, variant in variants.items()}
@@ -77,10 +78,11 @@ def choose_attention(
     seconds: Callable[[Run], float] | None = None,
     backends: Mapping[str, SDPBackend] = ATTENTION,
 ) -> tuple[AbstractContextManager[object], list[Choice]]:
-    """Return a context in which the fused attention of `run` uses the fastest backend, and why.
+    """Return a context in which the fused attention of `run` uses the fastest backend, and the reason.
 
-    Without fused attention in `run`, the context does nothing and the list is empty. at: the batch size in words.
-    prepare: a function -> the same as it would run in the whole model. tolerance, seconds: as in `fastest`.
+    If `run` has no fused attention, the context does nothing and the list is empty. at: the batch size in words.
+    prepare: takes a function; returns one that runs it in the same way as the complete model. tolerance, seconds: as in
+    `fastest`.
     """
     with AttentionCalls() as recorder:
         run()
@@ -88,8 +90,7 @@ def choose_attention(
         return nullcontext(), []
 
     def attend() -> Tensor:
-        calls = recorder.calls.values()
-        return torch.cat([F.scaled_dot_product_attention(*args, **kwargs).flatten() for args, kwargs in calls])
+        return torch.cat([call().flatten() for call in recorder.calls.values()])
 
     def attend_by(backend: SDPBackend) -> Tensor:
         with sdpa_kernel(backend):
@@ -111,11 +112,12 @@ def fastest(
     measured_on: str,
     seconds: Callable[[Run], float] | None = None,
 ) -> tuple[str, Choice]:
-    """Return the name of the fastest candidate that gives `expected`, with all times as the reason.
+    """Return the name of the fastest candidate that computes `expected`, with all times as the reason.
 
-    what: the setting. candidates: each prepares itself and returns a function that runs it once. tolerance: the largest
-    relative difference of norms. measured_on: the input in words. seconds: the time of one run; by default the GPU's
-    clock. Candidates that fail or differ by more than the tolerance are excluded. Raises RuntimeError if none is left.
+    what: the setting. candidates: functions that prepare a candidate and return a function that runs it once. expected:
+    a tensor of any shape. tolerance: the largest relative difference of norms. measured_on: the input in words.
+    seconds: measures the time of one run; `gpu_seconds` by default. Candidates that fail or differ by more than the
+    tolerance are excluded. Raises RuntimeError if none is left.
     """
     seconds = seconds or gpu_seconds
     ready: dict[str, Run] = {}
@@ -125,16 +127,16 @@ def fastest(
         try:
             run = make()
             difference = relative_difference(run(), expected)
-        except Exception as error:  # whatever the reason of a failure, another candidate may run
+        except Exception as error:  # whatever the error is, another candidate may run
             last_error = error
             excluded.append(f"{name} failed ({type(error).__name__})")
             continue
         if difference <= tolerance:
             ready[name] = run
-        else:  # NaN, too
+        else:  # also for NaN
             excluded.append(f"{name} is off by {difference:.1e}")
     if not ready:
-        raise RuntimeError(f"no {what} to choose from: {'; '.join(excluded)}") from last_error
+        raise RuntimeError(f"no candidate for {what} works: {'; '.join(excluded)}") from last_error
     durations: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(ROUNDS):
         for name, run in ready.items():
@@ -146,41 +148,51 @@ def fastest(
 
 
 def relative_difference(result: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference relative to the norm of `expected`."""
+    """Return the norm of the difference of two tensors of the same shape, relative to the norm of `expected`."""
     return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
 def gpu_seconds(run: Run) -> float:
-    """Return the mean seconds of one of several consecutive runs, by the GPU's own clock."""
-    times = 20
+    """Return the mean time of several consecutive runs in seconds, measured by the GPU."""
+    repeats = 20
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for _ in range(times):
+    for _ in range(repeats):
         run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / times
+    return start.elapsed_time(end) / 1e3 / repeats
 
 
 class AttentionCalls(TorchFunctionMode):
-    """Records the arguments of fused attention, once per shape."""
+    """Records the calls of fused attention as functions without arguments, one per shape."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: dict[tuple[object, ...], tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.calls: dict[tuple[object, ...], partial[Tensor]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.calls.setdefault(tuple((x.shape, x.stride()) for x in args[:3]), (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[Tensor] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run a function of torch, and record it if it is fused attention."""
+        options = kwargs or {}
+        attention: Callable[..., Tensor] = F.scaled_dot_product_attention
+        if func is attention:
+            shapes = tuple((x.shape, x.stride()) for x in args[:3])
+            self.calls.setdefault(shapes, partial(attention, *args, **options))
+        return func(*args, **options)
 
 
 def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """Return the first input of `module` during `run`."""
-    seen: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    """Return the first input of `module` during `run`, a tensor of any shape."""
+    inputs: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
     try:
         run()
     finally:
         hook.remove()
-    return seen[0]
+    return inputs[0]

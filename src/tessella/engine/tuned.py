@@ -1,4 +1,4 @@
-"""The results of `tessella tune` on this machine, kept on disk: one record per model shape, image size and machine."""
+"""The results of `tessella tune` on disk: one record per model architecture, image size and machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -29,25 +29,26 @@ class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
     precision: str
     layout: str
-    streams: int  # forward passes at the same time
+    streams: int  # concurrent forward passes
     batch_size: int
     reason: str  # a sentence with the figures
 
 
 class TunedRecord(msgspec.Struct, frozen=True):
-    """One file of results; winners: by mode; table: every candidate that was measured; date: YYYY-MM-DD."""
+    """One file of results. winners: settings by mode. table: all candidates that were measured. date: YYYY-MM-DD."""
 
     conditions: Conditions
     winners: dict[str, Tuned]
-    table: list[dict[str, Any]]
+    table: list[dict[str, object]]
     date: str
 
     @property
     def arch(self) -> str:
+        """The name of the architecture."""
         return str(self.conditions["arch"])
 
     def holds(self, threads: int) -> bool:
-        """Return whether the record is of this machine, these versions and this number of threads."""
+        """Return whether the record was measured on this machine, with these versions and this number of threads."""
         arch, config, size = (self.conditions[name] for name in ("arch", "config", "size"))
         if not isinstance(arch, str) or not isinstance(config, str) or not isinstance(size, list) or len(size) != 2:
             return False
@@ -56,7 +57,7 @@ class TunedRecord(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is tuned: the shape of a model, its image size and the threads. Speed does not depend on weights."""
+    """What is tuned: an architecture, its image size and the number of threads. Speed does not depend on weights."""
 
     arch: str
     config: str  # the repr of the model's config
@@ -82,21 +83,21 @@ class Workload:
         )
 
     def path(self) -> Path:
-        """Return the file of the record under today's conditions."""
+        """Return the path of the record under the current conditions."""
         key = hashlib.sha256(json.dumps(self.conditions(), sort_keys=True).encode()).hexdigest()[:16]
         return cache_folder() / "tuned" / f"{self.arch}-{key}.json"
 
 
 def find_tuned(workload: Workload, mode: str) -> Tuned | None:
-    """Return the fastest settings for `mode`, or None if none were measured here or the record is damaged."""
+    """Return the fastest settings for `mode`, or None if none were measured or the record is damaged."""
     record = _read(workload.path())
     return record.winners.get(mode) if record else None
 
 
-def save_tuned(workload: Workload, winners: Mapping[str, Tuned], table: list[dict[str, Any]], date: str) -> Path:
-    """Write the record that `find_tuned` reads, and return its path; an earlier one of the same conditions is replaced.
+def save_tuned(workload: Workload, winners: Mapping[str, Tuned], table: list[dict[str, object]], date: str) -> Path:
+    """Write the record that `find_tuned` reads, replacing one of the same conditions, and return its path.
 
-    winners: settings by mode. table: every candidate that was measured. date: YYYY-MM-DD. Raises OSError.
+    winners: settings by mode. table: all candidates that were measured. date: YYYY-MM-DD. Raises OSError.
     """
     path = workload.path()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def save_tuned(workload: Workload, winners: Mapping[str, Tuned], table: list[dic
 
 
 def all_tuned() -> Iterator[TunedRecord]:
-    """Yield every record in the cache that can be read, of any machine."""
+    """Yield every readable record in the cache, including those of other machines."""
     folder = cache_folder() / "tuned"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         record = _read(path)

@@ -1,4 +1,4 @@
-"""The classes of a data set in terms of a model's classes."""
+"""Match the classes of a data set with those of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMING_TEXT: dict[Naming, str] = {"synsets": "WordNet id", "indices": "index", 
 
 
 class ClassMapping(NamedTuple):
-    """The model's classes that can be predicted, and where the C classes of the data are among them."""
+    """The K classes of the model that can be predicted, and the positions of the C classes of the data among them."""
 
     columns: Ints  # (K,) indices into the logits, ascending
     positions: Ints  # (C,) position of each class of the data in `columns`
@@ -29,8 +29,8 @@ class ClassMapping(NamedTuple):
 def match_classes(classes: Sequence[str], predictor: Predictor, restrict: bool | None = None) -> ClassMapping:
     """Find the classes of the data among the model's: by name, by WordNet id (n01440764) or by index (0, 1, ...).
 
-    restrict: whether only the classes of the data can be predicted. None restricts WordNet ids only, as is done for
-    the published figures of ImageNet variants with fewer classes.
+    restrict: whether only the classes of the data can be predicted. None restricts WordNet ids only, as in the
+    published results on ImageNet variants with fewer classes.
     Raises UsageError `bad_argument` if the model has no classifier or lacks one of the classes.
     """
     labels, model = predictor.labels, predictor.name
@@ -62,15 +62,15 @@ def match_classes(classes: Sequence[str], predictor: Predictor, restrict: bool |
 
 
 def _names_of_model(classes: Sequence[str], predictor: Predictor) -> tuple[dict[str, int], Naming]:
-    """Return the model's class indices by the kind of name that the data uses, and that kind."""
-    counts = Counter(predictor.labels)  # ImageNet has two classes named crane: such a name is ambiguous
+    """Return the model's class indices by the kind of names that the data uses, and that kind."""
+    counts = Counter(predictor.labels)  # ambiguous names, like "crane" in ImageNet, are excluded
     names = {name: i for i, name in enumerate(predictor.labels) if counts[name] == 1}
     if all(name in names for name in classes):
         return names, "synsets" if _are_synsets(classes) else "names"
     if predictor.synsets and _are_synsets(classes):
         return {synset: i for i, synset in enumerate(predictor.synsets)}, "synsets"
     indices = {str(i): i for i in range(predictor.num_classes)}
-    if set(classes) == set(indices):  # like the folders of ImageNetV2; a subset could mean anything
+    if set(classes) == set(indices):  # like the folders of ImageNetV2; a subset would be ambiguous
         return indices, "indices"
     return names, "names"
 
@@ -79,5 +79,5 @@ def _are_synsets(classes: Iterable[str]) -> bool:
     return all(re.fullmatch(r"n\d{8}", name) for name in classes)
 
 
-def _list_names(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
+def _list_names(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")

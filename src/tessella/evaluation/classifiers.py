@@ -1,4 +1,4 @@
-"""Classifiers on embeddings: k nearest neighbours and logistic regression, and the choice of their parameters.
+"""Classifiers on embeddings: k nearest neighbours and logistic regression, and the selection of their parameters.
 
 Shape suffixes: N images, D width of the embedding, K classes, k neighbours.
 """
@@ -22,11 +22,11 @@ from .metrics import Ints
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # values of k to choose from
 TEMPERATURE = 0.07  # a neighbour's vote is exp(cosine / TEMPERATURE)
 STRENGTHS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strengths of the L2 penalty to choose from: see `fit`
-FEW_SHOT_STRENGTH = 0.4  # times D, the squared norm of a scaled embedding; with few shots there is no data to choose it
-HELD_OUT, MOST_HELD_OUT = 0.2, 5_000  # fraction and greatest number of training images for these choices
-MOST_LEARNED = 20_000  # images for choosing the penalty: it is relative to a sum, so it holds for more images, too
+FEW_SHOT_STRENGTH = 0.4  # times D, the squared norm of a scaled embedding; few shots are too few to select it
+HELD_OUT, MAX_HELD_OUT = 0.2, 5_000  # fraction and largest number of training images held out for the selection
+MAX_FITTED = 20_000  # images to select the penalty with; it is relative to a sum, so it is also right for more images
 DRAWS = 5  # random draws of the few-shot examples
-STEPS, GRADIENT_TOLERANCE = 200, 1e-5  # L-BFGS stops after so many steps, or if no gradient is larger
+STEPS, GRADIENT_TOLERANCE = 200, 1e-5  # L-BFGS stops after this number of steps, or if no gradient is larger
 CHUNK = 8_192  # images whose logits are in memory at a time
 
 
@@ -44,8 +44,8 @@ class FewShot:
 
 
 def hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Select training images for choosing parameters: the same fraction of each class, but never a whole class."""
-    fraction = min(HELD_OUT, MOST_HELD_OUT / len(labels_N))
+    """Select training images (N,) to hold out: the same fraction of each class, but never all of a class."""
+    fraction = min(HELD_OUT, MAX_HELD_OUT / len(labels_N))
     held_N = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
         members = rng.permutation(np.flatnonzero(labels_N == label))
@@ -70,10 +70,10 @@ def choose_strength(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_],
     """
     if not held_N.any():
         return FEW_SHOT_STRENGTH * x_ND.shape[1]
-    learned = np.flatnonzero(~held_N)
-    learned = learned[:: -(-len(learned) // MOST_LEARNED)]  # evenly spaced: images may be sorted by class
-    scale = Scale.of(x_ND[learned])
-    z_ND, y_N = scale(x_ND[learned]), labels_N[learned]
+    fitted = np.flatnonzero(~held_N)
+    fitted = fitted[:: -(-len(fitted) // MAX_FITTED)]  # evenly spaced: images may be sorted by class
+    scale = Scale.of(x_ND[fitted])
+    z_ND, y_N = scale(x_ND[fitted]), labels_N[fitted]
     held_ND, held_labels_N = scale(x_ND[held_N]), torch.from_numpy(labels_N[held_N])
     solution, losses = None, []
     for strength in STRENGTHS:
@@ -112,16 +112,16 @@ def vote(cosines_Nk: Tensor, labels_Nk: Tensor, classes: int) -> FloatArray:
 
 
 class Scale(NamedTuple):
-    """x -> (x - mean) * factor: an affine map, which can be folded into the classifier behind it."""
+    """The affine map x -> (x - mean) * factor, which can be folded into the classifier that follows it."""
 
     mean: NDArray[np.float64]  # (D,)
     factor: NDArray[np.float64]  # (D,)
 
     @classmethod
     def of(cls, x_ND: FloatArray, by_component: bool = True) -> Scale:
-        """Standardise to mean 0 and variance 1, for each component or for all together.
+        """Return the scale to mean 0 and variance 1, for each component or for all together.
 
-        A component that hardly varies is set to zero, because scaling would amplify its noise.
+        A component with almost no variance is set to zero, because scaling would amplify its noise.
         """
         mean_D, std_D = x_ND.mean(0, dtype=np.float64), x_ND.std(0, dtype=np.float64)
         if not by_component:
@@ -137,8 +137,8 @@ class Scale(NamedTuple):
 def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_component: bool = True) -> Head:
     """Fit a linear classifier: minimise the sum of cross-entropies + strength / 2 * |weights|^2 on scaled embeddings.
 
-    The scale is folded into the classifier. Embeddings are not normalised to length 1, because a linear layer could
-    not do that.
+    The scale is folded into the classifier. Embeddings are not normalised to length 1, because this cannot be folded
+    into a linear layer.
     """
     scale = Scale.of(x_ND, by_component)
     solution = minimise(scale(x_ND), labels_N, classes, strength).numpy()
@@ -192,7 +192,7 @@ def few_shot(
     classes: Sequence[str],
     rng: np.random.Generator,
 ) -> tuple[list[FewShot], list[str]]:
-    """Measure linear classifiers trained on a few images per class; return the results, and notes on what is missing.
+    """Measure linear classifiers trained on a few images per class; return the results, and notes on missing ones.
 
     The examples of a draw for more shots contain those for fewer. All components are scaled by the same factor,
     because the spread of a single component cannot be estimated from so few images.

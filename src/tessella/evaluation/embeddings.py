@@ -1,4 +1,4 @@
-"""Embeddings of labelled images, kept in a file between runs."""
+"""Compute embeddings of labelled images, and cache them in a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Embedded:
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """(N,) whether the image has an embedding."""
+        """Whether each image has an embedding, (N,)."""
         return self.status == "ok"
 
     @property
@@ -46,15 +46,15 @@ def embed(
     label: str = "images",
     progress: ProgressCallback | None = None,
 ) -> Embedded:
-    """Embed every image in the same way as a bulk run; an image that cannot be read keeps its row.
+    """Embed every image in the same way as a bulk run; images that cannot be read keep their rows.
 
     cache: an .npz file, which is read if it was written for the same model and data and otherwise written. An
     embedding that is not finite counts as an error, `non_finite`. progress: called with (label, images done, number of
     images) after each image. Raises OutputError `output_failed`.
     """
     facts = dict(model=predictor.fingerprint, data=images.fingerprint)
-    if cache is not None and (found := _read_cache(cache, facts, len(images), predictor.width)):
-        return found
+    if cache is not None and (stored := _read_cache(cache, facts, len(images), predictor.width)):
+        return stored
     vectors_ND = np.zeros((len(images), predictor.width), np.float32)
     status = np.full(len(images), "ok", "<U24")
     sources = (images.source(i) for i in range(len(images)))
@@ -76,12 +76,12 @@ def embed(
 
 
 def _read_cache(path: Path, facts: dict[str, str], count: int, width: int) -> Embedded | None:
-    """Read the file of an earlier run; None if it is for other images or another model, or damaged."""
+    """Read the file of an earlier run; return None if it is damaged, or for other images or another model."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if any(str(arrays[name]) != value for name, value in facts.items()):
                 return None
-            found = Embedded(arrays["vectors"], arrays["status"], cached=True)
-    except Exception:  # zip files fail in many ways, and in each case the embeddings are computed again
+            stored = Embedded(arrays["vectors"], arrays["status"], cached=True)
+    except Exception:  # damaged zip files raise exceptions of many types; the embeddings are computed again
         return None
-    return found if (found.vectors.shape, found.status.shape) == ((count, width), (count,)) else None
+    return stored if (stored.vectors.shape, stored.status.shape) == ((count, width), (count,)) else None

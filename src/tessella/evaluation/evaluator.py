@@ -1,7 +1,7 @@
-"""Evaluation of models on labelled images: every image is counted, with every engine and precision.
+"""Evaluate models on labelled images, with one or several engines and precisions.
 
-N images give N outcomes: answers, and for images that cannot be read their error codes. Unreadable images are left
-out of the accuracy; the accuracy that counts them as wrong is reported next to it.
+Every image is counted: N images give N outcomes, which are predictions or error codes. Unreadable images are excluded
+from the accuracy; the accuracy that counts them as wrong is reported as well.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .settings import EvaluationSettings, ProgressCallback
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # images whose logits are kept at a time
-LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # position of an image, its logits -> index of the true class
+CHUNK = 256  # images whose logits are in memory at a time
+LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # (position of an image, its logits) -> index of the true class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +48,27 @@ class Evaluation:
     model: str
     status: str = "ok"  # or an error code
     note: str = ""  # the error message, or why another precision was used than the requested one
-    engine: str = ""  # used; requested, if the model failed
+    engine: str = ""  # used, or requested if the model failed
     precision: str = ""
     metrics: Metrics | None = None
     answers: Answers | None = None
     failed: tuple[FailedImage, ...] = ()  # images that could not be read
-    unlabelled: int = 0  # images without a ReaL label, which are left out
+    unlabelled: int = 0  # images without a ReaL label, which are excluded
     classes: str = ""  # how the classes of the data were matched
     dataset: str = ""  # a name of imagenet.SETS, "" for other data
     published: Accuracy | None = None  # %
-    seconds: float | None = None  # from the images' bytes to the answers; loading the model is not included
+    seconds: float | None = None  # from encoded images to predictions; loading the model is not included
     batch_size: int = 0
     conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def images(self) -> int:
-        """Number of images in the data: measured, unreadable and unlabelled ones."""
+        """Number of images in the data, including unreadable and unlabelled ones."""
         return (self.metrics.total if self.metrics else 0) + self.unlabelled
 
     @property
     def images_per_second(self) -> float | None:
-        """Speed from the images' bytes to the answers; None if the model failed."""
+        """Speed from encoded images to predictions; None if the model failed."""
         return self.metrics.total / self.seconds if self.metrics and self.seconds else None
 
 
@@ -99,7 +99,7 @@ def measure(
     def label_of(position: int, logits: FloatArray) -> int:
         if choices is None:
             return int(mapping.positions[images.labels[position]])
-        return choices[position][int(np.argmax(logits[choices[position]]))]  # the one that the model ranks highest
+        return choices[position][int(np.argmax(logits[choices[position]]))]  # the label with the highest logit
 
     _warm_up(predictor, len(positions))
     started = time.perf_counter()
@@ -130,7 +130,7 @@ def measure(
 
 
 def _warm_up(predictor: Predictor, images: int) -> None:
-    """Run one batch, so that what an engine prepares on first use is not included in the time."""
+    """Run one batch, so that the time does not include what an engine does on first use."""
     blank = np.zeros((predictor.spec.height, predictor.spec.width, 3), np.uint8)
     deque(predictor.outputs([blank] * min(predictor.plan.batch_size, images)), maxlen=0)
 
@@ -210,7 +210,7 @@ def evaluate(
     split: Split | None = None,
     progress: ProgressCallback | None = None,
 ) -> Iterator[Evaluation]:
-    """Yield one Evaluation per model, engine and precision as each is done; a model that fails yields the reason.
+    """Yield one Evaluation per model, engine and precision as each is finished; a failed one has the reason.
 
     data: as for `choose_images`, or images that are already open. models: names for `tessella.load`, or loaded
     Predictors, which keep their own engine and precision. split: see `choose_images`. progress: called with (model,
@@ -262,13 +262,13 @@ class _Combination:
 
 def _combinations(models: Sequence[str | Predictor], settings: EvaluationSettings) -> list[_Combination]:
     pairs = list(itertools.product(_as_list(settings.engine), _as_list(settings.precision)))
-    found = []
+    combinations = []
     for model in models:
         if isinstance(model, Predictor):
-            found.append(_Combination(model, model.plan.engine, model.plan.precision))
+            combinations.append(_Combination(model, model.plan.engine, model.plan.precision))
         else:
-            found += [_Combination(model, engine, precision) for engine, precision in pairs]
-    return found
+            combinations += [_Combination(model, engine, precision) for engine, precision in pairs]
+    return combinations
 
 
 def _evaluate_all(
@@ -279,10 +279,10 @@ def _evaluate_all(
     progress: ProgressCallback | None,
 ) -> Iterator[Evaluation]:
     failures: list[TessellaError] = []
-    for one in combinations:
+    for combination in combinations:
         try:
-            predictor = one.load(settings)
-            found = measure(
+            predictor = combination.load(settings)
+            evaluation = measure(
                 predictor, images, real=real, dataset=settings.dataset, restrict=settings.restrict, progress=progress
             )
         except TessellaError as error:
@@ -290,19 +290,20 @@ def _evaluate_all(
             if len(failures) == len(combinations):
                 raise failures[0] from None
             yield Evaluation(
-                model=_name_of(one.model),
+                model=_name_of(combination.model),
                 status=error.code,
                 note=str(error),
-                engine=one.engine,
-                precision=one.precision,
+                engine=combination.engine,
+                precision=combination.precision,
             )
             continue
         if settings.checkpoint_path:
-            found = dataclasses.replace(found, published=None)
-        if one.precision not in ("auto", found.precision):
+            evaluation = dataclasses.replace(evaluation, published=None)
+        if combination.precision not in ("auto", evaluation.precision):
             _, value, reason = predictor.plan.choice("precision")
-            found = dataclasses.replace(found, note=f"not {one.precision}: {value}: {reason}")
-        yield found
+            note = f"not {combination.precision}: {value}: {reason}"
+            evaluation = dataclasses.replace(evaluation, note=note)
+        yield evaluation
 
 
 def _name_of(model: str | Predictor) -> str:

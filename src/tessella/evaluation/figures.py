@@ -15,17 +15,17 @@ from .metrics import Bin, Coverage, Ints
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NAMED_CLASSES = 30  # a confusion matrix with at most so many classes shows their names and counts
-CELLS = 250  # cells per side of a larger one: neighbouring classes share a cell
+NAMED_CLASSES = 30  # confusion matrices with at most this number of classes show names and counts
+CELLS = 250  # cells per side of larger ones, in which neighbouring classes share a cell
 PAIRS = 25  # confused pairs beside a larger one
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.75"  # distinguishable with all colour vision
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.75"  # distinguishable for colour-blind people
 
 
 def confusion(counts_KK: Ints, classes: Sequence[str]) -> bytes:
     """Draw a (K,K) confusion matrix: rows are true classes, columns predicted ones.
 
     Up to 30 classes are shown with names and counts; more are shown as a heat map, with the most frequently confused
-    pairs beside it. If there are more than 30, classes that do not occur are left out.
+    pairs beside it. If there are more than 30, classes that do not occur are omitted.
     """
     if len(classes) > NAMED_CLASSES:
         occurring = np.flatnonzero(counts_KK.any(0) | counts_KK.any(1))
@@ -90,12 +90,12 @@ def calibration(bins: Sequence[Bin], ece: float) -> bytes:
     """Draw a reliability diagram: accuracy against confidence, and below it the number of images per bin."""
     figure = new_figure(5.5, 6.5)
     panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    filled = [each for each in bins if each.images]
+    filled = [group for group in bins if group.images]
     width = bins[0].upper - bins[0].lower
-    centres = [(each.lower + each.upper) / 2 for each in filled]
-    accuracies = [each.accuracy for each in filled]
+    centres = [(group.lower + group.upper) / 2 for group in filled]
+    accuracies = [group.accuracy for group in filled]
     panel.bar(centres, accuracies, width * 0.92, color=BLUE, label="accuracy")
-    confidences = [each.confidence for each in filled]
+    confidences = [group.confidence for group in filled]
     panel.plot(confidences, accuracies, "o", color=ORANGE, ms=5, clip_on=False, label="at mean confidence")
     panel.plot((0, 1), (0, 1), "--", color="black", linewidth=1, label="perfect calibration")
     panel.set_xlim(0, 1)
@@ -103,7 +103,7 @@ def calibration(bins: Sequence[Bin], ece: float) -> bytes:
     panel.set_ylabel("accuracy")
     panel.set_title(f"expected calibration error {100 * ece:.2f} %", fontsize=10)
     panel.legend(loc="upper left", fontsize=8)
-    below.bar(centres, [each.images for each in filled], width * 0.92, color=GREY)
+    below.bar(centres, [group.images for group in filled], width * 0.92, color=GREY)
     below.set_xlabel("confidence in the predicted class")
     below.set_ylabel("images")
     return render(figure)

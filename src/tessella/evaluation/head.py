@@ -1,4 +1,4 @@
-"""A linear classifier on a model's embedding, and a model that has it as its head."""
+"""A linear classifier on embeddings, and functions that make it the head of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..weights.save import save_pretrained
 
 
 class Head(NamedTuple):
-    """A linear classifier on the unnormalised embedding: logits = x @ weight.T + bias. D features, K classes."""
+    """A linear classifier on unnormalised embeddings: logits = x @ weight.T + bias. D features, K classes."""
 
     weight: FloatArray  # (K,D)
     bias: FloatArray  # (K,)
@@ -30,8 +30,8 @@ class Head(NamedTuple):
 def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str | Path) -> Path:
     """Write a model folder with the predictor's backbone, `head` as its classifier and `classes` as its labels.
 
-    `tessella.load("local-dir:FOLDER")` then gives the logits of the head. The predictor is not changed. Raises
-    UsageError `bad_argument` for an exported model, which has no backbone to save, and as `save_pretrained`.
+    `tessella.load("local-dir:FOLDER")` then loads a model with this head. The predictor is not changed. Raises
+    UsageError `bad_argument` for an exported model, which has no backbone to save, and the errors of `save_pretrained`.
     """
     model = copy.deepcopy(predictor.model)
     model.reset_classifier(len(classes))
@@ -51,7 +51,7 @@ def set_head(model: ImageModel, head: Head) -> None:
 
 
 def _layers(model: ImageModel) -> Iterator[tuple[nn.Linear, slice, float]]:
-    """Yield the classifier's linear layers, the part of the embedding that each reads, and a factor for its weights.
+    """Yield the linear layers of the classifier, each with its slice of the embedding and a factor for its weights.
 
     CrossViT has one layer per branch, and its logits are their mean, so the weights are multiplied by the number of
     branches.

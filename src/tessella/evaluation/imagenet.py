@@ -1,4 +1,4 @@
-"""ImageNet and its variants: recognising a data set, its published accuracy, and the ReaL labels."""
+"""ImageNet and its variants: recognise a data set, look up published accuracies, and read ReaL labels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..storage import read_regular
 from ..weights.catalogue import Accuracy, published_accuracy
 from .classes import ClassMapping, Naming
 
-REAL_IMAGES = 50_000  # in the ImageNet validation set, one list of labels each
+REAL_IMAGES = 50_000  # images in the ImageNet validation set, each with a list of labels
 
 
 class PublishedSet(NamedTuple):
-    """A data set for which accuracies are published, and how it is recognised."""
+    """A data set with published accuracies, and the properties by which it is recognised."""
 
     name: str  # in the table of published accuracies
     naming: Naming
     classes: int
     images: int
-    mark: str = ""  # a part of the data's path or of the first image's key, if the numbers are not unique
+    path_part: str = ""  # part of the path of the data or the key of the first image, if the numbers are not unique
 
 
 DATASETS = (
@@ -37,7 +37,7 @@ DATASETS = (
 )
 REAL = "imagenet-real"
 # clean: the ImageNet validation images of the 200 classes
-SETS = (*(each.name for each in DATASETS), REAL, "imagenet-r-clean", "imagenet-a-clean")
+SETS = (*(dataset.name for dataset in DATASETS), REAL, "imagenet-r-clean", "imagenet-a-clean")
 
 
 def recognise(images: LabelledImages, mapping: ClassMapping) -> str:
@@ -47,13 +47,13 @@ def recognise(images: LabelledImages, mapping: ClassMapping) -> str:
     texts = (images.origin, images.key(0))
     traits = (mapping.naming, len(images.classes), len(images))
     for known in DATASETS:
-        if (known.naming, known.classes, known.images) == traits and any(known.mark in text for text in texts):
+        if (known.naming, known.classes, known.images) == traits and any(known.path_part in text for text in texts):
             return known.name
     return ""
 
 
 def find_published(predictor: Predictor, dataset: str) -> Accuracy | None:
-    """Return the published accuracy (%) of the model's checkpoint, or None if none applies to this set and image size.
+    """Return the published accuracy (%) of the checkpoint on a data set, or None if there is none for this image size.
 
     dataset: one of SETS, or "".
     """

@@ -1,4 +1,4 @@
-"""Records of the images that a model was trained on, so that an evaluation can leave them out.
+"""Records of the images that a model was trained on, so that an evaluation can exclude them.
 
 The record is the file images.npz in the model folder. It contains 8 bytes per image: a hash of its content or, for
 collections that are too large to be read again, of its key.
@@ -24,7 +24,7 @@ from ..records import npz_bytes
 from ..storage import open_regular, write_atomic
 
 RECORD = "images.npz"
-MOST_BYTES = 8 << 30  # total size of images up to which their content is hashed
+MAX_BYTES = 8 << 30  # largest total size of images whose contents are hashed
 BY = ("content", "key")
 SPLITS = ("train", "val", "all")
 
@@ -43,7 +43,7 @@ class ImageRecord:
 
 
 class ChosenImages(NamedTuple):
-    """Images to evaluate on, and sentences about the choice for readers of the figures."""
+    """Images to evaluate on, and sentences about their selection."""
 
     images: LabelledImages
     remarks: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def write_image_record(folder: Path, train: LabelledImages, held_out: LabelledIm
     Raises OutputError `output_failed`.
     """
     size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
-    by = "content" if size <= MOST_BYTES else "key"
+    by = "content" if size <= MAX_BYTES else "key"
     train_hashes, held_out_hashes = hashes_of(train, by), hashes_of(held_out, by)
     ordered = _ordered_hash(train_hashes, held_out_hashes)
     earlier = read_image_record(_folder_of(init_from)) if _is_local(init_from) else None
@@ -73,9 +73,9 @@ def write_image_record(folder: Path, train: LabelledImages, held_out: LabelledIm
 
 
 def check_unchanged(folder: Path, train: LabelledImages, held_out: LabelledImages) -> None:
-    """Compare the contents of the images with the record of the folder, if it has one.
+    """Raise UsageError `changed_run` if the contents of the images differ from the record in the folder.
 
-    Names, labels and sizes are compared by `tessella.training.loop`. Raises UsageError `changed_run`.
+    Without a record, nothing is compared. Names, labels and sizes are compared by `tessella.training.loop`.
     """
     record = read_image_record(folder)
     if record is None or record.by != "content" or not record.ordered:
@@ -84,7 +84,7 @@ def check_unchanged(folder: Path, train: LabelledImages, held_out: LabelledImage
         raise UsageError(
             "changed_run",
             f"the contents of the images have changed since training in {folder} began",
-            hint="restore the images, or give another --out",
+            hint="restore the images, or choose another --out",
         )
 
 
@@ -98,10 +98,10 @@ def read_image_record(folder: Path) -> ImageRecord | None:
         with open_regular(folder / RECORD) as file, np.load(file, allow_pickle=False) as arrays:
             ordered = int(arrays["ordered"]) if "ordered" in arrays else 0
             record = ImageRecord(str(arrays["by"]), arrays["train"], arrays["held_out"], ordered)
-    except Exception:  # zip files fail in many ways, and in each case nothing is known about the images
+    except Exception:  # damaged zip files raise exceptions of many types
         return None
     hashes = (record.train, record.held_out)
-    valid = record.by in BY and all(each.dtype == np.uint64 and each.ndim == 1 for each in hashes)
+    valid = record.by in BY and all(array.dtype == np.uint64 and array.ndim == 1 for array in hashes)
     return record if valid else None
 
 
@@ -127,16 +127,16 @@ def _hash(data: bytes) -> int:
 def find_recorded(
     images: LabelledImages, records: Sequence[ImageRecord]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return (N,) whether each image was trained on by any of the models, and (N,) whether any held it out.
+    """Return whether each image (N,) was in the training data of a model, and whether it was held out.
 
-    An image of which copies are in both parts counts as trained on.
+    An image with copies in both parts counts as trained on.
     """
     hashes = {by: hashes_of(images, by) for by in {record.by for record in records}}
     trained, held_out = np.zeros((2, len(images)), bool)
     for record in records:
-        found = hashes[record.by]
-        trained |= np.isin(found, record.train) & (found > 0)
-        held_out |= np.isin(found, record.held_out) & (found > 0)
+        hashes_N = hashes[record.by]
+        trained |= np.isin(hashes_N, record.train) & (hashes_N > 0)
+        held_out |= np.isin(hashes_N, record.held_out) & (hashes_N > 0)
     return trained, held_out & ~trained
 
 
@@ -148,16 +148,16 @@ def choose_images(data: str | Path, models: Sequence[str], split: Split | None =
 
     models: names as for `tessella.load`. split: None uses "val" if the data has it, otherwise all images. If a model
     is a folder with a record of its images (written by `tessella train` and `probe --attach-to`) and held out some of
-    these, the images that it was trained on are left out; the splits "all" and "train" include them. Raises as
-    `open_labelled`, and UsageError `bad_argument` for another split.
+    these, the images that it was trained on are excluded; the splits "all" and "train" include them. Raises the errors
+    of `open_labelled`, and UsageError `bad_argument` for another split.
     """
     if split not in (None, *SPLITS):
         raise UsageError("bad_argument", f"split is {split!r}", hint=f"choose from {', '.join(SPLITS)}")
     folders = list(dict.fromkeys(name.removeprefix("local-dir:") for name in models if _is_local(name)))
     records = {folder: record for folder in folders if (record := read_image_record(Path(folder).expanduser()))}
     unknown = tuple(
-        f"warning: {folder} does not record which images it was trained on: if these are among them, its figures are "
-        "too high"
+        f"warning: {folder} has no record of the images that it was trained on; if this data contains them, its "
+        "figures are too high"
         for folder in folders
         if folder not in records and (Path(folder).expanduser() / "train.json").exists()
     )
@@ -176,7 +176,7 @@ def _folder_of(name: str) -> Path:
 
 @checked
 def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
-    """Open labelled images as `open_labelled`; split: None uses "val" if the data has it, otherwise all images."""
+    """Open labelled images as `open_labelled` does; split: None uses "val" if the data has it, otherwise all images."""
     if split is not None:
         return open_labelled(data, None if split == "all" else split)
     try:
@@ -190,14 +190,14 @@ def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
 def _without_trained(
     data: str | Path, split: Split | None, records: Mapping[str, ImageRecord], remarks: tuple[str, ...]
 ) -> ChosenImages:
-    """Leave out the images that the recorded models were trained on, if they held out some of the data."""
+    """Exclude the images that the recorded models were trained on, if these held out some of the data."""
     images = open_data(data, None if split == "val" else split)
     trained, held_out = find_recorded(images, [*records.values()])
     models = " and ".join(records)
-    everything = f"the {len(images):,} images of {data}"
+    all_images = f"the {len(images):,} images of {data}"
     if split in (None, "val") and held_out.any():
         if not trained.any():
-            remark = f"{models} held out {held_out.sum():,} of {everything}, and was trained on none of them"
+            remark = f"{models} held out {held_out.sum():,} of {all_images}, and was trained on none of them"
             return ChosenImages(images, (*remarks, remark))
         kept = np.flatnonzero(~trained)
         origin = f"the {len(kept):,} images of {data} that {models} held out"
@@ -211,5 +211,5 @@ def _without_trained(
         remark = f"warning: --split train: {origin}, so the figures are too high"
         return ChosenImages(images.subset(np.flatnonzero(trained), origin), (*remarks, remark))
     if trained.any():
-        remarks += (f"warning: {models} was trained on {trained.sum():,} of {everything}, so the figures are too high",)
+        remarks += (f"warning: {models} was trained on {trained.sum():,} of {all_images}, so the figures are too high",)
     return ChosenImages(images, remarks)

@@ -1,8 +1,8 @@
-"""Linear probe: how well a frozen model's embeddings separate the classes of labelled images.
+"""Linear probe: measure how well the embeddings of a frozen model separate the classes of labelled images.
 
-Every image is embedded once; the rest is arithmetic on vectors and takes minutes on a CPU for 50,000 images. Figures
-are measured on the validation images, which are used for no choice except that of the confidence threshold. All other
-parameters are chosen on held-out training images.
+Every image is embedded once; the other computations take minutes on a CPU for 50,000 images. Figures are measured on
+the validation images, on which no parameter is selected except the confidence threshold. All others are selected on
+held-out training images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COVERAGE_POINTS = 101  # points of the coverage curve in JSON
 
 @dataclass(frozen=True)
 class Threshold:
-    """The result of answering only images with at least this confidence, on the validation images that chose it."""
+    """A confidence threshold, and the results if only images above it are answered (on the validation images)."""
 
     probability: float
     coverage: float  # fraction of the images that is answered
@@ -51,9 +51,9 @@ class ProbeResult:
     classes: tuple[str, ...]
     train_count: int
     train_errors: dict[str, int]  # training images that could not be read, by error code
-    neighbours: int  # chosen k
+    neighbours: int  # selected k
     knn: Metrics
-    strength: float  # chosen strength of the L2 penalty
+    strength: float  # selected strength of the L2 penalty
     linear: Metrics
     few_shot: tuple[FewShot, ...]
     coverage: Coverage  # of the linear classifier
@@ -61,7 +61,7 @@ class ProbeResult:
     threshold: Threshold | None  # for `asked_accuracy`; None if it was not given or cannot be reached
     head: Head
     answers: Answers  # of the linear classifier
-    notes: tuple[str, ...]  # what was left out, and why
+    notes: tuple[str, ...]  # what was omitted, and why
     attached: Path | None  # the model folder that was written
 
     def as_dict(self) -> dict[str, object]:
@@ -72,7 +72,7 @@ class ProbeResult:
         return values | dict(
             knn=as_dict(self.knn),
             linear=as_dict(self.linear),
-            few_shot=[dataclasses.asdict(each) for each in self.few_shot],
+            few_shot=[dataclasses.asdict(row) for row in self.few_shot],
             coverage={name: column[points].tolist() for name, column in self.coverage._asdict().items()},
             threshold=self.threshold and dataclasses.asdict(self.threshold),
             attached=self.attached and str(self.attached),
@@ -92,14 +92,14 @@ def probe(
 ) -> ProbeResult:
     """Measure a k-nearest-neighbour and a linear classifier on a frozen model's embeddings of labelled images.
 
-    data, val: as for `open_split`, or the training and validation images, already open. model: a Predictor, or a name
+    data, val: as for `open_split`, or a pair of training and validation images. model: a Predictor, or a name
     for `load` (None: the built-in model). out: folder for probe.json and the embeddings, which a later run with the
     same model and data reuses. attach_to: folder for a model with the linear classifier as its head, which
     `tessella.load("local-dir:...")` reads. progress: called with ("training images" or "validation images", images
     done, number of images) after each image.
 
-    The result is deterministic for a seed. Images that cannot be read are counted by error code and left out. Raises
-    UsageError as `open_split`, `load` and `attach`, and OutputError `output_failed`.
+    The result is deterministic for a seed. Images that cannot be read are counted by error code and excluded. Raises
+    the errors of `open_split`, `load` and `attach`, and OutputError `output_failed`.
     """
     settings = settings or ProbeSettings()
     if isinstance(data, tuple):
@@ -117,13 +117,13 @@ def probe(
         cache = folder and folder / f"embeddings-{name}.npz"
         embedded.append(embed(images, predictor, cache, label=label, progress=progress))
     split = _Split.of(train_images, embedded[0], val_images, embedded[1])
-    found = _measure(split, predictor, settings)
+    result = _measure(split, predictor, settings)
     if attach_to is not None:
-        found = dataclasses.replace(found, attached=attach(predictor, found.head, found.classes, attach_to))
+        result = dataclasses.replace(result, attached=attach(predictor, result.head, result.classes, attach_to))
         write_image_record(Path(attach_to), train_images, val_images, predictor.name)
     if folder is not None:
-        write_bytes(folder / "probe.json", (json.dumps(found.as_dict(), indent=1) + "\n").encode())
-    return found
+        write_bytes(folder / "probe.json", (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+    return result
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Split:
 
     @classmethod
     def of(cls, train: LabelledImages, train_rows: Embedded, val: LabelledImages, val_rows: Embedded) -> _Split:
-        """Keep the images with an embedding; UsageError if a class has no training image or nothing is left."""
+        """Select the images with an embedding; raises UsageError if a class has no training image, or none is left."""
         train_labels_N = train.labels[train_rows.ok]
         missing = np.flatnonzero(np.bincount(train_labels_N, minlength=len(train.classes)) == 0)
         if len(missing):
@@ -152,7 +152,7 @@ class _Split:
                 hint="`tessella classify --json` on one of them gives the reason",
             )
         if not val_rows.ok.any():
-            raise UsageError("bad_argument", "no validation image could be read", hint="give others with --val")
+            raise UsageError("bad_argument", "no validation image could be read", hint="choose others with --val")
         return cls(
             train=train,
             val=val,
@@ -203,8 +203,8 @@ def _measure(split: _Split, predictor: Predictor, settings: ProbeSettings) -> Pr
 
 def find_threshold(curve: Coverage, accuracy: float) -> Threshold | None:
     """Return the threshold with the highest coverage among those with at least this accuracy, or None."""
-    enough = np.flatnonzero(curve.accuracy >= accuracy)
-    if not len(enough):
+    sufficient = np.flatnonzero(curve.accuracy >= accuracy)
+    if not len(sufficient):
         return None
-    last = enough[-1]
+    last = sufficient[-1]
     return Threshold(float(curve.threshold[last]), float(curve.coverage[last]), float(curve.accuracy[last]))

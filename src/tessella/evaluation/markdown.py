@@ -1,4 +1,4 @@
-"""Text of reports: Markdown tables, percentages and JSON."""
+"""Format reports: Markdown tables, percentages and JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def percent(fraction: float | None) -> str:
 
 
 def escape_line(text: object) -> str:
-    """Return a text as one line of Markdown in which neither Markdown nor HTML has an effect."""
+    """Return a text as one line of Markdown, with the special characters of Markdown and HTML escaped."""
     line = escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)  # _ inside a word is only a letter
+    return re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)  # _ inside a word needs no escape
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

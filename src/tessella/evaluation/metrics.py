@@ -1,11 +1,11 @@
-"""Classification metrics: accuracy, loss, calibration, and the classes that a model confuses.
+"""Classification metrics: accuracy, loss, calibration, and confused classes.
 
 N images, K classes. All figures are computed from six numbers per image (`Answers`), so the (N,K) logits need not be
 kept. Fractions are between 0 and 1; a figure that no image contributes to is None.
 
 The figures are computed with NumPy, and tests compare them with torchmetrics. torchmetrics itself is not used because
-version 1.9.0 puts a confidence of exactly 1 into a calibration bin of its own, takes logits that happen to lie between
-0 and 1 for probabilities, includes classes without examples in averages, refuses a single class, and rounds fractions
+version 1.9.0 puts a confidence of exactly 1 into a separate calibration bin, interprets logits between 0 and 1 as
+probabilities, includes classes without examples in averages, refuses a single class, and rounds fractions
 to float32.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UsageError, WeightsError
 
-BINS = 15  # of the expected calibration error
+BINS = 15  # for the expected calibration error
 TOP = 5  # top-5 is not reported for 5 classes or fewer: it would always be 1
 
 Floats = NDArray[np.float64]
@@ -30,18 +30,18 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers on N images, one entry per image."""
+    """The predictions of a model for N images, one entry per image."""
 
     index: Ints  # position of the image in its data set
     label: Ints  # index of the true class
-    predicted: Ints  # index of the class with the highest logit; the first of equal ones
+    predicted: Ints  # index of the class with the highest logit, the first if several are equal
     confidence: Floats  # softmax probability of the predicted class
     loss: Floats  # negative log-likelihood of the true class
     rank: Ints  # rank of the true class: 0 is correct, below 5 is correct by top-5
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(N,) whether the predicted class is the true one."""
+        """Whether the predicted class is the true one, (N,)."""
         return self.rank == 0
 
 
@@ -56,7 +56,7 @@ class Bin(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """Coverage and accuracy by confidence threshold; one entry per confidence that occurs, the highest first."""
+    """Coverage and accuracy by confidence threshold; one entry per distinct confidence, the highest first."""
 
     threshold: Floats  # images with at least this confidence are answered
     coverage: Floats  # fraction of the images that is answered
@@ -128,7 +128,7 @@ def metrics(
 ) -> Metrics:
     """Return the metrics of (N,K) logits and (N,) labels, given as arrays or CPU tensors.
 
-    errors: see `metrics_of`. Raises as `judge` and `metrics_of`.
+    errors: see `metrics_of`. Raises the errors of `judge` and `metrics_of`.
     """
     return metrics_of(judge(logits_NK, labels_N), classes, errors=errors)
 
@@ -177,7 +177,7 @@ def judge(logits_NK: ArrayLike, labels_N: ArrayLike, index: Ints | None = None) 
 
 
 def join(parts: Sequence[Answers]) -> Answers:
-    """Concatenate answers."""
+    """Concatenate the answers of several groups of images."""
     names = [field.name for field in dataclasses.fields(Answers)]
     return Answers(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
@@ -209,7 +209,7 @@ def metrics_of(answers: Answers, classes: Sequence[str], *, errors: Mapping[str,
         for i, (label, count) in enumerate(zip(classes, true, strict=True))
     ]
     bins = calibration_bins(answers)
-    gaps = [each.images * abs((each.confidence or 0) - (each.accuracy or 0)) for each in bins]
+    gaps = [group.images * abs((group.confidence or 0) - (group.accuracy or 0)) for group in bins]
     has_examples = true > 0
     return Metrics(
         classes=tuple(classes),
@@ -264,41 +264,41 @@ def worst_mistakes(answers: Answers) -> Ints:
     return wrong[np.argsort(-answers.confidence[wrong], kind="stable")]
 
 
-def confused(found: Metrics, most: int | None = None) -> list[ConfusedPair]:
-    """Return the pairs of classes that are confused, the most frequent first; most: number of pairs, None for all."""
-    true, predicted = found.confusion.nonzero()
+def confused(measured: Metrics, limit: int | None = None) -> list[ConfusedPair]:
+    """Return the pairs of classes that are confused, the most frequent first; limit: number of pairs, None for all."""
+    true, predicted = measured.confusion.nonzero()
     true, predicted = true[true != predicted], predicted[true != predicted]
-    counts = found.confusion[true, predicted]
-    order = np.argsort(-counts, kind="stable")[:most]
+    counts = measured.confusion[true, predicted]
+    order = np.argsort(-counts, kind="stable")[:limit]
     return [
         ConfusedPair(
-            true=found.classes[true[i]],
-            predicted=found.classes[predicted[i]],
+            true=measured.classes[true[i]],
+            predicted=measured.classes[predicted[i]],
             count=int(counts[i]),
-            fraction=float(counts[i] / found.per_class[true[i]]["count"]),
+            fraction=float(counts[i] / measured.per_class[true[i]]["count"]),
         )
         for i in order
     ]
 
 
-def as_dict(found: Metrics) -> dict[str, object]:
+def as_dict(measured: Metrics) -> dict[str, object]:
     """Return the metrics for JSON; the confusion matrix as [true, predicted, images] per pair that occurs."""
-    true, predicted = found.confusion.nonzero()
-    pairs = zip(true.tolist(), predicted.tolist(), found.confusion[true, predicted].tolist(), strict=True)
+    true, predicted = measured.confusion.nonzero()
+    pairs = zip(true.tolist(), predicted.tolist(), measured.confusion[true, predicted].tolist(), strict=True)
     return dict(
-        images=found.total,
-        count=found.count,
-        errors=dict(found.errors),
-        top1=found.top1,
-        top5=found.top5,
-        top1_of_all=found.top1_of_all,
-        top5_of_all=found.top5_of_all,
-        loss=found.loss,
-        ece=found.ece,
-        precision=found.precision,
-        recall=found.recall,
-        f1=found.f1,
-        bins=[each._asdict() for each in found.bins],
-        per_class=found.per_class,
+        images=measured.total,
+        count=measured.count,
+        errors=dict(measured.errors),
+        top1=measured.top1,
+        top5=measured.top5,
+        top1_of_all=measured.top1_of_all,
+        top5_of_all=measured.top5_of_all,
+        loss=measured.loss,
+        ece=measured.ece,
+        precision=measured.precision,
+        recall=measured.recall,
+        f1=measured.f1,
+        bins=[group._asdict() for group in measured.bins],
+        per_class=measured.per_class,
         confusion=[list(pair) for pair in pairs],
     )

@@ -1,4 +1,4 @@
-"""A report on a trained or evaluated model: a folder with report.md, report.json and figures."""
+"""Write a report on a trained or evaluated model: a folder with report.md, report.json and figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LISTED = 25  # rows of the other tables
 
 
 class FailedImage(NamedTuple):
-    """An image without an answer, because it could not be read."""
+    """An image that could not be read, with the error."""
 
     key: str
     code: str
@@ -30,7 +30,7 @@ class FailedImage(NamedTuple):
 
 
 class Mistake(TypedDict):
-    """An image that was classified wrongly."""
+    """A misclassified image."""
 
     key: str
     true: str
@@ -40,9 +40,9 @@ class Mistake(TypedDict):
 
 @dataclass(frozen=True)
 class ReportHeader:
-    """What a report says about the measurement itself.
+    """The title of a report, and information about the measurement.
 
-    title: of the page. command: the command line that reproduces the report. conditions: everything else that the
+    command: the command line that reproduces the report. conditions: everything else that the
     figures depend on, by name. notes: sentences below the title.
     """
 
@@ -56,7 +56,7 @@ class ReportHeader:
 
 
 def prepare_folder(folder: str | Path) -> Path:
-    """Create the folder if it is missing, and warn if matplotlib is; to be called before the work starts.
+    """Create the folder, and warn if matplotlib is not installed; to be called before the work starts.
 
     Raises OutputError `output_failed`.
     """
@@ -66,7 +66,7 @@ def prepare_folder(folder: str | Path) -> Path:
 
 def write_report(
     folder: str | Path,
-    found: Metrics,
+    measured: Metrics,
     header: ReportHeader,
     *,
     answers: Answers | None = None,
@@ -76,22 +76,22 @@ def write_report(
 ) -> Path:
     """Write report.md, report.json and the figures; return the path of report.md.
 
-    answers: the answers that `found` was computed from, for the coverage curve. images: the data that `answers.index`
-    refers to, for a contact sheet of the worst mistakes. failed: images without an answer. history: rows of the
-    training log, see `plots.figures.curves`.
+    answers: the answers that `measured` was computed from, for the coverage curve. images: the data that
+    `answers.index` refers to, for a contact sheet of the worst mistakes. failed: images that could not be read.
+    history: rows of the training log, see `plots.figures.curves`.
 
-    A figure that cannot be drawn is left out, with a warning. Raises as `prepare_folder`.
+    A figure that cannot be drawn is omitted, with a warning. Raises the errors of `prepare_folder`.
     """
     folder = create_output_folder(folder)
     draws: dict[str, Callable[[], bytes]] = {
-        "confusion.png": lambda: confusion(found.confusion, found.classes),
-        "calibration.png": lambda: calibration(found.bins, found.ece),
+        "confusion.png": lambda: confusion(measured.confusion, measured.classes),
+        "calibration.png": lambda: calibration(measured.bins, measured.ece),
     }
     mistakes: list[Mistake] = []
     if answers is not None:
         draws["coverage.png"] = lambda: coverage_curve(coverage(answers))
         if images is not None:
-            mistakes, pictures = _worst_mistakes(answers, found.classes, images)
+            mistakes, pictures = _worst_mistakes(answers, measured.classes, images)
             if pictures:
                 draws["mistakes.png"] = lambda: contact_sheet(pictures)
     if history:
@@ -101,7 +101,7 @@ def write_report(
         command=header.command,
         conditions=dict(header.conditions),
         notes=list(header.notes),
-        metrics=as_dict(found),
+        metrics=as_dict(measured),
         mistakes=mistakes,
         unread=[image._asdict() for image in failed],
         history=[dict(row) for row in history],
@@ -109,16 +109,16 @@ def write_report(
     write_bytes(folder / "report.json", json_bytes(facts))
 
     def write_page(figures: Sequence[str]) -> None:
-        page = _page(header, found, mistakes, failed, figures)
+        page = _page(header, measured, mistakes, failed, figures)
         write_bytes(folder / "report.md", encode_text("\n".join(page)))
 
-    write_page([])  # figures come last, so that the report exists even if drawing them fails
+    write_page([])  # first without figures, so that the report exists even if drawing them fails
     write_page(_write_figures(folder, draws))
     return folder / "report.md"
 
 
 def _write_figures(folder: Path, draws: Mapping[str, Callable[[], bytes]]) -> list[str]:
-    """Write the figures that can be drawn, remove those of an earlier report that cannot, and return the names."""
+    """Write the figures that can be drawn, delete old versions of the others, and return the names."""
     drawn = []
     for name, draw in draws.items() if warn_without_matplotlib() else ():
         if data := draw_or_warn(f"{name} of the report", draw):
@@ -132,11 +132,11 @@ def _write_figures(folder: Path, draws: Mapping[str, Callable[[], bytes]]) -> li
 def _worst_mistakes(
     answers: Answers, classes: Sequence[str], images: LabelledImages
 ) -> tuple[list[Mistake], list[tuple[Pixels, str]]]:
-    """Return the most confident mistakes, and their pictures with captions for the contact sheet."""
+    """Return the most confident mistakes, and their images with captions for the contact sheet."""
     mistakes: list[Mistake] = []
     pictures: list[tuple[Pixels, str]] = []
-    most = SHEET[0] * SHEET[1]
-    for row in worst_mistakes(answers)[: 3 * most]:  # more than are shown, because files may have disappeared
+    limit = SHEET[0] * SHEET[1]
+    for row in worst_mistakes(answers)[: 3 * limit]:  # more than are shown, as files may have been deleted
         index = int(answers.index[row])
         true, predicted = classes[answers.label[row]], classes[answers.predicted[row]]
         confidence = float(answers.confidence[row])
@@ -146,7 +146,7 @@ def _worst_mistakes(
             continue
         mistakes.append(Mistake(key=images.key(index), true=true, predicted=predicted, probability=confidence))
         pictures.append((pixels, f"true: {plain(true)}\npredicted: {plain(predicted)}\n{100 * confidence:.1f} %"))
-        if len(pictures) == most:
+        if len(pictures) == limit:
             break
     return mistakes, pictures
 
@@ -154,21 +154,21 @@ def _worst_mistakes(
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def describe_errors(found: Metrics) -> str:
-    """Return a sentence on how images that could not be read are counted."""
-    if not found.errors:
-        return f"All {found.total:,} images were read."
-    codes = ", ".join(f"{count:,} {code}" for code, count in found.errors.items())
-    top5 = "" if found.top5_of_all is None else f" and top-5 {percent(found.top5_of_all)}"
+def describe_errors(measured: Metrics) -> str:
+    """Return a sentence about the images that could not be read, and how they are counted."""
+    if not measured.errors:
+        return f"All {measured.total:,} images were read."
+    codes = ", ".join(f"{count:,} {code}" for code, count in measured.errors.items())
+    top5 = "" if measured.top5_of_all is None else f" and top-5 {percent(measured.top5_of_all)}"
     return (
-        f"{found.total - found.count:,} of {found.total:,} images could not be read ({codes}) and are left out of the "
-        f"figures; counted as wrong, top-1 is {percent(found.top1_of_all)}{top5}."
+        f"{measured.total - measured.count:,} of {measured.total:,} images could not be read ({codes}) and are "
+        f"excluded; counted as wrong, top-1 is {percent(measured.top1_of_all)}{top5}."
     )
 
 
 def _page(
     header: ReportHeader,
-    found: Metrics,
+    measured: Metrics,
     mistakes: Sequence[Mistake],
     failed: Sequence[FailedImage],
     figures: Sequence[str],
@@ -176,15 +176,15 @@ def _page(
     yield from (f"# {escape_line(header.title)}", "")
     for note in header.notes:
         yield from (escape_line(note), "")
-    yield from _summary_section(found)
+    yield from _summary_section(measured)
     yield from ("## Reproduce", "", "```sh", header.command, "```", "")
     yield from table(("condition", "value"), header.conditions.items())
     yield from ("## Confusion", "")
     yield from _figure("confusion.png", "Confusion matrix", figures)
-    if pairs := confused(found, LISTED):
+    if pairs := confused(measured, LISTED):
         rows = ((pair["true"], pair["predicted"], pair["count"], percent(pair["fraction"])) for pair in pairs)
         yield from table(("true", "predicted", "images", "of the true class"), rows)
-    yield from _classes_section(found)
+    yield from _classes_section(measured)
     if "calibration.png" in figures:
         yield from ("## Calibration", "", *_figure("calibration.png", "Reliability diagram", figures))
     if "coverage.png" in figures:
@@ -195,7 +195,7 @@ def _page(
         yield from _figure("mistakes.png", "Worst mistakes", figures)
         yield from table(
             ("image", "true", "predicted", "probability"),
-            ((each["key"], each["true"], each["predicted"], percent(each["probability"])) for each in mistakes),
+            ((row["key"], row["true"], row["predicted"], percent(row["probability"])) for row in mistakes),
         )
     if "curves.png" in figures:
         yield from ("## Training", "", *_figure("curves.png", "Training curves", figures))
@@ -211,26 +211,27 @@ def _figure(name: str, title: str, figures: Sequence[str]) -> Iterator[str]:
         yield from (f"![{title}]({name})", "")
 
 
-def _summary_section(found: Metrics) -> Iterator[str]:
-    known = sum(row["count"] > 0 for row in found.per_class)
+def _summary_section(measured: Metrics) -> Iterator[str]:
+    known = sum(row["count"] > 0 for row in measured.per_class)
     figures = {
-        "images": f"{found.count:,}",
-        "classes": f"{len(found.classes):,}" + ("" if known == len(found.classes) else f", {known:,} with examples"),
-        "top-1": percent(found.top1),
-        "top-5": percent(found.top5),
-        "loss (negative log-likelihood)": f"{found.loss:.4f}",
-        "expected calibration error (15 bins)": percent(found.ece),
-        "precision, macro average": percent(found.precision),
-        "recall, macro average": percent(found.recall),
-        "F1, macro average": percent(found.f1),
+        "images": f"{measured.count:,}",
+        "classes": f"{len(measured.classes):,}"
+        + ("" if known == len(measured.classes) else f", {known:,} with examples"),
+        "top-1": percent(measured.top1),
+        "top-5": percent(measured.top5),
+        "loss (negative log-likelihood)": f"{measured.loss:.4f}",
+        "expected calibration error (15 bins)": percent(measured.ece),
+        "precision, macro average": percent(measured.precision),
+        "recall, macro average": percent(measured.recall),
+        "F1, macro average": percent(measured.f1),
     }
     yield from table(("figure", "value"), ((name, value) for name, value in figures.items() if value))
-    yield from (escape_line(describe_errors(found)), "")
+    yield from (escape_line(describe_errors(measured)), "")
 
 
-def _classes_section(found: Metrics) -> Iterator[str]:
+def _classes_section(measured: Metrics) -> Iterator[str]:
     yield from ("## Classes", "")
-    listed = [row for row in found.per_class if row["count"]]
+    listed = [row for row in measured.per_class if row["count"]]
     if len(listed) > LISTED_CLASSES:
         yield from (f"The {LISTED_CLASSES} classes with the lowest F1; the others are in report.json.", "")
         listed = sorted(listed, key=lambda row: row["f1"] or 0)[:LISTED_CLASSES]

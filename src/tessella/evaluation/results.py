@@ -1,4 +1,4 @@
-"""Results of `evaluate` as rows, a table, a figure and a folder of reports."""
+"""Write results of `evaluate` as rows, a table, a figure and a folder of reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
     *("top1", "top5", "top1_of_all", "top5_of_all", "loss", "ece", "macro_precision", "macro_recall", "macro_f1"),
     *("dataset", "published_top1", "published_top5", "images_per_second", "seconds", "batch_size", "conditions"),
 )
-# columns with figures, and the attributes of Metrics that they come from
+# columns with figures, and the attributes of Metrics with their values
 _FIGURES = {name: name for name in ("top1", "top5", "top1_of_all", "top5_of_all", "loss", "ece")}
 _FIGURES |= {f"macro_{name}": name for name in ("precision", "recall", "f1")}
 
@@ -28,12 +28,12 @@ HEADER = (
     *("model", "engine", "precision", "images", "top-1 %", "top-5 %", "published", "loss", "ECE %", "macro F1 %"),
     *("images/s", ""),
 )
-LISTED = 5  # unreadable images that the remarks name
+LISTED = 5  # unreadable images that the remarks list
 
 
 def as_dict(row: Evaluation) -> dict[str, object]:
     """Return a row for CSV and JSON with COLUMNS; accuracies are 0 to 1, figures that were not measured None."""
-    found, published = row.metrics, row.published
+    measured, published = row.metrics, row.published
     values: dict[str, object] = dict(
         model=row.model,
         engine=row.engine,
@@ -41,7 +41,7 @@ def as_dict(row: Evaluation) -> dict[str, object]:
         status=row.status,
         note=row.note,
         images=row.images,
-        measured=found.count if found else 0,
+        measured=measured.count if measured else 0,
         unread=len(row.failed),
         unlabelled=row.unlabelled,
         classes=row.classes,
@@ -53,7 +53,7 @@ def as_dict(row: Evaluation) -> dict[str, object]:
         batch_size=row.batch_size,
         conditions=dict(row.conditions),
     )
-    values |= {column: getattr(found, name) if found else None for column, name in _FIGURES.items()}
+    values |= {column: getattr(measured, name) if measured else None for column, name in _FIGURES.items()}
     return {name: values[name] for name in COLUMNS}
 
 
@@ -75,28 +75,28 @@ def csv_bytes(rows: Sequence[Evaluation]) -> bytes:
 def cells(row: Evaluation) -> tuple[str, ...]:
     """Return the cells of a row for the printed table, under HEADER; `published` is top-1 / top-5."""
     name = (row.model, row.engine, row.precision)
-    found = row.metrics
-    if found is None:
+    measured = row.metrics
+    if measured is None:
         return (*name, row.status, *[""] * 7, row.note)
     rate = row.images_per_second or 0
     return (
         *name,
-        f"{found.count:,}" if found.count == row.images else f"{found.count:,} of {row.images:,}",
-        f"{100 * found.top1:.2f}",
-        "" if found.top5 is None else f"{100 * found.top5:.2f}",
+        f"{measured.count:,}" if measured.count == row.images else f"{measured.count:,} of {row.images:,}",
+        f"{100 * measured.top1:.2f}",
+        "" if measured.top5 is None else f"{100 * measured.top5:.2f}",
         "" if row.published is None else f"{row.published.top1:.2f} / {row.published.top5:.2f}",
-        f"{found.loss:.4f}",
-        f"{100 * found.ece:.2f}",
-        f"{100 * found.f1:.2f}",
+        f"{measured.loss:.4f}",
+        f"{100 * measured.ece:.2f}",
+        f"{100 * measured.f1:.2f}",
         f"{rate:.3g}" if rate < 100 else f"{rate:.0f}",
         row.note.partition(":")[0],
     )
 
 
 def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
-    """Yield sentences about the conditions under which the figures of the table hold."""
+    """Yield sentences about the conditions of the measurement."""
     measured = [(row, row.metrics) for row in rows if row.metrics]
-    yield from dict.fromkeys(describe_errors(found) for _, found in measured)
+    yield from dict.fromkeys(describe_errors(metrics) for _, metrics in measured)
     if measured:
         first = measured[0][0]
         for image in first.failed[:LISTED]:
@@ -104,7 +104,7 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
         if len(first.failed) > LISTED:
             yield f"and {len(first.failed) - LISTED:,} more, listed in report.json"
         if first.unlabelled:
-            yield f"{first.unlabelled:,} images have no ReaL label and are left out."
+            yield f"{first.unlabelled:,} images have no ReaL label and are excluded."
     for description in dict.fromkeys(row.classes for row, _ in measured):
         yield f"Classes: {description}."
     if any(row.published for row, _ in measured):
@@ -134,25 +134,25 @@ def draw(rows: Sequence[Evaluation], suffix: str = ".png") -> bytes:
     series = list(dict.fromkeys((row.engine, row.precision) for row, _, _ in measured))
     for index, name in enumerate(series):
         colour, marker = STYLES[index % len(STYLES)]
-        points = [(rate, 100 * found.top1) for row, found, rate in measured if (row.engine, row.precision) == name]
+        points = [(rate, 100 * metrics.top1) for row, metrics, rate in measured if (row.engine, row.precision) == name]
         rates, accuracies = zip(*points, strict=True)
         panel.scatter(rates, accuracies, s=45, color=colour, marker=marker, label=", ".join(name), zorder=2)
     for model in dict.fromkeys(row.model for row, _, _ in measured):
-        points = sorted((rate, 100 * found.top1) for row, found, rate in measured if row.model == model)
+        points = sorted((rate, 100 * metrics.top1) for row, metrics, rate in measured if row.model == model)
         panel.plot(*zip(*points, strict=True), color="0.8", linewidth=1, zorder=1)
         label_point(panel, plain(short_name(model)[-40:], 40), points[-1])
     label = "published"
-    for row, found, rate in measured:
+    for row, metrics, rate in measured:
         if row.published:
             top1 = row.published.top1
-            panel.plot((rate, rate), (100 * found.top1, top1), color="0.8", linewidth=1, zorder=1)
+            panel.plot((rate, rate), (100 * metrics.top1, top1), color="0.8", linewidth=1, zorder=1)
             panel.scatter(rate, top1, s=45, facecolors="white", edgecolors="0.5", zorder=1, label=label)
             label = ""  # only once in the legend
     style_speed_axis(panel)
-    panel.set_xlabel("speed (images per second, from file to answer)")
+    panel.set_xlabel("speed (images per second, from file to prediction)")
     panel.set_ylabel("top-1 accuracy (%)")
-    first, found, _ = measured[0]
-    panel.set_title(f"{found.count:,} images; {first.conditions['hardware']}", fontsize=9)
+    first, metrics, _ = measured[0]
+    panel.set_title(f"{metrics.count:,} images; {first.conditions['hardware']}", fontsize=9)
     panel.legend(fontsize=8)
     return render(figure, suffix)
 
@@ -169,18 +169,18 @@ def write_results(
 
     The report of a single model is written to the folder itself, those of several models to subfolders.
     command: the command line that reproduces the results. images: the evaluated images, for the contact sheets.
-    notes: sentences for the reports. Raises as `write_report`.
+    notes: sentences for the reports. Raises the errors of `write_report`.
     """
     folder = prepare_folder(folder)
     write_bytes(folder / "evaluation.csv", csv_bytes(rows))
     write_bytes(folder / "evaluation.json", json_bytes(dict(command=command, rows=[as_dict(row) for row in rows])))
     measured = [(number, row, row.metrics) for number, row in enumerate(rows, 1) if row.metrics]
     links = []
-    for number, row, found in measured:
+    for number, row, metrics in measured:
         name = f"{number}-{slug(row.model)[-80:]}-{row.engine}-{row.precision}"
         page = write_report(
             folder / name if len(rows) > 1 else folder,
-            found,
+            metrics,
             _header(row, command, notes),
             answers=row.answers,
             images=images,

@@ -12,18 +12,18 @@ from ..errors import UsageError
 from .imagenet import SETS
 
 MAX_SEED = 2**63 - 1
-ProgressCallback = Callable[[str, int, int], None]  # what is being done, images done, number of images
+ProgressCallback = Callable[[str, int, int], None]  # current task, images done, number of images
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How `evaluate` loads and runs models, and which predictions it counts as correct.
+    """Settings of `evaluate`: how models are loaded and run, and which predictions count as correct.
 
     device, batch_size, transform, policy: as for `tessella.load`.
-    engine, precision: as for `tessella.load`; several are combined with each other, and each combination is evaluated.
+    engine, precision: as for `tessella.load`, or several of each; every combination is evaluated.
     checkpoint_path: weight file to use instead of the published weights, for a single model.
     real_labels: path of ReaL's real.json, for the ImageNet validation set. A prediction is correct if it is any of an
-        image's labels, and images without a label are left out. Metrics that need a single label use the one that the
+        image's labels, and images without a label are excluded. Metrics that need a single label use the one that the
         model ranks highest.
     dataset: name of the published data set that the data is (one of `imagenet.SETS`), or "none"; None recognises it by
         its classes and number of images.
@@ -53,13 +53,13 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """What `probe` measures.
+    """Settings of `probe`.
 
     val_fraction: fraction of the images to validate on, used if the data has no validation split.
-    shots: numbers of training examples per class for few-shot accuracy; numbers that a class does not have are left
-        out, with a note.
+    shots: numbers of training examples per class for few-shot accuracy; numbers larger than the
+        smallest class are omitted, with a note.
     accuracy: accuracy (0 to 1) for which to find the confidence threshold.
-    seed: random seed for drawing held-out images and few-shot examples.
+    seed: random seed for the selection of held-out images and few-shot examples.
 
     Raises UsageError `bad_argument`.
     """

@@ -1,16 +1,16 @@
-"""The model families, and the registry that builds them: names of architectures load on first use.
+"""The model families, and the registry that builds them. Names are loaded on first use.
 
-timm has `create_model` and the functions about names in its `models`, so they can be imported from here too. They
-belong to `weights`, the layer above this one: the modules here never use them.
+timm's `models` package also has `create_model` and functions that look up model names, so they can be imported from
+here too. They are defined in `weights`, the layer above this one, and no module of this package uses them.
 """
 
 import importlib
 
 import lazy_loader
 
-_own_attribute, _own_names, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazy_attribute, _lazy_names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-_TIMM = {  # timm's functions of the same package, by module of `weights`
+_TIMM = {  # functions of `timm.models`, by the module of `weights` that defines them
     "catalogue": (
         "get_arch_pretrained_cfgs",
         "get_pretrained_cfg",
@@ -32,8 +32,8 @@ def __getattr__(name: str) -> object:
             return getattr(importlib.import_module(f"{package}.weights.{module}"), name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _own_attribute(name)
+    return _lazy_attribute(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_own_names(), *(name for names in _TIMM.values() for name in names)})
+    return sorted({*globals(), *_lazy_names(), *(name for names in _TIMM.values() for name in names)})

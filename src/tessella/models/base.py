@@ -20,6 +20,8 @@ from .layers import check_output_fmt, check_pool, new_head, pick_blocks
 # A Tensor; in CrossViT, a list with one Tensor per branch. With a union, the narrower parameters of the families would
 # violate the substitution principle, and TorchScript needs their exact types.
 Features: TypeAlias = Any
+Config: TypeAlias = Any  # a frozen dataclass; each family has its own class
+PretrainedCfg: TypeAlias = dict[str, Any]  # timm's dict about a checkpoint: input_size, mean, std, ...
 
 
 class FeatureEntry(TypedDict):
@@ -43,7 +45,7 @@ class LayerGroups(TypedDict):
 
 @contextmanager
 def buffers_restored(block: nn.Module) -> Iterator[None]:
-    """Restore a block's buffers afterwards, so that a second forward pass does not update batch statistics again."""
+    """Restore the buffers of `block` on exit, so that a second forward pass does not update batch statistics again."""
     before = [(buffer, buffer.clone()) for buffer in block.buffers()]
     try:
         yield
@@ -58,21 +60,21 @@ class ImageModel(nn.Module, abc.ABC):
     num_features, head_hidden_size: width of the embedding that the head reads (`forward_head(..., pre_logits=True)`).
     feature_info: one FeatureEntry per entry of `forward_intermediates`.
     default_out_indices: the entries that `features_only` returns by default.
-    config: the frozen dataclass the model was built from; arch: its name in the registry, set by the registry.
+    config: the frozen dataclass that the model was built from. arch: the name of the model, set by the registry.
     pretrained_cfg: timm's dict (input_size, mean, std, ...), set by `create_model`.
     """
 
     arch = ""
     output_formats: ClassVar[tuple[str, ...]] = ("NCHW", "NLC")  # of `forward_intermediates`
-    if TYPE_CHECKING:  # TorchScript would read annotations of a class, and cannot read those that are text
-        config: Any  # each family has its own class
+    if TYPE_CHECKING:  # TorchScript evaluates the annotations of a class, and does not support string annotations
+        config: Config
         num_classes: int
         num_features: int
         head_hidden_size: int
         global_pool: str
         feature_info: list[FeatureEntry]
         default_out_indices: tuple[int, ...]
-        pretrained_cfg: dict[str, Any]
+        pretrained_cfg: PretrainedCfg
         blocks: nn.Sequential | nn.ModuleList
         head: nn.Module
         norm: nn.Module
@@ -84,8 +86,8 @@ class ImageModel(nn.Module, abc.ABC):
         self.pretrained_cfg = {}
 
     @property
-    def default_cfg(self) -> dict[str, Any]:
-        """timm's older name of `pretrained_cfg`."""
+    def default_cfg(self) -> PretrainedCfg:
+        """timm's older name for `pretrained_cfg`."""
         return self.pretrained_cfg
 
     # --- inference ----------------------------------------------------------------------------------------------------
@@ -116,9 +118,10 @@ class ImageModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def to_intermediate(self, x: Features, branch: int, output_fmt: str) -> Tensor:
-        """Convert the output of a block to an entry of `forward_intermediates`, a map or patch tokens.
+        """Convert the output of a block to an entry of `forward_intermediates`.
 
-        branch: 0, but in CrossViT 0 or 1. output_fmt: one of `output_formats`.
+        branch: 0; in CrossViT, 0 or 1. output_fmt: one of `output_formats`: "NCHW" for a (B,D,rows,columns) map, "NLC"
+        for (B,N,D) patch tokens.
         """
 
     def run_block(self, block: nn.Module, *inputs: Features) -> Features:
@@ -140,13 +143,13 @@ class ImageModel(nn.Module, abc.ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Features, list[Tensor]]:
-        """Return the final features and the outputs of the picked blocks, or these outputs alone.
+        """Return the final features and the outputs of the selected blocks, or only these outputs.
 
         x: (B,C,H,W) normalised images. indices: None for all entries of `feature_info`, n for the last n, or a list.
-        norm: apply the final norm to each output. stop_early: skip the blocks after the last one picked. output_fmt:
-        "NCHW" for (B,channels,rows,columns) maps, "NLC" for (B,patches,channels) tokens. intermediates_only: return the
-        list alone. The outputs are in the order of `feature_info`, each once.
-        Raises UsageError `bad_argument` for unknown indices or formats, `wrong_input_size`.
+        norm: apply the final norm to each output. stop_early: skip the blocks after the last selected one. output_fmt:
+        "NCHW" for (B,channels,rows,columns) maps, "NLC" for (B,patches,channels) tokens. intermediates_only: return
+        only the list. The outputs are in the order of `feature_info`, without duplicates.
+        Raises UsageError `bad_argument` for unknown indices or formats, `wrong_input_size` for images of another size.
         """
         check_output_fmt(output_fmt, self.output_formats)
         picked = sorted(set(pick_blocks(len(self.feature_info), indices)))
@@ -156,10 +159,10 @@ class ImageModel(nn.Module, abc.ABC):
         outputs: dict[int, Tensor] = {}
         for step in range(steps):
             x = self.forward_block(step, x)
-            here = [i for i in picked if i % depth == step]
-            if here:
+            entries = [i for i in picked if i % depth == step]
+            if entries:
                 y = self.forward_norm(x) if norm else x
-                outputs |= {i: self.to_intermediate(y, i // depth, output_fmt) for i in here}
+                outputs |= {i: self.to_intermediate(y, i // depth, output_fmt) for i in entries}
         intermediates = [outputs[i] for i in picked]
         return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
 
@@ -168,9 +171,9 @@ class ImageModel(nn.Module, abc.ABC):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the blocks after the last one picked; return the indices of the picked outputs in the shorter model.
+        """Remove the blocks after the last selected one; return the indices of the selected outputs after that.
 
-        indices: as in `forward_intermediates`. prune_norm, prune_head: remove the final norm and the classifier, too.
+        indices: as in `forward_intermediates`. prune_norm, prune_head: also remove the final norm or the classifier.
         Raises UsageError `bad_argument` for unknown indices.
         """
         depth = len(self.blocks)
@@ -185,19 +188,19 @@ class ImageModel(nn.Module, abc.ABC):
         return [i // depth * kept + i % depth for i in picked]
 
     def remove_norm(self) -> None:
-        """Replace the final norm by the identity."""
+        """Replace the final norm with the identity."""
         self.norm = nn.Identity().train(self.training)
 
     @abc.abstractmethod
     def pools(self) -> tuple[str, ...]:
-        """Return the values of `global_pool` that this model takes."""
+        """Return the values of `global_pool` that this model accepts."""
 
     def get_classifier(self) -> nn.Module:
-        """Return the head: a linear layer, or the identity without classes."""
+        """Return the head: a linear layer, or the identity for a model without classes."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one of num_classes (0: none) with the same device, dtype and training mode.
+        """Replace the head with a new one for num_classes (0: none), keeping device, dtype and training mode.
 
         global_pool: one of `pools()`; None keeps the current one. Raises UsageError `bad_argument`.
         """
@@ -207,13 +210,13 @@ class ImageModel(nn.Module, abc.ABC):
         self.num_classes = num_classes
 
     def new_classifier(self, num_classes: int) -> nn.Module:
-        """Return a fresh head of num_classes (0: the identity) with this model's device, dtype and training mode."""
+        """Return a new head for num_classes (0: the identity) with this model's device, dtype and training mode."""
         return new_head(self.head_hidden_size, num_classes, next(self.parameters()), self.training)
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Fit a checkpoint made for `source` (height, width) px images to this model's own image size.
+        """Adapt a checkpoint for images of `source` (height, width) pixels to the image size of this model.
 
-        The default changes nothing, which is right for a model without weights that are tied to the grid.
+        The default changes nothing, which is right for models whose weights do not depend on the patch grid.
         """
         return dict(state)
 

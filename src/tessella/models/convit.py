@@ -2,8 +2,8 @@
 
 Shape suffixes: B images, C colour channels, H heads, N patches or tokens (row-major), D model width, d head width.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-Note: the class token is added, without a position, after the local blocks: blocks 0 to 9 of the published models
-see patches alone.
+Note: the class token is added, without a position embedding, after the local blocks: blocks 0 to 9 of the published
+models only see patches.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ POOLS = ("token", "avg", "")
 
 @dataclass(frozen=True, kw_only=True)
 class ConViTConfig:
+    """The settings of a ConViT model; `create_model` accepts every field as a keyword argument."""
+
     embed_dim: int  # d, the width of ONE head: the model's is embed_dim * num_heads
     num_heads: int
     depth: int = 12  # blocks
     # Blocks with positional attention; the class token is added after them. If no block follows, it contains nothing
     # about the patches: use global_pool="avg" then.
     local_up_to_layer: int = 10
-    locality_strength: float = 1.0  # how sharply a fresh positional head looks at its own neighbour
+    locality_strength: float = 1.0  # how sharply a newly initialized positional head attends to its neighbour
     use_pos_embed: bool = True
     mlp_ratio: float = 4.0
     qkv_bias: bool = False
@@ -65,7 +67,7 @@ VARIANTS = {  # Table 2 of the paper, under timm's names
     "convit_tiny": ConViTConfig(embed_dim=48, num_heads=4),
     "convit_small": ConViTConfig(embed_dim=48, num_heads=9),
     "convit_base": ConViTConfig(embed_dim=48, num_heads=16),
-    # of this project, for 32 px images: nine heads start as a 3 x 3 convolution
+    # a model of this project for 32 px images: its nine heads are initialized as a 3 x 3 convolution
     "convit_ti_p4_32": ConViTConfig(
         embed_dim=12, num_heads=9, depth=7, local_up_to_layer=6, mlp_ratio=2, patch_size=4, img_size=32, num_classes=10
     ),
@@ -115,7 +117,8 @@ class GPSA(nn.Module):
     def position_attention(self, rel_NN3: Tensor) -> Tensor:
         """(N,N,3) relative positions -> (H,N,N) attention by position, which is the same for all images.
 
-        In float32 or wider, and elementwise: under autocast, `Linear` would round squared distances to half precision.
+        Computed in float32 or float64, and elementwise: under autocast, `Linear` would round squared distances to half
+        precision.
         """
         dtype = at_least_float32(self.pos_proj.weight.dtype)
         by_x, by_y, by_distance = self.pos_proj.weight.to(dtype).T[:, :, None, None].unbind()
@@ -125,9 +128,9 @@ class GPSA(nn.Module):
 
     @torch.no_grad()
     def local_init(self, strength: float) -> None:
-        """Initialise the heads as a K x K convolution: head h attends to its own neighbour (equation 5).
+        """Initialize the heads as a K x K convolution, in which each head attends to another neighbour (equation 5).
 
-        If the number of heads is not a square, those beyond K * K keep their random positions.
+        If the number of heads is not a square, those beyond K * K keep their random initialization.
         """
         nn.init.eye_(self.v.weight)
         side = math.isqrt(self.num_heads)
@@ -150,7 +153,10 @@ class LocalBlock(PreNormBlock):
 
 
 class ConViT(ImageModel):
-    """ConViT for images of one size, img_size; features are tokens, the class token first."""
+    """ConViT for images of one size, img_size; features are tokens, the class token first.
+
+    Raises UsageError `bad_argument` for an unsuitable config.
+    """
 
     if TYPE_CHECKING:
         config: ConViTConfig
@@ -204,12 +210,13 @@ class ConViT(ImageModel):
         return self.join_class_token(x_BND) if self.num_local == 0 else x_BND
 
     def forward_block(self, index: int, x: Tensor) -> Tensor:
-        """Run block `index`, then prepend the class token if it was the last local block, even if none follows."""
+        """Run block `index` on (B,N,D) or (B,1+N,D) tokens; prepend the class token after the last local block."""
         context = (self.rel_pos,) if index < self.num_local else ()
         x_BND = self.run_block(self.blocks[index], x, *context)
         return self.join_class_token(x_BND) if index + 1 == self.num_local else x_BND
 
     def forward_norm(self, x: Tensor) -> Tensor:
+        """Apply the final norm to (B,N,D) tokens."""
         return self.norm(x)
 
     def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
@@ -231,7 +238,7 @@ class ConViT(ImageModel):
                 x_BND = self.forward_block(i, x_BND)
             return self.norm(x_BND)
         for i, block in enumerate(self.blocks):
-            if hasattr(block, "reads_positions"):  # TorchScript resolves this once per block
+            if hasattr(block, "reads_positions"):  # TorchScript evaluates this at compile time
                 x_BND = block(x_BND, self.rel_pos)
             else:
                 x_BND = block(x_BND)
@@ -252,7 +259,7 @@ class ConViT(ImageModel):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As `ImageModel.prune_intermediate_layers`; without head and global block, the class token goes, too."""
+        """As `ImageModel.prune_intermediate_layers`; without a head and global blocks, remove the class token too."""
         picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self.num_local = min(self.num_local, len(self.blocks))
         if prune_head and len(self.blocks) == self.num_local:
@@ -268,11 +275,15 @@ class ConViT(ImageModel):
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
         return LayerGroups(
             stem=r"^cls_token|pos_embed|patch_embed",
-            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999 puts the norm into the last layer
         )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Resample the position embedding of a checkpoint for `source` (height, width) px to this model's grid."""
+        """Resample the position embedding of a checkpoint for `source` (height, width) pixels to this model's grid.
+
+        Raises UsageError `bad_argument` for a size that the patches do not divide, WeightsError `wrong_shape` for an
+        embedding that does not belong to `source`.
+        """
         old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.patch_embed.grid
         resampled = dict(state)
         if old != new and "pos_embed" in state:

@@ -24,6 +24,8 @@ POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fas
 
 @dataclass(frozen=True, kw_only=True)
 class ConvMixerConfig:
+    """The settings of a ConvMixer model; `create_model` accepts every field as a keyword argument."""
+
     dim: int  # D
     depth: int  # blocks
     kernel_size: int = 9  # patches, side of the depthwise kernel
@@ -36,7 +38,7 @@ class ConvMixerConfig:
     drop_path_rate: float = 0.0  # at the last block, growing linearly from 0; the paper uses none
 
 
-VARIANTS = {  # Table 1 of the paper under timm's names, then this project's own for 32 px images
+VARIANTS = {  # Table 1 of the paper under timm's names, then a model of this project for 32 px images
     "convmixer_1536_20": ConvMixerConfig(dim=1536, depth=20),
     "convmixer_768_32": ConvMixerConfig(dim=768, depth=32, kernel_size=7, act_layer="relu"),
     "convmixer_1024_20_ks9_p14": ConvMixerConfig(dim=1024, depth=20, patch_size=14),
@@ -47,7 +49,7 @@ VARIANTS = {  # Table 1 of the paper under timm's names, then this project's own
 
 
 class Residual(nn.Module):
-    """x + fn(x); the attribute name `fn` is part of the checkpoint's keys."""
+    """Add `fn(x)` to `x`, a tensor of any shape; the attribute name `fn` is part of the checkpoint's keys."""
 
     def __init__(self, fn: nn.Module, drop_path: float = 0.0):
         super().__init__()
@@ -59,7 +61,7 @@ class Residual(nn.Module):
 
 
 def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
-    """Return a block: a depthwise convolution with a residual sum, then a pointwise one; both with a batch norm."""
+    """Return a block: a depthwise convolution with a residual connection, then a pointwise convolution."""
     act = ACTIVATIONS[cfg.act_layer]
     spatial = nn.Sequential(
         nn.Conv2d(cfg.dim, cfg.dim, cfg.kernel_size, groups=cfg.dim, padding="same"), act(), nn.BatchNorm2d(cfg.dim)
@@ -68,7 +70,10 @@ def mixer_block(cfg: ConvMixerConfig, drop_path: float) -> nn.Sequential:
 
 
 class ConvMixer(ImageModel):
-    """ConvMixer for images of any size from one patch up; `forward_intermediates` returns maps only."""
+    """ConvMixer for images of at least one patch; `forward_intermediates` returns maps only.
+
+    Raises UsageError `bad_argument` for an unsuitable config.
+    """
 
     output_formats = ("NCHW",)
     if TYPE_CHECKING:
@@ -100,26 +105,27 @@ class ConvMixer(ImageModel):
 
     @property
     def head_hidden_size(self) -> int:  # type: ignore[override]
+        """Width of the embedding that the head reads: twice num_features for the concatenating pools."""
         return self.num_features * (2 if "cat" in self.global_pool else 1)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,D,h,w); raises UsageError `wrong_input_size` below the size of a patch."""
+        """(B,C,H,W) normalised images -> (B,D,h,w); raises UsageError `wrong_input_size` if smaller than a patch."""
         check_smallest(x, self.patch_size)
         return self.stem(x)
 
     def forward_norm(self, x: Tensor) -> Tensor:
-        """Return `x`: every block ends with its own norm."""
+        """Return the (B,D,h,w) map `x` unchanged, as every block ends with a norm."""
         return x
 
     def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
-        """Return `x`, which is a (B,D,h,w) map already."""
+        """Return `x`, which already is a (B,D,h,w) map."""
         return x
 
     def remove_norm(self) -> None:
-        """Do nothing, as there is no final norm."""
+        """Do nothing, because there is no final norm."""
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of any size from one patch up -> (B,D,h,w), h = H // patch_size."""
+        """(B,C,H,W) normalised images of at least one patch -> (B,D,h,w) with h = H // patch_size."""
         x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
@@ -132,7 +138,7 @@ class ConvMixer(ImageModel):
         x = self.head_drop(pool_map(x, self.global_pool))
         if pre_logits:
             return x
-        # the head reads the last axis, which without pooling is a spatial one
+        # the head reads the last axis, which is a spatial one without pooling
         return self.head(x) if self.global_pool != "" else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def pools(self) -> tuple[str, ...]:
@@ -144,7 +150,7 @@ class ConvMixer(ImageModel):
 
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_smallest(x_BCHW: Tensor, patch_size: int) -> None:
-    """Raise UsageError `wrong_input_size` unless images are (B,C,H,W) and at least one patch large."""
+    """Raise UsageError `wrong_input_size` unless images are (B,C,H,W) and at least as large as one patch."""
     if x_BCHW.ndim != 4:
         raise UsageError("wrong_input_size", f"got a tensor of shape {x_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = x_BCHW.shape[-2], x_BCHW.shape[-1]

@@ -3,14 +3,14 @@
 Shape suffixes: B images, C colour channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
 h heads; b is a branch (0: small patches, 1: large patches) and o the other one.
 Module names are the published checkpoints' keys, so weights load without a rename table.
-Note: the model reads one image of img_size and resizes it itself for each branch with an img_scale other than 1.
+Note: the model reads images of img_size, and resizes them for each branch whose img_scale is not 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -38,17 +38,20 @@ from .layers import (
 torch.fx.wrap("check_image_size")  # the wrapper at its definition is valid for that file only
 POOLS = ("token", "avg")
 BRANCHES = (0, 1)
-SEARCH = 2048  # pixels above an unsuitable size, in which a suitable one is searched for
+SEARCH_RANGE = 2048  # how many pixels above an unsuitable size a suitable one is searched for
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossViTConfig:
-    """Pairs hold one value per branch."""
+    """The settings of a CrossViT model; `create_model` accepts every field as a keyword argument.
+
+    Pairs have one value per branch.
+    """
 
     embed_dim: Sequence[int]  # D
     depth: Sequence[Sequence[int]]  # per stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
     num_heads: Sequence[int]
-    mlp_ratio: Sequence[float]  # timm's third value, for the fusion, which has no MLP, is ignored
+    mlp_ratio: Sequence[float]  # timm's third value, which is for the fusion, is ignored: the fusion has no MLP
     multi_conv: bool = False  # the dagger models: three convolutions embed a patch
     patch_size: Sequence[int] = (12, 16)  # pixels of the branch's image
     img_size: int | Sequence[int] = 240  # pixels, or (height, width), of the image the model reads
@@ -65,31 +68,34 @@ class CrossViTConfig:
     drop_path_rate: float = 0.0  # at the last block, growing linearly from 0
 
 
-def _row(width: int, blocks: int, heads: int, mlp_ratio: float, **rest: Any) -> CrossViTConfig:
+def _variant(
+    width: int, blocks: int, heads: int, mlp_ratio: float, multi_conv: bool = False, sides: Pair = (240, 224)
+) -> CrossViTConfig:
+    """Return a config of Table 1; sides: pixels per side of the images of both branches."""
     return CrossViTConfig(
         embed_dim=(width, 2 * width),
         depth=((1, blocks, 0),) * 3,
         num_heads=(heads, heads),
         mlp_ratio=(mlp_ratio, mlp_ratio, 1),
-        **rest,
+        multi_conv=multi_conv,
+        img_size=sides[0],
+        img_scale=(1.0, sides[1] / sides[0]),
     )
 
 
-_AT_408 = dict(multi_conv=True, img_size=408, img_scale=(1.0, 384 / 408))
-
 VARIANTS = {  # Table 1 of the paper, under timm's names
-    "crossvit_tiny_240": _row(96, 4, 3, 4),
-    "crossvit_small_240": _row(192, 4, 6, 4),
-    "crossvit_base_240": _row(384, 4, 12, 4),
-    "crossvit_9_240": _row(128, 3, 4, 3),
-    "crossvit_15_240": _row(192, 5, 6, 3),
-    "crossvit_18_240": _row(224, 6, 7, 3),
-    "crossvit_9_dagger_240": _row(128, 3, 4, 3, multi_conv=True),
-    "crossvit_15_dagger_240": _row(192, 5, 6, 3, multi_conv=True),
-    "crossvit_15_dagger_408": _row(192, 5, 6, 3, **_AT_408),
-    "crossvit_18_dagger_240": _row(224, 6, 7, 3, multi_conv=True),
-    "crossvit_18_dagger_408": _row(224, 6, 7, 3, **_AT_408),
-    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # of this project, for 32 px images: most work in the finer branch
+    "crossvit_tiny_240": _variant(96, 4, 3, 4),
+    "crossvit_small_240": _variant(192, 4, 6, 4),
+    "crossvit_base_240": _variant(384, 4, 12, 4),
+    "crossvit_9_240": _variant(128, 3, 4, 3),
+    "crossvit_15_240": _variant(192, 5, 6, 3),
+    "crossvit_18_240": _variant(224, 6, 7, 3),
+    "crossvit_9_dagger_240": _variant(128, 3, 4, 3, multi_conv=True),
+    "crossvit_15_dagger_240": _variant(192, 5, 6, 3, multi_conv=True),
+    "crossvit_15_dagger_408": _variant(192, 5, 6, 3, multi_conv=True, sides=(408, 384)),
+    "crossvit_18_dagger_240": _variant(224, 6, 7, 3, multi_conv=True),
+    "crossvit_18_dagger_408": _variant(224, 6, 7, 3, multi_conv=True, sides=(408, 384)),
+    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # of this project for 32 px images; most blocks are in the finer branch
         embed_dim=(96, 64),
         depth=((3, 1, 1), (2, 1, 1)),
         num_heads=(3, 2),
@@ -104,14 +110,15 @@ VARIANTS = {  # Table 1 of the paper, under timm's names
 
 
 def scaled_side(side: int, scale: float) -> int:
-    """Return the pixels of one side of a branch's image, rounded down; 1e-6 keeps 49 * (1 / 49) from becoming 0."""
-    return int(side * scale + 1e-6)
+    """Return the length of one side of a branch's image in pixels, rounded down."""
+    return int(side * scale + 1e-6)  # so that 49 * (1 / 49), which is less than 1 in floating point, gives 1
 
 
 def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") -> list[Pair]:
-    """Return (height, width) of each branch's image.
+    """Return (height, width) in pixels of each branch's image.
 
-    Raises UsageError `bad_argument`, with the nearest suitable sizes, if the patches of a branch do not divide them.
+    name: the argument in the message of the error. Raises UsageError `bad_argument`, with the nearest suitable sizes,
+    if the patches of a branch do not divide them.
     """
 
     def fits(side: int) -> bool:
@@ -123,10 +130,10 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
         return sizes
 
     def nearest(side: int) -> str:
-        below = next((near for near in range(side, 0, -1) if fits(near)), None)
-        above = next((near for near in range(side, side + SEARCH) if fits(near)), None)
-        suitable = sorted({near for near in (below, above) if near})
-        return " or ".join(map(str, suitable)) or f"none below {side + SEARCH}"
+        below = next((candidate for candidate in range(side, 0, -1) if fits(candidate)), None)
+        above = next((candidate for candidate in range(side, side + SEARCH_RANGE) if fits(candidate)), None)
+        suitable = sorted({candidate for candidate in (below, above) if candidate})
+        return " or ".join(map(str, suitable)) or f"none below {side + SEARCH_RANGE}"
 
     described = " and ".join(
         f"{height}x{width} px in {patch} px patches"
@@ -135,12 +142,12 @@ def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") ->
     raise UsageError(
         "bad_argument",
         f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which the patches do not divide",
-        hint=f"nearest that fit: height {nearest(img_size[0])}, width {nearest(img_size[1])}; or change img_scale",
+        hint=f"nearest suitable sizes: height {nearest(img_size[0])}, width {nearest(img_size[1])}",
     )
 
 
 STEMS = {  # (kernel, stride, padding) of the three convolutions that reduce an image by the patch size
-    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8: of this project, as 7x7 with stride 4 is coarse for 32 px
+    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8 are of this project: 7x7 with stride 4 is too coarse for 32 px
     8: ((3, 2, 1), (3, 2, 1), (3, 2, 1)),
     12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
     16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
@@ -150,11 +157,11 @@ STEMS = {  # (kernel, stride, padding) of the three convolutions that reduce an 
 def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
     """Return the patch embedding of the dagger models: three convolutions that together reduce an image by patch_size.
 
-    Raises UsageError `bad_argument` for a patch size without such a form.
+    Raises UsageError `bad_argument` for a patch size that is not a key of STEMS.
     """
     if patch_size not in STEMS:
-        forms = ", ".join(map(str, STEMS))
-        raise UsageError("bad_argument", f"multi_conv has a form for patch_size {forms}, not for {patch_size}")
+        sizes = ", ".join(map(str, STEMS))
+        raise UsageError("bad_argument", f"multi_conv supports patch_size {sizes}, not {patch_size}")
     widths = (in_chans, width // 4, width // 2, width)
     first, second, third = (
         nn.Conv2d(before, after, kernel, stride=stride, padding=padding)
@@ -203,14 +210,14 @@ class CrossAttentionBlock(nn.Module):
 
 
 class MultiScaleBlock(nn.Module):
-    """One stage: each branch by itself, then each class token attends to the other branch's patches and returns.
+    """One stage: the blocks of each branch, then attention of each class token to the patches of the other branch.
 
-    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The returned token replaces the old one, without a residual
-    sum.
+    [(B,1+N_b,D_b) for b in branches] -> the same shapes. The new class token replaces the old one, without a residual
+    connection.
     """
 
     def __init__(self, cfg: CrossViTConfig, depth: Sequence[int], rates: Sequence[float]):
-        """rates: of drop path in block i of either branch; the last one applies to the fusion, too."""
+        """rates: drop-path rate by block index, for both branches; the last one also applies to the fusion."""
         super().__init__()
         dims, heads = cfg.embed_dim, cfg.num_heads
         self.blocks = nn.ModuleList(
@@ -231,19 +238,19 @@ class MultiScaleBlock(nn.Module):
         self.projs = nn.ModuleList(_projection(dims[b], dims[1 - b]) for b in BRANCHES)
         self.fusion = nn.ModuleList()
         for o in reversed(BRANCHES):  # the branch that the class token of branch 1 - o attends to
-            visits = [CrossAttentionBlock(cfg, dims[o], heads[o], rates[-1]) for _ in range(max(depth[2], 1))]
-            self.fusion.append(nn.Sequential(*visits) if depth[2] else visits[0])
+            fusions = [CrossAttentionBlock(cfg, dims[o], heads[o], rates[-1]) for _ in range(max(depth[2], 1))]
+            self.fusion.append(nn.Sequential(*fusions) if depth[2] else fusions[0])
         self.revert_projs = nn.ModuleList(_projection(dims[1 - b], dims[b]) for b in BRANCHES)
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         xs = [self.blocks[0](xs[0]), self.blocks[1](xs[1])]
-        visitors = [self.projs[0](xs[0][:, :1]), self.projs[1](xs[1][:, :1])]
-        visitors = [  # with the patches of the other branch
-            self.fusion[0](torch.cat((visitors[0], xs[1][:, 1:]), dim=1)),
-            self.fusion[1](torch.cat((visitors[1], xs[0][:, 1:]), dim=1)),
+        tokens = [self.projs[0](xs[0][:, :1]), self.projs[1](xs[1][:, :1])]  # class tokens in the other branch's width
+        tokens = [
+            self.fusion[0](torch.cat((tokens[0], xs[1][:, 1:]), dim=1)),
+            self.fusion[1](torch.cat((tokens[1], xs[0][:, 1:]), dim=1)),
         ]
-        returned = [self.revert_projs[0](visitors[0]), self.revert_projs[1](visitors[1])]
-        return [torch.cat((token_B1D, x_BND[:, 1:]), dim=1) for token_B1D, x_BND in zip(returned, xs)]  # noqa: B905
+        tokens = [self.revert_projs[0](tokens[0]), self.revert_projs[1](tokens[1])]
+        return [torch.cat((token_B1D, x_BND[:, 1:]), dim=1) for token_B1D, x_BND in zip(tokens, xs)]  # noqa: B905
 
 
 def _projection(width: int, out: int) -> nn.Sequential:
@@ -251,7 +258,10 @@ def _projection(width: int, out: int) -> nn.Sequential:
 
 
 class CrossViT(ImageModel):
-    """CrossViT for images of one size, img_size; features are lists with the tokens of both branches."""
+    """CrossViT for images of one size, img_size; features are lists with the tokens of both branches.
+
+    Raises UsageError `bad_argument` for an unsuitable config.
+    """
 
     if TYPE_CHECKING:
         config: CrossViTConfig
@@ -317,7 +327,7 @@ class CrossViT(ImageModel):
         return xs
 
     def forward_norm(self, x: list[Tensor]) -> list[Tensor]:
-        """Apply the final norm of each branch to its tokens."""
+        """Apply the final norm of each branch to its tokens: [(B,1+N_b,D_b)] -> the same shapes."""
         return [norm(x[b]) for b, norm in enumerate(self.norm)]
 
     def to_intermediate(self, x: list[Tensor], branch: int, output_fmt: str) -> Tensor:
@@ -373,13 +383,14 @@ class CrossViT(ImageModel):
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
         return LayerGroups(
             stem=r"^cls_token|pos_embed|patch_embed",
-            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999: with the layer before it
+            blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],  # 99999 puts the norms into the last layer
         )
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Resample the position embeddings of a checkpoint for `source` (height, width) px to this model's grids.
+        """Resample the position embeddings of a checkpoint for `source` (height, width) pixels to this model's grids.
 
-        The position of the class token, which is not on the grid, stays unchanged.
+        The embedding of the class token, which is not on the grid, does not change. Raises UsageError `bad_argument`
+        for a size that the patches do not divide, WeightsError `wrong_shape` for embeddings that do not belong to it.
         """
         resampled = dict(state)
         for b, size in enumerate(branch_sizes(to_pair(source, "source"), self.config, "source")):
@@ -397,7 +408,7 @@ def last_stages(depth: int) -> tuple[int, int]:
 
 
 def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tensor:
-    """Return images of `size` at the `target` size of a branch: unchanged, cropped to the centre or resized.
+    """Fit (B,C,H,W) images of `size` to the `target` size of a branch: unchanged, cropped to the centre or resized.
 
     Sizes are (height, width). The resize is the reference's: bicubic, without antialiasing.
     """
@@ -410,7 +421,7 @@ def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tenso
 
 
 def _check(cfg: CrossViTConfig) -> None:
-    """Refuse values that would fail later with an unclear message: UsageError `bad_argument`."""
+    """Raise UsageError `bad_argument` for values that would fail later with an unclear message."""
     for name in ("embed_dim", "num_heads", "patch_size", "img_scale"):
         if len(getattr(cfg, name)) != len(BRANCHES):
             raise UsageError(

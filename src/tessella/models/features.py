@@ -1,4 +1,4 @@
-"""`features_only`: a model that returns the outputs of some blocks, for detection and segmentation necks."""
+"""`features_only`: a model that returns the outputs of selected blocks, for detection and segmentation."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class FeatureInfo(list[FeatureEntry]):
 
 
 class FeatureExtractor(nn.Module):
-    """(B,C,H,W) normalised images -> the outputs of some blocks in order: maps, or (B,N,D) tokens with "NLC".
+    """(B,C,H,W) normalised images -> the outputs of selected blocks in order: maps, or (B,N,D) tokens with "NLC".
 
-    model: is changed; parts that the outputs do not need are removed. out_indices: as the `indices` of
-    `ImageModel.forward_intermediates`; None takes `model.default_out_indices`. norm: apply the model's final norm to
-    each output. Raises UsageError `bad_argument` for unknown indices.
+    model: changed in place; parts that the outputs do not need are removed. out_indices: as the `indices` of
+    `ImageModel.forward_intermediates`; None uses `model.default_out_indices`. norm: apply the model's final norm to
+    each output. output_fmt: "NCHW" or "NLC". Raises UsageError `bad_argument` for unknown indices.
     """
 
     def __init__(

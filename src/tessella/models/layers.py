@@ -18,9 +18,9 @@ Pair = tuple[int, int]
 
 
 def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
-    """Return (height, width) in pixels from `224` or `(224, 320)`, or from a list, as in JSON files.
+    """Return (height, width) in pixels from `224`, `(224, 320)` or a list, as in JSON files.
 
-    name: of the argument, for the message of UsageError `bad_argument`.
+    name: the argument in the message. Raises UsageError `bad_argument` for other values.
     """
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
@@ -29,7 +29,10 @@ def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
 
 
 def to_grid(img_size: Pair, patch_size: int, name: str = "img_size") -> Pair:
-    """Return (rows, columns) of patches for (height, width) in pixels; UsageError `bad_argument` if they do not fit."""
+    """Return (rows, columns) of patches for (height, width) in pixels.
+
+    name: the argument in the message. Raises UsageError `bad_argument` if patches do not divide the size.
+    """
     if img_size[0] % patch_size or img_size[1] % patch_size:
         raise UsageError(
             "bad_argument",
@@ -66,7 +69,7 @@ class PatchEmbed(nn.Module):
 
 @torch.fx.wrap  # the sizes are compared when the model runs, not when it is traced
 def check_image_size(image_BCHW: Tensor, expected: Pair) -> None:
-    """Raise UsageError `wrong_input_size` unless images are (B,C,height,width); no image is resized silently."""
+    """Raise UsageError `wrong_input_size` unless images are (B,C,height,width), as none is resized silently."""
     if image_BCHW.ndim != 4:
         raise UsageError("wrong_input_size", f"got a tensor of shape {image_BCHW.shape}, expected a batch (B,C,H,W)")
     height, width = image_BCHW.shape[-2], image_BCHW.shape[-1]
@@ -95,16 +98,17 @@ class Mlp(nn.Module):
 
 @torch.fx.wrap
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Set each sample of `x` to zero with probability `rate`; divide the others by the keep probability."""
+    """Set each sample of `x` (B,...) to zero with probability `rate`; divide the others by the keep probability."""
     keep = 1.0 - rate
     shape = [x.shape[0]] + [1] * (x.ndim - 1)  # one draw per sample
     return x * (x.new_empty(shape).bernoulli_(keep) / keep)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv:1603.09382): in training a sample's branch is zero with probability `rate`.
+    """Stochastic depth (arXiv:1603.09382): in training, set samples of a branch to zero with probability `rate`.
 
-    Kept branches are divided by the keep probability, so that the expectation is that of evaluation.
+    (B,...) -> the same shape. The other samples are divided by the keep probability, so that the expected value is the
+    same in training and evaluation.
     """
 
     def __init__(self, rate: float = 0.0):
@@ -115,6 +119,7 @@ class DropPath(nn.Module):
         return drop_path(x, self.rate) if self.training and self.rate > 0.0 else x
 
     def extra_repr(self) -> str:
+        """Return the rate for the `repr` of a model."""
         return f"rate={self.rate:g}"
 
 
@@ -124,10 +129,10 @@ def linear_rates(rate: float, depth: int) -> list[float]:
 
 
 def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Return the indices of the picked blocks, from 0.
+    """Return the indices of the selected blocks, counted from 0.
 
     indices: None for all of `depth` blocks, n for the last n, or a list (negative numbers count from the end).
-    Raises UsageError `bad_argument` for indices out of range.
+    Raises UsageError `bad_argument` for indices out of range, or if no block is selected.
     """
     if indices is None:
         return list(range(depth))
@@ -155,10 +160,10 @@ def tokens_to_map(x_BND: Tensor, grid: Pair) -> Tensor:
 
 
 def resample_tokens(weight: Tensor, dim: int, source: Pair, target: Pair) -> Tensor:
-    """Resample axis `dim` of a weight, which has one entry per patch of the grid `source`, to the grid `target`.
+    """Resample axis `dim` of a weight (...,N,...), with one entry per patch of the grid `source`, to the grid `target`.
 
-    Bicubic, in float32, antialiased when shrinking; the same grid returns `weight` itself. Grids are (rows, columns).
-    Raises WeightsError `wrong_shape` if the axis has another length, as weights come from files.
+    Grids are (rows, columns). Interpolation is bicubic, in float32, and antialiased when shrinking; if both grids are
+    the same, `weight` itself is returned. Raises WeightsError `wrong_shape` if the axis has another length.
     """
     if weight.ndim <= dim or weight.shape[dim] != source[0] * source[1]:
         raise WeightsError(
@@ -184,14 +189,17 @@ def check_classes(num_classes: int) -> None:
 
 
 def new_head(width: int, num_classes: int, like: Tensor, training: bool) -> nn.Module:
-    """Return a fresh classifier (0 classes: the identity) with the device and dtype of `like`."""
+    """Return a new classifier (..., width) -> (..., num_classes), the identity for 0 classes.
+
+    like: a tensor of any shape with the device and dtype to use. Raises UsageError `bad_argument`.
+    """
     check_classes(num_classes)
     head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
     return head.to(device=like.device, dtype=like.dtype).train(training)
 
 
 def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
-    """Return the pool; raise UsageError `bad_argument` unless it is one of `allowed`."""
+    """Return `global_pool`; raise UsageError `bad_argument` unless it is one of `allowed`."""
     if global_pool not in allowed:
         names = ", ".join(repr(name) for name in allowed)
         raise UsageError("bad_argument", f"global_pool is {global_pool!r}, expected one of {names}")
@@ -226,7 +234,7 @@ class Attention(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """Attention and an MLP, each with a norm before it and a residual sum: (B,N,D) -> (B,N,D)."""
+    """Attention and an MLP, each with a norm before it and a residual connection: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, attn: nn.Module, width: int, mlp_ratio: float, drop: float = 0.0, drop_path: float = 0.0):
         super().__init__()
@@ -242,7 +250,7 @@ class PreNormBlock(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise a linear layer as transformers do, with standard deviation 0.02 and zero bias; for `Module.apply`."""
+    """Initialize a linear layer with standard deviation 0.02 and zero bias; other modules do not change."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

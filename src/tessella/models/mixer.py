@@ -1,4 +1,4 @@
-"""Models that mix patches by linear layers across positions: one model class with four kinds of block.
+"""Models that mix patches with linear layers across positions: one model class with four kinds of blocks.
 
 mixer   MLP-Mixer, Tolstikhin et al. 2021 (arXiv:2105.01601)
 gmixer  MLP-Mixer with gated MLPs (the gates of arXiv:2002.05202), an experiment published with timm
@@ -7,8 +7,8 @@ gmlp    gMLP, Liu et al. 2021 (arXiv:2105.08050)
 
 Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width,
 E hidden units, K classes. Module names are the published checkpoints' keys, so weights load without a rename table.
-Note: token mixing has weights per patch position, so a model reads one image size only;
-`MlpMixer.resample_state_dict` adapts trained weights to another.
+Note: token mixing has weights per patch position, so a model reads images of one size only;
+`MlpMixer.resample_state_dict` adapts trained weights to another size.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ POOLS = ("avg", "")
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
+    """The settings of an MLP-Mixer, gMixer, ResMLP or gMLP model; `create_model` accepts every field as a keyword."""
+
     kind: str  # "mixer", "gmixer", "resmlp" or "gmlp"
     embed_dim: int  # D
     num_blocks: int
-    mlp_ratio: (
-        float | Sequence[float]
-    )  # hidden units / D; for (g)mixer (across patches, across channels) or one for both
+    # hidden units / D: one number, or for (g)mixer (across patches, across channels)
+    mlp_ratio: float | Sequence[float]
     patch_size: int = 16  # pixels
     img_size: int | Sequence[int] = 224  # pixels, side or (height, width)
     init_values: float = 1e-4  # resmlp: initial value of the branch scales ls1 and ls2
@@ -77,7 +78,7 @@ def _resmlp(embed_dim: int, num_blocks: int, patch_size: int, init_values: float
     )
 
 
-def _own(kind: str, mlp_ratio: tuple[float, float]) -> MixerConfig:
+def _tiny(kind: str, mlp_ratio: tuple[float, float]) -> MixerConfig:
     return MixerConfig(
         kind=kind, embed_dim=128, num_blocks=8, patch_size=4, img_size=32, mlp_ratio=mlp_ratio, num_classes=10
     )
@@ -99,9 +100,9 @@ VARIANTS = {  # Table 1 of each paper, under timm's names
     "gmlp_ti16_224": MixerConfig(kind="gmlp", embed_dim=128, num_blocks=30, mlp_ratio=6.0),
     "gmlp_s16_224": MixerConfig(kind="gmlp", embed_dim=256, num_blocks=30, mlp_ratio=6.0),
     "gmlp_b16_224": MixerConfig(kind="gmlp", embed_dim=512, num_blocks=30, mlp_ratio=6.0),
-    # of this project, for 32 px images
-    "mixer_ti_p4_32": _own("mixer", (0.5, 2.0)),
-    "gmixer_ti_p4_32": _own("gmixer", (1.0, 2.0)),
+    # models of this project for 32 px images
+    "mixer_ti_p4_32": _tiny("mixer", (0.5, 2.0)),
+    "gmixer_ti_p4_32": _tiny("gmixer", (1.0, 2.0)),
 }
 
 
@@ -123,7 +124,7 @@ def new_norm(cfg: MixerConfig) -> nn.Module:
 
 
 class GluMlp(nn.Module):
-    """(..., D) -> (..., D); the second half of the hidden units gates the first, the reverse of most SwiGLU code."""
+    """A gated MLP: (..., D) -> (..., D). Unlike in most SwiGLU code, the gate is the second half of the units."""
 
     def __init__(self, width: int, hidden: int, drop: float = 0.0):
         super().__init__()
@@ -134,7 +135,7 @@ class GluMlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def init_gate(self) -> None:
-        """Initialise the gate to the same value for every input."""
+        """Initialize the gate to the same value for every input."""
         half = self.fc2.in_features
         nn.init.normal_(self.fc1.weight[half:], std=1e-6)
         nn.init.ones_(self.fc1.bias[half:])
@@ -145,7 +146,7 @@ class GluMlp(nn.Module):
 
 
 class SpatialGatingUnit(nn.Module):
-    """(B,N,E) -> (B,N,E/2): one half of the channels, mixed across patches, gates the other."""
+    """Gate one half of the channels with the other, which is mixed across patches: (B,N,E) -> (B,N,E/2)."""
 
     def __init__(self, width: int, num_patches: int):
         super().__init__()
@@ -153,7 +154,7 @@ class SpatialGatingUnit(nn.Module):
         self.proj = nn.Linear(num_patches, num_patches)
 
     def init_gate(self) -> None:
-        """Initialise the gate to 1, which has no effect."""
+        """Initialize the gate to 1, which has no effect."""
         nn.init.normal_(self.proj.weight, std=1e-6)
         nn.init.ones_(self.proj.bias)
 
@@ -179,7 +180,7 @@ class GatedMlp(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """The block of Mixer and gMixer: an MLP across patches, then one across channels; gMixer has gated MLPs."""
+    """A block of Mixer or gMixer: an MLP across patches, then one across channels; the MLPs of gMixer are gated."""
 
     def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
         super().__init__()
@@ -198,7 +199,7 @@ class MixerBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """The block of ResMLP: one linear layer across patches, an MLP across channels, both branches scaled."""
+    """A block of ResMLP: one linear layer across patches, an MLP across channels, both branches scaled."""
 
     def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
         super().__init__()
@@ -217,7 +218,7 @@ class ResBlock(nn.Module):
 
 
 class SpatialGatingBlock(nn.Module):
-    """The block of gMLP: a single MLP whose gate does the mixing across patches."""
+    """A block of gMLP: a single MLP whose gate mixes across patches."""
 
     def __init__(self, cfg: MixerConfig, num_patches: int, drop_path: float):
         super().__init__()
@@ -238,7 +239,7 @@ BLOCKS: dict[str, type[MixerBlock] | type[ResBlock] | type[SpatialGatingBlock]] 
 
 
 def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
-    """Return the hidden units of the MLP across patches and of the one across channels; both ratios refer to D.
+    """Return the numbers of hidden units of the MLPs across patches and across channels; both ratios refer to D.
 
     Raises UsageError `bad_argument` for ratios that do not suit the kind of model.
     """
@@ -251,13 +252,16 @@ def hidden_widths(cfg: MixerConfig) -> tuple[int, int]:
         raise UsageError(
             "bad_argument",
             f"mlp_ratio {cfg.mlp_ratio!r} of embed_dim {cfg.embed_dim} gives an odd number of hidden units "
-            f"({tokens}, {channels}); the gates of {cfg.kind} split them in two",
+            f"({tokens}, {channels}); {cfg.kind} splits them into two halves",
         )
     return tokens, channels
 
 
 class MlpMixer(ImageModel):
-    """MLP-Mixer, gMixer, ResMLP or gMLP for images of one size, img_size; features are tokens."""
+    """MLP-Mixer, gMixer, ResMLP or gMLP for images of one size, img_size; features are tokens.
+
+    Raises UsageError `bad_argument` for an unsuitable config.
+    """
 
     if TYPE_CHECKING:
         config: MixerConfig
@@ -280,7 +284,7 @@ class MlpMixer(ImageModel):
             cfg.embed_dim,
             norm=new_norm(cfg) if cfg.stem_norm else None,
         )
-        # ResMLP's authors use one rate for all blocks, Mixer's own code a rate that grows with depth
+        # the authors of ResMLP use one rate for all blocks, those of Mixer a rate that grows with depth
         constant = [cfg.drop_path_rate] * cfg.num_blocks
         rates = constant if cfg.kind == "resmlp" else linear_rates(cfg.drop_path_rate, cfg.num_blocks)
         self.blocks = nn.Sequential(*[BLOCKS[cfg.kind](cfg, self.stem.num_patches, rate) for rate in rates])
@@ -296,7 +300,7 @@ class MlpMixer(ImageModel):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Initialise as Mixer's own code does: Xavier for the MLPs, LeCun for the stem, zero for the head."""
+        """Initialize as the authors of Mixer do: Xavier for the MLPs, LeCun for the stem, zero for the head."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -315,10 +319,11 @@ class MlpMixer(ImageModel):
             nn.init.constant_(self.head.bias, -math.log(self.num_classes) if self.config.nlhb else 0.0)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens."""
+        """(B,C,H,W) normalised images of size img_size -> (B,N,D) tokens."""
         return self.stem(x)
 
     def forward_norm(self, x: Tensor) -> Tensor:
+        """Apply the final norm to (B,N,D) tokens."""
         return self.norm(x)
 
     def to_intermediate(self, x: Tensor, branch: int, output_fmt: str) -> Tensor:
@@ -326,7 +331,7 @@ class MlpMixer(ImageModel):
         return tokens_to_map(x, self.stem.grid) if output_fmt == "NCHW" else x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of the model's size -> (B,N,D) tokens after the last norm."""
+        """(B,C,H,W) normalised images of size img_size -> (B,N,D) tokens after the final norm."""
         x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
@@ -336,7 +341,7 @@ class MlpMixer(ImageModel):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B,N,D) -> (B,K) logits; with pre_logits, the pooled (B,D) embedding. Without pooling N stays in both."""
+        """(B,N,D) -> (B,K) logits; with pre_logits, the pooled (B,D) embedding. Without pooling, both are per token."""
         x = self.head_drop(x.mean(dim=1) if self.global_pool != "" else x)
         return x if pre_logits else self.head(x)
 
@@ -344,23 +349,23 @@ class MlpMixer(ImageModel):
         return POOLS
 
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
-        # 99999, which is after every block number, puts the last norm into the last block
+        # 99999, which is larger than every block number, puts the final norm into the last block
         return LayerGroups(stem=r"^stem", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
     def no_weight_decay(self) -> set[str]:
-        """Return ResMLP's alpha and beta: one-dimensional for its authors, but (1,1,D) in the published files.
+        """Return the names of ResMLP's alpha and beta, which are one-dimensional in the authors' code.
 
-        timm decides by the number of dimensions, and applies weight decay to them.
+        In the published files they have the shape (1,1,D). timm applies weight decay to them, as it decides by the
+        number of dimensions.
         """
         return {name for name, _ in self.named_parameters() if name.endswith((".alpha", ".beta"))}
 
     def resample_state_dict(self, state: Mapping[str, Tensor], source: Sequence[int]) -> dict[str, Tensor]:
-        """Resample the weights per patch position from the grid of `source` (height, width) px to this model's.
+        """Resample the weights per patch of a checkpoint for `source` (height, width) pixels to this model's grid.
 
         Axes over positions are resampled as images over the grid. A weight that sums over N positions is also scaled by
-        N_source / N_target: four times as many terms of a quarter each leave the sum over a smooth signal unchanged.
-        The same size changes nothing. Raises UsageError `bad_argument` for a size that the patches do not divide,
-        WeightsError `wrong_shape` for a state of another size than `source`.
+        N_source / N_target, so that the sum over a smooth signal does not change. Raises UsageError `bad_argument` for
+        a size that the patches do not divide, WeightsError `wrong_shape` for a state of another size than `source`.
         """
         old, new = to_grid(to_pair(source, "source"), self.config.patch_size, "source"), self.stem.grid
         if old == new:

@@ -1,13 +1,12 @@
-"""The registry: a table of all architectures, and the function that builds one with fresh weights.
+"""The registry: a table of all architectures, and the function that builds one with random weights.
 
-`tessella.create_model` adds pretrained weights, which are unknown here.
+`tessella.create_model` adds pretrained weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -15,9 +14,9 @@ from ..arguments import suggestion, unknown_argument
 from ..checks import annotated_types, check_type
 from ..errors import UsageError
 from . import convit, convmixer, crossvit, mixer
-from .base import ImageModel
+from .base import Config, ImageModel
 
-ARCHITECTURES: dict[str, tuple[Callable[[Any], ImageModel], Any]] = {  # the class of the model, and its config
+ARCHITECTURES: dict[str, tuple[Callable[[Config], ImageModel], Config]] = {  # the class of the model, and its config
     **{name: (convmixer.ConvMixer, cfg) for name, cfg in convmixer.VARIANTS.items()},
     **{name: (convit.ConViT, cfg) for name, cfg in convit.VARIANTS.items()},
     **{name: (mixer.MlpMixer, cfg) for name, cfg in mixer.VARIANTS.items()},
@@ -25,8 +24,8 @@ ARCHITECTURES: dict[str, tuple[Callable[[Any], ImageModel], Any]] = {  # the cla
 }
 
 
-def build(arch: str, **overrides: Any) -> ImageModel:
-    """Build the architecture `arch` with fresh weights.
+def build(arch: str, **overrides: object) -> ImageModel:
+    """Build the architecture `arch` with random weights.
 
     overrides: new values for fields of its config; None keeps the field.
     Raises UsageError: `unknown_model` with similar names, `bad_argument` with the known fields.
@@ -40,18 +39,19 @@ def build(arch: str, **overrides: Any) -> ImageModel:
     fields = [field.name for field in dataclasses.fields(config)]
     if unknown := sorted(set(changes) - set(fields)):
         raise unknown_argument(arch, unknown, fields)
-    if changes.get("act_layer") in (nn.GELU, nn.ReLU):  # timm takes the class of an activation
-        changes["act_layer"] = changes["act_layer"].__name__.lower()
+    activation = changes.get("act_layer")
+    if activation is nn.GELU or activation is nn.ReLU:  # timm accepts the class of an activation
+        changes["act_layer"] = activation.__name__.lower()
     owner: object = type(config)
     kinds = annotated_types(owner)
     for name, value in changes.items():
-        check_type(name, value, kinds.get(name, Any))
+        check_type(name, value, kinds.get(name, object))
         _check_size(name, value)
     try:
         model = family(dataclasses.replace(config, **changes))
     except UsageError:
         raise
-    except _CONSTRUCTOR_ERRORS as error:  # an unsuitable value fails wherever the constructor first uses it
+    except _CONSTRUCTOR_ERRORS as error:  # an unsuitable value fails where the constructor first uses it
         raise UsageError(
             "bad_argument",
             f"{arch} cannot be built with {_describe(changes) or 'its default arguments'}: {error}",
@@ -62,18 +62,18 @@ def build(arch: str, **overrides: Any) -> ImageModel:
 
 
 MAX_DEPTH = 1000  # blocks
-MAX_SIZE = 1_000_000  # of any width, side or count
+MAX_SIZE = 1_000_000  # for any width, side or count
 _CONSTRUCTOR_ERRORS = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError)
 
 
 def _check_size(name: str, value: object) -> None:
-    """Refuse numbers that are not finite or are too large to build a model from."""
+    """Raise UsageError `bad_argument` for numbers that are not finite, or too large to build a model."""
     for item in value if isinstance(value, list | tuple) else (value,):
         if isinstance(item, list | tuple):
             _check_size(name, item)
-        most = MAX_DEPTH if name in ("depth", "num_blocks") else MAX_SIZE
-        if isinstance(item, int | float) and not -most <= item <= most:
-            raise UsageError("bad_argument", f"{name} is {_short(value)}, expected a finite number up to {most:,}")
+        limit = MAX_DEPTH if name in ("depth", "num_blocks") else MAX_SIZE
+        if isinstance(item, int | float) and not -limit <= item <= limit:
+            raise UsageError("bad_argument", f"{name} is {_short(value)}, expected a finite number up to {limit:,}")
 
 
 def _describe(arguments: dict[str, object]) -> str:
@@ -84,5 +84,5 @@ def _short(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python converts
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

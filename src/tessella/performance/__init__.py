@@ -1,4 +1,4 @@
-"""Speed on this machine: `bench` compares engines, `tune` finds the fastest settings of a model."""
+"""Speed on this machine: `bench` compares engines, `tune` finds the fastest settings for a model."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Benchmarks: engines running the same model on the same images, in alternating rounds."""
+"""Benchmarks of engines that run the same model on the same images, in alternating rounds."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DEFAULT_ENGINES = ("eager", "rewritten", "openvino", "onnxruntime")  # not `comp
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """What `bench` compares.
+    """The candidates and conditions of `bench`.
 
-    engines: keys of ENGINES or "auto"; ratios are relative to the first that runs. against: "timm" adds timm's own
+    engines: keys of ENGINES or "auto"; ratios are relative to the first one that runs. against: "timm" adds timm's
     models as the first candidates. pretrained: load trained weights, which do not change the speed. rounds: number of
     timed rounds per candidate.
 
@@ -64,10 +64,10 @@ def bench(
     """Benchmark engines against each other; yield the rows of one model and batch size at a time.
 
     models: names for `create_model`. csv_path: .csv file with all rows so far, rewritten after each batch size, so
-    that an interrupt loses no results. plot_path: .png or .svg file for a plot of speed against published accuracy,
-    drawn at the end.
+    that no results are lost if the benchmark is interrupted. plot_path: .png or .svg file for a plot of speed against
+    published accuracy, drawn at the end.
 
-    A candidate that fails is a row with the reason. Raises UsageError for invalid arguments before anything is
+    A candidate that fails gives a row with the reason. Raises UsageError for invalid arguments before anything is
     measured, and OutputError `output_failed`.
     """
     settings = settings or BenchmarkSettings()

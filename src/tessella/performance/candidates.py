@@ -1,4 +1,4 @@
-"""What a benchmark compares: models, and the engines of this package and of timm that can run them."""
+"""The candidates of a benchmark: engines of this package, and timm, that run a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model to benchmark, and the images that it reads."""
+    """A model to benchmark, and the format of its images."""
 
     name: str
     model: ImageModel  # float32, on the CPU, in evaluation mode
@@ -47,18 +47,18 @@ class OpenCandidate(NamedTuple):
     """A candidate that is ready to run."""
 
     run: Run  # a batch in the format of `Candidate.reads`, on the case's device -> (B,classes) logits
-    precision: str  # that it computes in
-    note: str = ""  # a remark for readers of the row
-    earlier_seconds: float = 0.0  # preparation that was done for another candidate and is shared
+    precision: str  # used, which may differ from the requested one
+    note: str = ""  # a remark for the row
+    earlier_seconds: float = 0.0  # time of preparation that is shared with an earlier candidate
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that can run a model.
+    """A way to run a model.
 
     reads: "uint8" for (B,H,W,C) pixels, "float32" for (B,C,H,W) normalised images, whatever the precision.
-    prepare: (case, batch size) -> function that opens the candidate; conversion, compilation and everything else that
-    is expensive belongs into that function. Both may raise any exception, which becomes the candidate's result.
+    prepare: (case, batch size) -> function that opens the candidate; conversion, compilation and other expensive
+    work belong in that function. Both may raise any exception, which becomes the candidate's result.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Candidate:
 def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Case:
     """Create the model `name`, with random weights unless they are built in or `pretrained` is set.
 
-    Raises as `create_model`.
+    Raises the errors of `create_model`.
     """
     checkpoint = None if ":" in name else resolve(name)[1]
     trained = pretrained or bool(checkpoint and checkpoint.file)
@@ -86,9 +86,9 @@ def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Ca
 
 @torch.no_grad()
 def fill_random(model: nn.Module) -> None:
-    """Fill the weights with random numbers so that every layer affects the output.
+    """Fill the weights with random numbers, so that every layer affects the output.
 
-    An untrained head is all zeros, so that the outputs of all candidates would be equal.
+    The head of an untrained model is zero, so the outputs of all candidates would be equal.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -111,8 +111,8 @@ def engine_candidate(engine: str, precision: str) -> Candidate:
             if plan.precision != "float32" and case.weights == "trained":
                 opened = open_gated(case.model, plan, size, case.spec)
             else:  # the accuracy of random weights cannot be judged
-                ranges = sample_images(case.spec, CALIBRATION) if plan.precision == "int8" else None
-                opened = open_engine(case.model, plan, size, case.spec, ranges)
+                calibration = sample_images(case.spec, CALIBRATION) if plan.precision == "int8" else None
+                opened = open_engine(case.model, plan, size, case.spec, calibration)
             fell_back = opened.plan.precision != plan.precision  # because the lossy precision was too inaccurate
             note = ""
             if fell_back or engine == "auto":
@@ -144,9 +144,9 @@ def timm_candidate(precision: str) -> Candidate:
 
 
 def timm_model(case: Case) -> nn.Module:
-    """Create timm's own model with the weights of the case, in evaluation mode, on the CPU.
+    """Create timm's model with the weights of the case, in evaluation mode, on the CPU.
 
-    Raises UsageError `unknown_model` if timm does not have it, and as `import_timm`.
+    Raises UsageError `unknown_model` if timm does not have it, and the errors of `import_timm`.
     """
     model, timm = case.model, import_timm()
     if not timm.is_model(model.arch):
@@ -157,20 +157,22 @@ def timm_model(case: Case) -> nn.Module:
 
 
 def import_timm() -> ModuleType:
-    """Import timm; UsageError `missing_dependency` if it is not installed or cannot be imported."""
+    """Import timm; raises UsageError `missing_dependency` if it is not installed or cannot be imported."""
     try:
         return importlib.import_module("timm")
-    except Exception as error:  # torchvision, which timm imports, raises RuntimeError for a torch that does not match
+    except (
+        Exception
+    ) as error:  # torchvision, which timm imports, raises RuntimeError for an incompatible version of torch
         missing = getattr(error, "name", "") == "timm"
         state = "is not installed" if missing else f"cannot be imported: {first_line(error)}"
         raise UsageError(
             "missing_dependency",
             f"timm {state}",
-            hint="install it with a torchvision for this torch, or run `scripts/bench cpu` in a source checkout",
+            hint="install it with a matching version of torchvision, or run `scripts/bench cpu` in a source checkout",
         ) from None
 
 
 def first_line(error: Exception) -> str:
-    """Return an exception as one short line."""
+    """Return the type and the first line of an exception, at most 200 characters."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line}"[:200]

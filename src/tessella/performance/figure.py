@@ -44,7 +44,8 @@ def check_figure(names: Sequence[str]) -> None:
 def draw(rows: Sequence[BenchmarkRow], path: Path) -> None:
     """Plot speed against published accuracy, one panel per batch size, to a .png or .svg file.
 
-    If it cannot be drawn, a warning is logged. Raises as `check_figure`, and OutputError `output_failed`.
+    If it cannot be drawn, a warning is logged. Raises the errors of `check_figure`, and OutputError
+    `output_failed`.
     """
     check_figure([row.model for row in rows])
     if data := draw_or_warn(str(path), lambda: render_figure(rows, path.suffix)):
@@ -74,10 +75,10 @@ def _draw_panel(panel: Axes, rows: Sequence[BenchmarkRow], series: Sequence[tupl
     ]
     for index, name in enumerate(series):
         colour, marker = STYLES[index % len(STYLES)]
-        own = [(speed, top1) for row, speed, top1 in points if (row.candidate, row.precision) == name]
+        series_points = [(speed, top1) for row, speed, top1 in points if (row.candidate, row.precision) == name]
         panel.scatter(
-            [speed for speed, _ in own],
-            [top1 for _, top1 in own],
+            [speed for speed, _ in series_points],
+            [top1 for _, top1 in series_points],
             s=45,
             facecolors=colour if index < len(STYLES) else "white",
             marker=marker,

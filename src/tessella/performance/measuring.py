@@ -1,8 +1,8 @@
 """Measurement of candidates in alternating rounds.
 
 All candidates of a model are open at the same time and take turns (A B C, A B C, ...), so that other load on the
-machine affects all of them. A product of two large matrices in each of their precisions takes turns with them: its
-speed is the limit of what the machine could do. Ratios within a run can be compared; figures of two runs cannot.
+machine affects all of them. A product of two large matrices in each precision takes turns with them: its speed is an
+upper limit for this machine. Ratios within a run can be compared; absolute speeds of different runs cannot.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from .candidates import Candidate, Case, OpenCandidate, first_line
 from .memory import PeakMemory
 
 GEMM_SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices
-# A turn consists of as many passes as fit into this time, at least one: a single short pass would mostly measure the
-# clock and the start of threads.
+# A turn consists of as many forward passes as fit into this time, at least one. A single short pass would mostly
+# measure the resolution of the clock and the start of threads.
 TURN_SECONDS = 0.2
-# Largest difference of the logits from the reference, relative to their norm; beyond it, the candidate computes
-# something else. Rounding of lossy precisions has no bound here: it is checked by the gate of the engine.
+# Largest difference of the logits from the reference, relative to their norm. With a larger one, the candidate computes
+# another function. The accuracy of lossy precisions is checked by the gate of the engine, not here.
 TOLERANCE = {"float32": 1e-3}
 LOSSY_TOLERANCE = 0.5
 
 
 class WrongAnswerError(Exception):
-    """A candidate computes another function than the model, so its speed is meaningless."""
+    """The outputs of a candidate are not those of the model, so its speed is meaningless."""
 
 
 @dataclass(kw_only=True)
 class BenchmarkRow:
-    """The result of a candidate at one batch size; None for what was not measured. A CSV file has these columns."""
+    """The result of a candidate at one batch size; None if a figure was not measured. CSV files have these columns."""
 
     model: str
     candidate: str
@@ -58,17 +58,17 @@ class BenchmarkRow:
     slowest: float | None = None  # images per second of the slowest round
     fastest: float | None = None
     ratio: float | None = None  # of medians, relative to the candidate `against`
-    ratio_lowest: float | None = None  # of the ratios within a round
+    ratio_lowest: float | None = None  # lowest ratio within a round
     ratio_highest: float | None = None
     against: str = ""  # the first candidate that ran
-    difference: float | None = None  # of the logits from the model's own in float32, relative to their norm
+    difference: float | None = None  # of the logits from those of the model in float32, relative to their norm
     gemm_gflops: float | None = None  # GFLOP/s of a large matrix product in this precision, median
     share_of_gemm: float | None = None  # 2 x MACs per second of the model, as a fraction of that
-    ready_seconds: float | None = None  # conversion, compilation and the first pass
+    ready_seconds: float | None = None  # conversion, compilation and the first forward pass
     cold: bool = True  # False if a conversion for an earlier batch size could be reused
-    peak_mb: float | None = None  # memory (10^6 bytes) that preparing and running added to the process or GPU
+    peak_mb: float | None = None  # additional memory (10^6 bytes) of the process or GPU while preparing and running
     rounds: int = 0
-    passes: int = 0  # per round
+    passes: int = 0  # forward passes per round
     gmacs: float = 0.0
     weights: str = ""
     threads: int = dataclasses.field(default_factory=torch.get_num_threads)
@@ -86,7 +86,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(BenchmarkRow))
 class Contender:
     """An open candidate or a matrix product that takes turns."""
 
-    turn: Callable[[], float]  # -> seconds per pass
+    turn: Callable[[], float]  # returns seconds per forward pass
     seconds: list[float] = dataclasses.field(default_factory=list)
     error: Exception | None = None
 
@@ -100,9 +100,10 @@ def measure(
     gemm_side: int | None = None,
     turn_seconds: float | None = None,
 ) -> Iterator[list[BenchmarkRow]]:
-    """Yield the rows of one batch size at a time, in the order of the candidates; a failure is a row with the reason.
+    """Yield the rows of one batch size at a time, in the order of the candidates; failed ones state the reason.
 
-    gemm_side: rows and columns of the matrices whose product is the limit. turn_seconds: shortest duration of a turn.
+    gemm_side: rows and columns of the matrices whose product is the upper limit. turn_seconds: shortest duration of a
+    turn.
     """
     side = gemm_side or GEMM_SIDE.get(torch.device(case.device).type, 2048)
     turn_seconds = TURN_SECONDS if turn_seconds is None else turn_seconds
@@ -117,7 +118,7 @@ def measure(
             contenders.clear()
             gc.collect()
             if "torch._dynamo" in sys.modules:
-                torch.compiler.reset()  # programs of this batch size would count towards the compiler's limit
+                torch.compiler.reset()  # as the compiler limits the number of its programs
             yield rows
 
 
@@ -137,23 +138,23 @@ def _empty_row(case: Case, candidate: Candidate, batch: int) -> BenchmarkRow:
 def _open_all(
     case: Case, candidates: Sequence[Candidate], rows: Sequence[BenchmarkRow], folder: Path, turn_seconds: float
 ) -> dict[int, Contender]:
-    """Open the candidates that can be opened, by the index of their row; `folder` keeps a cache for each."""
+    """Open the candidates and return those that work, by the index of their row; `folder` has a cache for each."""
     inputs, expected = _make_inputs(case, rows[0].batch) if rows else ({}, torch.empty(0))
     contenders: dict[int, Contender] = {}
     for index, (candidate, row) in enumerate(zip(candidates, rows, strict=True)):
         caches = folder / str(index)
         row.cold = not caches.exists()
         try:
-            start = candidate.prepare(case, row.batch)  # before the caches move: tuned settings are the user's own
+            start = candidate.prepare(case, row.batch)  # uses the tuned settings in the cache of the user
             with _caches_in(caches):
                 contenders[index] = _open(start, inputs[candidate.reads], expected, case.device, turn_seconds, row)
-        except Exception as error:  # whatever a converter or a runtime raises is this candidate's result
+        except Exception as error:  # converters and runtimes raise exceptions of many types
             _fail(row, error)
     return contenders
 
 
 def _make_inputs(case: Case, batch: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the same random images in both formats, on the device, and the model's own logits of the first two."""
+    """Return the same random images in both formats, on the device, and the model's logits for the first two."""
     spec = case.spec
     shape = (batch, spec.height, spec.width, spec.channels)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -166,7 +167,7 @@ def _make_inputs(case: Case, batch: int) -> tuple[dict[str, Tensor], Tensor]:
 def _open(
     start: Callable[[], OpenCandidate], x: Tensor, expected: Tensor, device: str, turn_seconds: float, row: BenchmarkRow
 ) -> Contender:
-    """Open a candidate, check its output, and note in `row` what is learnt on the way."""
+    """Open a candidate, check its output, and fill in `row`."""
     memory = PeakMemory(device)
     started = time.perf_counter()
     opened = start()
@@ -177,7 +178,7 @@ def _open(
     contender, row.passes = _contender(lambda: opened.run(x), device, turn_seconds)
     row.peak_mb = memory.peak_mb()
     row.difference = relative_difference(logits[: len(expected)], expected)
-    if not row.difference <= TOLERANCE.get(row.precision, LOSSY_TOLERANCE):  # NaN fails, too
+    if not row.difference <= TOLERANCE.get(row.precision, LOSSY_TOLERANCE):  # also true for NaN
         raise WrongAnswerError(f"its logits differ from those of the model by {row.difference:.2g} of their norm")
     return contender
 
@@ -186,10 +187,10 @@ def _open(
 
 
 def _contender(run: Callable[[], object], device: str, turn_seconds: float) -> tuple[Contender, int]:
-    """Warm up with two passes, of which the second decides how many passes make a turn; return that number, too."""
+    """Warm up with two forward passes; the second determines the number of passes per turn, which is also returned."""
 
     def turn(passes: int) -> float:
-        # Threads of the previous contender may still spin (those of ONNX Runtime for 40 ms), which doubled the time.
+        # Threads of the previous contender may still spin (those of ONNX Runtime for 40 ms), which doubled the times.
         time.sleep(turn_seconds / 2)
         if passes > 1:
             run()  # not timed, because the caches contain data of the previous contender
@@ -206,7 +207,7 @@ def _contender(run: Callable[[], object], device: str, turn_seconds: float) -> t
 
 
 def take_turns(contenders: Sequence[Contender], rounds: int) -> None:
-    """Give each contender one turn per round (A B C, A B C, ...); one that fails is left out from then on."""
+    """Give each contender one turn per round (A B C, A B C, ...); one that fails gets no further turns."""
     for _ in range(rounds):
         for contender in contenders:
             if contender.error is None:
@@ -217,7 +218,7 @@ def take_turns(contenders: Sequence[Contender], rounds: int) -> None:
 
 
 def _matrix_product(precision: str, device: str, side: int, turn_seconds: float) -> Contender | None:
-    """Return a product of two square matrices; None for a precision in which PyTorch cannot compute it here."""
+    """Return a product of two square matrices; None if PyTorch does not support the precision on this device."""
     try:
         if precision == "int8":
             left = torch.ones(side, side, dtype=torch.int8, device=device)
@@ -260,7 +261,7 @@ def fill_rows(
 
 
 def _compare(row: BenchmarkRow, seconds: Sequence[float], base: Sequence[float]) -> None:
-    """Fill in speed and ratios from the seconds per pass of each round, and those of the base candidate."""
+    """Fill in speed and ratios from the seconds per forward pass of each round, and those of the base candidate."""
     row.rounds = len(seconds)
     row.images_per_second = row.batch / statistics.median(seconds)
     row.slowest, row.fastest = row.batch / max(seconds), row.batch / min(seconds)
@@ -277,15 +278,15 @@ def _fail(row: BenchmarkRow, error: Exception | None) -> None:
         row.status, row.note = error.code, str(error)
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
+def relative_difference(logits: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference relative to the norm of `expected`; both (B,classes)."""
     expected = expected.double()
-    return float((found.detach().cpu().double() - expected).norm() / expected.norm())
+    return float((logits.detach().cpu().double() - expected).norm() / expected.norm())
 
 
 @contextmanager
 def _caches_in(folder: Path) -> Iterator[None]:
-    """Keep converted and compiled models in `folder`: conversions start cold, and the user's cache is not touched."""
+    """Cache converted and compiled models in `folder`, so that conversions start cold and no other cache is changed."""
     names = {"TESSELLA_CACHE": folder, "TORCHINDUCTOR_CACHE_DIR": folder.with_name(f"{folder.name}-inductor")}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: str(path) for name, path in names.items()})

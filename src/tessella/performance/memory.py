@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work."""
+"""Measure peak memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 class PeakMemory:
-    """Measures how far memory use rises above its value at construction: the GPU's, or the process's on Linux."""
+    """Measures the rise of memory use since construction: on a GPU, or of the process on Linux."""
 
     def __init__(self, device: str):
-        gc.collect()  # memory that is freed later would hide what is added
+        gc.collect()  # memory that is freed later would hide a rise
         self.device = device if device.startswith("cuda") else None
-        self.known = True
+        self.is_supported = True
         if self.device:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
@@ -23,11 +23,11 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the current use
             self.before = _process_bytes("VmRSS")
         except (OSError, StopIteration):
-            self.known = False
+            self.is_supported = False
 
     def peak_mb(self) -> float | None:
         """Return the rise so far in MB (10^6 bytes), or None if the system does not provide it."""
-        if not self.known:
+        if not self.is_supported:
             return None
         peak = torch.cuda.max_memory_allocated(self.device) if self.device else _process_bytes("VmHWM")
         return max(peak - self.before, 0) / 1e6

@@ -60,7 +60,7 @@ def _figure(value: float | None) -> str:
 
 
 def conditions(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
-    """Yield sentences about the conditions under which the figures hold."""
+    """Yield sentences about the conditions of the measurement."""
     first = rows[0]
     rounds = max(row.rounds for row in rows)
     limits = {row.precision: row.gemm_gflops for row in rows if row.gemm_gflops}

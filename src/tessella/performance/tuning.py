@@ -1,4 +1,4 @@
-"""Tuning: measures which engine, precision, layout, number of streams and batch size run a model fastest here."""
+"""Tuning: find the engine, precision, layout, number of streams and batch size that run a model fastest."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from ..inputs import AnyImage
 from ..models.base import ImageModel
 from ..pipeline import ImageReader
 
-SECONDS = 100.0  # of which half is for preparing engines
+SECONDS = 100.0  # half of them for preparing engines
 ROUNDS = 9
-MEASURING_FRACTION = 0.3  # of the seconds, at least, is for measuring
+MEASURING_FRACTION = 0.3  # at least this fraction of the time is for measuring
 ROUND_SECONDS = 0.2  # shortest duration of a round: shorter ones are dominated by noise
-HOPELESS = (1.5, 1.25, 1.15)  # candidates slower than the fastest by this factor after 1, 2, 3 rounds are dropped
-WORTH = 1.03  # a winner must be faster by this factor than what runs without tuning
+MAX_SLOWDOWNS = (1.5, 1.25, 1.15)  # candidates slower than the fastest by this factor after 1, 2, 3 rounds are dropped
+MIN_GAIN = 1.03  # a winner must be faster than the default by this factor
 BATCH_SIZES = (1, 4, 8)
 
 
 @dataclass
 class TuningRow:
-    """A way to run the model in one mode, and how fast it was."""
+    """A way to run the model in one mode, and its speed."""
 
     mode: str
     engine: str
@@ -47,11 +47,11 @@ class TuningRow:
 
     @property
     def images_per_second(self) -> float:
-        """Speed at the lower quartile of the times, because other load on the machine only ever slows rounds down."""
+        """Speed at the lower quartile of the times, because other load on the machine only slows rounds down."""
         return 1 / sorted(self.seconds)[(len(self.seconds) - 1) // 4] if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, object]:
-        """Return the row for JSON, with the speeds (images per second) of the slowest and the fastest round."""
+        """Return the row for JSON, with the speeds of the slowest and the fastest round in images per second."""
         row: dict[str, object] = {key: value for key, value in dataclasses.asdict(self).items() if key != "seconds"}
         if self.seconds:
             row |= dict(images_per_second=round(self.images_per_second, 2), rounds=len(self.seconds))
@@ -61,7 +61,7 @@ class TuningRow:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The result: all rows, the winner of each mode, and the file that `load` will read."""
+    """The result of tuning: all rows, the winner of each mode, and the file that `load` reads."""
 
     rows: list[TuningRow]
     winners: dict[str, Tuned]
@@ -83,11 +83,11 @@ def tune(
 
     precisions: None measures float32, and bfloat16 if the hardware supports it. Lossy precisions must pass the gate on
         `images` (see `tessella.load`).
-    engines: None measures those that are installed and ready within a minute, which "compile" is not.
-    seconds: time limit; a conversion that has begun is completed.
+    engines: None measures all installed ones except "compile", which takes minutes to start.
+    seconds: time limit; a conversion that has started is completed.
     check_precision: False measures lossy precisions without the gate, for models with random weights; the gate is
         still applied when trained weights are loaded.
-    log: called with a line of text as the work proceeds.
+    log: called with a line of text about the progress.
 
     Raises UsageError `bad_argument`, WeightsError `conversion_failed` if nothing can be measured, and `cache_failed`.
     """
@@ -101,15 +101,15 @@ def tune(
     opener = _Opener(model, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
     rows, ready = _open_all(opener, candidates, started + seconds / 2, log)
     now = time.perf_counter()
-    left = max(started + seconds - now, MEASURING_FRACTION * seconds)  # also if conversions took longer than planned
+    remaining = max(started + seconds - now, MEASURING_FRACTION * seconds)  # also after slow conversions
     for mode, fraction in zip(MODES, (0.5, 0.75), strict=True):
-        _run_rounds([each for each in ready if each.row.mode == mode], now + fraction * left)
+        _run_rounds([candidate for candidate in ready if candidate.row.mode == mode], now + fraction * remaining)
     best = max((row for row in rows if row.mode == "throughput"), key=lambda row: row.images_per_second)
     log(f"measuring batch sizes of {best.engine}")
     variants = [opener.open(row) for row in _variants(best, plan)]
-    ready = [*(each for each in ready if each.row is best), *(each for each in variants if each)]
-    _run_rounds(ready, now + left)
-    rows += [each.row for each in ready if each.row is not best]
+    ready = [*(candidate for candidate in ready if candidate.row is best), *filter(None, variants)]
+    _run_rounds(ready, now + remaining)
+    rows += [candidate.row for candidate in ready if candidate.row is not best]
     return _save(model, spec, plan, rows)
 
 
@@ -124,7 +124,7 @@ def _save(model: ImageModel, spec: InputSpec, plan: Plan, rows: list[TuningRow])
         raise WeightsError(
             "cache_failed",
             f"the measurements could not be saved: {error.strerror or error}",
-            hint="set TESSELLA_CACHE to a folder that you can write to",
+            hint="set TESSELLA_CACHE to a writable folder",
         ) from error
     return Tuning(rows, winners, path)
 
@@ -135,18 +135,18 @@ def _save(model: ImageModel, spec: InputSpec, plan: Plan, rows: list[TuningRow])
 def _candidates(
     model: ImageModel, engines: Sequence[str] | None, precisions: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield (engine, precision, layout), the most promising first, because the time may not suffice for all."""
+    """Yield (engine, precision, layout), the most promising first, because there may not be enough time for all."""
     from ..engine.rewrites import layouts_of, usual_layout
 
     _check_names(engines or (), precisions)
     installed = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
-    chosen = list(engines) if engines else installed
-    untuned = ("rewritten", "float32", "")  # what runs without tuning is always measured
-    yield untuned
+    selected = list(engines) if engines else installed
+    default = ("rewritten", "float32", "")  # is always measured, as the baseline
+    yield default
     for layout in ("", *layouts_of(model)):
         for precision in sorted(precisions, key=PRECISIONS.index, reverse=True):
-            for name in sorted(chosen, key=lambda name: name != "openvino"):
-                if precision not in ENGINES[name].precisions or (name, precision, layout) == untuned:
+            for name in sorted(selected, key=lambda name: name != "openvino"):
+                if precision not in ENGINES[name].precisions or (name, precision, layout) == default:
                     continue
                 if layout == usual_layout(model, name) or layout == "norms_apart":
                     continue
@@ -181,7 +181,7 @@ def _variants(best: TuningRow, plan: Plan) -> list[TuningRow]:
 
 @dataclass
 class Ready:
-    """An engine that is open for one row; images: (N,H,W,3) uint8, at least the row's batch size."""
+    """An engine that is ready to measure a row; images: (N,H,W,3) uint8, with N at least the batch size of the row."""
 
     row: TuningRow
     engine: Engine
@@ -219,7 +219,7 @@ class _Opener:
     images: Pixels  # to measure with
 
     def open(self, row: TuningRow) -> Ready | None:
-        """Open the engine of the row, warm it up and measure it once; None, with a note in the row, if that fails."""
+        """Open the engine of the row and measure one round; on failure, set the note of the row and return None."""
         try:
             engine = self._engine(row)
             if engine.plan.precision != row.precision:
@@ -228,7 +228,7 @@ class _Opener:
             ready = Ready(row, engine, self.images)
             ready.warm_up()
             ready.measure()
-        except Exception as error:  # whatever one runtime raises, the others are measured
+        except Exception as error:  # if a runtime fails with any exception, the others are still measured
             row.note = error.message if isinstance(error, TessellaError) else f"{type(error).__name__}: {error}"[:200]
             row.seconds.clear()
             return None
@@ -240,8 +240,8 @@ class _Opener:
         size = (self.spec.height, self.spec.width)
         if self.check_precision:
             return open_gated(self.model, plan, size, self.spec, self.gate_images)
-        ranges = sample_images(self.spec, CALIBRATION) if row.precision == "int8" else None
-        return open_engine(self.model, plan, size, self.spec, ranges)
+        calibration = sample_images(self.spec, CALIBRATION) if row.precision == "int8" else None
+        return open_engine(self.model, plan, size, self.spec, calibration)
 
 
 def _open_all(
@@ -261,31 +261,31 @@ def _open_all(
                 row.note = "not measured: the time limit was reached"
                 continue
             if opened := opener.open(row):
-                ready = _drop_hopeless([*ready, opened])
+                ready = _drop_slow([*ready, opened])
     return rows, ready
 
 
-def _drop_hopeless(ready: list[Ready]) -> list[Ready]:
-    """Drop candidates that are far too slow, to free their memory; the first of a mode is the baseline and is kept."""
+def _drop_slow(ready: list[Ready]) -> list[Ready]:
+    """Drop slow candidates to free their memory; the first one of a mode is the baseline and is kept."""
     kept: list[Ready] = []
     for candidate in ready:
         same_mode = [other for other in ready if other.row.mode == candidate.row.mode]
-        if candidate is same_mode[0] or not _is_hopeless(candidate, same_mode):
+        if candidate is same_mode[0] or not _is_too_slow(candidate, same_mode):
             kept.append(candidate)
     return kept
 
 
-def _is_hopeless(candidate: Ready, others: list[Ready]) -> bool:
-    allowed = HOPELESS[min(len(candidate.row.seconds), len(HOPELESS)) - 1]
-    return min(candidate.row.seconds) > allowed * min(min(other.row.seconds) for other in others)
+def _is_too_slow(candidate: Ready, others: list[Ready]) -> bool:
+    limit = MAX_SLOWDOWNS[min(len(candidate.row.seconds), len(MAX_SLOWDOWNS)) - 1]
+    return min(candidate.row.seconds) > limit * min(min(other.row.seconds) for other in others)
 
 
 def _run_rounds(ready: list[Ready], until: float) -> None:
-    """Measure in alternating rounds, so that other load affects all candidates; the baseline gets at least three."""
+    """Measure in alternating rounds, so that other load affects all candidates; the baseline gets at least 3 rounds."""
     for _ in range(ROUNDS - 1):
         for candidate in ready:
             rounds = len(candidate.row.seconds)
-            if _is_hopeless(candidate, ready) and not (candidate is ready[0] and rounds < len(HOPELESS)):
+            if _is_too_slow(candidate, ready) and not (candidate is ready[0] and rounds < len(MAX_SLOWDOWNS)):
                 continue
             if time.perf_counter() > until and rounds >= 2:
                 return
@@ -293,16 +293,16 @@ def _run_rounds(ready: list[Ready], until: float) -> None:
 
 
 def _winner(rows: list[TuningRow], date: str) -> Tuned:
-    """Return the fastest of the rows of one mode; the first is the baseline, which wins unless another is faster."""
+    """Return the fastest of the rows of one mode; the first is the baseline, and wins unless another is faster."""
     if not rows[0].seconds:
         raise WeightsError("conversion_failed", f"not even {rows[0].engine} could be measured: {rows[0].note}")
-    usual, *others = (row for row in rows if row.seconds)
-    best = max(others, key=lambda row: row.images_per_second, default=usual)
-    gain = best.images_per_second / usual.images_per_second
-    if gain < WORTH:
-        best = usual
+    baseline, *others = (row for row in rows if row.seconds)
+    best = max(others, key=lambda row: row.images_per_second, default=baseline)
+    gain = best.images_per_second / baseline.images_per_second
+    if gain < MIN_GAIN:
+        best = baseline
     rate = best.images_per_second
     speed = f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s"
-    compared = "" if best is usual else f", {gain:.2f} times that of {usual.engine} {usual.precision}"
+    compared = "" if best is baseline else f", {gain:.2f} times that of {baseline.engine} {baseline.precision}"
     reason = f"tuned on {date}: {speed}{compared}; {len(best.seconds)} alternating rounds"
     return Tuned(best.engine, best.precision, best.layout, best.streams, best.batch_size, reason)

@@ -1,4 +1,4 @@
-"""Parts of figures that several packages share: matplotlib without a display, contact sheets, curves, colours."""
+"""Helpers for figures that several packages share: matplotlib without a display, contact sheets, curves, colours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 DPI = 120
 SHEET = (4, 5)  # rows and columns of the contact sheet
 THUMBNAIL = 160  # pixels of the longer side
-# Okabe and Ito's colours, which people of all colour vision can tell apart; the marker shapes distinguish them, too
+# Okabe and Ito's colours, which colour-blind people can distinguish; the markers distinguish them as well
 STYLES = (
     ("#000000", "o"),
     ("#E69F00", "s"),
@@ -38,27 +38,28 @@ STYLES = (
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """Return an empty figure of width x height inches; UsageError `missing_dependency` without matplotlib.
+    """Return an empty figure of width x height inches.
 
-    It does not belong to pyplot, so threads and the figures of the calling program are not affected.
+    It is not registered with pyplot, so threads and the figures of the calling program are not affected. Raises
+    UsageError `missing_dependency` without matplotlib.
     """
     figure: Figure = require("matplotlib.figure", "drawing figures").Figure(figsize=(width, height), layout=layout)
     return figure
 
 
 def draw_or_warn(what: str, draw: Callable[[], bytes]) -> bytes | None:
-    """Return the figure from `draw`, or None with a warning if it cannot be drawn: no result depends on it."""
+    """Return the result of `draw`, or log a warning and return None if it fails, as figures are optional."""
     try:
         return draw()
     except TessellaError as error:
         log.warning("%s was not drawn: %s", what, error)
-    except Exception as error:  # fonts, caches and backends outside this package fail in many ways
+    except Exception as error:  # fonts, caches and backends can raise exceptions of many types
         log.warning("%s was not drawn: %s: %s", what, type(error).__name__, error)
     return None
 
 
 def render(figure: Figure, suffix: str = ".png", dpi: int = DPI) -> bytes:
-    """Return a figure as a .png or .svg file; equal figures give equal bytes."""
+    """Return a figure as a .png or .svg file; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
     metadata = {".png": {"Software": None}, ".svg": {"Date": None}}[suffix]
     with warnings.catch_warnings():
@@ -68,7 +69,7 @@ def render(figure: Figure, suffix: str = ".png", dpi: int = DPI) -> bytes:
 
 
 def contact_sheet(pictures: Sequence[tuple[Pixels, str]], columns: int = SHEET[1]) -> bytes:
-    """Draw (H,W,3) uint8 images of any size, `columns` per row, each below its text; return a PNG file."""
+    """Draw (H,W,3) uint8 images of any size, `columns` per row, each below its caption; return a PNG file."""
     rows = max(math.ceil(len(pictures) / columns), 1)
     figure = new_figure(2.2 * columns, 2.6 * rows, layout=None)
     for i, (pixels, text) in enumerate(pictures):
@@ -83,10 +84,10 @@ def contact_sheet(pictures: Sequence[tuple[Pixels, str]], columns: int = SHEET[1
 
 
 def curves(rows: Sequence[Mapping[str, object]]) -> bytes:
-    """Draw the training curves of a metrics log: losses, accuracies (0 to 1) and learning rates, found by name.
+    """Draw the training curves of a metrics log: losses, accuracies (0 to 1) and learning rates, recognized by name.
 
-    The horizontal axis is `epoch` or `step` if the rows have one, otherwise their position. A row without a value, or
-    with one that is not finite, is left out of that curve.
+    The horizontal axis is `epoch` or `step` if the rows have one, otherwise their position. Missing values, and values
+    that are not finite, are omitted. Returns a PNG file.
     """
     axis = next((name for name in ("epoch", "step") if any(name in row for row in rows)), "")
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -128,7 +129,7 @@ def style_speed_axis(panel: Axes) -> None:
 
 
 def label_point(panel: Axes, text: str, point: tuple[float, float]) -> None:
-    """Write a text above a point of the data."""
+    """Write a text above a data point."""
     panel.annotate(text, point, (0, 7), textcoords="offset points", ha="center", fontsize=8)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.decode import ImageSource, Pixels, decode
-from ..data.sources import Source
+from ..data.source import Source
 from ..errors import ImageError
 from ..storage import check_output, write_bytes
 from ..text import printable
@@ -42,9 +42,9 @@ figcaption {{ overflow-wrap: anywhere; font-size: 12px }}
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with its caption.
+    """An image with its caption, as lines of text.
 
-    group: title of the group to which it belongs; adjacent panels with the same title are one group. "" for none.
+    group: title of the group; adjacent panels with the same title form one group. "" for no group.
     """
 
     image: Source | ImageSource
@@ -56,7 +56,7 @@ def write_sheet(path: str | Path, panels: Sequence[Panel], title: str, columns: 
     """Draw the panels in order, `columns` per row; an image that cannot be read is replaced by its error code.
 
     The panels of a group share a box in .html, and start a new row in .png. If the sheet cannot be drawn, a warning is
-    logged and nothing is written. Raises UsageError `bad_argument` for any other suffix; OutputError `output_failed`.
+    logged and nothing is written. Raises UsageError `bad_argument` for other suffixes, OutputError `output_failed`.
     """
     path = check_output(path, SUFFIXES)
     if data := draw_or_warn(str(path), lambda: _draw(path, panels, title, columns)):
@@ -68,18 +68,18 @@ def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> byte
     groups = [(group, [_picture(panel) for panel in members]) for group, members in grouped]
     if path.suffix.lower() == ".png":
         texts: list[tuple[Pixels, str]] = []
-        for group, shown in groups:
+        for group, pictures in groups:
             heading = [group] if group else []
-            texts += [(pixels, "\n".join(plain(line) for line in [*heading, *lines])) for pixels, lines in shown]
+            texts += [(pixels, "\n".join(plain(line) for line in [*heading, *lines])) for pixels, lines in pictures]
             texts += [(_BLANK, "")] * (-len(texts) % columns if group else 0)
         return contact_sheet(texts, columns)
     figures = []
-    for group, shown in groups:
+    for group, pictures in groups:
         figures += [f"<section><h2>{escape(group)}</h2>"] if group else []
         figures += [
             f'<figure><img alt="" src="data:image/png;base64,{b64encode(_png(pixels)).decode()}">'
             f"<figcaption>{'<br>'.join(escape(printable(line)) for line in lines)}</figcaption></figure>"
-            for pixels, lines in shown
+            for pixels, lines in pictures
         ]
         figures += ["</section>"] if group else []
     page = _PAGE.format(title=escape(title), width=181 * columns, figures="\n".join(figures))

@@ -17,7 +17,8 @@ _TOKENS = re.compile(
 
 
 def check_condition(table: LanceTable, where: str | None) -> str:
-    """Return the user's SQL in parentheses, so that all of it counts: LanceDB ignores what follows a whole expression.
+    """Return the user's SQL in parentheses, so that all of it counts: LanceDB ignores what follows a complete
+    expression.
 
     Returns "" for None. Raises UsageError `bad_argument` if the condition is not one boolean expression on the columns
     of `table`.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,7 +182,7 @@ class _Image(NamedTuple):
     row: int
 
 
-def _read(out: Path) -> tuple[list[_Image], NDArray[Any]]:
+def _read(out: Path) -> tuple[list[_Image], NDArray[np.generic]]:
     """Return the images of a run whose status is ok, in its order, and their embeddings (N,D) as stored."""
     facts = read_run(out)
     images, vectors = [], [np.zeros((0, facts["width"]), facts["dtype"])]
@@ -201,7 +201,7 @@ def _read(out: Path) -> tuple[list[_Image], NDArray[Any]]:
 _PAIR = np.dtype([("similarity", np.float32), ("i", np.int64), ("j", np.int64)])
 
 
-def _similar(vectors_ND: NDArray[Any], threshold: float) -> tuple[Ints, NDArray[np.void]]:
+def _similar(vectors_ND: NDArray[np.generic], threshold: float) -> tuple[Ints, NDArray[np.void]]:
     """Return the first image (N,) of each image's cluster, and the pairs near the threshold, the most similar first."""
     root_N = np.arange(len(vectors_ND))
     above = below = np.zeros(0, _PAIR)
@@ -229,7 +229,7 @@ def _nearest(pairs: NDArray[np.void], threshold: float) -> NDArray[np.void]:
 
 
 def join(root_N: Ints, i_P: Ints, j_P: Ints) -> Ints:
-    """Merge the sets of the images i and j of each pair (P,): union-find over whole arrays.
+    """Merge the sets of the images i and j of each pair (P,): union-find with array operations.
 
     root_N and the result give the first image of each image's set. Each round attaches the later root of a pair to the
     earlier one and compresses all paths; pairs within a set are dropped.
@@ -247,7 +247,7 @@ def join(root_N: Ints, i_P: Ints, j_P: Ints) -> Ints:
 
 
 def _cluster(
-    number: int, members: Sequence[int], images: Sequence[_Image], vectors_ND: NDArray[Any]
+    number: int, members: Sequence[int], images: Sequence[_Image], vectors_ND: NDArray[np.generic]
 ) -> list[Duplicate]:
     """Return the rows of a cluster, the image to keep first."""
 

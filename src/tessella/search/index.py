@@ -4,8 +4,8 @@
     RUN/index/index.json   the seal: the complete version of the table, its shards, and the hash of every file
 
 The shards are the source of truth, and RUN/index can be deleted at any time. A shard is identified by its position and
-its hash: an update adds new shards and removes the rows of shards that are gone. The seal is written last. If a builder
-was killed, the next one goes back to the version of the seal; if that is damaged too, the table is rebuilt.
+its hash: an update adds new shards and removes the rows of shards that no longer exist. The seal is written last. If a
+builder was killed, the next one returns to the version of the seal; if that is damaged too, the table is rebuilt.
 
 LanceDB runs threads, which a fork does not copy: a process that has opened an index must start other processes by spawn
 or forkserver.
@@ -22,17 +22,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..bulk.ledger import Shard
-from ..bulk.run_folder import INDEX, INDEX_SEAL, INDEX_SEAL_KEY, finished_shards, read_run, read_shard
+from ..bulk.run_folder import INDEX, INDEX_SEAL, INDEX_SEAL_KEY, RunFacts, finished_shards, read_run, read_shard
 from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
 from ..extras import need_pyarrow, require
 from ..storage import damaged_files, file_hash, folder_lock, read_sealed, sealed_bytes, sync_folder, write_atomic
 from .nearest import APPROXIMATE_FROM, ArrowTable, LanceTable, SearchPlan, choose_plan, vectors_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 1  # of table and seal: an index of another format is rebuilt
 HOME, TABLE, SEAL, SEAL_KEY = INDEX, "rows", INDEX_SEAL, INDEX_SEAL_KEY
@@ -44,22 +48,22 @@ _PANICS = ("PanicException", "RustPanic")  # of PyO3: not subclasses of Exceptio
 
 @dataclass(frozen=True)
 class Seal:
-    """A complete state of the table. shards: number of rows by name. files: [bytes, SHA-256] by name."""
+    """A complete state of the table. shards: number of rows by name. files: (bytes, SHA-256) by name."""
 
     version: int
     rows: int
     plan: SearchPlan
     shards: Mapping[str, int] = field(default_factory=dict)
-    files: Mapping[str, list[Any]] = field(default_factory=dict)
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     format: int = FORMAT
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What `build_index` did.
+    """The result of `build_index`.
 
-    rows: in the index. added, removed: rows. rebuilt: why an existing index was discarded, or "". plan: how the rows
-    are searched. seconds: time it took. bytes: size on disk.
+    rows: number of rows in the index. added, removed: number of rows. rebuilt: why an existing index was discarded, or
+    "". plan: how the rows are searched. seconds: duration. bytes: size on disk.
     """
 
     rows: int
@@ -89,7 +93,7 @@ def build_index(
     check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
     _lancedb()
-    began = time.monotonic()
+    start = time.monotonic()
     hint = "free some space, check the permissions of the folder, and run the same command again"
     with lance_errors("output_failed", f"{home} could not be written", hint), folder_lock(home):
         shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}": shard for shard in finished_shards(out)}
@@ -98,27 +102,25 @@ def build_index(
             log(f"the index is rebuilt: {rebuilt}")
         indexed = {name: rows for name, rows in seal.shards.items() if name in shards}
         removed = seal.rows - sum(indexed.values())
-        if gone := seal.shards.keys() - indexed.keys():
-            names = ", ".join(f"'{name}'" for name in gone)
+        if outdated := seal.shards.keys() - indexed.keys():
+            names = ", ".join(f"'{name}'" for name in outdated)
             table.delete(f"shard IN ({names})")
         missing = {name: shard for name, shard in shards.items() if name not in indexed}
         for added in _add_shards(table, out, missing, facts):
             indexed |= added
             log(f"{len(indexed):,} of {len(shards):,} shards are in the index")
-        if gone or missing or not seal.files:
+        if outdated or missing or not seal.files:
             plan = choose_plan(table, home, seal.plan, approximate_from, log)
-            # from here to the seal a kill costs the index; nobody else writes, and readers open what is sealed
+            # a kill between here and the seal loses the index; no other process writes, and readers open what is sealed
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-            seal = Seal(table.version, table.count_rows(), plan, indexed, _durable(home, seal.files))
+            seal = Seal(table.version, table.count_rows(), plan, indexed, _sync_files(home, seal.files))
             _write_seal(home, seal)
         assert seal.rows == sum(indexed.values())
     rows_added, size = sum(indexed[name] for name in missing), sum(size for size, _ in seal.files.values())
-    return IndexReport(seal.rows, rows_added, removed, rebuilt, seal.plan, time.monotonic() - began, size)
+    return IndexReport(seal.rows, rows_added, removed, rebuilt, seal.plan, time.monotonic() - start, size)
 
 
-def _add_shards(
-    table: LanceTable, out: Path, shards: Mapping[str, Shard], facts: Mapping[str, Any]
-) -> Iterator[dict[str, int]]:
+def _add_shards(table: LanceTable, out: Path, shards: Mapping[str, Shard], facts: RunFacts) -> Iterator[dict[str, int]]:
     """Add the rows of the shards to the table, several shards at a time; yield the number of rows of each."""
     pa, _ = need_pyarrow()
     names = list(shards)
@@ -130,7 +132,7 @@ def _add_shards(
         yield {name: len(added) for name, added in zip(part, rows, strict=True)}
 
 
-def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> ArrowTable:
+def _rows(out: Path, name: str, shard: Shard, facts: RunFacts) -> ArrowTable:
     """Return what the table stores of a shard: the rows that are ok and whose vectors are finite."""
     pa, _ = need_pyarrow()
     import pyarrow.compute as pc
@@ -150,7 +152,7 @@ def _rows(out: Path, name: str, shard: Shard, facts: Mapping[str, Any]) -> Arrow
     return pa.table(columns).cast(_schema(facts))
 
 
-def _schema(facts: Mapping[str, Any]) -> Any:
+def _schema(facts: RunFacts) -> pa.Schema:
     pa, _ = need_pyarrow()
     text, int64, int32 = pa.string(), pa.int64(), pa.int32()
     types = dict(
@@ -173,7 +175,7 @@ def _schema(facts: Mapping[str, Any]) -> Any:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal]:
+def open_table(home: Path, facts: RunFacts) -> tuple[LanceTable, Seal]:
     """Return the table of an index in its newest version, which may be later than that of the seal, and the seal.
 
     Every sealed file is compared with its hash (about a second per GB), because LanceDB does not detect damage.
@@ -183,9 +185,9 @@ def open_table(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal]:
     lancedb = _lancedb()
     with lance_errors("damaged_run", f"{home} cannot be used", _rebuild_hint(home)):
         table = lancedb.connect(home).open_table(TABLE)
-        made = json.loads(table.schema.metadata[b"tessella"])["fingerprint"]
-    if made != facts["fingerprint"]:
-        raise _damaged(home, f"its fingerprint is {made}, that of the run is {facts['fingerprint']}")
+        fingerprint = json.loads(table.schema.metadata[b"tessella"])["fingerprint"]
+    if fingerprint != facts["fingerprint"]:
+        raise _damaged(home, f"its fingerprint is {fingerprint}, that of the run is {facts['fingerprint']}")
     return table, seal
 
 
@@ -199,7 +201,7 @@ def open_seal(home: Path) -> Seal:
     return seal
 
 
-def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> ArrowTable | None:
+def sealed_rows(out: Path, facts: RunFacts, seal: Seal) -> ArrowTable | None:
     """Return the rows of an index as an Arrow table, read from the shards of the run; None if a shard is damaged.
 
     For few rows this is faster than importing LanceDB.
@@ -217,21 +219,21 @@ def sealed_rows(out: Path, facts: Mapping[str, Any], seal: Seal) -> ArrowTable |
 
 
 def check_index(out: str | Path) -> list[str]:
-    """Names of the index's files that are missing or not as they were written; reads all of it. [] for a whole one.
+    """Return the names of the files of an index that are missing or corrupt; [] if it is intact. Reads all files.
 
-    Raises UsageError `not_found` where there is no index.
+    Raises UsageError `not_found` if there is no index.
     """
     out = as_path("the run", out)
     home = out / HOME
-    if not os.path.isdir(home):  # noqa: PTH112 - False where it cannot be told
+    if not os.path.isdir(home):  # noqa: PTH112 - False if it cannot be read
         raise no_index(out)
     seal = _read_seal(home)
     return [SEAL] if seal is None else list(damaged_files(home, seal.files))
 
 
-def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal, str]:
+def _reopen(home: Path, facts: RunFacts) -> tuple[LanceTable, Seal, str]:
     """Return the table in the version of the seal, or an empty one and why the existing one is discarded."""
-    why = ""
+    reason = ""
     if (home / SEAL).exists() or (home / f"{TABLE}.lance").exists():
         try:
             table, seal = open_table(home, facts)
@@ -241,21 +243,22 @@ def _reopen(home: Path, facts: Mapping[str, Any]) -> tuple[LanceTable, Seal, str
         except UsageError as error:
             if error.code != "damaged_run":
                 raise
-            why = error.message
+            reason = error.message
     (home / SEAL).unlink(missing_ok=True)
     shutil.rmtree(home / f"{TABLE}.lance", ignore_errors=True)
     table = _lancedb().connect(home).create_table(TABLE, schema=_schema(facts))
-    return table, Seal(table.version, 0, SearchPlan()), why
+    return table, Seal(table.version, 0, SearchPlan()), reason
 
 
 def _read_seal(home: Path) -> Seal | None:
-    """None where there is none that this version could have written."""
+    """Return the seal of an index; None if there is none, or it is damaged or of another format."""
     values = read_sealed(home / SEAL, SEAL_KEY)
     try:
         if values is None or values["format"] != FORMAT:
             return None
-        return Seal(**values | dict(plan=SearchPlan(**values["plan"])))
-    except (KeyError, TypeError):
+        files = {name: (size, digest) for name, (size, digest) in values["files"].items()}
+        return Seal(**values | dict(plan=SearchPlan(**values["plan"]), files=files))
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
@@ -263,10 +266,10 @@ def _write_seal(home: Path, seal: Seal) -> None:
     write_atomic(home / SEAL, sealed_bytes(asdict(seal), SEAL_KEY))
 
 
-def _durable(home: Path, known: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Make the table's files last through a power cut, which LanceDB leaves to others; [bytes, hash] by name.
+def _sync_files(home: Path, known: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    """Sync the table's files to disk, which LanceDB does not do; return their (bytes, hash) by name.
 
-    known: those that were compared with their hashes already; LanceDB never changes a file.
+    known: files that were compared with their hashes already; LanceDB never changes a file.
     """
     files, folders = {}, {home}
     for path in sorted((home / f"{TABLE}.lance").rglob("*")):
@@ -277,7 +280,7 @@ def _durable(home: Path, known: Mapping[str, list[Any]]) -> dict[str, list[Any]]
             if name not in known:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            files[name] = known.get(name) or [path.stat().st_size, file_hash(path)]
+            files[name] = known.get(name) or (path.stat().st_size, file_hash(path))
     for folder in folders:
         sync_folder(folder)
     return files
@@ -300,6 +303,7 @@ def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -
 
 
 def no_index(out: Path) -> UsageError:
+    """Return the error for a run without an index."""
     return UsageError("not_found", f"{out} has no index", hint=f"tessella index {out}")
 
 
@@ -311,6 +315,6 @@ def _rebuild_hint(home: Path) -> str:
     return f"nothing is lost, rebuild it: tessella index {home.parent}"
 
 
-def _lancedb() -> Any:
+def _lancedb() -> ModuleType:
     require("lancedb.index", "a search index")
     return require("lancedb", "a search index")

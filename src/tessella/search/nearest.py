@@ -1,6 +1,6 @@
 """The nearest rows of a LanceDB table: exactly, or with an approximate index whose recall was measured.
 
-Letters for shapes: N rows, Q queries, D width of the embedding, K neighbours.
+Letters for shapes: N rows, Q queries, D width of the embedding, K neighbors.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..results import l2_normalize
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lancedb.table import AsyncTable, Table
+
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
-ArrowTable: TypeAlias = Any  # pyarrow and LanceDB have no type annotations
-ArrowColumn: TypeAlias = Any
-LanceTable: TypeAlias = Any
+ArrowTable: TypeAlias = "pa.Table"
+ArrowColumn: TypeAlias = "pa.ChunkedArray"
+LanceTable: TypeAlias = "Table"
+T = TypeVar("T")
 
 SCAN_ROWS = 16_384  # rows in memory during an exact search
 APPROXIMATE_FROM = 50_000  # rows; fewer are compared in less than a tenth of a second
@@ -70,18 +75,21 @@ def exact(
 
 
 def nearest_of(
-    batches: Iterable[ArrowTable], queries_QD: Floats, k: int, label: str | None = None
+    batches: Iterable[pa.RecordBatch], queries_QD: Floats, k: int, label: str | None = None
 ) -> tuple[Floats, Ints]:
-    """Do what `exact` does for Arrow batches with the columns vector, _rowid and, if a label is given, label."""
+    """Compare queries (Q,D) with Arrow batches, as `exact` does with a table; return cosines and row ids, both (Q,K).
+
+    The batches have the columns vector, _rowid and, if a label is given, label.
+    """
     import pyarrow.compute as pc
 
     scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
     for batch in batches:
         if label is not None:
             batch = batch.filter(pc.equal(batch["label"], label))
-        here_N = batch["_rowid"].to_numpy().astype(np.int64)
+        batch_ids_N = batch["_rowid"].to_numpy().astype(np.int64)
         scores = np.concatenate((scores, _cosines(queries_QD, batch["vector"])), 1)
-        ids = np.concatenate((ids, np.broadcast_to(here_N, (len(queries_QD), len(here_N)))), 1)
+        ids = np.concatenate((ids, np.broadcast_to(batch_ids_N, (len(queries_QD), len(batch_ids_N)))), 1)
         if scores.shape[1] > k:
             best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
             scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
@@ -98,12 +106,12 @@ class Approximate:
     def __init__(self, home: Path, name: str, version: int):
         import lancedb
 
-        async def opened() -> LanceTable:
+        async def open_version() -> AsyncTable:
             table = await (await lancedb.connect_async(home)).open_table(name)
             await table.checkout(version)
             return table
 
-        self._table = _wait_for(opened())
+        self._table = _wait_for(open_version())
 
     def search(self, query_D: Floats, k: int, probes: int) -> tuple[Floats, Ints]:
         """Return the cosines (K,), best first, and the ids of the rows in `probes` partitions nearest to query (D,).
@@ -113,18 +121,18 @@ class Approximate:
         """
         candidates = k + max(k // 2, 5)
 
-        async def near() -> ArrowTable:
+        async def candidate_rows() -> ArrowTable:
             query = self._table.query().nearest_to(query_D).column("vector").distance_type("cosine").nprobes(probes)
             return await query.limit(candidates).select(["vector", "_distance"]).with_row_id().to_arrow()
 
-        found = _wait_for(near())
-        cosines_N = _cosines(query_D[None], found["vector"].combine_chunks())[0]
+        rows = _wait_for(candidate_rows())
+        cosines_N = _cosines(query_D[None], rows["vector"].combine_chunks())[0]
         order = np.argsort(-cosines_N, kind="stable")[:k]
-        return cosines_N[order], found["_rowid"].to_numpy().astype(np.int64)[order]
+        return cosines_N[order], rows["_rowid"].to_numpy().astype(np.int64)[order]
 
 
-def _wait_for(work: Coroutine[None, None, ArrowTable]) -> ArrowTable:
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+def _wait_for(coroutine: Coroutine[None, None, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
 
 
 @functools.cache
@@ -134,7 +142,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _cosines(queries_QD: Floats, column: ArrowColumn) -> Floats:
+def _cosines(queries_QD: Floats, column: pa.Array) -> Floats:
     """Return the cosines (Q,N) of queries (Q,D) of unit length and an Arrow array of N float16 vectors."""
     rows_ND = column.flatten().to_numpy().reshape(len(column), queries_QD.shape[1]).astype(np.float32)
     norms_N = np.sqrt(np.einsum("nd,nd->n", rows_ND, rows_ND))
@@ -185,17 +193,17 @@ def _measure_recall(table: LanceTable, index: Approximate, plan: SearchPlan) -> 
     recall = 0.0
     for fraction in PROBED_FRACTIONS:
         probes = max(round(fraction * plan.partitions), 1)
-        found = [
+        hits = [
             (index.search(query_D, RECALL_AT + 1, probes)[0] >= worst).sum() - 1
             for query_D, worst in zip(queries_QD, worst_Q, strict=True)
         ]
-        recall = float(np.mean(found)) / RECALL_AT
+        recall = float(np.mean(hits)) / RECALL_AT
         if recall >= RECALL:
             return replace(plan, probes=probes, recall=recall, why=f"there are {table.count_rows():,} rows")
     return SearchPlan(f"the recall@{RECALL_AT} of an approximate index was {recall:.4f}, less than {RECALL}")
 
 
-def vectors_of(column: ArrowColumn, width: int) -> NDArray[Any]:
+def vectors_of(column: ArrowColumn, width: int) -> NDArray[np.generic]:
     """Convert an Arrow column of embeddings without missing values to an array (N,D) of the same number type."""
-    flat: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    flat: NDArray[np.generic] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, width)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bulk.manifest import as_text
-from ..bulk.run_folder import read_run, row_sources
+from ..bulk.run_folder import RunFacts, read_run, row_sources
 from ..checks import as_path, check_count, checked
+from ..data.decode import Mode, Policy
 from ..errors import UsageError
 from ..inputs import AnyImage, is_single, key_of
 from ..plots.sheet import Panel, write_sheet
@@ -42,7 +43,7 @@ from .nearest import (
 )
 
 MAX_ROWS = 1_000_000  # per search
-IN_MEMORY_ROWS = 20_000  # an index of at most so many rows is searched without LanceDB, whose import takes seconds
+IN_MEMORY_ROWS = 20_000  # an index of at most this many rows is searched without LanceDB, whose import takes seconds
 
 
 @dataclass(frozen=True)
@@ -143,21 +144,24 @@ class Index:
         Raises UsageError: `bad_argument`, `not_found`, `changed_run`, and `damaged_run`, also if the index was updated
         after it was opened; ImageError for an image that cannot be read.
         """
-        items: Sequence[Any] = [queries] if is_single(queries) else list(queries)  # type: ignore[arg-type]
+        if is_single(queries):
+            items = [cast("AnyImage | Query", queries)]
+        else:
+            items = list(cast("Sequence[AnyImage | Query]", queries))
         check_count("top", top, MAX_ROWS)
         if not items:
             raise UsageError("bad_argument", "no query was given", hint="give an image, the key of a row, or a vector")
-        asked = [item if isinstance(item, Query) else self.query(item) for item in items]
-        mean_D = np.stack([query.vector for query in asked]).mean(0)
+        parsed = [item if isinstance(item, Query) else self.query(item) for item in items]
+        mean_D = np.stack([query.vector for query in parsed]).mean(0)
         if np.linalg.norm(mean_D) < 1e-6:
             raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
         condition = "" if where is None else check_condition(self._table, where)
         self._check_label(label)
-        scores, ids, rows = self._nearest(l2_normalize(mean_D[None]), top + len(asked), condition, label, all_rows)
+        scores, ids, rows = self._nearest(l2_normalize(mean_D[None]), top + len(parsed), condition, label, all_rows)
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-        own_rows = {query.row for query in asked}
+        query_rows = {query.row for query in parsed}
         neighbors = [Neighbor(score=round(score[row.pop("_rowid")], 6), **row) for row in rows]
-        others = (neighbor for neighbor in neighbors if neighbor.row not in own_rows)
+        others = (neighbor for neighbor in neighbors if neighbor.row not in query_rows)
         return sorted(others, key=lambda neighbor: (-neighbor.score, neighbor.key))[:top]
 
     def _nearest(
@@ -198,9 +202,9 @@ class Index:
         for query in queries:
             image = query.image if query.row is None else sources[query.row]
             panels += [] if image is None else [Panel(image, ("query", query.name))]  # type: ignore[arg-type]
-        for rank, near in enumerate(neighbors, 1):
-            label = () if near.label is None else (f"{near.label} {100 * (near.probability or 0):.0f} %",)
-            panels.append(Panel(sources[near.row], (f"{rank}. {near.score:.4f}", *label, near.key)))
+        for rank, neighbor in enumerate(neighbors, 1):
+            label = () if neighbor.label is None else (f"{neighbor.label} {100 * (neighbor.probability or 0):.0f} %",)
+            panels.append(Panel(sources[neighbor.row], (f"{rank}. {neighbor.score:.4f}", *label, neighbor.key)))
         write_sheet(path, panels, f"Nearest in {self.out}")
 
     def _reading(self) -> AbstractContextManager[None]:
@@ -210,13 +214,13 @@ class Index:
     def _row_query(self, text: str) -> Query | None:
         """Return the row with this key; raises UsageError `not_found` if "key:NAME" names no row."""
         name = text.removeprefix("key:")
-        for key in dict.fromkeys((name, escape(name), as_text(name))):  # as a run shows it, or as the file is called
+        for key in dict.fromkeys((name, escape(name), as_text(name))):  # as a run shows it, or the name of the file
             if (not key.isascii() and key != as_text(key)) or "\0" in key:
                 continue  # not valid text, so not a key
-            found = self._rows_with_key(key)
-            if found.num_rows:
-                (vector_D,) = vectors_of(found["vector"], self.facts["width"])
-                return Query(key, self._unit_vector(vector_D), found["row"][0].as_py())
+            rows = self._rows_with_key(key)
+            if rows.num_rows:
+                (vector_D,) = vectors_of(rows["vector"], self.facts["width"])
+                return Query(key, self._unit_vector(vector_D), rows["row"][0].as_py())
         if not text.startswith("key:"):
             return None
         hint = "use the key of a row of the run; inputs with an error have no embedding"
@@ -231,8 +235,8 @@ class Index:
         with self._reading():
             return self._table.search().where(f"key = {quoted(key)}").select(["row", "vector"]).limit(1).to_arrow()
 
-    def _unit_vector(self, vector: NDArray[Any]) -> Floats:
-        """Scale a vector (D,) of any number type to float32 of unit length; refuses any other array."""
+    def _unit_vector(self, vector: NDArray[np.generic]) -> Floats:
+        """Return a vector (D,) of any number type as float32 of unit length. Raises UsageError for any other array."""
         width = self.facts["width"]
         if vector.shape == (width,) and vector.dtype.kind in "fiu":
             with np.errstate(over="ignore", invalid="ignore"):
@@ -253,10 +257,10 @@ class Index:
             raise UsageError("bad_argument", f"{self.facts['model']} has no class {label!r}", hint=hint)
 
 
-def check_fingerprint(facts: Mapping[str, Any], fingerprint: str, name: str) -> None:
+def check_fingerprint(facts: RunFacts, fingerprint: str, name: str) -> None:
     """Refuse embeddings that cannot be compared with those of the run. Raises UsageError `changed_run`."""
     if fingerprint != facts["fingerprint"]:
-        settings = ", ".join(str(facts[name]) for name in ("model", "transform", "policy", "precision"))
+        settings = ", ".join((facts["model"], facts["transform"], facts["policy"], facts["precision"]))
         raise UsageError(
             "changed_run",
             f"the run has the fingerprint {facts['fingerprint']} ({settings}), the query {fingerprint} ({name})",
@@ -264,7 +268,7 @@ def check_fingerprint(facts: Mapping[str, Any], fingerprint: str, name: str) -> 
         )
 
 
-def load_model(facts: Mapping[str, Any], name: str | None = None, checkpoint: str | None = None) -> Predictor:
+def load_model(facts: RunFacts, name: str | None = None, checkpoint: str | None = None) -> Predictor:
     """Load the model of a run with the settings of the run, for a few images.
 
     name, checkpoint: current location of the same model. Raises UsageError `changed_run` if its embeddings cannot be
@@ -273,10 +277,18 @@ def load_model(facts: Mapping[str, Any], name: str | None = None, checkpoint: st
     from ..engine.exported import is_exported
 
     name = name or facts["model"]
-    settings: dict[str, Any] = dict(transform=facts["transform"], policy=facts["policy"], mode="latency")
+    precision = engine = "auto"
     if not (name.startswith("local-dir:") and is_exported(Path(name.removeprefix("local-dir:")))):
         lossy = facts["precision"] != "float32"  # rounded differently by each engine
-        settings |= dict(precision=facts["precision"], engine=facts["engine"] if lossy else "eager")
-    predictor = load(name, checkpoint_path=checkpoint, **settings)
+        precision, engine = facts["precision"], facts["engine"] if lossy else "eager"
+    predictor = load(
+        name,
+        checkpoint_path=checkpoint,
+        precision=precision,
+        engine=engine,
+        mode="latency",
+        transform=cast("Mode", facts["transform"]),
+        policy=cast("Policy", facts["policy"]),
+    )
     check_fingerprint(facts, predictor.fingerprint, name)
     return predictor

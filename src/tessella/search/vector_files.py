@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, cast
 from zipfile import ZipFile
 
 import numpy as np
@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 30  # of a file, unpacked
 SUFFIXES = (".npy", ".npz")
 
 
-def read_vector(path: Path, check_fingerprint: Callable[[str, str], None]) -> NDArray[Any]:
+def read_vector(path: Path, check_fingerprint: Callable[[str, str], None]) -> NDArray[np.generic]:
     """Return the array in a .npy file, or the mean (D,) of the embeddings in a .npz file of `tessella embed`.
 
     check_fingerprint: called with the fingerprint and the model in a .npz file; raises if they do not fit.
@@ -45,7 +45,8 @@ def read_vector(path: Path, check_fingerprint: Callable[[str, str], None]) -> ND
             check_fingerprint(fingerprint, f"{path}, {model}")
             if vectors_ND.ndim != 2 or vectors_ND.dtype.kind != "f":
                 raise UsageError("bad_argument", message, hint=hint)
-            mean_D: NDArray[Any] = np.nanmean(vectors_ND, 0)  # rows of bad inputs are NaN
+            floats_ND = cast("NDArray[np.floating]", vectors_ND)
+            mean_D: NDArray[np.floating] = np.nanmean(floats_ND, 0)  # rows of bad inputs are NaN
             return mean_D
     except UsageError:
         raise
@@ -53,7 +54,7 @@ def read_vector(path: Path, check_fingerprint: Callable[[str, str], None]) -> ND
         raise UsageError("bad_argument", message, hint=hint) from None
 
 
-def _read_embeddings(path: Path) -> tuple[str, str, NDArray[Any]]:
+def _read_embeddings(path: Path) -> tuple[str, str, NDArray[np.generic]]:
     """Return the fingerprint, the model and the embeddings (N,D) in a .npz file."""
     with ZipFile(path) as file:
         _check_size(path, sum(member.file_size for member in file.infolist()))
@@ -74,8 +75,8 @@ def _check_size(path: Path, size: int) -> None:
         )
 
 
-def read_array(file: IO[bytes], size: int) -> NDArray[Any]:
-    """Read an array of numbers or text from a .npy file of `size` bytes.
+def read_array(file: IO[bytes], size: int) -> NDArray[np.generic]:
+    """Read an array of numbers or text, of any shape, from a .npy file of `size` bytes.
 
     Raises ValueError if the header describes more data than the file has, or Python objects.
     """
@@ -85,5 +86,5 @@ def read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
         raise ValueError("not an array of numbers, or truncated")
     file.seek(0)
-    array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
     return array

@@ -1,6 +1,6 @@
 """The settings of a training run as one frozen dataclass, and how it is read from JSON.
 
-The train.json of a run holds every field, and so repeats the run.
+The train.json of a run holds every field, so it is enough to repeat the run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -67,7 +67,7 @@ FORMER_NAMES = {  # of fields, in configs and in train.json of earlier versions
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The settings that decide the result of a training run, besides its data and the number of processes.
+    """The settings that determine the result of a training run, besides its data and the number of processes.
 
     Raises UsageError `bad_argument` if a value has another type or is out of its range.
     """
@@ -106,7 +106,7 @@ class TrainConfig:
     loss: Literal["softmax", "binary"] = "softmax"
     drop_path_rate: float = 0.0
     ema_decay: float = 0.0  # decay of the moving average of the weights, which is validated and kept; 0: no average
-    teacher: str = ""  # model name; its predictions are training targets beside the labels
+    teacher: str = ""  # model name; its predictions are training targets in addition to the labels
     distill: Literal["soft", "hard"] = "soft"
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
@@ -167,7 +167,7 @@ class TrainConfig:
 
 
 def current_names(values: Mapping[str, object]) -> dict[str, object]:
-    """Return settings with former names of fields replaced by the present ones.
+    """Return settings with former names of fields replaced by the current ones.
 
     Raises UsageError `bad_argument` if a field is given under both of its names.
     """
@@ -182,7 +182,7 @@ def current_names(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _check_names(cls: type, values: Mapping[str, object], what: str) -> None:
-    """Refuse unknown fields, with the nearest known one; msgspec would ignore them in a dataclass."""
+    """Refuse unknown fields and suggest a similar one; msgspec would ignore them in a dataclass."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise UsageError("bad_argument", f"{what} is {show(values)}, expected a JSON object")
     known = [field.name for field in dataclasses.fields(cls)]
@@ -200,10 +200,10 @@ def _invalid_value(message: str, values: Mapping[str, object]) -> UsageError:
     """Return the UsageError for an error of msgspec, "Expected `int`, got `str` - at `$.epochs`"."""
     reason, _, place = message.rpartition(" - at ")
     path = re.findall(r"\w+", place.partition("$")[2])
-    kind: Any = TrainConfig
-    value: Any = values
+    kind: object = TrainConfig
+    value: object = values
     for name in path:
-        value = value[name] if isinstance(value, Mapping) else value[int(name)]
+        value = value[name] if isinstance(value, Mapping) else cast("Sequence[object]", value)[int(name)]
         kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
     if typing.get_origin(kind) is Literal:
         expected = f"one of {', '.join(map(repr, typing.get_args(kind)))}"
@@ -214,7 +214,7 @@ def _invalid_value(message: str, values: Mapping[str, object]) -> UsageError:
 
 @checked
 def read_config(file: str | Path) -> dict[str, object]:
-    """Return the settings in a JSON file, a config or the train.json of a run, under the present names.
+    """Return the settings in a JSON file, a config or the train.json of a run, under the current names.
 
     Raises UsageError `not_found` if the file cannot be read, and `bad_argument` if it is not a JSON object.
     """

@@ -1,4 +1,4 @@
-"""This process among those that train together."""
+"""Distributed training: the rank, the device and the process group of this process."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class TrainingRemark:
 class StepEvent:
     """One optimizer step.
 
-    step: steps done, from 1 to `steps`; steps: steps of the whole run; epoch: from 0; loss: mean over the batch of all
-    processes; lr: learning rate; images_per_second: mean rate in this epoch, over all processes.
+    step: steps done, from 1 to `steps`; steps: total number of steps of the run; epoch: from 0; loss: mean over the
+    batch of all processes; lr: learning rate; images_per_second: mean rate in this epoch, over all processes.
     """
 
     kind: ClassVar[str] = "step"

@@ -46,10 +46,13 @@ def fit_head(
     processes. Raises ImageError `unreadable` if no image can be read.
     """
     indices = _indices_of_all_classes(images.labels, MAX_FITTED)
-    found = embed(model, spec, images, indices, context, settings)
-    if not found.readable.any():
-        raise ImageError("unreadable", f"none of the training images can be read: {found.first_error}")
-    x_ND, labels_N = found.vectors[found.readable].numpy(), images.labels[indices][found.readable.numpy()]
+    embeddings = embed(model, spec, images, indices, context, settings)
+    if not embeddings.readable.any():
+        raise ImageError("unreadable", f"none of the training images can be read: {embeddings.first_error}")
+    x_ND, labels_N = (
+        embeddings.vectors[embeddings.readable].numpy(),
+        images.labels[indices][embeddings.readable.numpy()],
+    )
     held_out = hold_out(labels_N, np.random.default_rng(settings.seed))
     num_classes = len(images.classes)
     head = fit(x_ND, labels_N, num_classes, choose_strength(x_ND, labels_N, held_out, num_classes))

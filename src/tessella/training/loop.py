@@ -25,7 +25,7 @@ from ..data.spec import InputSpec
 from ..errors import TrainingError, UsageError
 from ..models.base import ImageModel
 from ..plots.figures import warn_without_matplotlib
-from ..signals import Stop
+from ..signals import GracefulStop
 from . import checkpoint
 from .config import TrainConfig
 from .distributed import DistributedContext
@@ -136,15 +136,15 @@ class TrainingRun:
         else:
             log.trim(-1, -1)
         if fits_head:
-            found = self._validate()
-            self.probe = ProbeBaseline(found.top1, found.loss)
-            self.best = self.best.better(found, PROBE_EPOCH, 0)
+            validation = self._validate()
+            self.probe = ProbeBaseline(validation.top1, validation.loss)
+            self.best = self.best.better(validation, PROBE_EPOCH, 0)
             self._report(
                 ProbeEvent(
-                    val_top1=found.top1,
-                    val_loss=found.loss,
-                    val_images=found.images,
-                    val_errors=found.errors,
+                    val_top1=validation.top1,
+                    val_loss=validation.loss,
+                    val_images=validation.images,
+                    val_errors=validation.errors,
                     seconds=round(time.monotonic() - started, 1),
                 )
             )
@@ -179,12 +179,12 @@ class TrainingRun:
 
     def train_epochs(self, teacher: Teacher | None) -> None:
         """Train until the last epoch is validated and saved; raises TrainingError."""
-        with Stop() as stop:
+        with GracefulStop() as stop:
             for epoch in range(self.epochs_done, self.config.epochs):
                 started = time.monotonic()
                 self._train_epoch(epoch, teacher, stop)
-                found = self._validate()
-                self.best = self.best.better(found, epoch, self.steps_done + epoch + 1)
+                validation = self._validate()
+                self.best = self.best.better(validation, epoch, self.steps_done + epoch + 1)
                 self._report(
                     EpochEvent(
                         epoch=epoch,
@@ -194,17 +194,17 @@ class TrainingRun:
                         images=self.totals.images,
                         skipped=self.totals.skipped,
                         bad_steps=self.totals.bad,
-                        val_top1=found.top1,
-                        val_loss=found.loss,
-                        val_images=found.images,
-                        val_errors=found.errors,
+                        val_top1=validation.top1,
+                        val_loss=validation.loss,
+                        val_images=validation.images,
+                        val_errors=validation.errors,
                         seconds=round(time.monotonic() - started, 1),
                     )
                 )
                 self.epochs_done, self.totals = epoch + 1, EpochTotals()
                 self.save()
 
-    def _train_epoch(self, epoch: int, teacher: Teacher | None, stop: Stop) -> None:
+    def _train_epoch(self, epoch: int, teacher: Teacher | None, stop: GracefulStop) -> None:
         """Do the remaining steps of an epoch; raises TrainingError."""
         config, log = self.config, self.log
         self.trainer.train()
@@ -213,7 +213,7 @@ class TrainingRun:
             lr = learning_rate(config, self.steps_done, self.total_steps)
             overdue = time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes
             with _memory_errors(config):
-                result = self.trainer.step(batch, self.steps_done, lr, teacher, stop.asked, overdue)
+                result = self.trainer.step(batch, self.steps_done, lr, teacher, stop.requested, overdue)
             self.steps_done += 1
             log.write_skipped(self.setup.train_images, batch, epoch)
             self.totals.add(result, config.batch_size)

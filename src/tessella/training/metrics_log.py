@@ -20,7 +20,7 @@ ParsedRow = dict[str, Any]  # a row as JSON has it; earlier versions may have wr
 
 
 class MetricsLog:
-    """Writes the logs of a run in the first process, and passes events on to `on_event`."""
+    """Write the logs of a run in the first process, and pass events on to `on_event`."""
 
     def __init__(self, folder: Path, context: DistributedContext, on_event: Callable[[TrainingEvent], None]):
         self.folder, self.is_first, self.on_event = folder, context.rank == 0, on_event

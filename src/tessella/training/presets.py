@@ -106,7 +106,7 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
 
 @checked
 def preset_config(preset: str = "", **changes: object) -> TrainConfig:
-    """Return the config of a preset with changes; an empty name stands for the defaults of `TrainConfig`.
+    """Return the config of a preset with changes; an empty name means the defaults of `TrainConfig`.
 
     Raises UsageError `bad_argument` for an unknown preset or field, or an invalid value.
     """

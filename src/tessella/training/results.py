@@ -1,4 +1,4 @@
-"""What a finished run leaves in its folder: the model with a card, and a report on the validation images."""
+"""Write the results of a finished run: the model with a card, and a report on the validation images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what it must be like before training, and its train.json.
+"""The folder of a run: the checks before training, and its train.json.
 
 train.json holds the config and the fingerprints of the training and validation images. A run is resumed only with the
 same settings and data.
@@ -17,7 +17,7 @@ from ..storage import read_regular, write_atomic
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
-MAX_SHOWN = 5  # differences that an error message lists, if there are many
+MAX_SHOWN = 5  # differences that an error message lists
 
 
 def check_folder(out: str | Path) -> Path:
@@ -80,7 +80,7 @@ class TrainingRecord:
         raise OutputError("damaged_run", f"{path} is damaged: {reason}", hint="give another --out")
 
     def write(self, folder: Path) -> None:
-        """Write train.json, unless the file there says the same; raises OutputError `output_failed`.
+        """Write train.json, unless the existing file has the same contents; raises OutputError `output_failed`.
 
         The file of an earlier version, which has former names of settings, is left as it is.
         """

@@ -1,4 +1,4 @@
-"""What a run is made of: its images, its folder and its model, checked before the first step."""
+"""Prepare a run: check its images, its folder and its model before the first step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_WORKERS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Where the images of a run are.
+    """The location of the images of a run.
 
     data: path of the labelled images. val: path of the validation images; None: the validation split of `data`, or, if
     it has none, `val_fraction` of the images, from 0 to 1. Raises UsageError `bad_argument` for values of another type.
@@ -50,7 +50,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a run is made of, fixed before its first step. workers: data loader processes."""
+    """The parts of a run that are fixed before its first step. workers: number of data loader processes."""
 
     folder: Path
     config: TrainConfig
@@ -106,7 +106,7 @@ def check_batch_size(config: TrainConfig, images: LabelledImages, context: Distr
 
 
 def check_workers(workers: int | None) -> None:
-    """Raise UsageError `bad_argument` for a number of data loader processes that is out of range."""
+    """Raise UsageError `bad_argument` if the number of data loader processes is out of range."""
     if workers is not None and (type(workers) is not int or not 0 <= workers <= MAX_WORKERS):
         raise UsageError("bad_argument", f"workers is {workers!r}, expected 0 to {MAX_WORKERS}")
 

@@ -1,4 +1,4 @@
-"""Distillation: a trained model whose predictions are training targets beside the labels.
+"""Distillation: a trained model whose predictions are training targets in addition to the labels.
 
 Shape suffixes: B batch, C channels, H height, W width, K classes.
 """

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class TensorBoardWriter:
-    """Writes the numbers of training events as TensorBoard scalars: pass it to `train` as `on_event`.
+    """Write the numbers of training events as TensorBoard scalars: pass it to `train` as `on_event`.
 
-    The scalars are called `step/loss`, `epoch/val_top1`, `probe/val_top1` and so on. Of several processes, the first
-    one (RANK 0) writes. Raises UsageError `missing_dependency` if TensorBoard is not installed.
+    The scalars are called `step/loss`, `epoch/val_top1`, `probe/val_top1` and so on. Only the first of several
+    processes (RANK 0) writes. Raises UsageError `missing_dependency` if TensorBoard is not installed.
     """
 
     def __init__(self, folder: str | Path):

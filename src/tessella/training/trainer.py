@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
     """The outcome of a step, over all processes.
 
     loss: mean over the images; grad_norm: norm of the gradient; images: images that could be read; applied: False if
-    loss or gradient is not finite; stop: whether any process was asked to stop; overdue: or to save a checkpoint.
+    loss or gradient is not finite; stop, overdue: whether any process was asked to stop, or is due for a checkpoint.
     """
 
     loss: float
@@ -83,7 +83,7 @@ class Trainer:
             )
 
     def train(self) -> None:
-        """Put the model into training mode, except batch norms that are to keep their statistics."""
+        """Put the model into training mode, except batch norms that keep their statistics."""
         self.model.train(self.config.trainable == "all")
         if self.config.freeze_batch_norm_stats:
             for module in self.model.modules():
@@ -128,8 +128,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # with float16, a loss scale that is too high is part of the search for the right one
-        fine = applied or (self.scaler.is_enabled() and math.isfinite(loss))
-        return StepResult(loss, grad_norm.item(), int(images), fine, stops > 0, saves > 0)
+        counts_as_applied = applied or (self.scaler.is_enabled() and math.isfinite(loss))
+        return StepResult(loss, grad_norm.item(), int(images), counts_as_applied, stops > 0, saves > 0)
 
     def _backward(self, batch: Batch, step: int, images: float, teacher: Teacher | None) -> Tensor:
         """Accumulate the gradients of a batch, of which all processes have `images`; return the sum of its losses."""
@@ -137,14 +137,14 @@ class Trainer:
         x, labels = self._inputs(batch, step)
         parts = list(zip(x.chunk(config.grad_accum_steps), labels.chunk(config.grad_accum_steps), strict=True))
         loss_sum = torch.zeros((), device=self.context.device)
-        for i, (inputs, wanted) in enumerate(parts):
+        for i, (inputs, target) in enumerate(parts):
             unsynced = i < len(parts) - 1 and isinstance(self.forward, nn.parallel.DistributedDataParallel)
             with self.forward.no_sync() if unsynced else contextlib.nullcontext():  # type: ignore[operator]
                 with self._autocast():
                     logits = self.forward(inputs).float()
-                loss = self._loss(logits, wanted) * len(wanted)
+                loss = self._loss(logits, target) * len(target)
                 if teacher is not None:
-                    distilled = teacher.loss(inputs, logits, config) * len(wanted)
+                    distilled = teacher.loss(inputs, logits, config) * len(target)
                     loss = (1 - config.distill_weight) * loss + config.distill_weight * distilled
                 if not len(batch.labels):  # only the other processes have images
                     loss = loss * 0.0
@@ -161,7 +161,7 @@ class Trainer:
         """Return normalised, mixed (B,C,H,W) images on the device, and their (B,K) or (B,) targets."""
         config, device = self.config, self.context.device
         x, labels = batch.x.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-        if not len(labels):  # none could be read here; a pass is needed as the other processes wait for it
+        if not len(labels):  # none could be read here; a forward pass is needed because the other processes wait for it
             x = torch.zeros(1, self.spec.height, self.spec.width, self.spec.channels, dtype=torch.uint8, device=device)
             labels = labels.new_zeros(1)
         if x.dtype == torch.uint8:
@@ -172,8 +172,8 @@ class Trainer:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, targets(labels, partners, fractions, self.model.num_classes, config.label_smoothing)
 
-    def _loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        return binary_loss(logits, wanted) if self.config.loss == "binary" else soft_target_loss(logits, wanted)
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return binary_loss(logits, target) if self.config.loss == "binary" else soft_target_loss(logits, target)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
@@ -194,7 +194,7 @@ class Trainer:
     def _update_average(self, step: int) -> None:
         """Update the averaged weights.
 
-        The decay is lower in the first steps if training starts from random weights, which are soon worthless.
+        The decay is lower in the first steps if training starts from random weights, which are soon irrelevant.
         """
         if self.ema is None:
             return

@@ -15,7 +15,11 @@ from .trainer import Trainer
 
 
 class Validation(NamedTuple):
-    """top1: accuracy from 0 to 1; loss: mean cross-entropy; images: those read; errors: those that could not be."""
+    """The result of a validation.
+
+    top1: accuracy from 0 to 1; loss: mean cross-entropy; images: number of images that were read; errors: number of
+    images that could not be read.
+    """
 
     top1: float
     loss: float
@@ -55,10 +59,10 @@ class BestEpoch:
     epoch: int = PROBE_EPOCH
     checkpoint_id: int = 0
 
-    def better(self, found: Validation, epoch: int, checkpoint_id: int) -> BestEpoch:
+    def better(self, validation: Validation, epoch: int, checkpoint_id: int) -> BestEpoch:
         """Return the better one of this and another epoch, this one if they are equal."""
-        if (found.top1, -found.loss) > (self.top1, -self.loss):
-            return BestEpoch(found.top1, found.loss, epoch, checkpoint_id)
+        if (validation.top1, -validation.loss) > (self.top1, -self.loss):
+            return BestEpoch(validation.top1, validation.loss, epoch, checkpoint_id)
         return self
 
     def as_state(self) -> dict[str, float]:
@@ -67,13 +71,13 @@ class BestEpoch:
 
     @classmethod
     def from_state(cls, state: dict[str, float]) -> BestEpoch:
-        """Return what `as_state` has written."""
+        """Return the fields from a checkpoint, as `as_state` wrote them."""
         return cls(state["top1"], state["loss"], int(state["epoch"]), int(state["moment"]))
 
 
 @dataclass(frozen=True)
 class ProbeBaseline:
-    """What the linear probe that fine-tuning starts from reached on the validation images."""
+    """Accuracy and loss, on the validation images, of the linear probe that fine-tuning starts from."""
 
     top1: float
     loss: float

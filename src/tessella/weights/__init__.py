@@ -1,6 +1,6 @@
-"""The catalogue of published checkpoints; download, verify, load, convert and save weights.
+"""The catalogue of published checkpoints, and functions to download, verify, load, convert and save weights.
 
-The public names are listed in `__init__.pyi` and loaded on first use: the catalogue is read without importing torch.
+The public names are listed in `__init__.pyi` and loaded on first use, so the catalogue does not import torch.
 """
 
 import lazy_loader

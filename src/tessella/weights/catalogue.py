@@ -1,7 +1,8 @@
 """The catalogue of published checkpoints, and the resolution of model names.
 
-A name is `architecture` or `architecture.tag`. Nothing here imports torch, so listing models is instant. The rows are
-in `tables/pretrained.json` (checkpoints published by timm) and `builtin/builtin.json` (checkpoints in this package).
+A name is `architecture` or `architecture.tag`. This module does not import torch, so listing models is fast. The rows
+are in `tables/pretrained.json` (checkpoints published by timm) and `builtin/builtin.json` (checkpoints in this
+package).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One set of weights and the preparation of its images; the fields have timm's names."""
+    """A set of weights and the preprocessing of its images; the fields have timm's names."""
 
     architecture: str
     tag: str  # "untrained" if no weights were published
@@ -50,7 +51,7 @@ class Checkpoint:
     file: str | None = None  # in weights/builtin/
     sha256: str | None = None  # of that file
     label_names: tuple[str, ...] | None = None  # None: a public label set, which follows from num_classes
-    note: str = ""  # a known error or surprise
+    note: str = ""  # a known problem
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class Checkpoint:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the weights are on the Hub or in this package."""
+        """True if the weights are on the Hub or in this package."""
         return self.hf_hub_id is not None or self.file is not None
 
     def to_dict(self) -> PretrainedCfg:
@@ -86,7 +87,7 @@ NOTES = {
     **{f"convit_{size}.fb_in1k": _CONVIT_LICENCE for size in ("tiny", "small", "base")},
 }
 
-# Default tags that differ from the first row of the table: timm's follow its order of declaration.
+# Default tags that are not the first row of the table: timm's default is the first that it declares.
 DEFAULT_TAGS = {
     **{f"mixer_{size}16_224": "goog_in21k_ft_in1k" for size in "bl"},
     **{f"resmlp_{size}_224": "fb_in1k" for size in ("12", "24", "36", "big_24")},
@@ -113,7 +114,7 @@ REMAPPED = {
     "resmlp_24_224_dino": "resmlp_24_224.fb_in1k",
 }
 
-OWN_ARCHITECTURES = (  # exist in this project only
+OWN_ARCHITECTURES = (  # not in timm
     "convmixer_256_8_ks3_p4",
     "convit_ti_p4_32",
     "crossvit_ti_dagger_p4_32",
@@ -158,11 +159,11 @@ ARCHITECTURE_NAMES: tuple[str, ...] = tuple(
 def resolve(name: str) -> tuple[str, Checkpoint | None]:
     """Return the architecture and the checkpoint of a name: `arch`, `arch.tag` or an old name.
 
-    Without a tag, the checkpoint is the architecture's default, which is timm's if that has weights. The checkpoint is
-    None for architectures of this project without a row. Raises UsageError `unknown_model`, `unknown_tag`, or
+    Without a tag, the checkpoint is the default of the architecture, which is timm's default if that has weights. It is
+    None for an architecture of this project without checkpoints. Raises UsageError `unknown_model`, `unknown_tag`, or
     `bad_argument` for a string that is not a name.
     """
-    if any(mark in _text(name) for mark in "/\\:"):
+    if any(character in _text(name) for character in "/\\:"):
         raise UsageError(
             "bad_argument",
             f"{name!r} is not a model name",
@@ -191,7 +192,7 @@ def resolve(name: str) -> tuple[str, Checkpoint | None]:
 
 @checked
 def get_arch_pretrained_cfgs(model_name: str) -> dict[str, Checkpoint]:
-    """Return all checkpoints of an architecture by full name, the default first; an unknown architecture has none."""
+    """Return all checkpoints of an architecture by full name, the default first; empty for an unknown architecture."""
     arch = _text(model_name).partition(".")[0]
     rows = [row for row in CATALOGUE.values() if row.architecture == arch]
     default = DEFAULT_TAGS.get(arch)
@@ -213,23 +214,23 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Chec
     return row
 
 
-WAYS_OUT = (  # if weights are missing
+ALTERNATIVES = (  # to missing weights
     "give --checkpoint FILE (checkpoint_path=FILE) for your own weights, local-dir:FOLDER as the name of a "
     "saved model, or pretrained=False for random weights"
 )
 
 
 def no_weights(name: str) -> UsageError:
-    """Return the error for a model without published weights, with the ways to get or replace them."""
+    """Return the error for a model without published weights, with the alternatives as the hint."""
     return UsageError(
         "no_weights",
         f"no weights are published for {name}",
-        hint=f"{WAYS_OUT}; `tessella list --pretrained` names the models that have weights",
+        hint=f"{ALTERNATIVES}; `tessella list --pretrained` names the models that have weights",
     )
 
 
 @checked
-def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
+def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> object:
     """Return one field of `get_pretrained_cfg`; None if there is no such field.
 
     Raises UsageError as `get_pretrained_cfg` does.
@@ -272,7 +273,7 @@ def unknown_model(name: str, known: Iterable[str]) -> UsageError:
 
 
 def _folder_hint(name: str) -> str:
-    """Return the correct form of a name that is the path of a folder; "" for other names."""
+    """Return a hint on how to write a name that is the path of a folder; "" for other names."""
     return f"for the folder write {'local-dir:' + name!r}" if os.path.isdir(name) else ""  # noqa: PTH112 - never raises
 
 
@@ -319,12 +320,12 @@ def list_models(
 
 
 def _patterns(name: str, value: str | Iterable[str] | None) -> list[str]:
-    """Return one string or several as a list."""
+    """Return one or several strings as a list."""
     if not value:
         return []
     patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError("bad_argument", f"{name} is {value!r}, expected one string or several")
+        raise UsageError("bad_argument", f"{name} is {value!r}, expected one or several strings")
     return patterns
 
 
@@ -350,7 +351,7 @@ def published_accuracy(name: str) -> dict[str, Accuracy]:
     """Return the published accuracy of a checkpoint by evaluation set; empty if none was published.
 
     For timm's checkpoints these are timm's figures ("imagenet" is the validation set), for the models in this package
-    those measured on all test images of "cifar10". Raises UsageError as `resolve` does.
+    figures measured on all test images of "cifar10". Raises UsageError as `resolve` does.
     """
     _, row = resolve(name)
     return dict(_accuracies().get(row.name, {})) if row else {}

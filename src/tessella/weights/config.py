@@ -23,8 +23,8 @@ from ..models.layers import to_pair
 from ..storage import read_regular
 from .catalogue import PretrainedCfg, resolve
 
-MAX_NUMBER = 10**12  # in a config; larger ones would overflow where they are used
-MAX_BYTES = 32 << 20  # a set of 21k classes with descriptions takes 3 MB
+MAX_NUMBER = 10**12  # larger numbers in a config would overflow when they are used
+MAX_BYTES = 32 << 20  # size of a config; 21k classes with descriptions take 3 MB
 SOURCE_FIELDS = ("file", "hf_hub_id", "sha256")
 
 ModelArgs = dict[str, Any]  # constructor arguments of a model
@@ -35,7 +35,7 @@ Number = Annotated[int, Meta(gt=-MAX_NUMBER, lt=MAX_NUMBER)] | Annotated[float, 
 PositiveNumber = Annotated[int, Meta(gt=0, lt=MAX_NUMBER)] | Annotated[float, Meta(gt=0, lt=MAX_NUMBER)]
 ModuleNames = str | tuple[str, ...]
 
-# field of timm's `pretrained_cfg` -> its type for msgspec, and the words for it in a message
+# field of timm's `pretrained_cfg` -> its type for msgspec, and a description of the type for messages
 _FIELDS: dict[str, tuple[object, str]] = {
     "architecture": (str, "a name"),
     "tag": (str, "a name"),
@@ -55,7 +55,7 @@ _FIELDS: dict[str, tuple[object, str]] = {
     "num_classes": (Annotated[int, Meta(ge=-1, lt=MAX_NUMBER)], "a count, or -1 for unknown"),
     "label_offset": (Count, "a count"),
     "label_names": (tuple[str, ...], "one name per class"),
-    "label_descriptions": (dict[Any, str], "a text per name"),
+    "label_descriptions": (dict[object, str], "one text per name"),
     "first_conv": (ModuleNames, "names of modules"),
     "classifier": (ModuleNames, "names of modules"),
     "license": (str, "a name"),
@@ -69,7 +69,10 @@ _FIELDS: dict[str, tuple[object, str]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A checked config.json. weights_sha256: hash of the weights in the same folder, if the file contains it."""
+    """The checked contents of a config.json.
+
+    weights_sha256: hash of the weights in the same folder, if the file states it.
+    """
 
     architecture: str  # a known name
     pretrained_cfg: PretrainedCfg
@@ -82,10 +85,12 @@ def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
 
     Raises UsageError `bad_argument`, which names the wrong field.
     """
-    checked = {key: _check_field(key, value) for key, value in cfg.items() if key in _FIELDS and value is not None}
+    checked: PretrainedCfg = {
+        key: _check_field(key, value) for key, value in cfg.items() if key in _FIELDS and value is not None
+    }
     channels = checked.get("input_size", (3,))[0]
     lengths = {len(checked[key]) for key in ("mean", "std") if key in checked}
-    # timm leaves the three RGB values in place when it makes a model for other channels
+    # timm keeps the three RGB values if a model has another number of channels
     if len(lengths) > 1 or not lengths <= {1, 3, channels}:
         counts = " and ".join(map(str, sorted(lengths)))
         raise UsageError("bad_argument", f"mean and std have {counts} values, expected one per channel ({channels})")
@@ -95,14 +100,14 @@ def check_cfg(cfg: Mapping[str, object]) -> PretrainedCfg:
     return checked
 
 
-def _check_field(key: str, value: object) -> Any:
-    """Return a value of the field's type; nothing but sequences and paths is converted."""
+def _check_field(key: str, value: object) -> object:
+    """Return the value with the type of the field; only sequences and paths are converted."""
     kind, expected = _FIELDS[key]
     plain = str(value) if isinstance(value, Path) else value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         plain = tuple(value)
     try:
-        if isinstance(value, Set):  # msgspec would convert it in any order
+        if isinstance(value, Set):  # msgspec would convert it in arbitrary order
             raise msgspec.ValidationError
         return msgspec.convert(plain, kind, strict=True)
     except msgspec.ValidationError:
@@ -110,7 +115,7 @@ def _check_field(key: str, value: object) -> Any:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Read a config.json, also in the older form of one flat object; raises WeightsError `bad_config`."""
+    """Read a config.json, also in the older form of a flat object; raises WeightsError `bad_config`."""
     try:
         return _parse(_read_object(path))
     except OSError as err:
@@ -120,7 +125,7 @@ def read_config(path: Path) -> ModelConfig:
         raise WeightsError("bad_config", f"{path}: {reason}") from err
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, object]:
     if path.stat().st_size > MAX_BYTES:
         raise UsageError("bad_argument", f"it is larger than {MAX_BYTES >> 20} MB")
     root = json.loads(read_regular(path))
@@ -129,7 +134,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return root
 
 
-def _parse(root: dict[str, Any]) -> ModelConfig:
+def _parse(root: dict[str, object]) -> ModelConfig:
     cfg = root.get("pretrained_cfg", root)
     args = root.get("model_args") or {}
     if not isinstance(cfg, dict) or not isinstance(args, dict):
@@ -162,7 +167,7 @@ def _parse(root: dict[str, Any]) -> ModelConfig:
 
 
 def _check_args(arch: str, args: ModelArgs) -> ModelArgs:
-    """Return constructor arguments that the architecture accepts: it is built with them on the meta device."""
+    """Return the constructor arguments, after building the architecture with them on the meta device."""
     args = {key: _as_tuple(value) for key, value in args.items() if value is not None}
     try:
         with torch.device("meta"):
@@ -198,7 +203,7 @@ def _short(value: object) -> str:
 
 
 def model_args(model: ImageModel) -> ModelArgs:
-    """Return the arguments with which `build` creates this model again, without the rates that only training uses."""
+    """Return the arguments with which `build` creates this model again, without rates that only training uses."""
     default = ARCHITECTURES[model.arch][1]
     current = dataclasses.replace(model.config, num_classes=model.num_classes, global_pool=model.global_pool)
     always = ("in_chans", "num_classes", "global_pool", "img_size")

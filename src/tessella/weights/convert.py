@@ -1,7 +1,7 @@
 """Convert the original authors' weight files to a folder in timm's layout.
 
-A layout is recognized by its keys and defined by rules for keys and axes; no number is changed. Before anything is
-written, the result is compared with the model, key by key and shape by shape.
+A layout is recognized by its keys and defined by rules for keys and axes; no number is changed. All keys and shapes of
+the result are compared with those of the model before anything is written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,9 @@ class Converted:
     layout: str
 
 
-def convert(source: str | Path, arch: str | None = None, out: str | Path | None = None, **model_args: Any) -> Converted:
+def convert(
+    source: str | Path, arch: str | None = None, out: str | Path | None = None, **model_args: object
+) -> Converted:
     """Convert a .pth, .pth.tar, .safetensors or .npz file to model.safetensors, config.json and README.md.
 
     arch: required only if the shapes fit more than one architecture. out: a new folder (None: the name of the
@@ -72,18 +73,18 @@ def convert(source: str | Path, arch: str | None = None, out: str | Path | None 
 
 
 def _convmixer(state: State) -> State:
-    """The layers of an nn.Sequential: convolution 0, activation 1, norm 2, the blocks, pooling, flattening, head."""
+    """Translate an nn.Sequential: convolution 0, activation 1, norm 2, the blocks, pooling, flattening, head."""
     last = max(int(key.partition(".")[0]) for key in state if key[:1].isdecimal())
 
-    def rename(place: re.Match[str]) -> str:
-        index = int(place[1])
+    def rename(match: re.Match[str]) -> str:
+        index = int(match[1])
         return f"stem.{index}." if index < 3 else "head." if index == last else f"blocks.{index - 3}."
 
     return {re.sub(r"^(\d+)\.", rename, key): value for key, value in state.items()}
 
 
 def _crossvit(state: State) -> State:
-    """The entries of the ParameterLists are separate parameters in timm."""
+    """Translate ParameterLists, whose entries are separate parameters in timm."""
     return {re.sub(r"^(pos_embed|cls_token)\.", r"\1_", key): value for key, value in state.items()}
 
 
@@ -94,8 +95,8 @@ def _resmlp(state: State) -> State:
 
 
 def _mixer(state: State) -> State:
-    """JAX: dense kernels are (in,out), that of the stem is (height,width,in,out)."""
-    # before the linen library, modules of all classes had one numbering: the norms are 0 and 1, or 0 and 2
+    """Translate JAX arrays: dense kernels are (in, out), that of the stem is (height, width, in, out)."""
+    # before the linen library, modules of all classes were numbered together: the norms are 0 and 1, or 0 and 2
     norms = sorted({int(n) for key in state for n in re.findall(r"/LayerNorm_(\d+)/", key)})
     rules = [*_MIXER, *((f"LayerNorm_{n}/", f"norm{i}.") for i, n in enumerate(norms, start=1)), *_LEAVES]
     translated = {}

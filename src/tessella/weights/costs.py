@@ -1,4 +1,4 @@
-"""Read the cost of a forward pass of each model from a table, which `tessella.weights.counting` writes."""
+"""Read the cost of a forward pass of each model from the table that `tessella.weights.counting` writes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 COSTS = Path(__file__).parent / "tables" / "costs.json"  # written by counting.py
 
 
-ModelFacts = dict[str, Any]  # input_size, num_classes, embedding_width and the fields of `Cost`
+class ModelFacts(TypedDict):
+    """A row of the table: facts about a built model, and the fields of `Cost`."""
+
+    input_size: list[int]  # channels, height, width
+    num_classes: int
+    embedding_width: int
+    params: int
+    macs: int
+    activations: int
+    card_macs: int
+    card_activations: int
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,7 @@ class Cost:
 
     macs: multiply-adds of all convolutions, linear layers and matrix products, including those of attention.
     activations: number of output elements of these operations. card_macs, card_activations: the figures of timm's
-    model cards and benchmark files. Their counter does not know the operator behind `padding="same"`, so these
+    model cards and benchmark files. Their counter does not support the operator for `padding="same"`, so these
     convolutions are missing, and it counts 2 operations per output element of a batch norm and 5 of a layer norm.
     """
 

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,11 +24,11 @@ from .load import image_size
 
 
 def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
-    """Count the cost of one image of (channels, height, width) in evaluation, without computing or changing `model`.
+    """Count the cost of one forward pass with an image of (channels, height, width), without running `model`.
 
     Raises UsageError `wrong_input_size` if the model does not accept images of that size.
     """
-    # a copy without memory: deepcopy uses the tensors in its memo instead of copying the numbers
+    # a copy on the meta device: deepcopy uses the tensors in its memo instead of copying the data
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, object] = {id(tensor): _without_memory(tensor) for tensor in tensors}
     shadow = copy.deepcopy(model, memo).eval()
@@ -37,8 +36,8 @@ def cost(model: ImageModel, input_size: tuple[int, int, int]) -> Cost:
     with torch.no_grad(), counter:
         shadow(torch.empty(1, *input_size, device="meta"))
     if isinstance(model, ConViT):
-        # Positional attention is a linear layer on the 3 numbers of each pair of patches. GPSA computes it elementwise,
-        # but it is counted as that layer.
+        # Positional attention is counted as a linear layer on the 3 numbers of each pair of patches, although GPSA
+        # computes it elementwise.
         pairs = model.rel_pos.shape[0] ** 2 * model.config.num_heads * model.num_local
         counter.add(outputs=pairs, depth=3)
     return Cost(
@@ -59,7 +58,7 @@ MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 class _Counter(TorchFunctionMode):
-    """Counts the calls of models before PyTorch selects kernels, when attention and `padding="same"` are one call."""
+    """Counts operations before PyTorch selects kernels, when attention and `padding="same"` are still one call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,9 +70,15 @@ class _Counter(TorchFunctionMode):
         self.activations += outputs
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
+        if not isinstance(result, torch.Tensor):
+            return result
         if func is F.linear or func in MATMULS:
             self.add(result.numel(), depth=args[0].shape[-1])
         elif func is F.conv2d:
@@ -99,25 +104,30 @@ class _Counter(TorchFunctionMode):
 
 
 def facts_of(name: str) -> ModelFacts:
-    """Return the row of the table for a model name: the cost, and other facts that only the built model has.
+    """Return the row of the table for a model name: the cost, and other facts that require the built model.
 
     Raises the errors of `create_model`.
     """
     with torch.device("meta"):
         model = create_model(name)
-    assert isinstance(model, ImageModel)  # create_model returns another type with features_only only
+    assert isinstance(model, ImageModel)  # create_model returns another type only for features_only
     return model_facts(model)
 
 
 def model_facts(model: ImageModel) -> ModelFacts:
-    """Return the row of the table for a model, at its own input size."""
+    """Return the row of the table for a model at its input size."""
     channels = model.config.in_chans
     height, width = image_size(model) or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
-    return dict(
+    counts = cost(model, (channels, height, width))
+    return ModelFacts(
         input_size=[channels, height, width],
         num_classes=model.num_classes,
         embedding_width=model.head_hidden_size,
-        **dataclasses.asdict(cost(model, (channels, height, width))),
+        params=counts.params,
+        macs=counts.macs,
+        activations=counts.activations,
+        card_macs=counts.card_macs,
+        card_activations=counts.card_activations,
     )
 
 

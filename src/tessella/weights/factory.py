@@ -25,7 +25,7 @@ from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
 from .files import check_finite, find_weights, read_state_dict, without_prefix
 from .load import image_size, load_weights, verify
 
-Found = tuple[PretrainedCfg, ModelArgs]  # a checkpoint's config and its constructor arguments
+CheckpointConfig = tuple[PretrainedCfg, ModelArgs]  # the config of a checkpoint, and its constructor arguments
 
 
 @overload
@@ -44,7 +44,7 @@ def create_model(
     out_indices: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> ImageModel: ...
 
 
@@ -76,24 +76,24 @@ def create_model(
     out_indices: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> ImageModel | FeatureExtractor:
-    """Create a model by name; as in timm it is in training mode, on the CPU and in float32 by default.
+    """Create a model by name, by default in training mode, on the CPU and in float32, as in timm.
 
     model_name: `arch` (its default checkpoint), `arch.tag`, `hf-hub:org/repo[@revision]` or `local-dir:path`.
     pretrained: load the weights of that name, after verifying them completely.
-    pretrained_cfg: another tag of the architecture, or a whole config that replaces the catalogue's.
-    pretrained_cfg_overlay: single fields to replace, such as `dict(file="best.safetensors", num_classes=-1)`.
-    checkpoint_path: weights for exactly this model, loaded strictly; the pretrained ones are then not read.
-    cache_dir: replaces the Hub's own cache folder.
-    scriptable, exportable, no_jit: accepted for timm's sake; every model is scriptable and exportable.
-    features_only: return the maps of some blocks (out_indices, as in `forward_intermediates`) instead of logits.
-    kwargs: fields of the architecture's config; None means "not given". num_classes, in_chans and, for models of a
+    pretrained_cfg: another tag of the architecture, or a complete config that replaces the catalogue's.
+    pretrained_cfg_overlay: fields to replace, such as `dict(file="best.safetensors", num_classes=-1)`.
+    checkpoint_path: weight file for exactly this model, loaded strictly; pretrained weights are then not read.
+    cache_dir: folder to use instead of the cache of huggingface_hub.
+    scriptable, exportable, no_jit: accepted for compatibility with timm; every model is scriptable and exportable.
+    features_only: return a model whose outputs are the maps of the blocks `out_indices` (see `FeatureExtractor`).
+    kwargs: fields of the architecture's config; None uses the default. num_classes, in_chans and, for models of a
         fixed size, img_size default to the checkpoint's.
 
-    The model's `pretrained_cfg` says how its images are prepared, with `label_names` if the checkpoint has its own, and
-    `sha256` if the weights were checked against one. Raises UsageError (unknown_model, unknown_tag, no_weights,
-    bad_argument) and WeightsError as `read_state_dict`, `load_weights` and `fetch_model` do.
+    The model's `pretrained_cfg` states how images are preprocessed; it has `label_names` if the checkpoint defines
+    them, and `sha256` if the hash of the weights was verified. Raises UsageError (unknown_model, unknown_tag,
+    no_weights, bad_argument) and WeightsError as `read_state_dict`, `load_weights` and `fetch_model` do.
     """
     if out_indices is not None and not features_only:
         raise UsageError("bad_argument", "out_indices requires features_only=True")
@@ -114,7 +114,7 @@ def create_model(
 
 @dataclass(frozen=True)
 class _Weights:
-    """The content of a weight file; sha256 and cfg are known for pretrained weights only."""
+    """The contents of a weight file; sha256 and cfg are known for pretrained weights only."""
 
     state: dict[str, Tensor]
     path: Path
@@ -168,18 +168,18 @@ _OWN_ARGUMENTS = (
     *("features_only", "out_indices", "device", "dtype"),
 )
 _LOAD_ARGUMENTS = ("precision", "engine", "batch_size", "mode", "transform", "policy", "images")
-_NOT_SUPPORTED = {  # arguments of timm that take code
+_NOT_SUPPORTED = {  # arguments of timm that expect code
     **dict.fromkeys(("norm_layer", "block_layer", "mlp_layer"), "the layers are those of the published models"),
     "hybrid_backbone": "the models read images, not the features of another network",
 }
 
 
 def check_names(arch: str, arguments: Collection[str]) -> None:
-    """Refuse arguments that the architecture does not have; raises UsageError `bad_argument` with similar names."""
+    """Raise UsageError `bad_argument`, with similar names, for arguments that the architecture does not have."""
     fields = [field.name for field in dataclasses.fields(ARCHITECTURES[arch][1])]
     for name in arguments:
         if name in _NOT_SUPPORTED and name not in fields:
-            raise UsageError("bad_argument", f"{arch} takes no argument {name!r}", hint=_NOT_SUPPORTED[name])
+            raise UsageError("bad_argument", f"{arch} has no argument {name!r}", hint=_NOT_SUPPORTED[name])
         if name in _LOAD_ARGUMENTS:
             raise UsageError("bad_argument", f"{name} is an argument of tessella.load, not of create_model")
     if unknown := [name for name in arguments if name not in fields]:
@@ -190,8 +190,8 @@ def check_names(arch: str, arguments: Collection[str]) -> None:
 
 
 @checked
-def model_entrypoint(model_name: str, module_filter: str | None = None) -> Callable[..., Any]:
-    """Return a function that creates an architecture; it takes the other arguments of `create_model`.
+def model_entrypoint(model_name: str, module_filter: str | None = None) -> Callable[..., ImageModel | FeatureExtractor]:
+    """Return a function that creates an architecture; it accepts the other arguments of `create_model`.
 
     module_filter: one of `list_modules()` that must contain the architecture. A tag in the name is ignored, as in timm.
     Raises UsageError `unknown_model`.
@@ -201,7 +201,7 @@ def model_entrypoint(model_name: str, module_filter: str | None = None) -> Calla
     if module_filter and arch not in list_models(module=module_filter):
         raise UsageError("unknown_model", f"{arch} is not in the module {module_filter}")
 
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> Any:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> ImageModel | FeatureExtractor:
         return create_model(arch, pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = arch
@@ -239,8 +239,8 @@ def load_checkpoint(
 ) -> _IncompatibleKeys:
     """Load a checkpoint into an existing model and return the missing and unexpected keys.
 
-    strict=False ignores keys that only one side has; shapes must always match. remap: match tensors by their order
-    instead of their names. filter_fn: called with (state, model) before the comparison; ignored with remap.
+    strict=False ignores keys that only the model or only the file has; shapes must always match. remap: match tensors
+    by order instead of name. filter_fn: called with (state, model) before the comparison; ignored with remap.
     Raises the errors of `load_state_dict` above, and WeightsError as `load_weights` does; the model is then unchanged.
     """
     state = load_state_dict(checkpoint_path, use_ema, device, weights_only)
@@ -260,9 +260,9 @@ def load_checkpoint(
 
 
 def _by_order(state: dict[str, Tensor], live: dict[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Return the tensors of `state` with the names and shapes of those in the same positions of `live`."""
+    """Return the tensors of `state` with the names and shapes of those at the same positions in `live`."""
     if [value.numel() for value in state.values()] != [value.numel() for value in live.values()]:
-        raise WeightsError("wrong_shape", f"{source}: in their order, its tensors do not have the model's sizes")
+        raise WeightsError("wrong_shape", f"{source}: the sizes of its tensors, in order, are not those of the model")
     return {key: value.reshape(live[key].shape) for key, value in zip(live, state.values(), strict=True)}
 
 
@@ -276,19 +276,19 @@ def _find(
     override: str | Mapping[str, object] | Checkpoint | None,
     read_pretrained: bool,
     cache_dir: str | Path | None,
-) -> Found:
-    """Return the checkpoint's config, with the location of its weights, and the constructor arguments stored with it.
+) -> CheckpointConfig:
+    """Return the config of a checkpoint, with the location of its weights, and the constructor arguments in its file.
 
-    read_pretrained: the weights are about to be read, so a Hub repository's are downloaded.
+    read_pretrained: the weights will be read next, so those of a Hub repository are downloaded.
     """
     if not isinstance(name, str):
-        raise UsageError("bad_argument", f"a model name is text, such as 'mixer_b16_224', not {type(name).__name__}")
+        raise UsageError("bad_argument", f"a model name is a string like 'mixer_b16_224', not {type(name).__name__}")
     scheme, colon, rest = name.partition(":")
     if colon and scheme in ("hf-hub", "hf_hub", "local-dir"):
         if not rest:
             raise UsageError("bad_argument", f"{name!r} has no name after {scheme}:")
         if override is not None:
-            raise UsageError("bad_argument", f"{name!r} has its own config", hint="use pretrained_cfg_overlay")
+            raise UsageError("bad_argument", f"{name!r} already has a config", hint="use pretrained_cfg_overlay")
         if scheme == "local-dir":
             return _from_folder(Path(rest), read_pretrained)
         return _from_hub(rest, read_pretrained, cache_dir)
@@ -307,7 +307,7 @@ def _find(
     return {**cfg, "architecture": arch, **({"file": BUILTIN_FOLDER / row.file} if row.file else {})}, {}
 
 
-def _from_hub(rest: str, read_pretrained: bool, cache_dir: str | Path | None) -> Found:
+def _from_hub(rest: str, read_pretrained: bool, cache_dir: str | Path | None) -> CheckpointConfig:
     repo, _, revision = rest.partition("@")
     files = fetch_model(repo, revision or None, cache_dir) if read_pretrained else None
     path = files.config_path if files else fetch_config(repo, revision or None, cache_dir)
@@ -320,7 +320,7 @@ def _from_hub(rest: str, read_pretrained: bool, cache_dir: str | Path | None) ->
     return cfg, config.model_args
 
 
-def _from_folder(folder: Path, read_pretrained: bool) -> Found:
+def _from_folder(folder: Path, read_pretrained: bool) -> CheckpointConfig:
     from .names import local_folder
 
     folder = local_folder(f"local-dir:{folder}")
@@ -333,7 +333,7 @@ def _from_folder(folder: Path, read_pretrained: bool) -> Found:
 
 
 def _check_fields(cfg: Mapping[str, object]) -> PretrainedCfg:
-    """Check a config given by the caller: unknown fields, which are ignored in a file, are an error here."""
+    """Check the config that a caller passes; unlike in a file, unknown fields are an error."""
     checked = check_cfg(cfg)
     if unknown := sorted(key for key, value in cfg.items() if value is not None and key not in checked):
         raise UsageError(
@@ -345,7 +345,7 @@ def _check_fields(cfg: Mapping[str, object]) -> PretrainedCfg:
 
 
 def _overlay(cfg: PretrainedCfg, overlay: Mapping[str, object]) -> PretrainedCfg:
-    """Replace fields of a config; another source of weights also removes the old source and its hash."""
+    """Replace fields of a config; a new source of weights also removes the old source and its hash."""
     fields = _check_fields(overlay)
     if any(key in fields for key in SOURCE_FIELDS):
         cfg = {key: value for key, value in cfg.items() if key not in SOURCE_FIELDS}
@@ -388,19 +388,19 @@ def _describe(cfg: PretrainedCfg, model: ImageModel) -> PretrainedCfg:
 
 
 class _SkipInitialization(TorchFunctionMode):
-    """Create parameters on the meta device, because the weights of a checkpoint overwrite them.
+    """Creates parameters on the meta device, because the weights of a checkpoint replace them.
 
     Initializing the largest model takes seconds. Buffers, which a checkpoint may not contain, are created as usual.
     """
 
     def __torch_function__(
-        self, func: Callable[..., object], types: object, args: tuple[Any, ...] = (), kwargs: object = None
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
     ) -> object:
         options = dict(kwargs) if isinstance(kwargs, dict) else {}
         if func is torch.empty:
             options["device"] = "meta"
-        if func is torch.Tensor.to and args[0].is_meta:  # a layer that follows another's device: there is no data yet
-            return args[0]
+        if func is torch.Tensor.to and isinstance(tensor := args[0], Tensor) and tensor.is_meta:  # it has no data yet
+            return tensor
         return func(*args, **options)
 
 

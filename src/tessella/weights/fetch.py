@@ -1,10 +1,10 @@
 """Download the files of a model repository through huggingface_hub, with its cache, offline mode, token and endpoint.
 
-The client checks sizes only, can repeat a metadata request for minutes, and takes file names for its cache from
-response headers. Therefore the metadata of each file is requested here first, with a limited number of attempts and
+The client only checks sizes, may retry a metadata request for minutes, and uses response headers as file names in its
+cache. Therefore the metadata of each file is requested here first, with a limited number of attempts and
 with checked headers. After the download the content is hashed and compared with the ETag, which the Hub computes from
 the content: SHA-256 for large files, git's blob id for small ones. A file that is already in the cache is not hashed
-again here; `HubFiles.sha256` lets its reader do that.
+again here; the reader of the file can do that with `HubFiles.sha256`.
 
 With the client's default timeouts of 10 s, a Hub that does not answer is reported in less than a minute, and a download
 that receives no data after about 66 s. HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT change these limits.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import HubError, UsageError
-from .catalogue import WAYS_OUT
+from .catalogue import ALTERNATIVES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -35,7 +35,7 @@ SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 
 ATTEMPTS = 3  # metadata requests per file while the Hub is unavailable and the file is not in the cache
-LONGEST_WAIT = 10  # seconds; a longer Retry-After is reported instead of waited for
+LONGEST_WAIT = 10  # seconds; a longer Retry-After is reported as an error
 
 NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO = re.compile(rf"(?:{NAME}/)?{NAME}")
@@ -64,7 +64,7 @@ class HubFiles:
 
 @dataclass(frozen=True)
 class HubLocation:
-    """A repository at a revision, and how to reach it; `str()` gives its name for messages, without credentials."""
+    """A repository at a revision, and how to access it; `str()` returns its name for messages, without credentials."""
 
     repo: str
     revision: str
@@ -123,7 +123,7 @@ def _or_cached(
             raise
         result = cached(location)
         if not result:
-            hint = f"{error.hint}; {_copy_hint(location)}; or {WAYS_OUT}"
+            hint = f"{error.hint}; {_copy_hint(location)}; or {ALTERNATIVES}"
             raise HubError(error.code, error.message, hint=hint) from error
         level = logging.INFO if error.code == "offline" else logging.WARNING
         logger.log(level, "using the cached copy: %s", error.message)
@@ -226,7 +226,7 @@ def _download(location: HubLocation, name: str) -> Path | None:
     headers = _headers(location, name)
     if headers is None:
         return None
-    known = _cached(replace(location, revision=str(headers.commit_hash)), name)
+    cached = _cached(replace(location, revision=str(headers.commit_hash)), name)
     downloaded = call_hub(
         location,
         lambda: hf_hub_download(
@@ -238,7 +238,7 @@ def _download(location: HubLocation, name: str) -> Path | None:
             endpoint=location.endpoint,
         ),
     )
-    if known is None:
+    if cached is None:
         _verify(location, Path(downloaded), str(headers.etag))
     return Path(downloaded)
 
@@ -302,7 +302,7 @@ def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
 
 
 def call_hub(location: HubLocation, call: Callable[[], T]) -> T:
-    """Run one call of the client; any error becomes a HubError with the original as its cause."""
+    """Run one call of the client; raises HubError for any exception, with the original as its cause."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -315,7 +315,7 @@ def call_hub(location: HubLocation, call: Callable[[], T]) -> T:
 
 
 def _as_hub_error(location: HubLocation, error: BaseException) -> HubError:
-    """Translate an error; the client's text may contain signed addresses, so it appears in the traceback only."""
+    """Translate an exception; the client's text may contain signed addresses, so it only appears in the traceback."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -328,8 +328,8 @@ def _as_hub_error(location: HubLocation, error: BaseException) -> HubError:
         return HubError("hub_not_found", f"{location}: the repository has no revision {location.revision!r}")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
-        gone = isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError)
-        if gone or status == 404:
+        is_missing = isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError)
+        if is_missing or status == 404:
             return HubError(
                 "hub_not_found", f"{location}: no such repository or file", hint="a private one needs a token"
             )
@@ -359,7 +359,7 @@ def _as_hub_error(location: HubLocation, error: BaseException) -> HubError:
     return HubError(
         "hub_unavailable",
         f"{location}: no complete response ({type(error).__name__})",
-        hint="check the network; if it is slow, increase HF_HUB_DOWNLOAD_TIMEOUT (seconds)",
+        hint="check the network; HF_HUB_DOWNLOAD_TIMEOUT (seconds) sets the time limit for slow connections",
     )
 
 

@@ -1,7 +1,7 @@
-"""Find weight files in a folder, recognize their format, and read them into tensors or refuse them with a code.
+"""Find weight files in a folder, recognize their format, and read tensors from them.
 
-The format follows from the first bytes, never from the name alone. safetensors is preferred; a pickle is only read with
-`torch.load(weights_only=True)`, and only if its name has a suffix of PyTorch files. No code in a file is executed.
+The format is recognized by the first bytes, never by the name alone. safetensors is preferred; a pickle is only read
+with `torch.load(weights_only=True)`, and only if its name has a suffix of PyTorch files. No code in a file is executed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from io import BufferedReader
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import msgspec
 import safetensors.torch
@@ -50,8 +50,8 @@ STATE_KEYS = (
     *("backbone", "weights", "params", "checkpoint"),
 )
 MAX_NESTING = 4  # levels of containers around the weights
-MAX_NAMED = 5  # entries in a message
-ITEM_BYTES = {  # of the types in safetensors files
+MAX_NAMED = 5  # entries listed in a message
+ITEM_BYTES = {  # by type of safetensors files
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
@@ -59,7 +59,7 @@ ITEM_BYTES = {  # of the types in safetensors files
 }
 AGAIN = "download or copy it again"
 # Packages whose objects training code stores next to the weights. None of their code is executed: see `Inert`.
-RECORD_PACKAGES = (
+METADATA_PACKAGES = (
     *("numpy", "pathlib", "argparse", "datetime", "decimal", "fractions", "uuid", "enum", "types", "collections"),
     *("omegaconf", "yacs", "easydict", "addict", "ml_collections", "pytorch_lightning", "lightning"),
     *("lightning_fabric", "torch.torch_version", "torch.optim", "timm", "builtins.frozenset", "builtins.slice"),
@@ -108,15 +108,16 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
     state = {key: _widened(value, key, path) for key, value in state.items()}
     stripped = {re.sub(r"^(?:_orig_mod\.|module\.)+", "", key): value for key, value in state.items()}
     if len(stripped) != len(state):
-        _refuse("bad_format", path, "holds the same tensor with and without a `module.` prefix")
+        _refuse("bad_format", path, "contains the same tensor with and without a `module.` prefix")
     check_finite(stripped.items(), path)
     return stripped
 
 
 def without_prefix(state: Mapping[str, Tensor], known: Container[str], source: object) -> dict[str, Tensor]:
-    """Remove leading words (`model.`, `net.`) that all keys share, if the result contains a key in `known`.
+    """Remove prefixes (`model.`, `net.`) that all keys share, if the result contains a key in `known`.
 
-    The removed prefix is logged as a warning. A state dict with a known key is returned unchanged.
+    state: tensors of any shape. The removed prefix is logged as a warning. A state dict with a known key is returned
+    unchanged.
     """
     removed, renamed = "", dict(state)
     while renamed and not any(key in known for key in renamed):
@@ -137,7 +138,7 @@ def _widened(value: Tensor, key: str, path: Path) -> Tensor:
     try:
         return value.to(torch.float32)
     except (RuntimeError, NotImplementedError) as err:  # packed types, such as two 4-bit numbers per byte
-        _refuse("wrong_dtype", path, f"holds {key} as {value.dtype}, which cannot be converted to float32", "", err)
+        _refuse("wrong_dtype", path, f"contains {key} as {value.dtype}, which cannot be converted to float32", "", err)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
@@ -155,13 +156,13 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
 def _refuse(code: str, path: Path, what: str, hint: str = "", cause: BaseException | None = None) -> NoReturn:
     if (
         hint == AGAIN and path.parent.parent.name == "snapshots"
-    ):  # in the Hub's cache, whose files its client never checks again
-        hint = f"delete {path.resolve()} and try again: the Hub's client does not replace a file that it has"
+    ):  # in the Hub's cache, whose client does not check files again
+        hint = f"delete {path.resolve()} and try again: the Hub's client does not replace cached files"
     raise WeightsError(code, f"{path} {what}", hint=hint) from cause
 
 
 def _sniff(path: Path, file: BufferedReader) -> str:
-    """Return "safetensors" or "pickle"; refuse any other format by its name."""
+    """Return "safetensors" or "pickle"; raises WeightsError that names any other format."""
     head = file.read(512)
     size = path.stat().st_size
     if size < 8:
@@ -171,7 +172,7 @@ def _sniff(path: Path, file: BufferedReader) -> str:
         return "safetensors"
     text = head.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        _refuse("not_weights", path, "is a git-LFS pointer, not the file it points to", "run `git lfs pull`")
+        _refuse("not_weights", path, "is a git-LFS pointer, not the file itself", "run `git lfs pull`")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         _refuse("not_weights", path, "is a web page, probably an error page of the download", AGAIN)
     if text.startswith((b'{"', b"{'")):
@@ -221,7 +222,7 @@ def _read_safetensors(path: Path, file: BufferedReader) -> dict[str, Tensor]:
 
 
 def _check_header(path: Path, raw: bytes, data_bytes: int) -> None:
-    """Refuse a header whose tensors do not cover the data one after another, without gaps, overlaps or a rest."""
+    """Refuse a header unless its tensors cover all data without gaps or overlaps."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(keys := dict(pairs)) != len(pairs):
@@ -234,7 +235,7 @@ def _check_header(path: Path, raw: bytes, data_bytes: int) -> None:
             raise ValueError("the header is not an object")
         spans = sorted(_check_entry(name, entry) for name, entry in header.items() if name != "__metadata__")
         if not spans:
-            raise ValueError("it holds no tensor")
+            raise ValueError("it contains no tensor")
         for (_, end, name), (start, _, following) in pairwise([(0, 0, "the start"), *spans]):
             if start != end:
                 raise ValueError(f"{following!r} starts at byte {start}, but {name!r} ends at {end}")
@@ -289,7 +290,7 @@ def _check_torch_zip(path: Path, file: BufferedReader) -> None:
 
 
 class Inert:
-    """Placeholder for an object of a pickle that is not a tensor: accepts all arguments and ignores them."""
+    """A placeholder for an object of a pickle that is not a tensor; it accepts and ignores all arguments."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
@@ -307,7 +308,7 @@ def _plain_dict(*_: object) -> dict[object, object]:
 
 def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
     names = _globals_in(path)
-    records = [name for name in names if f"{name}.".startswith(tuple(f"{package}." for package in RECORD_PACKAGES))]
+    records = [name for name in names if f"{name}.".startswith(tuple(f"{package}." for package in METADATA_PACKAGES))]
     try:
         loaded = _load_with(path, records)
     except pickle.UnpicklingError as err:
@@ -326,7 +327,7 @@ def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
     size = path.stat().st_size
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            _refuse("bad_format", path, f"holds {key} in a layout other than that of a plain tensor")
+            _refuse("bad_format", path, f"contains {key} in a layout other than that of a plain tensor")
         if value.numel() * value.element_size() > size:
             _refuse("bad_format", path, f"declares {value.numel()} numbers for {key}, more than fit into the file")
     return {key: value.detach() for key, value in state.items()}
@@ -346,7 +347,7 @@ def _globals_in(path: Path) -> list[str]:
         with path.open("rb") as file:
             for op, argument, _ in _operations(file):
                 if op.name == "GLOBAL":
-                    module, name = argument.split(" ", 1)
+                    module, name = str(argument).split(" ", 1)
                     module, name = _compat_pickle.NAME_MAPPING.get(
                         (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
                     )
@@ -356,7 +357,7 @@ def _globals_in(path: Path) -> list[str]:
     return list(names)
 
 
-def _operations(file: BufferedReader) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+def _operations(file: BufferedReader) -> Iterator[tuple[pickletools.OpcodeInfo, object, int | None]]:
     if file.read(2) == b"PK":
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
@@ -369,13 +370,13 @@ def _operations(file: BufferedReader) -> Iterator[tuple[pickletools.OpcodeInfo, 
 
 
 def _culprits(path: Path, names: list[str], records: list[str]) -> str:
-    """Describe the foreign objects of a refused file by key and type, or by type only if the keys are unknown."""
+    """Describe the objects for which a file is refused by key and type, or only by type if the keys are unknown."""
     foreign = [name for name in names if name not in records]
     try:
         placeholders = list(_inert_in(_load_with(path, names)))
     except Exception:  # torch always refuses some modules
         placeholders = []
-    entries = [f"{key or 'the whole file'} ({name})" for key, name in placeholders if name in foreign]
+    entries = [f"{key or 'the complete file'} ({name})" for key, name in placeholders if name in foreign]
     shown = entries or [name for name in foreign if not name.startswith(("torch._utils", "collections", "torch.Float"))]
     return f": {', '.join(shown[:MAX_NAMED])}{', ...' if len(shown) > MAX_NAMED else ''}" if shown else ""
 
@@ -394,15 +395,15 @@ def _weights_in(loaded: object, path: Path, use_ema: bool) -> Mapping[str, Tenso
     """Return the state dict of a checkpoint; a warning lists the entries that are not tensors."""
     location, state = _find_weights(loaded, (*EMA_KEYS, *STATE_KEYS) if use_ema else (*STATE_KEYS, *EMA_KEYS), 0)
     if state is None:
-        kept = ", ".join(map(repr, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
+        entries = ", ".join(map(repr, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         _refuse(
             "not_weights",
             path,
-            f"is a PyTorch file without a state dict: it holds {kept or 'nothing'}",
+            f"is a PyTorch file without a state dict: it contains {entries or 'nothing'}",
             "save the weights alone: torch.save(model.state_dict(), path)",
         )
     if any(name not in (*EMA_KEYS, *STATE_KEYS) for name in location):
-        _log.warning("%s: the weights are taken from %r", path, ".".join(location))
+        _log.warning("%s: using the weights in %r", path, ".".join(location))
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if others := [f"{key} ({type(value).__name__})" for key, value in state.items() if key not in tensors]:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""

@@ -1,4 +1,4 @@
-"""Load a checkpoint into a model: everything is verified and computed before the model is changed.
+"""Load a checkpoint into a model. Everything is verified and computed before the model is changed.
 
 The checkpoint is first compared with the model that it was saved from (its number of classes, channels and image size),
 built on torch's meta device. Then its tensors are adapted to the given model.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..errors import UsageError, WeightsError
 from ..models.base import ImageModel
 from ..models.layers import Pair, to_pair
+from .catalogue import PretrainedCfg
 from .files import check_finite, without_prefix
 
 MAX_SHOWN = 10  # differences in a message
@@ -31,26 +31,25 @@ def load_weights(
     model: ImageModel,
     state: Mapping[str, Tensor],
     *,
-    source_cfg: Mapping[str, Any] | None = None,
+    source_cfg: Mapping[str, object] | None = None,
     source: object = "the checkpoint",
 ) -> None:
     """Copy a checkpoint into `model`, adapting tensors if the two have different input sizes or classes.
 
-    source_cfg: timm's `pretrained_cfg` of the checkpoint, of which three fields are used. Missing fields default to
-    those of the model.
+    source_cfg: timm's `pretrained_cfg` of the checkpoint, of which the following fields are used. Missing fields
+    default to those of the model.
       num_classes: if it differs from the model's (or is -1, unknown), the model keeps its own classifier; all other
         tensors must still be present. label_offset: number of leading classes to skip.
       input_size: (channels, height, width) in pixels. The first convolutions are summed or repeated to the model's
         channels as in timm, and weights that depend on the patch grid are resampled.
     source: the name of the checkpoint in messages.
 
-    A prefix that all keys of the checkpoint share, and that the model does not have, is removed and logged. Tensors
-    must be floating-point if the model's are (batch counters may be) and are converted to its precision; rounding of
-    float64 is logged.
-    Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is then
-    unchanged.
+    A prefix that all keys of the checkpoint share and the model does not have is removed and logged. Tensors must be
+    floating-point if the model's are (batch counters may be) and are converted to its precision; rounding of float64 is
+    logged. Raises WeightsError `wrong_keys`, `wrong_shape`, `wrong_dtype`, `non_finite` or `bad_config`; the model is
+    then unchanged.
     """
-    cfg = dict(source_cfg or {})
+    cfg: PretrainedCfg = dict(source_cfg or {})
     live = model.state_dict()
     head = tuple(f"{name}." for name, module in model.named_modules() if module is model.get_classifier())
     classes = cfg.get("num_classes", model.num_classes)
@@ -93,7 +92,7 @@ def _state_as_trained(
         return model.state_dict()
     try:
         with torch.device("meta"):
-            family: Any = type(model)  # takes a config of its own type
+            family: Callable[..., ImageModel] = type(model)
             return family(dataclasses.replace(model.config, **changed)).state_dict()
     except UsageError as err:
         raise WeightsError("bad_config", f"{source}: its config does not fit {model.arch}: {err.message}") from err
@@ -106,9 +105,9 @@ def image_size(model: ImageModel) -> Pair | None:
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Return a first convolution (D,C,k,k) for another number of channels C: summed for one, else repeated and scaled.
+    """Return the first convolution (D,C,k,k) for another number of channels: summed for one, else repeated and scaled.
 
-    Both keep the response to an image whose channels are equal.
+    Both preserve the response to images whose channels are all equal.
     """
     original = weight.shape[1]
     if channels == 1:
@@ -118,9 +117,10 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def verify(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: object, arch: str) -> None:
-    """Check that both have the same keys and shapes, and types of the same kind.
+    """Check that two state dicts have the same keys, shapes and kinds of types.
 
-    Raises WeightsError `wrong_keys`, `wrong_shape` or `wrong_dtype` with the first differences.
+    source, arch: names for the message. Raises WeightsError `wrong_keys`, `wrong_shape` or `wrong_dtype` with the first
+    differences.
     """
     missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in state]
     unexpected = [f"+ {key} {_shape(value)}" for key, value in state.items() if key not in expected]

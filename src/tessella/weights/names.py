@@ -1,4 +1,4 @@
-"""Resolve model names as users write them: parts of names, patterns, folders; nothing here imports torch."""
+"""Resolve model names as users write them: parts of names, patterns and folders. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[st
         return list_models(pretrained=pretrained, include_tags=True)
     matches: set[str] = set()
     for pattern in patterns:
-        glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+        glob = pattern if any(character in pattern for character in "*?[") else f"*{pattern}*"
         names = list_models(glob.lower(), include_tags=True)
         if not names:
             raise _no_match(pattern)
@@ -52,7 +52,7 @@ def _no_match(pattern: str) -> UsageError:
 
 
 def local_folder(name: str) -> Path:
-    """Return the folder of a `local-dir:PATH` name; `~` stands for the home folder.
+    """Return the folder of a `local-dir:PATH` name; `~` is the home folder.
 
     Raises UsageError `bad_argument` for the home folder of an unknown user, WeightsError `weights_not_found` if the
     folder does not exist.

@@ -1,4 +1,4 @@
-"""Write a model as a folder or a Hub repository that both timm and Tessella load: weights, config and model card."""
+"""Write a model as a folder or a Hub repository that timm and Tessella can load: weights, config and model card."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def _checked_state(model: ImageModel) -> dict[str, Tensor]:
     if not isinstance(model, ImageModel) or not model.arch:
         raise UsageError(
             "bad_argument",
-            f"a {type(model).__name__} that was not made by name cannot be saved",
-            hint="make the model with tessella.create_model(name, ...)",
+            f"a {type(model).__name__} that was not created by name cannot be saved",
+            hint="create the model with tessella.create_model(name, ...)",
         )
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with torch.device("meta"):
@@ -122,14 +122,16 @@ def _checked_state(model: ImageModel) -> dict[str, Tensor]:
         verify(state, rebuilt, source="the model", arch=f"the {model.arch} of its arguments")
     except WeightsError as err:
         raise UsageError(
-            "bad_argument", err.message, hint="its layers were changed after it was made; save the state dict instead"
+            "bad_argument",
+            err.message,
+            hint="its layers were changed since it was created; save the state dict",
         ) from err
     check_finite(state.items(), "the model")
     return state
 
 
 def _config(model: ImageModel, overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return the content of config.json in timm's layout, without the source of the original weights."""
+    """Return the contents of config.json in timm's layout, without the source of the original weights."""
     cfg = {**default_cfg(model.arch), **model.pretrained_cfg}
     if cfg.get("num_classes") != model.num_classes:
         for key in ("tag", "label_names", "label_descriptions"):
@@ -157,11 +159,11 @@ def _config(model: ImageModel, overrides: Mapping[str, object]) -> dict[str, obj
 
 
 def default_cfg(arch: str) -> PretrainedCfg:
-    """Return the input and layer fields of an architecture's default checkpoint, for a model made without one."""
+    """Return the input and layer fields of an architecture's default checkpoint, for a model without a checkpoint."""
     rows = get_arch_pretrained_cfgs(arch).values()
-    facts = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-    names = ("first_conv", "classifier")
-    return {key: getattr(row, key) for row in list(rows)[:1] for key in facts + names}
+    inputs = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    layers = ("first_conv", "classifier")
+    return {key: getattr(row, key) for row in list(rows)[:1] for key in inputs + layers}
 
 
 def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
@@ -176,7 +178,7 @@ def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
     licence = [f"license: {json.dumps(cfg['license'])}"] if "license" in cfg else []
     front = ["tags:", *(f"- {tag}" for tag in ("image-classification", "tessella", "timm")[: 2 + (library == "timm")])]
     front += [f"library_name: {library}", "pipeline_tag: image-classification", *licence]
-    timm = "" if library == "tessella" else "\n`timm.create_model` takes the same name.\n"
+    timm = "" if library == "tessella" else "\n`timm.create_model` accepts the same name.\n"
     return "\n".join(
         [
             *("---", *front, "---", f"# {name}", ""),

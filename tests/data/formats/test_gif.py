@@ -18,14 +18,14 @@ def test_gif_data_around_the_first_frame() -> None:
     screen = b"GIF89a" + struct.pack("<HHBBB", 30, 20, 0x82, 0, 0) + table.tobytes()
     frame = generated.gif_frame(indices, 3, 0, 0, None, False, None, 0)
     data = screen + frame + b";"
-    for name, whole in {
+    for name, intact in {
         "no trailer": data[:-1],
         "garbage": data + b"garbage",
         "zeros": screen + bytes(10) + frame + b";",
         "a long comment": screen + b"\x21\xfe" + (b"\xff" + b"a" * 255) * 10_000 + b"\0" + frame + b";",
         "frames": screen + frame * 2000 + b";",
     }.items():
-        np.testing.assert_array_equal(decode(whole), table[indices], err_msg=name)
+        np.testing.assert_array_equal(decode(intact), table[indices], err_msg=name)
     for ninth in range(9):
         assert error_code(data[: len(data) * ninth // 9]) != "ok"
     half = bytearray(generated.gif_frame(indices[:10], 3, 0, 0, None, False, None, 0))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tessella.data import isolated
 from tessella.data.decode import Mode, decode
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.data.spec import InputSpec
 from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError
@@ -47,10 +47,10 @@ def test_jpeg_endings(name: str, mode: Mode, monkeypatch: pytest.MonkeyPatch) ->
     if mode == "without simplejpeg":  # type: ignore[comparison-overlap]
         monkeypatch.setattr("tessella.data.decode.simplejpeg", None)
         mode = "exact"
-    want = decode(data, mode=mode)
+    expected = decode(data, mode=mode)
     for policy in ("tessella", "timm"):
-        for whole in (data[:-2], data[:-1], data + b"garbage", data[:-2] + bytes(500)):
-            np.testing.assert_array_equal(decode(whole, policy=policy, mode=mode), want)
+        for intact in (data[:-2], data[:-1], data + b"garbage", data[:-2] + bytes(500)):
+            np.testing.assert_array_equal(decode(intact, policy=policy, mode=mode), expected)
         for missing in (1, 2, 3, 10, 100, len(data) // 4, len(data) // 2):
             for end in (b"", b"\xff\xd9"):
                 assert error_code(data[: -2 - missing] + end, policy, mode) == "corrupt_image", (missing, end)
@@ -62,9 +62,9 @@ def test_jpeg_missing_pixels_with_samplings_that_libjpeg_turbo_rejects() -> None
     for factors in (((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 2), (1, 1)), ((3, 1), (1, 1), (1, 1))):
         data = sequential_jpeg(planes, factors)
         assert simplejpeg_refuses(data)
-        want = decode(data)
-        assert len(np.unique(want)) > 20
-        np.testing.assert_array_equal(decode(data[:-2]), want)
+        expected = decode(data)
+        assert len(np.unique(expected)) > 20
+        np.testing.assert_array_equal(decode(data[:-2]), expected)
         for missing in (3, 5, 30, len(data) // 4):  # the last byte is padding, or has no effect
             for end in (b"", b"\xff\xd9"):
                 assert error_code(data[: -2 - missing] + end) == "corrupt_image", (factors, missing, end)
@@ -115,8 +115,8 @@ def test_jpeg_missing_scans() -> None:
     for begin in begins:
         assert error_code(data[:begin]) == "corrupt_image"  # cut between two scans: no end marker, and bits are missing
     photo = Image.fromarray(smooth(RNG, 16, 16, 3))
-    one = encoded(photo, "JPEG", quality=90, subsampling=0)
-    assert error_code(one.replace(b"\xff\xda\0\x0c\3", b"\xff\xda\0\x08\1")) != "ok"
+    single_scan = encoded(photo, "JPEG", quality=90, subsampling=0)
+    assert error_code(single_scan.replace(b"\xff\xda\0\x0c\3", b"\xff\xda\0\x08\1")) != "ok"
 
 
 def test_jpeg_missing_restart_intervals() -> None:
@@ -130,7 +130,7 @@ def test_jpeg_missing_restart_intervals() -> None:
 @pytest.mark.parametrize("name", jpegs())
 def test_jpeg_segments_do_not_affect_pixels(name: str) -> None:
     data = jpegs()[name]
-    want = decode(data)
+    expected = decode(data)
     for part in (
         segment(0xE1, b"Exif\0\0" + b"\xff" * 500),
         segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"),
@@ -144,8 +144,8 @@ def test_jpeg_segments_do_not_affect_pixels(name: str) -> None:
         segment(0xE5, b""),
     ):
         for policy, mode in itertools.product(("tessella", "timm"), ("exact", "fast")):
-            got = decode(data[:2] + part + data[2:], policy=policy, mode=mode)  # type: ignore[arg-type]
-            np.testing.assert_array_equal(got, want, err_msg=repr(part[:20]))
+            actual = decode(data[:2] + part + data[2:], policy=policy, mode=mode)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(actual, expected, err_msg=repr(part[:20]))
     assert error_code(data[:2] + segment(0xFE, b"") * 150_000 + data[2:]) == "too_complex"
 
 

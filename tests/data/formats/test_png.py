@@ -40,9 +40,9 @@ ANCILLARY = [
 @pytest.mark.parametrize("kind", ANCILLARY)
 @pytest.mark.parametrize("policy", ["tessella", "timm"])
 def test_png_ancillary_chunks_do_not_affect_pixels(kind: bytes, policy: Policy) -> None:
-    for body, place, wrong in itertools.product((b"", b"a\0\0b", bytes(26)), ("before", "after"), (False, True)):
+    for body, position, wrong in itertools.product((b"", b"a\0\0b", bytes(26)), ("before", "after"), (False, True)):
         chunk = png_chunk(kind, body)
-        data = png(**{place: break_checksum(chunk) if wrong else chunk})
+        data = png(**{position: break_checksum(chunk) if wrong else chunk})
         np.testing.assert_array_equal(decode(data, policy=policy), PHOTO)
 
 
@@ -58,8 +58,8 @@ def test_png_large_metadata() -> None:
         (b"zTXt", b"Raw profile type exif\0\0" + bomb),
         (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb),
     ):
-        for place in ("before", "after"):
-            np.testing.assert_array_equal(decode(png(**{place: png_chunk(kind, body)})), PHOTO)
+        for position in ("before", "after"):
+            np.testing.assert_array_equal(decode(png(**{position: png_chunk(kind, body)})), PHOTO)
 
 
 def test_png_orientation_in_text_chunks_is_applied() -> None:
@@ -74,7 +74,7 @@ def test_png_endings_and_checksums() -> None:
     at = data.index(b"IDAT")
     length = struct.unpack(">I", data[at - 4 : at])[0]
     end = at + 4 + length
-    for name, whole in {
+    for name, intact in {
         "no IEND": data[:-12],
         "half of IEND": data[:-5],
         "no checksum of IDAT": data[:end],
@@ -82,7 +82,7 @@ def test_png_endings_and_checksums() -> None:
         "garbage": data + b"garbage",
         "wrong checksum of IDAT, right one of the stream": data[:end] + b"abcd" + data[end + 4 :],
     }.items():
-        np.testing.assert_array_equal(decode(whole), PHOTO, err_msg=name)
+        np.testing.assert_array_equal(decode(intact), PHOTO, err_msg=name)
     flipped = bytearray(data)
     flipped[at + 4 + length // 2] ^= 1
     assert error_code(bytes(flipped)) == "corrupt_image"

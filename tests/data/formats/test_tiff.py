@@ -55,9 +55,9 @@ def test_tiff_refusals_name_the_layout(data: bytes, layout: str) -> None:
 def test_tiff_compressions(compression: str, tile: tuple[int, int] | None) -> None:
     for photometric, array in (("rgb", PHOTO), ("minisblack", PHOTO[..., 0]), ("miniswhite", PHOTO[..., 0])):
         data = tiff_file(array, photometric=photometric, compression=compression, tile=tile)
-        want = tifffile.imread(io.BytesIO(data))
-        want = 255 - want if photometric == "miniswhite" else want
-        np.testing.assert_array_equal(decode(data), rgb_of_grey(want) if want.ndim == 2 else want)
+        expected = tifffile.imread(io.BytesIO(data))
+        expected = 255 - expected if photometric == "miniswhite" else expected
+        np.testing.assert_array_equal(decode(data), rgb_of_grey(expected) if expected.ndim == 2 else expected)
     data = tiff_file(PHOTO, photometric="ycbcr", compression="jpeg", subsampling=(2, 2), tile=tile)
     np.testing.assert_allclose(decode(data), tifffile.imread(io.BytesIO(data)), atol=3)
 
@@ -95,10 +95,10 @@ def test_tiff_orientations() -> None:
     for orientation in range(1, 9):
         data = tiff(PHOTO, 8, 2, tags={274: ("H", (orientation,))})
         with Image.open(io.BytesIO(data)) as image:
-            want = np.asarray(image.convert("RGB"))  # Pillow applies the orientation
-        np.testing.assert_array_equal(decode(data), want)
+            expected = np.asarray(image.convert("RGB"))  # Pillow applies the orientation
+        np.testing.assert_array_equal(decode(data), expected)
         opened = open_image(data)
-        assert (opened.height, opened.width) == want.shape[:2]
+        assert (opened.height, opened.width) == expected.shape[:2]
 
 
 def test_tiff_orientation_in_xmp() -> None:
@@ -132,10 +132,10 @@ def test_tiff_missing_strips() -> None:
     grey = uints(RNG, (20, 9, 1), 8)
     data = tiff(grey, 8, 1, rows=5)
     np.testing.assert_array_equal(decode(data), rgb_of_grey(grey[..., 0]))
-    places = {tag: struct.unpack_from("<I", data, at + 8)[0] for tag, at in entry_offsets(data).items()}
+    offsets = {tag: struct.unpack_from("<I", data, at + 8)[0] for tag, at in entry_offsets(data).items()}
     for tag, value in ((273, 0), (273, len(data) + 5), (279, 3)):
         broken = bytearray(data)
-        struct.pack_into("<I", broken, places[tag], value)
+        struct.pack_into("<I", broken, offsets[tag], value)
         assert error_code(bytes(broken)) == "corrupt_image", (tag, value)
     fewer = bytearray(data)
     struct.pack_into("<I", fewer, entry_offsets(data)[273] + 4, 3)
@@ -169,8 +169,8 @@ def test_tiff_truncated_at_any_byte_never_gives_other_pixels(layout: dict[str, A
     data = file.getvalue()
     for end in range(len(data)):
         try:
-            found = decode(data[:end])
+            decoded = decode(data[:end])
         except ImageError:
             continue
-        assert np.array_equal(found, pixels), end
+        assert np.array_equal(decoded, pixels), end
     assert np.array_equal(decode(data), pixels)

@@ -18,7 +18,7 @@ from .common import RNG, error_code
 def test_webp_and_avif_metadata_and_missing_data(form: str) -> None:
     image = Image.fromarray(smooth(RNG, 48, 64, 3))
     plain = encoded(image, form, quality=90)
-    want = decode(plain)
+    expected = decode(plain)
     metadata: list[dict[str, bytes]] = [
         {"icc_profile": b"no profile"},
         {"xmp": b"<x"},
@@ -27,7 +27,7 @@ def test_webp_and_avif_metadata_and_missing_data(form: str) -> None:
     if form == "WEBP":  # Pillow does not write broken EXIF to AVIF
         metadata += [{"exif": b"Exif\0\0" + b"\xff" * 100}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"}]
     for options in metadata:
-        np.testing.assert_array_equal(decode(encoded(image, form, quality=90, **options)), want)
-    np.testing.assert_array_equal(decode(plain + b"garbage"), want)
+        np.testing.assert_array_equal(decode(encoded(image, form, quality=90, **options)), expected)
+    np.testing.assert_array_equal(decode(plain + b"garbage"), expected)
     for eighth in range(8):
         assert error_code(plain[: len(plain) * eighth // 8]) != "ok", eighth

@@ -71,9 +71,9 @@ def test_the_sibling_has_another_word_in_the_same_capitals(tmp_path: Path, train
     write(tmp_path, train)
     assert find_sibling(find_files(str(tmp_path / train), Skipped())) is None
     write(tmp_path, sibling, "unrelated.tar")
-    found = find_sibling(find_files(str(tmp_path / train), Skipped()))
-    assert found is not None
-    assert found.path == str(tmp_path / sibling)
+    sibling_files = find_sibling(find_files(str(tmp_path / train), Skipped()))
+    assert sibling_files is not None
+    assert sibling_files.path == str(tmp_path / sibling)
 
 
 def test_only_data_called_train_have_a_sibling(tmp_path: Path) -> None:

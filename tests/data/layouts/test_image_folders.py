@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tessella.data.datasets import open_labelled, open_split
-from tessella.data.sources import Source
+from tessella.data.source import Source
 from tessella.errors import ImageError
 
 from ..labelled import CLASSES, class_names, image_bytes, keys, refusal, write

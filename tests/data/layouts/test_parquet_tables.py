@@ -47,8 +47,8 @@ def test_the_other_split_of_a_parquet_file_is_found_beside_it(tmp_path: Path) ->
     test = write_parquet(tmp_path / "cifar-test.parquet", [0, 1, 2] * 15)
     assert open_split(train)[1].origin == str(test)
     assert len(open_split(train)[1]) == 45
-    whole = open_split(test)  # a file that is named is used whatever its name tells
-    assert len(whole[0]) + len(whole[1]) == 45
+    halves = open_split(test)  # a file that is named directly is used, whatever its name
+    assert len(halves[0]) + len(halves[1]) == 45
     assert len(open_labelled(test, "val")) == len(open_labelled(test, "train")) == len(open_labelled(test)) == 45
     refusal("not_found", lambda: open_labelled(train, "val"))
 

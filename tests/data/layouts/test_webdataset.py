@@ -80,13 +80,18 @@ def test_invalid_archives_are_refused(tmp_path: Path, members: dict[str, bytes],
 
 
 def test_damaged_archives(tmp_path: Path) -> None:
-    whole = write_tar(tmp_path / "x.tar", samples("01")).read_bytes()
-    for name, part in (("truncated", whole[:1100]), ("half", whole[:700]), ("text", b"no archive" * 99), ("zero", b"")):
+    complete = write_tar(tmp_path / "x.tar", samples("01")).read_bytes()
+    for name, part in (
+        ("truncated", complete[:1100]),
+        ("half", complete[:700]),
+        ("text", b"no archive" * 99),
+        ("zero", b""),
+    ):
         (tmp_path / f"{name}.tar").write_bytes(part)
         refusal("corrupt_archive", functools.partial(open_labelled, tmp_path / f"{name}.tar"))
     refusal("not_found", lambda: open_labelled(write_tar(tmp_path / "none.tar", {"1.cls": b"1"})))
     data = open_labelled(tmp_path / "x.tar")
-    (tmp_path / "x.tar").write_bytes(whole[:514])
+    (tmp_path / "x.tar").write_bytes(complete[:514])
     with pytest.raises(ImageError) as error:
         data.read(0)
     assert error.value.code == "corrupt_archive"

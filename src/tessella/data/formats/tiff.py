@@ -172,7 +172,7 @@ def read(data: bytes, check_size: Callable[[int, int], None], *, corrected: bool
         raise unsupported("TIFF", what)
     tile = page.integer(TILE_HEIGHT, 0), page.integer(TILE_WIDTH, 0)
     check_size(layout.height, layout.width)
-    check_size(max(tile[0], 1), max(tile[1], 1))  # a tile is decoded whole, even if little of it is visible
+    check_size(max(tile[0], 1), max(tile[1], 1))  # a tile is decoded completely, even if little of it is visible
     _check_parts(page, layout, len(data))
     if layout.compression in (6, 7) and data.count(b"\xff\xda") > _MAX_SCANS * layout.parts:
         raise too_complex("TIFF", f"more than {_MAX_SCANS} JPEG scans in each strip or tile")

@@ -39,16 +39,16 @@ class ForkServer:
     """The process that forks the workers; they end with it. Raises OSError if it cannot be started."""
 
     def __init__(self, settings: DecodeSettings, folder: str):
-        # one thread per process, since the processes are the parallelism; Arrow's own allocator reserves a gigabyte at
-        # a time, more than the limit allows
+        # one thread per process, because the processes use all cores already; Arrow's own allocator reserves a gigabyte
+        # at a time, more than the limit allows
         variables = dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", ARROW_DEFAULT_MEMORY_POOL="system")
-        self._socket, theirs = socket.socketpair()
+        self._socket, remote_end = socket.socketpair()
         self._socket.settimeout(5.0)
         try:
-            with theirs:
+            with remote_end:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-P", "-c", _BOOT, str(remote_end.fileno())],
+                    pass_fds=[remote_end.fileno()],
                     cwd=folder,
                     env=os.environ | variables,
                     stdin=subprocess.PIPE,
@@ -104,13 +104,13 @@ class Worker:
         self.answered = 0
         self.inbox = b""
         self.outbox = bytearray()
-        self.memory = _file_in_memory()
-        self.socket, theirs = socket.socketpair()
+        self.memory = _memory_file()
+        self.socket, remote_end = socket.socketpair()
         self.socket.setblocking(False)
         self._server = server
         try:
-            with theirs:
-                server.fork(theirs.fileno(), self.memory)
+            with remote_end:
+                server.fork(remote_end.fileno(), self.memory)
         except BaseException:
             self.end()
             raise
@@ -139,8 +139,8 @@ class Worker:
             return f" by signal {-self.exit_code}"
 
 
-def _file_in_memory() -> int:
-    """Return a descriptor of an unnamed file, which is gone with the last process that has it open.
+def _memory_file() -> int:
+    """Return a descriptor of an unnamed file, which disappears when the last process closes it.
 
     It is read and written with system calls: a decoder that writes to wrong addresses cannot corrupt the pixels of
     other images, as it could in shared memory.

@@ -11,7 +11,7 @@ from ..spec import InputSpec
 
 SLOTS = 4  # images sent to a worker at once, so that it never waits; its file in memory has room for as many
 ORDER_BYTES = 8  # an order to the fork server: 0 with two descriptors forks a worker, a process id ends that one
-NOT_REAPED = 1 << 20  # instead of an exit code: killed, but held up in the kernel
+NOT_REAPED = 1 << 20  # instead of an exit code: killed, but still waiting in the kernel
 LONG_READ = 0  # an answer that announces a long read
 
 

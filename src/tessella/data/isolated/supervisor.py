@@ -258,7 +258,7 @@ class Supervisor:
             if worker.isolates_suspect:
                 message = f"the process that decoded the image ended{worker.describe_exit()}, twice"
                 self._finish(task, _failed("decoder_crashed", message))
-            else:  # the image may be innocent: when memory runs out, the kernel picks a process
+            else:  # the image may not be the cause: when memory runs out, the kernel picks a process
                 self._suspects.append(task)
         self._queue.extendleft(reversed(worker.tasks))
 

@@ -108,9 +108,9 @@ def _decode(source: bytes, settings: DecodeSettings) -> Decoded:
     try:
         data = pickle.loads(source).read(limits)
         sha256, size = hashlib.sha256(data).hexdigest(), len(data)
-        whole = decode_for(data, spec, policy=policy, mode=mode, limits=limits)
-        height, width = whole.shape[:2]
-        pixels = prepare(whole, spec, mode, limits)
+        decoded = decode_for(data, spec, policy=policy, mode=mode, limits=limits)
+        height, width = decoded.shape[:2]
+        pixels = prepare(decoded, spec, mode, limits)
     except ImageError as failure:
         error = failure
     except Exception as failure:  # its text is left out, since it may contain anything
@@ -125,7 +125,7 @@ def _decode(source: bytes, settings: DecodeSettings) -> Decoded:
 
 
 def _end_with(parent: int) -> None:
-    """Have this process killed when the parent's thread ends, even during an image (Linux; elsewhere, after it)."""
+    """Let the kernel kill this process when its parent ends (Linux); elsewhere it ends after the current image."""
     if sys.platform == "linux":
         import ctypes
 

@@ -14,8 +14,8 @@ from .store import EncodedLabels, ImageStore, Ints, bad_data, join_names
 def class_indices(origin: str, labels: EncodedLabels, store: ImageStore) -> tuple[list[str], Ints]:
     """Return the class list of the data, and the (N,) class index of each image.
 
-    Classes are in the natural order of their names unless the data bring a class list. If all labels are numbers, they
-    are indices into that list. Raises UsageError `bad_argument` for a label that is not in the list.
+    Classes are in the natural order of their names unless the data include a class list. If all labels are numbers,
+    they are indices into that list. Raises UsageError `bad_argument` for a label that is not in the list.
     """
     if labels.classes is None:
         classes = sorted(labels.values, key=lambda name: (natural_key(name), name))  # 01 and 1 have a fixed order, too
@@ -37,10 +37,11 @@ def class_indices(origin: str, labels: EncodedLabels, store: ImageStore) -> tupl
 
 
 def map_classes(origin: str, classes: list[str], indices: Ints, target: Sequence[str]) -> tuple[list[str], Ints]:
-    """Return the `target` class list, and the class index of each image in it.
+    """Return the `target` class list, and the (N,) class index of each image in it.
 
-    Classes are matched by name; names that are numbers are indices, unless the target's names are numbers, too.
-    Raises UsageError `bad_argument` for an image whose class the target does not have, and for ambiguous names.
+    indices: (N,) indices into `classes`. Classes are matched by name; names that are numbers are indices, unless the
+    target's names are numbers, too. Raises UsageError `bad_argument` for an image whose class the target does not have,
+    and for ambiguous names.
     """
     target = list(target)
     if classes == target:

@@ -1,4 +1,4 @@
-"""Detects the layout of a data set: what kind of files lie at a path, and which split each of them belongs to.
+"""Detect the layout of a data set: what kind of files lie at a path, and which split each of them belongs to.
 
 Splits are recognized by name: of folders, and of the words in the names of Parquet files, archives and lists.
 """

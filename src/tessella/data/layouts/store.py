@@ -51,7 +51,10 @@ class EncodedLabels:
 
     @classmethod
     def from_codes(cls, values: Sequence[str], codes: Ints, classes: list[str] | None = None) -> EncodedLabels:
-        """Normalize labels that are encoded already. values: may hold one name in several Unicode forms."""
+        """Normalize labels that are encoded already.
+
+        values: may hold one name in several Unicode forms. codes: (N,) indices into `values`.
+        """
         index: dict[str, int] = {}
         merged = np.array([index.setdefault(normalize_class_name(value), len(index)) for value in values], np.int64)
         return cls(list(index), merged[codes], classes and [normalize_class_name(name) for name in classes])

@@ -1,14 +1,14 @@
-"""GPU kernels for steps that a compiler cannot fuse: one file per kernel, each a PyTorch operator.
+"""GPU kernels for operations that a compiler cannot fuse: one file per kernel, each a PyTorch operator.
 
-depthwise.py  k x k depthwise convolution, clamp or GELU, residual sum (ConvMixer)
-gpsa.py       attention by content and by a constant position in one softmax and one product (ConViT)
-token_mlp.py  the MLP across patches with its norm and residual sum (MLP-Mixer, gMixer)
-swap.py       swaps them into a rewritten model
-*_triton.py   the kernels in Triton; blocks.py has their common helpers
-backend.py    whether Triton runs a kernel; otherwise, and in float64, a plain function of the same signature does
+depthwise.py  k x k depthwise convolution, clamp or GELU, and residual connection (ConvMixer)
+gpsa.py       attention by content and constant attention by position in one pass (ConViT)
+token_mlp.py  the MLP across patches with its norm and residual connection (MLP-Mixer, gMixer)
+swap.py       replaces modules of a rewritten model with kernels
+*_triton.py   the kernels in Triton; blocks.py has shared helpers
+backend.py    decides whether Triton runs a kernel; otherwise, and in float64, a function in plain PyTorch does
 
-The operators are for inference: they have no derivative. Each has a fake implementation, so torch.compile and
-torch.export see their shapes; Triton is optional and imported at the first call on a GPU.
+The operators are for inference: they have no derivative. Each has a fake implementation, from which torch.compile and
+torch.export get shapes. Triton is optional and imported at the first call on a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When a kernel runs in Triton, which is imported on first use: it is optional and takes seconds to import."""
+"""Decide whether a kernel runs in Triton, which is optional and takes seconds to import."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def has_triton() -> bool:
 
 
 def interpreted() -> bool:
-    """Return whether kernels run in NumPy, one program after another: Triton's own switch, for tests on a CPU."""
+    """Return whether Triton's interpreter is enabled, which runs kernels in NumPy, for tests on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def kernel_of(name: str, plain: Callable[P, Tensor], x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Callable[P, Tensor]:
-    """Return the kernel in Triton if it can run on `x`, else the plain function of the same signature.
+    """Return the Triton kernel `name` if it can run on `x`, a tensor of any shape, else `plain`.
 
-    name: of the kernel's file. dtypes: the kernel's on a GPU; the interpreter takes any of SINGLE.
+    plain: a function with the same signature in plain PyTorch. dtypes: those that the kernel supports on a GPU; the
+    interpreter supports all of SINGLE.
     """
     by_triton = x.dtype in (SINGLE if interpreted() else dtypes) and (x.is_cuda or interpreted()) and has_triton()
     if not by_triton:
@@ -39,5 +40,5 @@ def kernel_of(name: str, plain: Callable[P, Tensor], x: Tensor, dtypes: tuple[to
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """Return the dtype of sums over values like `x`: float32, or float64 for float64."""
+    """Return the dtype for sums over `x`, a tensor of any shape: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)

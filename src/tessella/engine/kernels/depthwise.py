@@ -1,9 +1,9 @@
-"""Depthwise convolution, what follows it and the residual sum in one pass, for ConvMixer (arXiv:2201.09792).
+"""Depthwise convolution, activation and residual connection in one pass, for ConvMixer (arXiv:2201.09792).
 
     y = x + clamp(conv(x) + bias, low, high)      or      y = x + scale * gelu(conv(x) + bias)
 
-k x k with odd k, stride 1, zero padding ("same"). Compilers cannot fuse the steps around a library's convolution with
-it; here the activations of a block are read once and written once.
+k x k with odd k, stride 1, zero padding ("same"). Compilers cannot fuse other operations with the convolution of a
+library; this kernel reads and writes the activations of a block once.
 
 Shape suffixes: B images, D channels, h w the grid, K the side of the kernel.
 """
@@ -18,6 +18,7 @@ from .backend import SINGLE, kernel_of, wide
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return the memory format of (B,D,h,w) maps: channels-last or contiguous."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
@@ -31,10 +32,10 @@ def depthwise(
     scale_D: Tensor | None,
     channels_last: bool,
 ) -> Tensor:
-    """(B,D,h,w) -> the same shape and dtype, in channels-last or in contiguous memory.
+    """Run the kernel: (B,D,h,w) -> the same shape and dtype, in channels-last or contiguous memory.
 
-    weight_KKD: K x K taps per channel. Either low and high, which may be infinite, or scale is given. Sums are in
-    float32.
+    weight_KKD: K x K weights per channel. Either low_D and high_D, which may be infinite, or scale_D must be given.
+    Sums are in float32.
     """
     run = kernel_of("depthwise", plain, x_BDhw, SINGLE)
     y: Tensor = run(x_BDhw, weight_KKD, bias_D, low_D, high_D, scale_D, channels_last)
@@ -63,7 +64,7 @@ def plain(
     scale_D: Tensor | None,
     channels_last: bool,
 ) -> Tensor:
-    """As `depthwise`, by PyTorch's own operators."""
+    """As `depthwise`, with operators of PyTorch: (B,D,h,w) -> the same shape."""
     dtype = wide(x_BDhw)
     x, weight, bias = (t.to(dtype) for t in (x_BDhw, weight_KKD.permute(2, 0, 1)[:, None], bias_D))
     z = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(bias))

@@ -1,17 +1,16 @@
-"""The kernel of depthwise.py in Triton: each program computes some rows of an image, in registers."""
+"""The kernel of depthwise.py in Triton: each program computes a few rows of an image in registers."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .blocks import jit, tl, tuned
+from .blocks import Kernel, jit, tl, tuned
 from .depthwise import memory_format
 
-ROWS = 4  # output rows of a program; a loaded input row is used for up to as many
+ROWS = 4  # output rows per program; a loaded input row is used for up to 4 of them
 SHAPES = {  # by channels_last: threads of a warp should read adjacent addresses
     True: [(dict(COLS=32, BLOCK=64), 4), (dict(COLS=32, BLOCK=32), 4), (dict(COLS=16, BLOCK=64), 4)],
     False: [(dict(COLS=32, BLOCK=16), 4), (dict(COLS=32, BLOCK=32), 8), (dict(COLS=16, BLOCK=32), 4)],
@@ -27,6 +26,7 @@ def run(
     scale_D: Tensor | None,
     channels_last: bool,
 ) -> Tensor:
+    """As `depthwise.depthwise`, on a GPU or in Triton's interpreter: (B,D,h,w) -> the same shape."""
     x = x_BDhw.contiguous(memory_format=memory_format(channels_last))
     y = torch.empty_like(x)
     batch, depth, height, width = x.shape
@@ -54,17 +54,18 @@ def run(
 
 
 @functools.cache
-def kernel_for(channels_last: bool) -> Any:
+def kernel_for(channels_last: bool) -> Kernel:
+    """Return the kernel, tuned for one memory format; timings are kept for the life of the process."""
     return tuned(rows_of_an_image, ["depth", "height", "width", "K"], SHAPES[channels_last])
 
 
 @jit
 def finish(acc, bias, first, second, x_ptr, y_ptr, at, inside, GELU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Finish one output row of (COLS,BLOCK) sums: bias, activation, residual sum, store."""
+    """Finish one output row of (COLS,BLOCK) sums: add the bias, apply the activation, add the input, store."""
     z = acc + bias
     if GELU:
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476)) * first
-    else:  # a NaN stays one, as in PyTorch
+    else:  # NaN stays NaN, as in PyTorch
         z = tl.maximum(z, first, propagate_nan=tl.PropagateNan.ALL)
         z = tl.minimum(z, second, propagate_nan=tl.PropagateNan.ALL)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -101,32 +102,32 @@ def rows_of_an_image(  # type: ignore[no-untyped-def]
     image = tl.program_id(2).to(tl.int64) * stride_b  # a large batch has more than 2**31 elements
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     col = left + tl.arange(0, COLS)
-    real = d < depth
+    d_ok = d < depth
     channel = d[None, :] * stride_d
     acc0, acc1 = tl.zeros((COLS, BLOCK), tl.float32), tl.zeros((COLS, BLOCK), tl.float32)
     acc2, acc3 = tl.zeros((COLS, BLOCK), tl.float32), tl.zeros((COLS, BLOCK), tl.float32)
     for dx in range(K):
         at = col + dx - K // 2
-        readable = ((at >= 0) & (at < width))[:, None] & real[None, :]
+        readable = ((at >= 0) & (at < width))[:, None] & d_ok[None, :]
         for r in tl.static_range(K + 3):
             y = top + r - K // 2
             source = x_ptr + image + y * stride_y + at[:, None] * stride_x + channel
             tile = tl.load(source, mask=readable & (y >= 0) & (y < height), other=0.0).to(tl.float32)
             taps = weight_ptr + dx * depth + d  # input row r is the tap r - i of output row i
             if r < K:
-                acc0 += tile * tl.load(taps + r * K * depth, mask=real, other=0.0).to(tl.float32)[None, :]
+                acc0 += tile * tl.load(taps + r * K * depth, mask=d_ok, other=0.0).to(tl.float32)[None, :]
             if r >= 1 and r < K + 1:
-                acc1 += tile * tl.load(taps + (r - 1) * K * depth, mask=real, other=0.0).to(tl.float32)[None, :]
+                acc1 += tile * tl.load(taps + (r - 1) * K * depth, mask=d_ok, other=0.0).to(tl.float32)[None, :]
             if r >= 2 and r < K + 2:
-                acc2 += tile * tl.load(taps + (r - 2) * K * depth, mask=real, other=0.0).to(tl.float32)[None, :]
+                acc2 += tile * tl.load(taps + (r - 2) * K * depth, mask=d_ok, other=0.0).to(tl.float32)[None, :]
             if r >= 3:
-                acc3 += tile * tl.load(taps + (r - 3) * K * depth, mask=real, other=0.0).to(tl.float32)[None, :]
-    bias = tl.load(bias_ptr + d, mask=real, other=0.0).to(tl.float32)[None, :]
-    first = tl.load(first_ptr + d, mask=real, other=0.0).to(tl.float32)[None, :]
-    second = tl.load(second_ptr + d, mask=real, other=0.0).to(tl.float32)[None, :]
-    to = image + top * stride_y + col[:, None] * stride_x + channel
-    mine = (col < width)[:, None] & real[None, :]
-    finish(acc0, bias, first, second, x_ptr, y_ptr, to, mine, GELU)  # row `top` itself always exists
-    finish(acc1, bias, first, second, x_ptr, y_ptr, to + stride_y, mine & (top + 1 < height), GELU)
-    finish(acc2, bias, first, second, x_ptr, y_ptr, to + 2 * stride_y, mine & (top + 2 < height), GELU)
-    finish(acc3, bias, first, second, x_ptr, y_ptr, to + 3 * stride_y, mine & (top + 3 < height), GELU)
+                acc3 += tile * tl.load(taps + (r - 3) * K * depth, mask=d_ok, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(bias_ptr + d, mask=d_ok, other=0.0).to(tl.float32)[None, :]
+    first = tl.load(first_ptr + d, mask=d_ok, other=0.0).to(tl.float32)[None, :]
+    second = tl.load(second_ptr + d, mask=d_ok, other=0.0).to(tl.float32)[None, :]
+    out = image + top * stride_y + col[:, None] * stride_x + channel
+    inside = (col < width)[:, None] & d_ok[None, :]
+    finish(acc0, bias, first, second, x_ptr, y_ptr, out, inside, GELU)  # row `top` itself always exists
+    finish(acc1, bias, first, second, x_ptr, y_ptr, out + stride_y, inside & (top + 1 < height), GELU)
+    finish(acc2, bias, first, second, x_ptr, y_ptr, out + 2 * stride_y, inside & (top + 2 < height), GELU)
+    finish(acc3, bias, first, second, x_ptr, y_ptr, out + 3 * stride_y, inside & (top + 3 < height), GELU)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backend import interpreted
-from .blocks import jit, power_of_2, product, tl, tuned
+from .blocks import Kernel, jit, power_of_2, product, tl, tuned
 
-MAX_SCORES = 64 * 256  # of a program
+MAX_SCORES = 64 * 256  # per program
 SHAPES = [(dict(ROWS=64), 8), (dict(ROWS=32), 8), (dict(ROWS=32), 4), (dict(ROWS=16), 8)]
 
 
 def run(qkv_BNX: Tensor, content_gate_H: Tensor, position_HNM: Tensor) -> Tensor:
+    """As `gpsa.gpsa`, on a GPU or in Triton's interpreter."""
     qkv, position = qkv_BNX.contiguous(), position_HNM.contiguous()
     (batch, tokens, three), heads = qkv.shape, len(content_gate_H)
     y_BND = qkv.new_empty(batch, tokens, three // 3)
@@ -40,7 +40,8 @@ def run(qkv_BNX: Tensor, content_gate_H: Tensor, position_HNM: Tensor) -> Tensor
 
 
 @functools.cache
-def kernel_for(keys: int) -> Any:
+def kernel_for(keys: int) -> Kernel:
+    """Return the kernel, tuned for rows of `keys` scores, a power of 2; timings are kept for the process."""
     shapes = [shape for shape in SHAPES if shape[0]["ROWS"] * keys <= MAX_SCORES]
     return tuned(rows_of_a_head, ["tokens", "HEADS", "WIDTH"], shapes)
 

@@ -1,6 +1,6 @@
-"""Modules that call the kernels, and the function that swaps them into a rewritten model.
+"""Modules that call the kernels, and the function that puts them into a rewritten model.
 
-Shape suffixes: those of the kernels' files.
+Shape suffixes: as in the files of the kernels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .backend import wide
 from .depthwise import depthwise
 
 LAYOUTS = ("channels_last", "channels_first")
-ALIGNMENT = 16  # elements; rows that start at multiples of it are read 16 bytes at a time in every dtype
+ALIGNMENT = 16  # elements; rows that start at multiples of 16 are read 16 bytes at a time in every dtype
 
 
 def use_kernels(rewritten: Rewritten, layout: str = "channels_last") -> tuple[str, ...]:
-    """Swap the modules of `rewritten` that have a kernel, in place, and return their names.
+    """Replace the modules of `rewritten` that have a kernel, in place, and return their names.
 
-    Weights stay the same, and outputs up to rounding, features and intermediates included. layout: one of LAYOUTS, for
-    ConvMixer's maps in memory; the other families have one layout. Modules that no kernel supports stay.
+    The outputs, features and intermediates stay the same up to rounding. layout: one of LAYOUTS, the memory layout of
+    ConvMixer's maps; the other families have one layout. Modules that no kernel supports do not change.
     Raises UsageError `bad_argument` for an unknown layout.
     """
     if layout not in LAYOUTS:
@@ -44,12 +44,12 @@ def use_kernels(rewritten: Rewritten, layout: str = "channels_last") -> tuple[st
     for name, module in swapped.items():
         rewritten.set_submodule(name, module)
     if isinstance(rewritten, ConvMixerFinal) and isinstance(last := rewritten.net.blocks[-1], KernelConvBlock):
-        rewritten.mix[0] = last[1]  # the pass ends with its own copy of what follows the residual sum
+        rewritten.mix[0] = last[1]  # ConvMixerFinal has its own reference to the convolution across channels
     return tuple(swapped)
 
 
 def is_depthwise(spatial: nn.Sequential) -> bool:
-    """Return whether a convolution and its activation are what `depthwise` computes."""
+    """Return whether `depthwise` computes this convolution and activation."""
     conv, act = spatial
     return (
         isinstance(conv, nn.Conv2d)
@@ -63,19 +63,19 @@ def is_depthwise(spatial: nn.Sequential) -> bool:
 
 
 def is_token_mlp(block: LeftMixerBlock) -> bool:
-    """Return whether the token mixing of a block is what `token_mlp` computes."""
+    """Return whether `token_mlp` computes the token mixing of this block."""
     act = block.act
-    known = isinstance(act, nn.SiLU) if block.gated else isinstance(act, nn.GELU) and act.approximate == "none"
-    return known and isinstance(block.norm1, nn.LayerNorm) and block.fc2.weight.shape[0] <= token_mlp.MAX_TOKENS
+    is_known = isinstance(act, nn.SiLU) if block.gated else isinstance(act, nn.GELU) and act.approximate == "none"
+    return is_known and isinstance(block.norm1, nn.LayerNorm) and block.fc2.weight.shape[0] <= token_mlp.MAX_TOKENS
 
 
 def padded(weight: Tensor) -> nn.Parameter:
-    """Pad rows with zeros, which nothing reads, to align them: (..., n) -> (..., a multiple of ALIGNMENT)."""
+    """Pad rows with zeros to a multiple of ALIGNMENT: (..., n) -> (..., m). The padding is not read."""
     return frozen(F.pad(weight, (0, -weight.shape[-1] % ALIGNMENT)), weight)
 
 
 class DepthwiseResidual(nn.Module):
-    """x + spatial(x) by the kernel: (B,D,h,w) -> (B,D,h,w)."""
+    """x + spatial(x), computed by the kernel: (B,D,h,w) -> (B,D,h,w)."""
 
     def __init__(self, spatial: nn.Sequential, channels_last: bool):
         super().__init__()
@@ -94,7 +94,7 @@ class DepthwiseResidual(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """A 1 x 1 convolution as the matrix product that it is in either layout: (B,D,h,w) -> (B,D',h,w)."""
+    """A 1 x 1 convolution as a matrix product, in either memory layout: (B,D,h,w) -> (B,out,h,w)."""
 
     def __init__(self, conv: nn.Conv2d, channels_last: bool):
         super().__init__()
@@ -121,7 +121,7 @@ class KernelConvBlock(nn.Sequential):
 
 
 class KernelGPSA(nn.Module):
-    """A GPSA layer of constant position whose attention is the kernel: (B,N,D) -> (B,N,D)."""
+    """A ConstantGPSA layer whose attention is computed by the kernel: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, attn: ConstantGPSA):
         super().__init__()
@@ -137,7 +137,7 @@ class KernelGPSA(nn.Module):
 
 
 class KernelMixerBlock(nn.Module):
-    """A Mixer or gMixer block whose token mixing is the kernel: (B,N,D) -> (B,N,D)."""
+    """A Mixer or gMixer block whose token mixing is computed by the kernel: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, block: LeftMixerBlock):
         super().__init__()
@@ -152,7 +152,7 @@ class KernelMixerBlock(nn.Module):
         self.norm2, self.mlp_channels = block.norm2, block.mlp_channels
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        # in plain PyTorch, so that a compiler joins the statistics to the computation of x
+        # in plain PyTorch, so that a compiler can fuse the statistics with the computation of x
         var_BN, mean_BN = torch.var_mean(x_BND.to(wide(x_BND)), dim=-1, correction=0)
         weights = token_mlp.TokenMlpWeights(
             self.scale, self.shift, self.weight1_FM, self.bias1, self.weight2_NG, self.bias2

@@ -1,10 +1,10 @@
-"""The MLP across patches of MLP-Mixer (arXiv:2105.01601) and gMixer, from the left, with its norm and residual sum.
+"""The MLP across patches of MLP-Mixer (arXiv:2105.01601) and gMixer, with its norm and residual connection.
 
     y = x + W2 act(W1 n + b1) + b2,      n = (x - mean) * rstd * scale + shift,      act: GELU, or value * SiLU(gate)
 
 Channels are independent of each other, so a program keeps all patches of a slab of channels on chip: nothing is
-transposed and no hidden unit goes through memory. The statistics are arguments, so that a compiler joins them to the
-computation of x. That 196 patches are no power of 2 is a matter of masks.
+transposed, and no hidden unit is written to memory. The statistics are arguments, so that a compiler can fuse them with
+the computation of x. Masks handle numbers of patches that are not a power of 2.
 
 Shape suffixes: B images, N patches, D channels, E hidden units of W2, F of W1 (E, or 2E with a gate: values, then
 gates); M >= N and G >= E are lengths of padded rows.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .backend import HALF, kernel_of, wide
 
-MAX_TOKENS = 1024  # 16 channels of more patches do not fit in the registers of a program
+MAX_TOKENS = 1024  # with more, 16 channels do not fit in the registers of a program
 
 
 class TokenMlpWeights(NamedTuple):
@@ -37,9 +37,9 @@ class TokenMlpWeights(NamedTuple):
 
 @torch.library.custom_op("tessella::token_mlp", mutates_args=())
 def token_mlp(x_BND: Tensor, mean_BN: Tensor, rstd_BN: Tensor, weights: Sequence[Tensor], gated: bool) -> Tensor:
-    """(B,N,D) -> (B,N,D) of the same dtype.
+    """Run the kernel: (B,N,D) -> (B,N,D) of the same dtype.
 
-    mean, rstd: float32 statistics of the norm. weights: a TokenMlpWeights, which is a plain sequence to PyTorch. Sums
+    mean_BN, rstd_BN: float32 statistics of the norm. weights: the fields of TokenMlpWeights in order. Sums
     and activations are in float32. On a GPU, float32 inputs are computed by `plain`, as their exact products do not fit
     in a program's registers.
     """
@@ -54,7 +54,7 @@ def _(x_BND: Tensor, mean_BN: Tensor, rstd_BN: Tensor, weights: Sequence[Tensor]
 
 
 def plain(x_BND: Tensor, mean_BN: Tensor, rstd_BN: Tensor, weights: TokenMlpWeights, gated: bool) -> Tensor:
-    """As `token_mlp`, by PyTorch's own operators."""
+    """As `token_mlp`, with operators of PyTorch."""
     dtype, tokens, hidden = wide(x_BND), x_BND.shape[1], len(weights.bias1) // (2 if gated else 1)
     read = weights._replace(weight1=weights.weight1[:, :tokens], weight2=weights.weight2[:, :hidden])
     x, mean, rstd = (t.to(dtype) for t in (x_BND, mean_BN, rstd_BN))

@@ -1,18 +1,17 @@
-"""The kernel of token_mlp.py in Triton: a program has all patches of some channels, and loops over hidden units."""
+"""The kernel of token_mlp.py in Triton: each program computes all patches of a few channels."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backend import interpreted
-from .blocks import jit, power_of_2, product, tl, tuned
+from .blocks import Kernel, jit, power_of_2, product, tl, tuned
 from .token_mlp import TokenMlpWeights
 
-LARGEST_SLAB = 64 * 256  # elements of a program
+LARGEST_SLAB = 64 * 256  # elements per program
 SHAPES = [
     (dict(BLOCK=64, UNITS=32), 8),
     (dict(BLOCK=64, UNITS=64), 8),
@@ -52,7 +51,8 @@ def run(x_BND: Tensor, mean_BN: Tensor, rstd_BN: Tensor, weights: TokenMlpWeight
 
 
 @functools.cache
-def kernel_for(rows: int) -> Any:
+def kernel_for(rows: int) -> Kernel:
+    """Return the kernel, tuned for `rows` patches, a power of 2; timings are kept for the life of the process."""
     shapes = [shape for shape in SHAPES if shape[0]["BLOCK"] * rows <= LARGEST_SLAB]
     return tuned(slab_of_an_image, ["tokens", "width", "HIDDEN", "GATED"], shapes)
 

@@ -1,9 +1,9 @@
-"""Exact rewrites: a model becomes an equivalent one for inference, with the same answers from fewer steps.
+"""Exact rewrites: transform a model into an equivalent one for inference, with the same outputs from fewer steps.
 
-`apply.py` has the functions, `base.py` the result and what a family defines, one file per family the rewrites;
-`folding.py`, `pixels.py` and `single_query.py` are shared. A rewrite changes modules of a deep copy, which stays an
-`ImageModel`, so features and intermediates are still available. Rewrites of the end of the pass (the last norm, the
-last class token) are subclasses of `Rewritten`. All are exact in real arithmetic.
+`apply.py` has the functions and `base.py` the base classes; the rewrites of each family are in a file of their own, and
+`folding.py`, `pixels.py` and `single_query.py` are shared. A rewrite changes modules of a deep copy, which is still an
+`ImageModel`, so features and intermediates remain available. Rewrites of the end of the forward pass (the last norm,
+the last class token) are subclasses of `Rewritten`. All rewrites are exact in real arithmetic.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ FAMILIES = (ConvMixerFamily(), ConViTFamily(), MlpMixerFamily(), CrossViTFamily(
 def rewrite(
     model: Model, *, only: Collection[str] | None = None, spec: InputSpec | None = None, layout: str = ""
 ) -> Rewritten:
-    """Return an equivalent of `model` for inference, with its own copy of the weights; `model` does not change.
+    """Return an equivalent of `model` for inference, with a copy of the weights; `model` does not change.
 
-    only: names from `rewrites_of(model)`; None takes all. spec: how the pixels are normalised; with it, the result
+    only: names from `rewrites_of(model)`; None applies all. spec: how the pixels are normalised; with it, the result
     reads uint8 images (B,C,H,W), best in channels-last memory, instead of normalised ones. layout: one of
-    `layouts_of(model)`; "" is the first. Raises UsageError `bad_argument` for unknown names.
+    `layouts_of(model)`; "" uses the first. Raises UsageError `bad_argument` for unknown names.
     """
     family = family_of(model)
     known = family.names(model)
@@ -35,7 +35,7 @@ def rewrite(
     if unknown := set(only or ()) - set(known):
         raise UsageError("bad_argument", f"no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}")
     device = next(model.parameters()).device
-    # weights are folded on the CPU: not every device has float64
+    # weights are folded on the CPU, as not every device supports float64
     net = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     skipped = family.skipped_by.get(layout)
     names = [name for name in known if (name in only if only is not None else name != skipped)]
@@ -56,12 +56,12 @@ def rewrites_of(model: ImageModel) -> tuple[str, ...]:
 
 
 def layouts_of(model: ImageModel) -> tuple[str, ...]:
-    """Return the names of equivalent computations whose speed depends on the backend, the usual one first."""
+    """Return the names of equivalent layouts whose speed depends on the backend, the default first."""
     return family_of(model).layouts(model)
 
 
 def usual_layout(model: ImageModel, engine: str) -> str:
-    """Return the layout that `engine` uses unless told otherwise; "" for a family with one layout."""
+    """Return the default layout of `engine`; "" for a family with one layout."""
     layouts = layouts_of(model)
     preferred = family_of(model).engine_layouts.get(engine, "")
     return preferred if preferred in layouts else next(iter(layouts), "")
@@ -71,5 +71,5 @@ def family_of(model: Model) -> Family[Model]:
     """Return the rewrites of the model's family; raises UsageError `bad_argument` for other modules."""
     for family in FAMILIES:
         if isinstance(model, family.model_type):
-            return family  # type: ignore[return-value]  # its models are of this type
-    raise UsageError("bad_argument", f"{type(model).__name__} has no rewrites", hint="give a model of create_model")
+            return family  # type: ignore[return-value]  # isinstance has checked the type of its models
+    raise UsageError("bad_argument", f"{type(model).__name__} has no rewrites", hint="pass a model of create_model")

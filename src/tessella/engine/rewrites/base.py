@@ -1,4 +1,4 @@
-"""What a rewritten model is, and what a family of models has to say about its rewrites."""
+"""The base classes of rewritten models, and of the rewrites of a model family."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Model = TypeVar("Model", bound=ImageModel)
 
 
 class Rewritten(nn.Module):
-    """A rewritten model: a batch in, (logits, embedding) of one forward pass out.
+    """A rewritten model, which returns (logits, embedding) of a batch from one forward pass.
 
-    A subclass is a rewrite of the end of the pass (the last norm, the last block), where only logits and embedding are
-    needed; `rewrite` is its name.
-    net: the model behind it, an `ImageModel` with the same features and intermediates as the original.
+    A subclass is a rewrite of the end of the forward pass (the last norm, the last block) that only computes logits and
+    embedding; `rewrite` is its name.
+    net: the rewritten `ImageModel`, with the same features and intermediates as the original.
     applied: names of the rewrites, in order.
     """
 
@@ -42,8 +42,8 @@ class Family(abc.ABC, Generic[Model]):
     """The rewrites of one family of models.
 
     model_type: the class of the models. steps: functions by name; each changes a model in place for a layout. final:
-    the rewrite of the end of the pass. skipped_by: by layout, the rewrite that the layout leaves out. engine_layouts:
-    by engine, the layout that it ran faster than the first one.
+    the rewrite of the end of the forward pass. skipped_by: by layout, the rewrite that is not applied in this layout.
+    engine_layouts: the default layout by engine, if it is not the first one.
     """
 
     model_type: type[Model]
@@ -57,12 +57,12 @@ class Family(abc.ABC, Generic[Model]):
         """Return the names of the rewrites that apply to `model`, in the order in which they are applied."""
 
     def layouts(self, model: Model) -> tuple[str, ...]:
-        """Return the names of equivalent computations whose speed depends on the backend, the usual one first."""
+        """Return the names of equivalent layouts whose speed depends on the backend, the default first."""
         return ()
 
     @abc.abstractmethod
     def fold_pixels(self, net: Model, spec: InputSpec) -> None:
-        """Make `net` read uint8 pixels, by folding the normalisation into its patch embedding."""
+        """Make `net` read uint8 pixels by folding the normalisation into its patch embedding."""
 
     def finish(self, net: Model, layout: str) -> None:
         """Prepare `net` for its layout, after all rewrites."""

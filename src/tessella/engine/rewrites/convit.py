@@ -1,6 +1,6 @@
-"""Rewrites of ConViT: constant attention by position, folded norms, and a last block for the class token alone.
+"""Rewrites of ConViT: constant attention by position, folded norms, and a last block for the class token only.
 
-Shape suffixes: those of models/convit.py, and Y X for rows and columns of the grid.
+Shape suffixes: as in models/convit.py, and Y X for rows and columns of the grid.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .single_query import SingleQuery
 
 
 class ConstantGPSA(nn.Module):
-    """GPSA with its attention by position as a constant, computed once: it depends on weights alone.
+    """GPSA with attention by position as a constant, because it depends on the weights only.
 
-    Its logits are a sum of a function of dx and one of dy, so the softmax over the grid is the product of one over
+    Its scores are the sum of a function of dx and one of dy, so the softmax over the grid is the product of one over
     rows and one over columns, and the bias cancels. The content attention is a fused operator; queries, keys and values
-    come from one product.
+    are computed by one product.
     """
 
     def __init__(self, attn: GPSA, grid: Pair, separable: bool):
@@ -47,14 +47,14 @@ class ConstantGPSA(nn.Module):
         self.separable = separable
 
     def forward(self, x_BND: Tensor, rel_NN3: Tensor | None = None) -> Tensor:
-        """(B,N,D) -> (B,N,D); the positions are not read, but passed to every local block."""
+        """(B,N,D) -> (B,N,D); rel_NN3 is not read, but ConViT passes it to every local block."""
         q_BHNd, k_BHNd, v_BHNd = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         content_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
         y_BHNd = torch.addcmul(self.attend_by_position(v_BHNd), content_BHNd, self.content_gate)
         return self.proj(y_BHNd.transpose(1, 2).flatten(2))
 
     def attend_by_position(self, v_BHNd: Tensor) -> Tensor:
-        """Apply the gated attention by position to the values: (B,H,N,d) -> the same."""
+        """Apply the gated attention by position to the values: (B,H,N,d) -> the same shape."""
         if not self.separable:
             return self.position @ v_BHNd
         across_BHYXd = self.cols @ v_BHNd.unflatten(2, self.grid)
@@ -66,29 +66,32 @@ def position_factors(attn: GPSA, grid: Pair) -> tuple[Tensor, Tensor]:
     by_x_H, by_y_H, by_distance_H = attn.pos_proj.weight.double().unbind(-1)
 
     def softmax_over(side: int, by_H: Tensor) -> Tensor:
-        at = torch.arange(side, dtype=torch.float64, device=by_H.device)
-        offset = at[None] - at[:, None]  # [i,j]: from i to j
+        positions = torch.arange(side, dtype=torch.float64, device=by_H.device)
+        offset = positions[None] - positions[:, None]  # [i,j]: from i to j
         return (by_H[:, None, None] * offset + by_distance_H[:, None, None] * offset**2).softmax(-1)
 
     return softmax_over(grid[0], by_y_H), softmax_over(grid[1], by_x_H)
 
 
 def constant_position(net: ConViT, layout: str) -> None:
-    """Make attention by position a constant; compute queries, keys and values by one product."""
+    """Make attention by position a constant, and compute queries, keys and values in one product."""
     for block in net.blocks:
         if isinstance(block, PreNormBlock) and isinstance(block.attn, GPSA):
             block.attn = ConstantGPSA(block.attn, net.patch_embed.grid, layout == "separable")
 
 
 def fold_layer_norms(net: ConViT, layout: str) -> None:
-    """Fold scale and shift of the blocks' norms into the linear layers that read them."""
+    """Fold the scale and shift of the norms in blocks into the linear layers that read them."""
     for block in net.blocks:
         assert isinstance(block, PreNormBlock)
         fold_pre_norms(block, ("qk", "v") if isinstance(block.attn, GPSA) else ("qkv",))
 
 
 class ConViTFinal(Rewritten):
-    """Compute the class token alone in the last block, as nothing reads the patches after it."""
+    """Compute only the class token in the last block, as its patches are not read.
+
+    (B,C,H,W) images -> logits (B,classes) and embedding (B,D).
+    """
 
     rewrite = "last_class_token"
     if TYPE_CHECKING:
@@ -103,7 +106,7 @@ class ConViTFinal(Rewritten):
         weights = attn.qkv.weight.chunk(3)
         biases = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
         q, k, v = zip(weights, biases, strict=True)
-        self.ask = SingleQuery(last.norm1, q, k, v, attn.proj, attn.num_heads)
+        self.last_attention = SingleQuery(last.norm1, q, k, v, attn.proj, attn.num_heads)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         net = self.net
@@ -112,22 +115,26 @@ class ConViTFinal(Rewritten):
             x_BND = net.forward_block(i, x_BND)
         last, token_B1D = net.blocks[-1], x_BND[:, :1]
         assert isinstance(last, PreNormBlock)
-        token_B1D = token_B1D + self.ask(token_B1D, x_BND[:, 1:])
+        token_B1D = token_B1D + self.last_attention(token_B1D, x_BND[:, 1:])
         token_B1D = token_B1D + last.mlp(last.norm2(token_B1D))
         embedding = net.norm(token_B1D).squeeze(1)
         return net.head(embedding), embedding
 
 
 class ConViTFamily(Family[ConViT]):
-    """Layouts: constant attention by position as one N x N product per head, or one over rows and one over columns."""
+    """The rewrites of ConViT.
+
+    Layouts: "dense" applies attention by position as one N x N product per head, "separable" as one product over rows
+    and one over columns.
+    """
 
     model_type = ConViT
     final = ConViTFinal
     steps = {"constant_position": constant_position, "fold_layer_norms": fold_layer_norms}
 
     def names(self, model: ConViT) -> tuple[str, ...]:
-        read_alone = model.global_pool == "token" and model.num_local < len(model.blocks)
-        return ("constant_position", "fold_layer_norms", *((self.final.rewrite,) if read_alone else ()))
+        reads_only_token = model.global_pool == "token" and model.num_local < len(model.blocks)
+        return ("constant_position", "fold_layer_norms", *((self.final.rewrite,) if reads_only_token else ()))
 
     def layouts(self, model: ConViT) -> tuple[str, ...]:
         return "dense", "separable"

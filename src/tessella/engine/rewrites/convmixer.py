@@ -1,6 +1,6 @@
-"""Rewrites of ConvMixer: batch norms go into convolutions, activations and the end of the pass.
+"""Rewrites of ConvMixer: batch norms are folded into convolutions, activations and the end of the forward pass.
 
-Shape suffixes: those of models/convmixer.py.
+Shape suffixes: as in models/convmixer.py.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .base import Family, Rewritten
 from .folding import frozen
 from .pixels import on_pixels
 
-AVERAGE = ("avg", "fast", "fastavg")  # pools that a scale and a shift commute with
+AVERAGE = ("avg", "fast", "fastavg")  # pools that commute with a scale and a shift
 
 
 def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm does to a channel at inference, scale * x + shift: two float64 (D,)."""
+    """Return the scale and shift, float64 (D,), that a batch norm applies to each channel at inference."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
@@ -40,7 +40,7 @@ def scaled_conv(conv: nn.Conv2d, scale: Tensor | float = 1.0, shift: Tensor | fl
 
 
 class Clamp(nn.Module):
-    """Clamp to two bounds per channel: (B,D,h,w) -> the same."""
+    """Clamp to two bounds per channel: (B,D,h,w) -> the same shape."""
 
     def __init__(self, low: Tensor, high: Tensor, like: Tensor):
         super().__init__()
@@ -51,7 +51,7 @@ class Clamp(nn.Module):
 
 
 class ScaledGelu(nn.Module):
-    """scale * gelu(x) + shift per channel: (B,D,h,w) -> the same."""
+    """Compute scale * gelu(x) + shift per channel: (B,D,h,w) -> the same shape."""
 
     def __init__(self, scale: Tensor, shift: Tensor | None, like: Tensor):
         super().__init__()
@@ -63,7 +63,7 @@ class ScaledGelu(nn.Module):
 
 
 class MemoryLayout(nn.Module):
-    """Store a map (B,D,h,w) as the layout says; convolutions keep it so."""
+    """Convert a map (B,D,h,w) to the memory format of the layout, which convolutions then preserve."""
 
     def __init__(self, layout: str):
         super().__init__()
@@ -74,7 +74,10 @@ class MemoryLayout(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """A ConvMixer block without batch norms: x + spatial(x), then `channel`, each a convolution and an activation."""
+    """A ConvMixer block without batch norms: (B,D,h,w) -> (B,D,h,w).
+
+    x + spatial(x), then `channel`; each is a convolution and an activation.
+    """
 
     def __init__(self, spatial: nn.Sequential, channel: nn.Sequential):
         super().__init__()
@@ -86,7 +89,10 @@ class FoldedBlock(nn.Module):
 
 
 def conv_with_clamp(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Sequential:
-    """conv, ReLU, batch norm: a * relu(z) + c = clamp(a * z + c), from c upwards, or downwards if a < 0."""
+    """Fold a convolution, ReLU and batch norm into a convolution and a clamp.
+
+    a * relu(z) + c = clamp(a * z + c), with c as the lower bound, or as the upper bound if a < 0.
+    """
     scale, shift = batch_norm_affine(norm)
     low, high = torch.where(scale >= 0, shift, -torch.inf), torch.where(scale >= 0, torch.inf, shift)
     return nn.Sequential(scaled_conv(conv, scale, shift), Clamp(low, high, conv.weight))
@@ -95,7 +101,7 @@ def conv_with_clamp(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Sequential:
 def fold_batch_norms(net: ConvMixer, layout: str) -> None:
     """Fold batch norms into the convolutions before them (ReLU), or into one multiply-add or multiply (GELU).
 
-    The fold is backward, into the convolution before the activation: the zero padding of the next is not affected.
+    Folding into the preceding convolution does not affect the zero padding of the next one.
     """
     relu = net.config.act_layer == "relu"
     conv, _, norm = cast("tuple[nn.Conv2d, nn.Module, nn.BatchNorm2d]", tuple(net.stem))
@@ -120,7 +126,10 @@ def fold_batch_norms(net: ConvMixer, layout: str) -> None:
 
 
 class ConvMixerFinal(Rewritten):
-    """Apply the last batch norm to the pooled vector, as an average commutes with it (GELU variants)."""
+    """Apply the last batch norm to the pooled vector, as it commutes with an average (GELU variants).
+
+    (B,C,H,W) images -> logits (B,classes) and embedding (B,D).
+    """
 
     rewrite = "norm_after_pool"
     if TYPE_CHECKING:
@@ -145,7 +154,7 @@ class ConvMixerFinal(Rewritten):
         *blocks, last = net.blocks
         for block in blocks:
             x = block(x)
-        # a block that is not folded, or that our kernels have replaced, begins with its residual sum
+        # a block that is not folded, or was replaced by kernels, is a Sequential that begins with the residual sum
         x = x + last.spatial(x) if isinstance(last, FoldedBlock) else cast("nn.Sequential", last)[0](x)
         pooled_BD = pool_map(self.mix(x), net.global_pool)
         assert self.affine.shift is not None
@@ -154,9 +163,11 @@ class ConvMixerFinal(Rewritten):
 
 
 class ConvMixerFamily(Family[ConvMixer]):
-    """Layouts: how a map is stored. CPU kernels of 9 x 9 and more lose 1.2 to 1.5 times in channels-last, smaller ones
-    gain. "norms_apart", of the ReLU variant: a runtime that fuses a ReLU with its convolution, but not a clamp per
-    channel, needs one pass for the norm and two for the clamp.
+    """The rewrites of ConvMixer.
+
+    Layouts: memory formats of the maps. On CPUs, convolutions of 9 x 9 and more are 1.2 to 1.5 times slower in
+    channels-last, smaller ones are faster. "norms_apart" keeps the batch norms of the ReLU variant, for runtimes that
+    fuse a ReLU with its convolution: they need one pass for the norm, but two for the clamp that would replace it.
     """
 
     model_type = ConvMixer
@@ -170,9 +181,9 @@ class ConvMixerFamily(Family[ConvMixer]):
         return ("fold_batch_norms", *((self.final.rewrite,) if commutes else ()))
 
     def layouts(self, model: ConvMixer) -> tuple[str, ...]:
-        stored = ("channels_last", "channels_first")
-        stored = stored[::-1] if model.config.kernel_size >= 9 else stored
-        return (*stored, "norms_apart") if model.config.act_layer == "relu" else stored
+        formats = ("channels_last", "channels_first")
+        formats = formats[::-1] if model.config.kernel_size >= 9 else formats
+        return (*formats, "norms_apart") if model.config.act_layer == "relu" else formats
 
     def fold_pixels(self, net: ConvMixer, spec: InputSpec) -> None:
         net.stem[0] = on_pixels(net.stem[0], spec)

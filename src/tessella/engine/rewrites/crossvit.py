@@ -1,6 +1,6 @@
-"""Rewrites of CrossViT: class tokens visit without keys and values, resizing is a product, the end is shorter.
+"""Rewrites of CrossViT: cross-attention without keys and values, resizing as a product, and a shorter last stage.
 
-Shape suffixes: those of models/crossvit.py.
+Shape suffixes: as in models/crossvit.py.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from .single_query import SingleQuery
 
 
 class AbsorbedStage(nn.Module):
-    """A CrossViT stage whose class tokens visit without keys, values or joined copies; same inputs and outputs."""
+    """A CrossViT stage whose cross-attention needs no keys, values or concatenated copies of the tokens.
+
+    [(B,1+N_b,D_b) for b in branches] -> the same shapes.
+    """
 
     def __init__(self, stage: MultiScaleBlock):
         super().__init__()
         self.blocks, self.projs, self.revert_projs = stage.blocks, stage.projs, stage.revert_projs
-        self.visits, self.later = nn.ModuleList(), nn.ModuleList()
+        self.cross_attention, self.further_blocks = nn.ModuleList(), nn.ModuleList()
         for fusion in stage.fusion:
             first, *rest = fusion if isinstance(fusion, nn.Sequential) else [fusion]
             assert isinstance(first, CrossAttentionBlock)
             attn = first.attn
             q, k, v = ((linear.weight, linear.bias) for linear in (attn.wq, attn.wk, attn.wv))
-            self.visits.append(SingleQuery(first.norm1, q, k, v, attn.proj, attn.num_heads))
-            self.later.append(nn.Sequential(*rest))  # further visits see the token alone
+            self.cross_attention.append(SingleQuery(first.norm1, q, k, v, attn.proj, attn.num_heads))
+            self.further_blocks.append(nn.Sequential(*rest))  # these read only the token
 
     def run_branches(self, xs: list[Tensor]) -> list[Tensor]:
-        """Run each branch's own blocks: [(B,1+N_b,D_b)] -> the same shapes."""
+        """Run the blocks of each branch: [(B,1+N_b,D_b)] -> the same shapes."""
         return [block(x_BND) for block, x_BND in zip(self.blocks, xs, strict=True)]
 
     def exchange(self, xs: list[Tensor]) -> list[Tensor]:
@@ -44,7 +47,7 @@ class AbsorbedStage(nn.Module):
         tokens = []
         for b in BRANCHES:
             token_B1D = self.projs[b](xs[b][:, :1])
-            token_B1D = self.later[b](token_B1D + self.visits[b](token_B1D, xs[1 - b][:, 1:]))
+            token_B1D = self.further_blocks[b](token_B1D + self.cross_attention[b](token_B1D, xs[1 - b][:, 1:]))
             tokens.append(self.revert_projs[b](token_B1D))
         return tokens
 
@@ -54,21 +57,21 @@ class AbsorbedStage(nn.Module):
 
 
 def fold_layer_norms(net: CrossViT, layout: str) -> None:
-    """Fold scale and shift of the branches' norms into the linear layers that read them."""
+    """Fold the scale and shift of the norms in both branches into the linear layers that read them."""
     for module in net.modules():
         if isinstance(module, PreNormBlock):
             fold_pre_norms(module, ("qkv",))
 
 
 def absorb_queries(net: CrossViT, layout: str) -> None:
-    """Absorb the key and value projections of single-query attention into the query and the answer."""
+    """Fold the key and value projections of single-query attention into those of the query and the output."""
     for i, stage in enumerate(net.blocks):
         assert isinstance(stage, MultiScaleBlock)
         net.blocks[i] = AbsorbedStage(stage)
 
 
 class ResizedPatchEmbed(nn.Module):
-    """A branch's patch embedding that reads the model's whole image: rows @ image @ cols^T is the bicubic resize."""
+    """A branch's patch embedding that resizes the model's image by rows @ image @ cols^T: (B,C,H,W) -> (B,N,D)."""
 
     def __init__(self, embed: PatchEmbed, size: Pair):
         super().__init__()
@@ -85,21 +88,24 @@ class ResizedPatchEmbed(nn.Module):
 
 
 def resize_matrix(old: int, new: int) -> Tensor:
-    """Return (new,old) float64: PyTorch's bicubic resize (a = -0.75, no antialias) of one axis; rows sum to 1."""
+    """Return the (N,M) float64 matrix of PyTorch's bicubic resize (a = -0.75, no antialias) from M = old to N = new."""
     images = torch.eye(old, dtype=torch.float64)[None, None]
     return F.interpolate(images, size=(new, old), mode="bicubic", align_corners=False)[0, 0]
 
 
 def resize_by_matrices(net: CrossViT, layout: str) -> None:
-    """Compute the branch image that the model resizes itself by two constant products."""
+    """Compute the resized image of a branch as two constant products."""
     for b in BRANCHES:
         if net.branch_sizes[b] != net.img_size and not net.config.crop_scale:
             net.patch_embed[b] = ResizedPatchEmbed(cast("PatchEmbed", net.patch_embed[b]), net.img_size)
-            net.branch_sizes[b] = net.img_size  # so nothing is resized before it
+            net.branch_sizes[b] = net.img_size  # so that the image is not resized before
 
 
 class CrossViTFinal(Rewritten):
-    """Compute only what the heads read after the last stage, and both heads as one product."""
+    """Compute only what the heads read after the last stage, and both heads as one product.
+
+    (B,C,H,W) images -> logits (B,classes) and embedding (B,D_0+D_1).
+    """
 
     rewrite = "last_class_tokens"
     if TYPE_CHECKING:
@@ -123,14 +129,14 @@ class CrossViTFinal(Rewritten):
         xs = self.last.run_branches(xs)
         if net.global_pool == "token":
             pooled = [x_B1D.squeeze(1) for x_B1D in net.forward_norm(self.last.exchange(xs))]
-        else:  # the patches do not change in an exchange
+        else:  # the exchange does not change the patches
             pooled = [x_BND.mean(dim=1) for x_BND in net.forward_norm([x_BND[:, 1:] for x_BND in xs])]
         embedding = torch.cat(pooled, dim=1)
         return self.head(embedding), embedding
 
 
 class CrossViTFamily(Family[CrossViT]):
-    """One layout."""
+    """The rewrites of CrossViT, which has one layout."""
 
     model_type = CrossViT
     final = CrossViTFinal

@@ -1,6 +1,6 @@
-"""Rewrites of MLP-Mixer, gMixer, ResMLP and gMLP: token mixing from the left, folded norms and scales.
+"""Rewrites of MLP-Mixer, gMixer, ResMLP and gMLP: token mixing without transposes, folded norms and scales.
 
-Shape suffixes: those of models/mixer.py.
+Shape suffixes: as in models/mixer.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .pixels import on_pixels
 
 
 class FromLeft(nn.Module):
-    """A linear layer over the patches as a product from the left: (B,N,D) -> (B,out,D); nothing is transposed."""
+    """A linear layer across patches as a product from the left, without transposes: (B,N,D) -> (B,out,D)."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -31,7 +31,7 @@ class FromLeft(nn.Module):
 
 
 class LeftMixerBlock(nn.Module):
-    """A Mixer or gMixer block with token mixing from the left; the halves of a gate are whole rows, so views."""
+    """A Mixer or gMixer block with token mixing from the left; the two halves of a gated MLP are views."""
 
     def __init__(self, block: MixerBlock):
         super().__init__()
@@ -77,7 +77,7 @@ class LeftGate(nn.Module):
 
 
 def mix_from_left(net: MlpMixer, layout: str) -> None:
-    """Mix across patches by W @ X, which needs no transposed copy of X."""
+    """Mix across patches with W @ X, which needs no transposed copy of X."""
     for i, block in enumerate(net.blocks):
         if isinstance(block, SpatialGatingBlock):
             gate = block.mlp_channels.gate
@@ -89,7 +89,7 @@ def mix_from_left(net: MlpMixer, layout: str) -> None:
 
 
 def fold_layer_norms(net: MlpMixer, layout: str) -> None:
-    """Fold scale and shift of a LayerNorm into the linear layers that read it, if nothing else does."""
+    """Fold the scale and shift of a LayerNorm into the linear layers that read it, if nothing else reads it."""
     for block in net.blocks:
         if isinstance(block, SpatialGatingBlock):
             fold_norm(block, "norm", block.mlp_channels, ("fc1",))
@@ -99,7 +99,7 @@ def fold_layer_norms(net: MlpMixer, layout: str) -> None:
 
 
 class FoldedResBlock(nn.Module):
-    """A ResMLP block that is only its products: X + (W X) * scale + constant, then an MLP with its scales folded in."""
+    """A ResMLP block as X + (W X) * scale + constant, then an MLP with folded scales: (B,N,D) -> (B,N,D)."""
 
     def __init__(self, block: ResBlock | LeftResBlock):
         super().__init__()
@@ -121,7 +121,7 @@ class FoldedResBlock(nn.Module):
 
 
 def affine_weights(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of an Affine, float64 (D,)."""
+    """Return the scale and shift of an Affine, float64 (D,)."""
     assert isinstance(norm, Affine)
     return norm.alpha.double().flatten(), norm.beta.double().flatten()
 
@@ -134,7 +134,10 @@ def fold_affines(net: MlpMixer, layout: str) -> None:
 
 
 class MlpMixerFinal(Rewritten):
-    """Apply scale and shift of the last norm to the mean over the patches, which commutes with them."""
+    """Apply the scale and shift of the last norm to the mean over the patches, which commutes with them.
+
+    (B,C,H,W) images -> logits (B,classes) and embedding (B,D).
+    """
 
     rewrite = "norm_after_mean"
     if TYPE_CHECKING:
@@ -153,7 +156,10 @@ class MlpMixerFinal(Rewritten):
 
 
 class MlpMixerFamily(Family[MlpMixer]):
-    """Layouts: the product over the patches from the left, or transposed."""
+    """The rewrites of MLP-Mixer, gMixer, ResMLP and gMLP.
+
+    Layouts: the product across patches from the left, or from the right on transposed tokens.
+    """
 
     model_type = MlpMixer
     final = MlpMixerFinal

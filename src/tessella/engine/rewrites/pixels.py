@@ -1,6 +1,6 @@
 """Patch embeddings that read uint8 pixels: the normalisation (u / 255 - mean) / std is folded into their weights.
 
-Shape suffixes: those of the model files, and S for the values of a patch (pixels times channels).
+Shape suffixes: as in the model files, and S for the values of a patch (pixels times channels).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .folding import frozen, new_linear
 
 
 def on_pixels(projection: nn.Module, spec: InputSpec) -> nn.Module:
-    """Return the projection of a patch embedding, a convolution or a sequence of them, for images of 0 to 255."""
+    """Return the projection of a patch embedding (one or several convolutions) for pixels from 0 to 255."""
     if isinstance(projection, nn.Conv2d):
         return PixelPatches(projection, spec)
     assert isinstance(projection, nn.Sequential)
@@ -27,8 +27,8 @@ def on_pixels(projection: nn.Module, spec: InputSpec) -> nn.Module:
 class PixelPatches(nn.Module):
     """A patch embedding on raw pixels: (B,C,H,W) uint8 or float, 0 to 255 -> (B,D,h,w), stored channels-last.
 
-    The normalisation is affine, so it folds into the convolution, exactly because there is no padding. Integers up to
-    255 are exact in every precision. One matrix product, as patches do not overlap.
+    The normalisation is affine, so it can be folded into the convolution; this is exact because there is no padding.
+    Integers up to 255 are exact in every precision. As patches do not overlap, this is one matrix product.
     """
 
     def __init__(self, conv: nn.Conv2d, spec: InputSpec):
@@ -49,7 +49,7 @@ class PixelPatches(nn.Module):
 
 
 class NormalisedPixels(nn.Module):
-    """`inner` on normalised pixels, for padded convolutions: a zero of their border is `mean`, not black."""
+    """Normalise pixels (B,C,H,W) and run `inner`, whose convolutions are padded: their padding is `mean`, not black."""
 
     def __init__(self, inner: nn.Module, conv: nn.Conv2d, spec: InputSpec):
         super().__init__()
@@ -63,5 +63,5 @@ class NormalisedPixels(nn.Module):
 
 
 def _per_channel(values: Collection[float], conv: nn.Conv2d) -> Tensor:
-    """(C,1,1) float64, on the device of the convolution."""
+    """Return values as (C,1,1) float64 on the device of the convolution."""
     return torch.tensor(list(values), dtype=torch.float64, device=conv.weight.device)[:, None, None]

@@ -1,6 +1,6 @@
-"""Attention with one query token, used at the end of ConViT and in every exchange of CrossViT.
+"""Attention with one query token, used in the last block of ConViT and in the cross-attention of CrossViT.
 
-Shape suffixes: those of the model files.
+Shape suffixes: as in the model files.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ Projection: TypeAlias = tuple[Tensor, Tensor | None]  # weight (D,D) and bias (D
 
 
 class SingleQuery(nn.Module):
-    """Attention of one token to itself and others; projects the query and the answer instead of keys and values.
+    """Attention of one token to itself and others, which projects the query and the output, not keys and values.
 
-    q . (W_k n) = (W_k^T q) . n, and the weights sum to 1, so W_v applies to their blend of the normed tokens; a bias of
-    the keys adds the same to every score and cancels. The scale and shift of the norm go into the weights.
+    q . (W_k n) = (W_k^T q) . n, and the attention weights sum to 1, so W_v can be applied to the weighted mean of the
+    normed tokens. A bias of the keys adds the same number to every score and cancels. The scale and shift of the norm
+    are folded into the weights.
     """
 
     def __init__(
@@ -36,16 +37,17 @@ class SingleQuery(nn.Module):
         self.key_HdD = frozen((k_weight * scale).unflatten(0, (num_heads, -1)), like)
         self.value_HDd = frozen((v_weight * scale).unflatten(0, (num_heads, -1)).transpose(1, 2), like)
         v_shift = v_weight @ shift + (0 if v_bias is None else v_bias.double())
-        # the shift of the values is a constant in front of a linear layer
+        # the shift of the values is a constant that is added before a linear layer
         self.proj = new_linear(proj.weight.double(), proj.bias.double() + proj.weight.double() @ v_shift, like)
 
     def forward(self, token_B1D: Tensor, others_BND: Tensor) -> Tensor:
-        """The query token and the others, neither normed yet: (B,1,D), (B,N,D) -> (B,1,D)."""
+        """Attend from the token (B,1,D) to itself and the others (B,N,D), which are not normed yet: -> (B,1,D)."""
         width = token_B1D.shape[-1:]
-        own_B1D, n_BND = (F.layer_norm(x, width, eps=self.eps) for x in (token_B1D, others_BND))
-        q_BH1d = self.query(own_B1D).unflatten(-1, (self.num_heads, 1, -1)).squeeze(1)
+        q_token_B1D, others_BND = (F.layer_norm(x, width, eps=self.eps) for x in (token_B1D, others_BND))
+        q_BH1d = self.query(q_token_B1D).unflatten(-1, (self.num_heads, 1, -1)).squeeze(1)
         u_BHD = (q_BH1d @ self.key_HdD).squeeze(2)
-        scores = torch.cat((u_BHD @ own_B1D.transpose(1, 2), u_BHD @ n_BND.transpose(1, 2)), dim=-1).softmax(-1)
-        blend_BHD = torch.baddbmm(scores[..., :1] @ own_B1D, scores[..., 1:], n_BND)
-        answer = (blend_BHD.unsqueeze(2) @ self.value_HDd).flatten(1).unsqueeze(1)
-        return self.proj(answer)
+        scores = (u_BHD @ q_token_B1D.transpose(1, 2), u_BHD @ others_BND.transpose(1, 2))
+        weights = torch.cat(scores, dim=-1).softmax(-1)
+        mean_BHD = torch.baddbmm(weights[..., :1] @ q_token_B1D, weights[..., 1:], others_BND)
+        output = (mean_BHD.unsqueeze(2) @ self.value_HDd).flatten(1).unsqueeze(1)
+        return self.proj(output)
