@@ -29,7 +29,7 @@ def tiff_file(array: Array, **options: Any) -> bytes:
     ("data", "layout"),
     [
         (tiff_file(RNG.random((8, 9, 3)).astype("f4"), photometric="rgb"), "3 samples of 32-bit floats (RGB)"),
-        (tiff_file(RNG.random((8, 9))), "1 sample of 64-bit floats (grey)"),
+        (tiff_file(RNG.random((8, 9))), "1 sample of 64-bit floats (gray)"),
         (tiff_file(RNG.random((8, 9)).astype("c8")), "complex"),
         (tiff(uints(RNG, (8, 9, 2), 16), 16, 1, tags={338: ("H", (2,))}), "2 samples of 16-bit unsigned integers"),
         (
