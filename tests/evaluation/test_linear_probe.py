@@ -42,7 +42,7 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     assert [one.shots for one in found.few_shot] == [1, 20]
     assert 0.5 < found.few_shot[0].top1 <= 1
     assert found.few_shot[1].top1 > 0.9
-    assert found.notes == ("no result for 24 examples per class: 'green' has 23",)
+    assert found.notes == ("no few-shot result for 24 examples per class: 'green' has 23",)
     assert found.threshold is not None
     assert found.threshold.accuracy >= 0.9
     # rows are those of the data: image 3, which could not be read, is in none
