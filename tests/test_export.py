@@ -105,7 +105,7 @@ def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, objec
 
 def test_nothing_is_overwritten_or_written_partly(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = tessella.load(engine="openvino")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         export(predictor, copied)
     with pytest.raises(UsageError, match="no file to export"):
         export(tessella.load(), copied.parent / "new")

@@ -42,7 +42,7 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     assert [item.shots for item in result.few_shot] == [1, 20]
     assert 0.5 < result.few_shot[0].top1 <= 1
     assert result.few_shot[1].top1 > 0.9
-    assert result.notes == ("no result for 24 examples per class: 'green' has 23",)
+    assert result.notes == ("no few-shot result for 24 examples per class: 'green' has 23",)
     assert result.threshold is not None
     assert result.threshold.accuracy >= 0.9
     # indices are those of the data: image 3, which could not be read, is missing

@@ -260,7 +260,7 @@ def test_the_csv_has_all_rows_after_each_batch_size(tmp_path: Path) -> None:
 
 
 def test_a_plot_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="none is published"):
+    with pytest.raises(UsageError, match="no accuracy is published"):
         bench(["convmixer_256_8_ks3_p4"], plot_path=tmp_path / "speed.png")
 
 

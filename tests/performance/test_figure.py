@@ -57,7 +57,7 @@ def test_a_figure_without_matplotlib_is_a_coded_error(monkeypatch: pytest.Monkey
 
 def test_a_figure_needs_a_published_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", lambda name: None)
-    with pytest.raises(UsageError, match="none is published") as caught:
+    with pytest.raises(UsageError, match="no accuracy is published") as caught:
         figure.check_figure(["convmixer_256_8_ks3_p4"])
     assert caught.value.code == "bad_argument"
     figure.check_figure(["convmixer_256_8_ks3_p4", "mixer_b16_224"])

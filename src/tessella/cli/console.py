@@ -117,6 +117,7 @@ class PrintableFormatter(logging.Formatter):
     """For log records, which may name files."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the message, with control characters escaped."""
         return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
@@ -148,6 +149,7 @@ class Argument(click.Argument):
         self.help_text = help
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Return the name of the argument and its help text."""
         return self.make_metavar(ctx), self.help_text
 
 
@@ -174,6 +176,7 @@ class Option(click.Option):
         return extra
 
     def add_to_parser(self, parser: click.parser._OptionParser, ctx: click.Context) -> None:
+        """Register the option under its names and its aliases."""
         shown = self.opts
         self.opts = [*shown, *self.aliases]
         try:
@@ -198,6 +201,7 @@ class Command(click.Command):
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Check the arguments and run the command. Raises click's UsageError if -q and -v are combined."""
         preflight.check(ctx.params)
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         if quiet and verbose:
@@ -212,6 +216,7 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write arguments and options under the headings of their groups."""
         groups: dict[str, list[tuple[str, str]]] = {name: [] for name in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -223,6 +228,7 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
         if self.examples:
             with formatter.section("Examples"):
                 for example in self.examples:
@@ -230,6 +236,7 @@ class Command(click.Command):
 
 
 def is_verbose() -> bool:
+    """Return whether the current command was called with --verbose."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(_VERBOSE))
 

@@ -226,7 +226,10 @@ def report_bad(record: Record, *, quiet: bool) -> None:
 
 
 def finish(good: int, bad: int, strict: bool) -> None:
-    """End a command that reads images: status 3 if no input could be read or, with --strict, if any could not."""
+    """End a command that reads images: status 3 if no input could be read or, with --strict, if any could not.
+
+    Raises UsageError `not_found` if there were no inputs.
+    """
     if not good + bad:
         raise UsageError(
             "not_found", "no inputs were given", hint="give a folder, files, or - for a list on standard input"

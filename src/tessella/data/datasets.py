@@ -205,7 +205,7 @@ def _hold_out(data: LabelledImages, fraction: float) -> tuple[LabelledImages, La
             held_out[members[positions[members].argmax()]] = False
     if not held_out.any():
         raise bad_data(
-            f"{data.origin} has {len(data)} images, too few to hold out {fraction:.0%} for validation",
+            f"{data.origin} has {len(data)} images, too few to hold out {100 * fraction:.3g} % for validation",
             "use other validation images, or a larger val_fraction",
         )
     return (

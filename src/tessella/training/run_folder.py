@@ -42,7 +42,9 @@ def check_folder(out: str | Path) -> Path:
         existing = existing.parent
     if not existing.is_dir():
         raise OutputError(
-            "output_failed", f"{folder} cannot be a folder: {existing} is not one", hint="give another --out"
+            "output_failed",
+            f"{folder} cannot be the output folder: {existing} is not a folder",
+            hint="give another --out",
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError("output_failed", f"{existing} is not writable", hint="give another --out")

@@ -211,6 +211,6 @@ def _masks(data: bytes, size: int, bits: int, compression: int) -> tuple[int, in
     used = 0
     for mask in (red, green, blue, alpha):
         if mask & used or mask >> bits or (mask and (mask // (mask & -mask) + 1) & (mask // (mask & -mask))):
-            raise unsupported("BMP", "color masks that are not one run of bits each")
+            raise unsupported("BMP", "non-contiguous color masks")
         used |= mask
     return red, green, blue, alpha
