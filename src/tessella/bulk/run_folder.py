@@ -87,7 +87,7 @@ def require_run(out: Path) -> None:
     except OSError as error:
         raise UsageError("unreadable", f"{str(out)[:200]!r} could not be read: {error.strerror or error}") from None
     if not exists:
-        raise UsageError("not_found", f"{out} holds no run", hint="tessella run INPUT --out FOLDER")
+        raise UsageError("not_found", f"{out} holds no run", hint="start one with: tessella run INPUT --out FOLDER")
 
 
 def has_shards(out: Path) -> bool:

@@ -63,7 +63,9 @@ def convert(
     _log.info("%s: %s, read as %s", source, layout.name, arch)
     folder = Path(out or arch)
     if (folder / SAFETENSORS).exists():
-        raise UsageError("bad_argument", f"{folder} already holds a model", hint="give another output folder (--out)")
+        raise UsageError(
+            "bad_argument", f"{folder} already contains a model", hint="give another output folder (--out)"
+        )
     model = build(arch, **model_args)
     load_weights(model, state, source=source)
     return Converted(save_pretrained(model, folder), arch, layout.name)
