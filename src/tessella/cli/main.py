@@ -11,7 +11,6 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING
 
 import click
 
@@ -26,9 +25,6 @@ from .console import (
     open_streams,
     show_error,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> None:
