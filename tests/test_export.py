@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tessella
+from tessella.engine.artefacts import seal
 from tessella.engine.exported import FILE, is_exported
 from tessella.errors import UsageError, WeightsError
 from tessella.export import export
@@ -99,6 +100,16 @@ def test_an_unusable_card_is_a_coded_error(copied: Path, change: dict[str, objec
     card = copied / FILE
     card.write_text(json.dumps(json.loads(card.read_text()) | change))
     with pytest.raises(WeightsError, match=message) as caught:
+        tessella.load(f"local-dir:{copied}")
+    assert caught.value.code == "bad_config"
+
+
+def test_a_card_without_its_format_is_refused(copied: Path) -> None:
+    rows = json.loads((copied / FILE).read_text())
+    del rows["format"]
+    (copied / FILE).write_text(json.dumps(rows))
+    seal(copied, {"card": FILE})
+    with pytest.raises(WeightsError, match="format") as caught:
         tessella.load(f"local-dir:{copied}")
     assert caught.value.code == "bad_config"
 

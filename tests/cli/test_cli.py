@@ -29,8 +29,8 @@ from numpy.testing import assert_allclose
 
 import tessella
 from tessella.cli.console import Command
-from tessella.cli.main import cli, main
 from tessella.cli.options import option
+from tessella.cli.program import cli, main
 from tessella.errors import UsageError
 from tests.golden_rule import fill_golden
 

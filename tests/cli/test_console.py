@@ -13,7 +13,7 @@ import click
 import pytest
 
 from tessella.cli.console import new_table, print_table, table_of
-from tessella.cli.main import cli
+from tessella.cli.program import cli
 from tessella.cli.progress import ProgressBars
 
 from .test_cli import CAT, run

@@ -95,7 +95,7 @@ def make_case(seed: int, number: int) -> Case:
 
 
 def commands() -> dict[str, click.Command]:
-    from tessella.cli.main import cli
+    from tessella.cli.program import cli
 
     return dict(cli.commands)
 

@@ -283,7 +283,7 @@ def _text_stream(number: int, variables: Mapping[str, str | None]) -> io.TextIOW
 
 
 def _command(case: Case) -> tuple[dict[str, Any], int]:
-    from tessella.cli.main import main
+    from tessella.cli.program import main
 
     sys.argv = ["tessella", *case.arguments]
     try:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.cli.main import main
+from tessella.cli.program import main
 from tessella.data.spec import InputSpec
 from tessella.engine.artefacts import cache_folder, cached
 from tessella.errors import UsageError

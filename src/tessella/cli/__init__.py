@@ -1,3 +1,3 @@
 """The command line."""
 
-from .main import main as main
+from .program import main as main

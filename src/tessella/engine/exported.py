@@ -71,7 +71,7 @@ class _CardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...]
     synsets: tuple[str, ...]
     identity: dict[str, object]
-    format: int = FORMAT
+    format: int
 
     def to_card(self) -> Card:
         """Return the card; raises ValueError if its fields do not fit together."""
