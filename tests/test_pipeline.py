@@ -78,7 +78,7 @@ def test_finished_values_are_not_kept() -> None:
     alive: list[weakref.ref[Value]] = []
 
     def values() -> Iterator[tuple[int, Value]]:
-        for i in range(100):
+        for i in range(12):
             value = Value()
             alive.append(weakref.ref(value))
             yield i, value

@@ -165,7 +165,12 @@ _PLUGINS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
 # If Pillow was built with another JPEG library, its pixels differ, and mode "exact" decodes with Pillow
 _PILLOW_USES_TURBO = bool(features.check_feature("libjpeg_turbo"))
 _END_OF_JPEG = b"\xff\xd9"
-_FILLERS = (bytes(64), b"\xaa\x55" * 32)  # they differ in the first bit
+_FILLERS = (
+    bytes(64),
+    b"\xaa\x55" * 32,
+    b"\xf0\x6b\x93" * 21,
+    b"\x5a\x0c\xe1" * 21,
+)  # as Huffman codes, they differ early
 # The first warning of libjpeg-turbo for a file with missing data or restart markers
 _PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd[0-7]")
 
@@ -261,8 +266,9 @@ def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixe
 def _pillow_jpeg(data: bytes, header: jpeg.Jpeg | None, is_complete: bool) -> Pixels:
     """Return RGB by Pillow. Raises ImageError if pixels are missing, unless the file is known to be complete.
 
-    Two different fillers replace whatever follows the pixels. If pixels are missing, the fillers are decoded in their
-    place, and the results differ. Arithmetic coding reads ahead, so there the file is trusted.
+    Different fillers replace whatever follows the pixels. If pixels are missing, the fillers are decoded in their
+    place, and the results differ. Two fillers are too few: both may be decoded to the same pixels, or be invalid and
+    replaced by gray. Arithmetic coding reads ahead, so there the file is trusted.
     """
 
     def to_rgb(file: bytes) -> Pixels:
@@ -274,8 +280,8 @@ def _pillow_jpeg(data: bytes, header: jpeg.Jpeg | None, is_complete: bool) -> Pi
     if is_complete:
         return to_rgb(data[:end] + _END_OF_JPEG)
     if end < len(data) or header.has_all_scans:
-        first, second = (to_rgb(data[:end] + filler + _END_OF_JPEG) for filler in _FILLERS)
-        if np.array_equal(first, second):
+        first, *others = (to_rgb(data[:end] + filler + _END_OF_JPEG) for filler in _FILLERS)
+        if all(np.array_equal(first, other) for other in others):
             return first
     raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
 

@@ -70,6 +70,21 @@ def test_jpeg_missing_pixels_with_samplings_that_libjpeg_turbo_rejects() -> None
                 assert error_code(data[: -2 - missing] + end) == "corrupt_image", (factors, missing, end)
 
 
+@pytest.mark.parametrize("factors", [((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 2), (1, 1)), ((3, 1), (1, 1), (1, 1))])
+def test_the_last_bytes_of_a_jpeg_are_never_replaced_silently(factors: tuple[tuple[int, int], ...]) -> None:
+    """Cut by a few bytes, a file gives an error or the same pixels; with only two fillers, 9 % of these cuts gave others."""
+    for seed in range(60):
+        planes = [np.ascontiguousarray(smooth(np.random.default_rng(seed), 64, 64, 1)[..., 0]) for _ in range(3)]
+        data = sequential_jpeg(planes, factors)
+        expected = decode(data)
+        for missing in (1, 2, 3, 5):
+            cut = data[: -2 - missing]
+            code = error_code(cut)
+            assert code in ("ok", "corrupt_image")
+            if code == "ok":
+                np.testing.assert_array_equal(decode(cut), expected)
+
+
 def simplejpeg_refuses(data: bytes) -> bool:
     try:
         simplejpeg.decode_jpeg(data, "RGB")
