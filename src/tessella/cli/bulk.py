@@ -37,7 +37,6 @@ MAX_TIMEOUT = 86_400  # seconds
 @click.command(
     "run",
     cls=Command,
-    short_help="Classify and embed a whole collection into Parquet files.",
     examples=[
         "tessella run photos --out runs/photos",
         "tessella run s3://bucket/photos.tar --out runs/photos --bad-inputs bad.csv",
@@ -180,7 +179,6 @@ def _show_summary(summary: RunSummary) -> None:
 @click.command(
     "verify-run",
     cls=Command,
-    short_help="Check every file of a run and report damage.",
     examples=["tessella verify-run runs/photos", "tessella verify-run runs/photos --repair"],
 )
 @run_argument

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Classify images.",
     examples=[
         "tessella classify photo.jpg",
         "tessella classify photos --top 1 --out classes.csv",
@@ -68,7 +67,6 @@ def classify(top: int, **arguments: Any) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Compute embeddings of images.",
     examples=["tessella embed photos --out embeddings.npz", "tessella embed photo.jpg --json"],
 )
 @input_options
@@ -81,7 +79,6 @@ def embed(**arguments: Any) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Show or save feature maps of a model's blocks.",
     examples=["tessella features photo.jpg", "tessella features photos --blocks 3,-1 --out maps.npz"],
 )
 @input_options

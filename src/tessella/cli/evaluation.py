@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Measure how well a model's embeddings separate classes.",
     examples=[
         "tessella probe animals/",
         "tessella probe animals/ -m convmixer_768_32 --shots 1,5,10 --out probes/animals",
@@ -156,7 +155,6 @@ def _print_probe(result: ProbeResult) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Measure the accuracy of models on labeled images.",
     examples=[
         "tessella evaluate imagenet/val -m mixer_b16_224",
         "tessella evaluate animals/ -m local-dir:runs/animals --out reports/animals",

@@ -15,7 +15,6 @@ from .options import argument, checkpoint_option, images_option, json_lines_opti
 @click.command(
     "list",
     cls=Command,
-    short_help="List models whose names match a pattern.",
     examples=["tessella list convmixer", "tessella list '*in1k' --pretrained"],
 )
 @argument("patterns", nargs=-1, metavar="[PATTERN...]", help="Part of a model name, or a glob such as '*in1k'.")
@@ -57,7 +56,6 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Show a model's size, cost, weights and accuracy.",
     examples=["tessella info mixer_b16_224.goog_in21k_ft_in1k"],
 )
 @argument("name", required=False, metavar="[MODEL]", help="Model, as for --model.  [default: the built-in model]")
@@ -80,7 +78,6 @@ def info(name: str | None, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Convert the original authors' weights.",
     examples=["tessella convert Mixer-B_16.npz", "tessella convert weights.pth --arch convmixer_768_32"],
 )
 @argument("source", metavar="FILE", help="Weight file as the authors published it.")
@@ -98,7 +95,6 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Export a model to a folder that needs no PyTorch.",
     examples=["tessella export default exported", "tessella export convit_base.fb_in1k exported --engine onnxruntime"],
 )
 @argument("name", metavar="MODEL", help="Model, as for --model, or `default` for the built-in model.")
@@ -148,7 +144,6 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
 
 @click.command(
     cls=Command,
-    short_help="Show versions, hardware and automatic choices; test the built-in model.",
     examples=["tessella doctor"],
 )
 @json_option

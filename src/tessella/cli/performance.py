@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Find the fastest settings for a model on this machine.",
     examples=[
         "tessella tune",
         "tessella tune mixer_b16_224 --precision float32,bfloat16 --images photos",
@@ -125,7 +124,6 @@ def _print_tuning(result: Tuning) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Benchmark engines against each other.",
     examples=[
         "tessella bench",
         "tessella bench mixer_b16_224 convmixer_768_32 --batch-size 8,1 --out speed.csv",

@@ -54,33 +54,33 @@ def _status() -> int:
         return 130
 
 
-COMMANDS = {  # command: the module of this package that defines it
-    "classify": "classify",
-    "embed": "classify",
-    "features": "classify",
-    "run": "bulk",
-    "verify-run": "bulk",
-    "index": "search",
-    "search": "search",
-    "dedup": "search",
-    "list": "models",
-    "info": "models",
-    "convert": "models",
-    "export": "models",
-    "train": "training",
-    "evaluate": "evaluation",
-    "probe": "evaluation",
-    "bench": "performance",
-    "tune": "performance",
-    "doctor": "models",
+COMMANDS = {  # command: (the module of this package that defines it, its line in the help)
+    "classify": ("classify", "Classify images."),
+    "embed": ("classify", "Compute embeddings of images."),
+    "features": ("classify", "Show or save feature maps of a model's blocks."),
+    "run": ("bulk", "Classify and embed a whole collection into Parquet files."),
+    "verify-run": ("bulk", "Check every file of a run and report damage."),
+    "index": ("search", "Make a run searchable, or update its index."),
+    "search": ("search", "Find the images of a run that are most similar to the queries."),
+    "dedup": ("search", "Find duplicate images in a run."),
+    "list": ("models", "List models whose names match a pattern."),
+    "info": ("models", "Show a model's size, cost, weights and accuracy."),
+    "convert": ("models", "Convert the original authors' weights."),
+    "export": ("models", "Export a model to a folder that needs no PyTorch."),
+    "train": ("training", "Train or fine-tune a classifier on labeled images."),
+    "evaluate": ("evaluation", "Measure the accuracy of models on labeled images."),
+    "probe": ("evaluation", "Measure how well a model's embeddings separate classes."),
+    "bench": ("performance", "Benchmark engines against each other."),
+    "tune": ("performance", "Find the fastest settings for a model on this machine."),
+    "doctor": ("models", "Show versions, hardware and automatic choices; test the built-in model."),
 }
 
 
 class LazyCommands(MutableMapping[str, click.Command]):
     """The commands by name, in the order of the help; the module of a command is imported when the command is used."""
 
-    def __init__(self, homes: Mapping[str, str]) -> None:
-        self._homes = dict(homes)
+    def __init__(self, homes: Mapping[str, tuple[str, str]]) -> None:
+        self._homes = {name: module for name, (module, _) in homes.items()}
 
     def __getitem__(self, name: str) -> click.Command:
         module = importlib.import_module(f".{self._homes[name]}", __package__)
@@ -100,7 +100,16 @@ class LazyCommands(MutableMapping[str, click.Command]):
         return len(self._homes)
 
 
+class Program(click.Group):
+    """The group of all commands, whose help imports none of them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in sorted(COMMANDS.items())])
+
+
 @click.group(
+    cls=Program,
     commands=LazyCommands(COMMANDS),
     invoke_without_command=True,
     context_settings=dict(help_option_names=["-h", "--help"], max_content_width=100),

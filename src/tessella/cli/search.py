@@ -12,9 +12,7 @@ from .options import argument, json_lines_option, json_option, option, run_argum
 from .preflight import count_type
 
 
-@click.command(
-    cls=Command, short_help="Make a run searchable, or update its index.", examples=["tessella index runs/photos"]
-)
+@click.command(cls=Command, examples=["tessella index runs/photos"])
 @run_argument
 @json_option
 def index(folder: str, as_json: bool) -> None:
@@ -35,7 +33,6 @@ def index(folder: str, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
-    short_help="Find the images of a run that are most similar to the queries.",
     examples=[
         "tessella search runs/photos cat.jpg --top 5 --sheet cats.html",
         "tessella search runs/photos key:photos/1.jpg --label cat --where 'width >= 640'",
@@ -113,7 +110,6 @@ def search(
 
 @click.command(
     cls=Command,
-    short_help="Find duplicate images in a run.",
     examples=["tessella dedup runs/photos --sheet pairs.html", "tessella dedup runs/photos --threshold 0.98"],
 )
 @run_argument

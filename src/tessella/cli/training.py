@@ -15,7 +15,6 @@ from .options import data_argument, option
 
 @click.command(
     cls=Command,
-    short_help="Train or fine-tune a classifier on labeled images.",
     examples=[
         "tessella train photos --out runs/photos",
         "tessella train photos -m mixer_b16_224.goog_in21k_ft_in1k --epochs 10 --out runs/mixer",
