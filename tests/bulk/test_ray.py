@@ -155,7 +155,7 @@ def test_a_local_cluster_listens_on_loopback_and_stops_on_a_signal(data: Path, l
     assert not (tmp_path / ".ray").exists()  # no token is left in the home folder
     kept = finished(out)
     assert 2 <= len(kept) < SHARDS
-    run_locally(data, out)  # what Ray began goes on without it
+    run_locally(data, out)  # a run started on Ray is finished without it
     assert sorted(finished(out)) == [*range(SHARDS)]
     assert contents(out) == contents(local_run)
 

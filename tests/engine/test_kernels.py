@@ -1,6 +1,6 @@
 """The kernels: in Triton's interpreter against float64, as PyTorch operators, and swapped into a model.
 
-What Triton needs to be told before it is imported is told to another process, so that no other test is disturbed.
+Triton reads its settings when it is imported, so they are set in another process, which disturbs no other test.
 """
 
 from __future__ import annotations

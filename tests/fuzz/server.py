@@ -91,7 +91,7 @@ def run_case(case: Case, copy: Copy, folder: Path) -> dict[str, Any]:
 
 
 class Copy:
-    """A copy of the world; what a case has changed in it is copied anew, by top-level name."""
+    """A copy of the world; what a case has changed in it is copied again, by top-level name."""
 
     def __init__(self, world: Path, here: Path):
         self.world, self.here = world, here
