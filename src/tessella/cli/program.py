@@ -104,6 +104,7 @@ class Program(click.Group):
     """The group of all commands, whose help imports none of them."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the line of every command, in alphabetical order."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in sorted(COMMANDS.items())])
 
