@@ -128,7 +128,7 @@ def _hash_key(key: str) -> int:
 
 
 def as_text(message: str) -> str:
-    """Return a message as valid UTF-8 for Parquet, even if it names a file. For names see `tessella.text.escape`."""
+    """Return an error message as valid UTF-8. File names that are keys are escaped by `tessella.text.escape` instead."""
     try:
         return os.fsencode(message).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a surrogate that no file name has

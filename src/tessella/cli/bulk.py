@@ -22,6 +22,7 @@ from .options import (
     load_predictor,
     loading,
     option,
+    resumable_out_option,
     run_argument,
 )
 from .preflight import count_type
@@ -44,14 +45,7 @@ MAX_TIMEOUT = 86_400  # seconds
     ],
 )
 @input_options
-@option(
-    "-o",
-    "--out",
-    group="Output",
-    required=True,
-    metavar="FOLDER",
-    help="Output folder. Rerun the same command to resume.",
-)
+@resumable_out_option
 @option(
     "-k",
     "--top",

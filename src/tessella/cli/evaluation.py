@@ -23,6 +23,7 @@ from .options import (
     policy_option,
     report_skipped,
     transform_option,
+    validation_options,
 )
 from .options import split as split_commas
 
@@ -40,21 +41,7 @@ if TYPE_CHECKING:
     ],
 )
 @data_argument
-@option(
-    "--val",
-    group="Input",
-    metavar="DATA",
-    help="Validation images.  [default: the validation split of DATA, or a fraction of its images]",
-)
-@option(
-    "--val-fraction",
-    group="Input",
-    type=click.FloatRange(0, 1, True, True),
-    default=0.1,
-    show_default=True,
-    metavar="FRACTION",
-    help="Validation fraction, used if DATA has no validation split.",
-)
+@validation_options
 @model_option
 @option(
     "--shots",

@@ -62,6 +62,31 @@ data_argument = argument(
     help="Labeled images: a folder with one subfolder per class, or with train/ and val/; a .parquet, .tar, .csv or "
     ".tsv file, a folder of these, or a glob.",
 )
+validation_options = options(
+    option(
+        "--val",
+        group="Input",
+        metavar="DATA",
+        help="Validation images.  [default: the validation split of DATA, or a fraction of its images]",
+    ),
+    option(
+        "--val-fraction",
+        group="Input",
+        type=click.FloatRange(0, 1, True, True),
+        metavar="FRACTION",
+        default=0.1,
+        show_default=True,
+        help="Validation fraction, used if DATA has no validation split.",
+    ),
+)
+resumable_out_option = option(
+    "-o",
+    "--out",
+    group="Output",
+    required=True,
+    metavar="FOLDER",
+    help="Output folder. Rerun the same command to resume.",
+)
 run_argument = argument("folder", metavar="RUN", help="Output folder of `tessella run`.")
 model_option = option(
     "-m",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .console import Command
-from .options import data_argument, option
+from .options import data_argument, option, resumable_out_option, validation_options
 
 
 @click.command(
@@ -23,21 +23,7 @@ from .options import data_argument, option
     ],
 )
 @data_argument
-@option(
-    "--val",
-    group="Input",
-    metavar="DATA",
-    help="Validation images.  [default: the validation split of DATA, or a fraction of its images]",
-)
-@option(
-    "--val-fraction",
-    group="Input",
-    type=click.FloatRange(0, 1, True, True),
-    metavar="FRACTION",
-    default=0.1,
-    show_default=True,
-    help="Validation fraction, used if DATA has no validation split.",
-)
+@validation_options
 @option(
     "-m",
     "--model",
@@ -89,14 +75,7 @@ from .options import data_argument, option
 )
 @option("--head-only", group="Training", is_flag=True, help="Train only the classifier.")
 @option("--seed", group="Training", type=click.IntRange(0, 2**63 - 1), help="Random seed.")
-@option(
-    "-o",
-    "--out",
-    group="Output",
-    required=True,
-    metavar="FOLDER",
-    help="Output folder. Rerun the same command to resume.",
-)
+@resumable_out_option
 @option("--tensorboard", group="Output", is_flag=True, help="Also write TensorBoard logs to FOLDER/tensorboard.")
 @option(
     "--device", group="Advanced", default="auto", show_default=True, metavar="NAME", help="Device: cpu, cuda or cuda:1."
