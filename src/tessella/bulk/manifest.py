@@ -128,7 +128,7 @@ def _hash_key(key: str) -> int:
 
 
 def as_text(message: str) -> str:
-    """Return an error message as valid UTF-8. File names that are keys are escaped by `tessella.text.escape` instead."""
+    """Return an error message as valid UTF-8. Keys are escaped by `tessella.text.escape` instead, without ambiguity."""
     try:
         return os.fsencode(message).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a surrogate that no file name has
