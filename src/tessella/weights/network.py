@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,12 @@ class Network:
             is_standard=_is_standard(model),
         )
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The (height, width) in pixels that the model requires; None if it accepts any size."""
+        size = getattr(self.config, "img_size", None)
+        return None if size is None else (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the names, types, shapes and values of the weights, as 64 hex digits."""
@@ -68,6 +74,14 @@ class Network:
         if self.module is not None:
             return self.module
         raise NotImplementedError
+
+
+AnyModel: TypeAlias = "Network | ImageModel"
+
+
+def as_network(model: AnyModel) -> Network:
+    """Return a network unchanged, and the network of a PyTorch model."""
+    return model if isinstance(model, Network) else Network.of(model)
 
 
 def _is_standard(model: ImageModel) -> bool:
