@@ -176,8 +176,7 @@ def test_unsuitable_values_are_refused(arch: str, overrides: dict[str, Any]) -> 
     with pytest.raises(UsageError) as caught:
         configure(arch, **overrides)
     assert caught.value.code == ("unknown_model" if arch == "unknown" else "bad_argument")
-    for value in overrides.values():
-        assert arch == "unknown" or str(value).strip("()[]")[:8] in f"{caught.value.message} {caught.value.hint}"
+    assert next(iter(overrides), arch) in caught.value.message
 
 
 def test_the_class_of_an_activation_is_a_name() -> None:
