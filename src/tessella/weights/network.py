@@ -1,4 +1,4 @@
-"""A model as data: architecture, config and weights as NumPy arrays. PyTorch is imported only to make a module of it."""
+"""A model as data: architecture, config and weights as NumPy arrays. PyTorch is needed only to make a module of it."""
 
 from __future__ import annotations
 
