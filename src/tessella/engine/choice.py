@@ -1,7 +1,7 @@
-"""The fastest engine for a model on this CPU, without measuring: from a table of measured rates, and a rule for requests.
+"""The fastest engine for a model on this CPU, from a table of measured rates, and a rule for the size of requests.
 
-`tables/rates.json` has rows that `scripts/bench rates` writes: what was fastest for a family of models, by class of CPU,
-number of threads and mode. A row of a similar CPU is used if there is none for this one.
+`tables/rates.json` has rows that `scripts/bench rates` writes: what was fastest for a family of models, by class of
+CPU, number of threads and mode. A row of a similar CPU is used if there is none for this one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..machine import CPU_CLASSES, cpu_class
-from ..models.configs import ConViTConfig, ConvMixerConfig
+from ..models.configs import FamilyConfig
+from ..models.configs.convit import ConViTConfig
+from ..models.configs.convmixer import ConvMixerConfig
 
 if TYPE_CHECKING:
-    from ..models.configs import Config
     from ..weights.network import Network
 
 TABLE = Path(__file__).parent / "tables" / "rates.json"
@@ -68,7 +69,7 @@ def fastest_engine(network: Network | None, threads: int, mode: str) -> tuple[st
     return best.engine, f"{best.ratio:.2f} times eager PyTorch {known}: {best.source}"
 
 
-def images_per_request(config: Config, size: tuple[int, int]) -> int:
+def images_per_request(config: FamilyConfig, size: tuple[int, int]) -> int:
     """Return how many images OpenVINO should compute at once, so that an activation of all of them stays in the cache.
 
     size: (height, width) of the images in pixels.
@@ -76,7 +77,7 @@ def images_per_request(config: Config, size: tuple[int, int]) -> int:
     return 1 << max(0, (REQUEST_BYTES // activation_bytes(config, size)).bit_length() - 1)
 
 
-def activation_bytes(config: Config, size: tuple[int, int]) -> int:
+def activation_bytes(config: FamilyConfig, size: tuple[int, int]) -> int:
     """Return the size of the largest float32 activation of one image in bytes, for images of (height, width) pixels."""
     patch = config.patch_size if isinstance(config.patch_size, int) else min(config.patch_size)
     tokens = max(1, size[0] // patch) * max(1, size[1] // patch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,14 +16,13 @@ from ..data.decode import Pixels
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..errors import TessellaError, WeightsError
-from ..fingerprint import config_text
 from ..machine import versions
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
 from ..weights.network import Network
 from .artefacts import GRAPHS, cached
-from .facts import array_hash, conversion_facts
 from .eager import rewritten_for, suppress_warnings, wrap_outputs
+from .facts import array_hash, conversion_facts
 from .openvino import core
 from .plan import Plan
 from .rewrites import usual_layout

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._version import __version__
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
 from ..fingerprint import config_text
-from .._version import __version__
 from ..machine import versions
 from .plan import Plan
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .catalogue import PretrainedCfg
 
 if TYPE_CHECKING:
-    from ..models.base import Config, ImageModel
+    from ..models.base import ImageModel
+    from ..models.configs import FamilyConfig
 
 Weights = Mapping[str, NDArray[np.generic]]  # by the published names, in the order of the model's state dict
 
@@ -32,7 +33,7 @@ class Network:
     """
 
     arch: str
-    config: Config
+    config: FamilyConfig
     num_classes: int
     global_pool: str
     width: int
