@@ -25,8 +25,11 @@ from ..golden_rule import golden_input, golden_tensor
 from ..models.test_golden import GOLDEN, LARGE, golden, tolerance
 from ..models.tiny import TINY, size_of, tiny
 
-PIXELS = dict(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
 CLOSE = 1e-5  # of the standard deviation of an output
+
+
+def pixel_spec(height: int, width: int) -> InputSpec:
+    return InputSpec(height=height, width=width, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
 
 
 def network_of(arch: str, **overrides: object) -> Network:
@@ -79,7 +82,7 @@ def test_every_architecture_is_the_eager_model_on_pixels(arch: str, classes: int
     state = {name: golden_tensor(name, tuple(value.shape)) for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     height, width = image_size(model.config) or (224, 224)
-    spec = InputSpec(height=height, width=width, **PIXELS)
+    spec = pixel_spec(height, width)
     images = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     expected = expected_outputs(model, normalise(images, spec))
     network = Network.of(model)
@@ -92,7 +95,7 @@ def test_every_architecture_is_the_eager_model_on_pixels(arch: str, classes: int
 def test_small_models_in_all_layouts(case: str, pixels: bool) -> None:
     model = tiny(case)
     height, width = size_of(model)
-    spec = InputSpec(height=height, width=width, **PIXELS)
+    spec = pixel_spec(height, width)
     images = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
     x = normalise(images, spec)
     network = Network.of(model)

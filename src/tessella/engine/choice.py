@@ -69,6 +69,12 @@ def fastest_engine(network: Network | None, threads: int, mode: str) -> tuple[st
     return best.engine, f"{best.ratio:.2f} times eager PyTorch {known}: {best.source}"
 
 
+def is_measured(network: Network) -> bool:
+    """Return whether the table has a row for the family of the network on this class of CPU."""
+    family, here = network.arch.partition("_")[0], cpu_class()
+    return any(row.family == family and row.cpu == here for row in rates())
+
+
 def images_per_request(config: FamilyConfig, size: tuple[int, int]) -> int:
     """Return how many images OpenVINO should compute at once, so that an activation of all of them stays in the cache.
 

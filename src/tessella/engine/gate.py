@@ -24,6 +24,7 @@ from .artefacts import cached
 from .base import ArrayOutputs, Engine
 from .open import open_engine
 from .plan import Choice, Plan, check_engine, has_native_bfloat16
+from .trial import settle_layout
 
 if TYPE_CHECKING:
     from ..weights.network import Network
@@ -98,6 +99,7 @@ def open_gated(
     the precision that is used, and why. Raises WeightsError `cache_failed` or `conversion_failed`.
     """
     network = as_network(model)
+    plan = settle_layout(network, plan, size, spec)
     while plan.precision in BOUNDS:
         requested = plan.precision
         recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
