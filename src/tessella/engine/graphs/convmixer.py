@@ -6,12 +6,12 @@ Shape suffixes: as in models/convmixer.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import openvino as ov
 from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ...models.configs.convmixer import ConvMixerConfig
 from .ops import (
     Affine,
     Products,
@@ -26,9 +26,6 @@ from .ops import (
     to_pixels,
     transpose,
 )
-
-if TYPE_CHECKING:
-    from ...models.convmixer import ConvMixerConfig
 
 LAYOUTS = ("",)
 
@@ -57,9 +54,7 @@ def build(
             inner["0.fn.0.bias"],
         )
         x = op.add(act_and_norm(spatial, inner.batch_norm("0.fn.2")), x)
-        x = products.convolution(
-            f"{block}1", products.input(f"{block}1", x), inner["1.weight"], inner["1.bias"], 1, 0
-        )
+        x = products.convolution(f"{block}1", products.input(f"{block}1", x), inner["1.weight"], inner["1.bias"], 1, 0)
         x = act_and_norm(x, inner.batch_norm("3"))
     return images, classify(products, pool_map(x, pool), weights.get("head.weight"), weights.get("head.bias"))
 

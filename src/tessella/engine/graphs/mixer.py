@@ -6,13 +6,13 @@ Shape suffixes: as in models/mixer.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ...models.configs.mixer import MixerConfig
 from .ops import (
     Affine,
     Array,
@@ -30,9 +30,6 @@ from .ops import (
     to_pixels,
     transpose,
 )
-
-if TYPE_CHECKING:
-    from ...models.mixer import MixerConfig
 
 LAYOUTS = ("left", "right")  # the product across patches: W @ X, or with transposed tokens
 EPS = 1e-6
@@ -129,9 +126,7 @@ class Mixer(Blocks):
 
         return op.add(x_BND, self.mlp(f"{block}mlp_channels.", normed, linear))
 
-    def mlp(
-        self, name: str, x: ov.Output, linear: Callable[[str, ov.Output, Array, Array], ov.Node]
-    ) -> ov.Node:
+    def mlp(self, name: str, x: ov.Output, linear: Callable[[str, ov.Output, Array, Array], ov.Node]) -> ov.Node:
         """Return an MLP with `linear` for its layers; the two halves of a gated one are products of their own."""
         inner = self.weights.under(name)
         weight, bias = inner["fc1.weight"], inner["fc1.bias"]
