@@ -1,16 +1,56 @@
-"""Describe this computer: its CPU or GPU, its cores, and the versions of the packages that run models."""
+"""Describe this computer: its CPU or GPU, its cores, and the versions of the packages that run models.
+
+PyTorch is not imported, except to name a GPU.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import platform
+import sys
 from contextlib import suppress
+from importlib import util
 from pathlib import Path
+from typing import Literal
 
 # packages whose version changes the speed or the results of models
 RUNTIMES = ("torch", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
+
+CpuClass = Literal["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon", "other"]
+
+# what Linux calls a feature -> our name; "avx512" is added for CPUs with the four sets that its kernels need
+_LINUX_FEATURES = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "avx_vnni": "avx_vnni",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_fp16": "avx512_fp16",
+    "amx_bf16": "amx_bf16",
+    "amx_int8": "amx_int8",
+    "amx_fp16": "amx_fp16",
+    "asimd": "neon",  # the 64-bit form, with double precision
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+}
+# the same for NumPy, which knows fewer features, but on every system
+_NUMPY_FEATURES = {
+    "AVX2": "avx2",
+    "FMA3": "fma",
+    "AVX512VNNI": "avx512_vnni",
+    "AVX512BF16": "avx512_bf16",
+    "AVX512FP16": "avx512_fp16",
+    "ASIMD": "neon",
+    "ASIMDDP": "dotprod",
+    "SVE": "sve",
+}
+_AVX512_SETS = ("f", "bw", "dq", "vl")
+_CUDA_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 
 
 def versions() -> dict[str, str]:
@@ -37,6 +77,75 @@ def cpu_features() -> str:
 
 
 @functools.cache
+def vector_features() -> frozenset[str]:
+    """Return the vector instruction sets of the CPU that matter for the speed of models.
+
+    Names are "avx2", "fma", "avx_vnni", "avx512" (foundation, BW, DQ and VL), "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_bf16", "amx_int8", "amx_fp16", "neon", "dotprod", "i8mm", "bf16" and "sve". Outside of Linux,
+    NumPy's detection is used, which does not report "avx_vnni", AMX, "i8mm" and "bf16".
+    """
+    if flags := _cpu_line("flags") or _cpu_line("Features"):
+        found, names, prefix = set(flags.split()), _LINUX_FEATURES, "avx512"
+    else:
+        found, names, prefix = _numpy_features(), _NUMPY_FEATURES, "AVX512"
+    sets = {prefix + (one if prefix.islower() else one.upper()) for one in _AVX512_SETS}
+    return frozenset([names[one] for one in found & set(names)] + ["avx512"] * (sets <= found))
+
+
+def _numpy_features() -> set[str]:
+    """Return the CPU features by NumPy's names; NumPy has no public function for them except one that prints."""
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as features  # type: ignore[import-not-found]
+    except ImportError:
+        return {"ASIMD"} if platform.machine().lower() in ("arm64", "aarch64") else set()
+    return {name for name, present in features.items() if present}
+
+
+def cpu_class() -> CpuClass:
+    """Return the class of the CPU for speed tables: the best of its instruction sets for matrix products."""
+    features = vector_features()
+    ranks: tuple[tuple[CpuClass, bool], ...] = (
+        ("amx", not features.isdisjoint({"amx_bf16", "amx_int8"})),
+        ("avx512_bf16", "avx512_bf16" in features),
+        ("avx512_vnni", "avx512_vnni" in features),
+        ("avx512", "avx512" in features),
+        ("avx2_vnni", "avx_vnni" in features),
+        ("avx2", "avx2" in features),
+        ("neon", "neon" in features),
+    )
+    return next((name for name, present in ranks if present), "other")
+
+
+def has_cpu_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 matrices faster than float32 ones: AVX512-BF16 or AMX."""
+    return not vector_features().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def may_have_gpu() -> bool:
+    """Return whether importing PyTorch to look for a GPU is worthwhile: in milliseconds, and without importing it.
+
+    True if PyTorch is installed and the CUDA driver reports a device (of those in CUDA_VISIBLE_DEVICES), or there is
+    ROCm's device file, or this is macOS on Apple silicon. PyTorch may still be unable to use the GPU. Never raises.
+    """
+    if not util.find_spec("torch"):
+        return False
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    return Path("/dev/kfd").exists() or _has_cuda_device()
+
+
+def _has_cuda_device() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip() in ("", "-1"):
+        return False  # an empty list, which also ends at the first -1
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL(_CUDA_DRIVERS[sys.platform])
+        return not driver.cuInit(0) and not driver.cuDeviceGetCount(ctypes.byref(count)) and count.value > 0
+    except (OSError, AttributeError, KeyError):  # no driver, a foreign library, another system
+        return False
+
+
+@functools.cache
 def _cpu_line(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -46,12 +155,17 @@ def _cpu_line(key: str) -> str:
 
 
 def hardware(device: str) -> str:
-    """Return the name of a GPU, or that of the CPU with its cores and the vector units that PyTorch uses."""
-    import torch
+    """Return the name of a GPU, or that of the CPU with its cores and the best of its instruction sets."""
+    if device.partition(":")[0] == "cuda":
+        import torch
 
-    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu_name()}, {os.cpu_count()} cores, {instruction_set()}"
+
+
+def instruction_set() -> str:
+    """Return the class of the CPU as text for people, such as "AVX512-BF16"."""
+    return cpu_class().replace("_", "-").upper() if cpu_class() != "other" else "no vector instructions known"
 
 
 def other_versions() -> str:

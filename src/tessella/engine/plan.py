@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
 from ..extras import install_command
+from ..machine import has_cpu_bfloat16
 from ..text import any_of, count_of
 
 if TYPE_CHECKING:
@@ -297,12 +298,11 @@ def missing_packages(engine: str, precision: str = "float32") -> list[str]:
 @functools.cache
 def has_native_bfloat16(device: str) -> bool:
     """Return whether the device has fast bfloat16 products: AVX512-BF16 or AMX, or a GPU since Ampere."""
-    import torch
-
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device == "cpu" and any(check() for check in checks if check)
+    return device == "cpu" and has_cpu_bfloat16()
 
 
 def _open_device(device: str) -> tuple[torch.device, str]:
