@@ -1,30 +1,40 @@
-"""The candidates of a benchmark: engines of this package, and timm, that run a model."""
+"""The candidates of a benchmark: engines of this package, and timm, that run a model.
+
+PyTorch is imported only by what needs it, so that OpenVINO is measured where PyTorch is not installed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..engine import make_plan, open_engine
+from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import Mode
 from ..errors import UsageError
-from ..models.base import ImageModel
+from ..extras import require
 from ..weights.catalogue import resolve
-from ..weights.counting import cost
-from ..weights.factory import create_model
-from ..weights.load import image_size
+from ..weights.costs import read_costs
+from ..weights.network import Network
 
-Run = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..models.base import ImageModel
+
+Array: TypeAlias = "NDArray[np.generic] | Tensor"  # an array on a CPU, a tensor on other devices
+Run: TypeAlias = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +42,46 @@ class Case:
     """A model to benchmark, and the format of its images."""
 
     name: str
-    model: ImageModel  # float32, on the CPU, in evaluation mode
+    network: Network  # in float32
     spec: InputSpec
     weights: str  # "trained" or "random"; speed does not depend on them
     device: str = "cpu"
 
     @property
+    def model(self) -> ImageModel:
+        """The PyTorch model, on the CPU in evaluation mode. Raises UsageError `missing_dependency` without PyTorch."""
+        require("torch", "this candidate")
+        return self.network.to_module()
+
+    @cached_property
     def macs(self) -> int:
-        """Multiply-adds per image of the published model; a candidate that needs fewer may exceed the GEMM limit."""
+        """Multiply-adds per image of the published model; a candidate that needs fewer may exceed the GEMM limit.
+
+        0 without PyTorch if the model is not in the table of costs.
+        """
+        rows = read_costs()
+        known = rows.get(self.name) or rows.get(self.network.arch)
+        size = [self.spec.channels, self.spec.height, self.spec.width]
+        if known and known["input_size"] == size and known["num_classes"] == self.network.num_classes:
+            return known["macs"]
+        if not has_torch():
+            return 0
+        from ..weights.counting import cost
+
         return cost(self.model, (self.spec.channels, self.spec.height, self.spec.width)).macs
+
+    def expected(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the reference logits (B,classes) of uint8 images, from PyTorch, or from OpenVINO without it."""
+        engine = "eager" if has_torch() else "openvino"
+        plan = make_plan("cpu", "float32", engine, len(pixels_BHWC), "latency")
+        opened = open_engine(self.network.to_module(), plan, (self.spec.height, self.spec.width), self.spec)
+        return opened(pixels_BHWC)[0]
+
+    def normalised(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (B,C,H,W) normalised images of (B,H,W,C) uint8 pixels."""
+        mean, std = (np.array(values, np.float32) for values in (self.spec.mean, self.spec.std))
+        scaled = (pixels_BHWC.astype(np.float32) / 255 - mean) / std
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 class OpenCandidate(NamedTuple):
@@ -50,6 +91,7 @@ class OpenCandidate(NamedTuple):
     precision: str  # used, which may differ from the requested one
     note: str = ""  # a remark for the row
     earlier_seconds: float = 0.0  # time of preparation that is shared with an earlier candidate
+    gate: str = ""  # verdict about a lossy precision; "" if it was not judged
 
 
 @dataclass(frozen=True)
@@ -70,10 +112,14 @@ class Candidate:
 def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Case:
     """Create the model `name`, with random weights unless they are built in or `pretrained` is set.
 
-    Raises the errors of `create_model`.
+    Raises the errors of `create_model`, UsageError `missing_dependency` if random weights are needed without PyTorch.
     """
     checkpoint = None if ":" in name else resolve(name)[1]
     trained = pretrained or bool(checkpoint and checkpoint.file)
+    require("torch", "a benchmark of a model with random weights" if not trained else "a benchmark")
+    from ..weights.factory import create_model
+    from ..weights.load import image_size
+
     model = create_model(name, pretrained=trained).eval()
     if not trained:
         fill_random(model)
@@ -81,26 +127,51 @@ def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Ca
     height, width = image_size(model) or (spec.height, spec.width)
     spec = dataclasses.replace(spec, height=height, width=width)
     weights = "trained" if trained else "random"
-    return Case(name=checkpoint.name if checkpoint else name, model=model, spec=spec, weights=weights, device=device)
+    network = Network.of(model)
+    return Case(
+        name=checkpoint.name if checkpoint else name, network=network, spec=spec, weights=weights, device=device
+    )
 
 
-@torch.no_grad()
 def fill_random(model: nn.Module) -> None:
     """Fill the weights with random numbers, so that every layer affects the output.
 
     The head of an untrained model is zero, so the outputs of all candidates would be equal.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+
+
+def has_torch() -> bool:
+    """Return whether PyTorch can be imported."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def in_torch(run: Callable[[Tensor], Tensor]) -> Run:
+    """Return a candidate that runs a function of tensors on arrays or tensors (B,...), without derivatives."""
+    import torch
+
+    return torch.no_grad()(lambda x: run(torch.as_tensor(x)))
 
 
 # --- this package -----------------------------------------------------------------------------------------------------
 
 
-def engine_candidate(engine: str, precision: str) -> Candidate:
-    """Return an engine of this package as a candidate that reads uint8 images; engine: a key of ENGINES or "auto"."""
+def engine_candidate(engine: str, precision: str, judged: Callable[[], bool] | None = None) -> Candidate:
+    """Return an engine of this package as a candidate that reads uint8 images; engine: a key of ENGINES or "auto".
+
+    judged: None applies the gate to trained weights only. With it, a lossy precision is measured in any case, and
+    compared with float32, for the record, if `judged` returns True at that time.
+    """
 
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         size = (case.spec.height, case.spec.width)
@@ -108,9 +179,14 @@ def engine_candidate(engine: str, precision: str) -> Candidate:
         plan = make_plan(case.device, precision, engine, batch, mode, case.model, size)
 
         def start() -> OpenCandidate:
-            if plan.precision != "float32" and case.weights == "trained":
+            lossy = plan.precision != "float32"
+            verdict, opened = "", None
+            if lossy and (judged() if judged else case.weights == "trained"):
                 opened = open_gated(case.model, plan, size, case.spec)
-            else:  # the accuracy of random weights cannot be judged
+                kept = opened.plan.precision == plan.precision
+                verdict = f"{'passed' if kept else 'refused'}: {opened.plan.choice('precision').reason}"
+                opened = opened if kept or not judged else None
+            if opened is None:  # without the gate
                 calibration = sample_images(case.spec, CALIBRATION) if plan.precision == "int8" else None
                 opened = open_engine(case.model, plan, size, case.spec, calibration)
             fell_back = opened.plan.precision != plan.precision  # because the lossy precision was too inaccurate
@@ -118,12 +194,20 @@ def engine_candidate(engine: str, precision: str) -> Candidate:
             if fell_back or engine == "auto":
                 _, value, reason = opened.plan.choice("precision" if fell_back else "engine")
                 note = f"{value}: {reason}"
-            return OpenCandidate(lambda x: next(opened.imap([x]))[0], opened.plan.precision, note)
+            return OpenCandidate(_run_of(opened), opened.plan.precision, note, gate=verdict)
 
         return start
 
     name = f"auto ({precision})" if engine == "auto" != precision else engine
     return Candidate(name, precision, "uint8", prepare)
+
+
+def _run_of(engine: Engine) -> Run:
+    def run(images: Array) -> Array:
+        batches: Iterable[Tensor] = [images]  # type: ignore[list-item]  # imap takes both, but one kind per call
+        return next(engine.imap(batches))[0]
+
+    return run
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------
@@ -134,9 +218,11 @@ def timm_candidate(precision: str) -> Candidate:
 
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         def start() -> OpenCandidate:
+            import torch
+
             dtype = getattr(torch, precision)
             model = timm_model(case).to(case.device, dtype)
-            return OpenCandidate(torch.inference_mode()(lambda x: model(x.to(dtype))), precision)
+            return OpenCandidate(in_torch(torch.inference_mode()(lambda x: model(x.to(dtype)))), precision)
 
         return start
 

@@ -1,8 +1,9 @@
 """Measurement of candidates in alternating rounds.
 
-All candidates of a model are open at the same time and take turns (A B C, A B C, ...), so that other load on the
-machine affects all of them. A product of two large matrices in each precision takes turns with them: its speed is an
-upper limit for this machine. Ratios within a run can be compared; absolute speeds of different runs cannot.
+All candidates of a model are open at the same time and take turns (A B C, B C A, ...), so that other load on the
+machine affects all of them, and none always follows the same other one. A product of two large matrices in each
+precision takes turns with them: its speed is an upper limit for this machine. Ratios within a run can be compared;
+absolute speeds of different runs cannot.
 """
 
 from __future__ import annotations
@@ -19,24 +20,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from .._version import __version__
-from ..data.transforms import normalise
+from ..engine import make_plan
 from ..errors import TessellaError
-from ..machine import hardware, other_versions
-from .candidates import Candidate, Case, OpenCandidate, first_line
+from ..machine import hardware, other_versions, versions
+from .candidates import Array, Candidate, Case, OpenCandidate, first_line
 from .memory import PeakMemory
+from .products import SIDE, matrix_product
 
-GEMM_SIDE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices
 # A turn consists of as many forward passes as fit into this time, at least one. A single short pass would mostly
 # measure the resolution of the clock and the start of threads.
 TURN_SECONDS = 0.2
+# Pause before each turn, as a multiple of TURN_SECONDS: threads of the previous contender may still spin (those of
+# ONNX Runtime for 40 ms, those of some builds of OpenMP for 200 ms), which took up to 1.7 times the speed.
+PAUSE = 1.25
+LEAST_ROUNDS = 3
 # Largest difference of the logits from the reference, relative to their norm. With a larger one, the candidate computes
 # another function. The accuracy of lossy precisions is checked by the gate of the engine, not here.
-TOLERANCE = {"float32": 1e-3}
-LOSSY_TOLERANCE = 0.5
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "int8": 1.0}
 
 
 class WrongAnswerError(Exception):
@@ -71,12 +75,18 @@ class BenchmarkRow:
     passes: int = 0  # forward passes per round
     gmacs: float = 0.0
     weights: str = ""
-    threads: int = dataclasses.field(default_factory=torch.get_num_threads)
+    gate: str = ""  # verdict about a lossy precision; "" if it was not judged
+    threads: int = 0
     hardware: str = ""
-    torch: str = torch.__version__
+    torch: str = dataclasses.field(default_factory=lambda: torch_version())
     tessella: str = __version__
     versions: str = dataclasses.field(default_factory=lambda: other_versions())
     date: str = dataclasses.field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+
+def torch_version() -> str:
+    """Return the version of PyTorch, or "" if it is not installed."""
+    return versions().get("torch", "")
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(BenchmarkRow))
@@ -99,30 +109,42 @@ def measure(
     *,
     gemm_side: int | None = None,
     turn_seconds: float | None = None,
+    until: Callable[[int], float] | None = None,
 ) -> Iterator[list[BenchmarkRow]]:
     """Yield the rows of one batch size at a time, in the order of the candidates; failed ones state the reason.
 
     gemm_side: rows and columns of the matrices whose product is the upper limit. turn_seconds: shortest duration of a
-    turn.
+    turn. until: takes a batch size; returns the time (of time.perf_counter) after which no further round starts, except
+    for the first LEAST_ROUNDS.
     """
-    side = gemm_side or GEMM_SIDE.get(torch.device(case.device).type, 2048)
+    side = gemm_side or SIDE.get(_kind(case.device), 2048)
     turn_seconds = TURN_SECONDS if turn_seconds is None else turn_seconds
+    threads = make_plan(case.device, precision="float32").threads
     with tempfile.TemporaryDirectory(prefix="tessella-bench-", ignore_cleanup_errors=True) as folder:
         for batch in batch_sizes:
-            rows = [_empty_row(case, candidate, batch) for candidate in candidates]
+            rows = [_empty_row(case, candidate, batch, threads) for candidate in candidates]
             contenders = _open_all(case, candidates, rows, Path(folder), turn_seconds)
-            precisions = dict.fromkeys(rows[index].precision for index in contenders)
-            products = {name: _matrix_product(name, case.device, side, turn_seconds) for name in precisions}
-            take_turns([*(product for product in products.values() if product), *contenders.values()], rounds)
+            products: dict[str, Contender | None] = {}
+            for precision in dict.fromkeys(rows[index].precision for index in contenders):
+                run = matrix_product(precision, _kind(case.device), side, threads)
+                products[precision] = _contender(run, case.device, turn_seconds)[0] if run else None
+            everything = [*(product for product in products.values() if product), *contenders.values()]
+            take_turns(everything, rounds, until(batch) if until else None)
             fill_rows(rows, contenders, products, 2 * side**3)
             contenders.clear()
             gc.collect()
             if "torch._dynamo" in sys.modules:
+                import torch
+
                 torch.compiler.reset()  # as the compiler limits the number of its programs
             yield rows
 
 
-def _empty_row(case: Case, candidate: Candidate, batch: int) -> BenchmarkRow:
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
+
+
+def _empty_row(case: Case, candidate: Candidate, batch: int, threads: int) -> BenchmarkRow:
     return BenchmarkRow(
         model=case.name,
         candidate=candidate.name,
@@ -131,6 +153,7 @@ def _empty_row(case: Case, candidate: Candidate, batch: int) -> BenchmarkRow:
         batch=batch,
         gmacs=case.macs / 1e9,
         weights=case.weights,
+        threads=threads,
         hardware=hardware(case.device),
     )
 
@@ -139,7 +162,9 @@ def _open_all(
     case: Case, candidates: Sequence[Candidate], rows: Sequence[BenchmarkRow], folder: Path, turn_seconds: float
 ) -> dict[int, Contender]:
     """Open the candidates and return those that work, by the index of their row; `folder` has a cache for each."""
-    inputs, expected = _make_inputs(case, rows[0].batch) if rows else ({}, torch.empty(0))
+    if not rows:
+        return {}
+    inputs, expected = _make_inputs(case, rows[0].batch)
     contenders: dict[int, Contender] = {}
     for index, (candidate, row) in enumerate(zip(candidates, rows, strict=True)):
         caches = folder / str(index)
@@ -153,32 +178,40 @@ def _open_all(
     return contenders
 
 
-def _make_inputs(case: Case, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+def _make_inputs(case: Case, batch: int) -> tuple[dict[str, Array], NDArray[np.floating]]:
     """Return the same random images in both formats, on the device, and the model's logits for the first two."""
     spec = case.spec
     shape = (batch, spec.height, spec.width, spec.channels)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = normalise(pixels, spec)
-    with torch.inference_mode():
-        expected = case.model(images[:2])
-    return {"uint8": pixels.to(case.device), "float32": images.to(case.device)}, expected
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    inputs: dict[str, Array] = {"uint8": pixels, "float32": case.normalised(pixels)}
+    expected = case.expected(pixels[:2])
+    if case.device != "cpu":
+        import torch
+
+        inputs = {name: torch.as_tensor(images).to(case.device) for name, images in inputs.items()}
+    return inputs, expected
 
 
 def _open(
-    start: Callable[[], OpenCandidate], x: Tensor, expected: Tensor, device: str, turn_seconds: float, row: BenchmarkRow
+    start: Callable[[], OpenCandidate],
+    x: Array,
+    expected: NDArray[np.floating],
+    device: str,
+    turn_seconds: float,
+    row: BenchmarkRow,
 ) -> Contender:
     """Open a candidate, check its output, and fill in `row`."""
     memory = PeakMemory(device)
     started = time.perf_counter()
     opened = start()
-    row.precision, row.note = opened.precision, opened.note
+    row.precision, row.note, row.gate = opened.precision, opened.note, opened.gate
     logits = opened.run(x)
     _synchronise(device)
     row.ready_seconds = time.perf_counter() - started + opened.earlier_seconds
     contender, row.passes = _contender(lambda: opened.run(x), device, turn_seconds)
     row.peak_mb = memory.peak_mb()
-    row.difference = relative_difference(logits[: len(expected)], expected)
-    if not row.difference <= TOLERANCE.get(row.precision, LOSSY_TOLERANCE):  # also true for NaN
+    row.difference = relative_difference(as_array(logits)[: len(expected)], expected)
+    if not row.difference <= TOLERANCE[row.precision]:  # also true for NaN
         raise WrongAnswerError(f"its logits differ from those of the model by {row.difference:.2g} of their norm")
     return contender
 
@@ -190,8 +223,7 @@ def _contender(run: Callable[[], object], device: str, turn_seconds: float) -> t
     """Warm up with two forward passes; the second determines the number of passes per turn, which is also returned."""
 
     def turn(passes: int) -> float:
-        # Threads of the previous contender may still spin (those of ONNX Runtime for 40 ms), which doubled the times.
-        time.sleep(turn_seconds / 2)
+        time.sleep(PAUSE * turn_seconds)
         if passes > 1:
             run()  # not timed, because the caches contain data of the previous contender
         _synchronise(device)
@@ -206,10 +238,17 @@ def _contender(run: Callable[[], object], device: str, turn_seconds: float) -> t
     return Contender(lambda: turn(passes)), passes
 
 
-def take_turns(contenders: Sequence[Contender], rounds: int) -> None:
-    """Give each contender one turn per round (A B C, A B C, ...); one that fails gets no further turns."""
-    for _ in range(rounds):
-        for contender in contenders:
+def take_turns(contenders: Sequence[Contender], rounds: int, until: float | None = None) -> None:
+    """Give each contender one turn per round; each round starts with another one (A B C, B C A, ...).
+
+    A contender that fails gets no further turns. until: time of time.perf_counter after which no round starts, except
+    for the first LEAST_ROUNDS.
+    """
+    for number in range(rounds):
+        if until is not None and number >= LEAST_ROUNDS and time.perf_counter() > until:
+            return
+        first = number % max(len(contenders), 1)
+        for contender in [*contenders[first:], *contenders[:first]]:
             if contender.error is None:
                 try:
                     contender.seconds.append(contender.turn())
@@ -217,21 +256,10 @@ def take_turns(contenders: Sequence[Contender], rounds: int) -> None:
                     contender.error = error
 
 
-def _matrix_product(precision: str, device: str, side: int, turn_seconds: float) -> Contender | None:
-    """Return a product of two square matrices; None if PyTorch does not support the precision on this device."""
-    try:
-        if precision == "int8":
-            left = torch.ones(side, side, dtype=torch.int8, device=device)
-            return _contender(lambda: torch._int_mm(left, left), device, turn_seconds)[0]
-        left = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
-        out = torch.empty_like(left)
-        return _contender(lambda: torch.mm(left, left, out=out), device, turn_seconds)[0]
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-
-
 def _synchronise(device: str) -> None:
     if device.startswith("cuda"):
+        import torch
+
         torch.cuda.synchronize(device)
 
 
@@ -278,10 +306,15 @@ def _fail(row: BenchmarkRow, error: Exception | None) -> None:
         row.status, row.note = error.code, str(error)
 
 
-def relative_difference(logits: Tensor, expected: Tensor) -> float:
+def relative_difference(logits: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
     """Return the norm of the difference relative to the norm of `expected`; both (B,classes)."""
-    expected = expected.double()
-    return float((logits.detach().cpu().double() - expected).norm() / expected.norm())
+    exact = expected.astype(np.float64)
+    return float(np.linalg.norm(logits.astype(np.float64) - exact) / np.linalg.norm(exact))
+
+
+def as_array(logits: Array) -> NDArray[np.generic]:
+    """Return logits (B,classes) of any device as an array; bfloat16, which NumPy lacks, as float32."""
+    return logits if isinstance(logits, np.ndarray) else logits.detach().float().cpu().numpy()
 
 
 @contextmanager

@@ -1,11 +1,9 @@
-"""Measure peak memory."""
+"""Measure peak memory. PyTorch is imported for GPUs only."""
 
 from __future__ import annotations
 
 import gc
 from pathlib import Path
-
-import torch
 
 
 class PeakMemory:
@@ -16,6 +14,8 @@ class PeakMemory:
         self.device = device if device.startswith("cuda") else None
         self.is_supported = True
         if self.device:
+            import torch
+
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
             return
@@ -29,7 +29,12 @@ class PeakMemory:
         """Return the rise so far in MB (10^6 bytes), or None if the system does not provide it."""
         if not self.is_supported:
             return None
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device else _process_bytes("VmHWM")
+        if self.device:
+            import torch
+
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = _process_bytes("VmHWM")
         return max(peak - self.before, 0) / 1e6
 
 
