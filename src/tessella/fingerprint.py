@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from _typeshed import DataclassInstance
+    from numpy.typing import NDArray
 
     from .data.spec import InputSpec
     from .models.base import ImageModel
@@ -82,12 +84,34 @@ def weights_hash(model: ImageModel) -> str:
     return digest.hexdigest()
 
 
-def identify(model: ImageModel, spec: InputSpec) -> dict[str, object]:
+def arrays_hash(tensors: Mapping[str, NDArray[np.generic]]) -> str:
+    """Return the hash that `weights_hash` gives for a model with these arrays, of any shape, in this order."""
+    digest = hashlib.sha256()
+    for key, value in tensors.items():
+        digest.update(f"{key} torch.{value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes() if not value.flags.c_contiguous else value.data)
+    return digest.hexdigest()
+
+
+class Described(Protocol):
+    """A model as data, such as `weights.network.Network`."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def global_pool(self) -> str: ...
+    @property
+    def weights_hash(self) -> str: ...
+
+
+def identify(model: ImageModel | Described, spec: InputSpec) -> dict[str, object]:
     """Return everything that determines the results of a model in float32, besides the settings of a Predictor."""
     return dict(
         arch=model.arch,
         config=config_text(model.config),
-        weights=weights_hash(model),
+        weights=weights_hash(model) if hasattr(model, "state_dict") else model.weights_hash,
         pool=model.global_pool,
         spec=spec.to_cfg(),
         numeric_contract=NUMERIC_CONTRACT,
