@@ -31,12 +31,17 @@ def require(module: str, purpose: str) -> ModuleType:
 
 def check_installed(package: str, purpose: str) -> None:
     """Raise the UsageError of `require` if a package is not installed, without importing it: that may take seconds."""
-    if not util.find_spec(package):
+    if not is_installed(package):
         raise UsageError(
             "missing_dependency",
             f"{purpose} needs {package}, which is not installed",
             hint=install_command([package]),
         )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be found, without importing it."""
+    return util.find_spec(package) is not None
 
 
 def need_pyarrow() -> tuple[ModuleType, ModuleType]:

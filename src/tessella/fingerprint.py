@@ -72,8 +72,34 @@ def _default(field: dataclasses.Field[object]) -> object:
     return field.default
 
 
-def weights_hash(model: ImageModel) -> str:
+class Described(Protocol):
+    """A model as data, such as `weights.network.Network`."""
+
+    @property
+    def arch(self) -> str:
+        """The name of the architecture."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The dataclass of its settings."""
+        ...
+
+    @property
+    def global_pool(self) -> str:
+        """How features become an embedding."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """The result of `arrays_hash` for its weights."""
+        ...
+
+
+def weights_hash(model: ImageModel | Described) -> str:
     """Return the SHA-256 of the names, types, shapes and values of the model's state, as 64 hex digits."""
+    if not hasattr(model, "state_dict"):
+        return model.weights_hash
     import torch
 
     digest = hashlib.sha256()
@@ -93,25 +119,12 @@ def arrays_hash(tensors: Mapping[str, NDArray[np.generic]]) -> str:
     return digest.hexdigest()
 
 
-class Described(Protocol):
-    """A model as data, such as `weights.network.Network`."""
-
-    @property
-    def arch(self) -> str: ...
-    @property
-    def config(self) -> Any: ...
-    @property
-    def global_pool(self) -> str: ...
-    @property
-    def weights_hash(self) -> str: ...
-
-
 def identify(model: ImageModel | Described, spec: InputSpec) -> dict[str, object]:
     """Return everything that determines the results of a model in float32, besides the settings of a Predictor."""
     return dict(
         arch=model.arch,
         config=config_text(model.config),
-        weights=weights_hash(model) if hasattr(model, "state_dict") else model.weights_hash,
+        weights=weights_hash(model),
         pool=model.global_pool,
         spec=spec.to_cfg(),
         numeric_contract=NUMERIC_CONTRACT,

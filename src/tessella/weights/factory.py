@@ -16,7 +16,9 @@ from ..checks import checked
 from ..errors import UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
+from ..models.configs import FamilyConfig
 from ..models.features import FeatureExtractor
+from ..models.registry import FAMILIES
 from .catalogue import DEPRECATED, Checkpoint, PretrainedCfg, list_models, resolve
 from .config import ModelArgs
 from .files import check_finite, read_state_dict, without_prefix
@@ -147,6 +149,15 @@ def _build_uninitialized(arch: str, args: ModelArgs) -> ImageModel:
     except RuntimeError as error:  # raised by torch if the memory is not sufficient
         what = f"{arch} with these arguments does not fit into the memory: {error}"
         raise UsageError("bad_argument", what) from None
+    return model
+
+
+def build_with(arch: str, config: FamilyConfig, state: Mapping[str, Tensor]) -> ImageModel:
+    """Build the model with this config, whose parameters are the tensors of its complete state dict, not copies."""
+    with _SkipInitialization():
+        model = FAMILIES[type(config)](config)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.arch = arch
     return model
 
 

@@ -47,6 +47,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def refuse(code: str, path: Path, what: str, hint: str = "", cause: BaseException | None = None) -> NoReturn:
+    """Raise WeightsError about the file, with a better hint for files in the Hub's cache."""
     if (
         hint == AGAIN and path.parent.parent.name == "snapshots"
     ):  # in the Hub's cache, whose client does not check files again
@@ -55,7 +56,7 @@ def refuse(code: str, path: Path, what: str, hint: str = "", cause: BaseExceptio
 
 
 def sniff(path: Path, file: BufferedReader) -> Literal["safetensors", "pickle"]:
-    """Return "safetensors" or "pickle"; raises WeightsError that names any other format."""
+    """Return "safetensors" or "pickle". Raises WeightsError that names any other format."""
     head = file.read(512)
     size = path.stat().st_size
     if size < 8:

@@ -31,7 +31,8 @@ def find_checkpoint(
 ) -> CheckpointConfig:
     """Return the config of a checkpoint, with the location of its weights, and the constructor arguments in its file.
 
-    read_pretrained: the weights will be read next, so those of a Hub repository are downloaded.
+    override: a tag or a config instead of the catalog's. read_pretrained: the weights will be read next, so those of a
+    Hub repository are downloaded. Raises UsageError, WeightsError, HubError.
     """
     if not isinstance(name, str):
         raise UsageError("bad_argument", f"a model name is a string like 'mixer_b16_224', not {type(name).__name__}")
@@ -95,7 +96,10 @@ def _check_fields(cfg: Mapping[str, object]) -> PretrainedCfg:
 
 
 def overlay(cfg: PretrainedCfg, changes: Mapping[str, object]) -> PretrainedCfg:
-    """Replace fields of a config; a new source of weights also removes the old source and its hash."""
+    """Replace fields of a config; a new source of weights also removes the old source and its hash.
+
+    Raises UsageError `bad_argument`.
+    """
     fields = _check_fields(changes)
     if any(key in fields for key in SOURCE_FIELDS):
         cfg = {key: value for key, value in cfg.items() if key not in SOURCE_FIELDS}
@@ -103,7 +107,10 @@ def overlay(cfg: PretrainedCfg, changes: Mapping[str, object]) -> PretrainedCfg:
 
 
 def locate(cfg: PretrainedCfg, name: str, cache_dir: str | Path | None) -> tuple[Path, str | None]:
-    """Return the local weight file and the SHA-256 that it must have, if one is known."""
+    """Return the local weight file and the SHA-256 that it must have, if one is known.
+
+    Weights of the catalog are downloaded. Raises UsageError `no_weights`, HubError.
+    """
     if file := cfg.get("file"):
         return Path(file), cfg.get("sha256")
     if repo := cfg.get("hf_hub_id"):

@@ -67,7 +67,7 @@ TYPES = {  # by the name in a header; NumPy has no float8 and no bfloat16, so th
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """A tensor in a file. name: its type in the header. start: of its bytes, counted from the end of the header."""
 
     stored: str
@@ -77,6 +77,7 @@ class Entry:
 
     @property
     def kind(self) -> TensorKind:
+        """The shape, and the type that PyTorch would give it."""
         return TensorKind(self.shape, TYPES[self.stored].dtype)
 
 
@@ -85,7 +86,7 @@ class Header:
     """The header of a safetensors file. start: of the data, in bytes. tensors: in the order of their data."""
 
     start: int
-    tensors: dict[str, Entry]
+    tensors: dict[str, StoredTensor]
 
 
 def read_header(path: Path, file: BufferedReader) -> Header:
@@ -102,7 +103,7 @@ def read_header(path: Path, file: BufferedReader) -> Header:
         entries = sorted(_parse(raw), key=lambda item: (item[1].start, item[1].end, item[0]))
         if not entries:
             raise ValueError("it contains no tensor")
-        nothing = ("the start", Entry("U8", (), 0, 0))
+        nothing = ("the start", StoredTensor("U8", (), 0, 0))
         for (name, before), (following, entry) in pairwise([nothing, *entries]):
             if entry.start != before.end:
                 raise ValueError(f"{following!r} starts at byte {entry.start}, but {name!r} ends at {before.end}")
@@ -115,7 +116,7 @@ def read_header(path: Path, file: BufferedReader) -> Header:
     return Header(8 + header_bytes, dict(entries))
 
 
-def _parse(raw: bytes) -> Iterable[tuple[str, Entry]]:
+def _parse(raw: bytes) -> Iterable[tuple[str, StoredTensor]]:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         if len(keys := dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
@@ -143,7 +144,7 @@ class _Description(msgspec.Struct):
     data_offsets: tuple[Count, Count]  # first byte and end
 
 
-def _check_entry(name: str, value: object) -> Entry:
+def _check_entry(name: str, value: object) -> StoredTensor:
     try:
         entry = msgspec.convert(value, _Description, strict=True)
     except msgspec.ValidationError as error:
@@ -153,7 +154,7 @@ def _check_entry(name: str, value: object) -> Entry:
     start, end = entry.data_offsets
     if end - start != prod(entry.shape) * TYPES[entry.dtype].item_bytes:
         raise ValueError(f"{name!r} of shape {entry.shape} in {entry.dtype} does not take {end - start} bytes")
-    return Entry(entry.dtype, tuple(entry.shape), start, end)
+    return StoredTensor(entry.dtype, tuple(entry.shape), start, end)
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
@@ -210,12 +211,12 @@ def _read_data(path: Path, file: BufferedReader, header: Header) -> NDArray[np.u
     offset = -buffer.ctypes.data % ALIGNMENT
     data = buffer[offset : offset + count]
     file.seek(header.start)
-    if file.readinto(memoryview(data)) != count:
+    if file.readinto(data.data) != count:
         refuse("truncated", path, "became shorter while it was read", AGAIN)
     return data
 
 
-def _converted(data: NDArray[np.uint8], entry: Entry, target: TensorKind, path: Path, key: str) -> Array:
+def _converted(data: NDArray[np.uint8], entry: StoredTensor, target: TensorKind, path: Path, key: str) -> Array:
     """Return a tensor of the file in the type of the model: a view of `data` if the file has that type."""
     stored: Array = data[entry.start : entry.end].view(TYPES[entry.stored].stored).reshape(entry.shape)
     stored = np.require(stored, requirements="A")
@@ -233,7 +234,7 @@ def _converted(data: NDArray[np.uint8], entry: Entry, target: TensorKind, path: 
 
 @cache
 def float8_values(stored: str) -> NDArray[np.float32]:
-    """Return the 256 values of a float8 type of safetensors files."""
+    """Return the (256,) values of a float8 type of safetensors files, by their bytes."""
     codes = np.arange(256, dtype=np.uint16)
     if stored == "F8_E5M2":  # the upper half of a float16
         return (codes << np.uint16(8)).view(np.float16).astype(np.float32)
