@@ -32,7 +32,7 @@ def require(module: str, purpose: str) -> ModuleType:
 
 def check_installed(package: str, purpose: str) -> None:
     """Raise the UsageError of `require` if a package is not installed, without importing it: that may take seconds."""
-    if not util.find_spec(package):
+    if not is_installed(package):
         raise _missing(package, purpose)
 
 
@@ -59,6 +59,11 @@ def public_names(package: str, file: str) -> tuple[Callable[[str], object], Call
             raise _missing("torch", f"{package}.{name}") from None
 
     return load_name, names, public
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be found, without importing it."""
+    return util.find_spec(package) is not None
 
 
 def need_pyarrow() -> tuple[ModuleType, ModuleType]:
