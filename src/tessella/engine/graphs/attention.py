@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from .ops import Affine, Array, Products, WeightReader, constant, gelu, integers, reshape, standardize, transpose
+from .ops import Affine, Array, Products, WeightReader, constant, gelu, reshape, standardize, transpose
 
 Projection: TypeAlias = "tuple[Array, Array | None]"  # weight (D,D) and bias (D,) of a linear layer
 Projections: TypeAlias = "tuple[Projection, Projection, Projection]"  # of queries, keys and values
@@ -53,9 +53,7 @@ def self_attention(
         attention = op.add(op.multiply(attention, constant(factor[:, None, None])), constant(by_position))
     mixed = reshape(transpose(op.matmul(attention, v_BhNd, False, False), 0, 2, 1, 3), 0, 0, -1)
     name = f"{weights.prefix}attn.proj"
-    return products.linear(
-        name, products.input(name, mixed), weights["attn.proj.weight"], weights["attn.proj.bias"]
-    )
+    return products.linear(name, products.input(name, mixed), weights["attn.proj.weight"], weights["attn.proj.bias"])
 
 
 def split_qkv(weights: WeightReader) -> Projections:

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from ...weights.network import Network
 
 POOLS = {  # by the name of the config: pools that give one vector per image
-    "ConvMixerConfig": ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax"),
+    "ConvMixerConfig": (
+        "avg",
+        "max",
+        "avgmax",
+        "catavgmax",
+        "fast",
+        "fastavg",
+        "fastmax",
+        "fastavgmax",
+        "fastcatavgmax",
+    ),
     "ConViTConfig": ("token", "avg"),
     "MixerConfig": ("avg",),
     "CrossViTConfig": ("token", "avg"),

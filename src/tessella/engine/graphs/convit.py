@@ -55,7 +55,11 @@ def build(
         if i == local:
             x = op.concat([tokens_of(weights["cls_token"], x), x], 1)
         inner = weights.under(f"blocks.{i}.")
-        x = local_block(inner, products, x, cfg.num_heads, grid) if i < local else block(inner, products, x, cfg.num_heads)
+        x = (
+            local_block(inner, products, x, cfg.num_heads, grid)
+            if i < local
+            else block(inner, products, x, cfg.num_heads)
+        )
     if shortened:
         if local == cfg.depth - 1:
             x = op.concat([tokens_of(weights["cls_token"], x), x], 1)

@@ -129,9 +129,7 @@ class Mixer(Blocks):
 
         return op.add(x_BND, self.mlp(f"{block}mlp_channels.", normed, linear))
 
-    def mlp(
-        self, name: str, x: ov.Output, linear: Callable[[str, ov.Output, Array, Array], ov.Node]
-    ) -> ov.Node:
+    def mlp(self, name: str, x: ov.Output, linear: Callable[[str, ov.Output, Array, Array], ov.Node]) -> ov.Node:
         """Return an MLP with `linear` for its layers; the two halves of a gated one are products of their own."""
         inner = self.weights.under(name)
         weight, bias = inner["fc1.weight"], inner["fc1.bias"]

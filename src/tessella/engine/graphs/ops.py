@@ -193,9 +193,7 @@ def image_input(size: Size, channels: int, spec: InputSpec | None) -> tuple[ov.N
     return images, op.convert(images, "f32")
 
 
-def patches(
-    products: Products, name: str, images_BHWC: ov.Output, weight: Array, bias: Array, size: Size
-) -> ov.Node:
+def patches(products: Products, name: str, images_BHWC: ov.Output, weight: Array, bias: Array, size: Size) -> ov.Node:
     """Patch embedding as one product, since patches do not overlap: float (B,H,W,C) -> (B,N,D).
 
     weight: (D,C,p,p). size: (height, width) of the images, of which p x p patches are read.
