@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.tom
 
 
 EXTRA_OF = {  # import name -> the extra that installs it
+    "torch": "torch",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
@@ -55,3 +56,12 @@ def test_the_main_jobs_need_no_extra() -> None:
     default = names(PROJECT["dependencies"])
     assert {"pyarrow", "lancedb", "matplotlib", "openvino", "prometheus-client"} <= default
     assert not default & set(EXTRA_OF)
+
+
+def test_the_extras_that_need_pytorch_install_it() -> None:
+    """Conversion to ONNX and training start from PyTorch models."""
+    extras = PROJECT["optional-dependencies"]
+    assert names(extras["torch"]) == {"torch"}
+    assert all("tessella[torch]" in extras[name] for name in ("onnx", "train"))
+    assert "torch" in re.split(r"[\[\],]", extras["all"][0])
+    assert "torch" in names(extras["dev"])

@@ -20,10 +20,10 @@ from tessella.loading import (
     OpenedModel,
     check_model_args,
     choose_mode,
-    create_planned,
     find_exported,
     find_samples,
     open_model,
+    open_planned,
 )
 from tessella.pipeline import ImageReader
 
@@ -52,7 +52,7 @@ def test_samples_are_listed_up_to_a_limit(tmp_path: Path) -> None:
 
 
 def test_a_predictor_accepts_an_opened_model() -> None:
-    model, plan = create_planned(settings_for(batch_size=3))
+    model, plan = open_planned(settings_for(batch_size=3))
     spec = Predictor(model).spec
     opened = open_model(model, ImageReader(spec), name="mine", plan=plan)
     assert isinstance(opened, OpenedModel)
@@ -78,7 +78,7 @@ def test_a_predictor_accepts_an_opened_model() -> None:
 def test_settings_are_refused_before_weights_are_loaded(wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tessella.weights.factory.create_model", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(UsageError) as refused:
-        create_planned(settings_for(**wrong))
+        open_planned(settings_for(**wrong))
     with pytest.raises(UsageError) as same:
         make_plan(**wrong)
     assert (refused.value.code, str(refused.value)) == (same.value.code, str(same.value))

@@ -12,15 +12,17 @@ import numpy as np
 from .engine import Choice
 from .engine.plan import has_native_bfloat16
 from .engine.tuned import all_tuned
+from .machine import instruction_set, thread_count
 from .predictor import load
 from .weights.catalogue import DEFAULT_MODEL
 
 NEEDED = (
-    *("torch", "numpy", "pillow", "safetensors", "huggingface_hub", "openvino"),
+    *("numpy", "pillow", "safetensors", "huggingface_hub", "openvino"),
     *("pyarrow", "lancedb", "matplotlib", "prometheus_client"),
 )
 OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
+    "torch": "training, features, GPUs, other engines and image sizes (extra torch)",
     "onnxruntime": "the ONNX Runtime engine (extra onnx)",
     "nncf": "int8 with OpenVINO (extra int8)",
     "ray": "runs on several machines (extra ray)",
@@ -33,22 +35,18 @@ def examine() -> list[Choice]:
 
     Raises the errors of `load`.
     """
-    import torch
-
     rows = [
         Choice("python", platform.python_version(), f"{platform.system()} {platform.machine()}"),
         Choice("tessella", metadata.version("tessella"), "installed"),
     ]
     rows += [Choice(package, _version(package), "required") for package in NEEDED]
     rows += [Choice(package, _version(package), f"optional: {use}") for package, use in OPTIONAL.items()]
-    rows.append(
-        Choice("instruction set", torch.backends.cpu.get_cpu_capability(), "the one that PyTorch uses on this CPU")
-    )
+    rows.append(Choice("instruction set", instruction_set(), "the best of this CPU for matrix products"))
     native = has_native_bfloat16("cpu")
     why = "faster than float32" if native else "not faster: this CPU computes in float32 and rounds the results"
     rows.append(Choice("bfloat16", "native" if native else "emulated", why))
     rows.append(_hub())
-    rows += _tuned(torch.get_num_threads())
+    rows += _tuned(thread_count())
     start = time.perf_counter()
     predictor = load()
     rows += predictor.plan.choices

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
 from pathlib import Path
 
 from .checks import checked
 from .engine.artefacts import GRAPHS
+from .engine.base import GraphEngine
 from .engine.exported import write_card
 from .errors import OutputError, UsageError
 from .predictor import Predictor
@@ -24,22 +24,20 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     engine = predictor.engine
-    if engine.graph is None:
+    if not isinstance(engine, GraphEngine):
         raise UsageError(
             "bad_argument",
             f"{predictor.name} uses the engine {engine.plan.engine!r}, which has no file to export",
             hint=f"load it with engine={' or '.join(map(repr, GRAPHS))}",
         )
     check_new(folder)
-    stem = engine.graph.stem
     card = dataclasses.replace(predictor.card, identity=predictor.identity)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             draft = Path(temporary) / folder.name
             draft.mkdir()
-            for path in engine.graph.parent.glob(f"{stem}.*"):
-                shutil.copyfile(path, draft / path.name)
+            engine.save(draft)
             write_card(draft, card)
             if folder.exists():
                 folder.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import util
 from types import ModuleType
 
 from .errors import UsageError
@@ -26,6 +27,16 @@ def require(module: str, purpose: str) -> ModuleType:
         raise UsageError(
             "missing_dependency", f"{purpose} needs {package}, which {state}", hint=install_command([package])
         ) from None
+
+
+def check_installed(package: str, purpose: str) -> None:
+    """Raise the UsageError of `require` if a package is not installed, without importing it: that may take seconds."""
+    if not util.find_spec(package):
+        raise UsageError(
+            "missing_dependency",
+            f"{purpose} needs {package}, which is not installed",
+            hint=install_command([package]),
+        )
 
 
 def need_pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .arguments import suggestion
 from .data.labels import labels_for_classes
@@ -26,14 +26,13 @@ from .engine.plan import Mode as RunMode
 from .engine.plan import check_settings
 from .errors import UsageError
 from .inputs import AnyImage
+from .models.configs import CONFIGS
 from .pipeline import ImageReader
 from .results import ClassNames
 from .weights.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
-
-if TYPE_CHECKING:
-    from .models.base import ImageModel
+from .weights.network import AnyModel, Network, as_network, open_network
 
 MAX_SAMPLES = 500  # images on which a precision is compared with float32
 
@@ -69,7 +68,7 @@ class LoadSettings:
         return local_folder(self.name) if self.name.startswith("local-dir:") else None
 
 
-def spec_of(model: ImageModel, name: str = "") -> InputSpec:
+def spec_of(model: AnyModel, name: str = "") -> InputSpec:
     """Return the input spec of a model of `create_model`; UsageError `bad_argument` for anything else."""
     if not hasattr(model, "pretrained_cfg"):
         raise UsageError(
@@ -84,7 +83,7 @@ def spec_of(model: ImageModel, name: str = "") -> InputSpec:
 
 
 def open_model(
-    model: ImageModel,
+    model: AnyModel,
     reader: ImageReader,
     *,
     name: str = "",
@@ -98,18 +97,18 @@ def open_model(
     in this package. Raises UsageError, WeightsError.
     """
     size = (reader.spec.height, reader.spec.width)
-    model = model.eval()
-    plan = plan or make_plan(model=model, size=size)
+    network = as_network(model if isinstance(model, Network) else model.eval())
+    plan = plan or make_plan(model=network, size=size)
     samples = None if images is None or plan.precision not in BOUNDS else reader.load_readable(images)
-    engine = open_gated(model, plan, size, reader.spec, samples)
-    classes, reason = find_labels(model)
+    engine = open_gated(network, plan, size, reader.spec, samples)
+    classes, reason = find_labels(network)
     card = Card(
-        name=name or model.arch,
-        arch=model.arch,
+        name=name or network.arch,
+        arch=network.arch,
         engine=engine.plan.engine,
         precision=engine.plan.precision,
-        num_classes=model.num_classes,
-        width=model.head_hidden_size,
+        num_classes=network.num_classes,
+        width=network.width,
         spec=reader.spec,
         labels=classes.labels,
         synsets=classes.synsets,
@@ -142,8 +141,8 @@ def find_exported(settings: LoadSettings) -> Path | None:
     return folder
 
 
-def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
-    """Create the model with its weights, and plan how to run it. Raises UsageError, WeightsError.
+def open_planned(settings: LoadSettings) -> tuple[Network, Plan]:
+    """Read the weights of a model, and plan how to run it. Raises UsageError, WeightsError.
 
     Unsupported settings are refused before weights are downloaded, most of them before PyTorch is imported.
     """
@@ -152,22 +151,18 @@ def create_planned(settings: LoadSettings) -> tuple[ImageModel, Plan]:
         _check_weights(settings.name)
     choices = (settings.device, settings.precision, settings.engine, settings.batch_size, settings.mode)
     check_settings(*choices)
-    from .models.base import ImageModel
-    from .weights.factory import create_model
-
-    model = create_model(
+    network = open_network(
         settings.name,
         pretrained=settings.pretrained,
         checkpoint_path=settings.checkpoint_path,
         cache_dir=settings.cache_dir,
-        **settings.model_args,
+        model_args=settings.model_args,
     )
-    assert isinstance(model, ImageModel)
-    spec = InputSpec.from_cfg(model.pretrained_cfg)
-    return model, make_plan(*choices, model, (spec.height, spec.width))
+    spec = InputSpec.from_cfg(network.pretrained_cfg)
+    return network, make_plan(*choices, network, (spec.height, spec.width))
 
 
-def find_labels(model: ImageModel) -> tuple[ClassNames, str]:
+def find_labels(model: Network) -> tuple[ClassNames, str]:
     """Return the labels of a model's classes, and where they come from."""
     if names := model.pretrained_cfg.get("label_names"):
         return ClassNames(tuple(names)), "from the checkpoint"
@@ -228,6 +223,4 @@ def check_model_args(model_args: Mapping[str, object], known: Sequence[str]) -> 
 
 def _is_model_arg(name: str) -> bool:
     """Return whether the config of any architecture has a field of that name."""
-    from .models import ARCHITECTURES
-
-    return any(hasattr(config, name) for _, config in ARCHITECTURES.values())
+    return any(hasattr(config, name) for config in CONFIGS.values())

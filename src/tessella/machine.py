@@ -14,12 +14,13 @@ import sys
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 # packages whose version changes the speed or the results of models
 RUNTIMES = ("torch", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
 
 CpuClass = Literal["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon", "other"]
+CPU_CLASSES: tuple[CpuClass, ...] = get_args(CpuClass)  # the best first
 
 # what Linux calls a feature -> our name; "avx512" is added for CPUs with the four sets that its kernels need
 _LINUX_FEATURES = {
@@ -177,6 +178,41 @@ def other_versions() -> str:
         with suppress(metadata.PackageNotFoundError):
             packages.append(f"{name} {metadata.version(name)}")
     return ", ".join(packages)
+
+
+def thread_count() -> int:
+    """Return the number of threads that a model should use on this CPU.
+
+    OMP_NUM_THREADS if it is set, else the physical cores that this process may use, as the two threads of a core share
+    its vector units; no more than the CPU time that a container is granted.
+    """
+    requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if requested.isdecimal() and int(requested) > 0:
+        return int(requested)
+    cores = _physical_cores() or available_cores()
+    return max(1, min(cores, _granted_cores() or cores))
+
+
+def _physical_cores() -> int:
+    """Return the number of physical cores among those that this process may use; 0 if the system does not say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            return 0
+    return len(siblings)
+
+
+def _granted_cores() -> int:
+    """Return the CPU time per second that the container's control group grants, rounded up; 0 if there is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return 0
 
 
 def available_cores() -> int:

@@ -30,10 +30,10 @@ from .loading import (
     LoadSettings,
     OpenedModel,
     check_model_args,
-    create_planned,
     find_exported,
     open_exported_model,
     open_model,
+    open_planned,
     spec_of,
 )
 from .pipeline import (
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .models.base import ImageModel
+    from .weights.network import Network
 
 MAX_BLOCKS = 10_000  # of a model
 
@@ -79,7 +80,7 @@ class Predictor:
     @checked
     def __init__(
         self,
-        model: ImageModel | OpenedModel,
+        model: ImageModel | Network | OpenedModel,
         *,
         name: str = "",
         plan: Plan | None = None,
@@ -138,7 +139,7 @@ class Predictor:
     @property
     def model(self) -> ImageModel:
         """The PyTorch model behind the engine; UsageError `bad_argument` for an exported model, which has none."""
-        if self.engine.model is None:
+        if self.engine.network is None:
             raise UsageError(
                 "bad_argument",
                 f"{self.name} is an exported model, which has no PyTorch module",
@@ -149,9 +150,9 @@ class Predictor:
     @functools.cached_property
     def identity(self) -> dict[str, object]:
         """Everything that determines the results besides the Predictor's settings; an export keeps its source's."""
-        if self.engine.model is None:
+        if self.engine.network is None:
             return dict(self.card.identity)
-        facts = identify(self.engine.model, self.spec)
+        facts = identify(self.engine.network, self.spec)
         if self.card.precision != "float32":  # rounded differently by each of these
             plan = self.engine.plan
             facts |= dict(engine=plan.engine, graph=self.engine.graph_hash, layout=plan.layout, device=plan.device)
@@ -397,8 +398,8 @@ def load(
     )
     if (folder := find_exported(settings)) is not None:
         return Predictor.from_export(folder, batch_size=batch_size, mode=mode, transform=transform, policy=policy)
-    model, plan = create_planned(settings)
-    return Predictor(model, name=settings.name, plan=plan, images=images, transform=transform, policy=policy)
+    network, plan = open_planned(settings)
+    return Predictor(network, name=settings.name, plan=plan, images=images, transform=transform, policy=policy)
 
 
 def check_top(top: int) -> int:

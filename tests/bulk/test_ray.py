@@ -44,9 +44,11 @@ SHARDS = ROWS // SHARD_ROWS
 
 @pytest.fixture(scope="module", autouse=True)
 def threads() -> Iterator[None]:
-    """Restore the number of threads, which the tiny model sets."""
+    """Restore the number of threads, which the tiny model and actors set."""
     before = torch.get_num_threads()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(before)))  # restored, or removed
+        yield
     torch.set_num_threads(before)
 
 

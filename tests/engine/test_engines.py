@@ -19,6 +19,7 @@ from tessella.engine import ENGINES, make_plan, open_engine
 from tessella.engine.base import Engine
 from tessella.errors import UsageError
 from tessella.fingerprint import weights_hash
+from tessella.weights.network import Network
 
 from ..models.tiny import NUM_CLASSES, TINY, images, size_of, tiny
 
@@ -245,12 +246,12 @@ def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_name_of_a_conversion_depends_on_everything_that_determines_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.engine import convert
+    from tessella.engine import facts as names
 
     def facts(case: str = "mixer", pixels: bool = True, **overrides: Any) -> dict[str, Any]:
         model = tiny(case, **overrides)
         spec = InputSpec(height=32, width=32) if pixels else None
-        return convert.conversion_facts(model, make_plan("cpu", engine="rewritten"), (32, 32), spec)
+        return names.conversion_facts(Network.of(model), make_plan("cpu", engine="rewritten"), (32, 32), spec)
 
     usual = facts()
     assert facts() == usual
@@ -260,5 +261,5 @@ def test_the_name_of_a_conversion_depends_on_everything_that_determines_it(monke
     with torch.no_grad():
         changed.head.bias[0] += 1e-6
     assert weights_hash(changed) != usual["weights"]
-    monkeypatch.setattr(convert, "code_hash", lambda: "another")
+    monkeypatch.setattr(names, "code_hash", lambda: "another")
     assert facts() != usual

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tessella.evaluation import classifiers
 from tessella.evaluation.classifiers import (
@@ -79,7 +78,7 @@ def test_the_penalty_is_chosen_on_a_subset_of_many_images(monkeypatch: pytest.Mo
     chosen = choose_strength(x, labels, held, 3)
     sizes = []
 
-    def counted(z_ND: torch.Tensor, labels_N: Any, *rest: Any) -> torch.Tensor:
+    def counted(z_ND: Any, labels_N: Any, *rest: Any) -> Any:
         sizes.append((len(z_ND), len(set(labels_N))))
         return minimise(z_ND, labels_N, *rest)
 
@@ -98,13 +97,13 @@ def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -
     cosines = l2_normalize(x) @ l2_normalize(bank).T
     order = np.argsort(-cosines, 1)[:, :5]
     unsplit = neighbours(x, bank, labels, 5)
-    assert np.allclose(unsplit[0].numpy(), np.take_along_axis(cosines, order, 1), atol=1e-6)
-    assert np.array_equal(unsplit[1].numpy(), labels[order])
+    assert np.allclose(unsplit[0], np.take_along_axis(cosines, order, 1), atol=1e-6)
+    assert np.array_equal(unsplit[1], labels[order])
     assert neighbours(x, bank, labels, 500)[0].shape == (50, 70)
 
 
 def test_votes_weigh_by_cosine() -> None:
-    cosines, labels = torch.tensor([[0.9, 0.8, 0.79]]), torch.tensor([[2, 0, 0]])
+    cosines, labels = np.array([[0.9, 0.8, 0.79]], np.float32), np.array([[2, 0, 0]])
     shares = softmax(vote(cosines, labels, 4))[0]
     votes = np.exp(np.array([[0.8, 0.79], [0.9, -np.inf]]) / 0.07).sum(1)
     assert shares[[0, 2]] == pytest.approx(votes / votes.sum(), rel=3e-3)
@@ -118,13 +117,14 @@ def test_the_minimum_is_found(strength: float, monkeypatch: pytest.MonkeyPatch) 
     z = Scale.of(x)(x)
     solution = minimise(z, labels, 3, strength)
     weight, bias = solution[:, :-1], solution[:, -1]
-    excess = (z @ weight.T + bias).softmax(1) - torch.eye(3, dtype=torch.float64)[labels]
+    powers = np.exp(z @ weight.T + bias)
+    excess = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels]
     # the gradient is zero at the minimum
-    assert (excess.T @ z + strength * weight).abs().max() / 300 < 1e-5
-    assert excess.sum(0).abs().max() / 300 < 1e-5
+    assert np.abs(excess.T @ z + strength * weight).max() / 300 < 1e-5
+    assert np.abs(excess.sum(0)).max() / 300 < 1e-5
     monkeypatch.setattr(classifiers, "CHUNK", 64)
     in_parts = minimise(z, labels, 3, strength, start=solution + 1)
-    assert torch.allclose(in_parts[:, :-1], weight, atol=2e-3)
+    assert np.allclose(in_parts[:, :-1], weight, atol=2e-3)
 
 
 def test_the_scale_folds_into_the_head() -> None:
@@ -133,12 +133,12 @@ def test_the_scale_folds_into_the_head() -> None:
     x[:, 3] = 7 + 1e-6 * np.random.default_rng(0).normal(size=200)  # the noise of float32 around a constant
     scale = Scale.of(x)
     z = scale(x)
-    assert z[:, [0, 1, 2, 4, 5]].mean(0).abs().max() < 1e-5
-    assert (z[:, [0, 1, 2, 4, 5]].std(0, correction=0) - 1).abs().max() < 1e-5
+    assert np.abs(z[:, [0, 1, 2, 4, 5]].mean(0)).max() < 1e-5
+    assert np.abs(z[:, [0, 1, 2, 4, 5]].std(0) - 1).max() < 1e-5
     assert not z[:, 3].any()
     head = fit(x, labels, 3, 1.0)
     assert not head.weight[:, 3].any()
-    expected = classifiers.logits_of(z, minimise(z, labels, 3, 1.0)).numpy()
+    expected = classifiers.logits_of(z, minimise(z, labels, 3, 1.0))
     assert np.abs(head(x) - expected).max() < 1e-3 * np.abs(expected).max()
     together = Scale.of(x, by_component=False)
     assert len(set(together.factor[together.factor > 0])) == 1

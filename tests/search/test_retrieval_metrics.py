@@ -47,6 +47,13 @@ def test_figures_computed_with_plain_loops(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.recall == {k: hits[k] / 120 for k in hits}
 
 
+def test_scores_are_ordered_as_by_a_stable_sort() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.normal(size=(20, 300)), 1).astype(np.float32)  # many equal ones
+    scores[:, :4] = [-np.inf, 0.0, -0.0, 1e-40]
+    assert np.array_equal(retrieval_metrics._order(scores), np.argsort(-scores, axis=1, kind="stable"))
+
+
 @pytest.mark.parametrize(
     ("vectors", "labels", "k"),
     [

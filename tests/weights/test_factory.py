@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from torch import nn
 
 from tessella.errors import HubError, UsageError, WeightsError
-from tessella.models import ARCHITECTURES
 from tessella.models.base import ImageModel
+from tessella.models.configs import CONFIGS
 from tessella.models.features import FeatureExtractor
 from tessella.weights import catalogue, create_model, factory, save_pretrained
 from tessella.weights.catalogue import CATALOGUE
@@ -318,9 +318,7 @@ def test_an_overlay_adapts_a_local_file(tmp_path: Path) -> None:
 def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a built-in checkpoint of a small model under a name of its own."""
     arch, small = TINY["convmixer"]
-    monkeypatch.setitem(
-        ARCHITECTURES, arch, (ARCHITECTURES[arch][0], dataclasses.replace(ARCHITECTURES[arch][1], **small))
-    )
+    monkeypatch.setitem(CONFIGS, arch, dataclasses.replace(CONFIGS[arch], **small))
     path = tmp_path / "mine.safetensors"
     sha256 = save_and_hash(path)
     row = dataclasses.replace(

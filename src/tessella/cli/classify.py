@@ -79,6 +79,7 @@ def embed(**arguments: Any) -> None:
 
 @click.command(
     cls=Command,
+    needs_torch="computing feature maps",
     examples=["tessella features photo.jpg", "tessella features photos --blocks 3,-1 --out maps.npz"],
 )
 @input_options

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from ..errors import OutputError
+from ..extras import check_installed
 from ..text import finite, printable
 from . import preflight
 
@@ -189,20 +190,27 @@ class Command(click.Command):
     """A command with -q and -v, options in groups, and examples at the end of its help.
 
     With -q, only errors, warnings and bad inputs are shown on standard error. Arguments are checked before the command
-    imports anything slow. examples: whole command lines.
+    imports anything slow. examples: whole command lines. needs_torch: what the command needs PyTorch for, such as
+    "training"; it is then refused if PyTorch is not installed.
     """
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), needs_torch: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+        self.needs_torch = needs_torch
         self.params += [
             Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
             Option(["-v", "--verbose"], is_flag=True, help="Also show what was chosen and why."),
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the arguments and run the command. Raises click's UsageError if -q and -v are combined."""
+        """Check the arguments and run the command.
+
+        Raises click's UsageError if -q and -v are combined, our UsageError `missing_dependency` without PyTorch.
+        """
         preflight.check(ctx.params)
+        if self.needs_torch:
+            check_installed("torch", self.needs_torch)
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         if quiet and verbose:
             raise click.UsageError("--quiet and --verbose cannot be combined", ctx)

@@ -78,6 +78,7 @@ def info(name: str | None, as_json: bool) -> None:
 
 @click.command(
     cls=Command,
+    needs_torch="converting weights",
     examples=["tessella convert Mixer-B_16.npz", "tessella convert weights.pth --arch convmixer_768_32"],
 )
 @argument("source", metavar="FILE", help="Weight file as the authors published it.")

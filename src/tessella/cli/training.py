@@ -15,6 +15,7 @@ from .options import data_argument, option, resumable_out_option, validation_opt
 
 @click.command(
     cls=Command,
+    needs_torch="training",
     examples=[
         "tessella train photos --out runs/photos",
         "tessella train photos -m mixer_b16_224.goog_in21k_ft_in1k --epochs 10 --out runs/mixer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.base import ImageModel
+    from ..weights.network import Network
 
 FloatArray = NDArray[np.float32]
 ArrayOutputs: TypeAlias = tuple[FloatArray, FloatArray]  # logits (B,classes), embedding (B,width)
@@ -33,20 +35,24 @@ Batch: TypeAlias = "Pixels | Tensor"
 class Engine(abc.ABC):
     """A model that is ready to run according to its plan.
 
-    model: the original model in evaluation mode, which the engine does not change; None for an exported file. spec: how
-    pixels are normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised
-    floats. size: (height, width) of the images in pixels.
+    network: the original model, which the engine does not change; None for an exported file. spec: how pixels are
+    normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised floats. size:
+    (height, width) of the images in pixels.
     """
 
-    def __init__(self, model: ImageModel | None, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
-        self.model, self.plan, self.size, self.spec = model, plan, size, spec
-
-    graph: Path | None = None  # the file of a converted model
+    def __init__(self, network: Network | None, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
+        self.network, self.plan, self.size, self.spec = network, plan, size, spec
 
     @property
     def graph_hash(self) -> str:
-        """SHA-256 of a converted model's weights; "" for other engines."""
-        return weights_file_hash(self.graph.parent) if self.graph else ""
+        """SHA-256 of everything besides the network that determines a graph; "" for engines without one."""
+        return ""
+
+    @property
+    def model(self) -> ImageModel:
+        """The PyTorch model in evaluation mode. Raises UsageError `missing_dependency` without PyTorch."""
+        assert self.network is not None, "an exported file has no model"
+        return self.network.to_module()
 
     @abc.abstractmethod
     def run(self, x: Tensor) -> TensorOutputs:
@@ -64,8 +70,8 @@ class Engine(abc.ABC):
         """Shape of one input image: (H,W,C) for uint8 images, (C,H,W) for normalized ones."""
         if self.spec:
             return (*self.size, self.spec.channels)
-        assert self.model
-        return (self.model.config.in_chans, *self.size)
+        assert self.network
+        return (self.network.config.in_chans, *self.size)
 
     @overload
     def imap(self, batches: Iterable[Tensor], *, split_batch: bool = True) -> Iterator[TensorOutputs]: ...
@@ -139,7 +145,6 @@ class Engine(abc.ABC):
         indices: as in `ImageModel.forward_intermediates`. Computed by the original model unless an engine overrides it.
         """
         assert self.spec, "this engine reads normalized batches"
-        assert self.model
         return intermediates_of(self.model, normalise(images_BHWC, self.spec), indices)
 
 
@@ -151,7 +156,20 @@ def intermediates_of(model: ImageModel, x: Tensor, indices: int | Sequence[int])
 
 
 class GraphEngine(Engine):
-    """A converted model in a file that another runtime runs without PyTorch."""
+    """A graph that another runtime runs without PyTorch: a file, or one that was built in memory (graph is None)."""
+
+    graph: Path | None = None
+
+    @property
+    def graph_hash(self) -> str:
+        """As in Engine; for a file, the SHA-256 of its weights."""
+        return weights_file_hash(self.graph.parent) if self.graph else ""
+
+    def save(self, folder: Path) -> None:
+        """Write the graph into `folder`, under the name that `artefacts.GRAPHS` has for the engine. Raises OSError."""
+        assert self.graph is not None
+        for path in self.graph.parent.glob(f"{self.graph.stem}.*"):
+            shutil.copyfile(path, folder / path.name)
 
     @abc.abstractmethod
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
-from ..models.base import ImageModel
+from ..weights.network import Network
 from .base import ArrayOutputs, TensorOutputs
 from .eager import RewrittenEngine, suppress_warnings, wrap_outputs
 from .plan import Choice, Plan
@@ -40,8 +40,8 @@ class CompileEngine(RewrittenEngine):
     choices: what was selected on a GPU, and why.
     """
 
-    def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
-        super().__init__(model, plan, size, spec)
+    def __init__(self, network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
+        super().__init__(network, plan, size, spec)
         self.choices: list[Choice] = []
         self.on_gpu = torch.device(plan.device).type == "cuda"
         self.compiled: set[int] = set()  # batch sizes

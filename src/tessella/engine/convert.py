@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from ..data.decode import Pixels
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..errors import TessellaError, WeightsError
-from ..fingerprint import config_text, weights_hash
 from ..machine import versions
 from ..models.base import ImageModel
 from ..models.convmixer import ConvMixer
+from ..weights.network import Network
 from .artefacts import GRAPHS, cached
 from .eager import rewritten_for, suppress_warnings, wrap_outputs
+from .facts import array_hash, conversion_facts
 from .openvino import core
 from .plan import Plan
 from .rewrites import usual_layout
@@ -45,7 +45,7 @@ def _without_verbose() -> Iterator[None]:
 
 
 def as_openvino(
-    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
 ) -> Path:
     """Return the folder with the model in OpenVINO's format; float32 and bfloat16 share one, as the runtime rounds.
 
@@ -55,6 +55,7 @@ def as_openvino(
     import openvino as ov
 
     core()
+    model = network.to_module()
 
     def convert(folder: Path) -> None:
         log.info("converting %s for OpenVINO (only the first time)", model.arch)
@@ -62,7 +63,7 @@ def as_openvino(
             graph = ov.convert_model(export_program(model, plan, size, spec))
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
-    facts = conversion_facts(model, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
+    facts = conversion_facts(network, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
     exact = cached("openvino", facts, convert)
     if plan.precision != "int8":
         return exact
@@ -83,17 +84,17 @@ def as_openvino(
     return cached("openvino", facts, calibrate)
 
 
-def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
+def as_onnx(network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
     """Return the folder with the model as an ONNX file.
 
     size: (height, width) in pixels. Raises WeightsError `conversion_failed` or `cache_failed`.
     """
 
     def export(folder: Path) -> None:
-        log.info("converting %s for ONNX Runtime (only the first time)", model.arch)
+        log.info("converting %s for ONNX Runtime (only the first time)", network.arch)
         file = str(folder / GRAPHS["onnxruntime"])
         with conversion_errors("ONNX Runtime"), suppress_warnings():
-            program = export_program(model, plan, size, spec)
+            program = export_program(network.to_module(), plan, size, spec)
             torch.onnx.export(
                 program,
                 f=file,
@@ -104,7 +105,7 @@ def as_onnx(model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpe
                 output_names=["logits", "embedding"],
             )
 
-    return cached("onnx", conversion_facts(model, plan, size, spec, **versions()), export)
+    return cached("onnx", conversion_facts(network, plan, size, spec, **versions()), export)
 
 
 def export_program(
@@ -174,42 +175,3 @@ def conversion_errors(what: str) -> Iterator[None]:
             f"the conversion for {what} failed: {type(error).__name__}: {first}",
             hint="engine 'rewritten' needs no conversion",
         ) from error
-
-
-# --- names of converted models ----------------------------------------------------------------------------------------
-
-
-def array_hash(array: Pixels) -> str:
-    """Return the SHA-256 of the type, shape and values of an array (...,)."""
-    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
-
-
-def code_hash() -> str:
-    """Return the SHA-256 of the code of `models` and `engine`: after a change, models are converted again."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parent.parent
-    for path in sorted(path for layer in ("models", "engine") for path in (package / layer).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def conversion_facts(
-    model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None, **more: object
-) -> dict[str, object]:
-    """Return everything that determines a converted model; its name in the cache is derived from it.
-
-    more: further inputs of a conversion, such as the versions of converters.
-    """
-    from .._version import __version__
-
-    return dict(
-        architecture=model.arch,
-        config=config_text(model.config),
-        pool=model.global_pool,
-        weights=weights_hash(model),
-        spec=spec.to_cfg() if spec else None,
-        size=size,
-        precision=plan.precision,
-        layout=plan.layout,
-        code=code_hash(),
-    ) | (dict(tessella=__version__, torch=torch.__version__) | more)

@@ -16,6 +16,7 @@ from ..data.decode import Pixels
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..models.base import ImageModel
+from ..weights.network import Network
 from .base import ArrayOutputs, Batch, Engine, TensorOutputs, intermediates_of
 from .plan import Plan
 from .rewrites import Rewritten, rewrite
@@ -49,7 +50,7 @@ _THREAD_COUNT = ThreadCountGuard()
 class TorchEngine(Engine):
     """An engine that runs in PyTorch, on the device of the plan."""
 
-    model: ImageModel
+    network: Network
 
     def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
         assert self.spec, "this engine reads normalized batches"
@@ -68,8 +69,9 @@ class TorchEngine(Engine):
 class EagerEngine(TorchEngine):
     """The reference: the unchanged model. Every other engine is compared with it."""
 
-    def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
-        super().__init__(model, plan, size, spec)
+    def __init__(self, network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
+        super().__init__(network, plan, size, spec)
+        model = network.to_module()
         self.dtype: torch.dtype = getattr(torch, plan.precision)
         if any(p.dtype != self.dtype or p.device != torch.device(plan.device) for p in model.parameters()):
             model = copy.deepcopy(model).to(device=plan.device, dtype=self.dtype)
@@ -92,9 +94,9 @@ class EagerEngine(TorchEngine):
 class RewrittenEngine(TorchEngine):
     """The exact rewrites, run by PyTorch without a compiler: ready immediately, for any batch size and image size."""
 
-    def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
-        super().__init__(model, plan, size, spec)
-        self.rewritten = rewritten_for(model, plan, spec)
+    def __init__(self, network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
+        super().__init__(network, plan, size, spec)
+        self.rewritten = rewritten_for(network.to_module(), plan, spec)
         self.module = wrap_outputs(self.rewritten, plan, spec)
 
     @torch.inference_mode()

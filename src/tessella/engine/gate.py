@@ -19,13 +19,15 @@ from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..machine import cpu_features, cpu_name, versions
+from ..weights.network import AnyModel, as_network
 from .artefacts import cached
 from .base import ArrayOutputs, Engine
 from .open import open_engine
 from .plan import Choice, Plan, check_engine, has_native_bfloat16
+from .trial import settle_layout
 
 if TYPE_CHECKING:
-    from ..models.base import ImageModel
+    from ..weights.network import Network
 
 log = logging.getLogger(__name__)
 SAMPLES = 128  # built-in crops for the comparison
@@ -84,7 +86,7 @@ def compare(outputs: ArrayOutputs, expected: ArrayOutputs, margin: float = 0.0) 
 
 
 def open_gated(
-    model: ImageModel,
+    model: AnyModel,
     plan: Plan,
     size: tuple[int, int],
     spec: InputSpec | None = None,
@@ -96,12 +98,14 @@ def open_gated(
     of the photographs in this package. Verdicts are cached with the converted models. The plan of the engine states
     the precision that is used, and why. Raises WeightsError `cache_failed` or `conversion_failed`.
     """
+    network = as_network(model)
+    plan = settle_layout(network, plan, size, spec)
     while plan.precision in BOUNDS:
         requested = plan.precision
-        recipe = dataclasses.replace(InputSpec.from_cfg(model.pretrained_cfg), height=size[0], width=size[1])
+        recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
         compared, calibration = split(images, recipe)
-        engine = open_engine(model, plan, size, spec, calibration)
-        verdict = judge(model, engine, compared, recipe, MARGIN if images is None else 0.0)
+        engine = open_engine(network, plan, size, spec, calibration)
+        verdict = judge(network, engine, compared, recipe, MARGIN if images is None else 0.0)
         reason = plan.choice("precision").reason
         if verdict.passes(requested):
             engine.plan = plan.with_choice(Choice("precision", requested, f"{reason}; against float32: {verdict}"))
@@ -111,7 +115,7 @@ def open_gated(
         why = f"{requested} reaches {verdict}; {100 * bounds.agreement:g} % and {bounds.cosine:g} are required"
         log.warning("%s instead of %s: %s", plan.precision, requested, why)
         plan = plan.with_choice(Choice("precision", plan.precision, f"{reason}: {requested}, not used because {why}"))
-    return open_engine(model, plan, size, spec)
+    return open_engine(network, plan, size, spec)
 
 
 def one_step_down(plan: Plan) -> Plan:
@@ -133,25 +137,25 @@ def split(images: Pixels | None, recipe: InputSpec) -> tuple[Pixels, Pixels]:
     return (images[count:], images[:count]) if len(images) > 1 else (images, images)
 
 
-def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, margin: float) -> Verdict:
+def judge(network: Network, engine: Engine, images: Pixels, recipe: InputSpec, margin: float) -> Verdict:
     """Compare the engine with the reference on (N,H,W,C) uint8 images; the verdict is cached."""
-    from .convert import array_hash, conversion_facts
+    from .facts import array_hash, conversion_facts
 
     plan = engine.plan
-    facts = conversion_facts(model, plan, engine.size, engine.spec, engine=plan.engine, images=array_hash(images))
+    facts = conversion_facts(network, plan, engine.size, engine.spec, engine=plan.engine, images=array_hash(images))
     facts |= dict(cpu=cpu_name(), features=cpu_features(), device=plan.device, margin=margin, graph=engine.graph_hash)
     facts |= dict(recipe=recipe.to_cfg(), **versions())
 
     def measure(folder: Path) -> None:
         log.info(
             "comparing %s in %s with float32 on %d images (only the first time)",
-            model.arch,
+            network.arch,
             plan.precision,
             len(images),
         )
-        expected = reference(model, engine, images, recipe)
+        expected = reference(network, engine, images, recipe)
         outputs = run_all(engine, images, recipe)
-        if not model.num_classes:  # the logits of such a model are its embedding
+        if not network.num_classes:  # the logits of such a model are its embedding
             outputs, expected = ((logits[:, :0], embeddings) for logits, embeddings in (outputs, expected))
         verdict = compare(outputs, expected, margin)
         (folder / "verdict.json").write_text(json.dumps(verdict._asdict()))
@@ -159,22 +163,23 @@ def judge(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec, 
     return Verdict(**json.loads((cached("verdicts", facts, measure) / "verdict.json").read_text()))
 
 
-def reference(model: ImageModel, engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
-    """Return the outputs of eager float32 for (N,H,W,C) uint8 images: logits (N,classes), embeddings (N,width).
+def reference(network: Network, engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
+    """Return the outputs in float32 for (N,H,W,C) uint8 images: logits (N,classes), embeddings (N,width).
 
+    They are those of OpenVINO's exact graph, which needs no PyTorch, and of the eager model for a network without one.
     They are cached, as all lossy precisions of a model are compared with them.
     """
-    from .convert import array_hash, conversion_facts
-    from .eager import EagerEngine
+    from .facts import array_hash, conversion_facts
+    from .graphs import why_not
 
-    exact = dataclasses.replace(engine.plan, engine="eager", precision="float32", layout="")
+    runner = "openvino" if why_not(network) is None and engine.plan.device == "cpu" else "eager"
+    exact = dataclasses.replace(engine.plan, engine=runner, precision="float32", layout="")
 
     def measure(folder: Path) -> None:
-        eager = EagerEngine(model, exact, engine.size, recipe)
-        logits, embeddings = run_all(eager, images, recipe)
+        logits, embeddings = run_all(open_engine(network, exact, engine.size, recipe), images, recipe)
         np.savez(folder / "answers.npz", logits=logits, embeddings=embeddings)
 
-    facts = conversion_facts(model, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
+    facts = conversion_facts(network, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
     with np.load(cached("reference", facts, measure) / "answers.npz") as stored:
         return stored["logits"], stored["embeddings"]
 

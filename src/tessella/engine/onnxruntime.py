@@ -11,7 +11,7 @@ from .base import ArrayOutputs, FloatArray, GraphEngine
 from .plan import Plan
 
 if TYPE_CHECKING:
-    from ..models.base import ImageModel
+    from ..weights.network import Network
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -23,11 +23,11 @@ class OnnxRuntimeEngine(GraphEngine):
         plan: Plan,
         size: tuple[int, int],
         spec: InputSpec | None = None,
-        model: ImageModel | None = None,
+        network: Network | None = None,
     ):
         import onnxruntime
 
-        super().__init__(model, plan, size, spec)
+        super().__init__(network, plan, size, spec)
         self.graph = graph
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = max(1, plan.threads - plan.streams + 1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from ..extras import require
+from ..weights.network import AnyModel, as_network
 from .artefacts import GRAPHS
 from .base import Engine
 
@@ -12,12 +15,16 @@ if TYPE_CHECKING:
 
     from ..data.decode import Pixels
     from ..data.spec import InputSpec
-    from ..models.base import ImageModel
+    from ..weights.network import Network
     from .plan import Plan
 
 
+log = logging.getLogger(__name__)
+GRAPH_VERSION = 1  # raised whenever a graph in a lossy precision may give other results than before
+
+
 def open_engine(
-    model: ImageModel,
+    model: AnyModel,
     plan: Plan,
     size: tuple[int, int],
     spec: InputSpec | None = None,
@@ -28,40 +35,63 @@ def open_engine(
     spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalised floats. samples: (N,H,W,C)
     uint8 images to calibrate int8, required for that precision. The accuracy of a lossy precision is checked by
     `gate.open_gated`, not here. Raises WeightsError `cache_failed` if a converted model cannot be written,
-    `conversion_failed`.
+    `conversion_failed`, and UsageError `missing_dependency` for an engine or model that needs PyTorch without it.
     """
+    network = as_network(model)
+    if plan.engine == "openvino":
+        return _open_openvino(network, plan, size, spec, samples)
+    require("torch", f"engine {plan.engine!r}")
     if plan.engine == "eager":
         from .eager import EagerEngine
 
-        return EagerEngine(model, plan, size, spec)
+        return EagerEngine(network, plan, size, spec)
     if plan.engine == "rewritten":
         from .eager import RewrittenEngine
 
-        return RewrittenEngine(model, plan, size, spec)
+        return RewrittenEngine(network, plan, size, spec)
     if plan.engine == "compile":
         from .compiled import CompileEngine
 
-        return CompileEngine(model, plan, size, spec)
-    from .convert import as_onnx, as_openvino
+        return CompileEngine(network, plan, size, spec)
+    from .convert import as_onnx
 
-    if plan.engine == "openvino":
-        folder = as_openvino(model, plan, size, spec, samples)
-    else:
-        folder = as_onnx(model, plan, size, spec)
-    return open_graph(folder / GRAPHS[plan.engine], plan, size, spec, model)
+    folder = as_onnx(network, plan, size, spec)
+    return open_graph(folder / GRAPHS[plan.engine], plan, size, spec, network)
+
+
+def _open_openvino(
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
+) -> Engine:
+    from .graphs import why_not
+    from .openvino import OpenVinoEngine, core
+
+    core()  # before any other function of OpenVINO
+    if (reason := why_not(network)) is not None:
+        from .convert import as_openvino
+
+        require("torch", f"the conversion of {network.arch} ({reason})")
+        log.info("%s is converted by PyTorch, because %s", network.arch, reason)
+        folder = as_openvino(network, plan, size, spec, samples)
+        return open_graph(folder / GRAPHS["openvino"], plan, size, spec, network)
+    from .graphs import build_graph
+
+    if plan.precision == "int8":
+        raise NotImplementedError
+    graph = build_graph(network, size, spec, layout=plan.layout)
+    return OpenVinoEngine(graph, plan, size, spec, network, graph_hash=f"{GRAPH_VERSION} {plan.layout}")
 
 
 def open_graph(
-    graph: Path, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None, model: ImageModel | None = None
+    graph: Path, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None, network: Network | None = None
 ) -> Engine:
     """Return an engine that runs the file of a converted model, without PyTorch.
 
-    plan: its engine is a key of GRAPHS. model: the model that was converted; None for an exported folder.
+    plan: its engine is a key of GRAPHS. network: the model that was converted; None for an exported folder.
     """
     if plan.engine == "openvino":
         from .openvino import OpenVinoEngine
 
-        return OpenVinoEngine(graph, plan, size, spec, model)
+        return OpenVinoEngine(graph, plan, size, spec, network)
     from .onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(graph, plan, size, spec, model)
+    return OnnxRuntimeEngine(graph, plan, size, spec, network)

@@ -1,4 +1,4 @@
-"""A converted model in OpenVINO, on a CPU, without PyTorch."""
+"""A model in OpenVINO, on a CPU, without PyTorch: a graph built from its weights, or a converted file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
+from .artefacts import GRAPHS
 from .base import ArrayOutputs, FloatArray, GraphEngine
 from .plan import Plan
 
 if TYPE_CHECKING:
     import openvino as ov
 
-    from ..models.base import ImageModel
+    from ..weights.network import Network
 
 PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # for products that the graph leaves open
 
@@ -47,17 +50,22 @@ def core() -> ov.Core:
 
 
 class OpenVinoEngine(GraphEngine):
-    """Runs batches of any size; each forward pass has its own request, so threads may share the engine."""
+    """Runs batches of any size; each forward pass has its own request, so threads may share the engine.
+
+    graph: a file, or a graph in memory with its `graph_hash`. A batch is computed in requests of `plan.request` images,
+    whose activations fit the CPU's cache better.
+    """
 
     def __init__(
         self,
-        graph: Path,
+        graph: Path | ov.Model,
         plan: Plan,
         size: tuple[int, int],
         spec: InputSpec | None = None,
-        model: ImageModel | None = None,
+        network: Network | None = None,
+        graph_hash: str = "",
     ):
-        super().__init__(model, plan, size, spec)
+        super().__init__(network, plan, size, spec)
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[plan.precision],
             "INFERENCE_NUM_THREADS": plan.threads,
@@ -65,13 +73,32 @@ class OpenVinoEngine(GraphEngine):
         }
         self.compiled = core().compile_model(graph, "CPU", settings)
         self.idle: deque[ov.InferRequest] = deque()  # unused requests, kept because each has its own buffers
-        self.graph = graph
+        if isinstance(graph, Path):
+            self.graph = graph
+        else:
+            self.built, self.built_hash = graph, graph_hash
+
+    @property
+    def graph_hash(self) -> str:
+        """As in Engine: of a file, or of the settings that a graph in memory was built with."""
+        return super().graph_hash if self.graph else self.built_hash
+
+    def save(self, folder: Path) -> None:
+        """As `GraphEngine.save`."""
+        if self.graph:
+            super().save(folder)
+        else:
+            import openvino as ov
+
+            ov.save_model(self.built, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
         try:
             request = self.idle.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        logits, embedding = request.infer([x], share_inputs=True).values()
+        size = self.plan.request or len(x)
+        parts = [tuple(request.infer([x[i : i + size]], share_inputs=True).values()) for i in range(0, len(x), size)]
         self.idle.append(request)
-        return logits, embedding
+        logits, embeddings = zip(*parts, strict=True)
+        return (logits[0], embeddings[0]) if len(parts) == 1 else (np.concatenate(logits), np.concatenate(embeddings))

@@ -12,6 +12,7 @@ from ..checks import checked
 from ..errors import UsageError
 from ..models.base import ImageModel
 from ..text import html_table, html_text, printable
+from ..weights.network import Network
 from .gate import open_gated
 from .plan import Mode, Plan, make_plan
 
@@ -31,7 +32,7 @@ class Optimized:
 
     def __init__(self, model: ImageModel, plan: Plan, size: tuple[int, int]):
         self.model = model
-        self.engine = open_gated(model, plan, size)
+        self.engine = open_gated(Network.of(model), plan, size)
         self.plan = self.engine.plan
 
     def __repr__(self) -> str:

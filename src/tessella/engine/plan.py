@@ -11,14 +11,14 @@ from importlib import util
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import UsageError
-from ..extras import install_command
-from ..machine import has_cpu_bfloat16
+from ..extras import install_command, require
+from ..machine import has_cpu_bfloat16, may_have_gpu, thread_count
 from ..text import any_of, count_of
+from ..weights.network import as_network
+from .choice import fastest_engine, images_per_request
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..models.base import ImageModel
+    from ..weights.network import AnyModel, Network
     from .tuned import Tuned
 
 Mode = Literal["throughput", "latency"]
@@ -33,17 +33,17 @@ MAX_STREAMS = 4  # unless tuned; each has its own buffers
 class EngineKind(NamedTuple):
     """The requirements and capabilities of an engine."""
 
-    packages: tuple[str, ...]  # import names of the required packages besides torch
+    packages: tuple[str, ...]  # import names of the required packages
     devices: tuple[str, ...]  # empty for all
     precisions: tuple[str, ...]
 
 
 ENGINES = {
-    "eager": EngineKind((), (), TORCH_PRECISIONS),  # the reference: the unchanged model
-    "rewritten": EngineKind((), (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
-    "compile": EngineKind((), ("cpu", "cuda"), TORCH_PRECISIONS),  # the same with torch.compile
+    "eager": EngineKind(("torch",), (), TORCH_PRECISIONS),  # the reference: the unchanged model
+    "rewritten": EngineKind(("torch",), (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
+    "compile": EngineKind(("torch",), ("cpu", "cuda"), TORCH_PRECISIONS),  # the same with torch.compile
     "openvino": EngineKind(("openvino",), ("cpu",), PRECISIONS),
-    "onnxruntime": EngineKind(("onnxruntime", "onnx", "onnxscript"), ("cpu",), ("float32",)),
+    "onnxruntime": EngineKind(("torch", "onnxruntime", "onnx", "onnxscript"), ("cpu",), ("float32",)),
 }
 
 
@@ -70,6 +70,7 @@ class Plan:
     choices: tuple[Choice, ...]
     streams: int = 1  # concurrent forward passes on a CPU; each uses an equal part of the threads
     layout: str = ""  # one of `rewrites.layouts_of(model)`; "" for the engine's default
+    request: int = 0  # images that OpenVINO computes at once, out of a batch; 0 for the complete batch
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.choices))
@@ -95,24 +96,24 @@ def make_plan(
     engine: str = "auto",
     batch_size: int | None = None,
     mode: Mode = "throughput",
-    model: ImageModel | None = None,
+    model: AnyModel | None = None,
     size: tuple[int, int] | None = None,
 ) -> Plan:
     """Resolve every "auto" for this machine; other values are used unchanged, or refused.
 
     mode: "throughput" for many images, "latency" for one at a time. model, size: for a model and its image size
     (height, width), the settings that `tessella tune` measured for it on this machine are used if engine and precision
-    are both "auto". Combinations that no machine supports are refused before PyTorch is imported.
+    are both "auto". PyTorch is imported only if it may find a GPU, or if another device or engine needs it.
     Raises UsageError `bad_argument` or `missing_dependency`.
     """
     _check_choices(device, precision, engine, batch_size, mode)
-    import torch
-
     target, why_device = _open_device(device)
-    threads = torch.get_num_threads()
+    kind = target.partition(":")[0]
+    threads = thread_count()
+    network = None if model is None else as_network(model)
     tuned = None
-    if model is not None and size is not None and engine == precision == "auto" and target.type == "cpu":
-        tuned = _find_usable(model, size, threads, mode)
+    if network is not None and size is not None and engine == precision == "auto" and kind == "cpu":
+        tuned = _find_usable(network, size, threads, mode)
     if tuned is not None:
         settings = _Settings(
             engine=tuned.engine,
@@ -124,12 +125,15 @@ def make_plan(
             layout=tuned.layout,
         )
     else:
-        settings = _default_settings(engine, precision, target.type, threads, mode)
-    batch, why_batch = _choose_batch(batch_size, tuned, mode, target.type)
-    check_engine(settings.engine, target.type, settings.precision)
+        settings = _default_settings(engine, precision, kind, threads, mode, network)
+    batch, why_batch = _choose_batch(batch_size, tuned, mode, kind)
+    check_engine(settings.engine, kind, settings.precision)
     streams = settings.streams
+    request = 0
+    if settings.engine == "openvino" and network is not None and size is not None:
+        request = images_per_request(network.config, size)
     rows = (
-        Choice("device", str(target), why_device),
+        Choice("device", target, why_device),
         Choice("precision", settings.precision, settings.why_precision),
         Choice("engine", settings.engine, settings.why_engine),
         mode_choice(mode),
@@ -137,10 +141,11 @@ def make_plan(
         Choice(
             "threads",
             describe_threads(threads, streams),
-            f"PyTorch's default on {os.cpu_count()} cores; {settings.why_streams}",
+            f"on {os.cpu_count()} cores; {settings.why_streams}",
         ),
     )
-    return Plan(str(target), settings.precision, settings.engine, batch, threads, rows, streams, settings.layout)
+    layout = settings.layout
+    return Plan(target, settings.precision, settings.engine, batch, threads, rows, streams, layout, request)
 
 
 def check_settings(
@@ -156,9 +161,9 @@ def check_settings(
     Raises UsageError `bad_argument` or `missing_dependency`.
     """
     _check_choices(device, precision, engine, batch_size, mode)
-    target, _ = _open_device(device)
-    settings = _default_settings(engine, precision, target.type, 1, mode)
-    check_engine(settings.engine, target.type, settings.precision)
+    kind = _open_device(device)[0].partition(":")[0]
+    settings = _default_settings(engine, precision, kind, 1, mode, None)
+    check_engine(settings.engine, kind, settings.precision)
 
 
 def describe_threads(threads: int, streams: int) -> str:
@@ -189,24 +194,27 @@ def mode_choice(mode: Mode) -> Choice:
     )
 
 
-def _find_usable(model: ImageModel, size: tuple[int, int], threads: int, mode: Mode) -> Tuned | None:
+def _find_usable(network: Network, size: tuple[int, int], threads: int, mode: Mode) -> Tuned | None:
     """Return the tuned settings of a model, or None if there are none or a package of their engine is missing."""
     from .tuned import Workload, find_tuned
 
-    tuned = find_tuned(Workload.of(model, size, threads), mode)
-    if tuned is not None and tuned.engine != "rewritten" and missing_packages(tuned.engine, tuned.precision):
+    tuned = find_tuned(Workload.of(network, size, threads), mode)
+    if tuned is not None and missing_packages(tuned.engine, tuned.precision):
         return None
     return tuned
 
 
-def _default_settings(engine: str, precision: str, device: str, threads: int, mode: Mode) -> _Settings:
+def _default_settings(
+    engine: str, precision: str, device: str, threads: int, mode: Mode, network: Network | None
+) -> _Settings:
     if engine != "auto":
         runner, why_engine = engine, "requested"
     elif precision == "int8":
         runner, why_engine = "openvino", "the only engine that supports int8"
+    elif device != "cpu":
+        runner, why_engine = "rewritten", "same outputs with fewer operations, for any batch size"
     else:
-        runner = "rewritten"
-        why_engine = "same outputs with fewer operations, no conversion; `tessella tune` finds the fastest engine"
+        runner, why_engine = fastest_engine(network, threads, mode)
     if precision == "auto":
         chosen, why_precision = "float32", "exact; lossy precisions are used only if requested or tuned"
     else:
@@ -305,8 +313,16 @@ def has_native_bfloat16(device: str) -> bool:
     return device == "cpu" and has_cpu_bfloat16()
 
 
-def _open_device(device: str) -> tuple[torch.device, str]:
-    """Return the device and the reason for it; raises UsageError `bad_argument` if it is not available."""
+def _open_device(device: str) -> tuple[str, str]:
+    """Return the device and the reason for it.
+
+    Raises UsageError `bad_argument` if it is not available, `missing_dependency` if it needs PyTorch.
+    """
+    if device == "cpu":
+        return "cpu", "requested"
+    if device == "auto" and not may_have_gpu():
+        return "cpu", "no GPU that PyTorch could use was found"
+    require("torch", f"device {device!r}")
     import torch
 
     name, reason = (device, "requested") if device != "auto" else _find_device()
@@ -315,7 +331,7 @@ def _open_device(device: str) -> tuple[torch.device, str]:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError):
         raise _no_device(device) from None
-    return target, reason
+    return str(target), reason
 
 
 def _find_device() -> tuple[str, str]:

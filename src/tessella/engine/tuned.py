@@ -18,7 +18,7 @@ from ..storage import write_atomic
 from .artefacts import cache_folder
 
 if TYPE_CHECKING:
-    from ..models.base import ImageModel
+    from ..weights.network import AnyModel
 
 Conditions: TypeAlias = dict[str, str | int | list[int] | None]
 
@@ -65,7 +65,7 @@ class Workload:
     threads: int
 
     @classmethod
-    def of(cls, model: ImageModel, size: tuple[int, int], threads: int) -> Workload:
+    def of(cls, model: AnyModel, size: tuple[int, int], threads: int) -> Workload:
         """Return the workload of `model` on images of `size` (height, width)."""
         return cls(model.arch, config_text(model.config), size, threads)
 

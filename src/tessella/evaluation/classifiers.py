@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..results import FloatArray, l2_normalize
+from . import lbfgs
 from .head import Head
-from .metrics import Ints
+from .metrics import Floats, Ints
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # values of k to choose from
 TEMPERATURE = 0.07  # a neighbour's vote is exp(cosine / TEMPERATURE)
@@ -74,11 +72,12 @@ def choose_strength(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_],
     fitted = fitted[:: -(-len(fitted) // MAX_FITTED)]  # evenly spaced: images may be sorted by class
     scale = Scale.of(x_ND[fitted])
     z_ND, y_N = scale(x_ND[fitted]), labels_N[fitted]
-    held_ND, held_labels_N = scale(x_ND[held_N]), torch.from_numpy(labels_N[held_N])
-    solution, losses = None, []
+    held_ND, held_labels_N = scale(x_ND[held_N]), labels_N[held_N]
+    solution: Floats | None = None
+    losses: list[float] = []
     for strength in STRENGTHS:
         solution = minimise(z_ND, y_N, classes, strength, solution)
-        losses.append(float(F.cross_entropy(logits_of(held_ND, solution), held_labels_N)))
+        losses.append(_losses(logits_of(held_ND, solution), held_labels_N)[0] / len(held_labels_N))
         if losses[-1] > min(losses):
             break
     return STRENGTHS[int(np.argmin(losses))]
@@ -87,24 +86,32 @@ def choose_strength(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_],
 # --- nearest neighbours -----------------------------------------------------------------------------------------------
 
 
-def neighbours(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int) -> tuple[Tensor, Tensor]:
+def neighbours(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int) -> tuple[FloatArray, Ints]:
     """Return the cosines (N,k) and labels (N,k) of the nearest vectors in the bank, the highest cosine first.
 
     k is `count`, or the size of the bank if that is smaller.
     """
-    queries, bank = (torch.from_numpy(l2_normalize(vectors)) for vectors in (x_ND, bank_ND))
-    labels = torch.from_numpy(labels_N)
-    count = min(count, len(bank))
-    parts = [(part @ bank.T).topk(count) for part in queries.split(max(2**25 // len(bank), 1))]  # 128 MB of cosines
-    return torch.cat([part.values for part in parts]), labels[torch.cat([part.indices for part in parts])]
+    queries_ND, bank_ND = l2_normalize(x_ND), l2_normalize(bank_ND)
+    count = min(count, len(bank_ND))
+    rows = max(2**25 // len(bank_ND), 1)  # 128 MB of cosines
+    cosines, labels = [], []
+    for first in range(0, len(queries_ND), rows):
+        negative = -(queries_ND[first : first + rows] @ bank_ND.T)
+        nearest = np.argpartition(negative, count - 1, axis=1)[:, :count]
+        order = np.argsort(np.take_along_axis(negative, nearest, 1), axis=1, kind="stable")
+        nearest = np.take_along_axis(nearest, order, 1)
+        cosines.append(-np.take_along_axis(negative, nearest, 1))
+        labels.append(labels_N[nearest])
+    return np.concatenate(cosines), np.concatenate(labels)
 
 
-def vote(cosines_Nk: Tensor, labels_Nk: Tensor, classes: int) -> FloatArray:
+def vote(cosines_Nk: FloatArray, labels_Nk: Ints, classes: int) -> FloatArray:
     """Return (N,K) logits: the logarithm of the votes of each class, weighted by exp(cosine / TEMPERATURE)."""
-    votes_NK = torch.zeros(len(cosines_Nk), classes)
-    votes_NK.scatter_add_(1, labels_Nk, ((cosines_Nk - cosines_Nk[:, :1]) / TEMPERATURE).exp())
+    votes_NK = np.zeros((len(cosines_Nk), classes), np.float32)
+    weights_Nk = np.exp((cosines_Nk - cosines_Nk[:, :1]) / np.float32(TEMPERATURE))
+    np.add.at(votes_NK, (np.arange(len(votes_NK))[:, None], labels_Nk), weights_Nk)
     # a class without votes gets a thousandth of the nearest neighbour's, so that the loss stays finite
-    logits: FloatArray = votes_NK.clamp(min=1e-3).log().numpy()
+    logits: FloatArray = np.log(np.maximum(votes_NK, np.float32(1e-3)))
     return logits
 
 
@@ -129,9 +136,9 @@ class Scale(NamedTuple):
         varies = std_D > 1e-5 * np.maximum(np.abs(mean_D), 1e-3 * std_D.max())
         return cls(mean_D, np.divide(1, std_D, out=np.zeros_like(std_D), where=varies))
 
-    def __call__(self, x_ND: FloatArray) -> Tensor:
+    def __call__(self, x_ND: FloatArray) -> Floats:
         """Return the scaled (N,D) embeddings in float64."""
-        return torch.from_numpy((x_ND - self.mean) * self.factor)
+        return (x_ND - self.mean) * self.factor
 
 
 def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_component: bool = True) -> Head:
@@ -141,46 +148,50 @@ def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_comp
     into a linear layer.
     """
     scale = Scale.of(x_ND, by_component)
-    solution = minimise(scale(x_ND), labels_N, classes, strength).numpy()
+    solution = minimise(scale(x_ND), labels_N, classes, strength)
     weight_KD = solution[:, :-1] * scale.factor
     bias_K = solution[:, -1] - weight_KD @ scale.mean
     return Head(weight_KD.astype(np.float32), bias_K.astype(np.float32))
 
 
-def logits_of(z_ND: Tensor, solution: Tensor) -> Tensor:
+def logits_of(z_ND: Floats, solution: Floats) -> Floats:
     """Return the (N,K) logits of scaled embeddings; solution: (K,D+1) from `minimise`."""
-    return F.linear(z_ND, solution[:, :-1], solution[:, -1])
+    return z_ND @ solution[:, :-1].T + solution[:, -1]
 
 
-def minimise(z_ND: Tensor, labels_N: Ints, classes: int, strength: float, start: Tensor | None = None) -> Tensor:
+def _losses(logits_NK: Floats, labels_N: Ints) -> tuple[float, Floats]:
+    """Return the sum of the cross-entropies, and the probabilities (N,K). The logits are overwritten."""
+    rows = np.arange(len(labels_N))
+    logits_NK -= logits_NK.max(1, keepdims=True)
+    true_N = logits_NK[rows, labels_N]
+    np.exp(logits_NK, out=logits_NK)
+    total_N = logits_NK.sum(1)
+    logits_NK /= total_N[:, None]
+    return float((np.log(total_N) - true_N).sum()), logits_NK
+
+
+def minimise(z_ND: Floats, labels_N: Ints, classes: int, strength: float, start: Floats | None = None) -> Floats:
     """Return the solution of `fit` for scaled embeddings, by full-batch L-BFGS: (K,D+1), weights and then biases.
 
     start: a nearby solution to start from.
     """
-    solution = torch.zeros(classes, z_ND.shape[1] + 1, dtype=torch.float64) if start is None else start.clone()
-    solution.requires_grad_()
-    parts = list(zip(z_ND.split(CHUNK), torch.from_numpy(labels_N).split(CHUNK), strict=True))
-    optimizer = torch.optim.LBFGS(
-        [solution],
-        max_iter=STEPS,
-        history_size=20,
-        tolerance_grad=GRADIENT_TOLERANCE,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
-    )
+    count = len(z_ND)
 
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        total = strength / (2 * len(z_ND)) * solution[:, :-1].square().sum()
-        total.backward()
-        for z, labels in parts:
-            loss = F.cross_entropy(logits_of(z, solution), labels, reduction="sum") / len(z_ND)
-            loss.backward()
-            total = total.detach() + loss.detach()
-        return total
+    def objective(solution: Floats) -> tuple[float, Floats]:
+        total = strength / 2 * float(np.vdot(solution[:, :-1], solution[:, :-1]))
+        gradient = strength * solution
+        gradient[:, -1] = 0
+        for first in range(0, count, CHUNK):
+            z, labels = z_ND[first : first + CHUNK], labels_N[first : first + CHUNK]
+            loss, excess = _losses(logits_of(z, solution), labels)
+            excess[np.arange(len(labels)), labels] -= 1
+            total += loss
+            gradient[:, :-1] += excess.T @ z
+            gradient[:, -1] += excess.sum(0)
+        return total / count, gradient / count
 
-    optimizer.step(objective)
-    return solution.detach()
+    first = np.zeros((classes, z_ND.shape[1] + 1)) if start is None else start
+    return lbfgs.minimize(objective, first, STEPS, GRADIENT_TOLERANCE)
 
 
 def few_shot(

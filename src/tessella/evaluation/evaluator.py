@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
-from .._version import __version__
 from ..checks import checked
 from ..data.datasets import LabelledImages
 from ..data.labels import labels_for
 from ..errors import ImageError, TessellaError, UsageError
-from ..machine import hardware, other_versions
+from ..machine import hardware, other_versions, versions
 from ..predictor import Predictor, load
 from ..results import FloatArray
 from ..weights.catalogue import Accuracy, resolve
@@ -193,9 +191,15 @@ def _conditions(predictor: Predictor, images: LabelledImages) -> dict[str, str]:
         "decode policy": predictor.policy,
         "hardware": hardware(plan.device),
         "threads": str(plan.threads),
-        "versions": f"tessella {__version__}, torch {torch.__version__}, {other_versions()}".rstrip(", "),
+        "versions": _versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _versions() -> str:
+    found = versions()
+    named = [f"{name} {found[name]}" for name in ("tessella", "torch") if name in found]
+    return ", ".join([*named, *filter(None, [other_versions()])])
 
 
 # --- several models ---------------------------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import nn
-
-from ..models.base import ImageModel
 from ..predictor import Predictor
 from ..results import FloatArray
-from ..weights.save import save_pretrained
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..models.base import ImageModel
 
 
 class Head(NamedTuple):
@@ -33,6 +33,8 @@ def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str
     `tessella.load("local-dir:FOLDER")` then loads a model with this head. The predictor is not changed. Raises
     UsageError `bad_argument` for an exported model, which has no backbone to save, and the errors of `save_pretrained`.
     """
+    from ..weights.save import save_pretrained
+
     model = copy.deepcopy(predictor.model)
     model.reset_classifier(len(classes))
     set_head(model, head)
@@ -42,12 +44,14 @@ def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str
     return save_pretrained(model, folder)
 
 
-@torch.no_grad()
 def set_head(model: ImageModel, head: Head) -> None:
     """Copy `head` into the model's classifier, which must have the same number of classes."""
-    for layer, columns, factor in _layers(model):
-        layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
-        layer.bias.copy_(torch.from_numpy(head.bias))
+    import torch
+
+    with torch.no_grad():
+        for layer, columns, factor in _layers(model):
+            layer.weight.copy_(torch.from_numpy(head.weight[:, columns]) * factor)
+            layer.bias.copy_(torch.from_numpy(head.bias))
 
 
 def _layers(model: ImageModel) -> Iterator[tuple[nn.Linear, slice, float]]:
@@ -56,6 +60,8 @@ def _layers(model: ImageModel) -> Iterator[tuple[nn.Linear, slice, float]]:
     CrossViT has one layer per branch, and its logits are their mean, so the weights are multiplied by the number of
     branches.
     """
+    from torch import nn
+
     classifier = model.get_classifier()
     layers = list(classifier) if isinstance(classifier, nn.ModuleList) else [classifier]
     first = 0

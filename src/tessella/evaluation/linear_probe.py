@@ -17,6 +17,7 @@ import numpy as np
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
 from ..errors import UsageError
+from ..extras import require
 from ..predictor import Predictor, load
 from ..results import FloatArray
 from ..storage import create_output_folder, write_bytes
@@ -99,9 +100,12 @@ def probe(
     done, number of images) after each image.
 
     The result is deterministic for a seed. Images that cannot be read are counted by error code and excluded. Raises
-    the errors of `open_split`, `load` and `attach`, and OutputError `output_failed`.
+    UsageError `missing_dependency` for `attach_to` without PyTorch, OutputError `output_failed`, and the errors of
+    `open_split`, `load` and `attach`.
     """
     settings = settings or ProbeSettings()
+    if attach_to is not None:
+        require("torch", "a model with another classifier")
     if isinstance(data, tuple):
         train_images, val_images = data
     else:

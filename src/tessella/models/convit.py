@@ -10,68 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
 from .base import FeatureEntry, ImageModel, LayerGroups
+from .configs.convit import POOLS as POOLS
+from .configs.convit import VARIANTS as VARIANTS
+from .configs.convit import ConViTConfig as ConViTConfig
+from .configs.convit import local_blocks, validate
+from .configs.shared import Pair, linear_rates, to_grid, to_pair
 from .layers import (
     Attention,
-    Pair,
     PatchEmbed,
     PreNormBlock,
     at_least_float32,
-    check_pool,
     init_linear,
-    linear_rates,
     resample_tokens,
-    to_grid,
-    to_pair,
     tokens_to_map,
 )
 
 torch.fx.wrap("at_least_float32")  # the wrapper at its definition is valid for that file only
-POOLS = ("token", "avg", "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConViTConfig:
-    """The settings of a ConViT model; `create_model` accepts every field as a keyword argument."""
-
-    embed_dim: int  # d, the width of ONE head: the model's is embed_dim * num_heads
-    num_heads: int
-    depth: int = 12  # blocks
-    # Blocks with positional attention; the class token is added after them. If no block follows, it contains nothing
-    # about the patches: use global_pool="avg" then.
-    local_up_to_layer: int = 10
-    locality_strength: float = 1.0  # how sharply a newly initialized positional head attends to its neighbour
-    use_pos_embed: bool = True
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = False
-    patch_size: int = 16  # pixels
-    img_size: int | Sequence[int] = 224  # pixels, or (height, width)
-    in_chans: int = 3
-    num_classes: int = 1000  # 0 drops the head
-    global_pool: str = "token"  # or "avg" of the patches, or "": all tokens
-    drop_rate: float = 0.0  # before the head
-    pos_drop_rate: float = 0.0  # after the position embedding
-    proj_drop_rate: float = 0.0  # after the attention's projection and inside the MLP
-    attn_drop_rate: float = 0.0  # on attention weights
-    drop_path_rate: float = 0.0  # at the last block, growing linearly from 0
-
-
-VARIANTS = {  # Table 2 of the paper, under timm's names
-    "convit_tiny": ConViTConfig(embed_dim=48, num_heads=4),
-    "convit_small": ConViTConfig(embed_dim=48, num_heads=9),
-    "convit_base": ConViTConfig(embed_dim=48, num_heads=16),
-    # a model of this project for 32 px images: its nine heads are initialized as a 3 x 3 convolution
-    "convit_ti_p4_32": ConViTConfig(
-        embed_dim=12, num_heads=9, depth=7, local_up_to_layer=6, mlp_ratio=2, patch_size=4, img_size=32, num_classes=10
-    ),
-}
 
 
 def _global_block(cfg: ConViTConfig, width: int, drop_path: float) -> PreNormBlock:
@@ -167,13 +127,11 @@ class ConViT(ImageModel):
 
     def __init__(self, cfg: ConViTConfig):
         super().__init__()
-        if cfg.local_up_to_layer < 0:
-            raise UsageError("bad_argument", f"local_up_to_layer is {cfg.local_up_to_layer}, expected 0 or more")
-        self.config = cfg
+        self.config = cfg = validate(cfg)
         self.num_classes = cfg.num_classes
         self.num_features = self.head_hidden_size = width = cfg.embed_dim * cfg.num_heads
-        self.global_pool = check_pool(cfg.global_pool, POOLS)
-        self.num_local = min(cfg.local_up_to_layer, cfg.depth)
+        self.global_pool = cfg.global_pool
+        self.num_local = local_blocks(cfg)
         patch_embed = PatchEmbed(to_pair(cfg.img_size), cfg.patch_size, cfg.in_chans, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, patch_embed.num_patches, width)) if cfg.use_pos_embed else None

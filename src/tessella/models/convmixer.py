@@ -7,7 +7,6 @@ Note: the published 768/32 weights use ReLU, the other two GELU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,36 +15,14 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .base import FeatureEntry, ImageModel, LayerGroups
-from .layers import DropPath, check_pool, linear_rates
+from .configs.convmixer import POOLS as POOLS
+from .configs.convmixer import VARIANTS as VARIANTS
+from .configs.convmixer import ConvMixerConfig as ConvMixerConfig
+from .configs.convmixer import validate
+from .configs.shared import linear_rates
+from .layers import DropPath
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
-POOLS = ("avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax", "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvMixerConfig:
-    """The settings of a ConvMixer model; `create_model` accepts every field as a keyword argument."""
-
-    dim: int  # D
-    depth: int  # blocks
-    kernel_size: int = 9  # patches, side of the depthwise kernel
-    patch_size: int = 7  # pixels
-    act_layer: str = "gelu"  # or "relu"
-    in_chans: int = 3
-    num_classes: int = 1000  # 0 drops the head
-    global_pool: str = "avg"  # one of POOLS; "" keeps the map
-    drop_rate: float = 0.0  # before the head
-    drop_path_rate: float = 0.0  # at the last block, growing linearly from 0; the paper uses none
-
-
-VARIANTS = {  # Table 1 of the paper under timm's names, then a model of this project for 32 px images
-    "convmixer_1536_20": ConvMixerConfig(dim=1536, depth=20),
-    "convmixer_768_32": ConvMixerConfig(dim=768, depth=32, kernel_size=7, act_layer="relu"),
-    "convmixer_1024_20_ks9_p14": ConvMixerConfig(dim=1024, depth=20, patch_size=14),
-    "convmixer_256_8_ks3_p4": ConvMixerConfig(
-        dim=256, depth=8, kernel_size=3, patch_size=4, act_layer="relu", num_classes=10
-    ),
-}
 
 
 class Residual(nn.Module):
@@ -82,13 +59,11 @@ class ConvMixer(ImageModel):
 
     def __init__(self, cfg: ConvMixerConfig):
         super().__init__()
-        if cfg.act_layer not in ACTIVATIONS:
-            raise UsageError("bad_argument", f"act_layer is {cfg.act_layer!r}, expected 'gelu' or 'relu'")
-        self.config = cfg
+        self.config = cfg = validate(cfg)
         self.num_classes = cfg.num_classes
         self.num_features = cfg.dim
         self.patch_size = cfg.patch_size
-        self.global_pool = check_pool(cfg.global_pool, POOLS)
+        self.global_pool = cfg.global_pool
         self.stem = nn.Sequential(
             nn.Conv2d(cfg.in_chans, cfg.dim, cfg.patch_size, stride=cfg.patch_size),
             ACTIVATIONS[cfg.act_layer](),

@@ -9,160 +9,43 @@ Note: the model reads images of img_size, and resizes them for each branch whose
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
 from .base import FeatureEntry, ImageModel, LayerGroups
+from .configs.crossvit import BRANCHES as BRANCHES
+from .configs.crossvit import POOLS as POOLS
+from .configs.crossvit import STEMS as STEMS
+from .configs.crossvit import VARIANTS as VARIANTS
+from .configs.crossvit import CrossViTConfig as CrossViTConfig
+from .configs.crossvit import branch_sizes as branch_sizes
+from .configs.crossvit import scaled_side as scaled_side
+from .configs.crossvit import stem_widths, validate
+from .configs.shared import Pair, linear_rates, to_grid, to_pair
 from .layers import (
     Attention,
     DropPath,
-    Pair,
     PatchEmbed,
     PreNormBlock,
     check_image_size,
-    check_pool,
     init_linear,
-    linear_rates,
     new_head,
     resample_tokens,
-    to_grid,
-    to_pair,
     tokens_to_map,
 )
 
 torch.fx.wrap("check_image_size")  # the wrapper at its definition is valid for that file only
-POOLS = ("token", "avg")
-BRANCHES = (0, 1)
-SEARCH_RANGE = 2048  # how many pixels above an unsuitable size a suitable one is searched for
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossViTConfig:
-    """The settings of a CrossViT model; `create_model` accepts every field as a keyword argument.
-
-    Pairs have one value per branch.
-    """
-
-    embed_dim: Sequence[int]  # D
-    depth: Sequence[Sequence[int]]  # per stage: blocks of branch 0, of branch 1, cross-attentions (0: one)
-    num_heads: Sequence[int]
-    mlp_ratio: Sequence[float]  # timm's third value, which is for the fusion, is ignored: the fusion has no MLP
-    multi_conv: bool = False  # the dagger models: three convolutions embed a patch
-    patch_size: Sequence[int] = (12, 16)  # pixels of the branch's image
-    img_size: int | Sequence[int] = 240  # pixels, or (height, width), of the image the model reads
-    img_scale: Sequence[float] = (1.0, 224 / 240)  # side of the branch's image / side of the model's
-    crop_scale: bool = False  # give a branch the centre of the image instead of a resized copy
-    qkv_bias: bool = True
-    in_chans: int = 3
-    num_classes: int = 1000  # 0 drops the heads
-    global_pool: str = "token"  # or "avg" of the patches
-    drop_rate: float = 0.0  # before the heads
-    pos_drop_rate: float = 0.0  # after the position embeddings
-    proj_drop_rate: float = 0.0  # after attention projections and inside the MLPs
-    attn_drop_rate: float = 0.0  # on attention weights
-    drop_path_rate: float = 0.0  # at the last block, growing linearly from 0
-
-
-def _variant(
-    width: int, blocks: int, heads: int, mlp_ratio: float, multi_conv: bool = False, sides: Pair = (240, 224)
-) -> CrossViTConfig:
-    """Return a config of Table 1; sides: pixels per side of the images of both branches."""
-    return CrossViTConfig(
-        embed_dim=(width, 2 * width),
-        depth=((1, blocks, 0),) * 3,
-        num_heads=(heads, heads),
-        mlp_ratio=(mlp_ratio, mlp_ratio, 1),
-        multi_conv=multi_conv,
-        img_size=sides[0],
-        img_scale=(1.0, sides[1] / sides[0]),
-    )
-
-
-VARIANTS = {  # Table 1 of the paper, under timm's names
-    "crossvit_tiny_240": _variant(96, 4, 3, 4),
-    "crossvit_small_240": _variant(192, 4, 6, 4),
-    "crossvit_base_240": _variant(384, 4, 12, 4),
-    "crossvit_9_240": _variant(128, 3, 4, 3),
-    "crossvit_15_240": _variant(192, 5, 6, 3),
-    "crossvit_18_240": _variant(224, 6, 7, 3),
-    "crossvit_9_dagger_240": _variant(128, 3, 4, 3, multi_conv=True),
-    "crossvit_15_dagger_240": _variant(192, 5, 6, 3, multi_conv=True),
-    "crossvit_15_dagger_408": _variant(192, 5, 6, 3, multi_conv=True, sides=(408, 384)),
-    "crossvit_18_dagger_240": _variant(224, 6, 7, 3, multi_conv=True),
-    "crossvit_18_dagger_408": _variant(224, 6, 7, 3, multi_conv=True, sides=(408, 384)),
-    "crossvit_ti_dagger_p4_32": CrossViTConfig(  # of this project for 32 px images; most blocks are in the finer branch
-        embed_dim=(96, 64),
-        depth=((3, 1, 1), (2, 1, 1)),
-        num_heads=(3, 2),
-        mlp_ratio=(2, 2, 1),
-        multi_conv=True,
-        patch_size=(4, 8),
-        img_size=32,
-        img_scale=(1.0, 1.0),
-        num_classes=10,
-    ),
-}
-
-
-def scaled_side(side: int, scale: float) -> int:
-    """Return the length of one side of a branch's image in pixels, rounded down."""
-    return int(side * scale + 1e-6)  # so that 49 * (1 / 49), which is less than 1 in floating point, gives 1
-
-
-def branch_sizes(img_size: Pair, cfg: CrossViTConfig, name: str = "img_size") -> list[Pair]:
-    """Return (height, width) in pixels of each branch's image.
-
-    name: the argument in the message of the error. Raises UsageError `bad_argument`, with the nearest suitable sizes,
-    if the patches of a branch do not divide them.
-    """
-
-    def fits(side: int) -> bool:
-        scaled = [scaled_side(side, scale) for scale in cfg.img_scale]
-        return all(size > 0 and size % patch == 0 for size, patch in zip(scaled, cfg.patch_size, strict=True))
-
-    sizes = [(scaled_side(img_size[0], scale), scaled_side(img_size[1], scale)) for scale in cfg.img_scale]
-    if all(fits(side) for side in img_size):
-        return sizes
-
-    def nearest(side: int) -> str:
-        below = next((candidate for candidate in range(side, 0, -1) if fits(candidate)), None)
-        above = next((candidate for candidate in range(side, side + SEARCH_RANGE) if fits(candidate)), None)
-        suitable = sorted({candidate for candidate in (below, above) if candidate})
-        return " or ".join(map(str, suitable)) or f"none below {side + SEARCH_RANGE}"
-
-    described = " and ".join(
-        f"{height}x{width} px in {patch} px patches"
-        for (height, width), patch in zip(sizes, cfg.patch_size, strict=True)
-    )
-    raise UsageError(
-        "bad_argument",
-        f"{name} {img_size[0]}x{img_size[1]} px gives the branches {described}, which the patches do not divide",
-        hint=f"nearest suitable sizes: height {nearest(img_size[0])}, width {nearest(img_size[1])}",
-    )
-
-
-STEMS = {  # (kernel, stride, padding) of the three convolutions that reduce an image by the patch size
-    4: ((3, 2, 1), (3, 2, 1), (3, 1, 1)),  # 4 and 8 are of this project: 7x7 with stride 4 is too coarse for 32 px
-    8: ((3, 2, 1), (3, 2, 1), (3, 2, 1)),
-    12: ((7, 4, 3), (3, 3, 0), (3, 1, 1)),
-    16: ((7, 4, 3), (3, 2, 1), (3, 2, 1)),
-}
 
 
 def conv_stem(patch_size: int, in_chans: int, width: int) -> nn.Sequential:
     """Return the patch embedding of the dagger models: three convolutions that together reduce an image by patch_size.
 
-    Raises UsageError `bad_argument` for a patch size that is not a key of STEMS.
+    Raises UsageError `bad_argument` for a patch size that is not a key of STEMS, and for a width below 4.
     """
-    if patch_size not in STEMS:
-        sizes = ", ".join(map(str, STEMS))
-        raise UsageError("bad_argument", f"multi_conv supports patch_size {sizes}, not {patch_size}")
-    widths = (in_chans, width // 4, width // 2, width)
+    widths = stem_widths(patch_size, in_chans, width)
     first, second, third = (
         nn.Conv2d(before, after, kernel, stride=stride, padding=padding)
         for before, after, (kernel, stride, padding) in zip(widths, widths[1:], STEMS[patch_size], strict=False)
@@ -275,11 +158,10 @@ class CrossViT(ImageModel):
 
     def __init__(self, cfg: CrossViTConfig):
         super().__init__()
-        _check(cfg)
-        self.config = cfg
+        self.config = cfg = validate(cfg)
         self.num_classes = cfg.num_classes
         self.num_features = self.head_hidden_size = sum(cfg.embed_dim)
-        self.global_pool = check_pool(cfg.global_pool, POOLS)
+        self.global_pool = cfg.global_pool
         self.img_size = to_pair(cfg.img_size)
         self.crop_scale = cfg.crop_scale
         self.branch_sizes = branch_sizes(self.img_size, cfg)
@@ -418,21 +300,6 @@ def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tenso
         top, left = int(round((size[0] - target[0]) / 2)), int(round((size[1] - target[1]) / 2))  # noqa: RUF046
         return image_BCHW[:, :, top : top + target[0], left : left + target[1]]
     return F.interpolate(image_BCHW, size=target, mode="bicubic", align_corners=False)
-
-
-def _check(cfg: CrossViTConfig) -> None:
-    """Raise UsageError `bad_argument` for values that would fail later with an unclear message."""
-    for name in ("embed_dim", "num_heads", "patch_size", "img_scale"):
-        if len(getattr(cfg, name)) != len(BRANCHES):
-            raise UsageError(
-                "bad_argument", f"{name} is {getattr(cfg, name)!r}, expected one value for each of 2 branches"
-            )
-    for dim, heads in zip(cfg.embed_dim, cfg.num_heads, strict=True):
-        if dim % heads:
-            raise UsageError("bad_argument", f"embed_dim {dim} is not divisible by num_heads {heads}")
-    for depth in cfg.depth:
-        if len(depth) != 3 or max(depth[:2]) < 1:
-            raise UsageError("bad_argument", f"a stage's depth is {depth!r}, expected (blocks, blocks, fusions)")
 
 
 CrossVit = CrossViT  # as timm spells it

@@ -13,33 +13,12 @@ from torch import Tensor, nn
 
 from ..checks import check_type
 from ..errors import UsageError, WeightsError
-
-Pair = tuple[int, int]
-
-
-def to_pair(size: int | Sequence[int], name: str = "img_size") -> Pair:
-    """Return (height, width) in pixels from `224`, `(224, 320)` or a list, as in JSON files.
-
-    name: the argument in the message. Raises UsageError `bad_argument` for other values.
-    """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise UsageError("bad_argument", f"{name} is {size!r}, expected a positive integer or (height, width)")
-    return pair[0], pair[1]
-
-
-def to_grid(img_size: Pair, patch_size: int, name: str = "img_size") -> Pair:
-    """Return (rows, columns) of patches for (height, width) in pixels.
-
-    name: the argument in the message. Raises UsageError `bad_argument` if patches do not divide the size.
-    """
-    if img_size[0] % patch_size or img_size[1] % patch_size:
-        raise UsageError(
-            "bad_argument",
-            f"{name} {img_size[0]}x{img_size[1]} px is not a multiple of patch_size {patch_size} px",
-            hint=f"use a height and width divisible by {patch_size}",
-        )
-    return img_size[0] // patch_size, img_size[1] // patch_size
+from .configs.shared import Pair as Pair
+from .configs.shared import check_classes as check_classes
+from .configs.shared import check_pool as check_pool
+from .configs.shared import linear_rates as linear_rates
+from .configs.shared import to_grid as to_grid
+from .configs.shared import to_pair as to_pair
 
 
 class PatchEmbed(nn.Module):
@@ -123,11 +102,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def linear_rates(rate: float, depth: int) -> list[float]:
-    """Return drop-path rates that grow linearly from 0 at the first block to `rate` at the last."""
-    return [rate * i / max(depth - 1, 1) for i in range(depth)]
-
-
 def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     """Return the indices of the selected blocks, counted from 0.
 
@@ -179,15 +153,6 @@ def resample_tokens(weight: Tensor, dim: int, source: Pair, target: Pair) -> Ten
     return maps.reshape(*moved.shape[:-1], -1).movedim(-1, dim).to(weight.dtype).contiguous()
 
 
-MAX_CLASSES = 1_000_000
-
-
-def check_classes(num_classes: int) -> None:
-    """Raise UsageError `bad_argument` unless the number of classes is an integer from 0 to MAX_CLASSES."""
-    if not isinstance(num_classes, int) or not 0 <= num_classes <= MAX_CLASSES:
-        raise UsageError("bad_argument", f"num_classes is {num_classes!r}, expected 0 to {MAX_CLASSES:,}")
-
-
 def new_head(width: int, num_classes: int, like: Tensor, training: bool) -> nn.Module:
     """Return a new classifier (..., width) -> (..., num_classes), the identity for 0 classes.
 
@@ -196,14 +161,6 @@ def new_head(width: int, num_classes: int, like: Tensor, training: bool) -> nn.M
     check_classes(num_classes)
     head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
     return head.to(device=like.device, dtype=like.dtype).train(training)
-
-
-def check_pool(global_pool: str, allowed: Sequence[str]) -> str:
-    """Return `global_pool`; raise UsageError `bad_argument` unless it is one of `allowed`."""
-    if global_pool not in allowed:
-        names = ", ".join(repr(name) for name in allowed)
-        raise UsageError("bad_argument", f"global_pool is {global_pool!r}, expected one of {names}")
-    return global_pool
 
 
 @torch.fx.wrap

@@ -1,4 +1,4 @@
-"""A model as data: architecture, config and weights as NumPy arrays. PyTorch is imported only to make a module of it."""
+"""A model as data: architecture, config and weights as NumPy arrays. PyTorch is needed only to make a module of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .catalogue import PretrainedCfg
 
 if TYPE_CHECKING:
-    from ..models.base import Config, ImageModel
+    from ..models.base import ImageModel
+    from ..models.configs import FamilyConfig
 
 Weights = Mapping[str, NDArray[np.generic]]  # by the published names, in the order of the model's state dict
 
@@ -32,7 +33,7 @@ class Network:
     """
 
     arch: str
-    config: Config
+    config: FamilyConfig
     num_classes: int
     global_pool: str
     width: int
@@ -56,6 +57,12 @@ class Network:
             is_standard=_is_standard(model),
         )
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The (height, width) in pixels that the model requires; None if it accepts any size."""
+        size = getattr(self.config, "img_size", None)
+        return None if size is None else (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the names, types, shapes and values of the weights, as 64 hex digits."""
@@ -68,6 +75,14 @@ class Network:
         if self.module is not None:
             return self.module
         raise NotImplementedError
+
+
+AnyModel: TypeAlias = "Network | ImageModel"
+
+
+def as_network(model: AnyModel) -> Network:
+    """Return a network unchanged, and the network of a PyTorch model."""
+    return model if isinstance(model, Network) else Network.of(model)
 
 
 def _is_standard(model: ImageModel) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,9 +73,7 @@ class Actor:
         facts = self._read_run()
         if job.folder.is_dir():
             os.chdir(job.folder)
-        import torch
-
-        torch.set_num_threads(job.cores)  # before loading, because the plan counts the threads
+        _set_threads(job.cores)  # before loading, because the plan counts the threads
         predictor = job.load()
         settings = decisive_settings(predictor)
         changed = [name for name, value in settings.items() if value != job.decisive[name]]
@@ -129,3 +128,10 @@ class Actor:
             reason = f"{self._job.out} could not be written: {error.strerror or error}"
             answer = dict(code="output_failed", message=reason, hint=RESUME_HINT, node=socket.gethostname())
         return dict(answer=[json.dumps(answer)])
+
+
+def _set_threads(count: int) -> None:
+    """Set the number of threads of the models that this process loads; PyTorch reads the variable on import."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)

@@ -7,27 +7,23 @@ from typing import TYPE_CHECKING
 import openvino as ov
 
 from ...data.spec import InputSpec
+from ...models.configs import FamilyConfig
+from ...models.configs.convit import ConViTConfig
+from ...models.configs.convmixer import POOLS as CONVMIXER_POOLS
+from ...models.configs.convmixer import ConvMixerConfig
+from ...models.configs.crossvit import CrossViTConfig
+from ...models.configs.mixer import MixerConfig
 from . import convit, convmixer, crossvit, mixer
 from .ops import Products, Size, WeightReader
 
 if TYPE_CHECKING:
     from ...weights.network import Network
 
-POOLS = {  # by the name of the config: pools that give one vector per image
-    "ConvMixerConfig": (
-        "avg",
-        "max",
-        "avgmax",
-        "catavgmax",
-        "fast",
-        "fastavg",
-        "fastmax",
-        "fastavgmax",
-        "fastcatavgmax",
-    ),
-    "ConViTConfig": ("token", "avg"),
-    "MixerConfig": ("avg",),
-    "CrossViTConfig": ("token", "avg"),
+POOLS: dict[type[FamilyConfig], tuple[str, ...]] = {  # pools that give one vector per image
+    ConvMixerConfig: tuple(pool for pool in CONVMIXER_POOLS if pool),
+    ConViTConfig: ("token", "avg"),
+    MixerConfig: ("avg",),
+    CrossViTConfig: ("token", "avg"),
 }
 
 
@@ -35,14 +31,14 @@ def why_not(network: Network) -> str | None:
     """Return why the network has no graph and is converted by PyTorch instead; None if it has one."""
     if not network.is_standard:
         return "the modules of the model are not those of its config"
-    if network.global_pool not in POOLS.get(type(network.config).__name__, ()):
+    if network.global_pool not in POOLS[type(network.config)]:
         return f"global_pool={network.global_pool!r} gives no vector per image"
     return None
 
 
 def layouts_of(network: Network) -> tuple[str, ...]:
     """Return the names of equivalent graphs whose speed depends on the CPU, the default first."""
-    return mixer.LAYOUTS if type(network.config).__name__ == "MixerConfig" else ("",)
+    return mixer.LAYOUTS if isinstance(network.config, MixerConfig) else ("",)
 
 
 def build_graph(
@@ -55,16 +51,15 @@ def build_graph(
     `layouts_of(network)`; "" is the first. products: how products with weights are computed; float32 by default.
     """
     weights, products, cfg = WeightReader(network.tensors), products or Products(), network.config
-    kind = type(cfg).__name__
-    if kind == "MixerConfig":
-        layout = layout or mixer.LAYOUTS[0]
-        images, outputs = mixer.build(weights, cfg, size, spec, products, layout)  # type: ignore[arg-type]
-    elif kind == "ConvMixerConfig":
-        images, outputs = convmixer.build(weights, cfg, size, spec, products, network.global_pool)  # type: ignore[arg-type]
-    elif kind == "ConViTConfig":
-        images, outputs = convit.build(weights, cfg, size, spec, products, network.global_pool)  # type: ignore[arg-type]
+    pool = network.global_pool
+    if isinstance(cfg, MixerConfig):
+        images, outputs = mixer.build(weights, cfg, size, spec, products, layout or mixer.LAYOUTS[0])
+    elif isinstance(cfg, ConvMixerConfig):
+        images, outputs = convmixer.build(weights, cfg, size, spec, products, pool)
+    elif isinstance(cfg, ConViTConfig):
+        images, outputs = convit.build(weights, cfg, size, spec, products, pool)
     else:
-        images, outputs = crossvit.build(weights, cfg, size, spec, products, network.global_pool)  # type: ignore[arg-type]
+        images, outputs = crossvit.build(weights, cfg, size, spec, products, pool)
     results = [ov.opset13.result(output) for output in outputs]
     for result, name in zip(results, ("logits", "embedding"), strict=True):
         result.output(0).set_names({name})

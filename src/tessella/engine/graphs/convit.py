@@ -6,13 +6,13 @@ Shape suffixes: as in models/convit.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ...models.configs.convit import ConViTConfig
 from .attention import EPS, Projections, add_mlp, block, self_attention, single_query, split_qkv
 from .ops import (
     Array,
@@ -31,9 +31,6 @@ from .ops import (
     to_pixels,
     tokens_of,
 )
-
-if TYPE_CHECKING:
-    from ...models.convit import ConViTConfig
 
 LAYOUTS = ("",)
 
@@ -55,11 +52,10 @@ def build(
         if i == local:
             x = op.concat([tokens_of(weights["cls_token"], x), x], 1)
         inner = weights.under(f"blocks.{i}.")
-        x = (
-            local_block(inner, products, x, cfg.num_heads, grid)
-            if i < local
-            else block(inner, products, x, cfg.num_heads)
-        )
+        if i < local:
+            x = local_block(inner, products, x, cfg.num_heads, grid)
+        else:
+            x = block(inner, products, x, cfg.num_heads)
     if shortened:
         if local == cfg.depth - 1:
             x = op.concat([tokens_of(weights["cls_token"], x), x], 1)

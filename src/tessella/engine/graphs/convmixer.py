@@ -6,12 +6,12 @@ Shape suffixes: as in models/convmixer.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import openvino as ov
 from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ...models.configs.convmixer import ConvMixerConfig
 from .ops import (
     Affine,
     Products,
@@ -26,9 +26,6 @@ from .ops import (
     to_pixels,
     transpose,
 )
-
-if TYPE_CHECKING:
-    from ...models.convmixer import ConvMixerConfig
 
 LAYOUTS = ("",)
 

@@ -6,13 +6,13 @@ Shape suffixes: as in models/crossvit.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ...models.configs.crossvit import STEMS, CrossViTConfig, branch_sizes
 from .attention import EPS, Projection, block, single_query
 from .ops import (
     Array,
@@ -35,9 +35,6 @@ from .ops import (
     transpose,
 )
 
-if TYPE_CHECKING:
-    from ...models.crossvit import CrossViTConfig
-
 LAYOUTS = ("",)
 BRANCHES = (0, 1)
 CUBIC = -0.75  # PyTorch's coefficient of bicubic interpolation
@@ -47,8 +44,6 @@ def build(
     weights: WeightReader, cfg: CrossViTConfig, size: Size, spec: InputSpec | None, products: Products, pool: str
 ) -> tuple[ov.Node, Sequence[ov.Output]]:
     """Return the parameter and the outputs, logits and embedding, of the graph."""
-    from ...models.crossvit import branch_sizes
-
     images, images_BHWC = image_input(size, cfg.in_chans, spec)
     xs: list[ov.Output] = []
     counts = []
@@ -106,8 +101,6 @@ def embed(
     if not cfg.multi_conv:
         weight, bias = to_pixels(weights[f"{name}.weight"], weights[f"{name}.bias"], spec)
         return patches(products, name, images_BHWC, weight, bias, size)
-    from ...models.crossvit import STEMS
-
     if spec is not None:  # the convolutions are padded with zeros, so pixels are normalized before them
         mean, std = (np.array(values, np.float64) for values in (spec.mean, spec.std))
         images_BHWC = affine(images_BHWC, (1 / (255 * std), -mean / std))

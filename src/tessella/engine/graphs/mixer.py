@@ -6,13 +6,13 @@ Shape suffixes: as in models/mixer.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ...models.configs.mixer import MixerConfig
 from .ops import (
     Affine,
     Array,
@@ -30,9 +30,6 @@ from .ops import (
     to_pixels,
     transpose,
 )
-
-if TYPE_CHECKING:
-    from ...models.mixer import MixerConfig
 
 LAYOUTS = ("left", "right")  # the product across patches: W @ X, or with transposed tokens
 EPS = 1e-6

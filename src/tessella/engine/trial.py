@@ -1,0 +1,86 @@
+"""Choose between equivalent graphs of a network by timing them, on CPUs for which the table of rates has no row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.spec import InputSpec
+from ..machine import cpu_features, cpu_name, versions
+from .artefacts import cached
+from .choice import is_measured
+from .facts import code_hash
+from .graphs import layouts_of, why_not
+from .open import open_engine
+from .plan import Choice, Plan
+
+if TYPE_CHECKING:
+    from ..weights.network import Network
+
+log = logging.getLogger(__name__)
+ROUNDS = 3  # of timing, layouts in turn
+SLOW = 0.3  # seconds of a request, above which one round has to suffice
+
+
+def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Plan:
+    """Return the plan with the fastest layout of the network's graph on this CPU, and the reason.
+
+    Plans of other engines, plans with a layout, networks with one layout and CPUs that were measured before are
+    returned unchanged. The times are cached. Raises WeightsError `cache_failed`.
+    """
+    if plan.engine != "openvino" or plan.layout or plan.precision == "int8" or why_not(network) is not None:
+        return plan
+    layouts = layouts_of(network)
+    if len(layouts) < 2 or is_measured(network):
+        return plan
+    facts = dict(
+        arch=network.arch,
+        config=repr(network.config),
+        size=size,
+        spec=spec is not None,
+        precision=plan.precision,
+        threads=plan.threads,
+        streams=plan.streams,
+        cpu=cpu_name(),
+        features=cpu_features(),
+        code=code_hash(),
+        **versions(),
+    )
+
+    def measure(folder: Path) -> None:
+        log.info("timing %s graphs of %s (only the first time)", len(layouts), network.arch)
+        seconds = _time_layouts(network, plan, size, spec, layouts)
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+
+    seconds = json.loads((cached("layouts", facts, measure) / "seconds.json").read_text())
+    best = min(seconds, key=seconds.__getitem__)
+    times = ", ".join(f"{name} {1e3 * seconds[name]:.1f} ms" for name in sorted(seconds, key=seconds.__getitem__))
+    choice = Choice("layout", best, f"fastest of the equivalent graphs, per image on this CPU: {times}")
+    return dataclasses.replace(plan, layout=best).with_choice(choice)
+
+
+def _time_layouts(
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, layouts: tuple[str, ...]
+) -> dict[str, float]:
+    """Return the seconds per image of each layout: the smallest of a few requests, layouts in turn."""
+    engines = {name: open_engine(network, dataclasses.replace(plan, layout=name), size, spec) for name in layouts}
+    count = min(plan.request or plan.batch_size, plan.batch_size)
+    shape = next(iter(engines.values())).shape
+    images = np.zeros((count, *shape), np.uint8 if spec else np.float32)
+    for engine in engines.values():
+        engine(images)  # packs the weights
+    best = dict.fromkeys(engines, np.inf)
+    for _ in range(ROUNDS):
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            engine(images)
+            best[name] = min(best[name], time.perf_counter() - start)
+        if min(best.values()) > SLOW:
+            break
+    return {name: float(value) / count for name, value in best.items()}
