@@ -145,7 +145,7 @@ def test_optimize_is_the_same_function(engine: str) -> None:
     assert all(row.reason for row in fast.plan.choices)
 
 
-@pytest.mark.parametrize("engine", ["eager", "rewritten"])
+@pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
 def test_optimized_weights_are_a_copy(engine: str) -> None:
     net = tiny("convit")
     x = images(net)
