@@ -121,7 +121,7 @@ def test_nothing_is_overwritten_or_written_partly(copied: Path, monkeypatch: pyt
     with pytest.raises(UsageError, match="no file to export"):
         export(tessella.load(engine="rewritten"), copied.parent / "new")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("openvino.save_model", full)
