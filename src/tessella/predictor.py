@@ -379,7 +379,8 @@ def load(
     transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by about one gray level. policy:
     "timm" ignores orientation and transparency as timm does. images: a few hundred representative images, on which
     "bfloat16" and "int8" are compared with float32 (and int8's ranges are measured) before they are used; None takes
-    photographs in this package. `predictor.plan` lists every choice with its reason. Raises UsageError, WeightsError.
+    photographs in this package. precision: "fast" is the fastest one whose results agree. `predictor.plan` lists every
+    choice with its reason. Raises UsageError, WeightsError.
     """
     keywords = [argument for argument in inspect.signature(load).parameters if argument not in ("name", "model_args")]
     check_model_args(model_args, keywords)
