@@ -207,8 +207,8 @@ def _configure(
 ) -> tuple[PretrainedCfg, FamilyConfig]:
     """Return the config of the checkpoint and that of the model, as `create_model` does."""
     override, changes = arguments.get("pretrained_cfg"), arguments.get("pretrained_cfg_overlay")
-    check_type("pretrained_cfg", override, str | Mapping | Checkpoint | None)
-    check_type("pretrained_cfg_overlay", changes, Mapping | None)
+    check_type("pretrained_cfg", override, str | Mapping[str, object] | Checkpoint | None)
+    check_type("pretrained_cfg_overlay", changes, Mapping[str, object] | None)
     cfg, args = find_checkpoint(name, override or None, read_pretrained, cache_dir or None)
     if changes:
         cfg = overlay(cfg, changes)

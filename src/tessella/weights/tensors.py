@@ -228,7 +228,7 @@ def _converted(data: NDArray[np.uint8], entry: StoredTensor, target: TensorKind,
         return stored
     if stored.dtype.kind == "f" and not target.dtype.startswith("float"):  # batch counters, as in averaged states
         check_finite([(key, stored)], path)
-    with np.errstate(over="ignore"):  # found when the results are checked
+    with np.errstate(over="ignore", invalid="ignore"):  # found when the results are checked
         return stored.astype(target.dtype)
 
 
