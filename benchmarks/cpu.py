@@ -1,173 +1,280 @@
-"""Compare Tessella with the usual ways to run timm's models on this machine's CPU: `scripts/bench cpu`.
+"""Compare Tessella with the usual ways to run the same models on this machine's CPU: `scripts/bench cpu`.
 
-For every model and batch size, all candidates take turns in one process: timm's models with each engine that supports
-them, and Tessella's engines. All figures are written to benchmarks/results as a CSV file, and the tables and ratios of
-the README are printed. bfloat16 is measured if the CPU has instructions for it, or with --all.
+For each model and batch size, the candidates take turns in one process: the unchanged model in PyTorch (its modules and
+operations are timm's), stock OpenVINO, ONNX Runtime and torch.compile, and Tessella as `load` opens it without `tune`,
+in float32, bfloat16 and int8. Lossy precisions are measured whether or not they pass the gate, whose verdict is
+recorded. Then the starts of commands are timed. Everything is written to one CSV file and one picture, after each model, so that
+an interrupted benchmark can be resumed. `scripts/bench report FILE.csv --readme` writes the README's section on speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import csv
+import dataclasses
+import functools
 import os
+import platform
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-import torch
-from peers import Exports, stock, timm_importable
+import report
+from starts import time_starts
+from stock import stock
 
-from tessella.engine import ENGINES
+from tessella import machine
 from tessella.engine.plan import has_native_bfloat16
 from tessella.performance.candidates import Candidate, engine_candidate, load_case
-from tessella.performance.figure import draw
 from tessella.performance.measuring import BenchmarkRow, measure
-from tessella.performance.table import conditions, csv_bytes
-from tessella.performance.tuning import SECONDS, tune
 from tessella.records import slug
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 RESULTS = Path(__file__).resolve().parent / "results"
-AUTO, TIMM = "auto", "timm"
+SECONDS, ROUNDS, JUDGING = 840.0, 7, 0.75  # time limit, rounds, fraction of the time in which the gate is evaluated
 
 
-def tessella_candidates(precisions: Sequence[str]) -> list[Candidate]:
-    """Return each engine of this package, then the defaults after `tessella tune`."""
-    pairs = [(name, one) for one in precisions for name, kind in ENGINES.items() if one in kind.precisions]
-    return [
-        *(engine_candidate(*pair) for pair in pairs if pair[0] not in ("eager", "compile")),
-        engine_candidate("auto", "auto"),
+@functools.cache
+def conditions() -> dict[str, str]:
+    """Return what the figures depend on, by column."""
+    installed = {**machine.versions(), "python": platform.python_version()}
+    return dict(
+        cpu=f"{machine.cpu_name()}, {machine.available_cores()} cores",
+        cpu_class=machine.cpu_class(),
+        features=" ".join(sorted(machine.vector_features())),
+        versions=", ".join(f"{name} {version}" for name, version in installed.items()),
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A row of the CSV file: a figure, or the reason why there is none, with its conditions."""
+
+    kind: str  # speed, product (of two matrices), start (of a command), size (of an installation)
+    model: str = ""
+    candidate: str = ""  # or command, or what is installed
+    precision: str = ""
+    batch: int | None = None
+    value: float | None = None  # median
+    unit: str = "images/s"
+    n: int = 0
+    lowest: float | None = None
+    highest: float | None = None
+    ratio_to_eager: float | None = None  # of medians
+    share_of_product: float | None = None  # 2 x MACs per second, as a fraction of the matrix product's rate
+    product_gflops: float | None = None  # of a large matrix product in the same rounds and precision, median
+    gate: str = ""  # verdict about a lossy precision: "passed: ..." or "refused: ..."
+    status: str = "ok"
+    note: str = ""
+    difference: float | None = None  # of the logits from those of the reference, relative to their norm
+    ready_seconds: float | None = None
+    peak_mb: float | None = None
+    gmacs: float | None = None
+    weights: str = ""
+    threads: int | None = None
+    cpu: str = field(default_factory=lambda: conditions()["cpu"])
+    cpu_class: str = field(default_factory=lambda: conditions()["cpu_class"])
+    features: str = field(default_factory=lambda: conditions()["features"])
+    versions: str = field(default_factory=lambda: conditions()["versions"])
+    date: str = field(default_factory=lambda: conditions()["date"])
+
+
+COLUMNS = tuple(one.name for one in dataclasses.fields(Row))
+
+
+class Budget:
+    """Divides the time limit among the models and batch sizes that are left, by their expected durations."""
+
+    def __init__(self, seconds: float, groups: Sequence[tuple[str, int]], cost: Callable[[str], float]):
+        self.started = self.group_started = time.perf_counter()
+        self.seconds = seconds
+        self.left = {(name, batch): 90 + 0.6 * batch * cost(name) for name, batch in groups}
+
+    def is_early(self) -> bool:
+        """Return whether there is time to evaluate the gate."""
+        return time.perf_counter() < self.started + JUDGING * self.seconds
+
+    def until(self, name: str, batch: int) -> float:
+        """Return the time of time.perf_counter at which the measurement of this group should end."""
+        remaining = max(self.started + self.seconds - self.group_started, 0.0)
+        return self.group_started + remaining * self.left[name, batch] / sum(self.left.values())
+
+    def finish(self, name: str, batch: int) -> None:
+        """Note that a group is done, and that the next one starts now."""
+        del self.left[name, batch]
+        self.group_started = time.perf_counter()
+
+
+def tessella_candidates(precisions: Sequence[str], judged: Callable[[], bool]) -> list[Candidate]:
+    """Return what `load` opens without `tune`, in each precision; lossy ones are measured whatever the gate says."""
+    found = [engine_candidate("auto", "auto"), *(engine_candidate("auto", one, judged) for one in precisions)]
+    return [dataclasses.replace(one, name=report.TESSELLA) for one in found]
+
+
+def measure_models(args: argparse.Namespace, done: list[Row], save: Callable[[], None]) -> None:
+    """Append the rows of every model and batch size that `done` does not have, and save after each."""
+    known = {(row.model, row.batch) for row in done if row.kind == "speed"}
+    groups = [(name, batch) for name in args.models for batch in args.batches if (name, batch) not in known]
+    budget = Budget(args.seconds, groups, report.gmacs_of)
+    lossy = [*(["bfloat16"] if has_native_bfloat16("cpu") else []), *([] if args.skip_int8 else ["int8"])]
+    native = ["float32", *(["bfloat16"] if "bfloat16" in lossy else [])]
+    candidates = [
+        *stock(native, compile=not args.skip_compile),
+        *tessella_candidates(lossy, lambda: not args.skip_gate and budget.is_early()),
     ]
+    for name in args.models:
+        batches = [batch for model, batch in groups if model == name]
+        if not batches:
+            continue
+        until = functools.partial(budget.until, name)
+        case = dataclasses.replace(load_case(name), name=name)
+        rounds = measure(case, candidates, batches, args.rounds, turn_seconds=args.turn_seconds, until=until)
+        for rows in rounds:
+            done += [*as_rows(rows)]
+            save()
+            budget.finish(name, rows[0].batch)
+            print(*progress(rows), sep="\n", file=sys.stderr, flush=True)
+        del case
 
 
-def speed(rows: Iterable[BenchmarkRow], *names: str, precision: str | None = None) -> float | None:
-    """Return the best median (images/s) of the named candidates; "timm*" means all of timm's, "" all of Tessella's."""
-
-    def wanted(row: BenchmarkRow) -> bool:
-        peer = row.candidate.startswith(TIMM)
-        named = any({"timm*": peer, "": not peer}.get(name, row.candidate == name) for name in names)
-        return named and precision in (None, row.precision)
-
-    return max((row.images_per_second for row in rows if row.images_per_second and wanted(row)), default=None)
-
-
-def quotient(over: float | None, under: float | None) -> float | None:
-    return over / under if over and under else None
-
-
-def ratios(rows: Sequence[BenchmarkRow]) -> dict[str, float | None]:
-    """Return the ratios in which the goals are stated, for one model and batch size."""
-    best_exact, best = speed(rows, "timm*", precision="float32"), speed(rows, "timm*")
-    return {
-        "our best float32 engine / best stock float32": quotient(speed(rows, "", precision="float32"), best_exact),
-        "auto / best stock": quotient(speed(rows, AUTO), best),
-        "auto / timm eager float32": quotient(speed(rows, AUTO), speed(rows, TIMM, precision="float32")),
-    }
+def as_rows(rows: Sequence[BenchmarkRow]) -> Iterator[Row]:
+    """Yield the rows of one model and batch size for the file, with ratios to the eager model."""
+    base = next((row.images_per_second for row in rows if row.candidate == report.EAGER), None)
+    for row in rows:
+        speed = row.images_per_second
+        yield Row(
+            kind="speed", model=row.model.partition(".")[0], candidate=row.candidate, precision=row.precision,
+            batch=row.batch, value=speed, n=row.rounds, lowest=row.slowest, highest=row.fastest,
+            ratio_to_eager=speed / base if speed and base else None, share_of_product=row.share_of_gemm,
+            product_gflops=row.gemm_gflops, gate=row.gate, status=row.status, note=row.note,
+            difference=row.difference, ready_seconds=row.ready_seconds, peak_mb=row.peak_mb, gmacs=row.gmacs,
+            weights=row.weights, threads=row.threads,
+        )  # fmt: skip
 
 
-def tables(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
-    """Yield lines of Markdown: speeds and ratios per batch size, with a column per model."""
-    models = list(dict.fromkeys(row.model for row in rows))
-    for batch in dict.fromkeys(row.batch for row in rows):
-        here = [row for row in rows if row.batch == batch]
-        by_model = [[row for row in here if row.model == model] for model in models]
-        head = [model.partition(".")[0] for model in models]
-        yield f"\nImages per second at batch size {batch}, median, and fraction of the matrix product rate:\n"
-        yield line(["candidate", "precision", *head])
-        yield line(["---", "---", *["--:"] * len(head)])
-        for position, first in enumerate(by_model[0]):
-            same = [of_model[position] for of_model in by_model]
-            computed = "/".join(dict.fromkeys(row.precision for row in same))  # "auto" may differ by model
-            yield line([first.candidate, computed, *map(cell, same)])
-        yield f"\nRatios of medians at batch size {batch}:\n"
-        yield line(["ratio", *head, "geometric mean"])
-        yield line(["---", *["--:"] * (len(head) + 1)])
-        found = [ratios(of_model) for of_model in by_model]
-        for name in found[0]:
-            values = [one[name] for one in found]
-            yield line([name, *map(number, values), number(geometric_mean(values))])
+def products(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rate of the matrix product in each precision: the median over all models and batch sizes."""
+    for precision in ("float32", "bfloat16", "int8"):
+        rates = {(row.model, row.batch): row.product_gflops for row in rows if row.precision == precision}
+        if found := [rate for rate in rates.values() if rate]:
+            yield Row(
+                kind="product", candidate="product of two 2048 x 2048 matrices", precision=precision, unit="GFLOP/s",
+                value=statistics.median(found), n=len(found), lowest=min(found), highest=max(found),
+            )  # fmt: skip
 
 
-def line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def start_rows(rounds: int) -> Iterator[Row]:
+    """Yield the seconds of each command: the first time with an empty cache, and later ones."""
+    for command, seconds, error in time_starts(rounds):
+        for which, values in (("first", seconds[:1]), ("later", seconds[1:])):
+            if error or values:
+                yield Row(
+                    kind="start", candidate=command, unit="s", status="failed" if error else "ok",
+                    note=error or which, n=len(values), value=statistics.median(values) if values else None,
+                    lowest=min(values, default=None), highest=max(values, default=None),
+                )  # fmt: skip
 
 
-def cell(row: BenchmarkRow) -> str:
-    if row.images_per_second is None:
-        return row.status
-    share = "" if row.share_of_gemm is None else f", {100 * row.share_of_gemm:.0f} %"
-    return f"{row.images_per_second:.3g}{share}"
+def given_rows(given: Sequence[str]) -> Iterator[Row]:
+    """Yield rows of figures that were measured elsewhere, such as "size: base install=431 MB"."""
+    for text in given:
+        what, _, figure = text.rpartition("=")
+        kind, _, name = what.partition(":")
+        value, _, unit = figure.strip().partition(" ")
+        yield Row(kind=kind.strip(), candidate=name.strip(), value=float(value), unit=unit, n=1, note="given")
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def progress(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
+    for row in rows:
+        speed = row.status if row.images_per_second is None else f"{row.images_per_second:.3g} images/s"
+        verdict = f"; gate {row.gate}" if row.gate else ""
+        yield f"{row.model}, batch {row.batch}, {row.candidate} {row.precision}: {speed} {row.note[:100]}{verdict}"
 
 
-def geometric_mean(values: Sequence[float | None]) -> float | None:
-    """Return None if a value is missing, because a mean over fewer models would not be comparable."""
-    known = [value for value in values if value]
-    return math.exp(sum(map(math.log, known)) / len(known)) if known and len(known) == len(values) else None
+def read_rows(path: Path) -> list[Row]:
+    """Read a file that `write_rows` wrote."""
+    kinds = {one.name: str(one.type).partition(" ")[0] for one in dataclasses.fields(Row)}
+    convert: dict[str, Callable[[str], object]] = {"int": int, "float": float, "str": str}
+    with path.open(newline="") as file:
+        return [
+            Row(**{key: convert[kinds[key]](value) for key, value in row.items() if value or kinds[key] == "str"})  # type: ignore[arg-type]
+            for row in csv.DictReader(file)
+        ]
 
 
-def result_path(rows: Sequence[BenchmarkRow]) -> Path:
-    """Return cpu_<hardware>_<precision>_<torch>_<date>.csv, with a number if the file exists."""
-    precisions = {row.precision for row in rows if row.images_per_second}
-    precision = precisions.pop() if len(precisions) == 1 else "mixed"
-    version = ".".join(torch.__version__.split(".")[:2])
-    stem = f"cpu_{slug(rows[0].hardware)}_{precision}_torch{version}_{time.strftime('%Y-%m-%d')}"
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows, with figures of four significant digits; an interrupt leaves the previous file."""
+    draft = path.with_suffix(".part")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            cells = dataclasses.asdict(row)
+            writer.writerow({key: f"{v:.4g}" if isinstance(v, float) else v for key, v in cells.items()})
+    draft.replace(path)
+
+
+def result_path() -> Path:
+    """Return cpu_<hardware>_<date>.csv, with a number if the file exists."""
+    stem = f"cpu_{slug(conditions()['cpu'])}-{conditions()['cpu_class'].replace('_', '-')}_{conditions()['date']}"
     names = (RESULTS / f"{stem}{'' if number == 1 else f'_{number}'}.csv" for number in count(1))
     return next(path for path in names if not path.exists())
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="scripts/bench cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=FIVE, metavar="NAME", help="models to measure")
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 1], metavar="N", help="batch sizes")
-    parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
-    parser.add_argument("--skip-compile", action="store_true", help="skip torch.compile, which takes minutes")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="number of timed rounds, if the time limit allows")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit, which decides the rounds")
+    parser.add_argument("--turn-seconds", type=float, default=None, help="shortest duration of a turn")
+    parser.add_argument("--quick", action="store_true", help="3 short rounds, without torch.compile and the gate")
+    parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile")
+    parser.add_argument("--skip-int8", action="store_true", help="leave out int8")
+    parser.add_argument("--skip-gate", action="store_true", help="do not compare lossy precisions with float32")
+    parser.add_argument("--skip-starts", action="store_true", help="do not time the starts of commands")
     parser.add_argument(
-        "--tune-seconds", type=float, default=SECONDS, help="time limit of `tessella tune` before each model"
-    )
-    parser.add_argument("--int8", action="store_true", help="measure int8, too, which takes minutes to convert")
-    parser.add_argument(
-        "--all", action="store_true", help="measure bfloat16 even if the CPU has no instructions for it"
-    )
-    parser.add_argument("--plot", "--picture", type=Path, help="plot speed against published accuracy (.png or .svg)")
+        "--given", nargs="+", default=[], metavar="KIND:NAME=VALUE UNIT",
+        help="figures measured elsewhere, such as 'size: base install=431 MB'",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="CSV file  [default: a new one in benchmarks/results]")
+    parser.add_argument("--resume", action="store_true", help="keep what --out already has, and measure the rest")
+    parser.add_argument("--picture", type=Path, help=".png or .svg file  [default: next to the CSV file]")
     args = parser.parse_args()
-    if not timm_importable():
-        print("timm cannot be imported: the rows of its candidates give the reason", file=sys.stderr)
-    precisions = ["float32", *(["bfloat16"] if args.all or has_native_bfloat16("cpu") else [])]
-    rows: list[BenchmarkRow] = []
-    path = None
-    with Exports() as exports, tempfile.TemporaryDirectory(prefix="tessella-tuned-") as cache:
-        os.environ["TESSELLA_CACHE"] = (
-            cache  # models with random weights are tuned, which must not be recorded in the user's cache
-        )
-        candidates = [
-            *stock(exports, precisions, compile=not args.skip_compile),
-            *tessella_candidates([*precisions, *(["int8"] if args.int8 else [])]),
-        ]
-        for name in args.models:
-            case = load_case(name)
-            tune(case.model, seconds=args.tune_seconds, check_precision=case.weights == "trained")
-            for group in measure(case, candidates, args.batches, args.rounds):
-                rows += group
-                path = path or result_path(rows)
-                path.write_bytes(csv_bytes(rows))  # after each group, so that an interrupt loses one at most
-                for row in group:
-                    print(f"{row.model} batch {row.batch} {row.candidate}, {row.precision}: {cell(row)} {row.note}",
-                          file=sys.stderr)  # fmt: skip
-            exports.remove_exports()
-    print(*conditions(rows), sep="\n")
-    print(*tables(rows), sep="\n")
-    print(f"\nall figures: {path}", file=sys.stderr)
-    if args.plot:
-        draw(rows, args.plot)
+    if args.resume and args.out is None:
+        parser.error("--resume needs --out")
+    if args.quick:
+        args.rounds, args.turn_seconds, args.seconds = 3, args.turn_seconds or 0.05, min(args.seconds, 180.0)
+        args.skip_compile = args.skip_gate = True
+    return args
+
+
+def main() -> int:
+    args = parse()
+    path = args.out or result_path()
+    rows = read_rows(path) if args.resume and path.exists() else []
+    rows = [row for row in rows if row.kind != "product"]
+    with tempfile.TemporaryDirectory(prefix="tessella-untuned-") as cache:
+        os.environ["TESSELLA_CACHE"] = cache  # tuned settings are in the user's cache: the default is measured
+        measure_models(args, rows, lambda: write_rows(path, rows))
+    if not args.skip_starts and not any(row.kind == "start" for row in rows):
+        rows += start_rows(2 if args.quick else 6)
+    rows += [*products(rows), *given_rows(args.given)]
+    write_rows(path, rows)
+    picture = args.picture or path.with_suffix(".png")
+    table = report.read(path)
+    print(*report.summary(table), sep="\n")
+    report.draw(table, picture)
+    print(f"\nall figures: {path}\npicture: {picture}", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

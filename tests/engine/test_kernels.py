@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from tessella.engine import selection
-from tessella.engine.compiled import compile_alone
+from tessella.engine.compiled import compile_alone, planned_kernels
+from tessella.engine.kernels import EXPERIMENTAL, has_triton, use_kernels
 from tessella.engine.kernels import depthwise as depthwise_file
 from tessella.engine.kernels import gpsa as gpsa_file
-from tessella.engine.kernels import has_triton, use_kernels
 from tessella.engine.kernels import token_mlp as token_mlp_file
 from tessella.engine.kernels.depthwise import depthwise
 from tessella.engine.kernels.gpsa import gpsa
@@ -381,7 +381,8 @@ def test_the_fastest_correct_candidate_is_chosen_and_the_reason_has_all_times() 
 
 
 @pytest.mark.parametrize("case", ["convmixer_relu", "convit", "gmixer", "crossvit"])
-def test_kernels_are_chosen_by_the_time_of_one_block(case: str) -> None:
+def test_kernels_are_chosen_by_the_time_of_one_block(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXPERIMENTAL, "1")
     model = made(case)
     rewritten = rewrite(model)
     x = images(model, 2).double()
@@ -409,6 +410,26 @@ def test_kernels_are_chosen_by_the_time_of_one_block(case: str) -> None:
     assert "the compiler's 2000.000 ms" in choice.reason
     assert len(prepared) == (3 if case == "convmixer_relu" else 2)  # two layouts of ours, or one
     assert all(torch.equal(block_input, prepared[0][1]) for _, block_input in prepared)
+
+
+@pytest.mark.parametrize("value", [None, "0", ""])
+def test_kernels_are_off_unless_requested(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU has run them so far."""
+    monkeypatch.delenv(EXPERIMENTAL, raising=False)
+    if value is not None:
+        monkeypatch.setenv(EXPERIMENTAL, value)
+    rewritten = rewrite(made("convmixer"))
+
+    def never(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+        raise AssertionError
+
+    fast, choice = choose_kernels(rewritten, lambda: None, 1e-9, "batch 2", never)
+    assert fast is rewritten
+    assert choice == planned_kernels()
+    assert choice.chosen == "the compiler's"
+    assert f"{EXPERIMENTAL}=1" in choice.reason
+    monkeypatch.setenv(EXPERIMENTAL, "1")
+    assert planned_kernels().chosen != choice.chosen
 
 
 def test_attention_is_timed_on_the_shapes_of_the_model() -> None:

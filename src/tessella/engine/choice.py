@@ -36,6 +36,7 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
     ratio: float
     source: str  # the CPU and the date
+    layout: str = ""  # as in a plan
     streams: int = 1
     request: int = 0
 

@@ -1,7 +1,7 @@
 """The rewritten model with torch.compile: slow to start, with one program for each of two batch sizes.
 
 On a GPU, a program is a CUDA graph; its parts are chosen by timing them on the first batch of its size
-(`selection.py`).
+(`selection.py`). The kernels of this package are compared with the compiler's only if the user requests it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ..data.spec import InputSpec
 from ..weights.network import Network
 from .base import ArrayOutputs, TensorOutputs
 from .eager import RewrittenEngine, suppress_warnings, wrap_outputs
+from .kernels import EXPERIMENTAL, are_requested
 from .plan import Choice, Plan
-from .selection import choose_attention, choose_kernels
+from .selection import OFF, choose_attention, choose_kernels
 
 Result = TypeVar("Result")
 CompileOptions: TypeAlias = dict[str, str | int | bool | Callable[..., object]]
@@ -36,14 +37,16 @@ class CompileEngine(RewrittenEngine):
     """Programs for one image and for a full batch; a batch in between is padded, so that nothing is compiled again.
 
     On a CPU, weights are constants of the program, packed in the order in which its matrix products read them. On a
-    GPU, the first forward pass of each size selects the attention backend, and our kernels or the compiler's code.
-    choices: what was selected on a GPU, and why.
+    GPU, the first forward pass of each size selects the attention backend and, if requested, our kernels or the
+    compiler's code. choices: what was selected on a GPU, and why.
     """
 
     def __init__(self, network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
         super().__init__(network, plan, size, spec)
         self.choices: list[Choice] = []
         self.on_gpu = torch.device(plan.device).type == "cuda"
+        if self.on_gpu:
+            self.plan = plan.with_choice(planned_kernels())
         self.compiled: set[int] = set()  # batch sizes
         self.graphs: dict[int, Graph[TensorOutputs]] = {}  # by batch size
         self.lock = threading.Lock()  # a graph has one buffer for its input and one for its outputs
@@ -91,6 +94,13 @@ class CompileEngine(RewrittenEngine):
                 self.choices += [*choices, kernels]
                 self.graphs[len(x)] = Graph(compile_alone(wrap_outputs(fastest, self.plan, self.spec), GPU_OPTIONS), x)
         return self.graphs[len(x)]
+
+
+def planned_kernels() -> Choice:
+    """Return the row of a plan about the kernels of this package, before anything was measured."""
+    if are_requested():
+        return Choice("kernels", "the fastest", f"{EXPERIMENTAL}=1: compared with the compiler's at the first batch")
+    return Choice("kernels", "the compiler's", OFF)
 
 
 class Graph(Generic[Result]):

@@ -19,13 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..models.convmixer import ConvMixer
-from .kernels import LAYOUTS, has_triton, use_kernels
+from .kernels import EXPERIMENTAL, LAYOUTS, are_requested, has_triton, use_kernels
 from .plan import Choice
 from .rewrites import Rewritten
 
 Run: TypeAlias = Callable[[], Tensor]
 
 ROUNDS = 5  # of timing, candidates in turn
+OFF = f"those of this package are experimental, as no GPU has run them so far; {EXPERIMENTAL}=1 compares them"
 ATTENTION = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -42,7 +43,7 @@ def choose_kernels(
     prepare: Callable[[nn.Module, Tensor], Run],
     seconds: Callable[[Run], float] | None = None,
 ) -> tuple[Rewritten, Choice]:
-    """Return `rewritten`, or a copy with our kernels if they run one block faster, and the reason.
+    """Return `rewritten`, or a copy with our kernels if they are requested and run one block faster, and the reason.
 
     All blocks of a model have the same structure, so only the first one with a kernel is timed. run: runs the model on
     the real batch, which supplies the input of the block. at: the batch size in words. prepare: takes a module and its
@@ -50,6 +51,8 @@ def choose_kernels(
     tolerance, seconds: as in `fastest`.
     """
     variants: dict[str, Rewritten] = {"the compiler's": rewritten}
+    if not are_requested():
+        return rewritten, Choice("kernels", "the compiler's", OFF)
     name = ""
     for layout in LAYOUTS if has_triton() else ():
         swapped = copy.deepcopy(rewritten)

@@ -22,6 +22,7 @@ from ..engine import make_plan, open_engine
 from ..engine.base import Engine
 from ..engine.gate import CALIBRATION, open_gated
 from ..engine.plan import Mode
+from ..engine.trial import settle_layout
 from ..errors import UsageError
 from ..extras import require
 from ..weights.catalogue import resolve
@@ -74,7 +75,7 @@ class Case:
         """Return the reference logits (B,classes) of uint8 images, from PyTorch, or from OpenVINO without it."""
         engine = "eager" if has_torch() else "openvino"
         plan = make_plan("cpu", "float32", engine, len(pixels_BHWC), "latency")
-        opened = open_engine(self.network.to_module(), plan, (self.spec.height, self.spec.width), self.spec)
+        opened = open_engine(self.network, plan, (self.spec.height, self.spec.width), self.spec)
         return opened(pixels_BHWC)[0]
 
     def normalised(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -176,19 +177,21 @@ def engine_candidate(engine: str, precision: str, judged: Callable[[], bool] | N
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         size = (case.spec.height, case.spec.width)
         mode: Mode = "latency" if batch == 1 else "throughput"
-        plan = make_plan(case.device, precision, engine, batch, mode, case.model, size)
+        plan = make_plan(case.device, precision, engine, batch, mode, case.network, size)
 
         def start() -> OpenCandidate:
             lossy = plan.precision != "float32"
             verdict, opened = "", None
-            if lossy and (judged() if judged else case.weights == "trained"):
-                opened = open_gated(case.model, plan, size, case.spec)
+            if not lossy or (judged() if judged else case.weights == "trained"):
+                opened = open_gated(case.network, plan, size, case.spec)
                 kept = opened.plan.precision == plan.precision
-                verdict = f"{'passed' if kept else 'refused'}: {opened.plan.choice('precision').reason}"
+                if lossy:
+                    verdict = f"{'passed' if kept else 'refused'}: {opened.plan.choice('precision').reason}"
                 opened = opened if kept or not judged else None
             if opened is None:  # without the gate
                 calibration = sample_images(case.spec, CALIBRATION) if plan.precision == "int8" else None
-                opened = open_engine(case.model, plan, size, case.spec, calibration)
+                settled = settle_layout(case.network, plan, size, case.spec)
+                opened = open_engine(case.network, settled, size, case.spec, calibration)
             fell_back = opened.plan.precision != plan.precision  # because the lossy precision was too inaccurate
             note = ""
             if fell_back or engine == "auto":

@@ -20,8 +20,8 @@ from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16,
 from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
 from ..inputs import AnyImage
-from ..models.base import ImageModel
 from ..pipeline import ImageReader
+from ..weights.network import AnyModel, Network, as_network
 
 SECONDS = 100.0  # half of them for preparing engines
 ROUNDS = 9
@@ -70,7 +70,7 @@ class Tuning:
 
 @checked
 def tune(
-    model: ImageModel,
+    model: AnyModel,
     *,
     precisions: Sequence[str] | None = None,
     engines: Sequence[str] | None = None,
@@ -83,7 +83,8 @@ def tune(
 
     precisions: None measures float32, and bfloat16 if the hardware supports it. Lossy precisions must pass the gate on
         `images` (see `tessella.load`).
-    engines: None measures all installed ones except "compile", which takes minutes to start.
+    engines: None measures all installed ones except "compile", which takes minutes to start. Those that need PyTorch
+        are listed with the reason if it is not installed.
     seconds: time limit; a conversion that has started is completed.
     check_precision: False measures lossy precisions without the gate, for models with random weights; the gate is
         still applied when trained weights are loaded.
@@ -92,13 +93,13 @@ def tune(
     Raises UsageError `bad_argument`, WeightsError `conversion_failed` if nothing can be measured, and `cache_failed`.
     """
     started = time.perf_counter()
-    model = copy.deepcopy(model).eval() if model.training else model
-    spec = InputSpec.from_cfg(model.pretrained_cfg)
-    plan = make_plan("cpu")
+    network = _in_evaluation(model)
+    spec = InputSpec.from_cfg(network.pretrained_cfg)
+    plan = make_plan("cpu", "float32", batch_size=DEFAULT_BATCH["cpu"])
     exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
-    candidates = list(_candidates(model, engines, exact if precisions is None else precisions))
+    candidates = list(_candidates(network, plan.engine, engines, exact if precisions is None else precisions))
     gate_images = None if images is None else ImageReader(spec).load_readable(images)
-    opener = _Opener(model, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
+    opener = _Opener(network, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
     rows, ready = _open_all(opener, candidates, started + seconds / 2, log)
     now = time.perf_counter()
     remaining = max(started + seconds - now, MEASURING_FRACTION * seconds)  # also after slow conversions
@@ -110,16 +111,23 @@ def tune(
     ready = [*(candidate for candidate in ready if candidate.row is best), *filter(None, variants)]
     _run_rounds(ready, now + remaining)
     rows += [candidate.row for candidate in ready if candidate.row is not best]
-    return _save(model, spec, plan, rows)
+    return _save(network, spec, plan, rows)
 
 
-def _save(model: ImageModel, spec: InputSpec, plan: Plan, rows: list[TuningRow]) -> Tuning:
+def _in_evaluation(model: AnyModel) -> Network:
+    """Return the network of a model; that of a copy in evaluation mode if the model is in training mode."""
+    if not isinstance(model, Network) and model.training:
+        model = copy.deepcopy(model).eval()
+    return as_network(model)
+
+
+def _save(network: Network, spec: InputSpec, plan: Plan, rows: list[TuningRow]) -> Tuning:
     date = time.strftime("%Y-%m-%d")
     winners = {mode: _winner([row for row in rows if row.mode == mode], date) for mode in MODES}
     table = [row.as_dict() for row in rows]
     size = (spec.height, spec.width)
     try:
-        path = save_tuned(Workload.of(model, size, plan.threads), winners, table, date)
+        path = save_tuned(Workload.of(network, size, plan.threads), winners, table, date)
     except OSError as error:
         raise WeightsError(
             "cache_failed",
@@ -133,26 +141,44 @@ def _save(model: ImageModel, spec: InputSpec, plan: Plan, rows: list[TuningRow])
 
 
 def _candidates(
-    model: ImageModel, engines: Sequence[str] | None, precisions: Sequence[str]
+    network: Network, usual: str, engines: Sequence[str] | None, precisions: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield (engine, precision, layout), the most promising first, because there may not be enough time for all."""
-    from ..engine.rewrites import layouts_of, usual_layout
+    """Yield (engine, precision, layout), the most promising first, because there may not be enough time for all.
 
+    usual: the engine without tuning; in float32 it is always measured, as the baseline.
+    """
     _check_names(engines or (), precisions)
-    installed = [name for name in ("rewritten", "openvino", "onnxruntime") if not missing_packages(name)]
-    selected = list(engines) if engines else installed
-    default = ("rewritten", "float32", "")  # is always measured, as the baseline
+    selected = list(engines) if engines else ["openvino", "rewritten", "onnxruntime"]
+    default = (usual, "float32", "")
     yield default
-    for layout in ("", *layouts_of(model)):
+    layouts = {name: _layouts(network, name) for name in selected}
+    for layout in ("", *dict.fromkeys(layout for names in layouts.values() for layout in names)):
         for precision in sorted(precisions, key=PRECISIONS.index, reverse=True):
             for name in sorted(selected, key=lambda name: name != "openvino"):
-                if precision not in ENGINES[name].precisions or (name, precision, layout) == default:
-                    continue
-                if layout == usual_layout(model, name) or layout == "norms_apart":
-                    continue
-                if layout.startswith("channels") and name != "rewritten":
-                    continue  # the other runtimes choose the memory layout themselves
-                yield name, precision, layout
+                candidate = (name, precision, layout)
+                if precision in ENGINES[name].precisions and candidate != default and layout in ("", *layouts[name]):
+                    yield candidate
+
+
+def _layouts(network: Network, engine: str) -> tuple[str, ...]:
+    """Return the layouts of a network in an engine, apart from its usual one; none if the engine cannot be used."""
+    if missing_packages(engine):
+        return ()
+    if engine == "openvino":
+        from ..engine.graphs import layouts_of, why_not
+
+        return layouts_of(network)[1:] if why_not(network) is None else ()
+    from ..engine.rewrites import layouts_of as rewritten_layouts
+    from ..engine.rewrites import usual_layout
+
+    module = network.to_module()
+    return tuple(
+        layout
+        for layout in rewritten_layouts(module)
+        if layout not in (usual_layout(module, engine), "norms_apart")
+        # other runtimes choose the memory layout themselves
+        and (engine == "rewritten" or not layout.startswith("channels"))
+    )
 
 
 def _check_names(engines: Sequence[str], precisions: Sequence[str]) -> None:
@@ -211,7 +237,7 @@ class Ready:
 class _Opener:
     """Opens engines for one model. gate_images: for the gate, None uses the photographs of this package."""
 
-    model: ImageModel
+    network: Network
     plan: Plan
     spec: InputSpec
     gate_images: Pixels | None
@@ -235,13 +261,13 @@ class _Opener:
         return ready
 
     def _engine(self, row: TuningRow) -> Engine:
-        plan = make_plan("cpu", row.precision, row.engine, row.batch_size)
-        plan = dataclasses.replace(plan, threads=self.plan.threads, layout=row.layout, streams=row.streams)
         size = (self.spec.height, self.spec.width)
+        plan = make_plan("cpu", row.precision, row.engine, row.batch_size, "throughput", self.network, size)
+        plan = dataclasses.replace(plan, threads=self.plan.threads, layout=row.layout, streams=row.streams)
         if self.check_precision:
-            return open_gated(self.model, plan, size, self.spec, self.gate_images)
+            return open_gated(self.network, plan, size, self.spec, self.gate_images)
         calibration = sample_images(self.spec, CALIBRATION) if row.precision == "int8" else None
-        return open_engine(self.model, plan, size, self.spec, calibration)
+        return open_engine(self.network, plan, size, self.spec, calibration)
 
 
 def _open_all(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+EXPERIMENTAL = "TESSELLA_EXPERIMENTAL_KERNELS"  # an environment variable, "1" to use the kernels
 HALF = (torch.bfloat16, torch.float16)
 SINGLE = (torch.float32, *HALF)  # float64 is computed by the plain functions
 
@@ -19,6 +20,11 @@ SINGLE = (torch.float32, *HALF)  # float64 is computed by the plain functions
 def has_triton() -> bool:
     """Return whether Triton is installed."""
     return util.find_spec("triton") is not None
+
+
+def are_requested() -> bool:
+    """Return whether the user wants these kernels, which are off by default: no GPU has run them so far."""
+    return os.environ.get(EXPERIMENTAL) == "1"
 
 
 def interpreted() -> bool:

@@ -1,0 +1,139 @@
+"""The usual ways to run a model on a CPU without Tessella's engines, as candidates of `tessella.performance`.
+
+All run the unchanged PyTorch model, whose modules and operations are those of timm, converted as the documentation of
+each tool recommends: a fixed batch size, normalized float32 images, all threads on one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tessella.engine.openvino import core
+from tessella.performance.candidates import Array, Candidate, Case, OpenCandidate, in_torch
+
+EAGER, COMPILE, OPENVINO, ONNXRUNTIME = "eager", "torch.compile", "stock OpenVINO", "stock ONNX Runtime"
+STOCK = (EAGER, COMPILE, OPENVINO, ONNXRUNTIME)
+
+
+def eager() -> Candidate:
+    """Return the unchanged PyTorch model in float32."""
+
+    def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
+        return lambda: OpenCandidate(in_torch(torch.inference_mode()(case.model)), "float32")
+
+    return Candidate(EAGER, "float32", "float32", prepare)
+
+
+def compiled(precision: str) -> Candidate:
+    """Return torch.compile with frozen weights, the documented way to run a model repeatedly on a CPU."""
+    dtype = getattr(torch, precision)
+
+    def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
+        def start() -> OpenCandidate:
+            model = case.model if precision == "float32" else clone(case.model).to(dtype)
+            program = torch.compile(model, dynamic=False, options={"freezing": True})
+            return OpenCandidate(in_torch(lambda x: program(x.to(dtype))), precision)
+
+        return start
+
+    return Candidate(COMPILE, precision, "float32", prepare)
+
+
+def openvino(precision: str) -> Candidate:
+    """Return OpenVINO's own conversion of the PyTorch model."""
+
+    def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
+        def start() -> OpenCandidate:
+            import openvino as ov
+
+            settings = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            }
+            runtime, images = core(), example(case, batch)
+            with quiet(), torch.no_grad():
+                # a copy, as the conversion patches the modules
+                model = ov.convert_model(clone(case.model), example_input=images, input=[list(images.shape)])
+            request = runtime.compile_model(model, "CPU", settings).create_infer_request()
+            return OpenCandidate(lambda x: request.infer([x], share_inputs=True)[0].copy(), precision)
+
+        return start
+
+    return Candidate(OPENVINO, precision, "float32", prepare)
+
+
+def onnxruntime() -> Candidate:
+    """Return ONNX Runtime with the PyTorch model exported by torch.onnx."""
+
+    def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
+        def start() -> OpenCandidate:
+            import onnxruntime as runtime
+
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3  # errors
+            with exported(case, batch) as path:
+                session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            name = session.get_inputs()[0].name
+
+            def run(x: Array) -> Array:
+                logits: Array = session.run(None, {name: x})[0]
+                return logits
+
+            return OpenCandidate(run, "float32")
+
+        return start
+
+    return Candidate(ONNXRUNTIME, "float32", "float32", prepare)
+
+
+@contextlib.contextmanager
+def exported(case: Case, batch: int) -> Iterator[Path]:
+    """Export the model to an ONNX file, which is removed at the end of the context."""
+    folder = Path(tempfile.mkdtemp(prefix="tessella-stock-"))
+    try:
+        with torch.no_grad(), quiet():
+            torch.onnx.export(
+                case.model, (example(case, batch),), str(folder / "model.onnx"), dynamo=True, external_data=False
+            )
+        yield folder / "model.onnx"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def example(case: Case, batch: int) -> torch.Tensor:
+    return torch.zeros(batch, case.spec.channels, case.spec.height, case.spec.width)
+
+
+def clone(model: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(model)
+
+
+def stock(precisions: list[str], *, compile: bool = True) -> list[Candidate]:
+    """Return all candidates, eager first; ONNX Runtime has no bfloat16 kernels for CPUs."""
+    found = [eager()]
+    for precision in precisions:
+        found.append(openvino(precision))
+        if precision == "float32":
+            found.append(onnxruntime())
+        if compile:
+            found.append(compiled(precision))
+    return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress what exporters print and warn about."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
