@@ -105,8 +105,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
     first = rows[0]
     lines = [
         f"{first['model']}, {first['precision']}, batch of {first['batch']} in requests of {first['request']}, "
-        f"{first['hardware']}, n = {first['n']}: {first['total_ms']:.1f} ms in nodes, {first['wall_ms']:.1f} ms in all; "
-        f"{100 * first['share_of_product']:.0f} % of the matrix product's {first['product_gflops']:.0f} GFLOP/s",
+        f"{first['hardware']}, n = {first['n']}: {first['total_ms']:.1f} ms in nodes, "
+        f"{first['wall_ms']:.1f} ms in all; {100 * first['share_of_product']:.0f} % of the matrix product's {first['product_gflops']:.0f} GFLOP/s",
         "",
         "| node | number | ms | share | kernels |",
         "| --- | --: | --: | --: | --- |",
