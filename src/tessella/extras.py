@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib import util
 from types import ModuleType
+
+import lazy_loader
 
 from .errors import UsageError
 
@@ -24,19 +27,43 @@ def require(module: str, purpose: str) -> ModuleType:
     except ImportError as error:
         missing = not error.name or error.name.partition(".")[0] == package
         state = "is not installed" if missing else f"cannot be imported: {error}"
-        raise UsageError(
-            "missing_dependency", f"{purpose} needs {package}, which {state}", hint=install_command([package])
-        ) from None
+        raise _missing(package, purpose, state) from None
 
 
 def check_installed(package: str, purpose: str) -> None:
     """Raise the UsageError of `require` if a package is not installed, without importing it: that may take seconds."""
-    if not util.find_spec(package):
-        raise UsageError(
-            "missing_dependency",
-            f"{purpose} needs {package}, which is not installed",
-            hint=install_command([package]),
-        )
+    if not is_installed(package):
+        raise _missing(package, purpose)
+
+
+def _missing(package: str, purpose: str, state: str = "is not installed") -> UsageError:
+    return UsageError(
+        "missing_dependency", f"{purpose} needs {package}, which {state}", hint=install_command([package])
+    )
+
+
+def public_names(package: str, file: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package whose names are loaded on first use.
+
+    package, file: its `__name__` and `__file__`; the names are listed in the `.pyi` stub next to the file. A name that
+    needs PyTorch raises UsageError `missing_dependency` if it is not installed.
+    """
+    load, names, public = lazy_loader.attach_stub(package, file)
+
+    def load_name(name: str) -> object:
+        try:
+            return load(name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise _missing("torch", f"{package}.{name}") from None
+
+    return load_name, names, public
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be found, without importing it."""
+    return util.find_spec(package) is not None
 
 
 def need_pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from _typeshed import DataclassInstance
+    from numpy.typing import NDArray
 
     from .data.spec import InputSpec
     from .models.base import ImageModel
@@ -70,8 +72,34 @@ def _default(field: dataclasses.Field[object]) -> object:
     return field.default
 
 
-def weights_hash(model: ImageModel) -> str:
+class Described(Protocol):
+    """A model as data, such as `weights.network.Network`."""
+
+    @property
+    def arch(self) -> str:
+        """The name of the architecture."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The dataclass of its settings."""
+        ...
+
+    @property
+    def global_pool(self) -> str:
+        """How features become an embedding."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """The result of `arrays_hash` for its weights."""
+        ...
+
+
+def weights_hash(model: ImageModel | Described) -> str:
     """Return the SHA-256 of the names, types, shapes and values of the model's state, as 64 hex digits."""
+    if not hasattr(model, "state_dict"):
+        return model.weights_hash
     import torch
 
     digest = hashlib.sha256()
@@ -82,7 +110,16 @@ def weights_hash(model: ImageModel) -> str:
     return digest.hexdigest()
 
 
-def identify(model: ImageModel, spec: InputSpec) -> dict[str, object]:
+def arrays_hash(tensors: Mapping[str, NDArray[np.generic]]) -> str:
+    """Return the hash that `weights_hash` gives for a model with these arrays, of any shape, in this order."""
+    digest = hashlib.sha256()
+    for key, value in tensors.items():
+        digest.update(f"{key} torch.{value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes() if not value.flags.c_contiguous else value.data)
+    return digest.hexdigest()
+
+
+def identify(model: ImageModel | Described, spec: InputSpec) -> dict[str, object]:
     """Return everything that determines the results of a model in float32, besides the settings of a Predictor."""
     return dict(
         arch=model.arch,

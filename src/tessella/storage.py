@@ -250,6 +250,25 @@ def create_output_folder(folder: str | Path) -> Path:
     return folder
 
 
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return $TESSELLA_CACHE, or `tessella` in the user's cache folder as the operating system defines it.
+
+    Earlier versions used `tessella` in $XDG_CACHE_HOME or ~/.cache on every system; if that folder exists, it is
+    returned.
+    """
+    if configured := os.environ.get("TESSELLA_CACHE"):
+        return Path(configured)
+    legacy = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
+    if legacy.is_dir():
+        return legacy
+    import platformdirs  # takes 9 ms, which most commands do not need
+
+    return platformdirs.user_cache_path("tessella", appauthor=False)
+
+
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 _HASHED_AT_ONCE = 4  # files

@@ -20,7 +20,7 @@ from tessella.errors import HubError, UsageError, WeightsError
 from tessella.models.base import ImageModel
 from tessella.models.configs import CONFIGS
 from tessella.models.features import FeatureExtractor
-from tessella.weights import catalogue, create_model, factory, save_pretrained
+from tessella.weights import catalogue, create_model, factory, save_pretrained, sources
 from tessella.weights.catalogue import CATALOGUE
 from tessella.weights.fetch import fetch_config, fetch_model
 
@@ -324,7 +324,7 @@ def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     row = dataclasses.replace(
         BUILTIN, architecture=arch, tag="mine", num_classes=NUM_CLASSES, hf_hub_id=None, file=path.name, sha256=sha256
     )
-    monkeypatch.setattr(factory, "BUILTIN_FOLDER", tmp_path)
+    monkeypatch.setattr(sources, "BUILTIN_FOLDER", tmp_path)
     monkeypatch.setitem(CATALOGUE, row.name, row)
     return path
 
@@ -378,7 +378,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as hub:
         for fetch in (fetch_config, fetch_model):
-            monkeypatch.setattr(factory, fetch.__name__, functools.partial(fetch, endpoint=hub.url))
+            monkeypatch.setattr(sources, fetch.__name__, functools.partial(fetch, endpoint=hub.url))
         yield hub
 
 

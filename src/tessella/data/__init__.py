@@ -4,6 +4,6 @@ Names load on first use: importing this package imports neither torch nor Pillow
 of the same name, `tessella.data.decode`.
 """
 
-import lazy_loader
+from ..extras import public_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -6,6 +6,6 @@ an exported folder, `gate.py` checks the accuracy of lossy precisions, `tuned.py
 tune`.
 """
 
-import lazy_loader
+from ..extras import public_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ import msgspec
 from filelock import FileLock
 
 from ..errors import WeightsError
+from ..storage import cache_folder as cache_folder
 
 GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}  # file name of a converted model, by engine
 MANIFEST = "manifest.json"
@@ -24,22 +24,6 @@ class ArtefactManifest(msgspec.Struct, forbid_unknown_fields=True):
 
     facts: dict[str, object]
     files: dict[str, str]
-
-
-def cache_folder() -> Path:
-    """Return $TESSELLA_CACHE, or `tessella` in the user's cache folder as the operating system defines it.
-
-    Earlier versions used `tessella` in $XDG_CACHE_HOME or ~/.cache on every system; if that folder exists, it is
-    returned.
-    """
-    if configured := os.environ.get("TESSELLA_CACHE"):
-        return Path(configured)
-    legacy = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
-    if legacy.is_dir():
-        return legacy
-    import platformdirs  # takes 9 ms, which most commands do not need
-
-    return platformdirs.user_cache_path("tessella", appauthor=False)
 
 
 def cached(kind: str, facts: Mapping[str, object], build: Callable[[Path], None]) -> Path:

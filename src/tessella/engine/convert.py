@@ -52,9 +52,10 @@ def as_openvino(
     size: (height, width) in pixels. samples: (N,H,W,C) uint8 images to calibrate int8 on; required for int8 only.
     Raises WeightsError `conversion_failed` or `cache_failed`.
     """
-    import openvino as ov
+    from .runtime import ov, report_nothing
 
     core()
+    report_nothing()
     model = network.to_module()
 
     def convert(folder: Path) -> None:
@@ -131,6 +132,9 @@ def quantise(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pi
     the input and write the output of the model, and so do depthwise convolutions and sums, which are memory-bound and
     would lose accuracy. Activations are quantised asymmetrically, as none is centred.
     """
+    from .runtime import report_nothing
+
+    report_nothing()
     with suppress_warnings(), redirect_stdout(sys.stderr):  # progress bars do not belong on stdout
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix

@@ -16,9 +16,8 @@ from .base import ArrayOutputs, FloatArray, GraphEngine
 from .plan import Plan
 
 if TYPE_CHECKING:
-    import openvino as ov
-
     from ..weights.network import Network
+    from .runtime import ov
 
 PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # for products that the graph leaves open
 
@@ -38,7 +37,7 @@ def core() -> ov.Core:
     this at the same time can deadlock over the GIL.
     """
     global _core
-    import openvino as ov
+    from .runtime import ov
 
     with _core_lock:
         if _core is None:
@@ -88,7 +87,7 @@ class OpenVinoEngine(GraphEngine):
         if self.graph:
             super().save(folder)
         else:
-            import openvino as ov
+            from .runtime import ov
 
             ov.save_model(self.built, folder / GRAPHS["openvino"], compress_to_fp16=False)
 

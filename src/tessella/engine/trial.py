@@ -16,7 +16,6 @@ from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
 from .choice import is_measured
 from .facts import code_hash
-from .graphs import layouts_of, why_not
 from .open import open_engine
 from .plan import Choice, Plan
 
@@ -34,7 +33,11 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
     Plans of other engines, plans with a layout, networks with one layout and CPUs that were measured before are
     returned unchanged. The times are cached. Raises WeightsError `cache_failed`.
     """
-    if plan.engine != "openvino" or plan.layout or plan.precision == "int8" or why_not(network) is not None:
+    if plan.engine != "openvino" or plan.layout or plan.precision == "int8":
+        return plan
+    from .graphs import layouts_of, why_not
+
+    if why_not(network) is not None:
         return plan
     layouts = layouts_of(network)
     if len(layouts) < 2 or is_measured(network):

@@ -6,9 +6,9 @@ here too. They are defined in `weights`, the layer above this one, and no module
 
 import importlib
 
-import lazy_loader
+from ..extras import public_names
 
-_lazy_attribute, _lazy_names, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazy_attribute, _lazy_names, __all__ = public_names(__name__, __file__)
 
 _TIMM = {  # functions of `timm.models`, by the module of `weights` that defines them
     "catalogue": (

@@ -20,10 +20,9 @@ def matrix_product(precision: str, device: str, side: int, threads: int) -> Call
 
 
 def _on_cpu(precision: str, side: int, threads: int) -> Callable[[], object]:
-    import openvino as ov
-    from openvino import opset13 as ops
-
     from ..engine.openvino import core
+    from ..engine.runtime import op as ops
+    from ..engine.runtime import ov
 
     runtime = core()
     generator = np.random.default_rng(0)

@@ -3,6 +3,6 @@
 Names are loaded on first use; the stub next to this file lists them.
 """
 
-import lazy_loader
+from ..extras import public_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

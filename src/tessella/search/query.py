@@ -280,7 +280,7 @@ def load_model(facts: RunFacts, name: str | None = None, checkpoint: str | None 
     precision = engine = "auto"
     if not (name.startswith("local-dir:") and is_exported(Path(name.removeprefix("local-dir:")))):
         lossy = facts["precision"] != "float32"  # rounded differently by each engine
-        precision, engine = facts["precision"], facts["engine"] if lossy else "eager"
+        precision, engine = facts["precision"], facts["engine"] if lossy else "auto"
     predictor = load(
         name,
         checkpoint_path=checkpoint,

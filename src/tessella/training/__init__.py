@@ -1,5 +1,5 @@
 """Training and fine-tuning of classifiers on labelled images."""
 
-import lazy_loader
+from ..extras import public_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

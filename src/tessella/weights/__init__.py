@@ -3,6 +3,6 @@
 The public names are listed in `__init__.pyi` and loaded on first use, so the catalogue does not import torch.
 """
 
-import lazy_loader
+from ..extras import public_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

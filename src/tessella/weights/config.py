@@ -10,18 +10,19 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-import torch
 from msgspec import Meta
 
 from ..errors import TessellaError, UsageError, WeightsError
-from ..models import ARCHITECTURES, build
-from ..models.base import ImageModel
-from ..models.layers import to_pair
+from ..models.configs import CONFIGS, configure
+from ..models.configs.shared import to_pair
 from ..storage import read_regular
 from .catalogue import PretrainedCfg, resolve
+
+if TYPE_CHECKING:
+    from ..models.base import ImageModel
 
 MAX_NUMBER = 10**12  # larger numbers in a config would overflow when they are used
 MAX_BYTES = 32 << 20  # size of a config; 21k classes with descriptions take 3 MB
@@ -149,7 +150,7 @@ def _parse(root: dict[str, object]) -> ModelConfig:
     cfg = {key: value for key, value in cfg.items() if key not in SOURCE_FIELDS}
     args = _check_args(arch, args)
     if cfg["num_classes"] is None:
-        cfg["num_classes"] = args.get("num_classes", ARCHITECTURES[arch][1].num_classes)
+        cfg["num_classes"] = args.get("num_classes", CONFIGS[arch].num_classes)
     cfg["label_names"] = _name_list(cfg["label_names"] or cfg.get("labels"), cfg["num_classes"])
     cfg = check_cfg(cfg)
     if args.get("num_classes", cfg["num_classes"]) != cfg["num_classes"]:
@@ -167,11 +168,10 @@ def _parse(root: dict[str, object]) -> ModelConfig:
 
 
 def _check_args(arch: str, args: ModelArgs) -> ModelArgs:
-    """Return the constructor arguments, after building the architecture with them on the meta device."""
+    """Return the constructor arguments, after checking that the architecture can be built with them."""
     args = {key: _as_tuple(value) for key, value in args.items() if value is not None}
     try:
-        with torch.device("meta"):
-            build(arch, **args)
+        configure(arch, **args)
     except TessellaError:
         raise
     except Exception as err:  # a wrong type fails at its first use in the constructor
@@ -204,7 +204,7 @@ def _short(value: object) -> str:
 
 def model_args(model: ImageModel) -> ModelArgs:
     """Return the arguments with which `build` creates this model again, without rates that only training uses."""
-    default = ARCHITECTURES[model.arch][1]
+    default = CONFIGS[model.arch]
     current = dataclasses.replace(model.config, num_classes=model.num_classes, global_pool=model.global_pool)
     always = ("in_chans", "num_classes", "global_pool", "img_size")
     if hasattr(current, "img_size"):

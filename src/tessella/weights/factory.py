@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -13,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.overrides import TorchFunctionMode
 
-from ..arguments import suggestion, unknown_argument
 from ..checks import checked
 from ..errors import UsageError, WeightsError
-from ..models import ARCHITECTURES, build
+from ..models import build
 from ..models.base import ImageModel
+from ..models.configs import FamilyConfig
 from ..models.features import FeatureExtractor
-from .catalogue import BUILTIN_FOLDER, DEPRECATED, Checkpoint, PretrainedCfg, list_models, no_weights, resolve
-from .config import SOURCE_FIELDS, ModelArgs, check_cfg, read_config
-from .fetch import CONFIG, SAFETENSORS, fetch_config, fetch_model
-from .files import check_finite, find_weights, read_state_dict, without_prefix
-from .load import image_size, load_weights, verify
-
-CheckpointConfig = tuple[PretrainedCfg, ModelArgs]  # the config of a checkpoint, and its constructor arguments
+from ..models.registry import FAMILIES
+from .catalogue import DEPRECATED, Checkpoint, PretrainedCfg, list_models, resolve
+from .config import ModelArgs
+from .files import check_finite, read_state_dict, without_prefix
+from .load import load_weights, verify
+from .sources import architecture_of as architecture_of
+from .sources import check_names, default_args, describe, find_checkpoint, locate, overlay
 
 
 @overload
@@ -98,9 +97,9 @@ def create_model(
     if out_indices is not None and not features_only:
         raise UsageError("bad_argument", "out_indices requires features_only=True")
     read_pretrained = bool(pretrained) and not checkpoint_path
-    cfg, args = _find(model_name, pretrained_cfg or None, read_pretrained, cache_dir or None)
+    cfg, args = find_checkpoint(model_name, pretrained_cfg or None, read_pretrained, cache_dir or None)
     if pretrained_cfg_overlay:
-        cfg = _overlay(cfg, pretrained_cfg_overlay)
+        cfg = overlay(cfg, pretrained_cfg_overlay)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     check_names(cfg["architecture"], kwargs)
     weights = None
@@ -108,7 +107,7 @@ def create_model(
         weights = _Weights(read_state_dict(checkpoint_path), Path(checkpoint_path))
     elif read_pretrained:
         weights = _read_pretrained(cfg, model_name, cache_dir or None)
-    model = _assemble(cfg, {**_defaults(cfg), **args, **kwargs}, weights)
+    model = _assemble(cfg, {**default_args(cfg), **args, **kwargs}, weights)
     return _move(FeatureExtractor(model, out_indices=out_indices) if features_only else model, device, dtype)
 
 
@@ -123,7 +122,7 @@ class _Weights:
 
 
 def _read_pretrained(cfg: PretrainedCfg, name: str, cache_dir: str | Path | None) -> _Weights:
-    path, sha256 = _locate(cfg, name, cache_dir)
+    path, sha256 = locate(cfg, name, cache_dir)
     return _Weights(read_state_dict(path, sha256=sha256), path, sha256, cfg)
 
 
@@ -138,7 +137,7 @@ def _assemble(cfg: PretrainedCfg, args: ModelArgs, weights: _Weights | None) -> 
         load_weights(model, weights.state, source_cfg=weights.cfg, source=weights.path)
         if weights.sha256:
             cfg = {**cfg, "sha256": weights.sha256}
-    model.pretrained_cfg = _describe(cfg, model)
+    model.pretrained_cfg = describe(cfg, model.config)
     return model
 
 
@@ -153,6 +152,15 @@ def _build_uninitialized(arch: str, args: ModelArgs) -> ImageModel:
     return model
 
 
+def build_with(arch: str, config: FamilyConfig, state: Mapping[str, Tensor]) -> ImageModel:
+    """Build the model with this config, whose parameters are the tensors of its complete state dict, not copies."""
+    with _SkipInitialization():
+        model = FAMILIES[type(config)](config)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.arch = arch
+    return model
+
+
 def _move(
     model: ImageModel | FeatureExtractor, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> ImageModel | FeatureExtractor:
@@ -161,32 +169,6 @@ def _move(
     except (RuntimeError, TypeError, AssertionError) as error:  # no such device or dtype, or torch built without it
         what = f"the model cannot be moved to device={device!r}, dtype={dtype!r}: {error}"
         raise UsageError("bad_argument", what) from None
-
-
-_OWN_ARGUMENTS = (
-    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
-    *("features_only", "out_indices", "device", "dtype"),
-)
-_LOAD_ARGUMENTS = ("precision", "engine", "batch_size", "mode", "transform", "policy", "images")
-_NOT_SUPPORTED = {  # arguments of timm that expect code
-    **dict.fromkeys(("norm_layer", "block_layer", "mlp_layer"), "the layers are those of the published models"),
-    "hybrid_backbone": "the models read images, not the features of another network",
-}
-
-
-def check_names(arch: str, arguments: Collection[str]) -> None:
-    """Raise UsageError `bad_argument`, with similar names, for arguments that the architecture does not have."""
-    fields = [field.name for field in dataclasses.fields(ARCHITECTURES[arch][1])]
-    for name in arguments:
-        if name in _NOT_SUPPORTED and name not in fields:
-            raise UsageError("bad_argument", f"{arch} has no argument {name!r}", hint=_NOT_SUPPORTED[name])
-        if name in _LOAD_ARGUMENTS:
-            raise UsageError("bad_argument", f"{name} is an argument of tessella.load, not of create_model")
-    if unknown := [name for name in arguments if name not in fields]:
-        known = [*fields, *_OWN_ARGUMENTS]
-        if not suggestion(unknown, known) and (similar := suggestion(unknown, _LOAD_ARGUMENTS)):
-            raise UsageError("bad_argument", f"unknown argument {', '.join(map(repr, unknown))}", hint=similar)
-        raise unknown_argument(arch, unknown, known)
 
 
 @checked
@@ -264,127 +246,6 @@ def _by_order(state: dict[str, Tensor], live: dict[str, Tensor], source: object)
     if [value.numel() for value in state.values()] != [value.numel() for value in live.values()]:
         raise WeightsError("wrong_shape", f"{source}: the sizes of its tensors, in order, are not those of the model")
     return {key: value.reshape(live[key].shape) for key, value in zip(live, state.values(), strict=True)}
-
-
-def architecture_of(model_name: str, cache_dir: str | Path | None = None) -> str:
-    """Return the architecture of a model name in any form that `create_model` accepts; raises the same errors."""
-    return str(_find(model_name, None, False, cache_dir)[0]["architecture"])
-
-
-def _find(
-    name: str,
-    override: str | Mapping[str, object] | Checkpoint | None,
-    read_pretrained: bool,
-    cache_dir: str | Path | None,
-) -> CheckpointConfig:
-    """Return the config of a checkpoint, with the location of its weights, and the constructor arguments in its file.
-
-    read_pretrained: the weights will be read next, so those of a Hub repository are downloaded.
-    """
-    if not isinstance(name, str):
-        raise UsageError("bad_argument", f"a model name is a string like 'mixer_b16_224', not {type(name).__name__}")
-    scheme, colon, rest = name.partition(":")
-    if colon and scheme in ("hf-hub", "hf_hub", "local-dir"):
-        if not rest:
-            raise UsageError("bad_argument", f"{name!r} has no name after {scheme}:")
-        if override is not None:
-            raise UsageError("bad_argument", f"{name!r} already has a config", hint="use pretrained_cfg_overlay")
-        if scheme == "local-dir":
-            return _from_folder(Path(rest), read_pretrained)
-        return _from_hub(rest, read_pretrained, cache_dir)
-    if isinstance(override, str):
-        name = f"{resolve(name)[0]}.{override}"
-    arch, row = resolve(name)
-    if override is not None and not isinstance(override, str | Checkpoint | Mapping):
-        raise UsageError("bad_argument", f"pretrained_cfg is a {type(override).__name__}, expected a tag or a dict")
-    if isinstance(override, Checkpoint):
-        row = override
-    elif isinstance(override, Mapping):
-        return {**_check_fields(override), "architecture": arch}, {}
-    if row is None:
-        return {"architecture": arch}, {}
-    cfg = check_cfg(row.to_dict())
-    return {**cfg, "architecture": arch, **({"file": BUILTIN_FOLDER / row.file} if row.file else {})}, {}
-
-
-def _from_hub(rest: str, read_pretrained: bool, cache_dir: str | Path | None) -> CheckpointConfig:
-    repo, _, revision = rest.partition("@")
-    files = fetch_model(repo, revision or None, cache_dir) if read_pretrained else None
-    path = files.config_path if files else fetch_config(repo, revision or None, cache_dir)
-    if path is None:
-        raise WeightsError("bad_config", f"the repository {repo} has no {CONFIG}", hint="is it a timm model?")
-    config = read_config(path)
-    cfg = {**config.pretrained_cfg, "hf_hub_id": rest}
-    if files:
-        cfg |= {"file": files.weights_path, "sha256": files.sha256 or config.weights_sha256}
-    return cfg, config.model_args
-
-
-def _from_folder(folder: Path, read_pretrained: bool) -> CheckpointConfig:
-    from .names import local_folder
-
-    folder = local_folder(f"local-dir:{folder}")
-    config = read_config(folder / CONFIG)
-    if not read_pretrained:
-        return config.pretrained_cfg, config.model_args
-    path = find_weights(folder)
-    sha256 = config.weights_sha256 if path.name == SAFETENSORS else None
-    return {**config.pretrained_cfg, "file": path, "sha256": sha256}, config.model_args
-
-
-def _check_fields(cfg: Mapping[str, object]) -> PretrainedCfg:
-    """Check the config that a caller passes; unlike in a file, unknown fields are an error."""
-    checked = check_cfg(cfg)
-    if unknown := sorted(key for key, value in cfg.items() if value is not None and key not in checked):
-        raise UsageError(
-            "bad_argument",
-            f"pretrained_cfg has no field {', '.join(map(repr, unknown))}",
-            hint="weights come from file (a path) or hf_hub_id (organization/name)",
-        )
-    return checked
-
-
-def _overlay(cfg: PretrainedCfg, overlay: Mapping[str, object]) -> PretrainedCfg:
-    """Replace fields of a config; a new source of weights also removes the old source and its hash."""
-    fields = _check_fields(overlay)
-    if any(key in fields for key in SOURCE_FIELDS):
-        cfg = {key: value for key, value in cfg.items() if key not in SOURCE_FIELDS}
-    return check_cfg({**cfg, **fields, "architecture": cfg["architecture"]})
-
-
-def _locate(cfg: PretrainedCfg, name: str, cache_dir: str | Path | None) -> tuple[Path, str | None]:
-    """Return the local weight file and the SHA-256 that it must have, if one is known."""
-    if file := cfg.get("file"):
-        return Path(file), cfg.get("sha256")
-    if repo := cfg.get("hf_hub_id"):
-        repo, _, revision = repo.partition("@")
-        files = fetch_model(repo, revision or None, cache_dir)
-        return files.weights_path, cfg.get("sha256") or files.sha256
-    raise no_weights(name)
-
-
-def _defaults(cfg: PretrainedCfg) -> ModelArgs:
-    """Return the constructor arguments that follow from the checkpoint."""
-    args = {}
-    if cfg.get("num_classes", -1) >= 0:
-        args["num_classes"] = cfg["num_classes"]
-    if "input_size" in cfg:
-        args["in_chans"] = cfg["input_size"][0]
-        fields = {field.name for field in dataclasses.fields(ARCHITECTURES[cfg["architecture"]][1])}
-        if cfg.get("fixed_input_size") and "img_size" in fields:
-            args["img_size"] = tuple(cfg["input_size"][1:])
-    return args
-
-
-def _describe(cfg: PretrainedCfg, model: ImageModel) -> PretrainedCfg:
-    """Return the `pretrained_cfg` of a model: the checkpoint's, with the image size and labels of this model."""
-    described = {key: value for key, value in cfg.items() if value is not None and key != "file"}
-    if "input_size" in cfg:
-        described["input_size"] = (model.config.in_chans, *(image_size(model) or cfg["input_size"][1:]))
-    if model.num_classes != cfg.get("num_classes"):
-        described.pop("label_names", None)
-        described.pop("label_descriptions", None)
-    return described
 
 
 class _SkipInitialization(TorchFunctionMode):

@@ -1,48 +1,33 @@
-"""Find weight files in a folder, recognize their format, and read tensors from them.
+"""Read tensors from safetensors and PyTorch files into PyTorch; nothing in a file is executed.
 
-The format is recognized by the first bytes, never by the name alone. safetensors is preferred; a pickle is only read
-with `torch.load(weights_only=True)`, and only if its name has a suffix of PyTorch files. No code in a file is executed.
+A pickle is only read with `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
 
 import _compat_pickle
-import hashlib
-import json
 import logging
 import pickle
 import pickletools
-import re
 import struct
 import zipfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader
-from itertools import pairwise
-from math import prod
 from pathlib import Path
-from typing import Annotated, NoReturn
 
-import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import WeightsError
 from ..storage import open_regular
-from .fetch import SAFETENSORS
+from .formats import AGAIN, check_hash, refuse, sniff
+from .formats import MAX_HEADER as MAX_HEADER
+from .formats import find_weights as find_weights
+from .keys import without_prefix as without_prefix
+from .keys import without_wrappers
+from .tensors import read_header
 
-MAX_HEADER = 4 << 20  # bytes; the largest model here needs 60 kB
-PREFERRED = (  # timm's order for a local folder
-    SAFETENSORS,
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)
-PICKLE_SUFFIXES = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 # keys of the weights in training checkpoints: averaged ones first, in timm's order, then those of other projects
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 STATE_KEYS = (
@@ -51,13 +36,6 @@ STATE_KEYS = (
 )
 MAX_NESTING = 4  # levels of containers around the weights
 MAX_NAMED = 5  # entries listed in a message
-ITEM_BYTES = {  # by type of safetensors files
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
-}
-AGAIN = "download or copy it again"
 # Packages whose objects training code stores next to the weights. None of their code is executed: see `Inert`.
 METADATA_PACKAGES = (
     *("numpy", "pathlib", "argparse", "datetime", "decimal", "fractions", "uuid", "enum", "types", "collections"),
@@ -67,22 +45,6 @@ METADATA_PACKAGES = (
     *("builtins.str", "builtins.bool"),
 )
 _log = logging.getLogger(__name__)
-
-
-def find_weights(folder: Path) -> Path:
-    """Return the weight file of a model folder: safetensors before pickles, well-known names before others.
-
-    Raises WeightsError `weights_not_found`.
-    """
-    for name in PREFERRED:
-        if (folder / name).is_file() and (name.endswith(".safetensors") or not any(folder.glob("*.safetensors"))):
-            return folder / name
-    for suffix in (".safetensors", *PICKLE_SUFFIXES):
-        if matches := sorted(folder.glob(f"*{suffix}")):
-            return matches[0]
-    raise WeightsError(
-        "weights_not_found", f"no weight file in {folder}", hint=f"expected {SAFETENSORS}, or a .bin or .pth file"
-    )
 
 
 def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: bool = True) -> dict[str, Tensor]:
@@ -99,36 +61,16 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
         raise WeightsError("weights_not_found", f"{str(path)!r} is not a path: it contains a null character")
     try:
         with open_regular(path) as file:
-            kind = _sniff(path, file)
+            kind = sniff(path, file)
             if sha256:
-                _check_hash(path, file, sha256)
+                check_hash(path, file, sha256)
             state = _read_safetensors(path, file) if kind == "safetensors" else _read_pickle(path, use_ema)
     except OSError as err:
         raise WeightsError("weights_not_found", f"{path} cannot be read: {err.strerror}") from err
     state = {key: _widened(value, key, path) for key, value in state.items()}
-    stripped = {re.sub(r"^(?:_orig_mod\.|module\.)+", "", key): value for key, value in state.items()}
-    if len(stripped) != len(state):
-        _refuse("bad_format", path, "contains the same tensor with and without a `module.` prefix")
+    stripped = without_wrappers(state, path)
     check_finite(stripped.items(), path)
     return stripped
-
-
-def without_prefix(state: Mapping[str, Tensor], known: Container[str], source: object) -> dict[str, Tensor]:
-    """Remove prefixes (`model.`, `net.`) that all keys share, if the result contains a key in `known`.
-
-    state: tensors of any shape. The removed prefix is logged as a warning. A state dict with a known key is returned
-    unchanged.
-    """
-    removed, renamed = "", dict(state)
-    while renamed and not any(key in known for key in renamed):
-        prefix = next(iter(renamed)).partition(".")[0] + "."
-        if not all(key.startswith(prefix) for key in renamed):
-            return dict(state)
-        removed += prefix
-        renamed = {key.removeprefix(prefix): value for key, value in renamed.items()}
-    if removed:
-        _log.warning("%s: the prefix %r of all %d keys is removed", source, removed, len(renamed))
-    return renamed
 
 
 def _widened(value: Tensor, key: str, path: Path) -> Tensor:
@@ -138,7 +80,7 @@ def _widened(value: Tensor, key: str, path: Path) -> Tensor:
     try:
         return value.to(torch.float32)
     except (RuntimeError, NotImplementedError) as err:  # packed types, such as two 4-bit numbers per byte
-        _refuse("wrong_dtype", path, f"contains {key} as {value.dtype}, which cannot be converted to float32", "", err)
+        refuse("wrong_dtype", path, f"contains {key} as {value.dtype}, which cannot be converted to float32", "", err)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
@@ -153,140 +95,12 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
             )
 
 
-def _refuse(code: str, path: Path, what: str, hint: str = "", cause: BaseException | None = None) -> NoReturn:
-    if (
-        hint == AGAIN and path.parent.parent.name == "snapshots"
-    ):  # in the Hub's cache, whose client does not check files again
-        hint = f"delete {path.resolve()} and try again: the Hub's client does not replace cached files"
-    raise WeightsError(code, f"{path} {what}", hint=hint) from cause
-
-
-def _sniff(path: Path, file: BufferedReader) -> str:
-    """Return "safetensors" or "pickle"; raises WeightsError that names any other format."""
-    head = file.read(512)
-    size = path.stat().st_size
-    if size < 8:
-        _refuse("truncated", path, f"has {size} bytes, a weight file has at least 8", AGAIN)
-    header_bytes = int.from_bytes(head[:8], "little")
-    if head[8:9] in (b"{", b"") and header_bytes <= MAX_HEADER:
-        return "safetensors"
-    text = head.lstrip().lower()
-    if text.startswith(b"version https://git-lfs"):
-        _refuse("not_weights", path, "is a git-LFS pointer, not the file itself", "run `git lfs pull`")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        _refuse("not_weights", path, "is a web page, probably an error page of the download", AGAIN)
-    if text.startswith((b'{"', b"{'")):
-        _refuse("not_weights", path, "is a JSON document, not weights", AGAIN)
-    if head.startswith(b"\x93NUMPY"):
-        _refuse("not_weights", path, "is a NumPy array", "convert the original .npz files with `tessella convert`")
-    if head.startswith(b"\x89HDF"):
-        _refuse("not_weights", path, "is an HDF5 (Keras) file", "only PyTorch weights can be read")
-    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
-        _refuse("not_weights", path, "is a gzip or tar archive", "unpack it and pass the weight file inside")
-    is_zip = head.startswith(b"PK")
-    if is_zip:
-        _check_torch_zip(path, file)
-    if is_zip or re.match(rb"\x80[\x02-\x05]", head):
-        by_torch = is_zip or head[1] == 2  # the only protocol of its files before the zip format
-        if by_torch and path.name.lower().endswith(PICKLE_SUFFIXES):
-            return "pickle"
-        _refuse(
-            "unsafe_format",
-            path,
-            "is a Python pickle, which can run code, and not a PyTorch file with a matching name",
-            f"get the safetensors file; PyTorch files are read if their names end in {', '.join(PICKLE_SUFFIXES)}",
-        )
-    if path.name.lower().endswith(".safetensors") and header_bytes > MAX_HEADER:
-        _refuse("bad_format", path, f"declares a header of {header_bytes} bytes, the limit is {MAX_HEADER}", AGAIN)
-    _refuse("bad_format", path, "is neither a safetensors nor a PyTorch file", AGAIN)
-
-
-def _check_hash(path: Path, file: BufferedReader, sha256: str) -> None:
-    file.seek(0)
-    actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if not actual.startswith(sha256.lower()):
-        _refuse("hash_mismatch", path, f"has SHA-256 {actual}, the published file has {sha256}", AGAIN)
-
-
 def _read_safetensors(path: Path, file: BufferedReader) -> dict[str, Tensor]:
-    file.seek(0)
-    header_bytes = int.from_bytes(file.read(8), "little")
-    raw = file.read(header_bytes)
-    if len(raw) < header_bytes:
-        _refuse("truncated", path, f"ends inside its header, after {8 + len(raw)} of {8 + header_bytes} bytes", AGAIN)
-    _check_header(path, raw, data_bytes=path.stat().st_size - 8 - header_bytes)
+    read_header(path, file)
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as err:
-        _refuse("bad_format", path, f"is not valid safetensors: {err}", AGAIN, err)
-
-
-def _check_header(path: Path, raw: bytes, data_bytes: int) -> None:
-    """Refuse a header unless its tensors cover all data without gaps or overlaps."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(keys := dict(pairs)) != len(pairs):
-            raise ValueError("a name occurs twice")
-        return keys
-
-    try:
-        header = json.loads(raw, object_pairs_hook=unique)
-        if not isinstance(header, dict):
-            raise ValueError("the header is not an object")
-        spans = sorted(_check_entry(name, entry) for name, entry in header.items() if name != "__metadata__")
-        if not spans:
-            raise ValueError("it contains no tensor")
-        for (_, end, name), (start, _, following) in pairwise([(0, 0, "the start"), *spans]):
-            if start != end:
-                raise ValueError(f"{following!r} starts at byte {start}, but {name!r} ends at {end}")
-    except (ValueError, RecursionError) as err:
-        _refuse("bad_format", path, f"has a damaged safetensors header: {err}", AGAIN, err)
-    if spans[-1][1] != data_bytes:
-        what = "is truncated" if data_bytes < spans[-1][1] else "has bytes left over"
-        _refuse("truncated", path, f"{what}: {data_bytes} bytes of tensors, the header says {spans[-1][1]}", AGAIN)
-
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Entry(msgspec.Struct):
-    """The description of one tensor in the header."""
-
-    dtype: str
-    shape: Annotated[list[Count], msgspec.Meta(max_length=8)]
-    data_offsets: tuple[Count, Count]  # first byte and end
-
-
-def _check_entry(name: str, value: object) -> tuple[int, int, str]:
-    """Return (first byte, end, name) of one tensor."""
-    try:
-        entry = msgspec.convert(value, _Entry, strict=True)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets: {error}") from None
-    if entry.dtype not in ITEM_BYTES:
-        raise ValueError(f"{name!r} has the unknown type {entry.dtype!r}")
-    start, end = entry.data_offsets
-    if end - start != prod(entry.shape) * ITEM_BYTES[entry.dtype]:
-        raise ValueError(f"{name!r} of shape {entry.shape} in {entry.dtype} does not take {end - start} bytes")
-    return start, end, name
-
-
-def _check_torch_zip(path: Path, file: BufferedReader) -> None:
-    """Refuse zip archives that PyTorch did not write: its archives have one `<name>/data.pkl` and no compression."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
-        _refuse("truncated", path, "is a damaged or truncated zip archive", AGAIN, err)
-    names = {entry.filename.rpartition("/")[2] for entry in entries}
-    if any(name.endswith(".npy") for name in names):
-        _refuse("not_weights", path, "is a NumPy .npz archive", "convert it with `tessella convert`")
-    if "data.pkl" not in names:
-        _refuse("not_weights", path, "is a zip archive without PyTorch weights", "unpack it if it contains the weights")
-    if "constants.pkl" in names:
-        _refuse("unsafe_format", path, "is a TorchScript program, not weights", "get the safetensors file")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        _refuse("bad_format", path, "is a compressed zip archive; PyTorch never compresses", AGAIN)
+        refuse("bad_format", path, f"is not valid safetensors: {err}", AGAIN, err)
 
 
 class Inert:
@@ -312,7 +126,7 @@ def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
     try:
         loaded = _load_with(path, records)
     except pickle.UnpicklingError as err:
-        _refuse(
+        refuse(
             "unsafe_format",
             path,
             f"is a pickle of more than tensors, and was not run{_culprits(path, names, records)}",
@@ -321,15 +135,15 @@ def _read_pickle(path: Path, use_ema: bool) -> dict[str, Tensor]:
         )
     except Exception as err:  # a parser may raise anything for arbitrary bytes
         if isinstance(err, EOFError | IndexError | struct.error) or "unexpected EOF" in str(err):
-            _refuse("truncated", path, "is truncated", AGAIN, err)
-        _refuse("bad_format", path, f"is not a valid PyTorch file: {type(err).__name__}", AGAIN, err)
+            refuse("truncated", path, "is truncated", AGAIN, err)
+        refuse("bad_format", path, f"is not a valid PyTorch file: {type(err).__name__}", AGAIN, err)
     state = _weights_in(loaded, path, use_ema)
     size = path.stat().st_size
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            _refuse("bad_format", path, f"contains {key} in a layout other than that of a plain tensor")
+            refuse("bad_format", path, f"contains {key} in a layout other than that of a plain tensor")
         if value.numel() * value.element_size() > size:
-            _refuse("bad_format", path, f"declares {value.numel()} numbers for {key}, more than fit into the file")
+            refuse("bad_format", path, f"declares {value.numel()} numbers for {key}, more than fit into the file")
     return {key: value.detach() for key, value in state.items()}
 
 
@@ -396,7 +210,7 @@ def _weights_in(loaded: object, path: Path, use_ema: bool) -> Mapping[str, Tenso
     location, state = _find_weights(loaded, (*EMA_KEYS, *STATE_KEYS) if use_ema else (*STATE_KEYS, *EMA_KEYS), 0)
     if state is None:
         entries = ", ".join(map(repr, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
-        _refuse(
+        refuse(
             "not_weights",
             path,
             f"is a PyTorch file without a state dict: it contains {entries or 'nothing'}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Mapping
 from math import ceil
 
@@ -16,14 +15,15 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError, WeightsError
+from ..models import configs
 from ..models.base import ImageModel
-from ..models.layers import Pair, to_pair
+from ..models.configs.shared import Pair
+from ..models.layout import TensorKind
 from .catalogue import PretrainedCfg
-from .files import check_finite, without_prefix
+from .files import check_finite
+from .keys import MAX_SHOWN as MAX_SHOWN
+from .keys import verify_kinds, without_prefix
 
-MAX_SHOWN = 10  # differences in a message
-# keys of the original authors' files: ConvMixer's Sequential, CrossViT's ParameterLists, Facebook's ResMLP
-_ORIGINAL_KEY = re.compile(r"\d+\.|pos_embed\.\d|cls_token\.\d|blocks\.\d+\.(gamma_|attn\.weight)")
 _log = logging.getLogger(__name__)
 
 
@@ -100,8 +100,7 @@ def _state_as_trained(
 
 def image_size(model: ImageModel) -> Pair | None:
     """Return the (height, width) in pixels that the model requires; None if it accepts any size."""
-    size = getattr(model.config, "img_size", None)
-    return None if size is None else to_pair(size)
+    return configs.image_size(model.config)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
@@ -122,40 +121,9 @@ def verify(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sourc
     source, arch: names for the message. Raises WeightsError `wrong_keys`, `wrong_shape` or `wrong_dtype` with the first
     differences.
     """
-    missing = [f"- {key} {_shape(value)}" for key, value in expected.items() if key not in state]
-    unexpected = [f"+ {key} {_shape(value)}" for key, value in state.items() if key not in expected]
-    shapes, dtypes = [], []
-    for key in expected.keys() & state.keys():
-        ours, theirs = expected[key], state[key]
-        if ours.shape != theirs.shape:
-            shapes.append(f"  {key}: model {_shape(ours)}, file {_shape(theirs)}")
-        elif not _is_convertible(key, ours, theirs):
-            dtypes.append(f"  {key}: model {_type(ours)}, file {_type(theirs)}")
-    differences = missing + unexpected + sorted(shapes) + sorted(dtypes)
-    if not differences:
-        return
-    code = "wrong_keys" if missing or unexpected else "wrong_shape" if shapes else "wrong_dtype"
-    original = any(_ORIGINAL_KEY.match(key) for key in state)
-    raise WeightsError(
-        code,
-        f"{source} is not {arch or 'this model'}: {len(differences)} differences, "
-        "- missing in the file, + not in the model\n" + "\n".join(differences[:MAX_SHOWN]),
-        hint="this looks like the original authors' file: run `tessella convert`"
-        if original
-        else "check that the checkpoint and the arguments belong to this architecture",
-    )
+    ours, theirs = ({key: _kind(value) for key, value in side.items()} for side in (expected, state))
+    verify_kinds(theirs, ours, source=source, arch=arch)
 
 
-def _is_convertible(key: str, ours: Tensor, theirs: Tensor) -> bool:
-    """Return whether the types are of the same kind; batch counters may be floats, as in averaged or cast states."""
-    if theirs.is_floating_point() and key.endswith("num_batches_tracked"):
-        return True
-    return ours.dtype == theirs.dtype or (ours.is_floating_point() and theirs.is_floating_point())
-
-
-def _shape(value: Tensor) -> str:
-    return f"({', '.join(map(str, value.shape))})"
-
-
-def _type(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def _kind(value: Tensor) -> TensorKind:
+    return TensorKind(tuple(value.shape), str(value.dtype).removeprefix("torch."))

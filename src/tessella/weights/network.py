@@ -7,14 +7,24 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalogue import PretrainedCfg
+from ..checks import check_type, checked
+from ..extras import check_installed, is_installed, require
+from ..fingerprint import arrays_hash, weights_hash
+from ..models.configs import FamilyConfig, configure, embedding_width, image_size
+from ..models.layout import state_layout
+from .catalogue import Checkpoint, PretrainedCfg
+from .sources import check_names, default_args, describe, find_checkpoint, locate, overlay
+from .tensors import FileTensors, read_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..models.base import ImageModel
     from ..models.configs import FamilyConfig
 
@@ -52,7 +62,7 @@ class Network:
             global_pool=model.global_pool,
             width=model.head_hidden_size,
             pretrained_cfg=model.pretrained_cfg,
-            tensors={key: value.detach().cpu().float().numpy() for key, value in model.state_dict().items()},
+            tensors={key: _as_array(value) for key, value in model.state_dict().items()},
             module=model,
             is_standard=_is_standard(model),
         )
@@ -66,15 +76,33 @@ class Network:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the names, types, shapes and values of the weights, as 64 hex digits."""
-        from ..fingerprint import arrays_hash, weights_hash
-
-        return arrays_hash(self.tensors) if self.module is None else weights_hash(self.module)
+        if self.module is not None:
+            return weights_hash(self.module)
+        if not isinstance(self.tensors, FileTensors):
+            return arrays_hash(self.tensors)
+        facts, layout = self.tensors.facts, "\n".join(f"{key} {v.dtype} {v.shape}" for key, v in self.tensors.items())
+        digest = facts.tensors_hash(layout)
+        if digest is None:
+            digest = arrays_hash(self.tensors)
+            facts.remember_tensors(layout, digest)
+        return digest
 
     def to_module(self) -> ImageModel:
-        """Return the PyTorch model in evaluation mode. Raises UsageError `missing_dependency` without PyTorch."""
-        if self.module is not None:
-            return self.module
-        raise NotImplementedError
+        """Return the PyTorch model in evaluation mode, which shares its weights with this network.
+
+        It is built at the first call. Raises UsageError `missing_dependency` without PyTorch.
+        """
+        return self._built if self.module is None else self.module
+
+    @cached_property
+    def _built(self) -> ImageModel:
+        torch = require("torch", f"the PyTorch model of {self.arch}")
+        from .factory import build_with
+
+        state = {key: torch.from_numpy(value) for key, value in self.tensors.items()}
+        model = build_with(self.arch, self.config, state).eval()
+        model.pretrained_cfg = dict(self.pretrained_cfg)
+        return model
 
 
 AnyModel: TypeAlias = "Network | ImageModel"
@@ -83,6 +111,13 @@ AnyModel: TypeAlias = "Network | ImageModel"
 def as_network(model: AnyModel) -> Network:
     """Return a network unchanged, and the network of a PyTorch model."""
     return model if isinstance(model, Network) else Network.of(model)
+
+
+def _as_array(value: Tensor) -> NDArray[np.generic]:
+    """Return a tensor of any shape as an array: in float32 if it has a fraction, else in its own type."""
+    value = value.detach().cpu()
+    array: NDArray[np.generic] = (value.float() if value.is_floating_point() else value).numpy()
+    return array
 
 
 def _is_standard(model: ImageModel) -> bool:
@@ -97,3 +132,103 @@ def _is_standard(model: ImageModel) -> bool:
     shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (model, expected)]
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     return kinds[0] == kinds[1] and shapes[0] == shapes[1] and not hooked
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+_IGNORED = ("scriptable", "exportable", "no_jit")  # arguments of `create_model` for compatibility with timm
+_OF_CHECKPOINTS = ("pretrained_cfg", "pretrained_cfg_overlay")
+_OF_MODULES = ("features_only", "out_indices", "device", "dtype")  # those that only a PyTorch model has
+
+
+@checked
+def open_network(
+    name: str,
+    *,
+    pretrained: bool = True,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> Network:
+    """Open a model by name with its weights, without PyTorch if these are safetensors of exactly this model.
+
+    name: in any form that `create_model` accepts. pretrained, checkpoint_path, cache_dir: as in `create_model`.
+    model_args: its other arguments, such as fields of the architecture's config. The result equals the network of the
+    model that `create_model` returns, whose errors it raises: UsageError, WeightsError, HubError.
+    PyTorch is used for files that it wrote, for weights that have to be adapted (to other images or classes than the
+    checkpoint's), and for random weights. Without it, that is a UsageError `missing_dependency`, which is raised before
+    anything is downloaded unless only the file shows that PyTorch is needed.
+    """
+    arguments = {key: value for key, value in (model_args or {}).items() if value is not None}
+
+    def through_pytorch(purpose: str) -> Network:
+        require("torch", purpose)
+        from ..models.base import ImageModel
+        from .factory import create_model
+
+        model: object = create_model(
+            name, pretrained, checkpoint_path=checkpoint_path, cache_dir=cache_dir, **arguments
+        )
+        assert isinstance(model, ImageModel)
+        return Network.of(model.eval())
+
+    if not (pretrained or checkpoint_path):
+        return through_pytorch("a model with random weights")
+    if unsupported := [key for key in _OF_MODULES if arguments.get(key)]:
+        return through_pytorch(f"the argument {unsupported[0]}")
+    is_remote = not checkpoint_path and name.startswith(("hf-hub:", "hf_hub:"))
+    if is_remote and not is_installed("torch"):  # look at the config before weights are downloaded with it
+        purpose = _adaptation(*_configure(name, arguments, False, cache_dir))
+        if purpose:
+            check_installed("torch", purpose)
+    cfg, config = _configure(name, arguments, not checkpoint_path, cache_dir)
+    path, sha256 = Path(checkpoint_path or ""), None
+    if not checkpoint_path:
+        if purpose := _adaptation(cfg, config):
+            return through_pytorch(purpose)
+        path, sha256 = locate(cfg, name, cache_dir or None)
+    arch = cfg["architecture"]
+    tensors = read_tensors(path, state_layout(config), sha256=sha256, arch=arch)
+    if tensors is None:
+        return through_pytorch(f"reading {path.name}, a file of PyTorch,")
+    return Network(
+        arch=arch,
+        config=config,
+        num_classes=config.num_classes,
+        global_pool=config.global_pool,
+        width=embedding_width(config),
+        pretrained_cfg=describe({**cfg, "sha256": sha256} if sha256 else cfg, config),
+        tensors=tensors,
+    )
+
+
+def _configure(
+    name: str, arguments: Mapping[str, Any], read_pretrained: bool, cache_dir: str | Path | None
+) -> tuple[PretrainedCfg, FamilyConfig]:
+    """Return the config of the checkpoint and that of the model, as `create_model` does."""
+    override, changes = arguments.get("pretrained_cfg"), arguments.get("pretrained_cfg_overlay")
+    check_type("pretrained_cfg", override, str | Mapping | Checkpoint | None)
+    check_type("pretrained_cfg_overlay", changes, Mapping | None)
+    cfg, args = find_checkpoint(name, override or None, read_pretrained, cache_dir or None)
+    if changes:
+        cfg = overlay(cfg, changes)
+    fields = {key: value for key, value in arguments.items() if key not in (*_IGNORED, *_OF_MODULES, *_OF_CHECKPOINTS)}
+    check_names(cfg["architecture"], fields)
+    return cfg, configure(cfg["architecture"], **{**default_args(cfg), **args, **fields})
+
+
+def _adaptation(cfg: PretrainedCfg, config: FamilyConfig) -> str:
+    """Return how a checkpoint has to be adapted to the model, for a message; "" if it is exactly this model's."""
+    classes = cfg.get("num_classes", config.num_classes)
+    if classes == -1:
+        return "a checkpoint with an unknown number of classes"
+    if classes != config.num_classes:
+        return f"another number of classes than the checkpoint's {classes}"
+    if cfg.get("label_offset"):
+        return "a checkpoint with a label_offset"
+    channels, *size = cfg.get("input_size", (config.in_chans,))
+    if channels != config.in_chans:
+        return f"another number of channels than the checkpoint's {channels}"
+    if size and image_size(config) not in (None, tuple(size)):
+        return f"another image size than the checkpoint's {size[0]}x{size[1]} px"
+    return ""

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
 
+from ..runtime import op, ov
 from .ops import Affine, Array, Products, WeightReader, constant, gelu, reshape, standardize, transpose
 
 Projection: TypeAlias = "tuple[Array, Array | None]"  # weight (D,D) and bias (D,) of a linear layer

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import openvino as ov
-
 from ...data.spec import InputSpec
 from ...models.configs import FamilyConfig
 from ...models.configs.convit import ConViTConfig
@@ -13,6 +11,7 @@ from ...models.configs.convmixer import POOLS as CONVMIXER_POOLS
 from ...models.configs.convmixer import ConvMixerConfig
 from ...models.configs.crossvit import CrossViTConfig
 from ...models.configs.mixer import MixerConfig
+from ..runtime import ov
 from . import convit, convmixer, crossvit, mixer
 from .ops import Products, Size, WeightReader
 

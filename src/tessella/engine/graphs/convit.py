@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
 
 from ...data.spec import InputSpec
 from ...models.configs.convit import ConViTConfig
+from ..runtime import op, ov
 from .attention import EPS, Projections, add_mlp, block, self_attention, single_query, split_qkv
 from .ops import (
     Array,

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import openvino as ov
-from openvino import opset13 as op
-
 from ...data.spec import InputSpec
 from ...models.configs.convmixer import ConvMixerConfig
+from ..runtime import op, ov
 from .ops import (
     Affine,
     Products,

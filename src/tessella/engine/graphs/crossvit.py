@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
 
 from ...data.spec import InputSpec
 from ...models.configs.crossvit import STEMS, CrossViTConfig, branch_sizes
+from ..runtime import op, ov
 from .attention import EPS, Projection, block, single_query
 from .ops import (
     Array,

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as op
 
 from ...data.spec import InputSpec
 from ...models.configs.mixer import MixerConfig
+from ..runtime import op, ov
 from .ops import (
     Affine,
     Array,

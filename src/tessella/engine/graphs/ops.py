@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as op
 
 from ...data.spec import InputSpec
+from ..runtime import op, ov
 
 Array: TypeAlias = NDArray[np.floating]
 Affine: TypeAlias = "tuple[Array, Array]"  # scale and shift per channel

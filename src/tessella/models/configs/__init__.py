@@ -17,7 +17,7 @@ from .convit import ConViTConfig
 from .convmixer import ConvMixerConfig
 from .crossvit import CrossViTConfig
 from .mixer import MixerConfig
-from .shared import MAX_BLOCKS, to_pair
+from .shared import MAX_BLOCKS, Pair, to_pair
 
 FamilyConfig: TypeAlias = ConvMixerConfig | ConViTConfig | MixerConfig | CrossViTConfig
 CONFIGS: dict[str, FamilyConfig] = {**convmixer.VARIANTS, **convit.VARIANTS, **mixer.VARIANTS, **crossvit.VARIANTS}
@@ -79,9 +79,10 @@ def not_buildable(arch: str, changes: Mapping[str, object], error: Exception) ->
     )
 
 
-def image_size(config: FamilyConfig) -> tuple[int, int] | None:
+def image_size(config: FamilyConfig) -> Pair | None:
     """Return the (height, width) in pixels that the model requires; None if it accepts any size."""
-    return None if isinstance(config, ConvMixerConfig) else to_pair(config.img_size)
+    size = getattr(config, "img_size", None)
+    return None if size is None else to_pair(size)
 
 
 def embedding_width(config: FamilyConfig) -> int:
