@@ -115,16 +115,16 @@ def test_a_card_without_its_format_is_refused(copied: Path) -> None:
 
 
 def test_nothing_is_overwritten_or_written_partly(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = tessella.load(engine="openvino")
+    predictor = tessella.load()
     with pytest.raises(UsageError, match="already exists"):
         export(predictor, copied)
     with pytest.raises(UsageError, match="no file to export"):
-        export(tessella.load(), copied.parent / "new")
+        export(tessella.load(engine="rewritten"), copied.parent / "new")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tessella.export.shutil.copyfile", full)
+    monkeypatch.setattr("openvino.save_model", full)
     with pytest.raises(tessella.TessellaError) as caught:
         export(predictor, copied.parent / "new")
     assert caught.value.code == "output_failed"

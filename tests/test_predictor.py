@@ -544,7 +544,7 @@ def test_representations_for_terminals_and_notebooks(predictor: Predictor) -> No
     scores = predictor.predict(EXAMPLES / "cat.jpg")
     assert repr(scores) == "Scores(probabilities=float32 (1, 10), embeddings=float32 (1, 256))"
     fast = tessella.optimize(predictor.model)
-    assert repr(fast).startswith("<Optimized convmixer_256_8_ks3_p4: (B,3,32,32); cpu, float32, rewritten")
+    assert repr(fast).startswith("<Optimized convmixer_256_8_ks3_p4: (B,3,32,32); cpu, float32, openvino")
     for displayed in (predictor, scores, fast, predictor.classify(EXAMPLES / "cat.jpg")[0], predictor.predict([])):
         page = displayed._repr_html_()
         assert page.count("<table>") == page.count("</table>") == 1

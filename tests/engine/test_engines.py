@@ -145,7 +145,7 @@ def test_optimize_is_the_same_function(engine: str) -> None:
     assert all(row.reason for row in fast.plan.choices)
 
 
-@pytest.mark.parametrize("engine", ["eager", "rewritten"])
+@pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
 def test_optimized_weights_are_a_copy(engine: str) -> None:
     net = tiny("convit")
     x = images(net)
@@ -215,11 +215,30 @@ def test_a_plan_returns_its_choices_by_name() -> None:
 
 def test_converted_models_are_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
-    first = opened.__wrapped__("openvino", "mixer", pixels=True)
+    first = opened.__wrapped__("onnxruntime", "mixer", pixels=True)
     monkeypatch.setattr("tessella.engine.convert.export_program", lambda *_: pytest.fail("made again"))
-    again = opened.__wrapped__("openvino", "mixer", pixels=True)
+    again = opened.__wrapped__("onnxruntime", "mixer", pixels=True)
     pixels = inputs(first, 2)
     assert torch.equal(first.run(pixels)[0], again.run(pixels)[0])
+
+
+def open_changed(engine: str) -> tuple[Any, Engine]:
+    """Return a model that was changed by hand, so that OpenVINO needs a conversion, and its engine."""
+    model = tiny("mixer")
+    model.blocks[1].mlp_channels.act = torch.nn.SiLU()
+    return model, open_engine(model, make_plan("cpu", "float32", engine, BATCH), (32, 32))
+
+
+def test_a_model_that_was_changed_by_hand_is_converted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    with caplog.at_level("INFO", "tessella"):
+        model, engine = open_changed("openvino")
+    assert "converted by PyTorch, because the modules of the model are not those of its config" in caplog.text
+    x = images(model, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(engine.run(x)[0], model(x), **CLOSE)
 
 
 def test_openvino_does_not_read_the_programs_verbose_flag(
@@ -227,7 +246,7 @@ def test_openvino_does_not_read_the_programs_verbose_flag(
 ) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["tessella", "export", "--verbose"])
-    opened.__wrapped__("openvino", "mixer", pixels=True)
+    open_changed("openvino")
     assert capfd.readouterr() == ("", "")  # its statistics could be mistaken for results
     assert sys.argv[-1] == "--verbose"
 
@@ -240,7 +259,7 @@ def test_a_failed_conversion_is_a_coded_error(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("tessella.engine.convert.export_program", broken)
     for engine in ("openvino", "onnxruntime"):
         with pytest.raises(tessella.WeightsError, match="aten::spline") as caught:
-            opened.__wrapped__(engine, "mixer", pixels=True)
+            open_changed(engine)
         assert caught.value.code == "conversion_failed"
         assert "rewritten" in str(caught.value.hint)
 

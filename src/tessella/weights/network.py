@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ class Network:
 
     @classmethod
     def of(cls, model: ImageModel) -> Network:
-        """Return the network of a model of `create_model`; its weights are shared, not copied."""
+        """Return the network of a model of `create_model`. Arrays are copies of its current weights."""
         return cls(
             arch=model.arch,
             config=model.config,
@@ -62,7 +62,7 @@ class Network:
             global_pool=model.global_pool,
             width=model.head_hidden_size,
             pretrained_cfg=model.pretrained_cfg,
-            tensors={key: _as_array(value) for key, value in model.state_dict().items()},
+            tensors=_ModuleTensors(model.state_dict()),
             module=model,
             is_standard=_is_standard(model),
         )
@@ -113,11 +113,25 @@ def as_network(model: AnyModel) -> Network:
     return model if isinstance(model, Network) else Network.of(model)
 
 
-def _as_array(value: Tensor) -> NDArray[np.generic]:
-    """Return a tensor of any shape as an array: in float32 if it has a fraction, else in its own type."""
-    value = value.detach().cpu()
-    array: NDArray[np.generic] = (value.float() if value.is_floating_point() else value).numpy()
-    return array
+class _ModuleTensors(Mapping[str, NDArray[np.generic]]):
+    """The weights of a PyTorch model as arrays: in float32 if they have a fraction, else in their own type.
+
+    Each access makes a copy, so a graph that is built from the arrays does not change with the model.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        self.state = state
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        value = self.state[name].detach()
+        array: NDArray[np.generic] = (value.float() if value.is_floating_point() else value).cpu().numpy().copy()
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.state)
+
+    def __len__(self) -> int:
+        return len(self.state)
 
 
 def _is_standard(model: ImageModel) -> bool:
