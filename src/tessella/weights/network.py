@@ -19,7 +19,7 @@ from ..fingerprint import arrays_hash, weights_hash
 from ..models.configs import FamilyConfig, configure, embedding_width, image_size
 from ..models.layout import state_layout
 from .catalogue import Checkpoint, PretrainedCfg
-from .sources import check_names, default_args, describe, find_checkpoint, locate, overlay
+from .sources import check_names, default_args, describe_checkpoint, find_checkpoint, locate, overlay
 from .tensors import FileTensors, read_tensors
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def open_network(
         num_classes=config.num_classes,
         global_pool=config.global_pool,
         width=embedding_width(config),
-        pretrained_cfg=describe({**cfg, "sha256": sha256} if sha256 else cfg, config),
+        pretrained_cfg=describe_checkpoint({**cfg, "sha256": sha256} if sha256 else cfg, config),
         tensors=tensors,
     )
 
