@@ -70,8 +70,7 @@ class Network:
     @property
     def size(self) -> tuple[int, int] | None:
         """The (height, width) in pixels that the model requires; None if it accepts any size."""
-        size = getattr(self.config, "img_size", None)
-        return None if size is None else (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return image_size(self.config)
 
     @cached_property
     def weights_hash(self) -> str:
