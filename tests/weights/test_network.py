@@ -65,6 +65,7 @@ def same_tensors(tensors: Any, model: ImageModel) -> None:
     for key, value in expected.items():
         assert str(value.dtype) == f"torch.{tensors[key].dtype}"
         np.testing.assert_array_equal(tensors[key], value.numpy())
+        assert isinstance(tensors[key], np.ndarray)
         assert tensors[key].flags.aligned
     assert arrays_hash(tensors) == weights_hash(model)
 
