@@ -25,7 +25,7 @@ from tessella.models.base import ImageModel
 from tessella.predictor import Predictor
 from tessella.weights import save_pretrained
 from tessella.weights.catalogue import CATALOGUE
-from tessella.weights.network import open_network
+from tessella.weights.open import open_network
 
 from .models.tiny import NUM_CLASSES, TINY
 
