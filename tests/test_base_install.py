@@ -202,7 +202,7 @@ def test_commands_that_need_pytorch_say_so_before_any_work(name: str, labeled: P
         "tessella.training.train",
         "tessella.load(engine='rewritten')",
         "tessella.load(device='cuda')",
-        "tessella.load(img_size=64)",
+        "tessella.load('mixer_ti_p4_32.cifar10', img_size=64)",
         "tessella.load(num_classes=3)",
         "tessella.load().features([np.zeros((40, 50, 3), np.uint8)])",
     ],
