@@ -24,7 +24,8 @@ from tessella.weights import create_model, save_pretrained
 from tessella.weights.catalogue import CATALOGUE
 from tessella.weights.files import read_state_dict
 from tessella.weights.load import load_weights
-from tessella.weights.network import Network, open_network
+from tessella.weights.network import Network
+from tessella.weights.open import open_network
 from tessella.weights.tensors import float8_values, read_tensors
 
 from ..models.tiny import NUM_CLASSES, TINY, size_of, tiny
@@ -65,6 +66,7 @@ def same_tensors(tensors: Any, model: ImageModel) -> None:
     for key, value in expected.items():
         assert str(value.dtype) == f"torch.{tensors[key].dtype}"
         np.testing.assert_array_equal(tensors[key], value.numpy())
+        assert isinstance(tensors[key], np.ndarray)
         assert tensors[key].flags.aligned
     assert arrays_hash(tensors) == weights_hash(model)
 
@@ -412,7 +414,7 @@ def test_wrong_arguments_are_found_before_the_download() -> None:
 
 def test_pytorch_is_not_imported() -> None:
     program = (
-        "import sys; from tessella.weights.network import open_network\n"
+        "import sys; from tessella.weights.open import open_network\n"
         "network = open_network('convmixer_256_8_ks3_p4.cifar10')\n"
         "assert len(network.weights_hash) == 64; assert 'torch' not in sys.modules"
     )

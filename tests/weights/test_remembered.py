@@ -19,7 +19,7 @@ from tessella.fingerprint import arrays_hash
 from tessella.models.layout import state_layout
 from tessella.weights import network, remembered, tensors
 from tessella.weights.files import read_state_dict
-from tessella.weights.network import open_network
+from tessella.weights.open import open_network
 from tessella.weights.tensors import FileTensors
 
 from ..models.tiny import NUM_CLASSES, TINY, tiny
