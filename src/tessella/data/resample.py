@@ -144,7 +144,7 @@ class _Axis(NamedTuple):
     blocks: list[tuple[int, FloatArray]]  # the first input of a block, after `first`, and the weights (rows, inputs)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)  # up to 100 kB each for photographs
 def _axis(old: Span, new: int, start: int, stop: int, interpolation: str, exact: bool) -> _Axis:
     """Return the weights for the outputs start to stop of a resize to `new` pixels."""
     begin_N, weights_NK = _weights(old, new, start, stop, interpolation)
