@@ -84,11 +84,11 @@ def test_an_image_of_one_color_keeps_it() -> None:
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_sums_are_exact_in_float32(interpolation: str) -> None:
-    """Weights are multiples of 2**-15 (high bits) or 2**-22 (low bits), and no sum needs more than 24 bits."""
+    """Weights are integers (high bits) or multiples of 2**-7 (low bits), and no sum needs more than 24 bits."""
     for old, new in ((500, 341), (60_000, 60 * (4 if interpolation == "bicubic" else 2)), (30, 500), (7, 7)):
         axis = module._axis(Span(0, old, old), new, 0, new, interpolation, True)
         for _, block in axis.blocks:
-            high, low = block[: axis.outputs] * 2.0**15, block[axis.outputs :] * 2.0**22
+            high, low = block[: axis.outputs], block[axis.outputs :] * 2.0**7
             for integers in (high, low):
                 np.testing.assert_array_equal(integers, np.round(integers))
                 assert 255 * np.abs(integers.astype(float)).sum(1).max() < 2**24
