@@ -109,7 +109,7 @@ def resample(
     down = _axis(vertical, size[0], rows.start, rows.stop, interpolation, exact)
     part = pixels[down.first : down.last, across.first : across.last]
     height, width = part.shape[:2]
-    step = min(height, max(min(_CHUNK // (3 * width), _PRODUCT // across.largest), 8))
+    step = min(height, max(min(_CHUNK // (3 * width), _PRODUCT // across.blocks[0][1].size), 8))
     values, sums, narrow, narrow_sums, resized = _scratch.arrays(
         (3, step, width),
         (3, len(across.blocks), across.rows, step),
@@ -140,37 +140,37 @@ class _Axis(NamedTuple):
     last: int
     outputs: int  # per block
     rows: int  # per block
-    largest: int  # number of weights in the largest block
+    overshoots: bool  # whether sums can leave 0..255, because some weights are negative
     blocks: list[tuple[int, FloatArray]]  # the first input of a block, after `first`, and the weights (rows, inputs)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)  # 50 kB each for photographs
 def _axis(old: Span, new: int, start: int, stop: int, interpolation: str, exact: bool) -> _Axis:
     """Return the weights for the outputs start to stop of a resize to `new` pixels."""
-    begin_N, weights_NK = _weights(old, new, start, stop, interpolation)
-    taps = weights_NK.shape[1]
-    high_NK = np.floor(weights_NK / 2 ** (_PILLOW_BITS - _BITS) + 0.5)
-    parts = [high_NK]
-    if exact:
-        parts.append((weights_NK - high_NK * 2 ** (_PILLOW_BITS - _BITS)) / 2 ** (_PILLOW_BITS - _BITS))
+    begin_N, weights_NT = _weights(old, new, start, stop, interpolation)
+    first, last = int(begin_N[0]), min(int(begin_N[-1]) + weights_NT.shape[1], old.length)
     outputs = 16 if old.size <= 3 * new else 8
-    blocks = []
-    for at in range(0, stop - start, outputs):
-        begin = begin_N[at : at + outputs]
-        inputs = int(begin[-1] - begin[0]) + taps
-        block = np.zeros((len(parts), outputs, inputs), np.float32)
-        columns = (begin - begin[0])[:, None] + np.arange(taps)
-        for part, values in zip(block, parts, strict=True):
-            part[np.arange(len(begin))[:, None], columns] = values[at : at + outputs] / 2**_BITS
-        used = min(inputs, old.length - int(begin[0]))  # weights beyond the image are 0
-        blocks.append((int(begin[0] - begin_N[0]), block[:, :, :used].reshape(-1, used)))
-    last = max(at + block.shape[1] for at, block in blocks)
-    largest = max(block.size for _, block in blocks)
-    return _Axis(int(begin_N[0]), int(begin_N[0]) + last, outputs, len(parts) * outputs, largest, blocks)
+    block_begin = begin_N[::outputs]
+    inputs = min(int((begin_N - block_begin.repeat(outputs)[: len(begin_N)]).max()) + weights_NT.shape[1], last - first)
+    block_begin = np.minimum(block_begin, last - inputs)  # all blocks have the same size
+    numbers = np.arange(len(begin_N))
+    columns_NT = (begin_N - block_begin.repeat(outputs)[: len(begin_N)])[:, None] + np.arange(weights_NT.shape[1])
+    columns_NT = np.minimum(columns_NT, inputs)  # weights beyond the image are 0, and go to a column that is cut off
+    unit = 2 ** (_PILLOW_BITS - _BITS)
+    high_NT = np.floor(weights_NT / unit + 0.5)
+    parts = (high_NT, weights_NT / unit - high_NT) if exact else (high_NT * 2.0**-_BITS,)
+    weights = np.zeros((len(block_begin), len(parts), outputs, inputs + 1), np.float32)
+    for number, part_NT in enumerate(parts):
+        weights[(numbers // outputs)[:, None], number, (numbers % outputs)[:, None], columns_NT] = part_NT
+    weights[..., inputs] = 0
+    blocks = np.ascontiguousarray(weights[..., :inputs]).reshape(len(block_begin), -1, inputs)
+    starts = (block_begin - first).tolist()
+    overshoots = bool((weights_NT < 0).any())
+    return _Axis(first, last, outputs, len(parts) * outputs, overshoots, list(zip(starts, blocks, strict=True)))
 
 
 def _weights(old: Span, new: int, start: int, stop: int, interpolation: str) -> tuple[NDArray[np.int64], DoubleArray]:
-    """Return the first input (N,) and the integer weights (N,K) of the outputs start to stop, as Pillow computes them.
+    """Return the first input (N,) and the integer weights (N,T) of the outputs start to stop, as Pillow computes them.
 
     The operations are Pillow's, in its order, in double precision.
     """
@@ -180,29 +180,31 @@ def _weights(old: Span, new: int, start: int, stop: int, interpolation: str) -> 
     center_N = old.begin + (np.arange(start, stop) + 0.5) * scale
     begin_N = np.maximum((center_N - radius * shrink + 0.5).astype(np.int64), 0)
     end_N = np.minimum((center_N + radius * shrink + 0.5).astype(np.int64), old.length)
-    taps_K = np.arange(int((end_N - begin_N).max()))
-    weights_NK = function((taps_K + begin_N[:, None] - center_N[:, None] + 0.5) * (1 / shrink))
-    weights_NK[taps_K >= (end_N - begin_N)[:, None]] = 0
-    weights_NK /= np.add.accumulate(weights_NK, axis=1)[:, -1:]  # adds from left to right
-    weights_NK *= 2**_PILLOW_BITS
-    return begin_N, np.trunc(weights_NK + np.copysign(0.5, weights_NK))
+    taps_T = np.arange(int((end_N - begin_N).max()))
+    weights_NT = function((taps_T + begin_N[:, None] - center_N[:, None] + 0.5) * (1 / shrink))
+    weights_NT[taps_T >= (end_N - begin_N)[:, None]] = 0
+    weights_NT /= np.add.accumulate(weights_NT, axis=1)[:, -1:]  # adds from left to right
+    weights_NT *= 2**_PILLOW_BITS
+    return begin_N, np.trunc(weights_NT + np.copysign(0.5, weights_NT))
 
 
 def _multiply(axis: _Axis, values_3WN: FloatArray, sums_3BRN: FloatArray, out_3BON: FloatArray) -> None:
-    """Write the weighted sums along the second axis of `values` into `out`, to be rounded down to 0..255.
+    """Write the weighted sums along the second axis of `values`, plus 0.5, into `out`, to be rounded down to 0..255.
 
     B blocks of O outputs have R rows of weights each, see _Axis. sums: is overwritten.
     """
     for number, (at, block) in enumerate(axis.blocks):
         np.matmul(block, values_3WN[:, at : at + block.shape[1]], out=sums_3BRN[:, number])
     high, low = sums_3BRN[:, :, : axis.outputs], sums_3BRN[:, :, axis.outputs :]
-    if low.size:  # their sum in units of the lowest high bit, rounded down
-        low *= 2**_BITS
+    if low.size:  # in units of the lowest high bit
         np.floor(low, out=low)
-        low *= 2.0**-_BITS
         high += low
-    high += 0.5
-    np.clip(high, 0, 255.5, out=out_3BON)
+        np.multiply(high, 2.0**-_BITS, out=out_3BON)
+        out_3BON += 0.5
+    else:
+        np.add(high, 0.5, out=out_3BON)
+    if axis.overshoots:
+        np.clip(out_3BON, 0, 255.5, out=out_3BON)
 
 
 class _Scratch(threading.local):

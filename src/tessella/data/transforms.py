@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checks import check_type
 from ..errors import ImageError, UsageError
+from ..extras import require
 from .decode import ImageSource, Mode, Pixels, Policy, decode, open_image
 from .limits import DEFAULT_LIMITS, Limits
 from .resize import check_geometry, fit, prepare, reduction
@@ -79,8 +80,9 @@ def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
     """Return (B,C,H,W) float32 from (B,H,W,C) uint8: (x / 255 - mean) / std, with timm's order of operations.
 
     The order matters: it gives the same bits. Raises UsageError `bad_argument` unless the images are a dense array or
-    tensor of that shape.
+    tensor of that shape, and `missing_dependency` without PyTorch.
     """
+    require("torch", "normalise")
     import torch
 
     if not isinstance(spec, InputSpec):
@@ -135,7 +137,8 @@ def tensor_steps(spec: InputSpec, normalized: bool) -> list[TransformStep]:
 
 
 def _to_tensor(pixels: Pixels) -> Tensor:
-    """Return (C,H,W) uint8 from (H,W,C) uint8."""
+    """Return (C,H,W) uint8 from (H,W,C) uint8. Raises UsageError `missing_dependency` without PyTorch."""
+    require("torch", "a tensor of an image")
     import torch
 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

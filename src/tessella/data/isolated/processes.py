@@ -18,7 +18,7 @@ import numpy as np
 from ..decode import Pixels
 from .protocol import NOT_REAPED, ORDER_BYTES, SLOTS, Decoded, DecodeSettings
 
-_KEPT_MEMORY = 32 << 20  # bytes that a worker keeps for its next image, the most that glibc allows
+_KEPT_MEMORY = 8 << 20  # bytes that a worker keeps for its next image
 # sys.path comes first: the package and the classes of sources may lie where only the caller looks
 _BOOT = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
