@@ -73,7 +73,7 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
 
 
 def _as_measured(plan: Plan, rate: Rate, layouts: tuple[str, ...], mode: str) -> Plan:
-    """Return the plan with the settings of a row of the table; the size of requests is measured for many images only."""
+    """Return the plan with the settings of a row of the table, which has the size of requests for many images only."""
     request = rate.request if mode == "throughput" and rate.request else plan.request
     layout = rate.layout if rate.layout in layouts else ""
     plan = dataclasses.replace(plan, layout=layout, request=request)
