@@ -1,10 +1,11 @@
 """Compare Tessella with the usual ways to run the same models on this machine's CPU: `scripts/bench cpu`.
 
-For each model and batch size, the candidates take turns in one process: the unchanged model in PyTorch (its modules and
-operations are timm's), stock OpenVINO, ONNX Runtime and torch.compile, and Tessella as `load` opens it without `tune`,
-in float32, bfloat16 and int8. Lossy precisions are measured whether or not they pass the gate, whose verdict is
-recorded. Then the starts of commands are timed. Everything is written to one CSV file and one picture, after each model, so that
-an interrupted benchmark can be resumed. `scripts/bench report FILE.csv --readme` writes the README's section on speed.
+For each model and batch size, the candidates take turns in one process: the unchanged model in PyTorch (its modules
+and operations are timm's), stock OpenVINO, ONNX Runtime and torch.compile, and Tessella as `load` opens it without
+`tune`, in float32, bfloat16 and int8. Lossy precisions are measured whether or not they pass the gate, whose verdict is
+recorded. Then the starts of commands are timed. Everything is written to one CSV file and one picture. The file is
+written after each model, so that an interrupted benchmark can be resumed. `scripts/bench report FILE.csv --readme`
+writes the README's section on speed.
 """
 
 from __future__ import annotations

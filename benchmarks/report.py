@@ -213,8 +213,8 @@ def readme_section(rows: Sequence[Row]) -> str:
     models, first = models_of(rows), next(row for row in rows if row["kind"] == "speed")
     batch = batches_of(rows)[0]
     lines = [
-        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), medians of alternating "
-        "rounds in one run, random weights:",
+        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), medians of "
+        "alternating rounds in one run, random weights:",
         "",
         table_line(["", *(TITLES.get(model, model) for model in models)]),
         table_line(["---", *["--:"] * len(models)]),

@@ -27,7 +27,7 @@ from ..errors import UsageError
 from ..extras import require
 from ..weights.catalogue import resolve
 from ..weights.costs import read_costs
-from ..weights.network import Network
+from ..weights.network import Network, open_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,24 +111,21 @@ class Candidate:
 
 
 def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Case:
-    """Create the model `name`, with random weights unless they are built in or `pretrained` is set.
+    """Open the model `name`, with random weights unless they are built in or `pretrained` is set.
 
-    Raises the errors of `create_model`, UsageError `missing_dependency` if random weights are needed without PyTorch.
+    Raises the errors of `open_network`, such as UsageError `missing_dependency` for random weights without PyTorch.
     """
     checkpoint = None if ":" in name else resolve(name)[1]
     trained = pretrained or bool(checkpoint and checkpoint.file)
-    require("torch", "a benchmark of a model with random weights" if not trained else "a benchmark")
-    from ..weights.factory import create_model
-    from ..weights.load import image_size
-
-    model = create_model(name, pretrained=trained).eval()
+    network = open_network(name, pretrained=trained)
     if not trained:
+        model = network.to_module()
         fill_random(model)
-    spec = InputSpec.from_cfg(model.pretrained_cfg)
-    height, width = image_size(model) or (spec.height, spec.width)
+        network = Network.of(model)
+    spec = InputSpec.from_cfg(network.pretrained_cfg)
+    height, width = network.size or (spec.height, spec.width)
     spec = dataclasses.replace(spec, height=height, width=width)
     weights = "trained" if trained else "random"
-    network = Network.of(model)
     return Case(
         name=checkpoint.name if checkpoint else name, network=network, spec=spec, weights=weights, device=device
     )
