@@ -220,6 +220,8 @@ def test_commands_that_need_pytorch_say_so_before_any_work(name: str, labeled: P
         "tessella.load(num_classes=3)",
         "tessella.load('mixer_s32_224', pretrained=False)",  # PyTorch draws the weights
         "tessella.load().features([np.zeros((40, 50, 3), np.uint8)])",
+        "tessella.data.create_transform(32)",
+        "tessella.data.normalise(np.zeros((1, 32, 32, 3), np.uint8), tessella.data.InputSpec())",
     ],
 )
 def test_calls_that_need_pytorch_say_so(call: str) -> None:
