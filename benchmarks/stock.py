@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tessella.engine.openvino import core
+from tessella.engine.runtime import ov
 from tessella.performance.candidates import Array, Candidate, Case, OpenCandidate, in_torch
 
 EAGER, COMPILE, OPENVINO, ONNXRUNTIME = "eager", "torch.compile", "stock OpenVINO", "stock ONNX Runtime"
@@ -53,8 +54,6 @@ def openvino(precision: str) -> Candidate:
 
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         def start() -> OpenCandidate:
-            import openvino as ov
-
             settings = {
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],

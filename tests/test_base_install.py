@@ -156,6 +156,19 @@ def test_an_exported_folder(tmp_path: Path) -> None:
     assert json.loads(exported)["top"] == json.loads(output("classify", CAT, "--json"))["top"]
 
 
+def test_openvino_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))  # what is tuned here decides no other test
+    rows = [json.loads(line) for line in output("bench", "--rounds", "1", "--batch-size", "1", "--json").splitlines()]
+    assert {row["candidate"].partition(",")[0]: row["status"] for row in rows} == {
+        "eager": "missing_dependency",
+        "rewritten": "missing_dependency",
+        "openvino": "ok",
+        "onnxruntime": "missing_dependency",
+    }
+    winners = json.loads(output("tune", "--precision", "float32", "--seconds", "2", "--json"))["winners"]
+    assert {winner["engine"] for winner in winners.values()} == {"openvino"}
+
+
 def test_the_python_interface() -> None:
     code = (
         "import tessella, numpy as np, sys\n"
