@@ -92,6 +92,15 @@ def test_rows_have_ratios_to_eager_and_their_conditions() -> None:
     assert (size.candidate, size.value, size.unit) == ("base install", 431.5, "MB")
 
 
+def test_a_verdict_of_one_batch_size_holds_for_all() -> None:
+    def row(model: str, precision: str, gate: str) -> Any:
+        return cpu.Row(kind="speed", model=model, candidate="Tessella", precision=precision, gate=gate)
+
+    made = [row("a", "int8", "passed: fine"), row("a", "int8", ""), row("a", "float32", ""), row("b", "int8", "")]
+    cpu.share_verdicts(made)
+    assert [one.gate for one in made] == ["passed: fine", "passed: fine", "", ""]
+
+
 def test_ratios_compare_what_the_goals_name(table: list[dict[str, str]]) -> None:
     default, stock, gated, bypassed = report.RATIOS
     assert [report.ratio(table, name, "a", 8) for name in report.RATIOS] == [2.5, 1.25, 5, 10]
@@ -160,7 +169,7 @@ def case_of(name: str) -> Case:
 def test_candidates_that_anyone_can_use_agree_with_the_model() -> None:
     from tessella.performance.measuring import measure
 
-    stock = load("stock").stock(["float32"], compile=False)
+    stock = load("stock").stock(["float32"], ())
     assert [one.name for one in stock] == ["eager", *report.BASELINES[:2]]
     for row in next(measure(case_of("gmixer"), stock, (2,), 1, gemm_side=32, turn_seconds=0)):
         assert row.status == "ok", row.note
