@@ -214,7 +214,8 @@ def readme_section(rows: Sequence[Row]) -> str:
     batch = batches_of(rows)[0]
     lines = [
         f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), medians of "
-        "alternating rounds in one run, random weights:",
+        "alternating rounds in one run ([conditions](docs/guide/speed.md#measured)). `tessella tune MODEL` finds the "
+        "fastest settings for your machine.",
         "",
         table_line(["", *(TITLES.get(model, model) for model in models)]),
         table_line(["---", *["--:"] * len(models)]),
@@ -243,7 +244,7 @@ def readme_section(rows: Sequence[Row]) -> str:
     if starts:
         short = [row for row in starts if "," not in row["candidate"]]
         seconds = ", ".join(f"`{row['candidate']}` {float(row['value']):.2f} s" for row in short)
-        lines.append(f"Starts: {seconds}.")
+        lines[-1] += f" Starts: {seconds}."
     return "\n".join(lines) + "\n"
 
 

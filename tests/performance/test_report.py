@@ -214,6 +214,15 @@ def test_the_table_of_rates_is_in_order() -> None:
 
 
 @pytest.mark.slow
+def test_every_start_is_timed() -> None:
+    starts = load("starts")
+    found = list(starts.time_starts(1))
+    assert [name for name, _, _ in found] == list(starts.COMMANDS)
+    assert all(len(seconds) == 1 and not error for _, seconds, error in found), found
+    assert set(report.START_GOALS) <= set(starts.COMMANDS)
+
+
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--rounds", "1", "--out", str(tmp_path)]
