@@ -32,7 +32,8 @@ from tessella.records import slug
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 FIELDS = ("model", "engine", "precision", "streams", "batch", "path", "images", "rounds", "images_per_second",
-          "slowest", "fastest", "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware", "date")  # fmt: skip
+          "slowest", "fastest", "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware",
+          "date")  # fmt: skip
 
 
 def photographs(archive: str) -> Iterator[Source]:
@@ -85,8 +86,8 @@ def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -
     for path, times in taken.items():
         share = statistics.median(taken["model"]) / statistics.median(times)
         rows.append(
-            dict(model=name, engine=plan.engine, precision=plan.precision, streams=plan.streams, batch=plan.batch_size, path=path, images=count,
-                 rounds=rounds, images_per_second=round(count / statistics.median(times), 2),
+            dict(model=name, engine=plan.engine, precision=plan.precision, streams=plan.streams, batch=plan.batch_size,
+                 path=path, images=count, rounds=rounds, images_per_second=round(count / statistics.median(times), 2),
                  slowest=round(count / max(times), 2), fastest=round(count / min(times), 2),
                  share_of_model=round(share, 3), errors=errors[path], peak_mb_half=round(halves[path]),
                  peak_mb=round(peaks[path]), threads=plan.threads, hardware=hardware("cpu"),
