@@ -451,7 +451,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=TINY if DRY else FIVE, metavar="NAME", help="models to measure")
     parser.add_argument("--batches", nargs="+", type=int, default=[2] if DRY else [256, 1, 32], metavar="N")
     parser.add_argument("--rounds", type=int, default=2 if DRY else 7, help="number of timed rounds")
-    parser.add_argument("--seconds", type=float, default=440, help="time limit, after which nothing new is started")
+    parser.add_argument("--seconds", type=float, default=400, help="time limit, after which nothing new is started")
     parser.add_argument(
         "--autotune",
         action="store_true",

@@ -92,6 +92,15 @@ def test_rows_have_ratios_to_eager_and_their_conditions() -> None:
     assert (size.candidate, size.value, size.unit) == ("base install", 431.5, "MB")
 
 
+def test_a_verdict_of_one_batch_size_holds_for_all() -> None:
+    def row(model: str, precision: str, gate: str) -> Any:
+        return cpu.Row(kind="speed", model=model, candidate="Tessella", precision=precision, gate=gate)
+
+    made = [row("a", "int8", "passed: fine"), row("a", "int8", ""), row("a", "float32", ""), row("b", "int8", "")]
+    cpu.share_verdicts(made)
+    assert [one.gate for one in made] == ["passed: fine", "passed: fine", "", ""]
+
+
 def test_ratios_compare_what_the_goals_name(table: list[dict[str, str]]) -> None:
     default, stock, gated, bypassed = report.RATIOS
     assert [report.ratio(table, name, "a", 8) for name in report.RATIOS] == [2.5, 1.25, 5, 10]
@@ -119,7 +128,7 @@ def test_the_section_and_the_picture(table: list[dict[str, str]], tmp_path: Path
     section = report.readme_section(table)
     assert "| best of OpenVINO, ONNX Runtime, torch.compile; float32 | 4 | 2 |" in section
     assert "| **Tessella, fastest precision that passes the gate** | 10 | 8 |" in section
-    assert "| default / best stock float32 engine | 1.58 |" in section
+    assert "default / best stock float32 engine 1.58 (batch size 8);" in section
     for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
         path = tmp_path / f"speed{suffix}"
         report.draw(table, path)
@@ -160,7 +169,7 @@ def case_of(name: str) -> Case:
 def test_candidates_that_anyone_can_use_agree_with_the_model() -> None:
     from tessella.performance.measuring import measure
 
-    stock = load("stock").stock(["float32"], compile=False)
+    stock = load("stock").stock(["float32"], ())
     assert [one.name for one in stock] == ["eager", *report.BASELINES[:2]]
     for row in next(measure(case_of("gmixer"), stock, (2,), 1, gemm_side=32, turn_seconds=0)):
         assert row.status == "ok", row.note
@@ -202,6 +211,15 @@ def test_rates_are_rows_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_table_of_rates_is_in_order() -> None:
     table = json.loads(TABLE.read_text())
     assert table == load("rates").merge(table, [])
+
+
+@pytest.mark.slow
+def test_every_start_is_timed() -> None:
+    starts = load("starts")
+    found = list(starts.time_starts(1))
+    assert [name for name, _, _ in found] == list(starts.COMMANDS)
+    assert all(len(seconds) == 1 and not error for _, seconds, error in found), found
+    assert set(report.START_GOALS) <= set(starts.COMMANDS)
 
 
 @pytest.mark.slow

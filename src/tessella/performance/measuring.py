@@ -166,7 +166,7 @@ def _open_all(
     inputs, expected = _make_inputs(case, rows[0].batch)
     contenders: dict[int, Contender] = {}
     for index, (candidate, row) in enumerate(zip(candidates, rows, strict=True)):
-        caches = folder / str(index)
+        caches = folder / (candidate.caches or str(index))
         row.cold = not caches.exists()
         try:
             start = candidate.prepare(case, row.batch)  # uses the tuned settings in the cache of the user
