@@ -3,7 +3,7 @@
 For each model, in alternating rounds: the engine on batches of decoded pixels ("model"), and `Predictor.records` on the
 files of the archive, with the transform "exact" and "fast". Engine, plan and number of images are the same; weights are
 random. The column `share` is the rate from files divided by that of the model in the same rounds. The engine is the
-one that `tessella tune` found for the model on this machine, or --engine. Peak memory is what a round added to the
+one that `load` chooses for the model on this machine, or --engine. Peak memory is what a round added to the
 process, after half and after all of its images. The result is written to benchmarks/results as a CSV file.
 """
 
@@ -19,7 +19,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tessella.data.source import Source
 from tessella.data.sources import iter_sources
@@ -27,13 +26,13 @@ from tessella.engine import make_plan
 from tessella.machine import hardware
 from tessella.performance.candidates import load_case
 from tessella.performance.memory import PeakMemory
+from tessella.pipeline import ImageReader
 from tessella.predictor import Predictor
 from tessella.records import slug
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 FIELDS = ("model", "engine", "precision", "streams", "batch", "path", "images", "rounds", "images_per_second",
-          "slowest", "fastest", "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware", "torch",
-          "date")  # fmt: skip
+          "slowest", "fastest", "share_of_model", "errors", "peak_mb_half", "peak_mb", "threads", "hardware", "date")  # fmt: skip
 
 
 def photographs(archive: str) -> Iterator[Source]:
@@ -68,10 +67,10 @@ def model_alone(predictor: Predictor, count: int) -> float:
 def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -> list[dict[str, object]]:
     case = load_case(name)
     size = (case.spec.height, case.spec.width)
-    plan = make_plan("cpu", "float32" if engine != "auto" else "auto", engine, None, "throughput", case.model, size)
-    exact = Predictor(case.model, plan=plan)
+    plan = make_plan("cpu", "float32" if engine != "auto" else "auto", engine, None, "throughput", case.network, size)
+    exact = Predictor(case.network, plan=plan)
     fast = copy.copy(exact)  # the same engine
-    fast._prepare(exact.spec, "fast", exact.policy, exact.limits)
+    fast._reader = ImageReader(exact.spec, "fast", exact.policy, exact.limits)
     few = 4 * plan.batch_size
     rate = few / min(model_alone(exact, few) for _ in range(2))
     count = max(few, round(rate * seconds))
@@ -86,11 +85,11 @@ def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -
     for path, times in taken.items():
         share = statistics.median(taken["model"]) / statistics.median(times)
         rows.append(
-            dict(model=name, engine=plan.engine, streams=plan.streams, batch=plan.batch_size, path=path, images=count,
+            dict(model=name, engine=plan.engine, precision=plan.precision, streams=plan.streams, batch=plan.batch_size, path=path, images=count,
                  rounds=rounds, images_per_second=round(count / statistics.median(times), 2),
                  slowest=round(count / max(times), 2), fastest=round(count / min(times), 2),
                  share_of_model=round(share, 3), errors=errors[path], peak_mb_half=round(halves[path]),
-                 peak_mb=round(peaks[path]), threads=plan.threads, hardware=hardware("cpu"), torch=torch.__version__,
+                 peak_mb=round(peaks[path]), threads=plan.threads, hardware=hardware("cpu"),
                  date=time.strftime("%Y-%m-%d"))
         )  # fmt: skip
         print(f"{name:18} {plan.engine} {path:6} {rows[-1]['images_per_second']:>8} images/s  {100 * share:.1f} %")
@@ -106,8 +105,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--engine", default="auto", help="engine, as for `tessella classify`")
     args = parser.parse_args()
-    version = ".".join(torch.__version__.split(".")[:2])
-    stem = f"end-to-end_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}"
+    stem = f"end-to-end_{slug(hardware('cpu'))}_{time.strftime('%Y-%m-%d')}"
     path = Path(__file__).resolve().parent / "results" / f"{stem}.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

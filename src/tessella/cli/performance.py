@@ -86,7 +86,7 @@ def tune(
     """
     from ..performance import tune as run_tuning
     from ..weights.catalogue import DEFAULT_MODEL
-    from ..weights.network import open_network
+    from ..weights.open import open_network
 
     result = run_tuning(
         open_network(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint),

@@ -27,7 +27,8 @@ from ..errors import UsageError
 from ..extras import require
 from ..weights.catalogue import resolve
 from ..weights.costs import read_costs
-from ..weights.network import Network, open_network
+from ..weights.network import Network
+from ..weights.open import open_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

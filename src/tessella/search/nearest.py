@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..results import l2_normalize
+from .lance import import_lancedb
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,7 +105,7 @@ class Approximate:
     """
 
     def __init__(self, home: Path, name: str, version: int):
-        import lancedb
+        lancedb = import_lancedb()
 
         async def open_version() -> AsyncTable:
             table = await (await lancedb.connect_async(home)).open_table(name)
