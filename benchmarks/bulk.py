@@ -2,7 +2,7 @@
 
     loader   rate of `tessella run` with the built-in model (exact, fast, and fast with the engine --engine), and of
              timm's data set, transform and loader without a model, for the same input size; two processes each, with
-             every photograph --times times
+             every photograph --times times; and the CPU time that an image takes with each
     odd      rate on the photographs, and on the same mixed with odd and broken files (a tenth of all files)
     memory   peak memory of the process for the photographs, and for ten times as many
     share    rate of a run with each of the large models and its tuned engine, relative to the model's rate in memory
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cpu_time import cpu_seconds
 from end_to_end import FIVE, model_alone
 from peers import timm_importable
 
@@ -85,18 +86,25 @@ def loader(photos: Path, folder: Path, rounds: int, times: int, engine: str) -> 
     count = len(list(photos.rglob("*.*")))
     exact, fast = tessella.load(device="cpu"), tessella.load(device="cpu", transform="fast")
     other = tessella.load(device="cpu", transform="fast", engine=engine)
-    seconds = by_turns(
-        {
-            "timm's loader, no model": lambda: from_timm(photos, exact),
-            "run, exact": lambda: from_run(photos, folder, exact)[0],
-            "run, fast": lambda: from_run(photos, folder, fast)[0],
-            f"run, fast, {engine}": lambda: from_run(photos, folder, other)[0],
-        },
-        rounds,
-    )
+    used: dict[str, list[float]] = {}
+
+    def measured(name: str, call: Callable[[], object]) -> float:
+        seconds, cpu = cpu_seconds(call)
+        used.setdefault(name, []).append(cpu)
+        return seconds
+
+    calls: dict[str, Callable[[], object]] = {
+        "timm's loader, no model": lambda: from_timm(photos, exact),
+        "run, exact": lambda: from_run(photos, folder, exact),
+        "run, fast": lambda: from_run(photos, folder, fast),
+        f"run, fast, {engine}": lambda: from_run(photos, folder, other),
+    }
+    seconds = by_turns({name: functools.partial(measured, name, call) for name, call in calls.items()}, rounds)
     base = statistics.median(seconds["timm's loader, no model"])
     for name, taken in seconds.items():
-        yield rates("loader", name, count, taken) | dict(ratio=round(base / statistics.median(taken), 2))
+        milliseconds = round(1e3 * statistics.median(used[name]) / count, 3)
+        ratio = round(base / statistics.median(taken), 2)
+        yield rates("loader", name, count, taken) | dict(ratio=ratio, cpu_ms_per_image=milliseconds)
 
 
 def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
@@ -156,7 +164,7 @@ def share(photos: Path, folder: Path, rounds: int, models: list[str], seconds: f
         case = load_case(name)
         size = (case.spec.height, case.spec.width)
         predictor = Predictor(
-            case.model, name=name, plan=make_plan("cpu", "auto", "auto", None, "throughput", case.model, size)
+            case.network, name=name, plan=make_plan("cpu", "auto", "auto", None, "throughput", case.network, size)
         )
         few = 4 * predictor.plan.batch_size
         count = max(few, round(seconds * few / min(model_alone(predictor, few) for _ in range(2))))
@@ -210,8 +218,8 @@ def rates(part: str, what: str, images: int, seconds: list[float]) -> dict[str, 
     return row
 
 
-FIELDS = ("part", "what", "images", "rounds", "seconds", "images_per_second", "slowest", "fastest", "ratio", "errors",
-          "peak_mb", "megabytes", "processes", "hardware", "torch", "date")  # fmt: skip
+FIELDS = ("part", "what", "images", "rounds", "seconds", "images_per_second", "slowest", "fastest", "ratio",
+          "cpu_ms_per_image", "errors", "peak_mb", "megabytes", "processes", "hardware", "torch", "date")  # fmt: skip
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Compare Tessella with the usual ways to run the same models on this machine's CPU: `scripts/bench cpu`.
 
-For each model and batch size, the candidates take turns in one process: the unchanged model in PyTorch (its modules and
-operations are timm's), stock OpenVINO, ONNX Runtime and torch.compile, and Tessella as `load` opens it without `tune`,
-in float32, bfloat16 and int8. Lossy precisions are measured whether or not they pass the gate, whose verdict is
-recorded. Then the starts of commands are timed. Everything is written to one CSV file and one picture, after each model, so that
-an interrupted benchmark can be resumed. `scripts/bench report FILE.csv --readme` writes the README's section on speed.
+For each model and batch size, the candidates take turns in one process: the unchanged model in PyTorch (its modules
+and operations are timm's), stock OpenVINO, ONNX Runtime and torch.compile, and Tessella as `load` opens it without
+`tune`, in float32, bfloat16 and int8. Lossy precisions are measured whether or not they pass the gate, whose verdict is
+recorded. Then the starts of commands are timed. Everything is written to one CSV file and one picture. The file is
+written after each model, so that an interrupted benchmark can be resumed. `scripts/bench report FILE.csv --readme`
+writes the README's section on speed.
 """
 
 from __future__ import annotations
@@ -111,10 +112,19 @@ class Budget:
         self.group_started = time.perf_counter()
 
 
-def tessella_candidates(precisions: Sequence[str], judged: Callable[[], bool]) -> list[Candidate]:
-    """Return what `load` opens without `tune`, in each precision; lossy ones are measured whatever the gate says."""
+def tessella_candidates(precisions: Sequence[str], judged: Callable[[int], bool]) -> list[Candidate]:
+    """Return what `load` opens without `tune`, in each precision; lossy ones are measured whatever the gate says.
+
+    They share caches, because the gate compares all precisions with the same answers of the eager model.
+    """
     found = [engine_candidate("auto", "auto"), *(engine_candidate("auto", one, judged) for one in precisions)]
-    return [dataclasses.replace(one, name=report.TESSELLA) for one in found]
+    return [dataclasses.replace(one, name=report.TESSELLA, caches=report.TESSELLA) for one in found]
+
+
+def lossy_precisions(int8: bool) -> list[str]:
+    """Return the lossy precisions that the CPU has instructions for."""
+    products = {"avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm"} & machine.vector_features()
+    return [*(["bfloat16"] if has_native_bfloat16("cpu") else []), *(["int8"] if int8 and products else [])]
 
 
 def measure_models(args: argparse.Namespace, done: list[Row], save: Callable[[], None]) -> None:
@@ -122,12 +132,14 @@ def measure_models(args: argparse.Namespace, done: list[Row], save: Callable[[],
     known = {(row.model, row.batch) for row in done if row.kind == "speed"}
     groups = [(name, batch) for name in args.models for batch in args.batches if (name, batch) not in known]
     budget = Budget(args.seconds, groups, report.gmacs_of)
-    lossy = [*(["bfloat16"] if has_native_bfloat16("cpu") else []), *([] if args.skip_int8 else ["int8"])]
+    lossy = lossy_precisions(not args.skip_int8)
     native = ["float32", *(["bfloat16"] if "bfloat16" in lossy else [])]
-    candidates = [
-        *stock(native, compile=not args.skip_compile),
-        *tessella_candidates(lossy, lambda: not args.skip_gate and budget.is_early()),
-    ]
+    compiled = [] if args.skip_compile else native if args.compile_bfloat16 else ["float32"]
+
+    def judged(batch: int) -> bool:  # at one batch size: the verdict does not depend on it
+        return not args.skip_gate and batch == args.batches[0] and budget.is_early()
+
+    candidates = [*stock(native, compiled), *tessella_candidates(lossy, judged)]
     for name in args.models:
         batches = [batch for model, batch in groups if model == name]
         if not batches:
@@ -137,6 +149,7 @@ def measure_models(args: argparse.Namespace, done: list[Row], save: Callable[[],
         rounds = measure(case, candidates, batches, args.rounds, turn_seconds=args.turn_seconds, until=until)
         for rows in rounds:
             done += [*as_rows(rows)]
+            share_verdicts(done)
             save()
             budget.finish(name, rows[0].batch)
             print(*progress(rows), sep="\n", file=sys.stderr, flush=True)
@@ -156,6 +169,14 @@ def as_rows(rows: Sequence[BenchmarkRow]) -> Iterator[Row]:
             difference=row.difference, ready_seconds=row.ready_seconds, peak_mb=row.peak_mb, gmacs=row.gmacs,
             weights=row.weights, threads=row.threads,
         )  # fmt: skip
+
+
+def share_verdicts(rows: Sequence[Row]) -> None:
+    """Give rows of the same model and precision the verdict of the batch size at which it was made."""
+    known = {(row.model, row.precision): row.gate for row in rows if row.gate}
+    for row in rows:
+        if row.candidate == report.TESSELLA:
+            row.gate = known.get((row.model, row.precision), "")
 
 
 def products(rows: Sequence[Row]) -> Iterator[Row]:
@@ -237,6 +258,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turn-seconds", type=float, default=None, help="shortest duration of a turn")
     parser.add_argument("--quick", action="store_true", help="3 short rounds, without torch.compile and the gate")
     parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile")
+    parser.add_argument(
+        "--compile-bfloat16", action="store_true", help="measure torch.compile in bfloat16, too, which takes minutes"
+    )
     parser.add_argument("--skip-int8", action="store_true", help="leave out int8")
     parser.add_argument("--skip-gate", action="store_true", help="do not compare lossy precisions with float32")
     parser.add_argument("--skip-starts", action="store_true", help="do not time the starts of commands")

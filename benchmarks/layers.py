@@ -103,10 +103,11 @@ def profile(case: Case, precision: str, batch: int, rounds: int) -> list[dict[st
 def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of a table with a sentence about its conditions."""
     first = rows[0]
+    share, rate, nodes = 100 * first["share_of_product"], first["product_gflops"], first["total_ms"]
     lines = [
         f"{first['model']}, {first['precision']}, batch of {first['batch']} in requests of {first['request']}, "
-        f"{first['hardware']}, n = {first['n']}: {first['total_ms']:.1f} ms in nodes, {first['wall_ms']:.1f} ms in all; "
-        f"{100 * first['share_of_product']:.0f} % of the matrix product's {first['product_gflops']:.0f} GFLOP/s",
+        f"{first['hardware']}, n = {first['n']}: {nodes:.1f} ms in nodes, {first['wall_ms']:.1f} ms in all; "
+        f"{share:.0f} % of the matrix product's {rate:.0f} GFLOP/s",
         "",
         "| node | number | ms | share | kernels |",
         "| --- | --: | --: | --: | --- |",

@@ -213,8 +213,9 @@ def readme_section(rows: Sequence[Row]) -> str:
     models, first = models_of(rows), next(row for row in rows if row["kind"] == "speed")
     batch = batches_of(rows)[0]
     lines = [
-        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), medians of alternating "
-        "rounds in one run, random weights:",
+        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), {first['threads']} "
+        "threads, medians of alternating rounds in one run ([conditions](docs/guide/speed.md#measured)). `tessella tune "
+        "MODEL` finds the fastest settings for your machine.",
         "",
         table_line(["", *(TITLES.get(model, model) for model in models)]),
         table_line(["---", *["--:"] * len(models)]),
@@ -228,23 +229,22 @@ def readme_section(rows: Sequence[Row]) -> str:
     for title, wanted in kinds.items():
         found = [best(rows, model, batch, wanted) for model in models]
         lines.append(table_line([title, *(figure(float(row["value"])) if row else "" for row in found)]))
-    means = {
-        (name, size): geometric_mean([ratio(rows, name, model, size) for model in models])
-        for name in RATIOS
-        for size in batches_of(rows)
-    }
-    lines += ["", "Geometric means of the ratios:", ""]
-    lines += [table_line(["", *(f"batch {size}" for size in batches_of(rows))])]
-    lines += [table_line(["---", *["--:"] * len(batches_of(rows))])]
+    told = []
     for name in list(RATIOS)[:3]:
-        lines.append(table_line([name, *(number(means[name, size]) for size in batches_of(rows))]))
+        means = [
+            (size, geometric_mean([ratio(rows, name, model, size) for model in models])) for size in batches_of(rows)
+        ]
+        known = " and ".join(f"{number(mean)} (batch size {size})" for size, mean in means if mean)
+        told.append(f"{name} {known or 'not measured'}")
+    lines += [
+        "",
+        f"Geometric means of the ratios ([picture]({PICTURE.relative_to(ROOT).as_posix()})): {'; '.join(told)}.",
+    ]
     starts = [row for row in rows if row["kind"] == "start" and row["note"] == "later" and row["value"]]
     if starts:
-        told = ", ".join(
-            f"`{row['candidate']}` {float(row['value']):.2f} s" for row in starts if "," not in row["candidate"]
-        )
-        lines += ["", f"Starts: {told}."]
-    lines += ["", f"![Speed relative to eager PyTorch]({PICTURE.relative_to(ROOT).as_posix()})"]
+        short = [row for row in starts if "," not in row["candidate"]]
+        seconds = ", ".join(f"`{row['candidate']}` {float(row['value']):.2f} s" for row in short)
+        lines[-1] += f" Starts: {seconds}."
     return "\n".join(lines) + "\n"
 
 

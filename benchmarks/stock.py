@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tessella.engine.openvino import core
+from tessella.engine.runtime import ov
 from tessella.performance.candidates import Array, Candidate, Case, OpenCandidate, in_torch
 
 EAGER, COMPILE, OPENVINO, ONNXRUNTIME = "eager", "torch.compile", "stock OpenVINO", "stock ONNX Runtime"
@@ -39,7 +42,7 @@ def compiled(precision: str) -> Candidate:
 
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         def start() -> OpenCandidate:
-            model = case.model if precision == "float32" else clone(case.model).to(dtype)
+            model = case.model if precision == "float32" else copy.deepcopy(case.model).to(dtype)
             program = torch.compile(model, dynamic=False, options={"freezing": True})
             return OpenCandidate(in_torch(lambda x: program(x.to(dtype))), precision)
 
@@ -53,23 +56,27 @@ def openvino(precision: str) -> Candidate:
 
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
         def start() -> OpenCandidate:
-            import openvino as ov
-
             settings = {
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             }
-            runtime, images = core(), example(case, batch)
-            with quiet(), torch.no_grad():
-                # a copy, as the conversion patches the modules
-                model = ov.convert_model(clone(case.model), example_input=images, input=[list(images.shape)])
-            request = runtime.compile_model(model, "CPU", settings).create_infer_request()
+            request = core().compile_model(converted(case, batch), "CPU", settings).create_infer_request()
             return OpenCandidate(lambda x: request.infer([x], share_inputs=True)[0].copy(), precision)
 
         return start
 
     return Candidate(OPENVINO, precision, "float32", prepare)
+
+
+@functools.lru_cache(maxsize=1)  # both precisions run the same model
+def converted(case: Case, batch: int) -> Any:
+    """Return OpenVINO's conversion of the PyTorch model for a fixed batch size."""
+    core()  # before any other function of OpenVINO
+    images = example(case, batch)
+    with quiet(), torch.no_grad():
+        # a copy, as the conversion patches the modules
+        return ov.convert_model(copy.deepcopy(case.model), example_input=images, input=[list(images.shape)])
 
 
 def onnxruntime() -> Candidate:
@@ -115,18 +122,14 @@ def example(case: Case, batch: int) -> torch.Tensor:
     return torch.zeros(batch, case.spec.channels, case.spec.height, case.spec.width)
 
 
-def clone(model: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(model)
-
-
-def stock(precisions: list[str], *, compile: bool = True) -> list[Candidate]:
+def stock(precisions: list[str], compiled_precisions: Sequence[str] = ("float32",)) -> list[Candidate]:
     """Return all candidates, eager first; ONNX Runtime has no bfloat16 kernels for CPUs."""
     found = [eager()]
     for precision in precisions:
         found.append(openvino(precision))
         if precision == "float32":
             found.append(onnxruntime())
-        if compile:
+        if precision in compiled_precisions:
             found.append(compiled(precision))
     return found
 

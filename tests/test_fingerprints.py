@@ -17,12 +17,15 @@ import pytest
 import torch
 
 import tessella
+from tessella.data.spec import InputSpec
 from tessella.engine import make_plan
 from tessella.fingerprint import config_text, hash_identity, identify
 from tessella.models import ARCHITECTURES, build
 from tessella.models.base import ImageModel
 from tessella.predictor import Predictor
+from tessella.weights import save_pretrained
 from tessella.weights.catalogue import CATALOGUE
+from tessella.weights.open import open_network
 
 from .models.tiny import NUM_CLASSES, TINY
 
@@ -184,6 +187,18 @@ def test_the_functions_and_a_predictor_give_the_same_fingerprint() -> None:
     assert identity == predictor.identity
     fingerprint = hash_identity(identity, policy="timm", transform="exact", precision="float32")
     assert fingerprint == predictor.fingerprint != recorded()["tiny"]["mixer"]["fingerprint"]
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_the_fingerprint_of_weights_that_are_read_without_pytorch(case: str, tmp_path: Path) -> None:
+    model = fixed_model(case)
+    network = open_network(f"local-dir:{save_pretrained(model, tmp_path)}")
+    assert network.module is None
+    # a config.json states the image size as (height, width)
+    network = dataclasses.replace(network, config=model.config)
+    identity = identify(network, InputSpec.from_cfg(network.pretrained_cfg))
+    fingerprint = hash_identity(identity, policy="tessella", transform="exact", precision="float32")
+    assert fingerprint == recorded()["tiny"][case]["fingerprint"]
 
 
 def record() -> None:

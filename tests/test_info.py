@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,19 @@ def test_local_folder(tmp_path: Path) -> None:
     assert model_info.num_classes == model.num_classes
     assert model_info.accuracy == {}
     assert model_info.other_tags == ()
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_pytorch_is_not_needed(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of any folder follow from its config; those of the catalog are in a table."""
+    model = tiny(case, in_chans=1)
+    overrides = dict(input_size=(1, *size_of(model)))
+    name = f"local-dir:{save_pretrained(model, tmp_path / 'model', config_overrides=overrides)}"
+    expected = cost(model, (1, *size_of(model)))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert info(name).cost == expected
+    assert info(name).embedding_width == model.head_hidden_size
+    assert info(model.arch).architecture == model.arch
 
 
 def test_every_architecture_has_a_family() -> None:

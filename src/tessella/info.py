@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .checks import checked
 from .data.spec import resolve_data_config
+from .models.configs import configure
 from .weights.catalogue import (
     DEPRECATED,
     REMAPPED,
@@ -17,6 +18,8 @@ from .weights.catalogue import (
     resolve,
 )
 from .weights.costs import Cost, ModelFacts, read_costs
+from .weights.estimate import estimate
+from .weights.sources import default_args, describe_checkpoint, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -116,17 +119,12 @@ def info(name: str) -> ModelInfo:
 
 
 def _inspect(name: str) -> ModelInfo:
-    """Describe a model that is not in the catalogue: it is built on the meta device to count its operations."""
-    import torch
-
-    from .models.base import ImageModel
-    from .weights.counting import model_facts
-    from .weights.factory import create_model
-
-    with torch.device("meta"):
-        model = create_model(name)
-    assert isinstance(model, ImageModel)  # create_model returns another type with features_only only
-    return _combine(name, model.arch, model_facts(model), model.pretrained_cfg, (name,))
+    """Describe a model that is not in the catalogue by its config."""
+    cfg, args = find_checkpoint(name)
+    arch = cfg["architecture"]
+    config = configure(arch, **{**default_args(cfg), **args})
+    height, width = cfg.get("input_size", (3, 224, 224))[1:]
+    return _combine(name, arch, estimate(config, (height, width)), describe_checkpoint(cfg, config), (name,))
 
 
 def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, sources: tuple[str, ...]) -> ModelInfo:

@@ -33,7 +33,8 @@ from .results import ClassNames
 from .weights.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
-from .weights.network import AnyModel, Network, as_network, open_network
+from .weights.network import AnyModel, Network, as_network
+from .weights.open import open_network
 
 MAX_SAMPLES = 500  # images on which a precision is compared with float32
 

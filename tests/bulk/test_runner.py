@@ -227,15 +227,33 @@ def test_a_resumed_run_keeps_its_engine_after_tuning(
         run(images, tmp_path / "cut", load, settings, on_event=stop)
     tuned = Tuned("eager", "float32", "", 1, 16, "measured")
     monkeypatch.setattr("tessella.engine.tuned.find_tuned", lambda *_: tuned)
-    with pytest.raises(UsageError, match="engine 'rewritten', now 'eager'") as caught:
+    with pytest.raises(UsageError, match="engine 'openvino', now 'eager'") as caught:
         run(images, tmp_path / "cut", load, settings)  # the caller may have chosen the engine
     assert caught.value.code == "changed_run"
     events: list[RunEvent] = []
     summary = run(images, tmp_path / "cut", AutomaticEngine(load), settings, on_event=events.append)
     assert summary.rows == GOOD + BAD
-    assert (
-        RunRemark(text="resuming with the engine of the run: rewritten, float32, batch size 8 (now: eager)") in events
-    )
+    assert RunRemark(text="resuming with the engine of the run: openvino, float32, batch size 8 (now: eager)") in events
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_run_of_a_version_with_another_default_is_resumed(images: Path, tmp_path: Path) -> None:
+    """PyTorch with rewrites was the default before OpenVINO."""
+    load = functools.partial(tessella.load, device="cpu")
+    former = functools.partial(load, engine="rewritten")
+    settings = RunSettings(shard_rows=16, processes=1)
+    run(images, tmp_path / "whole", former, settings)
+
+    def stop(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(RunError, match="stopped by SIGTERM"):
+        run(images, tmp_path / "cut", former, settings, on_event=stop)
+    events: list[RunEvent] = []
+    run(images, tmp_path / "cut", AutomaticEngine(load), settings, on_event=events.append)
+    expected = "resuming with the engine of the run: rewritten, float32, batch size 8 (now: openvino)"
+    assert RunRemark(text=expected) in events
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
@@ -244,7 +262,7 @@ def test_a_run_started_with_another_engine_is_refused_after_tuning(
 ) -> None:
     monkeypatch.setattr("tessella.engine.tuned.find_tuned", lambda *_: None)
     load = AutomaticEngine(functools.partial(tessella.load, device="cpu"))
-    with pytest.raises(UsageError, match="engine 'eager', now 'rewritten'"):
+    with pytest.raises(UsageError, match="engine 'eager', now 'openvino'"):
         run(images, uninterrupted, load, RunSettings(shard_rows=8))
 
 

@@ -344,5 +344,5 @@ def test_threads_decode_the_same_pixels(golden_dir: Path) -> None:
 def test_without_simplejpeg_fast_equals_pillow(monkeypatch: pytest.MonkeyPatch, golden_dir: Path) -> None:
     path = golden_dir / "images" / "landscape.jpg"
     expected = decode(path, mode="fast")
-    monkeypatch.setattr("tessella.data.decode.simplejpeg", None)
+    monkeypatch.setattr("tessella.data.turbo.simplejpeg", None)
     np.testing.assert_array_equal(decode(path, mode="fast"), expected)

@@ -110,7 +110,7 @@ def test_an_exported_model_is_refused_before_any_work(
 ) -> None:
     predictor = predictor_of("mixer")
     assert predictor.fingerprint
-    monkeypatch.setattr(predictor.engine, "model", None)  # as for an exported model
+    monkeypatch.setattr(predictor.engine, "network", None)  # as for an exported model
     with pytest.raises(UsageError, match="exported model") as error:
         probe(data, predictor, attach_to=tmp_path / "model", progress=lambda *_: pytest.fail("work was done"))
     assert error.value.code == "bad_argument"

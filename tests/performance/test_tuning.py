@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import tessella
 from tessella.doctor import _tuned
 from tessella.engine import make_plan
 from tessella.engine.tuned import Tuned, Workload, all_tuned, find_tuned, save_tuned
 from tessella.errors import UsageError
+from tessella.machine import thread_count
 from tessella.performance import tuning
 from tessella.performance.tuning import TuningRow, _winner, tune
 from tessella.predictor import Predictor
@@ -56,8 +56,9 @@ def test_the_winner_is_saved_and_used() -> None:
     # another size, a fixed engine, another shape: nothing was measured for these
     assert not any("tuned on" in row.reason for row in make_plan("cpu", model=net, size=(32, 64)).choices)
     assert make_plan("cpu", engine="eager", model=net, size=(32, 32)).engine == "eager"
-    assert make_plan("cpu", model=tiny("mixer", num_blocks=3), size=(32, 32)).engine == "rewritten"
-    rows = _tuned(torch.get_num_threads())
+    deeper = make_plan("cpu", model=tiny("mixer", num_blocks=3), size=(32, 32))
+    assert not any("tuned on" in row.reason for row in deeper.choices)
+    rows = _tuned(thread_count())
     assert {row.what for row in rows} == {f"{net.arch}, latency", f"{net.arch}, throughput"}
     assert all(row.reason.startswith("tuned on") for row in rows)
 
@@ -82,13 +83,18 @@ def test_a_small_gain_is_not_chosen() -> None:
     assert _winner([usual, row("openvino", [0.108, 0.109, 0.11])], "today").engine == "rewritten"
     best = _winner([usual, row("openvino", [0.05, 0.055, 0.06]), row("onnxruntime", [])], "today")
     assert best.engine == "openvino"
+    broken = row("openvino", [])
+    broken.note = "RuntimeError: broken"
+    assert _winner([broken, usual], "today").engine == "rewritten"  # the usual engine may fail
+    with pytest.raises(tessella.WeightsError, match="not even openvino could be measured: RuntimeError: broken"):
+        _winner([broken], "today")
     assert "20 images/s, 2.00 times that of rewritten float32; 3 alternating rounds" in best.reason
 
 
 def test_candidates_beyond_the_time_limit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     done = tune(model(), seconds=1e-6)
     assert any(row.note == "not measured: the time limit was reached" for row in done.rows)
-    assert done.winners["throughput"].engine == "rewritten"
+    assert done.winners["throughput"].engine == "openvino"  # the default
 
 
 @pytest.mark.parametrize("wrong", [dict(engines=["abacus"]), dict(engines=["eager"]), dict(precisions=["int4"])])
@@ -118,21 +124,21 @@ def test_records_are_only_used_under_their_conditions(cache: Path, monkeypatch: 
 
 def test_a_winner_whose_package_was_removed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
-    best = Tuned("openvino", "float32", "", 2, 8, "tuned")
-    workload = Workload.of(net, (32, 32), torch.get_num_threads())
+    best = Tuned("onnxruntime", "float32", "", 2, 8, "tuned")
+    workload = Workload.of(net, (32, 32), thread_count())
     save_tuned(workload, {"throughput": best}, [], "2026-01-01")
-    assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
-    monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["openvino"])
+    assert make_plan("cpu", model=net, size=(32, 32)).engine == "onnxruntime"
+    monkeypatch.setattr("tessella.engine.plan.missing_packages", lambda *_: ["onnxruntime"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tessella.engine.plan.check_engine", lambda *_: None)
-        assert make_plan("cpu", model=net, size=(32, 32)).engine == "rewritten"
+        assert make_plan("cpu", model=net, size=(32, 32)).engine == "openvino"
 
 
 def test_an_engine_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("tessella.engine.convert.as_openvino", broken)
+    monkeypatch.setattr("tessella.engine.graphs.build_graph", broken)
     done = tune(model(), engines=["rewritten", "openvino"], precisions=["float32"], seconds=2)
     notes = {row.note for row in done.rows if row.engine == "openvino"}
     assert "RuntimeError: no such operator" in notes
@@ -161,7 +167,7 @@ def test_a_renamed_runtime_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         return original(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert make_plan("cpu", model=model(), size=(32, 32)).engine == "rewritten"
+    assert make_plan("cpu", model=model(), size=(32, 32)).engine == "openvino"
 
 
 def test_rounds_alternate_and_slow_candidates_are_dropped() -> None:

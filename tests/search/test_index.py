@@ -246,7 +246,7 @@ from pathlib import Path
 from tessella.search import index
 warnings.simplefilter("ignore")  # LanceDB's on forks: in this process nothing of it is at work
 index.STEP_ROWS = 100
-index._lancedb()
+index.import_lancedb()
 for _ in sys.stdin:
     child = os.fork()
     if not child:
@@ -299,7 +299,7 @@ import json, sys
 from tessella.search import duplicates as dedup, index, query as search
 print(json.dumps([name for name in ("lancedb", "torch", "matplotlib", "pyarrow") if name in sys.modules]))
 sys.modules["lancedb"] = None
-try: index._lancedb()
+try: index.import_lancedb()
 except Exception as error: print(json.dumps([error.code, error.hint]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,13 +12,15 @@ from .events import OnEvent, RunRemark
 from .ray.driver import Cluster
 from .run_folder import RUN, read_facts
 
+CHOSEN_AUTOMATICALLY = ("openvino", "rewritten")  # without `tessella tune`, by this version and earlier ones
+
 
 @dataclass(frozen=True)
 class AutomaticEngine:
     """Loads a predictor whose engine, precision and batch size are chosen automatically.
 
     load: takes `precision` and `batch_size` as keyword arguments, like `tessella.load` bound to the name of a model. A
-    run that was started before `tessella tune` found a faster engine is resumed with the engine of its start.
+    run that was started before the automatic choice changed is resumed with the engine of its start.
     """
 
     load: Callable[..., Predictor]
@@ -32,9 +34,9 @@ def load_for_run(
 ) -> tuple[Predictor, Cluster | None]:
     """Return the predictor for the run in `out`, and the cluster, whose actors must load the same one.
 
-    If the automatic choice has changed since the run was started, the model is loaded again without the measurements of
-    `tessella tune`, by giving its precision. If that gives the engine of the run, all numbers are the same as before;
-    otherwise the caller finds that the settings differ.
+    If the automatic choice has changed since the run was started, by `tessella tune` or by another version of this
+    package, the model is loaded again with the engine of the run, unless that is one that is never chosen
+    automatically. The caller finds other settings that differ.
     """
     predictor = load()
     facts = read_facts(out / RUN)
@@ -44,10 +46,10 @@ def load_for_run(
     plan = predictor.plan
     if (plan.engine, plan.precision, plan.batch_size) == (engine, precision, batch_size):
         return predictor, cluster
-    options = dict(precision=precision, batch_size=batch_size)
-    original = load.load(**options)
-    if original.plan.engine != engine:
+    if engine not in CHOSEN_AUTOMATICALLY:  # somebody chose it
         return predictor, cluster
+    options = dict(engine=engine, precision=precision, batch_size=batch_size)
+    original = load.load(**options)
     text = f"resuming with the engine of the run: {engine}, {precision}, batch size {batch_size} (now: {plan.engine})"
     on_event(RunRemark(text=text))
     return original, cluster and replace(cluster, load=functools.partial(cluster.load, **options))

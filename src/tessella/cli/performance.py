@@ -86,11 +86,10 @@ def tune(
     """
     from ..performance import tune as run_tuning
     from ..weights.catalogue import DEFAULT_MODEL
-    from ..weights.factory import create_model
+    from ..weights.open import open_network
 
-    model = create_model(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint)
     result = run_tuning(
-        model.eval(),
+        open_network(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint),
         precisions=split(precision) if precision else None,
         engines=split(engines) if engines else None,
         images=read_samples(images),

@@ -27,8 +27,7 @@ Policy "tessella" (the default) converts each Pillow mode as follows:
 Policy "timm" is `Image.open(...).convert("RGB")` and nothing else: no orientation except that of TIFF (which Pillow
 applies itself), alpha dropped, 16-bit values clipped at 255. Formats, limits and error codes are the same.
 
-JPEGs are decoded by libjpeg-turbo directly, with the same slow but accurate settings as Pillow's. The pixels are
-identical (tests compare them), and unlike Pillow it reports missing pixels. Pillow decodes the files that it rejects.
+`turbo` decodes JPEGs, with the same pixels as Pillow.
 """
 
 from __future__ import annotations
@@ -36,12 +35,11 @@ from __future__ import annotations
 import functools
 import io
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Literal, TypeAlias
+from typing import IO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +53,6 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
-    features,
 )
 
 from ..checks import check_type
@@ -65,32 +62,42 @@ from .files import read_file
 from .formats import bmp, gif, jpeg, png, tiff
 from .formats.signatures import FORMATS, detect_format
 from .limits import DEFAULT_LIMITS, Limits
-
-try:
-    import simplejpeg
-except ImportError:  # no wheel for this Python: Pillow decodes the same pixels, a little slower
-    simplejpeg = None
+from .resample import Span
+from .turbo import Mode as Mode
+from .turbo import Pixels as Pixels
+from .turbo import decode_jpeg
 
 # Pillow warns of damaged metadata, which does not affect the pixels
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-Pixels: TypeAlias = NDArray[np.uint8]  # (height, width, 3) RGB
 Policy: TypeAlias = Literal["tessella", "timm"]
-Mode: TypeAlias = Literal["exact", "fast"]
 PillowImage: TypeAlias = Image.Image
 ImageSource: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | PillowImage | NDArray[np.generic]"
+
+
+class Reduced(NamedTuple):
+    """An image that was decoded at a smaller size, upright.
+
+    The sides of the original need not be multiples of the reduction, so it may begin or end within a pixel.
+    """
+
+    pixels: Pixels  # (height, width, 3)
+    rows: Span
+    columns: Span
 
 
 @dataclass(frozen=True)
 class OpenedImage:
     """An image whose header is within the limits; `pixels()` decodes it.
 
-    height, width: in pixels, as displayed; those of a PNG with an orientation are as stored.
+    height, width: in pixels, as displayed; those of a PNG with an orientation are as stored. reduced: decodes the image
+    at 1/2, 1/4 or 1/8 of its size, if the format allows that.
     """
 
     height: int
     width: int
     pixels: Callable[[], Pixels]
+    reduced: Callable[[int], Reduced] | None = None
 
 
 def decode(
@@ -162,18 +169,6 @@ _PLUGINS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
-# If Pillow was built with another JPEG library, its pixels differ, and mode "exact" decodes with Pillow
-_PILLOW_USES_TURBO = bool(features.check_feature("libjpeg_turbo"))
-_END_OF_JPEG = b"\xff\xd9"
-_FILLERS = (
-    bytes(64),
-    b"\xaa\x55" * 32,
-    b"\xf0\x6b\x93" * 21,
-    b"\x5a\x0c\xe1" * 21,
-)  # as Huffman codes, they differ early
-# The first warning of libjpeg-turbo for a file with missing data or restart markers
-_PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd[0-7]")
-
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
@@ -234,56 +229,27 @@ def _open_jpeg(data: bytes, policy: Policy, mode: Mode, limits: Limits) -> Opene
         height, width = header.height, header.width
     _check_size(height, width, limits)
 
-    def pixels() -> Pixels:
+    def stored(reduction: int = 1) -> Pixels:
         with translate_errors():
-            rgb, is_complete = _turbo_jpeg(clean, header, mode)
-            if rgb is None:
-                rgb = _pillow_jpeg(clean, header, is_complete)
-            return _apply_orientation(rgb, orientation)
+            return decode_jpeg(clean, header, mode, reduction)
 
-    return OpenedImage(*((width, height) if _swaps_sides(orientation) else (height, width)), pixels)
+    def reduced(reduction: int) -> Reduced:
+        stored_pixels = stored(reduction)
+        rows, columns = (
+            Span(0, side / reduction, length)
+            for side, length in zip((height, width), stored_pixels.shape[:2], strict=True)
+        )
+        if _swaps_sides(orientation):
+            rows, columns = columns, rows
+        if orientation in _UPSIDE_DOWN:
+            rows = rows.reversed()
+        if orientation in _MIRRORED:
+            columns = columns.reversed()
+        return Reduced(_apply_orientation(stored_pixels, orientation), rows, columns)
 
-
-def _turbo_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode) -> tuple[Pixels | None, bool]:
-    """Return RGB by libjpeg-turbo, or None if it warns, and whether the file is known to have all its pixels.
-
-    It comes first because Pillow fills missing pixels with gray silently. Raises ImageError if pixels are missing.
-    """
-    if simplejpeg is None or header is None or not (mode == "fast" or _PILLOW_USES_TURBO):
-        return None, False
-    cmyk = len(header.identifiers) == 4
-    space = "CMYK" if cmyk else "RGB"
-    pixels, warning = _turbo(data, space)
-    missing = _PIXELS_ARE_MISSING.search(warning) is not None
-    if warning.startswith("Premature end of JPEG file") and header.has_all_scans:
-        pixels, warning = _turbo(data + _END_OF_JPEG, space)
-        missing = pixels is None and not warning.endswith("before marker 0xd9")  # that is, after all pixels
-    if missing or not header.has_all_components:
-        raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
-    return None if cmyk else pixels, pixels is not None
-
-
-def _pillow_jpeg(data: bytes, header: jpeg.Jpeg | None, is_complete: bool) -> Pixels:
-    """Return RGB by Pillow. Raises ImageError if pixels are missing, unless the file is known to be complete.
-
-    Different fillers replace whatever follows the pixels. If pixels are missing, the fillers are decoded in their
-    place, and the results differ. Two fillers are too few: both may be decoded to the same pixels, or be invalid and
-    replaced by gray. Arithmetic coding reads ahead, so there the file is trusted.
-    """
-
-    def to_rgb(file: bytes) -> Pixels:
-        return np.array(JpegImagePlugin.JpegImageFile(io.BytesIO(file)).convert("RGB"))
-
-    if header is None or (header.arithmetic and not is_complete):
-        return to_rgb(data)
-    end = header.end
-    if is_complete:
-        return to_rgb(data[:end] + _END_OF_JPEG)
-    if end < len(data) or header.has_all_scans:
-        first, *others = (to_rgb(data[:end] + filler + _END_OF_JPEG) for filler in _FILLERS)
-        if all(np.array_equal(first, other) for other in others):
-            return first
-    raise ImageError("corrupt_image", "the JPEG file is damaged: pixels are missing")
+    sides = (width, height) if _swaps_sides(orientation) else (height, width)
+    can_reduce = mode == "fast" and header is not None and len(header.identifiers) < 4
+    return OpenedImage(*sides, lambda: _apply_orientation(stored(), orientation), reduced if can_reduce else None)
 
 
 def _open_png(structure: png.Png, policy: Policy, limits: Limits) -> OpenedImage:
@@ -421,14 +387,6 @@ def translate_errors() -> Iterator[None]:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _turbo(data: bytes, space: str) -> tuple[Pixels | None, str]:
-    """Return the pixels by libjpeg-turbo and "", or None and its first warning."""
-    try:
-        return simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=True), ""
-    except (ValueError, RuntimeError, MemoryError) as error:
-        return None, str(error) or "unknown"
-
-
 def _to_rgb(image: Image.Image, bits: int = 0) -> Pixels:
     """Convert a loaded image by policy "tessella", as listed at the top of this file.
 
@@ -473,6 +431,9 @@ def _orientation(image: Image.Image, *, loaded: bool) -> int:
         return 1
 
 
+_UPSIDE_DOWN, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)  # orientations, after the sides were swapped
+
+
 def _swaps_sides(orientation: int) -> bool:
     return 5 <= orientation <= 8
 
@@ -483,8 +444,8 @@ def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
         return pixels
     if _swaps_sides(orientation):
         pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
+    if orientation in _UPSIDE_DOWN:
         pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
+    if orientation in _MIRRORED:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)

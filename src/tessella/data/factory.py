@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..arguments import refuse
 from ..checks import checked
+from ..extras import check_installed
 from .augment import Augmentation, TrainTransform
 from .constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .decode import Mode, Policy
@@ -78,8 +79,9 @@ def create_transform(
 
     Raises UsageError `bad_argument` for values that cannot be used, and if re_num_splits, tf_preprocessing, separate,
     naflex or patchify is set; patch_size, max_seq_len and the other patchify arguments belong to naflex and have no
-    effect.
+    effect; `missing_dependency` without PyTorch.
     """
+    check_installed("torch", "create_transform")
     unsupported = dict(re_num_splits=re_num_splits, tf_preprocessing=tf_preprocessing, separate=separate)
     refuse("create_transform", {**unsupported, "naflex": naflex, "patchify": patchify}, _ALTERNATIVES)
     normalized = normalize and not use_prefetcher

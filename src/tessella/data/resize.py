@@ -1,9 +1,9 @@
 """Resize and crop decoded pixels to a model's input, by timm's rules.
 
-Mode "exact" resizes with Pillow and equals timm bit for bit on an RGB image: Pillow is imported for its resize only.
-Mode "fast" resizes with torch's antialiased uint8 kernel, whose weights have 15 bits instead of Pillow's 22: a value
-differs by at most one gray level, except for about one in a million, which differs by two
-(`benchmarks/input_path.py` counts them).
+Mode "exact" equals timm bit for bit on an RGB image: the result is that of Pillow's resize. Mode "fast" rounds the
+weights of the resize to 15 bits: a value differs by at most one gray level, except for about one in a million, which
+differs by two (`benchmarks/input_path.py` counts them). It also decodes a JPEG at a half, a quarter or an eighth of its
+size, if that is still at least twice the size to which it is resized (see `reduction`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..checks import checked
 from ..errors import ImageError
 from .decode import Mode, Pixels, translate_errors
 from .limits import DEFAULT_LIMITS, Limits
+from .resample import Span, can_resample, resample
 from .spec import InputSpec
 
 
@@ -81,65 +82,63 @@ def prepare(pixels: Pixels, spec: InputSpec, mode: Mode = "exact", limits: Limit
     Raises UsageError `bad_argument` if the model does not read three channels, and ImageError `too_elongated`.
     """
     spec.require_rgb()
-    plan = check_geometry(pixels.shape[0], pixels.shape[1], spec, limits)
+    return fit(pixels, check_geometry(pixels.shape[0], pixels.shape[1], spec, limits), spec, mode)
+
+
+def reduction(height: int, width: int, plan: Geometry) -> int:
+    """Return how much smaller an image of height x width may be decoded before it is resized: 1, 2, 4 or 8.
+
+    The decoded image has at least twice the size that it is resized to: with less, one value in ten would differ by
+    more than four gray levels from the exact result.
+    """
+    return next(n for n in (8, 4, 2, 1) if n == 1 or (height >= 2 * n * plan.height and width >= 2 * n * plan.width))
+
+
+def fit(
+    pixels: Pixels,
+    plan: Geometry,
+    spec: InputSpec,
+    mode: Mode,
+    *,
+    source: tuple[Span, Span] | None = None,
+    out: Pixels | None = None,
+) -> Pixels:
+    """Resize, crop and pad (H,W,3) uint8 pixels by `plan` to (spec.height, spec.width, 3) uint8.
+
+    source: rows and columns of the pixels that are the image, which may begin or end within a pixel; None for all.
+    out: where to write the result, such as a part of a batch; None for a new array.
+    """
+    canvas = np.empty((spec.height, spec.width, 3), np.uint8) if out is None else out
     rows = slice(max(plan.top, 0), min(plan.top + spec.height, plan.height))
-    cols = slice(max(plan.left, 0), min(plan.left + spec.width, plan.width))
-    if mode == "fast" and _fast_matches(pixels, spec):
-        visible = _resize_fast(pixels, plan, rows, cols, spec.interpolation)
-    else:
-        visible = resize_exact(pixels, plan.height, plan.width, rows, cols, spec.interpolation)
-    if visible.shape[:2] == (spec.height, spec.width):
-        return np.ascontiguousarray(visible)
-    canvas = np.full((spec.height, spec.width, 3), spec.fill if spec.crop_mode == "border" else (0, 0, 0), np.uint8)
+    columns = slice(max(plan.left, 0), min(plan.left + spec.width, plan.width))
     top, left = max(-plan.top, 0), max(-plan.left, 0)
-    canvas[top : top + visible.shape[0], left : left + visible.shape[1]] = visible
+    visible = canvas[top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]
+    if visible.shape != canvas.shape:
+        canvas[:] = spec.fill if spec.crop_mode == "border" else 0
+    if can_resample(pixels.shape[:2], (plan.height, plan.width), spec.interpolation, source):
+        exact = mode == "exact"
+        size = (plan.height, plan.width)
+        with translate_errors():
+            resample(pixels, size, rows, columns, spec.interpolation, exact=exact, out=visible, source=source)
+    else:
+        visible[:] = resize_exact(pixels, plan.height, plan.width, rows, columns, spec.interpolation, source)
     return canvas
 
 
-def resize_exact(pixels: Pixels, height: int, width: int, rows: slice, cols: slice, interpolation: str) -> Pixels:
-    """Return the part [rows, cols] of Pillow's resize of (H,W,3) uint8 pixels to (height, width).
+def resize_exact(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    rows: slice,
+    columns: slice,
+    interpolation: str,
+    source: tuple[Span, Span] | None = None,
+) -> Pixels:
+    """Return the part [rows, columns] of Pillow's resize of (H,W,3) uint8 pixels to (height, width).
 
-    interpolation: the name of one of Pillow's `Resampling` filters, in lower case.
+    interpolation: the name of one of Pillow's `Resampling` filters, in lower case. source: as in `fit`.
     """
+    box = None if source is None else (source[1].begin, source[0].begin, source[1].end, source[0].end)
     with translate_errors():
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()])
-        return np.array(resized.crop((cols.start, rows.start, cols.stop, rows.stop)))
-
-
-_KERNELS = {"bilinear": "_upsample_bilinear2d_aa", "bicubic": "_upsample_bicubic2d_aa"}  # called by F.interpolate
-
-
-def _fast_matches(pixels: Pixels, spec: InputSpec) -> bool:
-    """Return whether torch's kernel does the same as Pillow: the same filters, and columns before rows.
-
-    Pillow 13 starts with the rows if it shrinks an image more than twice as tall as wide, or changes its aspect ratio.
-    """
-    tall = pixels.shape[0] > 2 * pixels.shape[1]
-    return spec.interpolation in _KERNELS and spec.crop_mode != "squash" and not tall
-
-
-def _resize_fast(pixels: Pixels, plan: Geometry, rows: slice, cols: slice, interpolation: str) -> Pixels:
-    """Return the part [rows, cols] of the resize to (plan.height, plan.width) by torch's antialiased uint8 kernel.
-
-    The operator is called directly because it takes the scale and the output size separately, so nothing is computed
-    below and to the right of the crop.
-    """
-    import torch
-
-    height, width = pixels.shape[:2]
-    image_1HW3 = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None]
-    resized_13HW = getattr(torch.ops.aten, _KERNELS[interpolation])(
-        image_1HW3.permute(0, 3, 1, 2),  # with this batch stride it counts as channels_last, which is vectorized
-        [_computed(height, plan.height, rows.stop), _computed(width, plan.width, cols.stop)],
-        align_corners=False,
-        scales_h=plan.height / height,
-        scales_w=plan.width / width,
-    )
-    return resized_13HW[0].permute(1, 2, 0).numpy()[rows, cols]
-
-
-def _computed(size: int, new_size: int, stop: int) -> int:
-    """Return how many outputs to compute along an axis: `stop`, but not `size`, for which the kernel skips the axis."""
-    if new_size == size:
-        return size
-    return stop + 1 if stop == size else stop
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()], box)
+        return np.array(resized.crop((columns.start, rows.start, columns.stop, rows.stop)))

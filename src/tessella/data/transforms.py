@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..checks import check_type
 from ..errors import ImageError, UsageError
+from ..extras import require
 from .decode import ImageSource, Mode, Pixels, Policy, decode, open_image
 from .limits import DEFAULT_LIMITS, Limits
-from .resize import check_geometry, prepare
+from .resize import check_geometry, fit, prepare, reduction
 from .spec import InputSpec
 
 if TYPE_CHECKING:
@@ -38,23 +39,50 @@ def load_pixels(
     Limits are checked before any pixel is decoded. Raises ImageError with a fixed code if the image cannot be decoded
     or exceeds a limit, and UsageError `bad_argument` if `source` is not an image source.
     """
-    return prepare(decode_for(source, spec, policy=policy, mode=mode, limits=limits), spec, mode, limits)
+    return load_sized(source, spec, policy=policy, mode=mode, limits=limits).pixels
 
 
-def decode_for(source: ImageSource, spec: InputSpec, *, policy: Policy, mode: Mode, limits: Limits) -> Pixels:
-    """Decode an image to (H,W,3) uint8, unless its header shows that the resize for `spec` would exceed the limit."""
+class Loaded(NamedTuple):
+    """The pixels of an image for a model, and the size of the image itself."""
+
+    pixels: Pixels  # (spec.height, spec.width, 3) uint8
+    height: int  # of the image, upright
+    width: int
+
+
+def load_sized(
+    source: ImageSource,
+    spec: InputSpec,
+    *,
+    policy: Policy,
+    mode: Mode,
+    limits: Limits,
+    out: Pixels | None = None,
+) -> Loaded:
+    """Do the work of `load_pixels`; out: where to write the pixels, such as a part of a batch."""
     check_type("spec", spec, InputSpec)
     opened = open_image(source, policy=policy, mode=mode, limits=limits)
-    check_geometry(opened.height, opened.width, spec, limits)
-    return opened.pixels()
+    plan = check_geometry(opened.height, opened.width, spec, limits)
+    spec.require_rgb()
+    smaller = reduction(opened.height, opened.width, plan) if opened.reduced is not None else 1
+    if opened.reduced is not None and smaller > 1:
+        decoded = opened.reduced(smaller)
+        fitted = fit(decoded.pixels, plan, spec, mode, source=(decoded.rows, decoded.columns), out=out)
+        return Loaded(fitted, opened.height, opened.width)
+    pixels = opened.pixels()
+    height, width = pixels.shape[:2]
+    if (height, width) != (opened.height, opened.width):  # the orientation of a PNG, found after its pixels
+        plan = check_geometry(height, width, spec, limits)
+    return Loaded(fit(pixels, plan, spec, mode, out=out), height, width)
 
 
 def normalise(images_BHWC: Pixels | Tensor, spec: InputSpec) -> Tensor:
     """Return (B,C,H,W) float32 from (B,H,W,C) uint8: (x / 255 - mean) / std, with timm's order of operations.
 
     The order matters: it gives the same bits. Raises UsageError `bad_argument` unless the images are a dense array or
-    tensor of that shape.
+    tensor of that shape, and `missing_dependency` without PyTorch.
     """
+    require("torch", "normalise")
     import torch
 
     if not isinstance(spec, InputSpec):
@@ -109,7 +137,8 @@ def tensor_steps(spec: InputSpec, normalized: bool) -> list[TransformStep]:
 
 
 def _to_tensor(pixels: Pixels) -> Tensor:
-    """Return (C,H,W) uint8 from (H,W,C) uint8."""
+    """Return (C,H,W) uint8 from (H,W,C) uint8. Raises UsageError `missing_dependency` without PyTorch."""
+    require("torch", "a tensor of an image")
     import torch
 
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -70,10 +70,15 @@ def fastest_engine(network: Network | None, threads: int, mode: str) -> tuple[st
     return best.engine, f"{best.ratio:.2f} times eager PyTorch {known}: {best.source}"
 
 
-def is_measured(network: Network) -> bool:
-    """Return whether the table has a row for the family of the network on this class of CPU."""
+def measured_rate(network: Network, engine: str, threads: int, mode: str) -> Rate | None:
+    """Return the row of an engine for the family of the network on this class of CPU, or None.
+
+    The row with the nearest number of threads is used. threads, mode: as in a plan.
+    """
     family, here = network.arch.partition("_")[0], cpu_class()
-    return any(row.family == family and row.cpu == here for row in rates())
+    wanted = (family, here, engine, mode)
+    rows = [row for row in rates() if (row.family, row.cpu, row.engine, row.mode) == wanted]
+    return min(rows, key=lambda row: abs(row.threads - threads), default=None)
 
 
 def images_per_request(config: FamilyConfig, size: tuple[int, int]) -> int:

@@ -14,8 +14,6 @@ from ..errors import UsageError
 from ..extras import install_command, require
 from ..machine import has_cpu_bfloat16, may_have_gpu, thread_count
 from ..text import any_of, count_of
-from ..weights.network import as_network
-from .choice import fastest_engine, images_per_request
 
 if TYPE_CHECKING:
     from ..weights.network import AnyModel, Network
@@ -112,7 +110,7 @@ def make_plan(
     target, why_device = _open_device(device)
     kind = target.partition(":")[0]
     threads = thread_count()
-    network = None if model is None else as_network(model)
+    network = None if model is None else _as_network(model)
     tuned = None
     if network is not None and size is not None and engine == precision == "auto" and kind == "cpu":
         tuned = _find_usable(network, size, threads, mode)
@@ -133,6 +131,8 @@ def make_plan(
     streams = settings.streams
     request = 0
     if settings.engine == "openvino" and network is not None and size is not None:
+        from .choice import images_per_request
+
         request = images_per_request(network.config, size)
     rows = (
         Choice("device", target, why_device),
@@ -172,6 +172,12 @@ def describe_threads(threads: int, streams: int) -> str:
     """Return the threads of a plan as text, with the number of batches that they compute at the same time."""
     batches = f", {streams} batches at a time" if streams > 1 else ""
     return f"{count_of(threads, 'thread')}{batches}"
+
+
+def _as_network(model: AnyModel) -> Network:
+    from ..weights.network import as_network  # imports NumPy, which the command line does not need to read options
+
+    return as_network(model)
 
 
 _MEASURED = "measured by `tessella tune`, see engine"
@@ -216,6 +222,8 @@ def _default_settings(
     elif device != "cpu":
         runner, why_engine = "rewritten", "same outputs with fewer operations, for any batch size"
     else:
+        from .choice import fastest_engine
+
         runner, why_engine = fastest_engine(network, threads, mode)
     if precision == "auto":
         chosen, why_precision = "float32", "exact; lossy precisions are used only if requested or tuned"

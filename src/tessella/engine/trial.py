@@ -14,7 +14,7 @@ import numpy as np
 from ..data.spec import InputSpec
 from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
-from .choice import is_measured
+from .choice import Rate, measured_rate
 from .facts import code_hash
 from .open import open_engine
 from .plan import Choice, Plan
@@ -30,8 +30,9 @@ SLOW = 0.3  # seconds of a request, above which one round has to suffice
 def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Plan:
     """Return the plan with the fastest layout of the network's graph on this CPU, and the reason.
 
-    Plans of other engines, plans with a layout, networks with one layout and CPUs that were measured before are
-    returned unchanged. The times are cached. Raises WeightsError `cache_failed`.
+    The table of rates states it for CPUs that were measured before, with the size of requests; on others, the layouts
+    are timed, and the times cached. Plans of other engines, plans with a layout, and networks with one layout are
+    returned unchanged. Raises WeightsError `cache_failed`.
     """
     if plan.engine != "openvino" or plan.layout or plan.precision == "int8":
         return plan
@@ -40,7 +41,10 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
     if why_not(network) is not None:
         return plan
     layouts = layouts_of(network)
-    if len(layouts) < 2 or is_measured(network):
+    mode = next((row.chosen for row in plan.choices if row.what == "mode"), "throughput")
+    if rate := measured_rate(network, plan.engine, plan.threads, mode):
+        return _as_measured(plan, rate, layouts, mode)
+    if len(layouts) < 2:
         return plan
     facts = dict(
         arch=network.arch,
@@ -66,6 +70,16 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
     times = ", ".join(f"{name} {1e3 * seconds[name]:.1f} ms" for name in sorted(seconds, key=seconds.__getitem__))
     choice = Choice("layout", best, f"fastest of the equivalent graphs, per image on this CPU: {times}")
     return dataclasses.replace(plan, layout=best).with_choice(choice)
+
+
+def _as_measured(plan: Plan, rate: Rate, layouts: tuple[str, ...], mode: str) -> Plan:
+    """Return the plan with the settings of a row of the table, which has the size of requests for many images only."""
+    request = rate.request if mode == "throughput" and rate.request else plan.request
+    layout = rate.layout if rate.layout in layouts else ""
+    plan = dataclasses.replace(plan, layout=layout, request=request)
+    return (
+        plan.with_choice(Choice("layout", layout, f"measured on this class of CPU: {rate.source}")) if layout else plan
+    )
 
 
 def _time_layouts(

@@ -78,7 +78,7 @@ def bench(
     for name in models:
         if ":" not in name:
             resolve(name)
-    device = make_plan(device=settings.device, precision="float32", engine="eager").device
+    device = make_plan(device=settings.device, precision="float32").device
     return _measure_all(models, settings, device, _candidates(settings), (csv_file, plot_file))
 
 

@@ -29,6 +29,7 @@ from ..extras import require
 from ..weights.catalogue import resolve
 from ..weights.costs import read_costs
 from ..weights.network import Network
+from ..weights.open import open_network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,34 +103,33 @@ class Candidate:
 
     reads: "uint8" for (B,H,W,C) pixels, "float32" for (B,C,H,W) normalised images, whatever the precision.
     prepare: (case, batch size) -> function that opens the candidate; conversion, compilation and other expensive
-    work belong in that function. Both may raise any exception, which becomes the candidate's result.
+    work belong in that function. Both may raise any exception, which becomes the candidate's result. caches: candidates
+    with the same name here share their caches; "" for caches of its own, so that conversions start cold.
     """
 
     name: str
     precision: str  # requested
     reads: Literal["uint8", "float32"]
     prepare: Callable[[Case, int], Callable[[], OpenCandidate]]
+    caches: str = ""
 
 
 def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Case:
-    """Create the model `name`, with random weights unless they are built in or `pretrained` is set.
+    """Open the model `name`, with random weights unless they are built in or `pretrained` is set.
 
-    Raises the errors of `create_model`, UsageError `missing_dependency` if random weights are needed without PyTorch.
+    Raises the errors of `open_network`, such as UsageError `missing_dependency` for random weights without PyTorch.
     """
     checkpoint = None if ":" in name else resolve(name)[1]
     trained = pretrained or bool(checkpoint and checkpoint.file)
-    require("torch", "a benchmark of a model with random weights" if not trained else "a benchmark")
-    from ..weights.factory import create_model
-    from ..weights.load import image_size
-
-    model = create_model(name, pretrained=trained).eval()
+    network = open_network(name, pretrained=trained)
     if not trained:
+        model = network.to_module()
         fill_random(model)
-    spec = InputSpec.from_cfg(model.pretrained_cfg)
-    height, width = image_size(model) or (spec.height, spec.width)
+        network = Network.of(model)
+    spec = InputSpec.from_cfg(network.pretrained_cfg)
+    height, width = network.size or (spec.height, spec.width)
     spec = dataclasses.replace(spec, height=height, width=width)
     weights = "trained" if trained else "random"
-    network = Network.of(model)
     return Case(
         name=checkpoint.name if checkpoint else name, network=network, spec=spec, weights=weights, device=device
     )
@@ -168,11 +168,11 @@ def in_torch(run: Callable[[Tensor], Tensor]) -> Run:
 # --- this package -----------------------------------------------------------------------------------------------------
 
 
-def engine_candidate(engine: str, precision: str, judged: Callable[[], bool] | None = None) -> Candidate:
+def engine_candidate(engine: str, precision: str, judged: Callable[[int], bool] | None = None) -> Candidate:
     """Return an engine of this package as a candidate that reads uint8 images; engine: a key of ENGINES or "auto".
 
     judged: None applies the gate to trained weights only. With it, a lossy precision is measured in any case, and
-    compared with float32, for the record, if `judged` returns True at that time.
+    compared with float32, for the record, if `judged` returns True for the batch size at that time.
     """
 
     def prepare(case: Case, batch: int) -> Callable[[], OpenCandidate]:
@@ -183,7 +183,7 @@ def engine_candidate(engine: str, precision: str, judged: Callable[[], bool] | N
         def start() -> OpenCandidate:
             lossy = plan.precision != "float32"
             verdict, opened = "", None
-            if not lossy or (judged() if judged else case.weights == "trained"):
+            if not lossy or (judged(batch) if judged else case.weights == "trained"):
                 opened = open_gated(case.network, plan, size, case.spec)
                 kept = opened.plan.precision == plan.precision
                 if lossy:

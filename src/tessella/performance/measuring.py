@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..engine import make_plan
 from ..errors import TessellaError
-from ..machine import hardware, other_versions, versions
+from ..machine import hardware, other_versions, thread_count, versions
 from .candidates import Array, Candidate, Case, OpenCandidate, first_line
 from .memory import PeakMemory
 from .products import SIDE, matrix_product
@@ -119,7 +118,7 @@ def measure(
     """
     side = gemm_side or SIDE.get(_kind(case.device), 2048)
     turn_seconds = TURN_SECONDS if turn_seconds is None else turn_seconds
-    threads = make_plan(case.device, precision="float32").threads
+    threads = thread_count()
     with tempfile.TemporaryDirectory(prefix="tessella-bench-", ignore_cleanup_errors=True) as folder:
         for batch in batch_sizes:
             rows = [_empty_row(case, candidate, batch, threads) for candidate in candidates]
@@ -167,7 +166,7 @@ def _open_all(
     inputs, expected = _make_inputs(case, rows[0].batch)
     contenders: dict[int, Contender] = {}
     for index, (candidate, row) in enumerate(zip(candidates, rows, strict=True)):
-        caches = folder / str(index)
+        caches = folder / (candidate.caches or str(index))
         row.cold = not caches.exists()
         try:
             start = candidate.prepare(case, row.batch)  # uses the tuned settings in the cache of the user

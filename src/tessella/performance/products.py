@@ -21,21 +21,20 @@ def matrix_product(precision: str, device: str, side: int, threads: int) -> Call
 
 def _on_cpu(precision: str, side: int, threads: int) -> Callable[[], object]:
     from ..engine.openvino import core
-    from ..engine.runtime import op as ops
-    from ..engine.runtime import ov
+    from ..engine.runtime import op, ov
 
     runtime = core()
     generator = np.random.default_rng(0)
     left = generator.random((side, side), np.float32)
-    entered = ops.parameter([side, side], np.float32)
+    entered = op.parameter([side, side], np.float32)
     if precision == "int8":
         low, high = np.float32(0), np.float32(1)
-        first = ops.fake_quantize(entered, low, high, low, high, 256)
-        weights = ops.constant(generator.integers(-127, 128, (side, side), np.int8))
-        second = ops.multiply(ops.convert(weights, "f32"), np.full((1, side), 0.01, np.float32))
+        first = op.fake_quantize(entered, low, high, low, high, 256)
+        weights = op.constant(generator.integers(-127, 128, (side, side), np.int8))
+        second = op.multiply(op.convert(weights, "f32"), np.full((1, side), 0.01, np.float32))
     else:
-        first, second = entered, ops.constant(generator.random((side, side), np.float32))
-    model = ov.Model([ops.matmul(first, second, False, False)], [entered])
+        first, second = entered, op.constant(generator.random((side, side), np.float32))
+    model = ov.Model([op.matmul(first, second, False, False)], [entered])
     settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = runtime.compile_model(model, "CPU", settings).create_infer_request()
     return lambda: request.infer([left], share_inputs=True)

@@ -64,7 +64,8 @@ def conditions(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
     first = rows[0]
     rounds = max(row.rounds for row in rows)
     limits = {row.precision: row.gemm_gflops for row in rows if row.gemm_gflops}
-    yield f"{first.hardware}, {first.threads} threads, torch {first.torch}, {rounds} alternating rounds"
+    torch = f"torch {first.torch}, " if first.torch else ""
+    yield f"{first.hardware}, {first.threads} threads, {torch}{rounds} alternating rounds"
     if limits:
         rates = ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in limits.items())
         yield f"GEMM rate: products of large matrices in the same rounds, {rates}"

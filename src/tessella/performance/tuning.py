@@ -320,10 +320,11 @@ def _run_rounds(ready: list[Ready], until: float) -> None:
 
 
 def _winner(rows: list[TuningRow], date: str) -> Tuned:
-    """Return the fastest of the rows of one mode; the first is the baseline, and wins unless another is faster."""
-    if not rows[0].seconds:
+    """Return the fastest of the rows of one mode; the first that could be measured wins unless another is faster."""
+    measured = [row for row in rows if row.seconds]
+    if not measured:
         raise WeightsError("conversion_failed", f"not even {rows[0].engine} could be measured: {rows[0].note}")
-    baseline, *others = (row for row in rows if row.seconds)
+    baseline, *others = measured
     best = max(others, key=lambda row: row.images_per_second, default=baseline)
     gain = best.images_per_second / baseline.images_per_second
     if gain < MIN_GAIN:

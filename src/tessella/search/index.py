@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,8 +30,9 @@ from ..bulk.ledger import Shard
 from ..bulk.run_folder import INDEX, INDEX_SEAL, INDEX_SEAL_KEY, RunFacts, finished_shards, read_run, read_shard
 from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
-from ..extras import need_pyarrow, require
+from ..extras import need_pyarrow
 from ..storage import damaged_files, file_hash, folder_lock, read_sealed, sealed_bytes, sync_folder, write_atomic
+from .lance import import_lancedb
 from .nearest import APPROXIMATE_FROM, ArrowTable, LanceTable, SearchPlan, choose_plan, vectors_of
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def build_index(
     out = as_path("the run", out)
     check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
-    _lancedb()
+    import_lancedb()
     start = time.monotonic()
     hint = "free some space, check the permissions of the folder, and run the same command again"
     with lance_errors("output_failed", f"{home} could not be written", hint), folder_lock(home):
@@ -182,7 +182,7 @@ def open_table(home: Path, facts: RunFacts) -> tuple[LanceTable, Seal]:
     Raises UsageError `damaged_run` if a file is damaged or the index has another fingerprint than the run.
     """
     seal = open_seal(home)
-    lancedb = _lancedb()
+    lancedb = import_lancedb()
     with lance_errors("damaged_run", f"{home} cannot be used", _rebuild_hint(home)):
         table = lancedb.connect(home).open_table(TABLE)
         fingerprint = json.loads(table.schema.metadata[b"tessella"])["fingerprint"]
@@ -246,7 +246,7 @@ def _reopen(home: Path, facts: RunFacts) -> tuple[LanceTable, Seal, str]:
             reason = error.message
     (home / SEAL).unlink(missing_ok=True)
     shutil.rmtree(home / f"{TABLE}.lance", ignore_errors=True)
-    table = _lancedb().connect(home).create_table(TABLE, schema=_schema(facts))
+    table = import_lancedb().connect(home).create_table(TABLE, schema=_schema(facts))
     return table, Seal(table.version, 0, SearchPlan()), reason
 
 
@@ -313,8 +313,3 @@ def _damaged(home: Path, what: str) -> UsageError:
 
 def _rebuild_hint(home: Path) -> str:
     return f"nothing is lost, rebuild it: tessella index {home.parent}"
-
-
-def _lancedb() -> ModuleType:
-    require("lancedb.index", "a search index")
-    return require("lancedb", "a search index")

@@ -24,7 +24,7 @@ from .config import ModelArgs
 from .files import check_finite, read_state_dict, without_prefix
 from .load import load_weights, verify
 from .sources import architecture_of as architecture_of
-from .sources import check_names, default_args, describe, find_checkpoint, locate, overlay
+from .sources import check_names, default_args, describe_checkpoint, find_checkpoint, locate, overlay
 
 
 @overload
@@ -137,7 +137,7 @@ def _assemble(cfg: PretrainedCfg, args: ModelArgs, weights: _Weights | None) -> 
         load_weights(model, weights.state, source_cfg=weights.cfg, source=weights.path)
         if weights.sha256:
             cfg = {**cfg, "sha256": weights.sha256}
-    model.pretrained_cfg = describe(cfg, model.config)
+    model.pretrained_cfg = describe_checkpoint(cfg, model.config)
     return model
 
 

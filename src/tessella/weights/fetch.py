@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from ..errors import HubError, UsageError
+from ..extras import check_installed, is_installed
 from .catalogue import ALTERNATIVES
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def fetch_model(
     branch, tag or commit (None: main). cache_dir, token, endpoint: None uses the settings of huggingface_hub (HF_HOME,
     HF_TOKEN, HF_ENDPOINT); token=False sends no token. If the Hub cannot be reached, or with HF_HUB_OFFLINE=1, files
     from the cache are used.
-    Raises UsageError `bad_argument` before any request; HubError (offline, hub_not_found, hub_denied, hub_unavailable,
+    Raises UsageError `bad_argument` before any request, and `missing_dependency` instead of downloading a
+    pytorch_model.bin without PyTorch; HubError (offline, hub_not_found, hub_denied, hub_unavailable,
     hub_bad_file, cache_failed).
     """
     return _or_cached(check_location(repo, revision, cache_dir, token, endpoint), _from_hub, _from_cache)
@@ -176,6 +178,8 @@ def _from_hub(location: HubLocation) -> HubFiles:
     # fixes the commit: otherwise a push in between could pair one commit's config with another's weights
     pinned = replace(location, revision=config.parent.name) if config else location
     weights = _download(pinned, SAFETENSORS)
+    if weights is None and not is_installed("torch") and _headers(pinned, PICKLE):
+        check_installed("torch", f"reading {PICKLE} of {location}, which has no {SAFETENSORS},")
     if weights is None and (weights := _download(pinned, PICKLE)) is None:
         raise HubError("hub_not_found", f"{location} has neither {SAFETENSORS} nor {PICKLE}")
     return _hub_files(location, config, weights)

@@ -26,6 +26,7 @@ from .formats import MAX_HEADER as MAX_HEADER
 from .formats import find_weights as find_weights
 from .keys import without_prefix as without_prefix
 from .keys import without_wrappers
+from .remembered import FileFacts
 from .tensors import read_header
 
 # keys of the weights in training checkpoints: averaged ones first, in timm's order, then those of other projects
@@ -62,14 +63,17 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None, use_ema: boo
     try:
         with open_regular(path) as file:
             kind = sniff(path, file)
+            facts = FileFacts(path, file)
             if sha256:
-                check_hash(path, file, sha256)
+                facts.sha256 = check_hash(path, file, sha256, facts.sha256)
             state = _read_safetensors(path, file) if kind == "safetensors" else _read_pickle(path, use_ema)
     except OSError as err:
         raise WeightsError("weights_not_found", f"{path} cannot be read: {err.strerror}") from err
     state = {key: _widened(value, key, path) for key, value in state.items()}
     stripped = without_wrappers(state, path)
-    check_finite(stripped.items(), path)
+    if not facts.is_finite:
+        check_finite(stripped.items(), path)
+        facts.is_finite = True
     return stripped
 
 

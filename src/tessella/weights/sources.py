@@ -20,14 +20,14 @@ CheckpointConfig = tuple[PretrainedCfg, ModelArgs]  # the config of a checkpoint
 
 def architecture_of(model_name: str, cache_dir: str | Path | None = None) -> str:
     """Return the architecture of a model name in any form that `create_model` accepts; raises the same errors."""
-    return str(find_checkpoint(model_name, None, False, cache_dir)[0]["architecture"])
+    return str(find_checkpoint(model_name, cache_dir=cache_dir)[0]["architecture"])
 
 
 def find_checkpoint(
     name: str,
-    override: str | Mapping[str, object] | Checkpoint | None,
-    read_pretrained: bool,
-    cache_dir: str | Path | None,
+    override: str | Mapping[str, object] | Checkpoint | None = None,
+    read_pretrained: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> CheckpointConfig:
     """Return the config of a checkpoint, with the location of its weights, and the constructor arguments in its file.
 
@@ -133,7 +133,7 @@ def default_args(cfg: PretrainedCfg) -> ModelArgs:
     return args
 
 
-def describe(cfg: PretrainedCfg, config: FamilyConfig) -> PretrainedCfg:
+def describe_checkpoint(cfg: PretrainedCfg, config: FamilyConfig) -> PretrainedCfg:
     """Return the `pretrained_cfg` of a model: the checkpoint's, with the image size and labels of this config."""
     described = {key: value for key, value in cfg.items() if value is not None and key != "file"}
     if "input_size" in cfg:

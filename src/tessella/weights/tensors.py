@@ -221,15 +221,15 @@ def _converted(data: NDArray[np.uint8], entry: StoredTensor, target: TensorKind,
     stored: Array = data[entry.start : entry.end].view(TYPES[entry.stored].stored).reshape(entry.shape)
     stored = np.require(stored, requirements="A")
     if entry.stored == "BF16":
-        stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        stored = np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
     elif entry.stored.startswith("F8"):
         stored = float8_values(entry.stored)[stored]
     if target.dtype == stored.dtype.name:
-        return stored
+        return np.asarray(stored)
     if stored.dtype.kind == "f" and not target.dtype.startswith("float"):  # batch counters, as in averaged states
         check_finite([(key, stored)], path)
-    with np.errstate(over="ignore"):  # found when the results are checked
-        return stored.astype(target.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # found when the results are checked
+        return np.asarray(stored.astype(target.dtype))  # NumPy turns some arrays without axes into scalars
 
 
 @cache

@@ -45,7 +45,7 @@ def jpegs() -> dict[str, bytes]:
 def test_jpeg_endings(name: str, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpegs()[name]
     if mode == "without simplejpeg":  # type: ignore[comparison-overlap]
-        monkeypatch.setattr("tessella.data.decode.simplejpeg", None)
+        monkeypatch.setattr("tessella.data.turbo.simplejpeg", None)
         mode = "exact"
     expected = decode(data, mode=mode)
     for policy in ("tessella", "timm"):

@@ -18,6 +18,7 @@ import numpy as np
 from ..decode import Pixels
 from .protocol import NOT_REAPED, ORDER_BYTES, SLOTS, Decoded, DecodeSettings
 
+_KEPT_MEMORY = 8 << 20  # bytes that a worker keeps for its next image
 # sys.path comes first: the package and the classes of sources may lie where only the caller looks
 _BOOT = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -40,8 +41,15 @@ class ForkServer:
 
     def __init__(self, settings: DecodeSettings, folder: str):
         # one thread per process, because the processes use all cores already; Arrow's own allocator reserves a gigabyte
-        # at a time, more than the limit allows
-        variables = dict(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", ARROW_DEFAULT_MEMORY_POOL="system")
+        # at a time, more than the limit allows; glibc returns the memory of every image to the system, and gets it back
+        # page by page for the next one
+        variables = dict(
+            OMP_NUM_THREADS="1",
+            OPENBLAS_NUM_THREADS="1",
+            ARROW_DEFAULT_MEMORY_POOL="system",
+            MALLOC_MMAP_THRESHOLD_=str(_KEPT_MEMORY),
+            MALLOC_TRIM_THRESHOLD_=str(_KEPT_MEMORY),
+        )
         self._socket, remote_end = socket.socketpair()
         self._socket.settimeout(5.0)
         try:

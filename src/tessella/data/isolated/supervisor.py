@@ -15,7 +15,7 @@ from ...errors import CODES, ImageError, UsageError
 from .processes import ForkServer, Task, Worker
 from .protocol import LONG_READ, SLOTS, Decoded, DecodeSettings
 
-_START_SECONDS = 120.0  # until a process is ready; importing torch from a slow disk can take half of that
+_START_SECONDS = 120.0  # until a process is ready, on a slow disk
 _MAX_FAILED_STARTS = 5  # processes in a row that end before they are ready, after which decoding is given up
 _LONGEST_ANSWER = 1 << 20  # bytes
 _LONG_READ_SECONDS = 300.0  # additional time for an image whose container is read first, such as a large Parquet page

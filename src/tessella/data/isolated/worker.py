@@ -16,8 +16,7 @@ from typing import IO, NoReturn
 from ...errors import ImageError
 from ..limits import DEFAULT_LIMITS, Limits
 from ..memory import set_limit
-from ..resize import prepare
-from ..transforms import decode_for
+from ..transforms import load_sized
 from .protocol import LONG_READ, NOT_REAPED, ORDER_BYTES, SLOTS, Decoded, DecodeSettings
 
 # Bytes per image: with DEFAULT_LIMITS' 50 MP, an RGBA WebP takes 1.5 GB in addition to its file
@@ -32,10 +31,6 @@ def run_fork_server(control: int) -> None:
     settings, parent = pickle.load(sys.stdin.buffer)
     _end_with(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the caller ignores it, children cannot be waited for
-    if settings.mode == "fast":
-        import torch
-
-        torch.set_num_threads(1)
     gc.freeze()  # a collection in a fork would write to, and so copy, the memory that all processes share
     server = os.getpid()
     with socket.socket(fileno=control) as orders:
@@ -108,9 +103,7 @@ def _decode(source: bytes, settings: DecodeSettings) -> Decoded:
     try:
         data = pickle.loads(source).read(limits)
         sha256, size = hashlib.sha256(data).hexdigest(), len(data)
-        decoded = decode_for(data, spec, policy=policy, mode=mode, limits=limits)
-        height, width = decoded.shape[:2]
-        pixels = prepare(decoded, spec, mode, limits)
+        pixels, height, width = load_sized(data, spec, policy=policy, mode=mode, limits=limits)
     except ImageError as failure:
         error = failure
     except Exception as failure:  # its text is left out, since it may contain anything

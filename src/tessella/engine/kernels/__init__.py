@@ -8,8 +8,9 @@ swap.py       replaces modules of a rewritten model with kernels
 backend.py    decides whether Triton runs a kernel; otherwise, and in float64, a function in plain PyTorch does
 
 The kernels are experimental: they were tested in Triton's interpreter only, so they are off unless the environment
-variable TESSELLA_EXPERIMENTAL_KERNELS is 1. The operators are for inference: they have no derivative. Each has a fake implementation, from which torch.compile and
-torch.export get shapes. Triton is optional and imported at the first call on a GPU.
+variable TESSELLA_EXPERIMENTAL_KERNELS is 1. The operators are for inference: they have no derivative. Each has a fake
+implementation, from which torch.compile and torch.export get shapes. Triton is optional and imported at the first call
+on a GPU.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""The table of measured rates decides the layout of a graph and the size of requests on CPUs that it knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tessella.data.spec import InputSpec
+from tessella.engine import choice, make_plan, trial
+from tessella.engine.choice import Rate, measured_rate
+from tessella.engine.graphs import layouts_of
+from tessella.engine.plan import Mode, Plan
+from tessella.engine.trial import settle_layout
+from tessella.machine import cpu_class
+from tessella.weights.network import Network
+
+from ..models.tiny import size_of, tiny
+
+
+def rate(**changes: object) -> Rate:
+    row: dict[str, object] = dict(
+        family="gmixer", cpu=cpu_class(), threads=2, mode="throughput", engine="openvino", ratio=2.0, source="here"
+    )
+    return Rate(**(row | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network.of(tiny("gmixer"))
+
+
+def settled(network: Network, mode: Mode = "throughput") -> Plan:
+    size = size_of(network.to_module())
+    plan = make_plan("cpu", "float32", "openvino", mode=mode, model=network, size=size)
+    return settle_layout(network, plan, size, InputSpec(height=size[0], width=size[1]))
+
+
+def test_the_nearest_number_of_threads_counts(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (
+        rate(threads=16, request=1), rate(threads=4, request=2), rate(mode="latency", threads=1),
+        rate(engine="rewritten", threads=1), rate(cpu="other"), rate(family="mixer"),
+    )  # fmt: skip
+    monkeypatch.setattr(choice, "rates", lambda: rows)
+    found = [measured_rate(network, "openvino", threads, "throughput") for threads in (1, 5, 12)]
+    assert [row and row.request for row in found] == [2, 2, 1]
+    assert measured_rate(network, "onnxruntime", 1, "throughput") is None
+    assert measured_rate(Network.of(tiny("convit")), "openvino", 1, "throughput") is None
+
+
+def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(trial, "cached", never)
+    for layout in layouts_of(network):
+        monkeypatch.setattr(choice, "rates", lambda layout=layout: (rate(layout=layout, request=3),))
+        plan = settled(network)
+        assert (plan.layout, plan.request) == (layout, 3)
+        assert plan.choice("layout").reason == "measured on this class of CPU: here"
+    monkeypatch.setattr(choice, "rates", lambda: (rate(layout="of another version"),))
+    assert settled(network).layout == ""  # the default
+
+
+def test_a_request_for_one_image_at_a_time_is_not_limited(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency was measured with one image only, so it says nothing about larger batches."""
+    monkeypatch.setattr(choice, "rates", lambda: (rate(mode="latency", layout=layouts_of(network)[0], request=1),))
+    plan = make_plan("cpu", "float32", "openvino", mode="latency", model=network, size=size_of(network.to_module()))
+    assert settled(network, "latency").request == plan.request
