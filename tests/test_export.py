@@ -53,6 +53,18 @@ def test_an_exported_model_needs_no_torch(folder: Path) -> None:
     assert done.stdout.split()[-1] == tessella.load().classify(CAT, top=1)[0].label
 
 
+def test_int8_is_exported_with_its_fingerprint(tmp_path: Path) -> None:
+    source = tessella.load(precision="int8")
+    assert source.plan.precision == "int8"
+    exported = tessella.load(f"local-dir:{export(source, tmp_path / 'int8')}")
+    assert exported.plan.precision == "int8"
+    assert exported.fingerprint == source.fingerprint != tessella.load().fingerprint
+    images: list[Any] = [CAT, np.zeros((5, 9, 3), np.uint8)]
+    expected, actual = source.predict(images), exported.predict(images)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, atol=1e-5)
+    assert (tmp_path / "int8" / "model.bin").stat().st_size < 1_000_000  # 2.3 MB in float32
+
+
 @pytest.mark.quiet
 def test_a_cold_start_takes_under_a_second_and_a_half(folder: Path) -> None:
     command = [sys.executable, "-m", "tessella", "classify", "--model", f"local-dir:{folder}", CAT]

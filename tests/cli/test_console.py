@@ -103,6 +103,12 @@ def test_verbose_shows_the_plan_and_nothing_else_does() -> None:
     assert "cannot be combined" in run("list", "-q", "-v", status=2)[1]
 
 
+def test_the_fastest_precision_is_printed_with_its_agreement() -> None:
+    said = run("classify", CAT, "--precision", "fast", "-v")[1]
+    assert "the fastest that passes, per image: " in said
+    assert "same top class in" in said
+
+
 def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
