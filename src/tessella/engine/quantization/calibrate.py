@@ -74,10 +74,8 @@ def observe(network: Network, plan: Plan, size: Size, spec: InputSpec, samples: 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": plan.threads, "NUM_STREAMS": 1}
     request = core().compile_model(graph, "CPU", settings).create_infer_request()
     count = images_per_request(network.config, size)
-    outputs, images = [], []
+    outputs = []
     for start in range(0, len(samples), count):
-        batch = samples[start : start + count]
-        values = list(request.infer([batch]).values())
+        values = list(request.infer([samples[start : start + count]]).values())
         outputs.append([np.array(value) for value in values[2:]])
-        images.append(len(batch))
-    return observer.statistics(outputs, images)
+    return observer.statistics(outputs)

@@ -10,6 +10,7 @@ from ..graphs.ops import Affine, Array, Products, fold, integers
 from ..runtime import op, ov
 
 MIN_POSITIONS = 4  # of an image; products of fewer, such as the head, take no time, and would lose accuracy in 8 bits
+QUANTILE = 0.95  # of the images fit into a range; with all of them, the range would grow with their number
 READS_IMAGE = ("stem.", "patch_embed.")  # names of products that read the image, which stay in float32, too
 
 
@@ -17,8 +18,8 @@ READS_IMAGE = ("stem.", "patch_embed.")  # names of products that read the image
 class Statistics:
     """What is known of a value that products read; C is the axis that they sum over.
 
-    low, high, mean: (C,). weight: (C,), the largest absolute weight of each channel in all products that read the
-    value.
+    low, high: (C,), between which a channel is in QUANTILE of the images. mean: (C,). weight: (C,), the largest
+    absolute weight of each channel in all products that read the value.
     """
 
     low: Array
@@ -60,22 +61,20 @@ class Observer(Products):
             self.weights[first] = np.maximum(self.weights[first], largest)
             return
         self.weights[first] = largest
-        axes = integers(*others)
+        axes = integers(*others[1:])  # apart for each image
         self._outputs += [reduce(x, axes, False) for reduce in (op.reduce_min, op.reduce_max, op.reduce_mean)]
 
     def observed(self) -> list[ov.Node]:
-        """As `Products.observed`: the smallest, largest and mean values (C,) of each input in turn."""
+        """As `Products.observed`: the smallest, largest and mean values (B,C) of each input in turn."""
         return [op.result(output) for output in self._outputs]
 
-    def statistics(self, outputs: list[list[Array]], images: list[int]) -> dict[str, Statistics]:
-        """Return the statistics by product.
-
-        outputs: for every batch, the values of `observed`. images: the number of images in each batch.
-        """
+    def statistics(self, outputs: list[list[Array]]) -> dict[str, Statistics]:
+        """Return the statistics by product. outputs: for every batch, the values of `observed`."""
         found = {}
         for i, (first, weight) in enumerate(self.weights.items()):
-            low, high, mean = ([batch[3 * i + j] for batch in outputs] for j in range(3))
-            found[first] = Statistics(np.min(low, 0), np.max(high, 0), np.average(mean, 0, images), weight)
+            low, high, mean = (np.concatenate([batch[3 * i + j] for batch in outputs]) for j in range(3))
+            low, high = np.quantile(low, 1 - QUANTILE, axis=0), np.quantile(high, QUANTILE, axis=0)
+            found[first] = Statistics(low, high, mean.mean(0, dtype=np.float64), weight)
         return {name: found[first] for name, first in self.reads.items()}
 
     def linear(
