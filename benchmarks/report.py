@@ -213,9 +213,9 @@ def readme_section(rows: Sequence[Row]) -> str:
     models, first = models_of(rows), next(row for row in rows if row["kind"] == "speed")
     batch = batches_of(rows)[0]
     lines = [
-        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), medians of "
-        "alternating rounds in one run ([conditions](docs/guide/speed.md#measured)). `tessella tune MODEL` finds the "
-        "fastest settings for your machine.",
+        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), {first['threads']} "
+        "threads, medians of alternating rounds in one run ([conditions](docs/guide/speed.md#measured)). `tessella tune "
+        "MODEL` finds the fastest settings for your machine.",
         "",
         table_line(["", *(TITLES.get(model, model) for model in models)]),
         table_line(["---", *["--:"] * len(models)]),
