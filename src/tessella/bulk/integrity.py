@@ -309,7 +309,7 @@ class _Inspection:
             if path.stat().st_size != shard.bytes or file_hash(path) != shard.sha256:
                 return "not the file that was written"
             with path.open("rb") as file:  # not by name, which may not be UTF-8
-                table = pq.read_table(file, columns=["key", "status"], page_checksum_verification=True)
+                table = pq.ParquetFile(file, page_checksum_verification=True).read(columns=["key", "status"])
             metadata = json.loads(table.schema.metadata[b"tessella"])
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return "cannot be read"

@@ -144,7 +144,7 @@ def _refuse_duplicate_keys(draft: Path, hashes: NDArray[np.uint64]) -> None:
 
     rows = [int(order[duplicates[0]]), int(order[duplicates[0] + 1])]
     with draft.open("rb") as file:
-        keys = pq.read_table(file, columns=["key"]).column("key").take(rows).to_pylist()
+        keys = pq.ParquetFile(file).read(columns=["key"]).column("key").take(rows).to_pylist()
     raise UsageError(
         "bad_argument",
         f"{len(duplicates):,} inputs are named more than once, the first is {keys[0]!r}",

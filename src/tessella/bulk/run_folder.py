@@ -187,7 +187,8 @@ def read_shard(out: Path, shard: Shard, columns: Sequence[str] | None = None) ->
         data = b""
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise damaged_run(out, f"{path} is missing or damaged")
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    # not pq.read_table, which imports pyarrow.dataset and with it pandas
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=None if columns is None else list(columns))
 
 
 def read_rows(out: str | Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -5,7 +5,6 @@ Letters for shapes: N rows, Q queries, D width of the embedding, K neighbors.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import threading
 from collections.abc import Callable, Coroutine, Iterable
@@ -20,6 +19,8 @@ from ..results import l2_normalize
 from .lance import import_lancedb
 
 if TYPE_CHECKING:
+    import asyncio
+
     import pyarrow as pa
     from lancedb.table import AsyncTable, Table
 
@@ -133,11 +134,15 @@ class Approximate:
 
 
 def _wait_for(coroutine: Coroutine[None, None, T]) -> T:
+    import asyncio
+
     return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
 
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
+    import asyncio
+
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tessella-nearest", daemon=True).start()
     return loop
