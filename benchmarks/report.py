@@ -203,8 +203,9 @@ def conditions(rows: Sequence[Row]) -> str:
     rounds = [int(row["n"]) for row in rows if row["kind"] == "speed" and row["value"]]
     rates = [f"{row['precision']} {row['value']} GFLOP/s" for row in rows if row["kind"] == "product"]
     products = f"; product of large matrices: {', '.join(rates)}" if rates else ""
+    threads = count_of(int(first["threads"]), "thread")
     return (
-        f"{first['cpu']} ({first['cpu_class']}), {count_of(int(first['threads']), 'thread')}, {first['versions']}, {first['date']}; "
+        f"{first['cpu']} ({first['cpu_class']}), {threads}, {first['versions']}, {first['date']}; "
         f"{min(rounds)} to {max(rounds)} alternating rounds{products}"
     )
 
