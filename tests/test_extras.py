@@ -20,7 +20,6 @@ EXTRA_OF = {  # import name -> the extra that installs it
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
-    "nncf": "int8",
     "ray": "ray",
     "tensorboard": "train",
 }

@@ -24,7 +24,6 @@ OPTIONAL = {
     "simplejpeg": "fast JPEG decoding",
     "torch": "training, features, GPUs, other engines and image sizes (extra torch)",
     "onnxruntime": "the ONNX Runtime engine (extra onnx)",
-    "nncf": "int8 with OpenVINO (extra int8)",
     "ray": "runs on several machines (extra ray)",
     "tensorboard": "`train --tensorboard` (extra train)",
 }

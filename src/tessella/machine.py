@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 # packages whose version changes the speed or the results of models
-RUNTIMES = ("torch", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime")
+RUNTIMES = ("torch", "openvino", "onnx", "onnxscript", "onnxruntime")
 
 CpuClass = Literal["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon", "other"]
 CPU_CLASSES: tuple[CpuClass, ...] = get_args(CpuClass)  # the best first
@@ -174,7 +174,7 @@ def other_versions() -> str:
     from importlib import metadata
 
     packages = []
-    for name in ("timm", "openvino", "nncf", "onnxruntime", "onnx", "triton"):
+    for name in ("timm", "openvino", "onnxruntime", "onnx", "triton"):
         with suppress(metadata.PackageNotFoundError):
             packages.append(f"{name} {metadata.version(name)}")
     return ", ".join(packages)

@@ -6,29 +6,22 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.decode import Pixels
 from ..data.spec import InputSpec
-from ..data.transforms import normalise
 from ..errors import TessellaError, WeightsError
 from ..machine import versions
 from ..models.base import ImageModel
-from ..models.convmixer import ConvMixer
 from ..weights.network import Network
 from .artefacts import GRAPHS, cached
 from .eager import rewritten_for, suppress_warnings, wrap_outputs
-from .facts import array_hash, conversion_facts
+from .facts import conversion_facts
 from .openvino import core
 from .plan import Plan
 from .rewrites import usual_layout
-
-if TYPE_CHECKING:
-    import openvino
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +37,10 @@ def _without_verbose() -> Iterator[None]:
         sys.argv = arguments
 
 
-def as_openvino(
-    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, samples: Pixels | None
-) -> Path:
+def as_openvino(network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
     """Return the folder with the model in OpenVINO's format; float32 and bfloat16 share one, as the runtime rounds.
 
-    size: (height, width) in pixels. samples: (N,H,W,C) uint8 images to calibrate int8 on; required for int8 only.
-    Raises WeightsError `conversion_failed` or `cache_failed`.
+    size: (height, width) in pixels. Raises WeightsError `conversion_failed` or `cache_failed`.
     """
     from .runtime import ov, report_nothing
 
@@ -65,24 +55,7 @@ def as_openvino(
             ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
     facts = conversion_facts(network, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
-    exact = cached("openvino", facts, convert)
-    if plan.precision != "int8":
-        return exact
-    assert samples is not None
-
-    def calibrate(folder: Path) -> None:
-        log.info(
-            "calibrating %s for int8 on %d images (only the first time; takes minutes for a large model)",
-            model.arch,
-            len(samples),
-        )
-        with conversion_errors("int8"):
-            graph = quantise(exact / GRAPHS["openvino"], model, spec, samples)
-            ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
-
-    normalisation = InputSpec.from_cfg(model.pretrained_cfg).to_cfg()
-    facts |= dict(precision="int8", samples=array_hash(samples), recipe=normalisation, **versions())
-    return cached("openvino", facts, calibrate)
+    return cached("openvino", facts, convert)
 
 
 def as_onnx(network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Path:
@@ -120,49 +93,6 @@ def export_program(
     example = torch.zeros(2, *size, channels, dtype=torch.uint8) if spec else torch.zeros(2, channels, *size)
     with torch.no_grad():
         return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-
-
-# --- int8 -------------------------------------------------------------------------------------------------------------
-
-
-def quantise(graph: Path, model: ImageModel, spec: InputSpec | None, samples: Pixels) -> openvino.Model:
-    """Return the openvino.Model of `graph` after NNCF's post-training quantisation to int8.
-
-    samples: (N,H,W,C) uint8 images to calibrate on. The first and last products stay in floating point, as they read
-    the input and write the output of the model, and so do depthwise convolutions and sums, which are memory-bound and
-    would lose accuracy. Activations are quantised asymmetrically, as none is centred.
-    """
-    from .runtime import report_nothing
-
-    report_nothing()
-    with suppress_warnings(), redirect_stdout(sys.stderr):  # progress bars do not belong on stdout
-        import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
-
-        nncf.set_log_level(logging.ERROR)
-        inputs = samples if spec else normalise(samples, InputSpec.from_cfg(model.pretrained_cfg)).numpy()
-        network = core().read_model(graph)
-        products = [
-            op.get_friendly_name()
-            for op in network.get_ordered_ops()
-            if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
-        ]
-        convolutional = isinstance(model, ConvMixer)
-        return nncf.quantize(
-            network,
-            nncf.Dataset([image[None] for image in inputs]),
-            subset_size=len(inputs),
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=None if convolutional else nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(
-                names=[products[0], products[-1]],
-                types=["GroupConvolution", "Add"] if convolutional else [],
-                validate=False,
-            ),
-            # without VNNI, products are added in pairs in 16 bits, and full-range weights overflow; always enabled, so
-            # that a file gives the same outputs on every CPU
-            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
-        )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..extras import require
 from ..weights.network import AnyModel, as_network
 from .artefacts import GRAPHS
@@ -35,7 +36,8 @@ def open_engine(
     spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalised floats. samples: (N,H,W,C)
     uint8 images to calibrate int8, required for that precision. The accuracy of a lossy precision is checked by
     `gate.open_gated`, not here. Raises WeightsError `cache_failed` if a converted model cannot be written,
-    `conversion_failed`, and UsageError `missing_dependency` for an engine or model that needs PyTorch without it.
+    `conversion_failed`, and UsageError `missing_dependency` for an engine or model that needs PyTorch without it,
+    `bad_argument` for int8 and a model without a graph.
     """
     network = as_network(model)
     if plan.engine == "openvino":
@@ -69,14 +71,24 @@ def _open_openvino(
     if (reason := why_not(network)) is not None:
         from .convert import as_openvino
 
+        if plan.precision == "int8":
+            raise UsageError(
+                "bad_argument",
+                f"int8 is not available for this {network.arch}, because {reason}",
+                hint="use precision 'bfloat16' or 'float32'",
+            )
         require("torch", f"the conversion of {network.arch} ({reason})")
         log.info("%s is converted by PyTorch, because %s", network.arch, reason)
-        folder = as_openvino(network, plan, size, spec, samples)
+        folder = as_openvino(network, plan, size, spec)
         return open_graph(folder / GRAPHS["openvino"], plan, size, spec, network)
     from .graphs import build_graph
 
     if plan.precision == "int8":
-        raise NotImplementedError
+        from .quantization import quantized_graph
+
+        assert samples is not None
+        graph, digest = quantized_graph(network, plan, size, spec, samples, plan.exact)
+        return OpenVinoEngine(graph, plan, size, spec, network, graph_hash=f"{GRAPH_VERSION} {plan.layout} {digest}")
     graph = build_graph(network, size, spec, layout=plan.layout)
     return OpenVinoEngine(graph, plan, size, spec, network, graph_hash=f"{GRAPH_VERSION} {plan.layout}")
 

@@ -69,6 +69,7 @@ class Plan:
     streams: int = 1  # concurrent forward passes on a CPU; each uses an equal part of the threads
     layout: str = ""  # one of `rewrites.layouts_of(model)`; "" for the engine's default
     request: int = 0  # images that OpenVINO computes at once, out of a batch; 0 for the complete batch
+    exact: tuple[str, ...] = ()  # names of the products that int8 leaves in float32
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.choices))
@@ -205,7 +206,7 @@ def _find_usable(network: Network, size: tuple[int, int], threads: int, mode: Mo
     from .tuned import Workload, find_tuned
 
     tuned = find_tuned(Workload.of(network, size, threads), mode)
-    if tuned is not None and missing_packages(tuned.engine, tuned.precision):
+    if tuned is not None and missing_packages(tuned.engine):
         return None
     return tuned
 
@@ -297,18 +298,17 @@ def check_engine(engine: str, device: str, precision: str) -> None:
             f"engine {engine!r} computes in {' or '.join(kind.precisions)}, not in {precision}",
             hint=f"for {precision} use {supporting}",
         )
-    if missing := missing_packages(engine, precision):
+    if missing := missing_packages(engine):
         raise UsageError(
             "missing_dependency",
-            f"engine {engine!r} needs {' and '.join(missing)}" + (" for int8" if precision == "int8" else ""),
+            f"engine {engine!r} needs {' and '.join(missing)}",
             hint=install_command(missing),
         )
 
 
-def missing_packages(engine: str, precision: str = "float32") -> list[str]:
+def missing_packages(engine: str) -> list[str]:
     """Return the import names of packages that the engine needs and that are not installed."""
-    needed = (*ENGINES[engine].packages, *(("nncf",) if precision == "int8" else ()))
-    return [package for package in needed if not util.find_spec(package)]
+    return [package for package in ENGINES[engine].packages if not util.find_spec(package)]
 
 
 @functools.cache

@@ -36,5 +36,5 @@ __all__ = ["op", "ov"]
 
 
 def report_nothing() -> None:
-    """Turn the usage reports of OpenVINO's converter and of NNCF off for this process, before they are imported."""
+    """Turn the usage reports of OpenVINO's converter off for this process, before it is imported."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it was not installed

@@ -41,9 +41,8 @@ def self_attention(
     (q_weight, q_bias), key, value = qkv
     scale = np.float32((len(q_weight) // heads) ** -0.5)
     query = (q_weight * scale, None if q_bias is None else q_bias * scale)
-    read = products.input(f"{weights.prefix}attn.qkv", normed_BND)
     q_BhNd, k_BhNd, v_BhNd = (
-        split_heads(products.linear(f"{weights.prefix}attn.{name}", read, weight, bias, scale_shift), heads)
+        split_heads(products.linear(f"{weights.prefix}attn.{name}", normed_BND, weight, bias, scale_shift), heads)
         for name, (weight, bias) in zip("qkv", (query, key, value), strict=True)
     )
     attention = op.softmax(op.matmul(q_BhNd, k_BhNd, False, True), -1)
@@ -51,8 +50,7 @@ def self_attention(
         by_position, factor = position
         attention = op.add(op.multiply(attention, constant(factor[:, None, None])), constant(by_position))
     mixed = reshape(transpose(op.matmul(attention, v_BhNd, False, False), 0, 2, 1, 3), 0, 0, -1)
-    name = f"{weights.prefix}attn.proj"
-    return products.linear(name, products.input(name, mixed), weights["attn.proj.weight"], weights["attn.proj.bias"])
+    return products.linear(f"{weights.prefix}attn.proj", mixed, weights["attn.proj.weight"], weights["attn.proj.bias"])
 
 
 def split_qkv(weights: WeightReader) -> Projections:
@@ -73,10 +71,9 @@ def block(weights: WeightReader, products: Products, x_BND: ov.Output, heads: in
 def add_mlp(weights: WeightReader, products: Products, x_BND: ov.Output) -> ov.Node:
     """Add the MLP of a transformer block to its tokens: (B,N,D) -> (B,N,D)."""
     first, second = f"{weights.prefix}mlp.fc1", f"{weights.prefix}mlp.fc2"
-    read = products.input(first, standardize(x_BND, EPS))
+    read = standardize(x_BND, EPS)
     hidden = products.linear(first, read, weights["mlp.fc1.weight"], weights["mlp.fc1.bias"], weights.norm("norm2"))
-    read = products.input(second, gelu(hidden))
-    return op.add(x_BND, products.linear(second, read, weights["mlp.fc2.weight"], weights["mlp.fc2.bias"]))
+    return op.add(x_BND, products.linear(second, gelu(hidden), weights["mlp.fc2.weight"], weights["mlp.fc2.bias"]))
 
 
 def single_query(

@@ -45,14 +45,15 @@ def build(
     for i in range(cfg.depth):
         block = f"blocks.{i}."
         inner = weights.under(block)
+        x = products.map_input(f"{block}0.fn.0", x)
         spatial = products.depthwise(
             f"{block}0.fn.0",
-            products.input(f"{block}0.fn.0", x),
+            x,
             inner["0.fn.0.weight"],
             inner["0.fn.0.bias"],
         )
         x = op.add(act_and_norm(spatial, inner.batch_norm("0.fn.2")), x)
-        x = products.convolution(f"{block}1", products.input(f"{block}1", x), inner["1.weight"], inner["1.bias"], 1, 0)
+        x = products.convolution(f"{block}1", x, inner["1.weight"], inner["1.bias"], 1, 0)
         x = act_and_norm(x, inner.batch_norm("3"))
     return images, classify(products, pool_map(x, pool), weights.get("head.weight"), weights.get("head.bias"))
 

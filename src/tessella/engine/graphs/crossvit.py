@@ -108,7 +108,7 @@ def embed(
         x = op.relu(x) if i else x
         layer = f"{name}.{2 * i}"
         weight, bias = weights[f"{layer}.weight"], weights[f"{layer}.bias"]
-        x = products.convolution(layer, products.input(layer, x) if i else x, weight, bias, stride, padding)
+        x = products.convolution(layer, x, weight, bias, stride, padding)
     return transpose(reshape(x, 0, cfg.embed_dim[branch], -1), 0, 2, 1)
 
 

@@ -95,12 +95,11 @@ class Blocks:
         """
         name = f"{block}mlp_channels."
         inner = self.weights.under(name)
-        read = self.products.input(f"{name}fc1", x_BND)
-        hidden = gelu(self.products.linear(f"{name}fc1", read, inner["fc1.weight"], inner["fc1.bias"], scale_shift))
+        hidden = gelu(self.products.linear(f"{name}fc1", x_BND, inner["fc1.weight"], inner["fc1.bias"], scale_shift))
         weight, bias = inner["fc2.weight"], inner["fc2.bias"]
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
-        return self.products.linear(f"{name}fc2", self.products.input(f"{name}fc2", hidden), weight, bias)
+        return self.products.linear(f"{name}fc2", hidden, weight, bias)
 
 
 class Mixer(Blocks):
@@ -129,14 +128,13 @@ class Mixer(Blocks):
         """Return an MLP with `linear` for its layers; the two halves of a gated one are products of their own."""
         inner = self.weights.under(name)
         weight, bias = inner["fc1.weight"], inner["fc1.bias"]
-        read = self.products.input(f"{name}fc1", x)
         if self.gated:
             half = len(weight) // 2
-            gate = linear(f"{name}fc1.gate", read, weight[half:], bias[half:])
-            hidden = op.multiply(linear(f"{name}fc1.value", read, weight[:half], bias[:half]), op.swish(gate))
+            gate = linear(f"{name}fc1.gate", x, weight[half:], bias[half:])
+            hidden = op.multiply(linear(f"{name}fc1.value", x, weight[:half], bias[:half]), op.swish(gate))
         else:
-            hidden = gelu(linear(f"{name}fc1", read, weight, bias))
-        return linear(f"{name}fc2", self.products.input(f"{name}fc2", hidden), inner["fc2.weight"], inner["fc2.bias"])
+            hidden = gelu(linear(f"{name}fc1", x, weight, bias))
+        return linear(f"{name}fc2", hidden, inner["fc2.weight"], inner["fc2.bias"])
 
 
 class ResMlp(Blocks):
@@ -148,8 +146,7 @@ class ResMlp(Blocks):
         (alpha, beta), affine2 = norm_of(inner, "norm1", "resmlp"), norm_of(inner, "norm2", "resmlp")
         weight, bias, ls1 = inner["linear_tokens.weight"], inner["linear_tokens.bias"], inner["ls1"]
         name = f"{block}linear_tokens"
-        read = self.products.input(name, self.to_mix(x_BND))
-        mixed = self.to_mix(self.across(name, read, weight, np.zeros_like(bias)))
+        mixed = self.to_mix(self.across(name, self.to_mix(x_BND), weight, np.zeros_like(bias)))
         shift_ND = (weight.sum(1, dtype=np.float64)[:, None] * beta + bias[:, None]) * ls1
         x_BND = op.add(x_BND, op.add(op.multiply(mixed, constant(ls1 * alpha)), constant(shift_ND)))
         return op.add(x_BND, self.channels(block, x_BND, affine2, scale=inner["ls2"]))
@@ -162,14 +159,12 @@ class GMlp(Blocks):
         """Return the tokens after the block whose weights start with `block`."""
         name = f"{block}mlp_channels."
         inner, products = self.weights.under(name), self.products
-        read = products.input(f"{name}fc1", standardize(x_BND, EPS))
+        read = standardize(x_BND, EPS)
         weight, bias = inner["fc1.weight"], inner["fc1.bias"]
         scale_shift, half = self.weights.norm(f"{block}norm"), len(weight) // 2
         value = gelu(products.linear(f"{name}fc1.value", read, weight[:half], bias[:half], scale_shift))
         gate = gelu(products.linear(f"{name}fc1.gate", read, weight[half:], bias[half:], scale_shift))
         normed = self.to_mix(affine(standardize(gate, GATE_EPS), inner.norm("gate.norm")))
-        read = products.input(f"{name}gate.proj", normed)
-        mixed = self.across(f"{name}gate.proj", read, inner["gate.proj.weight"], inner["gate.proj.bias"])
+        mixed = self.across(f"{name}gate.proj", normed, inner["gate.proj.weight"], inner["gate.proj.bias"])
         gated = op.multiply(value, self.to_mix(mixed))
-        read = products.input(f"{name}fc2", gated)
-        return op.add(x_BND, products.linear(f"{name}fc2", read, inner["fc2.weight"], inner["fc2.bias"]))
+        return op.add(x_BND, products.linear(f"{name}fc2", gated, inner["fc2.weight"], inner["fc2.bias"]))

@@ -124,22 +124,18 @@ def fold(weight: Array, bias: Array | None, scale_shift: Affine | None) -> tuple
 
 
 class Products:
-    """The products of a graph with constant weights, in float32. Subclasses observe or quantize their inputs.
+    """The products of a graph with constant weights, in float32; subclasses observe their inputs or compute in 8 bits.
 
     Every product has a name: that of the module with the weights.
     """
 
-    def input(self, name: str, x: ov.Output) -> ov.Output:
-        """Return the input of the products whose names start with `name`, as they read it."""
+    def map_input(self, name: str, x: ov.Output) -> ov.Output:
+        """Return a map (B,D,h,w) as the depthwise convolution `name` and everything else should read it."""
         return x
 
     def observed(self) -> list[ov.Node]:
         """Return further outputs of the graph."""
         return []
-
-    def weight(self, name: str, weight: Array) -> ov.Node:
-        """Return a weight (out,in,...) as a constant."""
-        return constant(weight)
 
     def linear(
         self, name: str, x: ov.Output, weight: Array, bias: Array | None, scale_shift: Affine | None = None
@@ -149,22 +145,22 @@ class Products:
         scale_shift: of the norm before it, which is folded into weight (out,in) and bias (out,).
         """
         weight, bias = fold(weight, bias, scale_shift)
-        y = op.matmul(x, self.weight(name, weight), False, True)
+        y = op.matmul(x, constant(weight), False, True)
         return y if bias is None else op.add(y, constant(bias))
 
     def from_left(self, name: str, x_BND: ov.Output, weight: Array, bias: Array) -> ov.Node:
         """Linear layer across the tokens: (B,N,D) -> (B,out,D), without transposing them."""
-        return op.add(op.matmul(self.weight(name, weight[None]), x_BND, False, False), constant(bias[:, None]))
+        return op.add(op.matmul(constant(weight[None]), x_BND, False, False), constant(bias[:, None]))
 
     def convolution(self, name: str, x: ov.Output, weight: Array, bias: Array, stride: int, padding: int) -> ov.Node:
         """Convolution with a square kernel: (B,C,H,W) -> (B,D,h,w); weight: (D,C,k,k)."""
-        y = op.convolution(x, self.weight(name, weight), [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+        y = op.convolution(x, constant(weight), [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
         return op.add(y, constant(bias[:, None, None]))
 
     def depthwise(self, name: str, x: ov.Output, weight: Array, bias: Array) -> ov.Node:
         """Depthwise convolution that keeps the size: (B,D,h,w) -> (B,D,h,w); weight: (D,1,k,k)."""
         before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2  # as padding="same" of PyTorch
-        y = op.group_convolution(x, self.weight(name, weight[:, None]), [1, 1], [before] * 2, [after] * 2, [1, 1])
+        y = op.group_convolution(x, constant(weight[:, None]), [1, 1], [before] * 2, [after] * 2, [1, 1])
         return op.add(y, constant(bias[:, None, None]))
 
 

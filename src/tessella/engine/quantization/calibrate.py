@@ -1,0 +1,83 @@
+"""Calibration: statistics of a network on images, cached, and the int8 graph that is built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...data.decode import Pixels
+from ...data.spec import InputSpec
+from ..artefacts import cached
+from ..choice import images_per_request
+from ..facts import array_hash, conversion_facts
+from ..graphs import build_graph
+from ..graphs.ops import Size
+from ..openvino import core
+from ..runtime import ov
+from .observe import Observer, Statistics
+from .quantize import Quantizer
+
+if TYPE_CHECKING:
+    from ...weights.network import Network
+    from ..plan import Plan
+
+log = logging.getLogger(__name__)
+FIELDS = ("low", "high", "mean", "weight")
+
+
+def quantized_graph(
+    network: Network,
+    plan: Plan,
+    size: Size,
+    spec: InputSpec | None,
+    samples: Pixels,
+    exact: Collection[str] = (),
+) -> tuple[ov.Model, str]:
+    """Return the graph of a network in int8 (see `build_graph`), and a hash of its weights and ranges.
+
+    samples: (N,H,W,C) uint8 images to calibrate on. exact: names of products that stay in float32. Raises WeightsError
+    `cache_failed`.
+    """
+    quantizer = Quantizer(calibrate(network, plan, size, samples), exact)
+    graph = build_graph(network, size, spec, layout=plan.layout, products=quantizer)
+    return graph, quantizer.digest.hexdigest()
+
+
+def calibrate(network: Network, plan: Plan, size: Size, samples: Pixels) -> dict[str, Statistics]:
+    """Return the statistics of all products that can be computed in 8 bits, by name; they are cached.
+
+    samples: (N,H,W,C) uint8 images. Raises WeightsError `cache_failed`.
+    """
+    recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
+    facts = conversion_facts(network, plan, size, recipe, samples=array_hash(samples), openvino=ov.__version__)
+
+    def measure(folder: Path) -> None:
+        log.info("calibrating %s for int8 on %d images (only the first time)", network.arch, len(samples))
+        rows = observe(network, plan, size, recipe, samples)
+        arrays = {f"{name} {field}": getattr(row, field) for name, row in rows.items() for field in FIELDS}
+        np.savez(folder / "statistics.npz", **arrays)
+
+    with np.load(cached("calibration", facts, measure) / "statistics.npz") as stored:
+        names = dict.fromkeys(key.rpartition(" ")[0] for key in stored.files)
+        return {name: Statistics(*(stored[f"{name} {field}"] for field in FIELDS)) for name in names}
+
+
+def observe(network: Network, plan: Plan, size: Size, spec: InputSpec, samples: Pixels) -> dict[str, Statistics]:
+    """Run (N,H,W,C) uint8 images through the exact graph and return the statistics of its products by name."""
+    observer = Observer()
+    graph = build_graph(network, size, spec, layout=plan.layout, products=observer)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": plan.threads, "NUM_STREAMS": 1}
+    request = core().compile_model(graph, "CPU", settings).create_infer_request()
+    count = images_per_request(network.config, size)
+    outputs, images = [], []
+    for start in range(0, len(samples), count):
+        batch = samples[start : start + count]
+        values = list(request.infer([batch]).values())
+        outputs.append([np.array(value) for value in values[2:]])
+        images.append(len(batch))
+    return observer.statistics(outputs, images)

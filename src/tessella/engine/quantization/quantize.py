@@ -1,0 +1,144 @@
+"""Products with 8-bit weights and activations, in the form that OpenVINO turns into 8-bit kernels.
+
+A value x with channels c is rounded as x[c] = offset + ratio[c] * scale * q, q from 0 to 255. The ratio divides the
+difficulty between activations and weights (Xiao et al., "SmoothQuant", ICML 2023) and is folded into the weights;
+the offset, which the kernels would have to handle apart, is folded into the bias. Weights have a scale for each output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..graphs.ops import Affine, Array, Products, constant, fold, integers
+from ..runtime import op, ov
+from .observe import Statistics, key_of
+
+STRENGTH = 0.25  # of the ratios: 0 for none. 0.5 helps random weights and harms the built-in models
+LEVELS = 256  # of activations
+# Weights use half of the range of 8 bits: without VNNI, two products are added in 16 bits, and those of the full range
+# overflow without notice. An exported graph has to give the same outputs on every CPU.
+LIMIT = 63
+
+
+@dataclass(frozen=True)
+class Input:
+    """A value that is rounded: x[c] = offset[c] + ratio[c] * rounded[c]; offset and ratio are (C,), float64."""
+
+    rounded: ov.Output
+    offset: Array
+    ratio: Array
+
+
+class Quantizer(Products):
+    """Computes the products that `statistics` has in 8 bits, except for those named in `exact`.
+
+    exact: the names, or prefixes of names that end with ".". digest: of all rounded weights and all ranges.
+    """
+
+    def __init__(self, statistics: Mapping[str, Statistics], exact: Collection[str] = ()):
+        self.statistics = {name: row for name, row in statistics.items() if name not in exact}
+        self.digest = hashlib.sha256()
+        self._inputs: dict[tuple[str, bool], Input] = {}
+
+    def map_input(self, name: str, x: ov.Output) -> ov.Output:
+        """As in Products: the sum reads the rounded map, too, so that it is never written in float32."""
+        if name not in self.statistics:
+            return x
+        read = self.rounded_input(name, x, 2, signed=True, by_channel=True)
+        value = op.multiply(read.rounded, constant(read.ratio[:, None, None]))
+        self._inputs[(key_of(value), True)] = read
+        return value
+
+    def rounded_input(
+        self, name: str, x: ov.Output, after: int, *, signed: bool = False, by_channel: bool = False
+    ) -> Input:
+        """Return the input of a product in 8 bits; products that read the same value share it.
+
+        after: the number of axes that follow the channels. signed: round to -128 to 127, with offset 0. by_channel:
+        channels are not summed, so weights do not matter for the ratio.
+        """
+        key = (key_of(x), signed)
+        if key in self._inputs:
+            return self._inputs[key]
+        row = self.statistics[name]
+        low, high = row.low.astype(np.float64), row.high.astype(np.float64)
+        middle = 0.0 if signed else (low.min() + high.max()) / 2
+        reach = np.maximum(np.maximum(high - middle, middle - low), 1e-12)
+        reach = np.maximum(reach, 1e-6 * reach.max())
+        weight = np.maximum(row.weight.astype(np.float64), 1e-6 * row.weight.max() + 1e-30)
+        ratio = np.sqrt(reach) if by_channel else (reach / weight) ** STRENGTH
+        ratio /= np.exp(np.log(ratio).mean())
+        scale = 2 * (reach / ratio).max() / (LEVELS - 1)
+        first = -LEVELS // 2 * scale if signed else 0.0
+        last = first + (LEVELS - 1) * scale
+        offset = np.full_like(ratio, middle) if signed else middle - ratio * last / 2
+        self.digest.update(f"{name} {scale!r}".encode() + offset.tobytes() + ratio.tobytes())
+        shape = (-1, *(1,) * after)
+        smooth = op.multiply(x, constant((1 / ratio).reshape(shape)))
+        if not signed:
+            smooth = op.add(smooth, constant((-offset / ratio).reshape(shape)))
+        bounds = (constant(first), constant(last))
+        self._inputs[key] = Input(op.fake_quantize(smooth, *bounds, *bounds, LEVELS), offset, ratio)
+        return self._inputs[key]
+
+    def rounded_weight(self, name: str, weight: Array) -> tuple[ov.Node, Array]:
+        """Return a weight (out,...) in 8 bits as a node, and the values (out,...) that it stands for, float64."""
+        axes = tuple(range(1, weight.ndim))
+        scale = (np.maximum(np.abs(weight).max(axes, keepdims=True), 1e-30) / LIMIT).astype(np.float32)
+        values = np.round(weight / scale).clip(-LIMIT, LIMIT).astype(np.int8)
+        self.digest.update(name.encode() + values.tobytes() + scale.tobytes())
+        return op.multiply(op.convert(op.constant(values), "f32"), constant(scale)), values * scale.astype(np.float64)
+
+    def corrected(self, name: str, read: Input, weight_OC: Array, rounded_OC: Array, bias: Array | None) -> Array:
+        """Return the bias (O,) that makes the product exact for the mean of its input."""
+        mean = self.statistics[name].mean.astype(np.float64)
+        moved = weight_OC.astype(np.float64) @ mean - rounded_OC @ ((mean - read.offset) / read.ratio)
+        return moved if bias is None else moved + bias
+
+    def linear(
+        self, name: str, x: ov.Output, weight: Array, bias: Array | None, scale_shift: Affine | None = None
+    ) -> ov.Node:
+        """As in Products."""
+        if name not in self.statistics:
+            return super().linear(name, x, weight, bias, scale_shift)
+        weight, bias = fold(weight, bias, scale_shift)
+        read = self.rounded_input(name, x, 0)
+        node, rounded = self.rounded_weight(name, weight * read.ratio)
+        bias = self.corrected(name, read, weight, rounded, bias)
+        return op.add(op.matmul(read.rounded, node, False, True), constant(bias))
+
+    def from_left(self, name: str, x_BND: ov.Output, weight: Array, bias: Array) -> ov.Node:
+        """As in Products."""
+        if name not in self.statistics:
+            return super().from_left(name, x_BND, weight, bias)
+        read = self.rounded_input(name, x_BND, 1, signed=True)  # on the right, kernels take signed values only
+        node, rounded = self.rounded_weight(name, weight * read.ratio)
+        bias = self.corrected(name, read, weight, rounded, bias)
+        product = op.matmul(op.unsqueeze(node, integers(0)), read.rounded, False, False)
+        return op.add(product, constant(bias[:, None]))
+
+    def convolution(self, name: str, x: ov.Output, weight: Array, bias: Array, stride: int, padding: int) -> ov.Node:
+        """As in Products; only convolutions of 1 x 1 have statistics."""
+        if name not in self.statistics:
+            return super().convolution(name, x, weight, bias, stride, padding)
+        read = self.rounded_input(name, x, 2)
+        flat = weight[:, :, 0, 0]
+        node, rounded = self.rounded_weight(name, weight * read.ratio[:, None, None])
+        bias = self.corrected(name, read, flat, rounded[:, :, 0, 0], bias)
+        y = op.convolution(read.rounded, node, [stride] * 2, [0] * 2, [0] * 2, [1, 1])
+        return op.add(y, constant(bias[:, None, None]))
+
+    def depthwise(self, name: str, x: ov.Output, weight: Array, bias: Array) -> ov.Node:
+        """As in Products."""
+        if name not in self.statistics:
+            return super().depthwise(name, x, weight, bias)
+        # the padding is 0, so that the offset has to be 0, too
+        read = self.rounded_input(name, x, 2, signed=True, by_channel=True)
+        node, _ = self.rounded_weight(name, (weight * read.ratio[:, None, None, None])[:, None])
+        before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2
+        y = op.group_convolution(read.rounded, node, [1, 1], [before] * 2, [after] * 2, [1, 1])
+        return op.add(y, constant(bias[:, None, None]))
