@@ -217,7 +217,8 @@ def readme_section(rows: Sequence[Row]) -> str:
     lines = [
         f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`) with "
         f"{count_of(int(first['threads']), 'thread')}, medians of alternating rounds in one run "
-        "([conditions](docs/guide/speed.md#measured)). `tessella tune MODEL` finds the fastest settings for your machine.",
+        "([conditions](docs/guide/speed.md#measured)). `tessella tune MODEL` finds the fastest settings for your "
+        "machine.",
         "",
         table_line(["", *(TITLES.get(model, model) for model in models)]),
         table_line(["---", *["--:"] * len(models)]),
