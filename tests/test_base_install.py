@@ -209,6 +209,23 @@ def test_commands_that_need_pytorch_say_so_before_any_work(name: str, labeled: P
     assert done.stdout == ""
 
 
+def test_every_public_name_is_there_or_says_what_it_needs() -> None:
+    packages = ("data", "evaluation", "models", "performance", "search", "training", "utils", "weights", "bulk")
+    code = (
+        "import tessella\n"
+        f"for module in (tessella, *(getattr(tessella, name) for name in {packages})):\n"
+        "    for name in dir(module):\n"
+        "        try: getattr(module, name)\n"
+        "        except tessella.UsageError as error: print(f'{module.__name__}.{name}', error.code, error.hint)"
+    )
+    done = run_code(code)
+    assert done.stderr == ""
+    missing = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert set(missing.values()) == {"missing_dependency pip install torch"}
+    assert {"tessella.create_model", "tessella.models.create_model", "tessella.training.train"} <= set(missing)
+    assert not {"tessella.load", "tessella.Predictor", "tessella.bulk.run", "tessella.evaluation.probe"} & set(missing)
+
+
 @pytest.mark.parametrize(
     "call",
     [
