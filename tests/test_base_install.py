@@ -210,7 +210,7 @@ def test_commands_that_need_pytorch_say_so_before_any_work(name: str, labeled: P
 
 
 def test_every_public_name_is_there_or_says_what_it_needs() -> None:
-    packages = ("data", "evaluation", "models", "performance", "search", "training", "utils", "weights", "bulk")
+    packages = ("data", "evaluation", "models", "performance", "search", "training", "utils", "bulk")
     code = (
         "import tessella\n"
         f"for module in (tessella, *(getattr(tessella, name) for name in {packages})):\n"
