@@ -150,10 +150,15 @@ def test_embeddings_are_probed(labeled: Path, tmp_path: Path) -> None:
     assert result["linear"]["top1"] == result["knn"]["top1"] == 1.0
 
 
-def test_an_exported_folder(tmp_path: Path) -> None:
-    output_with_torch("export", "default", tmp_path / "exported")
-    exported = output("classify", CAT, "--json", "-m", f"local-dir:{tmp_path / 'exported'}")
-    assert json.loads(exported)["top"] == json.loads(output("classify", CAT, "--json"))["top"]
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_precisions_and_exported_folders(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / "cache"))
+    expected = json.loads(output("classify", CAT, "--json", "--precision", precision))["top"]
+    assert expected[0]["label"] == "cat"
+    assert f" in {precision} " in output("export", "default", tmp_path / "exported", "--precision", precision)
+    found = json.loads(output("classify", CAT, "--json", "-m", f"local-dir:{tmp_path / 'exported'}"))["top"]
+    assert [one["label"] for one in found] == [one["label"] for one in expected]
+    assert found[0]["probability"] == pytest.approx(expected[0]["probability"], abs=1e-4)
 
 
 def test_openvino_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
