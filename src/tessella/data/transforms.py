@@ -59,7 +59,7 @@ def load_sized(
     limits: Limits,
     out: Pixels | None = None,
 ) -> Loaded:
-    """Do the work of `load_pixels`; out: where to write the pixels, such as a part of a batch."""
+    """Do the work of `load_pixels`; out: (H,W,3) array to write the pixels to, such as a part of a batch."""
     check_type("spec", spec, InputSpec)
     opened = open_image(source, policy=policy, mode=mode, limits=limits)
     plan = check_geometry(opened.height, opened.width, spec, limits)
