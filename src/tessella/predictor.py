@@ -376,8 +376,8 @@ def load(
     `tessella export` wrote starts without PyTorch. pretrained: False leaves the weights random, to measure speed or to
     try a model that has none. checkpoint_path: a weight file to use instead of the published one. model_args: fields of
     the architecture's config, such as img_size=256. mode: "throughput" for many images, "latency" for one at a time.
-    transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by one gray level on average at most. policy:
-    "timm" ignores orientation and transparency as timm does. images: a few hundred representative images, on which
+    transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by up to half a gray level on
+    average. policy: "timm" ignores orientation and transparency as timm does. images: a few hundred representative images, on which
     "bfloat16" and "int8" are compared with float32 (and int8's ranges are measured) before they are used; None takes
     photographs in this package. `predictor.plan` lists every choice with its reason. Raises UsageError, WeightsError.
     """
