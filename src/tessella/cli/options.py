@@ -153,7 +153,7 @@ input_options = options(
         default="auto",
         show_default=True,
         metavar="NAME",
-        help="Numeric precision: float32, bfloat16 or int8.",
+        help="Numeric precision: float32, bfloat16, int8, or fast for the fastest whose results agree with float32.",
     ),
     option(
         "--engine",
