@@ -38,7 +38,7 @@ def open_if_accurate(
 ) -> tuple[Engine | None, str]:
     """Return an engine in the lossy precision of the plan, or None if it fails the gate, and its verdict in words.
 
-    images: as in `open_gated`.
+    images: (N,H,W,C) uint8 or None, as in `open_gated`.
     """
     precision, reason = plan.precision, plan.choice("precision").reason
     recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
