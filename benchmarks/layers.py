@@ -22,7 +22,7 @@ import numpy as np
 from tessella.data.samples import sample_images
 from tessella.engine import make_plan, open_engine
 from tessella.engine.base import Engine
-from tessella.engine.gate import CALIBRATION
+from tessella.engine.judging import CALIBRATION
 from tessella.engine.openvino import PRECISION_HINTS, OpenVinoEngine, core
 from tessella.engine.plan import PRECISIONS
 from tessella.engine.trial import settle_layout

@@ -19,11 +19,12 @@ from .data.source import Source
 from .data.sources import iter_sources
 from .data.spec import InputSpec
 from .engine import Plan, make_plan
+from .engine.agreement import BOUNDS
 from .engine.base import Engine
 from .engine.exported import Card, is_exported, open_exported
-from .engine.gate import BOUNDS, open_gated
+from .engine.gate import open_gated
+from .engine.plan import FAST, check_settings
 from .engine.plan import Mode as RunMode
-from .engine.plan import check_settings
 from .errors import UsageError
 from .inputs import AnyImage
 from .models.configs import CONFIGS
@@ -100,7 +101,7 @@ def open_model(
     size = (reader.spec.height, reader.spec.width)
     network = as_network(model if isinstance(model, Network) else model.eval())
     plan = plan or make_plan(model=network, size=size)
-    samples = None if images is None or plan.precision not in BOUNDS else reader.load_readable(images)
+    samples = None if images is None or plan.precision not in (*BOUNDS, FAST) else reader.load_readable(images)
     engine = open_gated(network, plan, size, reader.spec, samples)
     classes, reason = find_labels(network)
     card = Card(

@@ -107,7 +107,7 @@ def test_each_model_engine_and_precision_gives_a_row(folder: Path, saved: str) -
 
 
 def test_the_precision_that_was_used_is_shown(folder: Path, saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.engine.gate import BOUNDS, Bounds
+    from tessella.engine.agreement import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(0.0, 0.0))
     (row,) = run(folder, [saved], engine="rewritten", precision="bfloat16")

@@ -64,7 +64,7 @@ def test_the_winner_is_saved_and_used() -> None:
 
 
 def test_a_lossy_precision_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.engine.gate import BOUNDS, Bounds
+    from tessella.engine.agreement import BOUNDS, Bounds
 
     monkeypatch.setitem(BOUNDS, "bfloat16", Bounds(1.0, 1.1))
     done = tune(model(), engines=["rewritten"], precisions=["float32", "bfloat16"], seconds=6)

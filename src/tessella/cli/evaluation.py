@@ -192,7 +192,7 @@ def _print_probe(result: ProbeResult) -> None:
     default="auto",
     show_default=True,
     metavar="P,...",
-    help="One or more of auto, float32, bfloat16, int8.",
+    help="One or more of auto, fast, float32, bfloat16, int8.",
 )
 @device_option
 @option(

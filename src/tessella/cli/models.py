@@ -115,7 +115,7 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     default="float32",
     show_default=True,
     metavar="NAME",
-    help="Numeric precision: float32, bfloat16 or int8.",
+    help="Numeric precision: float32, bfloat16, int8, or fast for the fastest whose results agree with float32.",
 )
 @images_option
 def export(name: str, folder: str, checkpoint: str | None, engine: str, precision: str, images: str | None) -> None:

@@ -115,7 +115,7 @@ transform_option = option(
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="Resizing: exact is bit-identical to timm, fast is quicker, with differences of about one gray level.",
+    help="Resizing: exact is bit-identical to timm, fast is quicker and differs by up to half a gray level on average.",
 )
 policy_option = option(
     "--policy",
@@ -153,7 +153,7 @@ input_options = options(
         default="auto",
         show_default=True,
         metavar="NAME",
-        help="Numeric precision: float32, bfloat16 or int8.",
+        help="Numeric precision: float32, bfloat16, int8, or fast for the fastest whose results agree with float32.",
     ),
     option(
         "--engine",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "--precision",
     group="Model",
     metavar="P,...",
-    help="One or more of float32, bfloat16, int8.  [default: float32, and bfloat16 if the CPU supports it]",
+    help="One or more of float32, bfloat16, int8.  [default: all that are fast on this CPU]",
 )
 @option(
     "--engines",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Mode = Literal["throughput", "latency"]
 MODES = ("throughput", "latency")
 PRECISIONS = ("float32", "bfloat16", "int8")
+FAST = "fast"  # the fastest precision that passes the gate; resolved when an engine is opened
 TORCH_PRECISIONS = ("float32", "bfloat16")
 DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # batch size; on a CPU larger batches do not fit the cache
 MAX_BATCH_SIZE = 65_536
@@ -61,7 +62,7 @@ class Plan:
     """The resolved settings that a model runs with, and a reason for each."""
 
     device: str
-    precision: str  # one of PRECISIONS
+    precision: str  # one of PRECISIONS, or FAST before an engine is opened
     engine: str  # a key of ENGINES
     batch_size: int
     threads: int  # of all streams together
@@ -216,7 +217,7 @@ def _default_settings(
 ) -> _Settings:
     if engine != "auto":
         runner, why_engine = engine, "requested"
-    elif precision == "int8":
+    elif precision == "int8" or (precision == FAST and device == "cpu"):
         runner, why_engine = "openvino", "the only engine that supports int8"
     elif device != "cpu":
         runner, why_engine = "rewritten", "same outputs with fewer operations, for any batch size"
@@ -260,7 +261,7 @@ def _check_choices(device: str, precision: str, engine: str, batch_size: int | N
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device):
         raise _no_device(device)
     for what, value, known in (
-        ("precision", precision, ("auto", *PRECISIONS)),
+        ("precision", precision, ("auto", *PRECISIONS, FAST)),
         ("engine", engine, ("auto", *ENGINES)),
         ("mode", mode, MODES),
     ):
@@ -291,7 +292,7 @@ def check_engine(engine: str, device: str, precision: str) -> None:
     kind = ENGINES[engine]
     if kind.devices and device not in kind.devices:
         raise UsageError("bad_argument", f"engine {engine!r} runs on {' or '.join(kind.devices)}, not on {device}")
-    if precision not in kind.precisions:
+    if precision not in (*kind.precisions, FAST):
         supporting = " or ".join(name for name, other in ENGINES.items() if precision in other.precisions)
         raise UsageError(
             "bad_argument",

@@ -21,6 +21,7 @@ import numpy as np
 from ..checks import checked
 from ..data.datasets import LabelledImages
 from ..data.labels import labels_for
+from ..engine.plan import FAST
 from ..errors import ImageError, TessellaError, UsageError
 from ..machine import hardware, other_versions, versions
 from ..predictor import Predictor, load
@@ -303,7 +304,7 @@ def _evaluate_all(
             continue
         if settings.checkpoint_path:
             evaluation = dataclasses.replace(evaluation, published=None)
-        if combination.precision not in ("auto", evaluation.precision):
+        if combination.precision not in ("auto", FAST, evaluation.precision):
             _, value, reason = predictor.plan.choice("precision")
             note = f"not {combination.precision}: {value}: {reason}"
             evaluation = dataclasses.replace(evaluation, note=note)

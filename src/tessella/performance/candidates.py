@@ -20,7 +20,8 @@ from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..engine import make_plan, open_engine
 from ..engine.base import Engine
-from ..engine.gate import CALIBRATION, open_gated
+from ..engine.gate import open_gated
+from ..engine.judging import CALIBRATION
 from ..engine.plan import Mode
 from ..engine.trial import settle_layout
 from ..errors import UsageError

@@ -15,7 +15,8 @@ from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
-from ..engine.gate import CALIBRATION, open_gated
+from ..engine.gate import open_gated
+from ..engine.judging import CALIBRATION
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
@@ -81,7 +82,7 @@ def tune(
 ) -> Tuning:
     """Measure candidates in alternating rounds and save the winner of each mode for this model, size and machine.
 
-    precisions: None measures float32, and bfloat16 if the hardware supports it. Lossy precisions must pass the gate on
+    precisions: None measures float32, int8, and bfloat16 if the CPU supports it. Lossy precisions must pass the gate on
         `images` (see `tessella.load`).
     engines: None measures all installed ones except "compile", which takes minutes to start. Those that need PyTorch
         are listed with the reason if it is not installed.
@@ -96,8 +97,8 @@ def tune(
     network = _in_evaluation(model)
     spec = InputSpec.from_cfg(network.pretrained_cfg)
     plan = make_plan("cpu", "float32", batch_size=DEFAULT_BATCH["cpu"])
-    exact = ("float32", "bfloat16") if has_native_bfloat16("cpu") else ("float32",)
-    candidates = list(_candidates(network, plan.engine, engines, exact if precisions is None else precisions))
+    usual = ("float32", *(("bfloat16",) if has_native_bfloat16("cpu") else ()), "int8")
+    candidates = list(_candidates(network, plan.engine, engines, usual if precisions is None else precisions))
     gate_images = None if images is None else ImageReader(spec).load_readable(images)
     opener = _Opener(network, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
     rows, ready = _open_all(opener, candidates, started + seconds / 2, log)

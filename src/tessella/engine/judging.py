@@ -1,0 +1,164 @@
+"""Compare an engine in a lossy precision with float32, and repair an int8 graph that is too inaccurate.
+
+An int8 graph that fails is repaired, if possible, by leaving its worst products in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.decode import Pixels
+from ..data.samples import sample_images
+from ..data.spec import InputSpec
+from ..data.transforms import normalise
+from ..machine import cpu_features, cpu_name, versions
+from .agreement import Verdict, compare
+from .artefacts import cached
+from .base import ArrayOutputs, Engine
+from .open import open_engine
+from .plan import Choice, Plan
+
+if TYPE_CHECKING:
+    from ..weights.network import Network
+
+log = logging.getLogger(__name__)
+SAMPLES = 128  # built-in crops for the comparison
+CALIBRATION = 64  # further built-in crops, to calibrate int8
+
+
+def open_if_accurate(
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: Pixels | None
+) -> tuple[Engine | None, str]:
+    """Return an engine in the lossy precision of the plan, or None if it fails the gate, and its verdict in words.
+
+    images: as in `open_gated`.
+    """
+    precision, reason = plan.precision, plan.choice("precision").reason
+    recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
+    compared, calibration = split(images, recipe)
+
+    def attempt(exact: tuple[str, ...]) -> tuple[Engine, Verdict]:
+        engine = open_engine(network, dataclasses.replace(plan, exact=exact), size, spec, calibration)
+        return engine, judge(network, engine, compared, recipe)
+
+    engine, verdict = attempt(())
+    kept = ""
+    if not verdict.passes(precision) and precision == "int8":
+        exact = exact_products(network, engine, compared, calibration, lambda exact: attempt(exact)[1].passes("int8"))
+        if exact:
+            engine, verdict = attempt(exact)
+            kept = f"; {len(exact)} products stay in float32: {', '.join(exact)}"
+    if verdict.passes(precision):
+        text = f"{reason}; against float32: {verdict}{kept}"
+        engine.plan = engine.plan.with_choice(Choice("precision", precision, text))
+        return engine, str(verdict)
+    return None, f"{precision} reaches {verdict}; {' and '.join(verdict.shortfalls(precision))} is required"
+
+
+def exact_products(
+    network: Network,
+    engine: Engine,
+    images: Pixels,
+    calibration: Pixels,
+    passes: Callable[[tuple[str, ...]], bool],
+) -> tuple[str, ...]:
+    """Return the names of the products that int8 leaves in float32 to pass the gate; empty if that is not possible.
+
+    engine: completely in int8. images, calibration: (N,H,W,C) uint8. passes: as in `find_exact`. The result is cached.
+    """
+    from .facts import array_hash, conversion_facts
+    from .quantization.calibrate import calibrate
+    from .quantization.search import find_exact, product_errors
+
+    plan, size = engine.plan, engine.size
+    facts = conversion_facts(network, plan, size, engine.spec, images=array_hash(images), graph=engine.graph_hash)
+    facts |= dict(cpu=cpu_name(), features=cpu_features(), **versions())
+
+    def search(folder: Path) -> None:
+        log.info("searching the products of %s that need float32 (only the first time)", network.arch)
+        recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
+        statistics = calibrate(network, plan, size, calibration)
+        errors = product_errors(network, plan, size, recipe, images, statistics)
+        (folder / "exact.json").write_text(json.dumps(dict(exact=find_exact(errors, passes), errors=errors), indent=1))
+
+    stored = json.loads((cached("exact", facts, search) / "exact.json").read_text())
+    return tuple(stored["exact"] or ())
+
+
+def split(images: Pixels | None, recipe: InputSpec) -> tuple[Pixels, Pixels]:
+    """Return images (N,H,W,C) for the comparison and other images for the calibration of int8.
+
+    A single image is used for both. images: as in `open_gated`.
+    """
+    if images is None:
+        images = sample_images(recipe, SAMPLES + CALIBRATION)
+        return images[:SAMPLES], images[SAMPLES:]
+    count = max(1, len(images) // 3)
+    return (images[count:], images[:count]) if len(images) > 1 else (images, images)
+
+
+def judge(network: Network, engine: Engine, images: Pixels, recipe: InputSpec) -> Verdict:
+    """Compare the engine with the reference on (N,H,W,C) uint8 images; the verdict is cached."""
+    from .facts import array_hash, conversion_facts
+
+    plan = engine.plan
+    facts = conversion_facts(network, plan, engine.size, engine.spec, engine=plan.engine, images=array_hash(images))
+    facts |= dict(cpu=cpu_name(), features=cpu_features(), device=plan.device, graph=engine.graph_hash)
+    facts |= dict(recipe=recipe.to_cfg(), **versions())
+
+    def measure(folder: Path) -> None:
+        log.info(
+            "comparing %s in %s with float32 on %d images (only the first time)",
+            network.arch,
+            plan.precision,
+            len(images),
+        )
+        expected = reference(network, engine, images, recipe)
+        outputs = run_all(engine, images, recipe)
+        if not network.num_classes:  # the logits of such a model are its embedding
+            outputs, expected = ((logits[:, :0], embeddings) for logits, embeddings in (outputs, expected))
+        verdict = compare(outputs, expected)
+        (folder / "verdict.json").write_text(json.dumps(verdict._asdict()))
+
+    return Verdict(**json.loads((cached("verdicts", facts, measure) / "verdict.json").read_text()))
+
+
+def reference(network: Network, engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
+    """Return the outputs in float32 for (N,H,W,C) uint8 images: logits (N,classes), embeddings (N,width).
+
+    They are those of OpenVINO's exact graph, which needs no PyTorch, and of the eager model for a network without one.
+    They are cached, as all lossy precisions of a model are compared with them.
+    """
+    from .facts import array_hash, conversion_facts
+    from .graphs import why_not
+
+    runner = "openvino" if why_not(network) is None and engine.plan.device == "cpu" else "eager"
+    exact = dataclasses.replace(engine.plan, engine=runner, precision="float32", layout="")
+
+    def measure(folder: Path) -> None:
+        logits, embeddings = run_all(open_engine(network, exact, engine.size, recipe), images, recipe)
+        np.savez(folder / "answers.npz", logits=logits, embeddings=embeddings)
+
+    facts = conversion_facts(network, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
+    with np.load(cached("reference", facts, measure) / "answers.npz") as stored:
+        return stored["logits"], stored["embeddings"]
+
+
+def run_all(engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
+    """Run an engine on (N,H,W,C) uint8 images, which are normalised first if the engine has no spec."""
+    size = engine.plan.batch_size
+    batches = (images[i : i + size] for i in range(0, len(images), size))
+    if engine.spec:
+        parts = list(engine.imap(batches))
+    else:
+        normalised = (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
+        parts = [(logits.cpu().numpy(), embedding.cpu().numpy()) for logits, embedding in engine.imap(normalised)]
+    logits, embeddings = zip(*parts, strict=True)
+    return np.concatenate(logits), np.concatenate(embeddings)
