@@ -36,8 +36,8 @@ def open_fastest(
 ) -> Engine:
     """Return an engine in the fastest precision that passes the gate; its plan has the times and the agreement.
 
-    plan: of precision "fast". images: (N,H,W,C) uint8 or None, as in `gate.open_gated`. The result is cached, so that only the first call
-    compares precisions. Raises WeightsError `cache_failed` or `conversion_failed`.
+    plan: of precision "fast". images: (N,H,W,C) uint8 or None, as in `gate.open_gated`. The result is cached, so that
+    only the first call compares precisions. Raises WeightsError `cache_failed` or `conversion_failed`.
     """
     recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
     compared, calibration = split(images, recipe)
