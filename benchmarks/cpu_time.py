@@ -18,20 +18,23 @@ _SECONDS = 0.1  # between looks at the processes; what one uses after the last l
 def cpu_seconds(function: Callable[[], object]) -> tuple[float, float]:
     """Call a function; return the seconds that it took, and the CPU seconds of this process and its descendants."""
     seen: dict[int, float] = {}
+    watching = [0.0]  # CPU seconds of watching itself, which do not count
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(_SECONDS):
             seen.update(_descendants())
+        watching[0] = time.thread_time()
 
     before = _descendants()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start, own = time.perf_counter(), time.process_time()
     function()
-    seconds, own = time.perf_counter() - start, time.process_time() - own
+    seconds = time.perf_counter() - start
     done.set()
     watcher.join()
+    own = time.process_time() - own - watching[0]
     return seconds, own + sum(used - before.get(pid, 0.0) for pid, used in seen.items())
 
 

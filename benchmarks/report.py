@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessella.plots.figures import STYLES, new_figure, render
+from tessella.text import count_of
 from tessella.weights.costs import read_costs
 
 if TYPE_CHECKING:
@@ -202,8 +203,9 @@ def conditions(rows: Sequence[Row]) -> str:
     rounds = [int(row["n"]) for row in rows if row["kind"] == "speed" and row["value"]]
     rates = [f"{row['precision']} {row['value']} GFLOP/s" for row in rows if row["kind"] == "product"]
     products = f"; product of large matrices: {', '.join(rates)}" if rates else ""
+    threads = count_of(int(first["threads"]), "thread")
     return (
-        f"{first['cpu']} ({first['cpu_class']}), {first['threads']} threads, {first['versions']}, {first['date']}; "
+        f"{first['cpu']} ({first['cpu_class']}), {threads}, {first['versions']}, {first['date']}; "
         f"{min(rounds)} to {max(rounds)} alternating rounds{products}"
     )
 
@@ -213,9 +215,10 @@ def readme_section(rows: Sequence[Row]) -> str:
     models, first = models_of(rows), next(row for row in rows if row["kind"] == "speed")
     batch = batches_of(rows)[0]
     lines = [
-        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`), {first['threads']} "
-        "threads, medians of alternating rounds in one run ([conditions](docs/guide/speed.md#measured)). `tessella tune "
-        "MODEL` finds the fastest settings for your machine.",
+        f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`) with "
+        f"{count_of(int(first['threads']), 'thread')}, medians of alternating rounds in one run "
+        "([conditions](docs/guide/speed.md#measured)). `tessella tune MODEL` finds the fastest settings for your "
+        "machine.",
         "",
         table_line(["", *(TITLES.get(model, model) for model in models)]),
         table_line(["---", *["--:"] * len(models)]),

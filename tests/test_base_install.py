@@ -150,10 +150,15 @@ def test_embeddings_are_probed(labeled: Path, tmp_path: Path) -> None:
     assert result["linear"]["top1"] == result["knn"]["top1"] == 1.0
 
 
-def test_an_exported_folder(tmp_path: Path) -> None:
-    output_with_torch("export", "default", tmp_path / "exported")
-    exported = output("classify", CAT, "--json", "-m", f"local-dir:{tmp_path / 'exported'}")
-    assert json.loads(exported)["top"] == json.loads(output("classify", CAT, "--json"))["top"]
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_precisions_and_exported_folders(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / "cache"))
+    expected = json.loads(output("classify", CAT, "--json", "--precision", precision))["top"]
+    assert expected[0]["label"] == "cat"
+    assert f" in {precision} " in output("export", "default", tmp_path / "exported", "--precision", precision)
+    found = json.loads(output("classify", CAT, "--json", "-m", f"local-dir:{tmp_path / 'exported'}"))["top"]
+    assert [one["label"] for one in found] == [one["label"] for one in expected]
+    assert found[0]["probability"] == pytest.approx(expected[0]["probability"], abs=1e-4)
 
 
 def test_openvino_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +212,23 @@ def test_commands_that_need_pytorch_say_so_before_any_work(name: str, labeled: P
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")  # noqa: PTH208
     assert done.stdout == ""
+
+
+def test_every_public_name_is_there_or_says_what_it_needs() -> None:
+    packages = ("data", "evaluation", "models", "performance", "search", "training", "utils", "bulk")
+    code = (
+        "import tessella\n"
+        f"for module in (tessella, *(getattr(tessella, name) for name in {packages})):\n"
+        "    for name in dir(module):\n"
+        "        try: getattr(module, name)\n"
+        "        except tessella.UsageError as error: print(f'{module.__name__}.{name}', error.code, error.hint)"
+    )
+    done = run_code(code)
+    assert done.stderr == ""
+    missing = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert set(missing.values()) == {"missing_dependency pip install torch"}
+    assert {"tessella.create_model", "tessella.models.create_model", "tessella.training.train"} <= set(missing)
+    assert not {"tessella.load", "tessella.Predictor", "tessella.bulk.run", "tessella.evaluation.probe"} & set(missing)
 
 
 @pytest.mark.parametrize(

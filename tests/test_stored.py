@@ -23,6 +23,7 @@ import torch
 import tessella
 from tessella.bulk import read_rows
 from tessella.engine.tuned import Workload
+from tessella.machine import thread_count
 
 from .cli.test_cli import run
 from .stored.make import IMAGE, INPUTS, MODEL, ROOT, RUN, SAVED, TRAIN
@@ -271,7 +272,8 @@ def test_a_tune_record_is_listed_and_used(root: Path, monkeypatch: pytest.Monkey
     record = json.loads(path.read_text())
     facts = record["conditions"]
     height, width = facts["size"]
-    facts |= Workload(facts["arch"], facts["config"], (height, width), torch.get_num_threads()).conditions()
+    facts = Workload(facts["arch"], facts["config"], (height, width), thread_count()).conditions()  # of this machine
+    record["conditions"] = facts
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     (root / "tuned" / f"{facts['arch']}-{key}.json").write_text(json.dumps(record))
     plan = tessella.load(f"local-dir:{root / 'saved' / 'convmixer'}").plan

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NUMERIC_CONTRACT = 2  # raised whenever the same model, image and settings may give other results than before
 
+# Names of transforms in fingerprints, if they have changed since: "fast" decodes JPEGs at a smaller scale now
+TRANSFORMS = {"fast": "fast 2"}
+
 # Class names of configs, and the fields that their text always contains, in this order. Both are part of every
 # fingerprint, so a line stays as it is. A field that is added to a class later does not belong here: the text contains
 # it only if its value differs from its default, so that default has to stay the same, too.
@@ -133,5 +136,5 @@ def identify(model: ImageModel | Described, spec: InputSpec) -> dict[str, object
 
 def hash_identity(identity: Mapping[str, object], *, policy: str, transform: str, precision: str) -> str:
     """Return the fingerprint, 16 hex digits, of an identity together with the settings of a Predictor."""
-    facts = dict(identity, policy=policy, transform=transform, precision=precision)
+    facts = dict(identity, policy=policy, transform=TRANSFORMS.get(transform, transform), precision=precision)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -115,7 +115,7 @@ transform_option = option(
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="Resizing: exact is bit-identical to timm, fast is quicker, with differences of about one gray level.",
+    help="Resizing: exact is bit-identical to timm, fast is quicker and differs by up to half a gray level on average.",
 )
 policy_option = option(
     "--policy",

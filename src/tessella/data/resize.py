@@ -106,7 +106,8 @@ def fit(
     """Resize, crop and pad (H,W,3) uint8 pixels by `plan` to (spec.height, spec.width, 3) uint8.
 
     source: rows and columns of the pixels that are the image, which may begin or end within a pixel; None for all.
-    out: where to write the result, such as a part of a batch; None for a new array.
+    out: where to write the result, such as a part of a batch; None for a new array. Raises ImageError
+    `too_many_pixels` if there is not enough memory.
     """
     canvas = np.empty((spec.height, spec.width, 3), np.uint8) if out is None else out
     rows = slice(max(plan.top, 0), min(plan.top + spec.height, plan.height))

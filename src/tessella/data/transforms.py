@@ -59,7 +59,10 @@ def load_sized(
     limits: Limits,
     out: Pixels | None = None,
 ) -> Loaded:
-    """Do the work of `load_pixels`; out: where to write the pixels, such as a part of a batch."""
+    """Return the pixels (H,W,3) of `load_pixels`, and the size of the image itself.
+
+    out: where to write the pixels; None for a new array. Raises as `load_pixels`.
+    """
     check_type("spec", spec, InputSpec)
     opened = open_image(source, policy=policy, mode=mode, limits=limits)
     plan = check_geometry(opened.height, opened.width, spec, limits)

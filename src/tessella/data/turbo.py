@@ -42,7 +42,7 @@ _PIXELS_ARE_MISSING = re.compile(r"remature end|instead of RST|before marker 0xd
 
 
 def decode_jpeg(data: bytes, header: jpeg.Jpeg | None, mode: Mode, reduction: int = 1) -> Pixels:
-    """Return the RGB pixels, as stored; both sides are divided by `reduction`, rounded up.
+    """Return the RGB pixels (H,W,3), as stored; both sides are divided by `reduction`, rounded up.
 
     header: of `data`; None if its structure is not understood. reduction: 1, 2, 4 or 8. Raises ImageError if pixels are
     missing, and any exception of the libraries.

@@ -6,7 +6,7 @@ here too. They are defined in `weights`, the layer above this one, and no module
 
 import importlib
 
-from ..extras import public_names
+from ..extras import check_installed, public_names
 
 _lazy_attribute, _lazy_names, __all__ = public_names(__name__, __file__)
 
@@ -29,6 +29,8 @@ def __getattr__(name: str) -> object:
     for module, names in _TIMM.items():
         if name in names:
             package = __name__.rpartition(".")[0]
+            if module == "factory":
+                check_installed("torch", f"{__name__}.{name}")
             return getattr(importlib.import_module(f"{package}.weights.{module}"), name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
