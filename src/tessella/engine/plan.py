@@ -109,7 +109,7 @@ def make_plan(
     _check_choices(device, precision, engine, batch_size, mode)
     target, why_device = _open_device(device)
     kind = target.partition(":")[0]
-    threads = thread_count()
+    threads = _thread_count(engine)
     network = None if model is None else _as_network(model)
     tuned = None
     if network is not None and size is not None and engine == precision == "auto" and kind == "cpu":
@@ -148,6 +148,15 @@ def make_plan(
     )
     layout = settings.layout
     return Plan(target, settings.precision, settings.engine, batch, threads, rows, streams, layout, request)
+
+
+def _thread_count(engine: str) -> int:
+    """Return the number of threads of an engine: for those of PyTorch, the one that the program may have set there."""
+    if engine in ("eager", "rewritten", "compile") and not missing_packages(engine):
+        import torch
+
+        return torch.get_num_threads()
+    return thread_count()
 
 
 def check_settings(
