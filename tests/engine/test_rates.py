@@ -1,4 +1,4 @@
-"""The table of measured rates decides the layout of a graph and the size of requests on CPUs that it knows."""
+"""The table of measured rates decides the layout of a graph on CPUs that it knows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tessella.engine.graphs import layouts_of
 from tessella.engine.plan import Mode, Plan
 from tessella.engine.trial import settle_layout
 from tessella.machine import cpu_class
+from tessella.models.configs import configure
 from tessella.weights.network import Network
 
 from ..models.tiny import size_of, tiny
@@ -52,16 +53,21 @@ def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch:
 
     monkeypatch.setattr(trial, "cached", never)
     for layout in layouts_of(network):
-        monkeypatch.setattr(choice, "rates", lambda layout=layout: (rate(layout=layout, request=3),))
+        monkeypatch.setattr(choice, "rates", lambda layout=layout: (rate(layout=layout),))
         plan = settled(network)
-        assert (plan.layout, plan.request) == (layout, 3)
+        assert plan.layout == layout
         assert plan.choice("layout").reason == "measured on this class of CPU: here"
     monkeypatch.setattr(choice, "rates", lambda: (rate(layout="of another version"),))
     assert settled(network).layout == ""  # the default
 
 
-def test_a_request_for_one_image_at_a_time_is_not_limited(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency was measured with one image only, so it says nothing about larger batches."""
-    monkeypatch.setattr(choice, "rates", lambda: (rate(mode="latency", layout=layouts_of(network)[0], request=1),))
-    plan = make_plan("cpu", "float32", "openvino", mode="latency", model=network, size=size_of(network.to_module()))
-    assert settled(network, "latency").request == plan.request
+def test_the_size_of_requests_follows_from_the_activations_of_the_model(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of a family was measured with one model; a small one would be slow with its few images per request."""
+    monkeypatch.setattr(choice, "rates", lambda: (rate(layout=layouts_of(network)[0], request=1),))
+    size = size_of(network.to_module())
+    assert settled(network).request == choice.images_per_request(network.config, size) > 8
+    large = configure("mixer_b16_224")
+    assert choice.images_per_request(large, (224, 224)) == 2
+    assert choice.images_per_request(configure("convmixer_768_32"), (224, 224)) == 2

@@ -30,8 +30,8 @@ SLOW = 0.3  # seconds of a request, above which one round has to suffice
 def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None) -> Plan:
     """Return the plan with the fastest layout of the network's graph on this CPU, and the reason.
 
-    The table of rates states it for CPUs that were measured before, with the size of requests; on others, the layouts
-    are timed, and the times cached. Plans of other engines, plans with a layout, and networks with one layout are
+    The table of rates states it for CPUs that were measured before; on others, the layouts are timed, and the times
+    cached. Plans of other engines, plans with a layout, and networks with one layout are
     returned unchanged. Raises WeightsError `cache_failed`.
     """
     if plan.engine != "openvino" or plan.layout or plan.precision == "int8":
@@ -43,7 +43,7 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
     layouts = layouts_of(network)
     mode = next((row.chosen for row in plan.choices if row.what == "mode"), "throughput")
     if rate := measured_rate(network, plan.engine, plan.threads, mode):
-        return _as_measured(plan, rate, layouts, mode)
+        return _as_measured(plan, rate, layouts)
     if len(layouts) < 2:
         return plan
     facts = dict(
@@ -72,14 +72,15 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
     return dataclasses.replace(plan, layout=best).with_choice(choice)
 
 
-def _as_measured(plan: Plan, rate: Rate, layouts: tuple[str, ...], mode: str) -> Plan:
-    """Return the plan with the settings of a row of the table, which has the size of requests for many images only."""
-    request = rate.request if mode == "throughput" and rate.request else plan.request
-    layout = rate.layout if rate.layout in layouts else ""
-    plan = dataclasses.replace(plan, layout=layout, request=request)
-    return (
-        plan.with_choice(Choice("layout", layout, f"measured on this class of CPU: {rate.source}")) if layout else plan
-    )
+def _as_measured(plan: Plan, rate: Rate, layouts: tuple[str, ...]) -> Plan:
+    """Return the plan with the layout of a row of the table.
+
+    Its size of requests is that of one model, whereas the plan's follows from the activations of this one.
+    """
+    if rate.layout not in layouts or not rate.layout:
+        return plan
+    choice = Choice("layout", rate.layout, f"measured on this class of CPU: {rate.source}")
+    return dataclasses.replace(plan, layout=rate.layout).with_choice(choice)
 
 
 def _time_layouts(
