@@ -539,6 +539,16 @@ def test_outputs_that_are_not_finite_are_an_error_and_a_record() -> None:
         Predictor(model).features(cat)
 
 
+def test_changes_to_the_module_do_not_change_the_predictor() -> None:
+    cat = EXAMPLES / "cat.jpg"
+    changed = tessella.load()
+    before = changed.predict(cat)
+    with torch.no_grad():
+        for parameter in changed.model.parameters():
+            parameter.mul_(2)
+    np.testing.assert_array_equal(changed.predict(cat).probabilities, before.probabilities)
+
+
 def test_representations_for_terminals_and_notebooks(predictor: Predictor) -> None:
     assert repr(predictor).startswith("<Predictor convmixer_256_8_ks3_p4.cifar10: 32x32 px, 10 classes, 256 features;")
     scores = predictor.predict(EXAMPLES / "cat.jpg")

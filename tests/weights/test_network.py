@@ -105,7 +105,7 @@ def test_every_architecture(arch: str, tmp_path: Path) -> None:
     assert module.pretrained_cfg == network.pretrained_cfg
     same_tensors(network.tensors, module)
     first = next(iter(module.state_dict().values())).numpy()
-    assert np.shares_memory(first, next(iter(network.tensors.values())))
+    assert not np.shares_memory(first, next(iter(network.tensors.values())))  # graphs may read the arrays
 
 
 @pytest.mark.parametrize("case", TINY)

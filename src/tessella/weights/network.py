@@ -85,7 +85,7 @@ class Network:
         return digest
 
     def to_module(self) -> ImageModel:
-        """Return the PyTorch model in evaluation mode, which shares its weights with this network.
+        """Return the PyTorch model in evaluation mode, with a copy of the weights.
 
         It is built at the first call. Raises UsageError `missing_dependency` without PyTorch.
         """
@@ -96,7 +96,8 @@ class Network:
         torch = require("torch", f"the PyTorch model of {self.arch}")
         from .factory import build_with
 
-        state = {key: torch.from_numpy(value) for key, value in self.tensors.items()}
+        # copies, because a graph in memory may read the arrays of this network
+        state = {key: torch.from_numpy(value.copy()) for key, value in self.tensors.items()}
         model = build_with(self.arch, self.config, state).eval()
         model.pretrained_cfg = dict(self.pretrained_cfg)
         return model
