@@ -16,6 +16,7 @@ from tessella.engine.graphs.convit import position_attention
 from tessella.engine.graphs.crossvit import resize_matrix
 from tessella.engine.openvino import core
 from tessella.engine.rewrites.crossvit import resize_matrix as torch_resize_matrix
+from tessella.machine import vector_features
 from tessella.models import ARCHITECTURES, build
 from tessella.models.configs import configure, embedding_width, image_size
 from tessella.models.layout import state_layout
@@ -188,3 +189,22 @@ def test_a_model_with_another_classifier_has_a_graph() -> None:
     x = torch.randn(2, 3, *size_of(model))
     assert why_not(Network.of(model)) is None
     assert_close(run(Network.of(model), x.numpy(), None), expected_outputs(model, x))
+
+
+@pytest.mark.parametrize("features", [frozenset(), frozenset({"avx512"})])
+def test_depthwise_convolutions_with_either_kernel(features: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is only a preference: OpenVINO takes another one where it is missing."""
+    monkeypatch.setattr("tessella.engine.graphs.depthwise.vector_features", lambda: features)
+    model = tiny("convmixer_relu")
+    x = torch.randn(2, 3, 32, 32)
+    assert_close(run(Network.of(model), x.numpy(), None), expected_outputs(model, x))
+
+
+@pytest.mark.skipif("avx512" not in vector_features(), reason="the kernel needs AVX-512")
+def test_the_preferred_kernel_is_used() -> None:
+    graph = build_graph(Network.of(tiny("convmixer_relu", dim=64)), (32, 32), None)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
+    request = core().compile_model(graph, "CPU", settings).create_infer_request()
+    request.infer([np.zeros((1, 3, 32, 32), np.float32)])
+    kernels = {row.exec_type for row in request.get_profiling_info() if row.node_type == "GroupConvolution"}
+    assert kernels == {"jit_avx512_dw_f32"}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...data.spec import InputSpec
 from ..runtime import op, ov
+from .depthwise import depthwise_convolution
 
 Array: TypeAlias = NDArray[np.floating]
 Affine: TypeAlias = "tuple[Array, Array]"  # scale and shift per channel
@@ -159,9 +160,7 @@ class Products:
 
     def depthwise(self, name: str, x: ov.Output, weight: Array, bias: Array) -> ov.Node:
         """Depthwise convolution that keeps the size: (B,D,h,w) -> (B,D,h,w); weight: (D,1,k,k)."""
-        before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2  # as padding="same" of PyTorch
-        y = op.group_convolution(x, constant(weight[:, None]), [1, 1], [before] * 2, [after] * 2, [1, 1])
-        return op.add(y, constant(bias[:, None, None]))
+        return op.add(depthwise_convolution(x, constant(weight[:, None])), constant(bias[:, None, None]))
 
 
 def to_pixels(weight: Array, bias: Array, spec: InputSpec | None) -> tuple[Array, Array]:
