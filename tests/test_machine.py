@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -174,3 +176,40 @@ def test_describing_the_machine_does_not_import_torch() -> None:
 @pytest.mark.skipif(machine.may_have_gpu(), reason="the CUDA driver takes as long as it needs")
 def test_describing_the_machine_takes_under_twenty_milliseconds() -> None:
     assert min(float(ask()[1]) for _ in range(3)) < 0.02
+
+
+class TestThreadCount:
+    """The number of threads follows the user's setting, the physical cores and the limit of a container."""
+
+    @pytest.fixture(autouse=True)
+    def no_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    @pytest.mark.parametrize(
+        ("physical", "granted", "expected"), [(8, 0, 8), (8, 2, 2), (2, 8, 2), (0, 0, 16), (0, 3, 3)]
+    )
+    def test_cores(self, physical: int, granted: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(machine, "_physical_cores", lambda: physical)
+        monkeypatch.setattr(machine, "_granted_cores", lambda: granted)
+        monkeypatch.setattr(machine, "available_cores", lambda: 16)
+        assert machine.thread_count() == expected
+
+    @pytest.mark.parametrize(("value", "expected"), [("3", 3), ("5,2", 5), ("0", 8), ("many", 8), ("", 8)])
+    def test_setting(self, value: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(machine, "_physical_cores", lambda: 8)
+        monkeypatch.setattr(machine, "_granted_cores", lambda: 0)
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert machine.thread_count() == expected
+
+    @pytest.mark.parametrize(
+        ("text", "expected"), [("200000 100000", 2), ("150000 100000", 2), ("max 100000", 0), ("", 0), ("1 0", 0)]
+    )
+    def test_limit_of_a_container(self, text: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Path, "read_text", lambda _: text)
+        assert machine._granted_cores() == expected
+
+    def test_threads_of_one_core_count_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+        siblings = {"cpu0": "0,2", "cpu1": "1,3", "cpu2": "0,2", "cpu3": "1,3"}
+        monkeypatch.setattr(Path, "read_text", lambda path: siblings[path.parts[-3]])
+        assert machine._physical_cores() == 2

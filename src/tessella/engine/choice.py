@@ -37,8 +37,8 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ratio: float
     source: str  # the CPU and the date
     layout: str = ""  # as in a plan
-    streams: int = 1
-    request: int = 0
+    streams: int = 1  # concurrent forward passes of the measurement; not used for the choice
+    request: int = 0  # images per request of the measurement; not used for the choice
 
 
 @functools.cache

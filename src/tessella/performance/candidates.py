@@ -26,6 +26,7 @@ from ..engine.plan import Mode
 from ..engine.trial import settle_layout
 from ..errors import UsageError
 from ..extras import require
+from ..models.configs import image_size
 from ..weights.catalogue import resolve
 from ..weights.costs import read_costs
 from ..weights.network import Network
@@ -127,7 +128,7 @@ def load_case(name: str, *, pretrained: bool = False, device: str = "cpu") -> Ca
         fill_random(model)
         network = Network.of(model)
     spec = InputSpec.from_cfg(network.pretrained_cfg)
-    height, width = network.size or (spec.height, spec.width)
+    height, width = image_size(network.config) or (spec.height, spec.width)
     spec = dataclasses.replace(spec, height=height, width=width)
     weights = "trained" if trained else "random"
     return Case(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,13 +59,6 @@ class Network:
             module=model,
             is_standard=_is_standard(model),
         )
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """The (height, width) in pixels that the model requires; None if it accepts any size."""
-        from ..models.configs import image_size
-
-        return image_size(self.config)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -139,7 +131,7 @@ def _is_standard(model: ImageModel) -> bool:
     config = dataclasses.replace(model.config, num_classes=model.num_classes, global_pool=model.global_pool)
     family: Callable[..., ImageModel] = type(model)
     with torch.device("meta"):
-        expected = family(copy.copy(config))
+        expected = family(config)
     kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, expected)]
     shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (model, expected)]
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

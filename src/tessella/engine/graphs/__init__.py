@@ -1,7 +1,7 @@
 """Graphs of the models for OpenVINO, built from a config and NumPy weights without PyTorch.
 
-`build.py` chooses the builder of a family; each family has a file of its own, and `ops.py` has the operations that they
-share. A graph contains the exact rewrites of `engine/rewrites`: folded pixels and norms, constant attention by
+`build.py` selects the builder for a network. Each family has its own file, and `ops.py` contains the operations that
+they share. A graph contains the exact rewrites of `engine/rewrites`: folded pixels and norms, constant attention by
 position, attention of a single query, products across patches without transposes.
 """
 

@@ -95,7 +95,7 @@ def embedding_width(config: FamilyConfig) -> int:
 
 
 def _activation_name(value: object) -> str:
-    """Return the name of an activation given as a class of PyTorch, as timm accepts it; "" for anything else."""
+    """Return the name of an activation that is given as a PyTorch class, as in timm; "" for anything else."""
     if isinstance(value, type) and value.__module__ == "torch.nn.modules.activation":
         name = value.__name__.lower()
         return name if name in convmixer.ACTIVATIONS else ""
