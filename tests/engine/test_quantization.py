@@ -17,12 +17,14 @@ from tessella.engine.base import Engine
 from tessella.engine.gate import open_gated
 from tessella.engine.open import open_graph
 from tessella.engine.openvino import OpenVinoEngine, core
-from tessella.engine.quantization.calibrate import calibrate, observe
+from tessella.engine.quantization.calibrate import MAX_PAIR_ERROR, calibrate, observe, without_inaccurate_pairs
 from tessella.engine.quantization.search import find_exact, product_errors
 from tessella.errors import UsageError
 from tessella.weights.network import Network, as_network
 
 from ..models.tiny import TINY, size_of, tiny
+
+PAIR = (".left", ".right")  # suffixes of the names of the factors of a product of two activations
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +46,11 @@ def opened(case: str, precision: str = "int8", exact: tuple[str, ...] = (), layo
     network, size, spec, images = parts(case)
     plan = dataclasses.replace(make_plan("cpu", precision, "openvino"), exact=exact, layout=layout)
     return open_engine(network, plan, size, spec, images), images
+
+
+def product(name: str) -> str:
+    """Return the name of the product that statistics with this name belong to."""
+    return name.removesuffix(PAIR[0]).removesuffix(PAIR[1])
 
 
 def spread_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -76,7 +83,46 @@ def test_all_measured_products_run_in_8_bits(case: str) -> None:
     products = [node for node in nodes if node["layerType"] in ("FullyConnected", "Convolution", "MatMul")]
     network, size, *_ = parts(case)
     measured = calibrate(network, engine.plan, size, images)
-    assert sum(node["runtimePrecision"] in ("u8", "i8") for node in products) == len(measured)
+    of_attention = [name for name in measured if name.endswith(PAIR)]
+    assert sum(node["runtimePrecision"] in ("u8", "i8") for node in products) == len(measured) - len(of_attention)
+    # the kernel of attention computes both products and the softmax
+    attention = [node for node in nodes if "MatMul" in node["originalLayersNames"] and node["layerType"] == "Subgraph"]
+    blocks = {name.partition(".attn.")[0] for name in of_attention}
+    assert sum(node["runtimePrecision"] in ("u8", "i8") for node in attention) == len(blocks)
+    assert bool(blocks) == (case in ("convit", "crossvit"))
+
+
+@pytest.mark.parametrize("case", ["convit", "crossvit"])
+def test_attention_in_8_bits_is_accurate(case: str) -> None:
+    network, size, spec, images = parts(case)
+    plan = make_plan("cpu", "int8", "openvino")
+    errors = product_errors(network, plan, size, spec, images, calibrate(network, plan, size, images))
+    of_attention = {name: error for name, error in errors.items() if name.endswith(("attn.scores", "attn.values"))}
+    assert {name.rpartition(".")[2] for name in of_attention} == {"scores", "values"}
+    assert all(0 < error <= MAX_PAIR_ERROR for error in of_attention.values())
+
+
+def test_attention_that_would_be_inaccurate_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, size, spec, images = parts("convit")
+    plan = make_plan("cpu", "int8", "openvino")
+    statistics = calibrate(network, plan, size, images)
+    errors = product_errors(network, plan, size, spec, images, statistics)
+    worst = max((name for name in errors if name.endswith("attn.values")), key=errors.__getitem__)
+    monkeypatch.setattr("tessella.engine.quantization.calibrate.MAX_PAIR_ERROR", 0.999 * errors[worst])
+    kept = without_inaccurate_pairs(statistics, errors)
+    assert {product(name) for name in statistics.keys() - kept.keys()} >= {worst}
+    assert all(name.endswith(PAIR) for name in statistics.keys() - kept.keys())
+    monkeypatch.setattr("tessella.engine.quantization.calibrate.MAX_PAIR_ERROR", 0.0)
+    assert not [name for name in without_inaccurate_pairs(statistics, errors) if name.endswith(PAIR)]
+
+
+def test_products_of_attention_can_be_left_exact() -> None:
+    network, size, _, images = parts("crossvit")
+    plan = make_plan("cpu", "int8", "openvino")
+    names = {product(name) for name in calibrate(network, plan, size, images)}
+    engine, _ = opened("crossvit", exact=tuple(names))
+    exact, _ = opened("crossvit", "float32")
+    np.testing.assert_allclose(engine(images)[0], exact(images)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_products_that_are_named_stay_exact() -> None:
@@ -153,7 +199,7 @@ def test_the_errors_of_products_are_measured_on_exact_inputs(case: str) -> None:
     plan = make_plan("cpu", "int8", "openvino")
     statistics = calibrate(network, plan, size, images)
     errors = product_errors(network, plan, size, spec, images, statistics)
-    assert set(errors) == set(statistics)
+    assert set(errors) == {product(name) for name in statistics}
     assert all(0 < error < 0.1 for error in errors.values())
 
 

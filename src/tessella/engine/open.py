@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-GRAPH_VERSION = 1  # raised whenever a graph in a lossy precision may give other results than before
+GRAPH_VERSION = 2  # raised whenever a graph in a lossy precision may give other results than before
 
 
 def open_engine(

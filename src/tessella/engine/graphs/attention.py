@@ -45,11 +45,12 @@ def self_attention(
         split_heads(products.linear(f"{weights.prefix}attn.{name}", normed_BND, weight, bias, scale_shift), heads)
         for name, (weight, bias) in zip("qkv", (query, key, value), strict=True)
     )
-    attention = op.softmax(op.matmul(q_BhNd, k_BhNd, False, True), -1)
+    attention = op.softmax(products.scores(f"{weights.prefix}attn.scores", q_BhNd, k_BhNd), -1)
     if position is not None:
         by_position, factor = position
         attention = op.add(op.multiply(attention, constant(factor[:, None, None])), constant(by_position))
-    mixed = reshape(transpose(op.matmul(attention, v_BhNd, False, False), 0, 2, 1, 3), 0, 0, -1)
+    mixed_BhNd = products.weighted_values(f"{weights.prefix}attn.values", attention, v_BhNd)
+    mixed = reshape(transpose(mixed_BhNd, 0, 2, 1, 3), 0, 0, -1)
     return products.linear(f"{weights.prefix}attn.proj", mixed, weights["attn.proj.weight"], weights["attn.proj.bias"])
 
 

@@ -149,6 +149,14 @@ class Products:
         y = op.matmul(x, constant(weight), False, True)
         return y if bias is None else op.add(y, constant(bias))
 
+    def scores(self, name: str, q_BhNd: ov.Output, k_BhMd: ov.Output) -> ov.Node:
+        """Products of queries and keys: (B,h,N,d), (B,h,M,d) -> (B,h,N,M)."""
+        return op.matmul(q_BhNd, k_BhMd, False, True)
+
+    def weighted_values(self, name: str, attention_BhNM: ov.Output, v_BhMd: ov.Output) -> ov.Node:
+        """Sums of values weighted by attention: (B,h,N,M), (B,h,M,d) -> (B,h,N,d)."""
+        return op.matmul(attention_BhNM, v_BhMd, False, False)
+
     def from_left(self, name: str, x_BND: ov.Output, weight: Array, bias: Array) -> ov.Node:
         """Linear layer across the tokens: (B,N,D) -> (B,out,D), without transposing them."""
         return op.add(op.matmul(constant(weight[None]), x_BND, False, False), constant(bias[:, None]))

@@ -28,6 +28,11 @@ class Statistics:
     weight: Array
 
 
+def sides(name: str) -> tuple[str, str]:
+    """Return the names of the statistics of both factors of a product of two activations."""
+    return f"{name}.left", f"{name}.right"
+
+
 def key_of(x: ov.Output) -> str:
     """Return a name of a value that is unique in this process."""
     node = x.get_node() if isinstance(x, ov.Output) else x
@@ -83,6 +88,21 @@ class Observer(Products):
         """As in Products."""
         self.observe(name, x, -1, fold(weight, bias, scale_shift)[0])
         return super().linear(name, x, weight, bias, scale_shift)
+
+    def scores(self, name: str, q_BhNd: ov.Output, k_BhMd: ov.Output) -> ov.Node:
+        """As in Products."""
+        self.observe_pair(name, (q_BhNd, -1), (k_BhMd, -1))
+        return super().scores(name, q_BhNd, k_BhMd)
+
+    def weighted_values(self, name: str, attention_BhNM: ov.Output, v_BhMd: ov.Output) -> ov.Node:
+        """As in Products."""
+        self.observe_pair(name, (attention_BhNM, -1), (v_BhMd, 2))
+        return super().weighted_values(name, attention_BhNM, v_BhMd)
+
+    def observe_pair(self, name: str, *factors: tuple[ov.Output, int]) -> None:
+        """Add the statistics of both factors of a product of activations, which are summed over the given axes."""
+        for side, (x, axis) in zip(sides(name), factors, strict=True):
+            self.observe(side, x, axis, np.ones((1, x.get_output_partial_shape(0)[axis].get_length())))
 
     def from_left(self, name: str, x_BND: ov.Output, weight: Array, bias: Array) -> ov.Node:
         """As in Products."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..graphs.ops import Affine, Array, Products, constant, fold, integers
 from ..runtime import op, ov
-from .observe import Statistics, key_of
+from .observe import Statistics, key_of, sides
 
 STRENGTH = 0.25  # of the ratios: 0 for none. 0.5 helps random weights and harms the built-in models
 LEVELS = 256  # of activations
@@ -40,7 +40,8 @@ class Quantizer(Products):
     """
 
     def __init__(self, statistics: Mapping[str, Statistics], exact: Collection[str] = ()):
-        self.statistics = {name: row for name, row in statistics.items() if name not in exact}
+        left_out = {*exact, *(side for name in exact for side in sides(name))}
+        self.statistics = {name: row for name, row in statistics.items() if name not in left_out}
         self.digest = hashlib.sha256()
         self._inputs: dict[tuple[str, bool], Input] = {}
 
@@ -120,6 +121,42 @@ class Quantizer(Products):
         bias = self.corrected(name, read, weight, rounded, bias)
         product = op.matmul(op.unsqueeze(node, integers(0)), read.rounded, False, False)
         return op.add(product, constant(bias[:, None]))
+
+    def scores(self, name: str, q_BhNd: ov.Output, k_BhMd: ov.Output) -> ov.Node:
+        """As in Products."""
+        rounded = self.rounded_pair(name, q_BhNd, k_BhMd)
+        return super().scores(name, *(rounded or (q_BhNd, k_BhMd)))
+
+    def weighted_values(self, name: str, attention_BhNM: ov.Output, v_BhMd: ov.Output) -> ov.Node:
+        """As in Products."""
+        rounded = self.rounded_pair(name, attention_BhNM, v_BhMd)
+        return super().weighted_values(name, *(rounded or (attention_BhNM, v_BhMd)))
+
+    def rounded_pair(self, name: str, left: ov.Output, right: ov.Output) -> tuple[ov.Node, ov.Node] | None:
+        """Return both factors of a product of two activations in 8 bits, or None to keep them in float32.
+
+        The right one uses half of the range for the same reason as weights.
+        """
+        first, second = sides(name)
+        if not {first, second} <= self.statistics.keys():
+            return None
+        return self.rounded_factor(first, left, LEVELS // 2 - 1), self.rounded_factor(second, right, LIMIT)
+
+    def rounded_factor(self, name: str, x: ov.Output, limit: int) -> ov.Node:
+        """Return a factor of a product of two activations in 8 bits.
+
+        limit: the largest value if the factor has a sign; one that is never negative uses 0 to 255.
+        """
+        row = self.statistics[name]
+        low, high = float(row.low.min()), float(row.high.max())
+        signed = low < 0
+        scale = max(-low, high, 1e-12) / (limit if signed else LEVELS - 1)
+        self.digest.update(f"{name} {scale!r}".encode())
+        if signed and limit < LEVELS // 2 - 1:
+            x = op.clamp(x, -limit * scale, limit * scale)
+        first = -LEVELS // 2 * scale if signed else 0.0
+        bounds = (constant(first), constant(first + (LEVELS - 1) * scale))
+        return op.fake_quantize(x, *bounds, *bounds, LEVELS)
 
     def convolution(self, name: str, x: ov.Output, weight: Array, bias: Array, stride: int, padding: int) -> ov.Node:
         """As in Products; only convolutions of 1 x 1 have statistics."""

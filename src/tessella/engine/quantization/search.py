@@ -17,7 +17,7 @@ from ..graphs.ops import Affine, Array, Products, Size
 from ..openvino import core
 from ..plan import Plan
 from ..runtime import op, ov
-from .observe import Statistics
+from .observe import Statistics, sides
 from .quantize import Quantizer
 
 if TYPE_CHECKING:
@@ -70,8 +70,18 @@ class Prober(Quantizer):
         exact = Products.depthwise(self, name, x, weight, bias)
         return self._compare(name, exact, super().depthwise(name, x, weight, bias))
 
+    def scores(self, name: str, q_BhNd: ov.Output, k_BhMd: ov.Output) -> ov.Node:
+        """As in Products."""
+        exact = Products.scores(self, name, q_BhNd, k_BhMd)
+        return self._compare(name, exact, super().scores(name, q_BhNd, k_BhMd))
+
+    def weighted_values(self, name: str, attention_BhNM: ov.Output, v_BhMd: ov.Output) -> ov.Node:
+        """As in Products."""
+        exact = Products.weighted_values(self, name, attention_BhNM, v_BhMd)
+        return self._compare(name, exact, super().weighted_values(name, attention_BhNM, v_BhMd))
+
     def _compare(self, name: str, exact: ov.Node, rounded: ov.Node) -> ov.Node:
-        if name in self.statistics:
+        if name in self.statistics or self.statistics.keys() >= set(sides(name)):
             self.names.append(name)
             for value in (op.subtract(rounded, exact), exact):
                 flat = op.reshape(op.multiply(value, value), op.constant(np.array([-1])), False)
