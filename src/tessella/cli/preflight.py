@@ -11,6 +11,7 @@ import click
 from ..data.names import is_missing_path
 from ..errors import UsageError, WeightsError
 
+TEACHER_SUFFIXES = (".onnx", ".xml", ".tflite")
 MAX_COUNT = 1_000_000_000  # larger counts on the command line are mistakes, and overflow some libraries
 
 
@@ -58,6 +59,21 @@ def _check_model(name: str) -> None:
         resolve(name)  # `export` accepts the name "default"
 
 
+def _check_teacher(name: str) -> None:
+    """Check a model name as above; a teacher may also be a file or an exported folder."""
+    path = name.removeprefix("local-dir:")
+    is_path = name.lower().endswith(TEACHER_SUFFIXES) or (name == path and os.path.isdir(path))  # noqa: PTH112
+    if not is_path:
+        _check_model(name)
+    elif not os.path.lexists(path):
+        raise WeightsError("weights_not_found", f"there is no teacher {name!r}")
+
+
+def _check_unlabelled(name: str) -> None:
+    if is_missing_path(name):
+        raise UsageError("not_found", f"there is no file or folder {name!r} of unlabelled images")
+
+
 _CHECKS: dict[str, Callable[[str], None]] = {
     "data": _check_data,
     "val": _check_data,
@@ -67,5 +83,6 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "model": _check_model,
     "models": _check_model,
     "name": _check_model,
-    "teacher": _check_model,
+    "teacher": _check_teacher,
+    "unlabelled": _check_unlabelled,
 }
