@@ -76,6 +76,12 @@ class EpochEvent:
     seconds: float
     measure: str = "top-1"
 
+    @property
+    def score(self) -> str:
+        """What was measured, as text: `top-1 87.50 %`, or `cosine with the teacher 0.5512`."""
+        value = f"{self.val_top1:.4f}" if self.measure.startswith("cosine") else f"{100 * self.val_top1:.2f} %"
+        return f"{self.measure} {value}"
+
     def as_row(self) -> Row:
         """Return the row of metrics.jsonl, which does not include `measure`."""
         row = {"kind": self.kind} | _fields(self)

@@ -21,7 +21,6 @@ from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
 from ..data.loader import EvalImages, Loader, Schedule, TrainImages
-from ..data.mixture import Mixture
 from ..data.unlabelled import TrainingImages
 from ..errors import TrainingError, UsageError
 from ..plots.figures import warn_without_matplotlib
@@ -44,6 +43,7 @@ from .setup import (
     check_distillation,
     check_workers,
     default_workers,
+    mixture_of,
 )
 from .trainer import StepResult, Trainer
 from .validation import BestEpoch, ProbeBaseline, Validation, validate
@@ -122,7 +122,7 @@ class TrainingRun:
             config.repeats,
             context.rank,
             context.world_size,
-            _mixture(config, setup.images),
+            mixture_of(config, setup.images),
         )
         self.total_steps = config.epochs * self.schedule.steps
         pin = context.device.type == "cuda"
@@ -338,14 +338,6 @@ class TrainingRun:
                 command=command,
             )
         )
-
-
-def _mixture(config: TrainConfig, images: TrainingImages) -> Mixture | None:
-    """Return the shares of labelled and unlabelled images, if there are any of the latter."""
-    if images.unlabelled is None:
-        return None
-    fraction, weights = config.unlabelled_fraction, config.unlabelled_weights
-    return Mixture.of(len(images.train), images.unlabelled.counts, fraction, weights)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 
 from ..checks import check_fields
 from ..data.datasets import LabelledImages, open_split
+from ..data.mixture import Mixture
 from ..data.spec import InputSpec
 from ..data.unlabelled import ImagePool, TrainingImages, open_unlabelled
 from ..errors import UsageError
@@ -123,6 +124,7 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
             "unlabelled_fraction and unlabelled_weights need unlabelled images",
             hint="--unlabelled DATA",
         )
+    mixture_of(config, images)
     if not config.distills_embedding:
         return
     if shard:
@@ -137,6 +139,17 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
             "a classifier alone cannot learn an embedding",
             hint="set distill_target to logits, or leave out --head-only",
         )
+
+
+def mixture_of(config: TrainConfig, images: TrainingImages) -> Mixture | None:
+    """Return the shares of labelled and unlabelled images, if there are any of the latter.
+
+    Raises UsageError `bad_argument` for another number of weights than inputs.
+    """
+    if images.unlabelled is None:
+        return None
+    fraction, weights = config.unlabelled_fraction, config.unlabelled_weights
+    return Mixture.of(len(images.train), images.unlabelled.counts, fraction, weights)
 
 
 def check_batch_size(config: TrainConfig, images: LabelledImages | ImagePool, context: DistributedContext) -> None:

@@ -229,20 +229,19 @@ def _free_batch(model: ov.Model, batch: int) -> None:
     first = model.input(0).get_partial_shape()[0]
     if first.is_dynamic or first.get_length() == batch:
         return
-    for node, pattern in _fixed_reshapes(model, first.get_length()):
-        constant = op.constant(np.array([batch, *pattern[1:]]))
-        node.input(1).replace_source_output(constant.output(0))
+    for node in _fixed_reshapes(model, first.get_length()):
+        rest = list(node.output(0).get_shape())[1:]
+        node.input(1).replace_source_output(op.constant(np.array([-1, *rest])).output(0))
 
 
-def _fixed_reshapes(model: ov.Model, batch: int) -> Iterator[tuple[ov.Node, list[int]]]:
-    """Yield the reshapes of values that depend on the images to constant shapes that start with the batch."""
+def _fixed_reshapes(model: ov.Model, batch: int) -> Iterator[ov.Node]:
+    """Yield the reshapes to constant shapes of values that depend on the images, which keep the axis of the batch."""
     dependent = _dependent(model)
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Reshape" or node.get_instance_id() not in dependent:
             continue
-        pattern = node.input_value(1).get_node()
-        shape = node.input_value(0).get_partial_shape()
-        if pattern.get_type_name() == "Constant" and shape.rank.is_static and len(shape):
-            values = pattern.get_data().tolist()
-            if values and values[0] == batch and shape[0].is_static and shape[0].get_length() == batch:
-                yield node, values
+        before, after = node.input_value(0).get_partial_shape(), node.output(0).get_partial_shape()
+        is_fixed = node.input_value(1).get_node().get_type_name() == "Constant" and after.is_static
+        if is_fixed and before.is_static and len(before) and len(after):
+            if before[0].get_length() == after[0].get_length() == batch:
+                yield node
