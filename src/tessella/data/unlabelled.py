@@ -59,6 +59,12 @@ class UnlabelledImages:
         """Return the encoded bytes of an image, as `decode` takes them. Raises ImageError if they cannot be read."""
         return self._sources[index].read(limits)
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of all encoded images, as far as it is known; of a Parquet file, that of the file."""
+        stored = {(source.path, source.offset): source for source in self._sources}
+        return sum(max(_size(source), 0) for source in stored.values())
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that depend on the names and sizes of the images of each input, not on its location."""

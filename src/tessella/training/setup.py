@@ -97,7 +97,7 @@ class TrainingSetup:
                 check_unchanged(folder, self.images.train, self.images.val)
             if read_image_record(folder) is None:
                 parent = config.model if config.init_from == "pretrained" else ""
-                write_image_record(folder, self.images.train, self.images.val, parent)
+                write_image_record(folder, self.images.train, self.images.val, parent, self.images.unlabelled)
         return PreparedModel(model, spec, classes, distillation)
 
 

@@ -241,7 +241,8 @@ def _fixed_reshapes(model: ov.Model, batch: int) -> Iterator[ov.Node]:
         if node.get_type_name() != "Reshape" or node.get_instance_id() not in dependent:
             continue
         before, after = node.input_value(0).get_partial_shape(), node.output(0).get_partial_shape()
-        is_fixed = node.input_value(1).get_node().get_type_name() == "Constant" and after.is_static
-        if is_fixed and before.is_static and len(before) and len(after):
-            if before[0].get_length() == after[0].get_length() == batch:
-                yield node
+        is_constant = node.input_value(1).get_node().get_type_name() == "Constant"
+        if not (is_constant and before.is_static and after.is_static and len(before) and len(after)):
+            continue
+        if before[0].get_length() == after[0].get_length() == batch:
+            yield node
