@@ -48,10 +48,10 @@ def save_teacher(
     """
     core()
     rng = np.random.default_rng(seed)
-    kernel = rng.normal(0, 1, (WIDTH, 3, 3, 3)).astype(np.float32) / (255 if dtype == "u8" else 1)
+    kernel = rng.normal(0, 1 / 255 if dtype == "u8" else 1, (WIDTH, 3, 3, 3)).astype(np.float32)
     weight, bias = rng.normal(0, 1, (WIDTH, CLASSES)).astype(np.float32), rng.normal(0, 1, CLASSES).astype(np.float32)
     shape = [batch, side, side, 3] if layout == "NHWC" else [batch, 3, side, side]
-    image = op.parameter(shape, dtype, name="image")
+    image = op.parameter(shape, getattr(ov.Type, dtype), name="image")
     image.output(0).set_names({"image"})
     x = op.convert(image, "f32")
     if layout == "NHWC":

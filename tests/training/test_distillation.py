@@ -52,7 +52,7 @@ def make_unlabelled(folder: Path, count: int = 40) -> Path:
     return folder
 
 
-def student(teacher: Path, **changes: Any) -> TrainConfig:
+def student(teacher: Path | str, **changes: Any) -> TrainConfig:
     settings = dict(teacher=str(teacher), distill_target="both", distill_weight=1.0, distill_center_images=32)
     return small(FAMILY, **settings | changes)
 
@@ -210,7 +210,7 @@ def test_mixed_images_and_accumulated_gradients(
 
 @pytest.mark.usefixtures("without_report")
 def test_a_model_as_the_teacher_of_embeddings(data: Path, finished_run: Path, tmp_path: Path) -> None:
-    config = student(finished_run, teacher=f"local-dir:{finished_run}", distill_target="embedding", epochs=6, lr=0.01)
+    config = student(f"local-dir:{finished_run}", distill_target="embedding", epochs=6, lr=0.01)
     events = run(data, tmp_path / "run", config)
     assert epochs_of(events)[-1].val_top1 > epochs_of(events)[0].val_top1
     assert f"teacher: local-dir:{finished_run}, embedding of 16 numbers" in remarks_of(events)

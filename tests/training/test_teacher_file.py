@@ -195,7 +195,7 @@ def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
     core()
 
     def save(*shapes: list[int]) -> Path:
-        inputs = [op.parameter(shape, "u8", name=f"in{i}") for i, shape in enumerate(shapes)]
+        inputs = [op.parameter(shape, ov.Type.u8, name=f"in{i}") for i, shape in enumerate(shapes)]
         for item in inputs:
             item.output(0).set_names({item.get_friendly_name()})
         parts = [op.reduce_mean(op.convert(item, "f32"), op.constant(np.array([1, 2]))) for item in inputs]

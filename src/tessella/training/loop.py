@@ -89,8 +89,8 @@ def train(
     if isinstance(data, str | Path):
         data = DataSettings(data=data)
     images = data.open_all() if isinstance(data, DataSettings) else TrainingImages(*data)
-    for part in (images.train, *filter(None, [images.unlabelled])):
-        for line in part.skipped.lines():
+    for skipped in (images.train.skipped, *([images.unlabelled.skipped] if images.unlabelled else [])):
+        for line in skipped.lines():
             on_event(TrainingRemark(text=line))
     check_distillation(config, images, shard)
     check_batch_size(config, images.pool, context)

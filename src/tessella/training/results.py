@@ -63,7 +63,7 @@ def write_results(run: FinishedRun) -> None:
     plan = make_plan(engine="eager", precision="float32")
     predictor = Predictor(model, name=f"local-dir:{run.folder}", plan=plan)
     if run.classes != run.images.train.classes:
-        _write_card(run, model, _agreement(run), hardware())
+        _write_card(run, model, _agreement(run), hardware("cpu"))
         return
     evaluation = measure(predictor, run.images.val)
     assert evaluation.metrics is not None

@@ -125,8 +125,8 @@ class FileTeacher(Teacher):
         values = [logits] if config.distills_logits else []
         node = ""
         if config.distills_embedding:
-            values.append(find_embedding(model, logits, config.teacher_embedding))
-            node = values[-1].get_node().get_friendly_name()
+            embedding = find_embedding(model, logits, config.teacher_embedding)
+            values, node = [*values, embedding], embedding.get_node().get_friendly_name()
         try:
             graph = with_outputs(model, self.input, batch, tuple(values))
         except ValueError as error:

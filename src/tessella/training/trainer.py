@@ -116,8 +116,9 @@ class Trainer:
             self.model.get_classifier().requires_grad_(False)  # it would never have a gradient, for which DDP waits
         groups, config = parameter_groups(self.model, self.config), self.config
         if self.projection is not None:
-            parts = ((self.projection.weight, config.weight_decay), (self.projection.bias, 0.0))
-            groups += [ParameterGroup(params=[x], weight_decay=decay, scale=1.0, lr=config.lr) for x, decay in parts]
+            for name, parameter in self.projection.named_parameters():
+                decay = config.weight_decay if name == "weight" else 0.0
+                groups.append(ParameterGroup(params=[parameter], weight_decay=decay, scale=1.0, lr=config.lr))
         return groups
 
     def train(self) -> None:
@@ -248,10 +249,11 @@ class Trainer:
         Every process must call it equally often; the batch may be empty.
         """
         assert self.distillation is not None
-        model = self.eval_model.eval()
-        forward: nn.Module = model
+        forward: nn.Module = self.eval_model
         if self.projection is not None:
+            model = self.model if self.ema is None else self.ema
             forward = self._student(model, self.ema_projection or self.projection)
+        forward.eval()
         count = len(batch.labels)
         x = batch.x if count else torch.zeros(1, *self.rendered, self.spec.channels, dtype=torch.uint8)
         x = normalise(x.to(self.context.device), self.spec)
