@@ -60,7 +60,8 @@ def save_teacher(
     pooled = op.reduce_mean(x, op.constant(np.array([2, 3])), True)
     pooled.set_friendly_name("pooled")
     if flat:
-        pooled = op.reshape(pooled, op.constant(np.array([WIDTH])), False)
+        first = op.constant(np.array([0]))
+        pooled = op.unsqueeze(op.squeeze(pooled, first), first)
     rows = op.reshape(pooled, op.constant(np.array([batch, WIDTH])), False)
     rows.set_friendly_name("features")
     y = op.add(op.matmul(rows, op.constant(weight), False, False), op.constant(bias))

@@ -54,7 +54,7 @@ def make_unlabelled(folder: Path, count: int = 40) -> Path:
 
 def student(teacher: Path | str, **changes: Any) -> TrainConfig:
     settings = dict(teacher=str(teacher), distill_target="both", distill_weight=1.0, distill_center_images=32)
-    return small(FAMILY, **settings | changes)
+    return small(changes.pop("model", FAMILY), **settings | changes)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -141,8 +141,7 @@ def test_a_student_learns_the_embedding(data: Path, teacher: Path, unlabelled: P
     if loss == "cosine":
         assert final.val_loss == pytest.approx(1 - final.val_top1, abs=1e-5)
     text = remarks_of(events)
-    assert f"teacher: {teacher}, input uint8 NHWC 32 x 32 px, embedding of {WIDTH} numbers (features)" not in text
-    assert f"embedding of {WIDTH} numbers" in text
+    assert f"teacher: {teacher}, input uint8 NHWC 32 x 32 px, embedding of {WIDTH} numbers (features)" in text
     assert "48 labeled and 40 unlabeled images; an epoch is 80 images, 45 % of them unlabeled" in text
     assert "centered on its mean over 32 training crops" in text
     card = (tmp_path / "run" / "README.md").read_text()
@@ -195,6 +194,8 @@ def test_mixed_images_and_accumulated_gradients(
     settings = DataSettings(data=data, unlabelled=(unlabelled,))
     config = student(
         teacher,
+        model="mixer_s32_224",  # without batch norms, which see the images of a part
+        model_args=FAMILIES["mixer_s32_224"],
         distill_target="embedding",
         distill_weight=0.5,
         loss=loss,
@@ -205,7 +206,7 @@ def test_mixed_images_and_accumulated_gradients(
         losses(run(settings, tmp_path / f"{n}", TrainConfig.from_dict(config.as_dict() | dict(grad_accum_steps=n))))
         for n in (1, 2)
     )
-    np.testing.assert_allclose(one[:1], two[:1], rtol=1e-2)  # batch norms see half of the images
+    np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("without_report")

@@ -120,6 +120,7 @@ def test_the_first_classes_can_be_left_out(tmp_path: Path) -> None:
         build_teacher(config, CPU)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of the exporter
 def test_an_onnx_file_of_pytorch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
@@ -225,7 +226,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path, shared_data: Path
     (tmp_path / "empty.tflite").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     (tmp_path / "picture.png").rename(tmp_path / "picture.onnx")
-    for length in (10, 1000, len(whole) // 2, len(whole) - 1000):
+    for length in (10, 1000, len(whole) // 2, len(whole) * 9 // 10):
         (tmp_path / f"cut{length}.tflite").write_bytes(whole[:length])
     files = [path for path in tmp_path.iterdir() if path.suffix != ".bin" and path != good]
     assert len(files) == 9

@@ -27,7 +27,7 @@ from .config import TrainConfig
 from .distributed import DistributedContext
 from .teacher import Teacher, TeacherOutputs
 
-_LEAST_STD = 1e-6  # features that vary less are not scaled
+_LEAST_STD = 0.1  # of a feature, relative to the mean: features that hardly vary would be scaled up to noise
 
 
 class StudentOutputs(NamedTuple):
@@ -153,7 +153,7 @@ class Distillation:
             raise ImageError("unreadable", "none of the first training images can be read")
         mean, square = torch.tensor(flat, dtype=torch.float64).reshape(2, -1) / total
         std = (square - mean.square()).clamp(min=0).sqrt()
-        std[std < _LEAST_STD] = 1.0
+        std = std.clamp(min=_LEAST_STD * max(float(std.square().mean().sqrt()), 1e-12))
         self.center = dict(mean=mean.float().to(context.device), std=std.float().to(context.device))
         seconds = time.monotonic() - started
         return f"the teacher's embedding is centered on its mean over {int(total):,} training crops, {seconds:.0f} s"
