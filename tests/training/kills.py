@@ -73,6 +73,7 @@ def distillation_config(family: str, teacher: Path) -> TrainConfig:
         epochs=7,
         teacher=str(teacher),
         distill_target="both",
+        teacher_background=1,  # leaves two classes, as the data has
         distill_center_images=20,
         distill_weight=0.7,
         unlabelled_fraction=0.4,
