@@ -24,9 +24,11 @@ class SmallTeacher(NamedTuple):
     kernel: Values
     weight: Values
     bias: Values
+    shuffled: bool
 
     def embedding(self, x_BCHW: Tensor) -> Tensor:
-        return F.conv2d(x_BCHW, torch.from_numpy(self.kernel), stride=2).relu().mean((2, 3))
+        features = F.conv2d(x_BCHW, torch.from_numpy(self.kernel), stride=2).relu().mean((2, 3))
+        return features.reshape(-1, 2, WIDTH // 2).transpose(1, 2).flatten(1) if self.shuffled else features
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
         return self.embedding(x_BCHW) @ torch.from_numpy(self.weight) + torch.from_numpy(self.bias)
@@ -39,12 +41,13 @@ def save_teacher(
     side: int = 16,
     batch: int = 1,
     softmax: bool = True,
-    flat: bool = False,
+    shuffled: bool = False,
     seed: int = 0,
 ) -> SmallTeacher:
-    """Write a teacher. batch: -1 for any number of images. flat: a value without an axis for the images is in between.
+    """Write a teacher. batch: -1 for any number of images.
 
-    As in files made for one image, a constant shape starts with the batch if that is fixed.
+    As in files made for one image, a constant shape starts with the batch if that is fixed. shuffled: the features of
+    two halves alternate, which the graph does in a way that only one image fits.
     """
     core()
     rng = np.random.default_rng(seed)
@@ -59,9 +62,9 @@ def save_teacher(
     x = op.relu(op.convolution(x, op.constant(kernel), [2, 2], [0, 0], [0, 0], [1, 1]))
     pooled = op.reduce_mean(x, op.constant(np.array([2, 3])), True)
     pooled.set_friendly_name("pooled")
-    if flat:
-        first = op.constant(np.array([0]))
-        pooled = op.unsqueeze(op.squeeze(pooled, first), first)
+    if shuffled:
+        halves = op.reshape(pooled, op.constant(np.array([2, WIDTH // 2])), False)
+        pooled = op.transpose(halves, op.constant(np.array([1, 0])))
     rows = op.reshape(pooled, op.constant(np.array([batch, WIDTH])), False)
     rows.set_friendly_name("features")
     y = op.add(op.matmul(rows, op.constant(weight), False, False), op.constant(bias))
@@ -69,4 +72,4 @@ def save_teacher(
     end = op.result(op.softmax(y, 1) if softmax else y)
     end.output(0).set_names({"predictions"})
     ov.save_model(ov.Model([end], [image], "small"), path, compress_to_fp16=False)
-    return SmallTeacher(path, kernel, weight, bias)
+    return SmallTeacher(path, kernel, weight, bias, shuffled)

@@ -78,7 +78,7 @@ def test_pixels_are_normalized_as_declared(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_allows_no_batches_runs_one_image_at_a_time(tmp_path: Path) -> None:
-    small = save_teacher(tmp_path / "t.xml", flat=True)
+    small = save_teacher(tmp_path / "t.xml", shuffled=True)
     teacher = teacher_of(small.path)
     assert teacher.batch == 1
     assert "one image at a time" in teacher.remarks[0]

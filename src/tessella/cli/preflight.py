@@ -59,13 +59,16 @@ def _check_model(name: str) -> None:
         resolve(name)  # `export` accepts the name "default"
 
 
+def is_teacher_path(name: str) -> bool:
+    """Return whether a teacher is a file or a folder, and not the name of a model."""
+    return name.lower().endswith(TEACHER_SUFFIXES) or os.path.isdir(name)  # noqa: PTH112
+
+
 def _check_teacher(name: str) -> None:
     """Check a model name as above; a teacher may also be a file or an exported folder."""
-    path = name.removeprefix("local-dir:")
-    is_path = name.lower().endswith(TEACHER_SUFFIXES) or (name == path and os.path.isdir(path))  # noqa: PTH112
-    if not is_path:
+    if not is_teacher_path(name):
         _check_model(name)
-    elif not os.path.lexists(path):
+    elif not os.path.lexists(name):
         raise WeightsError("weights_not_found", f"there is no teacher {name!r}")
 
 

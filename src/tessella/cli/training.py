@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from . import preflight
 from .console import Command
 from .options import data_argument, option, resumable_out_option, validation_options
 
@@ -158,6 +160,8 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     images = TrainingImages(*labelled, open_unlabelled(unlabelled) if unlabelled else None)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
+    if preflight.is_teacher_path(config.teacher):  # PyTorch's idle threads would keep the cores busy that OpenVINO needs
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..training.loop import train as run  # imported late: PyTorch is only needed once all arguments are checked
     from ..training.tensorboard import TensorBoardWriter
     from .progress import TrainingProgress
