@@ -160,7 +160,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     images = TrainingImages(*labelled, open_unlabelled(unlabelled) if unlabelled else None)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
-    if preflight.is_teacher_path(config.teacher):  # PyTorch's idle threads would keep the cores busy that OpenVINO needs
+    if preflight.is_teacher_path(config.teacher):  # idle threads of PyTorch would keep OpenVINO's cores busy
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..training.loop import train as run  # imported late: PyTorch is only needed once all arguments are checked
     from ..training.tensorboard import TensorBoardWriter
