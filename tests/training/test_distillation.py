@@ -21,7 +21,7 @@ from tessella.training.config import TrainConfig
 from tessella.training.distillation import Distillation, StudentOutputs, resized
 from tessella.training.loop import train
 from tessella.training.setup import DataSettings
-from tessella.training.teacher import Teacher, TeacherOutputs
+from tessella.training.teacher_base import Teacher, TeacherOutputs
 
 from .kills import kill_and_resume, last
 from .small_runs import FAMILIES, epochs_of, losses, make_images, remarks_of, run, small

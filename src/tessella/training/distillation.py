@@ -25,7 +25,7 @@ from ..errors import ImageError
 from ..models.base import ImageModel
 from .config import TrainConfig
 from .distributed import DistributedContext
-from .teacher import Teacher, TeacherOutputs
+from .teacher_base import Teacher, TeacherOutputs
 
 _LEAST_STD = 0.1  # of a feature, relative to the mean: features that hardly vary would be scaled up to noise
 

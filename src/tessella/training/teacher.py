@@ -1,13 +1,11 @@
-"""Teachers: trained models whose logits and embeddings are training targets.
+"""The teacher of a run: a model of this package or a file, and the classes that a student gets from it.
 
-Shape suffixes: B batch, C channels, H height, W width, K classes, D width of the teacher's embedding.
+Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-import abc
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,37 +17,8 @@ from ..storage import read_regular
 from ..weights.factory import create_model
 from ..weights.load import image_size
 from .config import TrainConfig
-
-
-class TeacherOutputs(NamedTuple):
-    """What a teacher says about a batch, in float32; None for what is not asked for."""
-
-    logits: Tensor | None  # (B,K)
-    embedding: Tensor | None  # (B,D)
-
-
-class Teacher(abc.ABC):
-    """A trained model.
-
-    size: height and width of its images in pixels; None if it reads any size. num_classes, width: of what it is asked
-    for, else 0. class_names: their names, or empty if they are unknown.
-    """
-
-    remarks: list[str]  # sentences for the user
-
-    def __init__(
-        self, name: str, size: tuple[int, int] | None, num_classes: int, width: int, class_names: tuple[str, ...]
-    ):
-        self.name, self.size, self.num_classes, self.width = name, size, num_classes, width
-        self.class_names = class_names
-
-    @abc.abstractmethod
-    def __call__(self, pixels_BCHW: Tensor) -> TeacherOutputs:
-        """Return the outputs for (B,3,H,W) float32 pixels from 0 to 1, of the teacher's size."""
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """Return a sentence on the teacher's input and outputs."""
+from .teacher_base import Teacher, TeacherOutputs
+from .teacher_file import FileTeacher, is_teacher_file
 
 
 class ModelTeacher(Teacher):
@@ -102,8 +71,6 @@ def build_teacher(config: TrainConfig, device: torch.device) -> Teacher:
 
     Raises UsageError (bad_argument, not_found) and WeightsError.
     """
-    from .teacher_file import FileTeacher, is_teacher_file
-
     is_file = is_teacher_file(config.teacher)
     teacher: Teacher = FileTeacher(config) if is_file else ModelTeacher(config, device)
     if config.teacher_labels and config.distills_logits:

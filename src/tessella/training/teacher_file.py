@@ -16,7 +16,7 @@ from ..engine.exported import is_exported, read_card
 from ..engine.openvino import core
 from ..errors import UsageError, WeightsError
 from .config import TrainConfig
-from .teacher import Teacher, TeacherOutputs
+from .teacher_base import Teacher, TeacherOutputs
 from .teacher_graph import CHANNELS, TeacherInput, find_embedding, find_input, find_logits, read_graph, with_outputs
 
 if TYPE_CHECKING:
