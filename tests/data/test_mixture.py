@@ -28,7 +28,7 @@ def test_shares_follow_the_numbers_of_images_or_what_is_stated() -> None:
     assert Mixture.of(50, (30, 20)) == Mixture((50, 30, 20), (0.5, 0.3, 0.2))
     assert Mixture.of(50, (30, 20), 0.8).shares == pytest.approx((0.2, 0.48, 0.32))
     assert Mixture.of(50, (30, 20), 0.8, (1.0, 3.0)).shares == pytest.approx((0.2, 0.2, 0.6))
-    with pytest.raises(UsageError, match="for 2 sets of unlabelled images") as caught:
+    with pytest.raises(UsageError, match="for 2 sets of unlabeled images") as caught:
         Mixture.of(50, (30, 20), None, (1.0,))
     assert caught.value.code == "bad_argument"
 

@@ -242,11 +242,11 @@ def test_other_unlabelled_images_or_another_teacher_are_refused(data: Path, tmp_
     assert set(record) == {"config", "data", "val", "unlabelled", "teacher"}
     assert "all epochs are done" in remarks_of(run(settings, out, config))
     for changed in (DataSettings(data=data), DataSettings(data=data, unlabelled=(more, more))):
-        with pytest.raises(UsageError, match="the unlabelled images changed") as caught:
+        with pytest.raises(UsageError, match="the unlabeled images changed") as caught:
             run(changed, out, config)
         assert caught.value.code == "changed_run"
     (more / "0.png").rename(more / "other.png")
-    with pytest.raises(UsageError, match="the unlabelled images changed"):
+    with pytest.raises(UsageError, match="the unlabeled images changed"):
         run(settings, out, config)
     (more / "other.png").rename(more / "0.png")
     save_teacher(teacher, seed=1)
@@ -287,9 +287,9 @@ def test_settings_that_do_not_fit_together_are_refused(
     for settings, config, text in (
         (more, small(), "without a teacher"),
         (more, student(teacher, distill_weight=0.0, distill_target="embedding"), "distill_weight is 0"),
-        (DataSettings(data=data), student(teacher, unlabelled_fraction=0.5), "need unlabelled images"),
+        (DataSettings(data=data), student(teacher, unlabelled_fraction=0.5), "need unlabeled images"),
         (more, student(teacher, trainable="head"), "a classifier alone cannot learn an embedding"),
-        (more, student(teacher, unlabelled_weights=(1.0, 2.0)), "for 1 sets of unlabelled images"),
+        (more, student(teacher, unlabelled_weights=(1.0, 2.0)), "for 1 sets of unlabeled images"),
         (more, student(teacher, distill_weight=0.5), "has 3 classes, the data has 2"),
         (more, small(teacher="convmixer_256_8_ks3_p4.cifar10", teacher_background=1), "teachers that are files"),
     ):

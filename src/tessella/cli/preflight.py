@@ -74,7 +74,7 @@ def _check_teacher(name: str) -> None:
 
 def _check_unlabelled(name: str) -> None:
     if is_missing_path(name):
-        raise UsageError("not_found", f"there is no file or folder {name!r} of unlabelled images")
+        raise UsageError("not_found", f"there is no file or folder {name!r} of unlabeled images")
 
 
 _CHECKS: dict[str, Callable[[str], None]] = {

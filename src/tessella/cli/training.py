@@ -52,6 +52,7 @@ from .options import data_argument, option, resumable_out_option, validation_opt
     group="Distillation",
     metavar="DATA",
     multiple=True,
+    aliases=["--unlabeled"],
     help="Images without classes to distill on: a folder, .tar or .parquet file, or a glob. Repeatable.",
 )
 @option(
@@ -154,7 +155,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     config, description = choose_config(model, preset, file, scratch, changes)
     if unlabelled and not config.teacher:
         raise UsageError(
-            "bad_argument", "there is nothing to learn from unlabelled images without a teacher", hint="--teacher MODEL"
+            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
         )
     labelled = open_split(data, val=val, val_fraction=val_fraction)
     images = TrainingImages(*labelled, open_unlabelled(unlabelled) if unlabelled else None)

@@ -44,7 +44,7 @@ class Mixture:
         if weights is not None and len(weights) != len(unlabelled):
             raise UsageError(
                 "bad_argument",
-                f"unlabelled_weights is {show(weights)}, for {len(unlabelled)} sets of unlabelled images",
+                f"unlabelled_weights is {show(weights)}, for {len(unlabelled)} sets of unlabeled images",
                 hint="give one weight for each --unlabelled",
             )
         parts = unlabelled if weights is None else weights

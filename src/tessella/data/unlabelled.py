@@ -103,7 +103,7 @@ def open_unlabelled(inputs: Sequence[str | os.PathLike[str]]) -> UnlabelledImage
 
 def _open_set(name: str, skipped: Skipped) -> _ImageSet:
     if is_missing_path(name):
-        raise UsageError("not_found", f"there is no file or folder {name!r} of unlabelled images")
+        raise UsageError("not_found", f"there is no file or folder {name!r} of unlabeled images")
     sources: list[Source] = []
     tables: dict[str, ImageStore] = {}  # by path: the rows of a table in memory are read in any order
     for source in iter_sources(name, skipped=skipped):

@@ -22,7 +22,7 @@ _OPTIONAL = ("unlabelled", "teacher")  # fields of train.json that not every run
 _CONTENTS = {  # fingerprints, and what they are of
     "data": "the training images",
     "val": "the validation images",
-    "unlabelled": "the unlabelled images",
+    "unlabelled": "the unlabeled images",
     "teacher": "the teacher's files",
 }
 

@@ -114,14 +114,14 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
     """Raise UsageError `bad_argument` for settings of distillation that do not fit together."""
     if images.unlabelled is not None and not config.teacher:
         raise UsageError(
-            "bad_argument", "there is nothing to learn from unlabelled images without a teacher", hint="--teacher MODEL"
+            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
         )
     if images.unlabelled is not None and not config.distill_weight:
-        raise UsageError("bad_argument", "unlabelled images are not used if distill_weight is 0")
+        raise UsageError("bad_argument", "unlabeled images are not used if distill_weight is 0")
     if images.unlabelled is None and (config.unlabelled_fraction or config.unlabelled_weights):
         raise UsageError(
             "bad_argument",
-            "unlabelled_fraction and unlabelled_weights need unlabelled images",
+            "unlabelled_fraction and unlabelled_weights need unlabeled images",
             hint="--unlabelled DATA",
         )
     mixture_of(config, images)
