@@ -267,9 +267,11 @@ def test_a_checkpoint_of_another_teacher_is_refused(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("without_report")
-def test_two_processes_distill_as_one(data: Path, teacher: Path, unlabelled: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["both", "embedding"])
+def test_two_processes_distill_as_one(data: Path, teacher: Path, unlabelled: Path, tmp_path: Path, target: str) -> None:
     # a Mixer, as the batch norms of a ConvMixer see the images of one process
-    config = student(teacher, model="mixer_s32_224", model_args=FAMILIES["mixer_s32_224"], ema_decay=0.9)
+    mixer = dict(model="mixer_s32_224", model_args=FAMILIES["mixer_s32_224"])
+    config = student(teacher, **mixer, ema_decay=0.9, distill_target=target)
     settings = DataSettings(data=data, unlabelled=(unlabelled,))
     epochs = epochs_of(run(settings, tmp_path / "one", config))
     expected = [epoch.loss for epoch in epochs] + [epoch.val_loss for epoch in epochs]

@@ -141,10 +141,13 @@ def _figures(run: FinishedRun, evaluation: Evaluation) -> str:
 
 def _agreement(run: FinishedRun) -> str:
     """Return how well a student predicts the classes of its teacher as a paragraph of the model card."""
-    row = next(row for row in run.epochs if row["epoch"] == run.epoch)
+    unmeasured = "Its accuracy was not measured."
+    row = next((row for row in run.epochs if row["epoch"] == run.epoch), None)
+    if row is None:  # metrics.jsonl was damaged
+        return unmeasured
     return (
         f"Its top class is that of its teacher for {percent(row['val_top1'])} of {row['val_images']:,} images of "
-        f"{escape(run.images.val.origin)}. Its accuracy was not measured."
+        f"{escape(run.images.val.origin)}. {unmeasured}"
     )
 
 
