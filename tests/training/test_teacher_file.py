@@ -149,6 +149,15 @@ def test_an_exported_folder_needs_no_declaration(tmp_path: Path, engine: str) ->
     for ours, theirs in zip(outputs, predictor.engine(pixels), strict=True):
         torch.testing.assert_close(ours, torch.from_numpy(np.array(theirs)), rtol=1e-3, atol=1e-3)
     assert student_classes(config, teacher, ("a", "b")) == predictor.labels
+    graph = folder / ("model.xml" if engine == "openvino" else "model.onnx")
+    alone = teacher_of(graph)  # without its metadata; uint8 pixels need no declaration
+    torch.testing.assert_close(alone(x), outputs, rtol=0, atol=0)
+    damaged = bytearray(graph.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    graph.write_bytes(damaged)
+    with pytest.raises(WeightsError, match="has changed since the export") as caught:
+        build_teacher(config, CPU)
+    assert caught.value.code == "hash_mismatch"
 
 
 def test_the_quantized_mobilenet(shared_data: Path) -> None:

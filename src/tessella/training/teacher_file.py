@@ -120,12 +120,10 @@ class FileTeacher(Teacher):
     def _build(self, path: Path, config: TrainConfig, batch: int) -> tuple[ov.CompiledModel, str]:
         """Compile the graph for a batch; raises ValueError if it does not allow that batch."""
         model = read_graph(path)
-        needs_logits = config.distills_logits or not config.teacher_embedding
-        logits = find_logits(model, config.teacher_logits) if needs_logits else None
-        values = [logits] if config.distills_logits else []
+        values = [find_logits(model, config.teacher_logits)] if config.distills_logits else []
         node = ""
         if config.distills_embedding:
-            embedding = find_embedding(model, logits, config.teacher_embedding)
+            embedding = find_embedding(model, config.teacher_embedding, config.teacher_logits)
             values, node = [*values, embedding], embedding.get_node().get_friendly_name()
         try:
             graph = with_outputs(model, self.input, batch, tuple(values))

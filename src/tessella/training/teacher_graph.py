@@ -120,12 +120,12 @@ def find_logits(model: ov.Model, name: str) -> ov.Output:
     return result
 
 
-def find_embedding(model: ov.Model, logits: ov.Output, name: str) -> ov.Output:
+def find_embedding(model: ov.Model, name: str, logits_name: str) -> ov.Output:
     """Return the value with the embedding.
 
     name: of an output or a node; "": the output called embedding, or the input of the last product with constant
-    weights (a matrix product or a convolution) before the logits. Raises UsageError `bad_argument`, which names the
-    candidates.
+    weights (a matrix product or a convolution) before the logits. logits_name: as in `find_logits`. Raises UsageError
+    `bad_argument`, which names the candidates.
     """
     if name:
         return _by_name(model, name, "teacher_embedding")
@@ -133,7 +133,7 @@ def find_embedding(model: ov.Model, logits: ov.Output, name: str) -> ov.Output:
         if "embedding" in output.get_names():
             return output.get_node().input_value(0)
     dependent = _dependent(model)
-    value = logits
+    value = find_logits(model, logits_name)
     while True:
         node = value.get_node()
         inputs = [node.input_value(i) for i in range(node.get_input_size())]
