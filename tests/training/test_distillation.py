@@ -210,6 +210,25 @@ def test_mixed_images_and_accumulated_gradients(
 
 
 @pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize(
+    "features",
+    [
+        dict(precision="bfloat16", mixing=dict(cutmix=1.0)),
+        dict(grad_checkpointing=True, channels_last=True, repeats=2, erasing=dict(prob=0.5, mode="pixel")),
+        dict(optimizer="sgd", distill="hard", unlabelled_fraction=1.0, max_grad_norm=1.0),
+        dict(model="crossvit_tiny_240", model_args=FAMILIES["crossvit_tiny_240"], img_size=16, teacher_img_size=24),
+    ],
+)
+def test_distillation_with_other_features_of_training(
+    data: Path, teacher: Path, unlabelled: Path, tmp_path: Path, features: dict[str, Any]
+) -> None:
+    settings = DataSettings(data=data, unlabelled=(unlabelled,))
+    events = run(settings, tmp_path / "run", student(teacher, epochs=2, **features))
+    assert np.isfinite(losses(events)).all()
+    assert np.mean(losses(events)[-3:]) < np.mean(losses(events)[:2])
+
+
+@pytest.mark.usefixtures("without_report")
 def test_a_model_as_the_teacher_of_embeddings(data: Path, finished_run: Path, tmp_path: Path) -> None:
     config = student(f"local-dir:{finished_run}", distill_target="embedding", epochs=6, lr=0.01)
     events = run(data, tmp_path / "run", config)
