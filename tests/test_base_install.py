@@ -240,6 +240,9 @@ def test_every_public_name_is_there_or_says_what_it_needs() -> None:
         "tessella.load(device='cuda')",
         "tessella.load('mixer_ti_p4_32.cifar10', img_size=64)",
         "tessella.load(num_classes=3)",
+        "tessella.load(global_pool='')",
+        "tessella.load(global_pool='', precision='fast')",
+        "tessella.load('mixer_b16_224', global_pool='')",  # before the weights are downloaded
         "tessella.load('mixer_s32_224', pretrained=False)",  # PyTorch draws the weights
         "tessella.load().features([np.zeros((40, 50, 3), np.uint8)])",
         "tessella.data.create_transform(32)",

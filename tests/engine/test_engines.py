@@ -145,6 +145,26 @@ def test_optimize_is_the_same_function(engine: str) -> None:
     assert all(row.reason for row in fast.plan.choices)
 
 
+@pytest.mark.parametrize("classes", [NUM_CLASSES, 0])
+@pytest.mark.parametrize("engine", ["eager", "rewritten", "compile", "openvino", "onnxruntime"])
+def test_a_batch_without_images_has_outputs_without_rows(engine: str, classes: int) -> None:
+    model = tiny("mixer", num_classes=classes)
+    size = size_of(model)
+    width = model.head_hidden_size
+    spec = InputSpec(height=size[0], width=size[1])
+    reads_pixels = open_engine(model, make_plan("cpu", "float32", engine, BATCH), size, spec)
+    pixels = np.zeros((2, *size, 3), np.uint8)
+    for logits, embedding in (reads_pixels(pixels[:0]), *reads_pixels.imap([pixels[:0]])):
+        assert logits.shape == (0, classes or width)
+        assert embedding.shape == (0, width)
+        assert logits.dtype == embedding.dtype == np.float32
+    reads_tensors = open_engine(model, make_plan("cpu", "float32", engine, BATCH), size)
+    empty = images(model)[:0]
+    for outputs in (reads_tensors.run(empty), *reads_tensors.imap([empty])):
+        assert [tuple(part.shape) for part in outputs] == [(0, classes or width), (0, width)]
+        assert all(part.dtype == torch.float32 for part in outputs)
+
+
 @pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
 def test_optimized_weights_are_a_copy(engine: str) -> None:
     net = tiny("convit")

@@ -128,13 +128,71 @@ def test_a_verdict_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert again.plan.choices == first.plan.choices
 
 
-def test_the_images_of_the_user_are_compared() -> None:
-    images = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
-    predictor = tessella.load(precision="bfloat16", images=[*images, b"no image"])
-    row = predictor.plan.choice("precision")
-    assert "on 4 images" in row.reason  # the fifth is for the calibration of int8
+def of_noise(count: int) -> list[np.ndarray]:
+    """Return distinct images (40,40,3) with contrast."""
+    rng = np.random.default_rng(0)
+    return list(rng.integers(0, 256, (count, 40, 40, 3), np.uint8))
+
+
+def test_the_images_of_the_user_are_compared(caplog: pytest.LogCaptureFixture) -> None:
+    images = of_noise(judging.MIN_USEFUL)
+    black = np.zeros((40, 40, 3), np.uint8)
+    predictor = tessella.load(precision="bfloat16", images=[*images, black, images[0], b"no image"])
+    reason = predictor.plan.choice("precision").reason
+    assert "on 32 images" in reason  # a third of them is for the calibration of int8
+    assert "of the package" not in reason + caplog.text
     with pytest.raises(tessella.UsageError, match="none of the images"):
         tessella.load(precision="bfloat16", images=[b"no image"])
+
+
+PHOTOGRAPH = Path(__file__).resolve().parents[2] / "examples" / "cat.jpg"
+USELESS: dict[str, tuple[list[Any], str, int]] = {
+    "black": ([np.zeros((40, 40, 3), np.uint8)] * 40, "no image with contrast given", 0),
+    "colors": ([np.full((40, 40, 3), (0, i, 255), np.uint8) for i in range(60)], "no image with contrast given", 0),
+    "one": ([PHOTOGRAPH], "only 1 distinct image with contrast given", 1),
+    "copies": ([PHOTOGRAPH] * 50, "only 1 distinct image with contrast given", 1),
+    "few": ([*of_noise(47), of_noise(1)[0]], "only 47 distinct images with contrast given", 32),
+}
+
+
+@pytest.mark.parametrize("precision", ["int8", "fast"])
+@pytest.mark.parametrize("case", USELESS)
+def test_photographs_are_added_to_images_that_show_too_little(
+    case: str, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    images, found, compared = USELESS[case]
+    seen: set[int] = set()
+    judge = judging.judge
+
+    def counted(network: Any, engine: Any, pixels: Any, recipe: InputSpec) -> agreement.Verdict:
+        seen.add(len(pixels))
+        return judge(network, engine, pixels, recipe)
+
+    def calibrated(network: Any, plan: Any, size: Any, spec: Any, samples: Any = None) -> Any:
+        if plan.precision == "int8":
+            assert len(samples) == judging.CALIBRATION + (15 if case == "few" else 0)
+        return open_engine(network, plan, size, spec, samples)
+
+    monkeypatch.setattr(judging, "judge", counted)
+    monkeypatch.setattr(judging, "open_engine", calibrated)
+    plan = tessella.load(precision=precision, images=images).plan
+    note = f"{found}, so photographs of the package were added"
+    assert plan.choice("precision").reason.count(note) == 1
+    assert caplog.text.count(note) == 1
+    assert seen == {judging.SAMPLES + compared}
+
+
+def test_the_answers_for_photographs_stay_if_the_images_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    photographs = sorted((PHOTOGRAPH.parents[1] / "clothing").rglob("*.jpg"))
+    exact = tessella.load(precision="float32").predict(photographs)
+    lossy = tessella.load(precision="int8", images=[np.zeros((40, 40, 3), np.uint8)] * 40)
+    top = [[int(row.argmax()) for row in outputs.probabilities] for outputs in (exact, lossy.predict(photographs))]
+    assert len(photographs) > 50
+    assert (np.array(top[0]) != np.array(top[1])).sum() <= 10  # 44 if black images alone calibrate and judge
 
 
 def test_a_model_in_training_mode_is_not_changed() -> None:
@@ -169,6 +227,14 @@ def test_normalised_batches_pass_the_gate_too() -> None:
     fast = tessella.optimize(builtin(), precision="bfloat16")
     assert fast.plan.precision == "bfloat16"
     assert any("same top class" in row.reason for row in fast.plan.choices)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "fast"])
+def test_maps_instead_of_vectors_cannot_be_compared(precision: str) -> None:
+    with pytest.raises(tessella.UsageError, match="gives no vector per image") as caught:
+        tessella.load(global_pool="", precision=precision)
+    assert (caught.value.code, caught.value.hint) == ("bad_argument", "use precision 'float32'")
+    assert tessella.load(global_pool="").plan.precision == "float32"
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -232,6 +298,15 @@ def test_the_logit_error_is_relative_to_the_spread_over_the_classes() -> None:
     assert compare((logits, exact[1]), exact).error == pytest.approx(0.05, rel=1e-3)
 
 
+def test_a_single_image_is_not_a_plural() -> None:
+    verdict = compare(many(1, 1), many(1, 1))
+    assert "as only 1 answer is decided" in str(verdict)
+    assert str(verdict).endswith("on 1 image")
+    assert "as only 2 answers are decided" in str(compare(many(3, 2), many(3, 2)))
+    exact = many(40, 39)
+    assert "0 of 1 tie changed" in str(compare(exact, exact))
+
+
 def test_other_embeddings_have_other_neighbors() -> None:
     exact = many(40, 30)
     other = compare((exact[0], many(40, 30, seed=1)[1]), exact)
@@ -266,3 +341,59 @@ def test_samples_are_deterministic_and_have_the_size_of_the_model() -> None:
     assert len({image.tobytes() for image in images}) == 6
     grey = InputSpec(height=8, width=8, channels=1, mean=(0.5,), std=(0.5,))
     assert sample_images(grey, 2).shape == (2, 8, 8, 1)
+
+
+# --- networks whose activations overflow ------------------------------------------------------------------------------
+
+
+def overflowing(case: str) -> Any:
+    """Return a small network with finite weights, but activations that are not."""
+    net = tiny(case)
+    net.pretrained_cfg = dict(input_size=(3, 32, 32), num_classes=5)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter *= 1e30
+    assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
+    return net
+
+
+@pytest.mark.parametrize("case", ["convmixer_relu", "mixer"])
+@pytest.mark.parametrize("precision", ["int8", "fast"])
+def test_a_network_whose_activations_overflow_stays_in_float32(
+    case: str, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    net = overflowing(case)
+    plan = make_plan("cpu", precision, "openvino", 8)
+    opened = open_gated(net, plan, SIZE, InputSpec(height=32, width=32))
+    assert opened.plan.precision == "float32"
+    row = opened.plan.choice("precision")
+    assert row.chosen == "float32"
+    assert "int8 is not possible: the activations of" in row.reason
+    assert "overflow in" in row.reason
+    assert ("instead of int8: int8 is not possible" in caplog.text) == (precision == "int8")
+    with pytest.raises(tessella.WeightsError, match="overflow in") as caught:
+        open_engine(net, make_plan("cpu", "int8", "openvino"), SIZE, spec(), sample_images(spec(), 8))
+    assert caught.value.code == "conversion_failed"
+
+
+def test_a_precision_that_a_runtime_cannot_build_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(network: Any, plan: Any, *rest: Any) -> Any:
+        if plan.precision == "bfloat16":
+            raise RuntimeError("Exception from somewhere:\nCheck failed:\ncould not append an operation\n\n")
+        return open_engine(network, plan, *rest)
+
+    monkeypatch.setattr(judging, "open_engine", failing)
+    opened = open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
+    assert opened.plan.precision == "float32"
+    reason = opened.plan.choice("precision").reason
+    assert reason.endswith("bfloat16 is not possible: RuntimeError: could not append an operation")
+
+
+def test_an_error_of_the_cache_is_not_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise tessella.WeightsError("cache_failed", "the disk is full")
+
+    monkeypatch.setattr(judging, "open_engine", full)
+    with pytest.raises(tessella.WeightsError, match="the disk is full"):
+        open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from tessella.engine import make_plan
 from tessella.engine.tuned import Tuned, Workload, all_tuned, find_tuned, save_tuned
+from tessella.weights.network import as_network
+
+from ..models.tiny import size_of, tiny
 
 WORKLOAD = Workload("mixer_s16_224", "MixerConfig(kind='mixer')", (224, 320), 4)
 WINNER: dict[str, Any] = dict(
@@ -71,12 +75,42 @@ def test_the_file_has_the_same_bytes(folder: Path) -> None:
         dict(winners=[WINNER]),
         dict(conditions={"arch": ["a"]}),
         dict(date=3),
+        dict(winners={"throughput": WINNER | {"engine": "foo"}}),
+        dict(winners={"throughput": WINNER | {"precision": "int9"}}),
+        dict(winners={"throughput": WINNER | {"precision": "fast"}}),
+        dict(winners={"throughput": WINNER | {"engine": "onnxruntime", "precision": "int8"}}),
+        *(dict(winners={"throughput": WINNER | {"streams": streams}}) for streams in (-3, 0, 5, 10**9)),
+        *(dict(winners={"throughput": WINNER | {"batch_size": size}}) for size in (-1, 0, 65_537)),
     ],
 )
-def test_unusable_records_are_ignored(folder: Path, change: dict[str, Any]) -> None:
+def test_unusable_records_are_ignored_with_a_warning(
+    folder: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / FILE).write_text(json.dumps(RECORD | change))
     assert find_tuned(WORKLOAD, "throughput") is None
+    assert f"the tuned settings in {folder / FILE} are ignored: " in caplog.text
     assert list(all_tuned()) == []
+
+
+def test_a_model_without_a_record_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert find_tuned(WORKLOAD, "throughput") is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("engine", ["openvino", "rewritten"])
+@pytest.mark.parametrize(
+    "change", [dict(engine="foo"), dict(streams=-3), dict(layout="sideways"), dict(precision="int8", batch_size=0)]
+)
+def test_a_model_with_an_unusable_record_is_opened_with_the_defaults(
+    engine: str, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = as_network(tiny("mixer"))
+    size = size_of(tiny("mixer"))
+    plan = make_plan(model=network, size=size)
+    settings = WINNER | {"engine": engine, "streams": 1} | change
+    save_tuned(Workload.of(network, size, plan.threads), {"throughput": Tuned(**settings)}, [], "2026-01-01")
+    assert make_plan(model=network, size=size) == plan
+    assert "are ignored: " in caplog.text
 
 
 @pytest.mark.parametrize("size", [[224], "224", [1, 2, 3]])

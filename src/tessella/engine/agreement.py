@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..text import count_of
 from .base import ArrayOutputs, FloatArray
 
 MARGIN = 0.1  # difference of probabilities from which an answer is decided
@@ -72,17 +73,18 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         parts = []
         if self.counts_answers:
-            parts.append(f"{100 * self.agreement:.1f} % same top class in {self.decided} decided answers")
+            parts.append(f"{100 * self.agreement:.1f} % same top class in {count_of(self.decided, 'decided answer')}")
             if self.decided < self.images:
-                parts.append(f"{self.ties_changed} of {self.images - self.decided} ties changed")
+                parts.append(f"{self.ties_changed} of {count_of(self.images - self.decided, 'tie')} changed")
         elif self.has_classes:
-            parts.append(f"not judged by classes, as only {self.decided} answers are decided")
+            decided = f"{count_of(self.decided, 'answer')} {'is' if self.decided == 1 else 'are'} decided"
+            parts.append(f"not judged by classes, as only {decided}")
         parts.append(f"cosine {self.cosine:.4f}")
         if self.has_classes:
             parts.append(f"logit error {self.error:.3f} of their spread")
         if self.recall is not None:
             parts.append(f"{100 * self.recall:.0f} % same neighbors")
-        return f"{', '.join(parts)} on {self.images} images"
+        return f"{', '.join(parts)} on {count_of(self.images, 'image')}"
 
 
 def compare(outputs: ArrayOutputs, expected: ArrayOutputs) -> Verdict:

@@ -109,9 +109,22 @@ class Engine(abc.ABC):
                     future.cancel()
 
     def _run_batch(self, batch: Batch) -> TensorOutputs | ArrayOutputs:
-        if not len(batch):  # none of its images could be read
-            return (np.empty((0, 1), np.float32),) * 2
         return self(batch) if isinstance(batch, np.ndarray) else self.run(batch)
+
+    @overload
+    def empty_outputs(self, batch: Tensor) -> TensorOutputs: ...
+    @overload
+    def empty_outputs(self, batch: Pixels | FloatArray) -> ArrayOutputs: ...
+    def empty_outputs(self, batch: Tensor | Pixels | FloatArray) -> TensorOutputs | ArrayOutputs:
+        """Return the outputs for a batch without images: logits (0,classes) and embedding (0,width).
+
+        One image is run for their types and widths, which an exported graph does not state otherwise.
+        """
+        if isinstance(batch, np.ndarray):
+            rows, embeddings = self(np.zeros((1, *self.shape), batch.dtype))
+            return rows[:0], embeddings[:0]
+        logits, embedding = self.run(batch.new_zeros((1, *self.shape)))
+        return logits[:0], embedding[:0]
 
     def _run_split(self, batch: Batch) -> TensorOutputs | ArrayOutputs:
         """Run a single batch in parts, one per stream."""

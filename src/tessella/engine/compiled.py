@@ -66,9 +66,16 @@ class CompileEngine(RewrittenEngine):
     @torch.no_grad()  # the compiler does not freeze weights in inference mode
     def run(self, x: Tensor) -> TensorOutputs:
         """Run the model in chunks of the plan's batch size: (B,...) -> logits (B,classes), embedding (B,width)."""
+        if not len(x):
+            return self._run_nothing(x)
         parts = [self._run_chunk(chunk) for chunk in x.split(self.plan.batch_size)]
         logits, embeddings = zip(*parts, strict=True)
         return (logits[0], embeddings[0]) if len(parts) == 1 else (torch.cat(logits), torch.cat(embeddings))
+
+    def _run_nothing(self, x: Tensor) -> TensorOutputs:
+        """Return the outputs for a batch without images as `empty_outputs` does, without starting the compiler."""
+        logits, embedding = self.module(x.new_zeros((1, *self.shape)))
+        return logits[:0], embedding[:0]
 
     def _run_chunk(self, x: Tensor) -> TensorOutputs:
         count = len(x)

@@ -83,6 +83,8 @@ class EagerEngine(TorchEngine):
     @torch.inference_mode()
     def run(self, x: Tensor) -> TensorOutputs:
         """As `Engine.run`: (B,...) -> logits (B,classes), embedding (B,width)."""
+        if not len(x):
+            return self.empty_outputs(x)
         features = self.net.forward_features(self._preprocess(x))
         embedding = self.net.forward_head(features, pre_logits=True)
         return self.net.forward_head(features).float(), embedding.float()
@@ -102,6 +104,8 @@ class RewrittenEngine(TorchEngine):
     @torch.inference_mode()
     def run(self, x: Tensor) -> TensorOutputs:
         """As `Engine.run`: (B,...) -> logits (B,classes), embedding (B,width)."""
+        if not len(x):
+            return self.empty_outputs(x)
         outputs: TensorOutputs = self.module(x)
         return outputs
 

@@ -17,7 +17,7 @@ from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
 from .base import Engine
 from .facts import array_hash, conversion_facts
-from .judging import open_if_accurate, run_all, split
+from .judging import GateImages, open_if_accurate, recipe_of, run_all, with_note
 from .open import open_engine
 from .plan import ENGINES, Choice, Plan, has_native_bfloat16
 from .trial import settle_layout
@@ -32,15 +32,15 @@ SECONDS = 20.0  # after which no further round begins
 
 
 def open_fastest(
-    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: Pixels | None
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: GateImages
 ) -> Engine:
     """Return an engine in the fastest precision that passes the gate; its plan has the times and the agreement.
 
-    plan: of precision "fast". images: (N,H,W,C) uint8, or None, as in `gate.open_gated`. The result is cached, so that
-    only the first call compares precisions. Raises WeightsError `cache_failed` or `conversion_failed`.
+    plan: of precision "fast". The result is cached, so that only the first call compares precisions. Raises
+    WeightsError `cache_failed` or `conversion_failed`.
     """
-    recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
-    compared, calibration = split(images, recipe)
+    recipe = recipe_of(network, size)
+    compared, calibration, _ = images
     settings = {name: getattr(plan, name) for name in ("device", "engine", "batch_size", "threads", "streams")}
     facts = conversion_facts(network, plan, size, spec, recipe=recipe.to_cfg(), **settings)
     facts |= dict(images=[array_hash(compared), array_hash(calibration)], cpu=cpu_name(), features=cpu_features())
@@ -62,9 +62,8 @@ def open_fastest(
 
     row = json.loads((cached("fast", facts, compare) / "choice.json").read_text())
     choice = Choice("precision", row["precision"], row["reason"])
-    final = dataclasses.replace(
-        plan, precision=row["precision"], exact=tuple(row["exact"]), layout=row["layout"]
-    ).with_choice(choice)
+    final = dataclasses.replace(plan, precision=row["precision"], exact=tuple(row["exact"]), layout=row["layout"])
+    final = with_note(final.with_choice(choice), images)
     if row["precision"] in opened:
         engine = opened[row["precision"]]
         engine.plan = final
@@ -73,7 +72,7 @@ def open_fastest(
 
 
 def _candidates(
-    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: Pixels | None
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: GateImages
 ) -> tuple[dict[str, Engine], list[str]]:
     """Return engines by precision, and the reasons for which others are not among them."""
     from .graphs import why_not

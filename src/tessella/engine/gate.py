@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import TYPE_CHECKING
 
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
+from ..errors import UsageError
 from ..weights.network import AnyModel, as_network
 from .agreement import BOUNDS
 from .base import Engine
 from .fast import open_fastest
-from .judging import open_if_accurate
+from .judging import GateImages, open_if_accurate, recipe_of, split, with_note
 from .open import open_engine
 from .plan import FAST, Choice, Plan, check_engine, has_native_bfloat16
 from .trial import settle_layout
+
+if TYPE_CHECKING:
+    from ..weights.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +37,36 @@ def open_gated(
     """As `open_engine`, but replace a lossy precision that fails the gate with the next more exact one, with a warning.
 
     images: (N,H,W,C) uint8 images of the model's size for the comparison and the calibration of int8; None uses crops
-    of the photographs in this package. Verdicts are cached with the converted models. The plan of the engine states
-    the precision that is used, and why; for "fast" it is the fastest one that passes. Raises WeightsError
-    `cache_failed` or `conversion_failed`.
+    of the photographs in this package, which are also added, with a warning, if too few images are useful (see
+    `judging.split`). Verdicts are cached with the converted models. The plan of the engine states the precision that
+    is used, and why; for "fast" it is the fastest one that passes. Raises WeightsError `cache_failed` or
+    `conversion_failed`, UsageError `bad_argument` for int8 and a model without a graph, and for a lossy precision and
+    a model without pooling.
     """
     network = as_network(model)
+    if plan.precision not in (*BOUNDS, FAST):
+        return open_engine(network, settle_layout(network, plan, size, spec), size, spec)
+    if not network.global_pool:
+        raise UsageError(
+            "bad_argument",
+            f"precision {plan.precision!r} is not available for this {network.arch}, because global_pool='' gives no "
+            "vector per image, which is needed for the comparison with float32",
+            hint="use precision 'float32'",
+        )
+    judged_by = split(images, recipe_of(network, size))
+    if judged_by.note:
+        log.warning("comparing precisions: %s", judged_by.note)
     if plan.precision == FAST:
-        return open_fastest(network, plan, size, spec, images)
-    plan = settle_layout(network, plan, size, spec)
+        return open_fastest(network, plan, size, spec, judged_by)
+    engine = _open_lossy(network, settle_layout(network, plan, size, spec), size, spec, judged_by)
+    engine.plan = with_note(engine.plan, judged_by)
+    return engine
+
+
+def _open_lossy(
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: GateImages
+) -> Engine:
+    """Return an engine in the precision of the plan, or in the next more exact one that passes the gate."""
     while plan.precision in BOUNDS:
         requested = plan.precision
         engine, why = open_if_accurate(network, plan, size, spec, images)

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from ..data.decode import Pixels
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
+from ..errors import WeightsError
 from ..machine import cpu_features, cpu_name, versions
+from ..text import count_of
 from .agreement import Verdict, compare
 from .artefacts import cached
 from .base import ArrayOutputs, Engine
@@ -31,18 +33,55 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SAMPLES = 128  # built-in crops for the comparison
 CALIBRATION = 64  # further built-in crops, to calibrate int8
+# Of the user's images: 16 calibrate int8, so that no range depends on a single one, and 32 are compared, which is
+# enough for neighborhoods (MIN_IMAGES), and for MIN_DECIDED answers if half of them are decided.
+MIN_USEFUL = 48
+MIN_CONTRAST = 4.0  # standard deviation of a channel, of 255; the noise of a camera or a JPEG file in one color is less
+
+
+class GateImages(NamedTuple):
+    """The images that a lossy precision is judged by, (N,H,W,C) uint8, and a remark about them.
+
+    compared: for the comparison with float32. calibration: others, to calibrate int8. note: why they are not those that
+    the user gave; "" if they are.
+    """
+
+    compared: Pixels
+    calibration: Pixels
+    note: str = ""
 
 
 def open_if_accurate(
-    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: Pixels | None
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: GateImages
 ) -> tuple[Engine | None, str]:
     """Return an engine in the lossy precision of the plan, or None if it fails the gate, and its verdict in words.
 
-    images: (N,H,W,C) uint8, or None, as in `gate.open_gated`.
+    An engine that cannot be built or run, such as one of a network whose activations overflow, fails, too.
+    Raises WeightsError `cache_failed`, and UsageError for a network that the precision does not support.
     """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # values that overflow fail the comparison
+            return _open_and_judge(network, plan, size, spec, images)
+    except (RuntimeError, WeightsError) as error:
+        if isinstance(error, WeightsError) and error.code != "conversion_failed":
+            raise
+        return None, f"{plan.precision} is not possible: {cause_of(error)}"
+
+
+def cause_of(error: Exception) -> str:
+    """Return what happened in one line; the messages of runtimes have several, the last of which states the cause."""
+    if isinstance(error, WeightsError):
+        return error.message
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:200]}" if lines else type(error).__name__
+
+
+def _open_and_judge(
+    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, images: GateImages
+) -> tuple[Engine | None, str]:
     precision, reason = plan.precision, plan.choice("precision").reason
-    recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
-    compared, calibration = split(images, recipe)
+    recipe = recipe_of(network, size)
+    compared, calibration, _ = images
 
     def attempt(exact: tuple[str, ...]) -> tuple[Engine, Verdict]:
         engine = open_engine(network, dataclasses.replace(plan, exact=exact), size, spec, calibration)
@@ -83,7 +122,7 @@ def exact_products(
 
     def search(folder: Path) -> None:
         log.info("searching the products of %s that need float32 (only the first time)", network.arch)
-        recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
+        recipe = recipe_of(network, size)
         statistics = calibrate(network, plan, size, calibration)
         errors = product_errors(network, plan, size, recipe, images, statistics)
         (folder / "exact.json").write_text(json.dumps(dict(exact=find_exact(errors, passes), errors=errors), indent=1))
@@ -92,16 +131,49 @@ def exact_products(
     return tuple(stored["exact"] or ())
 
 
-def split(images: Pixels | None, recipe: InputSpec) -> tuple[Pixels, Pixels]:
-    """Return images (N,H,W,C) for the comparison and other images for the calibration of int8.
+def recipe_of(network: Network, size: tuple[int, int]) -> InputSpec:
+    """Return how images of `size` (height, width) are prepared for the network."""
+    return dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
 
-    A single image is used for both. images: as in `open_gated`.
+
+def split(images: Pixels | None, recipe: InputSpec) -> GateImages:
+    """Divide images (N,H,W,C) uint8 into some for the comparison and others for the calibration of int8.
+
+    images: None for photographs of this package, which are also added to fewer than MIN_USEFUL useful images. Copies
+    and images without contrast are left out, as they say nothing about other images. One or two images are compared
+    only, so that int8 is never judged by an image that it was calibrated with.
     """
-    if images is None:
-        images = sample_images(recipe, SAMPLES + CALIBRATION)
-        return images[:SAMPLES], images[SAMPLES:]
-    count = max(1, len(images) // 3)
-    return (images[count:], images[:count]) if len(images) > 1 else (images, images)
+    useful = None if images is None else images[useful_images(images)]
+    count = 0 if useful is None else len(useful) // 3
+    if useful is not None and len(useful) >= MIN_USEFUL:
+        return GateImages(useful[count:], useful[:count])
+    photographs = sample_images(recipe, SAMPLES + CALIBRATION)
+    compared, calibration = photographs[:SAMPLES], photographs[SAMPLES:]
+    if useful is None:
+        return GateImages(compared, calibration)
+    found = f"only {count_of(len(useful), 'distinct image')} with contrast" if len(useful) else "no image with contrast"
+    return GateImages(
+        np.concatenate([useful[count:], compared]),
+        np.concatenate([useful[:count], calibration]),
+        f"{found} given, so photographs of the package were added",
+    )
+
+
+def with_note(plan: Plan, images: GateImages) -> Plan:
+    """Return the plan with the remark about the images in the reason for its precision."""
+    _, chosen, reason = plan.choice("precision")
+    return plan.with_choice(Choice("precision", chosen, f"{reason}; {images.note}")) if images.note else plan
+
+
+def useful_images(images: Pixels) -> list[int]:
+    """Return the indices of images (N,H,W,C) that have contrast, without copies of an earlier one."""
+    from .facts import array_hash
+
+    first: dict[str, int] = {}
+    for i, image in enumerate(images):
+        if image.std((0, 1), dtype=np.float64).max() >= MIN_CONTRAST:
+            first.setdefault(array_hash(image), i)
+    return list(first.values())
 
 
 def judge(network: Network, engine: Engine, images: Pixels, recipe: InputSpec) -> Verdict:
@@ -115,10 +187,10 @@ def judge(network: Network, engine: Engine, images: Pixels, recipe: InputSpec) -
 
     def measure(folder: Path) -> None:
         log.info(
-            "comparing %s in %s with float32 on %d images (only the first time)",
+            "comparing %s in %s with float32 on %s (only the first time)",
             network.arch,
             plan.precision,
-            len(images),
+            count_of(len(images), "image"),
         )
         expected = reference(network, engine, images, recipe)
         outputs = run_all(engine, images, recipe)

@@ -35,5 +35,7 @@ class OnnxRuntimeEngine(GraphEngine):
         self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
+        if not len(x):
+            return self.empty_outputs(x)
         logits, embedding = self.session.run(None, {"images": x})
         return logits, embedding

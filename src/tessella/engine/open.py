@@ -69,8 +69,6 @@ def _open_openvino(
 
     core()  # before any other function of OpenVINO
     if (reason := why_not(network)) is not None:
-        from .convert import as_openvino
-
         if plan.precision == "int8":
             raise UsageError(
                 "bad_argument",
@@ -78,6 +76,8 @@ def _open_openvino(
                 hint="use precision 'bfloat16' or 'float32'",
             )
         require("torch", f"the conversion of {network.arch} ({reason})")
+        from .convert import as_openvino
+
         log.info("%s is converted by PyTorch, because %s", network.arch, reason)
         folder = as_openvino(network, plan, size, spec)
         return open_graph(folder / GRAPHS["openvino"], plan, size, spec, network)

@@ -92,6 +92,8 @@ class OpenVinoEngine(GraphEngine):
             ov.save_model(self.built, folder / GRAPHS["openvino"], compress_to_fp16=False)
 
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
+        if not len(x):
+            return self.empty_outputs(x)
         try:
             request = self.idle.pop()
         except IndexError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -14,36 +15,20 @@ from ..errors import UsageError
 from ..extras import install_command, require
 from ..machine import has_cpu_bfloat16, may_have_gpu, thread_count
 from ..text import any_of, count_of
+from .kinds import ENGINES as ENGINES
+from .kinds import MAX_BATCH_SIZE as MAX_BATCH_SIZE
+from .kinds import PRECISIONS as PRECISIONS
 
 if TYPE_CHECKING:
     from ..weights.network import AnyModel, Network
     from .tuned import Tuned
 
+log = logging.getLogger(__name__)
 Mode = Literal["throughput", "latency"]
 MODES = ("throughput", "latency")
-PRECISIONS = ("float32", "bfloat16", "int8")
 FAST = "fast"  # the fastest precision that passes the gate; resolved when an engine is opened
-TORCH_PRECISIONS = ("float32", "bfloat16")
 DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # batch size; on a CPU larger batches do not fit the cache
-MAX_BATCH_SIZE = 65_536
 MAX_STREAMS = 4  # unless tuned; each has its own buffers
-
-
-class EngineKind(NamedTuple):
-    """The requirements and capabilities of an engine."""
-
-    packages: tuple[str, ...]  # import names of the required packages
-    devices: tuple[str, ...]  # empty for all
-    precisions: tuple[str, ...]
-
-
-ENGINES = {
-    "eager": EngineKind(("torch",), (), TORCH_PRECISIONS),  # the reference: the unchanged model
-    "rewritten": EngineKind(("torch",), (), TORCH_PRECISIONS),  # the exact rewrites, run by PyTorch
-    "compile": EngineKind(("torch",), ("cpu", "cuda"), TORCH_PRECISIONS),  # the same with torch.compile
-    "openvino": EngineKind(("openvino",), ("cpu",), PRECISIONS),
-    "onnxruntime": EngineKind(("torch", "onnxruntime", "onnx", "onnxscript"), ("cpu",), ("float32",)),
-}
 
 
 class Choice(NamedTuple):
@@ -212,13 +197,31 @@ def mode_choice(mode: Mode) -> Choice:
 
 
 def _find_usable(network: Network, size: tuple[int, int], threads: int, mode: Mode) -> Tuned | None:
-    """Return the tuned settings of a model, or None if there are none or a package of their engine is missing."""
+    """Return the tuned settings of a model, or None if there are none or a package of their engine is missing.
+
+    Settings with an unknown layout are ignored, with a warning.
+    """
     from .tuned import Workload, find_tuned
 
     tuned = find_tuned(Workload.of(network, size, threads), mode)
-    if tuned is not None and missing_packages(tuned.engine):
+    if tuned is None or missing_packages(tuned.engine):
+        return None
+    if tuned.layout and tuned.layout not in (layouts := _layouts_of(network, tuned.engine)):
+        known = any_of(layouts) if layouts else "none"
+        log.warning("the tuned settings of %s are ignored: layout is %r, known: %s", network.arch, tuned.layout, known)
         return None
     return tuned
+
+
+def _layouts_of(network: Network, engine: str) -> tuple[str, ...]:
+    """Return the names of the layouts that `tessella tune` compares; PyTorch is imported for its own engines only."""
+    if engine == "openvino":
+        from .graphs import layouts_of, why_not
+
+        return layouts_of(network) if why_not(network) is None else ()
+    from .rewrites import layouts_of as rewritten_layouts
+
+    return rewritten_layouts(network.to_module())
 
 
 def _default_settings(

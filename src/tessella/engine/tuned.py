@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ import msgspec
 from ..fingerprint import config_text
 from ..machine import cpu_features, cpu_name, versions
 from ..storage import write_atomic
+from ..text import any_of
 from .artefacts import cache_folder
+from .kinds import ENGINES, MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
     from ..weights.network import AnyModel
 
+log = logging.getLogger(__name__)
 Conditions: TypeAlias = dict[str, str | int | list[int] | None]
 
 
@@ -32,6 +36,17 @@ class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     streams: int  # concurrent forward passes
     batch_size: int
     reason: str  # a sentence with the figures
+
+    def check(self, threads: int) -> None:
+        """Raise ValueError for settings that `tessella tune` does not write. threads: of the record."""
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine is {self.engine!r}, expected {any_of(tuple(ENGINES))}")
+        precisions = ENGINES[self.engine].precisions
+        if self.precision not in precisions:
+            raise ValueError(f"precision is {self.precision!r}, expected {any_of(precisions)} for {self.engine}")
+        for what, value, most in (("streams", self.streams, threads), ("batch_size", self.batch_size, MAX_BATCH_SIZE)):
+            if not 1 <= value <= most:
+                raise ValueError(f"{what} is {value}, expected 1 to {most:,}")
 
 
 class TunedRecord(msgspec.Struct, frozen=True):
@@ -89,8 +104,8 @@ class Workload:
 
 
 def find_tuned(workload: Workload, mode: str) -> Tuned | None:
-    """Return the fastest settings for `mode`, or None if none were measured or the record is damaged."""
-    record = _read(workload.path())
+    """Return the fastest settings for `mode`, or None if none were measured or, with a warning, they are invalid."""
+    record = _read(workload.path(), workload.threads)
     return record.winners.get(mode) if record else None
 
 
@@ -115,8 +130,19 @@ def all_tuned() -> Iterator[TunedRecord]:
             yield record
 
 
-def _read(path: Path) -> TunedRecord | None:
+def _read(path: Path, threads: int | None = None) -> TunedRecord | None:
+    """Return a record, or None if there is none or, with a warning, if it is not one that `save_tuned` writes.
+
+    threads: the most streams that a record may have; None for its own number of threads.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=TunedRecord)
-    except (OSError, ValueError, RecursionError):
+        record = msgspec.json.decode(path.read_bytes(), type=TunedRecord)
+        most = record.conditions.get("threads") if threads is None else threads
+        for winner in record.winners.values():
+            winner.check(most if isinstance(most, int) else 1)
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("the tuned settings in %s are ignored: %s", path, error)
+        return None
+    return record

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..errors import WeightsError
 from ..models.layout import TensorKind
+from ..text import count_of
 from .formats import refuse
 
 MAX_SHOWN = 10  # differences in a message
@@ -72,7 +73,7 @@ def verify_kinds(
     original = any(_ORIGINAL_KEY.match(key) for key in state)
     raise WeightsError(
         code,
-        f"{source} is not {arch or 'this model'}: {len(differences)} differences, "
+        f"{source} is not {arch or 'this model'}: {count_of(len(differences), 'difference')}, "
         "- missing in the file, + not in the model\n" + "\n".join(differences[:MAX_SHOWN]),
         hint="this looks like the original authors' file: run `tessella convert`"
         if original

@@ -57,13 +57,13 @@ def open_network(
         return through_pytorch(f"the argument {unsupported[0]}")
     is_remote = not checkpoint_path and name.startswith(("hf-hub:", "hf_hub:"))
     if is_remote and not is_installed("torch"):  # look at the config before weights are downloaded with it
-        purpose = _adaptation(*_configure(name, arguments, False, cache_dir))
+        purpose = _need_for_pytorch(*_configure(name, arguments, False, cache_dir))
         if purpose:
             check_installed("torch", purpose)
     cfg, config = _configure(name, arguments, not checkpoint_path, cache_dir)
     path, sha256 = Path(checkpoint_path or ""), None
     if not checkpoint_path:
-        if purpose := _adaptation(cfg, config):
+        if purpose := _need_for_pytorch(cfg, config):
             return through_pytorch(purpose)
         path, sha256 = locate(cfg, name, cache_dir or None)
     arch = cfg["architecture"]
@@ -96,8 +96,11 @@ def _configure(
     return cfg, configure(cfg["architecture"], **{**default_args(cfg), **args, **fields})
 
 
-def _adaptation(cfg: PretrainedCfg, config: FamilyConfig) -> str:
-    """Return how a checkpoint has to be adapted to the model, for a message; "" if it is exactly this model's."""
+def _need_for_pytorch(cfg: PretrainedCfg, config: FamilyConfig) -> str:
+    """Return why PyTorch is needed to open or run the model of a checkpoint, for a message; "" if it is not.
+
+    It adapts weights to another model than the checkpoint's, and computes what graphs do not support.
+    """
     classes = cfg.get("num_classes", config.num_classes)
     if classes == -1:
         return "a checkpoint with an unknown number of classes"
@@ -110,4 +113,6 @@ def _adaptation(cfg: PretrainedCfg, config: FamilyConfig) -> str:
         return f"another number of channels than the checkpoint's {channels}"
     if size and image_size(config) not in (None, tuple(size)):
         return f"another image size than the checkpoint's {size[0]}x{size[1]} px"
+    if not config.global_pool:
+        return "global_pool='', which gives maps instead of one vector per image,"
     return ""

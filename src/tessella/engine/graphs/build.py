@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...data.spec import InputSpec
 from ...models.configs import FamilyConfig
 from ...models.configs.convit import ConViTConfig
@@ -40,6 +42,7 @@ def layouts_of(network: Network) -> tuple[str, ...]:
     return mixer.LAYOUTS if isinstance(network.config, MixerConfig) else ("",)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # folded weights may overflow; the outputs show it
 def build_graph(
     network: Network, size: Size, spec: InputSpec | None, *, layout: str = "", products: Products | None = None
 ) -> ov.Model:

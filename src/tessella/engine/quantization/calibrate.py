@@ -12,6 +12,8 @@ import numpy as np
 
 from ...data.decode import Pixels
 from ...data.spec import InputSpec
+from ...errors import WeightsError
+from ...text import count_of
 from ..artefacts import cached
 from ..choice import images_per_request
 from ..facts import array_hash, conversion_facts
@@ -45,7 +47,7 @@ def quantized_graph(
     """Return the graph of a network in int8 (see `build_graph`), and a hash of its weights and ranges.
 
     samples: (N,H,W,C) uint8 images to calibrate on. exact: names of products that stay in float32. Raises WeightsError
-    `cache_failed`.
+    `cache_failed`, or `conversion_failed` if activations overflow.
     """
     quantizer = Quantizer(calibrate(network, plan, size, samples), exact)
     graph = build_graph(network, size, spec, layout=plan.layout, products=quantizer)
@@ -55,22 +57,36 @@ def quantized_graph(
 def calibrate(network: Network, plan: Plan, size: Size, samples: Pixels) -> dict[str, Statistics]:
     """Return the statistics of all products that can be computed in 8 bits, by name; they are cached.
 
-    samples: (N,H,W,C) uint8 images. Raises WeightsError `cache_failed`.
+    samples: (N,H,W,C) uint8 images. Raises WeightsError `cache_failed`, and `conversion_failed` if a statistic is not
+    finite because activations overflow.
     """
     recipe = dataclasses.replace(InputSpec.from_cfg(network.pretrained_cfg), height=size[0], width=size[1])
     facts = conversion_facts(network, plan, size, recipe, samples=array_hash(samples), openvino=ov.__version__)
 
     def measure(folder: Path) -> None:
         log.info("calibrating %s for int8 on %d images (only the first time)", network.arch, len(samples))
-        rows = observe(network, plan, size, recipe, samples)
-        errors = product_errors(network, plan, size, recipe, samples, rows)
-        rows = without_inaccurate_pairs(rows, errors)
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            rows = observe(network, plan, size, recipe, samples)
+        if not overflowing(rows):
+            rows = without_inaccurate_pairs(rows, product_errors(network, plan, size, recipe, samples, rows))
         arrays = {f"{name} {field}": getattr(row, field) for name, row in rows.items() for field in FIELDS}
         np.savez(folder / "statistics.npz", **arrays)
 
     with np.load(cached("calibration", facts, measure) / "statistics.npz") as stored:
-        names = dict.fromkeys(key.rpartition(" ")[0] for key in stored.files)
-        return {name: Statistics(*(stored[f"{name} {field}"] for field in FIELDS)) for name in names}
+        known = dict.fromkeys(key.rpartition(" ")[0] for key in stored.files)
+        rows = {name: Statistics(*(stored[f"{name} {field}"] for field in FIELDS)) for name in known}
+    if names := overflowing(rows):
+        raise WeightsError(
+            "conversion_failed",
+            f"the activations of {network.arch} overflow in {count_of(len(names), 'product')}, the first is {names[0]}",
+            hint="use precision 'float32'",
+        )
+    return rows
+
+
+def overflowing(rows: Mapping[str, Statistics]) -> list[str]:
+    """Return the names of products with statistics that are not finite."""
+    return [name for name, row in rows.items() if not all(np.isfinite(getattr(row, field)).all() for field in FIELDS)]
 
 
 def without_inaccurate_pairs(rows: Mapping[str, Statistics], errors: Mapping[str, float]) -> dict[str, Statistics]:
