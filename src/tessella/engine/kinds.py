@@ -7,6 +7,7 @@ from typing import NamedTuple
 PRECISIONS = ("float32", "bfloat16", "int8")
 TORCH_PRECISIONS = ("float32", "bfloat16")
 MAX_BATCH_SIZE = 65_536
+MAX_STREAMS = 4  # unless tuned; each has its own buffers
 
 
 class EngineKind(NamedTuple):

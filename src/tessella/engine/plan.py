@@ -17,6 +17,7 @@ from ..machine import has_cpu_bfloat16, may_have_gpu, thread_count
 from ..text import any_of, count_of
 from .kinds import ENGINES as ENGINES
 from .kinds import MAX_BATCH_SIZE as MAX_BATCH_SIZE
+from .kinds import MAX_STREAMS as MAX_STREAMS
 from .kinds import PRECISIONS as PRECISIONS
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ Mode = Literal["throughput", "latency"]
 MODES = ("throughput", "latency")
 FAST = "fast"  # the fastest precision that passes the gate; resolved when an engine is opened
 DEFAULT_BATCH = {"cpu": 8, "cuda": 128, "mps": 32}  # batch size; on a CPU larger batches do not fit the cache
-MAX_STREAMS = 4  # unless tuned; each has its own buffers
 
 
 class Choice(NamedTuple):

@@ -18,7 +18,7 @@ from ..machine import cpu_features, cpu_name, versions
 from ..storage import write_atomic
 from ..text import any_of
 from .artefacts import cache_folder
-from .kinds import ENGINES, MAX_BATCH_SIZE
+from .kinds import ENGINES, MAX_BATCH_SIZE, MAX_STREAMS
 
 if TYPE_CHECKING:
     from ..weights.network import AnyModel
@@ -44,7 +44,8 @@ class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         precisions = ENGINES[self.engine].precisions
         if self.precision not in precisions:
             raise ValueError(f"precision is {self.precision!r}, expected {any_of(precisions)} for {self.engine}")
-        for what, value, most in (("streams", self.streams, threads), ("batch_size", self.batch_size, MAX_BATCH_SIZE)):
+        streams = max(threads, MAX_STREAMS)
+        for what, value, most in (("streams", self.streams, streams), ("batch_size", self.batch_size, MAX_BATCH_SIZE)):
             if not 1 <= value <= most:
                 raise ValueError(f"{what} is {value}, expected 1 to {most:,}")
 
