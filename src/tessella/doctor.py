@@ -14,6 +14,7 @@ from .engine.plan import has_native_bfloat16
 from .engine.tuned import all_tuned
 from .machine import instruction_set, thread_count
 from .predictor import load
+from .text import count_of
 from .weights.catalogue import DEFAULT_MODEL
 
 NEEDED = (
@@ -71,7 +72,7 @@ def _tuned(threads: int) -> list[Choice]:
         holds = record.holds(threads)
         for mode, winner in record.winners.items():
             chosen = " ".join(filter(None, (winner.engine, winner.precision, winner.layout)))
-            chosen += f", {winner.streams} x {winner.batch_size} images"
+            chosen += f", {winner.streams} x {count_of(winner.batch_size, 'image')}"
             unused = f"not used: the machine, threads or versions differ; it was {winner.reason}"
             rows.append(Choice(f"{record.arch}, {mode}", chosen, winner.reason if holds else unused))
     return rows or [Choice("tuned models", "none", "run `tessella tune MODEL` to find the fastest settings")]

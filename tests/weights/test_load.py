@@ -160,6 +160,13 @@ def test_classes_channels_and_image_size_change_at_once() -> None:
     assert model(images(model)).shape == (2, 2)
 
 
+def test_a_single_difference_is_not_a_plural() -> None:
+    source = dict(tiny("convmixer").state_dict())
+    source["head.bias"] = torch.zeros(9)
+    with pytest.raises(WeightsError, match="convmixer_1024_20_ks9_p14: 1 difference, "):
+        load_weights(tiny("convmixer"), source, source="my.safetensors")
+
+
 def test_the_first_differences_are_shown_with_both_sides() -> None:
     source = dict(tiny("convmixer").state_dict())
     for key in list(source)[:6]:

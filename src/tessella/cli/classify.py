@@ -12,7 +12,7 @@ import click
 
 from ..data.names import Skipped
 from ..errors import UsageError
-from ..text import printable
+from ..text import count_of, printable
 from .console import Command, echo, notice, show_progress
 from .options import (
     find_sources,
@@ -163,7 +163,7 @@ def _run(
         report_skipped(skipped)
     if path is not None and counter.kept:
         count = write_records(path, counter.kept, metadata, csv_safe=arguments.get("csv_safe", False))
-        notice(f"wrote {count} rows to {printable(str(path))}")
+        notice(f"wrote {count_of(count, 'row')} to {printable(str(path))}")
     finish(counter.good, counter.bad, arguments["strict"])
 
 

@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..text import printable
+from ..text import count_of, printable
 from ..training.events import EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
 
 
@@ -75,7 +75,7 @@ class TrainingProgress:
                     f"{event.val_images:,} held-out images, {event.seconds:.0f} s"
                 )
             case EpochEvent():
-                skipped = f", {event.skipped:,} images skipped" if event.skipped else ""
+                skipped = f", {count_of(event.skipped, 'image')} skipped" if event.skipped else ""
                 self._print(
                     f"epoch {event.epoch}: loss {event.loss:.4f}, validation loss {event.val_loss:.4f}, "
                     f"{event.score}, {event.seconds:.0f} s{skipped}"

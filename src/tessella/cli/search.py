@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from ..text import printable
+from ..text import count_of, printable
 from .console import Command, echo, echo_json, new_table, notice, print_table
 from .options import argument, json_lines_option, json_option, option, run_argument
 from .preflight import count_type
@@ -28,7 +28,7 @@ def index(folder: str, as_json: bool) -> None:
         return
     changes = f"{report.added:,} added, {report.removed:,} removed"
     size, seconds = f"{report.bytes / 1e6:.1f} MB", f"{report.seconds:.1f} s"
-    echo(printable(f"{report.rows:,} rows in {folder}/index ({changes}), {size}, {seconds}"))
+    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}), {size}, {seconds}"))
 
 
 @click.command(

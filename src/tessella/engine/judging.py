@@ -93,7 +93,8 @@ def _open_and_judge(
         exact = exact_products(network, engine, compared, calibration, lambda exact: attempt(exact)[1].passes("int8"))
         if exact:
             engine, verdict = attempt(exact)
-            kept = f"; {len(exact)} products stay in float32: {', '.join(exact)}"
+            stay = "product stays" if len(exact) == 1 else "products stay"
+            kept = f"; {len(exact)} {stay} in float32: {', '.join(exact)}"
     if verdict.passes(precision):
         text = f"{reason}; against float32: {verdict}{kept}"
         engine.plan = engine.plan.with_choice(Choice("precision", precision, text))

@@ -64,7 +64,8 @@ def calibrate(network: Network, plan: Plan, size: Size, samples: Pixels) -> dict
     facts = conversion_facts(network, plan, size, recipe, samples=array_hash(samples), openvino=ov.__version__)
 
     def measure(folder: Path) -> None:
-        log.info("calibrating %s for int8 on %d images (only the first time)", network.arch, len(samples))
+        count = count_of(len(samples), "image")
+        log.info("calibrating %s for int8 on %s (only the first time)", network.arch, count)
         with np.errstate(over="ignore", invalid="ignore"):  # checked below
             rows = observe(network, plan, size, recipe, samples)
         if not overflowing(rows):
@@ -93,7 +94,7 @@ def without_inaccurate_pairs(rows: Mapping[str, Statistics], errors: Mapping[str
     """Return the statistics without those of products of two activations with an error above MAX_PAIR_ERROR."""
     inaccurate = [name for name, error in errors.items() if error > MAX_PAIR_ERROR]
     if dropped := {side for name in inaccurate for side in sides(name)} & set(rows):
-        log.info("%d products of attention stay in float32: their errors would be too large", len(dropped) // 2)
+        log.info("too inaccurate in int8: %s of attention", count_of(len(dropped) // 2, "product"))
     return {name: row for name, row in rows.items() if name not in dropped}
 
 
