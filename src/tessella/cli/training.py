@@ -111,6 +111,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     from ..data.datasets import open_split
     from ..training.events import TrainingEvent, TrainingRemark
     from ..training.presets import choose_config
+    from ..training.run_folder import TrainingRecord
 
     names = ("model", "preset", "config", "scratch", "device", "workers", "shard")
     model, preset, file, scratch, device, workers, shard = (options.pop(name) for name in names)
@@ -119,7 +120,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
         changes["trainable"] = "head"
     if not changes["compile"]:  # the flag does not turn off what a config file turns on
         del changes["compile"]
-    config, description = choose_config(model, preset, file, scratch, changes)
+    config, description = choose_config(model, preset, file, scratch, changes, TrainingRecord.model_of(out))
     images = open_split(data, val=val, val_fraction=val_fraction)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
