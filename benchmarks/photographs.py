@@ -13,7 +13,8 @@ Every data set is optional; a figure that needs a missing one is left out.
 Neighbors are ranked by the cosine of the embeddings; those of the teacher are centered by their mean over the
 photographs first (`photos_recall_centered`: those of the model as well). Images per second are those of the default
 engine on decoded pixels, in rounds in which all models take turns. --sheet draws the nearest neighbors of ten
-photographs. Rows are written to benchmarks/results as a CSV file, and printed as tables in Markdown.
+photographs. A model is a name, local-dir:FOLDER, or run:RUN for the newest checkpoint of `tessella train`; LABEL=
+before it names its row. Rows are written to benchmarks/results as a CSV file, and printed as tables in Markdown.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 from end_to_end import run_model
 from neighbors import CLASS_OF, QUERIES, Ints, centered, draw_neighbors, name_of, nearest, outputs_of, recall
+from snapshot import write_snapshot
 from table import RESULTS, write_table
 from teacher import CROP, export_teacher
 
@@ -48,7 +50,7 @@ from tessella.weights.names import local_folder
 
 BUILTIN = tuple(name for name, row in CATALOGUE.items() if row.file)
 K = (1, 5, 10, 20)  # of retrieval, as in search.py
-LOCAL = "local-dir:"
+LOCAL, RUN = "local-dir:", "run:"
 PERCENT = ("clothing", "photos", "cifar")  # prefixes of columns with fractions
 TABLES: tuple[dict[str, str], ...] = (  # title of each column in Markdown; a table without figures is not printed
     dict(model="model", clothing_knn="clothing, nearest neighbors", clothing_linear="clothing, linear probe",
@@ -191,7 +193,7 @@ def _cell(column: str, value: Any) -> str:
 def split_label(text: str) -> tuple[str, str]:
     """Return the label and the name of a model that is given as NAME or LABEL=NAME."""
     label, _, name = text.rpartition("=")
-    return label or name.removeprefix(LOCAL).rstrip("/").rpartition("/")[2], name
+    return label or name.removeprefix(LOCAL).removeprefix(RUN).rstrip("/").rpartition("/")[2], name
 
 
 class Judge:
@@ -224,6 +226,9 @@ class Judge:
 def measure_models(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Return one row per model, the teacher first."""
     names = dict(map(split_label, args.models))
+    for label, name in names.items():
+        if name.startswith(RUN):
+            names[label] = f"{LOCAL}{write_snapshot(Path(name.removeprefix(RUN)), folder / 'snapshots' / label)}"
     if args.teacher:
         exported = export_teacher(args.teacher, folder / "teacher", args.teacher_crop)
         names = {args.teacher.name: f"{LOCAL}{exported}"} | names

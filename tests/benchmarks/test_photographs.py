@@ -18,7 +18,8 @@ from PIL import Image
 import tessella
 from tessella.data.sources import iter_sources
 
-from ..training.small_runs import make_images
+from ..training.small_runs import make_images, small
+from ..training.small_runs import run as train
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mixer_ti_p4_32.cifar10"
@@ -31,7 +32,7 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-neighbors, photographs, teacher = load("neighbors"), load("photographs"), load("teacher")
+neighbors, photographs, teacher, snapshot = map(load, ("neighbors", "photographs", "teacher", "snapshot"))
 
 
 def test_neighbors_and_their_recall() -> None:
@@ -123,6 +124,19 @@ def test_the_table_and_the_sheet_of_small_data(
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("<figure>") == 2 * 2 * 11
     assert "tench, a" in page
+
+
+@pytest.mark.parametrize("model", ["mixer_s32_224", "crossvit_tiny_240"])
+def test_a_checkpoint_becomes_a_model(tmp_path: Path, model: str) -> None:
+    data, run = make_images(tmp_path / "data"), tmp_path / "run"
+    train(data, run, small(model, epochs=1, ema_decay=0.5))
+    expected = tessella.load(f"local-dir:{run}")
+    found = tessella.load(f"local-dir:{snapshot.write_snapshot(run, tmp_path / 'model')}")
+    image = data / "val" / "dark" / "1.png"
+    np.testing.assert_array_equal(found.predict(image).probabilities, expected.predict(image).probabilities)
+    assert found.labels == ("0", "1")
+    with pytest.raises(SystemExit, match="has no checkpoint yet"):
+        snapshot.write_snapshot(tmp_path / "data", tmp_path / "other")
 
 
 def test_a_query_that_is_not_there_is_refused(tmp_path: Path) -> None:
