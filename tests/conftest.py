@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,16 @@ _cache = tempfile.TemporaryDirectory(prefix="tessella-tests-")  # gone with the 
 os.environ["TESSELLA_CACHE"] = _cache.name  # nothing that a person tuned decides a test
 
 TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Restore the levels of the package's loggers, which a command run in this process sets."""
+    loggers = [logging.getLogger(name) for name in ("tessella", "tessella.engine")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

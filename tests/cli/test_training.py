@@ -20,6 +20,7 @@ from tessella.training.events import EpochEvent, ProbeEvent, StepEvent, Training
 from tessella.weights.catalogue import default_model
 
 from ..training.small_runs import FAMILIES, make_images
+from ..training.small_teachers import save_teacher
 from .test_cli import run
 
 CLASSES = ("cat", "dog", "horse")
@@ -103,6 +104,11 @@ def test_probe_prints_its_results_and_attaches_a_classifier(animals: Path, tmp_p
         (["probe", "{}", "--seed", "-1"], 2),
         (["evaluate", "{}", "--batch-size", "99999999999999999999999"], 2),
         (["evaluate", "{}", "-m", "local-dir:{}/absent"], 4),
+        (["train", "{}", "-o", "{}/run", "--teacher", "{}/absent.tflite"], 4),
+        (["train", "{}", "-o", "{}/run", "--teacher", "convmixer_768_33"], 2),
+        (["train", "{}", "-o", "{}/run", "--unlabelled", "{}/absent"], 3),
+        (["train", "{}", "-o", "{}/run", "--unlabelled", "{}"], 2),  # without a teacher
+        (["train", "{}", "-o", "{}/run", "--distill-weight", "2"], 2),
     ],
 )
 def test_invalid_arguments_are_refused(tmp_path: Path, arguments: list[str], status: int) -> None:
@@ -124,6 +130,28 @@ def test_paths_and_names_are_checked_before_pytorch_is_imported(command: list[st
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "error: " in done.stderr
+
+
+def test_distillation_from_a_file_without_labels(tmp_path: Path) -> None:
+    data, more, out = make_images(tmp_path / "data"), make_images(tmp_path / "more", count=20, seed=1), tmp_path / "run"
+    teacher = save_teacher(tmp_path / "teacher.xml", side=20).path
+    config = tmp_path / "config.json"
+    name = "convmixer_768_32"
+    settings = dict(
+        model=name, model_args=FAMILIES[name], epochs=1, batch_size=16, img_size=16, distill_center_images=8
+    )
+    config.write_text(json.dumps(settings))
+    command = ["train", str(data), "--teacher", str(teacher), "--distill-target", "both", "--distill-weight", "1"]
+    command += ["--unlabelled", str(more / "train"), "--unlabeled", str(more / "val"), "--config", str(config)]
+    _, err = run(*command, "-o", str(out), "--workers", "0")
+    lines = err.splitlines()
+    assert f"teacher: {teacher}, input uint8 NHWC 20 x 20 px, 3 classes, embedding of 6 numbers (features)" in lines
+    assert "48 labeled and 30 unlabeled images; an epoch is 64 images, 38 % of them unlabeled" in lines
+    assert re.search(r"\nepoch 0: loss .*, agreement with the teacher \d+\.\d\d %, \d+ s\n", err)
+    assert lines[-1] == f"{out} is ready: tessella classify -m local-dir:{out} IMAGE; see {out}/README.md"
+    assert run("classify", "-m", f"local-dir:{out}", str(data / "val" / "dark" / "0.png"))[0]
+    _, err = run(*command, "--unlabelled", str(data / "val"), "-o", str(out), status=2)
+    assert "the unlabeled images changed" in err
 
 
 def test_a_stopped_run_tells_how_to_resume(tmp_path: Path) -> None:

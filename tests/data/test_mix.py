@@ -11,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.data.mix import Erasing, Mixing, _span, binary_loss, erase, mix, soft_target_loss, targets
+from tessella.data.mix import (
+    Erasing,
+    Mixing,
+    _span,
+    binary_loss,
+    erase,
+    labelled_binary_loss,
+    labelled_targets,
+    mix,
+    soft_target_loss,
+    targets,
+)
 from tessella.errors import UsageError
 
 from .distributions import assert_fraction
@@ -304,6 +315,25 @@ def test_binary_loss_worked_out_by_hand() -> None:
     )
     hard = np.array([[0.0, 1.0], [1.0, 1.0]])
     assert float(binary_loss(logits, soft, threshold=0.2)) == pytest.approx(binary_cross_entropy(hard).mean())
+
+
+def test_images_without_labels_have_no_label_loss() -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(4, 3, generator=generator)
+    labels, lam = torch.tensor([2, -1, 0, -1]), torch.tensor([0.7, 0.7, 1.0, 1.0])
+    partner = torch.tensor([-1, 1, -1, -1])
+    rows = labelled_targets(labels, partner, lam, 3, 0.0)
+    expected = torch.tensor([[0, 0, 0.7], [0, 0.3, 0], [1, 0, 0], [0, 0, 0]])
+    torch.testing.assert_close(rows, expected)
+    smoothed = labelled_targets(labels, partner, lam, 3, 0.3)
+    torch.testing.assert_close(smoothed.sum(1), torch.tensor([0.7, 0.3, 1.0, 0.0]))
+    own = F.binary_cross_entropy_with_logits(logits, F.one_hot(torch.tensor([2, 1, 0, 0]), 3).float(), reduction="none")
+    shares = torch.tensor([0.7, 0.3, 1.0, 0.0])
+    torch.testing.assert_close(labelled_binary_loss(logits, rows), (own.mean(1) * shares).mean())
+    labels = labels.clamp(min=0)
+    full = labelled_targets(labels, labels.flip(0), lam, 3, 0.1)
+    assert torch.equal(full, targets(labels, labels.flip(0), lam, 3, 0.1))
+    assert torch.equal(labelled_binary_loss(logits, full), binary_loss(logits, full))
 
 
 def test_losses_are_in_float32_and_have_gradients() -> None:

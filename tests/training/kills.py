@@ -8,6 +8,7 @@ written.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -25,6 +26,7 @@ import torch._dynamo  # an optimizer would import it in each process, for second
 from tessella.training import checkpoint, results
 from tessella.training.config import TrainConfig
 from tessella.training.loop import train
+from tessella.training.setup import DataSettings
 
 from ..soak import write_figures
 from .small_runs import FAMILIES, make_images, small
@@ -63,10 +65,30 @@ def config_of(family: str) -> TrainConfig:
     )
 
 
+def distillation_config(family: str, teacher: Path) -> TrainConfig:
+    """Return a config of 36 steps that learns from the teacher's file, on labelled and unlabelled images."""
+    return dataclasses.replace(
+        config_of(family),
+        probe=False,
+        epochs=7,
+        teacher=str(teacher),
+        distill_target="both",
+        teacher_background=1,  # leaves two classes, as the data has
+        distill_center_images=20,
+        distill_weight=0.7,
+        unlabelled_fraction=0.4,
+    )
+
+
 def _run(data: Path, out: Path, family: str) -> None:
+    """Run to the end. A teacher and unlabelled images beside the data are used."""
     torch.set_num_threads(1)
+    teacher, unlabelled = data.parent / "teacher.xml", data.parent / "unlabelled"
+    distills = teacher.exists()
+    config = distillation_config(family, teacher) if distills else config_of(family)
+    settings = DataSettings(data=data, unlabelled=(unlabelled,) if distills else ())
     with mock.patch.object(results, "write_report"):  # its figures take most of the time of such a small run
-        train(data, out, config_of(family), workers=0)
+        train(settings, out, config, workers=0)
 
 
 def _start(data: Path, out: Path, family: str) -> BaseProcess:

@@ -11,6 +11,7 @@ from PIL import Image
 from tessella.training.config import TrainConfig
 from tessella.training.events import EpochEvent, StepEvent, TrainingEvent, TrainingRemark
 from tessella.training.loop import train
+from tessella.training.setup import DataSettings
 
 CLASSES = ("bright", "dark")
 MIXER = dict(embed_dim=16, num_blocks=2, patch_size=4, img_size=16)
@@ -53,7 +54,7 @@ def small(model: str = "mixer_s32_224", **changes: Any) -> TrainConfig:
     return TrainConfig.from_dict({**settings, **changes})
 
 
-def run(data: Path, out: Path, config: TrainConfig | None = None, **args: Any) -> list[TrainingEvent]:
+def run(data: Path | DataSettings, out: Path, config: TrainConfig | None = None, **args: Any) -> list[TrainingEvent]:
     """Train to the end; return the events."""
     events: list[TrainingEvent] = []
     train(data, out, config or small(), workers=0, on_event=events.append, **args)

@@ -39,6 +39,12 @@ from tessella.training.config import FORMER_NAMES, TrainConfig, differences, rea
         (dict(mixing=dict(cutmix=-1.0)), "-1.0"),
         (dict(augmentation=dict(scale=[float("nan"), 1.0])), "nan"),
         (dict(augmentation=dict(color_jitter=float("inf"))), "inf"),
+        (dict(distill_target="features"), "expected one of 'logits', 'embedding', 'both'"),
+        (dict(teacher_std=[0.0, 0.5, 0.5]), "teacher_std is"),
+        (dict(teacher_layout="CHWN"), "teacher_layout is 'CHWN'"),
+        (dict(unlabelled_fraction=1.5), "unlabelled_fraction is 1.5, expected 0 to 1"),
+        (dict(unlabelled_weights=[1.0, 0.0]), "unlabelled_weights is"),
+        (dict(unlabelled_weights=[]), "unlabelled_weights is"),
     ],
 )
 def test_invalid_settings_are_refused(wrong: dict[str, object], text: str) -> None:

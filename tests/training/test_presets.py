@@ -37,6 +37,16 @@ def test_presets_are_what_their_authors_published() -> None:
     assert (mixer.lr, mixer.min_lr, mixer.max_grad_norm) == (1e-3, 1e-5, 1.0)
 
 
+def test_the_preset_for_distillation_follows_its_paper() -> None:
+    config = preset_config("distill", teacher="teacher.onnx")
+    assert (config.distill_weight, config.distill_target, config.uses_labels) == (1.0, "both", False)
+    assert (config.optimizer, config.schedule, config.min_lr) == ("adamw", "cosine", 0.0)
+    assert config.mixing.mixup > 0
+    assert config.augmentation.scale == (0.35, 1.0)
+    assert config.epochs >= 100
+    assert config.ema_decay > 0
+
+
 def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
     config, description = choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, None, False, {})
     assert (config.init_from, config.epochs) == ("pretrained", preset_config("finetune").epochs)

@@ -137,7 +137,8 @@ def flush_results(status: int) -> int:
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-GROUPS = ("Arguments", "Input", "Model", "Training", "Output", "Advanced", "Other")  # headings of the help, in order
+# headings of the help, in order
+GROUPS = ("Arguments", "Input", "Model", "Distillation", "Training", "Output", "Advanced", "Other")
 
 
 class Argument(click.Argument):

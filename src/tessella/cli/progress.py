@@ -78,7 +78,7 @@ class TrainingProgress:
                 skipped = f", {event.skipped:,} images skipped" if event.skipped else ""
                 self._print(
                     f"epoch {event.epoch}: loss {event.loss:.4f}, validation loss {event.val_loss:.4f}, "
-                    f"top-1 {100 * event.val_top1:.2f} %, {event.seconds:.0f} s{skipped}"
+                    f"{event.score}, {event.seconds:.0f} s{skipped}"
                 )
 
     def _print(self, text: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import click
 
+from ..errors import UsageError
+from . import preflight
 from .console import Command
 from .options import data_argument, option, resumable_out_option, validation_options
 
@@ -21,6 +25,7 @@ from .options import data_argument, option, resumable_out_option, validation_opt
         "tessella train photos -m mixer_b16_224.goog_in21k_ft_in1k --epochs 10 --out runs/mixer",
         "tessella train photos -m convmixer_256_8_ks3_p4 --scratch --img-size 64 --out runs/scratch",
         "tessella train photos --config runs/photos/train.json --lr 0.001 --out runs/lower-lr",
+        "tessella train photos --preset distill --teacher teacher.tflite --unlabelled more.tar --out runs/student",
     ],
 )
 @data_argument
@@ -35,12 +40,39 @@ from .options import data_argument, option, resumable_out_option, validation_opt
 )
 @option("--scratch", group="Model", is_flag=True, help="Start from random weights.")
 @option("--img-size", group="Model", type=click.IntRange(1, 4000), help="Input size in pixels, square.")
-@option("--teacher", group="Model", metavar="MODEL", help="Teacher model for distillation.")
+@option(
+    "--teacher",
+    group="Distillation",
+    metavar="MODEL",
+    help="Teacher to learn from: a model name, an .onnx, .xml (OpenVINO) or .tflite file, or a folder of "
+    "`tessella export`.",
+)
+@option(
+    "--unlabelled",
+    group="Distillation",
+    metavar="DATA",
+    multiple=True,
+    aliases=["--unlabeled"],
+    help="Images without classes to distill on: a folder, .tar or .parquet file, or a glob. Repeatable.",
+)
+@option(
+    "--distill-target",
+    group="Distillation",
+    type=click.Choice(["logits", "embedding", "both"]),
+    help="What is learned from the teacher.  [default: logits]",
+)
+@option(
+    "--distill-weight",
+    group="Distillation",
+    type=click.FloatRange(0, 1),
+    metavar="WEIGHT",
+    help="Weight of the teacher against the labels; with 1, labels are not used.  [default: 0.5]",
+)
 @option(
     "--preset",
     group="Training",
     metavar="NAME",
-    help="Training recipe: convmixer, convit, crossvit, mixer, gmixer, finetune or small-data.  "
+    help="Training recipe: convmixer, convit, crossvit, mixer, gmixer, finetune, distill or small-data.  "
     "[default: finetune for pretrained weights, else small-data]",
 )
 @option(
@@ -109,21 +141,29 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     train with several processes: torchrun --nproc-per-node N -m tessella train ...
     """
     from ..data.datasets import open_split
+    from ..data.unlabelled import TrainingImages, open_unlabelled
     from ..training.events import TrainingEvent, TrainingRemark
     from ..training.presets import choose_config
     from ..training.run_folder import TrainingRecord
 
-    names = ("model", "preset", "config", "scratch", "device", "workers", "shard")
-    model, preset, file, scratch, device, workers, shard = (options.pop(name) for name in names)
+    names = ("model", "preset", "config", "scratch", "device", "workers", "shard", "unlabelled")
+    model, preset, file, scratch, device, workers, shard, unlabelled = (options.pop(name) for name in names)
     changes = {name: value for name, value in options.items() if value is not None}
     if changes.pop("head_only"):
         changes["trainable"] = "head"
     if not changes["compile"]:  # the flag does not turn off what a config file turns on
         del changes["compile"]
     config, description = choose_config(model, preset, file, scratch, changes, TrainingRecord.model_of(out))
-    images = open_split(data, val=val, val_fraction=val_fraction)
+    if unlabelled and not config.teacher:
+        raise UsageError(
+            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
+        )
+    labelled = open_split(data, val=val, val_fraction=val_fraction)
+    images = TrainingImages(*labelled, open_unlabelled(unlabelled) if unlabelled else None)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
+    if preflight.is_teacher_path(config.teacher):  # idle threads of PyTorch would keep OpenVINO's cores busy
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..training.loop import train as run  # imported late: PyTorch is only needed once all arguments are checked
     from ..training.tensorboard import TensorBoardWriter
     from .progress import TrainingProgress
@@ -139,6 +179,5 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
         on_event(TrainingRemark(text=description))
         run(images, out, config, device=device, workers=workers, shard=shard, command=command, on_event=on_event)
         name = shlex.quote(f"local-dir:{out}")
-        on_event(
-            TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; the report is in {out}/report")
-        )
+        report = f"the report is in {out}/report" if (Path(out) / "report").exists() else f"see {out}/README.md"
+        on_event(TrainingRemark(text=f"{out} is ready: tessella classify -m {name} IMAGE; {report}"))

@@ -2,6 +2,7 @@
 
     layout                                                      key of an image
     folders: CLASS/**/image or SPLIT/CLASS/**/image             CLASS/.../image.jpg, relative to the folder
+    a .tar file of such folders                                 file.tar::.../CLASS/.../image.jpg
     Parquet files in Hugging Face's layout                      file.parquet:row
     WebDataset .tar files                                       file.tar::member.jpg
     .csv or .tsv lists of path,label                            the path, relative to the folder of the list
@@ -31,7 +32,7 @@ from .layouts.detection import DatasetFiles, Split, find_files, find_sibling, la
 from .layouts.parquet_tables import read_parquet_tables
 from .layouts.path_lists import read_path_lists
 from .layouts.store import EncodedLabels, FileStore, ImageStore, Ints, bad_data, join_names, join_path, not_found
-from .layouts.webdataset import read_webdataset
+from .layouts.webdataset import read_class_folders, read_webdataset
 from .limits import DEFAULT_LIMITS, Limits
 from .names import Skipped, normalize_class_name
 from .source import Source
@@ -249,7 +250,9 @@ def _read(files: DatasetFiles, splits: list[str]) -> tuple[ImageStore, EncodedLa
         return read_path_lists(files.root, selected)
     for split in splits:
         _refuse_equivalent_folders(files.path, files.class_folders(split))
-    store = FileStore(files.root, [file.name for file in selected], [file.size for file in selected])
+    store: ImageStore = FileStore(files.root, [file.name for file in selected], [file.size for file in selected])
+    if files.members:
+        store = read_class_folders(files.root, [files.members[file.name] for file in selected])
     return store, EncodedLabels.from_labels(file.name.split("/")[files.depth] for file in selected)
 
 

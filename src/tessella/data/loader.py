@@ -21,8 +21,10 @@ from ..errors import ImageError
 from .augment import TrainTransform
 from .datasets import LabelledImages
 from .mix import Erasing, erase
+from .mixture import Mixture
 from .spec import InputSpec
 from .transforms import load_pixels, normalise
+from .unlabelled import ImagePool
 
 _ORDER, _SAMPLE = 1, 2  # separate the random numbers of the order from those of the augmentation
 
@@ -49,7 +51,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One image of an epoch; `copy` numbers the repetitions of the same image."""
+    """One image of an epoch; `copy` numbers the repetitions of the same image in this epoch."""
 
     epoch: int
     image: int  # index in the data set
@@ -65,7 +67,8 @@ class Schedule:
 
     An epoch is a permutation cut into complete batches. The remainder, less than a batch, is left out, and differs
     between epochs. With `repeats`, an epoch is the first 1/repeats of a permutation, with each image that many times in
-    a row.
+    a row. With a mixture, which describes the same `count` images, every batch has the shares of the mixture instead,
+    and an epoch has as many images as without it.
     """
 
     count: int  # number of images
@@ -74,6 +77,7 @@ class Schedule:
     repeats: int = 1
     rank: int = 0
     world_size: int = 1
+    mixture: Mixture | None = None
 
     @property
     def steps(self) -> int:
@@ -82,16 +86,24 @@ class Schedule:
 
     def epoch(self, epoch: int) -> list[list[Draw]]:
         """Return this process's part of every batch; the parts of all processes together are the global batch."""
-        order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(self.count)
-        size = min(self.batch_size, self.count)
-        draws = [Draw(epoch, int(order[i // self.repeats]), i % self.repeats) for i in range(self.steps * size)]
+        rng, size = np.random.default_rng([self.seed, _ORDER, epoch]), min(self.batch_size, self.count)
+        if self.mixture is None:
+            order, rounds = rng.permutation(self.count), np.zeros(self.count, np.int64)
+        else:
+            count = -(-self.steps * size // self.repeats)
+            order, rounds = self.mixture.order(rng, count, max(size // self.repeats, 1))
+        draws = [
+            Draw(epoch, int(order[i // n]), int(rounds[i // n]) * n + i % n)
+            for n in (self.repeats,)
+            for i in range(self.steps * size)
+        ]
         return [draws[k * size : (k + 1) * size][self.rank :: self.world_size] for k in range(self.steps)]
 
 
 class TrainImages(Dataset[Sample]):
     """Augmented images, indexed by `Draw`; an image that cannot be read is returned as its error."""
 
-    def __init__(self, images: LabelledImages, transform: TrainTransform, erasing: Erasing, seed: int):
+    def __init__(self, images: LabelledImages | ImagePool, transform: TrainTransform, erasing: Erasing, seed: int):
         self.images, self.transform, self.erasing, self.seed = images, transform, erasing, seed
 
     def __getitem__(self, draw: Draw) -> Sample:

@@ -205,9 +205,42 @@ def targets(
     return targets_BK.scatter_add_(1, partner_B[:, None], weight * (1 - lam_B)[:, None])
 
 
+def labelled_targets(
+    labels_B: Tensor, partner_B: Tensor, lam_B: Tensor, num_classes: int, label_smoothing: float
+) -> Tensor:
+    """Return soft targets (B,K) float32 of images of which some have no label, which is -1.
+
+    As `targets`, but a row sums to the share of the image that has a label: 1 if both images that are mixed in it have
+    one, 0 if none has.
+    """
+    own, other = labels_B >= 0, partner_B >= 0
+    if bool(own.all()):
+        return targets(labels_B, partner_B, lam_B, num_classes, label_smoothing)
+    lam_B = lam_B.float()
+    own_share_B, other_share_B = lam_B * own, (1 - lam_B) * other
+    share_B = own_share_B + other_share_B
+    lam_B = own_share_B / share_B.clamp(min=1e-12)
+    rows_BK = targets(labels_B.clamp(min=0), partner_B.clamp(min=0), lam_B, num_classes, label_smoothing)
+    return rows_BK * share_B[:, None]
+
+
 def soft_target_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     """Return the cross-entropy with soft targets, a float32 scalar averaged over the batch."""
     return -(targets_BK * logits_BK.float().log_softmax(1)).sum(1).mean()
+
+
+def labelled_binary_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Return `binary_loss` for the targets of `labelled_targets`: images count by the share of them that has a label.
+
+    A float32 scalar averaged over the batch and over classes.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    share_B1 = targets_BK.sum(1, keepdim=True)
+    if bool((share_B1 > 0.999).all()):  # up to rounding, every image has a label
+        return binary_loss(logits_BK, targets_BK)
+    positive_BK = targets_BK / share_B1.clamp(min=1e-12)
+    return binary_cross_entropy_with_logits(logits_BK.float(), positive_BK, weight=share_B1)
 
 
 def binary_loss(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..checks import checked
 from ..data.datasets import LabelledImages, open_labelled
+from ..data.unlabelled import UnlabelledImages
 from ..errors import ImageError, OutputError, UsageError
 from ..records import npz_bytes
 from ..storage import open_regular, write_atomic
@@ -52,19 +53,28 @@ class ChosenImages(NamedTuple):
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def write_image_record(folder: Path, train: LabelledImages, held_out: LabelledImages, init_from: str = "") -> None:
+def write_image_record(
+    folder: Path,
+    train: LabelledImages,
+    held_out: LabelledImages,
+    init_from: str = "",
+    unlabelled: UnlabelledImages | None = None,
+) -> None:
     """Write the record of a model's images to its folder.
 
-    init_from: name of the model that training started from, whose training images are included.
-    Raises OutputError `output_failed`.
+    init_from: name of the model that training started from, whose training images are included. unlabelled: more images
+    that it was trained on. Raises OutputError `output_failed`.
     """
     size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
+    size += 0 if unlabelled is None else unlabelled.total_bytes
     by = "content" if size <= MAX_BYTES else "key"
     train_hashes, held_out_hashes = hashes_of(train, by), hashes_of(held_out, by)
     ordered = _ordered_hash(train_hashes, held_out_hashes)
     earlier = read_image_record(_folder_of(init_from)) if _is_local(init_from) else None
     if earlier is not None and earlier.by == by:
         train_hashes = np.union1d(train_hashes, earlier.train)
+    if unlabelled is not None:
+        train_hashes = np.union1d(train_hashes, hashes_of(unlabelled, by))
     arrays = dict(by=np.array(by), train=train_hashes, held_out=held_out_hashes, ordered=np.array(ordered, np.uint64))
     try:
         write_atomic(folder / RECORD, npz_bytes(arrays))
@@ -105,7 +115,7 @@ def read_image_record(folder: Path) -> ImageRecord | None:
     return record if valid else None
 
 
-def hashes_of(images: LabelledImages, by: str) -> Hashes:
+def hashes_of(images: LabelledImages | UnlabelledImages, by: str) -> Hashes:
     """Return the (N,) hashes of the images' contents or keys; by: one of BY."""
     if by == "key":
         return np.array([_hash(os.fsencode(images.key(i))) for i in range(len(images))], np.uint64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -45,12 +46,17 @@ BOUNDS: dict[str, tuple[float, float]] = {  # smallest and largest value of each
     "ema_decay": (0, 1),
     "distill_weight": (0, 1),
     "distill_temperature": (0, 1000),
+    "distill_embedding_weight": (0, 1e6),
+    "distill_center_images": (1, 1_000_000),
+    "teacher_img_size": (1, MAX_IMG_SIZE),
+    "teacher_background": (0, 1_000_000),
+    "unlabelled_fraction": (0, 1),
     "checkpoint_minutes": (0, 1e6),
     "keep_checkpoints": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
 }
 POSITIVE = ("lr", "layer_decay", "distill_temperature", "crop_pct")  # 0 is refused, too
-OPTIONAL = ("img_size", "crop_pct")  # numbers that may be None
+OPTIONAL = ("img_size", "crop_pct", "teacher_img_size", "unlabelled_fraction")  # numbers that may be None
 FORMER_NAMES = {  # of fields, in configs and in train.json of earlier versions
     "start": "init_from",
     "part": "trainable",
@@ -106,10 +112,24 @@ class TrainConfig:
     loss: Literal["softmax", "binary"] = "softmax"
     drop_path_rate: float = 0.0
     ema_decay: float = 0.0  # decay of the moving average of the weights, which is validated and kept; 0: no average
-    teacher: str = ""  # model name; its predictions are training targets in addition to the labels
-    distill: Literal["soft", "hard"] = "soft"
-    distill_weight: float = 0.5
+    teacher: str = ""  # model name, or a file (.onnx, .xml, .tflite) or exported folder; see docs/guide/training.md
+    distill: Literal["soft", "hard"] = "soft"  # of logits: the teacher's distribution, or its top class only
+    distill_weight: float = 0.5  # of distillation against the labels; 1: the labels are not used
     distill_temperature: float = 1.0
+    distill_target: Literal["logits", "embedding", "both"] = "logits"
+    distill_embedding_loss: Literal["cosine", "regression"] = "cosine"  # to the teacher's centered embedding
+    distill_embedding_weight: float = 1.0  # of the embedding's loss, which is added to that of the logits, with "both"
+    distill_center_images: int = 1024  # training crops whose mean embedding is subtracted
+    teacher_layout: Literal["", "NHWC", "NCHW"] = ""  # of a file's input; "": found by the axis of length 3
+    teacher_mean: tuple[float, ...] | None = None  # of a file's input, for pixels from 0 to 1: (x - mean) / std
+    teacher_std: tuple[float, ...] | None = None
+    teacher_img_size: int | None = None  # pixels; None: that of the teacher, or the student's if it reads any size
+    teacher_embedding: str = ""  # name of the output or node with the embedding; "": the input of the last layer
+    teacher_logits: str = ""  # name of the output or node with the logits; "": the output, before a softmax
+    teacher_labels: str = ""  # text file of the teacher's class names, one a line
+    teacher_background: int = 0  # number of classes to leave out at the beginning of a file's output and labels
+    unlabelled_fraction: float | None = None  # of each batch; None: in proportion to the numbers of images
+    unlabelled_weights: tuple[float, ...] | None = None  # of the unlabelled inputs; None: their numbers of images
     select: Literal["best", "last"] = "best"  # epoch whose weights become the model
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of autocast
@@ -131,11 +151,31 @@ class TrainConfig:
         for name in POSITIVE:
             if getattr(self, name) == 0:
                 raise UsageError("bad_argument", f"{name} is 0, expected more than 0")
-        for name in ("mean", "std"):
+        for name in ("mean", "std", "teacher_mean", "teacher_std"):
             values = getattr(self, name)
             valid = values is None or (values and all(type(v) in (int, float) and 0 <= v <= 1 for v in values))
-            if not valid or (name == "std" and values and 0 in values):
+            if not valid or (name.endswith("std") and values and 0 in values):
                 raise UsageError("bad_argument", f"{name} is {values!r}, expected a number from 0 to 1 per channel")
+        weights = self.unlabelled_weights
+        if weights is not None and not (weights and all(0 < weight < math.inf for weight in weights)):
+            raise UsageError(
+                "bad_argument", f"unlabelled_weights is {weights!r}, expected a positive number for each input"
+            )
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the labels are training targets."""
+        return not self.teacher or self.distill_weight < 1
+
+    @property
+    def distills_logits(self) -> bool:
+        """Whether the teacher's logits are training targets."""
+        return bool(self.teacher) and self.distill_target != "embedding"
+
+    @property
+    def distills_embedding(self) -> bool:
+        """Whether the teacher's embedding is a training target."""
+        return bool(self.teacher) and self.distill_target != "logits"
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields as a dictionary for JSON, which `TrainConfig.from_dict` reads."""

@@ -53,6 +53,11 @@ class EpochEvent:
     trained on; skipped: images that could not be read; bad_steps: steps that were not applied because their loss or
     gradient was not finite; val_top1: accuracy from 0 to 1; val_loss: mean cross-entropy; val_images: validation
     images; val_errors: validation images that could not be read; seconds: duration, validation included.
+
+    If a student does not use the labels (`distill_weight` 1), it is compared with its teacher: val_loss is the loss of
+    distillation, and val_top1, which `measure` names, the share of images with the teacher's top class or, if only the
+    embedding is distilled, the mean cosine of the projected embedding with the centered one of the teacher, -1 to 1.
+    A student of logits that has the classes of the data is compared with the labels all the same.
     """
 
     kind: ClassVar[str] = "epoch"
@@ -69,10 +74,19 @@ class EpochEvent:
     val_images: int
     val_errors: int
     seconds: float
+    measure: str = "top-1"
+
+    @property
+    def score(self) -> str:
+        """What was measured, as text: `top-1 87.50 %`, or `cosine with the teacher 0.5512`."""
+        value = f"{self.val_top1:.4f}" if self.measure.startswith("cosine") else f"{100 * self.val_top1:.2f} %"
+        return f"{self.measure} {value}"
 
     def as_row(self) -> Row:
-        """Return the row of metrics.jsonl."""
-        return {"kind": self.kind} | _fields(self)
+        """Return the row of metrics.jsonl, which does not include `measure`."""
+        row = {"kind": self.kind} | _fields(self)
+        del row["measure"]
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)

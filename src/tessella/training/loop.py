@@ -21,9 +21,8 @@ from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
 from ..data.loader import EvalImages, Loader, Schedule, TrainImages
-from ..data.spec import InputSpec
+from ..data.unlabelled import TrainingImages
 from ..errors import TrainingError, UsageError
-from ..models.base import ImageModel
 from ..plots.figures import warn_without_matplotlib
 from ..signals import GracefulStop
 from . import checkpoint
@@ -36,8 +35,16 @@ from .model import has_classifier_for
 from .results import FinishedRun, write_results
 from .run_folder import check_folder
 from .schedule import learning_rate
-from .setup import DataSettings, TrainingSetup, check_batch_size, check_workers, default_workers
-from .teacher import Teacher
+from .setup import (
+    DataSettings,
+    PreparedModel,
+    TrainingSetup,
+    check_batch_size,
+    check_distillation,
+    check_workers,
+    default_workers,
+    mixture_of,
+)
 from .trainer import StepResult, Trainer
 from .validation import BestEpoch, ProbeBaseline, Validation, validate
 
@@ -47,7 +54,7 @@ MAX_SKIPPED_STEPS = 10  # in a row, with on_bad_loss "skip"
 
 @checked
 def train(
-    data: str | Path | DataSettings | tuple[LabelledImages, LabelledImages],
+    data: str | Path | DataSettings | tuple[LabelledImages, LabelledImages] | TrainingImages,
     out: str | Path,
     config: TrainConfig | None = None,
     *,
@@ -62,7 +69,8 @@ def train(
     A run that exists in the folder is resumed; its config and data must be the same. At the end the folder can be
     loaded with `tessella.load("local-dir:...")`.
 
-    data: a path, `DataSettings`, or training and validation images that are open already. config: None: the defaults of
+    data: a path, `DataSettings`, or images that are open already: training and validation images, or `TrainingImages`,
+    which may include unlabelled ones. config: None: the defaults of
     `TrainConfig`. device: "auto", "cpu", "cuda" or "cuda:1". workers: data loader processes; None: the number of cores
     minus one, at most 8. shard: shard the weights over the processes of torchrun (FSDP2). command: the command line
     that repeats the run, for its card and report. on_event: called with every event, see `tessella.training.events`.
@@ -80,17 +88,18 @@ def train(
         warn_without_matplotlib()
     if isinstance(data, str | Path):
         data = DataSettings(data=data)
-    train_images, val_images = data.open() if isinstance(data, DataSettings) else data
-    for line in train_images.skipped.lines():
-        on_event(TrainingRemark(text=line))
-    check_batch_size(config, train_images, context)
+    images = data.open_all() if isinstance(data, DataSettings) else TrainingImages(*data)
+    for skipped in (images.train.skipped, *([images.unlabelled.skipped] if images.unlabelled else [])):
+        for line in skipped.lines():
+            on_event(TrainingRemark(text=line))
+    check_distillation(config, images, shard)
+    check_batch_size(config, images.pool, context)
     workers = default_workers() if workers is None else workers
-    setup = TrainingSetup(folder, config, train_images, val_images, context, workers, on_event)
+    setup = TrainingSetup(folder, config, images, context, workers, on_event)
     with ExitStack() as stack:
-        model, spec, teacher = setup.prepare(stack)
-        run = TrainingRun(setup, model, spec)
+        run = TrainingRun(setup, setup.prepare(stack))
         run.begin(shard)
-        run.train_epochs(teacher)
+        run.train_epochs()
         if context.rank == 0:
             run.finish(command)
         context.shutdown()
@@ -100,20 +109,34 @@ def train(
 class TrainingRun:
     """The state of a run between two steps, and what changes it."""
 
-    def __init__(self, setup: TrainingSetup, model: ImageModel, spec: InputSpec):
+    def __init__(self, setup: TrainingSetup, prepared: PreparedModel):
         config, context = setup.config, setup.context
-        self.setup, self.config, self.model, self.spec = setup, config, model, spec
+        self.setup, self.config = setup, config
+        self.model, self.spec, self.classes, self.distillation = prepared
         self.log = MetricsLog(setup.folder, context, setup.on_event)
+        self.pool = setup.images.pool
         self.schedule = Schedule(
-            len(setup.train_images), config.batch_size, config.seed, config.repeats, context.rank, context.world_size
+            len(self.pool),
+            config.batch_size,
+            config.seed,
+            config.repeats,
+            context.rank,
+            context.world_size,
+            mixture_of(config, setup.images),
         )
         self.total_steps = config.epochs * self.schedule.steps
         pin = context.device.type == "cuda"
-        samples = TrainImages(
-            setup.train_images, TrainTransform(spec, config.augmentation), config.erasing, config.seed
-        )
+        rendered = self.spec
+        if self.distillation is not None:  # at the larger size of teacher and student
+            rendered = dataclasses.replace(
+                self.spec, height=self.distillation.rendered[0], width=self.distillation.rendered[1]
+            )
+        transform = TrainTransform(rendered, config.augmentation)
+        samples = TrainImages(self.pool, transform, config.erasing, config.seed)
         self.train_loader = Loader(samples, setup.workers, pin=pin)
-        self.val_loader = Loader(EvalImages(setup.val_images, spec), setup.workers, pin=pin, persistent=False)
+        compares = self.distillation is not None and self.distillation.validates
+        val_samples = EvalImages(setup.images.val, rendered if compares else self.spec)
+        self.val_loader = Loader(val_samples, setup.workers, pin=pin, persistent=False)
         self.steps_done = self.epochs_done = 0
         self.best, self.totals = BestEpoch(), EpochTotals()
         self.probe: ProbeBaseline | None = None
@@ -124,17 +147,20 @@ class TrainingRun:
         setup, config, log = self.setup, self.config, self.log
         saved = checkpoint.read_newest(setup.folder, log.remark)
         self.model.to(setup.context.device)
-        has_head = has_classifier_for(self.model, setup.train_images.classes)
-        fits_head = config.probe and saved is None and not has_head
+        has_head = has_classifier_for(self.model, self.classes)
+        validates_labels = self.distillation is None or not self.distillation.validates
+        fits_head = config.probe and saved is None and not has_head and validates_labels
         started = time.monotonic()
         if fits_head:
             settings = HeadSettings(config.batch_size, setup.workers, config.seed)
-            fit_head(self.model, self.spec, setup.train_images, setup.context, settings)
-        self.trainer = Trainer(self.model, self.spec, config, setup.context, shard)
+            fit_head(self.model, self.spec, setup.images.train, setup.context, settings)
+        self._describe_distillation()
+        self.trainer = Trainer(self.model, self.spec, config, setup.context, shard, self.distillation)
         if saved is not None:
             self._restore(saved)
         else:
             log.trim(-1, -1)
+            self._find_center()
         if fits_head:
             validation = self._validate()
             self.probe = ProbeBaseline(validation.top1, validation.loss)
@@ -149,6 +175,33 @@ class TrainingRun:
                 )
             )
             self.save()
+
+    def _describe_distillation(self) -> None:
+        """Report the teacher, and which images a run learns from."""
+        if self.distillation is None:
+            return
+        teacher, unlabelled = self.distillation.teacher, self.setup.images.unlabelled
+        for text in (teacher.describe(), *teacher.remarks):
+            self.log.remark(text)
+        if unlabelled is not None:
+            size = self.schedule.steps * self.config.batch_size
+            shares = self.schedule.mixture.shares[1:] if self.schedule.mixture else ()
+            self.log.remark(
+                f"{len(self.setup.images.train):,} labeled and {len(unlabelled):,} unlabeled images; an epoch is "
+                f"{size:,} images, {100 * sum(shares):.0f} % of them unlabeled"
+            )
+
+    def _find_center(self) -> None:
+        """Measure the mean of the teacher's embedding on the first images of an epoch, if it is distilled."""
+        if self.distillation is None or not self.config.distills_embedding:
+            return
+        count = min(self.config.distill_center_images, len(self.pool))
+        context = self.setup.context
+        order = dataclasses.replace(self.schedule, repeats=1, batch_size=count, rank=0, world_size=1).epoch(0)[0]
+        mine = order[context.rank :: context.world_size]
+        size = max(self.config.batch_size // context.world_size, 1)
+        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        self.log.remark(self.distillation.find_center(self.train_loader.run(batches), context))
 
     def _restore(self, saved: checkpoint.TrainingCheckpoint) -> None:
         self.steps_done, self.epochs_done = self.trainer.restore(saved), saved.state["evaluated"]
@@ -177,12 +230,12 @@ class TrainingRun:
             checkpoint.prune(self.setup.folder, self.config.keep_checkpoints, self.best.checkpoint_id)
         self.saved_at = time.monotonic()
 
-    def train_epochs(self, teacher: Teacher | None) -> None:
+    def train_epochs(self) -> None:
         """Train until the last epoch is validated and saved; raises TrainingError."""
         with GracefulStop() as stop:
             for epoch in range(self.epochs_done, self.config.epochs):
                 started = time.monotonic()
-                self._train_epoch(epoch, teacher, stop)
+                self._train_epoch(epoch, stop)
                 validation = self._validate()
                 self.best = self.best.better(validation, epoch, self.steps_done + epoch + 1)
                 self._report(
@@ -199,12 +252,13 @@ class TrainingRun:
                         val_images=validation.images,
                         val_errors=validation.errors,
                         seconds=round(time.monotonic() - started, 1),
+                        measure="top-1" if self.distillation is None else self.distillation.measure,
                     )
                 )
                 self.epochs_done, self.totals = epoch + 1, EpochTotals()
                 self.save()
 
-    def _train_epoch(self, epoch: int, teacher: Teacher | None, stop: GracefulStop) -> None:
+    def _train_epoch(self, epoch: int, stop: GracefulStop) -> None:
         """Do the remaining steps of an epoch; raises TrainingError."""
         config, log = self.config, self.log
         self.trainer.train()
@@ -213,9 +267,9 @@ class TrainingRun:
             lr = learning_rate(config, self.steps_done, self.total_steps)
             overdue = time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes
             with _memory_errors(config):
-                result = self.trainer.step(batch, self.steps_done, lr, teacher, stop.requested, overdue)
+                result = self.trainer.step(batch, self.steps_done, lr, stop.requested, overdue)
             self.steps_done += 1
-            log.write_skipped(self.setup.train_images, batch, epoch)
+            log.write_skipped(self.pool, batch, epoch)
             self.totals.add(result, config.batch_size)
             self._check_loss(result)
             rate = (self.steps_done - first_step) * config.batch_size / (time.monotonic() - started)
@@ -257,7 +311,7 @@ class TrainingRun:
             )
 
     def _validate(self) -> Validation:
-        return validate(self.trainer, self.val_loader, len(self.setup.val_images))
+        return validate(self.trainer, self.val_loader, len(self.setup.images.val))
 
     def _report(self, event: EpochEvent | ProbeEvent) -> None:
         self.setup.on_event(event)
@@ -273,7 +327,9 @@ class TrainingRun:
             FinishedRun(
                 folder=self.setup.folder,
                 config=self.config,
-                images=self.setup.val_images,
+                images=self.setup.images,
+                classes=self.classes,
+                distillation=self.distillation,
                 initial=self.model,
                 checkpoint_id=self.steps_done + self.epochs_done if selects_last else best.checkpoint_id,
                 epoch=self.epochs_done - 1 if selects_last else best.epoch,

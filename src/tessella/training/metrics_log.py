@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.datasets import LabelledImages
 from ..data.loader import Batch
+from ..data.unlabelled import ImagePool
 from ..errors import OutputError
 from ..storage import read_regular, write_atomic
 from .distributed import DistributedContext
@@ -35,7 +36,7 @@ class MetricsLog:
         if self.is_first:
             self._append(METRICS, event.as_row())
 
-    def write_skipped(self, images: LabelledImages, batch: Batch, epoch: int) -> None:
+    def write_skipped(self, images: LabelledImages | ImagePool, batch: Batch, epoch: int) -> None:
         """Append the images of a batch that could not be read to skipped.jsonl, in every process."""
         for index, error in batch.skipped:
             self._append(SKIPPED, dict(epoch=epoch, key=images.key(index), code=error.code))

@@ -86,6 +86,25 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
             ema_decay=0.99,
         ),
     ),
+    "distill": (
+        "settings of this project for learning from a --teacher, after arXiv:2106.05237",
+        dict(
+            augmentation=Augmentation(scale=(0.35, 1.0), color_jitter=(0.4, 0.4, 0.4, 0.1)),
+            mixing=Mixing(mixup=0.5),
+            epochs=100,
+            batch_size=64,
+            lr=3e-3,
+            weight_decay=0.02,
+            schedule="cosine",
+            warmup_fraction=0.02,
+            max_grad_norm=1.0,
+            label_smoothing=0.0,
+            ema_decay=0.999,
+            channels_last=True,
+            distill_target="both",
+            distill_weight=1.0,
+        ),
+    ),
     "small-data": (
         "settings of this project for training on small images from random weights",
         dict(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ..data.datasets import LabelledImages
+from ..data.unlabelled import TrainingImages
 from ..engine import make_plan
 from ..errors import OutputError
 from ..evaluation.evaluator import Evaluation, measure
 from ..evaluation.markdown import percent
 from ..evaluation.report import ReportHeader, write_report
+from ..machine import hardware
 from ..models.base import ImageModel
 from ..predictor import Predictor
 from ..storage import write_atomic
@@ -21,7 +22,10 @@ from ..text import escape
 from ..weights.save import model_card, save_pretrained
 from . import checkpoint
 from .config import TrainConfig
+from .distillation import Distillation
+from .distributed import DistributedContext
 from .events import PROBE_EPOCH
+from .head import HeadSettings, fit_head
 from .metrics_log import ParsedRow
 from .model import build_model
 
@@ -30,14 +34,17 @@ from .model import build_model
 class FinishedRun:
     """A run whose last epoch is done.
 
-    initial: the model that training started from. checkpoint_id, epoch: the selected weights, epoch -1 for the linear
+    classes: the classes of the model. distillation: the teacher, if there was one. initial: the model that training
+    started from. checkpoint_id, epoch: the selected weights, epoch -1 for the linear
     probe. epochs: the rows of metrics.jsonl about epochs. probe_top1: accuracy of the probe, from 0 to 1, if there was
     one. command: the command line that repeats the run.
     """
 
     folder: Path
     config: TrainConfig
-    images: LabelledImages
+    images: TrainingImages
+    classes: tuple[str, ...]
+    distillation: Distillation | None
     initial: ImageModel
     checkpoint_id: int
     epoch: int
@@ -47,19 +54,20 @@ class FinishedRun:
 
 
 def write_results(run: FinishedRun) -> None:
-    """Write the selected weights as a model folder, with a card and a report; raises OutputError `output_failed`."""
+    """Write the selected weights as a model folder, with a card and a report; raises OutputError `output_failed`.
+
+    There is no report on a student with the classes of its teacher, because the images have no labels for them.
+    """
     model = _selected_model(run)
     save_pretrained(model, run.folder)
     plan = make_plan(engine="eager", precision="float32")
-    evaluation = measure(Predictor(model, name=f"local-dir:{run.folder}", plan=plan), run.images)
+    predictor = Predictor(model, name=f"local-dir:{run.folder}", plan=plan)
+    if run.classes != run.images.train.classes:
+        _write_card(run, model, _agreement(run), hardware("cpu"))
+        return
+    evaluation = measure(predictor, run.images.val)
     assert evaluation.metrics is not None
-    config = json.loads((run.folder / "config.json").read_text())
-    card = model_card(model, config) + _training_section(run, evaluation)
-    path = run.folder / "README.md"
-    try:
-        write_atomic(path, card.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
+    _write_card(run, model, _figures(run, evaluation), evaluation.conditions["hardware"])
     header = ReportHeader(
         title=f"{run.folder.name}: {run.config.model}, {len(run.epochs)} epochs",
         command=run.command,
@@ -71,22 +79,41 @@ def write_results(run: FinishedRun) -> None:
         evaluation.metrics,
         header,
         answers=evaluation.answers,
-        images=run.images,
+        images=run.images.val,
         failed=evaluation.failed,
         history=run.epochs,
     )
 
 
+def _write_card(run: FinishedRun, model: ImageModel, figures: str, hardware_name: str) -> None:
+    """Write README.md. figures: a paragraph about what was measured."""
+    config = json.loads((run.folder / "config.json").read_text())
+    card = model_card(model, config) + _training_section(run, figures, hardware_name)
+    path = run.folder / "README.md"
+    try:
+        write_atomic(path, card.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
+
+
 def _selected_model(run: FinishedRun) -> ImageModel:
     """Return the model with the weights of the selected checkpoint, the averaged ones if there are any."""
     saved = checkpoint.read(run.folder, run.checkpoint_id)
-    model, spec = build_model(dataclasses.replace(run.config, init_from="scratch"), run.images.classes)
+    model, spec = build_model(dataclasses.replace(run.config, init_from="scratch"), run.classes)
     model.load_state_dict(saved.tensors.get("ema", saved.tensors["model"]))
-    classes = dict(label_names=run.images.classes, num_classes=len(run.images.classes))
+    if fits_classifier(run.config):
+        settings = HeadSettings(run.config.batch_size, 0, run.config.seed)
+        fit_head(model.eval(), spec, run.images.train, DistributedContext(), settings)
+    classes = dict(label_names=run.classes, num_classes=len(run.classes))
     model.pretrained_cfg = {**run.initial.pretrained_cfg, **spec.to_cfg(), **classes}
     for name in ("tag", "label_descriptions"):  # these describe the weights that training started from
         model.pretrained_cfg.pop(name, None)
     return model.eval()
+
+
+def fits_classifier(config: TrainConfig) -> bool:
+    """Return whether only the embedding is trained, so that the classifier is fitted on it at the end."""
+    return not config.uses_labels and not config.distills_logits
 
 
 def _notes(run: FinishedRun) -> list[str]:
@@ -96,25 +123,61 @@ def _notes(run: FinishedRun) -> list[str]:
     if run.epoch == PROBE_EPOCH:
         source = "the linear probe"
     notes = [f"Weights: {source}. The images of this report were not used for training."]
+    if fits_classifier(run.config):
+        notes.append("The classifier is a linear probe, fitted on the embedding of the trained model.")
     if run.probe_top1 is not None:
         notes.append(f"Linear probe before fine-tuning: {percent(run.probe_top1)}.")
     return notes
 
 
-def _training_section(run: FinishedRun, evaluation: Evaluation) -> str:
-    """Return the section of the model card about training."""
+def _figures(run: FinishedRun, evaluation: Evaluation) -> str:
+    """Return the measured accuracy as a paragraph of the model card."""
     metrics = evaluation.metrics
     assert metrics is not None
     top5 = "" if metrics.top5 is None else f", top-5 {percent(metrics.top5)}"
-    figures = f"top-1 {percent(metrics.top1)}{top5} on {metrics.count:,} images of {escape(run.images.origin)}"
+    figures = f"top-1 {percent(metrics.top1)}{top5} on {metrics.count:,} images of {escape(run.images.val.origin)}"
+    return f"Measured at the end of the run: {figures}; [report](report/report.md)."
+
+
+def _agreement(run: FinishedRun) -> str:
+    """Return how well a student predicts the classes of its teacher as a paragraph of the model card."""
+    unmeasured = "Its accuracy was not measured."
+    row = next((row for row in run.epochs if row["epoch"] == run.epoch), None)
+    if row is None:  # metrics.jsonl was damaged
+        return unmeasured
+    return (
+        f"Its top class is that of its teacher for {percent(row['val_top1'])} of {row['val_images']:,} images of "
+        f"{escape(run.images.val.origin)}. {unmeasured}"
+    )
+
+
+def _distillation_paragraph(run: FinishedRun) -> str:
+    """Return what the model learned from as a paragraph of the model card, with an empty line; "" without a teacher."""
+    if run.distillation is None:
+        return ""
+    config, unlabelled = run.config, run.images.unlabelled
+    learned = {"logits": "its predictions", "embedding": "its embeddings", "both": "its predictions and embeddings"}
+    images = f"{len(run.images.train):,} images of {escape(run.images.train.origin)}"
+    if unlabelled is not None:
+        images += f" and {len(unlabelled):,} of {escape(unlabelled.origin)}"
+    labels = f", and the labels (weight {1 - config.distill_weight:g})" if config.uses_labels else "; no labels"
+    probe = "The classifier is a linear probe, fitted on its embeddings and the labels.\n" * fits_classifier(config)
+    return (
+        f"Distilled from the teacher {escape(config.teacher)}, {learned[config.distill_target]}{labels}, on {images}.\n"
+        f"{probe}\n"
+    )
+
+
+def _training_section(run: FinishedRun, figures: str, hardware_name: str) -> str:
+    """Return the section of the model card about training. figures: a paragraph about what was measured."""
     hours = sum(row["seconds"] for row in run.epochs) / 3600
     return f"""
 ## Training
 
-Measured at the end of the run: {figures}; [report](report/report.md).
+{_distillation_paragraph(run)}{figures}
 
     {escape(run.command)}
 
-{len(run.epochs)} epochs in {hours:.2f} hours on {evaluation.conditions["hardware"]}, PyTorch {torch.__version__}; every
+{len(run.epochs)} epochs in {hours:.2f} hours on {hardware_name}, PyTorch {torch.__version__}; every
 setting is in [train.json](train.json), every epoch in [metrics.jsonl](metrics.jsonl).
 """

@@ -1,7 +1,7 @@
 """The folder of a run: the checks before training, and its train.json.
 
-train.json holds the config and the fingerprints of the training and validation images. A run is resumed only with the
-same settings and data.
+train.json holds the config and the fingerprints of the training and validation images and, for distillation, of the
+unlabelled images and of the teacher's files. A run is resumed only with the same settings, data and teacher.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.datasets import LabelledImages
+from ..data.unlabelled import TrainingImages
 from ..errors import OutputError, UsageError
 from ..storage import read_regular, write_atomic
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
 MAX_SHOWN = 5  # differences that an error message lists
+_OPTIONAL = ("unlabelled", "teacher")  # fields of train.json that not every run has
+_CONTENTS = {  # fingerprints, and what they are of
+    "data": "the training images",
+    "val": "the validation images",
+    "unlabelled": "the unlabeled images",
+    "teacher": "the teacher's files",
+}
 
 
 def check_folder(out: str | Path) -> Path:
@@ -53,16 +60,23 @@ def check_folder(out: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The contents of train.json. data, val: fingerprints of the training and the validation images."""
+    """The contents of train.json.
+
+    data, val: fingerprints of the training and the validation images; unlabelled, teacher: of the unlabelled images and
+    of a teacher's files, "" if there are none.
+    """
 
     config: TrainConfig
     data: str
     val: str
+    unlabelled: str = ""
+    teacher: str = ""
 
     @classmethod
-    def of(cls, config: TrainConfig, train_images: LabelledImages, val_images: LabelledImages) -> TrainingRecord:
-        """Return the record of a run with this config and these images."""
-        return cls(config, train_images.fingerprint, val_images.fingerprint)
+    def of(cls, config: TrainConfig, images: TrainingImages, teacher: str = "") -> TrainingRecord:
+        """Return the record of a run with this config and these images. teacher: fingerprint of its files."""
+        unlabelled = "" if images.unlabelled is None else images.unlabelled.fingerprint
+        return cls(config, images.train.fingerprint, images.val.fingerprint, unlabelled, teacher)
 
     @classmethod
     def read(cls, folder: Path) -> TrainingRecord:
@@ -70,7 +84,8 @@ class TrainingRecord:
         path = folder / SETTINGS
         try:
             values = json.loads(read_regular(path))
-            return cls(TrainConfig.from_dict(values["config"]), values["data"], values["val"])
+            optional = {name: values[name] for name in _OPTIONAL if name in values}
+            return cls(TrainConfig.from_dict(values["config"]), values["data"], values["val"], **optional)
         except UsageError as error:
             reason = error.message
         except OSError as error:
@@ -97,14 +112,17 @@ class TrainingRecord:
         path = folder / SETTINGS
         if path.exists() and self._equals(TrainingRecord.read(folder)):
             return
-        data = json.dumps(dict(config=self.config.as_dict(), data=self.data, val=self.val), indent=1) + "\n"
+        values = dict(config=self.config.as_dict(), data=self.data, val=self.val)
+        values |= {name: value for name in _OPTIONAL if (value := getattr(self, name))}
+        data = json.dumps(values, indent=1) + "\n"
         try:
             write_atomic(path, data.encode())
         except OSError as error:
             raise OutputError("output_failed", f"{folder} could not be written: {error.strerror}") from error
 
     def _equals(self, other: TrainingRecord) -> bool:
-        return (self.data, self.val) == (other.data, other.val) and not differences(self.config, other.config)
+        same = all(getattr(self, name) == getattr(other, name) for name in ("data", "val", *_OPTIONAL))
+        return same and not differences(self.config, other.config)
 
     def check_resumable(self, folder: Path) -> None:
         """Raise UsageError `changed_run` unless the run in the folder has the settings and data of this record.
@@ -114,16 +132,12 @@ class TrainingRecord:
         """
         old = TrainingRecord.read(folder)
         changed = differences(old.config, self.config)
-        images = [
-            kind
-            for kind, before, now in (("training", old.data, self.data), ("validation", old.val, self.val))
-            if before != now
-        ]
-        if not images and set(changed) == {"epochs"}:
+        files = [text for name, text in _CONTENTS.items() if getattr(old, name) != getattr(self, name)]
+        if not files and set(changed) == {"epochs"}:
             self._check_more_epochs(folder, old.config)
-        elif changed or images:
+        elif changed or files:
             texts = [f"{name} was {before}, now {now}" for name, (before, now) in changed.items()]
-            texts += [f"the {kind} images changed" for kind in images]
+            texts += [f"{text} changed" for text in files]
             if len(texts) > MAX_SHOWN + 1:
                 texts = [*texts[:MAX_SHOWN], f"and {len(texts) - MAX_SHOWN} more"]
             raise UsageError(

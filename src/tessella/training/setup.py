@@ -8,22 +8,27 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ..checks import check_fields
 from ..data.datasets import LabelledImages, open_split
+from ..data.mixture import Mixture
 from ..data.spec import InputSpec
+from ..data.unlabelled import ImagePool, TrainingImages, open_unlabelled
 from ..errors import UsageError
 from ..evaluation.leakage import check_unchanged, read_image_record, write_image_record
 from ..models.base import ImageModel
 from ..storage import folder_lock
 from .config import TrainConfig
+from .distillation import Distillation
 from .distributed import DistributedContext
 from .events import TrainingEvent
 from .model import build_model
 from .run_folder import LOCK, SETTINGS, TrainingRecord
-from .teacher import Teacher, build_teacher
+from .teacher import build_teacher, student_classes
+from .teacher_file import file_fingerprint, is_teacher_file
 
 MAX_WORKERS = 256
 
@@ -33,12 +38,14 @@ class DataSettings:
     """The location of the images of a run.
 
     data: path of the labelled images. val: path of the validation images; None: the validation split of `data`, or, if
-    it has none, `val_fraction` of the images, from 0 to 1. Raises UsageError `bad_argument` for values of another type.
+    it has none, `val_fraction` of the images, from 0 to 1. unlabelled: inputs with more images to distill on, without
+    classes. Raises UsageError `bad_argument` for values of another type.
     """
 
     data: str | Path
     val: str | Path | None = None
     val_fraction: float = 0.1
+    unlabelled: tuple[str | Path, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,6 +54,10 @@ class DataSettings:
         """Return training and validation images; raises UsageError and ImageError."""
         return open_split(self.data, val=self.val, val_fraction=self.val_fraction)
 
+    def open_all(self) -> TrainingImages:
+        """Return training, validation and unlabelled images; raises UsageError and ImageError."""
+        return TrainingImages(*self.open(), open_unlabelled(self.unlabelled) if self.unlabelled else None)
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -54,41 +65,94 @@ class TrainingSetup:
 
     folder: Path
     config: TrainConfig
-    train_images: LabelledImages
-    val_images: LabelledImages
+    images: TrainingImages
     context: DistributedContext
     workers: int
     on_event: Callable[[TrainingEvent], None]
 
-    def prepare(self, stack: ExitStack) -> tuple[ImageModel, InputSpec, Teacher | None]:
+    def prepare(self, stack: ExitStack) -> PreparedModel:
         """Lock the folder until `stack` ends, check what is in it, write train.json, and build the model.
 
         A run with other settings is refused before the model is built; a folder is not created if it cannot be built.
         """
         folder, config, is_first = self.folder, self.config, self.context.rank == 0
         lock = folder_lock(folder, LOCK, hint="wait for that training to end, or give another --out")
-        record = TrainingRecord.of(config, self.train_images, self.val_images)
+        is_file = bool(config.teacher) and is_teacher_file(config.teacher)
+        record = TrainingRecord.of(config, self.images, file_fingerprint(config) if is_file else "")
         exists = (folder / SETTINGS).exists()
         if exists:
             stack.enter_context(lock if is_first else nullcontext())
             record.check_resumable(folder)
+        teacher = build_teacher(config, self.context.device) if config.teacher else None
+        labelled = self.images.train.classes
+        classes = labelled if teacher is None else student_classes(config, teacher, labelled)
         torch.manual_seed(config.seed)
-        classes = self.train_images.classes
         model, spec = build_model(config, classes)
-        teacher = build_teacher(config, spec, len(classes), self.context.device) if config.teacher else None
+        distillation = None if teacher is None else Distillation(teacher, config, spec, classes != labelled)
         if not exists:
             stack.enter_context(lock if is_first else nullcontext())
         if is_first:
             record.write(folder)
             if exists:
-                check_unchanged(folder, self.train_images, self.val_images)
+                check_unchanged(folder, self.images.train, self.images.val)
             if read_image_record(folder) is None:
                 parent = config.model if config.init_from == "pretrained" else ""
-                write_image_record(folder, self.train_images, self.val_images, parent)
-        return model, spec, teacher
+                write_image_record(folder, self.images.train, self.images.val, parent, self.images.unlabelled)
+        return PreparedModel(model, spec, classes, distillation)
 
 
-def check_batch_size(config: TrainConfig, images: LabelledImages, context: DistributedContext) -> None:
+class PreparedModel(NamedTuple):
+    """The model of a run before its first step, the input it reads, its classes, and its teacher if there is one."""
+
+    model: ImageModel
+    spec: InputSpec
+    classes: tuple[str, ...]
+    distillation: Distillation | None
+
+
+def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool) -> None:
+    """Raise UsageError `bad_argument` for settings of distillation that do not fit together."""
+    if images.unlabelled is not None and not config.teacher:
+        raise UsageError(
+            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
+        )
+    if images.unlabelled is not None and not config.distill_weight:
+        raise UsageError("bad_argument", "unlabeled images are not used if distill_weight is 0")
+    if images.unlabelled is None and (config.unlabelled_fraction or config.unlabelled_weights):
+        raise UsageError(
+            "bad_argument",
+            "unlabelled_fraction and unlabelled_weights need unlabeled images",
+            hint="--unlabelled DATA",
+        )
+    mixture_of(config, images)
+    if not config.distills_embedding:
+        return
+    if shard:
+        raise UsageError(
+            "bad_argument",
+            "--shard cannot distill embeddings: the projection of the student is not sharded",
+            hint="leave out --shard, or set distill_target to logits",
+        )
+    if config.trainable == "head":
+        raise UsageError(
+            "bad_argument",
+            "a classifier alone cannot learn an embedding",
+            hint="set distill_target to logits, or leave out --head-only",
+        )
+
+
+def mixture_of(config: TrainConfig, images: TrainingImages) -> Mixture | None:
+    """Return the shares of labelled and unlabelled images, if there are any of the latter.
+
+    Raises UsageError `bad_argument` for another number of weights than inputs.
+    """
+    if images.unlabelled is None:
+        return None
+    fraction, weights = config.unlabelled_fraction, config.unlabelled_weights
+    return Mixture.of(len(images.train), images.unlabelled.counts, fraction, weights)
+
+
+def check_batch_size(config: TrainConfig, images: LabelledImages | ImagePool, context: DistributedContext) -> None:
     """Raise UsageError `bad_argument` if the images do not fill a batch, or a batch cannot be split evenly."""
     if len(images) < config.batch_size:
         raise UsageError(

@@ -1,4 +1,7 @@
-"""Validation: the accuracy and loss of a model in training on images that it is not trained on."""
+"""Validation: the accuracy and loss of a model in training on images that it is not trained on.
+
+A student without labels is compared with its teacher instead: see `EpochEvent`.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from .trainer import Trainer
 class Validation(NamedTuple):
     """The result of a validation.
 
-    top1: accuracy from 0 to 1; loss: mean cross-entropy; images: number of images that were read; errors: number of
-    images that could not be read.
+    top1: accuracy from 0 to 1; loss: mean cross-entropy (for both, see `EpochEvent`); images: number of images that
+    were read; errors: number of images that could not be read.
     """
 
     top1: float
@@ -37,10 +40,15 @@ def validate(trainer: Trainer, loader: Loader, count: int) -> Validation:
     size = 4 * max(trainer.config.batch_size // context.world_size, 1)
     batches = eval_batches(count, size, context.rank, context.world_size)
     passes = math.ceil(math.ceil(count / context.world_size) / size)  # equal in all processes, for sharded weights
+    compares = trainer.distillation is not None and trainer.distillation.validates
     for batch in loader.run([*batches, *[[]] * (passes - len(batches))]):
-        logits = trainer.predict(batch)
-        correct += int((logits.argmax(1) == batch.labels).sum())
-        loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+        if compares:
+            score, batch_loss = trainer.compare(batch)
+            correct, loss = correct + score, loss + batch_loss
+        else:
+            logits = trainer.predict(batch)
+            correct += int((logits.argmax(1) == batch.labels).sum())
+            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
         images += len(batch.labels)
         errors += len(batch.skipped)
     correct, loss, images, errors = context.all_reduce_sum(correct, loss, images, errors)

@@ -41,6 +41,41 @@ def test_archives_in_splits(tmp_path: Path) -> None:
     assert len(open_labelled(tmp_path / "train-0.tar")) == 4
 
 
+def test_an_archive_of_class_folders(tmp_path: Path) -> None:
+    names = [f"{split}/{name}/{i}.jpg" for split in ("train", "val") for name in ("dog", "cat") for i in range(2)]
+    members = {name: image_bytes(name) for name in names}
+    others = {"README.md": b"", "train/._x.jpg": b""}
+    for prefix in ("", "./", "pets/", "a/pets/"):
+        path = write_tar(tmp_path / "x.tar", {prefix + name: data for name, data in (members | others).items()})
+        train, val = open_split(path)
+        assert (train.classes, train.labels.tolist()) == (("cat", "dog"), [1, 1, 0, 0])
+        assert val.labels.tolist() == [1, 1, 0, 0]
+        assert keys(train)[0] == f"x.tar::{prefix}train/dog/0.jpg"
+        assert [val.read(i) for i in range(4)] == [image_bytes(name) for name in names[4:]]
+        assert train.skipped.counts == {"other_suffix": 1, "by_product": 1}
+
+
+def test_archives_of_class_folders_without_splits(tmp_path: Path) -> None:
+    folders = {f"{name}/{i}.jpg": image_bytes(f"{i}") for name in ("dog", "cat") for i in range(2)}
+    data = open_labelled(write_tar(tmp_path / "x.tar", {f"pets/{name}": image for name, image in folders.items()}))
+    assert (data.classes, len(data)) == (("cat", "dog"), 4)
+    write_tar(tmp_path / "val.tar", folders)
+    train, val = open_split(write_tar(tmp_path / "train.tar", folders))
+    assert (len(train), len(val), val.key(0)) == (4, 4, "val.tar::dog/0.jpg")
+    for other in ({"0.jpg": b""}, {"dog/0.cls": b"0"}):  # an image outside of the folders, a label beside an image
+        path = write_tar(tmp_path / "mixed.tar", folders | other)
+        with pytest.raises(UsageError, match="without a label") as caught:
+            open_labelled(path)
+        assert caught.value.code == "bad_argument"
+
+
+def test_the_shared_archive_of_clothing(shared_data: Path) -> None:
+    train, val = open_split(shared_data / "clothing.tar")
+    assert (len(train), len(val), len(train.classes)) == (3068, 341, 10)
+    assert train.key(0).startswith("clothing.tar::clothing/train/dress/")
+    assert train.read(3067)[:2] == b"\xff\xd8"
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_a_class_list_inside_an_archive(tmp_path: Path, last: bool) -> None:
     classes = {"classes.txt": b"wolf\ndog\ncat"}

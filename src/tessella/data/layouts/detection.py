@@ -5,6 +5,7 @@ Splits are recognized by name: of folders, and of the words in the names of Parq
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -19,6 +20,7 @@ from ..names import IMAGE_SUFFIXES, MEASUREMENT_FILES, PACKED, Skipped, normaliz
 from ..parquet import not_images_reason
 from ..walk import split_pattern, walk
 from .store import ACCEPTED, DataFile, bad_data, join_names, join_path, mixed_layouts, not_found
+from .webdataset import ArchivedImage, find_class_folders
 
 Split: TypeAlias = Literal["train", "val"]
 Kind: TypeAlias = Literal["folder", "parquet", "tar", "list"]
@@ -38,7 +40,8 @@ class DatasetFiles:
 
     path: as the user wrote it; root: what the names of the files are relative to; splits: files by "train", "val",
     "test", or "" for names without a split; single: the path names one split, so there is no choice; depth: number of
-    folders above the class folders; empty: class folders without an image, by split.
+    folders above the class folders; empty: class folders without an image, by split; members: the images of an archive
+    of class folders, by the names of the files.
     """
 
     path: str
@@ -49,6 +52,7 @@ class DatasetFiles:
     single: bool = False
     depth: int = 0
     empty: dict[str, list[str]] = field(default_factory=dict)
+    members: dict[str, ArchivedImage] = field(default_factory=dict)
 
     def files(self, splits: Iterable[str]) -> list[DataFile]:
         """Return the files of these splits."""
@@ -97,6 +101,8 @@ def find_files(path: str, skipped: Skipped) -> DatasetFiles:
         return _from_folder(path, skipped)
     if os.path.isfile(path):  # noqa: PTH113 - as above
         file = Path(path)
+        if file.suffix.lower() == ".tar" and (members := find_class_folders(path, skipped)):
+            return _class_folders_in_archive(path, members, skipped)
         return _by_split(path, str(file.parent), [DataFile(file.name, file.stat().st_size)], skipped, single=True)
     if os.path.lexists(path):
         raise UsageError(
@@ -225,6 +231,14 @@ def _image_folder(path: str, images: list[DataFile], folders: list[str], skipped
         split = split_of[folder.split("/")[0]] if has_splits else next(iter(splits))
         empty_by_split.setdefault(split, []).append(folder)
     return DatasetFiles(path, "folder", path, splits, skipped, not has_splits, int(has_splits), empty_by_split)
+
+
+def _class_folders_in_archive(path: str, members: dict[str, ArchivedImage], skipped: Skipped) -> DatasetFiles:
+    """Return the files of an archive as those of a folder; without split folders, its own name can be that of one."""
+    images = [DataFile(name, member.size) for name, member in members.items()]
+    found = _image_folder(path, images, [], skipped)
+    splits = {_split_in_name(Path(path).stem): images} if list(found.splits) == [""] else found.splits
+    return dataclasses.replace(found, members=members, splits=splits)
 
 
 def _unlabelled_splits(images: list[DataFile], split_of: dict[str, str]) -> list[str]:

@@ -223,6 +223,21 @@ def read_parquet_tables(root: str, files: list[DataFile]) -> tuple[ImageStore, E
     return store, labels
 
 
+def read_unlabelled_table(path: str) -> ImageStore:
+    """Return the images of a Parquet file, whatever its other columns are; they are read on demand.
+
+    Raises ImageError for a file that cannot be read, and UsageError `bad_argument` for one without a column of images,
+    or with images that exceed a quarter of the memory.
+    """
+    with open_parquet(path) as table:
+        image = find_image_column(table.schema_arrow)
+        if image is None:
+            raise bad_data(*describe_mismatch(path, table.schema_arrow))
+        rows, size = table.metadata.num_rows, sum(row_group_sizes(table.metadata))
+    _check_memory([DataFile(path, -1)], size)
+    return _TableStore("", [path], [rows], image)
+
+
 def _read_table(path: str) -> _Table:
     try:
         with open_parquet(path) as table:

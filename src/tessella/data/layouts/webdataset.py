@@ -1,4 +1,4 @@
-"""Labelled images as WebDataset archives: .tar files of samples, each an image with its label beside it."""
+"""Labelled images in .tar files: samples with a label beside each image (WebDataset), or folders of classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from .store import DataFile, EncodedLabels, ImageStore, Ints, PackedStrings, bad
 _MAX_LABEL = 1 << 20  # bytes of a .cls, .json or classes.txt
 
 
-class _Member(NamedTuple):
+class ArchivedImage(NamedTuple):
     """An image in an archive."""
 
     name: str
@@ -35,7 +36,7 @@ class _Member(NamedTuple):
 class _TarStore(ImageStore):
     """Members of archives, by their offsets."""
 
-    def __init__(self, root: str, archives: Sequence[str], places: Sequence[tuple[int, _Member]]):
+    def __init__(self, root: str, archives: Sequence[str], places: Sequence[tuple[int, ArchivedImage]]):
         """places: for each image, the index of its archive and the member."""
         self.root, self.archives = root, tuple(archives)
         self.names = PackedStrings(member.name for _, member in places)
@@ -53,6 +54,46 @@ class _TarStore(ImageStore):
         return Source(self.key(row), path, int(self.offset[row]), int(self._sizes[row]))
 
 
+def find_class_folders(path: str, skipped: Skipped) -> dict[str, ArchivedImage]:
+    """Return the images of an archive of class folders by their names, without a folder that all of them are in.
+
+    It is one if all images are in folders and nothing in it can be a label; the headers are read up to the first that
+    can. Otherwise, and for an archive that cannot be read, the result is empty.
+    """
+    members: dict[str, ArchivedImage] = {}
+    found = Skipped()
+    try:
+        with open_regular(path) as file:
+            for member in tar.iter_members(file, path):
+                base = member.name.rpartition("/")[2]
+                if member.kind in ("folder", "truncated"):
+                    continue
+                if reason := path_ignore_reason(member.name) or ("special_member" if member.kind != "file" else ""):
+                    found.add(reason, f"{path}::{member.name}")
+                elif is_image(base):
+                    members[member.name.removeprefix("./")] = ArchivedImage(member.name, member.offset, member.size)
+                elif base.partition(".")[2].lower() in ("cls", "json") or base == "classes.txt":
+                    return {}
+                else:
+                    found.add("other_suffix", f"{path}::{member.name}")
+    except (ImageError, OSError):
+        return {}
+    if not all("/" in name for name in members):
+        return {}
+    skipped.merge(found)
+    while members and len({name.partition("/")[0] for name in members}) == 1:
+        if not all(name.count("/") > 1 for name in members):
+            break
+        members = {name.partition("/")[2]: member for name, member in members.items()}
+    return members
+
+
+def read_class_folders(path: str, members: Sequence[ArchivedImage]) -> ImageStore:
+    """Return these images of the archive at a path."""
+    file = Path(path)
+    return _TarStore(str(file.parent), [file.name], [(0, member) for member in members])
+
+
 def read_webdataset(root: str, files: list[DataFile], skipped: Skipped) -> tuple[ImageStore, EncodedLabels]:
     """Return the images of WebDataset archives below `root`, and their labels. Every header is read once.
 
@@ -64,7 +105,7 @@ def read_webdataset(root: str, files: list[DataFile], skipped: Skipped) -> tuple
     for path in sorted(join_path(folder, "classes.txt") for folder in folders):
         if os.path.isfile(path):  # noqa: PTH113 - as in join_path
             class_lists[path] = _split_lines(path, read_regular(path))
-    places: list[tuple[int, _Member]] = []
+    places: list[tuple[int, ArchivedImage]] = []
     labels: list[str] = []
     for i, file in enumerate(files):
         samples = _Samples(join_path(root, file.name), skipped)
@@ -93,7 +134,7 @@ class _Samples:
     path: str
     skipped: Skipped
     classes: list[str] = field(default_factory=list)
-    images: dict[str, _Member] = field(default_factory=dict)
+    images: dict[str, ArchivedImage] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     ambiguous: dict[str, str] = field(default_factory=dict)  # sample -> a second image of equal rank
 
@@ -112,7 +153,7 @@ class _Samples:
             name = next(iter(self.ambiguous.values()))
             raise bad_data(f"{self.path}: the sample of {name!r} has two images, or occurs twice", "keep one of them")
 
-    def labelled(self) -> Iterator[tuple[_Member, str]]:
+    def labelled(self) -> Iterator[tuple[ArchivedImage, str]]:
         """Return (image, label) of each sample."""
         unlabelled = [image.name for key, image in self.images.items() if not self.labels.get(key)]
         if unlabelled:
@@ -136,7 +177,7 @@ class _Samples:
         if reason := path_ignore_reason(member.name) or ("special_member" if member.kind != "file" else ""):
             self.skipped.add(reason, f"{self.path}::{member.name}")
         elif is_image(base):
-            self._add_image(key, _Member(member.name, member.offset, member.size))
+            self._add_image(key, ArchivedImage(member.name, member.offset, member.size))
         elif kind in ("cls", "json") or base == "classes.txt":
             if member.size > _MAX_LABEL:
                 raise bad_data(
@@ -152,7 +193,7 @@ class _Samples:
         else:
             self.skipped.add("other_suffix", f"{self.path}::{member.name}")
 
-    def _add_image(self, key: str, image: _Member) -> None:
+    def _add_image(self, key: str, image: ArchivedImage) -> None:
         previous = self.images.get(key)
         if previous is None:
             self.images[key] = image
