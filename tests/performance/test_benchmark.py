@@ -27,6 +27,7 @@ from tessella.performance.candidates import Candidate, Case, OpenCandidate, engi
 from tessella.performance.measuring import BenchmarkRow, Contender, fill_rows, measure, take_turns
 from tessella.performance.memory import PeakMemory
 from tessella.records import slug
+from tessella.weights.catalogue import default_model
 from tessella.weights.counting import cost
 from tessella.weights.network import Network
 
@@ -240,7 +241,7 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
     path = tmp_path / "speed.csv"
     quick = ("--rounds", "1", "--batch", "2,1", "--engines", "eager,rewritten")
     out, err = run(*quick, "--device", "cpu", "--out", str(path))
-    assert re.search(r"convmixer_256_8_ks3_p4 +rewritten, float32 +1 ", out)
+    assert re.search(rf"{default_model().partition('.')[0]} +rewritten, float32 +1 ", out)
     assert "GFLOP/s" in err
     assert "1 alternating rounds" in err
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -250,7 +251,7 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
     ]
     assert all(float(row["images_per_second"]) > 0 and row["status"] == "ok" for row in rows)
     assert {row["weights"] for row in rows} == {"trained"}
-    assert {row["model"] for row in rows} == {"convmixer_256_8_ks3_p4.cifar10"}
+    assert {row["model"] for row in rows} == {default_model()}
 
 
 @pytest.mark.usefixtures("short")
