@@ -135,6 +135,20 @@ def test_a_candidate_that_fails_gives_a_row_with_the_reason() -> None:
     assert all(len(table.cells(row)) == len(table.HEADER) for row in rows)
 
 
+def test_a_wrong_answer_states_whether_it_stays_wrong() -> None:
+    case, calls = case_of(), []
+
+    def wrong_once(x: Tensor) -> Tensor:
+        calls.append(x)
+        return case.model(x) * (3 if len(calls) == 1 else 1)
+
+    (row,) = measured([candidate("wrong once", torch.no_grad()(wrong_once))], case=case)
+    assert row.status == "wrong_answer"
+    first, further = row.note.split("; in further passes: ")
+    assert first.endswith("by image: 2, 2")
+    assert all(float(value) < 1e-5 for values in further.split("; ") for value in values.split(", "))
+
+
 def test_an_interrupt_is_not_recorded_as_a_failure() -> None:
     def interrupt(x: Tensor) -> Tensor:
         raise KeyboardInterrupt
