@@ -85,11 +85,11 @@ def tune(
     All commands then use them on the CPU, unless --engine or --precision is given; `tessella doctor` lists them.
     """
     from ..performance import tune as run_tuning
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
     from ..weights.open import open_network
 
     result = run_tuning(
-        open_network(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint),
+        open_network(name or default_model(), pretrained=not random_weights, checkpoint_path=checkpoint),
         precisions=split(precision) if precision else None,
         engines=split(engines) if engines else None,
         images=read_samples(images),
@@ -209,7 +209,7 @@ def bench(
     """Benchmark engines against each other on this machine, in alternating rounds."""
     from ..performance import BenchmarkSettings, table
     from ..performance import bench as run_benchmark
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
 
     chosen = BenchmarkSettings(
         batch_sizes=parse_numbers("--batch-size", batch),
@@ -218,7 +218,7 @@ def bench(
         **settings,
     )
     rows = []
-    for group in run_benchmark(models or (DEFAULT_MODEL,), chosen, csv_path=out, plot_path=plot):
+    for group in run_benchmark(models or (default_model(),), chosen, csv_path=out, plot_path=plot):
         rows += group
         if as_json:
             for row in group:
