@@ -137,7 +137,7 @@ def of_noise(count: int) -> list[np.ndarray]:
 def test_the_images_of_the_user_are_compared(caplog: pytest.LogCaptureFixture) -> None:
     images = of_noise(judging.MIN_USEFUL)
     black = np.zeros((40, 40, 3), np.uint8)
-    predictor = tessella.load(precision="bfloat16", images=[*images, black, images[0], b"no image"])
+    predictor = tessella.load(CIFAR10_MODEL, precision="bfloat16", images=[*images, black, images[0], b"no image"])
     reason = predictor.plan.choice("precision").reason
     assert "on 32 images" in reason  # a third of them is for the calibration of int8
     assert "of the package" not in reason + caplog.text
@@ -176,7 +176,7 @@ def test_photographs_are_added_to_images_that_show_too_little(
 
     monkeypatch.setattr(judging, "judge", counted)
     monkeypatch.setattr(judging, "open_engine", calibrated)
-    plan = tessella.load(precision=precision, images=images).plan
+    plan = tessella.load(CIFAR10_MODEL, precision=precision, images=images).plan
     note = f"{found}, so photographs of the package were added"
     assert plan.choice("precision").reason.count(note) == 1
     assert caplog.text.count(note) == 1
@@ -188,8 +188,8 @@ def test_the_answers_for_photographs_stay_if_the_images_show_nothing(
 ) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
     photographs = sorted((PHOTOGRAPH.parents[1] / "clothing").rglob("*.jpg"))
-    exact = tessella.load(precision="float32").predict(photographs)
-    lossy = tessella.load(precision="int8", images=[np.zeros((40, 40, 3), np.uint8)] * 40)
+    exact = tessella.load(CIFAR10_MODEL, precision="float32").predict(photographs)
+    lossy = tessella.load(CIFAR10_MODEL, precision="int8", images=[np.zeros((40, 40, 3), np.uint8)] * 40)
     top = [[int(row.argmax()) for row in outputs.probabilities] for outputs in (exact, lossy.predict(photographs))]
     assert len(photographs) > 50
     assert (np.array(top[0]) != np.array(top[1])).sum() <= 10  # 44 if black images alone calibrate and judge
@@ -232,9 +232,9 @@ def test_normalised_batches_pass_the_gate_too() -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "fast"])
 def test_maps_instead_of_vectors_cannot_be_compared(precision: str) -> None:
     with pytest.raises(tessella.UsageError, match="gives no vector per image") as caught:
-        tessella.load(global_pool="", precision=precision)
+        tessella.load(CIFAR10_MODEL, global_pool="", precision=precision)
     assert (caught.value.code, caught.value.hint) == ("bad_argument", "use precision 'float32'")
-    assert tessella.load(global_pool="").plan.precision == "float32"
+    assert tessella.load(CIFAR10_MODEL, global_pool="").plan.precision == "float32"
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------

@@ -75,6 +75,13 @@ def test_a_lossy_precision_must_pass_the_gate(monkeypatch: pytest.MonkeyPatch) -
     assert all(winner.precision == "float32" for winner in done.winners.values())
 
 
+def test_images_that_show_too_little_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    black = np.zeros((40, 40, 3), np.uint8)
+    done = tune(model(), engines=["openvino"], precisions=["float32", "int8"], images=[black] * 3, seconds=8)
+    assert any(row.precision == "int8" for row in done.rows)
+    assert caplog.text.count("no image with contrast given, so photographs of the package were added") == 1
+
+
 def test_a_small_gain_is_not_chosen() -> None:
     def row(engine: str, seconds: list[float]) -> TuningRow:
         return TuningRow("throughput", engine, "float32", "", 1, 8, seconds)

@@ -32,16 +32,16 @@ def open_gated(
     plan: Plan,
     size: tuple[int, int],
     spec: InputSpec | None = None,
-    images: Pixels | None = None,
+    images: Pixels | GateImages | None = None,
 ) -> Engine:
     """As `open_engine`, but replace a lossy precision that fails the gate with the next more exact one, with a warning.
 
     images: (N,H,W,C) uint8 images of the model's size for the comparison and the calibration of int8; None uses crops
     of the photographs in this package, which are also added, with a warning, if too few images are useful (see
-    `judging.split`). Verdicts are cached with the converted models. The plan of the engine states the precision that
-    is used, and why; for "fast" it is the fastest one that passes. Raises WeightsError `cache_failed` or
-    `conversion_failed`, UsageError `bad_argument` for int8 and a model without a graph, and for a lossy precision and
-    a model without pooling.
+    `judging.split`). The result of `choose_images` can be given instead. Verdicts are cached with the converted models.
+    The plan of the engine states the precision that is used, and why; for "fast" it is the fastest one that passes.
+    Raises WeightsError `cache_failed` or `conversion_failed`, UsageError `bad_argument` for int8 and a model without a
+    graph, and for a lossy precision and a model without pooling.
     """
     network = as_network(model)
     if plan.precision not in (*BOUNDS, FAST):
@@ -53,14 +53,23 @@ def open_gated(
             "vector per image, which is needed for the comparison with float32",
             hint="use precision 'float32'",
         )
-    judged_by = split(images, recipe_of(network, size))
-    if judged_by.note:
-        log.warning("comparing precisions: %s", judged_by.note)
+    judged_by = images if isinstance(images, GateImages) else choose_images(images, recipe_of(network, size))
     if plan.precision == FAST:
         return open_fastest(network, plan, size, spec, judged_by)
     engine = _open_lossy(network, settle_layout(network, plan, size, spec), size, spec, judged_by)
     engine.plan = with_note(engine.plan, judged_by)
     return engine
+
+
+def choose_images(images: Pixels | None, recipe: InputSpec) -> GateImages:
+    """Return what a lossy precision is judged by, as `judging.split` does, with a warning if photographs are added.
+
+    images: (N,H,W,C) uint8, or None.
+    """
+    judged_by = split(images, recipe)
+    if judged_by.note:
+        log.warning("comparing precisions: %s", judged_by.note)
+    return judged_by
 
 
 def _open_lossy(

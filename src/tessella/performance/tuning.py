@@ -15,8 +15,8 @@ from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..engine import ENGINES, Plan, make_plan, open_engine
 from ..engine.base import Engine
-from ..engine.gate import open_gated
-from ..engine.judging import CALIBRATION
+from ..engine.gate import choose_images, open_gated
+from ..engine.judging import CALIBRATION, GateImages
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
 from ..engine.tuned import Tuned, Workload, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
@@ -99,7 +99,8 @@ def tune(
     plan = make_plan("cpu", "float32", batch_size=DEFAULT_BATCH["cpu"])
     usual = ("float32", *(("bfloat16",) if has_native_bfloat16("cpu") else ()), "int8")
     candidates = list(_candidates(network, plan.engine, engines, usual if precisions is None else precisions))
-    gate_images = None if images is None else ImageReader(spec).load_readable(images)
+    pixels = None if images is None else ImageReader(spec).load_readable(images)
+    gate_images = choose_images(pixels, spec) if check_precision else None
     opener = _Opener(network, plan, spec, gate_images, check_precision, sample_images(spec, max(BATCH_SIZES)))
     rows, ready = _open_all(opener, candidates, started + seconds / 2, log)
     now = time.perf_counter()
@@ -241,7 +242,7 @@ class _Opener:
     network: Network
     plan: Plan
     spec: InputSpec
-    gate_images: Pixels | None
+    gate_images: GateImages | None
     check_precision: bool
     images: Pixels  # to measure with
 
