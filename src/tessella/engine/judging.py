@@ -56,7 +56,8 @@ def open_if_accurate(
             engine, verdict = attempt(exact)
             kept = f"; {len(exact)} products stay in float32: {', '.join(exact)}"
     if verdict.passes(precision):
-        text = f"{reason}; against float32: {verdict}{kept}"
+        engine.agreement = f"{verdict}{kept}"
+        text = f"{reason}; against float32: {engine.agreement}"
         engine.plan = engine.plan.with_choice(Choice("precision", precision, text))
         return engine, str(verdict)
     return None, f"{precision} reaches {verdict}; {' and '.join(verdict.shortfalls(precision))} is required"
