@@ -36,6 +36,13 @@ def test_a_lossy_winner_is_explained(capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
+def test_modes_with_the_same_precision_and_agreement_share_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    done = result("int8", "cosine 0.9987 on 128 images")
+    done.winners["latency"] = done.winners["throughput"]
+    _explain(done)
+    assert capsys.readouterr().err.count("cosine") == 1
+
+
 def test_an_agreement_that_was_not_measured_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     _explain(result("bfloat16"))
     assert "  throughput, bfloat16: not compared, because the weights are random" in capsys.readouterr().err

@@ -135,13 +135,16 @@ def _print_tuning(result: Tuning) -> None:
 def _explain(result: Tuning) -> None:
     """Say what the result changes in later commands, and how to keep float32."""
     notice("later commands use these settings for this model on the CPU, unless --engine or --precision is given")
-    lossy = {mode: winner.precision for mode, winner in result.winners.items() if winner.precision != "float32"}
-    if not lossy:
+    compared: dict[str, list[str]] = {}  # modes by what their results are
+    for mode, winner in result.winners.items():
+        if winner.precision != "float32":
+            agreement = result.agreement(mode) or "not compared, because the weights are random"
+            compared.setdefault(f"{winner.precision}: {agreement}", []).append(mode)
+    if not compared:
         return
     notice("their results may differ slightly from those in float32:")
-    for mode, precision in lossy.items():
-        compared = result.agreement(mode) or "not compared, because the weights are random"
-        notice(f"  {mode}, {precision}: {compared}")
+    for text, modes in compared.items():
+        notice(f"  {' and '.join(modes)}, {text}")
     notice("to keep float32, give --precision float32 to a command, or to `tessella tune`")
 
 
