@@ -30,11 +30,12 @@ from tessella.data.datasets import open_labelled
 from tessella.data.isolated.protocol import Decoded
 from tessella.data.source import Source
 from tessella.evaluation.embeddings import embed
-from tessella.predictor import DEFAULT_MODEL, load
+from tessella.predictor import load
 from tessella.results import Record, l2_normalize
 from tessella.search.index import HOME, TABLE, build_index, open_table
 from tessella.search.nearest import Approximate, Floats, exact
 from tessella.search.retrieval_metrics import retrieval
+from tessella.weights.catalogue import default_model
 
 WIDTH, CLUSTERS, SPREAD, SHARD_ROWS, TOP = 256, 1_000, 0.9, 1_024, 10
 K = (1, 5, 10, 20)
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--labelled", metavar="DATA", help="labeled images, as for `tessella train`")
-    parser.add_argument("--models", nargs="+", default=[DEFAULT_MODEL], metavar="NAME", help="models to measure")
+    parser.add_argument("--models", nargs="+", default=[default_model()], metavar="NAME", help="models to measure")
     parser.add_argument("--limit", type=int, help="maximum number of labeled images")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

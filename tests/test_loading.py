@@ -14,7 +14,6 @@ import tessella
 from tessella import Predictor, UsageError
 from tessella.engine import Plan, make_plan
 from tessella.loading import (
-    DEFAULT_MODEL,
     MAX_SAMPLES,
     LoadSettings,
     OpenedModel,
@@ -27,11 +26,13 @@ from tessella.loading import (
 )
 from tessella.pipeline import ImageReader
 
+from .test_builtin import CIFAR10_MODEL
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CAT = EXAMPLES / "cat.jpg"
 
 
-def settings_for(name: str = DEFAULT_MODEL, **changes: object) -> LoadSettings:
+def settings_for(name: str = CIFAR10_MODEL, **changes: object) -> LoadSettings:
     return dataclasses.replace(LoadSettings(name=name, model_args={}), **changes)  # type: ignore[arg-type]
 
 
@@ -99,7 +100,7 @@ def test_one_plan_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_a_local_folder_can_be_an_exported_model(tmp_path: Path) -> None:
     assert find_exported(settings_for()) is None
-    tessella.save_pretrained(tessella.create_model(DEFAULT_MODEL, pretrained=True), tmp_path / "model")
+    tessella.save_pretrained(tessella.create_model(CIFAR10_MODEL, pretrained=True), tmp_path / "model")
     assert find_exported(settings_for(f"local-dir:{tmp_path / 'model'}")) is None
 
 

@@ -28,13 +28,14 @@ from tessella.data.spec import resolve_model_data_config
 from tessella.engine import make_plan
 from tessella.models import build
 from tests.golden_rule import fill_golden
+from tests.test_builtin import CIFAR10_MODEL
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return tessella.load()
+    return tessella.load(CIFAR10_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -293,12 +294,12 @@ def test_the_fingerprint_changes_with_everything_that_determines_the_results(pre
     prints = [
         predictor.fingerprint,
         Predictor(other).fingerprint,
-        tessella.load(policy="timm").fingerprint,
-        tessella.load(transform="fast").fingerprint,
-        tessella.load(precision="bfloat16").fingerprint,
+        tessella.load(CIFAR10_MODEL, policy="timm").fingerprint,
+        tessella.load(CIFAR10_MODEL, transform="fast").fingerprint,
+        tessella.load(CIFAR10_MODEL, precision="bfloat16").fingerprint,
     ]
     assert len(set(prints)) == len(prints)
-    assert tessella.load(batch_size=1).fingerprint == predictor.fingerprint
+    assert tessella.load(CIFAR10_MODEL, batch_size=1).fingerprint == predictor.fingerprint
 
 
 def test_models_of_other_than_three_channels_are_refused() -> None:

@@ -14,7 +14,6 @@ from .engine.plan import has_native_bfloat16
 from .engine.tuned import all_tuned
 from .machine import instruction_set, thread_count
 from .predictor import load
-from .weights.catalogue import DEFAULT_MODEL
 
 NEEDED = (
     *("numpy", "pillow", "safetensors", "huggingface_hub", "openvino"),
@@ -53,7 +52,7 @@ def examine() -> list[Choice]:
     start = time.perf_counter()
     predictor.predict([np.zeros((64, 64, 3), np.uint8)] * 8)
     predicted = time.perf_counter() - start
-    why = f"{DEFAULT_MODEL}: loaded and verified in {loaded:.2f} s, 8 images in {predicted:.2f} s"
+    why = f"{predictor.name}: loaded and verified in {loaded:.2f} s, 8 images in {predicted:.2f} s"
     return [*rows, Choice("built-in model", "works", why)]
 
 

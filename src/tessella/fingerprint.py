@@ -98,6 +98,11 @@ class Described(Protocol):
         """The result of `arrays_hash` for its weights."""
         ...
 
+    @property
+    def changes(self) -> str:
+        """A hash of what it computes if its modules were changed by hand, else ""."""
+        ...
+
 
 def weights_hash(model: ImageModel | Described) -> str:
     """Return the SHA-256 of the names, types, shapes and values of the model's state, as 64 hex digits."""
@@ -124,7 +129,8 @@ def arrays_hash(tensors: Mapping[str, NDArray[np.generic]]) -> str:
 
 def identify(model: ImageModel | Described, spec: InputSpec) -> dict[str, object]:
     """Return everything that determines the results of a model in float32, besides the settings of a Predictor."""
-    return dict(
+    changes = getattr(model, "changes", "")  # only a network notices them
+    return (dict(changes=changes) if changes else {}) | dict(
         arch=model.arch,
         config=config_text(model.config),
         weights=weights_hash(model),

@@ -30,7 +30,6 @@ from .inputs import AnyImage
 from .models.configs import CONFIGS
 from .pipeline import ImageReader
 from .results import ClassNames
-from .weights.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from .weights.catalogue import DEPRECATED, no_weights, resolve
 from .weights.names import local_folder
 from .weights.network import AnyModel, Network, as_network

@@ -25,7 +25,6 @@ from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
 from .fingerprint import hash_identity, identify
 from .inputs import AnyImage, key_of, list_images
-from .loading import DEFAULT_MODEL as DEFAULT_MODEL
 from .loading import (
     LoadSettings,
     OpenedModel,
@@ -53,6 +52,7 @@ from .results import Prediction as Prediction
 from .results import Record as Record
 from .results import Scores as Scores
 from .text import html_table, html_text, printable
+from .weights.catalogue import default_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -385,7 +385,7 @@ def load(
     keywords = [argument for argument in inspect.signature(load).parameters if argument not in ("name", "model_args")]
     check_model_args(model_args, keywords)
     settings = LoadSettings(
-        name=DEFAULT_MODEL if name is None else name,
+        name=default_model() if name is None else name,
         pretrained=pretrained,
         checkpoint_path=checkpoint_path,
         device=device,

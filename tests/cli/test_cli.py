@@ -32,7 +32,9 @@ from tessella.cli.console import Command
 from tessella.cli.options import option
 from tessella.cli.program import cli, main
 from tessella.errors import UsageError
+from tessella.weights.catalogue import default_model
 from tests.golden_rule import fill_golden
+from tests.test_builtin import CIFAR10_MODEL
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CAT = str(EXAMPLES / "cat.jpg")
@@ -205,7 +207,7 @@ def test_classify_for_people() -> None:
     assert lines[0] == CAT
     assert len(lines) == 3
     assert all("%" in line for line in lines[1:])
-    assert "model: convmixer_256_8_ks3_p4.cifar10\n" in done.stderr
+    assert f"model: {default_model('classify')}\n" in done.stderr
     assert "precision: float32 (" in done.stderr
 
 
@@ -267,7 +269,7 @@ def test_csv(mixed: Path) -> None:
     assert [row["status"] for row in rows] == ["ok", "corrupt_image", "unsupported_format", "ok"]
     assert rows[1]["label1"] == ""
     out, _ = run("embed", "--csv", CAT)
-    assert len(next(csv.reader(io.StringIO(out)))) == 3 + 256
+    assert len(next(csv.reader(io.StringIO(out)))) == 3 + tessella.load().width
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])
@@ -300,12 +302,12 @@ def read_rows(path: Path) -> tuple[list[str], list[str], list[list[float]]]:
 
 
 def test_features(tmp_path: Path) -> None:
-    out, _ = run("features", "--json", "--blocks", "0,-1", CAT, "absent.jpg")
+    out, _ = run("features", "-m", CIFAR10_MODEL, "--json", "--blocks", "0,-1", CAT, "absent.jpg")
     rows = [json.loads(line) for line in out.splitlines()]
     assert rows[0]["shapes"] == [[256, 8, 8]] * 2
     assert (rows[1]["key"], rows[1]["status"]) == ("absent.jpg", "not_found")
     path = tmp_path / "maps.npz"
-    run("features", "--out", str(path), CAT, "absent.jpg", CAT)
+    run("features", "-m", CIFAR10_MODEL, "--out", str(path), CAT, "absent.jpg", CAT)
     with np.load(path, allow_pickle=False) as file:
         assert file["features0"].shape == (3, 256, 8, 8)
         assert file["keys"].tolist() == [CAT, "absent.jpg", CAT]
@@ -371,7 +373,8 @@ def test_info_prints_the_model_cards_figures() -> None:
         assert figure in out, figure
     out, _ = run("info", "mixer_b16_224.goog_in21k_ft_in1k")
     assert "despite its tag" in out
-    assert json.loads(run("info", "--json")[0])["num_classes"] == 10
+    assert json.loads(run("info", "--json")[0])["name"] == default_model()
+    assert json.loads(run("info", CIFAR10_MODEL, "--json")[0])["num_classes"] == 10
 
 
 def test_list() -> None:

@@ -17,6 +17,7 @@ import tessella
 from tessella.cli.progress import TrainingProgress
 from tessella.cli.training import train
 from tessella.training.events import EpochEvent, ProbeEvent, StepEvent, TrainingRemark
+from tessella.weights.catalogue import default_model
 
 from ..training.small_runs import FAMILIES, make_images
 from ..training.small_teachers import save_teacher
@@ -30,7 +31,7 @@ def tuned(animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "animals"
     _, err = run("train", str(animals), "-o", str(out), "--epochs", "4", "--workers", "0", "--tensorboard")
     first, second, *_ = err.splitlines()
-    assert first.startswith("convmixer_256_8_ks3_p4.cifar10: pretrained weights, preset finetune: settings of this")
+    assert first.startswith(f"{default_model()}: pretrained weights, preset finetune: settings of this")
     assert re.match(r"linear probe on frozen embeddings: top-1 \d\d\.\d\d % on \d+ held-out images, \d+ s", second)
     assert "epoch 3: loss" in err
     assert "the linear probe" in err.splitlines()[-2]

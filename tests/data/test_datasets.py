@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tessella.data.datasets import open_labelled, open_split
+from tessella.data.layouts import parquet_tables
 
 from .labelled import class_names, keys, refusal, samples, write, write_parquet, write_tar
 
@@ -80,6 +82,23 @@ def test_other_processes_read_the_same_images(data: Path) -> None:
     for start in ("fork", "spawn"):
         with multiprocessing.get_context(start).Pool(1) as pool:
             assert pool.map(images.read, range(4)) == expected
+
+
+def test_rows_that_are_sent_to_a_process_one_by_one_do_not_read_the_table_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = open_labelled(write_parquet(tmp_path / "x.parquet", [0, 1, 2]))
+    sent = [pickle.dumps(images.source(i)) for i in range(3)]
+    reads = []
+
+    def read_images(*args: Any) -> Any:
+        reads.append(args)
+        return read(*args)
+
+    read = parquet_tables._read_images
+    monkeypatch.setattr(parquet_tables, "_read_images", read_images)
+    assert [pickle.loads(data).read() for data in sent] == [images.read(i) for i in range(3)]
+    assert len(reads) <= 2  # once by the copies, once by the original
 
 
 def test_pickling_transfers_no_images(tmp_path: Path) -> None:

@@ -17,18 +17,18 @@ from tessella.data.spec import InputSpec
 from tessella.engine import agreement, gate, judging, make_plan, open_engine
 from tessella.engine.agreement import BOUNDS, Bounds, compare
 from tessella.engine.gate import one_step_down, open_gated
-from tessella.predictor import DEFAULT_MODEL
 from tessella.weights.catalogue import CATALOGUE
 
 from ..models.tiny import images as images_of
 from ..models.tiny import tiny
+from ..test_builtin import CIFAR10_MODEL
 
 SIZE = (32, 32)
 
 
 @functools.cache
 def builtin() -> Any:
-    return tessella.create_model(DEFAULT_MODEL, pretrained=True).eval()
+    return tessella.create_model(CIFAR10_MODEL, pretrained=True).eval()
 
 
 def spec() -> InputSpec:
@@ -70,7 +70,7 @@ BUILTIN = [row.name for row in CATALOGUE.values() if row.file]
         *((name, "openvino", "int8", 0.5, 2_000) for name in BUILTIN),
         *(pytest.param(name, "openvino", "int8", 0.3, 10_000, marks=pytest.mark.slow) for name in BUILTIN),
         # slow on a CPU without native bfloat16
-        pytest.param(DEFAULT_MODEL, "rewritten", "bfloat16", 0.1, 2_000, marks=pytest.mark.slow),
+        pytest.param(CIFAR10_MODEL, "rewritten", "bfloat16", 0.1, 2_000, marks=pytest.mark.slow),
     ],
 )
 def test_the_accuracy_of_the_built_in_models_does_not_change(

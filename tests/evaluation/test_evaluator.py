@@ -17,10 +17,10 @@ from tessella.evaluation import evaluator, results
 from tessella.evaluation.evaluator import evaluate, measure
 from tessella.evaluation.leakage import open_data
 from tessella.evaluation.settings import EvaluationSettings
-from tessella.predictor import DEFAULT_MODEL, Predictor
+from tessella.predictor import Predictor
 from tessella.weights.save import save_pretrained
 
-from ..test_builtin import SUBSET, recorded
+from ..test_builtin import CIFAR10_MODEL, SUBSET, recorded
 from .small_data import NAMES, folder_of, logits_of, model_of, predictor_of, run
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -164,15 +164,15 @@ def test_the_validation_split_is_used_if_there_is_one(tmp_path: Path, folder: Pa
 def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     pytest.importorskip("pyarrow")
     images = open_labelled(shared_data / "cifar10-test.parquet")
-    expected = recorded()["models"][DEFAULT_MODEL]
+    expected = recorded()["models"][CIFAR10_MODEL]
     subset = images.subset(range(SUBSET))
     settings = EvaluationSettings(device="cpu", precision="float32", batch_size=100)
-    (row,) = evaluate(subset, [DEFAULT_MODEL], settings)
+    (row,) = evaluate(subset, [CIFAR10_MODEL], settings)
     assert row.metrics
     assert row.answers is not None
     assert row.images == row.metrics.count == SUBSET
     assert row.metrics.top1 == pytest.approx(expected["subset_top1"], abs=1e-3)
-    assert row.metrics.classes == tessella.load().labels
+    assert row.metrics.classes == tessella.load(CIFAR10_MODEL).labels
     np.testing.assert_allclose(row.answers.confidence, expected["probability"], atol=1e-3)
     assert row.metrics.ece < 0.1
     assert row.metrics.top5

@@ -16,9 +16,10 @@ from tessella.evaluation import results
 from tessella.evaluation.classes import match_classes
 from tessella.evaluation.evaluator import measure
 from tessella.evaluation.imagenet import SETS, find_published, read_real_labels, recognise
-from tessella.predictor import DEFAULT_MODEL, Predictor
+from tessella.predictor import Predictor
 from tessella.weights.catalogue import _accuracies
 
+from ..test_builtin import CIFAR10_MODEL
 from .small_data import SYNSETS, folder_of, logits_of, predictor_of
 
 
@@ -70,7 +71,7 @@ def test_published_accuracy_depends_on_set_weights_and_size() -> None:
     assert of("convmixer_768_32.in1k", "imagenet", 256) is None
     assert of("convmixer_768_32.in1k", "") is None
     assert of("local-dir:convmixer_768_32", "imagenet") is None
-    assert of(DEFAULT_MODEL, "imagenet") is None
+    assert of(CIFAR10_MODEL, "imagenet") is None
 
 
 def test_the_sets_are_those_of_the_table() -> None:

@@ -20,6 +20,7 @@ from tessella.evaluation.metrics import Coverage
 from tessella.evaluation.settings import ProbeSettings
 from tessella.predictor import Predictor
 
+from ..test_builtin import CIFAR10_MODEL
 from .coloured_images import NO_SHOTS, predictor_of, write_images
 
 
@@ -124,7 +125,7 @@ def test_cifar10(shared_data: Path, tmp_path: Path) -> None:
             path = tmp_path / "data" / name / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(images.read(i))
-    result = probe(tmp_path / "data", settings=ProbeSettings(val_fraction=0.4, shots=(1, 5), accuracy=0.95))
+    result = probe(tmp_path / "data", CIFAR10_MODEL, ProbeSettings(val_fraction=0.4, shots=(1, 5), accuracy=0.95))
     assert result.linear.top1 > 0.78
     assert result.knn.top1 > 0.78
     assert result.linear.top5 is not None

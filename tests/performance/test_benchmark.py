@@ -27,6 +27,7 @@ from tessella.performance.candidates import Candidate, Case, OpenCandidate, engi
 from tessella.performance.measuring import BenchmarkRow, Contender, fill_rows, measure, take_turns
 from tessella.performance.memory import PeakMemory
 from tessella.records import slug
+from tessella.weights.catalogue import default_model
 from tessella.weights.counting import cost
 from tessella.weights.network import Network
 
@@ -132,6 +133,20 @@ def test_a_candidate_that_fails_gives_a_row_with_the_reason() -> None:
     assert rows[4].difference is not None
     assert rows[4].difference < 1e-6
     assert all(len(table.cells(row)) == len(table.HEADER) for row in rows)
+
+
+def test_a_wrong_answer_states_whether_it_stays_wrong() -> None:
+    case, calls = case_of(), []
+
+    def wrong_once(x: Tensor) -> Tensor:
+        calls.append(x)
+        return case.model(x) * (3 if len(calls) == 1 else 1)
+
+    (row,) = measured([candidate("wrong once", torch.no_grad()(wrong_once))], case=case)
+    assert row.status == "wrong_answer"
+    first, further = row.note.split("; in further passes: ")
+    assert first.endswith("by image: 2, 2")
+    assert all(float(value) < 1e-5 for values in further.split("; ") for value in values.split(", "))
 
 
 def test_an_interrupt_is_not_recorded_as_a_failure() -> None:
@@ -240,7 +255,7 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
     path = tmp_path / "speed.csv"
     quick = ("--rounds", "1", "--batch", "2,1", "--engines", "eager,rewritten")
     out, err = run(*quick, "--device", "cpu", "--out", str(path))
-    assert re.search(r"convmixer_256_8_ks3_p4 +rewritten, float32 +1 ", out)
+    assert re.search(rf"{default_model().partition('.')[0]} +rewritten, float32 +1 ", out)
     assert "GFLOP/s" in err
     assert "1 alternating rounds" in err
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -250,7 +265,7 @@ def test_the_command_measures_the_built_in_model(tmp_path: Path) -> None:
     ]
     assert all(float(row["images_per_second"]) > 0 and row["status"] == "ok" for row in rows)
     assert {row["weights"] for row in rows} == {"trained"}
-    assert {row["model"] for row in rows} == {"convmixer_256_8_ks3_p4.cifar10"}
+    assert {row["model"] for row in rows} == {default_model()}
 
 
 @pytest.mark.usefixtures("short")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..test_builtin import CIFAR10_MODEL
+
 PROGRAM = """
 import sys
 sys.modules["torch"] = None  # as if it were not installed
@@ -42,7 +44,7 @@ def test_bench(tmp_path: Path) -> None:
 
 
 def test_tune(tmp_path: Path) -> None:
-    told = json.loads(run(tmp_path, "tune", "--json", "--seconds", "3", "--precision", "float32"))
+    told = json.loads(run(tmp_path, "tune", CIFAR10_MODEL, "--json", "--seconds", "3", "--precision", "float32"))
     assert {winner["engine"] for winner in told["winners"].values()} == {"openvino"}
     notes = {row["engine"]: row["note"] for row in told["rows"] if not row.get("rounds")}
     assert set(notes) == {"rewritten", "onnxruntime"}

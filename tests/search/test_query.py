@@ -414,7 +414,7 @@ def test_the_runs_own_model_embeds_a_query(photographs: Path) -> None:
 def test_sheets_show_queries_and_neighbors(photographs: Path, tmp_path: Path, suffix: str) -> None:
     index = Index(photographs / "run")
     coffee = str(photographs / "coffee.jpg")
-    queries = [index.query(CAT), index.query(coffee), index.query(np.ones(256))]
+    queries = [index.query(CAT), index.query(coffee), index.query(np.ones(index.facts["width"]))]
     neighbors = index.search(queries)
     path = tmp_path / f"sheet{suffix}"
     index.sheet(path, queries, neighbors)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tessella.errors import UsageError
-from tessella.predictor import DEFAULT_MODEL
 from tessella.training.config import TrainConfig, read_config
 from tessella.training.presets import PRESETS, choose_config, preset_config
+from tessella.weights.catalogue import default_model
 
 
 @pytest.mark.parametrize("preset", ["", *PRESETS])
@@ -58,9 +58,9 @@ def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
     assert (scratch.init_from, scratch.probe) == ("scratch", False)
     for preset in (None, "finetune"):  # without a model, the built-in one is fine-tuned
         config, description = choose_config(None, preset, None, False, {})
-        assert (config.model, config.init_from, config.probe) == (DEFAULT_MODEL, "pretrained", True)
+        assert (config.model, config.init_from, config.probe) == (default_model("embed"), "pretrained", True)
         assert description == (
-            f"{DEFAULT_MODEL}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
+            f"{config.model}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
             "pretrained model"
         )
     config = choose_config("mixer_b16_224", "finetune", None, False, {})[0]  # there are default weights

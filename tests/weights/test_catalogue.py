@@ -16,8 +16,10 @@ from tessella.weights import catalogue
 from tessella.weights.catalogue import (
     BUILTIN_FOLDER,
     CATALOGUE,
+    DEFAULT_MODELS,
     DEPRECATED,
     OWN_ARCHITECTURES,
+    default_model,
     get_arch_pretrained_cfgs,
     is_model,
     list_models,
@@ -232,3 +234,16 @@ def test_preprocessing_matches_the_reference() -> None:
     assert row.input_size == (3, 240, 240)
     assert CATALOGUE["mixer_b16_224.miil_in21k"].interpolation == "bilinear"
     assert {row.num_classes for row in PUBLISHED} == {1000, 21843, 11221}
+
+
+def test_a_default_model_is_built_in_and_a_former_one_is_kept_by_what_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for task, names in DEFAULT_MODELS.items():
+        assert all(CATALOGUE[name].file for name in names)
+        assert default_model(task) == names[0]
+    monkeypatch.setattr(catalogue, "DEFAULT_MODELS", dict(classify=("a",), embed=("new", "old")))
+    assert default_model() == default_model("embed") == default_model("embed", "new") == "new"
+    assert default_model("embed", "old") == "old"
+    assert default_model("embed", "a") == "new"
+    assert default_model("classify", "old") == "a"

@@ -105,6 +105,12 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     return read_sealed(path, SEAL_KEY)
 
 
+def model_of(out: str | Path) -> str | None:
+    """Return the name of the model of the run in the folder `out`; None if there is no run, or run.json is damaged."""
+    facts = read_facts(Path(out) / RUN)
+    return None if facts is None else str(facts.get("model"))
+
+
 def damaged_run(out: Path, message: str) -> UsageError:
     """Return an error `damaged_run` that tells how to repair the run."""
     return UsageError("damaged_run", message, hint=f"tessella verify-run {out} --repair")

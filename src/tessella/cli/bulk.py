@@ -121,11 +121,14 @@ def run_(
 ) -> None:
     """Classify and embed a whole collection into Parquet files, with exactly one row per input."""
     from ..bulk import Cluster, PrometheusFile, RunSettings, run
+    from ..bulk.run_folder import model_of
+    from ..weights.catalogue import default_model
     from .run_progress import RunProgressBar
 
+    arguments["model"] = arguments["model"] or default_model("embed", model_of(out))
     names = ("top", "dtype", "shard_rows", "processes", "timeout", "bad_inputs")
     settings = RunSettings(**{name: arguments[name] for name in names})
-    cluster = Cluster(loading(arguments), address, actor_cores) if address else None
+    cluster = Cluster(loading(arguments, "embed"), address, actor_cores) if address else None
     with contextlib.ExitStack() as stack:
         consumers: list[OnEvent] = [stack.enter_context(RunProgressBar())]
         if prometheus:
@@ -152,7 +155,7 @@ def _loader(arguments: dict[str, Any]) -> Callable[[], Predictor]:
     from ..bulk import AutomaticEngine
 
     def load(**engine_options: Any) -> Predictor:
-        return load_predictor(arguments | engine_options)
+        return load_predictor(arguments | engine_options, "embed")
 
     is_automatic = arguments["engine"] == arguments["precision"] == "auto" and arguments["batch_size"] is None
     return AutomaticEngine(load) if is_automatic else load

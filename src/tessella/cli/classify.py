@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..data.source import Source
     from ..predictor import Predictor
     from ..results import Record
+    from ..weights.catalogue import Task
 
     MakeRecords = Callable[[Predictor, Iterable[Source]], Iterable[Record]]
 
@@ -62,7 +63,7 @@ def classify(top: int, **arguments: Any) -> None:
     def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
         return predictor.records(sources, top=min(top, predictor.num_classes), embed=False)
 
-    _run(arguments, make_records, path, top=top)
+    _run(arguments, make_records, path, task="classify", top=top)
 
 
 @click.command(
@@ -131,12 +132,13 @@ def _run(
     make_records: MakeRecords,
     path: Path | None,
     *,
+    task: Task = "embed",
     top: int = 0,
     has_embedding: bool = False,
 ) -> None:
     """Print one record per input as they come, or write all of them to a file at the end.
 
-    top, has_embedding: what records contain, for the columns of a CSV table.
+    task: what the default model is used for. top, has_embedding: what records contain, for the columns of a CSV table.
     """
     from ..pipeline import error_records
     from ..records import write_records
@@ -152,7 +154,7 @@ def _run(
     if records:
         top = 0
     else:
-        predictor = load_predictor(arguments)
+        predictor = load_predictor(arguments, task)
         top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
         if path is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)

@@ -229,7 +229,7 @@ def evaluate(
     recognized as ImageNet.
     """
     from ..evaluation.leakage import choose_images
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
 
     images, remarks = choose_images(data, models, split)
     for remark in remarks:
@@ -249,7 +249,7 @@ def evaluate(
     )
     rows = []
     with ProgressBars() as progress:
-        for row in run_evaluation(images, models or (DEFAULT_MODEL,), chosen, progress=progress):
+        for row in run_evaluation(images, models or (default_model("classify"),), chosen, progress=progress):
             rows.append(row)
             if as_json:
                 echo_json(results.as_dict(row))

@@ -64,9 +64,9 @@ def info(name: str | None, as_json: bool) -> None:
     """Show a model's size, cost, input, weights, license and published accuracy."""
     from ..info import describe
     from ..info import info as model_info
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
 
-    model = model_info(name or DEFAULT_MODEL)
+    model = model_info(name or default_model())
     if as_json:
         echo_json(dataclasses.asdict(model))
         return
@@ -126,11 +126,11 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     from ..export import check_new
     from ..export import export as write_export
     from ..predictor import load
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
 
     check_new(Path(folder))
     predictor = load(
-        DEFAULT_MODEL if name == "default" else name,
+        default_model() if name == "default" else name,
         checkpoint_path=checkpoint,
         engine=engine,
         precision=precision,

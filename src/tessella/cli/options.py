@@ -27,6 +27,7 @@ from .preflight import count_type
 if TYPE_CHECKING:
     from ..data.source import Source
     from ..predictor import Predictor, Record
+    from ..weights.catalogue import Task
 
 
 F = TypeVar("F")
@@ -198,15 +199,16 @@ table_options = options(
 )
 
 
-def loading(arguments: dict[str, Any]) -> Callable[[], Predictor]:
-    """Return `load` bound to the given options."""
+def loading(arguments: dict[str, Any], task: Task) -> Callable[[], Predictor]:
+    """Return `load` bound to the given options. task: what the default model is used for."""
     from ..loading import choose_mode
     from ..predictor import load
+    from ..weights.catalogue import default_model
 
     keys = ("device", "precision", "engine", "batch_size", "transform", "policy")
     return functools.partial(
         load,
-        arguments["model"],
+        arguments["model"] or default_model(task),
         checkpoint_path=arguments["checkpoint"],
         mode=choose_mode(arguments["inputs"]) if arguments["mode"] == "auto" else arguments["mode"],
         images=read_samples(arguments["images"]),
@@ -214,9 +216,12 @@ def loading(arguments: dict[str, Any]) -> Callable[[], Predictor]:
     )
 
 
-def load_predictor(arguments: dict[str, Any]) -> Predictor:
-    """Load the model that the options name; with --verbose, print every choice with its reason."""
-    predictor = loading(arguments)()
+def load_predictor(arguments: dict[str, Any], task: Task) -> Predictor:
+    """Load the model that the options name; with --verbose, print every choice with its reason.
+
+    task: as in `loading`.
+    """
+    predictor = loading(arguments, task)()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for choice in predictor.plan.choices:

@@ -88,12 +88,12 @@ def tune(
     """
     from ..performance import tune as run_tuning
     from ..performance.tuning import check_can_save
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
     from ..weights.open import open_network
 
     check_can_save()  # before weights are downloaded
     result = run_tuning(
-        open_network(name or DEFAULT_MODEL, pretrained=not random_weights, checkpoint_path=checkpoint),
+        open_network(name or default_model(), pretrained=not random_weights, checkpoint_path=checkpoint),
         precisions=split(precision) if precision else None,
         engines=split(engines) if engines else None,
         images=read_samples(images),
@@ -236,7 +236,7 @@ def bench(
     """Benchmark engines against each other on this machine, in alternating rounds."""
     from ..performance import BenchmarkSettings, table
     from ..performance import bench as run_benchmark
-    from ..weights.catalogue import DEFAULT_MODEL
+    from ..weights.catalogue import default_model
 
     chosen = BenchmarkSettings(
         batch_sizes=parse_numbers("--batch-size", batch),
@@ -245,7 +245,7 @@ def bench(
         **settings,
     )
     rows = []
-    for group in run_benchmark(models or (DEFAULT_MODEL,), chosen, csv_path=out, plot_path=plot):
+    for group in run_benchmark(models or (default_model(),), chosen, csv_path=out, plot_path=plot):
         rows += group
         if as_json:
             for row in group:

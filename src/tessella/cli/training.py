@@ -144,6 +144,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     from ..data.unlabelled import TrainingImages, open_unlabelled
     from ..training.events import TrainingEvent, TrainingRemark
     from ..training.presets import choose_config
+    from ..training.run_folder import TrainingRecord
 
     names = ("model", "preset", "config", "scratch", "device", "workers", "shard", "unlabelled")
     model, preset, file, scratch, device, workers, shard, unlabelled = (options.pop(name) for name in names)
@@ -152,7 +153,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
         changes["trainable"] = "head"
     if not changes["compile"]:  # the flag does not turn off what a config file turns on
         del changes["compile"]
-    config, description = choose_config(model, preset, file, scratch, changes)
+    config, description = choose_config(model, preset, file, scratch, changes, TrainingRecord.model_of(out))
     if unlabelled and not config.teacher:
         raise UsageError(
             "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"

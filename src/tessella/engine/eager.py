@@ -16,10 +16,13 @@ from ..data.decode import Pixels
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..models.base import ImageModel
+from ..weights.modules import is_standard
 from ..weights.network import Network
 from .base import ArrayOutputs, Batch, Engine, TensorOutputs, intermediates_of
 from .plan import Plan
-from .rewrites import Rewritten, rewrite
+from .rewrites import Rewritten, Unchanged, rewrite
+
+log = logging.getLogger(__name__)
 
 
 class ThreadCountGuard:
@@ -106,6 +109,8 @@ class RewrittenEngine(TorchEngine):
         return outputs
 
     def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
+        if isinstance(self.rewritten, Unchanged):
+            return super().intermediates(images_BHWC, indices)
         return intermediates_of(self.rewritten.net, images_BHWC.permute(0, 3, 1, 2), indices)
 
 
@@ -134,8 +139,16 @@ class Float32Outputs(nn.Module):
 
 
 def rewritten_for(model: ImageModel, plan: Plan, spec: InputSpec | None) -> Rewritten:
-    """Return the rewritten model on the device and in the precision of the plan; weights are rounded after folding."""
-    return rewrite(model, spec=spec, layout=plan.layout).to(device=plan.device, dtype=getattr(torch, plan.precision))
+    """Return the rewritten model on the device and in the precision of the plan; weights are rounded after folding.
+
+    A model that was changed by hand is not rewritten, as the rewrites assume what its config says.
+    """
+    if is_standard(model):
+        rewritten = rewrite(model, spec=spec, layout=plan.layout)
+    else:
+        log.info("%s was changed by hand, so it runs without rewrites", model.arch)
+        rewritten = Unchanged(copy.deepcopy(model).eval().requires_grad_(False), spec)
+    return rewritten.to(device=plan.device, dtype=getattr(torch, plan.precision))
 
 
 def wrap_outputs(rewritten: Rewritten, plan: Plan, spec: InputSpec | None) -> nn.Module:

@@ -38,14 +38,19 @@ def conversion_facts(
 
     more: further inputs of a conversion, such as the versions of converters.
     """
-    return dict(
-        architecture=network.arch,
-        config=config_text(network.config),
-        pool=network.global_pool,
-        weights=network.weights_hash,
-        spec=spec.to_cfg() if spec else None,
-        size=size,
-        precision=plan.precision,
-        layout=plan.layout,
-        code=code_hash(),
-    ) | (dict(tessella=__version__, torch=versions().get("torch")) | more)
+    changes = dict(changes=network.changes) if network.changes else {}
+    return (
+        changes
+        | dict(
+            architecture=network.arch,
+            config=config_text(network.config),
+            pool=network.global_pool,
+            weights=network.weights_hash,
+            spec=spec.to_cfg() if spec else None,
+            size=size,
+            precision=plan.precision,
+            layout=plan.layout,
+            code=code_hash(),
+        )
+        | (dict(tessella=__version__, torch=versions().get("torch")) | more)
+    )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..errors import TessellaError
 from ..machine import hardware, other_versions, thread_count, versions
-from .candidates import Array, Candidate, Case, OpenCandidate, first_line
+from .candidates import Array, Candidate, Case, OpenCandidate, Run, first_line
 from .memory import PeakMemory
 from .products import SIDE, matrix_product
 
@@ -211,8 +211,22 @@ def _open(
     row.peak_mb = memory.peak_mb()
     row.difference = relative_difference(as_array(logits)[: len(expected)], expected)
     if not row.difference <= TOLERANCE[row.precision]:  # also true for NaN
-        raise WrongAnswerError(f"its logits differ from those of the model by {row.difference:.2g} of their norm")
+        raise WrongAnswerError(
+            f"its logits differ from those of the model by {row.difference:.2g} of their norm; "
+            f"{_evidence(opened.run, x, as_array(logits), expected)}"
+        )
     return contender
+
+
+def _evidence(run: Run, x: Array, first: NDArray[np.generic], expected: NDArray[np.floating]) -> str:
+    """Return the difference of each image in the first pass, and in three further ones, which helps to find the cause.
+
+    A pass that is wrong once points to a race, one that stays wrong to the weights or the graph.
+    """
+    passes = [first, *(as_array(run(x)) for _ in range(3))]
+    rows = [[relative_difference(logits[i], expected[i]) for i in range(len(expected))] for logits in passes]
+    texts = [", ".join(f"{value:.2g}" for value in row) for row in rows]
+    return f"by image: {texts[0]}; in further passes: {'; '.join(texts[1:])}"
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -306,7 +320,7 @@ def _fail(row: BenchmarkRow, error: Exception | None) -> None:
 
 
 def relative_difference(logits: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """Return the norm of the difference relative to the norm of `expected`; both (B,classes)."""
+    """Return the norm of the difference relative to the norm of `expected`; both (B,classes) or (classes,)."""
     exact = expected.astype(np.float64)
     return float(np.linalg.norm(logits.astype(np.float64) - exact) / np.linalg.norm(exact))
 

@@ -8,7 +8,7 @@ from ..checks import checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
-from ..weights.catalogue import DEFAULT_MODEL
+from ..weights.catalogue import default_model
 from .config import TrainConfig, current_names, read_config
 
 Settings = dict[str, object]
@@ -136,13 +136,19 @@ def preset_config(preset: str = "", **changes: object) -> TrainConfig:
 
 
 def choose_config(
-    model: str | None, preset: str | None, file: str | None, scratch: bool, changes: Mapping[str, object]
+    model: str | None,
+    preset: str | None,
+    file: str | None,
+    scratch: bool,
+    changes: Mapping[str, object],
+    started_with: str | None = None,
 ) -> tuple[TrainConfig, str]:
     """Return the config for a command line, and a sentence that describes it.
 
     model: name of the model; None: the built-in model, fine-tuned. preset: a name in PRESETS; None: "finetune" if
     training starts from pretrained weights, else "small-data". file: a JSON file whose settings are used instead of a
     preset. scratch: start from random weights. changes: fields that override those of the preset or file.
+    started_with: the model of the run that is resumed, which is kept if it was the built-in model then.
     Raises UsageError `bad_argument`, `not_found` (the file) and `no_weights` (none are published for the model).
     """
     changes = dict(changes)
@@ -155,7 +161,7 @@ def choose_config(
     if model is not None:
         changes["model"] = model
     elif preset in (None, "finetune") and file is None and not scratch:
-        changes["model"] = DEFAULT_MODEL
+        changes["model"] = default_model("embed", started_with)
     if scratch:
         changes["init_from"] = "scratch"
     name = changes.get("model", TrainConfig.model)

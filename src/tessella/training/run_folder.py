@@ -96,6 +96,14 @@ class TrainingRecord:
             reason = "config, data or val is missing"
         raise OutputError("damaged_run", f"{path} is damaged: {reason}", hint="give another --out")
 
+    @classmethod
+    def model_of(cls, out: str | Path) -> str | None:
+        """Return the model of the run in the folder `out`; None if there is no run, or if train.json is damaged."""
+        try:
+            return cls.read(Path(out)).config.model
+        except OutputError:
+            return None
+
     def write(self, folder: Path) -> None:
         """Write train.json, unless the existing file has the same contents; raises OutputError `output_failed`.
 

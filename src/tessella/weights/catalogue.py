@@ -18,13 +18,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ..arguments import suggestion
 from ..checks import checked
 from ..errors import UsageError
 
-DEFAULT_MODEL = "convmixer_256_8_ks3_p4.cifar10"  # the built-in model
+Task: TypeAlias = Literal["classify", "embed"]
+# Names of built-in models, the present default first. Runs that were started with a former default are resumed with it.
+DEFAULT_MODELS: dict[Task, tuple[str, ...]] = {
+    "classify": ("convmixer_256_8_ks3_p4.cifar10",),
+    "embed": ("convmixer_256_8_ks3_p4.cifar10",),
+}
 _HERE = Path(__file__).parent
 BUILTIN_FOLDER = _HERE / "builtin"
 PretrainedCfg = dict[str, Any]  # timm's `pretrained_cfg`, checked by `config.check_cfg`
@@ -154,6 +159,16 @@ CATALOGUE: dict[str, Checkpoint] = {
 ARCHITECTURE_NAMES: tuple[str, ...] = tuple(
     sorted({row.architecture for row in CATALOGUE.values()} | set(OWN_ARCHITECTURES), key=_natural)
 )
+
+
+def default_model(task: Task = "embed", started_with: str | None = None) -> str:
+    """Return the name of the model that is used if none is given.
+
+    task: "classify" if predicted classes are the result; "embed" for everything else. started_with: the model of a run
+    that is resumed; it is kept if it is or was the default.
+    """
+    names = DEFAULT_MODELS[task]
+    return started_with if started_with in names else names[0]
 
 
 @checked

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -47,7 +46,13 @@ class Network:
 
     @classmethod
     def of(cls, model: ImageModel) -> Network:
-        """Return the network of a model of `create_model`. Arrays are copies of its current weights."""
+        """Return the network of a model of `create_model`. Arrays are copies of its current weights.
+
+        Raises UsageError `bad_argument` for a model whose `forward` was replaced, see `modules.check_forward`.
+        """
+        from .modules import check_forward, is_standard
+
+        check_forward(model)
         return cls(
             arch=model.arch,
             config=model.config,
@@ -57,7 +62,7 @@ class Network:
             pretrained_cfg=model.pretrained_cfg,
             tensors=_ModuleTensors(model.state_dict()),
             module=model,
-            is_standard=_is_standard(model),
+            is_standard=is_standard(model),
         )
 
     @cached_property
@@ -75,6 +80,15 @@ class Network:
             digest = arrays_hash(self.tensors)
             facts.remember_tensors(layout, digest)
         return digest
+
+    @cached_property
+    def changes(self) -> str:
+        """A hash of what a model that was changed by hand computes; "" for one that computes what its config says."""
+        if self.is_standard or self.module is None:
+            return ""
+        from .modules import computation_hash
+
+        return computation_hash(self.module)
 
     def to_module(self) -> ImageModel:
         """Return the PyTorch model in evaluation mode, with a copy of the weights.
@@ -122,17 +136,3 @@ class _ModuleTensors(Mapping[str, "NDArray[np.generic]"]):
 
     def __len__(self) -> int:
         return len(self.state)
-
-
-def _is_standard(model: ImageModel) -> bool:
-    """Return whether the modules of `model` are those that its config describes, without hooks."""
-    import torch
-
-    config = dataclasses.replace(model.config, num_classes=model.num_classes, global_pool=model.global_pool)
-    family: Callable[..., ImageModel] = type(model)
-    with torch.device("meta"):
-        expected = family(config)
-    kinds = [[(name, type(module)) for name, module in net.named_modules()] for net in (model, expected)]
-    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (model, expected)]
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return kinds[0] == kinds[1] and shapes[0] == shapes[1] and not hooked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -60,7 +61,8 @@ class _Chunk(NamedTuple):
 class _TableStore(ImageStore):
     """Rows of Parquet files. The images are kept as Arrow arrays, which each process reads when it needs them.
 
-    A forked process shares those of its parent. Pickling transfers only the names of the files.
+    A forked process shares those of its parent. Pickling transfers only the names of the files, and all copies in
+    another process are the same store, so that it reads the files once and not for each image that is sent to it.
     """
 
     def __init__(self, root: str, files: Sequence[str], counts: Sequence[int], column: ImageColumn):
@@ -70,8 +72,8 @@ class _TableStore(ImageStore):
         self._chunks: list[_Chunk] | None = None
         self._chunk_starts: Ints = np.zeros(0, np.int64)
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | dict(_chunks=None)
+    def __reduce__(self) -> tuple[object, ...]:
+        return _shared_store, (self.root, self.files, self.counts, self.column)
 
     def _locate(self, row: int) -> tuple[str, int]:
         """Return the file of a row, and the row in that file."""
@@ -108,6 +110,12 @@ class _TableStore(ImageStore):
                 self._chunk_starts = np.cumsum([0, *(chunk.rows for chunk in chunks)])
                 self._chunks = chunks
             return self._chunks
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_store(root: str, files: tuple[str, ...], counts: tuple[int, ...], column: ImageColumn) -> _TableStore:
+    """Return the store of these files in this process."""
+    return _TableStore(root, files, counts, column)
 
 
 _loading = threading.Lock()  # decoding threads ask at the same time, and the tables are large

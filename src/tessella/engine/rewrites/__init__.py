@@ -13,3 +13,4 @@ from .apply import rewrite as rewrite
 from .apply import rewrites_of as rewrites_of
 from .apply import usual_layout as usual_layout
 from .base import Rewritten as Rewritten
+from .base import Unchanged as Unchanged

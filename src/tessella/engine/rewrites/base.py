@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ...data.spec import InputSpec
@@ -36,6 +37,24 @@ class Rewritten(nn.Module):
         """(B,C,H,W), normalised or, with the rewrite "pixels", uint8 -> (B,classes) logits, (B,width) embedding."""
         features = self.net.forward_features(x)
         return self.net.forward_head(features), self.net.forward_head(features, pre_logits=True)
+
+
+class Unchanged(Rewritten):
+    """A model without rewrites, as it is: for one that was changed by hand, of which only its own code knows the steps.
+
+    spec: with it, the model reads uint8 pixels, which are normalized first.
+    """
+
+    def __init__(self, net: ImageModel, spec: InputSpec | None):
+        super().__init__(net, ())
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,C,H,W), normalised or, with a spec, uint8 -> (B,classes) logits, (B,width) embedding."""
+        if self.spec is not None:
+            mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.spec.mean, self.spec.std))
+            x = ((x.float() / 255 - mean) / std).to(next(self.net.parameters()).dtype)
+        return super().forward(x)
 
 
 class Family(abc.ABC, Generic[Model]):
