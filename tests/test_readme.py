@@ -86,6 +86,8 @@ def test_every_exit_status_is_listed() -> None:
     statuses = {kind.exit_code for kind in CODES.values()} | {0}
     sentence = TEXT.partition("Exit status: ")[2].partition("\n\n")[0]
     assert {int(number) for number in re.findall(r"\b(\d+) [a-z]", sentence)} == statuses
+    assert CODES["cache_failed"].exit_code == CODES["hub_unavailable"].exit_code == 5
+    assert ", 5 model hub or local cache failed, 6" in re.sub(r"\s+", " ", sentence)
 
 
 def test_every_extra_is_listed_with_its_packages() -> None:

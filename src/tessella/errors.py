@@ -67,13 +67,13 @@ CODES: dict[str, Kind] = {
     # training
     "diverged": Kind(7, 500, "the loss or its gradient is not finite"),
     "interrupted": Kind(130, 503, "the work was interrupted and can be resumed"),
-    # the Hub
+    # the Hub and the cache
     "offline": Kind(5, 503, "the file is not in the local cache, and offline mode is on"),
     "hub_not_found": Kind(5, 503, "the model hub has no such repository, revision or file"),
     "hub_denied": Kind(5, 503, "the model hub refused access"),
     "hub_unavailable": Kind(5, 503, "the model hub could not be reached"),
     "hub_bad_file": Kind(5, 503, "the model hub sent a damaged file"),
-    "cache_failed": Kind(5, 503, "the local cache of downloaded models could not be used"),
+    "cache_failed": Kind(5, 503, "the local cache of models could not be used"),
 }
 
 

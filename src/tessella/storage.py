@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
@@ -90,6 +91,7 @@ def _refuse(mode: int, path: str | os.PathLike[str]) -> None:
 
 _LONGEST_NAME = 200  # bytes of the file name in that of its temporary file; file systems allow 255 in total
 _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?:self|(\d+))(?:/task/\d+)?/fd)/(\d+)")
+_TRIAL_BYTES = 1 << 16  # of the file that shows whether a folder can be written
 _MOST_LINKS = 40  # in a chain, the limit of Linux
 
 
@@ -194,6 +196,14 @@ def make_folders(folder: Path) -> None:
         path.mkdir(exist_ok=True)
     if not folder.is_dir():
         raise NotADirectoryError(20, os.strerror(20), str(folder))
+
+
+def check_writable(folder: Path) -> None:
+    """Write a small file in `folder`, which is created if it is missing, and remove it; raises OSError."""
+    make_folders(folder)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_TRIAL_BYTES))
+        file.flush()
 
 
 def sync_folder(folder: Path) -> None:

@@ -111,7 +111,7 @@ SURFACE = {
             "--lr",
             "--img-size",
             "--ema-decay",
-            "--teacher",
+            *("--teacher", "--unlabelled", "--distill-target", "--distill-weight"),
         ),
         *("--precision", "--compile", "--shard", "--device", "--workers", "--seed", "--tensorboard"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tessella.engine.tuned import Tuned, Workload, all_tuned, find_tuned, save_t
 from tessella.errors import UsageError
 from tessella.machine import thread_count
 from tessella.performance import tuning
-from tessella.performance.tuning import TuningRow, _winner, tune
+from tessella.performance.tuning import Tuning, TuningRow, _winner, tune
 from tessella.predictor import Predictor
 
 from ..models.tiny import tiny
@@ -157,9 +158,35 @@ def test_a_cache_that_cannot_be_written_is_a_coded_error(monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tessella.engine.tuned.write_atomic", full)
+    shown: list[Tuning] = []
     with pytest.raises(tessella.WeightsError, match="No space left") as caught:
-        tune(model(), engines=["rewritten"], seconds=1)
+        tune(model(), engines=["rewritten"], precisions=["float32"], seconds=1, show=shown.append)
     assert caught.value.code == "cache_failed"
+    assert any(row.seconds for row in shown[0].rows)  # what was measured is not lost
+
+
+@pytest.mark.parametrize("place", ["a file", "a file/below", "/proc/cache"])
+def test_nothing_is_measured_if_the_result_cannot_be_saved(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path / place))
+    monkeypatch.setattr(tuning, "_open_all", lambda *_: pytest.fail("measured"))
+    with pytest.raises(tessella.WeightsError, match="cannot be saved in") as caught:
+        tune(model(), seconds=1)
+    assert caught.value.code == "cache_failed"
+    assert place in caught.value.message
+
+
+def test_the_agreement_of_a_lossy_winner_is_kept() -> None:
+    done = tune(model(), engines=["openvino"], precisions=["float32", "bfloat16"], seconds=4)
+    lossy = [row for row in done.rows if row.precision == "bfloat16" and row.seconds]
+    assert lossy
+    assert all("cosine" in row.agreement for row in lossy)
+    assert not any(row.agreement for row in done.rows if row.precision == "float32")
+    row = lossy[0]
+    winner = Tuned(row.engine, row.precision, row.layout, 2, 4, "the fastest")
+    assert dataclasses.replace(done, winners={"latency": winner}).agreement("latency") == row.agreement
 
 
 def test_a_renamed_runtime_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

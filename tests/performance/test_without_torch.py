@@ -21,9 +21,13 @@ main()
 """
 
 
-def run(folder: Path, *arguments: str) -> str:
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TESSELLA_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True)
+
+
+def run(folder: Path, *arguments: str) -> str:
+    done = start(folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -46,3 +50,13 @@ def test_tune(tmp_path: Path) -> None:
     assert set(notes) == {"rewritten", "onnxruntime"}
     assert all("torch" in note for note in notes.values())
     assert list(tmp_path.glob("tuned/*.json"))
+
+
+def test_engines_that_need_pytorch_are_listed_below_the_table(tmp_path: Path) -> None:
+    lines = run(tmp_path, "tune", "--seconds", "3", "--precision", "float32").splitlines()
+    (line,) = (line for line in lines if "torch" in line)
+    assert line == (
+        "not measured, because packages are not installed: rewritten (needs torch), onnxruntime (needs torch)"
+    )
+    assert not any(line.startswith(("latency ", "throughput ")) and "rewritten" in line for line in lines)
+    assert lines.index(line) > max(number for number, line in enumerate(lines) if line.startswith("throughput "))

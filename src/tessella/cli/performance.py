@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine import ENGINES
+from ..engine.plan import missing_packages
 from ..text import printable
 from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
 from .options import (
@@ -82,12 +83,15 @@ def tune(
 ) -> None:
     """Find the fastest settings for a model on this machine's CPU, and save them.
 
-    All commands then use them on the CPU, unless --engine or --precision is given; `tessella doctor` lists them.
+    Later commands then use them on the CPU, also a lossy precision that agrees with float32, unless --engine or
+    --precision is given. With --precision float32, results stay those of float32. `tessella doctor` lists the settings.
     """
     from ..performance import tune as run_tuning
+    from ..performance.tuning import check_can_save
     from ..weights.catalogue import default_model
     from ..weights.open import open_network
 
+    check_can_save()  # before weights are downloaded
     result = run_tuning(
         open_network(name or default_model(), pretrained=not random_weights, checkpoint_path=checkpoint),
         precisions=split(precision) if precision else None,
@@ -96,29 +100,52 @@ def tune(
         check_precision=not random_weights,
         seconds=seconds,
         log=notice,
+        show=_print_json if as_json else _print_tuning,
     )
-    if as_json:
-        import msgspec
+    notice(f"saved to {result.path}")
+    _explain(result)
 
-        winners = {mode: msgspec.to_builtins(winner) for mode, winner in result.winners.items()}
-        echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners))
-    else:
-        _print_tuning(result)
+
+def _print_json(result: Tuning) -> None:
+    import msgspec
+
+    winners = {mode: msgspec.to_builtins(winner) for mode, winner in result.winners.items()}
+    echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners))
 
 
 def _print_tuning(result: Tuning) -> None:
     table = new_table(
         "mode", "engine", "precision", "layout", "streams", "batch", "images/s", "slowest", "fastest", "n"
     )
+    missing = {row.engine: " and ".join(missing_packages(row.engine)) for row in result.rows}
     for row in sorted(result.rows, key=lambda row: (row.mode, -row.images_per_second)):
+        if missing[row.engine]:
+            continue
         values = row.as_dict()
         figures = [str(values.get(key, "")) for key in ("images_per_second", "slowest", "fastest", "rounds")]
         name = (row.mode, row.engine, row.precision, row.layout, str(row.streams), str(row.batch_size))
         table.add_row(*name, *([row.note, "", "", ""] if row.note else figures))
     print_table(table)
+    if needs := [f"{engine} (needs {packages})" for engine, packages in missing.items() if packages]:
+        echo(f"not measured, because packages are not installed: {', '.join(needs)}")
     for mode, winner in result.winners.items():
         echo(f"{mode}: {winner.engine} {winner.precision} ({winner.reason})")
-    notice(f"saved to {result.path}")
+
+
+def _explain(result: Tuning) -> None:
+    """Say what the result changes in later commands, and how to keep float32."""
+    notice("later commands use these settings for this model on the CPU, unless --engine or --precision is given")
+    compared: dict[str, list[str]] = {}  # modes by what their results are
+    for mode, winner in result.winners.items():
+        if winner.precision != "float32":
+            agreement = result.agreement(mode) or "not compared, because the weights are random"
+            compared.setdefault(f"{winner.precision}: {agreement}", []).append(mode)
+    if not compared:
+        return
+    notice("their results may differ slightly from those in float32:")
+    for text, modes in compared.items():
+        notice(f"  {' and '.join(modes)}, {text}")
+    notice("to keep float32, give --precision float32 to a command, or to `tessella tune`")
 
 
 @click.command(

@@ -1,8 +1,8 @@
 """The command line: parsing and printing only; the work of each command is done elsewhere.
 
 Results go to standard output, everything else to standard error. Exit status: 0 success, 2 wrong usage, 3 no input
-could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub failed, 6 a result could not
-be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
+could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub or the local cache failed, 6
+a result could not be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
 """
 
 from __future__ import annotations

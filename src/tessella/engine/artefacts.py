@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..errors import WeightsError
 from ..storage import cache_folder as cache_folder
+from ..storage import check_writable, make_folders
 
+log = logging.getLogger(__name__)
 GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}  # file name of a converted model, by engine
 MANIFEST = "manifest.json"
+LOGGED_WAIT = 5.0  # seconds for a lock, after which the wait is logged
 
 
 class ArtefactManifest(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,34 +33,121 @@ class ArtefactManifest(msgspec.Struct, forbid_unknown_fields=True):
     files: dict[str, str]
 
 
+class _PrivateCache:
+    """A cache in a temporary folder, for this process only; the folder is removed when the process ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folder: Path | None = None
+        self._explained: set[Path] = set()
+
+    def find(self, kind: str, key: str) -> Path | None:
+        """Return a complete folder of this cache, or None."""
+        folder = self._folder and self._folder / kind / key
+        return folder if folder and is_intact(folder) else None
+
+    def place(self, kind: str, key: str) -> Path:
+        """Return the path of a folder, which need not exist. Raises OSError if there is no space for a cache."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="tessella-"))
+                atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+            return self._folder / kind / key
+
+    def explain(self, cache: Path, error: OSError) -> None:
+        """Log, once for each `cache`, that it cannot be written and what is done instead."""
+        with self._lock:
+            is_new = cache not in self._explained
+            self._explained.add(cache)
+        if is_new:
+            log.warning(
+                "the cache folder %s cannot be written (%s): what is prepared for a model is kept in a temporary "
+                "folder, for this process only; set TESSELLA_CACHE to a writable folder with free space",
+                cache,
+                _cause(error),
+            )
+
+
+_PRIVATE = _PrivateCache()
+
+
 def cached(kind: str, facts: Mapping[str, object], build: Callable[[Path], None]) -> Path:
     """Return the cached folder for `facts`, which `build` fills on first use; other processes wait meanwhile.
 
     kind: name of the parent folder in the cache. facts: everything that determines the contents; its hash is the name
-    of the folder. A folder with a damaged file is built again.
-    Raises WeightsError `cache_failed` if the folder cannot be written.
+    of the folder. A folder with a damaged file is built again. A complete folder is read without a lock, so that a
+    filled cache may be read-only. If the cache cannot be written, the folder is built in a temporary one for this
+    process, with a warning. Raises WeightsError `cache_failed` if that cannot be written, either.
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    parent = cache_folder() / kind
-    folder = parent / key
+    cache = cache_folder()
+    folder = cache / kind / key
+    if is_intact(folder):
+        return folder
+    if private := _PRIVATE.find(kind, key):
+        return private
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(parent / f"{key}.lock"):
-            if not is_intact(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=parent) as temporary:
-                    draft = Path(temporary) / key
-                    draft.mkdir()
-                    build(draft)
-                    seal(draft, facts)
-                    draft.rename(folder)
+        _complete(folder, facts, build)
+        return folder
+    except OSError as error:
+        _PRIVATE.explain(cache, error)
+    try:
+        private = _PRIVATE.place(kind, key)
+        _complete(private, facts, build)
+        return private
     except OSError as error:
         raise WeightsError(
             "cache_failed",
-            f"the folder for converted models, {parent}, could not be used: {error.strerror or error}",
+            f"neither the cache folder {cache} nor a temporary folder could be written: {_cause(error)}",
             hint="set TESSELLA_CACHE to a writable folder with free space",
         ) from error
-    return folder
+
+
+def _complete(folder: Path, facts: Mapping[str, object], build: Callable[[Path], None]) -> None:
+    """Build `folder`, unless another process has done so meanwhile; raises OSError."""
+    make_folders(folder.parent)
+    with _held(folder.with_name(f"{folder.name}.lock")):
+        if is_intact(folder):
+            return
+        _remove(folder)
+        prefix = f".{folder.name}."
+        for abandoned in folder.parent.glob(f"{prefix}*"):  # by processes that were killed, as the lock is ours
+            shutil.rmtree(abandoned, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+            check_writable(Path(temporary))  # a full disk is found out before the work
+            draft = Path(temporary) / folder.name
+            draft.mkdir()
+            build(draft)
+            seal(draft, facts)
+            draft.rename(folder)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; a long wait for it is logged. Raises OSError if it cannot be written."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=LOGGED_WAIT)
+    except Timeout:
+        log.info("waiting for another process that prepares the same model (it holds %s)", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(path: Path) -> None:
+    """Remove a damaged folder, or anything else at its path. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _cause(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{reason}: {error.filename}" if error.filename else reason
 
 
 def seal(folder: Path, facts: Mapping[str, object]) -> None:

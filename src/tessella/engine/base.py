@@ -40,6 +40,8 @@ class Engine(abc.ABC):
     (height, width) of the images in pixels.
     """
 
+    agreement = ""  # of a lossy precision with float32, in words; set by the gate
+
     def __init__(self, network: Network | None, plan: Plan, size: tuple[int, int], spec: InputSpec | None = None):
         self.network, self.plan, self.size, self.spec = network, plan, size, spec
 

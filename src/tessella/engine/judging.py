@@ -96,7 +96,8 @@ def _open_and_judge(
             stay = "product stays" if len(exact) == 1 else "products stay"
             kept = f"; {len(exact)} {stay} in float32: {', '.join(exact)}"
     if verdict.passes(precision):
-        text = f"{reason}; against float32: {verdict}{kept}"
+        engine.agreement = f"{verdict}{kept}"
+        text = f"{reason}; against float32: {engine.agreement}"
         engine.plan = engine.plan.with_choice(Choice("precision", precision, text))
         return engine, str(verdict)
     return None, f"{precision} reaches {verdict}; {' and '.join(verdict.shortfalls(precision))} is required"

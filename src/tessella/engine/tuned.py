@@ -101,7 +101,12 @@ class Workload:
     def path(self) -> Path:
         """Return the path of the record under the current conditions."""
         key = hashlib.sha256(json.dumps(self.conditions(), sort_keys=True).encode()).hexdigest()[:16]
-        return cache_folder() / "tuned" / f"{self.arch}-{key}.json"
+        return records_folder() / f"{self.arch}-{key}.json"
+
+
+def records_folder() -> Path:
+    """Return the folder of the records, which need not exist."""
+    return cache_folder() / "tuned"
 
 
 def find_tuned(workload: Workload, mode: str) -> Tuned | None:
@@ -124,7 +129,7 @@ def save_tuned(workload: Workload, winners: Mapping[str, Tuned], table: list[dic
 
 def all_tuned() -> Iterator[TunedRecord]:
     """Yield every readable record in the cache, including those of other machines."""
-    folder = cache_folder() / "tuned"
+    folder = records_folder()
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         record = _read(path)
         if record and {"arch", "config", "size"} <= set(record.conditions):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from ..engine.base import Engine
 from ..engine.gate import choose_images, open_gated
 from ..engine.judging import CALIBRATION, GateImages
 from ..engine.plan import DEFAULT_BATCH, MODES, PRECISIONS, has_native_bfloat16, missing_packages
-from ..engine.tuned import Tuned, Workload, save_tuned
+from ..engine.tuned import Tuned, Workload, records_folder, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
 from ..inputs import AnyImage
 from ..pipeline import ImageReader
+from ..storage import check_writable
 from ..weights.network import AnyModel, Network, as_network
 
 SECONDS = 100.0  # half of them for preparing engines
@@ -31,6 +33,7 @@ ROUND_SECONDS = 0.2  # shortest duration of a round: shorter ones are dominated 
 MAX_SLOWDOWNS = (1.5, 1.25, 1.15)  # candidates slower than the fastest by this factor after 1, 2, 3 rounds are dropped
 MIN_GAIN = 1.03  # a winner must be faster than the default by this factor
 BATCH_SIZES = (1, 4, 8)
+SETTINGS = ("engine", "precision", "layout")  # that determine the results
 
 
 @dataclass
@@ -45,6 +48,7 @@ class TuningRow:
     batch_size: int
     seconds: list[float] = field(default_factory=list)  # per image, of each round
     note: str = ""  # why it was not measured
+    agreement: str = ""  # of the results of a lossy precision with float32, in words
 
     @property
     def images_per_second(self) -> float:
@@ -68,6 +72,31 @@ class Tuning:
     winners: dict[str, Tuned]
     path: Path
 
+    def agreement(self, mode: str) -> str:
+        """Return how the winner's results agree with float32, in words; "" in float32, or if they were not compared."""
+        winner = self.winners[mode]
+        same = (row for row in self.rows if all(getattr(row, name) == getattr(winner, name) for name in SETTINGS))
+        return next((row.agreement for row in same if row.agreement), "")
+
+
+def check_can_save() -> None:
+    """Check that the results of `tune` can be saved on this machine; raises WeightsError `cache_failed`."""
+    with _saving():
+        check_writable(records_folder())
+
+
+@contextmanager
+def _saving() -> Iterator[None]:
+    """Translate OSError into WeightsError `cache_failed`."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(
+            "cache_failed",
+            f"the measurements cannot be saved in {records_folder()}: {error.strerror or error}",
+            hint="set TESSELLA_CACHE to a writable folder with free space",
+        ) from error
+
 
 @checked
 def tune(
@@ -79,6 +108,7 @@ def tune(
     seconds: float = SECONDS,
     check_precision: bool = True,
     log: Callable[[str], None] = lambda text: None,
+    show: Callable[[Tuning], None] = lambda result: None,
 ) -> Tuning:
     """Measure candidates in alternating rounds and save the winner of each mode for this model, size and machine.
 
@@ -90,9 +120,12 @@ def tune(
     check_precision: False measures lossy precisions without the gate, for models with random weights; the gate is
         still applied when trained weights are loaded.
     log: called with a line of text about the progress.
+    show: called with the result before it is saved.
 
-    Raises UsageError `bad_argument`, WeightsError `conversion_failed` if nothing can be measured, and `cache_failed`.
+    Raises UsageError `bad_argument`, WeightsError `conversion_failed` if nothing can be measured, and `cache_failed`,
+    before any measurement if the cache cannot be written.
     """
+    check_can_save()
     started = time.perf_counter()
     network = _in_evaluation(model)
     spec = InputSpec.from_cfg(network.pretrained_cfg)
@@ -113,7 +146,7 @@ def tune(
     ready = [*(candidate for candidate in ready if candidate.row is best), *filter(None, variants)]
     _run_rounds(ready, now + remaining)
     rows += [candidate.row for candidate in ready if candidate.row is not best]
-    return _save(network, spec, plan, rows)
+    return _save(Workload.of(network, (spec.height, spec.width), plan.threads), rows, show)
 
 
 def _in_evaluation(model: AnyModel) -> Network:
@@ -123,20 +156,14 @@ def _in_evaluation(model: AnyModel) -> Network:
     return as_network(model)
 
 
-def _save(network: Network, spec: InputSpec, plan: Plan, rows: list[TuningRow]) -> Tuning:
+def _save(workload: Workload, rows: list[TuningRow], show: Callable[[Tuning], None]) -> Tuning:
     date = time.strftime("%Y-%m-%d")
     winners = {mode: _winner([row for row in rows if row.mode == mode], date) for mode in MODES}
-    table = [row.as_dict() for row in rows]
-    size = (spec.height, spec.width)
-    try:
-        path = save_tuned(Workload.of(network, size, plan.threads), winners, table, date)
-    except OSError as error:
-        raise WeightsError(
-            "cache_failed",
-            f"the measurements could not be saved: {error.strerror or error}",
-            hint="set TESSELLA_CACHE to a writable folder",
-        ) from error
-    return Tuning(rows, winners, path)
+    result = Tuning(rows, winners, workload.path())
+    show(result)
+    with _saving():
+        save_tuned(workload, winners, [row.as_dict() for row in rows], date)
+    return result
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
@@ -253,6 +280,7 @@ class _Opener:
             if engine.plan.precision != row.precision:
                 row.note = engine.plan.choice("precision").reason
                 return None
+            row.agreement = engine.agreement
             ready = Ready(row, engine, self.images)
             ready.warm_up()
             ready.measure()
