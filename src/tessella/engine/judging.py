@@ -100,7 +100,11 @@ def _open_and_judge(
         text = f"{reason}; against float32: {engine.agreement}"
         engine.plan = engine.plan.with_choice(Choice("precision", precision, text))
         return engine, str(verdict)
-    return None, f"{precision} reaches {verdict}; {' and '.join(verdict.shortfalls(precision))} is required"
+    required = verdict.shortfalls(precision)
+    return (
+        None,
+        f"{precision} reaches {verdict}; {' and '.join(required)} {'is' if len(required) == 1 else 'are'} required",
+    )
 
 
 def exact_products(
