@@ -48,6 +48,8 @@ from tessella.search.retrieval_metrics import retrieval
 from tessella.weights.catalogue import BUILTIN_FOLDER, CATALOGUE, resolve
 from tessella.weights.names import local_folder
 
+# Python before 3.11.4 has no filters
+EXTRACTION: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 BUILTIN = tuple(name for name, row in CATALOGUE.items() if row.file)
 K = (1, 5, 10, 20)  # of retrieval, as in search.py
 LOCAL, RUN = "local-dir:", "run:"
@@ -68,7 +70,7 @@ class Clothing:
     def __init__(self, path: Path, folder: Path):
         if path.is_file():
             with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+                archive.extractall(folder, **EXTRACTION)
             path = next(entry.parent for entry in sorted(folder.rglob("train")) if entry.is_dir())
         self.train, self.validation = open_split(path)
         self._path = path

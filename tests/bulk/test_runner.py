@@ -40,6 +40,7 @@ from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.storage import folder_lock
 
+from ..archives import EXTRACTION
 from ..data.test_isolated import FaultySource
 from .bulk_kills import killed_and_whole, make_rows
 
@@ -418,10 +419,10 @@ def test_an_image_with_non_finite_results_is_an_error(
 def test_broken_files_between_photographs(shared_data: Path, predictor: Predictor, tmp_path: Path) -> None:
     """Each of 647 files and 60 photographs has the status and size that decoding the file alone gives."""
     with tarfile.open(shared_data / "odd-images.tar.gz") as archive:
-        archive.extractall(tmp_path / "images", filter="data")
+        archive.extractall(tmp_path / "images", **EXTRACTION)
     with tarfile.open(shared_data / "photos.tar") as archive:
         for member in [member for member in archive if member.name.endswith(".jpg")][:60]:
-            archive.extract(member, tmp_path / "images", filter="data")
+            archive.extract(member, tmp_path / "images", **EXTRACTION)
     listed = sorted(str(path) for path in (tmp_path / "images").rglob("*") if path.is_file())
     summary = run(["-"], tmp_path / "run", predictor, RunSettings(processes=2), stdin=listed)
     written = rows(tmp_path / "run")

@@ -34,6 +34,8 @@ from tessella.data.spec import InputSpec
 from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, UsageError
 
+from ..archives import EXTRACTION
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +178,7 @@ def test_pixels_equal_those_of_load_pixels(golden_dir: Path, mode: Mode, policy:
 @pytest.mark.slow
 def test_odd_images(shared_data: Path, tmp_path: Path) -> None:
     with tarfile.open(shared_data / "odd-images.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **EXTRACTION)
     sources = [Source(str(path), str(path)) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
     with IsolatedDecoder(SPEC, processes=2) as decoder:
         out = list(decoder.decoded(sources))
