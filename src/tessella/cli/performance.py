@@ -83,8 +83,9 @@ def tune(
 ) -> None:
     """Find the fastest settings for a model on this machine's CPU, and save them.
 
-    Later commands then use them on the CPU, also a lossy precision that agrees with float32, unless --engine or
-    --precision is given. With --precision float32, results stay those of float32. `tessella doctor` lists the settings.
+    Later commands then use these settings on the CPU, including a lossy precision that agrees with float32, unless
+    --engine or --precision is given. With --precision float32, the results do not change. `tessella doctor` lists
+    the settings.
     """
     from ..performance import tune as run_tuning
     from ..performance.tuning import check_can_save

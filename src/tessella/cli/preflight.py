@@ -11,7 +11,6 @@ import click
 from ..data.names import is_missing_path
 from ..errors import UsageError, WeightsError
 
-TEACHER_SUFFIXES = (".onnx", ".xml", ".tflite")
 MAX_COUNT = 1_000_000_000  # larger counts on the command line are mistakes, and overflow some libraries
 
 
@@ -59,14 +58,11 @@ def _check_model(name: str) -> None:
         resolve(name)  # `export` accepts the name "default"
 
 
-def is_teacher_path(name: str) -> bool:
-    """Return whether a teacher is a file or a folder, and not the name of a model."""
-    return name.lower().endswith(TEACHER_SUFFIXES) or os.path.isdir(name)  # noqa: PTH112
-
-
 def _check_teacher(name: str) -> None:
     """Check a model name as above; a teacher may also be a file or an exported folder."""
-    if not is_teacher_path(name):
+    from ..training.config import is_teacher_file
+
+    if not is_teacher_file(name):
         _check_model(name)
     elif not os.path.lexists(name):
         raise WeightsError("weights_not_found", f"there is no teacher {name!r}")

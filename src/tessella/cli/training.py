@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from . import preflight
 from .console import Command
 from .options import data_argument, option, resumable_out_option, validation_options
 
@@ -142,6 +141,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     """
     from ..data.datasets import open_split
     from ..data.unlabelled import TrainingImages, open_unlabelled
+    from ..training.config import is_teacher_file
     from ..training.events import TrainingEvent, TrainingRemark
     from ..training.presets import choose_config
     from ..training.run_folder import TrainingRecord
@@ -162,7 +162,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
     images = TrainingImages(*labelled, open_unlabelled(unlabelled) if unlabelled else None)
     command = shlex.join(["tessella", *sys.argv[1:]])
 
-    if preflight.is_teacher_path(config.teacher):  # idle threads of PyTorch would keep OpenVINO's cores busy
+    if is_teacher_file(config.teacher):  # idle threads of PyTorch would keep OpenVINO's cores busy
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..training.loop import train as run  # imported late: PyTorch is only needed once all arguments are checked
     from ..training.tensorboard import TensorBoardWriter

@@ -21,9 +21,11 @@ import msgspec
 from ..checks import check_fields, checked, show
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
+from ..engine.exported import is_exported
 from ..errors import UsageError
 from ..storage import read_regular
 
+TEACHER_SUFFIXES = (".onnx", ".xml", ".tflite")
 MAX_IMG_SIZE = 4000  # pixels per side: the square is data.limits.Limits.intermediate
 BOUNDS: dict[str, tuple[float, float]] = {  # smallest and largest value of each number in TrainConfig
     "img_size": (1, MAX_IMG_SIZE),
@@ -204,6 +206,11 @@ class TrainConfig:
             raise UsageError(
                 "bad_argument", f"the config has {show(error.object)}, which is not valid Unicode"
             ) from None
+
+
+def is_teacher_file(name: str) -> bool:
+    """Return whether a teacher is given as a file or an exported folder rather than by a model name."""
+    return name.lower().endswith(TEACHER_SUFFIXES) or is_exported(Path(name.removeprefix("local-dir:")).expanduser())
 
 
 def current_names(values: Mapping[str, object]) -> dict[str, object]:

@@ -21,14 +21,14 @@ from ..errors import UsageError
 from ..evaluation.leakage import check_unchanged, read_image_record, write_image_record
 from ..models.base import ImageModel
 from ..storage import folder_lock
-from .config import TrainConfig
+from .config import TrainConfig, is_teacher_file
 from .distillation import Distillation
 from .distributed import DistributedContext
 from .events import TrainingEvent
 from .model import build_model
 from .run_folder import LOCK, SETTINGS, TrainingRecord
 from .teacher import build_teacher, student_classes
-from .teacher_file import file_fingerprint, is_teacher_file
+from .teacher_file import file_fingerprint
 
 MAX_WORKERS = 256
 

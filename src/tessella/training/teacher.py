@@ -16,9 +16,9 @@ from ..errors import UsageError
 from ..storage import read_regular
 from ..weights.factory import create_model
 from ..weights.load import image_size
-from .config import TrainConfig
+from .config import TrainConfig, is_teacher_file
 from .teacher_base import Teacher, TeacherOutputs
-from .teacher_file import FileTeacher, is_teacher_file
+from .teacher_file import FileTeacher
 
 
 class ModelTeacher(Teacher):

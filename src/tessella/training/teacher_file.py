@@ -1,4 +1,4 @@
-"""A teacher that is a file: an ONNX, OpenVINO or TFLite graph, or a folder written by `tessella export`."""
+"""Teachers read from files: ONNX, OpenVINO and TFLite graphs, and folders written by `tessella export`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,8 @@ from .teacher_graph import CHANNELS, TeacherInput, find_embedding, find_input, f
 if TYPE_CHECKING:
     from ..engine.runtime import ov
 
-SUFFIXES = (".onnx", ".xml", ".tflite")
 REQUEST = 16  # images that are computed at once; the number is fixed, so that a row does not depend on the batch
 _SIMILAR = 0.99  # cosine of the outputs of one image, alone and in a batch
-
-
-def is_teacher_file(name: str) -> bool:
-    """Return whether a teacher is a file or an exported folder, and not the name of a model."""
-    return name.lower().endswith(SUFFIXES) or is_exported(Path(name.removeprefix("local-dir:")).expanduser())
 
 
 class _TeacherFiles(NamedTuple):
