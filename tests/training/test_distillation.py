@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import tessella
 from tessella.data.spec import InputSpec
-from tessella.errors import UsageError
+from tessella.errors import OutputError, UsageError
 from tessella.training import checkpoint
 from tessella.training.config import TrainConfig
-from tessella.training.distillation import Distillation, StudentOutputs, resized
+from tessella.training.distillation import OUTPUTS, Distillation, StudentOutputs, resized
+from tessella.training.events import EpochEvent, StepEvent, TrainingEvent
 from tessella.training.loop import train
 from tessella.training.setup import DataSettings
 from tessella.training.teacher_base import Teacher, TeacherOutputs
+from tessella.training.teacher_file import FileTeacher
 
 from .kills import kill_and_resume, last
 from .small_runs import FAMILIES, epochs_of, losses, make_images, remarks_of, run, small
@@ -77,7 +80,7 @@ class FixedTeacher(Teacher):
 
 def distillation_of(teacher: Teacher, **changes: Any) -> Distillation:
     config = TrainConfig.from_dict(dict(teacher="fixed", distill_target="both", distill_weight=1.0) | changes)
-    distillation = Distillation(teacher, config, InputSpec(height=8, width=8), own_classes=True)
+    distillation = Distillation(teacher, config, InputSpec(height=8, width=8), own_classes=True, folder=Path("unused"))
     distillation.center = dict(mean=torch.tensor([1.0, 2.0, 3.0, 4.0]), std=torch.tensor([1.0, 2.0, 1.0, 0.5]))
     return distillation
 
@@ -344,3 +347,125 @@ def test_broken_unlabelled_images_are_skipped_and_counted(data: Path, teacher: P
     with pytest.raises(UsageError) as caught:
         train(DataSettings(data=data, unlabelled=(more,)), tmp_path / "other", student(teacher))
     assert caught.value.code == "not_found"
+
+
+# --- repeated crops ---------------------------------------------------------------------------------------------------
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the number of images of every call of a teacher that is a file."""
+    calls: list[int] = []
+    original = FileTeacher.__call__
+
+    def recording(self: FileTeacher, pixels: torch.Tensor) -> TeacherOutputs:
+        calls.append(len(pixels))
+        return original(self, pixels)
+
+    monkeypatch.setattr(FileTeacher, "__call__", recording)
+    return calls
+
+
+@pytest.mark.parametrize("target", ["logits", "embedding", "both"])
+def test_the_teacher_is_not_asked_again(
+    teacher: Path, unlabelled: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = calls_of(monkeypatch)
+    data = DataSettings(data=make_images(tmp_path / "data"), unlabelled=(unlabelled,))
+    config = student(teacher, distill_target=target, epochs=4, teacher_epochs=2, distill_center_images=16)
+    events = run(data, tmp_path / "run", config)
+    assert "later epochs repeat their crops" in remarks_of(events)
+    epoch = 5 * 16  # of 48 labeled and 40 unlabeled images
+    validation = 4 * 24
+    assert sum(calls) == 2 * epoch + validation  # the crops for the center are some of those of the first epoch
+    assert not (tmp_path / "run" / OUTPUTS).exists()
+    assert np.isfinite(losses(events)).all()
+
+
+def test_repeated_crops_have_the_outputs_of_the_teacher(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets that are read again are those of the same crop, in another order."""
+    seen: list[tuple[bytes, bytes, bytes]] = []
+    original = Distillation.batch_targets
+
+    def recording(self: Distillation, batch: Any, device: torch.device) -> TeacherOutputs:
+        targets = original(self, batch, device)
+        assert targets.logits is not None
+        assert targets.embedding is not None
+        for x, logits, embedding in zip(batch.x, targets.logits, targets.embedding, strict=True):
+            seen.append((x.numpy().tobytes(), logits.numpy().tobytes(), embedding.numpy().tobytes()))
+        return targets
+
+    monkeypatch.setattr(Distillation, "batch_targets", recording)
+    data = make_images(tmp_path / "data")
+    run(data, tmp_path / "run", student(teacher, epochs=3, teacher_epochs=1, distill_center_images=16))
+    first, second, third = (seen[16 + 48 * k : 64 + 48 * k] for k in range(3))
+    assert first != second != third
+    assert sorted(first) == sorted(second) == sorted(third)
+    assert len({logits for _, logits, _ in first}) == len({x for x, _, _ in first})
+
+
+def test_outputs_that_are_lost_or_damaged_are_computed_again(
+    teacher: Path, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataSettings(data=make_images(tmp_path / "data"), unlabelled=(unlabelled,))
+    config = student(teacher, epochs=4, teacher_epochs=1)
+    run(data, tmp_path / "whole", config)
+    validations: list[int] = []
+
+    def damage(event: TrainingEvent) -> None:
+        if isinstance(event, EpochEvent):
+            path = tmp_path / "damaged" / OUTPUTS
+            content = bytearray(path.read_bytes())
+            if event.epoch == 0:
+                content[: len(content) // 2] = bytes(len(content) // 2)
+            elif event.epoch == 1:
+                content[100] ^= 1
+            else:
+                content.clear()
+            path.write_bytes(content)
+            validations.append(event.epoch)
+
+    calls = calls_of(monkeypatch)
+    train(data, tmp_path / "damaged", config, workers=0, on_event=damage)
+    assert validations == [0, 1, 2, 3]
+    assert sum(calls) > 2 * 5 * 16 + 4 * 24
+    whole, damaged = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "damaged"))
+    assert all(torch.equal(value, damaged[name]) for name, value in whole.items())
+
+
+def test_a_killed_run_repeats_its_crops(teacher: Path, unlabelled: Path, tmp_path: Path) -> None:
+    data = DataSettings(data=make_images(tmp_path / "data"), unlabelled=(unlabelled,))
+    config = student(teacher, epochs=4, teacher_epochs=2, ema_decay=0.9)
+    run(data, tmp_path / "whole", config)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(event: TrainingEvent) -> None:
+        if isinstance(event, StepEvent) and event.step == 13:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(data, tmp_path / "killed", config, workers=0, on_event=kill)
+    run(data, tmp_path / "killed", config)
+    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+def test_a_full_disk_is_reported(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tessella.data.row_cache.os.pwrite", full)
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        run(make_images(tmp_path / "data"), tmp_path / "run", student(teacher, teacher_epochs=1))
+    assert caught.value.code == "output_failed"
+
+
+@pytest.mark.parametrize("changes", [dict(mixing=dict(mixup=0.5)), dict(erasing=dict(prob=0.5)), dict(teacher="")])
+def test_what_cannot_be_repeated_is_refused(teacher: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = student(changes.pop("teacher", teacher), teacher_epochs=1, **changes)
+    with pytest.raises(UsageError, match="teacher_epochs"):
+        run(make_images(tmp_path / "data"), tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,12 +22,24 @@ from ..errors import ImageError
 from .augment import TrainTransform
 from .datasets import LabelledImages
 from .mix import Erasing, erase
-from .mixture import Mixture
+from .mixture import Ints, Mixture
+from .row_cache import Entry, RowCache, checksum
 from .spec import InputSpec
 from .transforms import load_pixels, normalise
 from .unlabelled import ImagePool
 
 _ORDER, _SAMPLE = 1, 2  # separate the random numbers of the order from those of the augmentation
+
+
+class Recalled(NamedTuple):
+    """What is known about a crop: where its row of `RowCache` is, and the row, or the pixels that it is computed from.
+
+    entry: number and checksum of the row. row: (W,) float16, or None. rendered: (H,W,C) uint8 pixels, if row is None.
+    """
+
+    entry: Entry
+    row: Tensor | None
+    rendered: Tensor | None
 
 
 class Sample(NamedTuple):
@@ -36,26 +49,33 @@ class Sample(NamedTuple):
     label: int
     position: int
     error: ImageError | None
+    recalled: Recalled | None = None
 
 
 class Batch(NamedTuple):
     """A batch of B images without those that could not be read.
 
     x: (B,H,W,C) uint8 pixels, or (B,C,H,W) float32 with random erasing. labels: (B,) int64. skipped: (index, error) of
-    the images that could not be read.
+    the images that could not be read. recalled: of each of the B images, with a `RowCache`.
     """
 
     x: Tensor
     labels: Tensor
     skipped: list[tuple[int, ImageError]]
+    recalled: tuple[Recalled, ...] = ()
 
 
 class Draw(NamedTuple):
-    """One image of an epoch; `copy` numbers the repetitions of the same image in this epoch."""
+    """One image of an epoch.
+
+    epoch: the epoch that this one repeats, or this epoch. copy: numbers the repetitions of the same image in this
+    epoch. place: position in the epoch that is repeated.
+    """
 
     epoch: int
     image: int  # index in the data set
     copy: int
+    place: int = 0
 
 
 Batches: TypeAlias = list[list[Draw]] | list[list[int]]
@@ -69,6 +89,8 @@ class Schedule:
     between epochs. With `repeats`, an epoch is the first 1/repeats of a permutation, with each image that many times in
     a row. With a mixture, which describes the same `count` images, every batch has the shares of the mixture instead,
     and an epoch has as many images as without it.
+
+    cycle: number of epochs after which the crops repeat, in another order; 0: never.
     """
 
     count: int  # number of images
@@ -78,45 +100,100 @@ class Schedule:
     rank: int = 0
     world_size: int = 1
     mixture: Mixture | None = None
+    cycle: int = 0
 
     @property
     def steps(self) -> int:
         """Number of steps per epoch."""
         return max(self.count // self.batch_size, 1)
 
+    @property
+    def places(self) -> int:
+        """Number of values of `Draw.place`."""
+        return -(-self.steps * min(self.batch_size, self.count) // self.repeats) * self.repeats
+
     def epoch(self, epoch: int) -> list[list[Draw]]:
         """Return this process's part of every batch; the parts of all processes together are the global batch."""
-        rng, size = np.random.default_rng([self.seed, _ORDER, epoch]), min(self.batch_size, self.count)
-        if self.mixture is None:
-            order, rounds = rng.permutation(self.count), np.zeros(self.count, np.int64)
-        else:
-            count = -(-self.steps * size // self.repeats)
-            order, rounds = self.mixture.order(rng, count, max(size // self.repeats, 1))
+        size, n = min(self.batch_size, self.count), self.repeats
+        first = epoch % self.cycle if self.cycle else epoch
+        order, rounds = self._order(np.random.default_rng([self.seed, _ORDER, first]))
+        groups = np.arange(len(order)) if first == epoch else self._shuffled(order, epoch)
         draws = [
-            Draw(epoch, int(order[i // n]), int(rounds[i // n]) * n + i % n)
-            for n in (self.repeats,)
-            for i in range(self.steps * size)
+            Draw(first, int(order[group]), int(rounds[group]) * n + copy, group * n + copy)
+            for group in groups.tolist()
+            for copy in range(n)
         ]
         return [draws[k * size : (k + 1) * size][self.rank :: self.world_size] for k in range(self.steps)]
 
+    def _order(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Return the images of an epoch, each of them `repeats` times in it, and how often each was drawn before."""
+        count = self.places // self.repeats
+        if self.mixture is None:
+            return rng.permutation(self.count)[:count], np.zeros(count, np.int64)
+        return self.mixture.order(rng, count, max(min(self.batch_size, self.count) // self.repeats, 1))
+
+    def _shuffled(self, order: Ints, epoch: int) -> Ints:
+        """Return the positions in `order` in another order, in which each set of a mixture has the same places."""
+        rng = np.random.default_rng([self.seed, _ORDER, epoch])
+        if self.mixture is None:
+            return rng.permutation(len(order))
+        groups, sets = np.empty_like(order), self.mixture.sets_of(order)
+        for k in range(len(self.mixture.sizes)):
+            places = np.flatnonzero(sets == k)
+            groups[places] = rng.permutation(places)
+        return groups
+
 
 class TrainImages(Dataset[Sample]):
-    """Augmented images, indexed by `Draw`; an image that cannot be read is returned as its error."""
+    """Augmented images, indexed by `Draw`; an image that cannot be read is returned as its error.
 
-    def __init__(self, images: LabelledImages | ImagePool, transform: TrainTransform, erasing: Erasing, seed: int):
-        self.images, self.transform, self.erasing, self.seed = images, transform, erasing, seed
+    recall: how rows about each crop are kept, and the size to which the crops are reduced.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages | ImagePool,
+        transform: TrainTransform,
+        erasing: Erasing,
+        seed: int,
+        recall: Recall | None = None,
+    ):
+        self.images, self.transform, self.erasing, self.seed, self.recall = images, transform, erasing, seed, recall
 
     def __getitem__(self, draw: Draw) -> Sample:
-        rng = np.random.default_rng([self.seed, _SAMPLE, *draw])
+        rng = np.random.default_rng([self.seed, _SAMPLE, draw.epoch, draw.image, draw.copy])
         label = int(self.images.labels[draw.image])
         try:
             pixels = self.transform.pixels(self.images.read(draw.image), rng)
         except ImageError as error:
             return Sample(None, label, draw.image, error)
         x = torch.from_numpy(np.ascontiguousarray(pixels))
+        if self.recall is not None:
+            return self.recall.sample(x, label, draw)
         if self.erasing.prob:
             x = erase(normalise(x[None], self.transform.spec)[0], rng, self.erasing)
         return Sample(x, label, draw.image, None)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How a crop is reduced, and where the row about it is kept. places: number of rows per epoch."""
+
+    cache: RowCache
+    places: int
+    height: int  # of the reduced crop, in pixels
+    width: int
+
+    def sample(self, rendered: Tensor, label: int, draw: Draw) -> Sample:
+        """Return the reduced crop of (H,W,C) uint8 pixels, with its row if there is one."""
+        x = rendered
+        if rendered.shape[:2] != (self.height, self.width):
+            image = Image.fromarray(rendered.numpy()).resize((self.width, self.height), Image.Resampling.BILINEAR)
+            x = torch.from_numpy(np.array(image))
+        entry = Entry(draw.epoch * self.places + draw.place, checksum(x.numpy()))
+        values = self.cache.get(entry)
+        row = None if values is None else torch.from_numpy(values)
+        return Sample(x, label, draw.image, None, Recalled(entry, row, rendered if row is None else None))
 
 
 class EvalImages(Dataset[Sample]):
@@ -138,7 +215,8 @@ def collate(samples: list[Sample]) -> Batch:
     readable = [(sample.x, sample.label) for sample in samples if sample.x is not None]
     skipped = [(sample.position, sample.error) for sample in samples if sample.error is not None]
     x = torch.stack([x for x, _ in readable]) if readable else torch.empty(0)
-    return Batch(x, torch.tensor([label for _, label in readable], dtype=torch.int64), skipped)
+    recalled = tuple(sample.recalled for sample in samples if sample.recalled is not None)
+    return Batch(x, torch.tensor([label for _, label in readable], dtype=torch.int64), skipped, recalled)
 
 
 class _BatchSampler:

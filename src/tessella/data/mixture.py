@@ -71,6 +71,10 @@ class Mixture:
             first += size
         return indices, rounds
 
+    def sets_of(self, indices: Ints) -> Ints:
+        """Return the set of each of the (N,) indices of images, from 0."""
+        return np.searchsorted(np.cumsum(self.sizes), indices, side="right")
+
 
 @functools.lru_cache(maxsize=4)
 def _assigned(shares: tuple[float, ...], count: int) -> bytes:

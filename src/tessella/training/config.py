@@ -52,6 +52,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # smallest and largest value of each
     "distill_center_images": (1, 1_000_000),
     "teacher_img_size": (1, MAX_IMG_SIZE),
     "teacher_background": (0, 1_000_000),
+    "teacher_epochs": (0, 1_000_000),
     "unlabelled_fraction": (0, 1),
     "checkpoint_minutes": (0, 1e6),
     "keep_checkpoints": (1, 1_000_000),
@@ -128,6 +129,7 @@ class TrainConfig:
     teacher_img_size: int | None = None  # pixels; None: that of the teacher, or the student's if it reads any size
     teacher_embedding: str = ""  # name of the output or node with the embedding; "": the input of the last layer
     teacher_logits: str = ""  # name of the output or node with the logits; "": the output, before a softmax
+    teacher_epochs: int = 0  # epochs after which crops, and the teacher's outputs, repeat; 0: all epochs have new crops
     teacher_labels: str = ""  # text file of the teacher's class names, one a line
     teacher_background: int = 0  # number of classes to leave out at the beginning of a file's output and labels
     unlabelled_fraction: float | None = None  # of each batch; None: in proportion to the numbers of images

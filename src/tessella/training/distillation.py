@@ -12,21 +12,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.loader import Batch
+from ..data.row_cache import Entry, RowCache, to_half
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
-from ..errors import ImageError
+from ..errors import ImageError, OutputError
 from ..models.base import ImageModel
 from .config import TrainConfig
 from .distributed import DistributedContext
 from .teacher_base import Teacher, TeacherOutputs
 
+OUTPUTS = "teacher_outputs.bin"  # in the folder of a run, until it is finished
+_CHUNK = 64  # images that the teacher reads at once
 _LEAST_STD = 0.1  # of a feature, relative to the mean: features that hardly vary would be scaled up to noise
 
 
@@ -54,13 +60,15 @@ class Distillation:
     """The teacher of a run, and the losses of a student that learns from it.
 
     own_classes: the student has the teacher's classes, so that labels say nothing about its logits. center: mean and
-    standard deviation of the teacher's embedding, each (D,) float32, once they are known.
+    standard deviation of the teacher's embedding, each (D,) float32, once they are known. cache: the teacher's outputs
+    for the crops of a run in which they repeat.
     """
 
-    def __init__(self, teacher: Teacher, config: TrainConfig, spec: InputSpec, own_classes: bool):
-        """Combine a teacher with the config of the run and the input of the student."""
+    def __init__(self, teacher: Teacher, config: TrainConfig, spec: InputSpec, own_classes: bool, folder: Path):
+        """Combine a teacher with the config of the run and the input of the student. folder: of the run."""
         self.teacher, self.config, self.spec, self.own_classes = teacher, config, spec, own_classes
         self.center: dict[str, Tensor] = {}
+        self.cache = RowCache(folder / OUTPUTS, teacher.num_classes + teacher.width) if config.teacher_epochs else None
         self.size = spec.height, spec.width
         self.teacher_size = teacher.size or self.size
         # images are rendered at the larger of both sizes, so that both see the same crop
@@ -91,6 +99,41 @@ class Distillation:
 
         pixels = x_BCHW * column(self.spec.std) + column(self.spec.mean)
         return self.teacher(resized(pixels, self.teacher_size))
+
+    def batch_targets(self, batch: Batch, device: torch.device) -> TeacherOutputs:
+        """Return the teacher's outputs for a batch that is not mixed; those that are new are added to the cache.
+
+        They are rounded to float16 if there is a cache, whether they are read from it or not. Raises OutputError
+        `output_failed`.
+        """
+        if self.cache is None:
+            x = normalise(batch.x, self.spec) if batch.x.dtype == torch.uint8 else batch.x
+            return self.targets(x.to(device))
+        rows = [recalled.row for recalled in batch.recalled]
+        new = [(i, crop.rendered) for i, crop in enumerate(batch.recalled) if crop.rendered is not None]
+        for first in range(0, len(new), _CHUNK):
+            part = new[first : first + _CHUNK]
+            x = normalise(torch.stack([rendered for _, rendered in part]).to(device), self.spec)
+            values = torch.cat([value for value in self.targets(x) if value is not None], 1).cpu().numpy()
+            for (i, _), row in zip(part, to_half(values), strict=True):
+                self._write(batch.recalled[i].entry, row)
+                rows[i] = torch.from_numpy(row)
+        known = torch.stack([row for row in rows if row is not None]).float().to(device)
+        logits, embedding = known.split([self.teacher.num_classes, self.teacher.width], 1)
+        return TeacherOutputs(
+            logits if self.config.distills_logits else None, embedding if self.config.distills_embedding else None
+        )
+
+    def _write(self, entry: Entry, row: NDArray[np.float16]) -> None:
+        assert self.cache is not None
+        try:
+            self.cache.put(entry, row)
+        except OSError as error:
+            raise OutputError(
+                "output_failed",
+                f"{self.cache.path} could not be written: {error.strerror or error}",
+                hint="free some space and run the same command again: it resumes from the last checkpoint",
+            ) from error
 
     def loss(self, outputs: StudentOutputs, targets: TeacherOutputs) -> Tensor:
         """Return the mean loss of the student over the batch, a scalar: the sum over what is distilled."""
@@ -142,8 +185,7 @@ class Distillation:
         for batch in batches:
             if not len(batch.labels):
                 continue
-            x = normalise(batch.x, self.spec) if batch.x.dtype == torch.uint8 else batch.x
-            embedding = self.targets(x.to(context.device)).embedding
+            embedding = self.batch_targets(batch, context.device).embedding
             assert embedding is not None
             values = embedding.double().cpu()
             sums += torch.stack([values.sum(0), values.square().sum(0)])

@@ -20,7 +20,7 @@ import torch
 from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
-from ..data.loader import EvalImages, Loader, Schedule, TrainImages
+from ..data.loader import EvalImages, Loader, Recall, Schedule, TrainImages
 from ..data.unlabelled import TrainingImages
 from ..errors import TrainingError, UsageError
 from ..plots.figures import warn_without_matplotlib
@@ -123,6 +123,7 @@ class TrainingRun:
             context.rank,
             context.world_size,
             mixture_of(config, setup.images),
+            config.teacher_epochs,
         )
         self.total_steps = config.epochs * self.schedule.steps
         pin = context.device.type == "cuda"
@@ -132,7 +133,7 @@ class TrainingRun:
                 self.spec, height=self.distillation.rendered[0], width=self.distillation.rendered[1]
             )
         transform = TrainTransform(rendered, config.augmentation)
-        samples = TrainImages(self.pool, transform, config.erasing, config.seed)
+        samples = TrainImages(self.pool, transform, config.erasing, config.seed, self._recall())
         self.train_loader = Loader(samples, setup.workers, pin=pin)
         compares = self.distillation is not None and self.distillation.validates
         val_samples = EvalImages(setup.images.val, rendered if compares else self.spec)
@@ -141,6 +142,11 @@ class TrainingRun:
         self.best, self.totals = BestEpoch(), EpochTotals()
         self.probe: ProbeBaseline | None = None
         self.bad_steps_in_row, self.saved_at = 0, time.monotonic()
+
+    def _recall(self) -> Recall | None:
+        """Return how the teacher's outputs are kept, if they are."""
+        cache = self.distillation.cache if self.distillation is not None else None
+        return None if cache is None else Recall(cache, self.schedule.places, self.spec.height, self.spec.width)
 
     def begin(self, shard: bool) -> None:
         """Restore the newest checkpoint; without one, start, with a fitted classifier if the config asks for it."""
@@ -189,6 +195,13 @@ class TrainingRun:
             self.log.remark(
                 f"{len(self.setup.images.train):,} labeled and {len(unlabelled):,} unlabeled images; an epoch is "
                 f"{size:,} images, {100 * sum(shares):.0f} % of them unlabeled"
+            )
+        if self.distillation.cache is not None:
+            cache, epochs = self.distillation.cache, min(self.config.teacher_epochs, self.config.epochs)
+            size = epochs * self.schedule.places * cache.row_bytes
+            self.log.remark(
+                f"teacher_epochs is {epochs}: later epochs repeat their crops, with the teacher's outputs from "
+                f"{cache.path}, which is deleted at the end, {size / 1e9:.2f} GB"
             )
 
     def _find_center(self) -> None:
@@ -338,6 +351,8 @@ class TrainingRun:
                 command=command,
             )
         )
+        if self.distillation is not None and self.distillation.cache is not None:
+            self.distillation.cache.delete()
 
 
 @dataclass

@@ -88,7 +88,7 @@ class TrainingSetup:
         classes = labelled if teacher is None else student_classes(config, teacher, labelled)
         torch.manual_seed(config.seed)
         model, spec = build_model(config, classes)
-        distillation = None if teacher is None else Distillation(teacher, config, spec, classes != labelled)
+        distillation = None if teacher is None else Distillation(teacher, config, spec, classes != labelled, folder)
         if not exists:
             stack.enter_context(lock if is_first else nullcontext())
         if is_first:
@@ -125,6 +125,14 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
             hint="--unlabelled DATA",
         )
     mixture_of(config, images)
+    if config.teacher_epochs and (config.mixing.enabled or config.erasing.prob or not config.teacher):
+        raise UsageError(
+            "bad_argument",
+            "teacher_epochs repeats the crops of a teacher, which mixup, CutMix and random erasing would change"
+            if config.teacher
+            else "teacher_epochs needs a teacher",
+            hint="set teacher_epochs to 0" + (", or leave out mixing and erasing" if config.teacher else ""),
+        )
     if not config.distills_embedding:
         return
     if shard:

@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .distillation import Distillation, Student, StudentOutputs
 from .distributed import DistributedContext
 from .model import ParameterGroup, parameter_groups
+from .teacher_base import TeacherOutputs
 
 _PROJECTION = "projection"  # part of a checkpoint, and prefix of its parameters' names
 _MIX, _STEP = 3, 4  # separate the random numbers by their use, as in data/loader.py
@@ -172,12 +173,13 @@ class Trainer:
         """Accumulate the gradients of a batch, of which all processes have `images`; return the sum of its losses."""
         config = self.config
         x, labels = self._inputs(batch, step)
-        parts = list(zip(x.chunk(config.grad_accum_steps), labels.chunk(config.grad_accum_steps), strict=True))
+        count = config.grad_accum_steps
+        parts = list(zip(x.chunk(count), labels.chunk(count), self._known_targets(batch, count), strict=False))
         loss_sum = torch.zeros((), device=self.context.device)
-        for i, (inputs, target) in enumerate(parts):
+        for i, (inputs, target, known) in enumerate(parts):
             unsynced = i < len(parts) - 1 and isinstance(self.forward, nn.parallel.DistributedDataParallel)
             with self.forward.no_sync() if unsynced else contextlib.nullcontext():  # type: ignore[operator]
-                loss = self._part_loss(inputs, target) * len(target)
+                loss = self._part_loss(inputs, target, known) * len(target)
                 if not len(batch.labels):  # only the other processes have images
                     loss = loss * 0.0
                 # gradients are averaged over processes: this makes it the mean over the images of all of them
@@ -185,14 +187,23 @@ class Trainer:
                 loss_sum += loss.detach()
         return loss_sum
 
-    def _part_loss(self, x: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss of rendered (B,C,H,W) images, a scalar."""
+    def _known_targets(self, batch: Batch, count: int) -> list[TeacherOutputs | None]:
+        """Return the teacher's outputs in `count` chunks, None if they are computed from the mixed images."""
+        distillation = self.distillation
+        if distillation is None or distillation.cache is None or not len(batch.labels):
+            return [None] * count
+        targets = distillation.batch_targets(batch, self.context.device)
+        chunks = [[None] * count if value is None else value.chunk(count) for value in targets]
+        return [TeacherOutputs(*values) for values in zip(*chunks, strict=False)]  # a small batch has fewer chunks
+
+    def _part_loss(self, x: Tensor, target: Tensor, known: TeacherOutputs | None) -> Tensor:
+        """Return the mean loss of rendered (B,C,H,W) images, a scalar. known: the teacher's outputs, if not None."""
         distillation, weight = self.distillation, self.config.distill_weight
         outputs = self._outputs(self.forward, x)
         if distillation is None:
             assert outputs.logits is not None
             return self._loss(outputs.logits, target)
-        distilled = distillation.loss(outputs, distillation.targets(x))
+        distilled = distillation.loss(outputs, distillation.targets(x) if known is None else known)
         if not self.config.uses_labels:
             return distilled
         assert outputs.logits is not None
