@@ -27,13 +27,14 @@ class ConvMixerConfig:
     drop_path_rate: float = 0.0  # at the last block, growing linearly from 0; the paper uses none
 
 
-VARIANTS = {  # Table 1 of the paper under timm's names, then a model of this project for 32 px images
+VARIANTS = {  # Table 1 of the paper under timm's names, then models of this project for 32 px images and for photographs
     "convmixer_1536_20": ConvMixerConfig(dim=1536, depth=20),
     "convmixer_768_32": ConvMixerConfig(dim=768, depth=32, kernel_size=7, act_layer="relu"),
     "convmixer_1024_20_ks9_p14": ConvMixerConfig(dim=1024, depth=20, patch_size=14),
     "convmixer_256_8_ks3_p4": ConvMixerConfig(
         dim=256, depth=8, kernel_size=3, patch_size=4, act_layer="relu", num_classes=10
     ),
+    "convmixer_384_8_ks5_p8": ConvMixerConfig(dim=384, depth=8, kernel_size=5, patch_size=8, act_layer="relu"),
 }
 
 
