@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,7 +22,8 @@ from .augment import TrainTransform
 from .datasets import LabelledImages
 from .mix import Erasing, erase
 from .mixture import Ints, Mixture
-from .row_cache import Entry, RowCache, checksum
+from .resize import resize_exact
+from .row_cache import RowCache, RowKey, checksum
 from .spec import InputSpec
 from .transforms import load_pixels, normalise
 from .unlabelled import ImagePool
@@ -34,10 +34,11 @@ _ORDER, _SAMPLE = 1, 2  # separate the random numbers of the order from those of
 class Recalled(NamedTuple):
     """What is known about a crop: where its row of `RowCache` is, and the row, or the pixels that it is computed from.
 
-    entry: number and checksum of the row. row: (W,) float16, or None. rendered: (H,W,C) uint8 pixels, if row is None.
+    key: number of the row, and checksum of the crop. row: (W,) float16, or None.
+    rendered: (H,W,C) uint8 pixels, if row is None.
     """
 
-    entry: Entry
+    key: RowKey
     row: Tensor | None
     rendered: Tensor | None
 
@@ -188,12 +189,12 @@ class Recall:
         """Return the reduced crop of (H,W,C) uint8 pixels, with its row if there is one."""
         x = rendered
         if rendered.shape[:2] != (self.height, self.width):
-            image = Image.fromarray(rendered.numpy()).resize((self.width, self.height), Image.Resampling.BILINEAR)
-            x = torch.from_numpy(np.array(image))
-        entry = Entry(draw.epoch * self.places + draw.place, checksum(x.numpy()))
-        values = self.cache.get(entry)
+            whole = slice(0, self.height), slice(0, self.width)
+            x = torch.from_numpy(resize_exact(rendered.numpy(), self.height, self.width, *whole, "bilinear"))
+        key = RowKey(draw.epoch * self.places + draw.place, checksum(x.numpy()))
+        values = self.cache.get(key)
         row = None if values is None else torch.from_numpy(values)
-        return Sample(x, label, draw.image, None, Recalled(entry, row, rendered if row is None else None))
+        return Sample(x, label, draw.image, None, Recalled(key, row, rendered if row is None else None))
 
 
 class EvalImages(Dataset[Sample]):

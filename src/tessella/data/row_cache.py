@@ -17,7 +17,7 @@ _CHECKSUM_BYTES = 4
 HALF_MAX = float(np.finfo(np.float16).max)
 
 
-class Entry(NamedTuple):
+class RowKey(NamedTuple):
     """The row of a crop. number: from 0; pixels: `checksum` of the crop that the row is about."""
 
     number: int
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def checksum(values: NDArray[np.uint8]) -> int:
-    """Return the CRC-32 of pixels."""
+    """Return the CRC-32 of (H,W,C) uint8 pixels."""
     return zlib.crc32(values.tobytes())
 
 
@@ -47,23 +47,23 @@ class RowCache:
             self._file = os.getpid(), os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         return self._file[1]
 
-    def get(self, entry: Entry) -> NDArray[np.float16] | None:
-        """Return the (width,) row of a crop, or None if there is none. Raises OSError."""
-        data = os.pread(self._descriptor(), self.row_bytes, entry.number * self.row_bytes)
-        if len(data) < self.row_bytes or data[-_CHECKSUM_BYTES:] != self._seal(data[:-_CHECKSUM_BYTES], entry):
+    def get(self, key: RowKey) -> NDArray[np.float16] | None:
+        """Return the (W,) row of a crop, W the width of the cache, or None if there is none. Raises OSError."""
+        data = os.pread(self._descriptor(), self.row_bytes, key.number * self.row_bytes)
+        if len(data) < self.row_bytes or data[-_CHECKSUM_BYTES:] != self._seal(data[:-_CHECKSUM_BYTES], key):
             return None
         return np.frombuffer(data[:-_CHECKSUM_BYTES], np.float16).copy()
 
-    def put(self, entry: Entry, row: NDArray[np.float16]) -> None:
-        """Write the (width,) row of a crop. Raises OSError, for example if the disk is full."""
+    def put(self, key: RowKey, row: NDArray[np.float16]) -> None:
+        """Write the (W,) row of a crop, W the width of the cache. Raises OSError, for example if the disk is full."""
         values = np.ascontiguousarray(row, np.float16).tobytes()
-        data = values + self._seal(values, entry)
-        if os.pwrite(self._descriptor(), data, entry.number * self.row_bytes) != len(data):
+        data = values + self._seal(values, key)
+        if os.pwrite(self._descriptor(), data, key.number * self.row_bytes) != len(data):
             raise OSError("the row was written only in part")
 
     @staticmethod
-    def _seal(values: bytes, entry: Entry) -> bytes:
-        return zlib.crc32(values, entry.pixels).to_bytes(_CHECKSUM_BYTES, "little")
+    def _seal(values: bytes, key: RowKey) -> bytes:
+        return zlib.crc32(values, key.pixels).to_bytes(_CHECKSUM_BYTES, "little")
 
     def delete(self) -> None:
         """Delete the file, if there is one."""
@@ -71,5 +71,5 @@ class RowCache:
 
 
 def to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return float32 numbers as float16; those out of its range become its largest number."""
+    """Return (N,W) float32 numbers as float16; those out of its range become its largest number."""
     return np.clip(values, -HALF_MAX, HALF_MAX).astype(np.float16)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.loader import Batch
-from ..data.row_cache import Entry, RowCache, to_half
+from ..data.row_cache import RowCache, RowKey, to_half
 from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..errors import ImageError, OutputError
@@ -116,7 +116,7 @@ class Distillation:
             x = normalise(torch.stack([rendered for _, rendered in part]).to(device), self.spec)
             values = torch.cat([value for value in self.targets(x) if value is not None], 1).cpu().numpy()
             for (i, _), row in zip(part, to_half(values), strict=True):
-                self._write(batch.recalled[i].entry, row)
+                self._write(batch.recalled[i].key, row)
                 rows[i] = torch.from_numpy(row)
         known = torch.stack([row for row in rows if row is not None]).float().to(device)
         logits, embedding = known.split([self.teacher.num_classes, self.teacher.width], 1)
@@ -124,10 +124,10 @@ class Distillation:
             logits if self.config.distills_logits else None, embedding if self.config.distills_embedding else None
         )
 
-    def _write(self, entry: Entry, row: NDArray[np.float16]) -> None:
+    def _write(self, key: RowKey, row: NDArray[np.float16]) -> None:
         assert self.cache is not None
         try:
-            self.cache.put(entry, row)
+            self.cache.put(key, row)
         except OSError as error:
             raise OutputError(
                 "output_failed",

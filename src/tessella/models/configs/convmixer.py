@@ -27,7 +27,7 @@ class ConvMixerConfig:
     drop_path_rate: float = 0.0  # at the last block, growing linearly from 0; the paper uses none
 
 
-VARIANTS = {  # Table 1 of the paper under timm's names, then models of this project for 32 px images and for photographs
+VARIANTS = {  # Table 1 of the paper under timm's names, then models of this project for 32 px and for photographs
     "convmixer_1536_20": ConvMixerConfig(dim=1536, depth=20),
     "convmixer_768_32": ConvMixerConfig(dim=768, depth=32, kernel_size=7, act_layer="relu"),
     "convmixer_1024_20_ks9_p14": ConvMixerConfig(dim=1024, depth=20, patch_size=14),
