@@ -30,7 +30,7 @@ from tessella.data.source import Source
 from tessella.data.sources import iter_sources
 from tessella.predictor import Predictor, load
 from tessella.results import FloatArray, l2_normalize
-from tessella.search.duplicates import THRESHOLD, join
+from tessella.search.duplicates import SimilarityThreshold, join
 from tessella.weights.catalogue import default_model
 
 Edit: TypeAlias = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -183,8 +183,9 @@ def summarize(
 ) -> None:
     """Print the recall and false joins of a model at the thresholds that matter."""
     same = [cosines_N for kind, cosines_N in cosines.items() if KINDS[kind].same]
+    present = SimilarityThreshold.of(name).value
     wanted = {
-        f"present threshold {THRESHOLD}": THRESHOLD,
+        f"present threshold {present}": present,
         f"{recall:.0%} of recompressed and resized copies": threshold_for(np.concatenate(same), recall),
         f"{recall:.0%} of each of their kinds": min(threshold_for(cosines_N, recall) for cosines_N in same),
         **{f"no false pair of {label}": lowest_without(pairs) for label, (_, pairs) in sets.items()},

@@ -468,6 +468,7 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
         ("same", str(mixed / "copy of a2.jpg")),
     ]
     assert "duplicates: 1 of 3 images; clusters: 1\n" in messages
+    assert "similarity threshold: 0.95 (measured for convmixer_256_8_ks3_p4.cifar10)\n" in messages
     assert "same" in run("dedup", out, "--exact")[0]
 
 

@@ -13,9 +13,20 @@ import pytest
 
 import tessella
 from tessella import bulk
+from tessella.bulk.run_folder import read_run
 from tessella.errors import UsageError
 from tessella.search import duplicates
-from tessella.search.duplicates import OUTPUTS, Duplicates, dedup, draw_duplicates, join, write_duplicates
+from tessella.search.duplicates import (
+    MEASURED_THRESHOLDS,
+    OUTPUTS,
+    THRESHOLD,
+    Duplicates,
+    dedup,
+    draw_duplicates,
+    join,
+    write_duplicates,
+)
+from tessella.weights.catalogue import default_model
 
 from ..bulk.runs import Image, unit, write_run
 
@@ -84,10 +95,25 @@ def test_the_threshold_decides(run: Path) -> None:
         result = dedup(run, threshold=threshold)
         assert groups(result) == [["a0", "a1"]]
         assert [(row.kind, row.similarity) for row in result.rows] == [("kept", 1), ("same", 1)]
-    for wrong in (0, -1, 3, float("nan")):
+    for wrong in (0, -1, 3, float("nan"), "0.9", True):
         with pytest.raises(UsageError) as caught:
-            dedup(run, threshold=wrong)
+            dedup(run, threshold=wrong)  # type: ignore[arg-type]  # some are
         assert caught.value.code == "bad_argument"
+
+
+def test_the_threshold_is_that_of_the_model_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read_run(run)["model"]
+    chosen = dedup(run).threshold
+    assert chosen is not None
+    assert chosen.value == THRESHOLD
+    assert chosen.reason.startswith(f"not measured for {model}")
+    monkeypatch.setitem(MEASURED_THRESHOLDS, model, 0.88)
+    measured = dedup(run)
+    assert measured.threshold == (0.88, f"measured for {model}")
+    assert groups(measured) == groups(dedup(run, threshold=0.88)) != groups(dedup(run, threshold=THRESHOLD))
+    assert dedup(run, threshold=0.9).threshold == (0.9, "given")
+    assert dedup(run, threshold=None).threshold is None
+    assert default_model() in MEASURED_THRESHOLDS
 
 
 def plain_clusters(vectors: Any, threshold: float) -> set[frozenset[int]]:
@@ -131,7 +157,7 @@ def test_a_long_chain_and_a_crowd_are_one_cluster_each(monkeypatch: pytest.Monke
 
 def test_a_run_with_only_errors_has_no_duplicates(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [Image(str(i), np.ones(D), error="empty") for i in range(3)])
-    assert dedup(run) == Duplicates(0, 0, (), ())
+    assert dedup(run, threshold=None) == Duplicates(0, None, 0, (), ())
 
 
 def test_a_damaged_shard_is_refused(run: Path, tmp_path: Path) -> None:

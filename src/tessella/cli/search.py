@@ -117,10 +117,9 @@ def search(
     "--threshold",
     group="Input",
     type=click.FloatRange(0, 1, min_open=True),
-    default=0.95,
-    show_default=True,
     metavar="SIMILARITY",
-    help="Similarity threshold: images with this cosine similarity or more are duplicates.",
+    help="Similarity threshold: images with this cosine similarity or more are duplicates. [default: the one measured "
+    "for the run's model if it is built in, else 0.95]",
 )
 @option("--exact", group="Input", is_flag=True, help="Find only files with identical bytes.")
 @option("-o", "--out", group="Output", metavar="FILE", help="Write the rows to a .csv, .json, .jsonl or .parquet file.")
@@ -131,7 +130,7 @@ def search(
     help="Draw pairs near the threshold and clusters to a .html or .png file.",
 )
 @json_lines_option
-def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
+def dedup(folder: str, threshold: float | None, exact: bool, out: str | None, sheet: str | None, as_json: bool) -> None:
     """Find duplicate images in a run, and choose the one to keep of each cluster.
 
     The image to keep is the one with the most pixels, then the most bytes, then the shortest key. Nothing is deleted,
@@ -145,7 +144,7 @@ def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: st
 
     path = check_output(sheet, SUFFIXES) if sheet else None
     rows_path = check_output(out, OUTPUTS) if out else None
-    duplicates = find_duplicates(folder, threshold=None if exact else threshold)
+    duplicates = find_duplicates(folder, threshold=None if exact else threshold or "auto")
     if rows_path:
         write_duplicates(rows_path, duplicates)
     table = new_table("cluster", "", "similarity", "size", "bytes", "key")
@@ -157,6 +156,9 @@ def dedup(folder: str, threshold: float, exact: bool, out: str | None, sheet: st
     if not as_json:
         print_table(table)
     extra = len(duplicates.rows) - duplicates.clusters
+    if duplicates.threshold is not None:
+        value, reason = duplicates.threshold
+        notice(printable(f"similarity threshold: {value:g} ({reason})"))
     notice(f"duplicates: {extra:,} of {duplicates.images:,} images; clusters: {duplicates.clusters:,}")
     if path and not draw_duplicates(folder, duplicates, path):
         notice(printable(f"{path} was not written: there are no duplicates and no pairs near the threshold"))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,10 @@ from ..results import l2_normalize
 from ..storage import check_output, write_bytes
 from .nearest import Floats, Ints, vectors_of
 
-THRESHOLD = 0.95  # cosine similarity
+THRESHOLD = 0.95  # cosine similarity, for models without a measured one
+MEASURED_THRESHOLDS = {  # by model, chosen with benchmarks/dedup.py: figures are in docs/log.md
+    "convmixer_256_8_ks3_p4.cifar10": 0.95,
+}
 BLOCK = 2_048  # images per block: a block of cosines has 16 MB
 PAIRS = 10  # shown on either side of the threshold
 SHOWN_CLUSTERS, SHOWN_MEMBERS = 20, 8  # in a contact sheet
@@ -69,39 +72,54 @@ class Pair:
     joined: bool
 
 
+class SimilarityThreshold(NamedTuple):
+    """A cosine similarity from which two images are duplicates, and why this one is used."""
+
+    value: float
+    reason: str
+
+    @classmethod
+    def of(cls, model: str) -> SimilarityThreshold:
+        """Return the threshold that was measured for a model, or the general one."""
+        if model in MEASURED_THRESHOLDS:
+            return cls(MEASURED_THRESHOLDS[model], f"measured for {model}")
+        return cls(THRESHOLD, f"not measured for {model}; look at --sheet and choose with --threshold")
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """The duplicates in a run.
 
-    images: number of images compared. clusters: number of clusters. rows: the members, by cluster in order of their
-    first row, the image to keep first. pairs: up to ten on either side of the threshold and nearest to it, the most
-    similar first.
+    images: number of images compared. threshold: the one that was used; None if only the bytes were compared. clusters:
+    number of clusters. rows: the members, by cluster in order of their first row, the image to keep first. pairs: up to
+    ten on either side of the threshold and nearest to it, the most similar first.
     """
 
     images: int
+    threshold: SimilarityThreshold | None
     clusters: int
     rows: tuple[Duplicate, ...]
     pairs: tuple[Pair, ...]
 
 
 @checked
-def dedup(out: str | Path, *, threshold: float | None = THRESHOLD) -> Duplicates:
+def dedup(out: str | Path, *, threshold: float | Literal["auto"] | None = "auto") -> Duplicates:
     """Find clusters of duplicate images in the run in the folder `out`, and the one of each to keep.
 
-    threshold: cosine similarity in (0, 1] from which two images are duplicates; None compares only the bytes.
+    threshold: cosine similarity in (0, 1] from which two images are duplicates. "auto": the one that was measured for
+    the model of the run if it is built in, else 0.95. None compares only the bytes.
     The embeddings are held in memory; time grows with the square of their number.
     Raises UsageError: `not_found` without a run, `damaged_run`, `bad_argument`, `missing_dependency`.
     """
-    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if threshold is not None and not (is_number and 0 < threshold <= 1):
-        raise UsageError("bad_argument", f"threshold is {threshold!r}, expected a cosine, such as {THRESHOLD}")
-    images, vectors_ND = _read(as_path("the run", out))
+    folder = as_path("the run", out)
+    used = None if threshold is None else _choose_threshold(folder, threshold)
+    images, vectors_ND = _read(folder)
     first: dict[str, int] = {}
     root_N = np.array([first.setdefault(image.sha256, i) for i, image in enumerate(images)], np.int64)
     distinct = np.flatnonzero(root_N == np.arange(len(root_N)))
     near = np.zeros(0, _PAIR)
-    if threshold is not None:
-        similar, near = _similar(vectors_ND[distinct], threshold)
+    if used is not None:
+        similar, near = _similar(vectors_ND[distinct], used.value)
         root_N = join(root_N, distinct, distinct[similar])
     order = np.argsort(root_N, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(root_N[order])) + 1)
@@ -112,7 +130,19 @@ def dedup(out: str | Path, *, threshold: float | None = THRESHOLD) -> Duplicates
         i, j = distinct[ends].tolist()
         a, b = images[i], images[j]
         pairs.append(Pair(similarity, (a.key, b.key), (a.row, b.row), bool(root_N[i] == root_N[j])))
-    return Duplicates(len(images), len(clusters), tuple(rows), tuple(pairs))
+    return Duplicates(len(images), used, len(clusters), tuple(rows), tuple(pairs))
+
+
+def _choose_threshold(folder: Path, threshold: float | str) -> SimilarityThreshold:
+    """Return the threshold that is given, or for "auto" that of the model of a run."""
+    if threshold == "auto":
+        return SimilarityThreshold.of(read_run(folder)["model"])
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if isinstance(threshold, str) or not is_number or not 0 < threshold <= 1:
+        raise UsageError(
+            "bad_argument", f"threshold is {threshold!r}, expected a cosine, such as {THRESHOLD}, or 'auto'"
+        )
+    return SimilarityThreshold(float(threshold), "given")
 
 
 def draw_duplicates(out: str | Path, duplicates: Duplicates, path: str | Path) -> bool:
