@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tessella.errors import TessellaError, UsageError
+from tessella.weights import catalogue
 from tessella.weights.catalogue import CATALOGUE
 from tessella.weights.factory import create_model
 from tessella.weights.names import find_models, headline_accuracy, local_folder
@@ -37,6 +38,18 @@ def test_a_pattern_that_matches_nothing_is_refused_with_similar_names() -> None:
     with pytest.raises(UsageError) as caught:
         find_models(["gmixer_12"], pretrained=True)
     assert caught.value.code == "no_weights"
+
+
+def test_an_architecture_without_checkpoints_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = find_models([])
+    monkeypatch.setattr(catalogue, "ARCHITECTURE_NAMES", (*catalogue.ARCHITECTURE_NAMES, "mixer_own_96"))
+    assert find_models([]) == listed
+    assert set(listed) <= set(CATALOGUE)
+    assert find_models(["mixer_"]) == [name for name in listed if "mixer_" in name]
+    with pytest.raises(UsageError, match="no weights are published for mixer_own") as caught:
+        find_models(["mixer_own"])
+    assert caught.value.code == "no_weights"
+    assert "tessella info" in caught.value.hint
 
 
 def test_models_in_this_package_have_an_accuracy_with_its_data_set() -> None:

@@ -14,21 +14,23 @@ from .catalogue import ARCHITECTURE_NAMES, MODULES, list_models, published_accur
 def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[str]:
     """Return the `arch.tag` names that match any of the patterns, in natural order.
 
-    A pattern without wildcards matches every name that contains it. Raises UsageError: `unknown_model`, with similar
-    names, for a pattern that matches nothing; `no_weights` if `pretrained` excludes all matches.
+    A pattern without wildcards matches every name that contains it. Architectures without checkpoints have no such name.
+    Raises UsageError: `unknown_model`, with similar names, for a pattern that matches nothing; `no_weights` if all
+    matches are architectures without checkpoints, or `pretrained` excludes them.
     """
     if not patterns:
-        return list_models(pretrained=pretrained, include_tags=True)
+        return list_models(pretrained=pretrained, include_tags=True, name_matches_cfg=True)
     matches: set[str] = set()
     for pattern in patterns:
         glob = pattern if any(character in pattern for character in "*?[") else f"*{pattern}*"
         names = list_models(glob.lower(), include_tags=True)
         if not names:
             raise _no_match(pattern)
-        matches.update(list_models(glob.lower(), pretrained=pretrained, include_tags=True))
+        matches.update(list_models(glob.lower(), pretrained=pretrained, include_tags=True, name_matches_cfg=True))
     if not matches:
         listed = ", ".join(patterns)
-        raise UsageError("no_weights", f"no weights are published for {listed}", hint="omit --pretrained")
+        hint = "omit --pretrained" if pretrained else "`tessella info ARCHITECTURE` describes an architecture"
+        raise UsageError("no_weights", f"no weights are published for {listed}", hint=hint)
     return [name for name in list_models(include_tags=True) if name in matches]
 
 
