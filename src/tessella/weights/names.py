@@ -14,7 +14,7 @@ from .catalogue import ARCHITECTURE_NAMES, MODULES, list_models, published_accur
 def find_models(patterns: Sequence[str], *, pretrained: bool = False) -> list[str]:
     """Return the `arch.tag` names that match any of the patterns, in natural order.
 
-    A pattern without wildcards matches every name that contains it. Architectures without checkpoints have no such name.
+    A pattern without wildcards matches every name that contains it. An architecture without checkpoints has no name.
     Raises UsageError: `unknown_model`, with similar names, for a pattern that matches nothing; `no_weights` if all
     matches are architectures without checkpoints, or `pretrained` excludes them.
     """
