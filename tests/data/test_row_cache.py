@@ -48,6 +48,13 @@ def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
     assert RowCache(cache.path, 6).get(RowKey(0, 1)) is None
 
 
+def test_a_file_that_cannot_be_opened_has_no_rows(tmp_path: Path) -> None:
+    cache = RowCache(tmp_path / "absent" / "rows.bin", 6)
+    assert cache.get(RowKey(0, 1)) is None
+    with pytest.raises(OSError, match="No such file"):
+        cache.put(RowKey(0, 1), ROW)
+
+
 def test_a_forked_process_opens_the_file_itself(tmp_path: Path) -> None:
     cache = RowCache(tmp_path / "rows.bin", 6)
     cache.put(RowKey(0, 1), ROW)

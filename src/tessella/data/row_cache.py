@@ -48,8 +48,11 @@ class RowCache:
         return self._file[1]
 
     def get(self, key: RowKey) -> NDArray[np.float16] | None:
-        """Return the (W,) row of a crop, W the width of the cache, or None if there is none. Raises OSError."""
-        data = os.pread(self._descriptor(), self.row_bytes, key.number * self.row_bytes)
+        """Return the (W,) row of a crop, W the width of the cache, or None if it cannot be read."""
+        try:
+            data = os.pread(self._descriptor(), self.row_bytes, key.number * self.row_bytes)
+        except OSError:  # the row is computed again; if the file cannot be written either, `put` says so
+            return None
         if len(data) < self.row_bytes or data[-_CHECKSUM_BYTES:] != self._seal(data[:-_CHECKSUM_BYTES], key):
             return None
         return np.frombuffer(data[:-_CHECKSUM_BYTES], np.float16).copy()
