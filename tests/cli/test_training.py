@@ -154,6 +154,18 @@ def test_distillation_from_a_file_without_labels(tmp_path: Path) -> None:
     assert "the unlabeled images changed" in err
 
 
+@pytest.mark.parametrize("written", ["local-dir:{}/exported", "{}/exported", "local-dir:~/exported"])
+def test_an_exported_folder_is_a_teacher_however_it_is_written(
+    tmp_path: Path, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("export", default_model(), str(tmp_path / "exported"))
+    command = ["train", str(make_images(tmp_path / "data")), "-m", default_model(), "--epochs", "1", "--img-size", "16"]
+    command += ["--batch-size", "16", "--teacher", written.format(tmp_path), "--distill-target", "embedding"]
+    _, err = run(*command, "--distill-weight", "1", "-o", str(tmp_path / "run"), "--workers", "0")
+    assert f"teacher: {written.format(tmp_path)}, input uint8 NHWC 32 x 32 px, embedding of 256 numbers" in err
+
+
 def test_a_stopped_run_tells_how_to_resume(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data")
     config = tmp_path / "config.json"

@@ -15,6 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tessella
+from tessella.data.augment import Augmentation, TrainTransform
+from tessella.data.datasets import open_labelled
+from tessella.data.loader import CropCache, Loader, Schedule, TrainImages
+from tessella.data.mix import Erasing
+from tessella.data.row_cache import RowCache
 from tessella.data.spec import InputSpec
 from tessella.errors import OutputError, UsageError
 from tessella.training import checkpoint
@@ -289,16 +294,19 @@ def test_a_checkpoint_of_another_teacher_is_refused(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("without_report")
-@pytest.mark.parametrize("target", ["both", "embedding"])
-def test_two_processes_distill_as_one(data: Path, teacher: Path, unlabelled: Path, tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(("target", "repeated"), [("both", 0), ("embedding", 0), ("both", 1)])
+def test_two_processes_distill_as_one(
+    data: Path, teacher: Path, unlabelled: Path, tmp_path: Path, target: str, repeated: int
+) -> None:
     # a Mixer, as the batch norms of a ConvMixer see the images of one process
     mixer = dict(model="mixer_s32_224", model_args=FAMILIES["mixer_s32_224"])
-    config = student(teacher, **mixer, ema_decay=0.9, distill_target=target)
+    config = student(teacher, **mixer, ema_decay=0.9, distill_target=target, teacher_epochs=repeated)
     settings = DataSettings(data=data, unlabelled=(unlabelled,))
     epochs = epochs_of(run(settings, tmp_path / "one", config))
     expected = [epoch.loss for epoch in epochs] + [epoch.val_loss for epoch in epochs]
     found = train_two_processes(data, tmp_path / "two", config, "--unlabelled", str(unlabelled))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert not (tmp_path / "two" / OUTPUTS).exists()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -376,7 +384,7 @@ def test_the_teacher_is_not_asked_again(
     assert "later epochs repeat their crops" in remarks_of(events)
     epoch = 5 * 16  # of 48 labeled and 40 unlabeled images
     validation = 4 * 24
-    assert sum(calls) == 2 * epoch + validation  # the crops for the center are some of those of the first epoch
+    assert sum(calls) == 2 * epoch + validation  # the 16 crops for the center are the first batch
     assert not (tmp_path / "run" / OUTPUTS).exists()
     assert np.isfinite(losses(events)).all()
 
@@ -451,6 +459,38 @@ def test_a_killed_run_repeats_its_crops(teacher: Path, unlabelled: Path, tmp_pat
     run(data, tmp_path / "killed", config)
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+
+
+def test_worker_processes_and_the_cache_do_not_change_the_weights(
+    teacher: Path, unlabelled: Path, tmp_path: Path
+) -> None:
+    data = DataSettings(data=make_images(tmp_path / "data"), unlabelled=(unlabelled,))
+    config = student(teacher, epochs=3, teacher_epochs=1)
+    for workers in (0, 2):
+        train(data, tmp_path / str(workers), config, workers=workers, on_event=lambda _: None)
+    none, two = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "2"))
+    assert all(torch.equal(value, two[name]) for name, value in none.items())
+
+
+def test_a_batch_is_passed_between_processes_as_few_tensors(tmp_path: Path) -> None:
+    """Each tensor is a file descriptor: with one per image, large batches would exceed the limit."""
+    images = open_labelled(make_images(tmp_path / "data"), "train")
+    cache = RowCache(tmp_path / "rows.bin", 4)
+    transform = TrainTransform(InputSpec(height=32, width=32), Augmentation())
+    dataset = TrainImages(images, transform, Erasing(), 0, CropCache(cache, 48, 16, 16))
+    draws = Schedule(48, 48, 0).epoch(0)
+    (first,) = Loader(dataset, 0).run(draws)
+    assert first.crops is not None
+    for key in first.crops.keys[:20]:
+        cache.put(key, np.full(4, key.number, np.float16))
+    (second,) = Loader(dataset, 2, persistent=False).run(draws)
+    assert second.crops is not None
+    keys, known, rows, rendered = second.crops
+    assert known.tolist() == [True] * 20 + [False] * 28
+    assert rows[:, 0].tolist() == [key.number for key in keys[:20]]
+    assert torch.equal(rendered, first.crops.rendered[20:])
+    assert rendered.shape == (28, 32, 32, 3)
+    assert torch.equal(second.x, first.x)
 
 
 def test_a_full_disk_is_reported(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

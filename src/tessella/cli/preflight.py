@@ -60,11 +60,11 @@ def _check_model(name: str) -> None:
 
 def _check_teacher(name: str) -> None:
     """Check a model name as above; a teacher may also be a file or an exported folder."""
-    from ..training.config import is_teacher_file
+    from ..training.config import is_teacher_file, teacher_path
 
     if not is_teacher_file(name):
         _check_model(name)
-    elif not os.path.lexists(name):
+    elif not os.path.lexists(teacher_path(name)):
         raise WeightsError("weights_not_found", f"there is no teacher {name!r}")
 
 

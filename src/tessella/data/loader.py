@@ -7,7 +7,7 @@ processes nor the number of training processes nor a restart in the middle of an
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -31,16 +31,39 @@ from .unlabelled import ImagePool
 _ORDER, _SAMPLE = 1, 2  # separate the random numbers of the order from those of the augmentation
 
 
-class Recalled(NamedTuple):
-    """What is known about a crop: where its row of `RowCache` is, and the row, or the pixels that it is computed from.
+class CachedCrop(NamedTuple):
+    """A crop with its key in a `RowCache`, and its row or, if there is none, the pixels from which it is computed.
 
-    key: number of the row, and checksum of the crop. row: (W,) float16, or None.
-    rendered: (H,W,C) uint8 pixels, if row is None.
+    row: (D,) float16. rendered: (H,W,C) uint8.
     """
 
     key: RowKey
     row: Tensor | None
     rendered: Tensor | None
+
+
+class CachedCrops(NamedTuple):
+    """The crops of a batch of B images, of which K have a row; few tensors, as each is a file between processes.
+
+    keys: of the B crops. known: (B,) bool, whether there is a row. rows: (K,D) float16. rendered: (B-K,H,W,C) uint8.
+    """
+
+    keys: list[RowKey]
+    known: Tensor
+    rows: Tensor
+    rendered: Tensor
+
+    @classmethod
+    def of(cls, crops: Sequence[CachedCrop]) -> CachedCrops:
+        """Combine the crops of a batch."""
+        rows = [crop.row for crop in crops if crop.row is not None]
+        rendered = [crop.rendered for crop in crops if crop.rendered is not None]
+        return cls(
+            [crop.key for crop in crops],
+            torch.tensor([crop.row is not None for crop in crops], dtype=torch.bool),
+            torch.stack(rows) if rows else torch.empty(0, dtype=torch.float16),
+            torch.stack(rendered) if rendered else torch.empty(0, dtype=torch.uint8),
+        )
 
 
 class Sample(NamedTuple):
@@ -50,20 +73,20 @@ class Sample(NamedTuple):
     label: int
     position: int
     error: ImageError | None
-    recalled: Recalled | None = None
+    crop: CachedCrop | None = None
 
 
 class Batch(NamedTuple):
     """A batch of B images without those that could not be read.
 
     x: (B,H,W,C) uint8 pixels, or (B,C,H,W) float32 with random erasing. labels: (B,) int64. skipped: (index, error) of
-    the images that could not be read. recalled: of each of the B images, with a `RowCache`.
+    the images that could not be read. crops: if there is a `RowCache`, what it has about the B images.
     """
 
     x: Tensor
     labels: Tensor
     skipped: list[tuple[int, ImageError]]
-    recalled: tuple[Recalled, ...] = ()
+    crops: CachedCrops | None = None
 
 
 class Draw(NamedTuple):
@@ -110,7 +133,7 @@ class Schedule:
 
     @property
     def places(self) -> int:
-        """Number of values of `Draw.place`."""
+        """Number of positions in an epoch; the last repetitions of an image may be left out."""
         return -(-self.steps * min(self.batch_size, self.count) // self.repeats) * self.repeats
 
     def epoch(self, epoch: int) -> list[list[Draw]]:
@@ -127,14 +150,14 @@ class Schedule:
         return [draws[k * size : (k + 1) * size][self.rank :: self.world_size] for k in range(self.steps)]
 
     def _order(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Return the images of an epoch, each of them `repeats` times in it, and how often each was drawn before."""
+        """Return the images of an epoch without their repetitions, and how often each was drawn before in it."""
         count = self.places // self.repeats
         if self.mixture is None:
             return rng.permutation(self.count)[:count], np.zeros(count, np.int64)
         return self.mixture.order(rng, count, max(min(self.batch_size, self.count) // self.repeats, 1))
 
     def _shuffled(self, order: Ints, epoch: int) -> Ints:
-        """Return the positions in `order` in another order, in which each set of a mixture has the same places."""
+        """Return a permutation of the positions in `order`; every position keeps the set of the mixture it had."""
         rng = np.random.default_rng([self.seed, _ORDER, epoch])
         if self.mixture is None:
             return rng.permutation(len(order))
@@ -148,7 +171,7 @@ class Schedule:
 class TrainImages(Dataset[Sample]):
     """Augmented images, indexed by `Draw`; an image that cannot be read is returned as its error.
 
-    recall: how rows about each crop are kept, and the size to which the crops are reduced.
+    cached: where rows about the crops are kept, and to which size the crops are reduced.
     """
 
     def __init__(
@@ -157,9 +180,9 @@ class TrainImages(Dataset[Sample]):
         transform: TrainTransform,
         erasing: Erasing,
         seed: int,
-        recall: Recall | None = None,
+        cached: CropCache | None = None,
     ):
-        self.images, self.transform, self.erasing, self.seed, self.recall = images, transform, erasing, seed, recall
+        self.images, self.transform, self.erasing, self.seed, self.cached = images, transform, erasing, seed, cached
 
     def __getitem__(self, draw: Draw) -> Sample:
         rng = np.random.default_rng([self.seed, _SAMPLE, draw.epoch, draw.image, draw.copy])
@@ -169,18 +192,18 @@ class TrainImages(Dataset[Sample]):
         except ImageError as error:
             return Sample(None, label, draw.image, error)
         x = torch.from_numpy(np.ascontiguousarray(pixels))
-        if self.recall is not None:
-            return self.recall.sample(x, label, draw)
+        if self.cached is not None:
+            return self.cached.sample(x, label, draw)
         if self.erasing.prob:
             x = erase(normalise(x[None], self.transform.spec)[0], rng, self.erasing)
         return Sample(x, label, draw.image, None)
 
 
 @dataclass(frozen=True)
-class Recall:
-    """How a crop is reduced, and where the row about it is kept. places: number of rows per epoch."""
+class CropCache:
+    """Where the rows about crops are kept, and to which size the crops are reduced. places: rows per epoch."""
 
-    cache: RowCache
+    rows: RowCache
     places: int
     height: int  # of the reduced crop, in pixels
     width: int
@@ -192,9 +215,9 @@ class Recall:
             whole = slice(0, self.height), slice(0, self.width)
             x = torch.from_numpy(resize_exact(rendered.numpy(), self.height, self.width, *whole, "bilinear"))
         key = RowKey(draw.epoch * self.places + draw.place, checksum(x.numpy()))
-        values = self.cache.get(key)
+        values = self.rows.get(key)
         row = None if values is None else torch.from_numpy(values)
-        return Sample(x, label, draw.image, None, Recalled(key, row, rendered if row is None else None))
+        return Sample(x, label, draw.image, None, CachedCrop(key, row, rendered if row is None else None))
 
 
 class EvalImages(Dataset[Sample]):
@@ -216,8 +239,9 @@ def collate(samples: list[Sample]) -> Batch:
     readable = [(sample.x, sample.label) for sample in samples if sample.x is not None]
     skipped = [(sample.position, sample.error) for sample in samples if sample.error is not None]
     x = torch.stack([x for x, _ in readable]) if readable else torch.empty(0)
-    recalled = tuple(sample.recalled for sample in samples if sample.recalled is not None)
-    return Batch(x, torch.tensor([label for _, label in readable], dtype=torch.int64), skipped, recalled)
+    crops = [sample.crop for sample in samples if sample.crop is not None]
+    labels = torch.tensor([label for _, label in readable], dtype=torch.int64)
+    return Batch(x, labels, skipped, CachedCrops.of(crops) if crops else None)
 
 
 class _BatchSampler:

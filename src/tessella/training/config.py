@@ -211,8 +211,13 @@ class TrainConfig:
 
 
 def is_teacher_file(name: str) -> bool:
-    """Return whether a teacher is given as a file or an exported folder rather than by a model name."""
-    return name.lower().endswith(TEACHER_SUFFIXES) or is_exported(Path(name.removeprefix("local-dir:")).expanduser())
+    """Return True for the name of a file or an exported folder, and False for the name of a model."""
+    return name.lower().endswith(TEACHER_SUFFIXES) or is_exported(teacher_path(name))
+
+
+def teacher_path(name: str) -> Path:
+    """Return the path of a teacher for which `is_teacher_file` is True."""
+    return Path(name.removeprefix("local-dir:")).expanduser()
 
 
 def current_names(values: Mapping[str, object]) -> dict[str, object]:

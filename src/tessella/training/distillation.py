@@ -109,17 +109,20 @@ class Distillation:
         if self.cache is None:
             x = normalise(batch.x, self.spec) if batch.x.dtype == torch.uint8 else batch.x
             return self.targets(x.to(device))
-        rows = [recalled.row for recalled in batch.recalled]
-        new = [(i, crop.rendered) for i, crop in enumerate(batch.recalled) if crop.rendered is not None]
+        assert batch.crops is not None
+        keys, known, rows, rendered = batch.crops
+        outputs = torch.empty(len(keys), self.cache.width, dtype=torch.float16)
+        if len(rows):
+            outputs[known] = rows
+        new = (~known).nonzero().flatten()
         for first in range(0, len(new), _CHUNK):
-            part = new[first : first + _CHUNK]
-            x = normalise(torch.stack([rendered for _, rendered in part]).to(device), self.spec)
-            values = torch.cat([value for value in self.targets(x) if value is not None], 1).cpu().numpy()
-            for (i, _), row in zip(part, to_half(values), strict=True):
-                self._write(batch.recalled[i].key, row)
-                rows[i] = torch.from_numpy(row)
-        known = torch.stack([row for row in rows if row is not None]).float().to(device)
-        logits, embedding = known.split([self.teacher.num_classes, self.teacher.width], 1)
+            positions, part = new[first : first + _CHUNK], rendered[first : first + _CHUNK]
+            targets = self.targets(normalise(part.to(device), self.spec))
+            values = to_half(torch.cat([value for value in targets if value is not None], 1).cpu().numpy())
+            outputs[positions] = torch.from_numpy(values)
+            for i, row in zip(positions.tolist(), values, strict=True):
+                self._write(keys[i], row)
+        logits, embedding = outputs.float().to(device).split([self.teacher.num_classes, self.teacher.width], 1)
         return TeacherOutputs(
             logits if self.config.distills_logits else None, embedding if self.config.distills_embedding else None
         )

@@ -20,7 +20,7 @@ import torch
 from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
-from ..data.loader import EvalImages, Loader, Recall, Schedule, TrainImages
+from ..data.loader import CropCache, EvalImages, Loader, Schedule, TrainImages
 from ..data.unlabelled import TrainingImages
 from ..errors import TrainingError, UsageError
 from ..plots.figures import warn_without_matplotlib
@@ -133,7 +133,7 @@ class TrainingRun:
                 self.spec, height=self.distillation.rendered[0], width=self.distillation.rendered[1]
             )
         transform = TrainTransform(rendered, config.augmentation)
-        samples = TrainImages(self.pool, transform, config.erasing, config.seed, self._recall())
+        samples = TrainImages(self.pool, transform, config.erasing, config.seed, self._crop_cache())
         self.train_loader = Loader(samples, setup.workers, pin=pin)
         compares = self.distillation is not None and self.distillation.validates
         val_samples = EvalImages(setup.images.val, rendered if compares else self.spec)
@@ -143,10 +143,10 @@ class TrainingRun:
         self.probe: ProbeBaseline | None = None
         self.bad_steps_in_row, self.saved_at = 0, time.monotonic()
 
-    def _recall(self) -> Recall | None:
-        """Return how the teacher's outputs are kept, if they are."""
+    def _crop_cache(self) -> CropCache | None:
+        """Return where the teacher's outputs are kept, if crops repeat."""
         cache = self.distillation.cache if self.distillation is not None else None
-        return None if cache is None else Recall(cache, self.schedule.places, self.spec.height, self.spec.width)
+        return None if cache is None else CropCache(cache, self.schedule.places, self.spec.height, self.spec.width)
 
     def begin(self, shard: bool) -> None:
         """Restore the newest checkpoint; without one, start, with a fitted classifier if the config asks for it."""

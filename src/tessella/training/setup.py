@@ -125,13 +125,13 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
             hint="--unlabelled DATA",
         )
     mixture_of(config, images)
-    if config.teacher_epochs and (config.mixing.enabled or config.erasing.prob or not config.teacher):
+    if config.teacher_epochs and not config.teacher:
+        raise UsageError("bad_argument", "teacher_epochs is set, but there is no teacher", hint="--teacher MODEL")
+    if config.teacher_epochs and (config.mixing.enabled or config.erasing.prob):
         raise UsageError(
             "bad_argument",
-            "teacher_epochs repeats the crops of a teacher, which mixup, CutMix and random erasing would change"
-            if config.teacher
-            else "teacher_epochs needs a teacher",
-            hint="set teacher_epochs to 0" + (", or leave out mixing and erasing" if config.teacher else ""),
+            "teacher_epochs repeats crops, which mixup, CutMix and random erasing would change",
+            hint="set teacher_epochs to 0, or leave out mixing and erasing",
         )
     if not config.distills_embedding:
         return

@@ -15,7 +15,7 @@ from ..engine.artefacts import GRAPHS
 from ..engine.exported import is_exported, read_card
 from ..engine.openvino import core
 from ..errors import UsageError, WeightsError
-from .config import TrainConfig
+from .config import TrainConfig, teacher_path
 from .teacher_base import Teacher, TeacherOutputs
 from .teacher_graph import CHANNELS, TeacherInput, find_embedding, find_input, find_logits, read_graph, with_outputs
 
@@ -35,7 +35,7 @@ class _TeacherFiles(NamedTuple):
 
 
 def _locate(name: str) -> _TeacherFiles:
-    path = Path(name.removeprefix("local-dir:")).expanduser()
+    path = teacher_path(name)
     if not is_exported(path):
         return _TeacherFiles(path, None, ())
     card = read_card(path)
