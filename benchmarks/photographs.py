@@ -54,10 +54,17 @@ BUILTIN = tuple(name for name, row in CATALOGUE.items() if row.file)
 K = (1, 5, 10, 20)  # of retrieval, as in search.py
 LOCAL, RUN = "local-dir:", "run:"
 PERCENT = ("clothing", "photos", "cifar")  # prefixes of columns with fractions
+CIFAR_KINDS = {  # classes of ImageNet-1k that are one of CIFAR-10's; it has no deer
+    "airplane": (404, 895), "automobile": (407, 436, 468, 511, 609, 627, 656, 661, 751, 817),
+    "bird": (*range(7, 25), *range(80, 101), *range(127, 147)), "cat": tuple(range(281, 286)),
+    "dog": tuple(range(151, 269)), "frog": (30, 31, 32), "horse": (339,),
+    "ship": (484, 510, 554, 625, 628, 724, 780, 814, 833, 871, 914), "truck": (555, 569, 675, 717, 864, 867),
+}  # fmt: skip
 TABLES: tuple[dict[str, str], ...] = (  # title of each column in Markdown; a table without figures is not printed
     dict(model="model", clothing_knn="clothing, nearest neighbors", clothing_linear="clothing, linear probe",
          clothing_test_knn="test, nearest neighbors", clothing_test_linear="test, linear probe",
-         photos_recall="neighbors of the teacher", photos_top1="top-1 of 1,000", photos_top5="top-5"),
+         photos_recall="neighbors of the teacher", photos_top1="top-1 of 1,000", photos_top5="top-5",
+         photos_cifar_kinds="CIFAR-10's classes"),
     dict(model="model", cifar_linear="linear probe", cifar_probe_knn="nearest neighbors", cifar_knn_20="kNN of 20",
          cifar_recall_1="recall@1", cifar_map="mAP"),
     dict(model="model", input="input, px", width="width", file_mb="file, MB", images_per_second="images/s"),
@@ -109,13 +116,30 @@ class Photos:
             figures["photos_recall_centered"] = recall(self.neighbors, nearest(centered(vectors_ND))[0])
         if predictor.num_classes == len(CLASS_OF):
             figures |= {f"photos_top{k}": top_k(logits_NK, self.labels, k) for k in (1, 5)}
-        return figures
+        return figures | cifar_kinds(logits_NK, self.labels, predictor.labels)
 
 
 def top_k(logits_NK: FloatArray, labels_N: Ints, k: int) -> float:
     """Return the fraction of images whose class has one of the k highest logits; of equal ones the first counts."""
     best_Nk = np.argsort(-logits_NK, axis=1, kind="stable")[:, :k]
     return float((best_Nk == labels_N[:, None]).any(1).mean())
+
+
+def cifar_kinds(logits_NK: FloatArray, labels_N: Ints, classes: Sequence[str]) -> dict[str, float]:
+    """Return the accuracy on photographs of what CIFAR-10 has classes for, empty if `classes` are of another set.
+
+    A model with the classes of ImageNet-1k gives a kind the sum of the probabilities of its classes. labels_N: classes
+    of ImageNet-1k.
+    """
+    own = {label: [place] for place, label in enumerate(classes)}
+    members = CIFAR_KINDS if len(classes) == len(CLASS_OF) else own
+    shown_N = np.array([next((kind for kind in CIFAR_KINDS if label in CIFAR_KINDS[kind]), "") for label in labels_N])
+    if not members.keys() >= CIFAR_KINDS.keys() or not (shown_N != "").any():
+        return {}
+    odds_NK = np.exp(logits_NK - logits_NK.max(1, keepdims=True))
+    odds = np.stack([odds_NK[:, list(places)].sum(1) for places in members.values()], 1)
+    found_N = np.array([*members])[odds.argmax(1)]
+    return dict(photos_cifar_kinds=float((found_N == shown_N)[shown_N != ""].mean()))
 
 
 def measure_labeled(

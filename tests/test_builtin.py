@@ -16,12 +16,14 @@ import pytest
 from numpy.typing import NDArray
 
 import tessella
+from tessella.data.labels import labels_for
 from tessella.weights.catalogue import BUILTIN_FOLDER, CATALOGUE, default_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "tests" / "golden" / "builtin_cifar10.json"
 COMMITTED = sorted([*(ROOT / "examples").glob("*.jpg"), *(ROOT / "tests" / "golden" / "images").iterdir()])
 CIFAR10_MODEL = "convmixer_256_8_ks3_p4.cifar10"
+PHOTOGRAPH_MODEL = "convmixer_384_8_ks5_p8.photographs"
 BUILTIN = [row.name for row in CATALOGUE.values() if row.file and row.tag == "cifar10"]
 SUBSET = 1000
 LEAST = {"convmixer": 0.88}  # top-1 targets of the training of each family
@@ -54,6 +56,31 @@ def test_the_package_contains_the_built_in_files(name: str) -> None:
     assert file.stat().st_size <= 3_000_000
     assert hashlib.sha256(file.read_bytes()).hexdigest() == row.sha256 == recorded()["models"][name]["weights_sha256"]
     assert f"{100 * recorded()['models'][name]['top1']:.2f} %" in (BUILTIN_FOLDER / f"{name}.md").read_text()
+
+
+def test_the_photograph_model_is_small_and_has_a_card() -> None:
+    row = CATALOGUE[PHOTOGRAPH_MODEL]
+    file = BUILTIN_FOLDER / str(row.file)
+    assert file.stat().st_size <= 6_000_000
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == row.sha256
+    card = (BUILTIN_FOLDER / f"{PHOTOGRAPH_MODEL}.md").read_text()
+    for text in ("benchmarks/train_photographs ../shared/data RUN1", "CC0", "MIT", "Apache-2.0", PHOTOGRAPH_MODEL):
+        assert text in card
+    assert tessella.load(PHOTOGRAPH_MODEL).labels == labels_for("imagenet-1k").names
+
+
+def test_the_photograph_model_tells_clothing_apart() -> None:
+    """Its nearest neighbors are better than those of the CIFAR-10 model. It has seen these images, but no labels."""
+    images = sorted((ROOT / "clothing").glob("*/*.jpg"))
+    classes = np.array([path.parent.name for path in images])
+
+    def accuracy(name: str) -> float:
+        vectors = tessella.load(name).embed(images)
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, -1)
+        return float((classes[cosines.argmax(1)] == classes).mean())
+
+    assert accuracy(PHOTOGRAPH_MODEL) >= 0.9 > accuracy(CIFAR10_MODEL)
 
 
 @pytest.mark.parametrize("name", BUILTIN)

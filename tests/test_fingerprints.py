@@ -28,6 +28,7 @@ from tessella.weights.catalogue import CATALOGUE
 from tessella.weights.open import open_network
 
 from .models.tiny import NUM_CLASSES, TINY
+from .test_builtin import CIFAR10_MODEL
 
 RECORDED = Path(__file__).resolve().parent / "golden" / "fingerprints.json"
 BUILTIN = [row.name for row in CATALOGUE.values() if row.file]
@@ -79,8 +80,8 @@ SETTINGS: dict[str, Callable[[], Predictor]] = {
     "crop": lambda: predictor_of(fixed_model("convmixer"), cfg=dict(crop_pct=1.0, crop_mode="squash")),
     "colours": lambda: predictor_of(fixed_model("convmixer"), cfg=dict(mean=(0.0,) * 3, std=(1.0,) * 3)),
     "half weights": lambda: predictor_of(fixed_model("convmixer").half()),
-    "bfloat16 eager": lambda: tessella.load(device="cpu", engine="eager", precision="bfloat16"),
-    "bfloat16 rewritten": lambda: tessella.load(device="cpu", engine="rewritten", precision="bfloat16"),
+    "bfloat16 eager": lambda: tessella.load(CIFAR10_MODEL, device="cpu", engine="eager", precision="bfloat16"),
+    "bfloat16 rewritten": lambda: tessella.load(CIFAR10_MODEL, device="cpu", engine="rewritten", precision="bfloat16"),
 }
 
 

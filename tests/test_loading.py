@@ -60,8 +60,10 @@ def test_a_predictor_accepts_an_opened_model() -> None:
     predictor = Predictor(opened, transform="fast", policy="timm")
     assert (predictor.name, predictor.engine, predictor.card) == ("mine", opened.engine, opened.card)
     assert {row.what: row.chosen for row in predictor.plan.choices}["batch"] == "3 images"
-    assert predictor.fingerprint == tessella.load(transform="fast", policy="timm").fingerprint
-    assert np.array_equal(predictor.embed(CAT), tessella.load(transform="fast", policy="timm").embed(CAT))
+    assert predictor.fingerprint == tessella.load(CIFAR10_MODEL, transform="fast", policy="timm").fingerprint
+    assert np.array_equal(
+        predictor.embed(CAT), tessella.load(CIFAR10_MODEL, transform="fast", policy="timm").embed(CAT)
+    )
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,7 @@ def load(
     cache_dir: str | Path | None = None,
     **model_args: Any,
 ) -> Predictor:
-    """Load a model with weights, input spec, labels and engine; without a name, the model inside this package.
+    """Load a model with weights, input spec, labels and engine; without a name, the built-in one for photographs.
 
     name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. A `local-dir:`
     may be one that `tessella export` wrote. pretrained: False leaves the weights random, to measure speed or to try

@@ -52,6 +52,21 @@ def test_top_k_counts_the_first_of_equal_logits() -> None:
     assert photographs.top_k(logits, np.array([2, 1, 0]), 2) == pytest.approx(2 / 3)
 
 
+def test_the_kinds_of_cifar_10_among_the_classes_of_imagenet() -> None:
+    kinds = [kind for members in photographs.CIFAR_KINDS.values() for kind in members]
+    assert len({*kinds}) == len(kinds) == 215
+    labels = np.array([281, 151, 0, 7])  # a cat, a dog, a tench and a rooster
+    logits = np.zeros((4, 1000), np.float32)
+    logits[0, [282, 285, 151]] = 15, 15, 15.5  # two kinds of cats are more probable than one dog
+    logits[1, 152], logits[2, 0], logits[3, 281] = 20, 20, 20
+    classes = tessella.load(MODEL).labels
+    assert photographs.cifar_kinds(logits, labels, [""] * 1000) == {"photos_cifar_kinds": pytest.approx(2 / 3)}
+    ten = np.eye(10, dtype=np.float32)[[classes.index(label) for label in ("cat", "cat", "dog", "bird")]]
+    assert photographs.cifar_kinds(ten, labels, classes) == {"photos_cifar_kinds": pytest.approx(2 / 3)}
+    assert photographs.cifar_kinds(ten, labels[2:3], classes) == {}
+    assert photographs.cifar_kinds(ten, labels, ["a"] * 10) == {}
+
+
 def test_labels_of_models() -> None:
     assert photographs.split_label("local-dir:runs/new/") == ("new", "local-dir:runs/new/")
     assert photographs.split_label("after=local-dir:runs/new") == ("after", "local-dir:runs/new")
@@ -120,7 +135,7 @@ def test_the_table_and_the_sheet_of_small_data(
     assert float(a["images_per_second"]) > 0
     out = capsys.readouterr().out
     assert f"| `a` | {100 * float(a['clothing_knn']):.1f} % |" in out
-    assert "CIFAR" not in out
+    assert "kNN of 20" not in out  # of CIFAR-10
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("<figure>") == 2 * 2 * 11
     assert "tench, a" in page

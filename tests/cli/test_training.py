@@ -17,8 +17,8 @@ import tessella
 from tessella.cli.progress import TrainingProgress
 from tessella.cli.training import train
 from tessella.training.events import EpochEvent, ProbeEvent, StepEvent, TrainingRemark
-from tessella.weights.catalogue import default_model
 
+from ..test_builtin import CIFAR10_MODEL
 from ..training.small_runs import FAMILIES, make_images
 from ..training.small_teachers import save_teacher
 from .test_cli import run
@@ -29,9 +29,11 @@ CLASSES = ("cat", "dog", "horse")
 @pytest.fixture(scope="module")
 def tuned(animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "animals"
-    _, err = run("train", str(animals), "-o", str(out), "--epochs", "4", "--workers", "0", "--tensorboard")
+    _, err = run(
+        "train", str(animals), "-m", CIFAR10_MODEL, "-o", str(out), "--epochs", "4", "--workers", "0", "--tensorboard"
+    )
     first, second, *_ = err.splitlines()
-    assert first.startswith(f"{default_model()}: pretrained weights, preset finetune: settings of this")
+    assert first.startswith(f"{CIFAR10_MODEL}: pretrained weights, preset finetune: settings of this")
     assert re.match(r"linear probe on frozen embeddings: top-1 \d\d\.\d\d % on \d+ held-out images, \d+ s", second)
     assert "epoch 3: loss" in err
     assert "the linear probe" in err.splitlines()[-2]
@@ -159,8 +161,8 @@ def test_an_exported_folder_is_a_teacher_however_it_is_written(
     tmp_path: Path, written: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    run("export", default_model(), str(tmp_path / "exported"))
-    command = ["train", str(make_images(tmp_path / "data")), "-m", default_model(), "--epochs", "1", "--img-size", "16"]
+    run("export", CIFAR10_MODEL, str(tmp_path / "exported"))
+    command = ["train", str(make_images(tmp_path / "data")), "-m", CIFAR10_MODEL, "--epochs", "1", "--img-size", "16"]
     command += ["--batch-size", "16", "--teacher", written.format(tmp_path), "--distill-target", "embedding"]
     _, err = run(*command, "--distill-weight", "1", "-o", str(tmp_path / "run"), "--workers", "0")
     assert f"teacher: {written.format(tmp_path)}, input uint8 NHWC 32 x 32 px, embedding of 256 numbers" in err

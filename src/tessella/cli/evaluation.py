@@ -175,7 +175,7 @@ def _print_probe(result: ProbeResult) -> None:
     group="Model",
     multiple=True,
     metavar="NAME",
-    help="Model, as for --model of `tessella classify`; may be repeated.  [default: the built-in model]",
+    help="Model, as for --model of `tessella classify`; may be repeated.  [default: the built-in model for CIFAR-10]",
 )
 @checkpoint_option
 @option(

@@ -58,7 +58,12 @@ def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
     cls=Command,
     examples=["tessella info mixer_b16_224.goog_in21k_ft_in1k"],
 )
-@argument("name", required=False, metavar="[MODEL]", help="Model, as for --model.  [default: the built-in model]")
+@argument(
+    "name",
+    required=False,
+    metavar="[MODEL]",
+    help="Model, as for --model.  [default: the built-in model for photographs]",
+)
 @json_option
 def info(name: str | None, as_json: bool) -> None:
     """Show a model's size, cost, input, weights, license and published accuracy."""
@@ -98,7 +103,7 @@ def convert(source: str, arch: str | None, out: str | None) -> None:
     cls=Command,
     examples=["tessella export default exported", "tessella export convit_base.fb_in1k exported --engine onnxruntime"],
 )
-@argument("name", metavar="MODEL", help="Model, as for --model, or `default` for the built-in model.")
+@argument("name", metavar="MODEL", help="Model, as for --model, or `default` for the built-in model for photographs.")
 @argument("folder", metavar="FOLDER", help="Output folder; must be new or empty.")
 @checkpoint_option
 @option(

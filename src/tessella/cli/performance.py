@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     "name",
     required=False,
     metavar="[MODEL]",
-    help="Model, as for --model of `tessella classify`.  [default: the built-in model]",
+    help="Model, as for --model of `tessella classify`.  [default: the built-in model for photographs]",
 )
 @checkpoint_option
 @option(
@@ -161,7 +161,7 @@ def _explain(result: Tuning) -> None:
     "models",
     nargs=-1,
     metavar="[MODEL...]",
-    help="Models, as for --model of `tessella classify`.  [default: the built-in model]",
+    help="Models, as for --model of `tessella classify`.  [default: the built-in model for photographs]",
 )
 @option(
     "--engines",

@@ -93,11 +93,11 @@ def probe(
 ) -> ProbeResult:
     """Measure a k-nearest-neighbour and a linear classifier on a frozen model's embeddings of labelled images.
 
-    data, val: as for `open_split`, or a pair of training and validation images. model: a Predictor, or a name
-    for `load` (None: the built-in model). out: folder for probe.json and the embeddings, which a later run with the
-    same model and data reuses. attach_to: folder for a model with the linear classifier as its head, which
-    `tessella.load("local-dir:...")` reads. progress: called with ("training images" or "validation images", images
-    done, number of images) after each image.
+    data, val: as for `open_split`, or a pair of training and validation images. model: a Predictor, or a name for
+    `load` (None: the built-in model for photographs). out: folder for probe.json and the embeddings, which a later
+    run with the same model and data reuses. attach_to: folder for a model with the linear classifier as its head,
+    which `tessella.load("local-dir:...")` reads. progress: called with ("training images" or "validation images",
+    images done, number of images) after each image.
 
     The result is deterministic for a seed. Images that cannot be read are counted by error code and excluded. Raises
     UsageError `missing_dependency` for `attach_to` without PyTorch, OutputError `output_failed`, and the errors of

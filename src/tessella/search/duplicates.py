@@ -34,6 +34,7 @@ from .nearest import Floats, Ints, vectors_of
 
 THRESHOLD = 0.95  # cosine similarity, for models without a measured one
 MEASURED_THRESHOLDS = {  # by model, chosen with benchmarks/dedup.py: figures are in docs/log.md
+    "convmixer_384_8_ks5_p8.photographs": 0.95,
     "convmixer_256_8_ks3_p4.cifar10": 0.95,
 }
 BLOCK = 2_048  # images per block: a block of cosines has 16 MB

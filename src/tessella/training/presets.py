@@ -145,10 +145,10 @@ def choose_config(
 ) -> tuple[TrainConfig, str]:
     """Return the config for a command line, and a sentence that describes it.
 
-    model: name of the model; None: the built-in model, fine-tuned. preset: a name in PRESETS; None: "finetune" if
-    training starts from pretrained weights, else "small-data". file: a JSON file whose settings are used instead of a
-    preset. scratch: start from random weights. changes: fields that override those of the preset or file.
-    started_with: the model of the run that is resumed, which is kept if it was the built-in model then.
+    model: name of the model; None: the built-in model for photographs, fine-tuned. preset: a name in PRESETS; None:
+    "finetune" if training starts from pretrained weights, else "small-data". file: a JSON file whose settings are
+    used instead of a preset. scratch: start from random weights. changes: fields that override those of the preset
+    or file. started_with: the model of the run that is resumed, which is kept if it was the built-in model then.
     Raises UsageError `bad_argument`, `not_found` (the file) and `no_weights` (none are published for the model).
     """
     changes = dict(changes)

@@ -28,7 +28,7 @@ Task: TypeAlias = Literal["classify", "embed"]
 # Names of built-in models, the present default first. Runs that were started with a former default are resumed with it.
 DEFAULT_MODELS: dict[Task, tuple[str, ...]] = {
     "classify": ("convmixer_256_8_ks3_p4.cifar10",),
-    "embed": ("convmixer_256_8_ks3_p4.cifar10",),
+    "embed": ("convmixer_384_8_ks5_p8.photographs", "convmixer_256_8_ks3_p4.cifar10"),
 }
 _HERE = Path(__file__).parent
 BUILTIN_FOLDER = _HERE / "builtin"
