@@ -35,7 +35,7 @@ def index(folder: str, as_json: bool) -> None:
     cls=Command,
     examples=[
         "tessella search runs/photos cat.jpg --top 5 --sheet cats.html",
-        "tessella search runs/photos key:photos/1.jpg --label cat --where 'width >= 640'",
+        "tessella search runs/photos key:photos/1.jpg --label flamingo --where 'width >= 640'",
     ],
 )
 @run_argument
