@@ -154,7 +154,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
 )
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show versions, hardware and automatic choices with their reasons, then test the built-in model."""
+    """Show versions, hardware and automatic choices with reasons, then test the built-in model for photographs."""
     from ..doctor import examine
 
     findings = examine()

@@ -118,7 +118,7 @@ def search(
     group="Input",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="SIMILARITY",
-    help="Similarity threshold: images with this cosine similarity or more are duplicates. [default: the one measured "
+    help="Similarity threshold: images with this cosine similarity or more are duplicates.  [default: the one measured "
     "for the run's model if it is built in, else 0.95]",
 )
 @option("--exact", group="Input", is_flag=True, help="Find only files with identical bytes.")

@@ -43,9 +43,11 @@ class CachedCrop(NamedTuple):
 
 
 class CachedCrops(NamedTuple):
-    """The crops of a batch of B images, of which K have a row; few tensors, as each is a file between processes.
+    """The crops of a batch of B images; K of them have a cached row.
 
-    keys: of the B crops. known: (B,) bool, whether there is a row. rows: (K,D) float16. rendered: (B-K,H,W,C) uint8.
+    They are combined into a few tensors, because each tensor that a loader process sends uses a file descriptor.
+    keys: one per crop. known: (B,) bool, True for crops with a cached row. rows: (K,D) float16. rendered:
+    (B-K,H,W,C) uint8 pixels of the other crops.
     """
 
     keys: list[RowKey]

@@ -28,10 +28,10 @@ class Bounds(NamedTuple):
 
 # Agreement: with a margin of 0.1, a changed answer is an error of the precision and not a tie. One in a hundred is less
 # than what another seed of the same training changes. Cosine: the similarities that users compare with thresholds keep
-# their meaning. Error: on 10,000 test images, the built-in models lose nothing measurable at errors
+# their meaning. Error: on 10,000 test images, the CIFAR-10 models lose nothing measurable at errors
 # up to 0.1, 0.2 points at 0.16 and 1.3 points at 0.27 (docs/log.md); half for bfloat16, whose errors do not depend on
 # ranges that might fit other images badly. Recall: the crops of the package's photographs have many neighbors that are
-# as good as tied, of which the built-in models keep 93 to 98 % in int8 and 99 % in bfloat16.
+# as good as tied, of which the CIFAR-10 models keep 93 to 98 % in int8 and 99 % in bfloat16.
 BOUNDS = {"bfloat16": Bounds(0.995, 0.999, 0.05, 0.9), "int8": Bounds(0.99, 0.99, 0.1, 0.8)}
 
 

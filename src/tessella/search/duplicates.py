@@ -33,7 +33,7 @@ from ..storage import check_output, write_bytes
 from .nearest import Floats, Ints, vectors_of
 
 THRESHOLD = 0.95  # cosine similarity, for models without a measured one
-MEASURED_THRESHOLDS = {  # by model, chosen with benchmarks/dedup.py: figures are in docs/log.md
+MEASURED_THRESHOLDS = {  # by model, chosen with benchmarks/dedup.py: figures are in docs/results.md
     "convmixer_384_8_ks5_p8.photographs": 0.95,
     "convmixer_256_8_ks3_p4.cifar10": 0.95,
 }
