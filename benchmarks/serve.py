@@ -1,10 +1,10 @@
 """Measure `tessella serve`: `scripts/bench serve [--models NAME ...] [--peers] [--rounds N] [--seconds S]`.
 
-Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine alone
-on batches in memory, `tessella serve` with 16 clients that send one image per request, and the same model behind
-LitServe in several settings (--peers). Then `tessella serve` gets requests at a constant rate, 0.7 of its capacity, for p50
-and p99. The clients run in this process, on the same cores. Architectures without a tag have random weights, which does
-not change their speed. Rows are written to benchmarks/results as a CSV file.
+Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine
+alone on batches in memory, `tessella serve` with 16 clients that send one image per request, and the same model behind
+LitServe in several settings (--peers). Then `tessella serve` gets requests at a constant rate, 0.7 of its capacity, for
+p50 and p99. The clients run in this process, on the same cores. Architectures without a tag have random weights, which
+does not change their speed. Rows are written to benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
