@@ -8,12 +8,15 @@ process and a SIGTERM under load.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
+import random
 import signal
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,7 +55,7 @@ class Promise:
 
 
 @dataclass
-class _Answers:
+class Answers:
     """Compare answers with those of the library, by the key of a request: its image.
 
     expected: embeddings (N,D) of the images. wrong: answers that differ from those of the library. swapped: those that
@@ -91,21 +94,21 @@ class _Answers:
 
 
 @dataclass
-class _Trial:
-    """What all checks share: the server, the known answers and the capacity measured so far.
+class Trial:
+    """What all checks share: the server, images with known answers, and the capacity.
 
-    deadline: seconds in which an accepted request is answered. seconds: length of each phase of load.
+    expected: embeddings (N,D) of the images. deadline: seconds in which an accepted request is answered. seconds: duration
+    of each phase of load. capacity: images per second, measured by `check_answers`, which has to be the first.
     """
 
     server: ServerProcess
     images: Sequence[bytes]
-    answers: _Answers
+    expected: FloatArray
     deadline: float
     seconds: float
     path: str
     headers: tuple[str, ...]
     capacity: float = 0.0
-    promises: list[Promise] = field(default_factory=list)
 
     @property
     def address(self) -> Address:
@@ -140,26 +143,34 @@ def prove(
     of each phase of load. on_promise: called as soon as a promise was measured. Raises UsageError `not_ready` if
     the server does not become ready.
     """
+    promises = []
+    with open_trial(model, command, token=token, deadline=deadline, seconds=seconds) as trial:
+        for check in CHECKS:
+            for promise in asyncio.run(check(trial)):
+                promises.append(promise)
+                on_promise(promise)
+    return promises
+
+
+@contextlib.contextmanager
+def open_trial(
+    model: Predictor, command: Sequence[str], *, token: str | None = None, deadline: float = 10.0, seconds: float = 5.0
+) -> Iterator[Trial]:
+    """Start a server for checks, and stop it at the end; the arguments and errors are those of `prove`."""
     images = [encode_png(pixels) for pixels in sample_images(InputSpec(height=SIDE, width=SIDE), IMAGES)]
     with ServerProcess(command) as server:
         server.wait_until_ready()
         headers = ("Accept: application/json", *([] if token is None else [f"Authorization: Bearer {token}"]))
-        trial = _Trial(
-            server, images, _Answers(model.embed(images)), deadline, seconds, f"/v1/predict?model={model.name}", headers
-        )
-        for check in CHECKS:
-            for promise in asyncio.run(check(trial)):
-                trial.promises.append(promise)
-                on_promise(promise)
-    return trial.promises
+        path = f"/v1/predict?model={urllib.parse.quote(model.name)}"
+        yield Trial(server, images, model.embed(images), deadline, seconds, path, headers)
 
 
-async def _check_answers(trial: _Trial) -> list[Promise]:
+async def check_answers(trial: Trial) -> list[Promise]:
     """Send every image several times from many clients; this measures the capacity, too."""
     await closed_loop(trial.address, itertools.islice(trial.requests(), CLIENTS * 4), CLIENTS)  # warm up
     end = time.perf_counter() + trial.seconds
     requests = itertools.takewhile(lambda request: time.perf_counter() < end, trial.requests())
-    answers = _Answers(trial.answers.expected)
+    answers = Answers(trial.expected)
     result = await closed_loop(trial.address, requests, CLIENTS, judge=answers.judge)
     trial.capacity = result.count(200) / result.duration
     refused = len(result.replies) - result.count(200)
@@ -171,16 +182,16 @@ async def _check_answers(trial: _Trial) -> list[Promise]:
     ]
 
 
-def _kept(answers: _Answers, refused: int = 0) -> bool:
+def _kept(answers: Answers, refused: int = 0) -> bool:
     return answers.is_perfect and not refused
 
 
-async def _check_overload(trial: _Trial) -> list[Promise]:
+async def check_overload(trial: Trial) -> list[Promise]:
     """Send several times as many requests as the server can handle."""
     promises = []
     before = trial.server.memory()
     for factor in FACTORS:
-        answers = _Answers(trial.answers.expected)
+        answers = Answers(trial.expected)
         result = await open_loop(
             trial.address, trial.requests(), factor * trial.capacity, trial.seconds, judge=answers.judge
         )
@@ -192,10 +203,10 @@ async def _check_overload(trial: _Trial) -> list[Promise]:
         )
     else:
         promises.append(Promise("memory in overload", f"<= +{MAX_GROWTH_MB:g} MB", "not known on this system", None))
-    return [*promises, await _check_recovery(trial, "recovery from overload")]
+    return [*promises, await check_recovery(trial, "recovery from overload")]
 
 
-def _judge_overload(trial: _Trial, factor: int, result: LoadResult, answers: _Answers) -> Promise:
+def _judge_overload(trial: Trial, factor: int, result: LoadResult, answers: Answers) -> Promise:
     goodput = result.count(200) / result.duration / trial.capacity
     accepted, rejected = result.latencies(200), result.latencies(429)
     others = len(result.replies) - len(accepted) - len(rejected)
@@ -218,11 +229,11 @@ def _judge_overload(trial: _Trial, factor: int, result: LoadResult, answers: _An
     return Promise(f"overload {factor}x", expected, measured, kept)
 
 
-async def _check_recovery(trial: _Trial, name: str) -> Promise:
+async def check_recovery(trial: Trial, name: str) -> Promise:
     """Wait until single requests are answered correctly again."""
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) <= RECOVERY_SECONDS:
-        answers = _Answers(trial.answers.expected)
+        answers = Answers(trial.expected)
         result = await closed_loop(trial.address, itertools.islice(trial.requests(), 8), 2, judge=answers.judge)
         if _kept(answers, len(result.replies) - result.count(200)) and await _is_ready(trial):
             return Promise(name, f"<= {RECOVERY_SECONDS:g} s", f"{time.perf_counter() - start:.1f} s", True)
@@ -230,14 +241,14 @@ async def _check_recovery(trial: _Trial, name: str) -> Promise:
     return Promise(name, f"<= {RECOVERY_SECONDS:g} s", f"not within {elapsed:.0f} s", False)
 
 
-async def _is_ready(trial: _Trial) -> bool:
+async def _is_ready(trial: Trial) -> bool:
     request = make_request(0, trial.address, "/readyz", headers=trial.headers)
     return (await closed_loop(trial.address, [request], 1)).count(200) == 1
 
 
-async def _check_poison(trial: _Trial) -> list[Promise]:
+async def check_poison(trial: Trial) -> list[Promise]:
     """Send one broken image among every eight, so that nearly every batch has broken neighbors."""
-    answers = _Answers(trial.answers.expected)
+    answers = Answers(trial.expected)
     broken: list[Reply] = []
     count = CLIENTS * 32
 
@@ -256,20 +267,20 @@ async def _check_poison(trial: _Trial) -> list[Promise]:
     return [Promise("broken images", "reported, and no neighbor is affected", measured, kept)]
 
 
-async def _check_lost_process(trial: _Trial) -> list[Promise]:
+async def check_lost_process(trial: Trial) -> list[Promise]:
     """Kill a decoding process while requests are running."""
     expected = "no answer lost or wrong"
     workers = trial.server.decoding_processes()
     if not workers:
         return [Promise("killed process", expected, "the processes are not known on this system", None)]
-    answers = _Answers(trial.answers.expected)
+    answers = Answers(trial.expected)
     load = asyncio.create_task(
         closed_loop(
             trial.address, itertools.islice(trial.requests(), CLIENTS * 32), CLIENTS, judge=answers.judge, timeout=30
         )
     )
     await asyncio.sleep(0.05)
-    trial.server.kill(workers[0])
+    trial.server.kill(random.choice(workers))
     result = await load
     blamed = result.count(422)  # an image that was being decoded may be blamed for the death of its process
     lost = len(result.replies) - result.count(200) - blamed
@@ -277,11 +288,11 @@ async def _check_lost_process(trial: _Trial) -> list[Promise]:
     kept = _kept(answers, lost) and blamed <= 1
     return [
         Promise("killed process", expected, measured, kept),
-        await _check_recovery(trial, "recovery from a killed process"),
+        await check_recovery(trial, "recovery from a killed process"),
     ]
 
 
-async def _check_leak(trial: _Trial) -> list[Promise]:
+async def check_leak(trial: Trial) -> list[Promise]:
     """Compare the memory after two equally long phases of steady load."""
     expected = f"<= +{MAX_LEAK_MB:g} MB under steady load"
     sizes: list[int | None] = []
@@ -296,9 +307,9 @@ async def _check_leak(trial: _Trial) -> list[Promise]:
     return [Promise("memory", expected, f"{growth:+.1f} MB", growth <= MAX_LEAK_MB)]
 
 
-async def _check_drain(trial: _Trial) -> list[Promise]:
+async def check_drain(trial: Trial) -> list[Promise]:
     """Stop the server under load: what it has accepted is answered, and it ends with status 0."""
-    answers = _Answers(trial.answers.expected)
+    answers = Answers(trial.expected)
     load = asyncio.create_task(
         open_loop(trial.address, trial.requests(), 0.8 * trial.capacity, trial.seconds, judge=answers.judge)
     )
@@ -322,4 +333,4 @@ def _ms(sorted_seconds: Sequence[float], fraction: float) -> str:
     return "none" if value != value else f"{1000 * value:,.0f} ms"  # NaN: there are none
 
 
-CHECKS = (_check_answers, _check_poison, _check_leak, _check_lost_process, _check_overload, _check_drain)
+CHECKS = (check_answers, check_poison, check_leak, check_lost_process, check_overload, check_drain)
