@@ -1,6 +1,6 @@
 """Long trials of a real server: overload, thousands of known answers, SIGTERM under load, killed processes, bad input.
 
-`scripts/soak serve --model NAME --answers 1000000 --seconds 600 --drains 100 --kills 200 --minutes 60 --out FILE` writes
+`scripts/soak serve --answers 1000000 --seconds 600 --drains 100 --kills 200 --minutes 60 --out FILE` writes
 the figures; the tests run short versions.
 """
 

@@ -97,8 +97,8 @@ class Answers:
 class Trial:
     """What all checks share: the server, images with known answers, and the capacity.
 
-    expected: embeddings (N,D) of the images. deadline: seconds in which an accepted request is answered. seconds: duration
-    of each phase of load. capacity: images per second, measured by `check_answers`, which has to be the first.
+    expected: embeddings (N,D) of the images. deadline: seconds in which accepted requests are answered. seconds: length
+    of each phase. capacity: images per second, measured by `check_answers`, which has to be the first.
     """
 
     server: ServerProcess
