@@ -15,8 +15,9 @@ import random
 import signal
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -125,6 +126,9 @@ class Trial:
     def requests(self) -> Iterator[Request]:
         """Yield requests without end."""
         return map(self.request, itertools.count())
+
+
+Check: TypeAlias = Callable[[Trial], Coroutine[None, None, list[Promise]]]
 
 
 def prove(
@@ -333,4 +337,4 @@ def _ms(sorted_seconds: Sequence[float], fraction: float) -> str:
     return "none" if value != value else f"{1000 * value:,.0f} ms"  # NaN: there are none
 
 
-CHECKS = (check_answers, check_poison, check_leak, check_lost_process, check_overload, check_drain)
+CHECKS: tuple[Check, ...] = (check_answers, check_poison, check_leak, check_lost_process, check_overload, check_drain)
