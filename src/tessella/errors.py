@@ -81,6 +81,11 @@ CODES: dict[str, Kind] = {
     "not_ready": Kind(9, 503, "the server is not ready"),
     "draining": Kind(9, 503, "the server is shutting down"),
     "worker_failed": Kind(9, 503, "the process or the model that was working on the image failed"),
+    # image URLs, and the client of the server
+    "url_refused": Kind(3, 403, "image URLs are refused, or this one does not lead to a public address"),
+    "url_failed": Kind(3, 422, "no image could be fetched from the URL"),
+    "server_failed": Kind(9, 503, "the server failed, or its answer could not be understood"),
+    "server_unavailable": Kind(9, 503, "the server could not be reached"),
 }
 
 
