@@ -104,8 +104,6 @@ class PublicUrl:
             return location
         if location.startswith("//"):
             return f"{self.scheme}:{location}"
-        if location.startswith("\\"):  # browsers read it as a slash, and so would see another host
-            _refuse("the URL contains a backslash")
         # the authority is that of this object; only paths are joined
         return f"{self.scheme}://{self.authority}{urljoin(self.target, location)}"
 
