@@ -87,6 +87,8 @@ async def read_images(request: Request, deadline: float | None = None) -> ImageR
     """
     kind, settings = content_type(request), settings_of(request)
     query = _single_values(request)
+    name = _checked_name(query.get("name", "0"))
+    _parse_top(query.get("top"))
     if kind == "multipart/form-data":
         form = await read_form(request, {"model", "top"})
         return _complete(form.files, form.fields, query)
@@ -99,7 +101,7 @@ async def read_images(request: Request, deadline: float | None = None) -> ImageR
         images = await run_unless_disconnected(request, work)
         return _complete(images, fields, query)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
-        image = RequestImage(_checked_name(query.get("name", "0")), _checked(await read_body(request), settings))
+        image = RequestImage(name, _checked(await read_body(request), settings))
         return _complete([image], {}, query, is_single=True)
     raise RequestError("unsupported_media_type", OTHER_TYPE)
 
@@ -348,16 +350,18 @@ def _complete(
 ) -> ImageRequest:
     if not images:
         raise RequestError("bad_request", "The request has no images.")
-    given = {**{key: value for key, value in query.items() if key in ("model", "top")}, **fields}
-    model = given.get("model")
+    given = {key: query.get(key) if fields.get(key) is None else fields[key] for key in ("model", "top")}
+    model = given["model"]
     if model is not None and not isinstance(model, str):
         raise RequestError("bad_request", '"model" is not a string.')
-    return ImageRequest(images, model, _parse_top(given.get("top")), is_single)
+    return ImageRequest(images, model, _parse_top(given["top"]), is_single)
 
 
 def _parse_top(value: object) -> int | None:
     """Return the number of classes that a request asks for."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # JSON has no integers, only numbers
         value = int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000_000):
         return value
