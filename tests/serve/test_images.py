@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from tessella.errors import ImageError
 from tessella.serve import ServeSettings
-from tessella.serve.images import MAX_NAME, MAX_TEXT, ImageRequest, parse_json, read_images
+from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, parse_json, read_images
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
 
@@ -27,7 +27,7 @@ PIXELS = b"not an image, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()
 
 
-def read(body: bytes | list[bytes], content_type: str, query: str = "", **settings: Any) -> ImageRequest:
+def read(body: bytes | list[bytes], content_type: str, query: str = "", **settings: Any) -> AskedImages:
     """Read the images of a request whose body arrives in the given parts."""
     pieces = body if isinstance(body, list) else [body]
     messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
@@ -58,7 +58,7 @@ def refusal(body: bytes | list[bytes], content_type: str, query: str = "", **set
     return caught.value.code, caught.value.message
 
 
-def contents(request: ImageRequest) -> list[tuple[str, bytes | str]]:
+def contents(request: AskedImages) -> list[tuple[str, bytes | str]]:
     return [(i.name, i.data.code if isinstance(i.data, ImageError) else i.data) for i in request.images]
 
 

@@ -57,7 +57,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class ImageRequest:
+class AskedImages:
     """A request for a model's results.
 
     images: in the order of the request, with distinct positions but not necessarily distinct names. is_single: the
@@ -78,7 +78,7 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-async def read_images(request: Request, deadline: float | None = None) -> ImageRequest:
+async def read_images(request: Request, deadline: float | None = None) -> AskedImages:
     """Read the images of a request, and the parameters `model` and `top`, which the body or the query may have.
 
     Addresses of images are fetched if the settings allow it. deadline: seconds for that, at most those of the settings.
@@ -347,14 +347,14 @@ class _FormReader:
 
 def _complete(
     images: list[RequestImage], fields: Mapping[str, object], query: Mapping[str, str], *, is_single: bool = False
-) -> ImageRequest:
+) -> AskedImages:
     if not images:
         raise RequestError("bad_request", "The request has no images.")
     given = {key: query.get(key) if fields.get(key) is None else fields[key] for key in ("model", "top")}
     model = given["model"]
     if model is not None and not isinstance(model, str):
         raise RequestError("bad_request", '"model" is not a string.')
-    return ImageRequest(images, model, _parse_top(given["top"]), is_single)
+    return AskedImages(images, model, _parse_top(given["top"]), is_single)
 
 
 def _parse_top(value: object) -> int | None:
