@@ -3,13 +3,12 @@
 No HTTP and no model in here: bytes become checked values, and values become bytes. A request consists of a JSON object
 and, with the binary data extension, of the raw tensors after it; the header `Inference-Header-Content-Length` says where
 the object ends. Numbers are little-endian and in row-major order; an element of type BYTES is its length as 4 bytes and
-its data. Every input that does not follow the protocol gives a `ProtocolError`, and no input takes more than linear time.
+its data. Bytes that do not follow the protocol give a `RequestError` with the code `bad_request` and one of the fixed
+`REASONS`; none take more than linear time.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +18,10 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
-from ..errors import TessellaError
 from ..results import FloatArray
+from .problems import RequestError
 
 DTYPES = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 DATATYPES = ("BYTES", *DTYPES)
@@ -30,35 +30,23 @@ MAX_RANK = 8
 MAX_SIDE = 2**31 - 1
 
 REASONS = {
-    "header_length": "the header Inference-Header-Content-Length is not the length of the request's JSON object",
-    "json": "the request is not a JSON object in UTF-8",
-    "json_values": "the request has too many JSON values: send the tensor as binary data",
-    "id": "'id' is not a string",
-    "parameters": "'parameters' is not an object with values of the types that the protocol defines",
-    "inputs": "'inputs' is not a list of tensors with a name, a datatype and a shape",
-    "outputs": "'outputs' is not a list of outputs with names",
-    "datatype": "the datatype of the input is not one of BYTES, FP32 and UINT8",
-    "shape": "the shape of the input is not a list of sizes",
-    "binary_size": "the sizes of the binary data do not add up to what follows the JSON object",
-    "no_data": "an input has either 'data' or the parameter 'binary_data_size'",
-    "shared_memory": "shared memory is not supported: send the tensor in the request",
-    "data_size": "the data of the input does not have the size of its shape and datatype",
-    "element_size": "the lengths of the BYTES elements do not add up to the data of the input",
-    "data_type": "the data of the input does not have its datatype",
-    "base64": "an element of the BYTES data is not base64",
-    "classification": "'classification' is not a positive number of classes",
+    "header_length": "The header Inference-Header-Content-Length is not the length of a JSON object at the start.",
+    "json": "The request is not a JSON object in UTF-8.",
+    "json_values": "The JSON has too many values; send the tensor as binary data.",
+    "id": "'id' is not a string.",
+    "parameters": "'parameters' is not an object, or a parameter does not have the type that the protocol defines.",
+    "inputs": "'inputs' is not a list of tensors with a name, a datatype and a shape.",
+    "outputs": "'outputs' is not a list of objects with a name.",
+    "datatype": "The datatype of the input is not one of BYTES, FP32 and UINT8.",
+    "shape": "The shape of the input is not a list of sizes.",
+    "binary_size": "The sizes of the binary data do not add up to what follows the JSON object.",
+    "no_data": "An input needs either 'data' or the parameter 'binary_data_size'.",
+    "shared_memory": "Shared memory is not supported; send the tensor in the request.",
+    "data_size": "The data of the input does not have the size of its shape and datatype.",
+    "element_size": "The lengths of the BYTES elements do not add up to the data of the input.",
+    "data_type": "The data of the input does not have its datatype.",
+    "classification": "'classification' is not a number of classes.",
 }
-
-
-class ProtocolError(TessellaError):
-    """A request does not follow the protocol. Its code is `bad_request`, its message one of the fixed `REASONS`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__("bad_request", REASONS[reason])
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (ProtocolError, (self.reason,))
 
 
 @dataclass(frozen=True)
@@ -110,7 +98,7 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     """Parse the body of an inference request.
 
     header_length: the value of `Inference-Header-Content-Length`, None if the request has no such header: then all of the
-    body is JSON. Raises ProtocolError. The tensors' data is not decoded yet: see `read_elements` and `read_numbers`.
+    body is JSON. Raises RequestError. The tensors' data is not decoded yet: see `read_elements` and `read_numbers`.
     """
     length = len(body) if header_length is None else parse_header_length(header_length, len(body))
     content = parse_object(body[:length])
@@ -125,7 +113,7 @@ def parse_request(body: bytes, header_length: str | None) -> InferRequest:
 
 
 def parse_header_length(text: str, available: int) -> int:
-    """Return the length of the JSON object in bytes; ProtocolError if it is not a number up to `available`."""
+    """Return the length of the JSON object in bytes; RequestError if it is not a number up to `available`."""
     check(text.isascii() and text.isdigit() and len(text) <= 12, "header_length")
     length = int(text)
     check(length <= available, "header_length")
@@ -137,16 +125,11 @@ def parse_object(text: bytes) -> dict[str, object]:
     values = text.count(b",") + text.count(b"[") + text.count(b"{")
     check(values <= MAX_JSON_VALUES, "json_values")
     try:
-        content = json.loads(text.decode("utf-8"), parse_constant=refuse_constant)
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ProtocolError("json") from None
+        content = from_json(text, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:  # also if it is nested too deeply
+        raise refusal("json") from None
     check(isinstance(content, dict), "json")
     return cast("dict[str, object]", content)
-
-
-def refuse_constant(name: str) -> float:
-    """Refuse NaN and infinities, which Python's parser accepts and JSON does not have."""
-    raise ValueError(name)
 
 
 def parse_parameters(owner: Mapping[str, object]) -> Mapping[str, object]:
@@ -211,16 +194,17 @@ def parse_outputs(entries: object, *, default: bool) -> tuple[RequestedOutput, .
     return tuple(outputs)
 
 
-def read_elements(tensor: InputTensor) -> list[bytes]:
-    """Return the elements of a BYTES tensor in row-major order; those in JSON are base64, as a data URI if one likes.
+def read_elements(tensor: InputTensor) -> list[bytes | str]:
+    """Return the elements of a BYTES tensor in row-major order: bytes of binary data, strings of JSON.
 
-    Raises ProtocolError if the data does not have as many elements as the shape.
+    Raises RequestError if the data does not have as many elements as the shape.
     """
     if isinstance(tensor.data, memoryview):
-        return split_elements(tensor.data, tensor.count)
+        return list(split_elements(tensor.data, tensor.count))
     texts = flatten(tensor.data)
     check(len(texts) == tensor.count, "data_size")
-    return [decode_base64(text) for text in texts]
+    check(all(isinstance(text, str) for text in texts), "data_type")
+    return cast("list[bytes | str]", texts)
 
 
 def split_elements(data: memoryview, count: int) -> list[bytes]:
@@ -236,18 +220,6 @@ def split_elements(data: memoryview, count: int) -> list[bytes]:
     return elements
 
 
-def decode_base64(text: object) -> bytes:
-    """Decode an element that is written as base64, or as a data URI with base64."""
-    check(isinstance(text, str), "data_type")
-    encoded = cast("str", text)
-    if encoded.startswith("data:"):
-        encoded = encoded.partition(",")[2]
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):  # ValueError: not ASCII
-        raise ProtocolError("base64") from None
-
-
 def flatten(data: list[object]) -> list[object]:
     """Return the elements of a list or of nested lists, in order."""
     for _ in range(MAX_RANK):
@@ -255,13 +227,13 @@ def flatten(data: list[object]) -> list[object]:
             return data
         check(all(isinstance(element, list) for element in data), "data_size")
         data = list(chain.from_iterable(cast("list[list[object]]", data)))
-    raise ProtocolError("data_size")
+    raise refusal("data_size")
 
 
 def read_numbers(tensor: InputTensor) -> NDArray[np.float32] | NDArray[np.uint8]:
     """Return the numbers of an FP32 or UINT8 tensor in its shape; a view of the request if the data is binary.
 
-    Raises ProtocolError if the data does not have the size of the shape, or holds something else than such numbers.
+    Raises RequestError if the data does not have the size of the shape, or holds something else than such numbers.
     """
     dtype = DTYPES[tensor.datatype]
     if isinstance(tensor.data, memoryview):
@@ -280,7 +252,7 @@ def numbers_from_json(values: list[object], dtype: np.dtype[np.generic]) -> NDAr
     try:
         array = np.array(values, np.float64)
     except OverflowError:  # an integer that no float can hold
-        raise ProtocolError("data_type") from None
+        raise refusal("data_type") from None
     limit = 255 if dtype.kind == "u" else float(np.finfo(np.float32).max)
     least = 0 if dtype.kind == "u" else -limit
     check(bool(((array >= least) & (array <= limit)).all()), "data_type")
@@ -343,7 +315,12 @@ def is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIDE
 
 
+def refusal(reason: str) -> RequestError:
+    """Return the error `bad_request` with one of the fixed `REASONS`."""
+    return RequestError("bad_request", REASONS[reason])
+
+
 def check(condition: bool, reason: str) -> None:
-    """Raise the ProtocolError of `reason` unless `condition` holds."""
+    """Raise the error of `reason` unless `condition` holds."""
     if not condition:
-        raise ProtocolError(reason)
+        raise refusal(reason)

@@ -1,0 +1,112 @@
+"""`POST /v1/embeddings` of OpenAI, for images, and the routes of Infinity, which has the same form without `/v1`.
+
+OpenAI has no form for images, so those of two other servers are accepted. Infinity: `input` is a data URI or a list of
+them, with `"modality": "image"`. Jina: `input` is a list of `{"image": TEXT}`. A data URI of an image is also taken without
+a modality. Embeddings have unit length. A request fails as a whole if one of its images is bad. Images have no tokens,
+so `usage` is 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from .embedding import (
+    NO_TEXT,
+    embed_texts,
+    fingerprint_header,
+    read_object,
+    require_width,
+    to_base64,
+    unit_embeddings,
+)
+from ..problems import RequestError
+from ..service import Service
+
+UNSPECIFIED = (None, "", "default/not-specified")  # the last is what Infinity's client sends
+FORMATS = (None, "float", "base64")
+
+router = APIRouter(tags=["OpenAI"])
+
+
+@router.post("/v1/embeddings")
+@router.post("/embeddings", tags=["Infinity"])
+async def embeddings(request: Request) -> JSONResponse:
+    """Embed images that are given as data URIs."""
+    body = await read_object(request)
+    return await answer_embeddings(request, body, find_images(body))
+
+
+@router.post("/embeddings_image", tags=["Infinity"])
+async def embeddings_image(request: Request) -> JSONResponse:
+    """Embed images that are given as data URIs or base64."""
+    body = await read_object(request)
+    return await answer_embeddings(request, body, find_images({**body, "modality": "image"}))
+
+
+@router.get("/health", tags=["Infinity"])
+async def health() -> dict[str, float]:
+    """Return the time in seconds while the process serves."""
+    return dict(unix=time.time())
+
+
+@router.get("/models", tags=["Infinity"])
+async def models(request: Request) -> dict[str, object]:
+    """List the models as Infinity's client reads them: it accepts no other owner than Infinity, so there is none."""
+    service: Service = request.app.state.service
+    data = [
+        dict(
+            id=status.name,
+            object="model",
+            created=0,
+            backend="tessella",
+            capabilities=["image_embed"],
+            stats=dict(state=status.state),
+        )
+        for status in service.models()
+    ]
+    return dict(object="list", data=data)
+
+
+async def answer_embeddings(request: Request, body: Mapping[str, object], texts: list[str]) -> JSONResponse:
+    """Answer a request for the embeddings of images. Raises RequestError, UsageError `unknown_model`, ServeError."""
+    model, form = body.get("model"), body.get("encoding_format")
+    if model is not None and not isinstance(model, str):
+        raise RequestError("bad_request", "'model' is not the name of a model.")
+    if form not in FORMATS:
+        raise RequestError("bad_request", "'encoding_format' is neither 'float' nor 'base64'.")
+    answer = await embed_texts(request, texts, None if model in UNSPECIFIED else model)
+    require_width(body.get("dimensions"), answer.model.width)
+    vectors = unit_embeddings(answer)
+    data = [
+        dict(object="embedding", index=index, embedding=to_base64(vector) if form == "base64" else vector.tolist())
+        for index, vector in enumerate(vectors)
+    ]
+    usage = dict(prompt_tokens=0, total_tokens=0)
+    content = dict(object="list", data=data, model=answer.model.name, usage=usage)
+    return JSONResponse(content, headers=fingerprint_header(answer))
+
+
+def find_images(body: Mapping[str, object]) -> list[str]:
+    """Return the images of a request as texts. Raises RequestError `bad_request`, also for texts to embed."""
+    entries, modality = body.get("input"), body.get("modality")
+    if not isinstance(entries, list):
+        entries = [entries]
+    if modality not in (None, "image", "text", "audio"):
+        raise RequestError("bad_request", "'modality' is not 'image'.")
+    return [find_image(entry, modality) for entry in entries]
+
+
+def find_image(entry: object, modality: object) -> str:
+    """Return the image of an element of 'input'. Raises RequestError `bad_request` if it is none."""
+    match entry:
+        case {"image": str(text)} if len(entry) == 1:
+            return text
+        case str(text) if modality == "image" or (modality is None and text[:11].lower() == "data:image/"):
+            return text
+        case str() | {"text": _} | int() | list():  # tokens are integers, or lists of them
+            raise RequestError("bad_request", NO_TEXT)
+    raise RequestError("bad_request", "'input' is not an image or a list of images.")
