@@ -336,7 +336,7 @@ class TestAnswers:
 
 
 class TestScalings:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def pixels(self) -> np.ndarray:
         return np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), np.uint8)
 
