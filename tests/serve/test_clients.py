@@ -10,18 +10,17 @@ import base64
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
 import tessella
-from tessella.results import Output, l2_normalize
-from tessella.serve.tensors import classify_rows
+from tessella.predictor import Predictor
+from tessella.results import Output
 
 from ..structure import ROOT
 from .live import live_server
@@ -43,22 +42,17 @@ def url() -> Iterator[str]:
 
 
 @cache
-def outputs(source: str | tuple[bytes, ...]) -> list[Output]:
-    """Return the outputs of the model for files or, as ("pixels", ...), for pixels."""
-    images = FILES if source == "files" else [np.frombuffer(raw, np.uint8).reshape(32, 32, 3) for raw in source]
-    found = []
-    for output in tessella.load(MODEL).outputs(images):
+def predictor() -> Predictor:
+    return tessella.load(MODEL)
+
+
+def logits_of(images: Sequence[Path | np.ndarray]) -> np.ndarray:
+    """Return the logits of the Predictor, (N, classes)."""
+    rows = []
+    for output in predictor().outputs(images):
         assert isinstance(output, Output)
-        found.append(output)
-    return found
-
-
-def expected_logits() -> np.ndarray:
-    return np.stack([output.logits for output in outputs("files")])
-
-
-def expected_vectors() -> np.ndarray:
-    return tessella.load(MODEL).embed(FILES)
+        rows.append(output.logits)
+    return np.stack(rows)
 
 
 def run_script(name: str, url: str) -> dict[str, Any]:
@@ -80,9 +74,9 @@ def run_script(name: str, url: str) -> dict[str, Any]:
 
 def assert_vectors(actual: object) -> None:
     """Compare embeddings with those of the Predictor."""
-    np.testing.assert_allclose(np.array(actual, np.float32), expected_vectors(), atol=1e-4)
+    np.testing.assert_allclose(np.array(actual, np.float32), predictor().embed(FILES), atol=1e-4)
 
 
 def assert_logits(actual: object) -> None:
     """Compare logits with those of the Predictor."""
-    np.testing.assert_allclose(np.array(actual, np.float32), expected_logits(), atol=1e-4)
+    np.testing.assert_allclose(np.array(actual, np.float32), logits_of(FILES), atol=1e-4)

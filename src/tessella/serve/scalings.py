@@ -38,8 +38,8 @@ SCALINGS: dict[str, Callable[[FloatArray, InputSpec], FloatArray]] = {
 def pixels_from_floats(values: FloatArray, scaling: str, spec: InputSpec) -> Pixels:
     """Return the pixels that were scaled: (N,3,H,W) float32 RGB -> (N,H,W,3) uint8, rounded to the nearest level.
 
-    scaling: a key of `SCALINGS`. Raises RequestError `bad_request` if a value is not within 0 to 255 without its scaling,
-    or if an image that should have the range 0 to 255 has fractions between 0 and 1 only: it was scaled in another way.
+    scaling: a key of `SCALINGS`. Raises RequestError `bad_request` if a value is not within 0 to 255 without its
+    scaling, or if an image without scaling has fractions between 0 and 1 only: then it was scaled.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are refused below
         levels = SCALINGS[scaling](values, spec)

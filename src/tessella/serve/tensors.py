@@ -1,10 +1,10 @@
 """Tensors of the Open Inference Protocol, version 2: requests and answers as JSON, or as JSON and binary data.
 
 No HTTP and no model in here: bytes become checked values, and values become bytes. A request consists of a JSON object
-and, with the binary data extension, of the raw tensors after it; the header `Inference-Header-Content-Length` says where
-the object ends. Numbers are little-endian and in row-major order; an element of type BYTES is its length as 4 bytes and
-its data. Bytes that do not follow the protocol give a `RequestError` with the code `bad_request` and one of the fixed
-`REASONS`; none take more than linear time.
+and, with the binary data extension, of the raw tensors after it; the header `Inference-Header-Content-Length` says
+where the object ends. Numbers are little-endian and in row-major order; an element of type BYTES is its length as 4
+bytes and its data. Bytes that do not follow the protocol give a `RequestError` with the code `bad_request` and one of
+the fixed `REASONS`; none take more than linear time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pydantic_core import from_json
 from ..results import FloatArray
 from .problems import RequestError
 
-DTYPES = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype[np.float32] | np.dtype[np.uint8]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+Numbers = NDArray[np.float32] | NDArray[np.uint8]
 DATATYPES = ("BYTES", *DTYPES)
 MAX_JSON_VALUES = 2**21  # an object in Python takes up to 30 times the bytes of its text
 MAX_RANK = 8
@@ -76,7 +77,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A parsed inference request. id: None if the client gave none. binary: how outputs that are not listed are sent."""
+    """A parsed inference request. id: None if the client gave none. binary: outputs are sent so, if none are listed."""
 
     id: str | None
     inputs: tuple[InputTensor, ...]
@@ -87,7 +88,7 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One output of an answer: float32 numbers, or texts as rows of equal length. binary: sent after the JSON object."""
+    """One output of an answer: float32 numbers, or texts in rows of equal length. binary: after the JSON object."""
 
     name: str
     values: FloatArray | list[list[str]]
@@ -97,8 +98,8 @@ class OutputTensor:
 def parse_request(body: bytes, header_length: str | None) -> InferRequest:
     """Parse the body of an inference request.
 
-    header_length: the value of `Inference-Header-Content-Length`, None if the request has no such header: then all of the
-    body is JSON. Raises RequestError. The tensors' data is not decoded yet: see `read_elements` and `read_numbers`.
+    header_length: the value of `Inference-Header-Content-Length`, None if the request has no such header: then all of
+    the body is JSON. Raises RequestError. The data is decoded later, by `read_elements` and `read_numbers`.
     """
     length = len(body) if header_length is None else parse_header_length(header_length, len(body))
     content = parse_object(body[:length])
@@ -230,7 +231,7 @@ def flatten(data: list[object]) -> list[object]:
     raise refusal("data_size")
 
 
-def read_numbers(tensor: InputTensor) -> NDArray[np.float32] | NDArray[np.uint8]:
+def read_numbers(tensor: InputTensor) -> Numbers:
     """Return the numbers of an FP32 or UINT8 tensor in its shape; a view of the request if the data is binary.
 
     Raises RequestError if the data does not have the size of the shape, or holds something else than such numbers.
@@ -238,14 +239,14 @@ def read_numbers(tensor: InputTensor) -> NDArray[np.float32] | NDArray[np.uint8]
     dtype = DTYPES[tensor.datatype]
     if isinstance(tensor.data, memoryview):
         check(len(tensor.data) == tensor.count * dtype.itemsize, "data_size")
-        array = np.frombuffer(tensor.data, dtype)
+        array = cast("Numbers", np.frombuffer(tensor.data, dtype))
     else:
         array = numbers_from_json(flatten(tensor.data), dtype)
         check(array.size == tensor.count, "data_size")
-    return cast("NDArray[np.float32] | NDArray[np.uint8]", array.reshape(tensor.shape))
+    return array.reshape(tensor.shape)
 
 
-def numbers_from_json(values: list[object], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+def numbers_from_json(values: list[object], dtype: np.dtype[np.float32] | np.dtype[np.uint8]) -> Numbers:
     """Return a flat list of numbers as an array; numbers that the type cannot hold are refused."""
     allowed = {int} if dtype.kind == "u" else {int, float}
     check({type(value) for value in values} <= allowed, "data_type")  # type(), since True is an int
@@ -256,7 +257,7 @@ def numbers_from_json(values: list[object], dtype: np.dtype[np.generic]) -> NDAr
     limit = 255 if dtype.kind == "u" else float(np.finfo(np.float32).max)
     least = 0 if dtype.kind == "u" else -limit
     check(bool(((array >= least) & (array <= limit)).all()), "data_type")
-    return array.astype(dtype)
+    return cast("Numbers", array.astype(dtype))
 
 
 def encode_answer(answer: Mapping[str, object], outputs: Iterable[OutputTensor]) -> tuple[bytes, int | None]:
@@ -280,12 +281,12 @@ def encode_output(output: OutputTensor) -> tuple[dict[str, object], bytes | None
     if isinstance(output.values, np.ndarray):
         datatype, shape = "FP32", list(output.values.shape)
         raw = output.values.astype("<f4").tobytes() if output.binary else None
-        data: list[object] = [] if output.binary else output.values.ravel().tolist()
+        data: Sequence[object] = [] if output.binary else output.values.ravel().tolist()
     else:
         datatype, shape = "BYTES", [len(output.values), len(output.values[0]) if output.values else 0]
         texts = list(chain.from_iterable(output.values))
         raw = join_elements(text.encode() for text in texts) if output.binary else None
-        data = list(texts)
+        data = texts
     entry: dict[str, object] = dict(name=output.name, datatype=datatype, shape=shape)
     if raw is None:
         return {**entry, "data": data}, None

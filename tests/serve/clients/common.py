@@ -1,4 +1,4 @@
-"""What the scripts in this folder share. They run in an environment of their own, so they import nothing of the package.
+"""What the scripts in this folder share. They run in an environment of their own and import nothing of the package.
 
 A script reads {"url", "token", "model", "files"} as JSON from its standard input, calls the server as a user of the
 client would, and writes what it got as JSON to its standard output. `files` are image files in base64.

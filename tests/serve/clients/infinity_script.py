@@ -8,7 +8,6 @@ from common import Job, data_uri, read_job, write
 from infinity_client import AuthenticatedClient, Client
 from infinity_client.api.default import embeddings, embeddings_image, health, models
 from infinity_client.models import (
-    EmbeddingEncodingFormat,
     ImageEmbeddingInput,
     OpenAIEmbeddingInputImage,
     OpenAIEmbeddingInputText,
@@ -23,9 +22,7 @@ def vectors(answer: OpenAIEmbeddingResult) -> list[object]:
 def errors_of(client: AuthenticatedClient, job: Job) -> dict[str, object]:
     broken = [job.uris[0], data_uri(job.files[0][:200])]
     answers = {
-        "text": embeddings.sync_detailed(
-            client=client, body=OpenAIEmbeddingInputText(input_="a hat", model=job.model)
-        ),
+        "text": embeddings.sync_detailed(client=client, body=OpenAIEmbeddingInputText(input_="a hat", model=job.model)),
         "unknown model": embeddings_image.sync_detailed(
             client=client, body=ImageEmbeddingInput(input_=job.uris, model="nothing")
         ),
@@ -44,9 +41,7 @@ def main() -> None:
     client = AuthenticatedClient(base_url=job.url, token=job.token, raise_on_unexpected_status=False)
     answer = embeddings_image.sync(client=client, body=ImageEmbeddingInput(input_=job.uris, model=job.model))
     encoded = [base64.b64encode(data).decode() for data in job.files]
-    in_base64 = ImageEmbeddingInput(
-        input_=encoded, model=job.model, encoding_format=EmbeddingEncodingFormat.BASE64
-    )
+    in_base64 = ImageEmbeddingInput(input_=encoded, model=job.model)
     listed = models.sync(client=client)
     write(
         {

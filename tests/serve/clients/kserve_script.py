@@ -22,7 +22,11 @@ class Caller:
 
     def __init__(self, job: Job, client: InferenceRESTClient) -> None:
         self.job, self.client = job, client
-        self.headers = {"Authorization": f"Bearer {job.token}"}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of one request: the client adds to the given dictionary."""
+        return {"Authorization": f"Bearer {self.job.token}"}
 
     async def infer(self, model: str, tensor: InferInput, **options: object) -> object:
         request = InferRequest(model, [tensor], **options)
@@ -40,7 +44,7 @@ class Caller:
 async def call(job: Job) -> dict[str, object]:
     async with InferenceRESTClient(RESTConfig(protocol="v2", retries=0)) as client:
         caller = Caller(job, client)
-        files, headers = bytes_input(job.files), caller.headers
+        files = bytes_input(job.files)
         encoded = [base64.b64encode(data).decode() for data in job.files]
         answer = await caller.infer(job.model, files, request_id="a request")
         in_json = await caller.infer(job.model, InferInput("image", [len(encoded), 1], "BYTES", encoded))
@@ -54,7 +58,7 @@ async def call(job: Job) -> dict[str, object]:
             "live": await client.is_server_live(job.url),
             "ready": await client.is_server_ready(job.url),
             "model ready": [
-                await client.is_model_ready(job.url, name, headers=headers)
+                await client.is_model_ready(job.url, name, headers=caller.headers)
                 for name in (job.model, f"{job.model}.embedding", "nothing")
             ],
             "id": answer.id,

@@ -1,9 +1,9 @@
 """`POST /v2/embed` of Cohere, for images.
 
-Embeddings have unit length. `float` and `base64` (little-endian float32) are exact; `ubinary` has one bit per number, 1 if
-it is positive, eight to a byte, and `binary` is the same less 128. `int8` and `uint8` are refused: their scale is a
-property of Cohere's own models. `output_dimension` must be the width of the model. A request fails as a whole if one of
-its images is bad.
+Embeddings have unit length. `float` and `base64` (little-endian float32) are exact; `ubinary` has one bit per number, 1
+if it is positive, eight to a byte, and `binary` is the same less 128. `int8` and `uint8` are refused: their scale is a
+property of Cohere's own models. `output_dimension` must be the width of the model. A request fails as a whole if one
+of its images is bad.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ...results import FloatArray
+from ..problems import RequestError
 from .embedding import (
     NO_TEXT,
     embed_texts,
@@ -25,7 +27,8 @@ from .embedding import (
     to_base64,
     unit_embeddings,
 )
-from ..problems import RequestError
+from .foreign_schemas import cohere_documentation
+from .native import json_response
 
 INPUT_TYPES = ("image", "search_document", "search_query", "classification", "clustering")
 TYPES: dict[str, Callable[[FloatArray], object]] = {
@@ -38,8 +41,8 @@ TYPES: dict[str, Callable[[FloatArray], object]] = {
 router = APIRouter(tags=["Cohere"])
 
 
-@router.post("/v2/embed")
-async def embed(request: Request) -> JSONResponse:
+@router.post("/v2/embed", response_class=Response, **cohere_documentation("/v2/embed"))
+async def embed(request: Request) -> Response:
     """Embed images that are given as data URIs."""
     body = await read_object(request)
     model = body.get("model")
@@ -59,7 +62,7 @@ async def embed(request: Request) -> JSONResponse:
         embeddings={name: TYPES[name](vectors) for name in types},
         meta={"api_version": {"version": "2"}, "billed_units": {"images": len(vectors)}},
     )
-    return JSONResponse(content, headers=fingerprint_header(answer))
+    return json_response(content, headers=fingerprint_header(answer))
 
 
 def find_images(body: Mapping[str, object]) -> list[str]:
@@ -94,7 +97,7 @@ def find_types(entries: object) -> list[str]:
     if not set(entries) <= set(TYPES):
         raise RequestError(
             "bad_request",
-            "An embedding type is not one of float, base64, binary and ubinary; the scale of int8 and uint8 is a property"
-            " of Cohere's models.",
+            "An embedding type is not one of float, base64, binary and ubinary; the scale of int8 and uint8 is a"
+            " property of Cohere's models.",
         )
     return list(dict.fromkeys(entries))

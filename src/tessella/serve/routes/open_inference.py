@@ -1,8 +1,8 @@
 """Open Inference Protocol, version 2, as Triton and KServe speak it, for clients that exist.
 
 **Models.** A model has one input, "image", and one output, because NVIDIA's image client accepts no other models. So
-every model of the server has two names: NAME gives "logits" (N, classes), NAME.embedding gives "embedding" (N, width) of
-unit length. The only version is "1".
+every model of the server has two names: NAME gives "logits" (N, classes), NAME.embedding gives "embedding" (N, width)
+of unit length. The only version is "1".
 
 **Input.** One of three datatypes; metadata and configuration name FP32, as a client that prepares images needs it.
 
@@ -10,7 +10,7 @@ unit length. The only version is "1".
 - UINT8, shape (N, height, width, 3): RGB pixels of the model's size.
 - FP32, shape (N, 3, height, width): RGB pixels of the model's size with values from 0 to 255. Clients that scale them
   append the scaling to the model's name: NAME.unit (0 to 1), NAME.inception (value / 127.5 - 1), NAME.vgg (value less
-  123, 117, 104) or NAME.normalized (by the mean and std of the model). Only BYTES are resized, as `tessella classify` does.
+  123, 117, 104) or NAME.normalized (by the mean and std of the model). Only image files are resized.
 
 **Output.** float32 in JSON or as binary data, whichever is asked for; with the classification extension, the highest
 values as "value:index:label".
@@ -25,18 +25,20 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ..._version import __version__
 from ...data.decode import Pixels
 from ...errors import ImageError, ServeError, UsageError
+from ...results import FloatArray
 from ..disconnects import run_unless_disconnected
-from .embedding import fingerprint_header, good_outputs, unit_embeddings
 from ..images import decode_text, read_body, settings_of
+from ..openapi import error_responses
 from ..problems import RequestError
 from ..scalings import DEFAULT_SCALING, SCALINGS, pixels_from_floats
 from ..service import Answer, ServedModel, Service
@@ -53,6 +55,18 @@ from ..tensors import (
     read_elements,
     read_numbers,
 )
+from .embedding import fingerprint_header, good_outputs, unit_embeddings
+from .foreign_schemas import (
+    ConfigBody,
+    IndexRowBody,
+    LiveBody,
+    MetadataBody,
+    ReadyBody,
+    ServerBody,
+    index_documentation,
+    infer_documentation,
+)
+from .native import deadline_of, service_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "image"
@@ -61,6 +75,8 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
 Output = Literal["logits", "embedding"]
 
 router = APIRouter(tags=["Open Inference Protocol"])
+_MISSING = error_responses("/v2/", 404)
+_READY: dict[str, Any] = {"responses": {200: {"description": "Requests are accepted.", "content": {}}, **_MISSING}}
 
 
 @dataclass(frozen=True)
@@ -99,22 +115,22 @@ def known_models(service: Service) -> list[str]:
     return [status.name for status in service.models()]
 
 
-@router.get("/v2")
+@router.get("/v2", response_model=ServerBody)
 async def server_metadata() -> dict[str, object]:
     """Return the name and version of the server, and the extensions of the protocol that it has."""
     return dict(name="tessella", version=__version__, extensions=EXTENSIONS)
 
 
-@router.get("/v2/health/live")
+@router.get("/v2/health/live", response_model=LiveBody)
 async def live() -> dict[str, bool]:
     """Answer while the process serves."""
     return dict(live=True)
 
 
-@router.get("/v2/health/ready")
+@router.get("/v2/health/ready", response_model=ReadyBody)
 async def ready(request: Request) -> dict[str, bool]:
     """Answer 200 if inference requests are accepted, else 503."""
-    require_ready(request.app.state.service)
+    require_ready(service_of(request))
     return dict(ready=True)
 
 
@@ -124,13 +140,13 @@ def require_ready(service: Service) -> None:
         raise ServeError("not_ready", service.readiness.reason)
 
 
-@router.get("/v2/models/{name:path}/versions/{version}/ready")
+@router.get("/v2/models/{name:path}/versions/{version}/ready", response_class=Response, **_READY)
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Answer as for the model without a version."""
     return model_readiness(request, name, version)
 
 
-@router.get("/v2/models/{name:path}/ready")
+@router.get("/v2/models/{name:path}/ready", response_class=Response, **_READY)
 async def model_ready(request: Request, name: str) -> Response:
     """Answer 200 with an empty body if requests for the model are accepted, else 503.
 
@@ -141,7 +157,7 @@ async def model_ready(request: Request, name: str) -> Response:
 
 def model_readiness(request: Request, name: str, version: str | None) -> Response:
     """Return an empty answer if requests for the model are accepted. Raises UsageError, ServeError."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     target = find_target(name, version, known_models(service))
     require_ready(service)
     if any(status.name == target.model and status.state == "failed" for status in service.models()):
@@ -149,13 +165,13 @@ def model_readiness(request: Request, name: str, version: str | None) -> Respons
     return Response()
 
 
-@router.get("/v2/models/{name:path}/versions/{version}/config")
+@router.get("/v2/models/{name:path}/versions/{version}/config", response_model=ConfigBody, responses=_MISSING)
 async def version_config(request: Request, name: str, version: str) -> dict[str, object]:
     """Answer as for the model without a version."""
     return await model_config(request, name, version)
 
 
-@router.get("/v2/models/{name:path}/config")
+@router.get("/v2/models/{name:path}/config", response_model=ConfigBody, responses=_MISSING)
 async def config(request: Request, name: str) -> dict[str, object]:
     """Return the configuration in Triton's form: layout and size of the input, number of images in a request."""
     return await model_config(request, name, None)
@@ -181,18 +197,18 @@ async def model_config(request: Request, name: str, version: str | None) -> dict
 
 async def open_target(request: Request, name: str, version: str | None) -> tuple[Target, ServedModel]:
     """Return what a name stands for, and the model. Loads the model. Raises UsageError `unknown_model`, ServeError."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     target = find_target(name, version, known_models(service))
     return target, await service.open(target.model)
 
 
-@router.get("/v2/models/{name:path}/versions/{version}")
+@router.get("/v2/models/{name:path}/versions/{version}", response_model=MetadataBody, responses=_MISSING)
 async def version_metadata(request: Request, name: str, version: str) -> dict[str, object]:
     """Answer as for the model without a version."""
     return await model_metadata(request, name, version)
 
 
-@router.get("/v2/models/{name:path}")
+@router.get("/v2/models/{name:path}", response_model=MetadataBody, responses=_MISSING)
 async def metadata(request: Request, name: str) -> dict[str, object]:
     """Return the input and the output of a model; -1 is the number of images."""
     return await model_metadata(request, name, None)
@@ -211,28 +227,27 @@ async def model_metadata(request: Request, name: str, version: str | None) -> di
     )
 
 
-@router.post("/v2/repository/index")
-async def repository_index(request: Request) -> JSONResponse:
+@router.post("/v2/repository/index", response_model=list[IndexRowBody], **index_documentation())
+async def repository_index(request: Request) -> list[dict[str, str]]:
     """List the names of all models, as Triton does; {"ready": true} leaves out those that are not loaded."""
     body = await read_body(request)
     only_ready = bool(parse_object(body).get("ready", False)) if body else False
-    rows = [
+    return [
         dict(name=name, version=VERSION, state="READY" if status.state == "ready" else "UNAVAILABLE", reason=reason)
-        for status in request.app.state.service.models()
+        for status in service_of(request).models()
         for reason in ("" if status.state == "ready" else status.state,)
         for name in (status.name, f"{status.name}.embedding")
         if status.state == "ready" or not only_ready
     ]
-    return JSONResponse(rows)
 
 
-@router.post("/v2/models/{name:path}/versions/{version}/infer")
+@router.post("/v2/models/{name:path}/versions/{version}/infer", response_class=Response, **infer_documentation())
 async def version_infer(request: Request, name: str, version: str) -> Response:
     """Answer as for the model without a version."""
     return await infer_tensor(request, name, version)
 
 
-@router.post("/v2/models/{name:path}/infer")
+@router.post("/v2/models/{name:path}/infer", response_class=Response, **infer_documentation())
 async def infer(request: Request, name: str) -> Response:
     """Run a model on the images of a tensor."""
     return await infer_tensor(request, name, None)
@@ -240,15 +255,15 @@ async def infer(request: Request, name: str) -> Response:
 
 async def infer_tensor(request: Request, name: str, version: str | None) -> Response:
     """Answer an inference request. Raises UsageError `unknown_model`, RequestError, ServeError."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     target = find_target(name, version, known_models(service))
     asked = parse_request(await read_body(request), request.headers.get(HEADER_LENGTH))
     tensor, output = find_input(asked.inputs, settings_of(request).max_images), find_output(asked, target)
     answer = await run_unless_disconnected(request, run_tensor(request, target, tensor, find_deadline(request, asked)))
     if target.output == "embedding":
-        values, labels = unit_embeddings(answer), ()
+        values, labels = unit_embeddings(answer), list[str]()
     else:
-        values, labels = np.stack([row.logits for row in good_outputs(answer)]), answer.model.labels
+        values, labels = np.stack([row.logits for row in good_outputs(answer)]), list(answer.model.labels)
     content = classify_rows(values, labels, output.classes) if output.classes else values
     fields: dict[str, object] = dict(model_name=name, model_version=VERSION)
     if asked.id is not None:
@@ -295,7 +310,7 @@ def find_output(asked: InferRequest, target: Target) -> RequestedOutput:
 
 async def run_tensor(request: Request, target: Target, tensor: InputTensor, deadline: float | None) -> Answer:
     """Run the model on the images of a tensor. Raises RequestError, ServeError."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     if tensor.datatype == "BYTES":
         files = await asyncio.to_thread(read_files, tensor, settings_of(request))
         return await service.infer(files, model=target.model, deadline=deadline)
@@ -321,6 +336,6 @@ def read_pixels(tensor: InputTensor, served: ServedModel, scaling: str) -> Pixel
             " with the size that the metadata of the model names.",
         )
     values = read_numbers(tensor)
-    if values.dtype == np.uint8:
-        return values
-    return pixels_from_floats(values, scaling, served.spec)
+    if tensor.datatype == "UINT8":
+        return cast("Pixels", values)
+    return pixels_from_floats(cast("FloatArray", values), scaling, served.spec)

@@ -1,19 +1,24 @@
 """`POST /v1/embeddings` of OpenAI, for images, and the routes of Infinity, which has the same form without `/v1`.
 
 OpenAI has no form for images, so those of two other servers are accepted. Infinity: `input` is a data URI or a list of
-them, with `"modality": "image"`. Jina: `input` is a list of `{"image": TEXT}`. A data URI of an image is also taken without
-a modality. Embeddings have unit length. A request fails as a whole if one of its images is bad. Images have no tokens,
-so `usage` is 0.
+them, with `"modality": "image"`. Jina: `input` is a list of `{"image": TEXT}`. A data URI of an image is also taken
+without a modality. Embeddings have unit length. A request fails as a whole if one of its images is bad. Images have no
+tokens, so `usage` is 0.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
+from ...errors import UsageError
+from ..openapi import error_responses
+from ..problems import RequestError
 from .embedding import (
     NO_TEXT,
     embed_texts,
@@ -23,40 +28,58 @@ from .embedding import (
     to_base64,
     unit_embeddings,
 )
-from ..problems import RequestError
-from ..service import Service
+from .foreign_schemas import InfinityModelsBody, TimeBody, embeddings_documentation
+from .native import json_response, model_row, service_of
+from .native_schemas import ModelBody
 
 UNSPECIFIED = (None, "", "default/not-specified")  # the last is what Infinity's client sends
 FORMATS = (None, "float", "base64")
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter()
+_MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": ModelBody, "description": "The model."},
+    **error_responses("/v1/models/{name}", 404),
+}
 
 
-@router.post("/v1/embeddings")
-@router.post("/embeddings", tags=["Infinity"])
-async def embeddings(request: Request) -> JSONResponse:
+@router.post("/v1/embeddings", tags=["OpenAI"], response_class=Response, **embeddings_documentation("/v1/embeddings"))
+@router.post("/embeddings", tags=["Infinity"], response_class=Response, **embeddings_documentation("/embeddings"))
+async def embeddings(request: Request) -> Response:
     """Embed images that are given as data URIs."""
     body = await read_object(request)
     return await answer_embeddings(request, body, find_images(body))
 
 
-@router.post("/embeddings_image", tags=["Infinity"])
-async def embeddings_image(request: Request) -> JSONResponse:
+@router.post(
+    "/embeddings_image",
+    tags=["Infinity"],
+    response_class=Response,
+    **embeddings_documentation("/embeddings_image"),
+)
+async def embeddings_image(request: Request) -> Response:
     """Embed images that are given as data URIs or base64."""
     body = await read_object(request)
     return await answer_embeddings(request, body, find_images({**body, "modality": "image"}))
 
 
-@router.get("/health", tags=["Infinity"])
+@router.get("/health", tags=["Infinity"], response_model=TimeBody)
 async def health() -> dict[str, float]:
     """Return the time in seconds while the process serves."""
     return dict(unix=time.time())
 
 
-@router.get("/models", tags=["Infinity"])
+@router.get("/v1/models/{name:path}", tags=["OpenAI"], response_class=Response, responses=_MODEL_RESPONSES)
+async def model(request: Request, name: str) -> Response:
+    """Return one model of the list of models."""
+    for status in service_of(request).models():
+        if status.name == name:
+            return json_response(model_row(status))
+    raise UsageError("unknown_model", f"no model {name!r} is served")
+
+
+@router.get("/models", tags=["Infinity"], response_model=InfinityModelsBody)
 async def models(request: Request) -> dict[str, object]:
     """List the models as Infinity's client reads them: it accepts no other owner than Infinity, so there is none."""
-    service: Service = request.app.state.service
     data = [
         dict(
             id=status.name,
@@ -66,12 +89,12 @@ async def models(request: Request) -> dict[str, object]:
             capabilities=["image_embed"],
             stats=dict(state=status.state),
         )
-        for status in service.models()
+        for status in service_of(request).models()
     ]
     return dict(object="list", data=data)
 
 
-async def answer_embeddings(request: Request, body: Mapping[str, object], texts: list[str]) -> JSONResponse:
+async def answer_embeddings(request: Request, body: Mapping[str, object], texts: list[str]) -> Response:
     """Answer a request for the embeddings of images. Raises RequestError, UsageError `unknown_model`, ServeError."""
     model, form = body.get("model"), body.get("encoding_format")
     if model is not None and not isinstance(model, str):
@@ -87,7 +110,7 @@ async def answer_embeddings(request: Request, body: Mapping[str, object], texts:
     ]
     usage = dict(prompt_tokens=0, total_tokens=0)
     content = dict(object="list", data=data, model=answer.model.name, usage=usage)
-    return JSONResponse(content, headers=fingerprint_header(answer))
+    return json_response(content, headers=fingerprint_header(answer))
 
 
 def find_images(body: Mapping[str, object]) -> list[str]:
@@ -103,7 +126,7 @@ def find_images(body: Mapping[str, object]) -> list[str]:
 def find_image(entry: object, modality: object) -> str:
     """Return the image of an element of 'input'. Raises RequestError `bad_request` if it is none."""
     match entry:
-        case {"image": str(text)} if len(entry) == 1:
+        case {"image": str(text), **others} if not others:
             return text
         case str(text) if modality == "image" or (modality is None and text[:11].lower() == "data:image/"):
             return text
