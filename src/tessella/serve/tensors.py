@@ -27,6 +27,7 @@ DTYPES: dict[str, np.dtype[np.float32] | np.dtype[np.uint8]] = {"FP32": np.dtype
 Numbers = NDArray[np.float32] | NDArray[np.uint8]
 DATATYPES = ("BYTES", *DTYPES)
 MAX_JSON_VALUES = 2**21  # an object in Python takes up to 30 times the bytes of its text
+MAX_TENSORS = 16
 MAX_RANK = 8
 MAX_SIDE = 2**31 - 1
 
@@ -36,8 +37,8 @@ REASONS = {
     "json_values": "The JSON has too many values; send the tensor as binary data.",
     "id": "'id' is not a string.",
     "parameters": "'parameters' is not an object, or a parameter does not have the type that the protocol defines.",
-    "inputs": "'inputs' is not a list of tensors with a name, a datatype and a shape.",
-    "outputs": "'outputs' is not a list of objects with a name.",
+    "inputs": "'inputs' is not a list of up to 16 tensors with a name, a datatype and a shape.",
+    "outputs": "'outputs' is not a list of up to 16 objects with a name.",
     "datatype": "The datatype of the input is not one of BYTES, FP32 and UINT8.",
     "shape": "The shape of the input is not a list of sizes.",
     "binary_size": "The sizes of the binary data do not add up to what follows the JSON object.",
@@ -147,7 +148,7 @@ def parse_parameters(owner: Mapping[str, object]) -> Mapping[str, object]:
 
 def parse_inputs(entries: object, binary: memoryview) -> tuple[InputTensor, ...]:
     """Return the inputs; binary data is given to those that ask for it, in their order, and all of it must be used."""
-    check(isinstance(entries, list), "inputs")
+    check(isinstance(entries, list) and len(entries) <= MAX_TENSORS, "inputs")
     inputs, start = [], 0
     for entry in cast("list[object]", entries):
         check(isinstance(entry, dict), "inputs")
@@ -181,7 +182,7 @@ def parse_outputs(entries: object, *, default: bool) -> tuple[RequestedOutput, .
     """Return the requested outputs; () if the request names none, which means all. default: binary unless it says."""
     if entries is None:
         return ()
-    check(isinstance(entries, list), "outputs")
+    check(isinstance(entries, list) and len(entries) <= MAX_TENSORS, "outputs")
     outputs = []
     for entry in cast("list[object]", entries):
         check(isinstance(entry, dict) and isinstance(entry.get("name"), str), "outputs")

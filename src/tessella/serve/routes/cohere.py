@@ -23,6 +23,7 @@ from .embedding import (
     fingerprint_header,
     pack_signs,
     read_object,
+    require_count,
     require_width,
     to_base64,
     unit_embeddings,
@@ -37,6 +38,7 @@ TYPES: dict[str, Callable[[FloatArray], object]] = {
     "ubinary": pack_signs,
     "binary": lambda vectors: [[byte - 128 for byte in row] for row in pack_signs(vectors)],
 }
+MAX_TYPES = 16  # in a request
 
 router = APIRouter(tags=["Cohere"])
 
@@ -50,7 +52,7 @@ async def embed(request: Request) -> Response:
         raise RequestError("bad_request", "'model' is not the name of a model.")
     if body.get("input_type") not in INPUT_TYPES:
         raise RequestError("bad_request", "'input_type' is not 'image', or another type that Cohere has.")
-    texts, types = find_images(body), find_types(body.get("embedding_types"))
+    texts, types = find_images(request, body), find_types(body.get("embedding_types"))
     answer = await embed_texts(request, texts, model)
     require_width(body.get("output_dimension"), answer.model.width)
     if answer.model.width % 8 and {"binary", "ubinary"} & set(types):
@@ -65,8 +67,11 @@ async def embed(request: Request) -> Response:
     return json_response(content, headers=fingerprint_header(answer))
 
 
-def find_images(body: Mapping[str, object]) -> list[str]:
-    """Return the images of a request: those of 'images', or of 'inputs' with one image each. Raises RequestError."""
+def find_images(request: Request, body: Mapping[str, object]) -> list[str]:
+    """Return the images of a request: those of 'images', or of 'inputs' with one image each.
+
+    Raises RequestError `bad_request`, ServeError `too_many_images`.
+    """
     if body.get("texts"):
         raise RequestError("bad_request", NO_TEXT)
     entries = body.get("images")
@@ -74,8 +79,12 @@ def find_images(body: Mapping[str, object]) -> list[str]:
         inputs = body["inputs"]
         if entries is not None or not isinstance(inputs, list):
             raise RequestError("bad_request", "The request needs either 'images' or 'inputs', a list.")
+        require_count(request, inputs)
         entries = [find_image(entry) for entry in inputs]
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+    if not isinstance(entries, list):
+        raise RequestError("bad_request", "'images' is not a list of data URIs.")
+    require_count(request, entries)
+    if not all(isinstance(entry, str) for entry in entries):
         raise RequestError("bad_request", "'images' is not a list of data URIs.")
     return cast("list[str]", entries)
 
@@ -92,9 +101,9 @@ def find_types(entries: object) -> list[str]:
     """Return the requested embedding types; `float` if none are named. Raises RequestError `bad_request`."""
     if entries is None:
         return ["float"]
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
+    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_TYPES:
         raise RequestError("bad_request", "'embedding_types' is not a list of types.")
-    if not set(entries) <= set(TYPES):
+    if not all(isinstance(entry, str) and entry in TYPES for entry in entries):
         raise RequestError(
             "bad_request",
             "An embedding type is not one of float, base64, binary and ubinary; the scale of int8 and uint8 is a"

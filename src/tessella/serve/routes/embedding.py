@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 from starlette.requests import Request
@@ -35,13 +35,9 @@ async def read_object(request: Request) -> dict[str, object]:
 async def embed_texts(request: Request, texts: Sequence[str], model: str | None) -> Answer:
     """Run a model on images that are given as base64, data URIs or addresses; None for the default model.
 
-    Raises RequestError `bad_request` if there are none; UsageError `unknown_model`; ServeError.
+    Raises UsageError `unknown_model`; ServeError.
     """
     settings, deadline = settings_of(request), deadline_of(request)
-    if not texts:
-        raise RequestError("bad_request", "The request has no images.")
-    if len(texts) > settings.max_images:
-        raise ServeError("too_many_images", f"{len(texts)} images, the limit is {settings.max_images}")
 
     def decode() -> list[bytes | ImageError]:
         return [refuse_url() if is_address(text) else decode_text(text, settings) for text in texts]
@@ -52,6 +48,15 @@ async def embed_texts(request: Request, texts: Sequence[str], model: str | None)
         )
 
     return await run_unless_disconnected(request, work())
+
+
+def require_count(request: Request, entries: Sized) -> None:
+    """Check the number of images of a request. Raises RequestError `bad_request`, ServeError `too_many_images`."""
+    limit = settings_of(request).max_images
+    if not len(entries):
+        raise RequestError("bad_request", "The request has no images.")
+    if len(entries) > limit:
+        raise ServeError("too_many_images", f"{len(entries)} images, the limit is {limit}")
 
 
 def is_address(text: str) -> bool:

@@ -257,7 +257,7 @@ async def infer_tensor(request: Request, name: str, version: str | None) -> Resp
     """Answer an inference request. Raises UsageError `unknown_model`, RequestError, ServeError."""
     service = service_of(request)
     target = find_target(name, version, known_models(service))
-    asked = parse_request(await read_body(request), request.headers.get(HEADER_LENGTH))
+    asked = await asyncio.to_thread(parse_request, await read_body(request), request.headers.get(HEADER_LENGTH))
     tensor, output = find_input(asked.inputs, settings_of(request).max_images), find_output(asked, target)
     answer = await run_unless_disconnected(request, run_tensor(request, target, tensor, find_deadline(request, asked)))
     if target.output == "embedding":

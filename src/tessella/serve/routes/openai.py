@@ -24,6 +24,7 @@ from .embedding import (
     embed_texts,
     fingerprint_header,
     read_object,
+    require_count,
     require_width,
     to_base64,
     unit_embeddings,
@@ -47,7 +48,7 @@ _MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
 async def embeddings(request: Request) -> Response:
     """Embed images that are given as data URIs."""
     body = await read_object(request)
-    return await answer_embeddings(request, body, find_images(body))
+    return await answer_embeddings(request, body, find_images(request, body))
 
 
 @router.post(
@@ -59,7 +60,7 @@ async def embeddings(request: Request) -> Response:
 async def embeddings_image(request: Request) -> Response:
     """Embed images that are given as data URIs or base64."""
     body = await read_object(request)
-    return await answer_embeddings(request, body, find_images({**body, "modality": "image"}))
+    return await answer_embeddings(request, body, find_images(request, {**body, "modality": "image"}))
 
 
 @router.get("/health", tags=["Infinity"], response_model=TimeBody)
@@ -70,7 +71,7 @@ async def health() -> dict[str, float]:
 
 @router.get("/v1/models/{name:path}", tags=["OpenAI"], response_class=Response, responses=_MODEL_RESPONSES)
 async def model(request: Request, name: str) -> Response:
-    """Return one model of the list of models."""
+    """Return one model of the list of models. Raises UsageError `unknown_model`."""
     for status in service_of(request).models():
         if status.name == name:
             return json_response(model_row(status))
@@ -113,13 +114,17 @@ async def answer_embeddings(request: Request, body: Mapping[str, object], texts:
     return json_response(content, headers=fingerprint_header(answer))
 
 
-def find_images(body: Mapping[str, object]) -> list[str]:
-    """Return the images of a request as texts. Raises RequestError `bad_request`, also for texts to embed."""
+def find_images(request: Request, body: Mapping[str, object]) -> list[str]:
+    """Return the images of a request as texts.
+
+    Raises RequestError `bad_request`, also for texts to embed; ServeError `too_many_images`.
+    """
     entries, modality = body.get("input"), body.get("modality")
     if not isinstance(entries, list):
         entries = [entries]
     if modality not in (None, "image", "text", "audio"):
         raise RequestError("bad_request", "'modality' is not 'image'.")
+    require_count(request, entries)
     return [find_image(entry, modality) for entry in entries]
 
 
