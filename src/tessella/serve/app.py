@@ -47,6 +47,8 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
     )
     app.state.service, app.state.settings = service, settings
     open_paths: set[str] = set()
+    routers = (app, *(module.router for module in ROUTES))
+    app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     for module in ROUTES:
         app.include_router(module.router)
         open_paths |= set(getattr(module, "OPEN_PATHS", ()))
@@ -96,8 +98,8 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 def _allowed_methods(request: Request) -> str:
     """Return the methods of all routes of a path."""
     methods: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+    for route in request.app.state.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
             methods |= route.methods or set()
     return ", ".join(sorted(methods))
 

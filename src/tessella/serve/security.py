@@ -109,7 +109,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         exchange = Exchange(self, scope, receive, send)
-        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        scope.setdefault("state", {}).update(request_id=exchange.request_id, count_bytes=exchange.count_bytes)
         with self._counted(exchange):
             await self._answer(scope, exchange)
 
@@ -231,13 +231,16 @@ class Exchange:
             raise RequestError("slow_body", "The body must arrive faster.") from None
         if message["type"] != "http.request":
             return message
-        count = len(message.get("body", b""))
-        self.received += count
-        self.gate.budget.take(count)
+        self.count_bytes(len(message.get("body", b"")))
         if self.received > self.gate.max_body_bytes:
             raise RequestError("body_too_large", "The body has more bytes than the server accepts.")
         self._is_body_complete = not message.get("more_body", False)
         return message
+
+    def count_bytes(self, count: int) -> None:
+        """Count bytes that the request holds until its end. Raises RequestError `overloaded`."""
+        self.received += count
+        self.gate.budget.take(count)
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer.

@@ -84,7 +84,7 @@ async def predict(request: Request) -> Response:
 async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) -> Response:
     """Answer a request for results of a model."""
     deadline = deadline_of(request)
-    asked = await read_images(request)
+    asked = await read_images(request, deadline)
     if asked.top is not None and not has_top:
         raise RequestError("bad_request", 'Embeddings have no "top".')
     data = [image.data for image in asked.images]
