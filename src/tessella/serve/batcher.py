@@ -205,7 +205,7 @@ class Batcher(Generic[Key]):
 
     def __init__(
         self,
-        deliver: Callable[[list[Result[Key]]], None],
+        deliver: Callable[[list[Result[Key]]], object],
         *,
         workers: int,
         max_images: int,
@@ -221,7 +221,7 @@ class Batcher(Generic[Key]):
         self._idle = 0
         self._closed = False
         self._threads: list[threading.Thread] = []
-        self.ensure_workers(workers)
+        self.grow(workers, max_images)
 
     def __enter__(self) -> Batcher[Key]:
         return self
@@ -239,10 +239,11 @@ class Batcher(Generic[Key]):
         """Whether all threads are running."""
         return all(thread.is_alive() for thread in self._threads)
 
-    def ensure_workers(self, count: int) -> None:
-        """Start threads until there are at least `count`: the largest number of streams of the models in use."""
+    def grow(self, workers: int, max_images: int) -> None:
+        """Have at least so many threads and places, if another model needs more."""
         with self._changed:
-            while len(self._threads) < count and not self._closed:
+            self._queue.max_images = max(self._queue.max_images, max_images)
+            while len(self._threads) < workers and not self._closed:
                 thread = threading.Thread(target=self._work, name="tessella-batches", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -277,13 +278,21 @@ class Batcher(Generic[Key]):
     # --- in the worker threads ---
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            results = run_batch(batch, self._clock)
-            with self._changed:
-                self._queue.finish(batch)
-                if self._queue.images:
-                    self._changed.notify()  # a worker that waited because of the lane's limit
-            self._hand_over(results)
+        while self._work_once():
+            pass
+
+    def _work_once(self) -> bool:
+        """Run one batch; False after `close`. A function of its own, so that no variable keeps a model in memory."""
+        batch = self._next()
+        if batch is None:
+            return False
+        results = run_batch(batch, self._clock)
+        with self._changed:
+            self._queue.finish(batch)
+            if self._queue.images:
+                self._changed.notify()  # a worker that waited because of the lane's limit
+        self._hand_over(results)
+        return True
 
     def _next(self) -> Batch[Key] | None:
         """Wait for a batch and return it; None after `close`."""
