@@ -400,7 +400,7 @@ def load(
     if (folder := find_exported(settings)) is not None:
         return Predictor.from_export(folder, batch_size=batch_size, mode=mode, transform=transform, policy=policy)
     network, plan = open_planned(settings)
-    return Predictor(network, name=settings.name, plan=plan, images=images, transform=transform, policy=policy)
+    return Predictor(network, name=settings.recorded_name, plan=plan, images=images, transform=transform, policy=policy)
 
 
 def check_top(top: int) -> int:

@@ -64,7 +64,7 @@ def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
             "pretrained model"
         )
     config = choose_config("mixer_b16_224", "finetune", None, False, {})[0]  # there are default weights
-    assert config.init_from == "pretrained"
+    assert (config.model, config.init_from) == ("mixer_b16_224.goog_in21k_ft_in1k", "pretrained")
     with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
         choose_config("mixer_s16_224", "finetune", None, False, {})
     file = tmp_path / "train.json"

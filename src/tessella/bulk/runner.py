@@ -27,6 +27,7 @@ from ..records import csv_line
 from ..signals import GracefulStop
 from ..storage import check_output, copy_file, file_hash, folder_lock, write_bytes
 from ..text import count_of
+from ..weights.catalogue import full_name
 from .events import OnEvent, ProgressTracker, RunRemark, ignore_event
 from .ledger import LEDGER, Ledger, Shard
 from .manifest import MANIFEST, Manifest, write_manifest
@@ -215,6 +216,8 @@ def _require_same_settings(out: Path, facts: RunFacts, identity: RunIdentity) ->
     """Refuse to resume a run with other settings: UsageError `changed_run`."""
     recorded = dict(facts)
     changed = [(name, recorded.get(name), value) for name, value in identity.items() if recorded.get(name) != value]
+    if full_name(facts["model"]) == full_name(identity["model"]):
+        changed = [change for change in changed if change[0] != "model"]
     if changed:
         shown = "; ".join(
             f"{name} {_short(before)}, now {_short(now)}" for name, before, now in changed[:SHOWN_CHANGES]

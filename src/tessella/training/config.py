@@ -24,6 +24,7 @@ from ..data.mix import Erasing, Mixing
 from ..engine.exported import is_exported
 from ..errors import UsageError
 from ..storage import read_regular
+from ..weights.catalogue import full_name
 
 TEACHER_SUFFIXES = (".onnx", ".xml", ".tflite")
 MAX_IMG_SIZE = 4000  # pixels per side: the square is data.limits.Limits.intermediate
@@ -285,9 +286,14 @@ def read_config(file: str | Path) -> dict[str, object]:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[str, str]]:
-    """Return the settings that differ, by their dotted names: (old, new) as JSON."""
+    """Return the settings that differ, by their dotted names: (old, new) as JSON.
+
+    An architecture and its default checkpoint are the same model: which weights are loaded depends on `init_from`.
+    """
     before, after = (_flatten("", _as_read(config)) for config in (old, new))
     names = [*after, *(name for name in before if name not in after)]
+    if full_name(old.model) == full_name(new.model):
+        names.remove("model")
     return {
         name: (before.get(name, "unset"), after.get(name, "unset"))
         for name in names

@@ -8,7 +8,7 @@ from ..checks import checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
-from ..weights.catalogue import default_model
+from ..weights.catalogue import default_model, full_name
 from .config import TrainConfig, current_names, read_config
 
 Settings = dict[str, object]
@@ -170,6 +170,8 @@ def choose_config(
         _check_weights_exist(str(name))
         names_weights = True
     init_from = changes.setdefault("init_from", "pretrained" if names_weights else "scratch")
+    if init_from == "pretrained" and isinstance(name, str):
+        changes["model"] = name = full_name(name)
     match init_from:
         case "scratch":
             initial = "random weights"

@@ -166,10 +166,23 @@ def default_model(task: Task = "embed", started_with: str | None = None) -> str:
     """Return the name of the model that is used if none is given.
 
     task: "classify" if predicted classes are the result; "embed" for everything else. started_with: the model of a run
-    that is resumed; it is kept if it is or was the default.
+    that is resumed; it is kept, under its full name, if it is or was the default.
     """
     names = DEFAULT_MODELS[task]
+    started_with = full_name(started_with or "")
     return started_with if started_with in names else names[0]
+
+
+def full_name(name: str) -> str:
+    """Return the name of a checkpoint as `arch.tag`; a name that does not refer to published weights is returned as is.
+
+    An architecture without a tag has the tag of its default checkpoint. Earlier versions recorded such names as they
+    were given, so recorded names are compared in this form.
+    """
+    name = DEPRECATED.get(name, name)
+    rows = get_arch_pretrained_cfgs(name) if name in ARCHITECTURE_NAMES else {}
+    default = next(iter(rows.values()), None)
+    return default.name if default is not None and default.has_weights else name
 
 
 @checked
