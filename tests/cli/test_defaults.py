@@ -74,6 +74,26 @@ def test_training_keeps_the_default_of_its_start(tmp_path: Path, monkeypatch: py
     assert f'model was "{FORMER}", now "{EMBEDDER}"' in run(*command, "-m", EMBEDDER, status=2)[1]
 
 
+@pytest.mark.usefixtures("_former_defaults")
+@pytest.mark.parametrize("options", [["--scratch"], ["--preset", "small-data"], ["--config", "{}/config.json"]])
+def test_training_from_random_weights_keeps_the_architecture_of_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    data = str(make_images(tmp_path / "data", count=16, side=32))
+    (tmp_path / "config.json").write_text('{"lr": 0.001}')
+    options = [text.format(tmp_path) for text in options]
+    command = ("train", data, *options, "--epochs", "1", "--batch-size", "4", "--workers", "0", "--img-size", "32")
+    former, _, _ = FORMER.partition(".")
+    assert run(*command, "-o", str(tmp_path / "run"))[1].startswith(f"{former}: random weights")
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    change_defaults(monkeypatch)
+    assert run(*command, "-o", str(tmp_path / "run"))[1].startswith(f"{former}: random weights")
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["config"]["model"] == former
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    new, _, _ = EMBEDDER.partition(".")
+    assert run(*command, "-o", str(tmp_path / "new"))[1].startswith(f"{new}: random weights")
+
+
 def test_a_run_is_recorded_with_the_tag_of_its_weights_and_resumed_with_or_without_it(tmp_path: Path) -> None:
     default = catalogue.default_model()
     arch, _, _ = default.partition(".")

@@ -82,7 +82,7 @@ class TrainConfig:
     Raises UsageError `bad_argument` if a value has another type or is out of its range.
     """
 
-    model: str = "convmixer_256_8_ks3_p4"
+    model: str = "convmixer_384_8_ks5_p8"  # the architecture of the built-in model for photographs
     model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
     init_from: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
     trainable: Literal["all", "head"] = "all"  # "head": train the classifier only; batch norms keep their statistics
