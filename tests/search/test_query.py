@@ -344,6 +344,8 @@ def test_embeddings_of_another_model_are_refused(planted: Path, index: Index, tm
         with pytest.raises(UsageError, match=r"0123456789abcdef.*ffffffffffffffff") as caught:
             refused()
         assert caught.value.code == "changed_run"
+        model = index.facts["model"]
+        assert caught.value.hint.endswith(f"the model: -m {model}, in Python tessella.load({model!r})")
 
 
 def test_an_opened_index_is_not_affected_by_an_update(tmp_path: Path) -> None:

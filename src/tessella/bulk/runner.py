@@ -42,6 +42,7 @@ from .run_folder import (
     RunIdentity,
     complete_log,
     has_shards,
+    how_to_load,
     log_line,
     read_rows,
     read_run,
@@ -219,13 +220,17 @@ def _require_same_settings(out: Path, facts: RunFacts, identity: RunIdentity) ->
     if full_name(facts["model"]) == full_name(identity["model"]):
         changed = [change for change in changed if change[0] != "model"]
     if changed:
+        is_other_model = any(name == "model" for name, _, _ in changed)
+        former = (
+            f"the model of that run: {how_to_load(facts['model'])}" if is_other_model else "the settings of that run"
+        )
         shown = "; ".join(
             f"{name} {_short(before)}, now {_short(now)}" for name, before, now in changed[:SHOWN_CHANGES]
         )
         raise UsageError(
             "changed_run",
             f"{out} holds a run with other settings: {shown}",
-            hint="use another --out, or the settings of that run",
+            hint=f"use another --out, or {former}",
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bulk.manifest import as_text
-from ..bulk.run_folder import RunFacts, read_run, row_sources
+from ..bulk.run_folder import RunFacts, how_to_load, read_run, row_sources
 from ..checks import as_path, check_count, checked
 from ..data.decode import Mode, Policy
 from ..errors import UsageError
@@ -264,7 +264,8 @@ def check_fingerprint(facts: RunFacts, fingerprint: str, name: str) -> None:
         raise UsageError(
             "changed_run",
             f"the run has the fingerprint {facts['fingerprint']} ({settings}), the query {fingerprint} ({name})",
-            hint="embed the query with the run's model, weights and settings, or run the collection with the query's",
+            hint="embed the query with the run's model, weights and settings, or run the collection with the query's; "
+            f"the model: {how_to_load(facts['model'])}",
         )
 
 
