@@ -220,10 +220,9 @@ def _require_same_settings(out: Path, facts: RunFacts, identity: RunIdentity) ->
     if full_name(facts["model"]) == full_name(identity["model"]):
         changed = [change for change in changed if change[0] != "model"]
     if changed:
-        is_other_model = any(name == "model" for name, _, _ in changed)
-        former = (
-            f"the model of that run: {how_to_load(facts['model'])}" if is_other_model else "the settings of that run"
-        )
+        former = "the settings of that run"
+        if "model" in (name for name, _, _ in changed):
+            former = f"the model of that run: {how_to_load(facts['model'])}"
         shown = "; ".join(
             f"{name} {_short(before)}, now {_short(now)}" for name, before, now in changed[:SHOWN_CHANGES]
         )

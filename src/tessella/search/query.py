@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -252,9 +253,20 @@ class Index:
 
     def _check_label(self, label: str | None) -> None:
         if label is not None and label not in self.facts["labels"]:
-            similar = difflib.get_close_matches(label, self.facts["labels"], 3, 0.5) or self.facts["labels"][:3]
-            hint = f"classes include {', '.join(map(repr, similar))}"
+            hint = f"classes include {', '.join(map(repr, suggested_classes(label, self.facts['labels'])))}"
             raise UsageError("bad_argument", f"{self.facts['model']} has no class {label!r}", hint=hint)
+
+
+def suggested_classes(word: str, classes: Sequence[str]) -> list[str]:
+    """Return class names to offer for a word that is none of them.
+
+    At most five names that contain the word, then those with a word that begins or ends with it; if there are none, at
+    most three similar names, or the first three.
+    """
+    text = re.escape(word.casefold())
+    patterns = (rf"(?<!\w){text}(?!\w)", rf"(?<!\w){text}|{text}(?!\w)")
+    matching = [name for pattern in patterns for name in classes if word and re.search(pattern, name.casefold())]
+    return list(dict.fromkeys(matching))[:5] or difflib.get_close_matches(word, classes, 3, 0.5) or list(classes[:3])
 
 
 def check_fingerprint(facts: RunFacts, fingerprint: str, name: str) -> None:
