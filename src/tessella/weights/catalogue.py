@@ -58,6 +58,7 @@ class Checkpoint:
     sha256: str | None = None  # of that file
     label_names: tuple[str, ...] | None = None  # None: a public label set, which follows from num_classes
     note: str = ""  # a known problem
+    class_warning: str = ""  # why its predicted classes should not be relied on
 
     @property
     def name(self) -> str:
@@ -183,6 +184,12 @@ def full_name(name: str) -> str:
     rows = get_arch_pretrained_cfgs(name) if name in ARCHITECTURE_NAMES else {}
     default = next(iter(rows.values()), None)
     return default.name if default is not None and default.has_weights else name
+
+
+def class_warning(name: str) -> str:
+    """Return why the predicted classes of a published model should not be relied on; "" if nothing is known."""
+    row = CATALOGUE.get(full_name(name))
+    return row.class_warning if row else ""
 
 
 @checked
