@@ -48,7 +48,7 @@ class RequestImage:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _JsonImage:
     """An image of a JSON body: its text, or its address if `text` is None."""
 
     name: str
@@ -154,14 +154,14 @@ async def read_json_object(request: Request, known: Collection[str]) -> dict[str
     return value
 
 
-def _json_entries(value: object, settings: ServeSettings) -> list[_Entry]:
+def _json_entries(value: object, settings: ServeSettings) -> list[_JsonImage]:
     if not isinstance(value, list):
         raise RequestError("bad_request", 'The key "images" needs a list of images.')
     _check_count(len(value), settings)
     return [_json_entry(index, entry) for index, entry in enumerate(value)]
 
 
-def _json_entry(index: int, entry: object) -> _Entry:
+def _json_entry(index: int, entry: object) -> _JsonImage:
     if isinstance(entry, str):
         entry = {"data": entry}
     if not isinstance(entry, dict) or not entry.keys() <= {"data", "url", "name"}:
@@ -169,10 +169,10 @@ def _json_entry(index: int, entry: object) -> _Entry:
     values = {key: value for key, value in entry.items() if value is not None}
     if not all(isinstance(value, str) for value in values.values()) or len(values.keys() & {"data", "url"}) != 1:
         raise RequestError("bad_request", 'An image is a string, or an object with "data" or "url", and "name".')
-    return _Entry(_checked_name(values.get("name", str(index))), values.get("data"), values.get("url", ""))
+    return _JsonImage(_checked_name(values.get("name", str(index))), values.get("data"), values.get("url", ""))
 
 
-async def _load(entry: _Entry, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:
+async def _load(entry: _JsonImage, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:
     """Decode an image that was sent as text, or fetch it. fetch: None if addresses are refused."""
     if (text := entry.text) is not None:
         if len(text) > _BLOCKING:
@@ -359,7 +359,7 @@ def _complete(
 
 def _parse_top(value: object) -> int | None:
     """Return the number of classes that a request asks for."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value):
         value = int(value)
     if isinstance(value, float) and value.is_integer():  # JSON has no integers, only numbers
         value = int(value)
