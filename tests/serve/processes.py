@@ -1,0 +1,37 @@
+"""Look at processes, threads and memory in /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes whose parent is `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def descendants(pid: int | None = None) -> list[int]:
+    """Return the ids of all processes below `pid`, by default below this one."""
+    found: list[int] = []
+    for child in children(os.getpid() if pid is None else pid):
+        found += [child, *descendants(child)]
+    return found
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors() -> int:
+    """Return the number of open files of this process."""
+    return len([*Path("/proc/self/fd").iterdir()])
