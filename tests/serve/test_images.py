@@ -21,7 +21,7 @@ from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, parse_json, r
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
 
-from .processes import FORM, multipart
+from .servers import FORM, multipart
 
 PIXELS = b"not an image, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()

@@ -27,7 +27,7 @@ from tessella.weights.catalogue import default_model
 
 from .conftest import EXAMPLES, App
 from .leaks import find_leaks
-from .processes import FORM, ServerProcess, connect, exchange, multipart, request_bytes
+from .servers import FORM, ServerProcess, connect, exchange, multipart, request_bytes
 
 NAMES = ("cat.jpg", "coffee.jpg")
 TASKS = [("classify", "classify", True, False), ("embed", "embed", False, True), ("predict", "embed", True, True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .processes import ServerProcess, exchange, request_bytes
+from .servers import ServerProcess, exchange, request_bytes
 from .test_security import HOST, call, new_app
 
 # `TESSELLA_SCHEMATHESIS_EXAMPLES=1000 python -m pytest tests/serve/test_openapi.py` is the long run

@@ -19,7 +19,7 @@ from tessella.errors import ServeError, UsageError
 from tessella.serve import ServeSettings
 from tessella.serve.runner import bind, serve, url_of
 
-from .processes import (
+from .servers import (
     FORM,
     Reply,
     ServerProcess,
