@@ -23,7 +23,7 @@ from tessella.predictor import Predictor
 from tessella.results import Output
 
 from ..structure import ROOT
-from .live import live_server
+from .processes import ServerProcess
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
 OTHER_MODEL = "gmixer_ti_p4_32.cifar10"
@@ -37,8 +37,9 @@ FILES = [next((ROOT / "clothing" / name).glob("*.jpg")) for name in ("hat", "pan
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A server with two models and a token."""
-    with live_server(models=[MODEL, OTHER_MODEL], token=TOKEN, max_images=MAX_IMAGES) as url:
-        yield url
+    options = ("-m", MODEL, "-m", OTHER_MODEL, "--max-images", str(MAX_IMAGES))
+    with ServerProcess(*options, environment={"TESSELLA_TOKEN": TOKEN}) as process:
+        yield process.url
 
 
 @cache

@@ -16,7 +16,7 @@ from tessella.errors import UsageError
 from tessella.serve.routes.open_inference import Target, find_target
 
 from ..structure import ROOT
-from .live import live_server
+from .processes import ServerProcess
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
 OTHER_MODEL = "gmixer_ti_p4_32.cifar10"
@@ -29,7 +29,10 @@ INFER = f"/v2/models/{MODEL}/infer"
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     """A client of a server with two models, of which the first is loaded, and without a token."""
-    with live_server(models=[MODEL, OTHER_MODEL], max_images=4) as url, httpx.Client(base_url=url) as client:
+    with (
+        ServerProcess("-m", MODEL, "-m", OTHER_MODEL, "--max-images", "4") as process,
+        httpx.Client(base_url=process.url) as client,
+    ):
         yield client
 
 
