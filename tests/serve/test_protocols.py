@@ -155,6 +155,17 @@ class TestOpenInference:
         assert client.post(INFER, json=body).status_code == 504
         assert client.post(INFER, json=tensor() | {"parameters": {"timeout": 60_000_000}}).status_code == 200
 
+    def test_methods(self, client: httpx.Client) -> None:
+        for path in (INFER, f"/v2/models/{MODEL}/versions/1/infer", "/v2/models/hub:owner/name/infer"):
+            answer = client.get(path)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == "POST"
+        assert client.post(f"/v2/models/{MODEL}").headers["allow"] == "GET"
+
+    def test_ready_of_the_index(self, client: httpx.Client) -> None:
+        assert client.post("/v2/repository/index", json={"ready": 1}).status_code == 400
+        assert client.post("/v2/repository/index").status_code == 200
+
     def test_unknown_paths_have_errors_of_the_protocol(self, client: httpx.Client) -> None:
         for path in ("/v2/trace/setting", "/v2/systemsharedmemory/status"):
             assert client.get(path).json().keys() == {"error"}
