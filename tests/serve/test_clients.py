@@ -129,7 +129,7 @@ class TestTriton:
 
     def test_requests_at_the_same_time(self, results: dict[str, Any]) -> None:
         assert results["ids"] == ["0", "1", "2", "3"]
-        for logits in results["async"]:
+        for logits in (*results["async"], results["asyncio"], results["compressed"]):
             assert_logits(logits)
 
     def test_classification(self, results: dict[str, Any]) -> None:
@@ -169,6 +169,7 @@ class TestTriton:
             ("too many", 413, "more images than the server accepts"),
             ("broken image", 422, "corrupt_image of image 1"),
             ("not an image", 415, "unsupported_format of image 0"),
+            ("compressed", 415, "encoding of the body is not supported"),
             ("load", 404, "no such path"),
             ("token", 401, "token is missing"),
             ("token of the metadata", 401, "token is missing"),
