@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from tessella.errors import ImageError
 from tessella.serve import ServeSettings
-from tessella.serve.images import MAX_NAME, MAX_TEXT, ImageRequest, parse_json, read_images
+from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, parse_json, read_images
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
 
@@ -27,7 +27,7 @@ PIXELS = b"not an image, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()
 
 
-def read(body: bytes | list[bytes], content_type: str, query: str = "", **settings: Any) -> ImageRequest:
+def read(body: bytes | list[bytes], content_type: str, query: str = "", **settings: Any) -> AskedImages:
     """Read the images of a request whose body arrives in the given parts."""
     pieces = body if isinstance(body, list) else [body]
     messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
@@ -58,7 +58,7 @@ def refusal(body: bytes | list[bytes], content_type: str, query: str = "", **set
     return caught.value.code, caught.value.message
 
 
-def contents(request: ImageRequest) -> list[tuple[str, bytes | str]]:
+def contents(request: AskedImages) -> list[tuple[str, bytes | str]]:
     return [(i.name, i.data.code if isinstance(i.data, ImageError) else i.data) for i in request.images]
 
 
@@ -182,7 +182,7 @@ BAD_JSON = [
     *(b'{"images" ["a"]}', b'{"images": ["a" "b"]}', b'{"images": ["a"]} x', b"/**/{}", b'{images: ["a"]}', b'"\\x41"'),
     *(b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00"),
 ]
-BAD_TOPS: list[object] = [0, -1, 1.0, 1.5, "x", "", True, False, [], {}, 10**10, -(10**30)]
+BAD_TOPS: list[object] = [0, -1, 0.0, 1.5, "x", "", True, False, [], {}, 10**10, -(10**30)]
 BAD_SHAPES: list[object] = [
     *(None, True, 1, "x", [], ["a"], {}, {"images": None}, {"images": "a"}, {"images": {}}, {"images": 1}),
     *({"images": []}, {"images": [1]}, {"images": [None]}, {"images": [["a"]]}, {"images": [{}]}, {"images": [True]}),
@@ -209,8 +209,12 @@ def test_a_number_beyond_the_range_is_no_number_of_classes() -> None:
 
 
 def test_null_is_the_same_as_nothing() -> None:
-    request = read(as_json({"images": [ENCODED], "model": None, "top": None}), "application/json")
+    body = as_json({"images": [ENCODED], "model": None, "top": None})
+    request = read(body, "application/json")
     assert (request.model, request.top) == (None, None)
+    request = read(body, "application/json", "model=m&top=3")
+    assert (request.model, request.top) == ("m", 3)
+    assert read(as_json({"images": [ENCODED], "top": 3.0}), "application/json").top == 3
 
 
 def test_too_many_images() -> None:

@@ -58,7 +58,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class ImageRequest:
+class AskedImages:
     """A request for a model's results.
 
     images: in the order of the request, with distinct positions but not necessarily distinct names. is_single: the
@@ -79,7 +79,7 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-async def read_images(request: Request, deadline: float | None = None) -> ImageRequest:
+async def read_images(request: Request, deadline: float | None = None) -> AskedImages:
     """Read the images of a request, and the parameters `model` and `top`, which the body or the query may have.
 
     Addresses of images are fetched if the settings allow it. deadline: seconds for that, at most those of the settings.
@@ -88,6 +88,8 @@ async def read_images(request: Request, deadline: float | None = None) -> ImageR
     """
     kind, settings = content_type(request), settings_of(request)
     query = _single_values(request)
+    name = _checked_name(query.get("name", "0"))
+    _parse_top(query.get("top"))
     if kind == "multipart/form-data":
         form = await read_form(request, {"model", "top"})
         return _complete(form.files, form.fields, query)
@@ -96,7 +98,7 @@ async def read_images(request: Request, deadline: float | None = None) -> ImageR
         entries = _json_entries(fields.pop("images", None), settings)
         return _complete(await _load_all(request, entries, deadline), fields, query)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
-        image = RequestImage(_checked_name(query.get("name", "0")), _checked(await read_body(request), settings))
+        image = RequestImage(name, _checked(await read_body(request), settings))
         return _complete([image], {}, query, is_single=True)
     raise RequestError("unsupported_media_type", OTHER_TYPE)
 
@@ -360,19 +362,21 @@ class _FormReader:
 
 def _complete(
     images: list[RequestImage], fields: Mapping[str, object], query: Mapping[str, str], *, is_single: bool = False
-) -> ImageRequest:
+) -> AskedImages:
     if not images:
         raise RequestError("bad_request", "The request has no images.")
-    given = {**{key: value for key, value in query.items() if key in ("model", "top")}, **fields}
-    model = given.get("model")
+    given = {key: query.get(key) if fields.get(key) is None else fields[key] for key in ("model", "top")}
+    model = given["model"]
     if model is not None and not isinstance(model, str):
         raise RequestError("bad_request", '"model" is not a string.')
-    return ImageRequest(images, model, _parse_top(given.get("top")), is_single)
+    return AskedImages(images, model, _parse_top(given["top"]), is_single)
 
 
 def _parse_top(value: object) -> int | None:
     """Return the number of classes that a request asks for."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # JSON has no integers, only numbers
         value = int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000_000):
         return value

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import importlib
 import logging
-import math
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import util
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048
 KEEP_ALIVE = 5  # seconds; a load balancer should close idle connections earlier
+SHUTDOWN_SECONDS = 3  # for answers that are being sent when everything else is finished
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECOND_SIGNAL_STATUS = 130
 
@@ -129,41 +129,42 @@ class _Run:
         """Serve until a signal or a failure."""
         service = Service(self.settings)
         server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
-        tasks = {
-            "serving": asyncio.create_task(server.serve([self.listener])),
-            "loading": asyncio.create_task(service.start()),
-            "stopping": asyncio.create_task(self.stopping.wait()),
-            "failed": asyncio.create_task(service.failed.wait()),
-            "sweeping": asyncio.create_task(_check_connections(server)),
-        }
+        serving = asyncio.create_task(server.serve([self.listener]))
+        sweeping = asyncio.create_task(_check_connections(server))
         with self._handled_signals():
             try:
-                await self._wait(service, tasks)
+                if await self._load(service):
+                    await self._serve_until_stopped(service)
             finally:
                 server.should_exit = True
-                await asyncio.wait({tasks["serving"]})
-                for task in tasks.values():
-                    task.cancel()
+                await serving
+                sweeping.cancel()
                 await service.close()
-                if not tasks["loading"].done():
-                    await asyncio.wait({tasks["loading"]}, timeout=0)
 
-    async def _wait(self, service: Service, tasks: dict[str, asyncio.Task[Any]]) -> None:
-        """Return when the server has to end: it has answered what it accepted, or has failed."""
-        ends = {tasks["serving"], tasks["stopping"], tasks["failed"]}
-        await asyncio.wait({*ends, tasks["loading"]}, return_when=asyncio.FIRST_COMPLETED)
-        if tasks["loading"].done():
-            tasks["loading"].result()
-            loaded = tuple(status.name for status in service.models() if status.state == "ready")
-            self.on_ready(Started(url_of(self.listener), loaded))
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    async def _load(self, service: Service) -> bool:
+        """Load the models; return whether the server should go on, because it was not asked to stop meanwhile."""
+        loading, stopping = asyncio.create_task(service.start()), asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            loading.cancel()
+            await asyncio.wait({loading})
+            return False
+        loading.result()
+        loaded = tuple(status.name for status in service.models() if status.state == "ready")
+        self.on_ready(Started(url_of(self.listener), loaded))
+        return True
+
+    async def _serve_until_stopped(self, service: Service) -> None:
+        """Return once all accepted requests are answered. Raises ServeError `worker_failed`."""
+        stopping, failed = asyncio.create_task(self.stopping.wait()), asyncio.create_task(service.failed.wait())
+        await asyncio.wait({stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failed.cancel()
         if service.failed.is_set():
-            raise ServeError("worker_failed", f"the server cannot continue: {service.readiness.reason}")
-        seconds = self.settings.drain_delay + self.settings.drain_timeout
-        self.on_stop(seconds)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await service.drain()
+            raise ServeError("worker_failed", f"the server cannot go on: {service.readiness.reason}")
+        self.on_stop(self.settings.drain_delay + self.settings.drain_timeout)
+        await service.drain()
 
     @contextlib.contextmanager
     def _handled_signals(self) -> Iterator[None]:
@@ -200,7 +201,7 @@ class _Run:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, math.ceil(self.settings.drain_timeout)),
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
 
 

@@ -75,7 +75,8 @@ class Gate:
 
     open_paths: exact paths that need no token besides the health routes: the static files of the page. is_draining:
     whether connections should be closed after their answer. on_answer: called with every answered request and its
-    status. log_requests: write one JSON object per request to the log `tessella.serve.security.access`.
+    status. on_error: called with the code of every error that the gate answers with. log_requests: write one JSON
+    object per request to the log `tessella.serve.security.access`.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class Gate:
         open_paths: Collection[str] = (),
         is_draining: Callable[[], bool] = lambda: False,
         on_answer: Callable[[Scope, int], None] = lambda scope, status: None,
+        on_error: Callable[[str], None] = lambda code: None,
         log_requests: bool = False,
     ) -> None:
         self.app = app
         self.open_paths = HEALTH_PATHS | frozenset(open_paths)
-        self.is_draining, self.on_answer = is_draining, on_answer
+        self.is_draining, self.on_answer, self.on_error = is_draining, on_answer, on_error
         self.log_requests = log_requests
         self.max_body_bytes, self.body_timeout = settings.max_body_bytes, settings.body_timeout
         self.budget = BodyBudget(max(settings.queue_bytes, settings.max_body_bytes))
@@ -282,6 +284,7 @@ class Exchange:
         """Answer with an error, unless the answer has begun: then the server cuts the connection."""
         if self.status:
             raise error
+        self.gate.on_error(error.code)
         problem = problem_of(error, self.scope["path"], self.request_id)
         await self.send({"type": "http.response.start", "status": problem.status, "headers": problem.headers})
         await self.send({"type": "http.response.body", "body": problem.body})

@@ -83,18 +83,19 @@ async def predict(request: Request) -> Response:
 
 async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) -> Response:
     """Answer a request for results of a model."""
-    deadline = deadline_of(request)
+    service, deadline = service_of(request), deadline_of(request)
+    service.check()  # before the body is read
     asked = await read_images(request, deadline)
     if asked.top is not None and not has_top:
         raise RequestError("bad_request", 'Embeddings have no "top".')
     data = [image.data for image in asked.images]
-    work = service_of(request).infer(data, model=asked.model, task=task, deadline=deadline)
+    work = service.infer(data, model=asked.model, task=task, deadline=deadline)
     answer = await run_unless_disconnected(request, work)
     top = min(asked.top or DEFAULT_TOP, answer.model.num_classes) if has_top else 0
     names = [image.name for image in asked.images]
     results = results_of(answer, names, top=top, embed=embed)
     if asked.is_single and (code := results[0]["status"]) != "ok":
-        raise RequestError(str(code), "")
+        raise ImageError(str(code), "the image has no result")
     body = {
         "model": answer.model.name,
         "fingerprint": answer.model.fingerprint,
