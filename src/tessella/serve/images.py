@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ MAX_PARTS_BESIDE_IMAGES = 16
 _PIECE = 64 * 1024  # bytes that are given to the multipart parser at once, however small the packets were
 _BLOCKING = 1024 * 1024  # bytes from which on a body is parsed in a thread
 _DATA_URI = re.compile(r"data:[a-z0-9.+-]*/?[a-z0-9.+-]*(?:;[a-z0-9.+=\"-]*)*?;base64,", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?:", re.IGNORECASE)
 _IMAGE_TYPE = re.compile(r"image/[a-z0-9.+-]{1,100}")
 OTHER_TYPE = "Send multipart/form-data, application/json, or the bytes of one image as image/* or octet-stream."
 
@@ -95,11 +96,7 @@ async def read_images(request: Request, deadline: float | None = None) -> AskedI
     if kind == "application/json":
         fields = await read_json_object(request, {"images", "model", "top"})
         entries = _json_entries(fields.pop("images", None), settings)
-        timeout = min(deadline or settings.deadline, settings.deadline)
-        fetch = _fetcher(request, settings, timeout) if settings.allow_urls else None
-        work = asyncio.gather(*(_load(entry, settings, fetch) for entry in entries))
-        images = await run_unless_disconnected(request, work)
-        return _complete(images, fields, query)
+        return _complete(await _load_all(request, entries, deadline), fields, query)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
         image = RequestImage(name, _checked(await read_body(request), settings))
         return _complete([image], {}, query, is_single=True)
@@ -170,6 +167,25 @@ def _json_entry(index: int, entry: object) -> _JsonImage:
     if not all(isinstance(value, str) for value in values.values()) or len(values.keys() & {"data", "url"}) != 1:
         raise RequestError("bad_request", 'An image is a string, or an object with "data" or "url", and "name".')
     return _JsonImage(_checked_name(values.get("name", str(index))), values.get("data"), values.get("url", ""))
+
+
+async def load_texts(request: Request, texts: Sequence[str], deadline: float | None = None) -> list[bytes | ImageError]:
+    """Return images that were sent as base64, as data URIs or by their addresses, which begin with http: or https:.
+
+    deadline: as in `read_images`. Raises ClientGoneError.
+    """
+    entries = [
+        _JsonImage(str(index), *((None, text) if _ADDRESS.match(text) else (text, "")))
+        for index, text in enumerate(texts)
+    ]
+    return [image.data for image in await _load_all(request, entries, deadline)]
+
+
+async def _load_all(request: Request, entries: Sequence[_JsonImage], deadline: float | None) -> list[RequestImage]:
+    settings = settings_of(request)
+    timeout = min(deadline or settings.deadline, settings.deadline)
+    fetch = _fetcher(request, settings, timeout) if settings.allow_urls else None
+    return await run_unless_disconnected(request, asyncio.gather(*(_load(entry, settings, fetch) for entry in entries)))
 
 
 async def _load(entry: _JsonImage, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:
