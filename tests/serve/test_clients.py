@@ -23,7 +23,7 @@ from tessella.predictor import Predictor
 from tessella.results import Output
 
 from ..structure import ROOT
-from .live import live_server
+from .servers import ServerProcess
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
 OTHER_MODEL = "gmixer_ti_p4_32.cifar10"
@@ -37,8 +37,9 @@ FILES = [next((ROOT / "clothing" / name).glob("*.jpg")) for name in ("hat", "pan
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A server with two models and a token."""
-    with live_server(models=[MODEL, OTHER_MODEL], token=TOKEN, max_images=MAX_IMAGES) as url:
-        yield url
+    options = ("-m", MODEL, "-m", OTHER_MODEL, "--max-images", str(MAX_IMAGES))
+    with ServerProcess(*options, environment={"TESSELLA_TOKEN": TOKEN}) as process:
+        yield process.url
 
 
 @cache
@@ -128,7 +129,7 @@ class TestTriton:
 
     def test_requests_at_the_same_time(self, results: dict[str, Any]) -> None:
         assert results["ids"] == ["0", "1", "2", "3"]
-        for logits in results["async"]:
+        for logits in (*results["async"], results["asyncio"], results["compressed"]):
             assert_logits(logits)
 
     def test_classification(self, results: dict[str, Any]) -> None:
@@ -168,6 +169,7 @@ class TestTriton:
             ("too many", 413, "more images than the server accepts"),
             ("broken image", 422, "corrupt_image of image 1"),
             ("not an image", 415, "unsupported_format of image 0"),
+            ("compressed", 415, "encoding of the body is not supported"),
             ("load", 404, "no such path"),
             ("token", 401, "token is missing"),
             ("token of the metadata", 401, "token is missing"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tessella
 from tessella.errors import UsageError
 from tessella.serve.routes.open_inference import Target, find_target
 
 from ..structure import ROOT
-from .live import live_server
+from .conftest import App
+from .leaks import find_leaks
+from .servers import ServerProcess
+from .test_tensors import JSON_VALUES, REQUESTS, with_binary
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
 OTHER_MODEL = "gmixer_ti_p4_32.cifar10"
@@ -29,8 +34,19 @@ INFER = f"/v2/models/{MODEL}/infer"
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     """A client of a server with two models, of which the first is loaded, and without a token."""
-    with live_server(models=[MODEL, OTHER_MODEL], max_images=4) as url, httpx.Client(base_url=url) as client:
+    with (
+        ServerProcess("-m", MODEL, "-m", OTHER_MODEL, "--max-images", "4") as process,
+        httpx.Client(base_url=process.url, event_hooks={"response": [check_error]}) as client,
+    ):
         yield client
+
+
+def check_error(answer: httpx.Response) -> None:
+    """Errors are those of the protocol and reveal nothing."""
+    if answer.is_error:
+        assert answer.status_code != 500
+        assert "x-tessella-error" in answer.headers
+        assert find_leaks(answer.read()) == []
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +168,17 @@ class TestOpenInference:
         assert client.post(INFER, json=body).status_code == 504
         assert client.post(INFER, json=tensor() | {"parameters": {"timeout": 60_000_000}}).status_code == 200
 
+    def test_methods(self, client: httpx.Client) -> None:
+        for path in (INFER, f"/v2/models/{MODEL}/versions/1/infer", "/v2/models/hub:owner/name/infer"):
+            answer = client.get(path)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == "POST"
+        assert client.post(f"/v2/models/{MODEL}").headers["allow"] == "GET"
+
+    def test_ready_of_the_index(self, client: httpx.Client) -> None:
+        assert client.post("/v2/repository/index", json={"ready": 1}).status_code == 400
+        assert client.post("/v2/repository/index").status_code == 200
+
     def test_unknown_paths_have_errors_of_the_protocol(self, client: httpx.Client) -> None:
         for path in ("/v2/trace/setting", "/v2/systemsharedmemory/status"):
             assert client.get(path).json().keys() == {"error"}
@@ -233,3 +260,49 @@ class TestCohereForms:
         assert answer.status_code == 400
         assert answer.json()["id"] == answer.headers["x-request-id"]
         assert text in answer.json()["message"]
+
+
+IMAGES = st.sampled_from([URI, ENCODED, URI[:900], "https://example.org/x.jpg", "", "a hat"])
+ENTRIES = st.lists(IMAGES | st.fixed_dictionaries({"image": IMAGES}) | JSON_VALUES, max_size=5)
+OPTIONS = {
+    "model": st.sampled_from([MODEL, "nothing"]) | JSON_VALUES,
+    "encoding_format": st.sampled_from(["float", "base64"]) | JSON_VALUES,
+    "modality": st.sampled_from(["image", "text"]) | JSON_VALUES,
+    "dimensions": st.sampled_from([0, 256]) | JSON_VALUES,
+}
+COHERE_OPTIONS = {
+    "images": ENTRIES | JSON_VALUES,
+    "inputs": st.lists(st.fixed_dictionaries({"content": ENTRIES}) | JSON_VALUES, max_size=3),
+    "embedding_types": st.lists(st.sampled_from(["float", "binary", "int8"]) | JSON_VALUES, max_size=3) | JSON_VALUES,
+    "output_dimension": JSON_VALUES,
+}
+
+
+class TestAnyBody:
+    """Any body gives an answer or an error of the protocol, never an error of the server."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def app(cls, open_app: Callable[..., App]) -> App:
+        return open_app(models=(MODEL,), max_images=4)
+
+    @settings(max_examples=200, deadline=None)
+    @given(REQUESTS, st.binary(max_size=40), st.booleans())
+    def test_open_inference(self, app: App, content: object, data: bytes, has_header: bool) -> None:
+        body, length = with_binary(content, data)
+        headers = {"Inference-Header-Content-Length": length} if has_header else {}
+        check_error(app.ask("POST", INFER, content=body, headers=headers))
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.sampled_from(["/v1/embeddings", "/embeddings_image"]),
+        ENTRIES | JSON_VALUES,
+        st.fixed_dictionaries({}, optional=OPTIONS),
+    )
+    def test_openai(self, app: App, path: str, entries: object, options: dict[str, object]) -> None:
+        check_error(app.ask("POST", path, json={"input": entries, **options}))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.sampled_from(["image", "text"]) | JSON_VALUES, st.fixed_dictionaries({}, optional=COHERE_OPTIONS))
+    def test_cohere(self, app: App, input_type: object, options: dict[str, object]) -> None:
+        check_error(app.ask("POST", "/v2/embed", json={"model": MODEL, "input_type": input_type, **options}))

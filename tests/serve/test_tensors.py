@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import struct
 import time
@@ -26,6 +27,8 @@ from tessella.serve.tensors import (
     read_elements,
     read_numbers,
 )
+
+from .leaks import find_leaks
 
 SPEC = InputSpec(height=8, width=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 
@@ -238,6 +241,10 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
+def test_reasons_reveal_nothing() -> None:
+    assert [text for text in REASONS.values() if find_leaks(text.encode())] == []
+
+
 class TestFuzz:
     @staticmethod
     def parse(body: bytes, header: str | None) -> bool:
@@ -256,7 +263,7 @@ class TestFuzz:
     def test_any_bytes(self, body: bytes, header: str | None) -> None:
         self.parse(body, header)
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=500, deadline=None)
     @given(REQUESTS, st.binary(max_size=40), st.booleans())
     def test_any_structure(self, content: object, data: bytes, has_header: bool) -> None:
         body, header = with_binary(content, data)
@@ -297,13 +304,17 @@ class TestFuzz:
         def seconds(size: int) -> float:
             body, header = build(size)
             best = float("inf")
-            for _ in range(3):
-                start = time.process_time()
-                self.parse(body, header)
-                best = min(best, time.process_time() - start)
+            gc.disable()  # its time depends on all objects of the process
+            try:
+                for _ in range(3):
+                    start = time.process_time()
+                    self.parse(body, header)
+                    best = min(best, time.process_time() - start)
+            finally:
+                gc.enable()
             return best
 
-        assert seconds(400_000) < 24 * max(seconds(50_000), 0.002)
+        assert seconds(800_000) < 24 * max(seconds(100_000), 0.002)
 
 
 class TestAnswers:

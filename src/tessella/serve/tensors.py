@@ -32,7 +32,7 @@ MAX_RANK = 8
 MAX_SIDE = 2**31 - 1
 
 REASONS = {
-    "header_length": "The header Inference-Header-Content-Length is not the length of a JSON object at the start.",
+    "header_length": "Inference-Header-Content-Length is not the length of the JSON object that the body begins with.",
     "json": "The request is not a JSON object in UTF-8.",
     "json_values": "The JSON has too many values; send the tensor as binary data.",
     "id": "'id' is not a string.",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 import numpy as np
 from common import Job, failure, read_job, write
 from PIL import Image
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, aio
 from tritonclient.http import InferenceServerClientPlugin as Plugin
 from tritonclient.utils import InferenceServerException
 
@@ -68,6 +69,13 @@ def scalings(client: InferenceServerClient, job: Job, size: tuple[int, int]) -> 
     }
 
 
+async def answer_async(job: Job) -> list[list[float]]:
+    async with aio.InferenceServerClient(job.url.removeprefix("http://")) as client:
+        headers = {"Authorization": f"Bearer {job.token}"}
+        answer = await client.infer(job.model, [bytes_input(job.files)], headers=headers)
+    return answer.as_numpy("logits").tolist()
+
+
 def errors_of(client: InferenceServerClient, job: Job) -> dict[str, object]:
     files = bytes_input(job.files)
     zeros = np.zeros((1, 3, 8, 8), np.float32)
@@ -86,6 +94,7 @@ def errors_of(client: InferenceServerClient, job: Job) -> dict[str, object]:
         "too many": lambda: client.infer(job.model, [bytes_input(job.files[:1] * 9)]),
         "broken image": lambda: client.infer(job.model, [bytes_input([job.files[0], job.files[1][:200]])]),
         "not an image": lambda: client.infer(job.model, [bytes_input([b"no image"])]),
+        "compressed": lambda: client.infer(job.model, [files], request_compression_algorithm="gzip"),
         "timeout": lambda: client.infer(job.model, [files], timeout=1),
         "load": lambda: client.load_model(job.model),
         "token": lambda: without_token.infer(job.model, [files]),
@@ -123,6 +132,10 @@ def main() -> None:
             "embedding": embedded.as_numpy("embedding").tolist(),
             "ids": [item.get_response()["id"] for item in answers],
             "async": [item.as_numpy("logits").tolist() for item in answers],
+            "asyncio": asyncio.run(answer_async(job)),
+            "compressed": client.infer(job.model, [files], response_compression_algorithm="gzip")
+            .as_numpy("logits")
+            .tolist(),
             "classes": classes(client, job.model, files),
             "values of the embedding": classes(client, f"{job.model}.embedding", files, "embedding"),
             "scalings": scalings(client, job, (height, width)),

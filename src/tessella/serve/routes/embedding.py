@@ -6,7 +6,6 @@ request that are not known are ignored, since clients send settings of other ser
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence, Sized
 
@@ -16,7 +15,7 @@ from starlette.requests import Request
 from ...errors import ImageError, ServeError
 from ...results import FloatArray, Output, l2_normalize
 from ..disconnects import run_unless_disconnected
-from ..images import decode_text, read_json, refuse_url, settings_of
+from ..images import load_texts, read_json, settings_of
 from ..problems import RequestError
 from ..service import Answer
 from .native import deadline_of, service_of
@@ -37,17 +36,10 @@ async def embed_texts(request: Request, texts: Sequence[str], model: str | None)
 
     Raises UsageError `unknown_model`; ServeError.
     """
-    settings, deadline = settings_of(request), deadline_of(request)
-
-    def decode() -> list[bytes | ImageError]:
-        return [refuse_url() if is_address(text) else decode_text(text, settings) for text in texts]
-
-    async def work() -> Answer:
-        return await service_of(request).infer(
-            await asyncio.to_thread(decode), model=model, task="embed", deadline=deadline
-        )
-
-    return await run_unless_disconnected(request, work())
+    deadline = deadline_of(request)
+    images = await load_texts(request, texts, deadline)
+    work = service_of(request).infer(images, model=model, task="embed", deadline=deadline)
+    return await run_unless_disconnected(request, work)
 
 
 def require_count(request: Request, entries: Sized) -> None:
@@ -57,11 +49,6 @@ def require_count(request: Request, entries: Sized) -> None:
         raise RequestError("bad_request", "The request has no images.")
     if len(entries) > limit:
         raise ServeError("too_many_images", f"{len(entries)} images, the limit is {limit}")
-
-
-def is_address(text: str) -> bool:
-    """Return whether a text is the address of an image rather than its data."""
-    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def good_outputs(answer: Answer) -> list[Output]:

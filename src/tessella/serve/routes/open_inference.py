@@ -29,6 +29,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from fastapi import APIRouter
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -73,6 +74,23 @@ INPUT = "image"
 VERSION = "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
 Output = Literal["logits", "embedding"]
+
+
+class ModelName(Convertor[str]):
+    """A name of a model in a path. It may have slashes, as that of a repository, and ends before a known part."""
+
+    regex = r"(?:(?!/(?:versions|ready|config|infer)(?:/|$))[^\n])+"
+
+    def convert(self, value: str) -> str:
+        """Return the name."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Return the part of a path."""
+        return value
+
+
+register_url_convertor("model", ModelName())
 
 router = APIRouter(tags=["Open Inference Protocol"])
 _MISSING = error_responses("/v2/", 404)
@@ -140,13 +158,13 @@ def require_ready(service: Service) -> None:
         raise ServeError("not_ready", service.readiness.reason)
 
 
-@router.get("/v2/models/{name:path}/versions/{version}/ready", response_class=Response, **_READY)
+@router.get("/v2/models/{name:model}/versions/{version}/ready", response_class=Response, **_READY)
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Answer as for the model without a version."""
     return model_readiness(request, name, version)
 
 
-@router.get("/v2/models/{name:path}/ready", response_class=Response, **_READY)
+@router.get("/v2/models/{name:model}/ready", response_class=Response, **_READY)
 async def model_ready(request: Request, name: str) -> Response:
     """Answer 200 with an empty body if requests for the model are accepted, else 503.
 
@@ -165,13 +183,13 @@ def model_readiness(request: Request, name: str, version: str | None) -> Respons
     return Response()
 
 
-@router.get("/v2/models/{name:path}/versions/{version}/config", response_model=ConfigBody, responses=_MISSING)
+@router.get("/v2/models/{name:model}/versions/{version}/config", response_model=ConfigBody, responses=_MISSING)
 async def version_config(request: Request, name: str, version: str) -> dict[str, object]:
     """Answer as for the model without a version."""
     return await model_config(request, name, version)
 
 
-@router.get("/v2/models/{name:path}/config", response_model=ConfigBody, responses=_MISSING)
+@router.get("/v2/models/{name:model}/config", response_model=ConfigBody, responses=_MISSING)
 async def config(request: Request, name: str) -> dict[str, object]:
     """Return the configuration in Triton's form: layout and size of the input, number of images in a request."""
     return await model_config(request, name, None)
@@ -202,13 +220,13 @@ async def open_target(request: Request, name: str, version: str | None) -> tuple
     return target, await service.open(target.model)
 
 
-@router.get("/v2/models/{name:path}/versions/{version}", response_model=MetadataBody, responses=_MISSING)
+@router.get("/v2/models/{name:model}/versions/{version}", response_model=MetadataBody, responses=_MISSING)
 async def version_metadata(request: Request, name: str, version: str) -> dict[str, object]:
     """Answer as for the model without a version."""
     return await model_metadata(request, name, version)
 
 
-@router.get("/v2/models/{name:path}", response_model=MetadataBody, responses=_MISSING)
+@router.get("/v2/models/{name:model}", response_model=MetadataBody, responses=_MISSING)
 async def metadata(request: Request, name: str) -> dict[str, object]:
     """Return the input and the output of a model; -1 is the number of images."""
     return await model_metadata(request, name, None)
@@ -231,7 +249,9 @@ async def model_metadata(request: Request, name: str, version: str | None) -> di
 async def repository_index(request: Request) -> list[dict[str, str]]:
     """List the names of all models, as Triton does; {"ready": true} leaves out those that are not loaded."""
     body = await read_body(request)
-    only_ready = bool(parse_object(body).get("ready", False)) if body else False
+    only_ready = parse_object(body).get("ready", False) if body else False
+    if not isinstance(only_ready, bool):
+        raise RequestError("bad_request", "'ready' is neither true nor false.")
     return [
         dict(name=name, version=VERSION, state="READY" if status.state == "ready" else "UNAVAILABLE", reason=reason)
         for status in service_of(request).models()
@@ -241,13 +261,13 @@ async def repository_index(request: Request) -> list[dict[str, str]]:
     ]
 
 
-@router.post("/v2/models/{name:path}/versions/{version}/infer", response_class=Response, **infer_documentation())
+@router.post("/v2/models/{name:model}/versions/{version}/infer", response_class=Response, **infer_documentation())
 async def version_infer(request: Request, name: str, version: str) -> Response:
     """Answer as for the model without a version."""
     return await infer_tensor(request, name, version)
 
 
-@router.post("/v2/models/{name:path}/infer", response_class=Response, **infer_documentation())
+@router.post("/v2/models/{name:model}/infer", response_class=Response, **infer_documentation())
 async def infer(request: Request, name: str) -> Response:
     """Run a model on the images of a tensor."""
     return await infer_tensor(request, name, None)
