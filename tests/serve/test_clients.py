@@ -23,7 +23,7 @@ from tessella.predictor import Predictor
 from tessella.results import Output
 
 from ..structure import ROOT
-from .processes import ServerProcess
+from .servers import ServerProcess
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
 OTHER_MODEL = "gmixer_ti_p4_32.cifar10"

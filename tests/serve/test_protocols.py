@@ -20,7 +20,7 @@ from tessella.serve.routes.open_inference import Target, find_target
 from ..structure import ROOT
 from .conftest import App
 from .leaks import find_leaks
-from .processes import ServerProcess
+from .servers import ServerProcess
 from .test_tensors import JSON_VALUES, REQUESTS, with_binary
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
