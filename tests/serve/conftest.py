@@ -1,4 +1,4 @@
-"""A server that the tests of one module share, and an application without a process."""
+"""A server that the tests of one module share, an application without a process, and a service with a fake engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from tessella.serve import ServeSettings, Service
+from tessella.serve import models as served_models
 from tessella.serve.app import create_app
 
+from .engines import FakeEngine, fake_predictor
 from .servers import ServerProcess
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -84,3 +86,11 @@ def open_app() -> Iterator[Callable[..., App]]:
     yield open_with
     for item in opened:
         item.close()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """The engine of all models that services open in this test."""
+    engine = FakeEngine()
+    monkeypatch.setattr(served_models, "open_predictor", lambda source, settings: fake_predictor(source, engine))
+    return engine
