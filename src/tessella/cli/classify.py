@@ -25,6 +25,7 @@ from .options import (
     report_bad,
     report_skipped,
     table_options,
+    warn_about_classes,
 )
 from .preflight import count_type
 
@@ -155,6 +156,8 @@ def _run(
         top = 0
     else:
         predictor = load_predictor(arguments, task)
+        if top:
+            warn_about_classes(predictor.name, arguments["checkpoint"])
         top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
         if path is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
