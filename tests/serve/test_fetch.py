@@ -304,7 +304,6 @@ LEGITIMATE = [
             "EXAMPLE.com",
             "www.example.com",
             "a-b.example.com",
-            "a_b.example.com",
             "1.example.com",
             "example.org",
             "images.example.org.",
