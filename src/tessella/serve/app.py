@@ -17,7 +17,7 @@ from .disconnects import run_unless_disconnected as run_unless_disconnected
 from .metrics import Metrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
-from .routes import native
+from .routes import cohere, native, open_inference, openai
 from .security import ClientGoneError, Gate
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token.
-ROUTES = (native,)
+ROUTES = (native, open_inference, openai, cohere)
 
 DESCRIPTION = """Classification and embeddings of images.
 
