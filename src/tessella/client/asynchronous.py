@@ -20,7 +20,7 @@ from ..errors import ServeError
 from ..inputs import AnyImage, list_images
 from ..pipeline import until_failure, with_keys
 from ..results import FloatArray, Prediction, Record, Scores, check_top
-from .images import ImageRequest, make_requests
+from .images import ImageGroup, make_requests
 from .protocol import (
     ALL_CLASSES,
     Call,
@@ -181,7 +181,7 @@ class AsyncClient(ClientBase):
                 collected.append(record)
         return single, collected
 
-    async def _answer(self, call: Call, request: ImageRequest) -> tuple[Served | None, list[Record]]:
+    async def _answer(self, call: Call, request: ImageGroup) -> tuple[Served | None, list[Record]]:
         if not request.files:
             return None, call.unsent(request)
         body, content_type = request.body(call.fields)

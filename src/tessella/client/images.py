@@ -35,7 +35,7 @@ def encoded_image(image: object, limits: Limits) -> bytes | ImageError:
 
 
 @dataclass
-class ImageRequest:
+class ImageGroup:
     """Some images of a call, in order.
 
     keys: one per image. files: (position in the call, bytes) of the images that are sent. errors: why the images at
@@ -78,16 +78,16 @@ class ImageRequest:
         return b"".join(parts), f"multipart/form-data; boundary={boundary}"
 
 
-def make_requests(pairs: Iterable[tuple[str, object]], max_images: int, max_body: int) -> Iterator[ImageRequest]:
+def make_requests(pairs: Iterable[tuple[str, object]], max_images: int, max_body: int) -> Iterator[ImageGroup]:
     """Read images and collect them in requests of at most `max_images` images and `max_body` bytes."""
     limits = Limits(bytes=max_body - 2 * PART_BYTES)
-    request = ImageRequest(0)
+    request = ImageGroup(0)
     for key, image in pairs:
         data = encoded_image(image, limits)
         size = 0 if isinstance(data, ImageError) else len(data) + PART_BYTES
         if len(request.keys) == max_images or (request.keys and request.size + size > max_body - PART_BYTES):
             yield request
-            request = ImageRequest(request.first + len(request.keys))
+            request = ImageGroup(request.first + len(request.keys))
         request.add(key, data)
     if request.keys:
         yield request

@@ -19,7 +19,7 @@ from ..errors import CODES, ImageError, ServeError, TessellaError, UsageError, W
 from ..inputs import list_images
 from ..results import FloatArray, Prediction, Record, Scores
 from ..text import printable
-from .images import ImageRequest, encoded_image
+from .images import ImageGroup, encoded_image
 from .retries import Reply
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Call:
             fields["top"] = str(max(self.top, 1))
         return fields
 
-    def records(self, request: ImageRequest, body: bytes, server: str) -> tuple[Served, list[Record]]:
+    def records(self, request: ImageGroup, body: bytes, server: str) -> tuple[Served, list[Record]]:
         """Return the model and one record per image of a request, in order.
 
         body: of the answer with status 200. server: its name in messages. Raises ServeError `server_failed` if the
@@ -178,7 +178,7 @@ class Call:
             records.append(self._record(key, results[position]) if error is None else error_record(key, error))
         return Served(answer.model, answer.fingerprint), records
 
-    def unsent(self, request: ImageRequest) -> list[Record]:
+    def unsent(self, request: ImageGroup) -> list[Record]:
         """Return the records of a request that has no image to send, as none could be read."""
         return [error_record(key, error) for key, error in zip(request.keys, request.errors.values(), strict=True)]
 

@@ -20,7 +20,7 @@ from ..errors import ServeError
 from ..inputs import AnyImage, list_images
 from ..pipeline import defer_failure, with_keys
 from ..results import FloatArray, Prediction, Record, Scores, check_top
-from .images import ImageRequest, make_requests
+from .images import ImageGroup, make_requests
 from .protocol import (
     ALL_CLASSES,
     Call,
@@ -200,7 +200,7 @@ class Client(ClientBase):
                 for future in waiting:
                     future.cancel()
 
-    def _answer(self, call: Call, request: ImageRequest, stop: threading.Event) -> tuple[Served | None, list[Record]]:
+    def _answer(self, call: Call, request: ImageGroup, stop: threading.Event) -> tuple[Served | None, list[Record]]:
         if not request.files:
             return None, call.unsent(request)
         body, content_type = request.body(call.fields)
