@@ -26,10 +26,11 @@ _LOCAL = (*("checkpoint", "device", "precision", "engine", "mode", "batch_size",
 
 
 def open_remote(arguments: dict[str, Any], task: Task) -> RemoteModel:
-    """Return the model of the server that the options name. Nothing is sent yet.
+    """Return the model of the server that the options name.
 
     task: what the server's default model is used for. Raises UsageError `bad_argument` for options that the server has
-    decided.
+    decided, and UsageError, ServeError as `Client.models`; a wrong address is reported at once, while a server that
+    fails later gets the time that `Client` gives it.
     """
     context = click.get_current_context()
     for parameter in context.command.params:
@@ -40,25 +41,21 @@ def open_remote(arguments: dict[str, Any], task: Task) -> RemoteModel:
                 f"{parameter.opts[-1]} cannot be combined with --server",
                 hint="it is an option of `tessella serve`",
             )
-    client = Client(arguments["server"], token=read_token(arguments["token_file"]), model=arguments["model"])
+    url, token, name = arguments["server"], read_token(arguments["token_file"]), arguments["model"]
+    with Client(url, token=token, retries=FIRST_RETRIES) as client:
+        models = client.models()
+    facts = next((model for model in models if (model.name == name if name else task in model.default_for)), None)
     if is_verbose():
-        notice(f"server: {printable(client.url)}")
-    return RemoteModel(client, task)
+        notice(printable(f"server: {client.url}, model: {facts.name if facts else name}"))
+    return RemoteModel(Client(url, token=token, model=name), facts)
 
 
 class RemoteModel:
-    """A model of a server. client: connected to it. task: as in `open_remote`."""
+    """A model of a server. client: asks for it. facts: what the server says about it, None if it does not list it."""
 
-    def __init__(self, client: Client, task: Task):
+    def __init__(self, client: Client, facts: ServerModel | None):
         """Describe a model; nothing is sent yet."""
-        self._client, self._task = client, task
-
-    @functools.cached_property
-    def _facts(self) -> ServerModel | None:
-        models = self._client.models()
-        if self._client.model is not None:
-            return next((model for model in models if model.name == self._client.model), None)
-        return next((model for model in models if self._task in model.default_for), None)
+        self._client, self._facts = client, facts
 
     @functools.cached_property
     def num_classes(self) -> int:
