@@ -51,9 +51,20 @@ RUN_OPTIONS = [
     "--transform",
     "--policy",
 ]
+SERVER_OPTIONS = ["--server", "--token-file"]
 SURFACE = {
-    "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out", "--csv-safe"],
-    "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
+    "classify": [
+        "INPUT...",
+        *RUN_OPTIONS,
+        *SERVER_OPTIONS,
+        "--strict",
+        "--top",
+        "--json",
+        "--csv",
+        "--out",
+        "--csv-safe",
+    ],
+    "embed": ["INPUT...", *RUN_OPTIONS, *SERVER_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
     "run": [
         *(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from importlib import util
 from pathlib import Path
@@ -24,6 +23,7 @@ from .options import (
     options,
     policy_option,
     precision_option,
+    read_token,
     transform_option,
 )
 from .preflight import count_type
@@ -31,7 +31,6 @@ from .preflight import count_type
 if TYPE_CHECKING:
     from ..serve.runner import Started
 
-TOKEN_VARIABLE = "TESSELLA_TOKEN"
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 _MIB = 1 << 20
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -219,7 +218,7 @@ def serve(
         )
     settings = ServeSettings(
         index=None if index is None else Path(index),
-        token=_read_token(token_file),
+        token=read_token(token_file),
         max_body_bytes=max_body_mib * _MIB,
         queue_bytes=max(256, max_body_mib) * _MIB,
         memory_limit=memory_mib and memory_mib * _MIB,
@@ -238,17 +237,6 @@ def _check_packages() -> None:
         verb = "is" if len(missing) == 1 else "are"
         hint = install_command(list(_PACKAGES))
         raise UsageError("missing_dependency", f"the server needs {names}, which {verb} not installed", hint=hint)
-
-
-def _read_token(path: str | None) -> str | None:
-    """Return the token: the first line of a file, or the value of the environment variable."""
-    if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        return Path(path).read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError("bad_argument", f"the token file {path!r} cannot be read: {reason}") from None
 
 
 def _log_requests() -> None:
