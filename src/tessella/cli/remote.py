@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ..weights.catalogue import Task
 
 # Parameters that say how a model is loaded and run, which the server has decided
-_LOCAL = (*("checkpoint", "device", "precision", "engine", "mode", "batch_size", "images", "transform", "policy"),)
+_LOCAL = ("checkpoint", "device", "precision", "engine", "mode", "batch_size", "images", "transform", "policy")
+FIRST_RETRIES = 2  # of the first request
 
 
 def open_remote(arguments: dict[str, Any], task: Task) -> RemoteModel:
