@@ -19,10 +19,10 @@ from typing import Any
 
 import tessella
 from tessella.predictor import Predictor
-from tessella.serve.load import Reply, Request, closed_loop, percentile
+from tessella.serve.load import Request, TimedReply, closed_loop, percentile
 from tessella.serve.prove import (
     CLIENTS,
-    Answers,
+    AnswerCheck,
     Promise,
     Trial,
     check_answers,
@@ -46,7 +46,7 @@ def command(model: str) -> list[str]:
 async def many_answers(trial: Trial, count: int) -> dict[str, Any]:
     """Send known images, in random order, from many clients; count answers that are wrong, swapped or missing."""
     rng = random.Random(0)
-    answers = Answers(trial.expected)
+    answers = AnswerCheck(trial.expected)
     requests = (trial.request(rng.randrange(len(trial.images))) for _ in range(count))
     result = await closed_loop(trial.address, requests, CLIENTS, judge=answers.judge)
     missing = count - result.count(200)
@@ -57,8 +57,8 @@ async def many_answers(trial: Trial, count: int) -> dict[str, Any]:
 async def bad_input(trial: Trial, seconds: float) -> dict[str, Any]:
     """Send known images and 5 % malformed ones; the server's memory, threads and descriptors have to stay flat."""
     rng = random.Random(0)
-    answers = Answers(trial.expected)
-    bad: list[Reply] = []
+    answers = AnswerCheck(trial.expected)
+    bad: list[TimedReply] = []
 
     def requests(end: float) -> Iterator[Request]:
         for position in itertools.count():
@@ -69,7 +69,7 @@ async def bad_input(trial: Trial, seconds: float) -> dict[str, Any]:
             else:
                 yield trial.request(position)
 
-    def judge(reply: Reply) -> None:
+    def judge(reply: TimedReply) -> None:
         if reply.key < 0:
             bad.append(reply._replace(body=b""))
         else:

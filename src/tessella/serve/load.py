@@ -21,13 +21,13 @@ _MAX_HEADER = 1 << 16  # bytes of the head of an answer
 
 
 class Request(NamedTuple):
-    """A request as bytes. key: identifies it in its Reply."""
+    """A request as bytes. key: identifies it in its TimedReply."""
 
     key: int
     wire: bytes
 
 
-class Reply(NamedTuple):
+class TimedReply(NamedTuple):
     """The answer to one request.
 
     status: of HTTP; NOT_SENT if no connection was made, LOST if there was no complete answer in time. seconds: latency,
@@ -50,14 +50,14 @@ class Address(NamedTuple):
 
 
 _Answer: TypeAlias = tuple[int, Mapping[str, str], bytes]  # status, headers, body
-Judge: TypeAlias = Callable[[Reply], None]  # looks at a reply, whose body is not kept afterwards
+Judge: TypeAlias = Callable[[TimedReply], None]  # looks at a reply, whose body is not kept afterwards
 
 
 @dataclass
 class LoadResult:
     """The replies of one trial, without their bodies. duration: seconds from the first request to the last reply."""
 
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[TimedReply] = field(default_factory=list)
     duration: float = 0.0
 
     def count(self, *statuses: int) -> int:
@@ -94,7 +94,7 @@ class _Connections:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.open = 0
 
-    async def send(self, request: Request, scheduled: float, origin: float) -> Reply:
+    async def send(self, request: Request, scheduled: float, origin: float) -> TimedReply:
         """Send a request on a free or a new connection, and return the answer or how it failed.
 
         A server may close a connection between two requests, so a request that fails on a used one is sent again.
@@ -108,7 +108,7 @@ class _Connections:
                 if answer[0] == LOST:
                     answer = await self._connect_and_exchange(request.wire)
         status, headers, body = answer
-        return Reply(request.key, status, headers, body, time.perf_counter() - scheduled, started - origin)
+        return TimedReply(request.key, status, headers, body, time.perf_counter() - scheduled, started - origin)
 
     async def _connect_and_exchange(self, wire: bytes) -> _Answer:
         if self.open >= MAX_CONNECTIONS:
@@ -157,7 +157,7 @@ class _Recorder:
     def __init__(self, judge: Judge | None):
         self._judge, self.result = judge, LoadResult()
 
-    def add(self, reply: Reply) -> None:
+    def add(self, reply: TimedReply) -> None:
         """Record a reply."""
         if self._judge is not None:
             self._judge(reply)

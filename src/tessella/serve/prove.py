@@ -26,7 +26,7 @@ from ..data.spec import InputSpec
 from ..plots.sheet import encode_png
 from ..predictor import Predictor
 from ..results import FloatArray
-from .load import NOT_SENT, Address, LoadResult, Reply, Request, closed_loop, make_request, open_loop, percentile
+from .load import NOT_SENT, Address, LoadResult, Request, TimedReply, closed_loop, make_request, open_loop, percentile
 from .process import ServerProcess
 
 IMAGES = 64  # different images, each with a known answer
@@ -56,7 +56,7 @@ class Promise:
 
 
 @dataclass
-class Answers:
+class AnswerCheck:
     """Compare answers with those of the library, by the key of a request: its image.
 
     expected: embeddings (N,D) of the images. wrong: answers that differ from those of the library. swapped: those that
@@ -68,7 +68,7 @@ class Answers:
     wrong: int = 0
     swapped: int = 0
 
-    def judge(self, reply: Reply) -> None:
+    def judge(self, reply: TimedReply) -> None:
         """Check the embedding of an answer with status 200; other answers are counted by their status elsewhere."""
         if reply.status != 200:
             return
@@ -174,7 +174,7 @@ async def check_answers(trial: Trial) -> list[Promise]:
     await closed_loop(trial.address, itertools.islice(trial.requests(), CLIENTS * 4), CLIENTS)  # warm up
     end = time.perf_counter() + trial.seconds
     requests = itertools.takewhile(lambda request: time.perf_counter() < end, trial.requests())
-    answers = Answers(trial.expected)
+    answers = AnswerCheck(trial.expected)
     result = await closed_loop(trial.address, requests, CLIENTS, judge=answers.judge)
     trial.capacity = result.count(200) / result.duration
     refused = len(result.replies) - result.count(200)
@@ -186,7 +186,7 @@ async def check_answers(trial: Trial) -> list[Promise]:
     ]
 
 
-def _kept(answers: Answers, refused: int = 0) -> bool:
+def _kept(answers: AnswerCheck, refused: int = 0) -> bool:
     return answers.is_perfect and not refused
 
 
@@ -195,7 +195,7 @@ async def check_overload(trial: Trial) -> list[Promise]:
     promises = []
     before = trial.server.memory()
     for factor in FACTORS:
-        answers = Answers(trial.expected)
+        answers = AnswerCheck(trial.expected)
         result = await open_loop(
             trial.address, trial.requests(), factor * trial.capacity, trial.seconds, judge=answers.judge
         )
@@ -210,7 +210,7 @@ async def check_overload(trial: Trial) -> list[Promise]:
     return [*promises, await check_recovery(trial, "recovery from overload")]
 
 
-def _judge_overload(trial: Trial, factor: int, result: LoadResult, answers: Answers) -> Promise:
+def _judge_overload(trial: Trial, factor: int, result: LoadResult, answers: AnswerCheck) -> Promise:
     goodput = result.count(200) / result.duration / trial.capacity
     accepted, rejected = result.latencies(200), result.latencies(429)
     others = len(result.replies) - len(accepted) - len(rejected)
@@ -237,7 +237,7 @@ async def check_recovery(trial: Trial, name: str) -> Promise:
     """Wait until single requests are answered correctly again."""
     start = time.perf_counter()
     while (elapsed := time.perf_counter() - start) <= RECOVERY_SECONDS:
-        answers = Answers(trial.expected)
+        answers = AnswerCheck(trial.expected)
         result = await closed_loop(trial.address, itertools.islice(trial.requests(), 8), 2, judge=answers.judge)
         if _kept(answers, len(result.replies) - result.count(200)) and await _is_ready(trial):
             return Promise(name, f"<= {RECOVERY_SECONDS:g} s", f"{time.perf_counter() - start:.1f} s", True)
@@ -252,11 +252,11 @@ async def _is_ready(trial: Trial) -> bool:
 
 async def check_poison(trial: Trial) -> list[Promise]:
     """Send one broken image among every eight, so that nearly every batch has broken neighbors."""
-    answers = Answers(trial.expected)
-    broken: list[Reply] = []
+    answers = AnswerCheck(trial.expected)
+    broken: list[TimedReply] = []
     count = CLIENTS * 32
 
-    def judge(reply: Reply) -> None:
+    def judge(reply: TimedReply) -> None:
         if reply.key < 0:
             broken.append(reply)
         else:
@@ -277,7 +277,7 @@ async def check_lost_process(trial: Trial) -> list[Promise]:
     workers = trial.server.decoding_processes()
     if not workers:
         return [Promise("killed process", expected, "the processes are not known on this system", None)]
-    answers = Answers(trial.expected)
+    answers = AnswerCheck(trial.expected)
     load = asyncio.create_task(
         closed_loop(
             trial.address, itertools.islice(trial.requests(), CLIENTS * 32), CLIENTS, judge=answers.judge, timeout=30
@@ -313,7 +313,7 @@ async def check_leak(trial: Trial) -> list[Promise]:
 
 async def check_drain(trial: Trial) -> list[Promise]:
     """Stop the server under load: what it has accepted is answered, and it ends with status 0."""
-    answers = Answers(trial.expected)
+    answers = AnswerCheck(trial.expected)
     load = asyncio.create_task(
         open_loop(trial.address, trial.requests(), 0.8 * trial.capacity, trial.seconds, judge=answers.judge)
     )
