@@ -1,4 +1,4 @@
-"""`tessella serve` with a planted fault, for `--prove`: `python -m tests.serve.faulty_server FAULT ARGUMENTS...`."""
+"""A server with a planted fault, for `tessella serve --prove`: `python -m tests.serve.faulty_server FAULT`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tessella.cli import main as tessella
 from tessella.data.isolated.supervisor import Supervisor
 from tessella.results import Output
+from tessella.serve.process import run_from_stdin
 from tessella.serve.service import Answer, Service
 
 infer = Service.infer
@@ -42,8 +42,8 @@ async def wrong(self: Service, *arguments: Any, **options: Any) -> Answer:
 
 
 async def leaking(self: Service, *arguments: Any, **options: Any) -> Answer:
-    """Keep half a megabyte of every request."""
-    kept.append(bytes(bytearray(np.random.default_rng(0).bytes(1 << 19))))
+    """Keep two megabytes of every request."""
+    kept.append(np.random.default_rng(0).bytes(1 << 21))
     return await infer(self, *arguments, **options)
 
 
@@ -86,5 +86,5 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
-    FAULTS[sys.argv.pop(1)]()
-    tessella()
+    FAULTS[sys.argv[1]]()
+    run_from_stdin()

@@ -11,14 +11,12 @@ import asyncio
 import itertools
 import json
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tessella
-from tessella.predictor import Predictor
+from tessella.serve import ServeSettings
 from tessella.serve.load import Request, TimedReply, closed_loop, percentile
 from tessella.serve.prove import (
     CLIENTS,
@@ -36,11 +34,6 @@ from ..soak import write_figures
 
 BAD_SHARE = 0.05
 BAD = (b"", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a", b"\xff\xd8\xff\xe0" + bytes(200), b"not an image")
-
-
-def command(model: str) -> list[str]:
-    """Return the command that starts a server, with short delays when it stops."""
-    return [sys.executable, "-m", "tessella", "serve", "-m", model, "--port", "0", "--drain-delay", "0.5"]
 
 
 async def many_answers(trial: Trial, count: int) -> dict[str, Any]:
@@ -109,26 +102,26 @@ def kept(promises: list[Promise]) -> list[Promise]:
     return promises
 
 
-def overload(predictor: Predictor, seconds: float) -> dict[str, str]:
+def overload(settings: ServeSettings, seconds: float) -> dict[str, str]:
     """Send several times the capacity for `seconds` each; return what was measured, by promise."""
-    with open_trial(predictor, command(predictor.name), seconds=seconds) as trial:
+    with open_trial(settings, seconds=seconds) as trial:
         promises = [*asyncio.run(check_answers(trial)), *asyncio.run(check_overload(trial))]
     return {promise.name: promise.measured for promise in kept(promises)}
 
 
-def drains(predictor: Predictor, count: int) -> dict[str, Any]:
+def drains(settings: ServeSettings, count: int) -> dict[str, Any]:
     """Stop servers under load; every one has to answer what it has accepted, and to end with status 0."""
     for _ in range(count):
-        with open_trial(predictor, command(predictor.name), seconds=2.0) as trial:
+        with open_trial(settings, seconds=2.0) as trial:
             asyncio.run(check_answers(trial))
             (promise,) = kept(asyncio.run(check_drain(trial)))
     return dict(drains=count, last=promise.measured)
 
 
-def kills(predictor: Predictor, count: int) -> dict[str, Any]:
+def kills(settings: ServeSettings, count: int) -> dict[str, Any]:
     """Kill decoding processes of one server under load; nothing may be lost, and it has to recover every time."""
     recoveries = []
-    with open_trial(predictor, command(predictor.name)) as trial:
+    with open_trial(settings) as trial:
         for _ in range(count):
             lost, recovery = kept(asyncio.run(check_lost_process(trial)))
             recoveries.append(float(recovery.measured.split()[0]))
@@ -146,7 +139,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="of load with malformed input")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    predictor = tessella.load(options.model)
+    settings = ServeSettings(models=(options.model,), drain_delay=0.5)
     facts: dict[str, Any] = {}
 
     def add(name: str, value: dict[str, Any]) -> None:
@@ -155,16 +148,16 @@ def main() -> None:
         write_figures(options.out, "server trials", facts, model=options.model, clients=CLIENTS)
 
     if options.answers:
-        with open_trial(predictor, command(predictor.name)) as trial:
+        with open_trial(settings) as trial:
             add("answers", asyncio.run(many_answers(trial, options.answers)))
     if options.seconds:
-        add("overload", overload(predictor, options.seconds))
+        add("overload", overload(settings, options.seconds))
     if options.drains:
-        add("drains", drains(predictor, options.drains))
+        add("drains", drains(settings, options.drains))
     if options.kills:
-        add("kills", kills(predictor, options.kills))
+        add("kills", kills(settings, options.kills))
     if options.minutes:
-        with open_trial(predictor, command(predictor.name)) as trial:
+        with open_trial(settings) as trial:
             add("bad_input", asyncio.run(bad_input(trial, 60 * options.minutes)))
 
 

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-import tessella
-from tessella.predictor import Predictor
+from tessella.serve import ServeSettings
 from tessella.serve.prove import (
     Check,
     Promise,
@@ -24,23 +23,18 @@ from tessella.serve.prove import (
 MODEL = "convmixer_384_8_ks5_p8.photographs"
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return tessella.load(MODEL)
-
-
-def promises(predictor: Predictor, fault: str, *checks: Check, seconds: float = 1.0) -> dict[str, Promise]:
+def promises(fault: str, *checks: Check, seconds: float = 1.0) -> dict[str, Promise]:
     """Run checks against a server with a planted fault."""
-    command = [sys.executable, "-m", "tests.serve.faulty_server", fault, "serve", "-m", MODEL, "--port", "0"]
+    command = [sys.executable, "-m", "tests.serve.faulty_server", fault]
     found: dict[str, Promise] = {}
-    with open_trial(predictor, [*command, "--drain-delay", "0.2"], seconds=seconds) as trial:
+    with open_trial(ServeSettings(models=(MODEL,), drain_delay=0.2), seconds=seconds, command=command) as trial:
         for check in (check_answers, *checks):
             found |= {promise.name: promise for promise in asyncio.run(check(trial))}
     return found
 
 
-def test_a_sound_server_keeps_what_does_not_depend_on_the_speed_of_this_machine(predictor: Predictor) -> None:
-    found = promises(predictor, "none", check_poison, check_leak, check_lost_process, check_overload, check_drain)
+def test_a_sound_server_keeps_what_does_not_depend_on_the_speed_of_this_machine() -> None:
+    found = promises("none", check_poison, check_leak, check_lost_process, check_overload, check_drain)
     for name in ("answers", "broken images", "memory", "killed process", "recovery from a killed process",
                  "memory in overload", "recovery from overload"):  # fmt: skip
         assert found[name].kept, found[name]
@@ -50,16 +44,16 @@ def test_a_sound_server_keeps_what_does_not_depend_on_the_speed_of_this_machine(
 
 
 @pytest.mark.parametrize("fault", ["swapped", "wrong", "failing"])
-def test_a_damaged_answer_is_found(predictor: Predictor, fault: str) -> None:
-    promise = promises(predictor, fault)["answers"]
+def test_a_damaged_answer_is_found(fault: str) -> None:
+    promise = promises(fault)["answers"]
     assert promise.kept is False
     assert {"swapped": ", 0 swapped", "wrong": " 0 wrong", "failing": ", 0 refused"}[fault] not in promise.measured
 
 
-def test_a_leak_is_found(predictor: Predictor) -> None:
-    assert promises(predictor, "leak", check_leak)["memory"].kept is False
+def test_a_leak_is_found() -> None:
+    assert promises("leak", check_leak)["memory"].kept is False
 
 
-def test_a_lost_process_that_is_not_replaced_is_found(predictor: Predictor) -> None:
-    found = promises(predictor, "dead_worker", check_lost_process, check_lost_process)
+def test_a_lost_process_that_is_not_replaced_is_found() -> None:
+    found = promises("dead_worker", check_lost_process, check_lost_process)
     assert False in (found["killed process"].kept, found["recovery from a killed process"].kept)

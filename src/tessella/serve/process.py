@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -14,24 +17,61 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import ServeError
 from .load import Address
+from .settings import ServeSettings
 
 START_SECONDS = 180.0  # until the model is loaded, converted on first use
 STOP_SECONDS = 60.0  # after SIGTERM
+COMMAND = (sys.executable, "-c", "from tessella.serve.process import run_from_stdin; run_from_stdin()")
 _URL = re.compile(r"http://([0-9.]+|\[[0-9a-f:]+\]):(\d+)")
+
+
+def start_server(settings: ServeSettings, command: Sequence[str] = COMMAND) -> ServerProcess:
+    """Start a server with these settings on a free port of this machine; it ends when this process does.
+
+    command: calls `run_from_stdin`. The settings are its standard input, so that no other user sees the token.
+    """
+    local = dataclasses.replace(settings, host="127.0.0.1", port=0)
+    return ServerProcess(command, json.dumps(dataclasses.asdict(local), default=str) + "\n")
+
+
+def run_from_stdin() -> None:
+    """Run a server whose settings are one line of JSON on standard input, until a signal or the end of the input."""
+    from .runner import serve
+
+    values = json.loads(sys.stdin.readline())
+    for name in ("models", "allowed_hosts"):
+        values[name] = tuple(values[name])
+    values["index"] = values["index"] and Path(values["index"])
+    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    serve(ServeSettings(**values), on_ready=lambda started: print(started.url, flush=True))
+
+
+def _stop_at_end_of_input() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class ServerProcess:
     """Start a server with a command; a context manager whose exit kills it if it is still running.
 
-    The command has to print the server's URL, as `tessella serve` does.
+    The command has to print the URL of the server, as `tessella serve` does. text: standard input, which stays open.
     """
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], text: str = ""):
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `address` says why
+            self._process.stdin.write(text)
+            self._process.stdin.flush()
         self._lines: deque[str] = deque(maxlen=50)
         self._found = threading.Event()
         self._address: Address | None = None
@@ -46,8 +86,10 @@ class ServerProcess:
             self._process.kill()
         self._process.wait()
         self._reader.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                assert pipe is not None
+                pipe.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -60,7 +102,7 @@ class ServerProcess:
 
     @property
     def address(self) -> Address:
-        """Where the server listens. Raises UsageError `not_ready` if it has ended or prints no URL."""
+        """Where the server listens. Raises ServeError `not_ready` if it has ended or prints no URL."""
         self._found.wait(START_SECONDS)
         if self._address is None:
             raise self._not_started()
@@ -72,7 +114,7 @@ class ServerProcess:
         return self._process.pid
 
     def wait_until_ready(self) -> None:
-        """Wait until /readyz answers 200. Raises UsageError `not_ready` if that takes too long or the server ends."""
+        """Wait until /readyz answers 200. Raises ServeError `not_ready` if that takes too long or the server ends."""
         host, port = self.address
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
@@ -82,11 +124,11 @@ class ServerProcess:
             time.sleep(0.05)
         raise self._not_started()
 
-    def _not_started(self) -> UsageError:
+    def _not_started(self) -> ServeError:
         last = " ".join("".join(self._lines).split())[-500:]
         status = self._process.poll()
         how = "did not become ready" if status is None else f"ended with status {status}"
-        return UsageError("not_ready", f"the server {how}: {last}", hint="start it without --prove to see the reason")
+        return ServeError("not_ready", f"the server {how}: {last}", hint="start it without --prove to see the reason")
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the server."""

@@ -14,7 +14,6 @@ import json
 import random
 import signal
 import time
-import urllib.parse
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,10 +23,12 @@ import numpy as np
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..plots.sheet import encode_png
-from ..predictor import Predictor
 from ..results import FloatArray
+from ..weights.catalogue import default_model
 from .load import NOT_SENT, Address, LoadResult, Request, TimedReply, closed_loop, make_request, open_loop, percentile
-from .process import ServerProcess
+from .models import open_predictor
+from .process import COMMAND, ServerProcess, start_server
+from .settings import ServeSettings
 
 IMAGES = 64  # different images, each with a known answer
 CLIENTS = 16  # concurrent clients that measure the capacity
@@ -132,23 +133,20 @@ Check: TypeAlias = Callable[[Trial], Coroutine[None, None, list[Promise]]]
 
 
 def prove(
-    model: Predictor,
-    command: Sequence[str],
+    settings: ServeSettings,
     *,
-    token: str | None = None,
-    deadline: float = 10.0,
     seconds: float = 5.0,
     on_promise: Callable[[Promise], None] = lambda promise: None,
+    command: Sequence[str] = COMMAND,
 ) -> list[Promise]:
-    """Start a server and return what was measured for each promise; the server is stopped at the end.
+    """Start a server with these settings on a free port, and return what was measured for each of its promises.
 
-    model: the model that the server loads first, with the same settings; it gives the expected answers. command: starts
-    the server with `--port 0`. token: sent with every request. deadline: that of the server in seconds. seconds: length
-    of each phase of load. on_promise: called as soon as a promise was measured. Raises UsageError `not_ready` if
-    the server does not become ready.
+    seconds: length of each phase of load. on_promise: called as soon as a promise was measured. command: starts the
+    server, as in `start_server`. Raises ServeError `not_ready` if the server does not become ready, and the errors of
+    `tessella.load`.
     """
     promises = []
-    with open_trial(model, command, token=token, deadline=deadline, seconds=seconds) as trial:
+    with open_trial(settings, seconds=seconds, command=command) as trial:
         for check in CHECKS:
             for promise in asyncio.run(check(trial)):
                 promises.append(promise)
@@ -157,24 +155,23 @@ def prove(
 
 
 @contextlib.contextmanager
-def open_trial(
-    model: Predictor, command: Sequence[str], *, token: str | None = None, deadline: float = 10.0, seconds: float = 5.0
-) -> Iterator[Trial]:
+def open_trial(settings: ServeSettings, *, seconds: float = 5.0, command: Sequence[str] = COMMAND) -> Iterator[Trial]:
     """Start a server for checks, and stop it at the end; the arguments and errors are those of `prove`."""
     images = [encode_png(pixels) for pixels in sample_images(InputSpec(height=SIDE, width=SIDE), IMAGES)]
-    with ServerProcess(command) as server:
+    with start_server(settings, command) as server:
+        model = open_predictor(settings.models[0] if settings.models else default_model("classify"), settings)
+        expected = model.embed(images)
         server.wait_until_ready()
-        headers = ("Accept: application/json", *([] if token is None else [f"Authorization: Bearer {token}"]))
-        path = f"/v1/predict?model={urllib.parse.quote(model.name)}"
-        yield Trial(server, images, model.embed(images), deadline, seconds, path, headers)
+        path = "/v1/predict" if model.num_classes else "/v1/embed"
+        authorization = [] if settings.token is None else [f"Authorization: Bearer {settings.token}"]
+        yield Trial(server, images, expected, settings.deadline, seconds, path, ("Accept: */*", *authorization))
 
 
 async def check_answers(trial: Trial) -> list[Promise]:
     """Send every image several times from many clients; this measures the capacity, too."""
     await closed_loop(trial.address, itertools.islice(trial.requests(), CLIENTS * 4), CLIENTS)  # warm up
-    end = time.perf_counter() + trial.seconds
-    requests = itertools.takewhile(lambda request: time.perf_counter() < end, trial.requests())
     answers = AnswerCheck(trial.expected)
+    requests = _for_seconds(trial, trial.seconds, least=len(trial.images))
     result = await closed_loop(trial.address, requests, CLIENTS, judge=answers.judge)
     trial.capacity = result.count(200) / result.duration
     refused = len(result.replies) - result.count(200)
@@ -184,6 +181,15 @@ async def check_answers(trial: Trial) -> list[Promise]:
         Promise("answers", "equal to those of the library", f"{answers}, {refused} refused", _kept(answers, refused)),
         Promise("capacity", f"measured with {CLIENTS} clients", speed, trial.capacity > 0),
     ]
+
+
+def _for_seconds(trial: Trial, seconds: float, least: int) -> Iterator[Request]:
+    """Yield requests for some seconds, and at least this many."""
+    end = time.perf_counter() + seconds
+    for position, request in enumerate(trial.requests()):
+        if position >= least and time.perf_counter() >= end:
+            return
+        yield request
 
 
 def _kept(answers: AnswerCheck, refused: int = 0) -> bool:
@@ -301,9 +307,7 @@ async def check_leak(trial: Trial) -> list[Promise]:
     expected = f"<= +{MAX_LEAK_MB:g} MB under steady load"
     sizes: list[int | None] = []
     for _ in range(3):  # the first phase warms up
-        end = time.perf_counter() + trial.seconds
-        requests = itertools.takewhile(lambda request, end=end: time.perf_counter() < end, trial.requests())  # type: ignore[misc]
-        await closed_loop(trial.address, requests, CLIENTS)
+        await closed_loop(trial.address, _for_seconds(trial, trial.seconds, least=4 * CLIENTS), CLIENTS)
         sizes.append(trial.server.memory())
     if None in sizes:
         return [Promise("memory", expected, "not known on this system", None)]
