@@ -141,6 +141,24 @@ def test_drain_accepts_for_a_while_and_finishes_what_was_accepted(engine: FakeEn
     run(scenario, drain_delay=0.5)
 
 
+def test_a_service_that_is_asked_to_stop_while_it_starts_accepts_nothing(engine: FakeEngine) -> None:
+    async def scenario() -> None:
+        service = Service(ServeSettings(models=(MODEL,), decode_processes=1, drain_delay=60.0))
+        engine.gate.clear()
+        starting = asyncio.create_task(service.start())
+        await until(lambda: engine.held == 1)
+        draining = asyncio.create_task(service.drain())
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await starting
+        await draining
+        assert not service.readiness.ready
+        assert await code_of(service.infer([encoded(1)])) == "draining"
+        await service.close()
+
+    asyncio.run(scenario())
+
+
 def test_drain_gives_up_after_its_time(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(service: Service) -> None:
         engine.gate.clear()
