@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .settings import ServeSettings
 
 BACKLOG = 2048
+OPEN_FILES = 4096  # connections, the pipes of decoding processes, files of models
 KEEP_ALIVE = 5  # seconds; a load balancer should close idle connections earlier
 SHUTDOWN_SECONDS = 3  # for answers that are being sent when everything else is finished
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -59,14 +60,53 @@ def serve(
     `create_app`. Raises ServeError `cannot_listen` if the address is in use, `worker_failed` if the server cannot
     recover from a failure; the errors of `tessella.load`.
     """
-    listener = bind(settings.host, settings.port)
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        run = _Run(settings, listener, on_ready, on_stop)
-        if not runner.run(run.main(log_requests)):
-            # a thread is still loading a model; its libraries abort the process if the interpreter ends meanwhile
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+    with handle_signals() as stop, contextlib.closing(bind(settings.host, settings.port)) as listener:
+        allow_open_files(OPEN_FILES)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            run = _Run(settings, listener, on_ready, on_stop)
+            stop.connect(runner.get_loop(), run.stopping.set)
+            if not runner.run(run.main(log_requests)):
+                # a thread is still loading a model; its libraries abort the process if the interpreter ends meanwhile
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+
+
+class StopSignal:
+    """The signals that ask the server to stop: the first one calls a function in its event loop, the second one ends
+    the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_received = False
+        self._notify: Callable[[], object] = lambda: None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._is_received:
+            os._exit(SECOND_SIGNAL_STATUS)
+        self._is_received = True
+        self._notify()
+
+    def connect(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], object]) -> None:
+        """Call `stop` in the event loop at the first signal, which may have arrived already."""
+        self._notify = lambda: loop.call_soon_threadsafe(stop)
+        if self._is_received:
+            self._notify()
+
+
+@contextlib.contextmanager
+def handle_signals() -> Iterator[StopSignal]:
+    """Handle SIGINT and SIGTERM while the block runs; only the main thread can do that."""
+    stop = StopSignal()
+    previous = {}
+    with contextlib.suppress(ValueError):
+        previous = {number: signal.signal(number, stop.receive) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -75,6 +115,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     loop: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     return loop
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process have `count` open files, as each connection is one, or as many as the system allows."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -135,17 +186,16 @@ class _Run:
         service = Service(self.settings)
         server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
         serving = asyncio.create_task(server.serve([self.listener]))
-        sweeping = asyncio.create_task(_check_connections(server))
-        with self._handled_signals():
-            try:
-                is_loaded = await self._load(service)
-                if is_loaded:
-                    await self._serve_until_stopped(service)
-            finally:
-                server.should_exit = True
-                await serving
-                sweeping.cancel()
-                await service.close()
+        sweeping = asyncio.create_task(check_connections(server))
+        try:
+            is_loaded = await self._load(service)
+            if is_loaded:
+                await self._serve_until_stopped(service)
+        finally:
+            server.should_exit = True
+            await serving
+            sweeping.cancel()
+            await service.close()
         return is_loaded
 
     async def _load(self, service: Service) -> bool:
@@ -173,28 +223,6 @@ class _Run:
         self.on_stop(self.settings.drain_delay + self.settings.drain_timeout)
         await service.drain()
 
-    @contextlib.contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        """Stop at the first signal, end the process at the second one."""
-        loop = asyncio.get_running_loop()
-
-        received: list[int] = []
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if received:
-                os._exit(SECOND_SIGNAL_STATUS)
-            received.append(number)
-            loop.call_soon_threadsafe(self.stopping.set)
-
-        previous = {}
-        with contextlib.suppress(ValueError):  # only the main thread can set handlers
-            previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     def _config(self, app: Gate) -> uvicorn.Config:
         return uvicorn.Config(
             app,
@@ -212,10 +240,10 @@ class _Run:
         )
 
 
-async def _check_connections(server: uvicorn.Server) -> None:
-    """Close connections whose client neither sends a request nor reads its answer."""
+async def check_connections(server: uvicorn.Server, *, every: float = 1.0) -> None:
+    """Close connections whose client neither sends a request nor reads its answer. every: seconds between checks."""
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(every)
         for connection in limited_connections(server.server_state.connections):
             connection.check(loop.time())
