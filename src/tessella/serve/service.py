@@ -89,6 +89,7 @@ class Service:
         self._drain: asyncio.Task[None] | None = None
         self._requests: set[ImageRequest] = set()  # those in work
         self._in_flight = 0  # these, and requests that wait for a model
+        self._answer_seconds = 1.0  # that answers took lately
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
 
@@ -108,6 +109,11 @@ class Service:
     def is_stopping(self) -> bool:
         """Whether the service was asked to stop; it may still accept requests."""
         return self._drain is not None
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which a refused request may succeed: as long as the requests that are in work will take."""
+        return self._answer_seconds
 
     # --- start and end ---
 
@@ -147,6 +153,8 @@ class Service:
             self._drain = asyncio.create_task(self._finish_requests())
             if self._state == "ready":
                 self._state = "draining"
+            elif self._state == "starting":
+                self._state = "stopped"
         await asyncio.shield(self._drain)
 
     async def _finish_requests(self) -> None:
@@ -254,6 +262,10 @@ class Service:
         self._in_flight += 1
         self._nothing_left.clear()
         try:
+            if images > (most := self.settings.max_images):
+                raise ServeError("too_many_images", f"{images} images in a request, expected at most {most}")
+            if seconds <= 0:
+                raise TimeoutError
             with self._admission.admit(images, size) as ticket:
                 async with asyncio.timeout(seconds):
                     yield ticket
@@ -274,17 +286,16 @@ class Service:
         start = self._clock()
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_encoded_bytes, images))
         async with self._admitted(len(images), size, seconds) as ticket:
-            if len(images) > self.settings.max_images:
-                raise ServeError(
-                    "too_many_images", f"{len(images)} images in a request, expected at most {self.settings.max_images}"
-                )
             hosted = await self._host.acquire(model, task)
             try:
+                ticket.expect(len(images) * hosted.lane.pace, start + seconds - self._clock())
                 request = await self._run(images, hosted, ticket, start + seconds)
             finally:
                 hosted.release()
         timing = {stage: 1000 * value for stage, value in request.times._asdict().items()}
-        timing["total"] = 1000 * (self._clock() - start)
+        total = self._clock() - start
+        timing["total"] = 1000 * total
+        self._answer_seconds += 0.1 * (total - self._answer_seconds)
         self.metrics.answer(timing, request.outcomes)
         return Answer(hosted.model, request.outcomes, request.sizes, timing)
 
@@ -324,7 +335,7 @@ class Service:
     # --- events ---
 
     def _batch_finished(self, results: list[Result[ImageKey]]) -> None:
-        self.metrics.batch(len(results))
+        self.metrics.batch(sum(result.computed > 0 for result in results))
         hand_over(results)
 
     def _loaded(self, model: ServedModel) -> None:
