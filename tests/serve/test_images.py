@@ -17,9 +17,10 @@ from starlette.types import Message
 
 from tessella.errors import ImageError
 from tessella.serve import ServeSettings
-from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, parse_json, read_images
+from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, read_images
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
+from tessella.serve.strict_json import parse_json
 
 from .servers import FORM, multipart
 
