@@ -14,7 +14,7 @@ from starlette.routing import Match, Route
 from .._version import __version__
 from ..errors import TessellaError
 from .disconnects import run_unless_disconnected as run_unless_disconnected
-from .metrics import Metrics
+from .metrics import ServeMetrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
 from .routes import cohere, native, open_inference, openai
@@ -101,9 +101,9 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     return _answer(make_problem(code, path, request_id, allow=allow))
 
 
-def _metrics(request: Request) -> Metrics:
+def _metrics(request: Request) -> ServeMetrics:
     metrics = request.app.state.service.metrics
-    assert isinstance(metrics, Metrics)
+    assert isinstance(metrics, ServeMetrics)
     return metrics
 
 
