@@ -140,6 +140,8 @@ class TestOpenInference:
             (tensor(datatype="UINT8", shape=[1, 3, 32, 32], data=[]), 400, "(images, height, width, 3) for UINT8"),
             (tensor() | {"outputs": [{"name": "logits"}] * 2}, 400, "A requested output"),
             (tensor() | {"parameters": {"timeout": "soon"}}, 400, "number of microseconds"),
+            (tensor() | {"parameters": {"timeout": -1}}, 400, "number of microseconds"),
+            (tensor() | {"parameters": {"timeout": 10**400}}, 400, "number of microseconds"),
             ({"inputs": []}, 400, "exactly one input"),
         ],
     )
