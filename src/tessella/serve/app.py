@@ -71,6 +71,7 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
         is_draining=lambda: service.is_stopping,
         on_answer=count,
         on_error=service.metrics.error,
+        retry_after=lambda: service.retry_after,
         log_requests=log_requests,
     )
 
@@ -88,7 +89,8 @@ def _on_error(request: Request, error: Exception) -> Response:
         _metrics(request).error(error.code)
     if error.http_status == 500:
         logger.error("request %s failed: %s: %s", request.state.request_id, error.code, error)
-    return _answer(problem_of(error, request.scope["path"], request.state.request_id))
+    seconds = request.app.state.service.retry_after
+    return _answer(problem_of(error, request.scope["path"], request.state.request_id, retry_after=seconds))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:

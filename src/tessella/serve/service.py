@@ -89,6 +89,7 @@ class Service:
         self._drain: asyncio.Task[None] | None = None
         self._requests: set[ImageRequest] = set()  # those in work
         self._in_flight = 0  # these, and requests that wait for a model
+        self._answer_seconds = 1.0  # that answers took lately
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
 
@@ -108,6 +109,11 @@ class Service:
     def is_stopping(self) -> bool:
         """Whether the service was asked to stop; it may still accept requests."""
         return self._drain is not None
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which a refused request may succeed: as long as the requests that are in work will take."""
+        return self._answer_seconds
 
     # --- start and end ---
 
@@ -284,7 +290,9 @@ class Service:
             finally:
                 hosted.release()
         timing = {stage: 1000 * value for stage, value in request.times._asdict().items()}
-        timing["total"] = 1000 * (self._clock() - start)
+        total = self._clock() - start
+        timing["total"] = 1000 * total
+        self._answer_seconds += 0.1 * (total - self._answer_seconds)
         self.metrics.answer(timing, request.outcomes)
         return Answer(hosted.model, request.outcomes, request.sizes, timing)
 
