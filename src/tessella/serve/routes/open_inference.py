@@ -276,6 +276,7 @@ async def infer(request: Request, name: str) -> Response:
 async def infer_tensor(request: Request, name: str, version: str | None) -> Response:
     """Answer an inference request. Raises UsageError `unknown_model`, RequestError, ServeError."""
     service = service_of(request)
+    service.check()  # before the body is read
     target = find_target(name, version, known_models(service))
     asked = await asyncio.to_thread(parse_request, await read_body(request), request.headers.get(HEADER_LENGTH))
     tensor, output = find_input(asked.inputs, settings_of(request).max_images), find_output(asked, target)
