@@ -92,5 +92,5 @@ def open_app() -> Iterator[Callable[..., App]]:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine of all models that services open in this test."""
     engine = FakeEngine()
-    monkeypatch.setattr(models, "open_predictor", lambda source, settings: fake_predictor(source, engine))
+    monkeypatch.setattr(served_models, "open_predictor", lambda source, settings: fake_predictor(source, engine))
     return engine
