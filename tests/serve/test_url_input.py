@@ -44,7 +44,7 @@ REQUESTS: list[tuple[str, Callable[[str], dict[str, Any]]]] = [
 OUTGOING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.sendto"}
 
 
-@pytest.mark.parametrize(("path", "body"), REQUESTS)
+@pytest.mark.parametrize(("path", "body"), REQUESTS, ids=[f"{n}{path}" for n, (path, _) in enumerate(REQUESTS)])
 def test_urls_are_refused_by_default_and_open_no_socket(
     app: App, path: str, body: Callable[[str], dict[str, Any]]
 ) -> None:

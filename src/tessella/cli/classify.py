@@ -26,6 +26,7 @@ from .options import (
     report_skipped,
     server_options,
     table_options,
+    warn_about_classes,
 )
 from .preflight import count_type
 
@@ -165,6 +166,8 @@ def _run(
         top = 0
     else:
         predictor = _open_model(arguments, task)
+        if top:
+            warn_about_classes(predictor.name, arguments["checkpoint"])
         top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
         records = make_records(predictor, sources)
     counter = _RecordCounter(keep=path is not None, quiet=arguments["as_json"] or arguments.get("as_csv", False))

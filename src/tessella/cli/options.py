@@ -249,6 +249,17 @@ def load_predictor(arguments: dict[str, Any], task: Task) -> Predictor:
     return predictor
 
 
+def warn_about_classes(model: str, checkpoint: str | None) -> None:
+    """Print why the predicted classes of a model should not be relied on, if that is known.
+
+    checkpoint: the file that was given instead of the model's own weights.
+    """
+    from ..weights.catalogue import class_warning
+
+    if checkpoint is None and (warning := class_warning(model)):
+        notice(f"{model}: {warning}; use its embeddings")
+
+
 def read_token(path: str | None) -> str | None:
     """Return the token of a server: the text of a file, or the value of the environment variable TESSELLA_TOKEN.
 

@@ -74,8 +74,8 @@ class RemoteModel:
 
     @property
     def name(self) -> str:
-        """The name of the model that gave the results; "" before the first ones."""
-        return self._client.served_model
+        """The name of the model that gave the results; before the first ones that of the server's list."""
+        return self._client.served_model or (self._facts.name if self._facts else self._client.model or "")
 
     @property
     def fingerprint(self) -> str:

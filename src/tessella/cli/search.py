@@ -60,7 +60,7 @@ def index(folder: str, as_json: bool) -> None:
     "--where",
     group="Input",
     metavar="SQL",
-    help="Search only rows that match, such as \"label = 'cat' AND width >= 640\".",
+    help="Search only rows that match, such as 'probability > 0.8 AND width >= 640'.",
 )
 @option("--all-rows", group="Advanced", is_flag=True, help="Compare every row, even if there is an approximate index.")
 @option(
