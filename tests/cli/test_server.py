@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tessella.weights.catalogue import default_model
 from tests.client.fake_server import FakeServer, Reply, Request, ordinary, problem
 from tests.serve.servers import ServerProcess
 
@@ -109,6 +110,12 @@ def test_a_model_is_one_of_the_server(server: ServerProcess) -> None:
     refused = run("classify", cat, "--server", server.url, "--model", "mixer_b16_224", token=TOKEN)
     assert refused.returncode == 2
     assert b"no model of that name is known" in refused.stderr
+
+
+def test_the_warning_about_classes_is_that_of_the_local_command(server: ServerProcess) -> None:
+    arguments = ("classify", EXAMPLES / "cat.jpg", "--model", default_model("embed"))
+    compare(server, *arguments)
+    assert b"use its embeddings" in run(*arguments, "--server", server.url, token=TOKEN).stderr
 
 
 def test_the_token(server: ServerProcess, tmp_path: Path) -> None:
