@@ -101,7 +101,7 @@ SURFACE = {
         *("--model", "--index", "--host", "--port", "--token-file", "--allow-host", "--allow-urls", "--log-requests"),
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),
         *("--max-delay", "--queue-images", "--max-images", "--max-body", "--body-timeout", "--processes"),
-        *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory"),
+        *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory", "--prove"),
     ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[MODEL]", "--json"],
