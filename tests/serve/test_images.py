@@ -7,6 +7,7 @@ import base64
 import json
 import tempfile
 import time
+import tracemalloc
 from collections import deque
 from typing import Any
 
@@ -17,9 +18,10 @@ from starlette.types import Message
 
 from tessella.errors import ImageError
 from tessella.serve import ServeSettings
-from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, parse_json, read_images
+from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, read_images
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
+from tessella.serve.strict_json import MAX_VALUES, parse_json
 
 from .servers import FORM, multipart
 
@@ -232,6 +234,18 @@ def test_json_that_is_large_is_parsed_too() -> None:
 @pytest.mark.parametrize("text", [b"[1, 2.5, null, true]", b'"\\u00e9"', b'"\xc3\xa9"', b'{"a": {"b": []}}', b"1e-400"])
 def test_strict_json_is_read_as_the_standard_library_does(text: bytes) -> None:
     assert parse_json(text) == json.loads(text)
+
+
+def test_many_values_are_refused_before_they_take_memory() -> None:
+    most = b"[" + b"0," * (MAX_VALUES - 2) + b"0]"
+    assert parse_json(most) == [0] * (MAX_VALUES - 1)
+    body = b"[" + b"[]," * MAX_VALUES + b"[]]"
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="too many values"):
+        parse_json(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------

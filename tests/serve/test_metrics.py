@@ -75,7 +75,9 @@ def test_two_services_do_not_share_counters() -> None:
     one, other = ServeMetrics(), ServeMetrics()
     one.worker_restarted()
     one.batch(4)
+    one.batch(0)
     assert values(one)["tessella_worker_restarts_total", ()] == 1
+    assert values(one)["tessella_batch_images_count", ()] == 1
     assert values(other)["tessella_worker_restarts_total", ()] == 0
     assert CONTENT_TYPE.startswith("text/plain")
 

@@ -15,7 +15,9 @@ from tessella.data.decode import Pixels
 from tessella.engine.base import ArrayOutputs
 from tessella.errors import HubError, ServeError, TessellaError, UsageError, WeightsError
 from tessella.predictor import Predictor, load
+from tessella.results import FloatArray, Output
 from tessella.serve import models
+from tessella.serve.batcher import Batcher, Item, Lane, Result
 from tessella.serve.models import RETRY_SECONDS, ModelHost, memory_needed, served_names
 from tessella.serve.self_test import self_test
 from tessella.serve.settings import ServeSettings
@@ -354,3 +356,29 @@ def test_the_facts_of_a_model_keep_no_engine_in_memory(loader: Loader) -> None:
     assert predictor.engine not in held
     assert predictor not in held
     assert (model.num_classes, model.width, len(model.labels)) == (CLASSES, 2, CLASSES)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "rewritten"])
+def test_threads_of_a_batcher_compute_what_the_engine_does(engine: str) -> None:
+    if engine == "rewritten":
+        pytest.importorskip("torch")
+    predictor = load(FIRST, engine=engine)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
+    expected = np.concatenate([predictor.engine(pixels[i : i + 1])[0] for i in range(60)])
+    finished = threading.Semaphore(0)
+    found: dict[int, FloatArray] = {}
+
+    def deliver(results: list[Result[int]]) -> None:
+        for result in results:
+            assert isinstance(result.outcome, Output)
+            found[result.item.key] = result.outcome.logits
+            finished.release()
+
+    plan = predictor.engine.plan
+    lane: Lane[int] = Lane(predictor.engine.run_stream, plan.batch_size, plan.streams)
+    with Batcher(deliver, workers=plan.streams, max_images=60, max_bytes=1 << 20) as batcher:
+        for i, image in enumerate(pixels):
+            batcher.submit(lane, [Item(i, image)])
+        for _ in pixels:
+            assert finished.acquire(timeout=60)
+    np.testing.assert_allclose(np.stack([found[i] for i in range(60)]), expected, atol=1e-4)

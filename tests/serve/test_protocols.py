@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import tessella
 from tessella.errors import UsageError
+from tessella.serve import Service, images
 from tessella.serve.routes.open_inference import Target, find_target
 
 from ..structure import ROOT
@@ -140,6 +142,8 @@ class TestOpenInference:
             (tensor(datatype="UINT8", shape=[1, 3, 32, 32], data=[]), 400, "(images, height, width, 3) for UINT8"),
             (tensor() | {"outputs": [{"name": "logits"}] * 2}, 400, "A requested output"),
             (tensor() | {"parameters": {"timeout": "soon"}}, 400, "number of microseconds"),
+            (tensor() | {"parameters": {"timeout": -1}}, 400, "number of microseconds"),
+            (tensor() | {"parameters": {"timeout": 10**400}}, 400, "number of microseconds"),
             ({"inputs": []}, 400, "exactly one input"),
         ],
     )
@@ -306,3 +310,27 @@ class TestAnyBody:
     @given(st.sampled_from(["image", "text"]) | JSON_VALUES, st.fixed_dictionaries({}, optional=COHERE_OPTIONS))
     def test_cohere(self, app: App, input_type: object, options: dict[str, object]) -> None:
         check_error(app.ask("POST", "/v2/embed", json={"model": MODEL, "input_type": input_type, **options}))
+
+
+class TestAddresses:
+    def test_images_are_fetched_within_the_deadline(self, open_app: Callable[..., App], monkeypatch: Any) -> None:
+        """If the settings allow it; the time that it takes is not left for the model."""
+        app, left = open_app(models=(MODEL,), allow_urls=True), []
+        real = Service.infer
+
+        async def fetch(url: str, **_: object) -> bytes:
+            await asyncio.sleep(0.2)
+            assert url == "https://example.org/hat.jpg"
+            return FILE.read_bytes()
+
+        async def infer(self: Service, *arguments: Any, deadline: float, **options: Any) -> Any:
+            left.append(deadline)
+            return await real(self, *arguments, deadline=deadline, **options)
+
+        monkeypatch.setattr(images, "fetch_image", fetch)
+        monkeypatch.setattr(Service, "infer", infer)
+        body = {"input": [URI, "https://example.org/hat.jpg"], "modality": "image"}
+        answer = app.ask("POST", "/v1/embeddings", json=body, headers={"X-Tessella-Deadline-Ms": "9000"})
+        first, second = answer.json()["data"]
+        assert first["embedding"] == second["embedding"]
+        assert 0 < left[0] <= 9 - 0.2

@@ -388,3 +388,12 @@ def test_a_server_whose_decoding_always_fails_ends_with_an_error(tmp_path: Path)
             killer.join()
         assert status == 9, process.errors
         assert any("cannot go on" in line for line in process.errors)
+
+
+def test_the_server_does_not_load_pytorch(server: ServerProcess, cat: bytes) -> None:
+    """Where the engine needs none; its libraries would be mapped into the process."""
+    for path in ("/v1/classify", "/v1/embed"):
+        assert exchange(server.port, request_bytes("POST", path, cat, Content_Type="image/jpeg")).status == 200
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "openvino" in maps
+    assert "libtorch" not in maps

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tessella.data.isolated.processes import ForkServer
 from tessella.engine.base import Engine
+from tessella.errors import ServeError
 from tessella.predictor import Predictor
 from tessella.serve import models
 from tessella.serve.service import Service
@@ -117,6 +118,53 @@ def test_killed_decoders_lose_no_answer(engine: FakeEngine) -> None:
     run(scenario)
 
 
+def test_everything_at_once_leaves_nothing_behind(engine: FakeEngine) -> None:
+    """Clients that leave, short deadlines, bad images, a model that fails and processes that are killed."""
+
+    async def scenario(service: Service) -> None:
+        outcomes: Counter[int | str] = Counter()
+        rng = random.Random(0)
+
+        async def client(seed: int) -> None:
+            own = random.Random(seed)
+            for number in range(40):
+                images = [b"damaged" if own.random() < 0.2 else encoded(number) for _ in range(own.randint(1, 4))]
+                deadline = own.choice([None, None, 0.001, 0.01])
+                request = asyncio.create_task(service.infer(images, deadline=deadline))
+                if own.random() < 0.3:
+                    await asyncio.sleep(own.random() * 0.02)
+                    request.cancel()
+                try:
+                    for image, found in zip(images, numbers_in(await request), strict=True):
+                        assert found in (
+                            ("unsupported_format",) if image == b"damaged" else (number, "decoder_crashed")
+                        )
+                        outcomes["ok" if found == number else found] += 1
+                except asyncio.CancelledError:
+                    outcomes["canceled"] += 1
+                except ServeError as error:
+                    outcomes[error.code] += 1
+
+        async def disturb() -> None:
+            while True:
+                with contextlib.suppress(ProcessLookupError):
+                    if running := decoders_of(service):
+                        os.kill(rng.choice(running), signal.SIGKILL)
+                engine.fail = RuntimeError("broken") if rng.random() < 0.3 else None
+                await asyncio.sleep(0.05)
+
+        disturbing = asyncio.create_task(disturb())
+        await asyncio.gather(*map(client, range(16)))
+        disturbing.cancel()
+        await asyncio.wait([disturbing])
+        engine.fail = None
+        expected = {"ok", "unsupported_format", "canceled", "deadline_exceeded", "worker_failed"}
+        assert expected <= set(outcomes) <= expected | {"decoder_crashed", "overloaded"}
+        assert numbers_in(await service.infer([encoded(7)])) == [7]
+
+    run(scenario)
+
+
 # --- drain and close --------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +187,24 @@ def test_drain_accepts_for_a_while_and_finishes_what_was_accepted(engine: FakeEn
         await service.drain()  # again, at once
 
     run(scenario, drain_delay=0.5)
+
+
+def test_a_service_that_is_asked_to_stop_while_it_starts_accepts_nothing(engine: FakeEngine) -> None:
+    async def scenario() -> None:
+        service = Service(ServeSettings(models=(MODEL,), decode_processes=1, drain_delay=60.0))
+        engine.gate.clear()
+        starting = asyncio.create_task(service.start())
+        await until(lambda: engine.held == 1)
+        draining = asyncio.create_task(service.drain())
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await starting
+        await draining
+        assert not service.readiness.ready
+        assert await code_of(service.infer([encoded(1)])) == "draining"
+        await service.close()
+
+    asyncio.run(scenario())
 
 
 def test_drain_gives_up_after_its_time(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:

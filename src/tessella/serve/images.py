@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -25,6 +24,7 @@ from .fetch import fetch_image
 from .problems import RequestError
 from .security import ClientGoneError
 from .settings import ServeSettings
+from .strict_json import parse_json
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -134,15 +134,6 @@ async def read_json(request: Request) -> object:
     """Return the body as JSON. Raises RequestError `bad_request` for anything that is not strict JSON."""
     body = await read_body(request)
     return await asyncio.to_thread(parse_json, body) if len(body) > _BLOCKING else parse_json(body)
-
-
-def parse_json(body: bytes) -> object:
-    """Parse strict JSON: UTF-8, no NaN, at most 200 levels deep. Raises RequestError `bad_request`."""
-    try:
-        value: object = from_json(body, allow_inf_nan=False, cache_strings="keys")
-    except ValueError:
-        raise RequestError("bad_request", "The body is not valid JSON.") from None
-    return value
 
 
 async def read_json_object(request: Request, known: Collection[str]) -> dict[str, object]:

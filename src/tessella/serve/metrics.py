@@ -75,8 +75,9 @@ class ServeMetrics:
             self.error(code)
 
     def batch(self, size: int) -> None:
-        """Observe the number of images of a batch."""
-        self._batches.observe(size)
+        """Observe the number of images that a model ran on at once; 0 if all had expired."""
+        if size:
+            self._batches.observe(size)
 
     def watch_queue(self, images: Callable[[], float], size: Callable[[], float], ready: Callable[[], bool]) -> None:
         """Read the number and bytes of admitted images, and readiness, whenever the metrics are read."""

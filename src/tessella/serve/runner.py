@@ -60,15 +60,53 @@ def serve(
     `create_app`. Raises ServeError `cannot_listen` if the address is in use, `worker_failed` if the server cannot
     recover from a failure; the errors of `tessella.load`.
     """
-    listener = bind(settings.host, settings.port)
-    allow_open_files(OPEN_FILES)
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        run = _Run(settings, listener, on_ready, on_stop)
-        if not runner.run(run.main(log_requests)):
-            # a thread is still loading a model; its libraries abort the process if the interpreter ends meanwhile
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+    with handle_signals() as stop, contextlib.closing(bind(settings.host, settings.port)) as listener:
+        allow_open_files(OPEN_FILES)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            run = _Run(settings, listener, on_ready, on_stop)
+            stop.connect(runner.get_loop(), run.stopping.set)
+            if not runner.run(run.main(log_requests)):
+                # a thread is still loading a model; its libraries abort the process if the interpreter ends meanwhile
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+
+
+class StopSignal:
+    """The signals that ask the server to stop: the first one calls a function in its event loop, the second one ends
+    the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_received = False
+        self._notify: Callable[[], object] = lambda: None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._is_received:
+            os._exit(SECOND_SIGNAL_STATUS)
+        self._is_received = True
+        self._notify()
+
+    def connect(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], object]) -> None:
+        """Call `stop` in the event loop at the first signal, which may have arrived already."""
+        self._notify = lambda: loop.call_soon_threadsafe(stop)
+        if self._is_received:
+            self._notify()
+
+
+@contextlib.contextmanager
+def handle_signals() -> Iterator[StopSignal]:
+    """Handle SIGINT and SIGTERM while the block runs; only the main thread can do that."""
+    stop = StopSignal()
+    previous = {}
+    with contextlib.suppress(ValueError):
+        previous = {number: signal.signal(number, stop.receive) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -149,16 +187,15 @@ class _Run:
         server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
         serving = asyncio.create_task(server.serve([self.listener]))
         sweeping = asyncio.create_task(check_connections(server))
-        with self._handled_signals():
-            try:
-                is_loaded = await self._load(service)
-                if is_loaded:
-                    await self._serve_until_stopped(service)
-            finally:
-                server.should_exit = True
-                await serving
-                sweeping.cancel()
-                await service.close()
+        try:
+            is_loaded = await self._load(service)
+            if is_loaded:
+                await self._serve_until_stopped(service)
+        finally:
+            server.should_exit = True
+            await serving
+            sweeping.cancel()
+            await service.close()
         return is_loaded
 
     async def _load(self, service: Service) -> bool:
@@ -185,28 +222,6 @@ class _Run:
             raise ServeError("worker_failed", f"the server cannot continue: {service.readiness.reason}")
         self.on_stop(self.settings.drain_delay + self.settings.drain_timeout)
         await service.drain()
-
-    @contextlib.contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        """Stop at the first signal, end the process at the second one."""
-        loop = asyncio.get_running_loop()
-
-        received: list[int] = []
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if received:
-                os._exit(SECOND_SIGNAL_STATUS)
-            received.append(number)
-            loop.call_soon_threadsafe(self.stopping.set)
-
-        previous = {}
-        with contextlib.suppress(ValueError):  # only the main thread can set handlers
-            previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _config(self, app: Gate) -> uvicorn.Config:
         return uvicorn.Config(

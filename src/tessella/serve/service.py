@@ -153,6 +153,8 @@ class Service:
             self._drain = asyncio.create_task(self._finish_requests())
             if self._state == "ready":
                 self._state = "draining"
+            elif self._state == "starting":
+                self._state = "stopped"
         await asyncio.shield(self._drain)
 
     async def _finish_requests(self) -> None:
@@ -332,7 +334,7 @@ class Service:
     # --- events ---
 
     def _batch_finished(self, results: list[Result[ImageKey]]) -> None:
-        self.metrics.batch(len(results))
+        self.metrics.batch(sum(result.computed > 0 for result in results))
         hand_over(results)
 
     def _loaded(self, model: ServedModel) -> None:

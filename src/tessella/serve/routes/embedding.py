@@ -7,6 +7,7 @@ request that are not known are ignored, since clients send settings of other ser
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Sequence, Sized
 
 import numpy as np
@@ -24,7 +25,11 @@ NO_TEXT = "The models of this server embed images, not texts: send images as dat
 
 
 async def read_object(request: Request) -> dict[str, object]:
-    """Return the body of a request, which must be a JSON object. Raises RequestError `bad_request`."""
+    """Return the body of a request, which must be a JSON object.
+
+    Raises RequestError `bad_request`; before the body is read, ServeError if the service accepts no requests.
+    """
+    service_of(request).check()
     value = await read_json(request)
     if not isinstance(value, dict):
         raise RequestError("bad_request", "The body is not a JSON object.")
@@ -45,9 +50,10 @@ async def open_model(request: Request, model: str | None, dimensions: object) ->
 
 async def embed_texts(request: Request, texts: Sequence[str], served: ServedModel) -> Answer:
     """Run a model on images that are given as base64, data URIs or addresses. Raises ServeError."""
-    deadline = deadline_of(request)
+    deadline, start = deadline_of(request) or settings_of(request).deadline, time.monotonic()
     images = await load_texts(request, texts, deadline)
-    work = service_of(request).infer(images, model=served.name, task="embed", deadline=deadline)
+    left = max(0.0, deadline - (time.monotonic() - start))
+    work = service_of(request).infer(images, model=served.name, task="embed", deadline=left)
     return await run_unless_disconnected(request, work)
 
 

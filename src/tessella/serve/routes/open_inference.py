@@ -276,6 +276,7 @@ async def infer(request: Request, name: str) -> Response:
 async def infer_tensor(request: Request, name: str, version: str | None) -> Response:
     """Answer an inference request. Raises UsageError `unknown_model`, RequestError, ServeError."""
     service = service_of(request)
+    service.check()  # before the body is read
     target = find_target(name, version, known_models(service))
     asked = await asyncio.to_thread(parse_request, await read_body(request), request.headers.get(HEADER_LENGTH))
     tensor, output = find_input(asked.inputs, settings_of(request).max_images), find_output(asked, target)
@@ -298,9 +299,9 @@ async def infer_tensor(request: Request, name: str, version: str | None) -> Resp
 def find_deadline(request: Request, asked: InferRequest) -> float | None:
     """Return the deadline in seconds that a request asks for: the shorter one of the header and of `timeout`, in us."""
     deadline, timeout = deadline_of(request), asked.parameters.get("timeout")
-    if timeout is None or timeout == 0:
+    if timeout in (None, 0):
         return deadline
-    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or not 0 < timeout < 2**63:
         raise RequestError("bad_request", "The parameter 'timeout' is not a number of microseconds.")
     return min(timeout / 1e6, math.inf if deadline is None else deadline)
 
