@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,32 +63,55 @@ class SearchPlan:
         )
 
 
+class Condition(NamedTuple):
+    """Which rows are compared, all of it checked here and not in SQL. () is every row.
+
+    label: the predicted class. among: whether each row of the listing (L,) is compared.
+    """
+
+    label: str | None = None
+    among: NDArray[np.bool_] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are needed to check it."""
+        return ["label"] * (self.label is not None) + ["row"] * (self.among is not None)
+
+    def filter(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows of an Arrow batch that match."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if self.label is not None:
+            batch = batch.filter(pc.equal(batch["label"], self.label))
+        return batch if self.among is None else batch.filter(pa.array(self.among[batch["row"].to_numpy()]))
+
+
+EVERY_ROW = Condition()
+
+
 def exact(
-    table: LanceTable, queries_QD: Floats, k: int, where: str = "", label: str | None = None
+    table: LanceTable, queries_QD: Floats, k: int, where: str = "", condition: Condition = EVERY_ROW
 ) -> tuple[Floats, Ints]:
     """Compare the queries (Q,D) with all rows that match, in float32; return cosines and row ids, best first.
 
-    Both are (Q,K); K is less than k if fewer rows match. where: SQL. label: the predicted class of the rows, compared
-    here, so that it is never part of the user's SQL. (LanceDB's own scan rounds the query to float16 and takes one
-    query at a time.)
+    Both are (Q,K); K is less than k if fewer rows match. where: SQL of the user. (LanceDB's own scan rounds the query
+    to float16 and takes one query at a time.)
     """
-    scan = table.search().select(["vector"] if label is None else ["vector", "label"]).with_row_id(True)
-    return nearest_of((scan.where(where) if where else scan).to_batches(SCAN_ROWS), queries_QD, k, label)
+    scan = table.search().select(["vector", *condition.columns]).with_row_id(True)
+    return nearest_of((scan.where(where) if where else scan).to_batches(SCAN_ROWS), queries_QD, k, condition)
 
 
 def nearest_of(
-    batches: Iterable[pa.RecordBatch], queries_QD: Floats, k: int, label: str | None = None
+    batches: Iterable[pa.RecordBatch], queries_QD: Floats, k: int, condition: Condition = EVERY_ROW
 ) -> tuple[Floats, Ints]:
     """Compare queries (Q,D) with Arrow batches, as `exact` does with a table; return cosines and row ids, both (Q,K).
 
-    The batches have the columns vector, _rowid and, if a label is given, label.
+    The batches have the columns vector, _rowid and those of the condition.
     """
-    import pyarrow.compute as pc
-
     scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
     for batch in batches:
-        if label is not None:
-            batch = batch.filter(pc.equal(batch["label"], label))
+        batch = condition.filter(batch)
         batch_ids_N = batch["_rowid"].to_numpy().astype(np.int64)
         scores = np.concatenate((scores, _cosines(queries_QD, batch["vector"])), 1)
         ids = np.concatenate((ids, np.broadcast_to(batch_ids_N, (len(queries_QD), len(batch_ids_N)))), 1)
