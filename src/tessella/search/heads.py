@@ -4,7 +4,7 @@
 
 A head is a logistic regression on stored embeddings of unit length, so fitting takes a fraction of a second and the
 model is not needed. Half of the weight of the loss is on the images marked yes, half on the others: 90 % of that on
-1,000 rows that are spread over the index ("rows of the background"), 10 % on the images marked no. The background keeps
+500 rows that are spread over the index ("rows of the background"), 10 % on the images marked no. The background keeps
 the head from depending on the few differences among marked images. It contains images of the class, too, which matters
 little.
 
@@ -49,7 +49,7 @@ from .query import Index, Neighbor, Query, open_model
 
 HEADS, SUFFIX, SEAL_KEY, FORMAT = "heads", ".json", "sha256", 1
 STRENGTH = 0.01  # of the L2 penalty, relative to the mean loss
-BACKGROUND_ROWS, BACKGROUND_SHARE = 1_000, 0.9  # rows that stand for "no", and their share of its weight
+BACKGROUND_ROWS, BACKGROUND_SHARE = 500, 0.9  # rows that stand for "no", and their share of its weight
 MAX_MARKED = 500  # images per side
 MAX_BYTES = 16 << 20  # of a file
 STEPS, TOLERANCE = 50, 1e-10  # of Newton's method
@@ -306,7 +306,7 @@ def _check_marks(yes: Sequence[int], no: Sequence[int]) -> tuple[list[int], list
 
 
 def background_rows(index: Index, marked: Sequence[int]) -> NDArray[np.int64]:
-    """Return up to 1,000 rows that are spread evenly over an index, without the marked ones."""
+    """Return up to 500 rows that are spread evenly over an index, without the marked ones."""
     places = np.unique(np.linspace(0, max(index.rows - 1, 0), BACKGROUND_ROWS).astype(np.int64))[: index.rows]
     return np.setdiff1d(index.columns.rows[places], marked)
 
