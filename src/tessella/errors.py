@@ -75,6 +75,13 @@ CODES: dict[str, Kind] = {
     "hub_unavailable": Kind(5, 503, "the model hub could not be reached"),
     "hub_bad_file": Kind(5, 503, "the model hub sent a damaged file"),
     "cache_failed": Kind(5, 503, "the local cache of models could not be used"),
+    # the server
+    "overloaded": Kind(9, 429, "the server has too much work at the moment"),
+    "too_many_images": Kind(2, 413, "the request has more images than the server accepts at once"),
+    "deadline_exceeded": Kind(9, 504, "the request could not be answered before its deadline"),
+    "not_ready": Kind(9, 503, "the server is not ready"),
+    "draining": Kind(9, 503, "the server is shutting down"),
+    "worker_failed": Kind(9, 503, "the process or the model that was working on the image failed"),
 }
 
 
@@ -134,6 +141,10 @@ class RunError(TessellaError, RuntimeError):
 
 class OutputError(TessellaError, RuntimeError):
     """A result could not be written; the previous file, if any, is unchanged."""
+
+
+class ServeError(TessellaError, RuntimeError):
+    """The server could not answer a request; the same request may succeed later."""
 
 
 class HubError(WeightsError):

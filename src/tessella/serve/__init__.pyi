@@ -1,0 +1,5 @@
+from .metrics import Metrics as Metrics
+from .service import Answer as Answer
+from .service import Readiness as Readiness
+from .service import Service as Service
+from .settings import ServeSettings as ServeSettings
