@@ -102,6 +102,11 @@ class Service:
             return Readiness(False, "a thread of the models has ended")
         return Readiness(True)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the service was asked to stop; it may still accept requests."""
+        return self._drain is not None
+
     # --- start and end ---
 
     async def start(self) -> None:
