@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from ..checks import show
 from ..errors import UsageError
 from .nearest import ArrowTable, Floats, Ints
 
+Number = TypeVar("Number", bound=np.generic)
 NO_LABEL = 65_535  # in `Columns.labels`; a model has at most 21,843 classes
 NAMES = ("row", "label", "probability", "width", "height")
 
@@ -78,7 +80,7 @@ class Columns:
             raise UsageError("not_found", f"the index has no row {show(row)}", hint=hint)
         return positions_R
 
-    def spread(self, values: NDArray[np.generic], missing: object) -> NDArray[np.generic]:
+    def spread(self, values: NDArray[Number], missing: object) -> NDArray[Number]:
         """Return values of rows (N,...) as an array (L,...) with one entry per input of the listing.
 
         missing: the entry of inputs that are not in the index.
