@@ -84,7 +84,9 @@ def _range(values: Any) -> list[int] | None:
     return [int(values.min()), int(values.max())] if len(values) else None
 
 
-@router.get("/v1/index/map", **responses("/v1/index/map", _BINARY, description="float32 (listed, 2), little-endian."))
+@router.get(
+    "/v1/index/map", **responses("/v1/index/map", _BINARY, 304, description="float32 (listed, 2), little-endian.")
+)
 async def map_points(request: Request) -> Response:
     """Return a point per row of the listing, NaN for inputs that are not in the index."""
     return await _array(request, lambda opened: opened.map_bytes)
@@ -92,7 +94,7 @@ async def map_points(request: Request) -> Response:
 
 @router.get(
     "/v1/index/labels.bin",
-    **responses("/v1/index/labels.bin", _BINARY, description="uint16 (listed,), little-endian."),
+    **responses("/v1/index/labels.bin", _BINARY, 304, description="uint16 (listed,), little-endian."),
 )
 async def label_codes(request: Request) -> Response:
     """Return the position in `labels` of `/v1/index` per row of the listing, 65535 for none."""
@@ -238,7 +240,7 @@ class _Embedded(NamedTuple):
 async def find(request: Request) -> Response:
     """Return the rows that are most similar to images or other rows, or to the mean of several."""
     start = time.perf_counter()
-    model = collection_of(request).current().model
+    model = collection_of(request).model
     asked = await _read_search(request)
     body = asked.body
     if body.start + body.top > (MAX_GROUPED if body.group_duplicates else MAX_FOUND):

@@ -32,7 +32,8 @@ def collection_of(request: Request) -> Collection:
 
 async def run(request: Request, work: Callable[[OpenedIndex], Value], seconds: float | None = None) -> Value:
     """Call `work` with the index in a thread, unless the client leaves."""
-    limit = settings_of(request).deadline if seconds is None else seconds
+    longest = settings_of(request).deadline
+    limit = longest if seconds is None else min(seconds, longest)
     try:
         return await run_unless_disconnected(request, collection_of(request).run(work, limit))
     except UsageError as error:  # one fixed sentence for what a client can do about it
@@ -61,4 +62,6 @@ def responses(path: str, kind: Any, *statuses: int, description: str = "The resu
     """Return arguments of a route for its description. kind: the model of the answer, or its content."""
     answer: dict[str, Any] = {"model": kind} if isinstance(kind, type) else dict(kind)
     described = {200: {"description": description} | answer, **error_responses(path, 404, 504, *statuses)}
+    if 304 in described:
+        described[304] = {"description": "The client has this version."}
     return {"response_class": Response, "responses": described, "tags": TAGS}
