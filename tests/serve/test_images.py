@@ -21,7 +21,7 @@ from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, parse_json, r
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
 
-from .processes import FORM, multipart
+from .servers import FORM, multipart
 
 PIXELS = b"not an image, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()
@@ -95,7 +95,7 @@ def test_a_raw_image_over_the_limit_is_too_large() -> None:
     assert contents(read(b"x" * 1001, "image/png", max_body_bytes=1000)) == [("0", "too_many_bytes")]
 
 
-@pytest.mark.parametrize("top", ["0", "-1", "1.5", "x", "", "1e3", " 1", "+1", "\u0661", "9" * 10, "0x1"])
+@pytest.mark.parametrize("top", ["0", "-1", "1.5", "x", "", "1e3", " 1", "+1", "\u0661", "9" * 10, "9" * 11, "0x1"])
 def test_the_number_of_classes_is_a_positive_integer(top: str) -> None:
     assert refusal(PIXELS, "image/png", f"top={top}")[0] == "bad_request"
 

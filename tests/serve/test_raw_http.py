@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from .leaks import find_leaks
-from .processes import FORM, Reply, ServerProcess, connect, exchange, multipart, read_reply, request_bytes
+from .servers import FORM, Reply, ServerProcess, connect, exchange, multipart, read_reply, request_bytes
 from .test_images import BAD_FORMS, BAD_JSON, BAD_SHAPES
 
 SECONDS = 10  # each refusal takes milliseconds; more only if other processes use the processors

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ MAX_PARTS_BESIDE_IMAGES = 16
 _PIECE = 64 * 1024  # bytes that are given to the multipart parser at once, however small the packets were
 _BLOCKING = 1024 * 1024  # bytes from which on a body is parsed in a thread
 _DATA_URI = re.compile(r"data:[a-z0-9.+-]*/?[a-z0-9.+-]*(?:;[a-z0-9.+=\"-]*)*?;base64,", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?:", re.IGNORECASE)
 _IMAGE_TYPE = re.compile(r"image/[a-z0-9.+-]{1,100}")
 OTHER_TYPE = "Send multipart/form-data, application/json, or the bytes of one image as image/* or octet-stream."
 
@@ -48,7 +49,7 @@ class RequestImage:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _JsonImage:
     """An image of a JSON body: its text, or its address if `text` is None."""
 
     name: str
@@ -95,11 +96,7 @@ async def read_images(request: Request, deadline: float | None = None) -> AskedI
     if kind == "application/json":
         fields = await read_json_object(request, {"images", "model", "top"})
         entries = _json_entries(fields.pop("images", None), settings)
-        timeout = min(deadline or settings.deadline, settings.deadline)
-        fetch = _fetcher(request, settings, timeout) if settings.allow_urls else None
-        work = asyncio.gather(*(_load(entry, settings, fetch) for entry in entries))
-        images = await run_unless_disconnected(request, work)
-        return _complete(images, fields, query)
+        return _complete(await _load_all(request, entries, deadline), fields, query)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
         image = RequestImage(name, _checked(await read_body(request), settings))
         return _complete([image], {}, query, is_single=True)
@@ -154,14 +151,14 @@ async def read_json_object(request: Request, known: Collection[str]) -> dict[str
     return value
 
 
-def _json_entries(value: object, settings: ServeSettings) -> list[_Entry]:
+def _json_entries(value: object, settings: ServeSettings) -> list[_JsonImage]:
     if not isinstance(value, list):
         raise RequestError("bad_request", 'The key "images" needs a list of images.')
     _check_count(len(value), settings)
     return [_json_entry(index, entry) for index, entry in enumerate(value)]
 
 
-def _json_entry(index: int, entry: object) -> _Entry:
+def _json_entry(index: int, entry: object) -> _JsonImage:
     if isinstance(entry, str):
         entry = {"data": entry}
     if not isinstance(entry, dict) or not entry.keys() <= {"data", "url", "name"}:
@@ -169,10 +166,29 @@ def _json_entry(index: int, entry: object) -> _Entry:
     values = {key: value for key, value in entry.items() if value is not None}
     if not all(isinstance(value, str) for value in values.values()) or len(values.keys() & {"data", "url"}) != 1:
         raise RequestError("bad_request", 'An image is a string, or an object with "data" or "url", and "name".')
-    return _Entry(_checked_name(values.get("name", str(index))), values.get("data"), values.get("url", ""))
+    return _JsonImage(_checked_name(values.get("name", str(index))), values.get("data"), values.get("url", ""))
 
 
-async def _load(entry: _Entry, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:
+async def load_texts(request: Request, texts: Sequence[str], deadline: float | None = None) -> list[bytes | ImageError]:
+    """Return images that were sent as base64, as data URIs or by their addresses, which begin with http: or https:.
+
+    deadline: as in `read_images`. Raises ClientGoneError.
+    """
+    entries = [
+        _JsonImage(str(index), *((None, text) if _ADDRESS.match(text) else (text, "")))
+        for index, text in enumerate(texts)
+    ]
+    return [image.data for image in await _load_all(request, entries, deadline)]
+
+
+async def _load_all(request: Request, entries: Sequence[_JsonImage], deadline: float | None) -> list[RequestImage]:
+    settings = settings_of(request)
+    timeout = min(deadline or settings.deadline, settings.deadline)
+    fetch = _fetcher(request, settings, timeout) if settings.allow_urls else None
+    return await run_unless_disconnected(request, asyncio.gather(*(_load(entry, settings, fetch) for entry in entries)))
+
+
+async def _load(entry: _JsonImage, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:
     """Decode an image that was sent as text, or fetch it. fetch: None if addresses are refused."""
     if (text := entry.text) is not None:
         if len(text) > _BLOCKING:
@@ -359,7 +375,7 @@ def _complete(
 
 def _parse_top(value: object) -> int | None:
     """Return the number of classes that a request asks for."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value):
         value = int(value)
     if isinstance(value, float) and value.is_integer():  # JSON has no integers, only numbers
         value = int(value)

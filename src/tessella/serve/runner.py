@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import util
@@ -61,7 +62,11 @@ def serve(
     listener = bind(settings.host, settings.port)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         run = _Run(settings, listener, on_ready, on_stop)
-        runner.run(run.main(log_requests))
+        if not runner.run(run.main(log_requests)):
+            # a thread is still loading a model; its libraries abort the process if the interpreter ends meanwhile
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -125,21 +130,23 @@ class _Run:
         self.on_ready, self.on_stop = on_ready, on_stop
         self.stopping = asyncio.Event()
 
-    async def main(self, log_requests: bool) -> None:
-        """Serve until a signal or a failure."""
+    async def main(self, log_requests: bool) -> bool:
+        """Serve until a signal or a failure. Return whether loading was finished."""
         service = Service(self.settings)
         server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
         serving = asyncio.create_task(server.serve([self.listener]))
         sweeping = asyncio.create_task(_check_connections(server))
         with self._handled_signals():
             try:
-                if await self._load(service):
+                is_loaded = await self._load(service)
+                if is_loaded:
                     await self._serve_until_stopped(service)
             finally:
                 server.should_exit = True
                 await serving
                 sweeping.cancel()
                 await service.close()
+        return is_loaded
 
     async def _load(self, service: Service) -> bool:
         """Load the models; return whether the server should go on, because it was not asked to stop meanwhile."""

@@ -17,7 +17,7 @@ from ..images import read_images
 from ..metrics import CONTENT_TYPE
 from ..openapi import error_responses
 from ..problems import RequestError
-from ..service import Answer, Service
+from ..service import Answer, ModelStatus, Service
 from .native_schemas import HealthBody, InferenceBody, ModelListBody, ReadinessBody, infer_extra
 
 DEFAULT_TOP = 5
@@ -133,15 +133,18 @@ def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> li
 )
 async def models(request: Request) -> Response:
     """List the models of this server. Facts of a model are known once it has been loaded."""
-    rows = []
-    for status in service_of(request).models():
-        row: dict[str, object] = dict(id=status.name, object="model", created=0, owned_by="tessella")
-        row |= dict(state=status.state, default_for=list(status.default_for))
-        if (model := status.model) is not None:
-            row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
-            row |= dict(input=[3, model.spec.height, model.spec.width])
-        rows.append(row)
+    rows = [model_row(status) for status in service_of(request).models()]
     return json_response({"object": "list", "data": rows})
+
+
+def model_row(status: ModelStatus) -> dict[str, object]:
+    """Return a model of the server as JSON."""
+    row: dict[str, object] = dict(id=status.name, object="model", created=0, owned_by="tessella")
+    row |= dict(state=status.state, default_for=list(status.default_for))
+    if (model := status.model) is not None:
+        row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
+        row |= dict(input=[3, model.spec.height, model.spec.width])
+    return row
 
 
 @router.get(
