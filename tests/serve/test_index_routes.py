@@ -248,8 +248,8 @@ def test_near_duplicates_are_grouped_under_the_best_of_them(served: Served) -> N
         ({}, 400),
         ([], 400),
         ({"queries": []}, 400),
-        ({"queries": [{}]}, 400),
-        ({"queries": [{"row": 0, "data": "eA=="}]}, 400),
+        ({"queries": [{}]}, 422),
+        ({"queries": [{"row": 0, "data": "eA=="}]}, 422),
         ({"queries": [{"row": -1}]}, 400),
         ({"queries": [{"row": 10**30}]}, 400),
         ({"queries": [{"row": "0"}]}, 400),
@@ -264,13 +264,13 @@ def test_near_duplicates_are_grouped_under_the_best_of_them(served: Served) -> N
         ({"queries": [{"url": "http://example.com/a.jpg"}]}, 400),
         ({"queries": [{"row": 0}], "top": 0}, 400),
         ({"queries": [{"row": 0}], "top": 1_001}, 400),
-        ({"queries": [{"row": 0}], "top": 1_000, "start": 9_001}, 400),
-        ({"queries": [{"row": 0}], "top": 1_000, "start": 1_001, "group_duplicates": True}, 400),
+        ({"queries": [{"row": 0}], "top": 1_000, "start": 9_001}, 422),
+        ({"queries": [{"row": 0}], "top": 1_000, "start": 1_001, "group_duplicates": True}, 422),
         ({"queries": [{"row": 0}], "min_score": 2}, 400),
         ({"queries": [{"row": 0}], "min_score": "1"}, 400),
         ({"queries": [{"row": 0}], "other": 1}, 400),
         ({"queries": [{"row": 0}], "filter": {"label": "cat"}}, 400),
-        ({"queries": [{"row": 0}], "filter": {"label": ["' OR 1=1 --"]}}, 400),
+        ({"queries": [{"row": 0}], "filter": {"label": ["' OR 1=1 --"]}}, 422),
         ({"queries": [{"row": 0}], "filter": {"where": "1=1"}}, 400),
         ({"queries": [{"row": 0}], "filter": {"polygon": [[0, 0], [1, 1]]}}, 400),
         ({"queries": [{"row": 0}], "filter": {"polygon": [[0, 0], [1, 1], [1]]}}, 400),
@@ -294,8 +294,8 @@ def test_bad_forms(served: Served, cat: bytes) -> None:
         return served.app.ask("POST", "/v1/search", files=files, data=data).status_code
 
     assert send([("file", ("a.jpg", b"no image"))]) == 415
-    assert send([("file", ("a.jpg", cat))], {"options": "{"}) == 400
-    assert send([("file", ("a.jpg", cat))], {"options": '{"queries": [{"row": 0}]}'}) == 400
+    assert send([("file", ("a.jpg", cat))], {"options": "{"}) == 422
+    assert send([("file", ("a.jpg", cat))], {"options": '{"queries": [{"row": 0}]}'}) == 422
     assert send([("file", ("a.jpg", cat))], {"other": "{}"}) == 400
     assert send([("options", (None, "{}"))]) == 400
     assert served.app.ask("POST", "/v1/search", content=b"{}").status_code == 415
@@ -483,10 +483,10 @@ def _paths(served: Served) -> list[str]:
         ({"rows": [], "format": "csv"}, 200),
         ({"rows": [], "format": "list"}, 200),
         ({"rows": [9_999]}, 404),
-        ({"rows": [0], "filter": {}}, 400),
+        ({"rows": [0], "filter": {}}, 422),
         ({"rows": ["0"]}, 400),
         ({"format": "../x"}, 400),
-        ({"filter": {"label": ["no such class"]}}, 400),
+        ({"filter": {"label": ["no such class"]}}, 422),
     ],
 )
 def test_exports_of_nothing_and_bad_ones(served: Served, body: Any, status: int) -> None:
@@ -540,17 +540,17 @@ def test_heads_are_saved_once_and_listed(served: Served) -> None:
     ("path", "body", "status"),
     [
         ("/v1/teach", {"yes": []}, 400),
-        ("/v1/teach", {"yes": [0], "no": [0]}, 400),
+        ("/v1/teach", {"yes": [0], "no": [0]}, 422),
         ("/v1/teach", {"yes": [9_999]}, 404),
         ("/v1/teach", {"yes": [0] * 501}, 400),
-        ("/v1/teach", {"yes": [0], "top": 1_000, "start": 9_500}, 400),
-        ("/v1/teach", {"yes": [0], "name": "../x"}, 400),
-        ("/v1/heads", {"name": "../../etc/passwd", "yes": [0]}, 400),
-        ("/v1/heads", {"name": "a/b", "yes": [0]}, 400),
-        ("/v1/heads", {"name": "a\\b", "yes": [0]}, 400),
-        ("/v1/heads", {"name": ".", "yes": [0]}, 400),
+        ("/v1/teach", {"yes": [0], "top": 1_000, "start": 9_500}, 422),
+        ("/v1/teach", {"yes": [0], "name": "../x"}, 422),
+        ("/v1/heads", {"name": "../../etc/passwd", "yes": [0]}, 422),
+        ("/v1/heads", {"name": "a/b", "yes": [0]}, 422),
+        ("/v1/heads", {"name": "a\\b", "yes": [0]}, 422),
+        ("/v1/heads", {"name": ".", "yes": [0]}, 422),
         ("/v1/heads", {"name": "", "yes": [0]}, 400),
-        ("/v1/heads", {"name": "con", "yes": [0]}, 400),
+        ("/v1/heads", {"name": "con", "yes": [0]}, 422),
         ("/v1/heads", {"name": "x" * 65, "yes": [0]}, 400),
         ("/v1/heads", {"yes": [0]}, 400),
     ],
