@@ -14,6 +14,7 @@ from .errors import UsageError
 DISTRIBUTIONS = {
     "prometheus_client": "prometheus-client",
     "PIL": "pillow",
+    "python_multipart": "python-multipart",
     "umap": "umap-learn",
 }  # if they differ from the import names
 
