@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import click
 
@@ -12,23 +13,35 @@ from .options import argument, json_lines_option, json_option, option, run_argum
 from .preflight import count_type
 
 
-@click.command(cls=Command, examples=["tessella index runs/photos"])
+@click.command(cls=Command, examples=["tessella index runs/photos", "tessella index runs/photos --map"])
 @run_argument
+@option(
+    "--map",
+    "map_method",
+    group="Output",
+    type=click.Choice(["pca", "umap", "none"]),
+    is_flag=False,
+    flag_value="pca",
+    metavar="[pca|umap|none]",
+    help="Also compute a map, which `tessella serve` shows: each image as a point in the plane, near similar ones. "
+    "Without a value: pca. umap needs the package umap-learn; none removes the map.  [default: as the index is]",
+)
 @json_option
-def index(folder: str, as_json: bool) -> None:
+def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_json: bool) -> None:
     """Make a run searchable, or update its index after the run has grown.
 
     The index is stored in RUN/index.
     """
     from ..search import build_index
 
-    report = build_index(folder, log=lambda text: notice(printable(text)))
+    report = build_index(folder, map=map_method, log=lambda text: notice(printable(text)))
     if as_json:
         echo_json(dataclasses.asdict(report))
         return
     changes = f"{report.added:,} added, {report.removed:,} removed"
     size, seconds = f"{report.bytes / 1e6:.1f} MB", f"{report.seconds:.1f} s"
-    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}), {size}, {seconds}"))
+    has_map = f", map: {report.map}" if report.map else ""
+    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}){has_map}, {size}, {seconds}"))
 
 
 @click.command(
@@ -36,6 +49,7 @@ def index(folder: str, as_json: bool) -> None:
     examples=[
         "tessella search runs/photos cat.jpg --top 5 --sheet cats.html",
         "tessella search runs/photos key:photos/1.jpg --label flamingo --where 'width >= 640'",
+        "tessella search runs/photos cat.jpg --negative kitten.jpg",
     ],
 )
 @run_argument
@@ -54,6 +68,13 @@ def index(folder: str, as_json: bool) -> None:
     default=10,
     show_default=True,
     help="Number of rows to find.",
+)
+@option(
+    "--negative",
+    group="Input",
+    multiple=True,
+    metavar="QUERY",
+    help="Query that results should not resemble; can be given several times.",
 )
 @option("--label", group="Input", metavar="NAME", help="Search only rows with this predicted class.")
 @option(
@@ -76,6 +97,7 @@ def index(folder: str, as_json: bool) -> None:
 def search(
     folder: str,
     queries: tuple[str, ...],
+    negative: tuple[str, ...],
     model: str | None,
     checkpoint: str | None,
     sheet: str | None,
@@ -95,7 +117,7 @@ def search(
     if model or checkpoint:
         opened.predictor = load_model(opened.facts, model, checkpoint)
     loaded_queries = [opened.query(query) for query in queries]
-    neighbors = opened.search(loaded_queries, **filters)  # type: ignore[arg-type]
+    neighbors = opened.search(loaded_queries, negative=negative, **filters)  # type: ignore[arg-type]
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"
