@@ -81,6 +81,18 @@ CODES: dict[str, Kind] = {
     "not_ready": Kind(9, 503, "the server is not ready"),
     "draining": Kind(9, 503, "the server is shutting down"),
     "worker_failed": Kind(9, 503, "the process or the model that was working on the image failed"),
+    "cannot_listen": Kind(9, 500, "the server could not listen on its address"),
+    "bad_request": Kind(2, 400, "the request is malformed"),
+    "unauthorized": Kind(2, 401, "the token is missing or wrong"),
+    "forbidden_host": Kind(2, 403, "the server is not known by the host name of the request"),
+    "forbidden_origin": Kind(2, 403, "the request was made by a page of another site"),
+    "not_found_route": Kind(2, 404, "the server has no such path"),
+    "method_not_allowed": Kind(2, 405, "the path does not support this method"),
+    "slow_body": Kind(2, 408, "the body of the request did not arrive in time"),
+    "body_too_large": Kind(2, 413, "the body of the request is too large"),
+    "unsupported_media_type": Kind(2, 415, "the type or the encoding of the body is not supported"),
+    "headers_too_large": Kind(2, 431, "the headers of the request are too large"),
+    "internal_error": Kind(9, 500, "the server failed while it handled the request"),
 }
 
 

@@ -133,6 +133,28 @@ images_option = option(
     help="Images for checking bfloat16 and int8 against float32, preferably a few hundred representative ones.  "
     "[default: photographs in this package]",
 )
+precision_option = option(
+    "--precision",
+    group="Advanced",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Numeric precision: float32, bfloat16, int8, or fast for the fastest whose results agree with float32.",
+)
+engine_option = option(
+    "--engine",
+    group="Advanced",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help=f"Engine: {any_of(tuple(ENGINES))}.",
+)
+batch_size_option = option(
+    "--batch-size",
+    group="Advanced",
+    type=count_type(most=MAX_BATCH_SIZE),
+    help="Batch size.  [default: depends on the device]",
+)
 input_options = options(
     argument(
         "inputs",
@@ -148,22 +170,8 @@ input_options = options(
     model_option,
     checkpoint_option,
     device_option,
-    option(
-        "--precision",
-        group="Advanced",
-        default="auto",
-        show_default=True,
-        metavar="NAME",
-        help="Numeric precision: float32, bfloat16, int8, or fast for the fastest whose results agree with float32.",
-    ),
-    option(
-        "--engine",
-        group="Advanced",
-        default="auto",
-        show_default=True,
-        metavar="NAME",
-        help=f"Engine: {any_of(tuple(ENGINES))}.",
-    ),
+    precision_option,
+    engine_option,
     option(
         "--mode",
         group="Advanced",
@@ -172,12 +180,7 @@ input_options = options(
         metavar="NAME",
         help="Optimize for throughput or latency; auto: latency for one image file, else throughput.",
     ),
-    option(
-        "--batch-size",
-        group="Advanced",
-        type=count_type(most=MAX_BATCH_SIZE),
-        help="Batch size.  [default: depends on the device]",
-    ),
+    batch_size_option,
     images_option,
 )
 table_options = options(

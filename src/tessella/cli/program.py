@@ -2,7 +2,8 @@
 
 Results go to standard output, everything else to standard error. Exit status: 0 success, 2 wrong usage, 3 no input
 could be read (with --strict: at least one could not), 4 unusable weights, 5 the model hub or the local cache failed, 6
-a result could not be written or is damaged, 7 training diverged, 8 a cluster failed, 130 interrupted.
+a result could not be written or is damaged, 7 training diverged, 8 a cluster failed, 9 a server failed, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "index": ("search", "Make a run searchable, or update its index."),
     "search": ("search", "Find the images of a run that are most similar to the queries."),
     "dedup": ("search", "Find duplicate images in a run."),
+    "serve": ("serving", "Serve models over HTTP."),
     "list": ("models", "List models whose names match a pattern."),
     "info": ("models", "Show a model's size, cost, weights and accuracy."),
     "convert": ("models", "Convert the original authors' weights."),

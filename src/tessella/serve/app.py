@@ -1,0 +1,113 @@
+"""The application: routes of all protocols, errors in their dialects, and the gate around everything."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from .._version import __version__
+from ..errors import TessellaError
+from .disconnects import run_unless_disconnected as run_unless_disconnected
+from .openapi import describe
+from .problems import Problem, RequestError, make_problem, problem_of
+from .routes import native
+from .security import ClientGoneError, Gate
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from .service import Service
+    from .settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+# Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token.
+ROUTES = (native,)
+
+DESCRIPTION = """Classification and embeddings of images.
+
+Every answer has the header `X-Request-ID`, every error the header `X-Tessella-Error` with its code."""
+
+
+def create_app(service: Service, settings: ServeSettings, *, log_requests: bool = False) -> Gate:
+    """Return the ASGI application. log_requests: write one JSON object per request to the log."""
+    app = FastAPI(
+        title="Tessella",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # these pages load scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service, app.state.settings = service, settings
+    open_paths: set[str] = set()
+    routers = (app, *(module.router for module in ROUTES))
+    app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    for module in ROUTES:
+        app.include_router(module.router)
+        open_paths |= set(getattr(module, "OPEN_PATHS", ()))
+    app.add_exception_handler(TessellaError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientGoneError, _on_client_gone)
+    app.add_exception_handler(Exception, _on_defect)
+    describe(app, has_token=settings.token is not None, open_paths=open_paths)
+
+    def count(scope: Scope, status: int) -> None:
+        route = scope.get("route")
+        path = route.path if isinstance(route, Route) else "other"
+        service.metrics.request(path, scope["method"], status)
+
+    return Gate(
+        app,
+        settings,
+        open_paths=open_paths,
+        is_draining=lambda: service.readiness.reason == "draining",
+        on_answer=count,
+        log_requests=log_requests,
+    )
+
+
+def _answer(problem: Problem) -> Response:
+    response = Response(problem.body, problem.status)
+    response.raw_headers = problem.headers
+    return response
+
+
+def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TessellaError)
+    if error.http_status == 500:
+        logger.error("request %s failed: %s: %s", request.state.request_id, error.code, error)
+    return _answer(problem_of(error, request.scope["path"], request.state.request_id))
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what Starlette refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    path, request_id = request.scope["path"], request.state.request_id
+    if error.status_code == 405:
+        return _answer(make_problem("method_not_allowed", path, request_id, allow=_allowed_methods(request)))
+    return _answer(make_problem("not_found_route" if error.status_code == 404 else "bad_request", path, request_id))
+
+
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of all routes of a path."""
+    methods: set[str] = set()
+    for route in request.app.state.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
+
+
+def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # for the log and the metrics; nobody reads it
+
+
+def _on_defect(request: Request, error: Exception) -> Response:
+    """Answer for a defect of ours; the gate logs it."""
+    return _answer(problem_of(RequestError("internal_error", ""), request.scope["path"], request.state.request_id))

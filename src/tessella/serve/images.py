@@ -1,0 +1,346 @@
+"""Images out of a request: multipart/form-data, a raw body, or JSON with base64, data URIs or addresses.
+
+Bodies are kept in memory: the gate bounds each of them and all together, and nothing is written to disk. An image that
+cannot be taken out of the request is an ImageError in its place, so that the other images are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pydantic_core import from_json
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from ..errors import ImageError, public_text
+from .problems import RequestError
+from .security import ClientGoneError
+from .settings import ServeSettings
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+MAX_TEXT = 64 * 1024  # bytes of a text field of a form
+MAX_NAME = 1024  # characters of an image's name
+MAX_PARTS_BESIDE_IMAGES = 16
+_PIECE = 64 * 1024  # bytes that are given to the multipart parser at once, however small the packets were
+_BLOCKING = 1024 * 1024  # bytes from which on a body is parsed in a thread
+_DATA_URI = re.compile(r"data:[a-z0-9.+-]*/?[a-z0-9.+-]*(?:;[a-z0-9.+=\"-]*)*?;base64,", re.IGNORECASE)
+_IMAGE_TYPE = re.compile(r"image/[a-z0-9.+-]{1,100}")
+OTHER_TYPE = "Send multipart/form-data, application/json, or the bytes of one image as image/* or octet-stream."
+
+
+@dataclass(frozen=True)
+class RequestImage:
+    """One image of a request. data: its encoded bytes, or why there are none."""
+
+    name: str
+    data: bytes | ImageError
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """A request for a model's results.
+
+    images: in the order of the request, with distinct positions but not necessarily distinct names. is_single: the
+    body was one raw image, so that its error is that of the request.
+    """
+
+    images: list[RequestImage]
+    model: str | None = None
+    top: int | None = None
+    is_single: bool = False
+
+
+@dataclass
+class Form:
+    """A form that was sent as multipart/form-data: its files in order, and its text fields."""
+
+    files: list[RequestImage] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+async def read_images(request: Request) -> ImageRequest:
+    """Read the images of a request, and the parameters `model` and `top`, which the body or the query may have.
+
+    Addresses of images are fetched if the settings allow it. Raises RequestError `bad_request`,
+    `unsupported_media_type`, `too_many_images` and those of the gate.
+    """
+    kind, settings = content_type(request), settings_of(request)
+    query = _single_values(request)
+    if kind == "multipart/form-data":
+        form = await read_form(request, {"model", "top"})
+        return _complete(form.files, form.fields, query)
+    if kind == "application/json":
+        fields = await read_json_object(request, {"images", "model", "top"})
+        images = await _json_images(fields.pop("images", None), settings)
+        return _complete(images, fields, query)
+    if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
+        image = RequestImage(_checked_name(query.get("name", "0")), _checked(await read_body(request), settings))
+        return _complete([image], {}, query, is_single=True)
+    raise RequestError("unsupported_media_type", OTHER_TYPE)
+
+
+def settings_of(request: Request) -> ServeSettings:
+    """Return the settings of the server that handles a request."""
+    settings = request.app.state.settings
+    assert isinstance(settings, ServeSettings)
+    return settings
+
+
+def content_type(request: Request) -> str:
+    """Return the media type of the body in lower case, without parameters; "" if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body, which the gate bounds. Raises ClientGoneError if the client left."""
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError from None
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+async def read_json(request: Request) -> object:
+    """Return the body as JSON. Raises RequestError `bad_request` for anything that is not strict JSON."""
+    body = await read_body(request)
+    return await asyncio.to_thread(parse_json, body) if len(body) > _BLOCKING else parse_json(body)
+
+
+def parse_json(body: bytes) -> object:
+    """Parse strict JSON: UTF-8, no NaN, at most 200 levels deep. Raises RequestError `bad_request`."""
+    try:
+        value: object = from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        raise RequestError("bad_request", "The body is not valid JSON.") from None
+    return value
+
+
+async def read_json_object(request: Request, known: Collection[str]) -> dict[str, object]:
+    """Return the body, which must be a JSON object with no other keys than `known`. Raises RequestError."""
+    value = await read_json(request)
+    if not isinstance(value, dict):
+        raise RequestError("bad_request", "The body is not a JSON object.")
+    if not value.keys() <= set(known):
+        raise RequestError("bad_request", "The JSON object has a key that is not known.")
+    return value
+
+
+async def _json_images(entries: object, settings: ServeSettings) -> list[RequestImage]:
+    if not isinstance(entries, list):
+        raise RequestError("bad_request", 'The key "images" needs a list of images.')
+    _check_count(len(entries), settings)
+    return list(await asyncio.gather(*(_json_image(i, entry, settings) for i, entry in enumerate(entries))))
+
+
+async def _json_image(index: int, entry: object, settings: ServeSettings) -> RequestImage:
+    if isinstance(entry, str):
+        entry = {"data": entry}
+    if not isinstance(entry, dict) or not entry.keys() <= {"data", "url", "name"}:
+        raise RequestError("bad_request", 'An image is a string, or an object with "data" or "url", and "name".')
+    values = {key: value for key, value in entry.items() if value is not None}
+    if not all(isinstance(value, str) for value in values.values()) or len(values.keys() & {"data", "url"}) != 1:
+        raise RequestError("bad_request", 'An image is a string, or an object with "data" or "url", and "name".')
+    name = _checked_name(values.get("name", str(index)))
+    if "url" in values:
+        return RequestImage(name, refuse_url())
+    text = values["data"]
+    decode = asyncio.to_thread(decode_text, text, settings) if len(text) > _BLOCKING else None
+    return RequestImage(name, await decode if decode else decode_text(text, settings))
+
+
+def refuse_url() -> ImageError:
+    """Return the error of an image that is given by its address."""
+    return ImageError("url_refused", public_text("url_refused"))
+
+
+def decode_text(text: str, settings: ServeSettings) -> bytes | ImageError:
+    """Return the bytes of an image that was sent as base64, with or without `data:...;base64,` before it."""
+    if text[:5].lower() == "data:":
+        prefix = _DATA_URI.match(text, 0, 1024)
+        if prefix is None:
+            return _unreadable("the data URI is not in base64")
+        text = text[prefix.end() :]
+    if len(text) // 4 * 3 > settings.limits.bytes + 3:
+        return ImageError("too_many_bytes", public_text("too_many_bytes"))
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        return _unreadable("the image is not valid base64")
+    return _checked(data, settings)
+
+
+def _unreadable(message: str) -> ImageError:
+    return ImageError("unreadable", message)
+
+
+def _checked(data: bytes, settings: ServeSettings) -> bytes | ImageError:
+    if not data:
+        return ImageError("empty", public_text("empty"))
+    if len(data) > settings.limits.bytes:
+        return ImageError("too_many_bytes", public_text("too_many_bytes"))
+    return data
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+async def read_form(request: Request, known: Collection[str]) -> Form:
+    """Read a multipart form with any number of files and the text fields `known`, while it arrives.
+
+    Raises RequestError `bad_request` for a malformed form or another field, `too_many_images`.
+    """
+    reader = _FormReader(settings_of(request), known)
+    _, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary", b"")
+    pending = bytearray()
+    try:
+        if not 0 < len(boundary) <= 200:
+            raise RequestError("bad_request", "The boundary of the form is missing or too long.")
+        parser = MultipartParser(boundary, reader.callbacks(), max_header_count=16, max_header_size=8192)
+        async for chunk in request.stream():
+            pending += chunk
+            if len(pending) >= _PIECE:
+                parser.write(bytes(pending))
+                pending.clear()
+        parser.write(bytes(pending))
+        parser.finalize()
+    except FormParserError:
+        raise RequestError("bad_request", "The body is not a valid multipart form.") from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    if not reader.is_complete:
+        raise RequestError("bad_request", "The multipart form has no end.")
+    return reader.form
+
+
+class _FormReader:
+    """Collects the parts of a form from the callbacks of the parser; a part is a file if it has a file name."""
+
+    def __init__(self, settings: ServeSettings, known: Collection[str]) -> None:
+        self.form, self.is_complete = Form(), False
+        self._settings, self._known = settings, known
+        self._headers: dict[bytes, bytes] = {}
+        self._header, self._value = bytearray(), bytearray()
+        self._data = bytearray()
+        self._size, self._limit, self._texts = 0, 0, 0
+        self._name, self._file_name = "", None  # type: str, str | None
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._take,
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        self._headers = {}
+        self._data, self._size = bytearray(), 0
+
+    def _end_header(self) -> None:
+        self._headers[bytes(self._header).lower()] = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _end_headers(self) -> None:
+        kind, options = parse_options_header(self._headers.get(b"content-disposition"))
+        if kind != b"form-data" or b"name" not in options:
+            raise RequestError("bad_request", "A part of the form has no name.")
+        encoding = self._headers.get(b"content-transfer-encoding", b"binary").lower()
+        if encoding not in (b"binary", b"8bit", b"7bit"):
+            raise RequestError("bad_request", "A part of the form has a transfer encoding.")
+        self._name = options[b"name"].decode("utf-8", "replace")
+        self._file_name = None
+        if b"filename" in options:
+            self._file_name = _checked_name(options[b"filename"].decode("utf-8", "backslashreplace"))
+            _check_count(len(self.form.files) + 1, self._settings)
+            self._limit = self._settings.limits.bytes
+            return
+        self._limit, self._texts = MAX_TEXT, self._texts + 1
+        if self._texts > MAX_PARTS_BESIDE_IMAGES:
+            raise RequestError("bad_request", "The form has too many fields.")
+        if self._name not in self._known or self._name in self.form.fields:
+            raise RequestError("bad_request", "The form has a field that is not known, or has a field twice.")
+
+    def _take(self, data: bytes, start: int, end: int) -> None:
+        self._size += end - start
+        if self._size <= self._limit:
+            self._data += memoryview(data)[start:end]
+        elif self._file_name is None:
+            raise RequestError("bad_request", "A field of the form is too long.")
+        else:
+            self._data.clear()  # the image is refused, the others are not
+
+    def _end(self) -> None:
+        if self._file_name is None:
+            try:
+                self.form.fields[self._name] = self._data.decode()
+            except UnicodeDecodeError:
+                raise RequestError("bad_request", "A field of the form is not in UTF-8.") from None
+            return
+        if self._size > self._limit:
+            data: bytes | ImageError = ImageError("too_many_bytes", public_text("too_many_bytes"))
+        else:
+            data = _checked(bytes(self._data), self._settings)
+        self.form.files.append(RequestImage(self._file_name or str(len(self.form.files)), data))
+        self._data = bytearray()
+
+    def _finish(self) -> None:
+        self.is_complete = True
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def _complete(
+    images: list[RequestImage], fields: Mapping[str, object], query: Mapping[str, str], *, is_single: bool = False
+) -> ImageRequest:
+    if not images:
+        raise RequestError("bad_request", "The request has no images.")
+    given = {**{key: value for key, value in query.items() if key in ("model", "top")}, **fields}
+    model = given.get("model")
+    if model is not None and not isinstance(model, str):
+        raise RequestError("bad_request", '"model" is not a string.')
+    return ImageRequest(images, model, _parse_top(given.get("top")), is_single)
+
+
+def _parse_top(value: object) -> int | None:
+    """Return the number of classes that a request asks for."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000_000):
+        return value
+    raise RequestError("bad_request", '"top" is not a positive integer.')
+
+
+def _check_count(count: int, settings: ServeSettings) -> None:
+    if count > settings.max_images:
+        raise RequestError("too_many_images", "Divide the images among several requests.")
+
+
+def _checked_name(name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise RequestError("bad_request", "The name of an image is too long.")
+    return name
+
+
+def _single_values(request: Request) -> dict[str, str]:
+    """Return the query parameters, none of which may be given twice."""
+    items = request.query_params.multi_items()
+    if len({key for key, _ in items}) < len(items):
+        raise RequestError("bad_request", "A query parameter is given twice.")
+    return dict(items)

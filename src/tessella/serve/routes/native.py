@@ -1,0 +1,185 @@
+"""The server's own API: classification and embeddings, the list of models, health and metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...errors import ImageError, public_text
+from ...records import as_dict
+from ...weights.catalogue import Task
+from ..disconnects import run_unless_disconnected
+from ..images import read_images
+from ..metrics import CONTENT_TYPE
+from ..openapi import error_responses
+from ..problems import RequestError
+from ..service import Answer, Service
+from .native_schemas import HealthBody, InferenceBody, ModelListBody, ReadinessBody, infer_extra
+
+DEFAULT_TOP = 5
+MAX_DEADLINE_MS = 24 * 3600 * 1000
+router = APIRouter()
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that handles a request."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def deadline_of(request: Request) -> float | None:
+    """Return the seconds of the header X-Tessella-Deadline-Ms, None without it. Raises RequestError `bad_request`."""
+    text = request.headers.get("x-tessella-deadline-ms")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MAX_DEADLINE_MS):
+        raise RequestError("bad_request", "The header X-Tessella-Deadline-Ms is not a positive number of milliseconds.")
+    return int(text) / 1000
+
+
+def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response; numbers must be finite."""
+    return Response(to_json(body), status, headers, "application/json")
+
+
+def _documented(path: str, *, has_top: bool) -> dict[str, Any]:
+    """Return the arguments of a route of inference for its description."""
+    return {
+        "response_class": Response,
+        "responses": {
+            200: {"model": InferenceBody, "description": "One result per image, each with its own status."},
+            **error_responses(path, 404, 422, 501, 504),
+        },
+        "openapi_extra": infer_extra(has_top=has_top),
+        "tags": ["inference"],
+    }
+
+
+@router.post("/v1/classify", **_documented("/v1/classify", has_top=True))
+async def classify(request: Request) -> Response:
+    """Return the most probable classes of each image."""
+    return await _infer(request, "classify", has_top=True, embed=False)
+
+
+@router.post("/v1/embed", **_documented("/v1/embed", has_top=False))
+async def embed(request: Request) -> Response:
+    """Return the embedding of each image: a vector of unit length."""
+    return await _infer(request, "embed", has_top=False, embed=True)
+
+
+@router.post("/v1/predict", **_documented("/v1/predict", has_top=True))
+async def predict(request: Request) -> Response:
+    """Return the most probable classes and the embedding of each image.
+
+    Without `model`, this is the default model for embeddings, as in `tessella run`.
+    """
+    return await _infer(request, "embed", has_top=True, embed=True)
+
+
+async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) -> Response:
+    """Answer a request for results of a model."""
+    deadline = deadline_of(request)
+    asked = await read_images(request)
+    if asked.top is not None and not has_top:
+        raise RequestError("bad_request", 'Embeddings have no "top".')
+    data = [image.data for image in asked.images]
+    work = service_of(request).infer(data, model=asked.model, task=task, deadline=deadline)
+    answer = await run_unless_disconnected(request, work)
+    top = min(asked.top or DEFAULT_TOP, answer.model.num_classes) if has_top else 0
+    names = [image.name for image in asked.images]
+    results = results_of(answer, names, top=top, embed=embed)
+    if asked.is_single and (code := results[0]["status"]) != "ok":
+        raise RequestError(str(code), "")
+    body = {
+        "model": answer.model.name,
+        "fingerprint": answer.model.fingerprint,
+        "request_id": request.state.request_id,
+        "results": results,
+        "timing_ms": {stage: round(value, 3) for stage, value in answer.timing.items()},
+    }
+    return json_response(body, headers={"X-Tessella-Fingerprint": answer.model.fingerprint})
+
+
+def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> list[dict[str, object]]:
+    """Return one record per image as JSON, with the image's size; errors have the fixed text of their code.
+
+    names: of the images, in the order of the answer.
+    """
+    results = []
+    for name, outcome, (width, height) in zip(names, answer.outcomes, answer.sizes, strict=True):
+        row = as_dict(answer.model.record(name, outcome, top=top, embed=embed))
+        if row["status"] != "ok":
+            row["message"] = public_text(str(row["status"]))
+        if not isinstance(outcome, ImageError):
+            row |= dict(width=width, height=height)
+        results.append(row)
+    return results
+
+
+# --- models, health, metrics ------------------------------------------------------------------------------------------
+
+
+@router.get(
+    "/v1/models",
+    response_class=Response,
+    responses={200: {"model": ModelListBody, "description": "The models, the first one first."}},
+    tags=["models"],
+)
+async def models(request: Request) -> Response:
+    """List the models of this server. Facts of a model are known once it has been loaded."""
+    rows = []
+    for status in service_of(request).models():
+        row: dict[str, object] = dict(id=status.name, object="model", created=0, owned_by="tessella")
+        row |= dict(state=status.state, default_for=list(status.default_for))
+        if (model := status.model) is not None:
+            row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
+            row |= dict(input=[3, model.spec.height, model.spec.width])
+        rows.append(row)
+    return json_response({"object": "list", "data": rows})
+
+
+@router.get(
+    "/healthz",
+    response_class=Response,
+    responses={200: {"model": HealthBody, "description": "The process serves."}},
+    tags=["health"],
+)
+async def healthz() -> Response:
+    """Return 200 while the process serves."""
+    return json_response({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    response_class=Response,
+    responses={
+        200: {"model": ReadinessBody, "description": "Requests are answered."},
+        503: {"model": ReadinessBody, "description": "The server is loading, draining or broken."},
+    },
+    tags=["health"],
+)
+async def readyz(request: Request) -> Response:
+    """Return 200 if requests are answered: the models are loaded, and the server is not being stopped."""
+    readiness = service_of(request).readiness
+    body = {"ready": readiness.ready, "reason": readiness.reason}
+    return json_response(body, 200 if readiness.ready else 503, None if readiness.ready else {"Retry-After": "1"})
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "For Prometheus."}},
+    tags=["health"],
+)
+async def metrics(request: Request) -> Response:
+    """Return the metrics of this server for Prometheus."""
+    return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+for _path, _endpoint in (("/healthz", healthz), ("/readyz", readyz)):  # some load balancers ask with HEAD
+    router.add_api_route(_path, _endpoint, methods=["HEAD"], include_in_schema=False)

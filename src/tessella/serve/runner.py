@@ -1,0 +1,213 @@
+"""Run the server in this process: bind, load, serve, drain, end.
+
+The address is bound before models are loaded, so that /healthz answers and /readyz says that the server is loading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import util
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from ..errors import ServeError
+from .app import create_app
+from .connection import LimitedConnection, limited_connections
+from .service import Service
+
+if TYPE_CHECKING:
+    from .security import Gate
+    from .settings import ServeSettings
+
+BACKLOG = 2048
+KEEP_ALIVE = 5  # seconds; a load balancer should close idle connections earlier
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECOND_SIGNAL_STATUS = 130
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that answers requests. models: the names of those that are loaded."""
+
+    url: str
+    models: tuple[str, ...]
+
+
+def serve(
+    settings: ServeSettings,
+    *,
+    on_ready: Callable[[Started], None] = lambda started: None,
+    on_stop: Callable[[float], None] = lambda seconds: None,
+    log_requests: bool = False,
+) -> None:
+    """Run a server until it gets SIGINT or SIGTERM, and finish the requests that it has accepted.
+
+    on_ready: called once the models are loaded. on_stop: called at the first signal with the longest time that the
+    server will take to end; a second signal ends the process at once, with status 130. log_requests: as in
+    `create_app`. Raises ServeError `cannot_listen` if the address is in use, `worker_failed` if the server cannot
+    recover from a failure; the errors of `tessella.load`.
+    """
+    listener = bind(settings.host, settings.port)
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        run = _Run(settings, listener, on_ready, on_stop)
+        runner.run(run.main(log_requests))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return the faster event loop if it is installed; it is not available for Windows."""
+    if util.find_spec("uvloop") is None:
+        return None
+    loop: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    return loop
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address; port 0 is any free port. Raises ServeError `cannot_listen`."""
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name != "nt":  # there it would allow two servers on one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ServeError(
+            "cannot_listen",
+            f"the server cannot listen on {host} port {port}: {error.strerror or error}",
+            hint="another program may use the port: choose one with --port, or --port 0 for any free one",
+        ) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of a server that listens on a socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its handling of signals, which would end the process with the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the handlers of signals as they are."""
+        yield
+
+
+class _Run:
+    """One run of the server."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        listener: socket.socket,
+        on_ready: Callable[[Started], None],
+        on_stop: Callable[[float], None],
+    ) -> None:
+        self.settings, self.listener = settings, listener
+        self.on_ready, self.on_stop = on_ready, on_stop
+        self.stopping = asyncio.Event()
+
+    async def main(self, log_requests: bool) -> None:
+        """Serve until a signal or a failure."""
+        service = Service(self.settings)
+        server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
+        tasks = {
+            "serving": asyncio.create_task(server.serve([self.listener])),
+            "loading": asyncio.create_task(service.start()),
+            "stopping": asyncio.create_task(self.stopping.wait()),
+            "failed": asyncio.create_task(service.failed.wait()),
+            "sweeping": asyncio.create_task(_check_connections(server)),
+        }
+        with self._handled_signals():
+            try:
+                await self._wait(service, tasks)
+            finally:
+                server.should_exit = True
+                await asyncio.wait({tasks["serving"]})
+                for task in tasks.values():
+                    task.cancel()
+                await service.close()
+                if not tasks["loading"].done():
+                    await asyncio.wait({tasks["loading"]}, timeout=0)
+
+    async def _wait(self, service: Service, tasks: dict[str, asyncio.Task[Any]]) -> None:
+        """Return when the server has to end: it has answered what it accepted, or has failed."""
+        ends = {tasks["serving"], tasks["stopping"], tasks["failed"]}
+        await asyncio.wait({*ends, tasks["loading"]}, return_when=asyncio.FIRST_COMPLETED)
+        if tasks["loading"].done():
+            tasks["loading"].result()
+            loaded = tuple(status.name for status in service.models() if status.state == "ready")
+            self.on_ready(Started(url_of(self.listener), loaded))
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if service.failed.is_set():
+            raise ServeError("worker_failed", f"the server cannot continue: {service.readiness.reason}")
+        seconds = self.settings.drain_delay + self.settings.drain_timeout
+        self.on_stop(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await service.drain()
+
+    @contextlib.contextmanager
+    def _handled_signals(self) -> Iterator[None]:
+        """Stop at the first signal, end the process at the second one."""
+        loop = asyncio.get_running_loop()
+
+        received: list[int] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if received:
+                os._exit(SECOND_SIGNAL_STATUS)
+            received.append(number)
+            loop.call_soon_threadsafe(self.stopping.set)
+
+        previous = {}
+        with contextlib.suppress(ValueError):  # only the main thread can set handlers
+            previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _config(self, app: Gate) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            http=LimitedConnection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.ERROR,  # a warning per malformed request would let clients fill the log
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, math.ceil(self.settings.drain_timeout)),
+        )
+
+
+async def _check_connections(server: uvicorn.Server) -> None:
+    """Close connections whose client neither sends a request nor reads its answer."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(1)
+        for connection in limited_connections(server.server_state.connections):
+            connection.check(loop.time())

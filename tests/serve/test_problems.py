@@ -1,0 +1,124 @@
+"""Errors as HTTP answers: every code in every dialect, and texts that are fixed in the source."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tessella import serve
+from tessella.errors import CODES, ServeError, UsageError
+from tessella.serve.problems import DETAILS, RequestError, dialect_of, make_problem, problem_of
+
+from .leaks import find_leaks
+
+PATHS = {
+    "problem": ["/v1/classify", "/", "/v1/models", "/v2x", "/v2embed", "/v1/embeddings/"],
+    "open_inference": ["/v2", "/v2/", "/v2/health/live", "/v2/models/m/infer", "/v2/embed/"],
+    "openai": ["/v1/embeddings", "/embeddings", "/embeddings_image", "/models"],
+    "cohere": ["/v2/embed"],
+}
+SOURCES = Path(serve.__file__).parent
+
+
+@pytest.mark.parametrize(("dialect", "path"), [(name, path) for name, paths in PATHS.items() for path in paths])
+def test_the_path_determines_the_dialect(dialect: str, path: str) -> None:
+    assert dialect_of(path) == dialect
+
+
+@pytest.mark.parametrize("dialect", PATHS)
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_has_an_answer_in_every_dialect(dialect: str, code: str) -> None:
+    problem = make_problem(code, PATHS[dialect][0], "the-id")
+    headers = dict(problem.headers)
+    assert problem.status == CODES[code].http_status
+    assert headers[b"content-length"] == str(len(problem.body)).encode()
+    assert headers[b"x-tessella-error"] == code.encode()
+    assert (b"retry-after" in headers) == (problem.status in (429, 503))
+    assert (b"www-authenticate" in headers) == (problem.status == 401)
+    body = json.loads(problem.body)
+    text = CODES[code].text
+    if dialect == "problem":
+        assert headers[b"content-type"] == b"application/problem+json"
+        assert set(body) == {"type", "title", "status", "detail", "code", "error", "request_id"}
+        assert (body["title"], body["error"], body["code"]) == (text, text, code)
+        assert (body["status"], body["request_id"]) == (problem.status, "the-id")
+        return
+    assert headers[b"content-type"] == b"application/json"
+    if dialect == "open_inference":
+        assert set(body) == {"error"}
+        assert body["error"].startswith(text)
+    elif dialect == "cohere":
+        assert set(body) == {"id", "message"}
+        assert body["id"] == "the-id"
+        assert body["message"].startswith(text)
+    else:
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert body["error"]["code"] == code
+        assert body["error"]["message"].startswith(text)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2, 1, 1.01, 7.5])
+def test_retry_after_is_a_positive_number_of_whole_seconds(seconds: float) -> None:
+    value = int(dict(make_problem("overloaded", "/", "id", retry_after=seconds).headers)[b"retry-after"])
+    assert value >= max(1, seconds)
+    assert value < seconds + 1 or value == 1
+
+
+def test_messages_of_errors_stay_on_this_machine() -> None:
+    secret = "/home/user/model.safetensors at 0x7f0011223344"
+    for error in (UsageError("bad_argument", secret), ServeError("overloaded", secret, hint=secret)):
+        assert b"home" not in problem_of(error, "/v1/classify", "id").body
+
+
+def test_the_sentence_of_a_request_error_is_the_detail() -> None:
+    body = json.loads(problem_of(RequestError("bad_request", "The body is empty."), "/v1/embed", "id").body)
+    assert body["detail"] == "The body is empty."
+    body = json.loads(problem_of(RequestError("bad_request", ""), "/v1/embed", "id").body)
+    assert body["detail"] == CODES["bad_request"].text
+
+
+def test_every_sentence_for_clients_is_a_literal() -> None:
+    """So that no value, path or message of a library can be part of it."""
+    calls = []
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RequestError":
+                calls.append((path.name, ast.unparse(node), node.args[1]))
+    assert len(calls) > 20
+    constants = {"OTHER_TYPE"}
+    for name, text, sentence in calls:
+        if isinstance(sentence, ast.Name):
+            assert sentence.id in constants, f"{name}: {text}"
+            continue
+        assert isinstance(sentence, ast.Constant), f"{name}: {text}"
+        assert sentence.value == "" or str(sentence.value).endswith("."), f"{name}: {text}"
+
+
+def test_details_are_fixed_sentences_of_known_codes() -> None:
+    assert set(DETAILS) <= set(CODES)
+    for sentence in DETAILS.values():
+        assert re.fullmatch(r"[A-Z].*\.", sentence) or sentence.endswith("request_id."), sentence
+        assert find_leaks(sentence.encode()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/usr/lib/python3.11/site-packages/PIL/Image.py",
+        "<_io.BytesIO object at 0x7f3a5c1d2e30>",
+        "Traceback (most recent call last):",
+        'File "app.py", line 3, in main',
+        "cannot identify image file",
+        r"C:\\Users\\me",
+        "KeyError('x')",
+        "list index out of range",
+        "torch.Size([1, 3])",
+        "127.0.0.1:8000",
+    ],
+)
+def test_leaks_are_found(text: str) -> None:
+    assert find_leaks(json.dumps({"error": text}).encode())
