@@ -11,7 +11,11 @@ import lazy_loader
 
 from .errors import UsageError
 
-DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "PIL": "pillow"}  # if they differ from the import names
+DISTRIBUTIONS = {
+    "prometheus_client": "prometheus-client",
+    "PIL": "pillow",
+    "umap": "umap-learn",
+}  # if they differ from the import names
 
 
 def require(module: str, purpose: str) -> ModuleType:

@@ -70,7 +70,7 @@ SURFACE = {
         *("--bad-inputs", "--prometheus", "--ray", "--actor-cores", "--json"),
     ],
     "verify-run": ["RUN", "--repair", "--json"],
-    "index": ["RUN", "--json"],
+    "index": ["RUN", "--json", "--map"],
     "search": [
         *(
             "RUN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import click
 
@@ -12,23 +13,35 @@ from .options import argument, json_lines_option, json_option, option, run_argum
 from .preflight import count_type
 
 
-@click.command(cls=Command, examples=["tessella index runs/photos"])
+@click.command(cls=Command, examples=["tessella index runs/photos", "tessella index runs/photos --map"])
 @run_argument
+@option(
+    "--map",
+    "map_method",
+    group="Output",
+    type=click.Choice(["pca", "umap", "none"]),
+    is_flag=False,
+    flag_value="pca",
+    metavar="[pca|umap|none]",
+    help="Also compute a map, which `tessella serve` shows: each image as a point in the plane, near similar ones. "
+    "Without a value: pca. umap needs the package umap-learn; none removes the map.  [default: as the index is]",
+)
 @json_option
-def index(folder: str, as_json: bool) -> None:
+def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_json: bool) -> None:
     """Make a run searchable, or update its index after the run has grown.
 
     The index is stored in RUN/index.
     """
     from ..search import build_index
 
-    report = build_index(folder, log=lambda text: notice(printable(text)))
+    report = build_index(folder, map=map_method, log=lambda text: notice(printable(text)))
     if as_json:
         echo_json(dataclasses.asdict(report))
         return
     changes = f"{report.added:,} added, {report.removed:,} removed"
     size, seconds = f"{report.bytes / 1e6:.1f} MB", f"{report.seconds:.1f} s"
-    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}), {size}, {seconds}"))
+    has_map = f", map: {report.map}" if report.map else ""
+    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}){has_map}, {size}, {seconds}"))
 
 
 @click.command(

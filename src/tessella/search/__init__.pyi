@@ -5,6 +5,7 @@ from .duplicates import draw_duplicates as draw_duplicates
 from .duplicates import write_duplicates as write_duplicates
 from .index import IndexReport as IndexReport
 from .index import build_index as build_index
+from .projection import Projection as Projection
 from .query import Index as Index
 from .query import Neighbor as Neighbor
 from .query import Query as Query

@@ -29,7 +29,7 @@ from ..results import l2_normalize
 from ..text import escape
 from . import vector_files
 from .conditions import check_condition, quoted
-from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_seal, open_table, sealed_rows
+from .index import COLUMNS, HOME, TABLE, lance_errors, map_file_of, no_index, open_seal, open_table, sealed_rows
 from .nearest import (
     SCAN_ROWS,
     Approximate,
@@ -41,6 +41,7 @@ from .nearest import (
     nearest_of,
     vectors_of,
 )
+from .projection import Projection, read_map
 
 MAX_ROWS = 1_000_000  # per search
 IN_MEMORY_ROWS = 20_000  # an index of at most this many rows is searched without LanceDB, whose import takes seconds
@@ -190,6 +191,16 @@ class Index:
             check = functools.partial(check_fingerprint, self.facts)
             return Query(str(item), self._unit_vector(vector_files.read_vector(Path(item), check)))
         return Query(key_of(item, 0), self.predictor.embed(item), image=item)
+
+    def map(self) -> Projection | None:
+        """Return the map of the rows as points (rows,2), in the order of `Columns.rows`; None if there is none.
+
+        `build_index` computes it. Raises UsageError `damaged_run` if the index was updated after it was opened.
+        """
+        for name in map_file_of(self._seal):
+            with self._reading():
+                return read_map(self.out / HOME / name, self.rows)
+        return None
 
     def sheet(self, path: str | Path, queries: Sequence[Query], neighbors: Sequence[Neighbor]) -> None:
         """Draw the queries that are images or rows, then the neighbors in order, to a .png or .html file.
