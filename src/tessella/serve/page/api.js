@@ -33,7 +33,9 @@ export class ServerBackend {
   /** The facts of the index, or null if the server has none. */
   async index() {
     try {
-      return (await this.#call("GET", "/v1/index")).answer;
+      const { answer } = await this.#call("GET", "/v1/index");
+      this.size = answer.rows;
+      return answer;
     } catch (error) {
       if (error.status === 404) return null;
       throw error;
@@ -56,16 +58,35 @@ export class ServerBackend {
     return this.#call("POST", "/v1/index/select", { json: { filter, start, count }, signal });
   }
 
-  /** Rows at positions `start` to `start + count - 1` of the map. */
+  /** Images at the positions `start` to `start + count - 1` of the map. */
   async rows(start, count) {
     return (await this.#call("GET", `/v1/index/rows?start=${start}&count=${count}`)).answer.rows;
   }
 
-  /** One row by its number. */
+  /** The number of the row at a position of the map. */
+  async rowAt(position) {
+    if (await this.#hasAllRows()) return position;
+    const [item] = await this.rows(position, 1);
+    return item.row;
+  }
+
+  /** One image by the number of its row. Inputs with an error have numbers too, so its position may be lower. */
   async row(row) {
-    const [item] = await this.rows(row, 1);
-    if (!item) throw new ServerError("not_found", 404);
-    return item;
+    let [low, high] = [0, Math.min(row, this.size - 1)];
+    while (low <= high) {
+      const middle = low === 0 && high === row ? row : (low + high) >> 1; // at first as if no row was missing
+      const [item] = await this.rows(middle, 1);
+      if (item?.row === row) return item;
+      if (!item || item.row > row) high = middle - 1;
+      else low = middle + 1;
+    }
+    throw new ServerError("not_found", 404);
+  }
+
+  /** Whether each row is at the position of its number, because no input had an error. */
+  #hasAllRows() {
+    this.isComplete ??= this.rows(this.size - 1, 1).then(([last]) => last?.row === this.size - 1);
+    return this.isComplete;
   }
 
   /** Positions on the map, x and y in turn. */

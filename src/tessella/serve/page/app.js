@@ -26,12 +26,14 @@ class App extends HTMLElement {
     state.backend = backend;
     state.thumbnails = new Thumbnails((row, size) => backend.thumbnail(row, size));
     this.#build();
-    this.#setTheme(localStorage.getItem(THEME) ?? "auto");
+    this.#setTheme(storedTheme());
     try {
       state.index = await backend.index();
     } catch (error) {
       state.indexError = error.message;
     }
+    this.collection.textContent = state.index?.title ?? "";
+    this.collection.hidden = !state.index?.title;
     window.addEventListener("hashchange", () => this.#route());
     state.watch("query", () => this.#showQuery());
     this.addEventListener("search-file", ({ detail }) => this.#searchFile(detail.file));
@@ -52,6 +54,7 @@ class App extends HTMLElement {
     this.model = make("select", { id: "model", class: "model", onchange: () => this.views.get("classify")?.setModel(this.model.value) });
     this.modelField = make("label", { class: "control", for: "model", hidden: true }, make("span", { class: "wide-only" }, "Model"), this.model);
     this.theme = button({ label: "Theme", symbol: "auto", kind: "quiet", onclick: () => this.#nextTheme() });
+    this.collection = make("bdi", { class: "muted collection", hidden: true });
     this.main = make("main", { id: "main", tabindex: "-1" });
     const mark = make("span", { class: "mosaic", "aria-hidden": "true" }, [1, 2, 3, 4].map(() => make("i", {})));
     const skip = make("a", { class: "skip", href: "#main", onclick: (event) => (event.preventDefault(), this.main.focus()) }, "Skip to the content");
@@ -62,6 +65,7 @@ class App extends HTMLElement {
         { class: "top" },
         make("a", { href: `#/${this.first}`, class: "brand" }, mark, make("span", {}, "Tessella")),
         make("nav", { "aria-label": "Views" }, this.links),
+        this.collection,
         make("span", { class: "spring" }),
         this.modelField,
         this.theme,
@@ -176,7 +180,7 @@ class App extends HTMLElement {
   #nextTheme() {
     const names = Object.keys(THEMES);
     const next = names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length];
-    localStorage.setItem(THEME, next);
+    storeTheme(next);
     this.#setTheme(next);
     announce(THEMES[next]);
   }
@@ -189,6 +193,23 @@ class App extends HTMLElement {
     this.theme.title = THEMES[theme];
     this.theme.setAttribute("aria-label", `${THEMES[theme]}; change`);
     document.dispatchEvent(new Event("themechange"));
+  }
+}
+
+/** The theme that was chosen here before; a page from a file may have no storage. */
+function storedTheme() {
+  try {
+    return localStorage.getItem(THEME) ?? "auto";
+  } catch {
+    return "auto";
+  }
+}
+
+function storeTheme(name) {
+  try {
+    localStorage.setItem(THEME, name);
+  } catch {
+    // it holds until the page is closed
   }
 }
 

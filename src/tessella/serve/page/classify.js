@@ -6,7 +6,7 @@ import { showRequest } from "./requests.js";
 import { state } from "./state.js";
 import { UNSURE_REASON, fileSize, images, isUnsure, messageOf, number, percent, shortLabel, timingText } from "./text.js";
 
-const AT_ONCE = 4; // requests; the server forms batches of them
+const UPLOADS_AT_ONCE = 4; // requests; the server forms batches of them
 
 /** <tessella-card>: one image with its status and classes. */
 class Card extends HTMLElement {
@@ -167,7 +167,7 @@ class Classify extends HTMLElement {
 
   #next() {
     this.#showSummary();
-    while (this.running < AT_ONCE) {
+    while (this.running < UPLOADS_AT_ONCE) {
       const entry = this.entries.find(({ status }) => status === "waiting");
       if (!entry) return;
       this.running++;

@@ -34,7 +34,8 @@ class Filters extends HTMLElement {
   }
 
   #build() {
-    const { labels, width_range: widths, height_range: heights } = state.index;
+    const { width_range: widths, height_range: heights } = state.index;
+    this.labels = [...state.index.labels].sort((a, b) => b.count - a.count);
     this.count = make("p", { class: "count", role: "status" });
     this.summary = make("span", {}, "Filters");
     this.find = make("input", {
@@ -74,7 +75,7 @@ class Filters extends HTMLElement {
         "div",
         { class: "filters-body" },
         this.region,
-        make("fieldset", {}, make("legend", {}, "Predicted class"), labels.length > 12 && this.find, this.list),
+        make("fieldset", {}, make("legend", {}, "Predicted class"), this.labels.length > 12 && this.find, this.list),
         make(
           "fieldset",
           {},
@@ -109,7 +110,7 @@ class Filters extends HTMLElement {
   #showLabels() {
     const chosen = state.filter.label;
     const text = this.find.value.trim().toLowerCase();
-    const found = state.index.labels.filter(({ label }) => !text || label.toLowerCase().includes(text));
+    const found = this.labels.filter(({ label }) => !text || label.toLowerCase().includes(text));
     const isChosen = ({ label }) => chosen.includes(label);
     const shown = [...found.filter(isChosen), ...found.filter((entry) => !isChosen(entry))].slice(0, SHOWN_LABELS);
     const focused = document.activeElement?.closest("li")?.dataset.label;

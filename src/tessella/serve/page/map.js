@@ -9,7 +9,7 @@ import "./tiles.js";
 
 const COLORED = 8; // classes with a color of their own: as many as can be told apart
 const THUMBNAILS_FROM = 220; // points in view: at most this many are drawn as thumbnails
-const SHOWN = 60; // images of a region beside the map
+const SHOWN_OF_REGION = 60; // images of a region beside the map
 const COVER = 0.94; // of the canvas, when all points are in view
 
 class ImageMap extends HTMLElement {
@@ -226,7 +226,7 @@ class ImageMap extends HTMLElement {
   }
 
   async #loadPicture(i) {
-    const row = state.backend.rowAt ? await state.backend.rowAt(i) : i;
+    const row = await state.backend.rowAt(i);
     const address = await state.thumbnails.address(row, 96, () => this.isConnected);
     if (address === null) return void this.pictures.delete(i);
     const picture = new Image();
@@ -335,7 +335,7 @@ class ImageMap extends HTMLElement {
     if (!state.filter.polygon) return;
     const { signal } = (this.controller = new AbortController());
     try {
-      const { answer } = await state.backend.select(filterJson(state.filter), 0, SHOWN, { signal });
+      const { answer } = await state.backend.select(filterJson(state.filter), 0, SHOWN_OF_REGION, { signal });
       this.count.replaceChildren(make("strong", {}, number(answer.matching)), ` of ${images(state.index.rows)}`);
       this.list.show(answer.rows);
     } catch (error) {

@@ -6,7 +6,7 @@ import { filterJson, state } from "./state.js";
 import { baseName, images, milliseconds, number } from "./text.js";
 import "./tiles.js";
 
-const SHOWN = 60;
+const RANKED = 60;
 
 class Teach extends HTMLElement {
   marks = new Map(); // row: {side: "yes" | "no", item}
@@ -135,17 +135,17 @@ class Teach extends HTMLElement {
     this.setAttribute("aria-busy", "true");
     try {
       if (yes.length && no.length) {
-        const { answer, request } = await state.backend.teach(yes, no, SHOWN, { signal });
+        const { answer, request } = await state.backend.teach(yes, no, RANKED, { signal });
         this.#showTiles(answer.ranked, request);
         const overlap = answer.separable ? "" : " The marks contradict each other: some images of both kinds are alike.";
         this.status.textContent = `Fitted to ${images(yes.length + no.length)} in ${milliseconds(answer.train_ms)}.${overlap}`;
       } else if (yes.length) {
-        const options = { queries: yes.map((row) => ({ row })), top: SHOWN, min_score: null, filter, group_duplicates: true };
+        const options = { queries: yes.map((row) => ({ row })), top: RANKED, min_score: null, filter, group_duplicates: true };
         const { answer, request } = await state.backend.search(options, { signal });
         this.#showTiles(answer.neighbors, request);
         this.status.textContent = "These are similar. Now mark at least one as no.";
       } else {
-        const { answer, request } = await state.backend.select(filter, 0, SHOWN, { signal });
+        const { answer, request } = await state.backend.select(filter, 0, RANKED, { signal });
         this.#showTiles(answer.rows, request);
         this.status.textContent = no.length ? "Now mark at least one as yes." : "Mark an image that belongs to your class as yes.";
       }

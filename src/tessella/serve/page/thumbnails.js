@@ -1,6 +1,6 @@
 /** Thumbnails of indexed images: a few requests at a time, the most recent first, and a limited number in memory. */
 
-const AT_ONCE = 6;
+const DOWNLOADS_AT_ONCE = 6;
 const KEPT = 600;
 
 export class Thumbnails {
@@ -34,7 +34,7 @@ export class Thumbnails {
   }
 
   #next() {
-    while (this.#running < AT_ONCE && this.#waiting.length) {
+    while (this.#running < DOWNLOADS_AT_ONCE && this.#waiting.length) {
       const task = this.#waiting.pop();
       if (!task.isWanted()) {
         this.#kept.delete(task.key);

@@ -1,7 +1,8 @@
 """The web page: static files of this package from a fixed table, each under its own path.
 
-The path of a file contains a hash of all files, so browsers may keep it forever, and a page never mixes the files of two
-versions. No path has a parameter, so no request can name a file. The files contain no data, so they need no token.
+The path of a file contains a hash of all files, so browsers may keep it forever, and a page never mixes files of
+different versions. No path has a parameter, so no request can name a file. The files contain no data, so they need no
+token.
 """
 
 from __future__ import annotations
