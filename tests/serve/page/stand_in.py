@@ -130,13 +130,13 @@ class StandIn:
         body: Any = None
         images: list[tuple[str, bytes]] = []
         if request.headers.get("content-type", "").startswith("multipart"):
-            form = await request.form()
             body = {}
-            for name, value in form.multi_items():
-                if isinstance(value, str):
-                    body[name] = value
-                else:
-                    images.append((value.filename or "", await value.read()))
+            async with request.form() as form:
+                for name, value in form.multi_items():
+                    if isinstance(value, str):
+                        body[name] = value
+                    else:
+                        images.append((value.filename or "", await value.read()))
             if "options" in body:
                 body = json.loads(body["options"])
         elif request.method == "POST":

@@ -18,7 +18,7 @@ export class ServerError extends Error {
 const CODES_OF_STATUS = { 401: "unauthorized", 404: "not_found", 413: "body_too_large", 429: "overloaded", 503: "not_ready", 504: "deadline_exceeded" };
 
 export class ServerBackend {
-  can = { classify: true, teach: true, requests: true };
+  can = { classify: true, teach: true, requests: true, enlarge: true };
 
   /** askToken(rejected): resolves to a token, or to null if the person cancels. */
   constructor(askToken) {

@@ -52,7 +52,7 @@ class App extends HTMLElement {
     );
     this.first = shown[0][0];
     this.model = make("select", { id: "model", class: "model", onchange: () => this.views.get("classify")?.setModel(this.model.value) });
-    this.modelField = make("label", { class: "control", for: "model", hidden: true }, make("span", { class: "wide-only" }, "Model"), this.model);
+    this.modelField = make("div", { class: "control", hidden: true }, make("label", { class: "wide-only", for: "model" }, "Model"), this.model);
     this.theme = button({ label: "Theme", symbol: "auto", kind: "quiet", onclick: () => this.#nextTheme() });
     this.collection = make("bdi", { class: "muted collection", hidden: true });
     this.main = make("main", { id: "main", tabindex: "-1" });

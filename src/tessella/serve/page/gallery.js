@@ -2,7 +2,7 @@
 
 import { announce, button, debounce, emptyState, make, toast } from "./dom.js";
 import { exportMenu } from "./exports.js";
-import { showRequest } from "./requests.js";
+import { makeDialog, openDialog, showRequest } from "./requests.js";
 import { NO_FILTER, filterJson, isFiltered, state } from "./state.js";
 import { baseName, fileSize, number, percent, shortLabel, timingText } from "./text.js";
 import "./filters.js";
@@ -84,8 +84,8 @@ class Gallery extends HTMLElement {
     this.searchControls = make(
       "div",
       { class: "controls" },
-      make("label", { class: "control", for: "least-score" }, "Least similarity", this.least, this.scoreText),
-      make("label", { class: "control", for: "copies" }, "Near-duplicates", this.copies),
+      make("div", { class: "control" }, make("label", { for: "least-score" }, "Least similarity"), this.least, this.scoreText),
+      make("div", { class: "control" }, make("label", { for: "copies" }, "Near-duplicates"), this.copies),
     );
   }
 
@@ -170,6 +170,9 @@ class Gallery extends HTMLElement {
     this.query.hidden = !query;
     if (!query) return;
     const picture = make("img", { alt: "", class: "query-picture" });
+    const frame = state.backend.can.enlarge
+      ? make("button", { type: "button", class: "query-open", "aria-label": "Enlarge the image", title: "Enlarge", onclick: () => this.#enlarge(query) }, picture)
+      : picture;
     if (query.file) picture.src = query.url;
     else state.thumbnails.address(query.row, 256, () => true).then((address) => (picture.src = address), () => {});
     const { item, file } = query;
@@ -178,7 +181,7 @@ class Gallery extends HTMLElement {
       ? [fileSize(file.size)]
       : [item.label && `${shortLabel(item.label)} ${percent(item.probability)}`, `${item.width} × ${item.height} pixels`];
     this.query.replaceChildren(
-      picture,
+      frame,
       make(
         "div",
         { class: "query-text" },
@@ -189,6 +192,21 @@ class Gallery extends HTMLElement {
       ),
       button({ text: "Show all images", symbol: "close", kind: "quiet", onclick: () => state.setQuery(null) }),
     );
+  }
+
+  /** Show the image of the query in its full size. */
+  async #enlarge({ row, item, file, url }) {
+    try {
+      const picture = make("img", { class: "enlarged", alt: "" });
+      picture.src = file ? url : await state.backend.thumbnail(row, 0);
+      const name = file ? file.name : baseName(item.key);
+      const dialog = makeDialog(make("bdi", {}, name), picture);
+      dialog.classList.add("wide");
+      if (!file) dialog.addEventListener("close", () => URL.revokeObjectURL(picture.src));
+      openDialog(dialog);
+    } catch (error) {
+      toast(error.message);
+    }
   }
 
   /** Insert the near-duplicates of a tile after it, or remove them again. */

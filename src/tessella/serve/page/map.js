@@ -8,7 +8,7 @@ import { baseName, images, number, percent, shortLabel } from "./text.js";
 import "./tiles.js";
 
 const COLORED = 8; // classes with a color of their own: as many as can be told apart
-const THUMBNAILS_FROM = 220; // points in view: at most this many are drawn as thumbnails
+const THUMBNAILS_FROM = 600; // points in view: if there are more, none is drawn as a thumbnail
 const SHOWN_OF_REGION = 60; // images of a region beside the map
 const COVER = 0.94; // of the canvas, when all points are in view
 
@@ -193,7 +193,7 @@ class ImageMap extends HTMLElement {
     const found = this.grid.within({ left: a.x, right: b.x, bottom: a.y, top: b.y }, THUMBNAILS_FROM);
     this.dataset.thumbnails = "0";
     if (!found || this.view.scale < 0.6 * Math.min(width, height)) return;
-    const side = clamp(0.5 * Math.sqrt((width * height) / (found.length + 1)), 36, 96);
+    const side = clamp(0.75 * Math.sqrt((width * height) / (found.length + 1)), 40, 96);
     const used = new Set(); // cells of the screen that have a thumbnail, so that none covers another
     let drawn = 0;
     for (const i of found) {
