@@ -63,6 +63,14 @@ class Visit:
         """Return the locator of the button with this accessible name."""
         return self.page.get_by_role("button", name=name, exact=True)
 
+    def until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        for _ in range(600):
+            if self.page.evaluate(expression):
+                return
+            self.page.evaluate("new Promise(requestAnimationFrame)")
+        raise AssertionError(f"never true: {expression}")
+
     def tiles(self) -> Any:
         """Return the locator of all tiles that are in view."""
         return self.page.locator("tessella-tile:visible")

@@ -137,7 +137,7 @@ def test_an_image_is_removed(site: StandIn, visit: Open) -> None:
     opened.add_files(CAT, COFFEE)
     card(opened, "coffee.jpg")
     opened.button("Remove cat.jpg").click()
-    assert opened.find("tessella-card h3").all_inner_texts() == ["coffee.jpg"]
+    assert opened.find("tessella-card h2").all_inner_texts() == ["coffee.jpg"]
     assert opened.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Remove coffee.jpg"
 
 

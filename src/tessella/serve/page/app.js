@@ -121,10 +121,11 @@ class App extends HTMLElement {
   #noIndex() {
     if (state.indexError) {
       const action = button({ text: "Try again", kind: "primary", onclick: () => location.reload() });
-      return emptyState({ symbol: "warning", title: "The index cannot be shown", text: state.indexError, action });
+      return emptyState({ symbol: "warning", heading: "h1", title: "The index cannot be shown", text: state.indexError, action });
     }
     return emptyState({
       symbol: "grid",
+      heading: "h1",
       title: "No collection is open",
       text: "Start the server with the folder of a run to browse, search and map its images here.",
       command: "tessella serve --index RUN",

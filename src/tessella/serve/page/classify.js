@@ -30,7 +30,7 @@ class Card extends HTMLElement {
         make(
           "div",
           { class: "card-head" },
-          make("h3", {}, make("bdi", { title: file.name }, file.name)),
+          make("h2", {}, make("bdi", { title: file.name }, file.name)),
           button({ label: `Remove ${file.name}`, symbol: "close", kind: "quiet small", onclick: () => handlers.remove(entry) }),
         ),
         this.facts,

@@ -111,13 +111,16 @@ export function saveFile(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** An empty state: what would be here, and what to do so that it is. `command` is shown with a button to copy it. */
-export function emptyState({ symbol, title, text, command, action }) {
+/**
+ * An empty state: what would be here, and what to do so that it is. `command` is shown with a button to copy it. heading:
+ * the element of the title, h1 if nothing else is on the page.
+ */
+export function emptyState({ symbol, title, text, command, action, heading = "h2" }) {
   return make(
     "div",
     { class: "empty" },
     make("div", { class: "empty-symbol" }, icon(symbol)),
-    make("h2", {}, title),
+    make(heading, {}, title),
     make("p", {}, text),
     command &&
       make(

@@ -29,6 +29,7 @@ class Gallery extends HTMLElement {
     this.grid.addEventListener("tile-search", ({ detail }) => state.setQuery({ row: detail.row, item: detail }));
     this.grid.addEventListener("tile-copies", (event) => this.#showCopies(event.target, event.detail));
     this.query = make("div", { class: "query", hidden: true });
+    this.heading = make("h1", { class: "small-heading" });
     this.message = make("div", { class: "message" });
     this.more = button({ text: "Show more", kind: "wide", hidden: true, onclick: () => this.#load(true) });
     this.timing = make("span", { class: "muted timing" });
@@ -44,6 +45,7 @@ class Gallery extends HTMLElement {
         make(
           "div",
           { class: "toolbar" },
+          this.heading,
           this.searchControls,
           make("span", { class: "spring" }),
           this.timing,
@@ -168,6 +170,8 @@ class Gallery extends HTMLElement {
   #showQuery() {
     const { query } = state;
     this.query.hidden = !query;
+    this.heading.textContent = query ? "Similar images" : isFiltered(state.filter) ? "Images that match" : "All images";
+    this.heading.classList.toggle("hidden-text", Boolean(query));
     if (!query) return;
     const picture = make("img", { alt: "", class: "query-picture" });
     const frame = state.backend.can.enlarge

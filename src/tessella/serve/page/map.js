@@ -10,11 +10,17 @@ import "./tiles.js";
 const COLORED = 8; // classes with a color of their own: as many as can be told apart
 const THUMBNAILS_FROM = 600; // points in view: if there are more, none is drawn as a thumbnail
 const SHOWN_OF_REGION = 60; // images of a region beside the map
+const SLOW = 30; // milliseconds between frames from which fewer points are drawn during a movement
+const FEWEST = 40_000; // points that are drawn during a movement
+const AT_FIRST = 200_000; // points of the first frames, before the speed is known
+const STILL = 140; // milliseconds after which a movement has ended, and all points are drawn
+const PALE = 22; // opacity of a point that the label filter excludes, of 255
 const COVER = 0.94; // of the canvas, when all points are in view
 
 class ImageMap extends HTMLElement {
   view = { x: 0, y: 0, scale: 1 }; // center in map coordinates, CSS pixels per unit
-  pictures = new Map(); // row: image, or null while it is loading
+  pictures = new Map(); // position: image, or null while it is loading
+  share = 1; // of the points that are drawn during a movement, as the speed of the machine allows
 
   async connectedCallback() {
     if (this.isBuilt) {
@@ -26,6 +32,7 @@ class ImageMap extends HTMLElement {
       this.replaceChildren(
         emptyState({
           symbol: "map",
+          heading: "h1",
           title: "This index has no map yet",
           text: "A map places similar images side by side. It is computed once; afterwards, reload this page.",
           command: "tessella index RUN --map",
@@ -49,6 +56,7 @@ class ImageMap extends HTMLElement {
       this.positions = positions;
       this.labels = labels;
       this.grid = new PointGrid(positions);
+      this.share = Math.min(AT_FIRST / (positions.length / 2), 1);
       this.renderer.setPoints(positions);
       this.note.textContent = "";
       this.#buildLegend();
@@ -101,7 +109,8 @@ class ImageMap extends HTMLElement {
       button({ text: "Fit", title: "Show all images", onclick: () => this.fit() }),
     );
     this.legend = make("ul", { class: "legend", "aria-label": "Most frequent classes" });
-    this.stage = make("div", { class: "stage" }, this.points, this.overlay, tools, this.legend, this.note, this.tip);
+    const heading = make("h1", { class: "hidden-text" }, "Map");
+    this.stage = make("div", { class: "stage" }, heading, this.points, this.overlay, tools, this.legend, this.note, this.tip);
     this.count = make("p", { class: "count", role: "status" });
     this.list = document.createElement("tessella-grid");
     this.list.setAttribute("aria-label", "Images of the region");
@@ -133,7 +142,7 @@ class ImageMap extends HTMLElement {
   move(right, up) {
     this.view.x = clamp(this.view.x + right / this.view.scale, -1.2, 1.2);
     this.view.y = clamp(this.view.y + up / this.view.scale, -1.2, 1.2);
-    this.draw();
+    this.#drawMoving();
   }
 
   /** Zoom by a factor around a place on the screen, by default the middle. */
@@ -144,7 +153,29 @@ class ImageMap extends HTMLElement {
     const after = this.toMap(left, top);
     this.view.x += before.x - after.x;
     this.view.y += before.y - after.y;
+    this.#drawMoving();
+  }
+
+  /** Draw during a movement: if frames take long, only a fair sample of the points until it has ended. */
+  #drawMoving() {
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => {
+      this.lastFrame = null;
+      this.isMoving = false;
+      this.draw();
+    }, STILL);
+    this.isMoving = true;
     this.draw();
+  }
+
+  #adaptShare() {
+    const now = performance.now();
+    const least = Math.min(FEWEST / (this.positions.length / 2 + 1), 1);
+    if (this.isMoving && this.lastFrame) {
+      this.share = clamp(this.share * (now - this.lastFrame > SLOW ? 0.6 : 1.15), least, 1);
+    }
+    this.lastFrame = this.isMoving ? now : null;
+    return this.isMoving ? this.share : 1;
   }
 
   size() {
@@ -178,13 +209,14 @@ class ImageMap extends HTMLElement {
     }
     const { x, y, scale } = this.view;
     const spread = Math.sqrt((scale * scale * 4) / (this.positions.length / 2 + 1)); // pixels between neighbors
-    this.renderer.draw({ x, y, scale: scale * ratio, size: ratio * clamp(0.45 * spread, 2.5, 9) });
+    const share = this.#adaptShare();
+    this.renderer.draw({ x, y, scale: scale * ratio, size: ratio * clamp(0.45 * spread, 2.5, 9), share });
     const context = this.overlay.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     this.#drawPictures(context);
     this.#drawRegion(context);
-    this.dataset.frames = Number(this.dataset.frames ?? 0) + 1;
+    this.dataset.drawn = share === 1 ? "all" : "sample";
   }
 
   #drawPictures(context) {
@@ -287,17 +319,17 @@ class ImageMap extends HTMLElement {
     const style = getComputedStyle(this);
     const read = (name) => style.getPropertyValue(name).trim();
     this.colors = { accent: resolved(read("--accent")), paper: resolved(read("--surface")), wash: resolved(read("--wash")) };
-    const palette = [...this.frequent.keys()].map((place) => channels(resolved(read(`--color-${place + 1}`))));
-    const other = channels(resolved(read("--color-other")));
-    const place = new Map(this.frequent.map((label, k) => [this.places.get(label), palette[k]]));
-    this.chosen = new Set(state.filter.label.map((label) => this.places.get(label)));
     const count = this.labels.length;
-    const colors = new Uint8Array(4 * count);
     const opacity = count > 50_000 ? 150 : 210;
+    const packed = (color, alpha) => new Uint32Array(Uint8Array.of(...channels(resolved(color)).slice(0, 3), alpha).buffer)[0];
+    const shades = (color) => ({ bright: packed(color, opacity), pale: packed(color, PALE) });
+    const other = shades(read("--color-other"));
+    const byPlace = new Map(this.frequent.map((label, k) => [this.places.get(label), shades(read(`--color-${k + 1}`))]));
+    this.chosen = new Set(state.filter.label.map((label) => this.places.get(label)));
+    const colors = new Uint32Array(count);
     for (let i = 0; i < count; i++) {
-      const isBright = this.#isBright(i);
-      colors.set(place.get(this.labels[i]) ?? other, 4 * i);
-      colors[4 * i + 3] = isBright ? opacity : 22;
+      const shade = byPlace.get(this.labels[i]) ?? other;
+      colors[i] = this.#isBright(i) ? shade.bright : shade.pale;
     }
     this.renderer.setColors(colors);
     for (const item of this.legend.querySelectorAll("button")) {

@@ -21,12 +21,13 @@ void main() {
   gl_FragColor = vec4(shade.rgb * cover, cover);
 }`;
 
-/** Draw points (x and y in turn) in colors (RGBA, a byte each). */
+/** Draw points (x and y in turn) in colors (RGBA, four bytes each), in an order whose every beginning is a fair sample. */
 export class PointRenderer {
   #gl;
   #flat;
   #count = 0;
-  #positions = new Float32Array();
+  #stride = 1;
+  #positions = new Float32Array(); // in the order of drawing
   #colors = new Uint8Array();
   #uniforms = {};
   #buffers = {};
@@ -39,8 +40,8 @@ export class PointRenderer {
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", () => {
       this.#prepare();
-      this.setPoints(this.#positions);
-      this.setColors(this.#colors);
+      this.#upload("position", this.#positions);
+      this.#upload("color", this.#colors);
       canvas.dispatchEvent(new Event("redraw"));
     });
   }
@@ -50,20 +51,33 @@ export class PointRenderer {
   }
 
   setPoints(positions) {
-    this.#positions = positions;
     this.#count = positions.length / 2;
-    this.#upload("position", positions);
+    this.#stride = strideOf(this.#count);
+    this.#positions = new Float32Array(positions.length);
+    for (let k = 0; k < this.#count; k++) {
+      const i = this.#drawnAs(k);
+      this.#positions[2 * k] = positions[2 * i];
+      this.#positions[2 * k + 1] = positions[2 * i + 1];
+    }
+    this.#upload("position", this.#positions);
   }
 
+  /** colors: one number per point, as its four bytes are in memory. */
   setColors(colors) {
-    this.#colors = colors;
-    this.#upload("color", colors);
+    const ordered = new Uint32Array(this.#count);
+    for (let k = 0; k < this.#count; k++) ordered[k] = colors[this.#drawnAs(k)];
+    this.#colors = new Uint8Array(ordered.buffer);
+    this.#upload("color", this.#colors);
   }
 
-  /** center: in map coordinates. scale: pixels of the canvas per unit. size: of a point, in pixels of the canvas. */
-  draw({ x, y, scale, size }) {
+  /**
+   * center: in map coordinates. scale: pixels of the canvas per unit. size: of a point, in pixels of the canvas.
+   * share: of the points that are drawn, 0 to 1.
+   */
+  draw({ x, y, scale, size, share }) {
     const { width, height } = this.canvas;
-    if (this.#flat) return this.#drawFlat({ x, y, scale, size });
+    const count = Math.ceil(this.#count * share);
+    if (this.#flat) return this.#drawFlat({ x, y, scale, size, count });
     const gl = this.#gl;
     gl.viewport(0, 0, width, height);
     gl.clearColor(0, 0, 0, 0);
@@ -71,8 +85,13 @@ export class PointRenderer {
     gl.uniform2f(this.#uniforms.center, x, y);
     gl.uniform2f(this.#uniforms.scale, (2 * scale) / width, (2 * scale) / height);
     gl.uniform1f(this.#uniforms.size, size);
-    gl.drawArrays(gl.POINTS, 0, this.#count);
+    gl.drawArrays(gl.POINTS, 0, count);
     return undefined;
+  }
+
+  /** The point that is drawn as number k. */
+  #drawnAs(k) {
+    return (k * this.#stride) % this.#count;
   }
 
   #prepare() {
@@ -111,12 +130,12 @@ export class PointRenderer {
     gl.bufferData(gl.ARRAY_BUFFER, data, gl.STATIC_DRAW);
   }
 
-  #drawFlat({ x, y, scale, size }) {
+  #drawFlat({ x, y, scale, size, count }) {
     const { width, height } = this.canvas;
     const [points, colors, context] = [this.#positions, this.#colors, this.#flat];
     context.clearRect(0, 0, width, height);
     let last = "";
-    for (let i = 0; i < this.#count; i++) {
+    for (let i = 0; i < count; i++) {
       const left = width / 2 + (points[2 * i] - x) * scale;
       const top = height / 2 - (points[2 * i + 1] - y) * scale;
       if (left < -size || top < -size || left > width + size || top > height + size) continue;
@@ -125,6 +144,14 @@ export class PointRenderer {
       context.fillRect(left - size / 2, top - size / 2, size, size);
     }
   }
+}
+
+/** A step without a common divisor with `count`, near the golden section, which spreads every beginning evenly. */
+function strideOf(count) {
+  const divisor = (a, b) => (b ? divisor(b, a % b) : a);
+  let stride = Math.max(Math.round(count * 0.618), 1);
+  while (divisor(stride, count) > 1) stride++;
+  return stride;
 }
 
 const CELLS = 256; // per side
