@@ -93,6 +93,11 @@ CODES: dict[str, Kind] = {
     "unsupported_media_type": Kind(2, 415, "the type or the encoding of the body is not supported"),
     "headers_too_large": Kind(2, 431, "the headers of the request are too large"),
     "internal_error": Kind(9, 500, "the server failed while it handled the request"),
+    # image URLs, and the client of the server
+    "url_refused": Kind(3, 403, "image URLs are refused, or this one does not lead to a public address"),
+    "url_failed": Kind(3, 422, "no image could be fetched from the URL"),
+    "server_failed": Kind(9, 503, "the server failed, or its answer could not be understood"),
+    "server_unavailable": Kind(9, 503, "the server could not be reached"),
 }
 
 

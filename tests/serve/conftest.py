@@ -13,7 +13,7 @@ import pytest
 from tessella.serve import ServeSettings, Service
 from tessella.serve.app import create_app
 
-from .processes import ServerProcess
+from .servers import ServerProcess
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOKEN = "a-token-for-tests"

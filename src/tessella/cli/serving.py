@@ -213,8 +213,12 @@ def serve(
     from ..serve import ServeSettings
     from ..serve.runner import serve as run
 
+    if index is not None and not Path(index).is_dir():
+        raise UsageError(
+            "bad_argument", f"there is no run {index!r}", hint="RUN is the output folder of `tessella run`"
+        )
     settings = ServeSettings(
-        index=Path(index) if index else None,
+        index=None if index is None else Path(index),
         token=_read_token(token_file),
         max_body_bytes=max_body_mib * _MIB,
         queue_bytes=max(256, max_body_mib) * _MIB,

@@ -143,6 +143,15 @@ class Engine(abc.ABC):
 
         return torch.cat(logits), torch.cat(embeddings)
 
+    def run_stream(self, images_BHWC: Pixels) -> ArrayOutputs:
+        """As `__call__`, in one of up to `plan.streams` threads that compute batches at the same time.
+
+        (B,H,W,C) uint8 -> logits (B,classes), embedding (B,width). For callers with threads of their own, who get each
+        result when it is ready; `imap` yields results in order. The threads should run nothing but engines.
+        """
+        self._init_worker()
+        return self(images_BHWC)
+
     def _init_worker(self) -> None:  # noqa: B027 - most engines need no preparation
         """Prepare a thread of `imap`."""
 

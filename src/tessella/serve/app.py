@@ -14,9 +14,10 @@ from starlette.routing import Match, Route
 from .._version import __version__
 from ..errors import TessellaError
 from .disconnects import run_unless_disconnected as run_unless_disconnected
+from .metrics import Metrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
-from .routes import native
+from .routes import cohere, native, open_inference, openai
 from .security import ClientGoneError, Gate
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token.
-ROUTES = (native,)
+ROUTES = (native, open_inference, openai, cohere)
 
 DESCRIPTION = """Classification and embeddings of images.
 
@@ -67,8 +68,9 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
         app,
         settings,
         open_paths=open_paths,
-        is_draining=lambda: service.readiness.reason == "draining",
+        is_draining=lambda: service.is_stopping,
         on_answer=count,
+        on_error=service.metrics.error,
         log_requests=log_requests,
     )
 
@@ -80,7 +82,10 @@ def _answer(problem: Problem) -> Response:
 
 
 def _on_error(request: Request, error: Exception) -> Response:
+    """Answer with a coded error; those of the service are counted where they occur."""
     assert isinstance(error, TessellaError)
+    if isinstance(error, RequestError):
+        _metrics(request).error(error.code)
     if error.http_status == 500:
         logger.error("request %s failed: %s: %s", request.state.request_id, error.code, error)
     return _answer(problem_of(error, request.scope["path"], request.state.request_id))
@@ -90,9 +95,16 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     path, request_id = request.scope["path"], request.state.request_id
-    if error.status_code == 405:
-        return _answer(make_problem("method_not_allowed", path, request_id, allow=_allowed_methods(request)))
-    return _answer(make_problem("not_found_route" if error.status_code == 404 else "bad_request", path, request_id))
+    code = {404: "not_found_route", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    _metrics(request).error(code)
+    allow = _allowed_methods(request) if error.status_code == 405 else ""
+    return _answer(make_problem(code, path, request_id, allow=allow))
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics = request.app.state.service.metrics
+    assert isinstance(metrics, Metrics)
+    return metrics
 
 
 def _allowed_methods(request: Request) -> str:
@@ -110,4 +122,5 @@ def _on_client_gone(request: Request, error: Exception) -> Response:
 
 def _on_defect(request: Request, error: Exception) -> Response:
     """Answer for a defect of ours; the gate logs it."""
+    _metrics(request).error("internal_error")
     return _answer(problem_of(RequestError("internal_error", ""), request.scope["path"], request.state.request_id))

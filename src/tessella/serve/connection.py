@@ -24,8 +24,8 @@ READ_WAIT = 10.0  # seconds in which a client must read READ_BYTES of an answer
 READ_BYTES = 64 * 1024
 
 
-class HeadersTooLargeError(Exception):
-    """The request line and the headers are longer, or more, than allowed."""
+class RefusedRequestError(Exception):
+    """What arrives is not a request that this server answers; ends the parser."""
 
 
 class LimitedConnection(HttpToolsProtocol):
@@ -103,13 +103,15 @@ class LimitedConnection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._header_bytes += size
         if self._has_too_large_headers():
-            raise HeadersTooLargeError
+            raise RefusedRequestError
 
     def _has_too_large_headers(self) -> bool:
         return self._header_bytes > MAX_HEADER_BYTES or self._header_count > MAX_HEADERS
 
     def on_headers_complete(self) -> None:
         """Start to handle the request."""
+        if self.parser.get_http_version() not in ("1.0", "1.1"):  # the parser accepts 0.9 and 2.0, too
+            raise RefusedRequestError
         self._is_in_headers, self._waiting_since = False, None
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:

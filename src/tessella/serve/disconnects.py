@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from .security import ClientGoneError
 T = TypeVar("T")
 
 
-async def run_unless_disconnected(request: Request, work: Coroutine[object, object, T]) -> T:
+async def run_unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, and cancel it if the client leaves; the body of the request must have been read.
 
     Raises ClientGoneError if the client left, and what `work` raises.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from ..errors import ImageError, public_text
+from .disconnects import run_unless_disconnected
+from .fetch import fetch_image
 from .problems import RequestError
 from .security import ClientGoneError
 from .settings import ServeSettings
@@ -26,12 +28,14 @@ from .settings import ServeSettings
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+Fetch = Callable[[str], Awaitable[bytes]]
 MAX_TEXT = 64 * 1024  # bytes of a text field of a form
 MAX_NAME = 1024  # characters of an image's name
 MAX_PARTS_BESIDE_IMAGES = 16
 _PIECE = 64 * 1024  # bytes that are given to the multipart parser at once, however small the packets were
 _BLOCKING = 1024 * 1024  # bytes from which on a body is parsed in a thread
 _DATA_URI = re.compile(r"data:[a-z0-9.+-]*/?[a-z0-9.+-]*(?:;[a-z0-9.+=\"-]*)*?;base64,", re.IGNORECASE)
+_ADDRESS = re.compile(r"https?:", re.IGNORECASE)
 _IMAGE_TYPE = re.compile(r"image/[a-z0-9.+-]{1,100}")
 OTHER_TYPE = "Send multipart/form-data, application/json, or the bytes of one image as image/* or octet-stream."
 
@@ -45,7 +49,16 @@ class RequestImage:
 
 
 @dataclass(frozen=True)
-class ImageRequest:
+class _JsonImage:
+    """An image of a JSON body: its text, or its address if `text` is None."""
+
+    name: str
+    text: str | None
+    url: str
+
+
+@dataclass(frozen=True)
+class AskedImages:
     """A request for a model's results.
 
     images: in the order of the request, with distinct positions but not necessarily distinct names. is_single: the
@@ -66,23 +79,26 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-async def read_images(request: Request) -> ImageRequest:
+async def read_images(request: Request, deadline: float | None = None) -> AskedImages:
     """Read the images of a request, and the parameters `model` and `top`, which the body or the query may have.
 
-    Addresses of images are fetched if the settings allow it. Raises RequestError `bad_request`,
-    `unsupported_media_type`, `too_many_images` and those of the gate.
+    Addresses of images are fetched if the settings allow it. deadline: seconds for that, at most those of the settings.
+    Raises RequestError `bad_request`, `unsupported_media_type`, `too_many_images` and those of the gate;
+    ClientGoneError.
     """
     kind, settings = content_type(request), settings_of(request)
     query = _single_values(request)
+    name = _checked_name(query.get("name", "0"))
+    _parse_top(query.get("top"))
     if kind == "multipart/form-data":
         form = await read_form(request, {"model", "top"})
         return _complete(form.files, form.fields, query)
     if kind == "application/json":
         fields = await read_json_object(request, {"images", "model", "top"})
-        images = await _json_images(fields.pop("images", None), settings)
-        return _complete(images, fields, query)
+        entries = _json_entries(fields.pop("images", None), settings)
+        return _complete(await _load_all(request, entries, deadline), fields, query)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
-        image = RequestImage(_checked_name(query.get("name", "0")), _checked(await read_body(request), settings))
+        image = RequestImage(name, _checked(await read_body(request), settings))
         return _complete([image], {}, query, is_single=True)
     raise RequestError("unsupported_media_type", OTHER_TYPE)
 
@@ -135,14 +151,14 @@ async def read_json_object(request: Request, known: Collection[str]) -> dict[str
     return value
 
 
-async def _json_images(entries: object, settings: ServeSettings) -> list[RequestImage]:
-    if not isinstance(entries, list):
+def _json_entries(value: object, settings: ServeSettings) -> list[_JsonImage]:
+    if not isinstance(value, list):
         raise RequestError("bad_request", 'The key "images" needs a list of images.')
-    _check_count(len(entries), settings)
-    return list(await asyncio.gather(*(_json_image(i, entry, settings) for i, entry in enumerate(entries))))
+    _check_count(len(value), settings)
+    return [_json_entry(index, entry) for index, entry in enumerate(value)]
 
 
-async def _json_image(index: int, entry: object, settings: ServeSettings) -> RequestImage:
+def _json_entry(index: int, entry: object) -> _JsonImage:
     if isinstance(entry, str):
         entry = {"data": entry}
     if not isinstance(entry, dict) or not entry.keys() <= {"data", "url", "name"}:
@@ -150,17 +166,56 @@ async def _json_image(index: int, entry: object, settings: ServeSettings) -> Req
     values = {key: value for key, value in entry.items() if value is not None}
     if not all(isinstance(value, str) for value in values.values()) or len(values.keys() & {"data", "url"}) != 1:
         raise RequestError("bad_request", 'An image is a string, or an object with "data" or "url", and "name".')
-    name = _checked_name(values.get("name", str(index)))
-    if "url" in values:
-        return RequestImage(name, refuse_url())
-    text = values["data"]
-    decode = asyncio.to_thread(decode_text, text, settings) if len(text) > _BLOCKING else None
-    return RequestImage(name, await decode if decode else decode_text(text, settings))
+    return _JsonImage(_checked_name(values.get("name", str(index))), values.get("data"), values.get("url", ""))
 
 
-def refuse_url() -> ImageError:
-    """Return the error of an image that is given by its address."""
-    return ImageError("url_refused", public_text("url_refused"))
+async def load_texts(request: Request, texts: Sequence[str], deadline: float | None = None) -> list[bytes | ImageError]:
+    """Return images that were sent as base64, as data URIs or by their addresses, which begin with http: or https:.
+
+    deadline: as in `read_images`. Raises ClientGoneError.
+    """
+    entries = [
+        _JsonImage(str(index), *((None, text) if _ADDRESS.match(text) else (text, "")))
+        for index, text in enumerate(texts)
+    ]
+    return [image.data for image in await _load_all(request, entries, deadline)]
+
+
+async def _load_all(request: Request, entries: Sequence[_JsonImage], deadline: float | None) -> list[RequestImage]:
+    settings = settings_of(request)
+    timeout = min(deadline or settings.deadline, settings.deadline)
+    fetch = _fetcher(request, settings, timeout) if settings.allow_urls else None
+    return await run_unless_disconnected(request, asyncio.gather(*(_load(entry, settings, fetch) for entry in entries)))
+
+
+async def _load(entry: _JsonImage, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:
+    """Decode an image that was sent as text, or fetch it. fetch: None if addresses are refused."""
+    if (text := entry.text) is not None:
+        if len(text) > _BLOCKING:
+            return RequestImage(entry.name, await asyncio.to_thread(decode_text, text, settings))
+        return RequestImage(entry.name, decode_text(text, settings))
+    if fetch is None:
+        return RequestImage(entry.name, ImageError("url_refused", public_text("url_refused")))
+    try:
+        return RequestImage(entry.name, _checked(await fetch(entry.url), settings))
+    except ImageError as error:
+        return RequestImage(entry.name, error)
+
+
+def _fetcher(request: Request, settings: ServeSettings, timeout: float) -> Fetch:
+    """Return a function that fetches an image, all of which together may have as many bytes as a body."""
+    fetched = 0
+
+    async def fetch(url: str) -> bytes:
+        nonlocal fetched
+        data = await fetch_image(url, limits=settings.limits, timeout=timeout)
+        fetched += len(data)
+        request.state.count_bytes(len(data))
+        if fetched > settings.max_body_bytes:
+            raise ImageError("too_many_bytes", public_text("too_many_bytes"))
+        return data
+
+    return fetch
 
 
 def decode_text(text: str, settings: ServeSettings) -> bytes | ImageError:
@@ -308,19 +363,21 @@ class _FormReader:
 
 def _complete(
     images: list[RequestImage], fields: Mapping[str, object], query: Mapping[str, str], *, is_single: bool = False
-) -> ImageRequest:
+) -> AskedImages:
     if not images:
         raise RequestError("bad_request", "The request has no images.")
-    given = {**{key: value for key, value in query.items() if key in ("model", "top")}, **fields}
-    model = given.get("model")
+    given = {key: query.get(key) if fields.get(key) is None else fields[key] for key in ("model", "top")}
+    model = given["model"]
     if model is not None and not isinstance(model, str):
         raise RequestError("bad_request", '"model" is not a string.')
-    return ImageRequest(images, model, _parse_top(given.get("top")), is_single)
+    return AskedImages(images, model, _parse_top(given["top"]), is_single)
 
 
 def _parse_top(value: object) -> int | None:
     """Return the number of classes that a request asks for."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # JSON has no integers, only numbers
         value = int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000_000):
         return value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from ..errors import CODES
+from ..errors import CODES, TessellaError
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 STAGES = ("queue", "decode", "model", "total")
@@ -65,18 +65,18 @@ class Metrics:
         """Count a request or an image that failed."""
         self._errors.labels(code if code in CODES else OTHER).inc()
 
-    def images(self, count: int) -> None:
-        """Count images that were answered with a result."""
-        self._images.inc(count)
+    def answer(self, milliseconds: dict[str, float], outcomes: Sequence[object]) -> None:
+        """Observe an answer: its times by stage, as in `Answer.timing`, and the outcomes of its images."""
+        for stage, value in milliseconds.items():
+            self._stages[stage].observe(value / 1000)
+        errors = [outcome.code for outcome in outcomes if isinstance(outcome, TessellaError)]
+        self._images.inc(len(outcomes) - len(errors))
+        for code in errors:
+            self.error(code)
 
     def batch(self, size: int) -> None:
         """Observe the number of images of a batch."""
         self._batches.observe(size)
-
-    def latency(self, milliseconds: dict[str, float]) -> None:
-        """Observe the times of a request by stage, in milliseconds as in `Answer.timing`."""
-        for stage, value in milliseconds.items():
-            self._stages[stage].observe(value / 1000)
 
     def watch_queue(self, images: Callable[[], float], size: Callable[[], float], ready: Callable[[], bool]) -> None:
         """Read the number and bytes of admitted images, and readiness, whenever the metrics are read."""

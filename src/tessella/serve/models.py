@@ -1,20 +1,45 @@
-"""The models of a server: which names it serves, and what is known of those that are open."""
+"""The models of a server: opened on demand, unloaded when nobody uses them, within a memory budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import ctypes
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from ..bulk.run_folder import model_of
 from ..data.spec import InputSpec
 from ..engine import Plan
-from ..errors import ImageError
-from ..predictor import Predictor
-from ..results import Output, Record
-from ..weights.catalogue import Task, resolve
+from ..engine.exported import is_exported
+from ..engine.plan import streams_for
+from ..errors import ImageError, ServeError, TessellaError, UsageError, WeightsError
+from ..info import info
+from ..machine import thread_count, total_memory
+from ..predictor import Predictor, load
+from ..results import ClassNames, Output, Record, make_record
+from ..weights.catalogue import Task, default_model, resolve
+from ..weights.names import local_folder
+from .request import ImageLane
+from .self_test import self_test
+from .settings import ServeSettings
 
 State = Literal["unloaded", "loading", "ready", "failed"]
+Value = TypeVar("Value")
+RETRY_SECONDS = 5.0  # after a failed load, until a request causes another one
+# Multiples of the weights and, per stream, of the activations of one image that a model takes in memory: the runtime
+# has a packed copy of the weights, and reuses the buffers of activations. Five models of four families, from 21 to 208
+# million parameters, took 0.37 to 0.98 of what these estimate.
+WEIGHTS_FACTOR, ACTIVATIONS_FACTOR = 2.5, 1.25
+TASKS: tuple[Task, ...] = ("classify", "embed")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,15 +53,11 @@ class ServedModel:
     labels: Sequence[str]
     spec: InputSpec
     plan: Plan
-    predictor: Predictor = field(repr=False, compare=False)
-
-    def record(self, key: str, outcome: Output | ImageError, *, top: int, embed: bool) -> Record:
-        """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length."""
-        return self.predictor.record(key, outcome, top=top, embed=embed)
+    classes: ClassNames = field(repr=False)
 
     @classmethod
     def of(cls, name: str, predictor: Predictor) -> ServedModel:
-        """Return the facts of an opened model. Its fingerprint takes a moment, as the weights are hashed."""
+        """Return the facts of an opened model. Its fingerprint may take a moment, as the weights are hashed."""
         return cls(
             name,
             predictor.fingerprint,
@@ -45,18 +66,284 @@ class ServedModel:
             predictor.labels,
             predictor.spec,
             predictor.plan,
-            predictor,
+            ClassNames(predictor.labels, predictor.synsets),
         )
+
+    def record(self, key: str, outcome: Output | ImageError, *, top: int, embed: bool) -> Record:
+        """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length."""
+        return make_record(key, outcome, self.classes, top=top, embed=embed)
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model that the server offers. model: None unless it was opened. default_for: requests that name no model."""
+    """A model that the server offers.
+
+    model: None if it was never opened. default_for: requests that name no model.
+    """
 
     name: str
     state: State
     model: ServedModel | None
     default_for: tuple[Task, ...]
+
+
+class HostedModel:
+    """A model in memory. It is unloaded only while it has no users."""
+
+    def __init__(self, model: ServedModel, lane: ImageLane, clock: Callable[[], float]):
+        self.model, self.lane, self._clock = model, lane, clock
+        self.users = 0
+        self.last_used = clock()
+
+    def release(self) -> None:
+        """End a use that `ModelHost.acquire` began."""
+        self.users -= 1
+        self.last_used = self._clock()
+
+
+class _Entry:
+    """A name that the server offers."""
+
+    def __init__(self, name: str, source: str):
+        self.name, self.source = name, source  # source: as `tessella.load` takes it
+        self.model: ServedModel | None = None
+        self.hosted: HostedModel | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.memory = 0  # bytes that are reserved for it
+        self.error: TessellaError | None = None  # of the last attempt to load it
+        self.failed_at = 0.0
+
+    @property
+    def state(self) -> State:
+        if self.hosted is not None:
+            return "ready"
+        return "loading" if self.loading is not None else "failed" if self.error is not None else "unloaded"
+
+
+class ModelHost:
+    """Opens models in threads of their own when they are first used. All methods are called in the event loop.
+
+    on_loaded, on_unloaded: called with each model that was opened or unloaded. Creating a host raises UsageError for
+    names that do not exist.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        *,
+        on_loaded: Callable[[ServedModel], None] = lambda model: None,
+        on_unloaded: Callable[[ServedModel], None] = lambda model: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._settings, self._clock = settings, clock
+        self._on_loaded, self._on_unloaded = on_loaded, on_unloaded
+        names, self.defaults = served_names(settings)
+        self._entries = {name: _Entry(name, source) for name, source in names.items()}
+        self._first = next(iter(self._entries.values()))
+        self._releasing = 0  # bytes of models that are being unloaded
+        self.memory_limit = settings.memory_limit or total_memory() // 2
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the models in memory, and of those being loaded or unloaded."""
+        return self._releasing + sum(entry.memory for entry in self._entries.values())
+
+    def statuses(self) -> list[ModelStatus]:
+        """Return all models that are offered, the first one first."""
+        return [
+            ModelStatus(name, entry.state, entry.model, tuple(task for task in TASKS if self.defaults[task] == name))
+            for name, entry in self._entries.items()
+        ]
+
+    async def acquire(self, name: str | None, task: Task) -> HostedModel:
+        """Return a model, which is loaded first if necessary; its `release` must be called once.
+
+        Requests for a model that is being loaded wait for it. After a failed load they fail with the same error for
+        RETRY_SECONDS; the next one tries again. Raises UsageError `unknown_model`, ServeError `overloaded` or
+        `not_ready` if there is no memory for it, and the errors of `tessella.load`.
+        """
+        entry = self._entries.get(self.defaults[task] if name is None else name)
+        if entry is None:
+            raise UsageError("unknown_model", f"no model {name!r} is served")
+        while (hosted := entry.hosted) is None:
+            if entry.loading is None:
+                if entry.error is not None and self._clock() < entry.failed_at + RETRY_SECONDS:
+                    raise _copy(entry.error)
+                entry.loading = asyncio.create_task(self._load(entry))
+            await asyncio.shield(entry.loading)  # others wait for it, too
+            if entry.hosted is None and entry.error is not None:
+                raise _copy(entry.error)
+        hosted.users += 1
+        return hosted
+
+    async def unload_idle(self) -> None:
+        """Unload the models that nobody has used for `idle_minutes`, except the first one."""
+        if self._settings.idle_minutes is None:
+            return
+        before = self._clock() - 60 * self._settings.idle_minutes
+        for entry in self._unused():
+            if entry.hosted is not None and entry.hosted.last_used <= before:
+                await self._unload(entry)
+
+    async def close(self) -> None:
+        """Forget all models. A load in progress is abandoned; its thread ends by itself."""
+        for entry in self._entries.values():
+            if entry.loading is not None:
+                entry.loading.cancel()
+                await asyncio.wait([entry.loading])
+            if entry.hosted is not None:
+                await self._unload(entry)
+
+    async def _load(self, entry: _Entry) -> None:
+        """Load a model. Never raises: those who wait for it read the error from the entry."""
+        try:
+            needed = await in_thread(lambda: memory_needed(entry.source))
+            await self._make_room(entry, needed)
+            predictor = await in_thread(lambda: open_predictor(entry.source, self._settings))
+            model, lane = await in_thread(lambda: _prepare(entry.name, predictor))
+            entry.model, entry.hosted, entry.error = model, HostedModel(model, lane, self._clock), None
+            self._on_loaded(model)
+        except TessellaError as error:
+            entry.error = error
+        except asyncio.CancelledError:  # by `close`
+            entry.error = ServeError("draining", "the server is stopping")
+        except Exception:
+            log.exception("%s could not be loaded", entry.name)
+            entry.error = WeightsError("conversion_failed", f"{entry.name} could not be loaded")
+        finally:
+            entry.loading = None
+            if entry.hosted is None:
+                entry.memory, entry.failed_at = 0, self._clock()
+
+    async def _make_room(self, entry: _Entry, needed: int) -> None:
+        """Reserve memory for a model, and unload others for it: the one that was used the longest time ago first.
+
+        Raises ServeError: `overloaded` while others are in use, `not_ready` if it would not fit beside the first one.
+        """
+        if entry is not self._first:
+            if self._first.memory + needed > self.memory_limit:
+                raise ServeError(
+                    "not_ready",
+                    f"{entry.name} needs {needed:,} bytes of memory, the limit for all models is {self.memory_limit:,}",
+                )
+            while self.memory + needed > self.memory_limit:
+                if not (unused := self._unused()):
+                    raise ServeError("overloaded", f"the memory that {entry.name} needs is in use by other models")
+                await self._unload(unused[0])
+        elif needed > self.memory_limit:
+            log.warning("%s needs %d bytes of memory, more than the limit for all models", entry.name, needed)
+        entry.memory = needed
+
+    def _unused(self) -> list[_Entry]:
+        """Return the models in memory without users, except the first, in the order of their last use."""
+        unused = [
+            (entry.hosted.last_used, i, entry)
+            for i, entry in enumerate(self._entries.values())
+            if entry.hosted is not None and not entry.hosted.users and entry is not self._first
+        ]
+        return [entry for _, _, entry in sorted(unused)]
+
+    async def _unload(self, entry: _Entry) -> None:
+        assert entry.model is not None
+        entry.hosted = None
+        released, entry.memory = entry.memory, 0
+        self._releasing += released
+        try:
+            await in_thread(_return_memory)
+        finally:
+            self._releasing -= released
+        self._on_unloaded(entry.model)
+
+
+def open_predictor(source: str, settings: ServeSettings) -> Predictor:
+    """Open a model with the settings of the server. Raises as `tessella.load`."""
+    return load(
+        source,
+        device=settings.device,
+        precision=settings.precision,
+        engine=settings.engine,
+        batch_size=settings.batch_size,
+        transform=settings.transform,
+        policy=settings.policy,
+    )
+
+
+def memory_needed(source: str) -> int:
+    """Return an estimate of the bytes that a model takes, from the numbers of its weights and activations.
+
+    It is known before anything is loaded. The growth of the process would be known only afterwards, and would include
+    the requests that are answered meanwhile. Raises the errors of `tessella.info`.
+    """
+    folder = local_folder(source) if source.startswith("local-dir:") else None
+    if folder is not None and is_exported(folder):
+        return int(WEIGHTS_FACTOR * sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
+    cost = info(source).cost
+    streams = streams_for(thread_count())
+    return int(4 * (WEIGHTS_FACTOR * cost.params + ACTIVATIONS_FACTOR * streams * cost.activations))
+
+
+def _prepare(name: str, predictor: Predictor) -> tuple[ServedModel, ImageLane]:
+    """Test and describe a model. Raises WeightsError if it fails the test."""
+    engine = predictor.engine
+    self_test(engine, predictor.spec)
+    return ServedModel.of(name, predictor), ImageLane(engine.run_stream, engine.plan.batch_size, engine.plan.streams)
+
+
+def _return_memory() -> None:
+    """Free what is not referenced any more, and let the C library return it to the system (glibc)."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _copy(error: TessellaError) -> TessellaError:
+    """Return an equal error: one that is raised by many requests would collect all their tracebacks."""
+    return type(error)(error.code, error.message, hint=error.hint)
+
+
+async def in_thread(function: Callable[[], Value]) -> Value:
+    """Call a function in a thread of its own, and return its result; if this is canceled, the thread goes on.
+
+    A daemon thread, unlike those of `asyncio.to_thread`, does not keep the process from ending.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Value] = loop.create_future()
+
+    def resolve(value: Value | None, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_exception(error) if error is not None else future.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        value = error = None
+        try:
+            value = function()
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the event loop is closed, because the server has ended meanwhile
+            loop.call_soon_threadsafe(resolve, value, error)
+
+    threading.Thread(target=run, name="tessella-load", daemon=True).start()
+    return await future
+
+
+def served_names(settings: ServeSettings) -> tuple[dict[str, str], dict[Task, str]]:
+    """Return what `tessella.load` takes by the name that clients use, and the default model of each task.
+
+    Raises UsageError for names that do not exist, and for two models that clients could not distinguish.
+    """
+    sources = list(dict.fromkeys(map(full_name, settings.models)))
+    names = {public_name(source): source for source in sources}
+    if len(names) < len(sources):
+        raise UsageError("bad_argument", "two of the models have the same name", hint="rename one of the folders")
+    if names:
+        defaults = dict.fromkeys(TASKS, next(iter(names)))
+    else:
+        defaults = {task: default_model(task) for task in TASKS}
+        names = {name: name for name in defaults.values()}
+    if settings.index is not None and (indexed := model_of(settings.index)) is not None:
+        names.setdefault(public_name(indexed), indexed)
+    return names, defaults
 
 
 def full_name(name: str) -> str:
@@ -67,7 +354,7 @@ def full_name(name: str) -> str:
     return row.name if row else arch
 
 
-def public_name(name: str) -> str:
+def public_name(source: str) -> str:
     """Return the name by which clients know a model: a folder is known by its own name, without its path."""
-    scheme, _, path = name.partition(":")
-    return Path(path).resolve().name if scheme == "local-dir" else name
+    scheme, _, path = source.partition(":")
+    return Path(path).resolve().name if scheme == "local-dir" else source

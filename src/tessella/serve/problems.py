@@ -81,7 +81,7 @@ def dialect_of(path: str) -> Dialect:
         return "cohere"
     if path == "/v2" or path.startswith("/v2/"):
         return "open_inference"
-    return "openai" if path in _OPENAI_PATHS else "problem"
+    return "openai" if path in _OPENAI_PATHS or path.startswith("/v1/models/") else "problem"
 
 
 def _body(code: str, status: int, path: str, request_id: str, detail: str) -> tuple[bytes, bytes]:

@@ -9,15 +9,15 @@ import asyncio
 import contextlib
 import importlib
 import logging
-import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import util
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048
 KEEP_ALIVE = 5  # seconds; a load balancer should close idle connections earlier
+SHUTDOWN_SECONDS = 3  # for answers that are being sent when everything else is finished
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECOND_SIGNAL_STATUS = 130
 
@@ -61,7 +62,11 @@ def serve(
     listener = bind(settings.host, settings.port)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         run = _Run(settings, listener, on_ready, on_stop)
-        runner.run(run.main(log_requests))
+        if not runner.run(run.main(log_requests)):
+            # a thread is still loading a model; its libraries abort the process if the interpreter ends meanwhile
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -125,45 +130,48 @@ class _Run:
         self.on_ready, self.on_stop = on_ready, on_stop
         self.stopping = asyncio.Event()
 
-    async def main(self, log_requests: bool) -> None:
-        """Serve until a signal or a failure."""
+    async def main(self, log_requests: bool) -> bool:
+        """Serve until a signal or a failure. Return whether loading was finished."""
         service = Service(self.settings)
         server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
-        tasks = {
-            "serving": asyncio.create_task(server.serve([self.listener])),
-            "loading": asyncio.create_task(service.start()),
-            "stopping": asyncio.create_task(self.stopping.wait()),
-            "failed": asyncio.create_task(service.failed.wait()),
-            "sweeping": asyncio.create_task(_check_connections(server)),
-        }
+        serving = asyncio.create_task(server.serve([self.listener]))
+        sweeping = asyncio.create_task(_check_connections(server))
         with self._handled_signals():
             try:
-                await self._wait(service, tasks)
+                is_loaded = await self._load(service)
+                if is_loaded:
+                    await self._serve_until_stopped(service)
             finally:
                 server.should_exit = True
-                await asyncio.wait({tasks["serving"]})
-                for task in tasks.values():
-                    task.cancel()
+                await serving
+                sweeping.cancel()
                 await service.close()
-                if not tasks["loading"].done():
-                    await asyncio.wait({tasks["loading"]}, timeout=0)
+        return is_loaded
 
-    async def _wait(self, service: Service, tasks: dict[str, asyncio.Task[Any]]) -> None:
-        """Return when the server has to end: it has answered what it accepted, or has failed."""
-        ends = {tasks["serving"], tasks["stopping"], tasks["failed"]}
-        await asyncio.wait({*ends, tasks["loading"]}, return_when=asyncio.FIRST_COMPLETED)
-        if tasks["loading"].done():
-            tasks["loading"].result()
-            loaded = tuple(status.name for status in service.models() if status.state == "ready")
-            self.on_ready(Started(url_of(self.listener), loaded))
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    async def _load(self, service: Service) -> bool:
+        """Load the models; return whether the server should go on, because it was not asked to stop meanwhile."""
+        loading, stopping = asyncio.create_task(service.start()), asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            loading.cancel()
+            await asyncio.wait({loading})
+            return False
+        loading.result()
+        loaded = tuple(status.name for status in service.models() if status.state == "ready")
+        self.on_ready(Started(url_of(self.listener), loaded))
+        return True
+
+    async def _serve_until_stopped(self, service: Service) -> None:
+        """Return once all accepted requests are answered. Raises ServeError `worker_failed`."""
+        stopping, failed = asyncio.create_task(self.stopping.wait()), asyncio.create_task(service.failed.wait())
+        await asyncio.wait({stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        failed.cancel()
         if service.failed.is_set():
-            raise ServeError("worker_failed", f"the server cannot continue: {service.readiness.reason}")
-        seconds = self.settings.drain_delay + self.settings.drain_timeout
-        self.on_stop(seconds)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await service.drain()
+            raise ServeError("worker_failed", f"the server cannot go on: {service.readiness.reason}")
+        self.on_stop(self.settings.drain_delay + self.settings.drain_timeout)
+        await service.drain()
 
     @contextlib.contextmanager
     def _handled_signals(self) -> Iterator[None]:
@@ -200,7 +208,7 @@ class _Run:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, math.ceil(self.settings.drain_timeout)),
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
 
 

@@ -75,7 +75,8 @@ class Gate:
 
     open_paths: exact paths that need no token besides the health routes: the static files of the page. is_draining:
     whether connections should be closed after their answer. on_answer: called with every answered request and its
-    status. log_requests: write one JSON object per request to the log `tessella.serve.security.access`.
+    status. on_error: called with the code of every error that the gate answers with. log_requests: write one JSON
+    object per request to the log `tessella.serve.security.access`.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class Gate:
         open_paths: Collection[str] = (),
         is_draining: Callable[[], bool] = lambda: False,
         on_answer: Callable[[Scope, int], None] = lambda scope, status: None,
+        on_error: Callable[[str], None] = lambda code: None,
         log_requests: bool = False,
     ) -> None:
         self.app = app
         self.open_paths = HEALTH_PATHS | frozenset(open_paths)
-        self.is_draining, self.on_answer = is_draining, on_answer
+        self.is_draining, self.on_answer, self.on_error = is_draining, on_answer, on_error
         self.log_requests = log_requests
         self.max_body_bytes, self.body_timeout = settings.max_body_bytes, settings.body_timeout
         self.budget = BodyBudget(max(settings.queue_bytes, settings.max_body_bytes))
@@ -109,7 +111,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         exchange = Exchange(self, scope, receive, send)
-        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        scope.setdefault("state", {}).update(request_id=exchange.request_id, count_bytes=exchange.count_bytes)
         with self._counted(exchange):
             await self._answer(scope, exchange)
 
@@ -231,13 +233,16 @@ class Exchange:
             raise RequestError("slow_body", "The body must arrive faster.") from None
         if message["type"] != "http.request":
             return message
-        count = len(message.get("body", b""))
-        self.received += count
-        self.gate.budget.take(count)
+        self.count_bytes(len(message.get("body", b"")))
         if self.received > self.gate.max_body_bytes:
             raise RequestError("body_too_large", "The body has more bytes than the server accepts.")
         self._is_body_complete = not message.get("more_body", False)
         return message
+
+    def count_bytes(self, count: int) -> None:
+        """Count bytes that the request holds until its end. Raises RequestError `overloaded`."""
+        self.received += count
+        self.gate.budget.take(count)
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer.
@@ -279,6 +284,7 @@ class Exchange:
         """Answer with an error, unless the answer has begun: then the server cuts the connection."""
         if self.status:
             raise error
+        self.gate.on_error(error.code)
         problem = problem_of(error, self.scope["path"], self.request_id)
         await self.send({"type": "http.response.start", "status": problem.status, "headers": problem.headers})
         await self.send({"type": "http.response.body", "body": problem.body})

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from ..bulk.run_folder import model_of
 from ..data.decode import Pixels
-from ..errors import ImageError, ServeError, UsageError
-from ..pipeline import ImageReader
-from ..predictor import load
+from ..data.isolated.protocol import Decoded
+from ..data.samples import photograph
+from ..data.spec import InputSpec
+from ..errors import ImageError, ServeError, TessellaError, UsageError
 from ..results import Output
-from ..weights.catalogue import Task, default_model
+from ..weights.catalogue import Task
+from .admission import Admission, Ticket
+from .batcher import Batcher, Result
+from .decoding import DecodePool
 from .metrics import Metrics
+from .models import TASKS, HostedModel, ModelHost, in_thread
 from .models import ModelStatus as ModelStatus
 from .models import ServedModel as ServedModel
-from .models import full_name, public_name
+from .request import ImageKey, ImageRequest, Stages, hand_over
 from .settings import ServeSettings
+
+IDLE_CHECK_SECONDS = 15.0
+START_SECONDS = 300.0  # for the first images, which wait for the processes and the models
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Answer:
     """The answer to a request.
 
     outcomes: one per image, in order. sizes: width and height of each decoded image; (0, 0) if it was not decoded.
-    timing: milliseconds by stage: "decode", "queue", "model", "total".
+    timing: milliseconds by stage, "decode", "queue" and "model" of the image that took longest, and "total".
     """
 
     model: ServedModel
@@ -45,29 +56,145 @@ class Readiness:
     reason: str = ""
 
 
-class Service:
-    """Answer requests for classification and embeddings. All methods are called in one event loop.
+State = Literal["starting", "ready", "draining", "stopped", "failed"]
+_REASONS: dict[State, str] = {
+    "starting": "the models are being loaded",
+    "ready": "",
+    "draining": "the server is shutting down",
+    "stopped": "the server is shutting down",
+    "failed": "images cannot be decoded, because no process for it can be started",
+}
 
-    failed: set when the service cannot recover by itself, so that its process should end with an error.
+
+class Service:
+    """Answers requests for classification and embeddings. All methods are called in one event loop.
+
+    Create it, await `start`, and in the end `drain` and `close`. failed: set when the service cannot recover by itself,
+    so that its process should end with an error. Creating one raises UsageError for models that do not exist.
     """
 
     def __init__(self, settings: ServeSettings, *, clock: Callable[[], float] = time.monotonic):
         self.settings, self.metrics, self._clock = settings, Metrics(), clock
         self.failed = asyncio.Event()
-        self._readiness = Readiness(False, "the first model is being loaded")
-        self._names, self._defaults = served_names(settings)
-        self._open: dict[str, ServedModel] = {}
+        self._host = ModelHost(settings, on_loaded=self._loaded, on_unloaded=self._unloaded, clock=clock)
+        self._admission = Admission(max_images=settings.queue_images_for(1), max_bytes=settings.queue_bytes)
+        self.metrics.watch_queue(
+            lambda: self._admission.images, lambda: self._admission.bytes, lambda: self.readiness.ready
+        )
+        self._stages: Stages | None = None  # from `start` on
+        self._state: State = "starting"
+        self._idle_check: asyncio.Task[None] | None = None
+        self._drain: asyncio.Task[None] | None = None
+        self._requests: set[ImageRequest] = set()  # those in work
+        self._in_flight = 0  # these, and requests that wait for a model
+        self._nothing_left = asyncio.Event()
+        self._nothing_left.set()
 
     @property
     def readiness(self) -> Readiness:
-        """Whether the service answers requests, and why not."""
-        return self._readiness
+        """Whether the service should get requests, and why not."""
+        if self._state != "ready":
+            return Readiness(False, _REASONS[self._state])
+        assert self._stages is not None
+        if not self._stages.pool.has_worker:
+            return Readiness(False, "no decoding process is running")
+        if not self._stages.batcher.is_working:
+            return Readiness(False, "a thread of the models has ended")
+        return Readiness(True)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the service was asked to stop; it may still accept requests."""
+        return self._drain is not None
+
+    # --- start and end ---
 
     async def start(self) -> None:
-        """Load the models that requests use by default, and run each once. Raises UsageError, WeightsError."""
-        for task in self._defaults:
-            await self.open(None, task)
-        self._readiness = Readiness(True)
+        """Start the decoding processes, load the models that requests use by default, and test all of it.
+
+        Raises the errors of `tessella.load`, WeightsError if a model fails its test, ServeError `worker_failed` if no
+        image can be decoded.
+        """
+        loop = asyncio.get_running_loop()
+        pool = DecodePool(
+            self.settings,
+            on_lost=self.metrics.worker_restarted,
+            on_failed=lambda error: loop.call_soon_threadsafe(self._decoding_failed, error),
+        )
+        batcher: Batcher[ImageKey] = Batcher(
+            lambda results: loop.call_soon_threadsafe(self._batch_finished, results),
+            workers=1,
+            # admission is the limit that requests meet; the batcher may hold images of canceled ones for a moment
+            max_images=2 * self._admission.max_images,
+            max_bytes=2 * self._admission.max_bytes,
+            max_delay=self.settings.max_delay,
+            clock=self._clock,
+        )
+        self._stages = Stages(pool, batcher, loop, self._clock)
+        image = photograph()
+        for task in TASKS:
+            answer = await self._answer([image], None, task, START_SECONDS)
+            if isinstance(error := answer.outcomes[0], ImageError):
+                raise ServeError("worker_failed", f"a photograph of this package gives the error: {error.message}")
+        self._idle_check = asyncio.create_task(self._unload_idle())
+        if self._state == "starting":
+            self._state = "ready"
+
+    async def drain(self) -> None:
+        """Stop: not ready at once; requests are accepted for `drain_delay`, and finished within `drain_timeout`."""
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._finish_requests())
+            if self._state == "ready":
+                self._state = "draining"
+        await asyncio.shield(self._drain)
+
+    async def _finish_requests(self) -> None:
+        if self._state == "draining":
+            await asyncio.sleep(self.settings.drain_delay)
+            self._state = "stopped"
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await self._nothing_left.wait()
+        except TimeoutError:
+            log.warning("%d requests were not finished in time", self._in_flight)
+            self._abort()
+
+    async def close(self) -> None:
+        """End all threads and processes; requests that are left fail with `draining`."""
+        if self._state != "failed":
+            self._state = "stopped"
+        for task in (self._idle_check, self._drain):
+            if task is not None:
+                task.cancel()
+        self._abort()
+        await self._host.close()
+        if (stages := self._stages) is not None:
+            await in_thread(stages.batcher.close)
+            await in_thread(stages.pool.close)
+
+    def _abort(self) -> None:
+        for request in self._requests:
+            request.abort(ServeError("draining", "the server is stopping"))
+
+    async def _unload_idle(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_CHECK_SECONDS)
+            await self._host.unload_idle()
+
+    def _decoding_failed(self, error: BaseException) -> None:
+        log.error("decoding was given up: %s", error)
+        self._state = "failed"
+        self.failed.set()
+
+    # --- requests ---
+
+    def check(self) -> None:
+        """Refuse a request, even before its body is read: ServeError `draining`, `not_ready` or `overloaded`."""
+        if self._state in ("ready", "draining") and not self._admission.is_full:
+            return
+        code = {"ready": "overloaded", "draining": "overloaded", "stopped": "draining"}.get(self._state, "not_ready")
+        self.metrics.error(code)
+        raise ServeError(code, _REASONS[self._state] or f"{self._admission.images} images are in work")
 
     async def infer(
         self,
@@ -77,25 +204,13 @@ class Service:
         task: Task = "classify",
         deadline: float | None = None,
     ) -> Answer:
-        """Decode images and run a model on them; an ImageError is passed through, as is that of a bad image.
+        """Decode images and run a model on them; a bad image has an ImageError as its outcome, as does a given one.
 
         deadline: seconds, at most those of the settings. Raises UsageError `unknown_model`; ServeError `overloaded`,
-        `deadline_exceeded`, `draining`, `not_ready`, `too_many_images`.
+        `deadline_exceeded`, `draining`, `not_ready`, `too_many_images`, `worker_failed`; errors of `tessella.load`.
         """
-        start = self._clock()
-        served = await self.open(model, task)
-        reader = ImageReader(served.spec, self.settings.transform, self.settings.policy, self.settings.limits)
-        decoded = await asyncio.to_thread(
-            lambda: [image if isinstance(image, ImageError) else reader.read(image) for image in images]
-        )
-        timing = dict(decode=1000 * (self._clock() - start), queue=0.0)
-        good = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
-        answer = await self.infer_pixels(np.stack(good), model=model, task=task) if good else None
-        outputs = iter(answer.outcomes if answer else ())
-        outcomes = [item if isinstance(item, ImageError) else next(outputs) for item in decoded]
-        sizes = [(0, 0) if isinstance(item, ImageError) else (item.shape[1], item.shape[0]) for item in decoded]
-        timing |= dict(model=answer.timing["model"] if answer else 0.0, total=1000 * (self._clock() - start))
-        return Answer(served, outcomes, sizes, timing)
+        self.check()
+        return await self._answer(images, model, task, self._seconds(deadline))
 
     async def infer_pixels(
         self,
@@ -107,73 +222,134 @@ class Service:
     ) -> Answer:
         """Run a model on decoded images, (N,H,W,3) uint8 of the model's size. Raises as `infer`.
 
-        Raises UsageError `wrong_input_size` for another shape.
+        Raises UsageError `wrong_input_size` for another shape or type.
         """
-        start = self._clock()
-        served = await self.open(model, task)
-        expected = (served.spec.height, served.spec.width, 3)
-        if pixels_NHWC.shape[1:] != expected or pixels_NHWC.dtype != np.uint8:
-            raise UsageError("wrong_input_size", f"images are {pixels_NHWC.shape[1:]}, expected {expected} uint8")
-        logits, embeddings = await asyncio.to_thread(served.predictor.engine, pixels_NHWC)
-        outcomes: list[Output | ImageError] = [Output(*row) for row in zip(logits, embeddings, strict=True)]
-        elapsed = 1000 * (self._clock() - start)
-        sizes = [(served.spec.width, served.spec.height)] * len(outcomes)
-        return Answer(served, outcomes, sizes, dict(decode=0.0, queue=0.0, model=elapsed, total=elapsed))
+        self.check()
+        return await self._answer(pixels_NHWC, model, task, self._seconds(deadline))
+
+    async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
+        """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`."""
+        self.check()
+        assert self._stages is not None
+        async with self._admitted(1, len(data) + _pixel_bytes(spec), self.settings.deadline):
+            return await self._stages.pool.decode(data, spec)
 
     async def open(self, model: str | None, task: Task = "classify") -> ServedModel:
-        """Return a model, which is loaded first if necessary. Raises UsageError `unknown_model`; WeightsError."""
-        name = self._defaults[task] if model is None else model
-        if name not in self._names:
-            raise UsageError("unknown_model", f"no model {name!r} is served")
-        if self._readiness.reason == "draining":
-            raise ServeError("draining", "the server is shutting down")
-        if name not in self._open:
-            settings = self.settings
-            predictor = await asyncio.to_thread(
-                load,
-                self._names[name],
-                device=settings.device,
-                precision=settings.precision,
-                engine=settings.engine,
-                batch_size=settings.batch_size,
-                transform=settings.transform,
-                policy=settings.policy,
-            )
-            self._open[name] = await asyncio.to_thread(ServedModel.of, name, predictor)
-        return self._open[name]
+        """Return a model, which is loaded first if necessary. Raises UsageError `unknown_model` and as `infer`."""
+        hosted = await self._host.acquire(model, task)
+        hosted.release()
+        return hosted.model
 
     def models(self) -> list[ModelStatus]:
-        """Return the models of this server, the first one first."""
-        return [
-            ModelStatus(
-                name,
-                "ready" if name in self._open else "unloaded",
-                self._open.get(name),
-                tuple(task for task, default in self._defaults.items() if default == name),
-            )
-            for name in self._names
-        ]
+        """Return all models that are offered, the first one first."""
+        return self._host.statuses()
 
-    async def drain(self) -> None:
-        """Stop: not ready at once, and return when all requests that were accepted are answered."""
-        self._readiness = Readiness(False, "draining")
+    def _seconds(self, deadline: float | None) -> float:
+        return self.settings.deadline if deadline is None else min(deadline, self.settings.deadline)
 
-    async def close(self) -> None:
-        """End all threads and processes."""
-        self._readiness = Readiness(False, "closed")
+    @asynccontextmanager
+    async def _admitted(self, images: int, size: int, seconds: float) -> AsyncIterator[Ticket]:
+        """Hold places for a request, and give it up after its time. Raises ServeError."""
+        self._in_flight += 1
+        self._nothing_left.clear()
+        try:
+            with self._admission.admit(images, size) as ticket:
+                async with asyncio.timeout(seconds):
+                    yield ticket
+        except TimeoutError:
+            self.metrics.error("deadline_exceeded")
+            raise ServeError("deadline_exceeded", f"the request was not answered within {seconds:g} s") from None
+        except TessellaError as error:
+            self.metrics.error(error.code)
+            raise
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._nothing_left.set()
+
+    async def _answer(
+        self, images: Sequence[bytes | ImageError] | Pixels, model: str | None, task: Task, seconds: float
+    ) -> Answer:
+        start = self._clock()
+        size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_encoded_bytes, images))
+        async with self._admitted(len(images), size, seconds) as ticket:
+            if len(images) > self.settings.max_images:
+                raise ServeError(
+                    "too_many_images", f"{len(images)} images in a request, expected at most {self.settings.max_images}"
+                )
+            hosted = await self._host.acquire(model, task)
+            try:
+                request = await self._run(images, hosted, ticket, start + seconds)
+            finally:
+                hosted.release()
+        timing = {stage: 1000 * value for stage, value in request.times._asdict().items()}
+        timing["total"] = 1000 * (self._clock() - start)
+        self.metrics.answer(timing, request.outcomes)
+        return Answer(hosted.model, request.outcomes, request.sizes, timing)
+
+    async def _run(
+        self, images: Sequence[bytes | ImageError] | Pixels, hosted: HostedModel, ticket: Ticket, deadline: float
+    ) -> ImageRequest:
+        """Return the finished request for images that have places."""
+        assert self._stages is not None
+        spec = hosted.model.spec
+        request = ImageRequest(self._stages, hosted.lane, len(images), deadline)
+        self._requests.add(request)
+        try:
+            if isinstance(images, np.ndarray):
+                _check_pixels(images, spec)
+                request.run([*images])
+            else:
+                ticket.add(0, _pixel_bytes(spec) * len(images))
+                self._decode(request, images, spec)
+            await request.finished
+        finally:
+            request.cancel()
+            self._requests.discard(request)
+        return request
+
+    def _decode(self, request: ImageRequest, images: Sequence[bytes | ImageError], spec: InputSpec) -> None:
+        most = self.settings.limits.bytes
+        for index, image in enumerate(images):
+            if isinstance(image, ImageError):
+                request.fail(index, image)
+            elif len(image) > most:  # it need not be sent to another process
+                request.fail(
+                    index, ImageError("too_many_bytes", f"the image has {len(image):,} bytes, the limit is {most:,}")
+                )
+            else:
+                request.decode(index, image, spec)
+
+    # --- events ---
+
+    def _batch_finished(self, results: list[Result[ImageKey]]) -> None:
+        self.metrics.batch(len(results))
+        hand_over(results)
+
+    def _loaded(self, model: ServedModel) -> None:
+        self.metrics.model(model.name, model.fingerprint, loaded=True)
+        limit = self._admission.max_images = max(
+            self._admission.max_images, self.settings.queue_images_for(model.plan.batch_size)
+        )
+        if self._stages is not None:
+            self._stages.batcher.grow(model.plan.streams, 2 * limit)
+
+    def _unloaded(self, model: ServedModel) -> None:
+        self.metrics.model(model.name, model.fingerprint, loaded=False)
 
 
-def served_names(settings: ServeSettings) -> tuple[dict[str, str], dict[Task, str]]:
-    """Return what `tessella.load` takes by the name that clients use, and the default model of each task.
+def _encoded_bytes(image: bytes | ImageError) -> int:
+    return 0 if isinstance(image, ImageError) else len(image)
 
-    Raises UsageError for names that do not exist, and for two models that clients could not distinguish.
-    """
-    names = {public_name(name): name for name in map(full_name, settings.models)}
-    if len(names) < len(set(settings.models)):
-        raise UsageError("bad_argument", "two of the models have the same name", hint="rename one of the folders")
-    tasks: tuple[Task, ...] = ("classify", "embed")
-    defaults = dict.fromkeys(tasks, next(iter(names))) if names else {task: default_model(task) for task in tasks}
-    names |= {name: name for name in defaults.values() if name not in names}
-    if settings.index is not None and (indexed := model_of(settings.index)) is not None:
-        names.setdefault(public_name(indexed), indexed)
-    return names, defaults
+
+def _pixel_bytes(spec: InputSpec) -> int:
+    return 3 * spec.height * spec.width
+
+
+def _check_pixels(pixels_NHWC: Pixels, spec: InputSpec) -> None:
+    """Raise UsageError `wrong_input_size` for anything but (N,H,W,3) uint8 of the model's size."""
+    expected = (len(pixels_NHWC), spec.height, spec.width, 3)
+    if pixels_NHWC.shape != expected or pixels_NHWC.dtype != np.uint8:
+        raise UsageError(
+            "wrong_input_size", f"got {pixels_NHWC.dtype} of shape {pixels_NHWC.shape}, expected uint8 {expected}"
+        )

@@ -50,10 +50,7 @@ class IsolatedDecoder:
         self.timeout = timeout
         self.ahead = ahead or 4 * self.processes + 64
         self._settings = DecodeSettings(spec, policy, mode, limits)
-        try:
-            self._folder = os.getcwd()  # noqa: PTH109 - as Popen takes it
-        except FileNotFoundError:  # the folder was deleted, so relative paths cannot be read
-            self._folder = os.sep
+        self._folder = current_folder()
         self._closed = self._busy = False
         self._supervisor: Supervisor | None = self._start()  # now, so that processes start while a model is loaded
 
@@ -101,6 +98,14 @@ class IsolatedDecoder:
         supervisor = Supervisor(self._settings, self._folder, self.processes, self.timeout)
         weakref.finalize(self, supervisor.close)  # if nobody calls close, and at the end of the interpreter
         return supervisor
+
+
+def current_folder() -> str:
+    """Return the folder at which relative paths of the processes start: that of the caller, if it exists."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - as Popen takes it
+    except FileNotFoundError:  # the folder was deleted, so relative paths cannot be read
+        return os.sep
 
 
 def _pickled(source: Source) -> bytes:

@@ -12,11 +12,13 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from ..decode import Pixels
-from .protocol import NOT_REAPED, ORDER_BYTES, SLOTS, Decoded, DecodeSettings
+from ..spec import InputSpec
+from .protocol import NOT_REAPED, ORDER_BYTES, SLOT_BYTES, SLOTS, Decoded, DecodeSettings
 
 _KEPT_MEMORY = 8 << 20  # bytes that a worker keeps for its next image
 # sys.path comes first: the package and the classes of sources may lie where only the caller looks
@@ -27,13 +29,19 @@ _BOOT = (
 
 
 class Task:
-    """One image to decode."""
+    """One image to decode.
 
-    __slots__ = ("result", "source")
+    source: pickled. spec: that of an EncodedImage; None for the decoder's. done: called in the thread of the supervisor
+    when there is a result, unless the task was canceled; it must not raise or wait.
+    """
 
-    def __init__(self, source: bytes):
-        self.source = source  # pickled
+    __slots__ = ("canceled", "done", "result", "seconds", "source", "spec")
+
+    def __init__(self, source: bytes, spec: InputSpec | None = None, done: Callable[[Task], None] | None = None):
+        self.source, self.spec, self.done = source, spec, done
         self.result: Decoded | None = None
+        self.seconds = 0.0  # that a worker spent reading and decoding the image
+        self.canceled = False
 
 
 class ForkServer:
@@ -133,7 +141,7 @@ class Worker:
     def pixels(self, height: int, width: int) -> Pixels:
         """Return the pixels of the next answer, (height, width, 3) uint8. Raises ValueError if they are missing."""
         image = np.empty((height, width, 3), np.uint8)
-        if os.preadv(self.memory, [image.data], self.answered % SLOTS * image.nbytes) != image.nbytes:
+        if os.preadv(self.memory, [image.data], self.answered % SLOTS * SLOT_BYTES) != image.nbytes:
             raise ValueError("the pixels are incomplete")
         return image
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import ImageError
 from ..decode import Mode, Pixels, Policy
-from ..limits import Limits
+from ..limits import DEFAULT_LIMITS, Limits
+from ..source import Source
 from ..spec import InputSpec
 
 SLOTS = 4  # images sent to a worker at once, so that it never waits; its file in memory has room for as many
+SLOT_BYTES = 3 * DEFAULT_LIMITS.intermediate  # distance of the slots: no input of a model is larger
 ORDER_BYTES = 8  # an order to the fork server: 0 with two descriptors forks a worker, a process id ends that one
 NOT_REAPED = 1 << 20  # instead of an exit code: killed, but still waiting in the kernel
 LONG_READ = 0  # an answer that announces a long read
@@ -22,6 +25,22 @@ class DecodeSettings(NamedTuple):
     policy: Policy
     mode: Mode
     limits: Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage(Source):
+    """An image in memory, which is prepared by a spec of its own instead of the decoder's."""
+
+    key: str = ""
+    path: str = ""
+    data: bytes
+    spec: InputSpec
+
+    def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
+        """Return the encoded bytes. Raises ImageError `too_many_bytes` if they exceed `limits.bytes`."""
+        if len(self.data) > limits.bytes:
+            raise ImageError("too_many_bytes", f"the image has {len(self.data):,} bytes, the limit is {limits.bytes:,}")
+        return self.data
 
 
 class Decoded(NamedTuple):

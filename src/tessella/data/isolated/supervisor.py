@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import selectors
 import signal
 import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ...errors import CODES, ImageError, UsageError
+from ..spec import InputSpec
 from .processes import ForkServer, Task, Worker
 from .protocol import LONG_READ, SLOTS, Decoded, DecodeSettings
 
@@ -24,11 +27,25 @@ _LONG_READ_SECONDS = 300.0  # additional time for an image whose container is re
 class Supervisor:
     """Run `count` workers in a thread. No other thread touches the workers.
 
-    timeout: seconds per image. `submit`, `result` and `close` are called by the consumer's thread.
+    timeout: seconds per image. slots: images sent to a worker at once, at most SLOTS; an image that hangs delays those
+    behind it. on_lost: called when a worker has ended by itself or was killed. on_end: called at the end of the thread,
+    with the error if there was one; tasks with `done` have got their results then. Both run in the supervisor's thread.
+    All methods are called by the consumer's thread.
     """
 
-    def __init__(self, settings: DecodeSettings, folder: str, count: int, timeout: float):
+    def __init__(
+        self,
+        settings: DecodeSettings,
+        folder: str,
+        count: int,
+        timeout: float,
+        *,
+        slots: int = SLOTS,
+        on_lost: Callable[[], None] = lambda: None,
+        on_end: Callable[[BaseException | None], None] = lambda error: None,
+    ):
         self._settings, self._folder, self._count, self._timeout = settings, folder, count, timeout
+        self._slots, self._on_lost, self._on_end = slots, on_lost, on_end
         self._queue: deque[Task] = deque()
         self._suspects: deque[Task] = deque()  # a process ended during each; it is tried once more in one of its own
         self._server: ForkServer | None = None
@@ -49,14 +66,26 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="tessella-isolated", daemon=True)
         self._thread.start()
 
-    def submit(self, source: bytes) -> Task:
-        """Queue a pickled source and return its task."""
-        task = Task(source)
+    def submit(self, source: bytes, spec: InputSpec | None = None, done: Callable[[Task], None] | None = None) -> Task:
+        """Queue a pickled source and return its task; `spec` and `done` as in Task."""
+        task = Task(source, spec, done)
         self._queue.append(task)
         if self._wake_on_submit:
             self._wake_on_submit = False
             self._wake()
+        if self.ended:  # perhaps after the thread has looked at the queue for the last time
+            self._fail_queued()
         return task
+
+    def cancel(self, task: Task) -> None:
+        """Give up a task: its `done` is not called any more, and unless a worker has it already, none gets it."""
+        task.canceled = True
+        task.source = b""
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a worker is ready for images."""
+        return any(worker.ready for worker in [*self._workers])
 
     def result(self, task: Task) -> Decoded:
         """Wait for the result of a task and return it. Raises the error that ended the supervisor, if one did."""
@@ -82,7 +111,8 @@ class Supervisor:
     # --- in the supervisor's thread ---
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by workers: the caller handles Ctrl-C
+        # inherited by workers: the caller handles Ctrl-C, and SIGTERM to all processes of a group, and may go on
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             while not self._closing:
                 self._assign()
@@ -92,6 +122,7 @@ class Supervisor:
         finally:
             for worker in [*self._workers]:
                 self._end(worker)
+                self._queue.extend(worker.tasks)
             if self._server is not None:
                 self._server.close()
             self._selector.close()
@@ -100,6 +131,16 @@ class Supervisor:
             with self._changed:
                 self.ended = True
                 self._changed.notify_all()
+            self._queue.extend(self._suspects)
+            self._fail_queued()
+            self._on_end(self._failure)
+
+    def _fail_queued(self) -> None:
+        """Let the tasks that no worker will get fail; for those without `done`, `result` raises."""
+        with contextlib.suppress(IndexError):  # another thread took the last one
+            while True:
+                if (task := self._queue.popleft()).done is not None:
+                    self._finish(task, _failed("worker_failed", "the decoding processes have ended"))
 
     def _assign(self) -> None:
         """Start missing workers, and give tasks to those with free slots."""
@@ -107,7 +148,10 @@ class Supervisor:
             self._start()
         self._wake_on_submit = True  # before the queue is read: whatever is submitted later wakes this thread
         while self._queue:
-            free = [w for w in self._workers if w.ready and not w.isolates_suspect and len(w.tasks) < SLOTS]
+            if self._queue[0].canceled:
+                self._queue.popleft()
+                continue
+            free = [w for w in self._workers if w.ready and not w.isolates_suspect and len(w.tasks) < self._slots]
             if not free:
                 self._wake_on_submit = False  # the next answer wakes it, which is cheaper than one wake-up per image
                 break
@@ -126,9 +170,11 @@ class Supervisor:
             return
         self._workers.append(worker)
         self._selector.register(worker.socket, selectors.EVENT_READ, worker)
-        if self._suspects:
-            worker.isolates_suspect = True
-            self._give(worker, self._suspects.popleft())
+        while self._suspects:
+            if not (suspect := self._suspects.popleft()).canceled:
+                worker.isolates_suspect = True
+                self._give(worker, suspect)
+                break
 
     def _start_failed(self) -> None:
         self._failed_starts += 1
@@ -144,7 +190,9 @@ class Supervisor:
         if not worker.tasks and worker.ready:
             worker.since = time.monotonic()
         worker.tasks.append(task)
-        worker.outbox += len(task.source).to_bytes(8, "little") + task.source
+        source = task.source  # once: `cancel` may replace it
+        worker.outbox += len(source).to_bytes(8, "little")
+        worker.outbox += source
         self._send(worker)
 
     def _send(self, worker: Worker) -> None:
@@ -230,17 +278,26 @@ class Supervisor:
     def _read_result(self, worker: Worker, answer: object) -> Decoded:
         if not isinstance(answer, list):
             raise TypeError("expected a list")
-        error, sha256, *numbers = answer
+        error, seconds, sha256, *numbers = answer
         failure = pixels = None
         if error is not None:
             code, message, hint = map(str, error)
             failure = ImageError(code if code in CODES else "corrupt_image", message, hint=hint)
         else:
-            pixels = worker.pixels(self._settings.spec.height, self._settings.spec.width)
+            spec = worker.tasks[0].spec or self._settings.spec
+            pixels = worker.pixels(spec.height, spec.width)
+        if not 0 <= float(seconds) < math.inf:
+            raise ValueError("expected a number of seconds")
+        worker.tasks[0].seconds = float(seconds)
         size, width, height = map(int, numbers)
         return Decoded(pixels, failure, str(sha256), size, width, height)
 
     def _finish(self, task: Task, result: Decoded) -> None:
+        if task.done is not None:
+            task.result = result
+            if not task.canceled:
+                task.done(task)
+            return
         with self._changed:
             task.result = result
             if task is self._awaited:  # waking the consumer for every image would cost more than handing it over
@@ -249,6 +306,7 @@ class Supervisor:
     def _replace(self, worker: Worker) -> None:
         """Remove a worker that ended by itself or was killed from outside, and queue its tasks again."""
         self._end(worker)
+        self._on_lost()
         if not worker.ready:
             (self._suspects if worker.isolates_suspect else self._queue).extendleft(reversed(worker.tasks))
             self._start_failed()
@@ -270,6 +328,7 @@ class Supervisor:
             self._replace(worker)
             return
         self._end(worker)
+        self._on_lost()
         message = f"the image was not read and decoded within {self._timeout:g} seconds"
         self._finish(worker.tasks.popleft(), _failed("timeout", message))
         self._queue.extendleft(reversed(worker.tasks))

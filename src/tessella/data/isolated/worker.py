@@ -17,7 +17,7 @@ from ...errors import ImageError
 from ..limits import DEFAULT_LIMITS, Limits
 from ..memory import set_limit
 from ..transforms import load_sized
-from .protocol import LONG_READ, NOT_REAPED, ORDER_BYTES, SLOTS, Decoded, DecodeSettings
+from .protocol import LONG_READ, NOT_REAPED, ORDER_BYTES, SLOT_BYTES, SLOTS, Decoded, DecodeSettings, EncodedImage
 
 # Bytes per image: with DEFAULT_LIMITS' 50 MP, an RGBA WebP takes 1.5 GB in addition to its file
 _HEADROOM = 2_000_000_000
@@ -85,23 +85,28 @@ def _answer(tasks: IO[bytes], channel: int, memory: int, settings: DecodeSetting
     slot = 0
     while len(head := tasks.read(8)) == 8:
         source = tasks.read(int.from_bytes(head, "little"))
+        start = time.perf_counter()
         decoded = _decode(source, settings)
+        seconds = time.perf_counter() - start
         if decoded.pixels is not None:
-            os.pwrite(memory, decoded.pixels.data, slot * decoded.pixels.nbytes)
+            os.pwrite(memory, decoded.pixels.data, slot * SLOT_BYTES)
         slot = (slot + 1) % SLOTS
         error = decoded.error and (decoded.error.code, decoded.error.message, decoded.error.hint)
-        answer = memoryview(json.dumps([error, *decoded[2:]]).encode() + b"\n")
+        answer = memoryview(json.dumps([error, seconds, *decoded[2:]]).encode() + b"\n")
         while answer:
             answer = answer[os.write(channel, answer) :]
 
 
-def _decode(source: bytes, settings: DecodeSettings) -> Decoded:
+def _decode(pickled: bytes, settings: DecodeSettings) -> Decoded:
     """Read a pickled source and prepare its pixels as `load_pixels` does; any exception becomes an ImageError."""
     spec, policy, mode, limits = settings
     pixels = error = None
     sha256, size, height, width = "", 0, 0, 0
     try:
-        data = pickle.loads(source).read(limits)
+        source = pickle.loads(pickled)
+        if isinstance(source, EncodedImage):
+            spec = source.spec
+        data = source.read(limits)
         sha256, size = hashlib.sha256(data).hexdigest(), len(data)
         pixels, height, width = load_sized(data, spec, policy=policy, mode=mode, limits=limits)
     except ImageError as failure:

@@ -17,7 +17,7 @@ from ..images import read_images
 from ..metrics import CONTENT_TYPE
 from ..openapi import error_responses
 from ..problems import RequestError
-from ..service import Answer, Service
+from ..service import Answer, ModelStatus, Service
 from .native_schemas import HealthBody, InferenceBody, ModelListBody, ReadinessBody, infer_extra
 
 DEFAULT_TOP = 5
@@ -83,18 +83,19 @@ async def predict(request: Request) -> Response:
 
 async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) -> Response:
     """Answer a request for results of a model."""
-    deadline = deadline_of(request)
-    asked = await read_images(request)
+    service, deadline = service_of(request), deadline_of(request)
+    service.check()  # before the body is read
+    asked = await read_images(request, deadline)
     if asked.top is not None and not has_top:
         raise RequestError("bad_request", 'Embeddings have no "top".')
     data = [image.data for image in asked.images]
-    work = service_of(request).infer(data, model=asked.model, task=task, deadline=deadline)
+    work = service.infer(data, model=asked.model, task=task, deadline=deadline)
     answer = await run_unless_disconnected(request, work)
     top = min(asked.top or DEFAULT_TOP, answer.model.num_classes) if has_top else 0
     names = [image.name for image in asked.images]
     results = results_of(answer, names, top=top, embed=embed)
     if asked.is_single and (code := results[0]["status"]) != "ok":
-        raise RequestError(str(code), "")
+        raise ImageError(str(code), "the image has no result")
     body = {
         "model": answer.model.name,
         "fingerprint": answer.model.fingerprint,
@@ -132,15 +133,18 @@ def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> li
 )
 async def models(request: Request) -> Response:
     """List the models of this server. Facts of a model are known once it has been loaded."""
-    rows = []
-    for status in service_of(request).models():
-        row: dict[str, object] = dict(id=status.name, object="model", created=0, owned_by="tessella")
-        row |= dict(state=status.state, default_for=list(status.default_for))
-        if (model := status.model) is not None:
-            row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
-            row |= dict(input=[3, model.spec.height, model.spec.width])
-        rows.append(row)
+    rows = [model_row(status) for status in service_of(request).models()]
     return json_response({"object": "list", "data": rows})
+
+
+def model_row(status: ModelStatus) -> dict[str, object]:
+    """Return a model of the server as JSON."""
+    row: dict[str, object] = dict(id=status.name, object="model", created=0, owned_by="tessella")
+    row |= dict(state=status.state, default_for=list(status.default_for))
+    if (model := status.model) is not None:
+        row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
+        row |= dict(input=[3, model.spec.height, model.spec.width])
+    return row
 
 
 @router.get(

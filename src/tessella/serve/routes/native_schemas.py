@@ -107,6 +107,10 @@ _NAME: dict[str, Any] = {"type": "string", "maxLength": 1024}
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
 def infer_extra(*, has_top: bool) -> dict[str, Any]:
     """Return the parameters and bodies of a route of inference. has_top: whether it has the parameter `top`."""
     options = {"model": _MODEL} | ({"top": _TOP} if has_top else {})
@@ -116,28 +120,31 @@ def infer_extra(*, has_top: bool) -> dict[str, Any]:
             text,
             {
                 "type": "object",
-                "properties": {"data": text, "name": _NAME},
+                "properties": {"data": text, "name": _optional(_NAME)},
                 "required": ["data"],
                 "additionalProperties": False,
             },
             {
                 "type": "object",
-                "properties": {"url": {"type": "string"}, "name": _NAME},
+                "properties": {"url": {"type": "string"}, "name": _optional(_NAME)},
                 "required": ["url"],
                 "additionalProperties": False,
             },
         ]
     }
+    images = {"type": "array", "items": image, "minItems": 1, "maxItems": 64}
     body = {
         "type": "object",
-        "properties": {"images": {"type": "array", "items": image, "minItems": 1, "maxItems": 64}, **options},
+        "properties": {"images": images, **{name: _optional(schema) for name, schema in options.items()}},
         "required": ["images"],
         "additionalProperties": False,
     }
+    file = {"type": "string", "format": "binary"}
     form = {
         "type": "object",
-        "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}, **options},
+        "properties": {"file": {"type": "array", "items": file, "minItems": 1, "maxItems": 64}, **options},
         "required": ["file"],
+        "additionalProperties": False,
     }
     binary = {"schema": {"type": "string", "format": "binary"}}
     parameters = [

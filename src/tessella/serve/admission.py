@@ -1,0 +1,65 @@
+"""Admission: how many images, and how many bytes of them, the server holds at a time."""
+
+from __future__ import annotations
+
+from ..errors import ServeError
+
+
+class Admission:
+    """Places for the images of all requests, from their arrival to their answer. Used in the event loop only.
+
+    A request is admitted as a whole or refused at once, so memory is bounded and nobody waits for a queue to empty.
+    """
+
+    def __init__(self, *, max_images: int, max_bytes: int):
+        self.max_images, self.max_bytes = max_images, max_bytes
+        self.images = self.bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one image would be admitted."""
+        return self.images >= self.max_images or self.bytes >= self.max_bytes
+
+    def admit(self, images: int, size: int) -> Ticket:
+        """Take places for the images of a request; size: their bytes.
+
+        Raises ServeError `overloaded` if there are not enough now, `too_many_images` if there never are.
+        """
+        if images > self.max_images or size > self.max_bytes:
+            raise ServeError(
+                "too_many_images",
+                f"{images} images with {size:,} bytes, expected at most {self.max_images} with {self.max_bytes:,}",
+            )
+        ticket = Ticket(self)
+        ticket.add(images, size)
+        return ticket
+
+
+class Ticket:
+    """The places of one request; a context manager that gives them back, once, however its block ends."""
+
+    def __init__(self, admission: Admission):
+        self._admission = admission
+        self.images = self.bytes = 0
+
+    def add(self, images: int, size: int) -> None:
+        """Take more places. Raises ServeError `overloaded` if there are not enough."""
+        admission = self._admission
+        if admission.images + images > admission.max_images or admission.bytes + size > admission.max_bytes:
+            raise ServeError(
+                "overloaded",
+                f"{admission.images} images with {admission.bytes:,} bytes are in work, the limits are "
+                f"{admission.max_images} and {admission.max_bytes:,}",
+            )
+        self.images += images
+        self.bytes += size
+        admission.images += images
+        admission.bytes += size
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.images -= self.images
+        self._admission.bytes -= self.bytes
+        self.images = self.bytes = 0
