@@ -52,7 +52,7 @@ RUN_OPTIONS = [
     "--policy",
 ]
 SURFACE = {
-    "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out", "--csv-safe"],
+    "classify": ["--head", "INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out", "--csv-safe"],
     "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
     "run": [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..data.names import Skipped
 from ..errors import UsageError
@@ -55,15 +56,47 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of most probable classes per image.",
 )
+@option(
+    "--head",
+    group="Model",
+    metavar="RUN:NAME",
+    help="Head of a run or its file, with the run's model: print the probability of its class instead.",
+)
 @table_options
-def classify(top: int, **arguments: Any) -> None:
+def classify(top: int, head: str | None, **arguments: Any) -> None:
     """Print the most probable classes of each image, or write them to a file."""
     path = _check_table_options(arguments)
+    if head is not None:
+        _classify_with(head, arguments, path)
+        return
 
     def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
         return predictor.records(sources, top=min(top, predictor.num_classes), embed=False)
 
     _run(arguments, make_records, path, task="classify", top=top)
+
+
+def _classify_with(name: str, arguments: dict[str, Any], path: Path | None) -> None:
+    """Print the probability of the class of a head, instead of the classes of the model."""
+    from ..loading import choose_mode
+    from ..search import Head
+
+    context = click.get_current_context()
+    settings = ("transform", "policy", "precision", "engine", "device", "batch_size", "images", "mode", "top")
+    for setting in settings:
+        if context.get_parameter_source(setting) is ParameterSource.COMMANDLINE:
+            option = f"--{setting.replace('_', '-')}"
+            hint = f"remove {option}: the head determines how images are classified"
+            raise UsageError("bad_argument", f"--head and {option} cannot be combined", hint=hint)
+    head = Head.load(name)
+
+    def load() -> Predictor:
+        return head.load_model(arguments["model"], arguments["checkpoint"], choose_mode(arguments["inputs"]))
+
+    def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
+        return map(head.record, predictor.records(sources, top=0, embed=True))
+
+    _run(arguments, make_records, path, top=1, load=load)
 
 
 @click.command(
@@ -135,10 +168,12 @@ def _run(
     task: Task = "embed",
     top: int = 0,
     has_embedding: bool = False,
+    load: Callable[[], Predictor] | None = None,
 ) -> None:
     """Print one record per input as they come, or write all of them to a file at the end.
 
     task: what the default model is used for. top, has_embedding: what records contain, for the columns of a CSV table.
+    load: loads another model than the options name.
     """
     from ..pipeline import error_records
     from ..records import write_records
@@ -154,8 +189,9 @@ def _run(
     if records:
         top = 0
     else:
-        predictor = load_predictor(arguments, task)
-        top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
+        predictor = load_predictor(arguments, task, load)
+        top = min(top, predictor.num_classes) if load is None else top
+        width = predictor.width if has_embedding else 0
         if path is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
         records = make_records(predictor, sources)

@@ -112,10 +112,12 @@ def _to_rgb(data: bytes, reduction: int = 1) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Return RGB pixels (H,W,3) as a JPEG file with half the resolution for colors. quality: 1 to 100."""
+def encode_jpeg(pixels: Pixels, quality: int = 85) -> bytes:
+    """Return a JPEG file of RGB pixels (H,W,3) without any metadata."""
+    pixels = np.ascontiguousarray(pixels)
     if simplejpeg is not None:
-        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420"))
+        data: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
+        return data
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -3,6 +3,8 @@ from .duplicates import Duplicates as Duplicates
 from .duplicates import dedup as dedup
 from .duplicates import draw_duplicates as draw_duplicates
 from .duplicates import write_duplicates as write_duplicates
+from .heads import Head as Head
+from .heads import list_heads as list_heads
 from .index import IndexReport as IndexReport
 from .index import build_index as build_index
 from .projection import Projection as Projection

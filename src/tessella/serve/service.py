@@ -15,6 +15,7 @@ import numpy as np
 from ..data.decode import Pixels
 from ..data.isolated.protocol import Decoded
 from ..data.samples import photograph
+from ..data.source import Source
 from ..data.spec import InputSpec
 from ..errors import ImageError, ServeError, TessellaError, UsageError
 from ..results import Output
@@ -227,11 +228,15 @@ class Service:
         self.check()
         return await self._answer(pixels_NHWC, model, task, self._seconds(deadline))
 
-    async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
-        """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`."""
+    async def decode(self, data: bytes | Source, spec: InputSpec) -> Decoded:
+        """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`.
+
+        data: its encoded bytes, or where the decoding process reads them.
+        """
         self.check()
         assert self._stages is not None
-        async with self._admitted(1, len(data) + _pixel_bytes(spec), self.settings.deadline):
+        size = len(data) if isinstance(data, bytes) else 0  # the process that reads an image also holds it
+        async with self._admitted(1, size + _pixel_bytes(spec), self.settings.deadline):
             return await self._stages.pool.decode(data, spec)
 
     async def open(self, model: str | None, task: Task = "classify") -> ServedModel:

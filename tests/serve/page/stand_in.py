@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,11 @@ class StandIn:
         assert self.collection is not None
         return self.collection
 
+    @property
+    def listed(self) -> int:
+        """The number of rows of the run, of which some may not be in the index."""
+        return max(row["row"] for row in self.data.rows) + 2
+
     def answer_index(self, images: object) -> dict[str, object]:
         """GET /v1/index."""
         rows = self.data.rows
@@ -199,6 +205,7 @@ class StandIn:
         sizes = {side: [row[side] for row in rows] for side in ("width", "height")}
         return dict(
             rows=len(rows),
+            listed=self.listed,
             model="convmixer_384_8_ks5_p8.photographs",
             fingerprint="0" * 16,
             has_map=self.has_map,
@@ -210,12 +217,15 @@ class StandIn:
 
     def answer_index_map(self, images: object) -> Response:
         """GET /v1/index/map."""
-        return Response(self.data.points.astype("<f4").tobytes(), media_type="application/octet-stream")
+        points = np.full((self.listed, 2), np.nan, "<f4")
+        points[[row["row"] for row in self.data.rows]] = self.data.points
+        return Response(points.tobytes(), media_type="application/octet-stream")
 
     def answer_index_labels_bin(self, images: object) -> Response:
         """GET /v1/index/labels.bin."""
         place = {label: i for i, label in enumerate(self.data.labels)}
-        labels = np.array([place[row["label"]] for row in self.data.rows], "<u2")
+        labels = np.full(self.listed, 65_535, "<u2")
+        labels[[row["row"] for row in self.data.rows]] = [place[row["label"]] for row in self.data.rows]
         return Response(labels.tobytes(), media_type="application/octet-stream")
 
     def answer_index_rows(self, images: object, start: str, count: str) -> dict[str, object]:
@@ -236,7 +246,12 @@ class StandIn:
         return Response("".join(f"{key}\n" for key in (["key"] if format == "csv" else []) + keys))
 
     def answer_search(
-        self, images: list[tuple[str, bytes]], queries: list[dict[str, Any]], top: int, **options: Any
+        self,
+        images: list[tuple[str, bytes]],
+        queries: Sequence[dict[str, Any]] = (),
+        top: int = 20,
+        start: int = 0,
+        **options: Any,
     ) -> dict[str, object]:
         """POST /v1/search."""
         vectors = [self.data.vectors[self.position(query["row"])] for query in queries if "row" in query]
@@ -247,14 +262,14 @@ class StandIn:
                 vectors += [self.predictor.embed(data) for data in blobs]
             except ImageError as error:
                 return problem(error.http_status, error.code)  # type: ignore[return-value]
-        found = self.matching(options["filter"])
+        found = self.matching(options.get("filter") or {})
         scores = self.data.vectors @ l2_normalize(np.mean(vectors, 0)[None])[0]
         asked = {query.get("row") for query in queries}
         order = [i for i in sorted(found, key=lambda i: -scores[i]) if self.data.rows[i]["row"] not in asked]
         least = -1 if options.get("min_score") is None else options["min_score"]
         neighbors: list[dict[str, Any]] = []
         for i in order:
-            if scores[i] < least or len(neighbors) == top:
+            if scores[i] < least or len(neighbors) == start + top:
                 break
             if options.get("group_duplicates"):
                 leaders = [self.position(other["row"]) for other in neighbors]
@@ -264,7 +279,7 @@ class StandIn:
                     continue
             neighbors.append(self.data.rows[i] | dict(score=round(float(scores[i]), 6), duplicates=[]))
         timing = dict(search=1.2, total=1.9)
-        return dict(neighbors=neighbors, matching=len(found), rows=len(self.data.rows), timing_ms=timing)
+        return dict(neighbors=neighbors[start:], matching=len(found), rows=len(self.data.rows), timing_ms=timing)
 
     def answer_teach(self, images: object, yes: list[int], no: list[int], top: int) -> dict[str, object]:
         """POST /v1/teach: the direction from the mean of no to the mean of yes."""

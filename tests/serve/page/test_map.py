@@ -209,7 +209,7 @@ class Large(StandIn):
         """GET /v1/index."""
         labels = [dict(label=f"class {i}", count=self.count // 20) for i in range(20)]
         sizes = dict(width_range=[1, 9], height_range=[1, 9])
-        return dict(rows=self.count, model="m", fingerprint="0", has_map=True, labels=labels, heads=[], **sizes)
+        return dict(rows=self.count, listed=self.count, model="m", fingerprint="0", has_map=True, labels=labels, heads=[], **sizes)
 
     def answer_index_map(self, images: object) -> Response:
         """GET /v1/index/map."""

@@ -34,7 +34,7 @@ export class ServerBackend {
   async index() {
     try {
       const { answer } = await this.#call("GET", "/v1/index");
-      this.size = answer.rows;
+      this.gaps = answer.listed - answer.rows;
       return answer;
     } catch (error) {
       if (error.status === 404) return null;
@@ -44,38 +44,27 @@ export class ServerBackend {
 
   classify(file, { model, top = 5, signal, onwait }) {
     const fields = { top: String(top), ...(model ? { model } : {}) };
-    return this.#call("POST", "/v1/classify", { files: [{ field: "images", file }], fields, signal, onwait });
+    return this.#call("POST", "/v1/classify", { files: [{ field: "file", file }], fields, signal, onwait });
   }
 
-  /** options: the JSON of a search. files: images to search by, in addition to the rows of `options.queries`. */
-  search(options, { files = [], signal } = {}) {
-    if (!files.length) return this.#call("POST", "/v1/search", { json: options, signal });
-    const parts = files.map((file) => ({ field: "images", file }));
-    return this.#call("POST", "/v1/search", { files: parts, fields: { options: JSON.stringify(options) }, signal });
+  /** options: the JSON of a search. file: an image to search by, instead of the rows in `options.queries`. */
+  search(options, { file = null, signal } = {}) {
+    if (!file) return this.#call("POST", "/v1/search", { json: options, signal });
+    const fields = { options: JSON.stringify(options) };
+    return this.#call("POST", "/v1/search", { files: [{ field: "file", file }], fields, signal });
   }
 
   select(filter, start, count, { signal } = {}) {
     return this.#call("POST", "/v1/index/select", { json: { filter, start, count }, signal });
   }
 
-  /** Images at the positions `start` to `start + count - 1` of the map. */
-  async rows(start, count) {
-    return (await this.#call("GET", `/v1/index/rows?start=${start}&count=${count}`)).answer.rows;
-  }
-
-  /** The number of the row at a position of the map. */
-  async rowAt(position) {
-    if (await this.#hasAllRows()) return position;
-    const [item] = await this.rows(position, 1);
-    return item.row;
-  }
-
-  /** One image by the number of its row. Inputs with an error have numbers too, so its position may be lower. */
+  /** One image by its row, a place in the listing of the run; inputs that could not be read are not in the index. */
   async row(row) {
-    let [low, high] = [0, Math.min(row, this.size - 1)];
+    let [low, high] = [Math.max(row - this.gaps, 0), row]; // positions in the index
     while (low <= high) {
-      const middle = low === 0 && high === row ? row : (low + high) >> 1; // at first as if no row was missing
-      const [item] = await this.rows(middle, 1);
+      const middle = (low + high) >> 1;
+      const { answer } = await this.#call("GET", `/v1/index/rows?start=${middle}&count=1`);
+      const [item] = answer.rows;
       if (item?.row === row) return item;
       if (!item || item.row > row) high = middle - 1;
       else low = middle + 1;
@@ -83,18 +72,12 @@ export class ServerBackend {
     throw new ServerError("not_found", 404);
   }
 
-  /** Whether each row is at the position of its number, because no input had an error. */
-  #hasAllRows() {
-    this.isComplete ??= this.rows(this.size - 1, 1).then(([last]) => last?.row === this.size - 1);
-    return this.isComplete;
-  }
-
-  /** Positions on the map, x and y in turn. */
+  /** Places on the map by row, x and y in turn; NaN for a row that is not in the index. */
   async map() {
     return new Float32Array(await this.#bytes("/v1/index/map"));
   }
 
-  /** The place of each row's class in the list of classes; 65535 for none. */
+  /** The class of each row as its place in the list of classes; 65535 for none. */
   async labels() {
     return new Uint16Array(await this.#bytes("/v1/index/labels.bin"));
   }

@@ -4,6 +4,8 @@ import { button, icon, make, saveFile, toast } from "./dom.js";
 import { state } from "./state.js";
 import { images } from "./text.js";
 
+const IN_ARCHIVES = "Images inside archives have no files to list. Export a table instead.";
+
 /** Make the menu. rows(): what is saved, as {rows} or {filter}. */
 export function exportMenu(rows) {
   const summary = make("summary", { class: "button" }, icon("download"), make("span", {}, "Export"));
@@ -15,7 +17,7 @@ export function exportMenu(rows) {
       const blob = await state.backend.exportRows({ ...rows(), format });
       saveFile(new Blob([blob], { type }), name);
     } catch (error) {
-      toast(error.message);
+      toast(error.code === "special_file" ? IN_ARCHIVES : error.message);
     }
   };
   const menu = make(

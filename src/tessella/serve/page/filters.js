@@ -34,7 +34,8 @@ class Filters extends HTMLElement {
   }
 
   #build() {
-    const { width_range: widths, height_range: heights } = state.index;
+    const widths = state.index.width_range ?? ["", ""];
+    const heights = state.index.height_range ?? ["", ""];
     this.labels = [...state.index.labels].sort((a, b) => b.count - a.count);
     this.count = make("p", { class: "count", role: "status" });
     this.summary = make("span", {}, "Filters");
@@ -48,7 +49,7 @@ class Filters extends HTMLElement {
     const ranges = { min_width: widths, max_width: widths, min_height: heights, max_height: heights };
     const apply = debounce(() => this.#applySizes(), 250);
     this.sizes = SIZES.map(([name, text]) => {
-      const placeholder = ranges[name]?.[name.startsWith("min") ? 0 : 1] ?? "";
+      const placeholder = ranges[name][name.startsWith("min") ? 0 : 1];
       const input = make("input", {
         type: "number",
         name,

@@ -105,7 +105,7 @@ class Gallery extends HTMLElement {
     this.setAttribute("aria-busy", "true");
     this.more.disabled = true;
     try {
-      const { answer, request } = await (state.query ? this.#search(shown + PAGE, signal) : state.backend.select(filterJson(state.filter), shown, PAGE, { signal }));
+      const { answer, request } = await (state.query ? this.#search(shown, signal) : state.backend.select(filterJson(state.filter), shown, PAGE, { signal }));
       this.#show(answer, request, shown);
     } catch (error) {
       if (signal.aborted) return;
@@ -115,23 +115,22 @@ class Gallery extends HTMLElement {
     this.removeAttribute("aria-busy");
   }
 
-  #search(top, signal) {
+  #search(start, signal) {
     const { row, file } = state.query;
     const options = {
-      queries: file ? [] : [{ row }],
-      top,
+      ...(file ? {} : { queries: [{ row }] }),
+      start,
+      top: PAGE,
       min_score: Number(this.least.value) || null,
       filter: filterJson(state.filter),
       group_duplicates: this.copies.value !== "show",
     };
-    return state.backend.search(options, { files: file ? [file] : [], signal });
+    return state.backend.search(options, { file, signal });
   }
 
   #show(answer, request, shown) {
     const isSearch = Boolean(answer.neighbors);
-    const all = isSearch ? answer.neighbors : answer.rows;
-    const rows = isSearch ? answer.rows : state.index.rows;
-    const items = isSearch ? all.slice(shown) : all;
+    const items = isSearch ? answer.neighbors : answer.rows;
     this.request = request;
     this.requestButton.hidden = !state.backend.can.requests;
     this.timing.textContent = timingText(answer.timing_ms);
@@ -139,8 +138,8 @@ class Gallery extends HTMLElement {
     const tiles = this.copies.value === "hide" ? items.map((item) => ({ ...item, duplicates: [] })) : items;
     if (shown) this.grid.add(tiles);
     else this.grid.show(tiles);
-    this.filters.setCount(answer.matching, rows);
-    this.more.hidden = isSearch ? all.length < shown + PAGE : this.items.length >= answer.matching;
+    this.filters.setCount(answer.matching, state.index.rows);
+    this.more.hidden = items.length < PAGE || (!isSearch && this.items.length >= answer.matching);
     this.message.replaceChildren();
     if (!this.items.length) this.message.append(this.#nothing());
     const what = isSearch ? "similar images, best first" : `of ${number(answer.matching)} images`;

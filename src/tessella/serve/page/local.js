@@ -22,6 +22,7 @@ export class FileBackend {
     const range = (values) => [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), 0)];
     return {
       rows: this.size,
+      listed: this.size,
       title: this.data.title,
       model: this.data.model,
       has_map: this.size > 0,
@@ -35,14 +36,6 @@ export class FileBackend {
   async row(i) {
     if (!(Number.isInteger(i) && i >= 0 && i < this.size)) throw new Error(messageOf("not_found"));
     return this.#item(i);
-  }
-
-  async rows(start, count) {
-    return Array.from({ length: Math.min(count, this.size - start) }, (_, k) => this.#item(start + k));
-  }
-
-  async rowAt(i) {
-    return i;
   }
 
   async map() {
@@ -65,7 +58,7 @@ export class FileBackend {
     return { answer: { matching: found.length, rows }, request: null };
   }
 
-  async search({ queries, top, min_score: least, filter, group_duplicates: isGrouped }) {
+  async search({ queries, top, start, min_score: least, filter, group_duplicates: isGrouped }) {
     const begun = performance.now();
     const [{ row: query }] = queries;
     const found = this.#matching(filter);
@@ -74,12 +67,13 @@ export class FileBackend {
     const order = found.filter((i) => i !== query && scores[i] >= (least ?? -1)).sort((a, b) => scores[b] - scores[a]);
     const neighbors = [];
     for (const i of order) {
-      if (neighbors.length === top) break;
+      if (neighbors.length === start + top) break;
       const same = isGrouped && neighbors.find(({ row }) => this.#cosine(row, i) >= this.data.threshold);
       if (same) same.duplicates.push(i);
       else neighbors.push({ ...this.#item(i), score: scores[i], duplicates: [] });
     }
     const timing = { total: performance.now() - begun };
+    neighbors.splice(0, start);
     return { answer: { neighbors, matching: found.length, rows: this.size, timing_ms: timing }, request: null };
   }
 

@@ -13,13 +13,14 @@ const SHOWN_OF_REGION = 60; // images of a region beside the map
 const SLOW = 30; // milliseconds between frames from which fewer points are drawn during a movement
 const FEWEST = 40_000; // points that are drawn during a movement
 const AT_FIRST = 200_000; // points of the first frames, before the speed is known
+const OUTSIDE = 1e6; // the place of a row that is not in the index: never in view
 const STILL = 140; // milliseconds after which a movement has ended, and all points are drawn
 const PALE = 22; // opacity of a point that the label filter excludes, of 255
 const COVER = 0.94; // of the canvas, when all points are in view
 
 class ImageMap extends HTMLElement {
   view = { x: 0, y: 0, scale: 1 }; // center in map coordinates, CSS pixels per unit
-  pictures = new Map(); // position: image, or null while it is loading
+  pictures = new Map(); // row: image, or null while it is loading
   share = 1; // of the points that are drawn during a movement, as the speed of the machine allows
 
   async connectedCallback() {
@@ -53,6 +54,7 @@ class ImageMap extends HTMLElement {
     this.note.textContent = "Loading the map…";
     try {
       const [positions, labels] = await Promise.all([state.backend.map(), state.backend.labels()]);
+      for (let k = 0; k < positions.length; k++) if (Number.isNaN(positions[k])) positions[k] = OUTSIDE;
       this.positions = positions;
       this.labels = labels;
       this.grid = new PointGrid(positions);
@@ -258,8 +260,7 @@ class ImageMap extends HTMLElement {
   }
 
   async #loadPicture(i) {
-    const row = await state.backend.rowAt(i);
-    const address = await state.thumbnails.address(row, 96, () => this.isConnected);
+    const address = await state.thumbnails.address(i, 96, () => this.isConnected);
     if (address === null) return void this.pictures.delete(i);
     const picture = new Image();
     picture.src = address;
@@ -389,7 +390,7 @@ class ImageMap extends HTMLElement {
       this.tip.hidden = true;
       return;
     }
-    const item = await this.#item(i).catch(() => null);
+    const item = await state.backend.row(i).catch(() => null);
     if (this.hovered !== i || !item) return;
     const picture = make("img", { alt: "" });
     state.thumbnails.address(item.row, 96, () => this.hovered === i).then((address) => address && (picture.src = address), () => {});
@@ -404,16 +405,11 @@ class ImageMap extends HTMLElement {
   }
 
   async open(i) {
-    if (i >= 0) this.#search(await this.#item(i));
+    if (i >= 0) this.#search(await state.backend.row(i));
   }
 
   #search(item) {
     state.setQuery({ row: item.row, item });
-  }
-
-  async #item(i) {
-    const [item] = await state.backend.rows(i, 1);
-    return item;
   }
 }
 

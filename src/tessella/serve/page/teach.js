@@ -2,19 +2,23 @@
 
 import { announce, button, copyText, debounce, emptyState, make, toast } from "./dom.js";
 import { makeDialog, openDialog, showRequest } from "./requests.js";
-import { filterJson, state } from "./state.js";
+import { state } from "./state.js";
 import { baseName, images, milliseconds, number } from "./text.js";
 import "./tiles.js";
 
-const RANKED = 60;
+const RANKED = 60; // images that are shown
+const SAMPLED = 6; // adjacent images of a sample of the collection
+const NAME = /^[\p{L}\p{N}](?:[\p{L}\p{M}\p{N} _.+&'-]*[\p{L}\p{M}\p{N}])?$/u;
 
 class Teach extends HTMLElement {
   marks = new Map(); // row: {side: "yes" | "no", item}
   history = []; // earlier states of `marks`
+  offset = 0; // of the sample that is shown first
 
   connectedCallback() {
     if (!this.grid) this.#build();
-    this.stop = state.watch("filter", () => this.#isFitted() || this.refresh());
+    this.stop = state.watch("selection", () => this.#showSelected());
+    this.#showSelected();
     this.refresh();
   }
 
@@ -31,6 +35,8 @@ class Teach extends HTMLElement {
     this.refit = debounce(() => this.refresh(), 120);
     this.trays = Object.fromEntries(["yes", "no"].map((side) => [side, this.#tray(side)]));
     this.status = make("p", { class: "muted", role: "status" });
+    this.others = button({ text: "Other images", onclick: () => this.#showOthers() });
+    this.useSelected = button({ kind: "primary", text: "Mark", onclick: () => this.#markSelected() });
     this.undo = button({ text: "Undo", symbol: "undo", onclick: () => this.#undo() });
     this.request = null;
     this.requestButton = button({ text: "API", symbol: "code", kind: "quiet", label: "Show the request", hidden: true, onclick: () => showRequest(this.request) });
@@ -64,7 +70,7 @@ class Teach extends HTMLElement {
       make(
         "section",
         { class: "content", "aria-label": "Images" },
-        make("div", { class: "toolbar" }, this.status, make("span", { class: "spring" }), this.requestButton, this.undo),
+        make("div", { class: "toolbar" }, this.status, make("span", { class: "spring" }), this.requestButton, this.useSelected, this.others, this.undo),
         this.message,
         this.grid,
       ),
@@ -96,6 +102,35 @@ class Teach extends HTMLElement {
     this.refit();
   }
 
+  /** Mark the images that are selected in the gallery as yes. */
+  #markSelected() {
+    this.history.push(new Map(this.marks));
+    for (const [row, item] of state.selection) this.marks.set(row, { side: "yes", item });
+    state.clearSelection();
+    this.refresh();
+  }
+
+  #showSelected() {
+    const { size } = state.selection;
+    this.useSelected.hidden = !size;
+    this.useSelected.querySelector("span").textContent = `Mark ${number(size)} selected as yes`;
+  }
+
+  #showOthers() {
+    this.offset += SAMPLED;
+    this.refresh();
+  }
+
+  /** Some images from everywhere in the collection: those in a run are in the order of their folders. */
+  async #sample(signal) {
+    const { rows } = state.index;
+    const parts = Math.min(Math.ceil(rows / SAMPLED), RANKED / SAMPLED);
+    const step = Math.max(Math.floor(rows / Math.max(parts, 1)), SAMPLED);
+    const starts = Array.from({ length: parts }, (_, k) => k * step + (this.offset % Math.max(step - SAMPLED, 1)));
+    const found = await Promise.all(starts.map((start) => state.backend.select({}, start, SAMPLED, { signal })));
+    return found.flatMap(({ answer }) => answer.rows);
+  }
+
   #undo() {
     if (!this.history.length) return;
     this.marks = this.history.pop();
@@ -115,6 +150,7 @@ class Teach extends HTMLElement {
     }
     this.undo.disabled = !this.history.length;
     this.save.disabled = !this.#isFitted();
+    this.others.hidden = this.rows("yes").length > 0 || state.index.rows <= RANKED;
   }
 
   #thumbnail(row, side) {
@@ -131,7 +167,6 @@ class Teach extends HTMLElement {
     const { signal } = (this.controller = new AbortController());
     this.#showMarks();
     const [yes, no] = [this.rows("yes"), this.rows("no")];
-    const filter = filterJson(state.filter);
     this.setAttribute("aria-busy", "true");
     try {
       if (yes.length && no.length) {
@@ -140,13 +175,12 @@ class Teach extends HTMLElement {
         const overlap = answer.separable ? "" : " The marks contradict each other: some images of both kinds are alike.";
         this.status.textContent = `Fitted to ${images(yes.length + no.length)} in ${milliseconds(answer.train_ms)}.${overlap}`;
       } else if (yes.length) {
-        const options = { queries: yes.map((row) => ({ row })), top: RANKED, min_score: null, filter, group_duplicates: true };
+        const options = { queries: yes.slice(0, 64).map((row) => ({ row })), top: RANKED, group_duplicates: true };
         const { answer, request } = await state.backend.search(options, { signal });
         this.#showTiles(answer.neighbors, request);
         this.status.textContent = "These are similar. Now mark at least one as no.";
       } else {
-        const { answer, request } = await state.backend.select(filter, 0, RANKED, { signal });
-        this.#showTiles(answer.rows, request);
+        this.#showTiles(await this.#sample(signal), null);
         this.status.textContent = no.length ? "Now mark at least one as yes." : "Mark an image that belongs to your class as yes.";
       }
       this.message.replaceChildren();
@@ -179,6 +213,11 @@ class Teach extends HTMLElement {
     if (!name) {
       this.name.focus();
       toast("Give the class a name first");
+      return;
+    }
+    if (!NAME.test(name)) {
+      this.name.focus();
+      toast("Use letters, digits and spaces for the name, such as: red shoes");
       return;
     }
     try {
