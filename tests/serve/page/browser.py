@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ document.addEventListener("securitypolicyviolation", (event) => {
 
 
 class Visit:
-    """A page in a browser context of its own. expected: patterns of console messages that the test causes."""
+    """A page in a browser context of its own. options: those of the context, and `storage`: of the session."""
 
     def __init__(self, browser: Any, address: str, folder: Path, options: dict[str, Any]) -> None:
         self.address, self.folder = address, folder
@@ -26,9 +27,12 @@ class Visit:
         self.messages: list[str] = []
         self.foreign: list[str] = []
         settings: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}, "reduced_motion": "reduce"}
+        stored = options.pop("storage", {})
         self.context = browser.new_context(**settings | options)
         self.context.set_default_timeout(15_000)
         self.context.add_init_script(WATCH)
+        for key, value in stored.items():
+            self.context.add_init_script(f"sessionStorage.setItem({json.dumps(key)}, {json.dumps(value)})")
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self._note(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self._note(f"uncaught: {error}"))

@@ -55,7 +55,7 @@ OTHERS = (
     "constructor",
     "__proto__",
     "toString",
-    "=HYPERLINK(\"https://example.com\")",
+    '=HYPERLINK("https://example.com")',
     "=1+1",
     "@SUM(1)",
     "null",

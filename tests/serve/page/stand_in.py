@@ -110,8 +110,9 @@ class StandIn:
         self.server.should_exit = True
         self.thread.join(20)
 
-    def fail(self, path: str, status: int, code: str, times: int = 1, **headers: str) -> None:
+    def fail(self, path: str, status: int, code: str, times: int = 1, retry_after: str = "") -> None:
         """Answer the next requests to a path with an error."""
+        headers = {"Retry-After": retry_after} if retry_after else {}
         self.failures.setdefault(path, []).extend([(status, code, headers)] * times)
 
     def sent_to(self, path: str) -> list[Any]:

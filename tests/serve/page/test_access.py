@@ -95,7 +95,8 @@ def test_every_view_fits_a_phone(site: StandIn, visit: Open) -> None:
     opened.expect_messages("status of 401")
     sizes = """() => {
       const small = [...document.querySelectorAll("button, summary, select, input, a")]
-        .filter((node) => node.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && !node.matches(".skip"))
+        .filter((node) => !node.matches(".skip"))
+        .filter((node) => node.checkVisibility({ opacityProperty: true, visibilityProperty: true }))
         .map((node) => [node, (node.closest("label") ?? node).getBoundingClientRect()])
         .filter(([, box]) => box.width > 0 && (box.width < 24 || box.height < 24))
         .map(([node]) => node.outerHTML.slice(0, 120));
@@ -123,7 +124,8 @@ def walk_on_phone(opened: Visit, site: StandIn, look: Callable[[str], None]) -> 
 def focused(opened: Visit) -> str:
     """Return the accessible text of the element that has the focus."""
     text: str = opened.page.evaluate(
-        "(({ ariaLabel, innerText, placeholder, id }) => ariaLabel || innerText || placeholder || id)(document.activeElement)"
+        """(({ ariaLabel, innerText, placeholder, id }) =>
+          ariaLabel || innerText || placeholder || id)(document.activeElement)"""
     )
     return text.strip()
 

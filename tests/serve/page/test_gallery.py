@@ -1,4 +1,4 @@
-"""The views Gallery and Teach in a real browser: browse, search, filter, near-duplicates, export, and a class of one's own."""
+"""Gallery and Teach in a real browser: browse, search, filter, near-duplicates, export, and a class of one's own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def test_any_image_starts_a_search_and_back_leads_back(site: StandIn, visit: Ope
     assert scores[0] == pytest.approx(sorted(expected)[-2], abs=0.01)
     second = opened.keys_of_tiles()[3]
     opened.tiles().nth(3).locator(".tile-picture").click()
-    opened.find(".query h2", ).get_by_text(second).wait_for()
+    opened.find(
+        ".query h2",
+    ).get_by_text(second).wait_for()
     assert opened.page.url.endswith(f"?row={collection.rows[position_of(collection, second)]['row']}")
     opened.page.go_back()
     opened.find(".query h2").get_by_text(first).wait_for()
@@ -237,7 +239,7 @@ def test_the_request_of_a_search_is_shown(site: StandIn, visit: Open, collection
     assert '"group_duplicates": True' in opened.page.get_by_role("tabpanel").inner_text()
 
 
-# --- teach --------------------------------------------------------------------------------------------------------------
+# --- teach ------------------------------------------------------------------------------------------------------------
 
 
 def teach(visit: Open, site: StandIn) -> Visit:

@@ -19,7 +19,9 @@ from .stand_in import Collection, StandIn
 
 Open = Callable[..., Visit]
 TEXTS = "(selector) => [...document.querySelectorAll(selector)].map((node) => node.textContent)"
-INSERTED = "document.querySelectorAll('script, iframe, object, embed, base, form[action], svg script, img[onerror]').length"
+INSERTED = (
+    "document.querySelectorAll('script, iframe, object, embed, base, form[action], svg script, img[onerror]').length"
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,7 @@ def planted() -> Collection:
     random = np.random.default_rng(0)
     vectors = random.normal(size=(len(STRINGS), 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = [
-        dict(row=i, key=text, label=text, probability=0.5, width=40, height=30) for i, text in enumerate(STRINGS)
-    ]
+    rows = [dict(row=i, key=text, label=text, probability=0.5, width=40, height=30) for i, text in enumerate(STRINGS)]
     Image.new("RGB", (40, 30), "teal").save(buffer := io.BytesIO(), "JPEG")
     points = random.uniform(-1, 1, (len(STRINGS), 2)).astype(np.float32)
     return Collection(rows, vectors, points, list(STRINGS), dict.fromkeys(range(len(STRINGS)), buffer.getvalue()))

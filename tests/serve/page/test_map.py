@@ -118,8 +118,9 @@ def test_a_lasso_opens_the_images_of_its_region(site: StandIn, visit: Open, coll
     with opened.page.expect_response("**/v1/index/select") as answered:
         opened.page.mouse.up()
     polygon = answered.value.request.post_data_json["filter"]["polygon"]
-    expected = [row for row, point in zip(collection.rows, collection.points.tolist(), strict=True)
-                if is_inside(point, polygon)]
+    expected = [
+        row for row, point in zip(collection.rows, collection.points.tolist(), strict=True) if is_inside(point, polygon)
+    ]
     assert 3 < len(expected) < len(collection.rows)
     total = len(collection.rows)
     opened.find(".region .count").get_by_text(f"of {total} images").wait_for()
@@ -150,8 +151,13 @@ def test_the_map_works_with_the_keyboard_alone(site: StandIn, visit: Open, colle
     opened = open_map(visit, site)
     opened.find(".overlay").focus()
     start = view(opened)
-    for key, change in (("ArrowRight", ("x", 1)), ("ArrowLeft", ("x", -1)), ("ArrowUp", ("y", 1)), ("+", ("scale", 1)),
-                        ("-", ("scale", -1))):
+    for key, change in (
+        ("ArrowRight", ("x", 1)),
+        ("ArrowLeft", ("x", -1)),
+        ("ArrowUp", ("y", 1)),
+        ("+", ("scale", 1)),
+        ("-", ("scale", -1)),
+    ):
         before = view(opened)
         opened.page.keyboard.press(key)
         assert np.sign(view(opened)[change[0]] - before[change[0]]) == change[1]
@@ -209,7 +215,16 @@ class Large(StandIn):
         """GET /v1/index."""
         labels = [dict(label=f"class {i}", count=self.count // 20) for i in range(20)]
         sizes = dict(width_range=[1, 9], height_range=[1, 9])
-        return dict(rows=self.count, listed=self.count, model="m", fingerprint="0", has_map=True, labels=labels, heads=[], **sizes)
+        return dict(
+            rows=self.count,
+            listed=self.count,
+            model="m",
+            fingerprint="0",
+            has_map=True,
+            labels=labels,
+            heads=[],
+            **sizes,
+        )
 
     def answer_index_map(self, images: object) -> Response:
         """GET /v1/index/map."""
@@ -223,9 +238,12 @@ class Large(StandIn):
     def answer_index_rows(self, images: object, start: str, count: str) -> dict[str, object]:
         """GET /v1/index/rows."""
         rows = range(int(start), min(int(start) + int(count), self.count))
-        return dict(rows=[dict(row=i, key=f"{i}.jpg", label="class 1", probability=0.5, width=4, height=3) for i in rows])
+        return dict(
+            rows=[dict(row=i, key=f"{i}.jpg", label="class 1", probability=0.5, width=4, height=3) for i in rows]
+        )
 
 
+@pytest.mark.quiet
 def test_a_hundred_thousand_points_pan_smoothly(visit: Open) -> None:
     """A browser without a graphics card is the slowest: still, frames come fast, and at rest every point is drawn."""
     empty = Collection([], np.zeros((0, 1), np.float32), np.zeros((0, 2), np.float32), [])
