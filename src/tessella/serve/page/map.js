@@ -227,14 +227,12 @@ class ImageMap extends HTMLElement {
     const found = this.grid.within({ left: a.x, right: b.x, bottom: a.y, top: b.y }, THUMBNAILS_FROM);
     this.dataset.thumbnails = "0";
     if (!found || this.view.scale < 0.6 * Math.min(width, height)) return;
-    const side = clamp(0.75 * Math.sqrt((width * height) / (found.length + 1)), 40, 96);
-    const used = new Set(); // cells of the screen that have a thumbnail, so that none covers another
+    const side = clamp(0.9 * Math.sqrt((width * height) / (found.length + 1)), 44, 110);
+    const placed = new Map(); // centers of thumbnails by cell of the screen, so that none covers another
     let drawn = 0;
     for (const i of found) {
       const { left, top } = this.toScreen(this.positions[2 * i], this.positions[2 * i + 1]);
-      const cell = `${Math.round(left / side)},${Math.round(top / side)}`;
-      if (used.has(cell)) continue;
-      used.add(cell);
+      if (!place(placed, left, top, side)) continue;
       const picture = this.#picture(i);
       if (!picture) continue;
       const shrink = (side - 6) / Math.max(picture.width, picture.height);
@@ -411,6 +409,19 @@ class ImageMap extends HTMLElement {
   #search(item) {
     state.setQuery({ row: item.row, item });
   }
+}
+
+/** Reserve a square for a thumbnail; returns whether it was free. placed: centers by cell, such as "2,-1". */
+function place(placed, left, top, side) {
+  const [column, row] = [Math.floor(left / side), Math.floor(top / side)];
+  for (let x = column - 1; x <= column + 1; x++) {
+    for (let y = row - 1; y <= row + 1; y++) {
+      const other = placed.get(`${x},${y}`);
+      if (other && Math.abs(other[0] - left) < side && Math.abs(other[1] - top) < side) return false;
+    }
+  }
+  placed.set(`${column},${row}`, [left, top]);
+  return true;
 }
 
 function clamp(value, least, most) {
