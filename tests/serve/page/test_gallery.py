@@ -226,6 +226,17 @@ def test_a_server_without_an_index_says_how_to_get_one(site: StandIn, visit: Ope
     assert opened.page.get_by_role("heading", name="Classify images").is_visible()
 
 
+def test_a_collection_that_cannot_be_opened_yet_can_be_asked_for_again(site: StandIn, visit: Open) -> None:
+    site.fail("/v1/index", 503, "not_ready", times=5)
+    opened = visit(f"{site.url}/#/gallery")
+    opened.expect_messages("status of 503")
+    opened.page.get_by_role("heading", name="The index cannot be shown").wait_for()
+    assert "still starting" in opened.find(".empty").inner_text()
+    site.failures.clear()
+    opened.button("Try again").click()
+    opened.tiles().first.wait_for()
+
+
 def test_the_request_of_a_search_is_shown(site: StandIn, visit: Open, collection: Collection) -> None:
     opened = gallery(visit, site)
     opened.tiles().first.locator(".tile-picture").click()

@@ -126,6 +126,9 @@ def test_a_lasso_opens_the_images_of_its_region(site: StandIn, visit: Open, coll
     opened.find(".region .count").get_by_text(f"of {total} images").wait_for()
     assert opened.find(".region .count").inner_text() == f"{len(expected)} of {total} images"
     assert opened.button("Lasso").get_attribute("aria-pressed") == "false"
+    opened.button("Show the request").click()
+    assert f'"polygon":[[{polygon[0][0]}' in opened.page.get_by_role("tabpanel").inner_text()
+    opened.page.keyboard.press("Escape")
     opened.button("Open in gallery").click()
     opened.find("tessella-gallery tessella-tile").first.wait_for()
     assert opened.keys_of_tiles() == [row["key"].rsplit("/", 1)[-1] for row in expected][:60]

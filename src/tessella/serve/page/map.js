@@ -3,6 +3,7 @@
 import { announce, button, emptyState, make } from "./dom.js";
 import { MapGestures } from "./gestures.js";
 import { PointGrid, PointRenderer } from "./points.js";
+import { showRequest } from "./requests.js";
 import { filterJson, state, toggled } from "./state.js";
 import { baseName, images, number, percent, shortLabel } from "./text.js";
 import "./tiles.js";
@@ -118,11 +119,12 @@ class ImageMap extends HTMLElement {
     this.list.setAttribute("aria-label", "Images of the region");
     this.list.addEventListener("tile-search", ({ detail }) => this.#search(detail));
     const open = button({ text: "Open in gallery", symbol: "grid", kind: "primary", onclick: () => state.setQuery(null) });
+    this.requestButton = button({ text: "API", symbol: "code", kind: "quiet", label: "Show the request", hidden: true, onclick: () => showRequest(this.request) });
     const clear = button({ text: "Remove the region", kind: "quiet", onclick: () => state.setFilter({ polygon: null }) });
     this.region = make(
       "aside",
       { class: "region", "aria-label": "Region", hidden: true },
-      make("div", { class: "region-head" }, this.count, open, clear),
+      make("div", { class: "region-head" }, this.count, open, clear, this.requestButton),
       this.list,
     );
     this.replaceChildren(this.stage, this.region);
@@ -366,7 +368,9 @@ class ImageMap extends HTMLElement {
     if (!state.filter.polygon) return;
     const { signal } = (this.controller = new AbortController());
     try {
-      const { answer } = await state.backend.select(filterJson(state.filter), 0, SHOWN_OF_REGION, { signal });
+      const { answer, request } = await state.backend.select(filterJson(state.filter), 0, SHOWN_OF_REGION, { signal });
+      this.request = request;
+      this.requestButton.hidden = !request;
       this.count.replaceChildren(make("strong", {}, number(answer.matching)), ` of ${images(state.index.rows)}`);
       this.list.show(answer.rows);
     } catch (error) {
