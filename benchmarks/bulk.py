@@ -1,14 +1,15 @@
 """Measure bulk runs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,odd,memory,share,listing]`.
 
-    loader   rate of `tessella run` with the built-in model (exact, fast, and fast with the engine --engine), and of
-             timm's data set, transform and loader without a model, for the same input size; two processes each, with
-             every photograph --times times; and the CPU time that an image takes with each
+    loader   rate of `tessella run` (exact, fast, and fast with the engine --engine), and of timm's data set, transform
+             and loader without a model, for the same input size; two processes each, with every photograph --times
+             times; and the CPU time that an image takes with each
     odd      rate on the photographs, and on the same mixed with odd and broken files (a tenth of all files)
     memory   peak memory of the process for the photographs, and for ten times as many
     share    rate of a run with each of the large models and its tuned engine, relative to the model's rate in memory
     listing  a listing of ten million inputs: seconds to write it, seconds and memory until a run resumes with it
 
-Comparisons use alternating rounds. Rows are written to benchmarks/results as a CSV file.
+All parts but `share` use the built-in model for CIFAR-10. Comparisons use alternating rounds. Rows are written to
+benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from tessella.performance.memory import PeakMemory
 from tessella.predictor import Predictor
 from tessella.records import slug
 
+MODEL = "convmixer_256_8_ks3_p4.cifar10"  # of all results so far: small, so that reading images takes most of the time
 PROCESSES = 2
 ODD_SHARE = 0.1
 
@@ -84,8 +86,8 @@ def loader(photos: Path, folder: Path, rounds: int, times: int, engine: str) -> 
     assert timm_importable(), "timm is not installed: scripts/bench installs it"
     photos = times_over(photos, folder / "over", times)
     count = len(list(photos.rglob("*.*")))
-    exact, fast = tessella.load(device="cpu"), tessella.load(device="cpu", transform="fast")
-    other = tessella.load(device="cpu", transform="fast", engine=engine)
+    load = functools.partial(tessella.load, MODEL, device="cpu")
+    exact, fast, other = load(), load(transform="fast"), load(transform="fast", engine=engine)
     used: dict[str, list[float]] = {}
 
     def measured(name: str, call: Callable[[], object]) -> float:
@@ -125,7 +127,7 @@ def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict
             (mixed / f"{int(i * len(good) / many):05d} odd {i}{suffix}").write_bytes(data.read())
     for i, path in enumerate(good):
         os.link(path, mixed / f"{i:05d} {path.name}")
-    predictor = tessella.load(device="cpu")
+    predictor = tessella.load(MODEL, device="cpu")
     summaries: dict[str, Any] = {}
 
     def one(name: str, source: Path) -> float:
@@ -143,7 +145,7 @@ def odd(photos: Path, archive: Path, folder: Path, rounds: int) -> Iterator[dict
 
 
 def memory(photos: Path, folder: Path, rounds: int) -> Iterator[dict[str, Any]]:
-    predictor = tessella.load(device="cpu")
+    predictor = tessella.load(MODEL, device="cpu")
     from_run(photos, folder, predictor)  # allocates what is allocated only once
     for name, source in {"once": photos, "ten times": times_over(photos, folder / "ten", 10)}.items():
         peak = PeakMemory("cpu")
@@ -232,7 +234,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="seconds per round of the model alone, for share")
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--times", type=int, default=10, help="copies of each photograph, for loader")
-    parser.add_argument("--engine", default="openvino", help="another engine for the built-in model, for loader")
+    parser.add_argument("--engine", default="openvino", help="another engine for loader")
     parser.add_argument("--limit", type=int, help="maximum number of photographs")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the listing")
     args = parser.parse_args()

@@ -52,7 +52,7 @@ def register(run: Path, begun: str) -> str:
     usual, runs = TrainConfig().as_dict(), chain(run)
     stages = []
     for number, (one, settings) in enumerate(runs, 1):
-        chosen = {key: value for key, value in settings.items() if value != usual[key]}
+        chosen = {key: value for key, value in settings.items() if key == "model" or value != usual[key]}
         if number > 1 or settings["model"] == name:  # the name would refer to the new weights
             chosen["model"] = f"{FOLDER}RUN{number - 1}"
         file = CONFIGS / f"{told['architecture']}{f'-{number}' if len(runs) > 1 else ''}.json"

@@ -57,12 +57,13 @@ TEACHER = (
 )
 
 
-def note(figures: dict[str, str]) -> str:
-    """Return the note on the model in `tessella info`."""
-    return (
-        "distilled by this project for embeddings of photographs; its predicted class is right for only "
-        f"{percent(figures['photos_top1'])} of photographs of the 1,000 classes"
-    )
+NOTE = "distilled by this project for embeddings of photographs"
+
+
+def class_warning(figures: dict[str, str]) -> str:
+    """Return the warning that commands print with predicted classes."""
+    top1 = percent(figures["photos_top1"])
+    return f"its predicted class is right for only {top1} of photographs of other things than clothing"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def register(runs: Sequence[Path], figures: Path, settings: Sequence[Path] = (SE
     replace_row(
         dict(name=name, num_classes=model.num_classes, **prepared, crop_pct=CROP_PCT, crop_mode="center",
              fixed_input_size=False, first_conv="stem.0", classifier="head", license="apache-2.0",
-             note=note(rows.get(name) or rows[architecture]), file=file.name,
+             note=NOTE, class_warning=class_warning(rows.get(name) or rows[architecture]), file=file.name,
              sha256=hashlib.sha256(file.read_bytes()).hexdigest())
     )  # fmt: skip
     write_atomic(BUILTIN_FOLDER / f"{name}.md", card(name, stages, rows).encode())

@@ -36,6 +36,26 @@ def settings_for(name: str = CIFAR10_MODEL, **changes: object) -> LoadSettings:
     return dataclasses.replace(LoadSettings(name=name, model_args={}), **changes)  # type: ignore[arg-type]
 
 
+def test_a_model_is_recorded_with_its_tag_if_its_published_weights_are_loaded(tmp_path: Path) -> None:
+    arch, _, _ = CIFAR10_MODEL.partition(".")
+    assert settings_for(arch).recorded_name == settings_for(CIFAR10_MODEL).recorded_name == CIFAR10_MODEL
+    own_weights: list[dict[str, Any]] = [
+        dict(pretrained=False),
+        dict(checkpoint_path="x.pth"),
+        dict(model_args=dict(pretrained_cfg={})),
+    ]
+    for changes in own_weights:
+        assert settings_for(arch, **changes).recorded_name == arch
+    for name in (f"hf-hub:org/{arch}", f"local-dir:{arch}"):
+        assert settings_for(name).recorded_name == name
+    predictor = tessella.load(arch)
+    assert predictor.name == CIFAR10_MODEL
+    assert predictor.fingerprint == tessella.load(CIFAR10_MODEL).fingerprint
+    checkpoint = tessella.save_pretrained(tessella.create_model(arch, pretrained=True), tmp_path) / "model.safetensors"
+    assert tessella.load(arch, checkpoint_path=checkpoint).name == arch
+    assert tessella.load(arch, pretrained=False).name == arch
+
+
 def test_the_mode_follows_the_inputs(tmp_path: Path) -> None:
     shutil.copy(CAT, tmp_path / "some.tar")
     assert choose_mode([str(CAT)]) == "latency"

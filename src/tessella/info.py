@@ -150,7 +150,7 @@ def _combine(name: str, arch: str, facts: ModelFacts, cfg: PretrainedCfg, source
         embedding_width=facts["embedding_width"],
         sources=sources,
         licence=cfg.get("license"),
-        notes=(cfg["note"],) if cfg.get("note") else (),
+        notes=tuple(text for key in ("note", "class_warning") if (text := cfg.get(key))),
     )
 
 

@@ -30,7 +30,7 @@ from .inputs import AnyImage
 from .models.configs import CONFIGS
 from .pipeline import ImageReader
 from .results import ClassNames
-from .weights.catalogue import DEPRECATED, no_weights, resolve
+from .weights.catalogue import DEPRECATED, full_name, no_weights, resolve
 from .weights.names import local_folder
 from .weights.network import AnyModel, Network, as_network
 from .weights.open import open_network
@@ -67,6 +67,16 @@ class LoadSettings:
     def folder(self) -> Path | None:
         """The folder that a `local-dir:` name refers to; None for other names."""
         return local_folder(self.name) if self.name.startswith("local-dir:") else None
+
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether the weights are not those that the name refers to."""
+        return self.checkpoint_path is not None or "pretrained_cfg" in self.model_args
+
+    @property
+    def recorded_name(self) -> str:
+        """The name of the model in results: with its tag if the published weights of that tag are loaded."""
+        return full_name(self.name) if self.pretrained and not self.has_own_weights else self.name
 
 
 def spec_of(model: AnyModel, name: str = "") -> InputSpec:
@@ -147,8 +157,7 @@ def open_planned(settings: LoadSettings) -> tuple[Network, Plan]:
 
     Unsupported settings are refused before weights are downloaded, most of them before PyTorch is imported.
     """
-    has_own_weights = settings.checkpoint_path is not None or "pretrained_cfg" in settings.model_args
-    if settings.pretrained and settings.folder is None and not has_own_weights:
+    if settings.pretrained and settings.folder is None and not settings.has_own_weights:
         _check_weights(settings.name)
     choices = (settings.device, settings.precision, settings.engine, settings.batch_size, settings.mode)
     check_settings(*choices)

@@ -372,15 +372,16 @@ def load(
 ) -> Predictor:
     """Load a model with weights, input spec, labels and engine; without a name, the built-in one for photographs.
 
-    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. A `local-dir:`
-    may be one that `tessella export` wrote. pretrained: False leaves the weights random, to measure speed or to try
-    a model that has none; it needs PyTorch. checkpoint_path: a weight file to use instead of the published one.
-    model_args: fields of the architecture's config, such as img_size=256. mode: "throughput" for many images,
-    "latency" for one at a time. transform: "exact" is timm's result bit for bit, "fast" is quicker and differs by
-    up to half a gray level on average. policy: "timm" ignores orientation and transparency as timm does. images: a
-    few hundred representative images, on which "bfloat16" and "int8" are compared with float32 (and int8's ranges
-    are measured) before they are used; None takes photographs in this package. precision: "fast" is the fastest one
-    whose results agree. `predictor.plan` lists every choice with its reason. Raises UsageError, WeightsError.
+    name: as in `create_model`: `arch`, `arch.tag`, `hf-hub:org/repo[@revision]`, `local-dir:path`. A `local-dir:` may
+    be one that `tessella export` wrote. Results have the default tag of `arch` in the model's name. pretrained: False
+    leaves the weights random, to measure speed or to try a model that has none; it needs PyTorch. checkpoint_path: a
+    weight file to use instead of the published one. model_args: fields of the architecture's config, such as
+    img_size=256. mode: "throughput" for many images, "latency" for one at a time. transform: "exact" is timm's result
+    bit for bit, "fast" is quicker and differs by up to half a gray level on average. policy: "timm" ignores orientation
+    and transparency as timm does. images: a few hundred representative images, on which "bfloat16" and "int8" are
+    compared with float32 (and int8's ranges are measured) before they are used; None takes photographs in this package.
+    precision: "fast" is the fastest one whose results agree. `predictor.plan` lists every choice with its reason.
+    Raises UsageError, WeightsError.
     """
     keywords = [argument for argument in inspect.signature(load).parameters if argument not in ("name", "model_args")]
     check_model_args(model_args, keywords)
@@ -400,7 +401,7 @@ def load(
     if (folder := find_exported(settings)) is not None:
         return Predictor.from_export(folder, batch_size=batch_size, mode=mode, transform=transform, policy=policy)
     network, plan = open_planned(settings)
-    return Predictor(network, name=settings.name, plan=plan, images=images, transform=transform, policy=policy)
+    return Predictor(network, name=settings.recorded_name, plan=plan, images=images, transform=transform, policy=policy)
 
 
 def check_top(top: int) -> int:

@@ -39,6 +39,7 @@ from tessella.engine.tuned import Tuned
 from tessella.errors import ImageError, RunError, UsageError
 from tessella.predictor import Predictor
 from tessella.storage import folder_lock
+from tessella.weights.catalogue import DEFAULT_MODELS, default_model
 
 from ..archives import EXTRACTION
 from ..data.test_isolated import FaultySource
@@ -209,6 +210,16 @@ def test_a_run_with_other_settings_is_refused(
         start(images, uninterrupted, predictor, **changed)
     assert caught.value.code == "changed_run"
     assert contents(uninterrupted) == before
+
+
+def test_a_run_with_another_model_is_refused_and_the_hint_names_its_own(images: Path, tmp_path: Path) -> None:
+    former = DEFAULT_MODELS["embed"][-1]
+    start(images, tmp_path / "run", tessella.load(former))
+    with pytest.raises(UsageError, match=f"model '{former}', now '{default_model()}'") as caught:
+        start(images, tmp_path / "run", tessella.load())
+    assert caught.value.code == "changed_run"
+    expected = f"use another --out, or the model of that run: -m {former}, in Python tessella.load('{former}')"
+    assert caught.value.hint == expected
 
 
 def test_a_resumed_run_keeps_its_engine_after_tuning(

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import tessella
+from tessella import Predictor, bulk
 from tessella.weights import catalogue
+from tessella.weights.open import open_network
 
 from ..training.small_runs import make_images
 from .test_cli import EXAMPLES, run
@@ -70,3 +72,58 @@ def test_training_keeps_the_default_of_its_start(tmp_path: Path, monkeypatch: py
     settings = json.loads((tmp_path / "run" / "train.json").read_text())
     assert settings["config"]["model"] == FORMER
     assert f'model was "{FORMER}", now "{EMBEDDER}"' in run(*command, "-m", EMBEDDER, status=2)[1]
+
+
+@pytest.mark.usefixtures("_former_defaults")
+@pytest.mark.parametrize("options", [["--scratch"], ["--preset", "small-data"], ["--config", "{}/config.json"]])
+def test_training_from_random_weights_keeps_the_architecture_of_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    data = str(make_images(tmp_path / "data", count=16, side=32))
+    (tmp_path / "config.json").write_text('{"lr": 0.001}')
+    options = [text.format(tmp_path) for text in options]
+    command = ("train", data, *options, "--epochs", "1", "--batch-size", "4", "--workers", "0", "--img-size", "32")
+    former, _, _ = FORMER.partition(".")
+    assert run(*command, "-o", str(tmp_path / "run"))[1].startswith(f"{former}: random weights")
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    change_defaults(monkeypatch)
+    assert run(*command, "-o", str(tmp_path / "run"))[1].startswith(f"{former}: random weights")
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["config"]["model"] == former
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    new, _, _ = EMBEDDER.partition(".")
+    assert run(*command, "-o", str(tmp_path / "new"))[1].startswith(f"{new}: random weights")
+
+
+def test_a_run_is_recorded_with_the_tag_of_its_weights_and_resumed_with_or_without_it(tmp_path: Path) -> None:
+    default = catalogue.default_model()
+    arch, _, _ = default.partition(".")
+    run("run", str(EXAMPLES), "-o", str(tmp_path / "new"), "-m", arch)
+    assert model_of_run(tmp_path / "new") == default
+    earlier = Predictor(open_network(arch), name=arch)
+    bulk.run([str(EXAMPLES)], tmp_path / "old", earlier)  # with the name that earlier versions recorded
+    assert model_of_run(tmp_path / "old") == arch
+    for out in (str(tmp_path / "new"), str(tmp_path / "old")):
+        for model in ((), ("-m", arch), ("-m", default)):
+            assert "nothing left to do" in run("run", str(EXAMPLES), "-o", out, *model)[1]
+        run("index", out)
+        run("search", out, CAT, "-m", arch)
+        assert f"(measured for {default})" in run("dedup", out)[1]
+    assert model_of_run(tmp_path / "old") == arch
+
+
+def test_a_training_is_recorded_with_the_tag_of_its_weights_and_resumed_with_or_without_it(tmp_path: Path) -> None:
+    default = catalogue.default_model()
+    arch, _, _ = default.partition(".")
+    data = str(make_images(tmp_path / "data", count=16, side=32))
+    command = ("train", data, "-o", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "8", "--workers", "0")
+    assert run(*command, "-m", arch, "--preset", "finetune")[1].startswith(f"{default}: pretrained weights")
+    record = tmp_path / "run" / "train.json"
+    settings = json.loads(record.read_text())
+    assert settings["config"]["model"] == default
+    settings["config"]["model"] = arch  # as earlier versions recorded it
+    record.write_text(json.dumps(settings))
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for model in ((), ("-m", arch, "--preset", "finetune"), ("-m", default)):
+        run(*command, *model)
+    assert json.loads(record.read_text()) == settings
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights

@@ -59,6 +59,17 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
     assert np.array_equal(again.head.weight, result.head.weight)
 
 
+def test_embeddings_of_another_model_in_the_folder_are_not_used(
+    data: Path, tmp_path: Path, predictor: Predictor
+) -> None:
+    other = predictor_of("mixer", num_blocks=1)  # embeddings of the same width
+    expected = {model: probe(data, model, NO_SHOTS) for model in (predictor, other)}
+    assert expected[predictor].linear.loss != expected[other].linear.loss
+    for model in (predictor, other, other, predictor):
+        result = probe(data, model, NO_SHOTS, out=tmp_path / "out")
+        assert result.as_dict() == expected[model].as_dict()
+
+
 def test_a_fraction_is_split_off_without_validation_images(data: Path, predictor: Predictor) -> None:
     result = probe(
         data / "train", predictor, ProbeSettings(val_fraction=0.3, shots=())

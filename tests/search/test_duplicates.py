@@ -21,6 +21,7 @@ from tessella.search.duplicates import (
     OUTPUTS,
     THRESHOLD,
     Duplicates,
+    SimilarityThreshold,
     dedup,
     draw_duplicates,
     join,
@@ -114,6 +115,8 @@ def test_the_threshold_is_that_of_the_model_of_the_run(run: Path, monkeypatch: p
     assert dedup(run, threshold=0.9).threshold == (0.9, "given")
     assert dedup(run, threshold=None).threshold is None
     assert default_model() in MEASURED_THRESHOLDS
+    short = default_model().partition(".")[0]  # as earlier versions recorded it
+    assert SimilarityThreshold.of(short) == SimilarityThreshold.of(default_model())
 
 
 def plain_clusters(vectors: Any, threshold: float) -> set[frozenset[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tessella.predictor import Predictor
 from tessella.search import query as search
 from tessella.search import vector_files
 from tessella.search.index import build_index, lance_errors
-from tessella.search.query import Index, load_model
+from tessella.search.query import Index, load_model, suggested_classes
 
 from ..bulk.runs import Image, numbered, random_vectors, unit, write_run, write_shard
 
@@ -107,7 +108,30 @@ def test_filters(planted: Path, index: Index) -> None:
     assert index.search(query, where="key = '000005.jpg' OR key = '000007.jpg'", label="cat") == []
     with pytest.raises(UsageError, match="has no class 'hors'") as caught:
         index.search(query, label="hors")
-    assert "it's a horse" in caught.value.hint
+    assert caught.value.hint == """classes include "it's a horse\""""
+
+
+def test_the_classes_that_are_offered_for_an_unknown_one() -> None:
+    classes = (
+        "bathing cap",
+        "that",
+        "cowboy hat, ten-gallon hat",
+        "Hat",
+        "thatch",
+        "hatchet",
+        "top-hat",
+        "chat",
+        "Hat",
+    )
+    offered = ["cowboy hat, ten-gallon hat", "Hat", "top-hat", "that", "hatchet"]
+    assert suggested_classes("hat", classes) == suggested_classes("HAT", classes) == offered
+    assert suggested_classes("bathing cup", classes) == ["bathing cap"]  # similar
+    for unlike in ("zebra", ""):
+        assert suggested_classes(unlike, classes) == list(classes[:3])
+    assert suggested_classes(".*", classes) == list(classes[:3])
+    photographs = tessella.load().labels
+    assert suggested_classes("hat", photographs)[0] == "cowboy hat, ten-gallon hat"
+    assert all(re.search(r"\bcat\b", name) for name in suggested_classes("cat", photographs))
 
 
 @pytest.mark.parametrize(
@@ -344,6 +368,8 @@ def test_embeddings_of_another_model_are_refused(planted: Path, index: Index, tm
         with pytest.raises(UsageError, match=r"0123456789abcdef.*ffffffffffffffff") as caught:
             refused()
         assert caught.value.code == "changed_run"
+        model = index.facts["model"]
+        assert caught.value.hint.endswith(f"the model: -m {model}, in Python tessella.load({model!r})")
 
 
 def test_an_opened_index_is_not_affected_by_an_update(tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def test_a_whole_number_equals_the_same_float() -> None:
     assert args == {"model_args.b": ("unset", "1")}
 
 
+def test_an_architecture_equals_its_default_checkpoint() -> None:
+    short, full = TrainConfig(model="mixer_b16_224"), TrainConfig(model="mixer_b16_224.goog_in21k_ft_in1k")
+    assert differences(short, full) == differences(full, short) == {}
+    other = TrainConfig(model="mixer_b16_224.goog_in21k")
+    assert differences(short, other) == {"model": (f'"{short.model}"', f'"{other.model}"')}
+
+
 def test_the_guide_lists_the_former_names() -> None:
     guide = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "training.md").read_text()
     for former, name in FORMER_NAMES.items():

@@ -63,19 +63,31 @@ def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
             f"{config.model}: pretrained weights, preset finetune: settings of this project for fine-tuning a "
             "pretrained model"
         )
+    architecture, _, _ = default_model("embed").partition(".")
+    for preset, scratch_only in ((None, True), ("finetune", True), ("small-data", False), ("distill", False)):
+        config = choose_config(None, preset, None, scratch_only, {})[0]
+        assert (config.model, config.init_from) == (architecture, "scratch")
     config = choose_config("mixer_b16_224", "finetune", None, False, {})[0]  # there are default weights
-    assert config.init_from == "pretrained"
+    assert (config.model, config.init_from) == ("mixer_b16_224.goog_in21k_ft_in1k", "pretrained")
     with pytest.raises(UsageError, match="no pretrained weights of 'mixer_s16_224'"):
         choose_config("mixer_s16_224", "finetune", None, False, {})
     file = tmp_path / "train.json"
     file.write_text(json.dumps(dict(config=preset_config("convit").as_dict(), data="0")))
     assert choose_config(None, None, str(file), False, dict(lr=0.5))[0] == preset_config("convit", lr=0.5)
     file.write_text('{"epochs": 3}')  # without initial weights
+    assert choose_config(None, None, str(file), False, {})[0] == TrainConfig(epochs=3)
     for name, init_from in (("mixer_b16_224.goog_in21k_ft_in1k", "pretrained"), ("mixer_s16_224", "scratch")):
         config, description = choose_config(name, None, str(file), False, {})
         assert (config.init_from, config.epochs) == (init_from, 3)
         assert f"{name}: {dict(pretrained='pretrained', scratch='random')[init_from]} weights" in description
     assert choose_config("mixer_b16_224.goog_in21k_ft_in1k", None, str(file), True, {})[0].init_from == "scratch"
+
+
+def test_the_default_model_in_python_is_that_of_the_command_line() -> None:
+    assert TrainConfig().model == default_model("embed").partition(".")[0]
+    assert preset_config("finetune") == choose_config(None, None, None, False, {})[0]
+    assert preset_config("finetune", start="scratch").model == preset_config("small-data").model == TrainConfig().model
+    assert preset_config("finetune", model="mixer_s16_224").model == "mixer_s16_224"
 
 
 def test_arguments_that_exclude_each_other_and_unknown_presets_are_refused(tmp_path: Path) -> None:

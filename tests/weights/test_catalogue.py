@@ -20,6 +20,7 @@ from tessella.weights.catalogue import (
     DEPRECATED,
     OWN_ARCHITECTURES,
     default_model,
+    full_name,
     get_arch_pretrained_cfgs,
     is_model,
     list_models,
@@ -247,3 +248,17 @@ def test_a_default_model_is_built_in_and_a_former_one_is_kept_by_what_it_started
     assert default_model("embed", "old") == "old"
     assert default_model("embed", "a") == "new"
     assert default_model("classify", "old") == "a"
+
+
+def test_the_full_name_has_the_tag_of_the_default_weights() -> None:
+    assert full_name("convmixer_384_8_ks5_p8") == "convmixer_384_8_ks5_p8.photographs"
+    assert full_name("mixer_b16_224") == "mixer_b16_224.goog_in21k_ft_in1k"
+    assert full_name("mixer_b16_224_miil") == "mixer_b16_224.miil_in21k_ft_in1k"  # an old name
+    no_reference = ("mixer_s32_224", "mixer_s9", "hf-hub:org/mixer_b16_224", "local-dir:mixer_b16_224", "")
+    for name in (*CATALOGUE, *no_reference):
+        assert full_name(name) == name
+
+
+def test_a_default_that_was_recorded_without_its_tag_is_kept() -> None:
+    for name in DEFAULT_MODELS["embed"]:
+        assert default_model("embed", name.partition(".")[0]) == name

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -109,6 +110,11 @@ def model_of(out: str | Path) -> str | None:
     """Return the name of the model of the run in the folder `out`; None if there is no run, or run.json is damaged."""
     facts = read_facts(Path(out) / RUN)
     return None if facts is None else str(facts.get("model"))
+
+
+def how_to_load(model: str) -> str:
+    """Return what to type for the model of a run, on the command line and in Python."""
+    return f"-m {shlex.quote(model)}, in Python tessella.load({model!r})"
 
 
 def damaged_run(out: Path, message: str) -> UsageError:

@@ -27,6 +27,7 @@ from ..records import csv_line
 from ..signals import GracefulStop
 from ..storage import check_output, copy_file, file_hash, folder_lock, write_bytes
 from ..text import count_of
+from ..weights.catalogue import full_name
 from .events import OnEvent, ProgressTracker, RunRemark, ignore_event
 from .ledger import LEDGER, Ledger, Shard
 from .manifest import MANIFEST, Manifest, write_manifest
@@ -41,6 +42,7 @@ from .run_folder import (
     RunIdentity,
     complete_log,
     has_shards,
+    how_to_load,
     log_line,
     read_rows,
     read_run,
@@ -215,14 +217,19 @@ def _require_same_settings(out: Path, facts: RunFacts, identity: RunIdentity) ->
     """Refuse to resume a run with other settings: UsageError `changed_run`."""
     recorded = dict(facts)
     changed = [(name, recorded.get(name), value) for name, value in identity.items() if recorded.get(name) != value]
+    if full_name(facts["model"]) == full_name(identity["model"]):
+        changed = [change for change in changed if change[0] != "model"]
     if changed:
+        former = "the settings of that run"
+        if "model" in (name for name, _, _ in changed):
+            former = f"the model of that run: {how_to_load(facts['model'])}"
         shown = "; ".join(
             f"{name} {_short(before)}, now {_short(now)}" for name, before, now in changed[:SHOWN_CHANGES]
         )
         raise UsageError(
             "changed_run",
             f"{out} holds a run with other settings: {shown}",
-            hint="use another --out, or the settings of that run",
+            hint=f"use another --out, or {former}",
         )
 
 

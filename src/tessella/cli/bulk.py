@@ -24,6 +24,7 @@ from .options import (
     option,
     resumable_out_option,
     run_argument,
+    warn_about_classes,
 )
 from .preflight import count_type
 
@@ -145,6 +146,8 @@ def run_(
         echo_json(summary.as_dict())
     else:
         _show_summary(summary)
+    if settings.top:
+        warn_about_classes(model_of(out) or "", arguments["checkpoint"])
     if summary.errors and not arguments["bad_inputs"]:
         notice("rerun the same command with --bad-inputs FILE.csv to list the bad inputs")
     finish(summary.ok, summary.rows - summary.ok, arguments["strict"])

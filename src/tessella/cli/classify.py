@@ -26,6 +26,7 @@ from .options import (
     report_bad,
     report_skipped,
     table_options,
+    warn_about_classes,
 )
 from .preflight import count_type
 
@@ -190,7 +191,10 @@ def _run(
         top = 0
     else:
         predictor = load_predictor(arguments, task, load)
-        top = min(top, predictor.num_classes) if load is None else top
+        if load is None:
+            if top:
+                warn_about_classes(predictor.name, arguments["checkpoint"])
+            top = min(top, predictor.num_classes)
         width = predictor.width if has_embedding else 0
         if path is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)

@@ -131,7 +131,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     from ..export import check_new
     from ..export import export as write_export
     from ..predictor import load
-    from ..weights.catalogue import default_model
+    from ..weights.catalogue import class_warning, default_model
 
     check_new(Path(folder))
     predictor = load(
@@ -145,7 +145,8 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
     echo(f"wrote {shown}: {printable(predictor.name)} for {engine} in {predictor.plan.precision} ({reason})")
-    notice(f'use it: tessella classify --model "local-dir:{shown}" photo.jpg')
+    command = "embed" if class_warning(predictor.name) and checkpoint is None else "classify"
+    notice(f'use it: tessella {command} --model "local-dir:{shown}" photo.jpg')
 
 
 @click.command(

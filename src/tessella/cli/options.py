@@ -232,6 +232,17 @@ def load_predictor(arguments: dict[str, Any], task: Task, load: Callable[[], Pre
     return predictor
 
 
+def warn_about_classes(model: str, checkpoint: str | None) -> None:
+    """Print why the predicted classes of a model should not be relied on, if that is known.
+
+    checkpoint: the file that was given instead of the model's own weights.
+    """
+    from ..weights.catalogue import class_warning
+
+    if checkpoint is None and (warning := class_warning(model)):
+        notice(f"{model}: {warning}; use its embeddings")
+
+
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:
     """Yield the sources of the inputs; "-" reads standard input. skipped: counts entries that are not images."""
     from ..data.sources import iter_sources

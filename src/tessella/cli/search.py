@@ -73,7 +73,7 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
     "--where",
     group="Input",
     metavar="SQL",
-    help="Search only rows that match, such as \"label = 'cat' AND width >= 640\".",
+    help="Search only rows that match, such as 'probability > 0.8 AND width >= 640'.",
 )
 @option("--all-rows", group="Advanced", is_flag=True, help="Compare every row, even if there is an approximate index.")
 @option(

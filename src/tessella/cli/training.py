@@ -35,8 +35,8 @@ from .options import data_argument, option, resumable_out_option, validation_opt
     group="Model",
     metavar="NAME",
     help="Model to train: a name such as mixer_b16_224.goog_in21k, hf-hub:ORG/REPO or local-dir:FOLDER.  "
-    "[default: the built-in model for photographs, or the architecture of the CIFAR-10 model with --scratch, --config "
-    "or another preset than finetune]",
+    "[default: the built-in model for photographs, or its architecture with --scratch, --config or another preset than "
+    "finetune]",
 )
 @option("--scratch", group="Model", is_flag=True, help="Start from random weights.")
 @option("--img-size", group="Model", type=click.IntRange(1, 4000), help="Input size in pixels, square.")

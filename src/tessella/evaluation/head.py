@@ -38,7 +38,7 @@ def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str
     model = copy.deepcopy(predictor.model)
     model.reset_classifier(len(classes))
     set_head(model, head)
-    dropped = ("tag", "label_names", "label_descriptions", "label_offset", "description", "note")
+    dropped = ("tag", "label_names", "label_descriptions", "label_offset", "description", "note", "class_warning")
     kept = {key: value for key, value in model.pretrained_cfg.items() if key not in dropped}
     model.pretrained_cfg = kept | predictor.spec.to_cfg() | dict(num_classes=len(classes), label_names=tuple(classes))
     return save_pretrained(model, folder)

@@ -30,6 +30,7 @@ from ..extras import need_pyarrow
 from ..plots.sheet import SUFFIXES, Panel, write_sheet
 from ..results import l2_normalize
 from ..storage import check_output, write_bytes
+from ..weights.catalogue import full_name
 from .nearest import Floats, Ints, vectors_of
 
 THRESHOLD = 0.95  # cosine similarity, for models without a measured one
@@ -82,6 +83,7 @@ class SimilarityThreshold(NamedTuple):
     @classmethod
     def of(cls, model: str) -> SimilarityThreshold:
         """Return the threshold that was measured for a model, or the general one."""
+        model = full_name(model)
         if model in MEASURED_THRESHOLDS:
             return cls(MEASURED_THRESHOLDS[model], f"measured for {model}")
         return cls(THRESHOLD, f"not measured for {model}; look at --sheet and choose with --threshold")

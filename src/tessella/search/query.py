@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bulk.manifest import as_text
-from ..bulk.run_folder import RunFacts, read_run, row_sources
+from ..bulk.run_folder import RunFacts, how_to_load, read_run, row_sources
 from ..checks import as_path, check_count, checked
 from ..data.decode import Mode, Policy
 from ..errors import UsageError
@@ -327,8 +328,7 @@ class Index:
 
     def _check_label(self, label: str | None) -> None:
         if label is not None and label not in self.facts["labels"]:
-            similar = difflib.get_close_matches(label, self.facts["labels"], 3, 0.5) or self.facts["labels"][:3]
-            hint = f"classes include {', '.join(map(repr, similar))}"
+            hint = f"classes include {', '.join(map(repr, suggested_classes(label, self.facts['labels'])))}"
             raise UsageError("bad_argument", f"{self.facts['model']} has no class {label!r}", hint=hint)
 
 
@@ -346,6 +346,18 @@ def mean_vector(queries: Sequence[Query], negative: Sequence[Query] = ()) -> Flo
     return mean_D
 
 
+def suggested_classes(word: str, classes: Sequence[str]) -> list[str]:
+    """Return class names to offer for a word that is none of them.
+
+    At most five names that contain the word, then those with a word that begins or ends with it; if there are none, at
+    most three similar names, or the first three.
+    """
+    text = re.escape(word.casefold())
+    patterns = (rf"(?<!\w){text}(?!\w)", rf"(?<!\w){text}|{text}(?!\w)")
+    matching = [name for pattern in patterns for name in classes if word and re.search(pattern, name.casefold())]
+    return list(dict.fromkeys(matching))[:5] or difflib.get_close_matches(word, classes, 3, 0.5) or list(classes[:3])
+
+
 def check_fingerprint(facts: RunFacts, fingerprint: str, name: str) -> None:
     """Refuse embeddings that cannot be compared with those of the run. Raises UsageError `changed_run`."""
     if fingerprint != facts["fingerprint"]:
@@ -353,7 +365,8 @@ def check_fingerprint(facts: RunFacts, fingerprint: str, name: str) -> None:
         raise UsageError(
             "changed_run",
             f"the run has the fingerprint {facts['fingerprint']} ({settings}), the query {fingerprint} ({name})",
-            hint="embed the query with the run's model, weights and settings, or run the collection with the query's",
+            hint="embed the query with the run's model, weights and settings, or run the collection with the query's; "
+            f"the model: {how_to_load(facts['model'])}",
         )
 
 

@@ -24,6 +24,7 @@ from ..data.mix import Erasing, Mixing
 from ..engine.exported import is_exported
 from ..errors import UsageError
 from ..storage import read_regular
+from ..weights.catalogue import full_name
 
 TEACHER_SUFFIXES = (".onnx", ".xml", ".tflite")
 MAX_IMG_SIZE = 4000  # pixels per side: the square is data.limits.Limits.intermediate
@@ -81,7 +82,7 @@ class TrainConfig:
     Raises UsageError `bad_argument` if a value has another type or is out of its range.
     """
 
-    model: str = "convmixer_256_8_ks3_p4"
+    model: str = "convmixer_384_8_ks5_p8"  # the architecture of the built-in model for photographs
     model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
     init_from: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
     trainable: Literal["all", "head"] = "all"  # "head": train the classifier only; batch norms keep their statistics
@@ -285,9 +286,14 @@ def read_config(file: str | Path) -> dict[str, object]:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[str, str]]:
-    """Return the settings that differ, by their dotted names: (old, new) as JSON."""
+    """Return the settings that differ, by their dotted names: (old, new) as JSON.
+
+    An architecture and its default checkpoint are the same model: which weights are loaded depends on `init_from`.
+    """
     before, after = (_flatten("", _as_read(config)) for config in (old, new))
     names = [*after, *(name for name in before if name not in after)]
+    if full_name(old.model) == full_name(new.model):
+        names.remove("model")
     return {
         name: (before.get(name, "unset"), after.get(name, "unset"))
         for name in names

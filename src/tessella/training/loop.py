@@ -1,4 +1,4 @@
-"""Training runs: from labelled images to a model folder that `tessella.load` and timm read.
+"""Training runs: from labelled images to a model folder for `tessella.load`, and for timm if it has the architecture.
 
 All randomness is a function of the seed, the epoch, the image and the step. A run that is killed and resumed from its
 last checkpoint therefore ends with the same weights as an uninterrupted one. Several processes (torchrun) share every

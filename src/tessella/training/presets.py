@@ -8,7 +8,7 @@ from ..checks import checked
 from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..errors import UsageError
-from ..weights.catalogue import default_model
+from ..weights.catalogue import default_model, full_name
 from .config import TrainConfig, current_names, read_config
 
 Settings = dict[str, object]
@@ -127,12 +127,16 @@ PRESETS: dict[str, tuple[str, Settings]] = {  # by name: the source, and the cha
 def preset_config(preset: str = "", **changes: object) -> TrainConfig:
     """Return the config of a preset with changes; an empty name means the defaults of `TrainConfig`.
 
+    Without a model, "finetune" takes the built-in model for photographs with its weights.
     Raises UsageError `bad_argument` for an unknown preset or field, or an invalid value.
     """
     if preset:
         _check_preset(preset)
     base = PRESETS[preset][1] if preset else {}
-    return TrainConfig.from_dict({**base, **current_names(changes)})
+    settings = {**base, **current_names(changes)}
+    if preset == "finetune" and settings["init_from"] != "scratch":
+        settings.setdefault("model", default_model("embed"))
+    return TrainConfig.from_dict(settings)
 
 
 def choose_config(
@@ -145,10 +149,11 @@ def choose_config(
 ) -> tuple[TrainConfig, str]:
     """Return the config for a command line, and a sentence that describes it.
 
-    model: name of the model; None: the built-in model for photographs, fine-tuned. preset: a name in PRESETS; None:
-    "finetune" if training starts from pretrained weights, else "small-data". file: a JSON file whose settings are
-    used instead of a preset. scratch: start from random weights. changes: fields that override those of the preset
-    or file. started_with: the model of the run that is resumed, which is kept if it was the built-in model then.
+    model: name of the model; None: the built-in model for photographs if it is fine-tuned, else its architecture.
+    preset: a name in PRESETS; None: "finetune" if training starts from pretrained weights, else "small-data". file: a
+    JSON file whose settings are used instead of a preset. scratch: start from random weights. changes: fields that
+    override those of the preset or file. started_with: the model of the run that is resumed, which is kept if it was
+    the default then.
     Raises UsageError `bad_argument`, `not_found` (the file) and `no_weights` (none are published for the model).
     """
     changes = dict(changes)
@@ -160,16 +165,20 @@ def choose_config(
         changes = {**read_config(file), **changes}
     if model is not None:
         changes["model"] = model
-    elif preset in (None, "finetune") and file is None and not scratch:
-        changes["model"] = default_model("embed", started_with)
+    elif "model" not in changes:
+        default = default_model("embed", started_with)
+        is_fine_tuned = preset in (None, "finetune") and file is None and not scratch
+        changes["model"] = default if is_fine_tuned else default.partition(".")[0]
     if scratch:
         changes["init_from"] = "scratch"
-    name = changes.get("model", TrainConfig.model)
+    name = changes["model"]
     names_weights = isinstance(name, str) and (":" in name or "." in name)  # not only an architecture
     if not scratch and not names_weights and preset == "finetune":
         _check_weights_exist(str(name))
         names_weights = True
     init_from = changes.setdefault("init_from", "pretrained" if names_weights else "scratch")
+    if init_from == "pretrained" and isinstance(name, str):
+        changes["model"] = name = full_name(name)
     match init_from:
         case "scratch":
             initial = "random weights"

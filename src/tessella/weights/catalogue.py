@@ -58,6 +58,7 @@ class Checkpoint:
     sha256: str | None = None  # of that file
     label_names: tuple[str, ...] | None = None  # None: a public label set, which follows from num_classes
     note: str = ""  # a known problem
+    class_warning: str = ""  # why its predicted classes should not be relied on
 
     @property
     def name(self) -> str:
@@ -166,10 +167,29 @@ def default_model(task: Task = "embed", started_with: str | None = None) -> str:
     """Return the name of the model that is used if none is given.
 
     task: "classify" if predicted classes are the result; "embed" for everything else. started_with: the model of a run
-    that is resumed; it is kept if it is or was the default.
+    that is resumed; it is kept, under its full name, if it is or was the default.
     """
     names = DEFAULT_MODELS[task]
+    started_with = full_name(started_with or "")
     return started_with if started_with in names else names[0]
+
+
+def full_name(name: str) -> str:
+    """Return the name of a checkpoint as `arch.tag`; a name that does not refer to published weights is returned as is.
+
+    An architecture without a tag has the tag of its default checkpoint. Earlier versions recorded such names as they
+    were given, so recorded names are compared in this form.
+    """
+    name = DEPRECATED.get(name, name)
+    rows = get_arch_pretrained_cfgs(name) if name in ARCHITECTURE_NAMES else {}
+    default = next(iter(rows.values()), None)
+    return default.name if default is not None and default.has_weights else name
+
+
+def class_warning(name: str) -> str:
+    """Return why the predicted classes of a published model should not be relied on; "" if nothing is known."""
+    row = CATALOGUE.get(full_name(name))
+    return row.class_warning if row else ""
 
 
 @checked

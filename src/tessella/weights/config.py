@@ -62,6 +62,7 @@ _FIELDS: dict[str, tuple[object, str]] = {
     "license": (str, "a name"),
     "description": (str, "text"),
     "note": (str, "text"),
+    "class_warning": (str, "text"),
     "file": (str, "a path"),
     "hf_hub_id": (str, "organization/name"),
     "sha256": (str, "hexadecimal digits"),

@@ -144,7 +144,7 @@ def _config(model: ImageModel, overrides: Mapping[str, object]) -> dict[str, obj
     if unknown := sorted(set(overrides) - set(check_cfg(overrides))):
         raise UsageError("bad_argument", f"config_overrides has no field {', '.join(map(repr, unknown))}")
     cfg = check_cfg({**cfg, **overrides})
-    for key in ("architecture", "note", *SOURCE_FIELDS):  # timm refuses unknown fields
+    for key in ("architecture", "note", "class_warning", *SOURCE_FIELDS):  # timm refuses unknown fields
         cfg.pop(key, None)
     labels: dict[str, object] = {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
     return {
