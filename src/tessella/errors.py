@@ -84,6 +84,7 @@ CODES: dict[str, Kind] = {
     "worker_failed": Kind(9, 503, "the process or the model that was working on the image failed"),
     "cannot_listen": Kind(9, 500, "the server could not listen on its address"),
     "bad_request": Kind(2, 400, "the request is malformed"),
+    "unprocessable": Kind(2, 422, "the request is well-formed, but cannot be carried out"),
     "unauthorized": Kind(2, 401, "the token is missing or wrong"),
     "forbidden_host": Kind(2, 403, "the server is not known by the host name of the request"),
     "forbidden_origin": Kind(2, 403, "the request was made by a page of another site"),

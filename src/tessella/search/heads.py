@@ -139,8 +139,8 @@ class Head:
     def rank(self, index: Index, *, top: int = 50, among: NDArray[np.bool_] | None = None) -> list[Neighbor]:
         """Return the `top` rows of an index with the highest probabilities, as scores; all rows are compared.
 
-        Rows that the head was taught with are included. among: as in `Index.search`. Raises UsageError `changed_run` if
-        the head belongs to another model; otherwise as `Index.search`.
+        Rows that the head was taught with are included. among: (L,) as in `Index.search`. Raises UsageError
+        `changed_run` if the head belongs to another model; otherwise as `Index.search`.
         """
         self.check_fingerprint(index.facts["fingerprint"], index.facts["model"])
         length = float(np.linalg.norm(self.weights))
@@ -306,7 +306,7 @@ def _check_marks(yes: Sequence[int], no: Sequence[int]) -> tuple[list[int], list
 
 
 def background_rows(index: Index, marked: Sequence[int]) -> NDArray[np.int64]:
-    """Return up to 500 rows that are spread evenly over an index, without the marked ones."""
+    """Return up to 500 rows (N,) that are spread evenly over an index, without the marked ones."""
     places = np.unique(np.linspace(0, max(index.rows - 1, 0), BACKGROUND_ROWS).astype(np.int64))[: index.rows]
     return np.setdiff1d(index.columns.rows[places], marked)
 

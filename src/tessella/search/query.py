@@ -206,7 +206,7 @@ class Index:
             return scores, ids, rows
 
     def neighbors(self, rows: Sequence[int] | Ints) -> list[Neighbor]:
-        """Return rows of the listing, in this order, with the score 1. Raises UsageError `not_found`, `damaged_run`."""
+        """Return rows (R,) of the listing, in this order, with the score 1. Raises UsageError as `vectors`."""
         found = {row["row"]: row for row in self._take(rows, COLUMNS).to_pylist()}
         return [Neighbor(score=1.0, **found[row]) for row in as_rows(rows).tolist()]
 

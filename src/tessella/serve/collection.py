@@ -14,8 +14,10 @@ import asyncio
 import functools
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -39,6 +41,7 @@ Value = TypeVar("Value")
 THREADS = 2
 MAX_WAITING = 64  # requests for these threads
 MAX_MEMORY = 4 << 30  # bytes of embeddings, at most an eighth of the machine's memory
+RETRY_SECONDS = 5.0
 CACHED_SHARDS = 8  # of the listing
 
 
@@ -48,6 +51,14 @@ class _Stamp(NamedTuple):
     inode: int
     size: int
     mtime: int
+
+
+class _Failed(NamedTuple):
+    """A state of an index that cannot be used: whether it could be opened, and until when it is not tried again."""
+
+    stamp: _Stamp | None
+    opened: bool
+    until: float
 
 
 class OpenedIndex:
@@ -125,7 +136,7 @@ def stamp_of(folder: Path) -> _Stamp | None:
 class Collection:
     """The run that a server searches. `run` is called in the event loop, the rest in any thread."""
 
-    def __init__(self, folder: Path, *, memory: int | None = None):
+    def __init__(self, folder: Path, *, memory: int | None = None, clock: Callable[[], float] = time.monotonic):
         """Open the index of the run in a folder.
 
         memory: bytes of embeddings that may be held in memory. Raises UsageError: `not_found` without a run or an
@@ -133,41 +144,73 @@ class Collection:
         """
         self.folder = folder
         self._memory = min(MAX_MEMORY, total_memory() // 8) if memory is None else memory
+        self._clock = clock
         self._opened = OpenedIndex(folder, self._memory)
         self._lock = threading.Lock()
+        self._failed: _Failed | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tessella-collection")
         self._waiting = 0
 
-    def current(self) -> OpenedIndex:
-        """Return the index in its present state; the last one while it is being written or is damaged."""
-        if stamp_of(self.folder) == self._opened.stamp:
-            return self._opened
-        with self._lock:
-            if stamp_of(self.folder) != self._opened.stamp:
-                try:
-                    self._opened = OpenedIndex(self.folder, self._memory)
-                except UsageError:
-                    return self._opened
-            return self._opened
+    @property
+    def model(self) -> str:
+        """The public name of the model of the run."""
+        return self._opened.model
 
     def use(self, work: Callable[[OpenedIndex], Value]) -> Value:
         """Call `work` with the index, and once more if it was updated meanwhile.
 
         Raises what `work` raises; ServeError `not_ready` if the files of the index are being replaced.
         """
-        opened = self.current()
+        opened = self._current()
         try:
             return work(opened)
         except UsageError as error:
-            if error.code != "damaged_run":
+            if error.code != "damaged_run" or (again := self._reopened(opened)) is None:
                 raise
-            with self._lock:
-                if self._opened is opened:
-                    try:
-                        self._opened = OpenedIndex(self.folder, self._memory)
-                    except UsageError:
-                        raise ServeError("not_ready", f"the index of {self.folder} is being updated") from error
-            return work(self._opened)
+            opened = again
+        try:
+            return work(opened)
+        except UsageError as error:
+            if error.code == "damaged_run":
+                self._mark_failed(opened.stamp, opened=True)
+            raise
+
+    def _current(self) -> OpenedIndex:
+        """Return the index in its present state; the last one while it is being written or is damaged."""
+        opened, stamp = self._opened, stamp_of(self.folder)
+        if stamp == opened.stamp or self._has_failed(stamp):
+            return opened
+        with suppress(ServeError):
+            opened = self._reopened(opened) or opened
+        return opened
+
+    def _reopened(self, opened: OpenedIndex) -> OpenedIndex | None:
+        """Return the index opened again, unless another thread has done it; None if that was of no use just now.
+
+        Raises ServeError `not_ready` if it cannot be opened.
+        """
+        with self._lock:
+            if self._opened is not opened:
+                return self._opened
+            stamp = stamp_of(self.folder)
+            if self._has_failed(stamp):
+                if self._failed is not None and not self._failed.opened:
+                    raise ServeError("not_ready", f"the index of {self.folder} cannot be opened")
+                return None
+            try:
+                self._opened = OpenedIndex(self.folder, self._memory)
+            except UsageError as error:
+                self._mark_failed(stamp, opened=False)
+                raise ServeError("not_ready", f"the index of {self.folder} cannot be opened: {error}") from error
+            return self._opened
+
+    def _mark_failed(self, stamp: _Stamp | None, *, opened: bool) -> None:
+        self._failed = _Failed(stamp, opened, self._clock() + RETRY_SECONDS)
+
+    def _has_failed(self, stamp: _Stamp | None) -> bool:
+        """Return whether this state failed a moment ago: every attempt to open it reads all files of the index."""
+        failed = self._failed
+        return failed is not None and failed.stamp == stamp and self._clock() < failed.until
 
     async def run(self, work: Callable[[OpenedIndex], Value], seconds: float) -> Value:
         """Call `work` with the index in a thread.

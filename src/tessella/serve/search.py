@@ -1,6 +1,6 @@
 """What the routes of a collection compute, in the threads of the collection: searches, pages of rows, heads, exports.
 
-Letters for shapes: N rows of the index, C candidates.
+Letters for shapes: N rows of the index, R rows that are asked for, C candidates.
 """
 
 from __future__ import annotations
@@ -156,14 +156,14 @@ def teach(
 
 
 def exported_rows(opened: OpenedIndex, selection: Selection, rows: Sequence[int] | None) -> Ints:
-    """Return the rows to export: those given, in this order, or those that match. Raises UsageError."""
+    """Return the rows (R,) to export: those given, in this order, or those that match. Raises UsageError."""
     if rows is None:
         return opened.columns.rows[opened.mask(selection)]
     return opened.columns.rows[opened.columns.positions(list(dict.fromkeys(rows)))]
 
 
 def csv_part(opened: OpenedIndex, rows: Ints) -> bytes:
-    """Return lines of CSV, whose text a spreadsheet does not run as a formula."""
+    """Return the lines of rows (R,) in CSV, whose text a spreadsheet does not run as a formula."""
     lines = []
     for neighbor in opened.index.neighbors(rows):
         cells = [getattr(neighbor, name) for name in CSV_COLUMNS]
@@ -177,7 +177,7 @@ def csv_header() -> bytes:
 
 
 def check_listable(opened: OpenedIndex, rows: Ints) -> str:
-    """Return the separator for a list of the files of rows: a line break, or a null character if a name has one.
+    """Return the separator for a list of the files of rows (R,): a line break, or a null character if a name has one.
 
     Raises UsageError `special_file` if an image is inside of an archive or a table, which a list cannot name.
     """
@@ -193,7 +193,7 @@ def check_listable(opened: OpenedIndex, rows: Ints) -> str:
 
 
 def list_part(opened: OpenedIndex, rows: Ints, separator: str) -> bytes:
-    """Return the files of rows as a list that `tessella run @FILE` reads."""
+    """Return the files of rows (R,) as a list that `tessella run @FILE` reads."""
     return b"".join(os.fsencode(source.path + separator) for source in _sources_of(opened, rows))
 
 

@@ -5,7 +5,6 @@ Letters for shapes: N rows of the index, L rows of the run's listing.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,9 +68,7 @@ class Selection:
         assert self.label is not None
         for label in self.label:
             if label not in classes and label not in columns.names:
-                similar = difflib.get_close_matches(label[:100], columns.names, 3, 0.5)
-                hint = f"similar classes: {', '.join(map(repr, similar))}" if similar else ""
-                raise UsageError("bad_argument", f"the model has no class {label[:100]!r}", hint=hint)
+                raise UsageError("bad_argument", f"the model has no class {label[:100]!r}")
         places = {name: code for code, name in enumerate(columns.names)}
         return np.array([places[label] for label in self.label if label in places], np.uint16)
 
@@ -82,5 +79,5 @@ def among(mask_N: Mask, columns: Columns) -> Mask:
 
 
 def page(mask_N: Mask, columns: Columns, start: int, count: int) -> Ints:
-    """Return the rows `start` to `start + count` of those that match, in the order of the listing."""
+    """Return the rows (R,) `start` to `start + count` of those that match (N,), in the order of the listing."""
     return columns.rows[np.flatnonzero(mask_N)[start : start + count]]

@@ -84,7 +84,9 @@ def _range(values: Any) -> list[int] | None:
     return [int(values.min()), int(values.max())] if len(values) else None
 
 
-@router.get("/v1/index/map", **responses("/v1/index/map", _BINARY, description="float32 (listed, 2), little-endian."))
+@router.get(
+    "/v1/index/map", **responses("/v1/index/map", _BINARY, 304, description="float32 (listed, 2), little-endian.")
+)
 async def map_points(request: Request) -> Response:
     """Return a point per row of the listing, NaN for inputs that are not in the index."""
     return await _array(request, lambda opened: opened.map_bytes)
@@ -92,7 +94,7 @@ async def map_points(request: Request) -> Response:
 
 @router.get(
     "/v1/index/labels.bin",
-    **responses("/v1/index/labels.bin", _BINARY, description="uint16 (listed,), little-endian."),
+    **responses("/v1/index/labels.bin", _BINARY, 304, description="uint16 (listed,), little-endian."),
 )
 async def label_codes(request: Request) -> Response:
     """Return the position in `labels` of `/v1/index` per row of the listing, 65535 for none."""
@@ -168,12 +170,17 @@ def _number(request: Request, name: str, default: int, most: int) -> int:
     **responses(
         "/v1/index/image/{row}",
         {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-        *(304, 409, 422),
+        *(304, 409),
         description="A JPEG file.",
     ),
     openapi_extra={
         "parameters": [
-            {"name": "row", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}},
+            {
+                "name": "row",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "integer", "minimum": 0, "maximum": schemas.MAX_ROW},
+            },
             {"name": "size", "in": "query", "schema": {"type": "integer", "enum": list(SIZES), "default": 256}},
         ]
     },
@@ -209,7 +216,12 @@ _SEARCH_EXTRA["requestBody"]["content"]["multipart/form-data"] = {
         "type": "object",
         "properties": {
             "file": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": 64},
-            "options": schemas.inlined(schemas.SearchOptionsBody),
+            "options": {
+                "type": "string",
+                "maxLength": 64_000,
+                "contentMediaType": "application/json",
+                "description": "The keys of a JSON body except queries and negative.",
+            },
         },
         "required": ["file"],
         "additionalProperties": False,
@@ -234,15 +246,15 @@ class _Embedded(NamedTuple):
     timing: Mapping[str, float] = MappingProxyType({})
 
 
-@router.post("/v1/search", **responses("/v1/search", schemas.FoundBody, 409, 422, 501), openapi_extra=_SEARCH_EXTRA)
+@router.post("/v1/search", **responses("/v1/search", schemas.FoundBody, 409, 501), openapi_extra=_SEARCH_EXTRA)
 async def find(request: Request) -> Response:
     """Return the rows that are most similar to images or other rows, or to the mean of several."""
     start = time.perf_counter()
-    model = collection_of(request).current().model
+    model = collection_of(request).model
     asked = await _read_search(request)
     body = asked.body
     if body.start + body.top > (MAX_GROUPED if body.group_duplicates else MAX_FOUND):
-        raise RequestError("bad_request", "These results are too far from the best ones.")
+        raise RequestError("unprocessable", "These results are too far from the best ones.")
     embedded = await _embed(request, model, [*asked.positive, *asked.negative])
     images = iter(embedded.queries)
     positive, negative = (
@@ -284,9 +296,12 @@ async def _read_search(request: Request) -> _AskedSearch:
         form = await read_form(request, {"options"})
         if not form.files:
             raise RequestError("bad_request", "The form has no image.")
-        options = parse_json(form.fields.get("options", "{}").encode())
-        images = [_image_bytes(file.data) for file in form.files]
-        return _AskedSearch([*images], [], schemas.check_object(options, schemas.SearchOptionsBody))
+        try:
+            options = parse_json(form.fields.get("options", "{}").encode())
+            form_body = schemas.check_object(options, schemas.SearchOptionsBody)
+        except RequestError as error:  # the form itself is right
+            raise RequestError("unprocessable", f'In the field "options": {error.message}') from error
+        return _AskedSearch([_image_bytes(file.data) for file in form.files], [], form_body)
     body = await schemas.read_object(request, schemas.SearchBody)
     positive = [await _query(request, item) for item in body.queries]
     negative = [await _query(request, item) for item in body.negative or ()]
@@ -295,7 +310,7 @@ async def _read_search(request: Request) -> _AskedSearch:
 
 async def _query(request: Request, query: schemas.QueryBody) -> int | bytes:
     if (query.row is None) == (query.data is None):
-        raise RequestError("bad_request", 'A query has either "row" or "data".')
+        raise RequestError("unprocessable", 'A query has either "row" or "data".')
     if query.row is not None:
         return query.row
     assert query.data is not None
@@ -333,7 +348,6 @@ async def _embed(request: Request, model: str, items: Sequence[int | bytes]) -> 
     **responses(
         "/v1/index/export",
         {"content": {name: {"schema": {"type": "string"}} for name in ("text/csv", "text/plain")}},
-        422,
         description="A file.",
     ),
     openapi_extra=schemas.body_of(schemas.ExportBody, {"filter": FILTER, "format": "csv"}),
@@ -342,7 +356,7 @@ async def export(request: Request) -> Response:
     """Return rows as CSV, or their files as a list for `tessella run @FILE`, which cannot name images in archives."""
     body = await schemas.read_object(request, schemas.ExportBody)
     if body.rows is not None and body.filter is not None:
-        raise RequestError("bad_request", 'Give either "rows" or "filter".')
+        raise RequestError("unprocessable", 'Give either "rows" or "filter".')
     selection = body.selection()
 
     def begin(opened: OpenedIndex) -> tuple[OpenedIndex, Ints, str]:

@@ -32,13 +32,20 @@ def collection_of(request: Request) -> Collection:
 
 async def run(request: Request, work: Callable[[OpenedIndex], Value], seconds: float | None = None) -> Value:
     """Call `work` with the index in a thread, unless the client leaves."""
-    limit = settings_of(request).deadline if seconds is None else seconds
+    longest = settings_of(request).deadline
+    limit = longest if seconds is None else min(seconds, longest)
     try:
         return await run_unless_disconnected(request, collection_of(request).run(work, limit))
-    except UsageError as error:  # one fixed sentence for what a client can do about it
-        if error.code in ("bad_argument", "not_found") and (detail := detail_of(error)):
-            raise RequestError(error.code, detail) from error
-        raise
+    except UsageError as error:
+        raise _public(error) from error
+
+
+def _public(error: UsageError) -> UsageError | RequestError:
+    """Return an error of the index with one fixed sentence for what a client can do about it."""
+    detail = detail_of(error)
+    if error.code == "bad_argument":
+        return RequestError("unprocessable", detail)
+    return RequestError(error.code, detail) if detail else error
 
 
 def detail_of(error: UsageError) -> str:
@@ -60,5 +67,7 @@ def detail_of(error: UsageError) -> str:
 def responses(path: str, kind: Any, *statuses: int, description: str = "The result.") -> dict[str, Any]:
     """Return arguments of a route for its description. kind: the model of the answer, or its content."""
     answer: dict[str, Any] = {"model": kind} if isinstance(kind, type) else dict(kind)
-    described = {200: {"description": description} | answer, **error_responses(path, 404, 504, *statuses)}
+    described = {200: {"description": description} | answer, **error_responses(path, 404, 422, 504, *statuses)}
+    if 304 in described:
+        described[304] = {"description": "The client has this version."}
     return {"response_class": Response, "responses": described, "tags": TAGS}

@@ -25,9 +25,12 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-RowNumber = Annotated[Whole, Field(ge=0, le=MAX_ROW)]
-Pixels = Annotated[Whole, Field(ge=0, le=1_000_000)]
+# the limits come before the validator, else they are missing in the description
+RowNumber = Annotated[int, Field(ge=0, le=MAX_ROW), BeforeValidator(_whole)]
+Pixels = Annotated[int, Field(ge=0, le=1_000_000), BeforeValidator(_whole)]
+Top = Annotated[int, Field(ge=1, le=MAX_TOP), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=0, le=MAX_TOP), BeforeValidator(_whole)]
+Start = Annotated[int, Field(ge=0, le=MAX_FOUND), BeforeValidator(_whole)]
 Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
 Marks = Annotated[list[RowNumber], Field(max_length=MAX_MARKED)]
 
@@ -70,8 +73,8 @@ class _Filtered(_Body):
 class SearchOptionsBody(_Filtered):
     """The options of a search by uploaded files."""
 
-    top: Annotated[Whole, Field(ge=1, le=MAX_TOP)] = 20
-    start: Annotated[Whole, Field(ge=0, le=MAX_FOUND)] = 0
+    top: Top = 20
+    start: Start = 0
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = None
     group_duplicates: bool = False
 
@@ -93,8 +96,8 @@ class SearchBody(SearchOptionsBody):
 class SelectBody(_Filtered):
     """A page of the rows that match."""
 
-    start: Annotated[Whole, Field(ge=0, le=MAX_ROW)] = 0
-    count: Annotated[Whole, Field(ge=0, le=MAX_TOP)] = 100
+    start: RowNumber = 0
+    count: Count = 100
 
 
 class ExportBody(_Filtered):
@@ -109,8 +112,8 @@ class TeachBody(_Filtered):
 
     yes: Annotated[Marks, Field(min_length=1)]
     no: Marks | None = None
-    top: Annotated[Whole, Field(ge=1, le=MAX_TOP)] = 50
-    start: Annotated[Whole, Field(ge=0, le=MAX_FOUND)] = 0
+    top: Top = 50
+    start: Start = 0
     name: Annotated[str, Field(max_length=MAX_NAME)] | None = None
     replace: bool = False
 

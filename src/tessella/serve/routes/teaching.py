@@ -33,7 +33,7 @@ async def teach_class(request: Request) -> Response:
     """Fit a head to rows that are marked yes and no, and rank all rows by the probability of its class."""
     body = await schemas.read_object(request, schemas.TeachBody)
     if body.start + body.top > MAX_FOUND:
-        raise RequestError("bad_request", "These results are too far from the best ones.")
+        raise RequestError("unprocessable", "These results are too far from the best ones.")
     name = None if body.name is None else _head_name(body.name)
     selection = body.selection()
 
@@ -59,7 +59,7 @@ async def teach_class(request: Request) -> Response:
     response_class=Response,
     responses={
         201: {"model": schemas.HeadBody, "description": "The head was saved."},
-        **error_responses("/v1/heads", 404, 409, 504),
+        **error_responses("/v1/heads", 404, 409, 422, 504),
     },
     openapi_extra=schemas.body_of(schemas.SaveHeadBody, {"name": "red shoes", "yes": [0], "no": [1]}),
     tags=TAGS,
@@ -100,4 +100,4 @@ def _head_name(name: str) -> str:
     try:
         return check_head_name(name)
     except UsageError as error:
-        raise RequestError("bad_argument", detail_of(error)) from error
+        raise RequestError("unprocessable", detail_of(error)) from error
