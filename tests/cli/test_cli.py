@@ -86,6 +86,12 @@ SURFACE = {
         )
     ],
     "dedup": ["RUN", "--threshold", "--exact", "--out", "--sheet", "--json"],
+    "serve": [
+        *("--model", "--index", "--host", "--port", "--token-file", "--allow-host", "--allow-urls", "--log-requests"),
+        *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),
+        *("--max-delay", "--queue-images", "--max-images", "--max-body", "--body-timeout", "--processes"),
+        *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory"),
+    ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[MODEL]", "--json"],
     "convert": ["FILE", "--arch", "--out"],

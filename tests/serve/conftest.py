@@ -1,4 +1,4 @@
-"""A server that the tests of one module share, and an application without a process."""
+"""Fixtures of the tests of the server: a process, an application without one, an engine that is a stand-in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tessella.serve import ServeSettings, Service
+from tessella.serve import ServeSettings, Service, models
 from tessella.serve.app import create_app
 
+from .engines import FakeEngine, fake_predictor
 from .servers import ServerProcess
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -84,3 +85,11 @@ def open_app() -> Iterator[Callable[..., App]]:
     yield open_with
     for item in opened:
         item.close()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """The engine of all models that services open in this test."""
+    engine = FakeEngine()
+    monkeypatch.setattr(models, "open_predictor", lambda source, settings: fake_predictor(source, engine))
+    return engine

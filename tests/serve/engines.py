@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+import tessella.data
 from tessella.data.decode import Pixels
 from tessella.data.spec import InputSpec
 from tessella.engine.base import ArrayOutputs, Engine, TensorOutputs
@@ -20,6 +22,7 @@ from tessella.results import FloatArray
 SIZE = 8
 SPEC = InputSpec(height=SIZE, width=SIZE, crop_pct=1.0)
 CLASSES = 3
+PHOTOGRAPH = (Path(tessella.data.__file__).parent / "photographs" / "astronaut.jpg").read_bytes()
 
 
 def numbers(*values: float) -> FloatArray:
@@ -27,18 +30,20 @@ def numbers(*values: float) -> FloatArray:
 
 
 class FakeEngine(Engine):
-    """An engine whose logits and embedding have the number of the image, or what it holds if it is a photograph.
+    """An engine whose logits and embedding have the number of the image.
 
-    gate: when it is cleared, batches wait. fail: the exception of the next batches. calls: the sizes of all batches.
+    gate: when it is cleared, batches wait. held: the number of those that do. fail: the exception of the next batches.
+    not_finite: numbers of images whose outputs are NaN. calls: the sizes of all batches that were started.
     """
 
-    def __init__(self, *, batch_size: int = 8, streams: int = 2, offset: float = 0.0):
+    def __init__(self, *, batch_size: int = 8, streams: int = 2):
         super().__init__(None, Plan("cpu", "float32", "openvino", batch_size, streams, (), streams), (SIZE, SIZE), SPEC)
         self.gate = threading.Event()
         self.gate.set()
-        self.entered = threading.Semaphore(0)
+        self.lock = threading.Lock()
+        self.held = 0
         self.fail: BaseException | None = None
-        self.offset = offset
+        self.not_finite: set[int] = set()
         self.calls: list[int] = []
 
     def run(self, x: object) -> TensorOutputs:
@@ -46,11 +51,15 @@ class FakeEngine(Engine):
 
     def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
         self.calls.append(len(images_BHWC))
-        self.entered.release()
+        with self.lock:
+            self.held += 1
         assert self.gate.wait(60)
+        with self.lock:
+            self.held -= 1
         if self.fail is not None:
             raise self.fail
-        found = number_of_pixels(images_BHWC).astype(np.float32) + self.offset
+        found = number_of_pixels(images_BHWC)
+        found[np.isin(found, [*self.not_finite])] = np.nan
         return np.stack([found] * CLASSES, axis=1), -np.stack([found] * 2, axis=1)
 
 

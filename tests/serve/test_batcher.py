@@ -15,7 +15,7 @@ import pytest
 from tessella.data.decode import Pixels
 from tessella.errors import ImageError, ServeError
 from tessella.results import FloatArray, Output
-from tessella.serve.batcher import Batch, Batcher, BatchQueue, Item, Lane, Result, run_batch
+from tessella.serve.batcher import Batcher, BatchQueue, Item, Lane, LaneBatch, Result, run_batch
 
 SEEDS = int(os.environ.get("TESSELLA_SEEDS", "2000"))
 IMAGE_BYTES = 12
@@ -59,7 +59,7 @@ class Simulation:
             Lane(self.run, rng.randint(1, 8), rng.randint(1, 3)) for _ in range(rng.randint(1, 3))
         ]
         self.workers = rng.randint(1, 4)
-        self.busy: list[tuple[float, Batch[int]]] = []  # time at which the batch is finished
+        self.busy: list[tuple[float, LaneBatch[int]]] = []  # time at which the batch is finished
         self.accepted: dict[int, tuple[Lane[int], Item[int]]] = {}
         self.answers: Counter[int] = Counter()
         self.outcomes: dict[int, Result[int]] = {}
@@ -112,7 +112,7 @@ class Simulation:
     def work(self) -> None:
         while len(self.busy) < self.workers:
             taken = self.queue.take(self.workers - len(self.busy))
-            if not isinstance(taken, Batch):
+            if not isinstance(taken, LaneBatch):
                 assert taken is None or taken > 0
                 break
             assert len(taken.items) + len(taken.expired) > 0
@@ -142,7 +142,7 @@ class Simulation:
     def advance(self) -> None:
         """Go to the next event: a batch that ends or is due, or a moment in which nothing happens."""
         due = self.queue.take(1) if len(self.busy) < self.workers else None
-        assert not isinstance(due, Batch), "work() leaves no batch that could start"
+        assert not isinstance(due, LaneBatch), "work() leaves no batch that could start"
         times = [end for end, _ in self.busy] + ([self.now + due] if due is not None else [])
         later = self.now + self.random.expovariate(4.0)
         self.now = min([*times, later]) if self.random.random() < 0.8 else later
@@ -311,7 +311,7 @@ def test_a_batch_waits_for_more_images_only_with_a_delay() -> None:
     assert queue.take(1) == pytest.approx(0.2)  # the first one decides
     queue.put(lane, [item(3)])
     batch = queue.take(1)  # complete
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, LaneBatch)
     assert [one.key for one in batch.items] == [0, 1, 2, 3]
     queue.put(lane, [item(4, deadline=0.4)])
     assert queue.take(1) == pytest.approx(0.05)  # half of the time that it has
@@ -324,7 +324,7 @@ def test_idle_workers_share_what_waits() -> None:
     sizes = []
     for idle in (2, 1):
         batch = queue.take(idle)
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, LaneBatch)
         sizes.append(len(batch.items))
     assert sizes == [3, 2]
     assert queue.take(2) is None
@@ -339,7 +339,7 @@ def test_the_lane_with_the_oldest_image_is_next() -> None:
         now[0] = float(i)
         queue.put(lane, [item(i)])
     order = []
-    while isinstance(batch := queue.take(1), Batch):
+    while isinstance(batch := queue.take(1), LaneBatch):
         order += [one.key for one in batch.items]
         queue.finish(batch)
     assert order == [0, 1, 2]
@@ -382,14 +382,14 @@ def test_rows_that_are_not_finite_are_errors_of_their_images() -> None:
         logits[1], embeddings[2] = np.nan, np.inf
         return logits, embeddings
 
-    batch = Batch(Lane[int](run, 4), [item(i) for i in range(4)], [])
+    batch = LaneBatch(Lane[int](run, 4), [item(i) for i in range(4)], [])
     codes = [getattr(result.outcome, "code", "ok") for result in run_batch(batch, lambda: 0.0)]
     assert codes == ["ok", "non_finite", "non_finite", "ok"]
     assert isinstance(run_batch(batch, lambda: 0.0)[1].outcome, ImageError)
 
 
 def test_a_model_with_another_number_of_rows_fails() -> None:
-    batch = Batch(Lane[int](lambda pixels: echo(pixels[:1]), 4), [item(0), item(1)], [])
+    batch = LaneBatch(Lane[int](lambda pixels: echo(pixels[:1]), 4), [item(0), item(1)], [])
     assert [getattr(result.outcome, "code", "ok") for result in run_batch(batch, lambda: 0.0)] == ["worker_failed"] * 2
 
 

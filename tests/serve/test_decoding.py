@@ -19,7 +19,6 @@ from tessella.data.isolated import supervisor
 from tessella.data.isolated.processes import ForkServer, Task
 from tessella.data.isolated.protocol import Decoded, EncodedImage
 from tessella.data.limits import Limits
-from tessella.data.samples import photograph
 from tessella.data.spec import InputSpec
 from tessella.data.transforms import load_pixels
 from tessella.errors import ImageError, ServeError
@@ -27,7 +26,7 @@ from tessella.serve import decoding
 from tessella.serve.decoding import DecodePool
 from tessella.serve.settings import ServeSettings
 
-from .engines import SPEC, encoded, number_of_pixels
+from .engines import PHOTOGRAPH, SPEC, encoded, number_of_pixels
 from .fatal import POISON, FatalImage
 from .processes import children, descendants, descriptors
 
@@ -105,10 +104,10 @@ def test_every_image_is_prepared_for_its_own_spec(pool: DecodePool) -> None:
     specs = [InputSpec(height=24, width=20), InputSpec(height=224, width=224), InputSpec(height=600, width=8)]
     results = Results()
     for i in range(30):
-        submit(pool, results, i, photograph(), specs[i % 3])
+        submit(pool, results, i, PHOTOGRAPH, specs[i % 3])
     found = results.wait(30)
     for i in range(30):
-        np.testing.assert_array_equal(found[i].pixels, load_pixels(photograph(), specs[i % 3]))
+        np.testing.assert_array_equal(found[i].pixels, load_pixels(PHOTOGRAPH, specs[i % 3]))
         assert results.tasks[i][0].seconds > 0
         assert (found[i].width, found[i].height) == (512, 512)
 

@@ -8,12 +8,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tessella.errors import CODES, ImageError
 from tessella.results import Output
-from tessella.serve.metrics import CONTENT_TYPE, OTHER, Metrics
+from tessella.serve.metrics import CONTENT_TYPE, OTHER, ServeMetrics
 
 from .engines import numbers
 
 
-def values(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
+def values(metrics: ServeMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
     """Return the samples by name and values of labels, in the alphabetical order of the labels."""
     text = metrics.render().decode()
     return {
@@ -24,7 +24,7 @@ def values(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 def test_a_client_cannot_create_labels() -> None:
-    metrics = Metrics()
+    metrics = ServeMetrics()
     for i in range(100):
         metrics.request("/v1/classify", f"METHOD{i}", 405)
         metrics.error(f"code{i}")
@@ -35,7 +35,7 @@ def test_a_client_cannot_create_labels() -> None:
 
 
 def test_every_code_is_a_label() -> None:
-    metrics = Metrics()
+    metrics = ServeMetrics()
     for code in CODES:
         metrics.error(code)
     found = values(metrics)
@@ -43,7 +43,7 @@ def test_every_code_is_a_label() -> None:
 
 
 def test_an_answer_counts_its_images_and_times() -> None:
-    metrics = Metrics()
+    metrics = ServeMetrics()
     outcomes = [Output(numbers(1), numbers(1)), ImageError("corrupt_image", "damaged"), Output(numbers(2), numbers(2))]
     metrics.answer(dict(decode=2.0, queue=0.5, model=30.0, total=40.0), outcomes)
     found = values(metrics)
@@ -54,7 +54,7 @@ def test_an_answer_counts_its_images_and_times() -> None:
 
 
 def test_gauges_are_read_when_the_metrics_are() -> None:
-    metrics, images, ready = Metrics(), [3], [True]
+    metrics, images, ready = ServeMetrics(), [3], [True]
     metrics.watch_queue(lambda: images[0], lambda: 100.0, lambda: ready[0])
     assert values(metrics)["tessella_queue_images", ()] == 3
     images[0], ready[0] = 5, False
@@ -64,7 +64,7 @@ def test_gauges_are_read_when_the_metrics_are() -> None:
 
 
 def test_models_have_their_fingerprint() -> None:
-    metrics = Metrics()
+    metrics = ServeMetrics()
     metrics.model("mixer", "0123456789abcdef", loaded=True)
     assert values(metrics)["tessella_model_loaded", ("0123456789abcdef", "mixer")] == 1
     metrics.model("mixer", "0123456789abcdef", loaded=False)
@@ -72,7 +72,7 @@ def test_models_have_their_fingerprint() -> None:
 
 
 def test_two_services_do_not_share_counters() -> None:
-    one, other = Metrics(), Metrics()
+    one, other = ServeMetrics(), ServeMetrics()
     one.worker_restarted()
     one.batch(4)
     assert values(one)["tessella_worker_restarts_total", ()] == 1
@@ -81,7 +81,7 @@ def test_two_services_do_not_share_counters() -> None:
 
 
 def test_counts_of_many_threads_add_up() -> None:
-    metrics = Metrics()
+    metrics = ServeMetrics()
 
     def work() -> None:
         for _ in range(1000):

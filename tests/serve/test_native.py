@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import csv
+import dataclasses
 import json
 import tarfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from numpy.testing import assert_allclose
 import tessella
 from tessella.errors import CODES, ImageError, public_text
 from tessella.records import as_dict
-from tessella.serve import ServeSettings, Service
+from tessella.serve import ServeSettings, Service, images
 from tessella.serve.app import create_app
 from tessella.serve.connection import LimitedConnection
 from tessella.weights.catalogue import default_model
@@ -221,9 +222,11 @@ def test_metrics(app: App, cat: bytes) -> None:
 
 def test_an_overloaded_server_says_when_to_come_back(app: App, cat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app.service._admission, "max_images", 0)
-    answer = post(app, "/v1/classify", cat, "image/jpeg")
-    assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
-    assert int(answer.headers["retry-after"]) >= 1
+    for seconds, expected in ((0.01, "1"), (3.2, "4")):
+        monkeypatch.setattr(app.service, "_answer_seconds", seconds)
+        answer = post(app, "/v1/classify", cat, "image/jpeg")
+        assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
+        assert answer.headers["retry-after"] == expected
 
 
 # --- clients that leave -----------------------------------------------------------------------------------------------
@@ -376,3 +379,32 @@ def test_the_message_of_a_library_never_leaves_the_server(
         answer = post(app, "/v1/classify", body, kind)
         assert find_leaks(answer.content) == []
         assert "corrupt_image" in answer.text
+
+
+def test_fetching_images_counts_against_the_deadline(app: App, cat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And images that were fetched are answered as others are."""
+    given: list[float] = []
+    real = Service.infer
+
+    async def fetch(url: str, **_: object) -> bytes:
+        await asyncio.sleep(0.2)
+        if "bad" in url:
+            raise ImageError("url_failed", "no image at 192.0.2.1")
+        return cat
+
+    async def infer(self: Service, *arguments: Any, deadline: float, **options: Any) -> Any:
+        given.append(deadline)
+        return await real(self, *arguments, deadline=deadline, **options)
+
+    monkeypatch.setattr(images, "fetch_image", fetch)
+    monkeypatch.setattr(Service, "infer", infer)
+    allowing = dataclasses.replace(app.settings, allow_urls=True)
+    inner = app.app.app.state  # type: ignore[attr-defined]
+    monkeypatch.setattr(inner, "settings", allowing)
+    body = json.dumps({"images": [{"url": "https://example.com/cat.jpg"}, {"url": "https://example.com/bad"}]}).encode()
+    answer = post(app, "/v1/classify", body, "application/json", X_Tessella_Deadline_Ms="9000")
+    rows = answer.json()["results"]
+    assert [row["status"] for row in rows] == ["ok", "url_failed"]
+    assert rows[1]["message"] == public_text("url_failed")
+    assert rows[0]["top"][0]["label"] == "cat"
+    assert 0 < given[0] <= 9 - 0.2

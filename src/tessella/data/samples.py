@@ -14,11 +14,6 @@ from .transforms import load_pixels
 NAMES = ("astronaut.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg")
 
 
-def photograph() -> bytes:
-    """Return the JPEG file of one of the photographs."""
-    return (resources.files("tessella.data") / "photographs" / NAMES[0]).read_bytes()
-
-
 def sample_images(spec: InputSpec, count: int) -> Pixels:
     """Return (count,height,width,C) uint8, always the same: crops of 15 to 100 % of a photograph, half of them flipped.
 

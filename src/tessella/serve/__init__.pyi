@@ -1,4 +1,4 @@
-from .metrics import Metrics as Metrics
+from .metrics import ServeMetrics as ServeMetrics
 from .service import Answer as Answer
 from .service import Readiness as Readiness
 from .service import Service as Service

@@ -15,7 +15,7 @@ from .._version import __version__
 from ..errors import TessellaError
 from .collection import Collection
 from .disconnects import run_unless_disconnected as run_unless_disconnected
-from .metrics import Metrics
+from .metrics import ServeMetrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
 <<<<<<< HEAD
@@ -86,6 +86,7 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
         is_draining=lambda: service.is_stopping,
         on_answer=count,
         on_error=service.metrics.error,
+        retry_after=lambda: service.retry_after,
         log_requests=log_requests,
     )
 
@@ -103,7 +104,8 @@ def _on_error(request: Request, error: Exception) -> Response:
         _metrics(request).error(error.code)
     if error.http_status == 500:
         logger.error("request %s failed: %s: %s", request.state.request_id, error.code, error)
-    return _answer(problem_of(error, request.scope["path"], request.state.request_id))
+    seconds = request.app.state.service.retry_after
+    return _answer(problem_of(error, request.scope["path"], request.state.request_id, retry_after=seconds))
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -116,9 +118,9 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     return _answer(make_problem(code, path, request_id, allow=allow))
 
 
-def _metrics(request: Request) -> Metrics:
+def _metrics(request: Request) -> ServeMetrics:
     metrics = request.app.state.service.metrics
-    assert isinstance(metrics, Metrics)
+    assert isinstance(metrics, ServeMetrics)
     return metrics
 
 

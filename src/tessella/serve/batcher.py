@@ -64,7 +64,7 @@ class Result(NamedTuple, Generic[Key]):
     computed: float  # seconds that its batch took; 0 if the model did not run
 
 
-class Batch(NamedTuple, Generic[Key]):
+class LaneBatch(NamedTuple, Generic[Key]):
     """Items of one lane that are run together, and those whose deadline has passed."""
 
     lane: Lane[Key]
@@ -118,7 +118,7 @@ class BatchQueue(Generic[Key]):
             items += taken
         return items
 
-    def take(self, idle: int) -> Batch[Key] | float | None:
+    def take(self, idle: int) -> LaneBatch[Key] | float | None:
         """Return the next batch, or the seconds until one is due, or None if no lane has work for another worker.
 
         idle: the number of workers without work, including the one that asks. A queue that does not fill a batch for
@@ -132,7 +132,7 @@ class BatchQueue(Generic[Key]):
         if (wait := _due(lane) - now) > 0:
             return wait
         share = -(-len(lane.waiting) // min(idle, lane.streams - lane.running))
-        batch: Batch[Key] = Batch(lane, [], [])
+        batch: LaneBatch[Key] = LaneBatch(lane, [], [])
         while lane.waiting and len(batch.items) < min(share, lane.batch_size):
             item = lane.waiting.popleft()
             (batch.items if now < item.deadline else batch.expired).append(item)
@@ -140,7 +140,7 @@ class BatchQueue(Generic[Key]):
         lane.running += 1
         return batch
 
-    def finish(self, batch: Batch[Key]) -> None:
+    def finish(self, batch: LaneBatch[Key]) -> None:
         """Let the lane of a batch run another one."""
         batch.lane.running -= 1
 
@@ -158,7 +158,7 @@ def _due(lane: Lane[Key]) -> float:
     return min(item.due for item in lane.waiting)
 
 
-def run_batch(batch: Batch[Key], clock: Clock) -> list[Result[Key]]:
+def run_batch(batch: LaneBatch[Key], clock: Clock) -> list[Result[Key]]:
     """Run the model on a batch: one result per item. Never raises.
 
     A model that fails does so for all images of the batch (`worker_failed`); numbers that are not finite concern only
@@ -185,7 +185,7 @@ def _model_failed(error: BaseException) -> ServeError:
     return ServeError("worker_failed", f"the model failed: {type(error).__name__}")
 
 
-def _outcomes(batch: Batch[Key]) -> list[Output | ImageError | ServeError]:
+def _outcomes(batch: LaneBatch[Key]) -> list[Output | ImageError | ServeError]:
     count = len(batch.items)
     logits, embeddings = batch.lane.run(np.stack([item.pixels for item in batch.items]))
     if len(logits) != count or len(embeddings) != count:
@@ -294,14 +294,14 @@ class Batcher(Generic[Key]):
         self._hand_over(results)
         return True
 
-    def _next(self) -> Batch[Key] | None:
+    def _next(self) -> LaneBatch[Key] | None:
         """Wait for a batch and return it; None after `close`."""
         with self._changed:
             self._idle += 1
             try:
                 while not self._closed:
                     found = self._queue.take(self._idle)
-                    if isinstance(found, Batch):
+                    if isinstance(found, LaneBatch):
                         if self._queue.images:
                             self._changed.notify()  # of what is left, an idle worker may take its part
                         return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import binascii
 import re
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
@@ -62,13 +63,14 @@ class AskedImages:
     """A request for a model's results.
 
     images: in the order of the request, with distinct positions but not necessarily distinct names. is_single: the
-    body was one raw image, so that its error is that of the request.
+    body was one raw image, so that its error is that of the request. seconds: that fetching images took.
     """
 
     images: list[RequestImage]
     model: str | None = None
     top: int | None = None
     is_single: bool = False
+    seconds: float = 0.0
 
 
 @dataclass
@@ -96,7 +98,9 @@ async def read_images(request: Request, deadline: float | None = None) -> AskedI
     if kind == "application/json":
         fields = await read_json_object(request, {"images", "model", "top"})
         entries = _json_entries(fields.pop("images", None), settings)
-        return _complete(await _load_all(request, entries, deadline), fields, query)
+        start = time.monotonic()
+        images = await _load_all(request, entries, deadline)
+        return replace(_complete(images, fields, query), seconds=time.monotonic() - start)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
         image = RequestImage(name, _checked(await read_body(request), settings))
         return _complete([image], {}, query, is_single=True)

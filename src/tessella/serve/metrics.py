@@ -17,7 +17,7 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 OTHER = "other"  # the label of values outside of a closed list
 
 
-class Metrics:
+class ServeMetrics:
     """Counters of one service. Every method may be called from any thread.
 
     Labels come from closed lists (stages, error codes, methods, the server's own routes), so that no client can create

@@ -140,6 +140,7 @@ class ModelHost:
         names, self.defaults = served_names(settings)
         self._entries = {name: _Entry(name, source) for name, source in names.items()}
         self._first = next(iter(self._entries.values()))
+        self._closed = False
         self._releasing = 0  # bytes of models that are being unloaded
         self.memory_limit = settings.memory_limit or total_memory() // 2
 
@@ -160,12 +161,14 @@ class ModelHost:
 
         Requests for a model that is being loaded wait for it. After a failed load they fail with the same error for
         RETRY_SECONDS; the next one tries again. Raises UsageError `unknown_model`, ServeError `overloaded` or
-        `not_ready` if there is no memory for it, and the errors of `tessella.load`.
+        `not_ready` if there is no memory for it and `draining` after `close`, and the errors of `tessella.load`.
         """
         entry = self._entries.get(self.defaults[task] if name is None else name)
         if entry is None:
             raise UsageError("unknown_model", f"no model {name!r} is served")
         while (hosted := entry.hosted) is None:
+            if self._closed:
+                raise ServeError("draining", "the server is stopping")
             if entry.loading is None:
                 if entry.error is not None and self._clock() < entry.failed_at + RETRY_SECONDS:
                     raise _copy(entry.error)
@@ -186,7 +189,8 @@ class ModelHost:
                 await self._unload(entry)
 
     async def close(self) -> None:
-        """Forget all models. A load in progress is abandoned; its thread ends by itself."""
+        """Forget all models, and load none any more. A load in progress is abandoned; its thread ends by itself."""
+        self._closed = True
         for entry in self._entries.values():
             if entry.loading is not None:
                 entry.loading.cancel()

@@ -106,13 +106,14 @@ class ImageRequest:
         self._canceled = True
         if not self.finished.cancel() and not self.finished.cancelled():
             self.finished.exception()  # asyncio complains about one that nobody has looked at
-        if not self._remaining:
-            return
-        for index, task in self._tasks.items():
-            if self._outcomes[index] is None:
-                self._stages.pool.cancel(task)
-        for item in [*self._items.values()]:
-            self._stages.batcher.cancel(self._lane, item)
+        if self._remaining:
+            for index, task in self._tasks.items():
+                if self._outcomes[index] is None:
+                    self._stages.pool.cancel(task)
+            for item in [*self._items.values()]:
+                self._stages.batcher.cancel(self._lane, item)
+        self._tasks.clear()  # these refer to this request: no cycle shall keep images, or a model, in memory
+        self._items.clear()
 
     def _set(self, index: int, outcome: Outcome | ServeError) -> None:
         if isinstance(outcome, ServeError):

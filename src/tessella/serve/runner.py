@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .settings import ServeSettings
 
 BACKLOG = 2048
+OPEN_FILES = 4096  # connections, the pipes of decoding processes, files of models
 KEEP_ALIVE = 5  # seconds; a load balancer should close idle connections earlier
 SHUTDOWN_SECONDS = 3  # for answers that are being sent when everything else is finished
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,6 +61,7 @@ def serve(
     recover from a failure; the errors of `tessella.load`.
     """
     listener = bind(settings.host, settings.port)
+    allow_open_files(OPEN_FILES)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         run = _Run(settings, listener, on_ready, on_stop)
         if not runner.run(run.main(log_requests)):
@@ -75,6 +77,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     loop: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     return loop
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process have `count` open files, as each connection is one, or as many as the system allows."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -135,7 +148,7 @@ class _Run:
         service = Service(self.settings)
         server = _Server(self._config(create_app(service, self.settings, log_requests=log_requests)))
         serving = asyncio.create_task(server.serve([self.listener]))
-        sweeping = asyncio.create_task(_check_connections(server))
+        sweeping = asyncio.create_task(check_connections(server))
         with self._handled_signals():
             try:
                 is_loaded = await self._load(service)
@@ -212,10 +225,10 @@ class _Run:
         )
 
 
-async def _check_connections(server: uvicorn.Server) -> None:
-    """Close connections whose client neither sends a request nor reads its answer."""
+async def check_connections(server: uvicorn.Server, *, every: float = 1.0) -> None:
+    """Close connections whose client neither sends a request nor reads its answer. every: seconds between checks."""
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(every)
         for connection in limited_connections(server.server_state.connections):
             connection.check(loop.time())

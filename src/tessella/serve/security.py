@@ -75,8 +75,9 @@ class Gate:
 
     open_paths: exact paths that need no token besides the health routes: the static files of the page. is_draining:
     whether connections should be closed after their answer. on_answer: called with every answered request and its
-    status. on_error: called with the code of every error that the gate answers with. log_requests: write one JSON
-    object per request to the log `tessella.serve.security.access`.
+    status. on_error: called with the code of every error that the gate answers with. retry_after: returns the seconds
+    for the header Retry-After. log_requests: write one JSON object per request to the log
+    `tessella.serve.security.access`.
     """
 
     def __init__(
@@ -88,12 +89,13 @@ class Gate:
         is_draining: Callable[[], bool] = lambda: False,
         on_answer: Callable[[Scope, int], None] = lambda scope, status: None,
         on_error: Callable[[str], None] = lambda code: None,
+        retry_after: Callable[[], float] = lambda: 1.0,
         log_requests: bool = False,
     ) -> None:
         self.app = app
         self.open_paths = HEALTH_PATHS | frozenset(open_paths)
         self.is_draining, self.on_answer, self.on_error = is_draining, on_answer, on_error
-        self.log_requests = log_requests
+        self.retry_after, self.log_requests = retry_after, log_requests
         self.max_body_bytes, self.body_timeout = settings.max_body_bytes, settings.body_timeout
         self.budget = BodyBudget(max(settings.queue_bytes, settings.max_body_bytes))
         self._token = None if settings.token is None else _digest(settings.token.encode())
@@ -285,7 +287,8 @@ class Exchange:
         if self.status:
             raise error
         self.gate.on_error(error.code)
-        problem = problem_of(error, self.scope["path"], self.request_id)
+        seconds = self.gate.retry_after()
+        problem = problem_of(error, self.scope["path"], self.request_id, retry_after=seconds)
         await self.send({"type": "http.response.start", "status": problem.status, "headers": problem.headers})
         await self.send({"type": "http.response.body", "body": problem.body})
 

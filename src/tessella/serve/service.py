@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,8 +15,11 @@ import numpy as np
 
 from ..data.decode import Pixels
 from ..data.isolated.protocol import Decoded
+<<<<<<< HEAD
 from ..data.samples import photograph
 from ..data.source import Source
+=======
+>>>>>>> wt-http
 from ..data.spec import InputSpec
 from ..errors import ImageError, ServeError, TessellaError, UsageError
 from ..results import Output
@@ -23,7 +27,7 @@ from ..weights.catalogue import Task
 from .admission import Admission, Ticket
 from .batcher import Batcher, Result
 from .decoding import DecodePool
-from .metrics import Metrics
+from .metrics import ServeMetrics
 from .models import TASKS, HostedModel, ModelHost, in_thread
 from .models import ModelStatus as ModelStatus
 from .models import ServedModel as ServedModel
@@ -32,6 +36,8 @@ from .settings import ServeSettings
 
 IDLE_CHECK_SECONDS = 15.0
 START_SECONDS = 300.0  # for the first images, which wait for the processes and the models
+# an 8x8 BMP file: within all limits
+TEST_IMAGE = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 246, 0, 54, 40, 8, 8, 1, 24, 0, 192, 0, 0, 0, 0) + bytes(192)
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +81,7 @@ class Service:
     """
 
     def __init__(self, settings: ServeSettings, *, clock: Callable[[], float] = time.monotonic):
-        self.settings, self.metrics, self._clock = settings, Metrics(), clock
+        self.settings, self.metrics, self._clock = settings, ServeMetrics(), clock
         self.failed = asyncio.Event()
         self._host = ModelHost(settings, on_loaded=self._loaded, on_unloaded=self._unloaded, clock=clock)
         self._admission = Admission(max_images=settings.queue_images_for(1), max_bytes=settings.queue_bytes)
@@ -88,6 +94,7 @@ class Service:
         self._drain: asyncio.Task[None] | None = None
         self._requests: set[ImageRequest] = set()  # those in work
         self._in_flight = 0  # these, and requests that wait for a model
+        self._answer_seconds = 1.0  # that answers took lately
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
 
@@ -107,6 +114,11 @@ class Service:
     def is_stopping(self) -> bool:
         """Whether the service was asked to stop; it may still accept requests."""
         return self._drain is not None
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which a refused request may succeed: as long as the requests that are in work will take."""
+        return self._answer_seconds
 
     # --- start and end ---
 
@@ -132,11 +144,10 @@ class Service:
             clock=self._clock,
         )
         self._stages = Stages(pool, batcher, loop, self._clock)
-        image = photograph()
         for task in TASKS:
-            answer = await self._answer([image], None, task, START_SECONDS)
+            answer = await self._answer([TEST_IMAGE], None, task, START_SECONDS)
             if isinstance(error := answer.outcomes[0], ImageError):
-                raise ServeError("worker_failed", f"a photograph of this package gives the error: {error.message}")
+                raise ServeError("worker_failed", f"the first image gives the error: {error.message}")
         self._idle_check = asyncio.create_task(self._unload_idle())
         if self._state == "starting":
             self._state = "ready"
@@ -288,7 +299,9 @@ class Service:
             finally:
                 hosted.release()
         timing = {stage: 1000 * value for stage, value in request.times._asdict().items()}
-        timing["total"] = 1000 * (self._clock() - start)
+        total = self._clock() - start
+        timing["total"] = 1000 * total
+        self._answer_seconds += 0.1 * (total - self._answer_seconds)
         self.metrics.answer(timing, request.outcomes)
         return Answer(hosted.model, request.outcomes, request.sizes, timing)
 

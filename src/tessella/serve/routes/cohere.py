@@ -21,10 +21,10 @@ from .embedding import (
     NO_TEXT,
     embed_texts,
     fingerprint_header,
+    open_model,
     pack_signs,
     read_object,
     require_count,
-    require_width,
     to_base64,
     unit_embeddings,
 )
@@ -53,10 +53,10 @@ async def embed(request: Request) -> Response:
     if body.get("input_type") not in INPUT_TYPES:
         raise RequestError("bad_request", "'input_type' is not 'image', or another type that Cohere has.")
     texts, types = find_images(request, body), find_types(body.get("embedding_types"))
-    answer = await embed_texts(request, texts, model)
-    require_width(body.get("output_dimension"), answer.model.width)
-    if answer.model.width % 8 and {"binary", "ubinary"} & set(types):
+    served = await open_model(request, model, body.get("output_dimension"))
+    if served.width % 8 and {"binary", "ubinary"} & set(types):
         raise RequestError("bad_request", "The model has no binary embeddings: its width is not a multiple of 8.")
+    answer = await embed_texts(request, texts, served)
     vectors = unit_embeddings(answer)
     content = dict(
         id=request.state.request_id,

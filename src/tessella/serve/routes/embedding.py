@@ -17,7 +17,7 @@ from ...results import FloatArray, Output, l2_normalize
 from ..disconnects import run_unless_disconnected
 from ..images import load_texts, read_json, settings_of
 from ..problems import RequestError
-from ..service import Answer
+from ..service import Answer, ServedModel
 from .native import deadline_of, service_of
 
 NO_TEXT = "The models of this server embed images, not texts: send images as data URIs."
@@ -31,14 +31,23 @@ async def read_object(request: Request) -> dict[str, object]:
     return value
 
 
-async def embed_texts(request: Request, texts: Sequence[str], model: str | None) -> Answer:
-    """Run a model on images that are given as base64, data URIs or addresses; None for the default model.
+async def open_model(request: Request, model: str | None, dimensions: object) -> ServedModel:
+    """Return a model for embeddings, None for the default one, which is loaded first if necessary.
 
-    Raises UsageError `unknown_model`; ServeError.
+    dimensions: how many a client asks for; None and 0 stand for those of the model. Raises RequestError `bad_request`
+    for another number; UsageError `unknown_model`; ServeError.
     """
+    served = await service_of(request).open(model, "embed")
+    if isinstance(dimensions, bool) or dimensions not in (None, 0, served.width):
+        raise RequestError("bad_request", "The embeddings of a model have a fixed number of dimensions.")
+    return served
+
+
+async def embed_texts(request: Request, texts: Sequence[str], served: ServedModel) -> Answer:
+    """Run a model on images that are given as base64, data URIs or addresses. Raises ServeError."""
     deadline = deadline_of(request)
     images = await load_texts(request, texts, deadline)
-    work = service_of(request).infer(images, model=model, task="embed", deadline=deadline)
+    work = service_of(request).infer(images, model=served.name, task="embed", deadline=deadline)
     return await run_unless_disconnected(request, work)
 
 
@@ -65,15 +74,6 @@ def good_outputs(answer: Answer) -> list[Output]:
 def unit_embeddings(answer: Answer) -> FloatArray:
     """Return the embeddings of all images, (N, width) float32 of unit length. Raises as `good_outputs`."""
     return l2_normalize(np.stack([output.embedding for output in good_outputs(answer)]))
-
-
-def require_width(dimensions: object, width: int) -> None:
-    """Raise RequestError `bad_request` if a request asks for another number of dimensions than the model has.
-
-    None and 0 stand for the width of the model.
-    """
-    if dimensions not in (None, 0, width) or isinstance(dimensions, bool):
-        raise RequestError("bad_request", "The embeddings of a model have a fixed number of dimensions.")
 
 
 def to_base64(vector: FloatArray) -> str:

@@ -12,6 +12,7 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK
 _URI = f"data:image/png;base64,{_PIXEL}"
 _TEXT: dict[str, Any] = {"type": "string"}
 _MODEL: dict[str, Any] = {"type": "string", "description": "A name of `/v1/models`."}
+_SOME = {"minItems": 1, "maxItems": 64}  # images of a request, by default
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _DEADLINE: dict[str, Any] = {
     "name": "X-Tessella-Deadline-Ms",
@@ -131,7 +132,7 @@ _TENSOR: dict[str, Any] = {
         "data": {"type": "array"},
         "parameters": _PARAMETERS,
     },
-    "required": ["name", "datatype", "shape"],
+    "required": ["name", "datatype", "shape", "data"],
 }
 _OUTPUT: dict[str, Any] = {
     "type": "object",
@@ -226,19 +227,27 @@ class TimeBody(BaseModel):
 
 def embeddings_documentation(path: str) -> dict[str, Any]:
     """Return the arguments of a route of embeddings for its description."""
-    image = {"anyOf": [_TEXT, {"type": "object", "properties": {"image": _TEXT}, "required": ["image"]}]}
-    body = {
-        "type": "object",
-        "properties": {
-            "input": {"anyOf": [_TEXT, {"type": "array", "items": image, "minItems": 1}]},
-            "model": _MODEL,
-            "modality": {"const": "image"},
-            "encoding_format": {"enum": ["float", "base64"]},
-        },
-        "required": ["input"],
+    options = {"model": {"type": ["string", "null"]}, "encoding_format": {"enum": ["float", "base64", None]}}
+    options["dimensions"] = {"enum": [0, None], "description": "Or the width of the model."}
+    marked = {
+        "properties": {"input": _images(_TEXT), "modality": {"const": "image"}},
+        "required": ["input", "modality"],
     }
-    example = {"input": [_URI], "modality": "image"}
-    return _documentation(path, EmbeddingsBody, body, example)
+    uri = {"type": "string", "pattern": "^data:image/"}
+    unmarked = {"properties": {"input": _images(uri), "modality": {"type": "null"}}, "required": ["input"]}
+    body: dict[str, Any] = {"type": "object", "properties": options}
+    if path == "/embeddings_image":
+        body |= {"properties": {"input": _images(_TEXT), **options}, "required": ["input"]}
+    else:
+        body["anyOf"] = [marked, unmarked]
+    return _documentation(path, EmbeddingsBody, body, {"input": [_URI], "modality": "image"})
+
+
+def _images(text: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of `input`. text: that of an image which is not an object."""
+    image = {"properties": {"image": _TEXT}, "required": ["image"], "additionalProperties": False}
+    one = [text, {"type": "object", **image}]
+    return {"anyOf": [*one, {"type": "array", "items": {"anyOf": one}, **_SOME}]}
 
 
 # --- Cohere -----------------------------------------------------------------------------------------------------------
@@ -255,19 +264,36 @@ class CohereBody(BaseModel):
 
 def cohere_documentation(path: str) -> dict[str, Any]:
     """Return the arguments of Cohere's route for its description."""
+    types = {
+        "type": "array",
+        "items": {"enum": ["float", "base64", "binary", "ubinary"]},
+        "minItems": 1,
+        "maxItems": 16,
+    }
+    image = {
+        "type": "object",
+        "properties": {
+            "type": {"const": "image_url"},
+            "image_url": {"type": "object", "properties": {"url": _TEXT}, "required": ["url"]},
+        },
+        "required": ["type", "image_url"],
+    }
+    content = {"type": "array", "items": image, "minItems": 1, "maxItems": 1}
+    entry = {"type": "object", "properties": {"content": content}, "required": ["content"]}
+    images, inputs = {"type": "array", "items": _TEXT, **_SOME}, {"type": "array", "items": entry, **_SOME}
+    nothing = {"type": "null"}
     body = {
         "type": "object",
         "properties": {
             "model": _MODEL,
             "input_type": {"enum": ["image", "search_document", "search_query", "classification", "clustering"]},
-            "images": {"type": "array", "items": _TEXT, "minItems": 1},
-            "embedding_types": {
-                "type": "array",
-                "items": {"enum": ["float", "base64", "binary", "ubinary"]},
-                "minItems": 1,
-            },
+            "embedding_types": {"anyOf": [types, nothing]},
         },
-        "required": ["model", "input_type", "images"],
+        "required": ["model", "input_type"],
+        "anyOf": [
+            {"properties": {"images": images, "inputs": nothing}, "required": ["images"]},
+            {"properties": {"images": nothing, "inputs": inputs}, "required": ["inputs"]},
+        ],
     }
     example = {"model": "convmixer_256_8_ks3_p4.cifar10", "input_type": "image", "images": [_URI]}
     return _documentation(path, CohereBody, body, example)

@@ -83,13 +83,15 @@ async def predict(request: Request) -> Response:
 
 async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) -> Response:
     """Answer a request for results of a model."""
-    service, deadline = service_of(request), deadline_of(request)
+    service = service_of(request)
+    deadline = deadline_of(request) or service.settings.deadline
     service.check()  # before the body is read
     asked = await read_images(request, deadline)
     if asked.top is not None and not has_top:
         raise RequestError("bad_request", 'Embeddings have no "top".')
     data = [image.data for image in asked.images]
-    work = service.infer(data, model=asked.model, task=task, deadline=deadline)
+    left = max(0.0, deadline - asked.seconds)
+    work = service.infer(data, model=asked.model, task=task, deadline=left)
     answer = await run_unless_disconnected(request, work)
     top = min(asked.top or DEFAULT_TOP, answer.model.num_classes) if has_top else 0
     names = [image.name for image in asked.images]

@@ -23,9 +23,9 @@ from .embedding import (
     NO_TEXT,
     embed_texts,
     fingerprint_header,
+    open_model,
     read_object,
     require_count,
-    require_width,
     to_base64,
     unit_embeddings,
 )
@@ -102,8 +102,8 @@ async def answer_embeddings(request: Request, body: Mapping[str, object], texts:
         raise RequestError("bad_request", "'model' is not the name of a model.")
     if form not in FORMATS:
         raise RequestError("bad_request", "'encoding_format' is neither 'float' nor 'base64'.")
-    answer = await embed_texts(request, texts, None if model in UNSPECIFIED else model)
-    require_width(body.get("dimensions"), answer.model.width)
+    served = await open_model(request, None if model in UNSPECIFIED else model, body.get("dimensions"))
+    answer = await embed_texts(request, texts, served)
     vectors = unit_embeddings(answer)
     data = [
         dict(object="embedding", index=index, embedding=to_base64(vector) if form == "base64" else vector.tolist())
@@ -122,7 +122,9 @@ def find_images(request: Request, body: Mapping[str, object]) -> list[str]:
     entries, modality = body.get("input"), body.get("modality")
     if not isinstance(entries, list):
         entries = [entries]
-    if modality not in (None, "image", "text", "audio"):
+    if modality in ("text", "audio"):
+        raise RequestError("bad_request", NO_TEXT)
+    if modality not in (None, "image"):
         raise RequestError("bad_request", "'modality' is not 'image'.")
     require_count(request, entries)
     return [find_image(entry, modality) for entry in entries]

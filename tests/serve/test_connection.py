@@ -1,0 +1,240 @@
+"""Limits of connections: their number, clients that send no request, clients that do not read their answer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from tessella.serve import connection
+from tessella.serve.connection import LimitedConnection, limited_connections
+from tessella.serve.runner import check_connections
+
+from .servers import request_bytes
+
+GET = request_bytes("GET", "/")
+LONG = 40_000_000  # bytes of an answer, far more than the buffers of a connection
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    body = b"x" * (LONG if scope["path"] == "/long" else 5)
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Clients:
+    """Connections to a server, which are closed at the end."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def running(app: Any = answer) -> AsyncIterator[tuple[uvicorn.Server, Clients]]:
+    """Serve in this process, with the connections checked very often."""
+    config = uvicorn.Config(
+        app,
+        port=0,
+        lifespan="off",
+        log_config=None,
+        http=LimitedConnection,
+        ws="none",
+        timeout_keep_alive=60,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    checking = asyncio.create_task(check_connections(server, every=0.02))
+    clients = Clients(server.servers[0].sockets[0].getsockname()[1])
+    try:
+        yield server, clients
+    finally:
+        await clients.close()
+        checking.cancel()
+        server.should_exit = server.force_exit = True
+        await serving
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Wait until the server closes a connection, and return whether it does."""
+    try:
+        await asyncio.wait_for(reader.read(), 20)
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"\r\n\r\n", GET[:-2], b"POST / HTTP/1.1\r\nHost: localhost\r\nX: "])
+def test_a_client_without_a_request_is_disconnected(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_WAIT", 0.1)
+
+    async def run() -> None:
+        async with running() as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(sent)
+            assert await is_closed(reader)
+
+    asyncio.run(run())
+
+
+def test_bytes_that_begin_no_request_do_not_keep_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither empty lines nor a header that grows by one byte at a time."""
+    monkeypatch.setattr(connection, "REQUEST_WAIT", 0.3)
+
+    async def run() -> None:
+        async with running() as (_, clients):
+            for start, drip in ((b"", b"\r\n"), (GET[:-2], b"x")):
+                reader, writer = await clients.open()
+                writer.write(start)
+                closed = asyncio.create_task(is_closed(reader))
+                while not closed.done():
+                    writer.write(drip)
+                    await asyncio.sleep(0.02)
+                assert await closed
+
+    asyncio.run(run())
+
+
+def test_an_idle_connection_is_disconnected_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_WAIT", 0.3)
+    go_on = asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/wait":
+            await go_on.wait()
+        await answer(scope, receive, send)
+
+    async def run() -> None:
+        async with running(wait) as (_, clients):
+            busy, writer = await clients.open()
+            writer.write(request_bytes("GET", "/wait"))
+            idle, writer = await clients.open()
+            writer.write(GET)
+            assert (await idle.readuntil(b"xxxxx")).endswith(b"xxxxx")
+            assert await is_closed(idle)
+            go_on.set()
+            assert (await busy.readuntil(b"xxxxx")).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(run())
+
+
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "READ_WAIT", 0.2)
+    monkeypatch.setattr(connection, "REQUEST_WAIT", 0.1)
+
+    async def run() -> None:
+        async with running() as (server, clients):
+            loop = asyncio.get_running_loop()
+            with socket.socket() as client:
+                client.setblocking(False)
+                await loop.sock_connect(client, ("127.0.0.1", clients.port))
+                await loop.sock_sendall(client, request_bytes("GET", "/long"))
+                while not limited_connections(server.server_state.connections):
+                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(20):
+                    while server.server_state.connections:
+                        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far longer than the waiting times, but at more than the least rate."""
+    monkeypatch.setattr(connection, "READ_WAIT", 0.1)
+    monkeypatch.setattr(connection, "REQUEST_WAIT", 0.1)
+
+    async def run() -> int:
+        async with running() as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(request_bytes("GET", "/long"))
+            await reader.readuntil(b"\r\n\r\n")
+            received = 0
+            while received < LONG:
+                received += len(await reader.read(1_000_000))
+                await asyncio.sleep(0.01)
+            return received
+
+    assert asyncio.run(run()) == LONG
+
+
+def test_beyond_the_limit_the_longest_waiting_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
+
+    async def run() -> None:
+        async with running() as (_, clients):
+            idle = [await clients.open() for _ in range(3)]
+            await asyncio.sleep(0.05)
+            reader, writer = await clients.open()
+            writer.write(GET)
+            assert (await reader.readuntil(b"xxxxx")).startswith(b"HTTP/1.1 200")
+            assert await is_closed(idle[0][0])
+            idle[1][1].write(GET)
+            assert (await idle[1][0].readuntil(b"xxxxx")).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(run())
+
+
+def test_requests_in_work_are_not_closed_for_new_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 2)
+    go_on = asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await answer(scope, receive, send)
+
+    async def run() -> None:
+        async with running(wait) as (_, clients):
+            busy = [await clients.open() for _ in range(2)]
+            for _, writer in busy:
+                writer.write(GET)
+            await asyncio.sleep(0.1)
+            reader, _ = await clients.open()
+            assert await is_closed(reader)
+            go_on.set()
+            for reader, _ in busy:
+                assert (await reader.readuntil(b"xxxxx")).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(run())
+
+
+def test_headers_after_a_body_are_dropped() -> None:
+    """They could change headers that the gate has checked."""
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        seen.append(list(scope["headers"]))
+        await answer(scope, receive, send)
+
+    async def run() -> None:
+        async with running(read) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            writer.write(b"1\r\nx\r\n0\r\nHost: evil.example\r\nAuthorization: Bearer x\r\n\r\n")
+            assert (await reader.readuntil(b"xxxxx")).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(run())
+    assert seen == [[(b"host", b"localhost"), (b"transfer-encoding", b"chunked")]]
