@@ -13,13 +13,9 @@ from .errors import UsageError
 
 DISTRIBUTIONS = {
     "prometheus_client": "prometheus-client",
-<<<<<<< HEAD
     "PIL": "pillow",
-    "umap": "umap-learn",
-=======
     "python_multipart": "python-multipart",
-    "PIL": "pillow",
->>>>>>> wt-http
+    "umap": "umap-learn",
 }  # if they differ from the import names
 
 

@@ -15,11 +15,7 @@ import numpy as np
 
 from ..data.decode import Pixels
 from ..data.isolated.protocol import Decoded
-<<<<<<< HEAD
-from ..data.samples import photograph
 from ..data.source import Source
-=======
->>>>>>> wt-http
 from ..data.spec import InputSpec
 from ..errors import ImageError, ServeError, TessellaError, UsageError
 from ..results import Output
