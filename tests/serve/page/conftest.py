@@ -21,9 +21,12 @@ ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; without one the tests are skipped, unless the environment insists on it, as CI does."""
+    """Chromium; without one the tests are skipped, unless the environment insists on it, as CI does.
+
+    It is closed after each module, because Playwright's event loop runs until then: other tests need one of their own.
+    """
     program = next((path for name in NAMES if (path := shutil.which(name))), None)
     if program is None:
         message = "there is no chromium on this machine; install it with: apt-get install -y chromium"

@@ -23,6 +23,7 @@ export const MESSAGES = {
   // the server
   bad_argument: "The server did not accept a setting of this request.",
   bad_request: "The server did not understand the request.",
+  unprocessable: "The server understood the request, but cannot carry it out.",
   unknown_model: "The server does not offer this model.",
   missing_dependency: "The server lacks an optional package for this.",
   changed_run: "The model of the server does not fit the index.",
