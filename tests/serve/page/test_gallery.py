@@ -237,6 +237,22 @@ def test_a_collection_that_cannot_be_opened_yet_can_be_asked_for_again(site: Sta
     opened.tiles().first.wait_for()
 
 
+def test_a_token_that_is_not_given_is_not_asked_for_again_and_again(site: StandIn, visit: Open) -> None:
+    opened = gallery(visit, site)
+    opened.find("tessella-tile img.loaded").first.wait_for()
+    opened.expect_messages("status of 401")
+    site.token = "secret"
+    opened.button("Show more").click()
+    opened.page.get_by_role("dialog").wait_for()
+    opened.page.keyboard.press("Escape")
+    opened.find(".message").get_by_text("needs a valid token").wait_for()
+    opened.find("a[href='#/teach']").click()
+    opened.page.get_by_role("dialog").wait_for()  # another view asks once more, thumbnails never do
+    opened.page.get_by_role("textbox", name="Token").fill("secret")
+    opened.button("Continue").click()
+    opened.find("tessella-teach tessella-tile img.loaded").first.wait_for()
+
+
 def test_the_request_of_a_search_is_shown(site: StandIn, visit: Open, collection: Collection) -> None:
     opened = gallery(visit, site)
     opened.tiles().first.locator(".tile-picture").click()

@@ -84,7 +84,7 @@ export class ServerBackend {
 
   /** The address of a thumbnail for an <img>; the caller keeps it. */
   async thumbnail(row, size) {
-    const response = await this.#fetch("GET", `/v1/index/image/${row}?size=${size}`, {});
+    const response = await this.#fetch("GET", `/v1/index/image/${row}?size=${size}`, { asks: false });
     return URL.createObjectURL(await response.blob());
   }
 
@@ -123,7 +123,8 @@ export class ServerBackend {
     return { answer, request };
   }
 
-  async #fetch(method, path, { json, files, fields, signal, onwait }) {
+  /** onwait(seconds): called before a busy server is asked again. asks: whether a person is asked for a missing token. */
+  async #fetch(method, path, { json, files, fields, signal, onwait, asks = true }) {
     for (let attempt = 1; ; attempt++) {
       const headers = new Headers();
       const token = sessionStorage.getItem(TOKEN);
@@ -145,7 +146,7 @@ export class ServerBackend {
         throw new ServerError("server_unavailable");
       }
       if (response.ok) return response;
-      if (response.status === 401) {
+      if (response.status === 401 && asks) {
         await this.#renewToken(token);
         attempt = 0;
         continue;

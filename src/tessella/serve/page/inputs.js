@@ -27,7 +27,7 @@ export function pickers(take) {
 
 /** Receive images that are dropped anywhere on the page or pasted. */
 export function receive(take) {
-  const veil = make("div", { class: "veil", hidden: true }, make("p", {}, "Drop the images to classify them"));
+  const veil = make("div", { class: "veil", hidden: true }, make("p", {}, "Drop the images here"));
   document.body.append(veil);
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   document.addEventListener("dragover", (event) => {

@@ -16,6 +16,7 @@ const FEWEST = 40_000; // points that are drawn during a movement
 const AT_FIRST = 200_000; // points of the first frames, before the speed is known
 const OUTSIDE = 1e6; // the place of a row that is not in the index: never in view
 const STILL = 140; // milliseconds after which a movement has ended, and all points are drawn
+const REST = 60; // milliseconds that the pointer rests on a point before it is described
 const PALE = 22; // opacity of a point that the label filter excludes, of 255
 const COVER = 0.94; // of the canvas, when all points are in view
 
@@ -386,24 +387,26 @@ class ImageMap extends HTMLElement {
     return this.grid ? this.grid.nearest(x, y, radius / this.view.scale) : -1;
   }
 
-  async hover(i, left, top) {
+  /** Show what is under the pointer; -1 for nothing. */
+  hover(i, left = 0, top = 0) {
+    this.tip.style.left = `${clamp(left + 14, 0, Math.max(this.size().width - 220, 0))}px`;
+    this.tip.style.top = `${clamp(top + 14, 0, Math.max(this.size().height - 110, 0))}px`;
+    if (i === this.hovered) return;
     this.hovered = i;
-    if (i < 0) {
-      this.tip.hidden = true;
-      return;
-    }
-    const item = await state.backend.row(i).catch(() => null);
-    if (this.hovered !== i || !item) return;
+    this.tip.hidden = true;
+    clearTimeout(this.pause);
+    if (i >= 0) this.pause = setTimeout(() => this.#describe(i).catch(() => {}), REST);
+  }
+
+  async #describe(i) {
+    const item = await state.backend.row(i);
+    if (this.hovered !== i) return;
     const picture = make("img", { alt: "" });
-    state.thumbnails.address(item.row, 96, () => this.hovered === i).then((address) => address && (picture.src = address), () => {});
-    this.tip.replaceChildren(
-      picture,
-      make("div", {}, make("bdi", { class: "strong" }, shortLabel(item.label)), ` ${percent(item.probability)}`, make("bdi", { class: "tile-name" }, baseName(item.key))),
-    );
+    const text = [make("bdi", { class: "strong" }, shortLabel(item.label)), ` ${percent(item.probability)}`];
+    this.tip.replaceChildren(picture, make("div", {}, text, make("bdi", { class: "tile-name" }, baseName(item.key))));
     this.tip.hidden = false;
-    const { width, height } = this.size();
-    this.tip.style.left = `${clamp(left + 14, 0, Math.max(width - 220, 0))}px`;
-    this.tip.style.top = `${clamp(top + 14, 0, Math.max(height - 110, 0))}px`;
+    const address = await state.thumbnails.address(i, 96, () => this.hovered === i);
+    if (address) picture.src = address;
   }
 
   async open(i) {

@@ -172,7 +172,7 @@ class Teach extends HTMLElement {
       if (yes.length && no.length) {
         const { answer, request } = await state.backend.teach(yes, no, RANKED, { signal });
         this.#showTiles(answer.ranked, request);
-        const overlap = answer.separable ? "" : " The marks contradict each other: some images of both kinds are alike.";
+        const overlap = answer.separable ? "" : " Some images marked no still score higher than some marked yes.";
         this.status.textContent = `Fitted to ${images(yes.length + no.length)} in ${milliseconds(answer.train_ms)}.${overlap}`;
       } else if (yes.length) {
         const options = { queries: yes.slice(0, 64).map((row) => ({ row })), top: RANKED, group_duplicates: true };
