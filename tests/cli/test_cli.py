@@ -76,6 +76,7 @@ SURFACE = {
             "RUN",
             "QUERY...",
             "--top",
+            "--negative",
             "--where",
             "--label",
             "--all-rows",

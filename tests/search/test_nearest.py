@@ -164,3 +164,16 @@ def test_columns_and_vectors_are_those_of_the_shards(medium: Path) -> None:
             with pytest.raises(UsageError) as caught:
                 index.vectors(wrong)
             assert caught.value.code == code
+
+
+def test_an_approximate_index_with_vectors_in_memory(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", numbered(clustered(3_000, 4)))
+    build_index(run, approximate_from=1_000)
+    disk, memory = Index(run, memory=0), Index(run, memory=10**9)
+    assert disk.plan.probes
+    among = np.arange(3_000) % 2 == 0
+    for query in unit(random_vectors(5, 6)):
+        for options in (dict[str, Any](), dict(all_rows=True), dict(label="dog"), dict(among=among)):
+            found = [[row.row for row in index.search(query, top=20, **options)] for index in (disk, memory)]
+            assert found[0] == found[1]
+    np.testing.assert_array_equal(disk.vectors([5, 2_999]), memory.vectors([5, 2_999]))

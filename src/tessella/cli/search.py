@@ -49,6 +49,7 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
     examples=[
         "tessella search runs/photos cat.jpg --top 5 --sheet cats.html",
         "tessella search runs/photos key:photos/1.jpg --label flamingo --where 'width >= 640'",
+        "tessella search runs/photos cat.jpg --negative kitten.jpg",
     ],
 )
 @run_argument
@@ -67,6 +68,13 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
     default=10,
     show_default=True,
     help="Number of rows to find.",
+)
+@option(
+    "--negative",
+    group="Input",
+    multiple=True,
+    metavar="QUERY",
+    help="Query that results should not resemble; can be given several times.",
 )
 @option("--label", group="Input", metavar="NAME", help="Search only rows with this predicted class.")
 @option(
@@ -89,6 +97,7 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
 def search(
     folder: str,
     queries: tuple[str, ...],
+    negative: tuple[str, ...],
     model: str | None,
     checkpoint: str | None,
     sheet: str | None,
@@ -108,7 +117,7 @@ def search(
     if model or checkpoint:
         opened.predictor = load_model(opened.facts, model, checkpoint)
     loaded_queries = [opened.query(query) for query in queries]
-    neighbors = opened.search(loaded_queries, **filters)  # type: ignore[arg-type]
+    neighbors = opened.search(loaded_queries, negative=negative, **filters)  # type: ignore[arg-type]
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"

@@ -47,7 +47,8 @@ class Columns:
         encoded = table["label"].combine_chunks().dictionary_encode()
         found = encoded.dictionary.to_pylist()
         names = sorted(found)
-        codes = np.array([*(names.index(name) for name in found), NO_LABEL], np.uint16)
+        code = {name: place for place, name in enumerate(names)}
+        codes = np.array([*(code[name] for name in found), NO_LABEL], np.uint16)
         positions_N = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
 
         def numbers(name: str, missing: float, kind: type) -> NDArray[np.generic]:
