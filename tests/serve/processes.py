@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tessella.serve.decoding import DecodePool
+
 
 def children(pid: int) -> list[int]:
     """Return the ids of the processes whose parent is `pid`."""
@@ -25,6 +27,11 @@ def descendants(pid: int | None = None) -> list[int]:
     for child in children(os.getpid() if pid is None else pid):
         found += [child, *descendants(child)]
     return found
+
+
+def decoders(pool: DecodePool) -> list[int]:
+    """Return the ids of the processes of a pool that are ready."""
+    return [worker.pid for worker in [*pool._supervisor._workers] if worker.ready]
 
 
 def resident_bytes() -> int:

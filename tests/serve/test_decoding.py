@@ -28,7 +28,7 @@ from tessella.serve.settings import ServeSettings
 
 from .engines import PHOTOGRAPH, SPEC, encoded, number_of_pixels
 from .fatal import POISON, FatalImage
-from .processes import children, descendants, descriptors
+from .processes import decoders, descendants, descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -82,14 +82,9 @@ def submit(pool: DecodePool, results: Results, key: object, data: bytes, spec: I
     return pool.submit(data, spec, lambda task: results.add(key, task))
 
 
-def workers() -> list[int]:
-    """Return the process ids of the decoders: the children of the fork server."""
-    return [pid for server in children(os.getpid()) for pid in children(server)]
-
-
-def wait_for_workers(count: int) -> list[int]:
+def wait_for_workers(pool: DecodePool, count: int = 2) -> list[int]:
     until = time.monotonic() + 60
-    while len(found := workers()) < count and time.monotonic() < until:
+    while len(found := decoders(pool)) < count and time.monotonic() < until:
         time.sleep(0.005)
     assert len(found) == count
     return found
@@ -134,7 +129,7 @@ def test_killed_processes_are_replaced_and_their_images_decoded_again(pool: Deco
         for _ in range(20):
             submit(pool, results, count, encoded(count))
             count += 1
-        os.kill(rng.choice(wait_for_workers(2)), signal.SIGKILL)
+        os.kill(rng.choice(wait_for_workers(pool)), signal.SIGKILL)
         assert events.lost.acquire(timeout=60)
         kills += 1
     found = results.wait(count)
@@ -144,7 +139,7 @@ def test_killed_processes_are_replaced_and_their_images_decoded_again(pool: Deco
     good = {key: number_of_pixels(result.pixels[None])[0] for key, result in found.items() if result.pixels is not None}
     assert all(key == number for key, number in good.items())
     assert all(len(tasks) == 1 for tasks in results.tasks.values())
-    assert pool.has_worker or wait_for_workers(2)
+    assert pool.has_worker or wait_for_workers(pool)
 
 
 def test_an_image_that_kills_its_process_is_to_blame_alone(
@@ -169,7 +164,7 @@ def test_an_image_that_kills_its_process_is_to_blame_alone(
 
 def test_a_hanging_process_costs_one_image(pool: DecodePool, events: Events) -> None:
     results = Results()
-    one, other = wait_for_workers(2)
+    one, other = wait_for_workers(pool)
     stop([one])
     for i in range(20):
         submit(pool, results, i, encoded(i))
@@ -177,16 +172,19 @@ def test_a_hanging_process_costs_one_image(pool: DecodePool, events: Events) -> 
     codes = [result.error.code for result in found.values() if result.error is not None]
     assert codes == ["timeout"]
     assert events.lost.acquire(timeout=60)
-    assert other in workers()
+    assert other in decoders(pool)
 
 
 def test_canceled_images_are_not_decoded(pool: DecodePool) -> None:
     results = Results()
-    stop(wait_for_workers(2))
+    stopped = wait_for_workers(pool)
+    stop(stopped)
     tasks = [submit(pool, results, i, encoded(i)) for i in range(10)]
     for task in tasks[:9]:
         pool.cancel(task)
-    assert all(task.source == b"" for task in tasks[2:9])  # memory is freed at once
+    assert all(task.source == b"" for task in tasks[:9])  # memory is freed at once
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
     found = results.wait(1)
     assert list(found) == [9]
     assert number_of_pixels(found[9].pixels[None]) == 9  # type: ignore[index]
@@ -196,14 +194,14 @@ def test_when_no_process_can_be_started_everything_fails(
     pool: DecodePool, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = Results()
-    stop(wait_for_workers(2))
+    stop(wait_for_workers(pool))
     submit(pool, results, "held", encoded(1))
 
     def refuse(self: ForkServer, channel: int, memory: int) -> None:
         raise OSError("no memory")
 
     monkeypatch.setattr(ForkServer, "fork", refuse)
-    for pid in workers():
+    for pid in decoders(pool):
         os.kill(pid, signal.SIGKILL)
     assert events.gave_up.wait(100)
     submit(pool, results, "late", encoded(2))
@@ -218,7 +216,7 @@ def test_closing_answers_everything_and_leaves_no_process(events: Events) -> Non
     before = threading.active_count(), descriptors(), descendants()
     pool = DecodePool(ServeSettings(decode_processes=2), on_failed=events.fail)
     results = Results()
-    stop(wait_for_workers(2))
+    stop(wait_for_workers(pool))
     for i in range(10):
         submit(pool, results, i, encoded(i))
     pool.close()
@@ -248,14 +246,14 @@ def test_one_image_can_be_awaited(pool: DecodePool) -> None:
 
 
 def test_workers_ignore_a_signal_that_asks_the_whole_group_to_stop(pool: DecodePool) -> None:
-    before = wait_for_workers(2)
-    for pid in descendants():
+    before = wait_for_workers(pool)
+    for pid in [pool._supervisor._server._process.pid, *before]:  # type: ignore[union-attr]
         os.kill(pid, signal.SIGTERM)
     results = Results()
     for i in range(20):
         submit(pool, results, i, encoded(i))
     assert all(result.pixels is not None for result in results.wait(20).values())
-    assert workers() == before
+    assert decoders(pool) == before
 
 
 def test_an_image_in_memory_obeys_the_limit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -24,15 +25,15 @@ from tessella.serve.service import Service
 from tessella.serve.settings import ServeSettings
 
 from .engines import PHOTOGRAPH, FakeEngine, encoded, fake_predictor
-from .processes import children, descendants, descriptors, resident_bytes
+from .processes import decoders, descendants, descriptors, resident_bytes
 from .services import MODEL, code_of, numbers_in, run, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
 
-def decoders() -> list[int]:
-    """Return the process ids of the decoders: the children of the fork server."""
-    return [pid for server in children(os.getpid()) for pid in children(server)]
+def decoders_of(service: Service) -> list[int]:
+    assert service._stages is not None
+    return decoders(service._stages.pool)
 
 
 # --- readiness --------------------------------------------------------------------------------------------------------
@@ -48,10 +49,10 @@ def test_readiness_follows_the_decoding_processes(engine: FakeEngine, monkeypatc
         fork(self, channel, memory)
 
     async def scenario(service: Service) -> None:
-        await until(lambda: len(decoders()) == 2)
+        await until(lambda: len(decoders_of(service)) == 2)
         assert service.readiness.ready
         monkeypatch.setattr(ForkServer, "fork", fork_if_allowed)
-        for pid in decoders():
+        for pid in decoders_of(service):
             os.kill(pid, signal.SIGKILL)
         await until(lambda: not service.readiness.ready)
         assert service.readiness.reason == "no decoding process is running"
@@ -71,13 +72,13 @@ def test_a_crash_loop_turns_the_service_off(engine: FakeEngine, monkeypatch: pyt
         raise OSError("no memory")
 
     async def scenario(service: Service) -> None:
-        await until(lambda: len(decoders()) == 2)
-        for pid in decoders():
+        await until(lambda: len(decoders_of(service)) == 2)
+        for pid in decoders_of(service):
             os.kill(pid, signal.SIGSTOP)
         held = [asyncio.create_task(service.infer([encoded(i)])) for i in range(4)]
         await asyncio.sleep(0)
         monkeypatch.setattr(ForkServer, "fork", refuse)
-        for pid in decoders():
+        for pid in decoders_of(service):
             os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(60):
             await service.failed.wait()
@@ -103,8 +104,9 @@ def test_killed_decoders_lose_no_answer(engine: FakeEngine) -> None:
 
         clients = [asyncio.create_task(client(number)) for number in range(8)]
         for _ in range(30):
-            await until(lambda: len(decoders()) == 2)
-            os.kill(rng.choice(decoders()), signal.SIGKILL)
+            await until(lambda: len(decoders_of(service)) == 2)
+            with contextlib.suppress(ProcessLookupError):  # its end has not been noticed yet
+                os.kill(rng.choice(decoders_of(service)), signal.SIGKILL)
             answered = outcomes["ok"]
             await until(lambda answered=answered: outcomes["ok"] > answered + 5)  # type: ignore[misc]
         stop.set()
@@ -213,7 +215,7 @@ def test_memory_threads_and_descriptors_stay_flat() -> None:
 
         async def measure() -> tuple[int, int, int, int]:
             gc.collect()
-            await until(lambda: len(decoders()) == 2)
+            await until(lambda: len(decoders_of(service)) == 2)
             return resident_bytes(), threading.active_count(), descriptors(), len(asyncio.all_tasks())
 
         await asyncio.gather(*(client(50) for _ in range(8)))  # whatever is created once
