@@ -45,7 +45,6 @@ export const MESSAGES = {
   not_found_route: "The server does not offer this.",
   body_too_large: "The upload is too large. Save a smaller version of the image.",
   headers_too_large: "The browser sent more headers than the server accepts.",
-  cannot_listen: "The server could not be started under this address.",
   slow_body: "The upload took too long. Check the connection and try again.",
   unsupported_media_type: "The server does not read this type of data.",
   internal_error: "The server failed on this request. The person who runs it finds the details in its log.",
