@@ -99,6 +99,7 @@ SURFACE = {
         )
     ],
     "dedup": ["RUN", "--threshold", "--exact", "--out", "--sheet", "--json"],
+    "gallery": ["RUN", "--out", "--json"],
     "serve": [
         *("--model", "--index", "--host", "--port", "--token-file", "--allow-host", "--allow-urls", "--log-requests"),
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),

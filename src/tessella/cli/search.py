@@ -1,4 +1,4 @@
-"""tessella index, search, dedup: similar images in a run."""
+"""tessella index, search, dedup, gallery: similar images in a run."""
 
 from __future__ import annotations
 
@@ -184,3 +184,28 @@ def dedup(folder: str, threshold: float | None, exact: bool, out: str | None, sh
     notice(f"duplicates: {extra:,} of {duplicates.images:,} images; clusters: {duplicates.clusters:,}")
     if path and not draw_duplicates(folder, duplicates, path):
         notice(printable(f"{path} was not written: there are no duplicates and no pairs near the threshold"))
+
+
+@click.command(cls=Command, examples=["tessella gallery runs/photos --out photos.html"])
+@run_argument
+@option("-o", "--out", group="Output", metavar="FILE.html", required=True, help="The file to write.")
+@json_option
+def gallery(folder: str, out: str, as_json: bool) -> None:
+    """Write the images of a run as one HTML page: gallery, search by an image, map, filters and export.
+
+    The page works without a server and without a network. It contains a thumbnail and the embedding of every image, so
+    it is for up to 10,000 images. The run needs an index: run `tessella index RUN` first.
+    """
+    from ..search import gallery as write_gallery
+
+    report = write_gallery(folder, out, log=lambda text: notice(printable(text)))
+    if as_json:
+        echo_json(dataclasses.asdict(report))
+        return
+    echo(printable(f"{out}: {count_of(report.images, 'image')}, {report.bytes / 1e6:.1f} MB"))
+    echo(
+        f"embeddings are stored with 8 bits per number: {100 * report.recall:.1f} % of the ten nearest images stay the "
+        f"same, similarities change by at most {report.error:.4f}"
+    )
+    if report.missing:
+        notice(f"without a thumbnail, because the image could not be read again: {report.missing:,}")

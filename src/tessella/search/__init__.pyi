@@ -14,3 +14,5 @@ from .query import Query as Query
 from .query import load_model as load_model
 from .retrieval_metrics import Retrieval as Retrieval
 from .retrieval_metrics import retrieval as retrieval
+from .single_page import GalleryReport as GalleryReport
+from .single_page import gallery as gallery

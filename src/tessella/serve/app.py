@@ -18,7 +18,7 @@ from .disconnects import run_unless_disconnected as run_unless_disconnected
 from .metrics import ServeMetrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
-from .routes import cohere, index, native, open_inference, openai, teaching
+from .routes import cohere, index, native, open_inference, openai, page, teaching
 from .security import ClientGoneError, Gate
 from .thumbnails import ByteCache
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token.
-ROUTES = (native, open_inference, openai, cohere, index, teaching)
+ROUTES = (page, native, open_inference, openai, cohere, index, teaching)
 
 DESCRIPTION = """Classification and embeddings of images.
 

@@ -26,8 +26,9 @@ from ...search.query import Query
 from ...text import finite
 from ..collection import OpenedIndex
 from ..disconnects import run_unless_disconnected
-from ..images import content_type, decode_text, parse_json, read_form, settings_of
+from ..images import content_type, decode_text, read_form, settings_of
 from ..problems import RequestError
+from ..strict_json import parse_json
 from ..search import (
     EXPORT_STEP,
     MAX_FOUND,
