@@ -28,7 +28,6 @@ from ..collection import OpenedIndex
 from ..disconnects import run_unless_disconnected
 from ..images import content_type, decode_text, read_form, settings_of
 from ..problems import RequestError
-from ..strict_json import parse_json
 from ..search import (
     EXPORT_STEP,
     MAX_FOUND,
@@ -43,6 +42,7 @@ from ..search import (
     search,
 )
 from ..selection import Selection
+from ..strict_json import parse_json
 from ..thumbnails import SIZES, ByteCache, make_thumbnail, thumbnail_spec
 from . import index_schemas as schemas
 from .index_common import FILTER, collection_of, responses, run
