@@ -31,7 +31,7 @@ LAYERS = [
     {"card"},
     {"training"},
     {"explain"},
-    {"serve"},
+    {"serve", "client"},
     {"cli"},
     {"__main__"},
 ]

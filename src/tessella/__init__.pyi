@@ -7,6 +7,8 @@ from . import search as search
 from . import training as training
 from . import utils as utils
 from ._version import __version__ as __version__
+from .client.asynchronous import AsyncClient as AsyncClient
+from .client.synchronous import Client as Client
 from .engine.optimize import optimize as optimize
 from .errors import ImageError as ImageError
 from .errors import TessellaError as TessellaError

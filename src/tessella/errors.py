@@ -81,6 +81,7 @@ CODES: dict[str, Kind] = {
     "not_ready": Kind(9, 503, "the server is not ready"),
     "draining": Kind(9, 503, "the server is shutting down"),
     "worker_failed": Kind(9, 503, "the process or the model that was working on the image failed"),
+    "promise_broken": Kind(9, 500, "the server did not keep one of its promises in a trial"),
     "cannot_listen": Kind(9, 500, "the server could not listen on its address"),
     "bad_request": Kind(2, 400, "the request is malformed"),
     "unauthorized": Kind(2, 401, "the token is missing or wrong"),

@@ -32,7 +32,7 @@ from .data.spec import InputSpec
 from .data.transforms import load_pixels
 from .engine.base import Engine
 from .errors import ImageError, UsageError
-from .inputs import AnyImage, image_source, list_images
+from .inputs import AnyImage, image_source, key_of, list_images
 from .results import FloatArray, Output, Record
 
 Key = TypeVar("Key")
@@ -218,12 +218,12 @@ def defer_failure(
 ) -> Generator[Result, None, None]:
     """Run `steps`; an exception that the iterable raises comes after the results of all items before it."""
     failures: list[Exception] = []
-    yield from steps(_until_failure(items, failures))
+    yield from steps(until_failure(items, failures))
     if failures:
         raise failures[0]
 
 
-def _until_failure(items: Iterable[Value], failures: list[Exception]) -> Iterator[Value]:
+def until_failure(items: Iterable[Value], failures: list[Exception]) -> Iterator[Value]:
     """Yield the items before the first exception of the iterable, which is put into `failures`."""
     try:
         yield from items
@@ -245,6 +245,19 @@ def pair_with_keys(images: Iterable[Value], keys: Iterable[object]) -> Iterator[
         yield str(key), image
     if next(remaining, _END) is not _END:
         raise UsageError("bad_argument", f"there are more keys than images ({count})", hint="give one per image")
+
+
+def with_keys(images: AnyImage | Iterable[object], keys: Iterable[str] | None) -> Iterable[tuple[str, object]]:
+    """Pair each image with its name: the caller's, or else what `inputs.key_of` gives.
+
+    Raises UsageError `bad_argument` if `keys` are no names; when the pairs are read, also for another number of them.
+    """
+    if isinstance(keys, str) or not isinstance(keys, Iterable | None):
+        raise UsageError("bad_argument", f"keys is {keys!r}, expected one name for each image")
+    items = list_images(images)[1]
+    if keys is None:
+        return ((key_of(image, position), image) for position, image in enumerate(items))
+    return pair_with_keys(items, keys)
 
 
 def error_records(sources: Sequence[Source]) -> list[Record]:

@@ -24,7 +24,7 @@ from .engine import Choice, Plan
 from .engine.plan import Mode as RunMode
 from .errors import ImageError, UsageError, WeightsError
 from .fingerprint import hash_identity, identify
-from .inputs import AnyImage, key_of, list_images
+from .inputs import AnyImage, list_images
 from .loading import (
     LoadSettings,
     OpenedModel,
@@ -42,11 +42,11 @@ from .pipeline import (
     defer_failure,
     image_outputs,
     make_batches,
-    pair_with_keys,
     raise_first_error,
     run_engine,
+    with_keys,
 )
-from .results import NON_FINITE, ClassNames, FloatArray, is_finite, l2_normalize, make_record, softmax
+from .results import NON_FINITE, ClassNames, FloatArray, check_top, is_finite, l2_normalize, make_record, softmax
 from .results import Output as Output
 from .results import Prediction as Prediction
 from .results import Record as Record
@@ -271,7 +271,7 @@ class Predictor:
         check_type("embed", embed, bool)
         if top:
             self._check_classifier()
-        outputs = image_outputs(_with_keys(images, keys), self._reader, self.engine)
+        outputs = image_outputs(with_keys(images, keys), self._reader, self.engine)
         return (self.record(key, outcome, top=top, embed=embed) for key, outcome in outputs)
 
     def feature_records(
@@ -287,7 +287,7 @@ class Predictor:
         Raises UsageError `bad_argument` for blocks that do not exist.
         """
         blocks = self._blocks(indices)
-        pairs = _with_keys(images, keys)
+        pairs = with_keys(images, keys)
         return defer_failure(pairs, lambda pairs: self._feature_records(pairs, blocks))
 
     def outputs(self, images: AnyImage | Iterable[object]) -> Generator[Output | ImageError, None, None]:
@@ -404,13 +404,6 @@ def load(
     return Predictor(network, name=settings.recorded_name, plan=plan, images=images, transform=transform, policy=policy)
 
 
-def check_top(top: int) -> int:
-    """Return a number of classes as an int; UsageError `bad_argument` for anything else."""
-    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 0:
-        raise UsageError("bad_argument", f"top is {top!r}, expected a number of classes, 0 or more")
-    return int(top)
-
-
 def check_indices(indices: int | Sequence[int]) -> int | list[int]:
     """Return block numbers as int; UsageError `bad_argument` for anything else. The model knows which blocks exist."""
     if _is_block(indices):
@@ -426,16 +419,6 @@ def check_indices(indices: int | Sequence[int]) -> int | list[int]:
 
 def _is_block(index: object) -> TypeGuard[int]:
     return isinstance(index, int | np.integer) and not isinstance(index, bool) and abs(int(index)) <= MAX_BLOCKS
-
-
-def _with_keys(images: AnyImage | Iterable[object], keys: Iterable[str] | None) -> Iterable[tuple[str, object]]:
-    """Pair each image with its name: the caller's, or else what `key_of` gives."""
-    if isinstance(keys, str) or not isinstance(keys, Iterable | None):
-        raise UsageError("bad_argument", f"keys is {keys!r}, expected one name for each image")
-    items = list_images(images)[1]
-    if keys is None:
-        return ((key_of(image, position), image) for position, image in enumerate(items))
-    return pair_with_keys(items, keys)
 
 
 def _concatenate(parts: Sequence[FloatArray], width: int) -> FloatArray:

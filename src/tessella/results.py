@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError
+from .errors import ImageError, UsageError
 from .text import html_table
 
 FloatArray = NDArray[np.float32]
@@ -110,6 +110,13 @@ def make_record(key: str, outcome: Output | ImageError, classes: ClassNames, *, 
         return Record(key, "non_finite", NON_FINITE)
     best = classes.top_predictions(softmax(outcome.logits[None])[0], top) if top else ()
     return Record(key, "ok", "", best, l2_normalize(outcome.embedding[None])[0] if embed else None)
+
+
+def check_top(top: int) -> int:
+    """Return a number of classes as an int; UsageError `bad_argument` for anything else."""
+    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 0:
+        raise UsageError("bad_argument", f"top is {top!r}, expected a number of classes, 0 or more")
+    return int(top)
 
 
 def is_finite(array: FloatArray) -> bool:

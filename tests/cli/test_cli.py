@@ -51,9 +51,20 @@ RUN_OPTIONS = [
     "--transform",
     "--policy",
 ]
+SERVER_OPTIONS = ["--server", "--token-file"]
 SURFACE = {
-    "classify": ["INPUT...", *RUN_OPTIONS, "--strict", "--top", "--json", "--csv", "--out", "--csv-safe"],
-    "embed": ["INPUT...", *RUN_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
+    "classify": [
+        "INPUT...",
+        *RUN_OPTIONS,
+        *SERVER_OPTIONS,
+        "--strict",
+        "--top",
+        "--json",
+        "--csv",
+        "--out",
+        "--csv-safe",
+    ],
+    "embed": ["INPUT...", *RUN_OPTIONS, *SERVER_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
     "run": [
         *(
@@ -90,7 +101,7 @@ SURFACE = {
         *("--model", "--index", "--host", "--port", "--token-file", "--allow-host", "--allow-urls", "--log-requests"),
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),
         *("--max-delay", "--queue-images", "--max-images", "--max-body", "--body-timeout", "--processes"),
-        *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory"),
+        *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory", "--prove"),
     ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[MODEL]", "--json"],

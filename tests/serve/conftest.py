@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the server: a process, an application without one, an engine that is a stand-in."""
+"""A server that the tests of one module share, an application without a process, and a service with a fake engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tessella.serve import ServeSettings, Service, models
+from tessella.serve import ServeSettings, Service
+from tessella.serve import models as served_models
 from tessella.serve.app import create_app
 
 from .engines import FakeEngine, fake_predictor
@@ -91,5 +92,5 @@ def open_app() -> Iterator[Callable[..., App]]:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine of all models that services open in this test."""
     engine = FakeEngine()
-    monkeypatch.setattr(models, "open_predictor", lambda source, settings: fake_predictor(source, engine))
+    monkeypatch.setattr(served_models, "open_predictor", lambda source, settings: fake_predictor(source, engine))
     return engine

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from pathlib import Path
 from typing import TypeAlias
 
-from tessella.serve.fetch import Network
+from tessella.serve.fetch import FetchNetwork
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 PUBLIC = "93.184.215.14"
@@ -66,8 +66,8 @@ class SmallInternet:
         await self._stack.aclose()
 
     @property
-    def network(self) -> Network:
-        return Network(resolve=self._resolve, connect=self._connect, tls=trusted_authority)
+    def network(self) -> FetchNetwork:
+        return FetchNetwork(resolve=self._resolve, connect=self._connect, tls=trusted_authority)
 
     async def add_host(self, handler: Handler, *addresses: str, tls: bool = False) -> None:
         """Serve an address at the usual port of https or http. handler: gets the head of the request."""

@@ -17,7 +17,7 @@ import pytest
 from tessella.data.limits import Limits
 from tessella.errors import ImageError
 from tessella.serve import fetch, public_urls
-from tessella.serve.fetch import INTERNET, Network, connect_to, fetch_image, resolve_host
+from tessella.serve.fetch import INTERNET, FetchNetwork, connect_to, fetch_image, resolve_host
 from tests.serve.internet import PUBLIC, PUBLIC_6, Handler, SmallInternet, always, listening, response, socket_events
 
 URL = "https://images.example.com/a.jpg"
@@ -98,7 +98,9 @@ def hosts() -> list[str]:
 VECTORS = hosts()
 
 
-async def outcome(internet: SmallInternet, url: str, *, timeout: float = 5.0, network: Network | None = None) -> str:
+async def outcome(
+    internet: SmallInternet, url: str, *, timeout: float = 5.0, network: FetchNetwork | None = None
+) -> str:
     """Return the body that was fetched as text, or the code of the error."""
     try:
         body = await fetch_image(
@@ -304,7 +306,6 @@ LEGITIMATE = [
             "EXAMPLE.com",
             "www.example.com",
             "a-b.example.com",
-            "a_b.example.com",
             "1.example.com",
             "example.org",
             "images.example.org.",

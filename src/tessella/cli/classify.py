@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -24,6 +24,7 @@ from .options import (
     parse_numbers,
     report_bad,
     report_skipped,
+    server_options,
     table_options,
     warn_about_classes,
 )
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
     from ..results import Record
     from ..weights.catalogue import Task
+    from .remote import RemoteModel
 
-    MakeRecords = Callable[[Predictor, Iterable[Source]], Iterable[Record]]
+    MakeRecords = Callable[[Predictor | RemoteModel, Iterable[Source]], Iterable[Record]]
 
 
 @click.command(
@@ -44,9 +46,11 @@ if TYPE_CHECKING:
         "tessella classify photo.jpg",
         "tessella classify photos --top 1 --out classes.csv",
         "tessella classify photos.tar --model mixer_b16_224.goog_in21k_ft_in1k --json",
+        "tessella classify photos --server http://127.0.0.1:8000",
     ],
 )
 @input_options
+@server_options
 @option(
     "-k",
     "--top",
@@ -61,7 +65,7 @@ def classify(top: int, **arguments: Any) -> None:
     """Print the most probable classes of each image, or write them to a file."""
     path = _check_table_options(arguments)
 
-    def make_records(predictor: Predictor, sources: Iterable[Source]) -> Iterable[Record]:
+    def make_records(predictor: Predictor | RemoteModel, sources: Iterable[Source]) -> Iterable[Record]:
         return predictor.records(sources, top=min(top, predictor.num_classes), embed=False)
 
     _run(arguments, make_records, path, task="classify", top=top)
@@ -72,6 +76,7 @@ def classify(top: int, **arguments: Any) -> None:
     examples=["tessella embed photos --out embeddings.npz", "tessella embed photo.jpg --json"],
 )
 @input_options
+@server_options
 @table_options
 def embed(**arguments: Any) -> None:
     """Compute embeddings of images: vectors of unit length, whose dot product is the cosine similarity."""
@@ -106,7 +111,11 @@ def features(blocks: str | None, **arguments: Any) -> None:
     """
     path = _check_path(arguments["out"], [".npz"])
     indices = parse_numbers("--blocks", blocks) if blocks else None
-    _run(arguments, lambda predictor, sources: predictor.feature_records(sources, indices), path)
+
+    def make_records(predictor: Predictor | RemoteModel, sources: Iterable[Source]) -> Iterable[Record]:
+        return cast("Predictor", predictor).feature_records(sources, indices)  # the command has no --server
+
+    _run(arguments, make_records, path)
 
 
 def _check_path(out: str | None, suffixes: Sequence[str]) -> Path | None:
@@ -147,6 +156,7 @@ def _run(
     skipped = Skipped()
     sources: Iterable[Source] = find_sources(arguments["inputs"], skipped)
     records: Iterable[Record] = ()
+    predictor: Predictor | RemoteModel | None = None
     total, width, metadata = None, 0, {}
     if is_listed := "-" not in arguments["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
@@ -155,21 +165,32 @@ def _run(
     if records:
         top = 0
     else:
-        predictor = load_predictor(arguments, task)
+        predictor = _open_model(arguments, task)
         if top:
             warn_about_classes(predictor.name, arguments["checkpoint"])
         top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
-        if path is not None:
-            metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
         records = make_records(predictor, sources)
     counter = _RecordCounter(keep=path is not None, quiet=arguments["as_json"] or arguments.get("as_csv", False))
     _print(counter.follow(show_progress(records, total, "images")), arguments, path, top, width)
     if not is_listed:
         report_skipped(skipped)
     if path is not None and counter.kept:
+        if predictor is not None:
+            metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
         count = write_records(path, counter.kept, metadata, csv_safe=arguments.get("csv_safe", False))
         notice(f"wrote {count_of(count, 'row')} to {printable(str(path))}")
     finish(counter.good, counter.bad, arguments["strict"])
+
+
+def _open_model(arguments: dict[str, Any], task: Task) -> Predictor | RemoteModel:
+    """Return the model that the options name, here or on a server."""
+    if arguments.get("server") is None:
+        if arguments.get("token_file") is not None:
+            raise UsageError("bad_argument", "--token-file needs --server", hint="give the URL of the server")
+        return load_predictor(arguments, task)
+    from .remote import open_remote
+
+    return open_remote(arguments, task)
 
 
 class _RecordCounter:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 F = TypeVar("F")
 EXIT_BAD_INPUT = 3
 MAX_PROCESSES = 1_024
+TOKEN_VARIABLE = "TESSELLA_TOKEN"
 Decorator = Callable[[F], F]
 
 
@@ -183,6 +186,20 @@ input_options = options(
     batch_size_option,
     images_option,
 )
+server_options = options(
+    option(
+        "--server",
+        group="Model",
+        metavar="URL",
+        help="Send the images to `tessella serve` at this address instead of loading a model here.",
+    ),
+    option(
+        "--token-file",
+        group="Model",
+        metavar="FILE",
+        help="File with the token of the server; the environment variable TESSELLA_TOKEN can have it instead.",
+    ),
+)
 table_options = options(
     json_lines_option,
     option("--csv", "as_csv", group="Output", is_flag=True, help="Print comma-separated values with a header."),
@@ -241,6 +258,20 @@ def warn_about_classes(model: str, checkpoint: str | None) -> None:
 
     if checkpoint is None and (warning := class_warning(model)):
         notice(f"{model}: {warning}; use its embeddings")
+
+
+def read_token(path: str | None) -> str | None:
+    """Return the token of a server: the text of a file, or the value of the environment variable TESSELLA_TOKEN.
+
+    Raises UsageError `bad_argument` if the file cannot be read.
+    """
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError("bad_argument", f"the token file {path!r} cannot be read: {reason}") from None
 
 
 def find_sources(inputs: Sequence[str], skipped: Skipped | None = None) -> Iterator[Source]:

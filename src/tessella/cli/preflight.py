@@ -23,6 +23,8 @@ def check(values: Mapping[str, Any]) -> None:
     """Check the arguments of a command by the names of its parameters. Raises UsageError or WeightsError."""
     for name, checker in _CHECKS.items():
         value = values.get(name)
+        if name == "model" and values.get("server") is not None:
+            continue  # the server knows its models
         if value is not None:
             for item in value if isinstance(value, tuple) else (value,):
                 checker(item)

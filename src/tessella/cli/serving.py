@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from importlib import util
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import ServeError, UsageError
 from ..extras import install_command
 from ..text import any_of, printable
 from .console import Command, PrintableFormatter, echo, notice
@@ -24,14 +23,16 @@ from .options import (
     options,
     policy_option,
     precision_option,
+    read_token,
     transform_option,
 )
 from .preflight import count_type
 
 if TYPE_CHECKING:
+    from ..serve import ServeSettings
+    from ..serve.prove import Promise
     from ..serve.runner import Started
 
-TOKEN_VARIABLE = "TESSELLA_TOKEN"
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 _MIB = 1 << 20
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -175,6 +176,7 @@ _limit_options = options(
         "tessella serve",
         "tessella serve --model mixer_b16_224.goog_in21k_ft_in1k --index runs/photos --port 8080",
         "tessella serve --host 0.0.0.0 --token-file token.txt --allow-host images.example.com",
+        "tessella serve --prove",
     ],
 )
 @option(
@@ -188,6 +190,13 @@ _limit_options = options(
     "when they are asked for.  [default: the built-in models]",
 )
 @option("--index", group="Input", metavar="RUN", help="Run with an index, to be searched.")
+@option(
+    "--prove",
+    group="Advanced",
+    is_flag=True,
+    help="Do not serve: start a server with these options on a free port, test it under load and with faults, and "
+    "print which promises it keeps.",
+)
 @_network_options
 @transform_option
 @policy_option
@@ -202,6 +211,7 @@ def serve(
     max_body_mib: int,
     memory_mib: int | None,
     log_requests: bool,
+    prove: bool,
     **arguments: Any,
 ) -> None:
     """Serve classification and embeddings of images over HTTP.
@@ -219,15 +229,38 @@ def serve(
         )
     settings = ServeSettings(
         index=None if index is None else Path(index),
-        token=_read_token(token_file),
+        token=read_token(token_file),
         max_body_bytes=max_body_mib * _MIB,
         queue_bytes=max(256, max_body_mib) * _MIB,
         memory_limit=memory_mib and memory_mib * _MIB,
         **arguments,
     )
+    if prove:
+        _prove(settings)
+        return
     if log_requests:
         _log_requests()
     run(settings, on_ready=_report, on_stop=_announce_stop, log_requests=log_requests)
+
+
+def _prove(settings: ServeSettings) -> None:
+    """Print each promise as it is measured. Raises ServeError `promise_broken` if one was not kept."""
+    from ..serve.prove import prove
+
+    promises = prove(settings, on_promise=_print_promise)
+    if broken := [promise.name for promise in promises if promise.kept is False]:
+        raise ServeError(
+            "promise_broken",
+            f"not kept: {', '.join(broken)}",
+            hint="other programs on this machine may be the reason: repeat it when the machine is idle",
+        )
+
+
+def _print_promise(promise: Promise) -> None:
+    verdict = {True: "kept", False: "not kept", None: "not checked"}[promise.kept]
+    echo(f"{verdict:<12} {promise.name:<31} {promise.measured}")
+    if promise.kept is False:
+        echo(f"{'':<12} {'':<31} expected: {promise.expected}")
 
 
 def _check_packages() -> None:
@@ -238,17 +271,6 @@ def _check_packages() -> None:
         verb = "is" if len(missing) == 1 else "are"
         hint = install_command(list(_PACKAGES))
         raise UsageError("missing_dependency", f"the server needs {names}, which {verb} not installed", hint=hint)
-
-
-def _read_token(path: str | None) -> str | None:
-    """Return the token: the first line of a file, or the value of the environment variable."""
-    if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        return Path(path).read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError("bad_argument", f"the token file {path!r} cannot be read: {reason}") from None
 
 
 def _log_requests() -> None:

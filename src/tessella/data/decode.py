@@ -147,6 +147,13 @@ def open_image(
     return _open_bytes(data, policy, mode, limits)
 
 
+def encode_png(pixels: Pixels) -> bytes:
+    """Return (height, width, 3) uint8 RGB as a PNG file, from which `decode` returns the same pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def _undecoded_file(image: Image.Image, limits: Limits) -> bytes | None:
     """Return the file of a Pillow image that is opened but not decoded, if Pillow can misread its format, else None.
 

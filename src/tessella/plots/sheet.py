@@ -77,7 +77,7 @@ def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> byte
     for group, pictures in groups:
         figures += [f"<section><h2>{escape(group)}</h2>"] if group else []
         figures += [
-            f'<figure><img alt="" src="data:image/png;base64,{b64encode(_png(pixels)).decode()}">'
+            f'<figure><img alt="" src="data:image/png;base64,{b64encode(encode_png(pixels)).decode()}">'
             f"<figcaption>{'<br>'.join(escape(printable(line)) for line in lines)}</figcaption></figure>"
             for pixels, lines in pictures
         ]
@@ -94,8 +94,8 @@ def _picture(panel: Panel) -> tuple[Pixels, tuple[str, ...]]:
         return np.full((120, 160, 3), 225, np.uint8), (*panel.lines, f"no picture: {error.code}")
 
 
-def _png(pixels: Pixels) -> bytes:
-    """Encode pixels (H,W,3) uint8 as a PNG file, so that an .html sheet needs no drawing library."""
+def encode_png(pixels: Pixels) -> bytes:
+    """Return pixels (H,W,3) uint8 as a PNG file; no drawing library is needed."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(pixels))  # 0: no filter
     chunks = {

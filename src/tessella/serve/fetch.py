@@ -47,7 +47,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class FetchNetwork:
     """How hosts are found and connected to; tests replace it.
 
     resolve: the addresses of a host name, as text. connect: a connected, non-blocking socket to an address and port.
@@ -110,7 +110,7 @@ def _verified_tls() -> ssl.SSLContext:
     return context
 
 
-INTERNET = Network(resolve=resolve_host, connect=connect_to, tls=_verified_tls)
+INTERNET = FetchNetwork(resolve=resolve_host, connect=connect_to, tls=_verified_tls)
 
 
 async def fetch_image(
@@ -119,7 +119,7 @@ async def fetch_image(
     limits: Limits = DEFAULT_LIMITS,
     timeout: float = 10.0,
     allow_http: bool = False,
-    network: Network = INTERNET,
+    network: FetchNetwork = INTERNET,
 ) -> bytes:
     """Return the bytes of an image on the public internet, as the server of the URL sends them.
 
@@ -151,7 +151,7 @@ def _places() -> asyncio.Semaphore:
     return _PLACES.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(MAX_FETCHES))
 
 
-async def _request(target: PublicUrl, most: int, network: Network) -> tuple[bytes, str | None]:
+async def _request(target: PublicUrl, most: int, network: FetchNetwork) -> tuple[bytes, str | None]:
     """Return the body of the answer or, for a redirect, an empty body and the location."""
     connection = await _open_checked(target, network)
     secure = target.scheme == "https"
@@ -179,7 +179,7 @@ async def _request(target: PublicUrl, most: int, network: Network) -> tuple[byte
         writer.transport.abort()  # waits for nothing: the peer may not be interested in an orderly end
 
 
-async def _open_checked(target: PublicUrl, network: Network) -> socket.socket:
+async def _open_checked(target: PublicUrl, network: FetchNetwork) -> socket.socket:
     """Return a connection to the host of a URL whose peer is public; nothing has been sent on it."""
     if target.address is not None:
         addresses = [target.host]

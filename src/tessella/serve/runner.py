@@ -199,7 +199,7 @@ class _Run:
         return is_loaded
 
     async def _load(self, service: Service) -> bool:
-        """Load the models; return whether the server should go on, because it was not asked to stop meanwhile."""
+        """Load the models; return whether the server should continue; False if it was asked to stop meanwhile."""
         loading, stopping = asyncio.create_task(service.start()), asyncio.create_task(self.stopping.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -219,7 +219,7 @@ class _Run:
         stopping.cancel()
         failed.cancel()
         if service.failed.is_set():
-            raise ServeError("worker_failed", f"the server cannot go on: {service.readiness.reason}")
+            raise ServeError("worker_failed", f"the server cannot continue: {service.readiness.reason}")
         self.on_stop(self.settings.drain_delay + self.settings.drain_timeout)
         await service.drain()
 

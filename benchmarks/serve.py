@@ -1,0 +1,198 @@
+"""Measure `tessella serve`: `scripts/bench serve [--models NAME ...] [--peers] [--rounds N] [--seconds S]`.
+
+Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine
+alone on batches in memory, `tessella serve` with 16 clients that send one image per request, and the same model behind
+LitServe in several settings (--peers). Then `tessella serve` gets requests at a constant rate, 0.7 of its capacity, for
+p50 and p99. The clients run in this process, on the same cores. Architectures without a tag have random weights, which
+does not change their speed. Rows are written to benchmarks/results as a CSV file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from table import write_table
+
+import tessella
+from tessella.data.samples import sample_images
+from tessella.data.spec import InputSpec
+from tessella.serve.load import LoadResult, Request, closed_loop, make_request, open_loop, percentile
+from tessella.serve.process import ServerProcess
+
+MODELS = ("convmixer_384_8_ks5_p8.photographs", "mixer_b16_224", "convmixer_768_32")
+CLIENTS = 16
+IMAGES = 64
+LITSERVE = ((1, 2), (8, 1), (16, 1))  # batch size, workers; the best is reported
+HERE = Path(__file__).resolve().parent
+
+
+def jpegs() -> list[bytes]:
+    """Return different JPEG files."""
+    pixels = sample_images(InputSpec(height=300, width=400), IMAGES)
+    return [simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=90) for image in pixels]
+
+
+def engine_rate(predictor: tessella.Predictor, seconds: float) -> float:
+    """Return images per second of the engine on batches in memory."""
+    size = predictor.plan.batch_size
+    batch = sample_images(predictor.spec, size)
+    end, done, start = time.perf_counter() + seconds, 0, time.perf_counter()
+    batches = itertools.takewhile(lambda _: time.perf_counter() < end, itertools.repeat(batch))
+    for logits, _ in predictor.engine.imap(batches):
+        done += len(logits)
+    return done / (time.perf_counter() - start)
+
+
+def load(server: ServerProcess, make: Callable[[int], Request], seconds: float) -> LoadResult:
+    """Send requests from concurrent clients for some seconds."""
+    end = time.perf_counter() + seconds
+    requests = itertools.takewhile(lambda _: time.perf_counter() < end, map(make, itertools.count()))
+    return asyncio.run(closed_loop(server.address, requests, CLIENTS))
+
+
+def requests_of(server: ServerProcess, images: list[bytes], model: str, peer: bool) -> Callable[[int], Request]:
+    """Return a function that makes the i-th request."""
+    if not peer:
+        path = f"/v1/predict?model={model}"
+        return lambda i: make_request(
+            i, server.address, path, images[i % len(images)], content_type="image/jpeg", headers=("Accept: */*",)
+        )
+    bodies = [json.dumps(dict(data=base64.b64encode(image).decode())).encode() for image in images]
+    return lambda i: make_request(
+        i, server.address, "/predict", bodies[i % len(bodies)], content_type="application/json"
+    )
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def candidates(model: str, options: argparse.Namespace) -> Iterator[dict[str, tuple[ServerProcess, bool]]]:
+    """Start all servers of a model; yields them by name, and whether each is a peer."""
+    ours = [sys.executable, "-m", "tessella", "serve", "-m", model, "--port", "0"]
+    commands: dict[str, tuple[list[str], bool]] = {"tessella serve": (ours, False)}
+    if options.peers:
+        for batch, workers in LITSERVE:
+            script = [
+                sys.executable,
+                str(HERE / "litserve_server.py"),
+                model,
+                str(free_port()),
+                str(batch),
+                str(workers),
+            ]
+            commands[f"LitServe, batch {batch}, {workers} workers"] = (script, True)
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for name, (command, peer) in commands.items():
+            server = stack.enter_context(ServerProcess(command))
+            if not peer:
+                server.wait_until_ready()
+            servers[name] = (server, peer)
+        yield servers
+
+
+@contextlib.contextmanager
+def loadable(model: str) -> Iterator[str]:
+    """Yield a name that servers can load: the name of a checkpoint, or a folder with random weights."""
+    if "." in model:
+        yield model
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tessella.save_pretrained(tessella.create_model(model), folder)
+        yield f"local-dir:{folder}"
+
+
+def measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield one row per candidate: median, lowest and highest rate, and latencies."""
+    with loadable(name) as model:
+        rates, latencies, steady, rate = run_rounds(model, options)
+    for server, values in rates.items():
+        yield row(name, server, values, sorted(latencies.get(server, [])), rates["engine alone"])
+    yield row(name, f"tessella serve at {rate:.1f}/s", [steady.count(200) / steady.duration], steady.latencies(200), [])
+
+
+def run_rounds(
+    model: str, options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, list[float]], LoadResult, float]:
+    """Return rates in every round and latencies by candidate, and the result of steady load with its rate."""
+    images = jpegs()
+    predictor = tessella.load(model)
+    rates: dict[str, list[float]] = {}
+    latencies: dict[str, list[float]] = {}
+    with candidates(model, options) as servers:
+        makers = {name: requests_of(server, images, model, peer) for name, (server, peer) in servers.items()}
+        for name, (server, _) in servers.items():
+            wait_for_answers(server, makers[name])
+        for _ in range(options.rounds):
+            rates.setdefault("engine alone", []).append(engine_rate(predictor, options.seconds))
+            for name, (server, _) in servers.items():
+                result = load(server, makers[name], options.seconds)
+                rates.setdefault(name, []).append(result.count(200) / result.duration)
+                latencies.setdefault(name, []).extend(result.latencies(200))
+        name = "tessella serve"
+        rate = 0.7 * statistics.median(rates[name])
+        requests = map(makers[name], itertools.count())
+        steady = asyncio.run(open_loop(servers[name][0].address, requests, rate, options.rounds * options.seconds))
+    return rates, latencies, steady, rate
+
+
+def wait_for_answers(server: ServerProcess, make: Callable[[int], Request]) -> None:
+    """Wait until a server answers, then warm it up."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        if asyncio.run(closed_loop(server.address, [make(0)], 1)).count(200):
+            asyncio.run(closed_loop(server.address, map(make, range(4 * CLIENTS)), CLIENTS))
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"the server at {server.address} does not answer")
+
+
+def row(model: str, name: str, rates: list[float], latencies: list[float], engine: list[float]) -> dict[str, Any]:
+    """Return a row of the table; the ratio is the median over rounds of rates measured one after the other."""
+    ratios = [rate / alone for rate, alone in zip(rates, engine, strict=False)]
+    return dict(
+        model=model,
+        server=name,
+        images_s=round(statistics.median(rates), 1),
+        slowest=round(min(rates), 1),
+        fastest=round(max(rates), 1),
+        of_engine=round(statistics.median(ratios), 3) if ratios else "",
+        p50_ms=round(1000 * percentile(latencies, 0.5), 1) if latencies else "",
+        p99_ms=round(1000 * percentile(latencies, 0.99), 1) if latencies else "",
+        rounds=len(rates),
+    )
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--peers", action="store_true", help="compare with LitServe (installed by scripts/bench)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args()
+    write_table("serve", [row for model in options.models for row in measure(model, options)])
+
+
+if __name__ == "__main__":
+    main()
