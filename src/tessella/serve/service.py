@@ -262,6 +262,10 @@ class Service:
         self._in_flight += 1
         self._nothing_left.clear()
         try:
+            if images > (most := self.settings.max_images):
+                raise ServeError("too_many_images", f"{images} images in a request, expected at most {most}")
+            if seconds <= 0:
+                raise TimeoutError
             with self._admission.admit(images, size) as ticket:
                 async with asyncio.timeout(seconds):
                     yield ticket
@@ -282,12 +286,9 @@ class Service:
         start = self._clock()
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_encoded_bytes, images))
         async with self._admitted(len(images), size, seconds) as ticket:
-            if len(images) > self.settings.max_images:
-                raise ServeError(
-                    "too_many_images", f"{len(images)} images in a request, expected at most {self.settings.max_images}"
-                )
             hosted = await self._host.acquire(model, task)
             try:
+                ticket.expect(len(images) * hosted.lane.pace, start + seconds - self._clock())
                 request = await self._run(images, hosted, ticket, start + seconds)
             finally:
                 hosted.release()
