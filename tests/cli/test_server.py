@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tessella.weights.catalogue import default_model
+from tests import base_install
 from tests.client.fake_server import FakeServer, Reply, Request, ordinary, problem
 from tests.serve.servers import ServerProcess
 
@@ -111,6 +113,12 @@ def test_a_model_is_one_of_the_server(server: ServerProcess) -> None:
     assert b"no model of that name is known" in refused.stderr
 
 
+def test_the_warning_about_classes_is_that_of_the_local_command(server: ServerProcess) -> None:
+    arguments = ("classify", EXAMPLES / "cat.jpg", "--model", default_model("embed"))
+    compare(server, *arguments)
+    assert b"use its embeddings" in run(*arguments, "--server", server.url, token=TOKEN).stderr
+
+
 def test_the_token(server: ServerProcess, tmp_path: Path) -> None:
     cat = EXAMPLES / "cat.jpg"
     path = tmp_path / "token.txt"
@@ -146,6 +154,14 @@ def test_other_wrong_options() -> None:
     refused = run("classify", cat, "--server", "127.0.0.1:8000")
     assert refused.returncode == 2
     assert b"http://127.0.0.1:8000" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["classify", "embed"])
+def test_no_extra_is_needed(command: str) -> None:
+    with FakeServer() as server:
+        printed = base_install.tessella(command, EXAMPLES / "cat.jpg", "--server", server.url)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert server.requests[-1].path == f"/v1/{command}"
 
 
 def test_a_model_whose_facts_are_not_known_yet() -> None:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 
@@ -98,6 +98,18 @@ def hosts() -> list[str]:
 VECTORS = hosts()
 
 
+LOOPS: list[Callable[[], asyncio.AbstractEventLoop] | None] = [None]  # the last one is used; None is Python's own
+
+
+@pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
+def event_loop_kind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The server runs on uvloop where it is installed."""
+    if request.param == "uvloop":
+        LOOPS.append(pytest.importorskip("uvloop").new_event_loop)
+    yield
+    del LOOPS[1:]
+
+
 async def outcome(
     internet: SmallInternet, url: str, *, timeout: float = 5.0, network: FetchNetwork | None = None
 ) -> str:
@@ -119,7 +131,8 @@ def run(test: Callable[[SmallInternet], Awaitable[None]]) -> None:
             await test(internet)
             assert await internet.open_sockets() == 0  # whatever happened
 
-    asyncio.run(with_internet())
+    with asyncio.Runner(loop_factory=LOOPS[-1]) as runner:
+        runner.run(with_internet())
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..weights.catalogue import Task
 
 # Parameters that say how a model is loaded and run, which the server has decided
-_LOCAL = ("checkpoint", "device", "precision", "engine", "mode", "batch_size", "images", "transform", "policy")
+_LOCAL = ("head", "checkpoint", "device", "precision", "engine", "mode", "batch_size", "images", "transform", "policy")
 FIRST_RETRIES = 2  # of the first request
 
 
@@ -40,7 +40,7 @@ def open_remote(arguments: dict[str, Any], task: Task) -> RemoteModel:
             raise UsageError(
                 "bad_argument",
                 f"{parameter.opts[-1]} cannot be combined with --server",
-                hint="it is an option of `tessella serve`",
+                hint=f"remove {parameter.opts[-1]}",
             )
     url, token, name = arguments["server"], read_token(arguments["token_file"]), arguments["model"]
     with Client(url, token=token, retries=FIRST_RETRIES) as client:
@@ -74,8 +74,8 @@ class RemoteModel:
 
     @property
     def name(self) -> str:
-        """The name of the model that gave the results; "" before the first ones."""
-        return self._client.served_model
+        """The name of the model that gave the results; before the first ones that of the server's list."""
+        return self._client.served_model or (self._facts.name if self._facts else self._client.model or "")
 
     @property
     def fingerprint(self) -> str:
