@@ -321,7 +321,14 @@ def test_classify_prints_the_probability_of_the_class(photographs: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "option", [["--top", "2"], ["--precision", "int8"], ["--policy", "timm"], ["--batch-size", "4"]]
+    "option",
+    [
+        ["--top", "2"],
+        ["--precision", "int8"],
+        ["--policy", "timm"],
+        ["--batch-size", "4"],
+        ["--server", "http://localhost:1"],
+    ],
 )
 def test_options_that_the_head_determines(photographs: Path, option: list[str]) -> None:
     result = invoke("classify", "x.jpg", "--head", f"{photographs}:mine", *option)

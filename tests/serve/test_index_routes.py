@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import io
@@ -213,6 +214,26 @@ def test_pages_and_least_scores(served: Served) -> None:
     least = everything[5]["score"]
     good = served.post("/v1/search", {**query, "top": 100, "min_score": least}).json()["neighbors"]
     assert good == [row for row in everything if row["score"] >= least]
+
+
+def test_answers_of_concurrent_requests_are_not_swapped(served: Served) -> None:
+    index = Index(served.run)
+    rows = [*served.rows.values()] * 2
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=served.app.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
+            searches = (client.post("/v1/search", json={"queries": [{"row": row}], "top": 3}) for row in rows)
+            images = (client.get(f"/v1/index/image/{row}?size=96") for row in rows)
+            return await asyncio.gather(*searches, *images)
+
+    answers = served.app.run(ask())
+    for row, answer in zip(rows, answers, strict=False):
+        same(answer.json()["neighbors"], index.search(index.row_query(row), top=3))
+    hashes = {neighbor.row: neighbor.sha256 for neighbor in _all(index)}
+    for row, answer in zip(rows, answers[len(rows) :], strict=True):
+        assert answer.headers["etag"] == f'"{hashes[row]}-96"'
+        assert picture(answer).size[0] in (96, 64) or picture(answer).size[1] == 96
 
 
 def test_a_filter_limits_a_search(served: Served) -> None:

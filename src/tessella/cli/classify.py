@@ -87,7 +87,7 @@ def _classify_with(name: str, arguments: dict[str, Any], path: Path | None) -> N
     from ..search import Head
 
     context = click.get_current_context()
-    settings = ("transform", "policy", "precision", "engine", "device", "batch_size", "images", "mode", "top")
+    settings = ("transform", "policy", "precision", "engine", "device", "batch_size", "images", "mode", "top", "server")
     for setting in settings:
         if context.get_parameter_source(setting) is ParameterSource.COMMANDLINE:
             option = f"--{setting.replace('_', '-')}"

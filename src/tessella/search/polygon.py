@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 MAX_VERTICES = 10_000
 MAX_COORDINATE = 1e6
-MAX_PAIRS = 500_000_000  # of an edge and a point beside it: a few seconds
+MAX_PAIRS = 200_000_000  # of an edge and a point beside it: about a second
 MAX_EXACT = 200_000  # determinants with fractions
 _ERROR = 3.3306690738754716e-16  # bound of the determinant's error, relative to the sum of its products' sizes
 _TINY = 1e-300  # where products underflow

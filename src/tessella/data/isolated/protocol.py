@@ -45,12 +45,13 @@ class EncodedImage(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedImage(Source):
-    """An image that the decoding process reads itself, and prepares by a spec of its own instead of the decoder's."""
+    """An image that the decoding process reads itself, and prepares by a spec and in a mode of its own."""
 
     key: str = ""
     path: str = ""
     listed: Source
     spec: InputSpec
+    mode: Mode = "fast"  # for people to look at
 
     def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
         """Return the encoded bytes; raises as the `read` of the source."""

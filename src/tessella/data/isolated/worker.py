@@ -116,6 +116,8 @@ def _decode(pickled: bytes, settings: DecodeSettings) -> Decoded:
         source = pickle.loads(pickled)
         if isinstance(source, EncodedImage | ListedImage):
             spec = source.spec
+        if isinstance(source, ListedImage):
+            mode = source.mode
         data = source.read(limits)
         sha256, size = hashlib.sha256(data).hexdigest(), len(data)
         pixels, height, width = load_sized(data, spec, policy=policy, mode=mode, limits=limits)
