@@ -15,7 +15,14 @@ export class ServerError extends Error {
   }
 }
 
-const CODES_OF_STATUS = { 401: "unauthorized", 404: "not_found", 413: "body_too_large", 429: "overloaded", 503: "not_ready", 504: "deadline_exceeded" };
+const CODES_OF_STATUS = {
+  401: "unauthorized",
+  404: "not_found",
+  413: "body_too_large",
+  429: "overloaded",
+  503: "not_ready",
+  504: "deadline_exceeded",
+};
 
 export class ServerBackend {
   can = { classify: true, teach: true, requests: true, enlarge: true };
@@ -123,7 +130,7 @@ export class ServerBackend {
     return { answer, request };
   }
 
-  /** onwait(seconds): called before a busy server is asked again. asks: whether a person is asked for a missing token. */
+  /** onwait(seconds): called before a busy server is asked again. asks: whether to ask a person for the token. */
   async #fetch(method, path, { json, files, fields, signal, onwait, asks = true }) {
     for (let attempt = 1; ; attempt++) {
       const headers = new Headers();

@@ -51,13 +51,30 @@ class App extends HTMLElement {
       make("a", { href: `#/${name}`, class: "nav-link", "data-view": name }, icon(symbol), make("span", {}, title)),
     );
     this.first = shown[0][0];
-    this.model = make("select", { id: "model", class: "model", onchange: () => this.views.get("classify")?.setModel(this.model.value) });
-    this.modelField = make("div", { class: "control", hidden: true }, make("label", { class: "wide-only", for: "model" }, "Model"), this.model);
+    this.model = make("select", {
+      id: "model",
+      class: "model",
+      onchange: () => this.views.get("classify")?.setModel(this.model.value),
+    });
+    this.modelField = make(
+      "div",
+      { class: "control", hidden: true },
+      make("label", { class: "wide-only", for: "model" }, "Model"),
+      this.model,
+    );
     this.theme = button({ label: "Theme", symbol: "auto", kind: "quiet", onclick: () => this.#nextTheme() });
     this.collection = make("bdi", { class: "muted collection", hidden: true });
     this.main = make("main", { id: "main", tabindex: "-1" });
-    const mark = make("span", { class: "mosaic", "aria-hidden": "true" }, [1, 2, 3, 4].map(() => make("i", {})));
-    const skip = make("a", { class: "skip", href: "#main", onclick: (event) => (event.preventDefault(), this.main.focus()) }, "Skip to the content");
+    const mark = make(
+      "span",
+      { class: "mosaic", "aria-hidden": "true" },
+      [1, 2, 3, 4].map(() => make("i", {})),
+    );
+    const skip = make(
+      "a",
+      { class: "skip", href: "#main", onclick: (event) => (event.preventDefault(), this.main.focus()) },
+      "Skip to the content",
+    );
     this.replaceChildren(
       skip,
       make(
@@ -121,7 +138,13 @@ class App extends HTMLElement {
   #noIndex() {
     if (state.indexError) {
       const action = button({ text: "Try again", kind: "primary", onclick: () => location.reload() });
-      return emptyState({ symbol: "warning", heading: "h1", title: "The index cannot be shown", text: state.indexError, action });
+      return emptyState({
+        symbol: "warning",
+        heading: "h1",
+        title: "The index cannot be shown",
+        text: state.indexError,
+        action,
+      });
     }
     return emptyState({
       symbol: "grid",
@@ -132,7 +155,7 @@ class App extends HTMLElement {
     });
   }
 
-  // --- the query, which is part of the address so that the browser's back button works ----------------------------------
+  // --- the query, which is part of the address so that the browser's back button works ------------------------------
 
   /** Put the query into the address, which shows the gallery. */
   #showQuery() {

@@ -4,7 +4,17 @@ import { announce, button, icon, make } from "./dom.js";
 import { pickers } from "./inputs.js";
 import { showRequest } from "./requests.js";
 import { state } from "./state.js";
-import { UNSURE_REASON, fileSize, images, isUnsure, messageOf, number, percent, shortLabel, timingText } from "./text.js";
+import {
+  UNSURE_REASON,
+  fileSize,
+  images,
+  isUnsure,
+  messageOf,
+  number,
+  percent,
+  shortLabel,
+  timingText,
+} from "./text.js";
 
 const UPLOADS_AT_ONCE = 4; // requests; the server forms batches of them
 
@@ -31,7 +41,12 @@ class Card extends HTMLElement {
           "div",
           { class: "card-head" },
           make("h2", {}, make("bdi", { title: file.name }, file.name)),
-          button({ label: `Remove ${file.name}`, symbol: "close", kind: "quiet small", onclick: () => handlers.remove(entry) }),
+          button({
+            label: `Remove ${file.name}`,
+            symbol: "close",
+            kind: "quiet small",
+            onclick: () => handlers.remove(entry),
+          }),
         ),
         this.facts,
         this.body,
@@ -67,14 +82,19 @@ class Card extends HTMLElement {
     const { entry, handlers } = this;
     const { top = [], width, height } = entry.record;
     if (width) this.facts.textContent = `${width} × ${height} · ${fileSize(entry.file.size)}`;
-    const bars = make("ol", { class: "bars" }, top.map((prediction) => bar(prediction)));
+    const bars = make(
+      "ol",
+      { class: "bars" },
+      top.map((prediction) => bar(prediction)),
+    );
     this.body.replaceChildren(
       ...(isUnsure(top) ? [unsureBadge()] : []),
       bars,
       make(
         "div",
         { class: "card-actions" },
-        state.index && button({ text: "Find similar", symbol: "search", kind: "small", onclick: () => handlers.search(entry) }),
+        state.index &&
+          button({ text: "Find similar", symbol: "search", kind: "small", onclick: () => handlers.search(entry) }),
         this.#requestButton(),
       ),
     );
@@ -83,7 +103,13 @@ class Card extends HTMLElement {
   #requestButton() {
     const { request, file } = this.entry;
     if (!request) return null;
-    return button({ text: "API", symbol: "code", kind: "quiet small", label: `Show the request for ${file.name}`, onclick: () => showRequest(request) });
+    return button({
+      text: "API",
+      symbol: "code",
+      kind: "quiet small",
+      label: `Show the request for ${file.name}`,
+      onclick: () => showRequest(request),
+    });
   }
 }
 
@@ -126,11 +152,21 @@ class Classify extends HTMLElement {
       make("div", { class: "empty-symbol" }, icon("image")),
       make("h1", {}, "Classify images"),
       make("p", {}, "Drop images or folders here, paste an image, or choose files. They go to this server only."),
-      make("div", { class: "drop-actions" }, pickers((files) => this.add(files))),
+      make(
+        "div",
+        { class: "drop-actions" },
+        pickers((files) => this.add(files)),
+      ),
     );
     this.summary = make("p", { class: "summary", role: "status" });
     this.clear = button({ text: "Remove all", kind: "quiet", onclick: () => this.#removeAll() });
-    this.bar = make("div", { class: "toolbar", hidden: true }, this.summary, make("span", { class: "spring" }), this.clear);
+    this.bar = make(
+      "div",
+      { class: "toolbar", hidden: true },
+      this.summary,
+      make("span", { class: "spring" }),
+      this.clear,
+    );
     this.list = make("div", { class: "cards", role: "list", "aria-label": "Images", hidden: true });
     this.replaceChildren(this.drop, this.bar, this.list);
   }

@@ -38,7 +38,10 @@ const ICONS = {
   plus: ["M12 6v12M6 12h12"],
   save: ["M6 4h12v16l-6-4-6 4Z"],
   search: ["M11 5a6 6 0 1 0 0 12 6 6 0 0 0 0-12Z", "M15.500 15.500 20 20"],
-  sun: ["M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8Z", "M12 3v1.500M12 19.500V21M3 12h1.500M19.500 12H21M5.600 5.600l1 1M17.400 17.400l1 1M5.600 18.400l1-1M17.400 6.600l1-1"],
+  sun: [
+    "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8Z",
+    "M12 3v1.500M12 19.500V21M3 12h1.500M19.500 12H21M5.600 5.600l1 1M17.400 17.400l1 1M5.600 18.400l1-1M17.400 6.600l1-1",
+  ],
   undo: ["M9 7 5 11l4 4M5 11h9a5 5 0 0 1 0 10h-2"],
   upload: ["M12 16V5M7 9l5-5 5 5M5 20h14"],
   warning: ["M12 4 21 19H3Z", "M12 10v4M12 16.500h.01"],
@@ -112,8 +115,8 @@ export function saveFile(blob, name) {
 }
 
 /**
- * An empty state: what would be here, and what to do so that it is. `command` is shown with a button to copy it. heading:
- * the element of the title, h1 if nothing else is on the page.
+ * An empty state: what would be here, and what to do so that it is. command: shown with a button to copy it. heading: the
+ * element of the title, h1 if nothing else is on the page.
  */
 export function emptyState({ symbol, title, text, command, action, heading = "h2" }) {
   return make(
@@ -131,4 +134,10 @@ export function emptyState({ symbol, title, text, command, action, heading = "h2
       ),
     action,
   );
+}
+
+/** What is shown instead of results if a request failed. again(): sends it again. */
+export function failure(error, again) {
+  const action = button({ text: "Try again", kind: "primary", onclick: again });
+  return emptyState({ symbol: "warning", title: "This did not work", text: error.message, action });
 }

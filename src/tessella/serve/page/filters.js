@@ -65,7 +65,12 @@ class Filters extends HTMLElement {
       "div",
       { class: "chip", hidden: true },
       make("span", {}, "Region of the map"),
-      button({ label: "Remove the region", symbol: "close", kind: "quiet small", onclick: () => state.setFilter({ polygon: null }) }),
+      button({
+        label: "Remove the region",
+        symbol: "close",
+        kind: "quiet small",
+        onclick: () => state.setFilter({ polygon: null }),
+      }),
     );
     this.clear = button({ text: "Clear filters", kind: "link", onclick: () => state.setFilter({ ...NO_FILTER }) });
     const details = make(
@@ -81,7 +86,11 @@ class Filters extends HTMLElement {
           "fieldset",
           {},
           make("legend", {}, "Size in pixels"),
-          make("div", { class: "sizes" }, this.sizes.map(({ field }) => field)),
+          make(
+            "div",
+            { class: "sizes" },
+            this.sizes.map(({ field }) => field),
+          ),
         ),
         this.clear,
       ),
@@ -121,7 +130,10 @@ class Filters extends HTMLElement {
     }
     if (!found.length) this.list.append(make("li", { class: "hint" }, text ? "No class has this name" : "No classes"));
     if (focused === undefined) return;
-    [...this.list.children].find((entry) => entry.dataset.label === focused)?.querySelector("input").focus();
+    [...this.list.children]
+      .find((entry) => entry.dataset.label === focused)
+      ?.querySelector("input")
+      .focus();
   }
 
   #label({ label, count }, isChosen) {

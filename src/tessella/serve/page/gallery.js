@@ -1,8 +1,8 @@
 /** <tessella-gallery>: browse the index, search by an image, filter, select and export. */
 
-import { announce, button, debounce, emptyState, make, toast } from "./dom.js";
+import { announce, button, debounce, emptyState, failure, make, toast } from "./dom.js";
 import { exportMenu } from "./exports.js";
-import { makeDialog, openDialog, showRequest } from "./requests.js";
+import { makeDialog, makeRequestButton, openDialog } from "./requests.js";
 import { NO_FILTER, filterJson, isFiltered, state } from "./state.js";
 import { baseName, fileSize, number, percent, shortLabel, timingText } from "./text.js";
 import "./filters.js";
@@ -33,7 +33,7 @@ class Gallery extends HTMLElement {
     this.message = make("div", { class: "message" });
     this.more = button({ text: "Show more", kind: "wide", hidden: true, onclick: () => this.#load(true) });
     this.timing = make("span", { class: "muted timing" });
-    this.requestButton = button({ text: "API", symbol: "code", kind: "quiet", label: "Show the request", title: "This request as curl or Python, and its answer", hidden: true, onclick: () => showRequest(this.request) });
+    this.requestButton = makeRequestButton();
     this.#buildSearchControls();
     this.menu = exportMenu(() => this.#exported());
     this.replaceChildren(
@@ -86,7 +86,13 @@ class Gallery extends HTMLElement {
     this.searchControls = make(
       "div",
       { class: "controls" },
-      make("div", { class: "control" }, make("label", { for: "least-score" }, "Least similarity"), this.least, this.scoreText),
+      make(
+        "div",
+        { class: "control" },
+        make("label", { for: "least-score" }, "Least similarity"),
+        this.least,
+        this.scoreText,
+      ),
       make("div", { class: "control" }, make("label", { for: "copies" }, "Near-duplicates"), this.copies),
     );
   }
@@ -105,7 +111,9 @@ class Gallery extends HTMLElement {
     this.setAttribute("aria-busy", "true");
     this.more.disabled = true;
     try {
-      const { answer, request } = await (state.query ? this.#search(shown, signal) : state.backend.select(filterJson(state.filter), shown, PAGE, { signal }));
+      const { answer, request } = await (state.query
+        ? this.#search(shown, signal)
+        : state.backend.select(filterJson(state.filter), shown, PAGE, { signal }));
       this.#show(answer, request, shown);
     } catch (error) {
       if (signal.aborted) return;
@@ -131,8 +139,7 @@ class Gallery extends HTMLElement {
   #show(answer, request, shown) {
     const isSearch = Boolean(answer.neighbors);
     const items = isSearch ? answer.neighbors : answer.rows;
-    this.request = request;
-    this.requestButton.hidden = !state.backend.can.requests;
+    this.requestButton.setRequest(request);
     this.timing.textContent = timingText(answer.timing_ms);
     this.items = [...(shown ? this.items : []), ...items];
     const tiles = this.copies.value === "hide" ? items.map((item) => ({ ...item, duplicates: [] })) : items;
@@ -148,11 +155,20 @@ class Gallery extends HTMLElement {
 
   #nothing() {
     if (state.query && Number(this.least.value)) {
-      return emptyState({ symbol: "search", title: "Nothing is that similar", text: "Lower the least similarity to see more images." });
+      return emptyState({
+        symbol: "search",
+        title: "Nothing is that similar",
+        text: "Lower the least similarity to see more images.",
+      });
     }
     if (isFiltered(state.filter)) {
       const action = button({ text: "Clear filters", onclick: () => state.setFilter({ ...NO_FILTER }) });
-      return emptyState({ symbol: "grid", title: "No image matches", text: "No image passes all filters together.", action });
+      return emptyState({
+        symbol: "grid",
+        title: "No image matches",
+        text: "No image passes all filters together.",
+        action,
+      });
     }
     return emptyState({ symbol: "grid", title: "There are no images", text: "The index has no image to show." });
   }
@@ -161,8 +177,7 @@ class Gallery extends HTMLElement {
     this.grid.show([]);
     this.items = [];
     this.more.hidden = true;
-    const again = button({ text: "Try again", kind: "primary", onclick: () => this.refresh() });
-    this.message.replaceChildren(emptyState({ symbol: "warning", title: "This did not work", text: error.message, action: again }));
+    this.message.replaceChildren(failure(error, () => this.refresh()));
     announce(error.message);
   }
 
@@ -174,15 +189,34 @@ class Gallery extends HTMLElement {
     if (!query) return;
     const picture = make("img", { alt: "", class: "query-picture" });
     const frame = state.backend.can.enlarge
-      ? make("button", { type: "button", class: "query-open", "aria-label": "Enlarge the image", title: "Enlarge", onclick: () => this.#enlarge(query) }, picture)
+      ? make(
+          "button",
+          {
+            type: "button",
+            class: "query-open",
+            "aria-label": "Enlarge the image",
+            title: "Enlarge",
+            onclick: () => this.#enlarge(query),
+          },
+          picture,
+        )
       : picture;
     if (query.file) picture.src = query.url;
-    else state.thumbnails.address(query.row, 256, () => true).then((address) => (picture.src = address), () => {});
+    else
+      state.thumbnails
+        .address(query.row, 256, () => true)
+        .then(
+          (address) => (picture.src = address),
+          () => {},
+        );
     const { item, file } = query;
     const name = file ? file.name : baseName(item.key);
     const facts = file
       ? [fileSize(file.size)]
-      : [item.label && `${shortLabel(item.label)} ${percent(item.probability)}`, `${item.width} × ${item.height} pixels`];
+      : [
+          item.label && `${shortLabel(item.label)} ${percent(item.probability)}`,
+          `${item.width} × ${item.height} pixels`,
+        ];
     this.query.replaceChildren(
       frame,
       make(

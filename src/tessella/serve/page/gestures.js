@@ -13,7 +13,16 @@ export class MapGestures {
   constructor(map, canvas) {
     this.map = map;
     this.canvas = canvas;
-    for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel", "pointerleave", "wheel", "keydown", "dblclick"]) {
+    for (const kind of [
+      "pointerdown",
+      "pointermove",
+      "pointerup",
+      "pointercancel",
+      "pointerleave",
+      "wheel",
+      "keydown",
+      "dblclick",
+    ]) {
       canvas.addEventListener(kind, (event) => this[kind](event), { passive: false });
     }
   }

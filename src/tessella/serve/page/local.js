@@ -19,7 +19,10 @@ export class FileBackend {
   }
 
   async index() {
-    const range = (values) => [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), 0)];
+    const range = (values) => [
+      values.reduce((a, b) => Math.min(a, b), Infinity),
+      values.reduce((a, b) => Math.max(a, b), 0),
+    ];
     return {
       rows: this.size,
       listed: this.size,

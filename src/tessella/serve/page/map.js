@@ -1,9 +1,10 @@
-/** <tessella-map>: all images as points; zoomed in, as thumbnails. A lasso opens the images of a region as a gallery. */
+/** <tessella-map>: all images as points; zoomed in, as thumbnails. A lasso selects the images of a region. */
 
+import { channels, resolved } from "./colors.js";
 import { announce, button, emptyState, make } from "./dom.js";
 import { MapGestures } from "./gestures.js";
 import { PointGrid, PointRenderer } from "./points.js";
-import { showRequest } from "./requests.js";
+import { makeRequestButton } from "./requests.js";
 import { filterJson, state, toggled } from "./state.js";
 import { baseName, images, number, percent, shortLabel } from "./text.js";
 import "./tiles.js";
@@ -16,6 +17,7 @@ const FEWEST = 40_000; // points that are drawn during a movement
 const AT_FIRST = 200_000; // points of the first frames, before the speed is known
 const OUTSIDE = 1e6; // the place of a row that is not in the index: never in view
 const STILL = 140; // milliseconds after which a movement has ended, and all points are drawn
+const KEYS = "Arrow keys move, plus and minus zoom, 0 shows all, Enter searches by the image in the middle.";
 const REST = 60; // milliseconds that the pointer rests on a point before it is described
 const PALE = 22; // opacity of a point that the label filter excludes, of 255
 const COVER = 0.94; // of the canvas, when all points are in view
@@ -98,30 +100,60 @@ class ImageMap extends HTMLElement {
       tabindex: "0",
       role: "application",
       "aria-roledescription": "map",
-      "aria-label": `Map of ${images(state.index.rows)}. Arrow keys move, plus and minus zoom, 0 shows all, Enter searches by the image in the middle.`,
+      "aria-label": `Map of ${images(state.index.rows)}. ${KEYS}`,
     });
     this.tip = make("div", { class: "map-tip", hidden: true });
     this.note = make("div", { class: "map-note", role: "status" });
-    this.lassoButton = button({ text: "Lasso", symbol: "lasso", "aria-pressed": "false", title: "Draw around images", onclick: () => this.setLasso(!this.isLasso) });
+    this.lassoButton = button({
+      text: "Lasso",
+      symbol: "lasso",
+      "aria-pressed": "false",
+      title: "Draw around images",
+      onclick: () => this.setLasso(!this.isLasso),
+    });
     const tools = make(
       "div",
       { class: "map-tools", role: "toolbar", "aria-label": "Map" },
       this.lassoButton,
-      button({ text: "Select view", symbol: "fit", title: "Select the images in view", onclick: () => this.#selectView() }),
+      button({
+        text: "Select view",
+        symbol: "fit",
+        title: "Select the images in view",
+        onclick: () => this.#selectView(),
+      }),
       button({ label: "Zoom in", symbol: "plus", onclick: () => this.zoom(1.6) }),
       button({ label: "Zoom out", symbol: "minus", onclick: () => this.zoom(1 / 1.6) }),
       button({ text: "Fit", title: "Show all images", onclick: () => this.fit() }),
     );
     this.legend = make("ul", { class: "legend", "aria-label": "Most frequent classes" });
     const heading = make("h1", { class: "hidden-text" }, "Map");
-    this.stage = make("div", { class: "stage" }, heading, this.points, this.overlay, tools, this.legend, this.note, this.tip);
+    this.stage = make(
+      "div",
+      { class: "stage" },
+      heading,
+      this.points,
+      this.overlay,
+      tools,
+      this.legend,
+      this.note,
+      this.tip,
+    );
     this.count = make("p", { class: "count", role: "status" });
     this.list = document.createElement("tessella-grid");
     this.list.setAttribute("aria-label", "Images of the region");
     this.list.addEventListener("tile-search", ({ detail }) => this.#search(detail));
-    const open = button({ text: "Open in gallery", symbol: "grid", kind: "primary", onclick: () => state.setQuery(null) });
-    this.requestButton = button({ text: "API", symbol: "code", kind: "quiet", label: "Show the request", hidden: true, onclick: () => showRequest(this.request) });
-    const clear = button({ text: "Remove the region", kind: "quiet", onclick: () => state.setFilter({ polygon: null }) });
+    const open = button({
+      text: "Open in gallery",
+      symbol: "grid",
+      kind: "primary",
+      onclick: () => state.setQuery(null),
+    });
+    this.requestButton = makeRequestButton();
+    const clear = button({
+      text: "Remove the region",
+      kind: "quiet",
+      onclick: () => state.setFilter({ polygon: null }),
+    });
     this.region = make(
       "aside",
       { class: "region", "aria-label": "Region", hidden: true },
@@ -189,12 +221,18 @@ class ImageMap extends HTMLElement {
 
   toMap(left, top) {
     const { width, height } = this.size();
-    return { x: this.view.x + (left - width / 2) / this.view.scale, y: this.view.y - (top - height / 2) / this.view.scale };
+    return {
+      x: this.view.x + (left - width / 2) / this.view.scale,
+      y: this.view.y - (top - height / 2) / this.view.scale,
+    };
   }
 
   toScreen(x, y) {
     const { width, height } = this.size();
-    return { left: width / 2 + (x - this.view.x) * this.view.scale, top: height / 2 - (y - this.view.y) * this.view.scale };
+    return {
+      left: width / 2 + (x - this.view.x) * this.view.scale,
+      top: height / 2 - (y - this.view.y) * this.view.scale,
+    };
   }
 
   /** Draw once before the next frame, however often it is called. */
@@ -271,7 +309,9 @@ class ImageMap extends HTMLElement {
   }
 
   #drawRegion(context) {
-    const corners = this.gestures.lasso?.map(({ left, top }) => [left, top]) ?? (state.filter.polygon ?? []).map(([x, y]) => Object.values(this.toScreen(x, y)));
+    const corners =
+      this.gestures.lasso?.map(({ left, top }) => [left, top]) ??
+      (state.filter.polygon ?? []).map(([x, y]) => Object.values(this.toScreen(x, y)));
     if (corners.length < 2) return;
     context.beginPath();
     for (const [left, top] of corners) context.lineTo(left, top);
@@ -310,7 +350,8 @@ class ImageMap extends HTMLElement {
         ),
       ),
     );
-    if (names.length > COLORED) this.legend.append(make("li", { class: "hint" }, `${number(names.length - COLORED)} other classes`));
+    if (names.length > COLORED)
+      this.legend.append(make("li", { class: "hint" }, `${number(names.length - COLORED)} other classes`));
   }
 
   #isBright(i) {
@@ -320,13 +361,20 @@ class ImageMap extends HTMLElement {
   #color() {
     const style = getComputedStyle(this);
     const read = (name) => style.getPropertyValue(name).trim();
-    this.colors = { accent: resolved(read("--accent")), paper: resolved(read("--surface")), wash: resolved(read("--wash")) };
+    this.colors = {
+      accent: resolved(read("--accent")),
+      paper: resolved(read("--surface")),
+      wash: resolved(read("--wash")),
+    };
     const count = this.labels.length;
     const opacity = count > 50_000 ? 150 : 210;
-    const packed = (color, alpha) => new Uint32Array(Uint8Array.of(...channels(resolved(color)).slice(0, 3), alpha).buffer)[0];
+    const packed = (color, alpha) =>
+      new Uint32Array(Uint8Array.of(...channels(resolved(color)).slice(0, 3), alpha).buffer)[0];
     const shades = (color) => ({ bright: packed(color, opacity), pale: packed(color, PALE) });
     const other = shades(read("--color-other"));
-    const byPlace = new Map(this.frequent.map((label, k) => [this.places.get(label), shades(read(`--color-${k + 1}`))]));
+    const byPlace = new Map(
+      this.frequent.map((label, k) => [this.places.get(label), shades(read(`--color-${k + 1}`))]),
+    );
     this.chosen = new Set(state.filter.label.map((label) => this.places.get(label)));
     const colors = new Uint32Array(count);
     for (let i = 0; i < count; i++) {
@@ -358,7 +406,12 @@ class ImageMap extends HTMLElement {
 
   #selectView() {
     const { width, height } = this.size();
-    const corners = [[0, 0], [width, 0], [width, height], [0, height]];
+    const corners = [
+      [0, 0],
+      [width, 0],
+      [width, height],
+      [0, height],
+    ];
     this.choose(corners.map(([left, top]) => this.toMap(left, top)).map(({ x, y }) => [x, y]));
   }
 
@@ -370,8 +423,7 @@ class ImageMap extends HTMLElement {
     const { signal } = (this.controller = new AbortController());
     try {
       const { answer, request } = await state.backend.select(filterJson(state.filter), 0, SHOWN_OF_REGION, { signal });
-      this.request = request;
-      this.requestButton.hidden = !request;
+      this.requestButton.setRequest(request);
       this.count.replaceChildren(make("strong", {}, number(answer.matching)), ` of ${images(state.index.rows)}`);
       this.list.show(answer.rows);
     } catch (error) {
@@ -433,26 +485,6 @@ function place(placed, left, top, side) {
 
 function clamp(value, least, most) {
   return Math.min(Math.max(value, least), most);
-}
-
-const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-
-/** A color as the canvas writes it; CSS functions such as light-dark() are resolved by an element first. */
-function resolved(color) {
-  const node = make("span", { hidden: true });
-  node.style.color = color;
-  document.body.append(node);
-  const value = getComputedStyle(node).color;
-  node.remove();
-  return value;
-}
-
-/** The channels red, green, blue and opacity of a color, 0 to 255. */
-function channels(color) {
-  probe.clearRect(0, 0, 1, 1);
-  probe.fillStyle = color;
-  probe.fillRect(0, 0, 1, 1);
-  return probe.getImageData(0, 0, 1, 1).data;
 }
 
 customElements.define("tessella-map", ImageMap);

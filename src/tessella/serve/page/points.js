@@ -21,7 +21,7 @@ void main() {
   gl_FragColor = vec4(shade.rgb * cover, cover);
 }`;
 
-/** Draw points (x and y in turn) in colors (RGBA, four bytes each), in an order whose every beginning is a fair sample. */
+/** Draw points in colors, in an order whose every beginning is a fair sample. */
 export class PointRenderer {
   #gl;
   #flat;

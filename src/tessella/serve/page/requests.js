@@ -18,7 +18,13 @@ function shortened(key, value) {
 
 /** Show a request as a curl command, a Python program and its answer, each with a button to copy it. */
 export function showRequest(request) {
-  const code = make("pre", { class: "code", tabindex: "0", role: "tabpanel", id: "request-text", "aria-label": "Text" });
+  const code = make("pre", {
+    class: "code",
+    tabindex: "0",
+    role: "tabpanel",
+    id: "request-text",
+    "aria-label": "Text",
+  });
   const tabs = TABS.map(([name, title, write]) =>
     make(
       "button",
@@ -67,6 +73,25 @@ export function showRequest(request) {
   openDialog(dialog);
 }
 
+/** Make the button that shows the request behind what is in view; it is hidden until `setRequest` gives it one. */
+export function makeRequestButton() {
+  let request = null;
+  const node = button({
+    text: "API",
+    symbol: "code",
+    kind: "quiet",
+    label: "Show the request",
+    title: "This request as curl or Python, and its answer",
+    hidden: true,
+    onclick: () => showRequest(request),
+  });
+  node.setRequest = (value) => {
+    request = value;
+    node.hidden = !value;
+  };
+  return node;
+}
+
 /** Ask for the server's token; resolves to null if the person cancels. */
 export function askToken(isRejected) {
   return new Promise((resolve) => {
@@ -82,7 +107,8 @@ export function askToken(isRejected) {
         },
       },
       make("p", {}, "The person who runs the server can give it to you. It is kept until you close this tab."),
-      isRejected && make("p", { class: "error", role: "alert" }, icon("warning"), "The server did not accept this token."),
+      isRejected &&
+        make("p", { class: "error", role: "alert" }, icon("warning"), "The server did not accept this token."),
       make("label", { for: "token" }, "Token"),
       input,
       make("div", { class: "dialog-actions" }, make("button", { class: "button primary" }, "Continue")),

@@ -1,7 +1,7 @@
 /** <tessella-teach>: mark images as yes or no for a class of one's own; the server fits a head and ranks all images. */
 
-import { announce, button, copyText, debounce, emptyState, make, toast } from "./dom.js";
-import { makeDialog, openDialog, showRequest } from "./requests.js";
+import { announce, button, copyText, debounce, failure, make, toast } from "./dom.js";
+import { makeDialog, makeRequestButton, openDialog } from "./requests.js";
 import { state } from "./state.js";
 import { baseName, images, milliseconds, number } from "./text.js";
 import "./tiles.js";
@@ -30,7 +30,8 @@ class Teach extends HTMLElement {
   #build() {
     this.grid = document.createElement("tessella-grid");
     this.grid.setAttribute("aria-label", "Images to mark");
-    for (const side of ["yes", "no"]) this.grid.addEventListener(`tile-${side}`, ({ detail }) => this.mark(detail, side));
+    for (const side of ["yes", "no"])
+      this.grid.addEventListener(`tile-${side}`, ({ detail }) => this.mark(detail, side));
     this.grid.addEventListener("tile-search", ({ detail }) => state.setQuery({ row: detail.row, item: detail }));
     this.refit = debounce(() => this.refresh(), 120);
     this.trays = Object.fromEntries(["yes", "no"].map((side) => [side, this.#tray(side)]));
@@ -38,9 +39,13 @@ class Teach extends HTMLElement {
     this.others = button({ text: "Other images", onclick: () => this.#showOthers() });
     this.useSelected = button({ kind: "primary", text: "Mark", onclick: () => this.#markSelected() });
     this.undo = button({ text: "Undo", symbol: "undo", onclick: () => this.#undo() });
-    this.request = null;
-    this.requestButton = button({ text: "API", symbol: "code", kind: "quiet", label: "Show the request", hidden: true, onclick: () => showRequest(this.request) });
-    this.name = make("input", { id: "head-name", placeholder: "Such as: red shoes", autocomplete: "off", maxlength: "64" });
+    this.requestButton = makeRequestButton();
+    this.name = make("input", {
+      id: "head-name",
+      placeholder: "Such as: red shoes",
+      autocomplete: "off",
+      maxlength: "64",
+    });
     this.save = make("button", { class: "button primary" }, "Save head");
     this.saved = make("div", { class: "saved" });
     const form = make(
@@ -70,7 +75,16 @@ class Teach extends HTMLElement {
       make(
         "section",
         { class: "content", "aria-label": "Images" },
-        make("div", { class: "toolbar" }, this.status, make("span", { class: "spring" }), this.requestButton, this.useSelected, this.others, this.undo),
+        make(
+          "div",
+          { class: "toolbar" },
+          this.status,
+          make("span", { class: "spring" }),
+          this.requestButton,
+          this.useSelected,
+          this.others,
+          this.undo,
+        ),
         this.message,
         this.grid,
       ),
@@ -81,7 +95,12 @@ class Teach extends HTMLElement {
   #tray(side) {
     const count = make("span", { class: "muted" });
     const list = make("ul", { class: "tray" });
-    const section = make("section", { class: `marked ${side}` }, make("h2", {}, side === "yes" ? "Yes " : "No ", count), list);
+    const section = make(
+      "section",
+      { class: `marked ${side}` },
+      make("h2", {}, side === "yes" ? "Yes " : "No ", count),
+      list,
+    );
     return { section, count, list };
   }
 
@@ -156,9 +175,22 @@ class Teach extends HTMLElement {
   #thumbnail(row, side) {
     const { item } = this.marks.get(row);
     const picture = make("img", { alt: "" });
-    state.thumbnails.address(row, 96, () => true).then((address) => (picture.src = address), () => {});
+    state.thumbnails
+      .address(row, 96, () => true)
+      .then(
+        (address) => (picture.src = address),
+        () => {},
+      );
     const name = `Remove the mark of ${baseName(item.key)}`;
-    return make("li", {}, make("button", { type: "button", "aria-label": name, title: name, onclick: () => this.mark(item, side) }, picture));
+    return make(
+      "li",
+      {},
+      make(
+        "button",
+        { type: "button", "aria-label": name, title: name, onclick: () => this.mark(item, side) },
+        picture,
+      ),
+    );
   }
 
   /** Rank the images: by the head if there are marks of both kinds, by similarity to the yes images, or not at all. */
@@ -181,7 +213,9 @@ class Teach extends HTMLElement {
         this.status.textContent = "These are similar. Now mark at least one as no.";
       } else {
         this.#showTiles(await this.#sample(signal), null);
-        this.status.textContent = no.length ? "Now mark at least one as yes." : "Mark an image that belongs to your class as yes.";
+        this.status.textContent = no.length
+          ? "Now mark at least one as yes."
+          : "Mark an image that belongs to your class as yes.";
       }
       this.message.replaceChildren();
     } catch (error) {
@@ -192,8 +226,7 @@ class Teach extends HTMLElement {
   }
 
   #showTiles(items, request) {
-    this.request = request;
-    this.requestButton.hidden = !request;
+    this.requestButton.setRequest(request);
     const focused = document.activeElement?.closest("tessella-tile");
     const isInside = focused && this.grid.contains(focused);
     const place = isInside ? this.grid.tiles().indexOf(focused) : -1;
@@ -203,8 +236,7 @@ class Teach extends HTMLElement {
 
   #fail(error) {
     this.grid.show([]);
-    const again = button({ text: "Try again", kind: "primary", onclick: () => this.refresh() });
-    this.message.replaceChildren(emptyState({ symbol: "warning", title: "This did not work", text: error.message, action: again }));
+    this.message.replaceChildren(failure(error, () => this.refresh()));
     this.status.textContent = "";
   }
 
@@ -253,7 +285,6 @@ class Teach extends HTMLElement {
     const { heads } = state.index;
     this.saved.replaceChildren();
     if (!heads.length) return;
-    const command = (name) => `tessella classify --head RUN:${/^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", String.raw`'\''`)}'`} IMAGE`;
     this.saved.append(
       make("h2", {}, "Saved heads"),
       make(
@@ -264,13 +295,24 @@ class Teach extends HTMLElement {
             "li",
             { class: name === last ? "new" : null },
             make("bdi", {}, name),
-            button({ label: `Copy the command that classifies with ${name}`, symbol: "copy", kind: "quiet small", onclick: () => copyText(command(name)) }),
+            button({
+              label: `Copy the command that classifies with ${name}`,
+              symbol: "copy",
+              kind: "quiet small",
+              onclick: () => copyText(commandOf(name)),
+            }),
           ),
         ),
       ),
       make("p", { class: "muted" }, "Use one with ", make("code", {}, "tessella classify --head RUN:NAME"), "."),
     );
   }
+}
+
+/** The command that classifies with a saved head. */
+function commandOf(name) {
+  const quoted = /^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", String.raw`'\''`)}'`;
+  return `tessella classify --head RUN:${quoted} IMAGE`;
 }
 
 customElements.define("tessella-teach", Teach);
