@@ -28,6 +28,7 @@ CODES: dict[str, Kind] = {
     "missing_dependency": Kind(2, 501, "an optional package is not installed"),
     "changed_run": Kind(2, 409, "the folder holds a run with other settings or other data"),
     "busy": Kind(2, 409, "another process is writing to the same folder"),
+    "exists": Kind(2, 409, "something of that name exists already"),
     "damaged_run": Kind(6, 500, "files of the run are missing or damaged"),
     "output_failed": Kind(6, 500, "a result could not be written"),
     # clusters
@@ -84,6 +85,7 @@ CODES: dict[str, Kind] = {
     "promise_broken": Kind(9, 500, "the server did not keep one of its promises in a trial"),
     "cannot_listen": Kind(9, 500, "the server could not listen on its address"),
     "bad_request": Kind(2, 400, "the request is malformed"),
+    "unprocessable": Kind(2, 422, "the request is well-formed, but cannot be carried out"),
     "unauthorized": Kind(2, 401, "the token is missing or wrong"),
     "forbidden_host": Kind(2, 403, "the server is not known by the host name of the request"),
     "forbidden_origin": Kind(2, 403, "the request was made by a page of another site"),

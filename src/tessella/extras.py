@@ -13,8 +13,9 @@ from .errors import UsageError
 
 DISTRIBUTIONS = {
     "prometheus_client": "prometheus-client",
-    "python_multipart": "python-multipart",
     "PIL": "pillow",
+    "python_multipart": "python-multipart",
+    "umap": "umap-learn",
 }  # if they differ from the import names
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 HIDDEN = {
     *("torch", "torchgen", "functorch", "torchvision", "torchmetrics", "timm", "triton"),
-    *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "ray", "tensorboard", "scipy", "sklearn"),
+    *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "ray", "tensorboard", "scipy", "sklearn", "umap"),
     *("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "python_multipart"),
 }
 

@@ -57,6 +57,7 @@ SURFACE = {
         "INPUT...",
         *RUN_OPTIONS,
         *SERVER_OPTIONS,
+        "--head",
         "--strict",
         "--top",
         "--json",
@@ -81,12 +82,13 @@ SURFACE = {
         *("--bad-inputs", "--prometheus", "--ray", "--actor-cores", "--json"),
     ],
     "verify-run": ["RUN", "--repair", "--json"],
-    "index": ["RUN", "--json"],
+    "index": ["RUN", "--json", "--map"],
     "search": [
         *(
             "RUN",
             "QUERY...",
             "--top",
+            "--negative",
             "--where",
             "--label",
             "--all-rows",
@@ -97,6 +99,7 @@ SURFACE = {
         )
     ],
     "dedup": ["RUN", "--threshold", "--exact", "--out", "--sheet", "--json"],
+    "gallery": ["RUN", "--out", "--json"],
     "serve": [
         *("--model", "--index", "--host", "--port", "--token-file", "--allow-host", "--allow-urls", "--log-requests"),
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),

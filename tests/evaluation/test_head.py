@@ -10,7 +10,7 @@ import torch
 
 import tessella
 from tessella.data.datasets import open_labelled
-from tessella.evaluation.head import Head, attach
+from tessella.evaluation.head import LinearHead, attach
 from tessella.evaluation.linear_probe import probe
 from tessella.predictor import Output, Predictor
 from tessella.results import softmax
@@ -46,7 +46,7 @@ def test_the_attached_model_gives_the_outputs_of_the_probe(case: str, data: Path
 
 def test_a_head_with_as_many_classes_has_its_own_names(predictor: Predictor, tmp_path: Path) -> None:
     width = predictor.width
-    head = Head(np.ones((5, width), np.float32), np.arange(5, dtype=np.float32))
+    head = LinearHead(np.ones((5, width), np.float32), np.arange(5, dtype=np.float32))
     attach(predictor, head, tuple("vwxyz"), tmp_path / "model")
     again = tessella.load(f"local-dir:{tmp_path / 'model'}", engine="eager")
     assert again.labels == tuple("vwxyz")

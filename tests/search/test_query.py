@@ -493,3 +493,30 @@ def test_a_missing_picture_is_replaced_by_its_error(photographs: Path, tmp_path:
     assert (tmp_path / "sheet.html").read_text().count("no picture: not_found") == 1
     with pytest.raises(UsageError, match=r"sheet\.pdf"):
         index.sheet(tmp_path / "sheet.pdf", [], neighbors)
+
+
+# --- several positives and negatives ----------------------------------------------------------------------------------
+
+
+def test_negative_queries_are_subtracted_with_a_quarter_of_their_weight(planted: Path, index: Index) -> None:
+    a, b, c, d = unit(random_vectors(4, 11))
+    expected = (a + b) / 2 - 0.25 * (c + d) / 2
+    assert keys(index.search([a, b], negative=[c, d], top=20)) == nearest(planted, expected, 20)
+
+
+def test_negative_rows_are_not_among_the_results(index: Index) -> None:
+    rows = [index.row_query(row) for row in (7, 310)]
+    found = index.search(rows[0], negative=rows[1:], top=600)
+    assert len(found) == 598
+    assert not {7, 310} & {neighbor.row for neighbor in found}
+
+
+@pytest.mark.parametrize("among", [np.ones(599, bool), np.ones(600, np.int8), np.ones((600, 1), bool)])
+def test_a_mask_of_another_shape_is_refused(index: Index, among: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        index.search(random_vectors(1, 0)[0], among=among)
+    assert caught.value.code == "bad_argument"
+
+
+def test_no_row_is_found_among_none(index: Index) -> None:
+    assert index.search(random_vectors(1, 0)[0], among=np.zeros(600, bool)) == []

@@ -38,7 +38,8 @@ class ServerProcess:
         self.port = 0
         self.errors: list[str] = []
         assert self.process.stderr is not None
-        threading.Thread(target=self.errors.extend, args=(self.process.stderr,), daemon=True).start()
+        self._reader = threading.Thread(target=self.errors.extend, args=(self.process.stderr,), daemon=True)
+        self._reader.start()
         if wait:
             self.wait_until_ready()
 
@@ -80,8 +81,10 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self, seconds: float = 60) -> int:
-        """Wait for the end of the server and return its status."""
-        return self.process.wait(seconds)
+        """Wait for the end of the server and of its messages, and return its status."""
+        status = self.process.wait(seconds)
+        self._reader.join(seconds)
+        return status
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -11,6 +11,8 @@ from tessella.results import Output
 from tessella.serve.service import Answer, Service
 from tessella.serve.settings import ServeSettings
 
+from .engines import FakeEngine, encoded
+
 MODEL = "mixer_ti_p4_32.cifar10"
 Scenario = Callable[[Service], Awaitable[None]]
 
@@ -41,6 +43,7 @@ def run(scenario: Scenario, **settings: object) -> None:
 def assert_nothing_left(service: Service) -> None:
     """Every path gives its places back."""
     assert (service._admission.images, service._admission.bytes, service._in_flight) == (0, 0, 0)
+    assert abs(service._admission.seconds) < 1e-6
     assert service._stages is not None
     assert service._stages.batcher.waiting == 0
     assert not service._requests
@@ -57,6 +60,16 @@ def numbers_in(answer: Answer) -> list[int | str]:
         else:
             found.append(outcome.code)
     return found
+
+
+async def hold(service: Service, engine: FakeEngine, count: int) -> list[asyncio.Task[Answer]]:
+    """Return requests of one image each, which wait inside of the model: number i is the image of request i."""
+    engine.gate.clear()
+    requests = []
+    for i in range(count):  # one after another, or they could share a batch
+        requests.append(asyncio.create_task(service.infer([encoded(i)])))
+        await until(lambda i=i: engine.held == i + 1)  # type: ignore[misc]
+    return requests
 
 
 async def code_of(awaitable: Awaitable[object]) -> str:

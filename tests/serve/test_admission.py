@@ -51,6 +51,20 @@ def test_growth_that_is_refused_takes_nothing() -> None:
     assert admission.bytes == 0
 
 
+def test_a_request_that_would_wait_too_long_is_refused() -> None:
+    admission = Admission(max_images=100, max_bytes=100)
+    with admission.admit(1, 1) as first:
+        first.expect(50.0, 10.0)  # nobody is before it, so it may try
+        with admission.admit(1, 1) as second, pytest.raises(ServeError) as refused:
+            second.expect(0.1, 10.0)
+        assert refused.value.code == "overloaded"
+        with admission.admit(1, 1) as third:
+            third.expect(0.1, 100.0)
+            assert admission.seconds == pytest.approx(50.1)
+        assert admission.seconds == pytest.approx(50.0)
+    assert admission.seconds == pytest.approx(0.0)
+
+
 def test_random_requests_never_exceed_the_bounds() -> None:
     rng = random.Random(0)
     admission = Admission(max_images=20, max_bytes=1000)

@@ -388,6 +388,32 @@ def test_rows_that_are_not_finite_are_errors_of_their_images() -> None:
     assert isinstance(run_batch(batch, lambda: 0.0)[1].outcome, ImageError)
 
 
+def test_the_pace_of_a_model_follows_its_batches() -> None:
+    lane: Lane[int] = Lane(echo, 8, 2)
+    assert lane.pace == 0
+    lane.observe(0.2)
+    assert lane.pace == pytest.approx(0.1)
+    lane.observe(3600.0)  # the machine was suspended
+    assert lane.pace < 0.15
+    for _ in range(100):
+        lane.observe(0.1)
+    assert lane.pace == pytest.approx(0.05, rel=0.01)
+
+
+def test_only_batches_that_ran_count_for_the_pace() -> None:
+    now = iter(range(100))
+
+    def fail(pixels_NHWC: Pixels) -> tuple[FloatArray, FloatArray]:
+        raise RuntimeError("broken")
+
+    lane: Lane[int] = Lane(fail, 4)
+    run_batch(LaneBatch(lane, [item(0)], []), lambda: float(next(now)))
+    assert lane.image_seconds == 0
+    lane.run = echo
+    run_batch(LaneBatch(lane, [item(0), item(1)], []), lambda: float(next(now)))
+    assert lane.image_seconds == pytest.approx(0.5)
+
+
 def test_a_model_with_another_number_of_rows_fails() -> None:
     batch = LaneBatch(Lane[int](lambda pixels: echo(pixels[:1]), 4), [item(0), item(1)], [])
     assert [getattr(result.outcome, "code", "ok") for result in run_batch(batch, lambda: 0.0)] == ["worker_failed"] * 2

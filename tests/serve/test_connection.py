@@ -238,3 +238,36 @@ def test_headers_after_a_body_are_dropped() -> None:
 
     asyncio.run(run())
     assert seen == [[(b"host", b"localhost"), (b"transfer-encoding", b"chunked")]]
+
+
+@pytest.mark.parametrize("size", [40_000, 200_000])
+def test_a_long_header_is_refused_although_it_has_no_end(size: int) -> None:
+    """It arrives in one packet, or in few of them, and the parser has not reported it yet."""
+
+    async def run() -> bytes:
+        async with running() as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(GET[:-2] + b"X: " + b"a" * size)
+            return await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_pipelined_request_after_a_long_body_is_not_refused() -> None:
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        await answer(scope, receive, send)
+
+    async def run() -> None:
+        async with running(read) as (_, clients):
+            reader, writer = await clients.open()
+            body = b"x" * 60_000
+            head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+            writer.write((head + body) * 3 + GET[:-2])
+            await asyncio.sleep(0.1)
+            writer.write(b"\r\n")
+            for _ in range(4):
+                assert (await asyncio.wait_for(reader.readuntil(b"xxxxx"), 20)).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(run())

@@ -387,7 +387,7 @@ def test_a_server_whose_decoding_always_fails_ends_with_an_error(tmp_path: Path)
             stop.set()
             killer.join()
         assert status == 9, process.errors
-        assert any("cannot go on" in line for line in process.errors)
+        assert any("cannot continue" in line for line in process.errors)
 
 
 def test_the_server_does_not_load_pytorch(server: ServerProcess, cat: bytes) -> None:

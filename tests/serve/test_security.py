@@ -16,6 +16,7 @@ from tessella.errors import ServeError, UsageError
 from tessella.serve import ServeSettings, Service
 from tessella.serve.app import create_app
 from tessella.serve.problems import RequestError
+from tessella.serve.routes import page
 from tessella.serve.security import HEALTH_PATHS, Gate
 
 from .conftest import TOKEN
@@ -143,12 +144,13 @@ QUERIES = (
 
 def test_no_request_without_the_token_passes(guarded: Gate, paths: list[str]) -> None:
     """Every route and every unknown path, with every method and every kind of wrong credential."""
+    assert guarded.open_paths == HEALTH_PATHS | page.OPEN_PATHS
     assert {"/v1/classify", "/v1/embed", "/v1/predict", "/v1/models", "/metrics", "/openapi.json"} <= set(paths)
 
     async def walk() -> int:
         count = 0
         for path in [*paths, *UNKNOWN]:
-            if path in HEALTH_PATHS:
+            if path in guarded.open_paths:
                 continue
             for method in METHODS:
                 for name, headers in CREDENTIALS.items():

@@ -21,7 +21,7 @@ from tessella.serve.service import Service
 from tessella.serve.settings import ServeSettings
 
 from .engines import PHOTOGRAPH, SIZE, SPEC, FakeEngine, encoded, pixels_of
-from .services import MODEL, code_of, numbers_in, run, until
+from .services import MODEL, code_of, hold, numbers_in, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the decoding processes are tested on Linux")
 
@@ -214,11 +214,26 @@ def test_a_request_with_too_many_images_is_refused(engine: FakeEngine) -> None:
     run(scenario, max_images=4)
 
 
+def test_work_that_would_come_too_late_is_refused_instead_of_done_in_vain(engine: FakeEngine) -> None:
+    async def scenario(service: Service) -> None:
+        hosted = await service._host.acquire(None, "classify")
+        hosted.release()
+        hosted.lane.image_seconds = 1.0  # a slow model, whose two streams need half a second for an image
+        engine.gate.clear()
+        held = [asyncio.create_task(service.infer([encoded(i)] * 5)) for i in range(3)]
+        await until(lambda: service._admission.seconds == pytest.approx(7.5))
+        assert await code_of(service.infer([encoded(9)] * 2)) == "overloaded"  # 8.5 of 10 seconds
+        assert await code_of(service.infer([encoded(9)], deadline=5.0)) == "overloaded"
+        engine.gate.set()
+        assert [len(answer.outcomes) for answer in await asyncio.gather(*held)] == [5, 5, 5]
+        assert len((await service.infer([encoded(9)] * 40)).outcomes) == 40  # nobody is before it
+
+    run(scenario)
+
+
 def test_an_expired_request_never_reaches_the_model(engine: FakeEngine) -> None:
     async def scenario(service: Service) -> None:
-        engine.gate.clear()
-        held = [asyncio.create_task(service.infer([encoded(i)])) for i in range(2)]
-        await until(lambda: engine.held == 2)
+        held = await hold(service, engine, 2)
         calls = len(engine.calls)
         assert await code_of(service.infer([encoded(3)], deadline=0.2)) == "deadline_exceeded"
         assert await code_of(service.infer([encoded(3)], deadline=0.0)) == "deadline_exceeded"
@@ -241,9 +256,7 @@ def test_a_request_may_only_shorten_the_deadline(engine: FakeEngine) -> None:
 
 def test_clients_that_leave_drop_their_images(engine: FakeEngine) -> None:
     async def scenario(service: Service) -> None:
-        engine.gate.clear()
-        held = asyncio.create_task(service.infer_pixels(np.stack([pixels_of(i) for i in range(2)])))
-        await until(lambda: engine.held == 2)
+        held = await hold(service, engine, 2)
         calls = len(engine.calls)
         leaving = [asyncio.create_task(service.infer([encoded(i)] * 3)) for i in range(10)]
         assert service._stages is not None
@@ -254,7 +267,7 @@ def test_clients_that_leave_drop_their_images(engine: FakeEngine) -> None:
         await asyncio.wait(leaving)
         assert batcher.waiting == 0
         engine.gate.set()
-        await held
+        await asyncio.gather(*held)
         assert len(engine.calls) == calls
 
     run(scenario)

@@ -112,7 +112,7 @@ def test_killed_decoders_lose_no_answer(engine: FakeEngine) -> None:
             await until(lambda answered=answered: outcomes["ok"] > answered + 5)  # type: ignore[misc]
         stop.set()
         await asyncio.gather(*clients)
-        assert outcomes["decoder_crashed"] <= 2  # only an image that meets two kills
+        assert outcomes["decoder_crashed"] <= 15  # only an image that meets two of the 30 kills
         assert service.readiness.ready
 
     run(scenario)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
 from ..data.names import Skipped
 from ..errors import UsageError
@@ -60,15 +61,47 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of most probable classes per image.",
 )
+@option(
+    "--head",
+    group="Model",
+    metavar="RUN:NAME",
+    help="Head of a run or its file, with the run's model: print the probability of its class instead.",
+)
 @table_options
-def classify(top: int, **arguments: Any) -> None:
+def classify(top: int, head: str | None, **arguments: Any) -> None:
     """Print the most probable classes of each image, or write them to a file."""
     path = _check_table_options(arguments)
+    if head is not None:
+        _classify_with(head, arguments, path)
+        return
 
     def make_records(predictor: Predictor | RemoteModel, sources: Iterable[Source]) -> Iterable[Record]:
         return predictor.records(sources, top=min(top, predictor.num_classes), embed=False)
 
     _run(arguments, make_records, path, task="classify", top=top)
+
+
+def _classify_with(name: str, arguments: dict[str, Any], path: Path | None) -> None:
+    """Print the probability of the class of a head, instead of the classes of the model."""
+    from ..loading import choose_mode
+    from ..search import Head
+
+    context = click.get_current_context()
+    settings = ("transform", "policy", "precision", "engine", "device", "batch_size", "images", "mode", "top", "server")
+    for setting in settings:
+        if context.get_parameter_source(setting) is ParameterSource.COMMANDLINE:
+            option = f"--{setting.replace('_', '-')}"
+            hint = f"remove {option}: the head determines how images are classified"
+            raise UsageError("bad_argument", f"--head and {option} cannot be combined", hint=hint)
+    head = Head.load(name)
+
+    def load() -> Predictor:
+        return head.load_model(arguments["model"], arguments["checkpoint"], choose_mode(arguments["inputs"]))
+
+    def make_records(predictor: Predictor | RemoteModel, sources: Iterable[Source]) -> Iterable[Record]:
+        return map(head.record, predictor.records(sources, top=0, embed=True))
+
+    _run(arguments, make_records, path, top=1, load=load)
 
 
 @click.command(
@@ -145,10 +178,12 @@ def _run(
     task: Task = "embed",
     top: int = 0,
     has_embedding: bool = False,
+    load: Callable[[], Predictor] | None = None,
 ) -> None:
     """Print one record per input as they come, or write all of them to a file at the end.
 
     task: what the default model is used for. top, has_embedding: what records contain, for the columns of a CSV table.
+    load: loads another model than the options name.
     """
     from ..pipeline import error_records
     from ..records import write_records
@@ -165,10 +200,12 @@ def _run(
     if records:
         top = 0
     else:
-        predictor = _open_model(arguments, task)
-        if top:
-            warn_about_classes(predictor.name, arguments["checkpoint"])
-        top, width = min(top, predictor.num_classes), predictor.width if has_embedding else 0
+        predictor = _open_model(arguments, task, load)
+        if load is None:
+            if top:
+                warn_about_classes(predictor.name, arguments["checkpoint"])
+            top = min(top, predictor.num_classes)
+        width = predictor.width if has_embedding else 0
         records = make_records(predictor, sources)
     counter = _RecordCounter(keep=path is not None, quiet=arguments["as_json"] or arguments.get("as_csv", False))
     _print(counter.follow(show_progress(records, total, "images")), arguments, path, top, width)
@@ -182,12 +219,12 @@ def _run(
     finish(counter.good, counter.bad, arguments["strict"])
 
 
-def _open_model(arguments: dict[str, Any], task: Task) -> Predictor | RemoteModel:
-    """Return the model that the options name, here or on a server."""
+def _open_model(arguments: dict[str, Any], task: Task, load: Callable[[], Predictor] | None) -> Predictor | RemoteModel:
+    """Return the model that the options name, here or on a server. load: as in `load_predictor`."""
     if arguments.get("server") is None:
         if arguments.get("token_file") is not None:
             raise UsageError("bad_argument", "--token-file needs --server", hint="give the URL of the server")
-        return load_predictor(arguments, task)
+        return load_predictor(arguments, task, load)
     from .remote import open_remote
 
     return open_remote(arguments, task)

@@ -236,12 +236,12 @@ def loading(arguments: dict[str, Any], task: Task) -> Callable[[], Predictor]:
     )
 
 
-def load_predictor(arguments: dict[str, Any], task: Task) -> Predictor:
+def load_predictor(arguments: dict[str, Any], task: Task, load: Callable[[], Predictor] | None = None) -> Predictor:
     """Load the model that the options name; with --verbose, print every choice with its reason.
 
-    task: as in `loading`.
+    task: as in `loading`. load: loads another model.
     """
-    predictor = loading(arguments, task)()
+    predictor = (load or loading(arguments, task))()
     if is_verbose():
         notice(f"model: {printable(predictor.name)}")
         for choice in predictor.plan.choices:

@@ -64,6 +64,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "index": ("search", "Make a run searchable, or update its index."),
     "search": ("search", "Find the images of a run that are most similar to the queries."),
     "dedup": ("search", "Find duplicate images in a run."),
+    "gallery": ("search", "Write a run as one HTML page with search and a map, without a server."),
     "serve": ("serving", "Serve models over HTTP."),
     "list": ("models", "List models whose names match a pattern."),
     "info": ("models", "Show a model's size, cost, weights and accuracy."),

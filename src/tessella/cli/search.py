@@ -1,8 +1,9 @@
-"""tessella index, search, dedup: similar images in a run."""
+"""tessella index, search, dedup, gallery: similar images in a run."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import click
 
@@ -12,23 +13,35 @@ from .options import argument, json_lines_option, json_option, option, run_argum
 from .preflight import count_type
 
 
-@click.command(cls=Command, examples=["tessella index runs/photos"])
+@click.command(cls=Command, examples=["tessella index runs/photos", "tessella index runs/photos --map"])
 @run_argument
+@option(
+    "--map",
+    "map_method",
+    group="Output",
+    type=click.Choice(["pca", "umap", "none"]),
+    is_flag=False,
+    flag_value="pca",
+    metavar="[pca|umap|none]",
+    help="Also compute a map, which `tessella serve` shows: each image as a point in the plane, near similar ones. "
+    "Without a value: pca. umap needs the package umap-learn; none removes the map.  [default: as the index is]",
+)
 @json_option
-def index(folder: str, as_json: bool) -> None:
+def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_json: bool) -> None:
     """Make a run searchable, or update its index after the run has grown.
 
     The index is stored in RUN/index.
     """
     from ..search import build_index
 
-    report = build_index(folder, log=lambda text: notice(printable(text)))
+    report = build_index(folder, map=map_method, log=lambda text: notice(printable(text)))
     if as_json:
         echo_json(dataclasses.asdict(report))
         return
     changes = f"{report.added:,} added, {report.removed:,} removed"
     size, seconds = f"{report.bytes / 1e6:.1f} MB", f"{report.seconds:.1f} s"
-    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}), {size}, {seconds}"))
+    has_map = f", map: {report.map}" if report.map else ""
+    echo(printable(f"{count_of(report.rows, 'row')} in {folder}/index ({changes}){has_map}, {size}, {seconds}"))
 
 
 @click.command(
@@ -36,6 +49,7 @@ def index(folder: str, as_json: bool) -> None:
     examples=[
         "tessella search runs/photos cat.jpg --top 5 --sheet cats.html",
         "tessella search runs/photos key:photos/1.jpg --label flamingo --where 'width >= 640'",
+        "tessella search runs/photos cat.jpg --negative kitten.jpg",
     ],
 )
 @run_argument
@@ -54,6 +68,13 @@ def index(folder: str, as_json: bool) -> None:
     default=10,
     show_default=True,
     help="Number of rows to find.",
+)
+@option(
+    "--negative",
+    group="Input",
+    multiple=True,
+    metavar="QUERY",
+    help="Query that results should not resemble; can be given several times.",
 )
 @option("--label", group="Input", metavar="NAME", help="Search only rows with this predicted class.")
 @option(
@@ -76,6 +97,7 @@ def index(folder: str, as_json: bool) -> None:
 def search(
     folder: str,
     queries: tuple[str, ...],
+    negative: tuple[str, ...],
     model: str | None,
     checkpoint: str | None,
     sheet: str | None,
@@ -95,7 +117,7 @@ def search(
     if model or checkpoint:
         opened.predictor = load_model(opened.facts, model, checkpoint)
     loaded_queries = [opened.query(query) for query in queries]
-    neighbors = opened.search(loaded_queries, **filters)  # type: ignore[arg-type]
+    neighbors = opened.search(loaded_queries, negative=negative, **filters)  # type: ignore[arg-type]
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"
@@ -162,3 +184,28 @@ def dedup(folder: str, threshold: float | None, exact: bool, out: str | None, sh
     notice(f"duplicates: {extra:,} of {duplicates.images:,} images; clusters: {duplicates.clusters:,}")
     if path and not draw_duplicates(folder, duplicates, path):
         notice(printable(f"{path} was not written: there are no duplicates and no pairs near the threshold"))
+
+
+@click.command(cls=Command, examples=["tessella gallery runs/photos --out photos.html"])
+@run_argument
+@option("-o", "--out", group="Output", metavar="FILE.html", required=True, help="The file to write.")
+@json_option
+def gallery(folder: str, out: str, as_json: bool) -> None:
+    """Write the images of a run as one HTML page: gallery, search by an image, map, filters and export.
+
+    The page works without a server and without a network. It contains a thumbnail and the embedding of every image, so
+    it is for up to 10,000 images. The run needs an index: run `tessella index RUN` first.
+    """
+    from ..search import gallery as write_gallery
+
+    report = write_gallery(folder, out, log=lambda text: notice(printable(text)))
+    if as_json:
+        echo_json(dataclasses.asdict(report))
+        return
+    echo(printable(f"{out}: {count_of(report.images, 'image')}, {report.bytes / 1e6:.1f} MB"))
+    echo(
+        f"embeddings are stored with 8 bits per number: {100 * report.recall:.1f} % of the ten nearest images stay the "
+        f"same, similarities change by at most {report.error:.4f}"
+    )
+    if report.missing:
+        notice(f"without a thumbnail, because the image could not be read again: {report.missing:,}")

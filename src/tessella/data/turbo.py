@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import JpegImagePlugin, features
+from PIL import Image, JpegImagePlugin, features
 
 from ..errors import ImageError
 from .formats import jpeg
@@ -110,3 +110,14 @@ def _to_rgb(data: bytes, reduction: int = 1) -> Pixels:
     if reduction > 1:
         image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
     return np.array(image.convert("RGB"))
+
+
+def encode_jpeg(pixels: Pixels, quality: int = 85) -> bytes:
+    """Return a JPEG file of RGB pixels (H,W,3) without any metadata."""
+    pixels = np.ascontiguousarray(pixels)
+    if simplejpeg is not None:
+        data: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
+        return data
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..results import FloatArray, l2_normalize
 from . import lbfgs
-from .head import Head
+from .head import LinearHead
 from .metrics import Floats, Ints
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # values of k to choose from
@@ -141,7 +141,7 @@ class Scale(NamedTuple):
         return (x_ND - self.mean) * self.factor
 
 
-def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_component: bool = True) -> Head:
+def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_component: bool = True) -> LinearHead:
     """Fit a linear classifier: minimise the sum of cross-entropies + strength / 2 * |weights|^2 on scaled embeddings.
 
     The scale is folded into the classifier. Embeddings are not normalised to length 1, because this cannot be folded
@@ -151,7 +151,7 @@ def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_comp
     solution = minimise(scale(x_ND), labels_N, classes, strength)
     weight_KD = solution[:, :-1] * scale.factor
     bias_K = solution[:, -1] - weight_KD @ scale.mean
-    return Head(weight_KD.astype(np.float32), bias_K.astype(np.float32))
+    return LinearHead(weight_KD.astype(np.float32), bias_K.astype(np.float32))
 
 
 def logits_of(z_ND: Floats, solution: Floats) -> Floats:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..models.base import ImageModel
 
 
-class Head(NamedTuple):
+class LinearHead(NamedTuple):
     """A linear classifier on unnormalised embeddings: logits = x @ weight.T + bias. D features, K classes."""
 
     weight: FloatArray  # (K,D)
@@ -27,7 +27,7 @@ class Head(NamedTuple):
         return vectors_ND @ self.weight.T + self.bias
 
 
-def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str | Path) -> Path:
+def attach(predictor: Predictor, head: LinearHead, classes: Sequence[str], folder: str | Path) -> Path:
     """Write a model folder with the predictor's backbone, `head` as its classifier and `classes` as its labels.
 
     `tessella.load("local-dir:FOLDER")` then loads a model with this head. The predictor is not changed. Raises
@@ -44,7 +44,7 @@ def attach(predictor: Predictor, head: Head, classes: Sequence[str], folder: str
     return save_pretrained(model, folder)
 
 
-def set_head(model: ImageModel, head: Head) -> None:
+def set_head(model: ImageModel, head: LinearHead) -> None:
     """Copy `head` into the model's classifier, which must have the same number of classes."""
     import torch
 

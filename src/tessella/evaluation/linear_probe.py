@@ -23,7 +23,7 @@ from ..results import FloatArray
 from ..storage import create_output_folder, write_bytes
 from .classifiers import FewShot, choose_neighbours, choose_strength, few_shot, fit, hold_out, neighbours, vote
 from .embeddings import Embedded, embed
-from .head import Head, attach
+from .head import LinearHead, attach
 from .leakage import write_image_record
 from .metrics import Answers, Coverage, Ints, Metrics, as_dict, coverage, judge, metrics_of
 from .settings import ProbeSettings, ProgressCallback
@@ -60,7 +60,7 @@ class ProbeResult:
     coverage: Coverage  # of the linear classifier
     asked_accuracy: float | None
     threshold: Threshold | None  # for `asked_accuracy`; None if it was not given or cannot be reached
-    head: Head
+    head: LinearHead
     answers: Answers  # of the linear classifier
     notes: tuple[str, ...]  # what was omitted, and why
     attached: Path | None  # the model folder that was written

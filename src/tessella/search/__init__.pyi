@@ -3,11 +3,16 @@ from .duplicates import Duplicates as Duplicates
 from .duplicates import dedup as dedup
 from .duplicates import draw_duplicates as draw_duplicates
 from .duplicates import write_duplicates as write_duplicates
+from .heads import Head as Head
+from .heads import list_heads as list_heads
 from .index import IndexReport as IndexReport
 from .index import build_index as build_index
+from .projection import Projection as Projection
 from .query import Index as Index
 from .query import Neighbor as Neighbor
 from .query import Query as Query
 from .query import load_model as load_model
 from .retrieval_metrics import Retrieval as Retrieval
 from .retrieval_metrics import retrieval as retrieval
+from .single_page import GalleryReport as GalleryReport
+from .single_page import gallery as gallery

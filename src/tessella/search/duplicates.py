@@ -255,6 +255,14 @@ def _similar(vectors_ND: NDArray[np.generic], threshold: float) -> tuple[Ints, N
     return root_N, np.sort(np.concatenate((above, below)))[::-1]
 
 
+def duplicate_groups(vectors_ND: NDArray[np.generic], threshold: float) -> Ints:
+    """Return the first image (N,) of each image's group of near-duplicates, for embeddings (N,D); itself without one.
+
+    threshold: cosine from which two images are duplicates; groups are transitive.
+    """
+    return _similar(vectors_ND, threshold)[0]
+
+
 def _nearest(pairs: NDArray[np.void], threshold: float) -> NDArray[np.void]:
     if len(pairs) <= PAIRS:
         return pairs

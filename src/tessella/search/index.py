@@ -1,6 +1,7 @@
 """The index of a run: a LanceDB table built from its Parquet shards, in which the nearest rows are found.
 
     RUN/index/rows.lance   a row per input that has an embedding: the embedding as float16, and the shard it comes from
+    RUN/index/map-*        the map of the rows, if there is one (projection.py)
     RUN/index/index.json   the seal: the complete version of the table, its shards, and the hash of every file
 
 The shards are the source of truth, and RUN/index can be deleted at any time. A shard is identified by its position and
@@ -17,23 +18,26 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bulk.ledger import Shard
 from ..bulk.run_folder import INDEX, INDEX_SEAL, INDEX_SEAL_KEY, RunFacts, finished_shards, read_run, read_shard
 from ..checks import as_path, check_count, checked
 from ..errors import OutputError, TessellaError, UsageError
 from ..extras import need_pyarrow
+from ..results import l2_normalize
 from ..storage import damaged_files, file_hash, folder_lock, read_sealed, sealed_bytes, sync_folder, write_atomic
+from . import projection
 from .lance import import_lancedb
-from .nearest import APPROXIMATE_FROM, ArrowTable, LanceTable, SearchPlan, choose_plan, vectors_of
+from .nearest import APPROXIMATE_FROM, SCAN_ROWS, ArrowTable, Floats, LanceTable, SearchPlan, choose_plan, vectors_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +67,7 @@ class IndexReport:
     """The result of `build_index`.
 
     rows: number of rows in the index. added, removed: number of rows. rebuilt: why an existing index was discarded, or
-    "". plan: how the rows are searched. seconds: duration. bytes: size on disk.
+    "". plan: how the rows are searched. seconds: duration. bytes: size on disk. map: the method of the map, or "".
     """
 
     rows: int
@@ -73,6 +77,7 @@ class IndexReport:
     plan: SearchPlan
     seconds: float
     bytes: int
+    map: str = ""
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -80,10 +85,16 @@ class IndexReport:
 
 @checked
 def build_index(
-    out: str | Path, *, approximate_from: int = APPROXIMATE_FROM, log: Callable[[str], None] = lambda text: None
+    out: str | Path,
+    *,
+    map: Literal["pca", "umap", "none"] | None = None,
+    approximate_from: int = APPROXIMATE_FROM,
+    log: Callable[[str], None] = lambda text: None,
 ) -> IndexReport:
     """Build RUN/index for the run in the folder `out`, or update it to the shards of the run.
 
+    map: also compute a map of the rows, which `Index.map` returns, with this method; "none" removes it, None keeps the
+    index with a map or without one. An existing map is computed again if rows were added or removed.
     From `approximate_from` rows on, an approximate index is trained and its recall measured; if that is under 0.99,
     searches still compare all rows. A damaged index is rebuilt. log: receives progress messages.
     Raises UsageError: `not_found` without a run, `busy`, `damaged_run` for a damaged shard, `missing_dependency`;
@@ -93,6 +104,8 @@ def build_index(
     check_count("approximate_from", approximate_from, 10**12)
     facts, home = read_run(out), out / HOME
     import_lancedb()
+    if map is not None and map != "none":
+        projection.check_method(map)
     start = time.monotonic()
     hint = "free some space, check the permissions of the folder, and run the same command again"
     with lance_errors("output_failed", f"{home} could not be written", hint), folder_lock(home):
@@ -109,15 +122,25 @@ def build_index(
         for added in _add_shards(table, out, missing, facts):
             indexed |= added
             log(f"{len(indexed):,} of {len(shards):,} shards are in the index")
-        if outdated or missing or not seal.files:
+        changed = bool(outdated or missing or not seal.files)
+        map_file = _update_map(out, shards, facts, seal, map, changed, log)
+        if changed:
             plan = choose_plan(table, home, seal.plan, approximate_from, log)
             # a kill between here and the seal loses the index; no other process writes, and readers open what is sealed
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-            seal = Seal(table.version, table.count_rows(), plan, indexed, _sync_files(home, seal.files))
+            seal = Seal(table.version, table.count_rows(), plan, indexed, _sync_files(home, seal.files) | map_file)
+        elif map_file != map_file_of(seal):
+            others = {name: value for name, value in seal.files.items() if not projection.is_map(name)}
+            seal, changed = replace(seal, files=others | map_file), True
+        if changed:
             _write_seal(home, seal)
+        for path in home.glob(projection.PATTERN):
+            if path.name not in map_file:
+                path.unlink()
         assert seal.rows == sum(indexed.values())
+        method = next((projection.method_of(home / name) or "" for name in map_file), "")
     rows_added, size = sum(indexed[name] for name in missing), sum(size for size, _ in seal.files.values())
-    return IndexReport(seal.rows, rows_added, removed, rebuilt, seal.plan, time.monotonic() - start, size)
+    return IndexReport(seal.rows, rows_added, removed, rebuilt, seal.plan, time.monotonic() - start, size, method)
 
 
 def _add_shards(table: LanceTable, out: Path, shards: Mapping[str, Shard], facts: RunFacts) -> Iterator[dict[str, int]]:
@@ -139,17 +162,70 @@ def _rows(out: Path, name: str, shard: Shard, facts: RunFacts) -> ArrowTable:
 
     table = read_shard(out, shard)
     table = table.append_column("row", pa.array(shard.id * facts["shard_rows"] + np.arange(shard.rows)))
-    table = table.filter(pc.equal(table["status"], "ok"))
-    vectors_ND = vectors_of(table["embedding"], facts["width"]).astype(np.float16)
-    finite_N = np.isfinite(vectors_ND).all(1)  # a model may return NaN for an image, which is similar to nothing
-    table = table.filter(pa.array(finite_N))
+    table, vectors_ND = _with_embedding(table, facts)
     columns = {column: table[column] for column in COLUMNS if column in table.column_names}
     for column in ("label", "probability"):
         columns[column] = pc.list_element(table[f"top_{column}"], 0) if facts["top"] else pa.nulls(len(table))
-    vectors = pa.array(vectors_ND[finite_N].reshape(-1))
+    vectors = pa.array(vectors_ND.reshape(-1))
     columns["shard"] = pa.array([name] * len(table), pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors, facts["width"])
     return pa.table(columns).cast(_schema(facts))
+
+
+def _with_embedding(table: ArrowTable, facts: RunFacts) -> tuple[ArrowTable, NDArray[np.float16]]:
+    """Return the rows of a shard that belong into an index, and their embeddings (N,D)."""
+    pa, _ = need_pyarrow()
+    import pyarrow.compute as pc
+
+    table = table.filter(pc.equal(table["status"], "ok"))
+    vectors_ND = vectors_of(table["embedding"], facts["width"]).astype(np.float16)
+    finite_N = np.isfinite(vectors_ND).all(1)  # a model may return NaN for an image, which is similar to nothing
+    return table.filter(pa.array(finite_N)), vectors_ND[finite_N]
+
+
+def _update_map(
+    out: Path,
+    shards: Mapping[str, Shard],
+    facts: RunFacts,
+    seal: Seal,
+    method: Literal["pca", "umap", "none"] | None,
+    changed: bool,
+    log: Callable[[str], None],
+) -> dict[str, tuple[int, str]]:
+    """Compute the map of the rows if it is missing, of another method, or of other rows.
+
+    Returns its file with size and hash, as in a seal, or {} if there is to be none.
+    """
+    home, present = out / HOME, map_file_of(seal)
+    before = next((found for path in home.glob(projection.PATTERN) if (found := projection.method_of(path))), None)
+    wanted = before if method is None else method
+    if wanted is None or wanted == "none":
+        return {}
+    if present and before == wanted and not changed:
+        return present
+    try:
+        projection.check_method(wanted)
+    except UsageError as error:  # the map is a part of the index that another machine made
+        log(f"the map is removed: {error}")
+        return {}
+    log(f"computing the map ({wanted})")
+    ordered = [shards[name] for name in sorted(shards, key=lambda name: shards[name].id)]
+    points = projection.project(lambda: _unit_vectors(out, ordered, facts), facts["width"], wanted)
+    name = projection.write_map(home, points)
+    return {name: ((home / name).stat().st_size, file_hash(home / name))}
+
+
+def map_file_of(seal: Seal) -> dict[str, tuple[int, str]]:
+    """Return the file of the map with its size and hash, as in the seal; {} if there is no map."""
+    return {name: value for name, value in seal.files.items() if projection.is_map(name)}
+
+
+def _unit_vectors(out: Path, shards: Sequence[Shard], facts: RunFacts) -> Iterator[Floats]:
+    """Yield the embeddings (B,D) of all rows of an index, of unit length, by position in the listing."""
+    for shard in shards:
+        _, vectors_ND = _with_embedding(read_shard(out, shard, ["status", "embedding"]), facts)
+        for start in range(0, len(vectors_ND), SCAN_ROWS):
+            yield l2_normalize(vectors_ND[start : start + SCAN_ROWS].astype(np.float32))
 
 
 def _schema(facts: RunFacts) -> pa.Schema:

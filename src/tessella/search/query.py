@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,21 @@ from ..bulk.run_folder import RunFacts, how_to_load, read_run, row_sources
 from ..checks import as_path, check_count, checked
 from ..data.decode import Mode, Policy
 from ..errors import UsageError
+from ..extras import need_pyarrow
 from ..inputs import AnyImage, is_single, key_of
 from ..plots.sheet import Panel, write_sheet
 from ..predictor import Predictor, load
 from ..results import l2_normalize
 from ..text import escape
 from . import vector_files
+from .columns import NAMES, Columns, as_rows
 from .conditions import check_condition, quoted
-from .index import COLUMNS, HOME, TABLE, lance_errors, no_index, open_seal, open_table, sealed_rows
+from .index import COLUMNS, HOME, TABLE, lance_errors, map_file_of, no_index, open_seal, open_table, sealed_rows
 from .nearest import (
     SCAN_ROWS,
     Approximate,
     ArrowTable,
+    Condition,
     Floats,
     Ints,
     LanceTable,
@@ -42,8 +45,11 @@ from .nearest import (
     nearest_of,
     vectors_of,
 )
+from .projection import Projection, read_map
 
 MAX_ROWS = 1_000_000  # per search
+NEGATIVE_WEIGHT = np.float32(0.25)  # of negative queries
+TAKEN_ROWS = 10_000  # taken from LanceDB at once
 IN_MEMORY_ROWS = 20_000  # an index of at most this many rows is searched without LanceDB, whose import takes seconds
 
 
@@ -87,10 +93,12 @@ class Index:
     """
 
     @checked
-    def __init__(self, out: str | Path, predictor: Predictor | None = None):
+    def __init__(self, out: str | Path, predictor: Predictor | None = None, *, memory: int | None = None):
         """Open the index of the run in the folder `out`.
 
         predictor: embeds images that are queries. Without it, the run's own model is loaded when it is needed.
+        memory: search in memory if the embeddings, 2 bytes per number, take at most this many bytes; None is enough for
+        20,000 rows, for which LanceDB is not even imported.
         Raises UsageError: `not_found` without a run or an index, `damaged_run`, `missing_dependency`, and `changed_run`
         if the embeddings of the predictor cannot be compared with those of the run.
         """
@@ -100,10 +108,13 @@ class Index:
             raise no_index(self.out)
         self._seal = open_seal(self.out / HOME)
         self.rows, self.plan = self._seal.rows, self._seal.plan
-        is_small = self.rows <= IN_MEMORY_ROWS and not self.plan.probes
-        self._memory: ArrowTable | None = sealed_rows(self.out, self.facts, self._seal) if is_small else None
+        if memory is None:
+            fits = self.rows <= IN_MEMORY_ROWS and not self.plan.probes
+        else:
+            fits = 2 * self.rows * self.facts["width"] <= memory
+        self._memory: ArrowTable | None = sealed_rows(self.out, self.facts, self._seal) if fits else None
         self._approximate: Approximate | None = None
-        if self._memory is None:
+        if self._memory is None or self.plan.probes:
             with self._reading():
                 _ = self._table  # opened now, in its present state
                 if self.plan.probes:
@@ -125,22 +136,35 @@ class Index:
         """The model that embeds images, loaded on first use."""
         return load_model(self.facts)
 
+    @functools.cached_property
+    def columns(self) -> Columns:
+        """The labels and sizes of all rows, read on first use. Raises UsageError `damaged_run` as `search`."""
+        if self._memory is not None:
+            return Columns.of(self._memory.select([*NAMES, "_rowid"]), self.facts["rows"])
+        with self._reading():
+            table = self._table.search().select([*NAMES]).with_row_id(True).limit(self.rows).to_arrow()
+        return Columns.of(table, self.facts["rows"])
+
     @checked
     def search(
         self,
         queries: AnyImage | Query | Sequence[AnyImage | Query],
         *,
+        negative: Sequence[AnyImage | Query] = (),
         top: int = 10,
         where: str | None = None,
         label: str | None = None,
+        among: NDArray[np.bool_] | None = None,
         all_rows: bool = False,
     ) -> list[Neighbor]:
         """Find the `top` rows nearest to a query, or to the mean of several; best first, equal scores by key.
 
         A query is the key of a row ("key:NAME" is never read as a file), a vector (D,), a .npy file, a .npz file of
         `tessella embed`, or an image, as for a Predictor. Rows that are queries are not among the results.
-        where: a condition in SQL on the columns, such as "probability > 0.9 AND width >= 640". label: the predicted
-        class. With a condition, or with all_rows, every row is compared, even if there is an approximate index.
+        negative: queries that results should not resemble; a quarter of their mean is subtracted from that of the
+        others. where: a condition in SQL on the columns, such as "probability > 0.9 AND width >= 640". label: the
+        predicted class. among: whether each row of the listing may be found, (L,) of bool. With a condition, or with
+        all_rows, every row is compared, even if there is an approximate index.
 
         Raises UsageError: `bad_argument`, `not_found`, `changed_run`, and `damaged_run`, also if the index was updated
         after it was opened; ImageError for an image that cannot be read.
@@ -152,34 +176,75 @@ class Index:
         check_count("top", top, MAX_ROWS)
         if not items:
             raise UsageError("bad_argument", "no query was given", hint="give an image, the key of a row, or a vector")
-        parsed = [item if isinstance(item, Query) else self.query(item) for item in items]
-        mean_D = np.stack([query.vector for query in parsed]).mean(0)
-        if np.linalg.norm(mean_D) < 1e-6:
-            raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
+        self._check_among(among)
+        parsed, against = ([self._parsed(item) for item in part] for part in (items, negative))
+        query_1D = l2_normalize(mean_vector(parsed, against)[None])
         condition = "" if where is None else check_condition(self._table, where)
         self._check_label(label)
-        scores, ids, rows = self._nearest(l2_normalize(mean_D[None]), top + len(parsed), condition, label, all_rows)
+        count = top + len(parsed) + len(against)
+        scores, ids, rows = self._nearest(query_1D, count, condition, Condition(label, among), all_rows)
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-        query_rows = {query.row for query in parsed}
+        query_rows = {query.row for query in [*parsed, *against]}
         neighbors = [Neighbor(score=round(score[row.pop("_rowid")], 6), **row) for row in rows]
         others = (neighbor for neighbor in neighbors if neighbor.row not in query_rows)
         return sorted(others, key=lambda neighbor: (-neighbor.score, neighbor.key))[:top]
 
     def _nearest(
-        self, query_1D: Floats, count: int, condition: str, label: str | None, all_rows: bool
+        self, query_1D: Floats, count: int, where: str, condition: Condition, all_rows: bool
     ) -> tuple[Floats, Ints, list[dict[str, Any]]]:
         """Return the scores, the ids and the rows of the `count` nearest rows."""
         with self._reading():
-            if self._memory is not None and not condition:
-                (scores,), (ids,) = nearest_of(self._memory.to_batches(SCAN_ROWS), query_1D, count, label)
+            if self._approximate is not None and not (where or condition.columns or all_rows):
+                scores, ids = self._approximate.search(query_1D[0], count, self.plan.probes)
+            elif self._memory is not None and not where:
+                (scores,), (ids,) = nearest_of(self._memory.to_batches(SCAN_ROWS), query_1D, count, condition)
                 rows = self._memory.take(ids).select([*COLUMNS, "_rowid"]).to_pylist()
                 return scores, ids, rows
-            if condition or label is not None or all_rows or self._approximate is None:
-                (scores,), (ids,) = exact(self._table, query_1D, count, condition, label)
             else:
-                scores, ids = self._approximate.search(query_1D[0], count, self.plan.probes)
+                (scores,), (ids,) = exact(self._table, query_1D, count, where, condition)
             rows = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
             return scores, ids, rows
+
+    def neighbors(self, rows: Sequence[int] | Ints) -> list[Neighbor]:
+        """Return rows (R,) of the listing, in this order, with the score 1. Raises UsageError as `vectors`."""
+        found = {row["row"]: row for row in self._take(rows, COLUMNS).to_pylist()}
+        return [Neighbor(score=1.0, **found[row]) for row in as_rows(rows).tolist()]
+
+    def vectors(self, rows: Sequence[int] | Ints) -> Floats:
+        """Return the stored embeddings (R,D) float32 of unit length of R rows of the listing, in this order.
+
+        Raises UsageError: `not_found` for a row that is not in the index, `damaged_run`.
+        """
+        wanted_R = as_rows(rows)
+        table = self._take(np.unique(wanted_R), ("row", "vector"))
+        found = table["row"].to_numpy()
+        order = np.argsort(found)
+        vectors_RD = vectors_of(table["vector"], self.facts["width"]).astype(np.float32)
+        return l2_normalize(vectors_RD[order[np.searchsorted(found[order], wanted_R)]])
+
+    def _take(self, rows: Sequence[int] | Ints, names: Sequence[str]) -> ArrowTable:
+        """Return columns of some rows of the listing, in any order. Raises UsageError as `vectors`."""
+        ids = self.columns.ids[self.columns.positions(rows)]
+        if self._memory is not None:
+            return self._memory.take(ids).select([*names])
+        with self._reading():
+            parts = [ids[start : start + TAKEN_ROWS] for start in range(0, max(len(ids), 1), TAKEN_ROWS)]
+            tables = [self._table.take_row_ids(part.tolist()).select([*names]).to_arrow() for part in parts]
+        return need_pyarrow()[0].concat_tables(tables)
+
+    def _parsed(self, item: AnyImage | Query) -> Query:
+        return item if isinstance(item, Query) else self.query(item)
+
+    def _check_among(self, among: NDArray[np.bool_] | None) -> None:
+        if among is not None and (among.shape != (self.facts["rows"],) or among.dtype != bool):
+            expected = f"({self.facts['rows']},) of bool, one entry per row of the listing"
+            raise UsageError("bad_argument", f"among is {among.shape} of {among.dtype}, expected {expected}")
+
+    def row_query(self, row: int) -> Query:
+        """Return a row of the listing as a query. Raises UsageError as `vectors`."""
+        (vector_D,) = self.vectors([row])
+        (key,) = self._take([row], ("key",))["key"].to_pylist()
+        return Query(key, vector_D, row)
 
     def query(self, item: AnyImage) -> Query:
         """Convert one query, as `search` does. Raises as `search`."""
@@ -191,6 +256,16 @@ class Index:
             check = functools.partial(check_fingerprint, self.facts)
             return Query(str(item), self._unit_vector(vector_files.read_vector(Path(item), check)))
         return Query(key_of(item, 0), self.predictor.embed(item), image=item)
+
+    def map(self) -> Projection | None:
+        """Return the map of the rows as points (rows,2), in the order of `Columns.rows`; None if there is none.
+
+        `build_index` computes it. Raises UsageError `damaged_run` if the index was updated after it was opened.
+        """
+        for name in map_file_of(self._seal):
+            with self._reading():
+                return read_map(self.out / HOME / name, self.rows)
+        return None
 
     def sheet(self, path: str | Path, queries: Sequence[Query], neighbors: Sequence[Neighbor]) -> None:
         """Draw the queries that are images or rows, then the neighbors in order, to a .png or .html file.
@@ -257,6 +332,20 @@ class Index:
             raise UsageError("bad_argument", f"{self.facts['model']} has no class {label!r}", hint=hint)
 
 
+def mean_vector(queries: Sequence[Query], negative: Sequence[Query] = ()) -> Floats:
+    """Return the mean (D,) of the queries minus a quarter of the mean of the negative ones.
+
+    The quarter was measured (docs/results.md): more would drop the results that have much in common with both.
+    Raises UsageError `bad_argument` if nothing is left.
+    """
+    mean_D: Floats = np.stack([query.vector for query in queries]).mean(0)
+    if negative:
+        mean_D = mean_D - NEGATIVE_WEIGHT * np.stack([query.vector for query in negative]).mean(0)
+    if np.linalg.norm(mean_D) < 1e-6:
+        raise UsageError("bad_argument", "the queries cancel each other out: their mean is zero", hint="give fewer")
+    return mean_D
+
+
 def suggested_classes(word: str, classes: Sequence[str]) -> list[str]:
     """Return class names to offer for a word that is none of them.
 
@@ -287,6 +376,18 @@ def load_model(facts: RunFacts, name: str | None = None, checkpoint: str | None 
     name, checkpoint: current location of the same model. Raises UsageError `changed_run` if its embeddings cannot be
     compared with those of the run; otherwise raises as `tessella.load`.
     """
+    predictor = open_model(facts, name, checkpoint)
+    check_fingerprint(facts, predictor.fingerprint, name or facts["model"])
+    return predictor
+
+
+def open_model(
+    facts: RunFacts,
+    name: str | None,
+    checkpoint: str | None,
+    mode: Literal["latency", "throughput"] = "latency",
+) -> Predictor:
+    """Load a model with the settings of a run, as `load_model` does, without comparing fingerprints."""
     from ..engine.exported import is_exported
 
     name = name or facts["model"]
@@ -294,14 +395,12 @@ def load_model(facts: RunFacts, name: str | None = None, checkpoint: str | None 
     if not (name.startswith("local-dir:") and is_exported(Path(name.removeprefix("local-dir:")))):
         lossy = facts["precision"] != "float32"  # rounded differently by each engine
         precision, engine = facts["precision"], facts["engine"] if lossy else "auto"
-    predictor = load(
+    return load(
         name,
         checkpoint_path=checkpoint,
         precision=precision,
         engine=engine,
-        mode="latency",
+        mode=mode,
         transform=cast("Mode", facts["transform"]),
         policy=cast("Policy", facts["policy"]),
     )
-    check_fingerprint(facts, predictor.fingerprint, name)
-    return predictor

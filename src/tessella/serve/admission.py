@@ -1,19 +1,23 @@
-"""Admission: how many images, and how many bytes of them, the server holds at a time."""
+"""Admission: how many images the server holds at a time, how many bytes of them, and how much work they are."""
 
 from __future__ import annotations
 
 from ..errors import ServeError
+
+_USABLE = 0.8  # of the time to the deadline; the rest is for decoding and for errors of the estimate
 
 
 class Admission:
     """Places for the images of all requests, from their arrival to their answer. Used in the event loop only.
 
     A request is admitted as a whole or refused at once, so memory is bounded and nobody waits for a queue to empty.
+    seconds: that the models will take for all of it.
     """
 
     def __init__(self, *, max_images: int, max_bytes: int):
         self.max_images, self.max_bytes = max_images, max_bytes
         self.images = self.bytes = 0
+        self.seconds = 0.0
 
     @property
     def is_full(self) -> bool:
@@ -41,6 +45,7 @@ class Ticket:
     def __init__(self, admission: Admission):
         self._admission = admission
         self.images = self.bytes = 0
+        self.seconds = 0.0
 
     def add(self, images: int, size: int) -> None:
         """Take more places. Raises ServeError `overloaded` if there are not enough."""
@@ -56,10 +61,26 @@ class Ticket:
         admission.images += images
         admission.bytes += size
 
+    def expect(self, seconds: float, deadline: float) -> None:
+        """Add to the work of the models, in seconds.
+
+        Raises ServeError `overloaded` if the request would have to wait for others until it is almost too late: its
+        images would take the time of the models and then be thrown away. deadline: seconds that it has.
+        """
+        admission = self._admission
+        if admission.images > self.images and admission.seconds + seconds > _USABLE * deadline:
+            raise ServeError(
+                "overloaded", f"there is work for {admission.seconds:.1f} s, the deadline is {deadline:g} s"
+            )
+        self.seconds += seconds
+        admission.seconds += seconds
+
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._admission.images -= self.images
         self._admission.bytes -= self.bytes
+        self._admission.seconds -= self.seconds
         self.images = self.bytes = 0
+        self.seconds = 0.0

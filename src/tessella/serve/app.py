@@ -13,12 +13,14 @@ from starlette.routing import Match, Route
 
 from .._version import __version__
 from ..errors import TessellaError
+from .collection import Collection
 from .disconnects import run_unless_disconnected as run_unless_disconnected
 from .metrics import ServeMetrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
-from .routes import cohere, native, open_inference, openai
+from .routes import cohere, index, native, open_inference, openai, page, teaching
 from .security import ClientGoneError, Gate
+from .thumbnails import ByteCache
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token.
-ROUTES = (native, open_inference, openai, cohere)
+ROUTES = (page, native, open_inference, openai, cohere, index, teaching)
 
 DESCRIPTION = """Classification and embeddings of images.
 
@@ -37,7 +39,10 @@ Every answer has the header `X-Request-ID`, every error the header `X-Tessella-E
 
 
 def create_app(service: Service, settings: ServeSettings, *, log_requests: bool = False) -> Gate:
-    """Return the ASGI application. log_requests: write one JSON object per request to the log."""
+    """Return the ASGI application. log_requests: write one JSON object per request to the log.
+
+    Opens the index of the settings. Raises UsageError `not_found`, `damaged_run`, `missing_dependency` without one.
+    """
     app = FastAPI(
         title="Tessella",
         version=__version__,
@@ -47,6 +52,8 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
         redirect_slashes=False,
     )
     app.state.service, app.state.settings = service, settings
+    app.state.collection = None if settings.index is None else Collection(settings.index)
+    app.state.thumbnails = ByteCache()
     open_paths: set[str] = set()
     routers = (app, *(module.router for module in ROUTES))
     app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]

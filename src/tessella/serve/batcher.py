@@ -45,7 +45,7 @@ class Lane(Generic[Key]):
     """One model and its queue.
 
     run: (N,H,W,3) uint8 -> logits (N,classes) and embeddings (N,width), with N up to `batch_size`, in any thread.
-    streams: the number of batches that may run at the same time.
+    streams: the number of batches that may run at the same time. image_seconds: what an image of a batch took lately.
     """
 
     run: Callable[[Pixels], tuple[FloatArray, FloatArray]]
@@ -53,6 +53,18 @@ class Lane(Generic[Key]):
     streams: int = 1
     waiting: deque[Item[Key]] = field(default_factory=deque)
     running: int = 0
+    image_seconds: float = 0.0
+
+    @property
+    def pace(self) -> float:
+        """Seconds per image while all streams are busy."""
+        return self.image_seconds / self.streams
+
+    def observe(self, seconds: float) -> None:
+        """Take the time per image of another batch into account; a pause of the machine counts little."""
+        if not self.image_seconds:
+            self.image_seconds = seconds
+        self.image_seconds += 0.1 * (min(seconds, 4 * self.image_seconds) - self.image_seconds)
 
 
 class Result(NamedTuple, Generic[Key]):
@@ -172,6 +184,7 @@ def run_batch(batch: LaneBatch[Key], clock: Clock) -> list[Result[Key]]:
     outcomes: Sequence[Output | ImageError | ServeError]
     try:
         outcomes = _outcomes(batch)
+        batch.lane.observe((clock() - start) / len(batch.items))
     except BaseException as error:  # libraries written in Rust raise BaseException
         log.error("a batch of %d images failed", len(batch.items), exc_info=error)
         outcomes = [_model_failed(error) for _ in batch.items]

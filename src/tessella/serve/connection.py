@@ -86,7 +86,8 @@ class LimitedConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_headers = True
         self._header_bytes = self._header_count = 0
-        self._framing = -self._packet  # the packet may begin with the end of another request
+        # the packet belongs to this request, unless it may begin with the end of another one
+        self._framing = 0 if self._waiting_since is not None else -self._packet
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request line."""

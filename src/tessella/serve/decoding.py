@@ -9,8 +9,9 @@ from contextlib import suppress
 
 from ..data.isolated.decoder import current_folder
 from ..data.isolated.processes import Task
-from ..data.isolated.protocol import Decoded, DecodeSettings, EncodedImage
+from ..data.isolated.protocol import Decoded, DecodeSettings, EncodedImage, ListedImage
 from ..data.isolated.supervisor import Supervisor
+from ..data.source import Source
 from ..data.spec import InputSpec
 from ..errors import ImageError, ServeError
 from ..machine import available_cores
@@ -59,19 +60,21 @@ class DecodePool:
         """Whether a process is ready to decode."""
         return self._supervisor.has_worker
 
-    def submit(self, data: bytes, spec: InputSpec, done: Done) -> Task:
-        """Decode an image for a spec. done: called in another thread with the task, whose result is set.
+    def submit(self, data: bytes | Source, spec: InputSpec, done: Done) -> Task:
+        """Decode an image for a spec, one in memory or one that the process reads.
 
-        If the processes have ended, the result is the error `worker_failed`.
+        done: called in another thread with the task, whose result is set. If the processes have ended, the result is
+        the error `worker_failed`.
         """
-        source = pickle.dumps(EncodedImage(data=data, spec=spec), pickle.HIGHEST_PROTOCOL)
+        image = EncodedImage(data=data, spec=spec) if isinstance(data, bytes) else ListedImage(listed=data, spec=spec)
+        source = pickle.dumps(image, pickle.HIGHEST_PROTOCOL)
         return self._supervisor.submit(source, spec, done)
 
     def cancel(self, task: Task) -> None:
         """Give up a task; `done` is not called after this, except if it is being called now."""
         self._supervisor.cancel(task)
 
-    async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
+    async def decode(self, data: bytes | Source, spec: InputSpec) -> Decoded:
         """Decode one image and return its result, which may be an error. Raises ServeError `worker_failed`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()

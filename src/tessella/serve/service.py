@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.decode import Pixels
 from ..data.isolated.protocol import Decoded
+from ..data.source import Source
 from ..data.spec import InputSpec
 from ..errors import ImageError, ServeError, TessellaError, UsageError
 from ..results import Output
@@ -236,11 +237,15 @@ class Service:
         self.check()
         return await self._answer(pixels_NHWC, model, task, self._seconds(deadline))
 
-    async def decode(self, data: bytes, spec: InputSpec) -> Decoded:
-        """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`."""
+    async def decode(self, data: bytes | Source, spec: InputSpec) -> Decoded:
+        """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`.
+
+        data: its encoded bytes, or where the decoding process reads them.
+        """
         self.check()
         assert self._stages is not None
-        async with self._admitted(1, len(data) + _pixel_bytes(spec), self.settings.deadline):
+        size = len(data) if isinstance(data, bytes) else 0  # the process that reads an image also holds it
+        async with self._admitted(1, size + _pixel_bytes(spec), self.settings.deadline):
             return await self._stages.pool.decode(data, spec)
 
     async def open(self, model: str | None, task: Task = "classify") -> ServedModel:
@@ -262,6 +267,10 @@ class Service:
         self._in_flight += 1
         self._nothing_left.clear()
         try:
+            if images > (most := self.settings.max_images):
+                raise ServeError("too_many_images", f"{images} images in a request, expected at most {most}")
+            if seconds <= 0:
+                raise TimeoutError
             with self._admission.admit(images, size) as ticket:
                 async with asyncio.timeout(seconds):
                     yield ticket
@@ -282,12 +291,9 @@ class Service:
         start = self._clock()
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_encoded_bytes, images))
         async with self._admitted(len(images), size, seconds) as ticket:
-            if len(images) > self.settings.max_images:
-                raise ServeError(
-                    "too_many_images", f"{len(images)} images in a request, expected at most {self.settings.max_images}"
-                )
             hosted = await self._host.acquire(model, task)
             try:
+                ticket.expect(len(images) * hosted.lane.pace, start + seconds - self._clock())
                 request = await self._run(images, hosted, ticket, start + seconds)
             finally:
                 hosted.release()

@@ -21,7 +21,7 @@ from ..data.spec import InputSpec
 from ..data.transforms import normalise
 from ..errors import ImageError
 from ..evaluation.classifiers import choose_strength, fit, hold_out
-from ..evaluation.head import Head, set_head
+from ..evaluation.head import LinearHead, set_head
 from ..evaluation.metrics import Ints
 from ..models.base import ImageModel
 from .distributed import DistributedContext
@@ -60,7 +60,7 @@ def fit_head(
         parts = [torch.from_numpy(part).to(context.device) for part in head]
         for part in parts:
             dist.broadcast(part, 0)
-        head = Head(*(part.cpu().numpy() for part in parts))
+        head = LinearHead(*(part.cpu().numpy() for part in parts))
     set_head(model, head)
 
 

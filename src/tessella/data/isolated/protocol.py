@@ -43,6 +43,21 @@ class EncodedImage(Source):
         return self.data
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListedImage(Source):
+    """An image that the decoding process reads itself, and prepares by a spec and in a mode of its own."""
+
+    key: str = ""
+    path: str = ""
+    listed: Source
+    spec: InputSpec
+    mode: Mode = "fast"  # for people to look at
+
+    def read(self, limits: Limits = DEFAULT_LIMITS) -> bytes:
+        """Return the encoded bytes; raises as the `read` of the source."""
+        return self.listed.read(limits)
+
+
 class Decoded(NamedTuple):
     """The result for one source: pixels or an error, and facts for its record."""
 

@@ -17,7 +17,17 @@ from ...errors import ImageError
 from ..limits import DEFAULT_LIMITS, Limits
 from ..memory import set_limit
 from ..transforms import load_sized
-from .protocol import LONG_READ, NOT_REAPED, ORDER_BYTES, SLOT_BYTES, SLOTS, Decoded, DecodeSettings, EncodedImage
+from .protocol import (
+    LONG_READ,
+    NOT_REAPED,
+    ORDER_BYTES,
+    SLOT_BYTES,
+    SLOTS,
+    Decoded,
+    DecodeSettings,
+    EncodedImage,
+    ListedImage,
+)
 
 # Bytes per image: with DEFAULT_LIMITS' 50 MP, an RGBA WebP takes 1.5 GB in addition to its file
 _HEADROOM = 2_000_000_000
@@ -104,8 +114,10 @@ def _decode(pickled: bytes, settings: DecodeSettings) -> Decoded:
     sha256, size, height, width = "", 0, 0, 0
     try:
         source = pickle.loads(pickled)
-        if isinstance(source, EncodedImage):
+        if isinstance(source, EncodedImage | ListedImage):
             spec = source.spec
+        if isinstance(source, ListedImage):
+            mode = source.mode
         data = source.read(limits)
         sha256, size = hashlib.sha256(data).hexdigest(), len(data)
         pixels, height, width = load_sized(data, spec, policy=policy, mode=mode, limits=limits)

@@ -1,0 +1,58 @@
+/** A request as a command for curl or as a Python program that anyone can run against the same server. */
+
+/** Characters that change what a terminal shows or does although the command looks harmless. */
+const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+
+function visible(text) {
+  return text.replace(INVISIBLE, "_");
+}
+
+function shellQuoted(text) {
+  return `'${visible(text).replaceAll("'", String.raw`'\''`)}'`;
+}
+
+/** A form field of curl: inside its own double quotes, commas and semicolons have no meaning. */
+function curlFile(field, name) {
+  const path = visible(name).replaceAll("\\", "\\\\").replaceAll('"', '\\"');
+  return shellQuoted(`${field}=@"${path}"`);
+}
+
+/** Return the request as a curl command. The token comes from the environment, so that it is in no history. */
+export function curlCommand(request) {
+  const lines = [`curl -sS ${shellQuoted(request.url)}`];
+  if (request.token) lines.push('-H "Authorization: Bearer $TESSELLA_TOKEN"');
+  for (const { field, name } of request.files ?? []) lines.push(`-F ${curlFile(field, name)}`);
+  for (const [field, value] of Object.entries(request.fields ?? {})) {
+    lines.push(`--form-string ${shellQuoted(`${field}=${value}`)}`);
+  }
+  if (request.json) {
+    lines.push(`-H 'Content-Type: application/json'`, `-d ${shellQuoted(JSON.stringify(request.json))}`);
+  }
+  return lines.join(" \\\n  ");
+}
+
+function pythonValue(value) {
+  if (value === null || value === undefined) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
+  if (typeof value === "object") {
+    return `{${Object.entries(value)
+      .map(([key, item]) => `${JSON.stringify(key)}: ${pythonValue(item)}`)
+      .join(", ")}}`;
+  }
+  return JSON.stringify(value);
+}
+
+/** Return the request as a Python program. */
+export function pythonProgram(request) {
+  const parts = [JSON.stringify(request.method), JSON.stringify(request.url)];
+  if (request.token) parts.push('headers={"Authorization": f"Bearer {os.environ[\'TESSELLA_TOKEN\']}"}');
+  if (request.files?.length) {
+    const files = request.files.map(({ field, name }) => `("${field}", open(${JSON.stringify(visible(name))}, "rb"))`);
+    parts.push(`files=[${files.join(", ")}]`);
+  }
+  if (request.fields && Object.keys(request.fields).length) parts.push(`data=${pythonValue(request.fields)}`);
+  if (request.json) parts.push(`json=${pythonValue(request.json)}`);
+  const imports = request.token ? "import os\n\nimport httpx\n" : "import httpx\n";
+  return `${imports}\nanswer = httpx.request(\n    ${parts.join(",\n    ")},\n)\nanswer.raise_for_status()\nprint(answer.json())\n`;
+}

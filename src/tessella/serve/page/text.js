@@ -1,0 +1,120 @@
+/** Texts for people: names, numbers, and what each error code means. */
+
+/** What went wrong with an image or a request, by error code, in words that need no knowledge of the server. */
+export const MESSAGES = {
+  // images
+  not_found: "The server could not find this.",
+  unreadable: "The file could not be read.",
+  empty: "The file is empty.",
+  unsupported_format: "This is not an image format that can be read. JPEG, PNG, WebP, AVIF, TIFF, GIF and BMP work.",
+  corrupt_image: "The image is damaged or incomplete. Try another copy of it.",
+  corrupt_archive: "This is a damaged archive, not an image.",
+  changed_input: "The file has changed since the collection was indexed.",
+  special_file: "This is not a regular file.",
+  too_many_bytes: "The file is too large. Save a smaller version of the image.",
+  too_many_pixels: "The image has too many pixels. Save a smaller version of it.",
+  side_too_long: "One side of the image is too long. Crop it or save a smaller version.",
+  too_elongated: "The image is too long and narrow.",
+  too_complex: "The image is stored in a way that takes too long to decode. Save it again as JPEG or PNG.",
+  decoder_crashed: "The image could not be decoded. It may be damaged.",
+  timeout: "Decoding the image took too long.",
+  bad_array: "The data does not have the layout of an image.",
+  non_finite: "The model gave no usable result for this image.",
+  // the server
+  bad_argument: "The server did not accept a setting of this request.",
+  bad_request: "The server did not understand the request.",
+  unprocessable: "The server understood the request, but cannot carry it out.",
+  unknown_model: "The server does not offer this model.",
+  missing_dependency: "The server lacks an optional package for this.",
+  changed_run: "The model of the server does not fit the index.",
+  busy: "The index is being updated. Try again in a moment.",
+  damaged_run: "Files of the index are missing or damaged. The person who runs the server can repair it.",
+  output_failed: "The server could not save the result.",
+  overloaded: "The server is busy. Try again in a moment.",
+  deadline_exceeded: "The server was too busy to answer in time. Try again.",
+  draining: "The server is shutting down or restarting. Try again in a moment.",
+  not_ready: "The server is still starting. Try again in a moment.",
+  too_many_images: "There are too many images in one request.",
+  worker_failed: "Decoding failed on the server. Try again in a moment.",
+  server_failed: "The server failed. Try again in a moment.",
+  server_unavailable: "The server cannot be reached. Check the connection and try again.",
+  unauthorized: "The server needs a valid token.",
+  forbidden_host: "The server does not answer under this address.",
+  forbidden_origin: "The server does not accept requests from this page.",
+  method_not_allowed: "The server does not offer this.",
+  not_found_route: "The server does not offer this.",
+  body_too_large: "The upload is too large. Save a smaller version of the image.",
+  headers_too_large: "The browser sent more headers than the server accepts.",
+  slow_body: "The upload took too long. Check the connection and try again.",
+  unsupported_media_type: "The server does not read this type of data.",
+  internal_error: "The server failed on this request. The person who runs it finds the details in its log.",
+  url_refused: "The server does not fetch images from addresses.",
+  url_failed: "The server could not fetch the image from its address.",
+};
+
+/** The message for an error code; a code that this page does not know yet has a general one. */
+export function messageOf(code) {
+  return Object.hasOwn(MESSAGES, code) ? MESSAGES[code] : "Something went wrong.";
+}
+
+/** An image is decided if its first class has at least this probability and leads the second by this margin. */
+export const SURE = { probability: 0.5, margin: 0.15 };
+export const UNSURE_REASON =
+  `The model is unsure: its first class has less than ${Math.round(100 * SURE.probability)} % ` +
+  `or leads the second by less than ${Math.round(100 * SURE.margin)} points.`;
+
+/** Whether the classes of an image, best first, leave its class open. */
+export function isUnsure(top) {
+  const first = top[0]?.probability ?? 0;
+  const second = top[1]?.probability ?? 0;
+  return first < SURE.probability || first - second < SURE.margin;
+}
+
+/** A class name without its synonyms: "tench, Tinca tinca" becomes "tench". */
+export function shortLabel(label) {
+  return label ? label.split(",")[0] : "no class";
+}
+
+/** A file's name without its folders. */
+export function baseName(key) {
+  return key.split(/[/\\]/).pop() || key;
+}
+
+export function percent(value) {
+  if (value === null || value === undefined) return "";
+  if (value < 0.0005) return "< 0.1 %";
+  return `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
+}
+
+export function score(value) {
+  return value.toFixed(3);
+}
+
+export function milliseconds(value) {
+  return value < 10 ? `${value.toFixed(1)} ms` : `${Math.round(value).toLocaleString("en-US")} ms`;
+}
+
+export function number(value) {
+  return value.toLocaleString("en-US");
+}
+
+/** "1 image", "412 images". */
+export function images(value) {
+  return `${number(value)} ${value === 1 ? "image" : "images"}`;
+}
+
+export function fileSize(bytes) {
+  if (bytes < 1e3) return `${bytes} bytes`;
+  return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+const STAGES = { decode: "decoding", queue: "waiting", model: "model", search: "search" };
+
+/** "41 ms (decoding 8.1 ms, model 30 ms)" from the server's timing. */
+export function timingText(timing) {
+  const parts = Object.entries(STAGES)
+    .filter(([stage]) => timing?.[stage] !== undefined)
+    .map(([stage, name]) => `${name} ${milliseconds(timing[stage])}`);
+  const total = timing?.total === undefined ? "" : milliseconds(timing.total);
+  return total && parts.length ? `${total} (${parts.join(", ")})` : total || parts.join(", ");
+}
