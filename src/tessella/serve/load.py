@@ -31,7 +31,8 @@ class TimedReply(NamedTuple):
     """The answer to one request.
 
     status: of HTTP; NOT_SENT if no connection was made, LOST if there was no complete answer in time. seconds: latency,
-    from the scheduled time in an open loop. started: when it was sent, in seconds after the first request.
+    from the scheduled time in an open loop. since_sent: the same from the time at which it was sent, which does not
+    count the delays of a busy load generator.
     """
 
     key: int
@@ -39,7 +40,7 @@ class TimedReply(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     seconds: float
-    started: float
+    since_sent: float
 
 
 class Address(NamedTuple):
@@ -94,7 +95,7 @@ class _Connections:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.open = 0
 
-    async def send(self, request: Request, scheduled: float, origin: float) -> TimedReply:
+    async def send(self, request: Request, scheduled: float) -> TimedReply:
         """Send a request on a free or a new connection, and return the answer or how it failed.
 
         A server may close a connection between two requests, so a request that fails on a used one is sent again.
@@ -108,7 +109,8 @@ class _Connections:
                 if answer[0] == LOST:
                     answer = await self._connect_and_exchange(request.wire)
         status, headers, body = answer
-        return TimedReply(request.key, status, headers, body, time.perf_counter() - scheduled, started - origin)
+        now = time.perf_counter()
+        return TimedReply(request.key, status, headers, body, now - scheduled, now - started)
 
     async def _connect_and_exchange(self, wire: bytes) -> _Answer:
         if self.open >= MAX_CONNECTIONS:
@@ -177,7 +179,7 @@ async def closed_loop(
 
     async def client() -> None:
         for request in remaining:
-            recorder.add(await connections.send(request, time.perf_counter(), origin))
+            recorder.add(await connections.send(request, time.perf_counter()))
 
     try:
         await asyncio.gather(*(client() for _ in range(clients)))
@@ -206,7 +208,7 @@ async def open_loop(
     running: set[asyncio.Task[None]] = set()
 
     async def send(request: Request, scheduled: float) -> None:
-        recorder.add(await connections.send(request, scheduled, origin))
+        recorder.add(await connections.send(request, scheduled))
 
     try:
         for scheduled, request in zip(_schedule(origin, rate, seconds), requests, strict=False):

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
-from ..plots.sheet import encode_png
+from ..data.turbo import encode_jpeg
 from ..results import FloatArray
 from ..weights.catalogue import default_model
 from .load import NOT_SENT, Address, LoadResult, Request, TimedReply, closed_loop, make_request, open_loop, percentile
@@ -121,7 +121,7 @@ class Trial:
         """Return the request for an image, numbered from 0 and repeated after the last; body: send this instead."""
         key = position % len(self.images)
         return make_request(
-            key, self.address, self.path, body or self.images[key], content_type="image/png", headers=self.headers
+            key, self.address, self.path, body or self.images[key], content_type="image/jpeg", headers=self.headers
         )
 
     def requests(self) -> Iterator[Request]:
@@ -157,7 +157,7 @@ def prove(
 @contextlib.contextmanager
 def open_trial(settings: ServeSettings, *, seconds: float = 5.0, command: Sequence[str] = COMMAND) -> Iterator[Trial]:
     """Start a server for checks, and stop it at the end; the arguments and errors are those of `prove`."""
-    images = [encode_png(pixels) for pixels in sample_images(InputSpec(height=SIDE, width=SIDE), IMAGES)]
+    images = [encode_jpeg(pixels) for pixels in sample_images(InputSpec(height=SIDE, width=SIDE), IMAGES)]
     with start_server(settings, command) as server:
         model = open_predictor(settings.models[0] if settings.models else default_model("classify"), settings)
         expected = model.embed(images)
@@ -218,7 +218,8 @@ async def check_overload(trial: Trial) -> list[Promise]:
 
 def _judge_overload(trial: Trial, factor: int, result: LoadResult, answers: AnswerCheck) -> Promise:
     goodput = result.count(200) / result.duration / trial.capacity
-    accepted, rejected = result.latencies(200), result.latencies(429)
+    accepted = result.latencies(200)
+    rejected = sorted(reply.since_sent for reply in result.replies if reply.status == 429)
     others = len(result.replies) - len(accepted) - len(rejected)
     has_retry = all("retry-after" in reply.headers for reply in result.replies if reply.status == 429)
     kept = (
