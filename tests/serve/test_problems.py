@@ -122,8 +122,8 @@ def literal(node: ast.expr, constants: dict[str, ast.expr]) -> str | None:
         return node.value
     if isinstance(node, ast.Name) and node.id in constants:
         return literal(constants[node.id], {})
-    if isinstance(node, ast.FormattedValue) and ast.unparse(node.value) in ("code", "index"):
-        return "0"  # the code of an error, or the position of an image
+    if isinstance(node, ast.FormattedValue) and ast.unparse(node.value) in ("code", "index", "where"):
+        return "0"  # the code of an error, the position of an image, keys of a fixed list
     if isinstance(node, ast.FormattedValue):
         return literal(node.value, constants)
     if isinstance(node, ast.JoinedStr | ast.BinOp):
