@@ -52,9 +52,22 @@ CONSOLE = [f"$ {command}" for block in blocks("console") for command in block.sp
 IN_SENTENCES = re.findall(r"`(tessella (?:dedup|probe|evaluate) [^`]*)`", TEXT)
 
 
+def run_server(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start a server, on any free port, and stop it as soon as it has printed that it serves."""
+    command = [sys.executable, "-m", "tessella", *arguments, "--port", "0", "--drain-delay", "0"]
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.terminate()
+    assert process.returncode == 0
+    return subprocess.CompletedProcess(command, 0, line, "")
+
+
 def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     name, *arguments = shlex.split(command)
     assert name == "tessella"
+    if arguments[0] == "serve":
+        return run_server(arguments, folder)
     done = subprocess.run(
         [sys.executable, "-m", "tessella", *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )

@@ -123,7 +123,11 @@ class SmallInternet:
         connection.own = self.own.get(address, "127.0.0.1")
         self._sockets.append(connection)
         connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", local))
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", local))
+        except BaseException:  # the fetch was cancelled
+            connection.close()
+            raise
         return connection
 
 
