@@ -113,6 +113,8 @@ class LimitedConnection(HttpToolsProtocol):
         """Start to handle the request."""
         if self.parser.get_http_version() not in ("1.0", "1.1"):  # the parser accepts 0.9 and 2.0, too
             raise RefusedRequestError
+        if not self.url.startswith(b"/") and self.url != b"*":  # for a proxy, with a host beside that of the header
+            raise RefusedRequestError
         self._is_in_headers, self._waiting_since = False, None
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
