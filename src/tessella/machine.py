@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import sys
+import threading
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import Literal, get_args
 
 # packages whose version changes the speed or the results of models
 RUNTIMES = ("torch", "openvino", "onnx", "onnxscript", "onnxruntime")
+
+# A server decodes images and runs models at a priority this much below that of its event loop. With equal priorities,
+# the loop would only get its share of the cores under load, and answers and refusals would be late.
+NICE = 5
 
 CpuClass = Literal["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon", "other"]
 CPU_CLASSES: tuple[CpuClass, ...] = get_args(CpuClass)  # the best first
@@ -221,6 +226,13 @@ def total_memory() -> int:
     with suppress(OSError, ValueError):  # no such file, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits)
+
+
+def lower_priority(steps: int) -> None:
+    """Lower the priority of the calling thread by `steps` of `nice`, on Linux; elsewhere it belongs to the process."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + steps))
 
 
 def available_cores() -> int:

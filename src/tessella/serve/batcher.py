@@ -22,6 +22,7 @@ import numpy as np
 
 from ..data.decode import Pixels
 from ..errors import ImageError, ServeError
+from ..machine import NICE, lower_priority
 from ..results import NON_FINITE, FloatArray, Output, is_finite
 
 Key = TypeVar("Key")
@@ -291,6 +292,7 @@ class Batcher(Generic[Key]):
     # --- in the worker threads ---
 
     def _work(self) -> None:
+        lower_priority(NICE)
         while self._work_once():
             pass
 

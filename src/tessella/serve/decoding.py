@@ -14,7 +14,7 @@ from ..data.isolated.supervisor import Supervisor
 from ..data.source import Source
 from ..data.spec import InputSpec
 from ..errors import ImageError, ServeError
-from ..machine import available_cores
+from ..machine import NICE, available_cores
 from .settings import ServeSettings
 
 Done = Callable[[Task], None]
@@ -46,7 +46,7 @@ class DecodePool:
 
         self._supervisor = Supervisor(
             # every image brings a spec of its own
-            DecodeSettings(InputSpec(), settings.policy, settings.transform, settings.limits),
+            DecodeSettings(InputSpec(), settings.policy, settings.transform, settings.limits, nice=NICE),
             current_folder(),
             settings.decode_processes or min(available_cores(), 8),
             settings.decode_timeout,

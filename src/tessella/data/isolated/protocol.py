@@ -25,6 +25,7 @@ class DecodeSettings(NamedTuple):
     policy: Policy
     mode: Mode
     limits: Limits
+    nice: int = 0  # how far the priority of the workers is below that of their parent, as for `os.nice`
 
 
 @dataclass(frozen=True, kw_only=True)

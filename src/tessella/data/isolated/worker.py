@@ -40,6 +40,7 @@ def run_fork_server(control: int) -> None:
     """
     settings, parent = pickle.load(sys.stdin.buffer)
     _end_with(parent)
+    os.nice(settings.nice)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if the caller ignores it, children cannot be waited for
     gc.freeze()  # a collection in a fork would write to, and so copy, the memory that all processes share
     server = os.getpid()
@@ -109,7 +110,7 @@ def _answer(tasks: IO[bytes], channel: int, memory: int, settings: DecodeSetting
 
 def _decode(pickled: bytes, settings: DecodeSettings) -> Decoded:
     """Read a pickled source and prepare its pixels as `load_pixels` does; any exception becomes an ImageError."""
-    spec, policy, mode, limits = settings
+    spec, policy, mode, limits, _ = settings
     pixels = error = None
     sha256, size, height, width = "", 0, 0, 0
     try:
