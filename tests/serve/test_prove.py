@@ -23,11 +23,12 @@ from tessella.serve.prove import (
 MODEL = "convmixer_384_8_ks5_p8.photographs"
 
 
-def promises(fault: str, *checks: Check, seconds: float = 1.0) -> dict[str, Promise]:
+def promises(fault: str, *checks: Check, deadline: float = 10.0) -> dict[str, Promise]:
     """Run checks against a server with a planted fault."""
     command = [sys.executable, "-m", "tests.serve.faulty_server", fault]
     found: dict[str, Promise] = {}
-    with open_trial(ServeSettings(models=(MODEL,), drain_delay=0.2), seconds=seconds, command=command) as trial:
+    settings = ServeSettings(models=(MODEL,), drain_delay=0.5, deadline=deadline)
+    with open_trial(settings, seconds=1.0, command=command) as trial:
         for check in (check_answers, *checks):
             found |= {promise.name: promise for promise in asyncio.run(check(trial))}
     return found
@@ -55,5 +56,5 @@ def test_a_leak_is_found() -> None:
 
 
 def test_a_lost_process_that_is_not_replaced_is_found() -> None:
-    found = promises("dead_worker", check_lost_process, check_lost_process)
+    found = promises("dead_worker", check_lost_process, check_lost_process, deadline=2.0)
     assert False in (found["killed process"].kept, found["recovery from a killed process"].kept)

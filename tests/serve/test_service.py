@@ -365,7 +365,7 @@ def test_requests_are_freed_without_the_garbage_collector(engine: FakeEngine) ->
             await asyncio.wait([leaving])
             del leaving
             engine.gate.set()
-            await until(lambda: not any(isinstance(one, ImageRequest) for one in gc.get_objects()))
+            await until(lambda: not any(type(one) is ImageRequest for one in gc.get_objects()))
         finally:
             gc.enable()
 

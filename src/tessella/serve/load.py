@@ -41,6 +41,7 @@ class TimedReply(NamedTuple):
     body: bytes
     seconds: float
     since_sent: float
+    sent: float
 
 
 class Address(NamedTuple):
@@ -110,7 +111,7 @@ class _Connections:
                     answer = await self._connect_and_exchange(request.wire)
         status, headers, body = answer
         now = time.perf_counter()
-        return TimedReply(request.key, status, headers, body, now - scheduled, now - started)
+        return TimedReply(request.key, status, headers, body, now - scheduled, now - started, started)
 
     async def _connect_and_exchange(self, wire: bytes) -> _Answer:
         if self.open >= MAX_CONNECTIONS:

@@ -93,7 +93,8 @@ class Visit:
         planted = self.page.evaluate("window.planted")
         self.context.close()
         unexpected = [text for text in self.messages if not any(re.search(each, text) for each in self.expected)]
-        assert (planted, self.foreign, unexpected) == ([], [], [])
+        found = (planted, self.foreign, unexpected)
+        assert found == ([], [], []), found
 
 
 def file_of(file: Path | dict[str, Any]) -> dict[str, Any]:

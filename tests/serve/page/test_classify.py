@@ -54,7 +54,7 @@ def card(visit: Visit, name: str, status: str = "done") -> Any:
 
 def test_images_are_classified_and_each_has_its_own_status(site: StandIn, visit: Open) -> None:
     opened = visit(site.url)
-    assert opened.page.get_by_role("heading", name="Classify images").is_visible()
+    opened.page.get_by_role("heading", name="Classify images").wait_for()
     opened.add_files(CAT, COFFEE, file("broken.jpg", CAT.read_bytes()[:5000]), file("empty.jpg", b""))
     first = card(opened, "cat.jpg")
     assert first.locator(".bars li").count() == 5
@@ -65,7 +65,7 @@ def test_images_are_classified_and_each_has_its_own_status(site: StandIn, visit:
     assert values[0] == pytest.approx(68, abs=1)
     assert "damaged or incomplete" in card(opened, "broken.jpg", "failed").inner_text()
     assert "The file is empty" in card(opened, "empty.jpg", "failed").inner_text()
-    assert card(opened, "coffee.jpg").get_by_text("espresso").is_visible()
+    card(opened, "coffee.jpg").get_by_text("espresso").wait_for()
     assert opened.find(".summary").inner_text().startswith("4 images · 2 failed · last one in 13 ms (decoding 2.1 ms")
     assert sorted(body["top"] for body in site.sent_to("/v1/classify")) == ["5"] * 4
 
@@ -120,7 +120,7 @@ def test_many_images_are_sent_a_few_at_a_time(site: StandIn, visit: Open) -> Non
     assert opened.find("tessella-card[data-status=done]").count() == 30
     opened.button("Remove all").click()
     assert opened.find("tessella-card").count() == 0
-    assert opened.page.get_by_role("heading", name="Classify images").is_visible()
+    opened.page.get_by_role("heading", name="Classify images").wait_for()
 
 
 def test_another_model_classifies_the_images_again(site: StandIn, visit: Open) -> None:

@@ -221,9 +221,9 @@ def test_a_server_without_an_index_says_how_to_get_one(site: StandIn, visit: Ope
     opened = visit(f"{site.url}/#/gallery")
     opened.expect_messages("status of 404")
     opened.page.get_by_text("No collection is open").wait_for()
-    assert opened.page.get_by_text("tessella serve --index RUN").is_visible()
+    opened.page.get_by_text("tessella serve --index RUN").wait_for()
     opened.page.get_by_role("link", name="Classify").click()
-    assert opened.page.get_by_role("heading", name="Classify images").is_visible()
+    opened.page.get_by_role("heading", name="Classify images").wait_for()
 
 
 def test_a_collection_that_cannot_be_opened_yet_can_be_asked_for_again(site: StandIn, visit: Open) -> None:

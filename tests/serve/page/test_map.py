@@ -197,7 +197,7 @@ def test_an_index_without_a_map_says_how_to_make_one(site: StandIn, visit: Open)
     site.has_map = False
     opened = visit(f"{site.url}/#/map")
     opened.page.get_by_text("This index has no map yet").wait_for()
-    assert opened.page.get_by_text("tessella index RUN --map").is_visible()
+    opened.page.get_by_text("tessella index RUN --map").wait_for()
 
 
 def test_a_map_that_cannot_be_loaded_can_be_asked_for_again(site: StandIn, visit: Open) -> None:
