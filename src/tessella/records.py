@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from .errors import UsageError
 from .extras import need_pyarrow
-from .results import FloatArray, Record
+from .results import FloatArray, Record, is_finite
 from .storage import write_bytes
 from .text import any_of, encode_text, escape
 
@@ -42,7 +42,8 @@ def as_dict(record: Record) -> dict[str, object]:
             for prediction in record.top
         ]
     if record.embedding is not None:
-        row["embedding"] = [finite_or_none(value) for value in record.embedding.tolist()]
+        values = record.embedding.tolist()
+        row["embedding"] = values if is_finite(record.embedding) else [finite_or_none(value) for value in values]
     if record.features:
         row["shapes"] = [list(features.shape) for features in record.features]
     return row

@@ -261,7 +261,7 @@ def test_the_work_of_a_client_that_left_is_canceled(server: ServerProcess, monke
             canceled.set()
             raise
 
-    monkeypatch.setattr(Service, "check", lambda self: None)
+    monkeypatch.setattr(Service, "refusal", lambda self: None)
     monkeypatch.setattr(Service, "infer", infer)
 
     async def run() -> str:

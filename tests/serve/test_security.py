@@ -617,3 +617,33 @@ def test_statuses_are_counted_by_route(guarded: Gate) -> None:
     assert 'tessella_requests_total{method="GET",route="/v1/models",status="200"} 1.0' in text
     assert 'tessella_requests_total{method="GET",route="other",status="404"} 1.0' in text
     assert "anything" not in text
+
+
+# --- requests that cannot be accepted now -----------------------------------------------------------------------------
+
+RUN_MODELS = [
+    *("/v1/classify", "/v1/embed", "/v1/predict", "/v1/embeddings", "/embeddings", "/embeddings_image", "/v2/embed"),
+]
+
+
+async def unreachable(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("the request has passed the gate")
+
+
+@pytest.mark.parametrize("path", RUN_MODELS)
+def test_a_request_that_runs_a_model_is_refused_before_it_reaches_a_route(path: str) -> None:
+    settings = ServeSettings()
+    service = Service(settings)  # it has loaded nothing
+    gate = create_app(service, settings)
+    gate.app = unreachable
+    done = call(gate, "POST", path, [HOST, (b"content-length", b"5")], parts(b"image"))
+    assert (done.status, done.headers[b"x-tessella-error"]) == (503, b"not_ready")
+    assert int(done.headers[b"retry-after"]) >= 1
+    metrics = service.metrics.render().decode()
+    assert 'tessella_errors_total{code="not_ready"} 1.0' in metrics
+    assert f'tessella_requests_total{{method="POST",route="{path}",status="503"}} 1.0' in metrics
+
+
+def test_a_request_that_runs_no_model_is_never_refused_for_lack_of_room() -> None:
+    assert call(new_app(), "GET", "/v1/models", [HOST]).status == 200
+    assert call(new_app(), "POST", "/v2/repository/index", [HOST]).status == 200

@@ -19,7 +19,7 @@ from .metrics import ServeMetrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
 from .routes import cohere, index, native, open_inference, openai, page, teaching
-from .security import ClientGoneError, Gate
+from .security import ClientGoneError, Gate, GateHooks
 from .thumbnails import ByteCache
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token.
+# Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token; and
+# `MODEL_PATHS`: exact paths whose POST requests run a model, so that the gate refuses them while there is no room.
 ROUTES = (page, native, open_inference, openai, cohere, index, teaching)
 
 DESCRIPTION = """Classification and embeddings of images.
@@ -66,20 +67,26 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
     app.add_exception_handler(Exception, _on_defect)
     describe(app, has_token=settings.token is not None, open_paths=open_paths)
 
+    return Gate(app, settings, open_paths=open_paths, hooks=_hooks(service), log_requests=log_requests)
+
+
+def _hooks(service: Service) -> GateHooks:
+    model_paths = frozenset[str]().union(*(getattr(module, "MODEL_PATHS", ()) for module in ROUTES))
+
+    def refusal(scope: Scope) -> TessellaError | None:
+        return service.refusal() if scope["method"] == "POST" and scope["path"] in model_paths else None
+
     def count(scope: Scope, status: int) -> None:
         route = scope.get("route")
-        path = route.path if isinstance(route, Route) else "other"
+        path = route.path if isinstance(route, Route) else scope["path"] if scope["path"] in model_paths else "other"
         service.metrics.request(path, scope["method"], status)
 
-    return Gate(
-        app,
-        settings,
-        open_paths=open_paths,
+    return GateHooks(
+        refusal=refusal,
         is_draining=lambda: service.is_stopping,
+        retry_after=lambda: service.retry_after,
         on_answer=count,
         on_error=service.metrics.error,
-        retry_after=lambda: service.retry_after,
-        log_requests=log_requests,
     )
 
 

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import TessellaError
@@ -70,13 +71,28 @@ class BodyBudget:
         self.held -= count
 
 
+@dataclass(frozen=True)
+class GateHooks:
+    """What a gate asks and tells the service behind it.
+
+    refusal: why a request cannot be accepted now, asked before its body is read and before it reaches a route, which
+    would cost more than the refusal itself; None to accept it. is_draining: whether connections should be closed after
+    their answer. retry_after: seconds after which a refused request may succeed. on_answer: called with every answered
+    request and its status. on_error: called with the code of every error that the gate answers with.
+    """
+
+    refusal: Callable[[Scope], TessellaError | None] = lambda scope: None
+    is_draining: Callable[[], bool] = lambda: False
+    retry_after: Callable[[], float] = lambda: 1.0
+    on_answer: Callable[[Scope, int], None] = lambda scope, status: None
+    on_error: Callable[[str], None] = lambda code: None
+
+
 class Gate:
     """Pure ASGI middleware around `app`.
 
-    open_paths: exact paths that need no token besides the health routes: the static files of the page. is_draining:
-    whether connections should be closed after their answer. on_answer: called with every answered request and its
-    status. on_error: called with the code of every error that the gate answers with. retry_after: returns the seconds
-    for the header Retry-After. log_requests: write one JSON object per request to the log
+    open_paths: exact paths that need no token besides the health routes: the static files of the page. hooks: the
+    service behind the application. log_requests: write one JSON object per request to the log
     `tessella.serve.security.access`.
     """
 
@@ -86,16 +102,12 @@ class Gate:
         settings: ServeSettings,
         *,
         open_paths: Collection[str] = (),
-        is_draining: Callable[[], bool] = lambda: False,
-        on_answer: Callable[[Scope, int], None] = lambda scope, status: None,
-        on_error: Callable[[str], None] = lambda code: None,
-        retry_after: Callable[[], float] = lambda: 1.0,
+        hooks: GateHooks = GateHooks(),
         log_requests: bool = False,
     ) -> None:
         self.app = app
         self.open_paths = HEALTH_PATHS | frozenset(open_paths)
-        self.is_draining, self.on_answer, self.on_error = is_draining, on_answer, on_error
-        self.retry_after, self.log_requests = retry_after, log_requests
+        self.hooks, self.log_requests = hooks, log_requests
         self.max_body_bytes, self.body_timeout = settings.max_body_bytes, settings.body_timeout
         self.budget = BodyBudget(max(settings.queue_bytes, settings.max_body_bytes))
         self._token = None if settings.token is None else _digest(settings.token.encode())
@@ -125,13 +137,15 @@ class Gate:
             yield
         finally:
             self.budget.release(exchange.received)
-            self.on_answer(exchange.scope, exchange.status)
+            self.hooks.on_answer(exchange.scope, exchange.status)
             if self.log_requests:
                 exchange.log(time.perf_counter() - start)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         try:
             self.check(scope)
+            if (refusal := self.hooks.refusal(scope)) is not None:
+                raise refusal
             await self.app(scope, exchange.receive, exchange.send)
         except TessellaError as error:
             await exchange.fail(error)
@@ -269,7 +283,7 @@ class Exchange:
         names = {name.lower() for name, _ in headers}
         headers += [(b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS]
         headers += [(name, value) for name, value in _DEFAULT_HEADERS if name not in names]
-        if self._must_linger or self.gate.is_draining():
+        if self._must_linger or self.gate.hooks.is_draining():
             headers.append((b"connection", b"close"))
         return headers
 
@@ -286,8 +300,8 @@ class Exchange:
         """Answer with an error, unless the answer has begun: then the server cuts the connection."""
         if self.status:
             raise error
-        self.gate.on_error(error.code)
-        seconds = self.gate.retry_after()
+        self.gate.hooks.on_error(error.code)
+        seconds = self.gate.hooks.retry_after()
         problem = problem_of(error, self.scope["path"], self.request_id, retry_after=seconds)
         await self.send({"type": "http.response.start", "status": problem.status, "headers": problem.headers})
         await self.send({"type": "http.response.body", "body": problem.body})

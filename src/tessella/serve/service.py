@@ -198,13 +198,18 @@ class Service:
 
     # --- requests ---
 
-    def check(self) -> None:
-        """Refuse a request, even before its body is read: ServeError `draining`, `not_ready` or `overloaded`."""
+    def refusal(self) -> ServeError | None:
+        """Return why a request is not accepted now: `draining`, `not_ready` or `overloaded`; None if it is."""
         if self._state in ("ready", "draining") and not self._admission.is_full:
-            return
+            return None
         code = {"ready": "overloaded", "draining": "overloaded", "stopped": "draining"}.get(self._state, "not_ready")
-        self.metrics.error(code)
-        raise ServeError(code, _REASONS[self._state] or f"{self._admission.images} images are in work")
+        return ServeError(code, _REASONS[self._state] or f"{self._admission.images} images are in work")
+
+    def check(self) -> None:
+        """Raise the error of `refusal`, and count it."""
+        if (error := self.refusal()) is not None:
+            self.metrics.error(error.code)
+            raise error
 
     async def infer(
         self,

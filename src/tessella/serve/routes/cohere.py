@@ -40,6 +40,7 @@ TYPES: dict[str, Callable[[FloatArray], object]] = {
 }
 MAX_TYPES = 16  # in a request
 
+MODEL_PATHS = ("/v2/embed",)
 router = APIRouter(tags=["Cohere"])
 
 

@@ -25,11 +25,7 @@ NO_TEXT = "The models of this server embed images, not texts: send images as dat
 
 
 async def read_object(request: Request) -> dict[str, object]:
-    """Return the body of a request, which must be a JSON object.
-
-    Raises RequestError `bad_request`; before the body is read, ServeError if the service accepts no requests.
-    """
-    service_of(request).check()
+    """Return the body of a request, which must be a JSON object. Raises RequestError `bad_request`."""
     value = await read_json(request)
     if not isinstance(value, dict):
         raise RequestError("bad_request", "The body is not a JSON object.")

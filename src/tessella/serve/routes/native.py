@@ -22,6 +22,7 @@ from .native_schemas import HealthBody, InferenceBody, ModelListBody, ReadinessB
 
 DEFAULT_TOP = 5
 MAX_DEADLINE_MS = 24 * 3600 * 1000
+MODEL_PATHS = ("/v1/classify", "/v1/embed", "/v1/predict")
 router = APIRouter()
 
 
@@ -85,7 +86,6 @@ async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) ->
     """Answer a request for results of a model."""
     service = service_of(request)
     deadline = deadline_of(request) or service.settings.deadline
-    service.check()  # before the body is read
     asked = await read_images(request, deadline)
     if asked.top is not None and not has_top:
         raise RequestError("bad_request", 'Embeddings have no "top".')

@@ -36,6 +36,7 @@ from .native_schemas import ModelBody
 UNSPECIFIED = (None, "", "default/not-specified")  # the last is what Infinity's client sends
 FORMATS = (None, "float", "base64")
 
+MODEL_PATHS = ("/v1/embeddings", "/embeddings", "/embeddings_image")
 router = APIRouter()
 _MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": ModelBody, "description": "The model."},
