@@ -1,4 +1,4 @@
-"""Heads: classes of one's own, taught with a few images of a run that show the class and a few that do not.
+"""Heads: user-defined classes, fitted to a few images of a run that show the class and a few that do not.
 
     RUN/heads/NAME.json   a linear classifier on embeddings, what it was fitted on, and the model that it belongs to
 

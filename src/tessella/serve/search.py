@@ -73,7 +73,7 @@ def search(
 ) -> tuple[int, list[Row]]:
     """Return how many rows match the selection, and those of them that are nearest to the queries, with scores.
 
-    A query is a row of the listing or has a vector. The results are those of `Index.search`. Raises UsageError as that.
+    A query is a row of the listing or has a vector. The results are those of `Index.search`, and so are the errors.
     """
     queries, against = (
         [opened.index.row_query(item) if isinstance(item, int) else item for item in items]

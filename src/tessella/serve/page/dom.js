@@ -104,7 +104,7 @@ export async function copyText(text) {
   }
 }
 
-/** Save a blob as a file. */
+/** Download a blob as a file. */
 export function saveFile(blob, name) {
   const url = URL.createObjectURL(blob);
   const link = make("a", { href: url, download: name, hidden: true });

@@ -193,7 +193,7 @@ class ImageMap extends HTMLElement {
     this.#drawMoving();
   }
 
-  /** Draw during a movement: if frames take long, only a fair sample of the points until it has ended. */
+  /** Draw during a movement: if frames take long, draw only an even sample of the points until it has ended. */
   #drawMoving() {
     clearTimeout(this.rest);
     this.rest = setTimeout(() => {

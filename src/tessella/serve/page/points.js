@@ -21,7 +21,7 @@ void main() {
   gl_FragColor = vec4(shade.rgb * cover, cover);
 }`;
 
-/** Draw points in colors, in an order whose every beginning is a fair sample. */
+/** Draw points in colors, in a strided order, so the first n points are always an even sample. */
 export class PointRenderer {
   #gl;
   #flat;

@@ -51,7 +51,7 @@ def _public(error: UsageError) -> UsageError | RequestError:
 def detail_of(error: UsageError) -> str:
     """Return a fixed sentence for an error of the index; "" if its code says enough."""
     sentences = {
-        "the model has no class": "The filter names a class that the model does not have.",
+        "the model has no class": "The model has no class of the name given in the filter.",
         "the index has no map": "The index has no map; tessella index RUN --map adds one.",
         "the index has no row": "A row is not in the index.",
         "the edges of the polygon": "The polygon is too complex for the number of images.",
