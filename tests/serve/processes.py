@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 from tessella.serve.decoding import DecodePool
@@ -42,3 +43,24 @@ def resident_bytes() -> int:
 def descriptors() -> int:
     """Return the number of open files of this process."""
     return len([*Path("/proc/self/fd").iterdir()])
+
+
+class Snapshot:
+    """The threads, processes and open files of this process at one moment.
+
+    Whatever earlier tests held may still be released afterwards; only what was added counts as left over.
+    """
+
+    def __init__(self) -> None:
+        self._threads = {*threading.enumerate()}
+        self._processes = {*descendants()}
+        self._descriptors = descriptors()
+
+    def left_over(self) -> list[str]:
+        """Return the names of what exists now and did not exist then."""
+        added = descriptors() - self._descriptors
+        return [
+            *(thread.name for thread in threading.enumerate() if thread not in self._threads),
+            *(f"process {pid}" for pid in descendants() if pid not in self._processes),
+            *([f"{added} open files"] if added > 0 else []),
+        ]

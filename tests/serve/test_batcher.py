@@ -17,6 +17,8 @@ from tessella.errors import ImageError, ServeError
 from tessella.results import FloatArray, Output
 from tessella.serve.batcher import Batcher, BatchQueue, Item, Lane, LaneBatch, Result, run_batch
 
+from .processes import Snapshot
+
 SEEDS = int(os.environ.get("TESSELLA_SEEDS", "2000"))
 IMAGE_BYTES = 12
 
@@ -422,7 +424,7 @@ def test_a_model_with_another_number_of_rows_fails() -> None:
 def test_close_answers_everything_and_ends_the_threads() -> None:
     collect, model = Collector(), GatedModel()
     lane: Lane[int] = Lane(model, 1)
-    before = threading.active_count()
+    before = Snapshot()
     batcher = Batcher(collect, workers=2, max_images=9, max_bytes=10**9)
     batcher.submit(lane, [item(i) for i in range(3)])
     assert model.started.acquire(timeout=60)
@@ -431,7 +433,7 @@ def test_close_answers_everything_and_ends_the_threads() -> None:
     model.gate.release(3)
     closing.join(60)
     assert not closing.is_alive()
-    assert threading.active_count() == before
+    assert not before.left_over()
     codes = {result.item.key: getattr(result.outcome, "code", "ok") for result in collect.results}
     assert codes == {0: "ok", 1: "draining", 2: "draining"}
     with pytest.raises(ServeError, match="closed"):

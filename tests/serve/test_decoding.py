@@ -28,7 +28,7 @@ from tessella.serve.settings import ServeSettings
 
 from .engines import PHOTOGRAPH, SPEC, encoded, number_of_pixels
 from .fatal import POISON, FatalImage
-from .processes import decoders, descendants, descriptors
+from .processes import Snapshot, decoders
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
 
@@ -213,7 +213,7 @@ def test_when_no_process_can_be_started_everything_fails(
 
 
 def test_closing_answers_everything_and_leaves_no_process(events: Events) -> None:
-    before = threading.active_count(), descriptors(), descendants()
+    before = Snapshot()
     pool = DecodePool(ServeSettings(decode_processes=2), on_failed=events.fail)
     results = Results()
     stop(wait_for_workers(pool))
@@ -221,7 +221,7 @@ def test_closing_answers_everything_and_leaves_no_process(events: Events) -> Non
         submit(pool, results, i, encoded(i))
     pool.close()
     assert {result.error.code for result in results.wait(10).values() if result.error} == {"worker_failed"}
-    assert (threading.active_count(), descriptors(), descendants()) == before
+    assert not before.left_over()
     assert not events.failed
 
 

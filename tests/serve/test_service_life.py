@@ -26,7 +26,7 @@ from tessella.serve.service import Service
 from tessella.serve.settings import ServeSettings
 
 from .engines import PHOTOGRAPH, FakeEngine, encoded, fake_predictor
-from .processes import decoders, descendants, descriptors, resident_bytes
+from .processes import Snapshot, decoders, descriptors, resident_bytes
 from .services import MODEL, code_of, numbers_in, run, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -241,7 +241,7 @@ def test_drain_under_load_loses_nothing(engine: FakeEngine) -> None:
 
 def test_close_leaves_no_thread_process_or_descriptor(engine: FakeEngine) -> None:
     async def scenario() -> None:
-        before = threading.active_count(), descriptors(), descendants()
+        before = Snapshot()
         async with running() as service:
             engine.gate.clear()
             held = [asyncio.create_task(service.infer([encoded(i)] * 3)) for i in range(5)]
@@ -253,7 +253,7 @@ def test_close_leaves_no_thread_process_or_descriptor(engine: FakeEngine) -> Non
             assert [await code_of(task) for task in held] == ["draining"] * 5
             assert await code_of(service.infer([encoded(1)])) == "draining"
             assert await code_of(service.open(None)) == "draining"
-        await until(lambda: (threading.active_count(), descriptors(), descendants()) == before)
+        await until(lambda: not before.left_over())
 
     asyncio.run(scenario())
 
@@ -288,7 +288,7 @@ def test_memory_threads_and_descriptors_stay_flat() -> None:
         before = await measure()
         await asyncio.gather(*(client(250) for _ in range(8)))
         after = await measure()
-        assert after[1:] == before[1:]
+        assert all(now <= then for now, then in zip(after[1:], before[1:], strict=True))
         assert after[0] - before[0] < 8 << 20
 
     run(scenario)

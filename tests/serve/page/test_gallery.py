@@ -107,6 +107,7 @@ def test_the_threshold_hides_images_that_are_less_similar(site: StandIn, visit: 
     opened = gallery(visit, site)
     opened.tiles().nth(30).locator(".tile-picture").click()
     opened.find(".query:visible").wait_for()
+    settled(opened)  # the answer to the click is not the one that is waited for below
     slider = opened.page.get_by_label("Least similarity")
     with opened.page.expect_response("**/v1/search") as answered:
         slider.fill("0.5")
