@@ -10,7 +10,6 @@ does not change their speed. Rows are written to benchmarks/results as a CSV fil
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import contextlib
 import itertools
@@ -32,6 +31,7 @@ import tessella
 from tessella.data.samples import sample_images
 from tessella.data.spec import InputSpec
 from tessella.serve.load import LoadResult, Request, closed_loop, make_request, open_loop, percentile
+from tessella.serve.loops import run
 from tessella.serve.process import ServerProcess
 
 MODELS = ("convmixer_384_8_ks5_p8.photographs", "mixer_b16_224", "convmixer_768_32")
@@ -62,7 +62,7 @@ def load(server: ServerProcess, make: Callable[[int], Request], seconds: float) 
     """Send requests from concurrent clients for some seconds."""
     end = time.perf_counter() + seconds
     requests = itertools.takewhile(lambda _: time.perf_counter() < end, map(make, itertools.count()))
-    return asyncio.run(closed_loop(server.address, requests, CLIENTS))
+    return run(closed_loop(server.address, requests, CLIENTS))
 
 
 def requests_of(server: ServerProcess, images: list[bytes], model: str, peer: bool) -> Callable[[int], Request]:
@@ -152,7 +152,7 @@ def run_rounds(
         name = "tessella serve"
         rate = 0.7 * statistics.median(rates[name])
         requests = map(makers[name], itertools.count())
-        steady = asyncio.run(open_loop(servers[name][0].address, requests, rate, options.rounds * options.seconds))
+        steady = run(open_loop(servers[name][0].address, requests, rate, options.rounds * options.seconds))
     return rates, latencies, steady, rate
 
 
@@ -160,8 +160,8 @@ def wait_for_answers(server: ServerProcess, make: Callable[[int], Request]) -> N
     """Wait until a server answers, then warm it up."""
     end = time.monotonic() + 180
     while time.monotonic() < end:
-        if asyncio.run(closed_loop(server.address, [make(0)], 1)).count(200):
-            asyncio.run(closed_loop(server.address, map(make, range(4 * CLIENTS)), CLIENTS))
+        if run(closed_loop(server.address, [make(0)], 1)).count(200):
+            run(closed_loop(server.address, map(make, range(4 * CLIENTS)), CLIENTS))
             return
         time.sleep(0.5)
     raise SystemExit(f"the server at {server.address} does not answer")

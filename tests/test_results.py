@@ -36,6 +36,17 @@ def test_equal_probabilities_are_ordered_by_index(top: int, indices: list[int]) 
     assert found[0] == Prediction(1, "b", float(np.float32(0.6)), "n2")
 
 
+@pytest.mark.parametrize("top", [0, 1, 3, 7, 8, 20])
+def test_the_best_classes_are_those_of_a_complete_sort(top: int) -> None:
+    rng = np.random.default_rng(top)
+    names = ClassNames(tuple(map(str, range(8))))
+    for _ in range(50):
+        probabilities = rng.integers(0, 4, 8).astype(np.float32)  # many equal ones
+        probabilities[rng.random(8) < 0.1] = np.nan
+        expected = np.argsort(-probabilities, kind="stable")[:top].tolist()
+        assert [prediction.index for prediction in names.top_predictions(probabilities, top)] == expected
+
+
 def test_classes_without_synsets() -> None:
     (found,) = ClassNames(("a", "b")).top_predictions(np.array([0.1, 0.9], np.float32), 1)
     assert (found.label, found.synset) == ("b", "")

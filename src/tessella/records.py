@@ -7,7 +7,6 @@ stay distinct, and `text.unescape` restores it.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -20,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from .errors import UsageError
 from .extras import need_pyarrow
-from .results import FloatArray, Record, is_finite
+from .results import FloatArray, Prediction, Record, is_finite
 from .storage import write_bytes
 from .text import any_of, encode_text, escape
 
@@ -36,16 +35,20 @@ def as_dict(record: Record) -> dict[str, object]:
     if record.message:
         row["message"] = valid_text(record.message)
     if record.top:
-        row["top"] = [
-            {key: value for key, value in dataclasses.asdict(prediction).items() if value != ""}
-            | dict(label=valid_text(prediction.label), probability=finite_or_none(prediction.probability))
-            for prediction in record.top
-        ]
+        row["top"] = [_prediction_dict(prediction) for prediction in record.top]
     if record.embedding is not None:
         values = record.embedding.tolist()
         row["embedding"] = values if is_finite(record.embedding) else [finite_or_none(value) for value in values]
     if record.features:
         row["shapes"] = [list(features.shape) for features in record.features]
+    return row
+
+
+def _prediction_dict(prediction: Prediction) -> dict[str, object]:
+    row: dict[str, object] = dict(index=prediction.index, label=valid_text(prediction.label))
+    row["probability"] = finite_or_none(prediction.probability)
+    if prediction.synset:
+        row["synset"] = prediction.synset
     return row
 
 

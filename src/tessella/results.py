@@ -92,7 +92,11 @@ class ClassNames:
 
         probabilities: (classes,) float32.
         """
-        best = np.argsort(-probabilities, kind="stable")[:top]
+        negated = -probabilities
+        candidates = np.arange(len(negated))
+        if 0 < top < len(negated):  # sort only what may be among the best: of equal values, all; NaN comes last
+            candidates = np.flatnonzero(~(negated > np.partition(negated, top - 1)[top - 1]))
+        best = candidates[np.argsort(negated[candidates], kind="stable")][:top]
         return tuple(
             Prediction(int(i), self.labels[i], float(probabilities[i]), self.synsets[i] if self.synsets else "")
             for i in best

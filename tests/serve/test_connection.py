@@ -13,7 +13,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from tessella.serve import connection
-from tessella.serve.connection import LimitedConnection, limited_connections
+from tessella.serve.connection import LimitedConnection, limited_connections, refusing_connection
+from tessella.serve.problems import Problem
 from tessella.serve.runner import check_connections
 
 from .servers import request_bytes
@@ -56,7 +57,7 @@ async def running(app: Any = answer) -> AsyncIterator[tuple[uvicorn.Server, Clie
         port=0,
         lifespan="off",
         log_config=None,
-        http=LimitedConnection,
+        http=refusing_connection(app.refuse_at_once) if isinstance(app, Busy) else LimitedConnection,
         ws="none",
         timeout_keep_alive=60,
     )
@@ -271,3 +272,148 @@ def test_a_pipelined_request_after_a_long_body_is_not_refused() -> None:
                 assert (await asyncio.wait_for(reader.readuntil(b"xxxxx"), 20)).startswith(b"HTTP/1.1 200")
 
     asyncio.run(run())
+
+
+# --- refused requests -------------------------------------------------------------------------------------------------
+
+POST = request_bytes("POST", "/", b"x" * 100)
+REFUSED = Problem(429, [(b"content-length", b"4")], b"full")
+
+
+class Busy:
+    """An application that refuses requests at once while it is full; otherwise it answers with the body."""
+
+    def __init__(self, *, is_full: bool = True) -> None:
+        self.is_full, self.refused, self.bodies = is_full, 0, list[bytes]()
+
+    def refuse_at_once(self, scope: Scope) -> Problem | None:
+        if not self.is_full or scope["path"] != "/":
+            return None
+        self.refused += 1
+        return REFUSED
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.bodies.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def statuses(reader: asyncio.StreamReader, count: int) -> list[int]:
+    """Read answers, whose bodies must be complete, and return their statuses."""
+    found = []
+    for _ in range(count):
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).decode()
+        status = int(head.split()[1])
+        assert await reader.readexactly(4 if status == 429 else 5) == (b"full" if status == 429 else b"hello")
+        assert "connection: close" not in head.lower()
+        found.append(status)
+    return found
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 60_000, 1024 * 1024])
+@pytest.mark.parametrize("piece", [7_000, 1 << 30])
+def test_refused_requests_keep_the_connection(size: int, piece: int) -> None:
+    async def run() -> None:
+        app = Busy()
+        async with running(app) as (_, clients):
+            reader, writer = await clients.open()
+            request = request_bytes("POST", "/", b"x" * size)
+            wire = request * 3 + request_bytes("POST", "/other", b"y" * 50_000) + request * 2
+            for start in range(0, len(wire), piece):
+                writer.write(wire[start : start + piece])
+                await writer.drain()
+            # those behind the one that is being answered wait for it in the application's queue
+            assert (await statuses(reader, 4)) == [429, 429, 429, 200]
+            app.is_full = False
+            rest = await statuses(reader, 2)
+            assert set(rest) <= {200, 429}
+            writer.write(request)
+            assert await statuses(reader, 1) == [200]
+            assert app.bodies[0] == b"y" * 50_000
+            assert app.bodies[-1] == b"x" * size
+
+    asyncio.run(run())
+
+
+def test_headers_of_a_request_after_a_refused_one_are_still_bounded() -> None:
+    async def run() -> None:
+        async with running(Busy()) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(POST)
+            assert await statuses(reader, 1) == [429]
+            writer.write(POST.partition(b"\r\n\r\n")[0] + b"\r\nA: " + b"x" * 40_000)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 431")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("rest", [b"", b"x"])
+def test_a_refused_body_must_arrive_in_time(rest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_WAIT", 0.2)
+
+    async def run() -> None:
+        async with running(Busy()) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(POST[:-50])
+            assert await statuses(reader, 1) == [429]
+            writer.write(rest)
+            assert await is_closed(reader)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Length": str(1024 * 1024 + 1)},
+        {"Content-Length": "1", "Expect": "100-continue"},
+        {"Content-Length": "1", "Connection": "close"},
+        {"Transfer-Encoding": "chunked"},
+    ],
+    ids=["long", "expect", "close", "chunked"],
+)
+def test_bodies_that_may_not_be_dropped_reach_the_application(headers: dict[str, str]) -> None:
+    async def run() -> None:
+        app = Busy()
+        async with running(app) as (_, clients):
+            _, writer = await clients.open()
+            lines = [f"{name}: {value}" for name, value in headers.items()]
+            writer.write("\r\n".join(["POST / HTTP/1.1", "Host: localhost", *lines, "", ""]).encode())
+            if "Transfer-Encoding" in headers:
+                writer.write(b"1\r\nx\r\n0\r\n\r\n")
+            else:
+                writer.write(b"x" * int(headers["Content-Length"]))
+            async with asyncio.timeout(20):
+                while not app.bodies:
+                    await asyncio.sleep(0.01)
+            assert app.refused == 0
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_no_refusals_is_not_sent_more() -> None:
+    async def run() -> None:
+        app = Busy()
+        async with running(app) as (server, clients):
+            _, writer = await clients.open()
+            (made,) = [item async for item in _connected(server)]
+            with suppress(TimeoutError, ConnectionError):  # it may also be disconnected
+                async with asyncio.timeout(3):
+                    while True:
+                        writer.write(POST * 100)
+                        await writer.drain()
+                        assert made.transport.get_write_buffer_size() < 1 << 18
+            assert app.refused > 0
+
+    asyncio.run(run())
+
+
+async def _connected(server: uvicorn.Server) -> AsyncIterator[LimitedConnection]:
+    while not (found := limited_connections(server.server_state.connections)):
+        await asyncio.sleep(0.01)
+    for item in found:
+        yield item

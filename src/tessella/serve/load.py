@@ -17,7 +17,6 @@ from typing import NamedTuple, TypeAlias
 
 MAX_CONNECTIONS = 2000  # at once; a request that finds none free counts as failed
 NOT_SENT, LOST = 0, -1  # instead of a status
-_MAX_HEADER = 1 << 16  # bytes of the head of an answer
 
 
 class Request(NamedTuple):
@@ -52,6 +51,7 @@ class Address(NamedTuple):
 
 
 _Answer: TypeAlias = tuple[int, Mapping[str, str], bytes]  # status, headers, body
+_NO_ANSWER: _Answer = LOST, {}, b""
 Judge: TypeAlias = Callable[[TimedReply], None]  # looks at a reply, whose body is not kept afterwards
 
 
@@ -88,13 +88,75 @@ def percentile(sorted_values: Sequence[float], fraction: float) -> float:
     return sorted_values[min(len(sorted_values) - 1, int(fraction * len(sorted_values)))]
 
 
+class _Connection(asyncio.Protocol):
+    """A connection that carries one request at a time, with little work per answer: the server needs the machine."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._head: tuple[int, Mapping[str, str], int] | None = None  # status, headers, length of the whole answer
+        self._answered: asyncio.Future[_Answer] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    async def exchange(self, wire: bytes) -> _Answer:
+        """Send a request and return its answer; LOST if the connection is closed first, or for no HTTP answer."""
+        if self._transport is None or self._transport.is_closing():
+            return _NO_ANSWER
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(wire)
+        return await self._answered
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Keep the transport."""
+        self._transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End a request that is not answered."""
+        self._finish(_NO_ANSWER)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of an answer."""
+        self._received += data
+        try:
+            if self._head is None and (end := self._received.find(b"\r\n\r\n") + 4) >= 4:
+                self._head = _parse_head(self._received[: end - 4].decode("latin-1"), end)
+        except (ValueError, IndexError):
+            self._finish(_NO_ANSWER)
+            self.close()
+            return
+        if self._head is not None and len(self._received) >= self._head[2]:
+            status, headers, length = self._head
+            size = int(headers["content-length"])
+            body = bytes(self._received[length - size : length])
+            del self._received[:length]
+            self._head = None
+            self._finish((status, headers, body))
+
+    def _finish(self, answer: _Answer) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(answer)
+
+
+def _parse_head(text: str, size: int) -> tuple[int, Mapping[str, str], int]:
+    """Return status, headers and length of an answer. Raises ValueError or IndexError for another one."""
+    first, *lines = text.split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "content-length" not in headers:
+        raise ValueError("an answer without Content-Length")
+    return int(first.split(" ", 2)[1]), headers, size + int(headers["content-length"])
+
+
 class _Connections:
     """Connections to one server, each used by one request at a time and kept open between requests."""
 
     def __init__(self, address: Address, timeout: float):
         self._address, self._timeout = address, timeout
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.open = 0
+        self._idle: list[_Connection] = []
+        self._open = 0
 
     async def send(self, request: Request, scheduled: float) -> TimedReply:
         """Send a request on a free or a new connection, and return the answer or how it failed.
@@ -102,11 +164,11 @@ class _Connections:
         A server may close a connection between two requests, so a request that fails on a used one is sent again.
         """
         started = time.perf_counter()
-        answer: _Answer = LOST, {}, b""
+        answer = _NO_ANSWER
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 while self._idle and answer[0] == LOST:
-                    answer = await self._exchange(request.wire, *self._idle.pop())
+                    answer = await self._exchange(request.wire, self._idle.pop())
                 if answer[0] == LOST:
                     answer = await self._connect_and_exchange(request.wire)
         status, headers, body = answer
@@ -114,44 +176,37 @@ class _Connections:
         return TimedReply(request.key, status, headers, body, now - scheduled, now - started, started)
 
     async def _connect_and_exchange(self, wire: bytes) -> _Answer:
-        if self.open >= MAX_CONNECTIONS:
+        if self._open >= MAX_CONNECTIONS:
             return NOT_SENT, {}, b""
+        self._open += 1
         try:
-            reader, writer = await asyncio.open_connection(*self._address, limit=_MAX_HEADER)
+            _, connection = await asyncio.get_running_loop().create_connection(_Connection, *self._address)
         except OSError:
+            self._open -= 1
             return NOT_SENT, {}, b""
-        self.open += 1
-        return await self._exchange(wire, reader, writer)
+        except BaseException:
+            self._open -= 1
+            raise
+        return await self._exchange(wire, connection)
 
-    async def _exchange(self, wire: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Answer:
+    async def _exchange(self, wire: bytes, connection: _Connection) -> _Answer:
         keep = False
         try:
-            writer.write(wire)
-            status, headers, body = await _read_reply(reader)
-            keep = headers.get("connection", "").lower() != "close"
-            return status, headers, body
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
-            return LOST, {}, b""
+            answer = await connection.exchange(wire)
+            keep = answer[0] != LOST and answer[1].get("connection", "").lower() != "close"
+            return answer
         finally:
             if keep:
-                self._idle.append((reader, writer))
+                self._idle.append(connection)
             else:
-                self.open -= 1
-                writer.close()
+                self._open -= 1
+                connection.close()
 
     def close(self) -> None:
         """Close the idle connections."""
         while self._idle:
-            self._idle.pop()[1].close()
-            self.open -= 1
-
-
-async def _read_reply(reader: asyncio.StreamReader) -> _Answer:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-    if "content-length" not in headers:
-        raise ValueError("an answer without Content-Length")
-    return int(head[0].split(" ", 2)[1]), headers, await reader.readexactly(int(headers["content-length"]))
+            self._idle.pop().close()
+            self._open -= 1
 
 
 class _Recorder:

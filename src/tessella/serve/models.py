@@ -22,7 +22,7 @@ from ..engine.exported import is_exported
 from ..engine.plan import streams_for
 from ..errors import ImageError, ServeError, TessellaError, UsageError, WeightsError
 from ..info import info
-from ..machine import thread_count, total_memory
+from ..machine import NICE, lower_priority, thread_count, total_memory
 from ..predictor import Predictor, load
 from ..results import ClassNames, Output, Record, make_record
 from ..weights.catalogue import Task, default_model, resolve
@@ -203,7 +203,7 @@ class ModelHost:
         try:
             needed = await in_thread(lambda: memory_needed(entry.source))
             await self._make_room(entry, needed)
-            predictor = await in_thread(lambda: open_predictor(entry.source, self._settings))
+            predictor = await in_thread(lambda: _open_in_background(entry.source, self._settings))
             model, lane = await in_thread(lambda: _prepare(entry.name, predictor))
             entry.model, entry.hosted, entry.error = model, HostedModel(model, lane, self._clock), None
             self._on_loaded(model)
@@ -257,6 +257,11 @@ class ModelHost:
         finally:
             self._releasing -= released
         self._on_unloaded(entry.model)
+
+
+def _open_in_background(source: str, settings: ServeSettings) -> Predictor:
+    lower_priority(NICE)  # the threads that an engine starts inherit it, so that requests are read while models run
+    return open_predictor(source, settings)
 
 
 def open_predictor(source: str, settings: ServeSettings) -> Predictor:

@@ -26,6 +26,7 @@ from ..data.turbo import encode_jpeg
 from ..results import FloatArray
 from ..weights.catalogue import default_model
 from .load import Address, LoadResult, Request, TimedReply, closed_loop, make_request, open_loop, percentile
+from .loops import run
 from .models import open_predictor
 from .process import COMMAND, ServerProcess, start_server
 from .settings import ServeSettings
@@ -148,7 +149,7 @@ def prove(
     promises = []
     with open_trial(settings, seconds=seconds, command=command) as trial:
         for check in CHECKS:
-            for promise in asyncio.run(check(trial)):
+            for promise in run(check(trial)):
                 promises.append(promise)
                 on_promise(promise)
     return promises

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import os
 import signal
@@ -15,7 +14,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import util
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -23,7 +21,8 @@ import uvicorn
 
 from ..errors import ServeError
 from .app import create_app
-from .connection import LimitedConnection, limited_connections
+from .connection import limited_connections, refusing_connection
+from .loops import loop_factory
 from .service import Service
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def serve(
     """
     with handle_signals() as stop, contextlib.closing(bind(settings.host, settings.port)) as listener:
         allow_open_files(OPEN_FILES)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             run = _Run(settings, listener, on_ready, on_stop)
             stop.connect(runner.get_loop(), run.stopping.set)
             if not runner.run(run.main(log_requests)):
@@ -107,14 +106,6 @@ def handle_signals() -> Iterator[StopSignal]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return the faster event loop if it is installed; it is not available for Windows."""
-    if util.find_spec("uvloop") is None:
-        return None
-    loop: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return loop
 
 
 def allow_open_files(count: int) -> None:
@@ -226,7 +217,7 @@ class _Run:
     def _config(self, app: Gate) -> uvicorn.Config:
         return uvicorn.Config(
             app,
-            http=LimitedConnection,
+            http=refusing_connection(app.refuse_at_once),
             ws="none",
             lifespan="off",
             log_config=None,

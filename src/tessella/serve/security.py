@@ -17,12 +17,12 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import TessellaError
 from ..text import printable
-from .problems import Headers, RequestError, header_values, problem_of
+from .problems import Headers, Problem, RequestError, header_values, problem_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -140,6 +140,28 @@ class Gate:
             self.hooks.on_answer(exchange.scope, exchange.status)
             if self.log_requests:
                 exchange.log(time.perf_counter() - start)
+
+    def refuse_at_once(self, scope: Scope) -> Problem | None:
+        """Return the answer to a request that the service has no room for; None for every other request.
+
+        The connection asks this as soon as it has the headers, because an overloaded server would otherwise spend its
+        time on refusals: a task and the layers of ASGI cost several times as much as this. scope: needs the keys
+        "method", "path" and "headers" only.
+        """
+        if self.hooks.is_draining() or (refusal := self.hooks.refusal(scope)) is None:
+            return None
+        try:
+            self.check(scope)
+        except RequestError:
+            return None  # another error comes first
+        start = time.perf_counter()
+        self.hooks.on_error(refusal.code)
+        request_id = _request_id(scope["headers"])
+        problem = problem_of(refusal, scope["path"], request_id, retry_after=self.hooks.retry_after())
+        self.hooks.on_answer(scope, problem.status)
+        if self.log_requests:
+            _log(scope, request_id, problem.status, time.perf_counter() - start, 0, len(problem.body))
+        return replace(problem, headers=complete_headers(problem.headers, request_id))
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         try:
@@ -280,9 +302,7 @@ class Exchange:
 
     def _complete(self, headers: Headers) -> Headers:
         """Add the headers of every answer."""
-        names = {name.lower() for name, _ in headers}
-        headers += [(b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS]
-        headers += [(name, value) for name, value in _DEFAULT_HEADERS if name not in names]
+        headers = complete_headers(headers, self.request_id)
         if self._must_linger or self.gate.hooks.is_draining():
             headers.append((b"connection", b"close"))
         return headers
@@ -308,19 +328,30 @@ class Exchange:
 
     def log(self, seconds: float) -> None:
         """Write a line of JSON about a finished request."""
-        client = self.scope.get("client")
-        row = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "request_id": self.request_id,
-            "client": client[0] if client else "",
-            "method": self.scope["method"],
-            "path": printable(self.scope["path"]),
-            "status": self.status,
-            "ms": round(1000 * seconds, 1),
-            "bytes_in": self.received,
-            "bytes_out": self.sent,
-        }
-        access_logger.info(json.dumps(row))
+        _log(self.scope, self.request_id, self.status, seconds, self.received, self.sent)
+
+
+def complete_headers(headers: Headers, request_id: str) -> Headers:
+    """Return the headers of an answer with those that every answer has."""
+    names = {name.lower() for name, _ in headers}
+    defaults = [(name, value) for name, value in _DEFAULT_HEADERS if name not in names]
+    return [*headers, (b"x-request-id", request_id.encode()), *_SECURITY_HEADERS, *defaults]
+
+
+def _log(scope: Scope, request_id: str, status: int, seconds: float, bytes_in: int, bytes_out: int) -> None:
+    client = scope.get("client")
+    row = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "request_id": request_id,
+        "client": client[0] if client else "",
+        "method": scope["method"],
+        "path": printable(scope["path"]),
+        "status": status,
+        "ms": round(1000 * seconds, 1),
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+    }
+    access_logger.info(json.dumps(row))
 
 
 def _request_id(headers: Headers) -> str:
