@@ -357,7 +357,7 @@ def test_thumbnails_are_not_enlarged(served: Served) -> None:
 def test_a_thumbnail_is_validated_without_decoding(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     path = f"/v1/index/image/{served.rows['cat.jpg']}?size=96"
     first = served.get(path)
-    served.app.app.app.state.thumbnails = ByteCache()  # type: ignore[attr-defined]
+    served.app.app.app.app.state.thumbnails = ByteCache()  # type: ignore[attr-defined]
     monkeypatch.setattr(served.app.service, "decode", None)  # would fail
     again = served.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")

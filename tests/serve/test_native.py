@@ -399,7 +399,7 @@ def test_fetching_images_counts_against_the_deadline(app: App, cat: bytes, monke
     monkeypatch.setattr(images, "fetch_image", fetch)
     monkeypatch.setattr(Service, "infer", infer)
     allowing = dataclasses.replace(app.settings, allow_urls=True)
-    inner = app.app.app.state  # type: ignore[attr-defined]
+    inner = app.app.app.app.state  # type: ignore[attr-defined]
     monkeypatch.setattr(inner, "settings", allowing)
     body = json.dumps({"images": [{"url": "https://example.com/cat.jpg"}, {"url": "https://example.com/bad"}]}).encode()
     answer = post(app, "/v1/classify", body, "application/json", X_Tessella_Deadline_Ms="9000")

@@ -23,11 +23,13 @@ from tessella.serve.prove import (
 MODEL = "convmixer_384_8_ks5_p8.photographs"
 
 
-def promises(fault: str, *checks: Check, deadline: float = 10.0) -> dict[str, Promise]:
+def promises(
+    fault: str, *checks: Check, deadline: float = 10.0, models: tuple[str, ...] = (MODEL,)
+) -> dict[str, Promise]:
     """Run checks against a server with a planted fault."""
     command = [sys.executable, "-m", "tests.serve.faulty_server", fault]
     found: dict[str, Promise] = {}
-    settings = ServeSettings(models=(MODEL,), drain_delay=0.5, deadline=deadline)
+    settings = ServeSettings(models=models, drain_delay=0.5, deadline=deadline)
     with open_trial(settings, seconds=1.0, command=command) as trial:
         for check in (check_answers, *checks):
             found |= {promise.name: promise for promise in asyncio.run(check(trial))}
@@ -42,6 +44,10 @@ def test_a_sound_server_keeps_what_does_not_depend_on_the_speed_of_this_machine(
     assert "0 wrong, 0 swapped, 0 lost" in found["SIGTERM under load"].measured
     assert "exit status 0" in found["SIGTERM under load"].measured
     assert all("0 wrong, 0 swapped" in found[f"overload {factor}x"].measured for factor in (2, 5, 10))
+
+
+def test_without_a_model_the_answers_are_those_of_the_default_model() -> None:
+    assert promises("none", models=())["answers"].kept
 
 
 @pytest.mark.parametrize("fault", ["swapped", "wrong", "failing"])

@@ -112,7 +112,7 @@ def guarded() -> Gate:
 @pytest.fixture(scope="module")
 def paths(guarded: Gate) -> list[str]:
     """Every path of the application, with the parameters of its template filled in."""
-    routes = guarded.app.state.routes  # type: ignore[attr-defined]
+    routes = guarded.app.app.state.routes  # type: ignore[attr-defined]
     return sorted({re.sub(r"\{[^}]*\}", "1", route.path) for route in routes})
 
 

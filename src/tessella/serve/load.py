@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,10 +58,14 @@ Judge: TypeAlias = Callable[[TimedReply], None]  # looks at a reply, whose body 
 
 @dataclass
 class LoadResult:
-    """The replies of one trial, without their bodies. duration: seconds from the first request to the last reply."""
+    """The replies of one trial, without their bodies.
+
+    duration: seconds from the first request to the last reply. cores: how many CPU cores the load generator kept busy.
+    """
 
     replies: list[TimedReply] = field(default_factory=list)
     duration: float = 0.0
+    cores: float = 0.0
 
     def count(self, *statuses: int) -> int:
         """Return how many replies have one of these statuses."""
@@ -209,17 +214,18 @@ class _Connections:
             self._open -= 1
 
 
-class _Recorder:
-    """Collect replies after a judge has seen their bodies."""
-
-    def __init__(self, judge: Judge | None):
-        self._judge, self.result = judge, LoadResult()
-
-    def add(self, reply: TimedReply) -> None:
-        """Record a reply."""
-        if self._judge is not None:
-            self._judge(reply)
-        self.result.replies.append(reply._replace(body=b""))
+@contextlib.contextmanager
+def _measured() -> Iterator[LoadResult]:
+    """Measure a trial. The garbage collector leaves alone what exists: searching it would delay answers by 0.1 s."""
+    result = LoadResult()
+    origin, used = time.perf_counter(), time.process_time()
+    gc.freeze()
+    try:
+        yield result
+    finally:
+        gc.unfreeze()
+        result.duration = time.perf_counter() - origin
+        result.cores = (time.process_time() - used) / result.duration
 
 
 async def closed_loop(
@@ -229,20 +235,18 @@ async def closed_loop(
 
     judge: called with every reply. timeout: seconds per request.
     """
-    recorder, connections = _Recorder(judge), _Connections(address, timeout)
-    remaining = iter(requests)
-    origin = time.perf_counter()
+    connections, remaining = _Connections(address, timeout), iter(requests)
 
-    async def client() -> None:
+    async def client(result: LoadResult) -> None:
         for request in remaining:
-            recorder.add(await connections.send(request, time.perf_counter()))
+            reply = await connections.send(request, time.perf_counter())
+            if judge is not None:
+                judge(reply)
+            result.replies.append(reply._replace(body=b""))
 
-    try:
-        await asyncio.gather(*(client() for _ in range(clients)))
-    finally:
-        connections.close()
-    recorder.result.duration = time.perf_counter() - origin
-    return recorder.result
+    with contextlib.closing(connections), _measured() as result:
+        await asyncio.gather(*(client(result) for _ in range(clients)))
+    return result
 
 
 async def open_loop(
@@ -256,30 +260,34 @@ async def open_loop(
 ) -> LoadResult:
     """Send requests at a constant rate per second for a time, then wait for their answers.
 
-    requests: enough for `rate` x `seconds`; an iterator that ends earlier ends the trial. judge, timeout: as in
-    `closed_loop`.
+    requests: enough for `rate` x `seconds`; an iterator that ends earlier ends the trial. judge: called with every
+    reply after the last one, since its time would delay the requests. timeout: seconds per request.
     """
-    recorder, connections = _Recorder(judge), _Connections(address, timeout)
-    origin = time.perf_counter()
+    connections = _Connections(address, timeout)
     running: set[asyncio.Task[None]] = set()
+    replies: list[TimedReply] = []
 
     async def send(request: Request, scheduled: float) -> None:
-        recorder.add(await connections.send(request, scheduled))
+        replies.append(await connections.send(request, scheduled))
 
-    try:
-        for scheduled, request in zip(_schedule(origin, rate, seconds), requests, strict=False):
-            if (delay := scheduled - time.perf_counter()) > 0:
-                await asyncio.sleep(delay)
-            task = asyncio.create_task(send(request, scheduled))
-            running.add(task)
-            task.add_done_callback(running.discard)
-        await asyncio.gather(*running)
-    finally:
-        for task in running:
-            task.cancel()
-        connections.close()
-    recorder.result.duration = time.perf_counter() - origin
-    return recorder.result
+    with contextlib.closing(connections), _measured() as result:
+        origin = time.perf_counter()
+        try:
+            for scheduled, request in zip(_schedule(origin, rate, seconds), requests, strict=False):
+                if (delay := scheduled - time.perf_counter()) > 0:
+                    await asyncio.sleep(delay)
+                task = asyncio.create_task(send(request, scheduled))
+                running.add(task)
+                task.add_done_callback(running.discard)
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+    for reply in replies:
+        if judge is not None:
+            judge(reply)
+        result.replies.append(reply._replace(body=b""))
+    return result
 
 
 def _schedule(origin: float, rate: float, seconds: float) -> Iterator[float]:

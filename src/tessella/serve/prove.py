@@ -23,6 +23,7 @@ import numpy as np
 from ..data.samples import sample_images
 from ..data.spec import InputSpec
 from ..data.turbo import encode_jpeg
+from ..machine import available_cores
 from ..results import FloatArray
 from ..weights.catalogue import default_model
 from .load import Address, LoadResult, Request, TimedReply, closed_loop, make_request, open_loop, percentile
@@ -100,8 +101,8 @@ class AnswerCheck:
 class Trial:
     """What all checks share: the server, images with known answers, and the capacity.
 
-    expected: embeddings (N,D) of the images. seconds: length of each phase. capacity: images per second, measured by
-    `check_answers`, which has to be the first.
+    expected: embeddings (N,D) of the images. seconds: length of each phase. capacity: images per second, and
+    client_cores: how many CPU cores the clients kept busy then; `check_answers`, the first check, measures both.
     """
 
     server: ServerProcess
@@ -112,6 +113,7 @@ class Trial:
     path: str
     headers: tuple[str, ...]
     capacity: float = 0.0
+    client_cores: float = 0.0
 
     @property
     def address(self) -> Address:
@@ -160,7 +162,8 @@ def open_trial(settings: ServeSettings, *, seconds: float = 5.0, command: Sequen
     """Start a server for checks, and stop it at the end; the arguments and errors are those of `prove`."""
     images = [encode_jpeg(pixels) for pixels in sample_images(InputSpec(height=SIDE, width=SIDE), IMAGES)]
     with start_server(settings, command) as server:
-        model = open_predictor(settings.models[0] if settings.models else default_model("classify"), settings)
+        # the path below uses the first model, or the default model of embeddings
+        model = open_predictor(settings.models[0] if settings.models else default_model("embed"), settings)
         expected = model.embed(images)
         server.wait_until_ready()
         path = "/v1/predict" if model.num_classes else "/v1/embed"
@@ -174,7 +177,7 @@ async def check_answers(trial: Trial) -> list[Promise]:
     answers = AnswerCheck(trial.expected)
     requests = _for_seconds(trial, trial.seconds, least=len(trial.images))
     result = await closed_loop(trial.address, requests, CLIENTS, judge=answers.judge)
-    trial.capacity = result.count(200) / result.duration
+    trial.capacity, trial.client_cores = result.count(200) / result.duration, result.cores
     refused = len(result.replies) - result.count(200)
     latencies = result.latencies(200)
     speed = f"{trial.capacity:,.1f} images/s, p50 {_ms(latencies, 0.5)}, p99 {_ms(latencies, 0.99)}"
@@ -219,23 +222,30 @@ async def check_overload(trial: Trial) -> list[Promise]:
 
 def _judge_overload(trial: Trial, factor: int, result: LoadResult, answers: AnswerCheck) -> Promise:
     goodput = result.count(200) / result.duration / trial.capacity
+    # the load generator runs on the same machine: what it needs for the additional requests is not there for the server
+    cores = available_cores() - trial.client_cores
+    left = 1 - min(0.5, max(0.0, result.cores - trial.client_cores) / cores)
     accepted = result.latencies(200)
     rejected = sorted(reply.since_sent for reply in result.replies if reply.status == 429)
     others = len(result.replies) - len(accepted) - len(rejected)
     has_retry = all("retry-after" in reply.headers for reply in result.replies if reply.status == 429)
     kept = (
-        goodput >= MIN_GOODPUT
+        goodput >= MIN_GOODPUT * left
         and percentile(accepted, 0.99) <= trial.settings.deadline
         and (not rejected or percentile(rejected, 0.99) <= MAX_REJECT_SECONDS)
         and _kept(answers)
         and has_retry
         and not others
     )
-    measured = f"{100 * goodput:.0f} %, p99 {_ms(accepted, 0.99)}, refusals {_ms(rejected, 0.99)}, {answers}"
+    measured = (
+        f"{100 * goodput:.0f} %, or {100 * goodput / left:.0f} % of what the load generator leaves, "
+        f"p99 {_ms(accepted, 0.99)}, refusals {_ms(rejected, 0.99)}, {answers}"
+    )
     if others:
         measured += f", {others:,} other answers"
     expected = (
-        f">= {100 * MIN_GOODPUT:.0f} % of the capacity, p99 <= {trial.settings.deadline:g} s, "
+        f">= {100 * MIN_GOODPUT:.0f} % of the capacity that the load generator leaves, "
+        f"p99 <= {trial.settings.deadline:g} s, "
         f"refusals with Retry-After in {1000 * MAX_REJECT_SECONDS:.0f} ms"
     )
     return Promise(f"overload {factor}x", expected, measured, kept)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -199,6 +200,8 @@ class _Run:
             await asyncio.wait({loading})
             return False
         loading.result()
+        gc.collect()
+        gc.freeze()  # modules and routes stay: searching them for garbage would stop all answers for 100 ms at a time
         loaded = tuple(status.name for status in service.models() if status.state == "ready")
         self.on_ready(Started(url_of(self.listener), loaded))
         return True
