@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import tempfile
@@ -17,6 +18,12 @@ _cache = tempfile.TemporaryDirectory(prefix="tessella-tests-")  # gone with the 
 os.environ["TESSELLA_CACHE"] = _cache.name  # nothing that a person tuned decides a test
 
 TESTS = Path(__file__).resolve().parent
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the thousands of collected tests from garbage collections, each of which took two seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

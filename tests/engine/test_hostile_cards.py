@@ -23,7 +23,10 @@ CAT = str(Path(__file__).resolve().parents[2] / "examples" / "cat.jpg")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tessella.load(engine="openvino"), tmp_path_factory.mktemp("exported") / "model")
+    return export(
+        tessella.load("convmixer_256_8_ks3_p4.cifar10", engine="openvino"),
+        tmp_path_factory.mktemp("exported") / "model",
+    )
 
 
 @pytest.fixture

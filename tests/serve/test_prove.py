@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 import pytest
 
-from tessella.serve import ServeSettings
+from tessella.serve import ServeSettings, prove
 from tessella.serve.prove import (
     Check,
     Promise,
@@ -23,13 +24,11 @@ from tessella.serve.prove import (
 MODEL = "convmixer_384_8_ks5_p8.photographs"
 
 
-def promises(
-    fault: str, *checks: Check, deadline: float = 10.0, models: tuple[str, ...] = (MODEL,)
-) -> dict[str, Promise]:
-    """Run checks against a server with a planted fault."""
+def promises(fault: str, *checks: Check, models: tuple[str, ...] = (MODEL,), **options: Any) -> dict[str, Promise]:
+    """Run checks against a server with a planted fault. options: more settings."""
     command = [sys.executable, "-m", "tests.serve.faulty_server", fault]
     found: dict[str, Promise] = {}
-    settings = ServeSettings(models=models, drain_delay=0.5, deadline=deadline)
+    settings = ServeSettings(models=models, drain_delay=0.5, **options)
     with open_trial(settings, seconds=1.0, command=command) as trial:
         for check in (check_answers, *checks):
             found |= {promise.name: promise for promise in asyncio.run(check(trial))}
@@ -61,6 +60,7 @@ def test_a_leak_is_found() -> None:
     assert promises("leak", check_leak)["memory"].kept is False
 
 
-def test_a_lost_process_that_is_not_replaced_is_found() -> None:
-    found = promises("dead_worker", check_lost_process, check_lost_process, deadline=2.0)
+def test_a_lost_process_that_is_not_replaced_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "RECOVERY_SECONDS", 2.0)
+    found = promises("dead_worker", check_lost_process, decode_processes=1, deadline=1.0)
     assert False in (found["killed process"].kept, found["recovery from a killed process"].kept)

@@ -219,11 +219,13 @@ def _measured() -> Iterator[LoadResult]:
     """Measure a trial. The garbage collector leaves alone what exists: searching it would delay answers by 0.1 s."""
     result = LoadResult()
     origin, used = time.perf_counter(), time.process_time()
+    had_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         yield result
     finally:
-        gc.unfreeze()
+        if not had_frozen:  # what the caller has frozen stays so
+            gc.unfreeze()
         result.duration = time.perf_counter() - origin
         result.cores = (time.process_time() - used) / result.duration
 
