@@ -16,12 +16,14 @@ from collections import Counter
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Receive, Scope, Send
 
 from tessella.data.isolated.processes import ForkServer
 from tessella.engine.base import Engine
 from tessella.errors import ServeError
 from tessella.predictor import Predictor
 from tessella.serve import models
+from tessella.serve.security import Gate, GateHooks
 from tessella.serve.service import Service
 from tessella.serve.settings import ServeSettings
 
@@ -218,6 +220,30 @@ def test_drain_gives_up_after_its_time(engine: FakeEngine, caplog: pytest.LogCap
 
     run(scenario, drain_timeout=0.1)
     assert "1 requests were not finished" in caplog.text
+
+
+def test_drain_waits_for_requests_that_use_no_model(engine: FakeEngine) -> None:
+    async def scenario(service: Service) -> None:
+        settings = ServeSettings()
+        answering, answered = asyncio.Event(), asyncio.Event()
+
+        async def search(scope: Scope, receive: Receive, send: Send) -> None:
+            answering.set()
+            await answered.wait()
+
+        gate = Gate(search, settings, hooks=GateHooks(exchange=service.exchange))
+        scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": [(b"host", b"localhost")]}
+        request = asyncio.create_task(gate(scope, None, None))  # type: ignore[arg-type]
+        await answering.wait()
+        draining = asyncio.create_task(service.drain())
+        await until(lambda: service._state == "stopped")
+        await asyncio.sleep(0.05)
+        assert not draining.done()
+        answered.set()
+        await draining
+        await request
+
+    run(scenario, drain_delay=0.0)
 
 
 def test_drain_under_load_loses_nothing(engine: FakeEngine) -> None:

@@ -118,6 +118,7 @@ def _hooks(service: Service, model_paths: Collection[str]) -> GateHooks:
     return GateHooks(
         refusal=refusal,
         is_draining=lambda: service.is_stopping,
+        exchange=service.exchange,
         retry_after=lambda: service.retry_after,
         on_answer=count,
         on_error=service.metrics.error,

@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -77,12 +77,14 @@ class GateHooks:
 
     refusal: why a request cannot be accepted now, asked before its body is read and before it reaches a route, which
     would cost more than the refusal itself; None to accept it. is_draining: whether connections should be closed after
-    their answer. retry_after: seconds after which a refused request may succeed. on_answer: called with every answered
-    request and its status. on_error: called with the code of every error that the gate answers with.
+    their answer. exchange: a context in which a request is read and answered. retry_after: seconds after which a
+    refused request may succeed. on_answer: called with every answered request and its status. on_error: called with the
+    code of every error that the gate answers with.
     """
 
     refusal: Callable[[Scope], TessellaError | None] = lambda scope: None
     is_draining: Callable[[], bool] = lambda: False
+    exchange: Callable[[], AbstractContextManager[None]] = nullcontext
     retry_after: Callable[[], float] = lambda: 1.0
     on_answer: Callable[[Scope, int], None] = lambda scope, status: None
     on_error: Callable[[str], None] = lambda code: None
@@ -126,7 +128,7 @@ class Gate:
             return
         exchange = Exchange(self, scope, receive, send)
         scope.setdefault("state", {}).update(request_id=exchange.request_id, count_bytes=exchange.count_bytes)
-        with self._counted(exchange):
+        with self.hooks.exchange(), self._counted(exchange):
             await self._answer(scope, exchange)
 
     @contextmanager

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +90,7 @@ class Service:
         self._drain: asyncio.Task[None] | None = None
         self._requests: set[ImageRequest] = set()  # those in work
         self._in_flight = 0  # these, and requests that wait for a model
+        self._exchanges = 0  # all HTTP requests that are not answered completely
         self._answer_seconds = 1.0  # that answers took lately
         self._nothing_left = asyncio.Event()
         self._nothing_left.set()
@@ -166,7 +167,7 @@ class Service:
             async with asyncio.timeout(self.settings.drain_timeout):
                 await self._nothing_left.wait()
         except TimeoutError:
-            log.warning("%d requests were not finished in time", self._in_flight)
+            log.warning("%d requests were not finished in time", max(self._in_flight, self._exchanges))
             self._abort()
 
     async def close(self) -> None:
@@ -181,6 +182,21 @@ class Service:
         if (stages := self._stages) is not None:
             await in_thread(stages.batcher.close)
             await in_thread(stages.pool.close)
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Let `drain` wait for the end of the block, in which an HTTP request is read and answered."""
+        self._exchanges += 1
+        self._nothing_left.clear()
+        try:
+            yield
+        finally:
+            self._exchanges -= 1
+            self._check_left()
+
+    def _check_left(self) -> None:
+        if not self._in_flight and not self._exchanges:
+            self._nothing_left.set()
 
     def _abort(self) -> None:
         for request in self._requests:
@@ -287,8 +303,7 @@ class Service:
             raise
         finally:
             self._in_flight -= 1
-            if not self._in_flight:
-                self._nothing_left.set()
+            self._check_left()
 
     async def _answer(
         self, images: Sequence[bytes | ImageError] | Pixels, model: str | None, task: Task, seconds: float
