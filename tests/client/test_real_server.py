@@ -16,9 +16,11 @@ from PIL import Image
 
 import tessella
 from tessella import AsyncClient, Client
+from tessella.bulk import run as run_images
 from tessella.errors import ImageError, ServeError, TessellaError, UsageError
 from tessella.inputs import AnyImage
 from tessella.predictor import Predictor
+from tessella.search import Index, build_index
 from tessella.weights.catalogue import default_model
 from tests.serve.servers import ServerProcess
 
@@ -160,6 +162,40 @@ def test_searching_without_an_index(server: ServerProcess) -> None:
     with Client(server.url) as client, pytest.raises(TessellaError) as caught:
         client.search(PHOTOS[0])
     assert caught.value.code in ("not_found", "not_found_route")
+
+
+def test_a_search_finds_what_the_index_finds(tmp_path: Path, embedder: Predictor) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        picture = Image.open(PHOTOS[i % len(PHOTOS)]).convert("RGB")
+        left, top = (int(rng.integers(0, side // 2)) for side in picture.size)
+        picture.crop((left, top, left + picture.width // 2, top + picture.height // 2)).save(photos / f"{i}.png")
+    run_images(str(photos), tmp_path / "run", embedder)
+    build_index(tmp_path / "run")
+    index = Index(tmp_path / "run")
+    expected = [(row.row, row.key) for row in index.search(index.row_query(3), top=5)]
+    with ServerProcess("--index", str(tmp_path / "run")) as process, Client(process.url) as client:
+        found = client.search(3, top=5)
+        assert [(match.row, match.key) for match in found.neighbors] == expected
+        assert (found.matching, found.rows) == (12, 12)
+        assert all(match.score <= 1.0001 and (match.width or 0) > 0 for match in found.neighbors)
+        (best, *_) = client.search(photos / "7.png", top=2).neighbors
+        assert Path(best.key).name == "7.png"
+        assert best.score == pytest.approx(1, abs=1e-3)
+        assert len(client.search([1, photos / "2.png"], negative=[5], top=3).neighbors) == 3
+        assert client.search(0, min_score=1).neighbors == ()
+        assert client.search(0, filter={"min_width": 100_000}).matching == 0
+        with pytest.raises(UsageError) as caught:
+            client.search(99)
+        assert caught.value.code == "not_found"
+
+        async def search() -> list[int]:
+            async with AsyncClient(process.url) as asynchronous:
+                return [match.row for match in (await asynchronous.search(3, top=5)).neighbors]
+
+        assert asyncio.run(search()) == [row for row, _ in expected]
 
 
 def test_a_deadline_that_cannot_be_met(server: ServerProcess) -> None:
