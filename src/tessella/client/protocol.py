@@ -352,4 +352,6 @@ def error_of(reply: Reply, server: str) -> TessellaError:
     text = public_text(problem.code)
     hint = "" if problem.detail == text else printable(problem.detail[:300])
     kind = _REPLY_ERRORS.get(CODES[problem.code].exit_code, ServeError)
+    if problem.code == "not_found":  # a row, or the index itself: images are not looked up by the server
+        kind = UsageError
     return kind(problem.code, f"{server}: {text}", hint=hint)

@@ -223,7 +223,8 @@ class Client(ClientBase):
 
         queries, negative: images, or rows of the index by number; results are near the former and far from the latter.
         filter: conditions such as {"label": ["cat"], "min_width": 640}. group_duplicates: return one row per group of
-        duplicates, with the others in its `duplicates`. Raises as `classify`; UsageError `not_found` without an index.
+        duplicates, with the others in its `duplicates`. Raises as `classify`; UsageError `not_found` without an index,
+        and for a row that is not in it.
         """
         options = dict(top=check_top(top), min_score=min_score, filter=filter, group_duplicates=group_duplicates)
         body = search_body(queries, negative, options, self.max_body)
