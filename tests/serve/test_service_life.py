@@ -348,6 +348,38 @@ def test_an_idle_model_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(scenario())
 
 
+def test_a_model_that_loads_slowly_leaves_places_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, may_load = "gmixer_ti_p4_32.cifar10", threading.Event()
+
+    def open_slowly(source: str, settings: ServeSettings) -> Predictor:
+        if source == slow:
+            assert may_load.wait(60)
+        return fake_predictor(source, FakeEngine())
+
+    monkeypatch.setattr(models, "open_predictor", open_slowly)
+
+    async def scenario(service: Service) -> None:
+        late = await code_of(service.infer([encoded(1)], model=slow, deadline=0.05))
+        assert late == "not_ready"  # clients repeat this, unlike an expired deadline
+        waiting = [asyncio.create_task(service.infer([encoded(i)] * 4, model=slow)) for i in range(8)]
+        await asyncio.sleep(0)
+        refused = [task for task in waiting if task.done() or not await _is_pending(task)]
+        assert [await code_of(task) for task in refused] == ["not_ready"] * 4  # 16 of 32 places are taken
+        assert numbers_in(await service.infer([encoded(2)] * 8)) == [2] * 8
+        may_load.set()
+        answers = [await task for task in waiting if task not in refused]
+        assert [numbers_in(answer) for answer in answers] == [[i] * 4 for i in range(4)]
+        assert numbers_in(await service.infer([encoded(3)] * 32, model=slow)) == [3] * 32
+        assert 'tessella_errors_total{code="not_ready"} 5.0' in service.metrics.render().decode()
+
+    run(scenario, models=(MODEL, slow), queue_images=32, max_images=32)
+
+
+async def _is_pending(task: asyncio.Task[object]) -> bool:
+    await asyncio.wait([task], timeout=0.05)
+    return not task.done()
+
+
 def test_pytorch_is_not_imported() -> None:
     program = """
 import asyncio, sys

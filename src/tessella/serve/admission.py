@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ..errors import ServeError
 
 _USABLE = 0.8  # of the time to the deadline; the rest is for decoding and for errors of the estimate
+_WAITING = 0.5  # of the places; the others are left for models that have been loaded
 
 
 class Admission:
@@ -17,6 +21,7 @@ class Admission:
     def __init__(self, *, max_images: int, max_bytes: int):
         self.max_images, self.max_bytes = max_images, max_bytes
         self.images = self.bytes = 0
+        self.waiting = 0  # images whose model is being loaded
         self.seconds = 0.0
 
     @property
@@ -40,12 +45,16 @@ class Admission:
 
 
 class Ticket:
-    """The places of one request; a context manager that gives them back, once, however its block ends."""
+    """The places of one request; a context manager that gives them back, once, however its block ends.
+
+    is_waiting: the model of the request is being loaded.
+    """
 
     def __init__(self, admission: Admission):
         self._admission = admission
         self.images = self.bytes = 0
         self.seconds = 0.0
+        self.is_waiting = False
 
     def add(self, images: int, size: int) -> None:
         """Take more places. Raises ServeError `overloaded` if there are not enough."""
@@ -74,6 +83,23 @@ class Ticket:
             )
         self.seconds += seconds
         admission.seconds += seconds
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the images as waiting while the block loads their model. Raises ServeError `not_ready`.
+
+        Loading may take longer than the deadline of many requests. They must not take all places meanwhile.
+        """
+        admission = self._admission
+        if admission.waiting and admission.waiting + self.images > _WAITING * admission.max_images:
+            raise ServeError("not_ready", f"{admission.waiting} images are waiting for models to be loaded")
+        admission.waiting += self.images
+        self.is_waiting = True
+        try:
+            yield
+            self.is_waiting = False
+        finally:
+            admission.waiting -= self.images
 
     def __enter__(self) -> Ticket:
         return self

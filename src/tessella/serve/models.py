@@ -156,6 +156,11 @@ class ModelHost:
             for name, entry in self._entries.items()
         ]
 
+    def is_loaded(self, name: str | None, task: Task) -> bool:
+        """Return whether `acquire` would not have to wait for this model."""
+        entry = self._entries.get(self.defaults[task] if name is None else name)
+        return entry is not None and entry.hosted is not None
+
     async def acquire(self, name: str | None, task: Task) -> HostedModel:
         """Return a model, which is loaded first if necessary; its `release` must be called once.
 

@@ -7,7 +7,7 @@ import logging
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -284,9 +284,13 @@ class Service:
 
     @asynccontextmanager
     async def _admitted(self, images: int, size: int, seconds: float) -> AsyncIterator[Ticket]:
-        """Hold places for a request, and give it up after its time. Raises ServeError."""
+        """Hold places for a request, and give it up after its time.
+
+        Raises ServeError `deadline_exceeded`, or `not_ready` if the model was still being loaded: clients repeat that.
+        """
         self._in_flight += 1
         self._nothing_left.clear()
+        ticket = None
         try:
             if images > (most := self.settings.max_images):
                 raise ServeError("too_many_images", f"{images} images in a request, expected at most {most}")
@@ -296,8 +300,9 @@ class Service:
                 async with asyncio.timeout(seconds):
                     yield ticket
         except TimeoutError:
-            self.metrics.error("deadline_exceeded")
-            raise ServeError("deadline_exceeded", f"the request was not answered within {seconds:g} s") from None
+            code = "not_ready" if ticket is not None and ticket.is_waiting else "deadline_exceeded"
+            self.metrics.error(code)
+            raise ServeError(code, f"the request was not answered within {seconds:g} s") from None
         except TessellaError as error:
             self.metrics.error(error.code)
             raise
@@ -311,7 +316,8 @@ class Service:
         start = self._clock()
         size = images.nbytes if isinstance(images, np.ndarray) else sum(map(_encoded_bytes, images))
         async with self._admitted(len(images), size, seconds) as ticket:
-            hosted = await self._host.acquire(model, task)
+            with nullcontext() if self._host.is_loaded(model, task) else ticket.waiting():
+                hosted = await self._host.acquire(model, task)
             try:
                 ticket.expect(len(images) * hosted.lane.pace, start + seconds - self._clock())
                 request = await self._run(images, hosted, ticket, start + seconds)
