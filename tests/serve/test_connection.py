@@ -50,7 +50,7 @@ class Clients:
 
 
 @asynccontextmanager
-async def running(app: Any = answer) -> AsyncIterator[tuple[uvicorn.Server, Clients]]:
+async def running(app: Any = answer, keep_alive: int = 60) -> AsyncIterator[tuple[uvicorn.Server, Clients]]:
     """Serve in this process, with the connections checked very often."""
     config = uvicorn.Config(
         app,
@@ -59,7 +59,7 @@ async def running(app: Any = answer) -> AsyncIterator[tuple[uvicorn.Server, Clie
         log_config=None,
         http=refusing_connection(app.refuse_at_once) if isinstance(app, Busy) else LimitedConnection,
         ws="none",
-        timeout_keep_alive=60,
+        timeout_keep_alive=keep_alive,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
@@ -283,8 +283,9 @@ REFUSED = Problem(429, [(b"content-length", b"4")], b"full")
 class Busy:
     """An application that refuses requests at once while it is full; otherwise it answers with the body."""
 
-    def __init__(self, *, is_full: bool = True) -> None:
-        self.is_full, self.refused, self.bodies = is_full, 0, list[bytes]()
+    def __init__(self, *, is_full: bool = True, seconds: float = 0.0) -> None:
+        self.is_full, self.seconds = is_full, seconds
+        self.refused, self.bodies = 0, list[bytes]()
 
     def refuse_at_once(self, scope: Scope) -> Problem | None:
         if not self.is_full or scope["path"] != "/":
@@ -298,6 +299,7 @@ class Busy:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         self.bodies.append(body)
+        await asyncio.sleep(self.seconds)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
         await send({"type": "http.response.body", "body": b"hello"})
 
@@ -393,6 +395,58 @@ def test_bodies_that_may_not_be_dropped_reach_the_application(headers: dict[str,
             assert app.refused == 0
 
     asyncio.run(run())
+
+
+def test_a_slow_request_behind_a_refused_one_is_answered() -> None:
+    """The wait for the next request ends with its first byte, even if that is in the same packet."""
+
+    async def run() -> None:
+        async with running(Busy(seconds=1.5), keep_alive=1) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(POST + request_bytes("POST", "/other", b"x"))
+            assert await statuses(reader, 2) == [429, 200]
+            assert await is_closed(reader)  # nothing more comes
+
+    asyncio.run(run())
+
+
+def test_a_packet_full_of_requests_does_not_stop_the_server() -> None:
+    async def run() -> None:
+        app = Busy()
+        async with running(app) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(request_bytes("POST", "/") * 1000)
+            assert await is_closed(reader)
+            assert app.refused <= 2 * connection.MAX_PIPELINED
+
+    asyncio.run(run())
+
+
+def test_old_clients_are_refused_by_the_application() -> None:
+    async def run() -> None:
+        app = Busy()
+        async with running(app) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
+            assert b"hello" in await asyncio.wait_for(reader.read(), 20)
+            assert app.refused == 0
+
+    asyncio.run(run())
+
+
+def test_a_defect_in_refusing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Defective(Busy):
+        def refuse_at_once(self, scope: Scope) -> Problem | None:
+            raise ZeroDivisionError
+
+    async def run() -> None:
+        async with running(Defective()) as (_, clients):
+            reader, writer = await clients.open()
+            writer.write(POST)
+            assert await statuses(reader, 1) == [200]
+
+    asyncio.run(run())
+    assert "a request could not be refused" in caplog.text
 
 
 def test_a_client_that_reads_no_refusals_is_not_sent_more() -> None:

@@ -439,6 +439,22 @@ def test_a_flood_of_pipelined_requests_is_cut(server: ServerProcess) -> None:
             pass
 
 
+@pytest.mark.parametrize("length", [("Content-Length: 60",), ("Transfer-Encoding: chunked",)])
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_the_body_of_an_upgrade_is_no_request(server: ServerProcess, length: tuple[str], delay: float) -> None:
+    """The parser would take it for the next request, which a proxy in front has not seen."""
+    head = get("POST /v1/embed HTTP/1.1", H, "Connection: Upgrade", "Upgrade: h2c", *length)
+    smuggled = get("GET /healthz HTTP/1.1", H)
+    with connect(server.port) as connection:
+        connection.sendall(head)
+        time.sleep(delay)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(smuggled)
+        first = read_reply(connection)
+        assert (first.status, first.closed) in ((400, True), (400, False))
+        assert read_reply(connection).status == 0
+
+
 def test_an_upgrade_is_an_ordinary_request(server: ServerProcess) -> None:
     for upgrade in ("websocket", "h2c", "TLS/1.0"):
         key = ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", "HTTP2-Settings: AAMAAABk")

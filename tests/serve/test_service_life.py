@@ -246,6 +246,22 @@ def test_drain_waits_for_requests_that_use_no_model(engine: FakeEngine) -> None:
     run(scenario, drain_delay=0.0)
 
 
+def test_refused_requests_do_not_prolong_the_end(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(service: Service) -> None:
+        async def client() -> None:
+            while True:
+                with service.exchange():
+                    await asyncio.sleep(0.02)
+
+        clients = [asyncio.create_task(client()) for _ in range(10)]  # at every moment, some of them are refused
+        await asyncio.wait_for(service.drain(), 20)
+        for task in clients:
+            task.cancel()
+
+    run(scenario, drain_delay=0.1, drain_timeout=60)
+    assert "not finished" not in caplog.text
+
+
 def test_drain_under_load_loses_nothing(engine: FakeEngine) -> None:
     async def scenario(service: Service) -> None:
         outcomes: Counter[str] = Counter()

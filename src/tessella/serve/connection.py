@@ -6,6 +6,7 @@ The limits hold before a request exists, so the gate around the application cann
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 from http import HTTPStatus
@@ -18,12 +19,14 @@ from .problems import Headers, Problem, header_values, make_problem
 if TYPE_CHECKING:
     from starlette.types import Scope
 
+logger = logging.getLogger(__name__)
+
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 32 * 1024  # request line and headers
 BYTES_PER_CHUNK = 8  # a byte of the body may come with seven of framing, as in "1\r\nx\r\n"
 MAX_FRAMING_BYTES = 128 * 1024  # beyond that: sizes and extensions of chunks, and headers after the body
 MAX_CONNECTIONS = 1000
-MAX_PIPELINED = 16  # requests that wait on one connection for the answer to an earlier one
+MAX_PIPELINED = 16  # requests on one connection that wait for the answer to an earlier one, or are refused in a packet
 REQUEST_WAIT = 15.0  # seconds to the end of the headers, from the connection's begin or the answer before
 READ_WAIT = 10.0  # seconds in which a client must read READ_BYTES of an answer
 READ_BYTES = 64 * 1024
@@ -51,6 +54,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._packet = self._framing = 0  # bytes of the last packet; bytes of the request that are not its body
         self._starts_request = True  # the packet is the first one of the next request
         self._is_dropping = False  # what arrives is the body of a refused request
+        self._refused = 0  # requests in the last packet that were refused here
         self._waiting_since: float | None = self.loop.time()
         self._unread: tuple[float, int] | None = None  # when the answer was last found to be read, and what was left
         if len(self.connections) > MAX_CONNECTIONS:
@@ -82,7 +86,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a packet. The parser reports a header when it is complete, so its length is bounded here."""
-        self._packet = len(data)
+        self._packet, self._refused = len(data), 0
         self._starts_request = not (self._is_in_headers or self._is_dropping or self._waiting_since is None)
         super().data_received(data)
         self._framing += len(data)
@@ -131,7 +135,10 @@ class LimitedConnection(HttpToolsProtocol):
             raise RefusedRequestError
         if not self.url.startswith(b"/") and self.url != b"*":  # for a proxy, with a host beside that of the header
             raise RefusedRequestError
+        if self.parser.should_upgrade() and _has_body(self.headers):  # the parser would take the body for a request
+            raise RefusedRequestError
         self._is_in_headers = False
+        self._unset_keepalive_if_required()  # a refused request in the same packet has started this timer
         if (answer := self._refusal()) is not None:
             self._refuse(answer)
             return
@@ -169,14 +176,21 @@ class LimitedConnection(HttpToolsProtocol):
             return None
         if self.expect_100_continue or self.parser.should_upgrade() or not self.parser.should_keep_alive():
             return None
+        if self.parser.get_http_version() == "1.0" or self._refused == MAX_PIPELINED:
+            return None
         if self.transport.get_write_buffer_size() or not _is_short(self.headers):
             return None
         path = self.url.partition(b"?")[0].decode("latin-1")
         scope: Scope = {**self.scope, "method": self.parser.get_method().decode("ascii"), "path": path}
-        return self.refuse(scope)
+        try:
+            return self.refuse(scope)
+        except Exception:  # a defect of ours: the gate meets it again, and answers
+            logger.exception("a request could not be refused")
+            return None
 
     def _refuse(self, answer: Problem) -> None:
         """Send an answer, and drop the body of the request, which must arrive in the time of a request's headers."""
+        self._refused += 1
         self.transport.write(_response(answer, [*self.server_state.default_headers, *answer.headers]))
         self._is_dropping = True
         self._waiting_since = self.loop.time()
@@ -203,6 +217,11 @@ def _response(answer: Problem, headers: Headers) -> bytes:
     lines = [b"HTTP/1.1 %d %s\r\n" % (answer.status, HTTPStatus(answer.status).phrase.encode())]
     lines += [b"%s: %s\r\n" % header for header in headers]
     return b"".join([*lines, b"\r\n", answer.body])
+
+
+def _has_body(headers: Headers) -> bool:
+    lengths = header_values(headers, b"content-length")
+    return bool(header_values(headers, b"transfer-encoding")) or any(length.strip() != b"0" for length in lengths)
 
 
 def _is_short(headers: Headers) -> bool:

@@ -208,8 +208,7 @@ class ModelHost:
         try:
             needed = await in_thread(lambda: memory_needed(entry.source))
             await self._make_room(entry, needed)
-            predictor = await in_thread(lambda: _open_in_background(entry.source, self._settings))
-            model, lane = await in_thread(lambda: _prepare(entry.name, predictor))
+            model, lane = await in_thread(lambda: _open(entry.name, entry.source, self._settings))
             entry.model, entry.hosted, entry.error = model, HostedModel(model, lane, self._clock), None
             self._on_loaded(model)
         except TessellaError as error:
@@ -264,9 +263,9 @@ class ModelHost:
         self._on_unloaded(entry.model)
 
 
-def _open_in_background(source: str, settings: ServeSettings) -> Predictor:
+def _open(name: str, source: str, settings: ServeSettings) -> tuple[ServedModel, ImageLane]:
     lower_priority(NICE)  # the threads that an engine starts inherit it, so that requests are read while models run
-    return open_predictor(source, settings)
+    return _prepare(name, open_predictor(source, settings))
 
 
 def open_predictor(source: str, settings: ServeSettings) -> Predictor:

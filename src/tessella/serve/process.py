@@ -67,6 +67,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,  # its processes can be ended with it
         )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: `address` says why
@@ -82,7 +83,10 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
+        if hasattr(os, "killpg"):  # processes that it leaves behind would keep its output open
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        elif self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         self._reader.join()

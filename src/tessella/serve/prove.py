@@ -223,7 +223,7 @@ async def check_overload(trial: Trial) -> list[Promise]:
 def _judge_overload(trial: Trial, factor: int, result: LoadResult, answers: AnswerCheck) -> Promise:
     goodput = result.count(200) / result.duration / trial.capacity
     # the load generator runs on the same machine: what it needs for the additional requests is not there for the server
-    cores = available_cores() - trial.client_cores
+    cores = max(0.1, available_cores() - trial.client_cores)
     left = 1 - min(0.5, max(0.0, result.cores - trial.client_cores) / cores)
     accepted = result.latencies(200)
     rejected = sorted(reply.since_sent for reply in result.replies if reply.status == 429)

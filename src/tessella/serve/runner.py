@@ -188,6 +188,7 @@ class _Run:
             await serving
             sweeping.cancel()
             await service.close()
+            gc.unfreeze()
         return is_loaded
 
     async def _load(self, service: Service) -> bool:

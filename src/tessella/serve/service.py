@@ -185,7 +185,13 @@ class Service:
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
-        """Let `drain` wait for the end of the block, in which an HTTP request is read and answered."""
+        """Let `drain` wait for the end of the block, in which an HTTP request is read and answered.
+
+        Requests that arrive when the service has stopped are refused, and do not prolong its end.
+        """
+        if self._state == "stopped":
+            yield
+            return
         self._exchanges += 1
         self._nothing_left.clear()
         try:
