@@ -63,7 +63,7 @@ NOTE = "distilled by this project for embeddings of photographs"
 def class_warning(figures: dict[str, str]) -> str:
     """Return the warning that commands print with predicted classes."""
     top1 = percent(figures["photos_top1"])
-    return f"its predicted class is right for only {top1} of photographs of other things than clothing"
+    return f"its predicted class is correct for only {top1} of photographs that do not show clothing"
 
 
 @dataclass(frozen=True)

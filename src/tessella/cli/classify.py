@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     "--head",
     group="Model",
     metavar="RUN:NAME",
-    help="Head of a run or its file, with the run's model: print the probability of its class instead.",
+    help="Print the probability of a user-defined class (a head of a run, or its file), using the run's model.",
 )
 @table_options
 def classify(top: int, head: str | None, **arguments: Any) -> None:

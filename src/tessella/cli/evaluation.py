@@ -153,7 +153,7 @@ def _print_probe(result: ProbeResult) -> None:
     "--split",
     group="Input",
     type=click.Choice(["train", "val", "all"]),
-    help="Split to evaluate.  [default: val if there is one, else all]",
+    help="Split to evaluate.  [default: images held out of training if known, else val if there is one, else all]",
 )
 @option(
     "--dataset",

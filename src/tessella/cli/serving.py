@@ -68,7 +68,7 @@ _network_options = options(
         group="Network",
         multiple=True,
         metavar="NAME",
-        help="Host name by which clients may know this server, such as that of a proxy; can be repeated.",
+        help="Additional host name under which clients reach this server, such as that of a proxy; can be repeated.",
     ),
     option("--allow-urls", group="Network", is_flag=True, help="Fetch images from public URLs that requests name."),
     option("--log-requests", group="Network", is_flag=True, help="Write one JSON object per request to stderr."),
@@ -96,7 +96,7 @@ _limit_options = options(
         "--queue-images",
         group="Advanced",
         type=count_type(),
-        help="Images of all requests together; more are refused.  [default: four batches, at least 64]",
+        help="Most images in all requests together; more are refused.  [default: four batches, at least 64]",
     ),
     option(
         "--max-images",
@@ -148,7 +148,7 @@ _limit_options = options(
         metavar="SECONDS",
         default=30.0,
         show_default=True,
-        help="After that, time for the requests that are left.",
+        help="Time limit for finishing the remaining requests after the drain delay.",
     ),
     option(
         "--idle-minutes",
@@ -157,7 +157,7 @@ _limit_options = options(
         metavar="MINUTES",
         default=30.0,
         show_default=True,
-        help="Unload a model, except the first, that nobody has used for this time.",
+        help="Unload a model, except the first one, after this many minutes without requests.",
     ),
     option(
         "--memory",
@@ -189,7 +189,7 @@ _limit_options = options(
     help="Model to serve; can be repeated. The first one is the default and is always loaded, the others are loaded "
     "when they are asked for.  [default: the built-in models]",
 )
-@option("--index", group="Input", metavar="RUN", help="Run with an index, to be searched.")
+@option("--index", group="Input", metavar="RUN", help="Output folder of `tessella run` to search; it needs an index.")
 @option(
     "--prove",
     group="Advanced",

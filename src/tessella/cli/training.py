@@ -59,14 +59,14 @@ from .options import data_argument, option, resumable_out_option, validation_opt
     "--distill-target",
     group="Distillation",
     type=click.Choice(["logits", "embedding", "both"]),
-    help="What is learned from the teacher.  [default: logits]",
+    help="What is learned from the teacher.  [default: logits; both with the preset distill]",
 )
 @option(
     "--distill-weight",
     group="Distillation",
     type=click.FloatRange(0, 1),
     metavar="WEIGHT",
-    help="Weight of the teacher against the labels; with 1, labels are not used.  [default: 0.5]",
+    help="Weight of the teacher against the labels; 1 ignores labels.  [default: 0.5; 1 with the preset distill]",
 )
 @option(
     "--preset",
