@@ -52,7 +52,7 @@ def test_a_chain_of_runs_is_registered(tmp_path: Path, builtin: Path) -> None:
         other, row = json.loads((builtin / "builtin.json").read_text())
     assert other["name"] == "other.cifar10"
     assert (row["num_classes"], row["crop_pct"], "label_names" in row) == (2, 1.0, False)
-    assert "right for only 1.6 % of photographs" in row["class_warning"]
+    assert "correct for only 1.6 % of photographs" in row["class_warning"]
     file = builtin / row["file"]
     assert file.stat().st_size < 0.7 * (runs[1] / "model.safetensors").stat().st_size
     shipped = tessella.create_model(MODEL, checkpoint_path=file, num_classes=2, **config.model_args).state_dict()

@@ -17,7 +17,7 @@ WARNING = f"{MODEL}: {CATALOGUE[MODEL].class_warning}; use its embeddings\n"
 
 
 def test_the_warning_of_a_model() -> None:
-    assert "right for only" in class_warning(MODEL) == class_warning(MODEL.partition(".")[0])
+    assert "correct for only" in class_warning(MODEL) == class_warning(MODEL.partition(".")[0])
     for name in (CIFAR10_MODEL, "hf-hub:org/model", "local-dir:run", "", "mine"):
         assert class_warning(name) == ""
     assert class_warning(MODEL) in info(MODEL).notes
@@ -44,7 +44,7 @@ def test_no_warning_is_printed_without_classes_or_for_other_weights(tmp_path: Pa
         ["run", CAT, "-m", MODEL, "--quiet", "-o", str(tmp_path / "quiet")],
         ["run", CAT, "-m", CIFAR10_MODEL, "-o", str(tmp_path / "cifar10")],
     ):
-        assert "right for only" not in run(*command)[1]
+        assert "correct for only" not in run(*command)[1]
 
 
 @pytest.mark.parametrize(("model", "command"), [(MODEL, "embed"), (CIFAR10_MODEL, "classify")])
@@ -52,5 +52,5 @@ def test_export_suggests_what_the_model_is_good_for(tmp_path: Path, model: str, 
     folder = tmp_path / "exported"
     messages = run("export", model, str(folder))[1]
     assert messages.endswith(f'use it: tessella {command} --model "local-dir:{folder}" photo.jpg\n')
-    warned = "right for only" in run("classify", CAT, "-m", f"local-dir:{folder}")[1]
+    warned = "correct for only" in run("classify", CAT, "-m", f"local-dir:{folder}")[1]
     assert warned == (command == "embed")

@@ -28,7 +28,7 @@ def promises(fault: str, *checks: Check, models: tuple[str, ...] = (MODEL,), **o
     """Run checks against a server with a planted fault. options: more settings."""
     command = [sys.executable, "-m", "tests.serve.faulty_server", fault]
     found: dict[str, Promise] = {}
-    settings = ServeSettings(models=models, drain_delay=0.5, **options)
+    settings = ServeSettings(models=models, drain_delay=3.0, **options)  # long enough for a busy machine
     with open_trial(settings, seconds=1.0, command=command) as trial:
         for check in (check_answers, *checks):
             found |= {promise.name: promise for promise in asyncio.run(check(trial))}
