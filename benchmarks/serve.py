@@ -2,9 +2,10 @@
 
 Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine
 alone on batches in memory, `tessella serve` with 16 clients that send one image per request, and the same model behind
-LitServe in several settings (--peers). Then `tessella serve` gets requests at a constant rate, 0.7 of its capacity, for
-p50 and p99. The clients run in this process, on the same cores. Architectures without a tag have random weights, which
-does not change their speed. Rows are written to benchmarks/results as a CSV file.
+LitServe in several settings (--peers). The processes of all other servers are stopped meanwhile. Then `tessella serve`
+gets requests at a constant rate, 0.7 of its capacity, for p50 and p99. The clients run in this process, on the same
+cores. Architectures without a tag have random weights, which does not change their speed. Rows are written to
+benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import base64
 import contextlib
 import itertools
 import json
+import os
+import signal
 import socket
 import statistics
 import sys
@@ -65,12 +68,16 @@ def load(server: ServerProcess, make: Callable[[int], Request], seconds: float) 
     return run(closed_loop(server.address, requests, CLIENTS))
 
 
-def requests_of(server: ServerProcess, images: list[bytes], model: str, peer: bool) -> Callable[[int], Request]:
+def requests_of(server: ServerProcess, images: list[bytes], peer: bool) -> Callable[[int], Request]:
     """Return a function that makes the i-th request."""
     if not peer:
-        path = f"/v1/predict?model={model}"
         return lambda i: make_request(
-            i, server.address, path, images[i % len(images)], content_type="image/jpeg", headers=("Accept: */*",)
+            i,
+            server.address,
+            "/v1/predict",
+            images[i % len(images)],
+            content_type="image/jpeg",
+            headers=("Accept: */*",),
         )
     bodies = [json.dumps(dict(data=base64.b64encode(image).decode())).encode() for image in images]
     return lambda i: make_request(
@@ -140,20 +147,36 @@ def run_rounds(
     rates: dict[str, list[float]] = {}
     latencies: dict[str, list[float]] = {}
     with candidates(model, options) as servers:
-        makers = {name: requests_of(server, images, model, peer) for name, (server, peer) in servers.items()}
+        makers = {name: requests_of(server, images, peer) for name, (server, peer) in servers.items()}
         for name, (server, _) in servers.items():
             wait_for_answers(server, makers[name])
         for _ in range(options.rounds):
-            rates.setdefault("engine alone", []).append(engine_rate(predictor, options.seconds))
+            with running(servers, ""):
+                rates.setdefault("engine alone", []).append(engine_rate(predictor, options.seconds))
             for name, (server, _) in servers.items():
-                result = load(server, makers[name], options.seconds)
+                with running(servers, name):
+                    result = load(server, makers[name], options.seconds)
                 rates.setdefault(name, []).append(result.count(200) / result.duration)
                 latencies.setdefault(name, []).extend(result.latencies(200))
         name = "tessella serve"
         rate = 0.7 * statistics.median(rates[name])
         requests = map(makers[name], itertools.count())
-        steady = run(open_loop(servers[name][0].address, requests, rate, options.rounds * options.seconds))
+        with running(servers, name):
+            steady = run(open_loop(servers[name][0].address, requests, rate, options.rounds * options.seconds))
     return rates, latencies, steady, rate
+
+
+@contextlib.contextmanager
+def running(servers: dict[str, tuple[ServerProcess, bool]], name: str) -> Iterator[None]:
+    """Stop the processes of all servers but one: those of LitServe poll their queues, even without requests."""
+    others = [server.pid for other, (server, _) in servers.items() if other != name]
+    for pid in others:
+        os.killpg(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in others:
+            os.killpg(pid, signal.SIGCONT)
 
 
 def wait_for_answers(server: ServerProcess, make: Callable[[int], Request]) -> None:

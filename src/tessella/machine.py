@@ -22,7 +22,7 @@ RUNTIMES = ("torch", "openvino", "onnx", "onnxscript", "onnxruntime")
 
 # A server decodes images and runs models at a priority this much below that of its event loop. With equal priorities,
 # the loop would only get its share of the cores under load, and answers and refusals would be late.
-NICE = 10
+NICE = 5
 
 CpuClass = Literal["amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "neon", "other"]
 CPU_CLASSES: tuple[CpuClass, ...] = get_args(CpuClass)  # the best first
