@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from tessella.data.decode import Pixels
 from tessella.engine.base import ArrayOutputs
 from tessella.errors import HubError, ServeError, TessellaError, UsageError, WeightsError
+from tessella.machine import NICE
 from tessella.predictor import Predictor, load
 from tessella.results import FloatArray, Output
 from tessella.serve import models
@@ -382,3 +385,23 @@ def test_threads_of_a_batcher_compute_what_the_engine_does(engine: str) -> None:
         for _ in pixels:
             assert finished.acquire(timeout=60)
     np.testing.assert_allclose(np.stack([found[i] for i in range(60)]), expected, atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_models_are_loaded_at_a_lower_priority(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of an engine inherit the priority of the thread that opens it."""
+    found: list[int] = []
+
+    def remember(source: str, settings: ServeSettings) -> Predictor:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return loader(source, settings)
+
+    monkeypatch.setattr(models, "open_predictor", remember)
+
+    async def scenario() -> None:
+        host = host_of()
+        await use(host)
+        await host.close()
+
+    asyncio.run(scenario())
+    assert found == [min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE)]

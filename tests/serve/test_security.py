@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import inspect
 import json
 import logging
 import re
+import socket
 from typing import Any
 
 import pytest
@@ -14,9 +17,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tessella.errors import ServeError, UsageError
 from tessella.serve import ServeSettings, Service
-from tessella.serve.app import create_app
+from tessella.serve.app import ModelRoutes, create_app
+from tessella.serve.connection import LimitedConnection
 from tessella.serve.problems import RequestError
 from tessella.serve.routes import page
+from tessella.serve.runner import _Run
 from tessella.serve.security import HEALTH_PATHS, Gate
 
 from .conftest import TOKEN
@@ -647,3 +652,25 @@ def test_a_request_that_runs_a_model_is_refused_before_it_reaches_a_route(path: 
 def test_a_request_that_runs_no_model_is_never_refused_for_lack_of_room() -> None:
     assert call(new_app(), "GET", "/v1/models", [HOST]).status == 200
     assert call(new_app(), "POST", "/v2/repository/index", [HOST]).status == 200
+
+
+def test_requests_that_run_a_model_do_not_pass_through_the_layers_of_the_framework() -> None:
+    routes = new_app().app
+    assert isinstance(routes, ModelRoutes)
+    assert routes._routes.keys() == {*RUN_MODELS}
+
+
+def test_errors_are_answered_without_a_thread() -> None:
+    """Starlette runs handlers that are not coroutines in a thread pool, which delays refusals under load."""
+    handlers = new_app().app.app.exception_handlers.values()  # type: ignore[attr-defined]
+    assert all(map(inspect.iscoroutinefunction, handlers))
+
+
+def test_the_server_refuses_on_the_connection() -> None:
+    gate = new_app()
+    run = _Run(ServeSettings(), socket.socket(), lambda started: None, lambda seconds: None)
+    with contextlib.closing(run.listener):
+        connection = run._config(gate).http
+    assert isinstance(connection, type)
+    assert issubclass(connection, LimitedConnection)
+    assert connection.refuse == gate.refuse_at_once

@@ -45,7 +45,7 @@ class CachedCrop(NamedTuple):
 class CachedCrops(NamedTuple):
     """The crops of a batch of B images; K of them have a cached row.
 
-    They are combined into a few tensors, because every tensor sent by a loader process uses a file descriptor.
+    They are packed into a few tensors because a loader process uses one file descriptor per tensor that it sends.
     keys: one per crop. known: (B,) bool, True for crops with a cached row. rows: (K,D) float16. rendered:
     (B-K,H,W,C) uint8 pixels of the other crops.
     """

@@ -40,7 +40,7 @@ class RefusedRequestError(Exception):
 class LimitedConnection(HttpToolsProtocol):
     """uvicorn's connection with limits; `check` is to be called about once per second.
 
-    refuse: returns the answer to a request that is to be refused before its body arrives, None for others. It is sent
+    refuse: returns the answer to a request that must be refused before its body arrives, None for others. It is sent
     without the application, and the connection stays open: clients that connect again for each attempt add to the load.
     """
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
+
+from .loops import garbage_frozen
 
 MAX_CONNECTIONS = 2000  # at once; a request that finds none free counts as failed
 NOT_SENT, LOST = 0, -1  # instead of a status
@@ -216,16 +217,13 @@ class _Connections:
 
 @contextlib.contextmanager
 def _measured() -> Iterator[LoadResult]:
-    """Measure a trial. The garbage collector leaves alone what exists: searching it would delay answers by 0.1 s."""
+    """Measure a trial, without delays by garbage collections."""
     result = LoadResult()
     origin, used = time.perf_counter(), time.process_time()
-    had_frozen = gc.get_freeze_count() > 0
-    gc.freeze()
     try:
-        yield result
+        with garbage_frozen():
+            yield result
     finally:
-        if not had_frozen:  # what the caller has frozen stays so
-            gc.unfreeze()
         result.duration = time.perf_counter() - origin
         result.cores = (time.process_time() - used) / result.duration
 

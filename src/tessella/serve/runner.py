@@ -23,7 +23,7 @@ import uvicorn
 from ..errors import ServeError
 from .app import create_app
 from .connection import limited_connections, refusing_connection
-from .loops import loop_factory
+from .loops import garbage_frozen, loop_factory
 from .service import Service
 
 if TYPE_CHECKING:
@@ -182,13 +182,13 @@ class _Run:
         try:
             is_loaded = await self._load(service)
             if is_loaded:
-                await self._serve_until_stopped(service)
+                with garbage_frozen():
+                    await self._serve_until_stopped(service)
         finally:
             server.should_exit = True
             await serving
             sweeping.cancel()
             await service.close()
-            gc.unfreeze()
         return is_loaded
 
     async def _load(self, service: Service) -> bool:
@@ -201,8 +201,7 @@ class _Run:
             await asyncio.wait({loading})
             return False
         loading.result()
-        gc.collect()
-        gc.freeze()  # modules and routes stay: searching them for garbage would stop all answers for 100 ms at a time
+        gc.collect()  # what is garbage now would stay in memory, see `garbage_frozen`
         loaded = tuple(status.name for status in service.models() if status.state == "ready")
         self.on_ready(Started(url_of(self.listener), loaded))
         return True

@@ -73,7 +73,7 @@ def search(
 ) -> tuple[int, list[Row]]:
     """Return how many rows match the selection, and those of them that are nearest to the queries, with scores.
 
-    A query is a row of the listing or has a vector. The results are those of `Index.search`, and so are the errors.
+    Each query is a row of the listing or a vector. Results and errors are the same as those of `Index.search`.
     """
     queries, against = (
         [opened.index.row_query(item) if isinstance(item, int) else item for item in items]

@@ -104,7 +104,7 @@ export async function copyText(text) {
   }
 }
 
-/** Download a blob as a file. */
+/** Offer a blob to the user as a file download. */
 export function saveFile(blob, name) {
   const url = URL.createObjectURL(blob);
   const link = make("a", { href: url, download: name, hidden: true });
