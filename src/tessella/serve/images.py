@@ -274,7 +274,7 @@ async def read_form(request: Request, known: Collection[str]) -> Form:
 
 
 class _FormReader:
-    """Collects the fields and files of a form from callbacks of the multipart parser; parts with a file name are files."""
+    """Collects the fields and files of a form from the callbacks of the parser. Parts with a file name are files."""
 
     def __init__(self, settings: ServeSettings, known: Collection[str]) -> None:
         self.form, self.is_complete = Form(), False
