@@ -1,0 +1,163 @@
+"""One figure per explanation: the image, the map, the overlay, the scores, and a legend.
+
+All positions are computed here, in inches from the lower left corner, because a constrained layout takes seconds.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from ..plots.figures import new_figure, plain, render
+from .colors import NEGATIVE, POSITIVE, color_table, colorize, enlarge, overlay, scale_of
+from .facts import ExplanationFacts
+from .maps import upsample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..data.decode import Pixels
+    from .faithfulness import Curve
+
+HEIGHT, LEFT, GAP = 4.0, 0.2, 0.22
+PANEL, BOTTOM = 2.35, 0.85  # the side of a picture, and its lower edge
+SCORES = 3.75  # the width of the scores
+DPI = 120
+SMALL, NORMAL, LARGE = 8, 9, 12  # points
+LONGEST_CLASS, LONGEST_NAME = 44, 60  # characters
+SHOWN = 3  # predictions
+GRAY, BAND, ALARM = "0.35", "0.8", "#9b1c10"
+
+
+def draw_explanation(facts: ExplanationFacts) -> bytes:
+    """Draw an explanation as a PNG file. Raises UsageError `missing_dependency` without matplotlib."""
+    width = _left(3) + (SCORES + LEFT if facts.faithfulness else 0)
+    figure = new_figure(width, HEIGHT, layout=None)
+    _draw_title(figure, facts)
+    values, image = facts.map.values, enlarge(facts.pixels)
+    scale = scale_of(values)
+    blocks = colorize(upsample(values, *image.shape[:2], smooth=False), scale)
+    _draw_picture(figure, 0, image, f"image as the model sees it, {facts.pixels.shape[1]}×{facts.pixels.shape[0]} px")
+    _draw_picture(figure, 1, blocks, f"map, {values.shape[1]}×{values.shape[0]}")
+    _draw_picture(figure, 2, overlay(facts.pixels, values), "map over the image")
+    _draw_predictions(figure, facts)
+    _draw_scale(figure, facts, scale)
+    _draw_legend(figure, facts)
+    if facts.faithfulness is not None:
+        _draw_verdict(figure, facts)
+        y_label = "logit" if facts.versus is None else "difference of logits"
+        _draw_curve(figure, 0, facts.faithfulness.deletion_curve, "deletion", y_label)
+        _draw_curve(figure, 1, facts.faithfulness.insertion_curve, "insertion", "")
+        _draw_scores(figure, facts)
+    return render(figure, dpi=DPI)
+
+
+def _draw_title(figure: Figure, facts: ExplanationFacts) -> None:
+    versus = "" if facts.versus is None else f" and not {plain(facts.versus.label, LONGEST_CLASS)}"
+    title = f"Why {plain(facts.target.label, LONGEST_CLASS)}{versus}?"
+    _write(figure, LEFT, HEIGHT - 0.14, title, size=LARGE, weight="bold", va="top")
+    names = f"{plain(facts.key, LONGEST_NAME)}, {plain(facts.model, LONGEST_NAME)}, method: {facts.map.method}"
+    _write(figure, LEFT, HEIGHT - 0.41, names, size=SMALL, color=GRAY, va="top")
+
+
+def _draw_picture(figure: Figure, panel: int, pixels: Pixels, title: str) -> None:
+    axes = _axes(figure, _left(panel), BOTTOM, PANEL, PANEL)
+    axes.imshow(pixels, interpolation="antialiased")
+    axes.set_anchor("NW")
+    axes.set_axis_off()
+    _write(figure, _left(panel), BOTTOM + PANEL + 0.06, title, size=NORMAL)
+
+
+def _draw_predictions(figure: Figure, facts: ExplanationFacts) -> None:
+    """Write the most probable classes below the image, and the classes that are explained if they are others."""
+    shown = list(facts.predictions[:SHOWN])
+    for other in (facts.target, facts.versus):
+        if other is not None and other.index not in [prediction.index for prediction in shown]:
+            shown[-1 if other is facts.target else SHOWN - 1 :] = [other]
+    for line, prediction in enumerate(shown):
+        y = BOTTOM - 0.2 - 0.19 * line
+        asked = prediction.index in (facts.target.index, facts.versus.index if facts.versus else None)
+        weight = "bold" if asked else "normal"
+        share = f"{100 * prediction.probability:.1f} %"
+        _write(figure, _left(0) + 0.5, y, share, size=SMALL, weight=weight, ha="right")
+        _write(figure, _left(0) + 0.57, y, plain(prediction.label, 32), size=SMALL, weight=weight)
+
+
+def _draw_scale(figure: Figure, facts: ExplanationFacts, scale: float) -> None:
+    axes = _axes(figure, _left(1), BOTTOM - 0.18, PANEL, 0.11)
+    axes.imshow(color_table()[None], extent=(-scale, scale, 0, 1), aspect="auto")
+    axes.set_yticks([])
+    axes.set_xticks([-scale, 0, scale], [f"−{scale:.3g}", "0", f"+{scale:.3g}"])
+    axes.tick_params(labelsize=SMALL, length=2, pad=2)
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_horizontalalignment(side)
+    _write(figure, _left(1), 0.2, facts.unit, size=SMALL)
+
+
+def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
+    """Explain the colors and the outlines of the overlay."""
+    against = "speaks against it" if facts.versus is None else f"supports {plain(facts.versus.label, 26)}"
+    entries = ((POSITIVE, "-", f"supports {plain(facts.target.label, 26)}"), (NEGATIVE, "--", against))
+    for line, (color, style, text) in enumerate(entries):
+        axes = _axes(figure, _left(2) + 0.02, BOTTOM - 0.2 - 0.21 * line, 0.26, 0.14)
+        axes.set_facecolor(color)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_linestyle(style)
+            spine.set_linewidth(1.2)
+        _write(figure, _left(2) + 0.37, BOTTOM - 0.19 - 0.21 * line, text, size=SMALL)
+    _write(figure, _left(2), 0.2, "lines enclose more than half of the maximum", size=SMALL, color=GRAY)
+
+
+def _draw_verdict(figure: Figure, facts: ExplanationFacts) -> None:
+    x, color = _left(3), ALARM if facts.is_doubtful else "black"
+    _write(figure, x, HEIGHT - 0.14, facts.verdict, size=LARGE, weight="bold", va="top", color=color)
+    reason = "\n".join(textwrap.wrap(facts.verdict_reason, LONGEST_NAME))
+    _write(figure, x, HEIGHT - 0.41, reason, size=SMALL, va="top", color=GRAY)
+
+
+def _draw_curve(figure: Figure, place: int, curve: Curve, title: str, y_label: str) -> None:
+    """Draw the score while cells are deleted or inserted, in front of the band of random maps."""
+    width = (SCORES - 0.75) / 2
+    axes = _axes(figure, _left(3) + 0.38 + place * (width + 0.37), 1.42, width, 1.62)
+    percent = 100 * curve.fractions
+    axes.fill_between(percent, curve.random_low, curve.random_high, color=BAND, lw=0)
+    axes.plot(percent, curve.random_mean, color="0.5", ls=":", lw=1.2)
+    axes.plot(percent, curve.values, color="black", lw=1.8, marker="o", ms=3)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 50, 100], ["0", "50", "100 %"])
+    axes.tick_params(labelsize=SMALL, length=2, pad=2)
+    axes.set_ylabel(y_label, fontsize=SMALL, labelpad=1)
+    axes.set_title(title, fontsize=NORMAL, loc="left", pad=4)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _draw_scores(figure: Figure, facts: ExplanationFacts) -> None:
+    x, top = _left(3), 1.0
+    headings = ("", "this map", "95 % of random maps", "")
+    columns = ((0.0, "left"), (1.5, "right"), (2.72, "right"), (2.84, "left"))
+    rows = [headings]
+    for line in facts.scores:
+        interval = f"{line.low:.2f} to {line.high:.2f}"
+        rows.append((f"{line.name} ({line.goal} is better)", f"{line.value:.2f}", interval, line.comparison))
+    for place, cells in enumerate(rows):
+        for (offset, side), text in zip(columns, cells, strict=True):
+            color = GRAY if place == 0 else "black"
+            _write(figure, x + offset, top - 0.2 * place, text.replace("-", "−"), size=SMALL, ha=side, color=color)
+
+
+def _left(panel: int) -> float:
+    return LEFT + panel * (PANEL + GAP)
+
+
+def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    total = figure.get_figwidth()
+    axes: Axes = figure.add_axes((x / total, y / HEIGHT, width / total, height / HEIGHT))
+    return axes
+
+
+def _write(figure: Figure, x: float, y: float, text: str, **style: object) -> None:
+    figure.text(x / figure.get_figwidth(), y / HEIGHT, text, **style)  # type: ignore[arg-type]
