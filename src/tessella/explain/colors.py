@@ -64,7 +64,7 @@ def colorize(values: FloatArray, scale: float | None = None) -> Pixels:
 
 
 def overlay(pixels: Pixels, values: FloatArray, side: int = SIDE) -> Pixels:
-    """Draw a (rows,columns) map over an image (H,W,3) uint8: (height,width,3) uint8 with a longer side of `side` pixels.
+    """Draw a (rows,columns) map over an image (H,W,3) uint8; return (height,width,3) uint8 with a longer side of `side`.
 
     The image is gray; the stronger a value, the more opaque its color. Values are interpolated between cells.
     """
@@ -89,7 +89,9 @@ def enlarge(pixels: Pixels, side: int = SIDE) -> Pixels:
     """
     height, width = _fit(pixels.shape[0], pixels.shape[1], side)
     if max(pixels.shape[:2]) * 3 <= side:
-        rows, columns = ((np.arange(size) * old // size) for size, old in zip((height, width), pixels.shape, strict=False))
+        rows, columns = (
+            (np.arange(size) * old // size) for size, old in zip((height, width), pixels.shape, strict=False)
+        )
         return np.ascontiguousarray(pixels[np.ix_(rows, columns)])
     return resize_exact(pixels, height, width, slice(0, height), slice(0, width), "bicubic")
 

@@ -10,16 +10,24 @@ from ..errors import ImageError, UsageError, WeightsError
 from ..inputs import AnyImage
 from ..predictor import Predictor, load
 from ..results import NON_FINITE, ClassNames, FloatArray, Prediction, is_finite, softmax
-from ..text import printable
+from ..text import any_of, printable
 from ..weights.catalogue import default_model
 from .explanation import Explanation, FailedExplanation
 from .faithfulness import score_map
-from .ledger import ledger_problem
-from .methods import METHODS, RANKING, attribute, choose_method, methods_for
+from .methods import RANKING, attribute, choose_method, method_problem, methods_for
 from .subject import PreparedImage, Subject
 
-TOP = 5  # predictions that an explanation has
 AUTO = "auto"
+FAMILIES = dict(  # the names of the papers
+    convmixer="ConvMixer",
+    convit="ConViT",
+    crossvit="CrossViT",
+    mixer="MLP-Mixer",
+    gmixer="gMixer",
+    resmlp="ResMLP",
+    gmlp="gMLP",
+)
+TOP = 5  # predictions that an explanation has
 
 
 def explain(
@@ -74,22 +82,17 @@ def decide_method(subject: Subject, method: str) -> tuple[str, str]:
 
     Raises UsageError `bad_argument` for an unknown method, and for one that does not apply to the model.
     """
-    model, applicable = subject.model, methods_for(subject.model)
+    model, name = subject.model, printable(subject.name)
     if not subject.labels:
-        raise UsageError("bad_argument", f"{subject.name} has no classifier, so there is no class to explain")
+        raise UsageError("bad_argument", f"{name} has no classifier, so there is no class to explain")
     if method == AUTO:
         chosen = choose_method(model)
-        if chosen == RANKING.get(subject.family, ("",))[0]:
-            return chosen, f"it scored best of the methods that were measured for {_kind(subject)}"
-        return chosen, f"it scored best of the methods that apply to this {_kind(subject)}"
-    if method not in METHODS:
-        hint = f"give {', '.join(map(repr, applicable))} or {AUTO!r}"
-        raise UsageError("bad_argument", f"there is no method {printable(str(method))!r}", hint=hint)
-    if method == "exact" and (problem := ledger_problem(model)):
-        raise UsageError("bad_argument", f"the method 'exact' does not apply to {subject.name}: {problem}")
-    if method not in applicable:
-        hint = f"give {', '.join(map(repr, applicable))} or {AUTO!r}"
-        raise UsageError("bad_argument", f"the method {method!r} does not apply to a {_kind(subject)}", hint=hint)
+        best, family = RANKING[subject.family][0], FAMILIES[subject.family]
+        restriction = "" if chosen == best else " and that can be used here"
+        return chosen, f"scores best of the methods that were measured for {family}{restriction}"
+    if problem := method_problem(model, method):
+        hint = f"methods for this model: {any_of(methods_for(model))}"
+        raise UsageError("bad_argument", f"the method {method!r} cannot explain {name}: {problem}", hint=hint)
     return method, "requested"
 
 
@@ -138,9 +141,7 @@ class _Explainer:
             return FailedExplanation(image.key, "non_finite", "the attribution map contains NaN or infinity")
         faithfulness = None
         if self.score:
-            faithfulness = score_map(
-                self.subject, image, attribution, target, versus=self.versus, seed=self.seed
-            )
+            faithfulness = score_map(self.subject, image, attribution, target, versus=self.versus, seed=self.seed)
         probabilities = softmax(logits[None])[0]
         return Explanation(
             key=image.key,
@@ -167,25 +168,11 @@ def _find_classes(subject: Subject, classes: int | str | Sequence[int | str] | N
         return ()
     several = [classes] if isinstance(classes, str | int | np.integer) else list(classes)
     if not several:
-        raise UsageError("bad_argument", "no class was given", hint="give at least one, or None for the predicted class")
+        raise UsageError(
+            "bad_argument", "no class was given", hint="give at least one, or None for the predicted class"
+        )
     return tuple(dict.fromkeys(subject.find_class(name) for name in several))
 
 
 def _name(subject: Subject, index: int) -> str:
     return repr(printable(subject.labels[index]))
-
-
-def _kind(subject: Subject) -> str:
-    """Return the name of the paper's model, such as "ConvMixer"."""
-    return _KINDS.get(subject.family, subject.family)
-
-
-_KINDS = dict(
-    convmixer="ConvMixer",
-    convit="ConViT",
-    crossvit="CrossViT",
-    mixer="MLP-Mixer",
-    gmixer="gMixer",
-    resmlp="ResMLP",
-    gmlp="gMLP",
-)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from .._version import __version__
 from ..data.decode import Pixels
 from ..errors import UsageError
 from ..records import finite_or_none, valid_text
-from ..results import Prediction
+from ..results import FloatArray, Prediction, is_finite
 from ..storage import create_output_folder, write_bytes
 from ..text import escape, unescape
 from .colors import SIDE, overlay
@@ -29,6 +30,7 @@ from .page import STYLE, card
 from .storage import FileNames, read_arrays, write_arrays
 
 FORMAT = 1  # of .npz files
+SCORES, CURVES = ("deletion", "insertion", "correlation"), ("deletion_curve", "insertion_curve")
 FIGURE, ARRAYS = ".explained.png", ".explained.npz"  # so that no photograph is overwritten by its explanation
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -161,15 +163,12 @@ def _to_arrays(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
         arrays["score_names"] = np.array(SCORES)
         arrays["scores"] = np.array([dataclasses.astuple(getattr(scores, name)) for name in SCORES], np.float64)
         for name in CURVES:
-            arrays[f"{name}_curve"] = np.stack(dataclasses.astuple(getattr(scores, f"{name}_curve")))
+            arrays[name] = np.stack(dataclasses.astuple(getattr(scores, name)))
         arrays["faithful"] = np.array(scores.faithful)
         arrays["verdict_reason"] = np.array(scores.reason)
         arrays["cells"] = np.array(scores.cells)
         arrays["smoothness"] = np.array(scores.smoothness)
     return arrays
-
-
-SCORES, CURVES = ("deletion", "insertion", "correlation"), ("deletion", "insertion")
 
 
 def _prediction_arrays(name: str, predictions: Sequence[Prediction]) -> dict[str, NDArray[np.generic]]:
@@ -185,10 +184,10 @@ def _from_arrays(arrays: Arrays) -> Explanation:
     """Restore what `_to_arrays` made. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
     if int(arrays["format"]) != FORMAT:
         raise ValueError("another format")
-    pixels, values = arrays["pixels"], arrays["map"]
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+    pixels, values = cast(Pixels, arrays["pixels"]), cast(FloatArray, arrays["map"])
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError("no pixels")
-    if values.ndim != 2 or values.dtype != np.float32 or not values.size:
+    if values.dtype != np.float32 or values.ndim != 2 or not values.size or not is_finite(values):
         raise ValueError("no map")
     (target,) = _restore_predictions(arrays, "target")
     names = [str(name) for name in arrays["part_names"]]
@@ -221,12 +220,18 @@ def _restore_predictions(arrays: Arrays, name: str) -> tuple[Prediction, ...]:
 
 
 def _restore_faithfulness(arrays: Arrays) -> Faithfulness:
-    rows = zip(arrays["score_names"], arrays["scores"], strict=True)
-    scores = {str(name): Score(*map(float, row[:4]), better=bool(row[4])) for name, row in rows}
+    values = cast("NDArray[np.float64]", arrays["scores"])
+    scores = {
+        str(name): Score(float(value), float(low), float(high), float(mean), bool(better))
+        for name, (value, low, high, mean, better) in zip(arrays["score_names"], values, strict=True)
+    }
     rows, columns = (int(count) for count in arrays["cells"])
     return Faithfulness(
-        **{name: scores[name] for name in SCORES},
-        **{f"{name}_curve": Curve(*arrays[f"{name}_curve"].astype(np.float32)) for name in CURVES},
+        deletion=scores["deletion"],
+        insertion=scores["insertion"],
+        correlation=scores["correlation"],
+        deletion_curve=Curve(*arrays["deletion_curve"].astype(np.float32)),
+        insertion_curve=Curve(*arrays["insertion_curve"].astype(np.float32)),
         faithful=bool(arrays["faithful"]),
         reason=str(arrays["verdict_reason"]),
         cells=(rows, columns),

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ..data.decode import Pixels
     from .faithfulness import Curve
 
-HEIGHT, LEFT, GAP = 4.0, 0.2, 0.22
-PANEL, BOTTOM = 2.35, 0.85  # the side of a picture, and its lower edge
+HEIGHT, LEFT, GAP = 4.05, 0.2, 0.25
+PANEL, BOTTOM = 2.35, 0.9  # the side of a picture, and its lower edge
+NOTE = 0.12  # where the lowest line of text stands
 SCORES = 3.75  # the width of the scores
 DPI = 120
 SMALL, NORMAL, LARGE = 8, 9, 12  # points
@@ -38,7 +39,7 @@ def draw_explanation(facts: ExplanationFacts) -> bytes:
     values, image = facts.map.values, enlarge(facts.pixels)
     scale = scale_of(values)
     blocks = colorize(upsample(values, *image.shape[:2], smooth=False), scale)
-    _draw_picture(figure, 0, image, f"image as the model sees it, {facts.pixels.shape[1]}×{facts.pixels.shape[0]} px")
+    _draw_picture(figure, 0, image, f"image, {facts.pixels.shape[1]}×{facts.pixels.shape[0]} px")
     _draw_picture(figure, 1, blocks, f"map, {values.shape[1]}×{values.shape[0]}")
     _draw_picture(figure, 2, overlay(facts.pixels, values), "map over the image")
     _draw_predictions(figure, facts)
@@ -90,25 +91,26 @@ def _draw_scale(figure: Figure, facts: ExplanationFacts, scale: float) -> None:
     axes.set_yticks([])
     axes.set_xticks([-scale, 0, scale], [f"−{scale:.3g}", "0", f"+{scale:.3g}"])
     axes.tick_params(labelsize=SMALL, length=2, pad=2)
-    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
-        label.set_horizontalalignment(side)
-    _write(figure, _left(1), 0.2, facts.unit, size=SMALL)
+    first, _, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
+    _write(figure, _left(1), NOTE, facts.unit, size=SMALL, color=GRAY)
 
 
 def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
     """Explain the colors and the outlines of the overlay."""
     against = "speaks against it" if facts.versus is None else f"supports {plain(facts.versus.label, 26)}"
-    entries = ((POSITIVE, "-", f"supports {plain(facts.target.label, 26)}"), (NEGATIVE, "--", against))
-    for line, (color, style, text) in enumerate(entries):
+    entries = ((POSITIVE, False, f"supports {plain(facts.target.label, 26)}"), (NEGATIVE, True, against))
+    for line, (color, is_dashed, text) in enumerate(entries):
         axes = _axes(figure, _left(2) + 0.02, BOTTOM - 0.2 - 0.21 * line, 0.26, 0.14)
         axes.set_facecolor(color)
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
-            spine.set_linestyle(style)
+            spine.set_linestyle("--" if is_dashed else "-")
             spine.set_linewidth(1.2)
         _write(figure, _left(2) + 0.37, BOTTOM - 0.19 - 0.21 * line, text, size=SMALL)
-    _write(figure, _left(2), 0.2, "lines enclose more than half of the maximum", size=SMALL, color=GRAY)
+    _write(figure, _left(2), NOTE, "lines enclose values above half the maximum", size=SMALL, color=GRAY)
 
 
 def _draw_verdict(figure: Figure, facts: ExplanationFacts) -> None:
@@ -121,13 +123,14 @@ def _draw_verdict(figure: Figure, facts: ExplanationFacts) -> None:
 def _draw_curve(figure: Figure, place: int, curve: Curve, title: str, y_label: str) -> None:
     """Draw the score while cells are deleted or inserted, in front of the band of random maps."""
     width = (SCORES - 0.75) / 2
-    axes = _axes(figure, _left(3) + 0.38 + place * (width + 0.37), 1.42, width, 1.62)
+    axes = _axes(figure, _left(3) + 0.38 + place * (width + 0.37), BOTTOM + 0.62, width, PANEL - 0.78)
     percent = 100 * curve.fractions
     axes.fill_between(percent, curve.random_low, curve.random_high, color=BAND, lw=0)
     axes.plot(percent, curve.random_mean, color="0.5", ls=":", lw=1.2)
     axes.plot(percent, curve.values, color="black", lw=1.8, marker="o", ms=3)
     axes.set_xlim(0, 100)
-    axes.set_xticks([0, 50, 100], ["0", "50", "100 %"])
+    axes.set_xticks([0, 50, 100], ["0", "50", "100"])
+    axes.set_xlabel(f"% of the image {'deleted' if title == 'deletion' else 'inserted'}", fontsize=SMALL, labelpad=2)
     axes.tick_params(labelsize=SMALL, length=2, pad=2)
     axes.set_ylabel(y_label, fontsize=SMALL, labelpad=1)
     axes.set_title(title, fontsize=NORMAL, loc="left", pad=4)
@@ -136,17 +139,21 @@ def _draw_curve(figure: Figure, place: int, curve: Curve, title: str, y_label: s
 
 
 def _draw_scores(figure: Figure, facts: ExplanationFacts) -> None:
-    x, top = _left(3), 1.0
-    headings = ("", "this map", "95 % of random maps", "")
-    columns = ((0.0, "left"), (1.5, "right"), (2.72, "right"), (2.84, "left"))
-    rows = [headings]
+    x, top = _left(3), BOTTOM - 0.02
+    columns = ((0.0, "left"), (1.28, "right"), (2.62, "right"), (2.76, "left"))
+    rows = [("", "this map", "95 % of random maps", "")]
+    _write(figure, x + 0.46, top, "●", size=SMALL)
+    _write(figure, x + 1.26, top - 0.01, "■", size=LARGE, color=BAND)
     for line in facts.scores:
-        interval = f"{line.low:.2f} to {line.high:.2f}"
-        rows.append((f"{line.name} ({line.goal} is better)", f"{line.value:.2f}", interval, line.comparison))
+        arrow = "↑" if line.goal == "higher" else "↓"
+        rows.append(
+            (f"{line.name} {arrow}", f"{line.value:.2f}", f"{line.low:.2f} to {line.high:.2f}", line.comparison)
+        )
     for place, cells in enumerate(rows):
         for (offset, side), text in zip(columns, cells, strict=True):
             color = GRAY if place == 0 else "black"
-            _write(figure, x + offset, top - 0.2 * place, text.replace("-", "−"), size=SMALL, ha=side, color=color)
+            _write(figure, x + offset, top - 0.19 * place, text.replace("-", "−"), size=SMALL, ha=side, color=color)
+    _write(figure, x, NOTE, "↑ higher is better, ↓ lower is better", size=SMALL, color=GRAY)
 
 
 def _left(panel: int) -> float:
