@@ -64,7 +64,7 @@ def colorize(values: FloatArray, scale: float | None = None) -> Pixels:
 
 
 def overlay(pixels: Pixels, values: FloatArray, side: int = SIDE) -> Pixels:
-    """Draw a (rows,columns) map over an image (H,W,3) uint8; return (height,width,3) uint8 with a longer side of `side`.
+    """Draw a (rows,columns) map over pixels (H,W,3); return (height,width,3), `side` pixels on the longer side.
 
     The image is gray; the stronger a value, the more opaque its color. Values are interpolated between cells.
     """
