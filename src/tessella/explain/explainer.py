@@ -8,13 +8,13 @@ import numpy as np
 
 from ..errors import ImageError, UsageError, WeightsError
 from ..inputs import AnyImage
-from ..predictor import Predictor, load
+from ..predictor import Predictor
 from ..results import NON_FINITE, ClassNames, FloatArray, Prediction, is_finite, softmax
 from ..text import any_of, printable
-from ..weights.catalogue import default_model
 from .explanation import Explanation, FailedExplanation
 from .faithfulness import score_map
 from .methods import RANKING, attribute, choose_method, method_problem, methods_for
+from .opening import open_subject
 from .subject import PreparedImage, Subject
 
 AUTO = "auto"
@@ -49,8 +49,8 @@ def explain(
     difference of the two logits. method: one of `METHODS`, or "auto" for the one that scored best for this kind of
     model. score: whether to measure how faithful each map is, which takes most of the time. seed: of everything random.
 
-    An image that cannot be explained is a FailedExplanation with the code of its error, one per class: it cannot be
-    read, its output is not finite, or its predicted class is `versus`. Raises UsageError `bad_argument` at once for
+    An image that cannot be explained is one FailedExplanation with the code of its error: it cannot be read, its output
+    is not finite, or its predicted class is `versus`. Raises UsageError `bad_argument` at once for
     unknown classes and methods, for a method that does not apply to the model, and for a model without classifier;
     UsageError and WeightsError as `tessella.load`.
     """
@@ -62,19 +62,6 @@ def explain(
     chosen, reason = decide_method(subject, method)
     explainer = _Explainer(subject, targets, other, chosen, reason, score, seed)
     return explainer.explain(subject.prepare(images, keys))
-
-
-def open_subject(model: str | Predictor | Subject | None, **settings: object) -> Subject:
-    """Load the PyTorch module of a model; raises UsageError and WeightsError as `tessella.load`.
-
-    model: as in `explain`. settings: other arguments of `tessella.load`, if model is a name or None.
-    """
-    if isinstance(model, Subject):
-        return model
-    if isinstance(model, Predictor):
-        return Subject(model)
-    # only the module is needed, so no engine is built
-    return Subject(load(model or default_model("classify"), engine="eager", **settings))  # type: ignore[arg-type]
 
 
 def decide_method(subject: Subject, method: str) -> tuple[str, str]:
@@ -118,14 +105,15 @@ class _Explainer:
         self, prepared: Iterable[tuple[str, PreparedImage | ImageError]]
     ) -> Iterator[Explanation | FailedExplanation]:
         for key, image in prepared:
-            logits = None if isinstance(image, ImageError) else self.subject.logits(image.x)[0]
-            for target in self.targets or (None,):
-                if isinstance(image, ImageError):
-                    yield FailedExplanation(key, image.code, str(image))
-                elif logits is None or not is_finite(logits):
-                    yield FailedExplanation(key, "non_finite", NON_FINITE)
-                else:
-                    yield self._one(image, logits, int(logits.argmax()) if target is None else target)
+            if isinstance(image, ImageError):
+                yield FailedExplanation(key, image.code, str(image))
+                continue
+            logits = self.subject.logits(image.x)[0]
+            if not is_finite(logits):
+                yield FailedExplanation(key, "non_finite", NON_FINITE)
+                continue
+            for target in self.targets or (int(logits.argmax()),):
+                yield self._one(image, logits, target)
 
     def _one(self, image: PreparedImage, logits: FloatArray, target: int) -> Explanation | FailedExplanation:
         if target == self.versus:

@@ -140,10 +140,10 @@ def _draw_curve(figure: Figure, place: int, curve: Curve, title: str, y_label: s
 
 def _draw_scores(figure: Figure, facts: ExplanationFacts) -> None:
     x, top = _left(3), BOTTOM - 0.02
-    columns = ((0.0, "left"), (1.28, "right"), (2.62, "right"), (2.76, "left"))
+    columns = ((0.0, "left"), (1.2, "right"), (2.68, "right"), (2.8, "left"))
     rows = [("", "this map", "95 % of random maps", "")]
-    _write(figure, x + 0.46, top, "●", size=SMALL)
-    _write(figure, x + 1.26, top - 0.01, "■", size=LARGE, color=BAND)
+    _write(figure, x + 0.58, top, "●", size=SMALL)
+    _write(figure, x + 1.35, top - 0.01, "■", size=LARGE, color=BAND)
     for line in facts.scores:
         arrow = "↑" if line.goal == "higher" else "↓"
         rows.append(

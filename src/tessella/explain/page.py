@@ -92,6 +92,15 @@ def failure_card(key: str, status: str, message: str) -> str:
     )
 
 
+def picture_card(title: str, key: str, picture: bytes, text: str) -> str:
+    """Return the HTML of a PNG file with a title and a text."""
+    return (
+        f'<article class="tessella-why"><h2>{html_text(title)}</h2><p class="soft">{html_text(key)}</p>'
+        f'<img class="smooth" alt="{html_text(text)}" src="data:image/png;base64,{b64encode(picture).decode()}">'
+        f"<p>{html_text(text)}</p></article>"
+    )
+
+
 def write_page(path: str | Path, cards: Sequence[str], title: str) -> None:
     """Write a page with these cards to a .html file, atomically.
 
