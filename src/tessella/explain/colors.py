@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..data.decode import Pixels
 from ..data.resize import resize_exact
 from ..results import FloatArray
-from .maps import upsample
+from .maps import cell_means, upsample
 
 Bools = NDArray[np.bool_]
 
@@ -28,6 +28,7 @@ ANCHORS = (  # from -1 to 1 in equal steps; the lightness (L* of CIE 1976) grows
 NEGATIVE, POSITIVE = "#355f9e", "#deb53b"  # for legends
 STEPS = 257  # colors of the table; odd, so that zero has a color of its own
 SIDE = 448  # pixels of the longer side of an overlay
+FINEST = 32  # cells along a side of a map that is drawn over an image
 OUTLINED = 0.5  # of the largest absolute value: the values that are enclosed
 _MANY_CELLS = 1024  # of a map whose few largest values may be outliers
 _STRONGEST = 0.85  # opacity of the largest values in an overlay
@@ -66,8 +67,11 @@ def colorize(values: FloatArray, scale: float | None = None) -> Pixels:
 def overlay(pixels: Pixels, values: FloatArray, side: int = SIDE) -> Pixels:
     """Draw a (rows,columns) map over pixels (H,W,3); return (height,width,3), `side` pixels on the longer side.
 
-    The image is gray; the stronger a value, the more opaque its color. Values are interpolated between cells.
+    The image is gray; the stronger a value, the more opaque its color. Values are interpolated between cells; a
+    fine map is averaged before (see `is_averaged`).
     """
+    if is_averaged(values):
+        values = cell_means(values, *(min(size, FINEST) for size in values.shape))
     height, width = _fit(pixels.shape[0], pixels.shape[1], side)
     smooth = upsample(values, height, width)
     scale = scale_of(values)
@@ -80,6 +84,11 @@ def overlay(pixels: Pixels, values: FloatArray, side: int = SIDE) -> Pixels:
     _draw_outline(result, smooth > OUTLINED * scale, line, dashed=False)
     _draw_outline(result, smooth < -OUTLINED * scale, line, dashed=True)
     return result
+
+
+def is_averaged(values: FloatArray) -> bool:
+    """Return whether a (rows,columns) map is too fine for an overlay, in which single pixels would look like noise."""
+    return max(values.shape) > FINEST
 
 
 def enlarge(pixels: Pixels, side: int = SIDE) -> Pixels:

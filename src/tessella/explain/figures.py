@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ..plots.figures import new_figure, plain, render
-from .colors import NEGATIVE, POSITIVE, color_table, colorize, enlarge, overlay, scale_of
+from .colors import NEGATIVE, POSITIVE, color_table, colorize, enlarge, is_averaged, overlay, scale_of
 from .facts import ExplanationFacts
 from .maps import upsample
 
@@ -26,7 +26,7 @@ NOTE = 0.12  # where the lowest line of text stands
 SCORES = 3.75  # the width of the scores
 DPI = 120
 SMALL, NORMAL, LARGE = 8, 9, 12  # points
-LONGEST_CLASS, LONGEST_NAME = 44, 60  # characters
+LONGEST_CLASS, LONGEST_NAME = 52, 60  # characters
 SHOWN = 3  # predictions
 GRAY, BAND, ALARM = "0.35", "0.8", "#9b1c10"
 
@@ -41,7 +41,9 @@ def draw_explanation(facts: ExplanationFacts) -> bytes:
     blocks = colorize(upsample(values, *image.shape[:2], smooth=False), scale)
     _draw_picture(figure, 0, image, f"image, {facts.pixels.shape[1]}×{facts.pixels.shape[0]} px")
     _draw_picture(figure, 1, blocks, f"map, {values.shape[1]}×{values.shape[0]}")
-    _draw_picture(figure, 2, overlay(facts.pixels, values), "map over the image")
+    _draw_picture(
+        figure, 2, overlay(facts.pixels, values), f"{'averaged ' if is_averaged(values) else ''}map over the image"
+    )
     _draw_predictions(figure, facts)
     _draw_scale(figure, facts, scale)
     _draw_legend(figure, facts)
@@ -55,8 +57,9 @@ def draw_explanation(facts: ExplanationFacts) -> bytes:
 
 
 def _draw_title(figure: Figure, facts: ExplanationFacts) -> None:
-    versus = "" if facts.versus is None else f" and not {plain(facts.versus.label, LONGEST_CLASS)}"
-    title = f"Why {plain(facts.target.label, LONGEST_CLASS)}{versus}?"
+    longest = LONGEST_CLASS if facts.versus is None else LONGEST_CLASS // 2
+    versus = "" if facts.versus is None else f" and not {plain(facts.versus.label, longest)}"
+    title = f"Why {plain(facts.target.label, longest)}{versus}?"
     _write(figure, LEFT, HEIGHT - 0.14, title, size=LARGE, weight="bold", va="top")
     names = f"{plain(facts.key, LONGEST_NAME)}, {plain(facts.model, LONGEST_NAME)}, method: {facts.map.method}"
     _write(figure, LEFT, HEIGHT - 0.41, names, size=SMALL, color=GRAY, va="top")
@@ -71,18 +74,17 @@ def _draw_picture(figure: Figure, panel: int, pixels: Pixels, title: str) -> Non
 
 
 def _draw_predictions(figure: Figure, facts: ExplanationFacts) -> None:
-    """Write the most probable classes below the image, and the classes that are explained if they are others."""
-    shown = list(facts.predictions[:SHOWN])
-    for other in (facts.target, facts.versus):
-        if other is not None and other.index not in [prediction.index for prediction in shown]:
-            shown[-1 if other is facts.target else SHOWN - 1 :] = [other]
+    """Write the classes that are explained below the image, and the most probable of the others."""
+    asked = [one for one in (facts.target, facts.versus) if one is not None]
+    numbers = [one.index for one in asked]
+    others = [one for one in facts.predictions if one.index not in numbers]
+    shown = sorted((*asked, *others[: SHOWN - len(asked)]), key=lambda one: -one.probability)
     for line, prediction in enumerate(shown):
         y = BOTTOM - 0.2 - 0.19 * line
-        asked = prediction.index in (facts.target.index, facts.versus.index if facts.versus else None)
-        weight = "bold" if asked else "normal"
+        weight = "bold" if prediction in asked else "normal"
         share = f"{100 * prediction.probability:.1f} %"
         _write(figure, _left(0) + 0.5, y, share, size=SMALL, weight=weight, ha="right")
-        _write(figure, _left(0) + 0.57, y, plain(prediction.label, 32), size=SMALL, weight=weight)
+        _write(figure, _left(0) + 0.57, y, plain(prediction.label, 26), size=SMALL, weight=weight)
 
 
 def _draw_scale(figure: Figure, facts: ExplanationFacts, scale: float) -> None:
@@ -143,7 +145,7 @@ def _draw_scores(figure: Figure, facts: ExplanationFacts) -> None:
     columns = ((0.0, "left"), (1.2, "right"), (2.68, "right"), (2.8, "left"))
     rows = [("", "this map", "95 % of random maps", "")]
     _write(figure, x + 0.58, top, "●", size=SMALL)
-    _write(figure, x + 1.35, top - 0.01, "■", size=LARGE, color=BAND)
+    _write(figure, x + 1.29, top - 0.01, "■", size=LARGE, color=BAND)
     for line in facts.scores:
         arrow = "↑" if line.goal == "higher" else "↓"
         rows.append(

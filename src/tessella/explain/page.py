@@ -26,18 +26,24 @@ STYLE = """
 .tessella-why p { margin: .2rem 0; overflow-wrap: anywhere }
 .tessella-why .soft { color: var(--soft) }
 .tessella-why .columns { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: .8rem }
-.tessella-why figure { margin: 0; flex: 1 1 9rem; min-width: 8rem; max-width: 15rem }
+.tessella-why .pictures { flex: 3 1 22rem; display: grid; grid-template-columns: repeat(3, 1fr); gap: .8rem;
+  align-items: start; max-width: 44rem }
+.tessella-why figure { margin: 0 }
 .tessella-why img { width: 100%; height: auto; display: block; image-rendering: pixelated }
 .tessella-why .smooth { image-rendering: auto }
 .tessella-why figcaption { color: var(--soft); margin-top: .25rem }
 .tessella-why .scale { height: .7rem; background: linear-gradient(to right, GRADIENT) }
 .tessella-why .ends { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums }
-.tessella-why .facts { flex: 2 1 19rem; min-width: 0 }
+.tessella-why .facts { flex: 2 1 22rem; min-width: 0 }
 .tessella-why table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; color: inherit }
 .tessella-why th, .tessella-why td { text-align: left; font-weight: normal; padding: .2rem .7rem .2rem 0;
   border-bottom: 1px solid var(--line); background: none }
+.tessella-why .random { white-space: nowrap }
 .tessella-why .verdict { font-weight: bold; font-size: 1.05rem }
 .tessella-why .doubtful { color: var(--alarm) }
+@media (max-width: 40rem) {
+  .tessella-why .pictures { grid-template-columns: 1fr 1fr }
+  .tessella-why figure:nth-child(3) { grid-column: 1 / 3 } }
 @media (prefers-color-scheme: dark) {
   .tessella-why { --ink: #ececec; --soft: #b0b0b0; --line: #444; --paper: #1c1c1e; --alarm: #ff9c8f } }
 """.replace("GRADIENT", ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in ANCHORS))
@@ -74,8 +80,8 @@ def card(facts: ExplanationFacts) -> str:
     return (
         f'<article class="tessella-why"><h2>Why {target}{versus}?</h2>'
         f'<p class="soft">{html_text(facts.key)}</p><div class="columns">'
-        + "".join(_figure(*picture) for picture in pictures)
-        + f'<div class="facts">{_verdict(facts)}{_scores(facts.scores)}'
+        f'<div class="pictures">{"".join(_figure(*picture) for picture in pictures)}</div>'
+        f'<div class="facts">{_verdict(facts)}{_scores(facts.scores)}'
         f"<p>{_predictions(facts)}</p>"
         f'<p class="soft">{html_text(facts.map.method)}: {html_text(facts.reason)}</p>'
         f'<p class="soft">{html_text(facts.model)}, fingerprint {html_text(facts.fingerprint)}</p>'
@@ -125,11 +131,11 @@ def _verdict(facts: ExplanationFacts) -> str:
 
 def _scores(lines: Iterable[ScoreLine]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{line.name} ({line.goal} is better)</th><td>{line.value:.2f}</td>"
-        f"<td>{line.low:.2f} to {line.high:.2f}</td><td>{line.comparison}</td></tr>"
+        f"<tr><th scope=row>{line.name}, {line.goal} is better</th><td>{line.value:.2f}</td>"
+        f"<td class=random>{line.low:.2f} to {line.high:.2f}</td><td>{line.comparison}</td></tr>"
         for line in lines
     )
-    head = "<tr><th scope=col>score</th><th scope=col>this map</th><th scope=col>95 % of random maps</th><td></td></tr>"
+    head = "<tr><th scope=col>score</th><th scope=col>map</th><th scope=col>95 % of random maps</th><td></td></tr>"
     return f"<table>{head}{rows}</table>" if rows else ""
 
 
