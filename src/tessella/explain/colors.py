@@ -26,7 +26,7 @@ ANCHORS = (  # from -1 to 1 in equal steps; the lightness (L* of CIE 1976) grows
     (0xFF, 0xF3, 0xA6),
 )
 NEGATIVE, POSITIVE = "#355f9e", "#deb53b"  # for legends
-STEPS = 257  # colors of the table; odd, so that zero has a color of its own
+STEPS = 161  # colors of the table; odd, so that zero has a color of its own
 SIDE = 448  # pixels of the longer side of an overlay
 FINEST = 32  # cells along a side of a map that is drawn over an image
 OUTLINED = 0.5  # of the largest absolute value: the values that are enclosed

@@ -6,6 +6,8 @@ All positions are computed here, in inches from the lower left corner, because a
 from __future__ import annotations
 
 import textwrap
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..plots.figures import new_figure, plain, render
@@ -16,6 +18,7 @@ from .maps import upsample
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     from ..data.decode import Pixels
     from .faithfulness import Curve
@@ -26,7 +29,8 @@ NOTE = 0.12  # where the lowest line of text stands
 SCORES = 3.75  # the width of the scores
 DPI = 120
 SMALL, NORMAL, LARGE = 8, 9, 12  # points
-LONGEST_CLASS, LONGEST_NAME = 52, 60  # characters
+LONGEST_NAME = 64  # characters of a name
+WRAPPED = 60  # characters of a line of text beside the pictures
 SHOWN = 3  # predictions
 GRAY, BAND, ALARM = "0.35", "0.8", "#9b1c10"
 
@@ -35,6 +39,7 @@ def draw_explanation(facts: ExplanationFacts) -> bytes:
     """Draw an explanation as a PNG file. Raises UsageError `missing_dependency` without matplotlib."""
     width = _left(3) + (SCORES + LEFT if facts.faithfulness else 0)
     figure = new_figure(width, HEIGHT, layout=None)
+    figure.set_dpi(DPI)  # texts are measured
     _draw_title(figure, facts)
     values, image = facts.map.values, enlarge(facts.pixels)
     scale = scale_of(values)
@@ -57,12 +62,28 @@ def draw_explanation(facts: ExplanationFacts) -> bytes:
 
 
 def _draw_title(figure: Figure, facts: ExplanationFacts) -> None:
-    longest = LONGEST_CLASS if facts.versus is None else LONGEST_CLASS // 2
-    versus = "" if facts.versus is None else f" and not {plain(facts.versus.label, longest)}"
-    title = f"Why {plain(facts.target.label, longest)}{versus}?"
-    _write(figure, LEFT, HEIGHT - 0.14, title, size=LARGE, weight="bold", va="top")
-    names = f"{plain(facts.key, LONGEST_NAME)}, {plain(facts.model, LONGEST_NAME)}, method: {facts.map.method}"
-    _write(figure, LEFT, HEIGHT - 0.41, names, size=SMALL, color=GRAY, va="top")
+    def title(longest: int) -> str:
+        versus = "" if facts.versus is None else f" and not {plain(facts.versus.label, longest)}"
+        return f"Why {plain(facts.target.label, longest)}{versus}?"
+
+    def names(longest: int) -> str:
+        return f"{plain(facts.key, longest)}, {plain(facts.model, longest)}, method: {facts.map.method}"
+
+    _write_fitting(figure, HEIGHT - 0.14, title, size=LARGE, weight="bold", va="top")
+    _write_fitting(figure, HEIGHT - 0.41, names, size=SMALL, color=GRAY, va="top")
+
+
+def _write_fitting(figure: Figure, y: float, text: Callable[[int], str], **style: object) -> None:
+    """Write a text above the pictures. text: makes it, with names of at most so many characters."""
+    for longest in range(LONGEST_NAME, 7, -4):
+        written = _write(figure, LEFT, y, text(longest), **style)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # as in `render`
+            end = written.get_window_extent().x1
+        if end <= (_left(3) - GAP) * figure.dpi:
+            return
+        written.remove()
+    _write(figure, LEFT, y, text(8), **style)
 
 
 def _draw_picture(figure: Figure, panel: int, pixels: Pixels, title: str) -> None:
@@ -118,7 +139,7 @@ def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
 def _draw_verdict(figure: Figure, facts: ExplanationFacts) -> None:
     x, color = _left(3), ALARM if facts.is_doubtful else "black"
     _write(figure, x, HEIGHT - 0.14, facts.verdict, size=LARGE, weight="bold", va="top", color=color)
-    reason = "\n".join(textwrap.wrap(facts.verdict_reason, LONGEST_NAME))
+    reason = "\n".join(textwrap.wrap(facts.verdict_reason, WRAPPED))
     _write(figure, x, HEIGHT - 0.41, reason, size=SMALL, va="top", color=GRAY)
 
 
@@ -168,5 +189,5 @@ def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Ax
     return axes
 
 
-def _write(figure: Figure, x: float, y: float, text: str, **style: object) -> None:
-    figure.text(x / figure.get_figwidth(), y / HEIGHT, text, **style)  # type: ignore[arg-type]
+def _write(figure: Figure, x: float, y: float, text: str, **style: object) -> Text:
+    return figure.text(x / figure.get_figwidth(), y / HEIGHT, text, **style)  # type: ignore[arg-type]
