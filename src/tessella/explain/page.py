@@ -57,10 +57,9 @@ body {{ font: 14px/1.45 system-ui, sans-serif; margin: 1rem auto; padding: 0 1re
 h1 {{ font-size: 1.4rem }}
 {style}
 </style></head>
-<body><h1>{title}</h1>
+<body><main><h1>{title}</h1>
 <p>Yellow, enclosed by a solid line: supports the class. Blue, enclosed by a dashed line: speaks against it. Scores are
 compared with random maps that are as smooth; a map that is not better is marked as not faithful here.</p>
-<main>
 {cards}
 </main></body></html>
 """
