@@ -252,7 +252,7 @@ def test_values_are_not_negative_and_depend_on_the_class(image: Tensor) -> None:
     maps = [attention_map(model, image, target).values for target in range(5)]
     assert all((values >= 0).all() and values.any() for values in maps)
     assert not np.allclose(maps[0], maps[1])
-    difference = attention_map(model, image, 0, versus=1).values
+    difference = attention_map(model, image, 0, 1).values
     assert not np.allclose(difference, maps[0])
 
 

@@ -95,7 +95,7 @@ def test_after_the_last_block_of_a_convmixer_the_map_sums_to_the_logit_without_t
     found = grad_cam(model, image, 2, setting=CamSetting(1.0, weighting))
     assert found.values.sum() == pytest.approx(float(logits[2] - bias[2]), abs=1e-5)
     assert found.layer == "blocks.7"
-    difference = grad_cam(model, image, 2, versus=4, setting=CamSetting(1.0, weighting))
+    difference = grad_cam(model, image, 2, 4, setting=CamSetting(1.0, weighting))
     assert difference.values.sum() == pytest.approx(float(logits[2] - bias[2] - logits[4] + bias[4]), abs=1e-5)
 
 
