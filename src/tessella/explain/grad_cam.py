@@ -69,7 +69,7 @@ def class_score(logits_BK: Tensor, target: int, versus: int | None = None) -> Te
 
 
 def grad_cam(
-    model: ImageModel, x_1CHW: Tensor, target: int, *, versus: int | None = None, setting: CamSetting | None = None
+    model: ImageModel, x_1CHW: Tensor, target: int, versus: int | None = None, *, setting: CamSetting | None = None
 ) -> AttributionMap:
     """Weight the features after one block by the gradient of a class's score, and sum over the channels.
 
