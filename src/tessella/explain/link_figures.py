@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
 REGIONS = 4  # per side: links of single positions are many and small, and neighboring positions have similar features
 MAX_LINKS = 12  # in one figure
 LEAST_LINK = 0.05  # of the strongest one; weaker links are not drawn
+ROUNDED = 0.0005  # smaller values would be written as 0.000
+STRONG_LINK = 0.02  # the lines of all links of a figure are thin if even the strongest one is weaker
 LEAST_COSINE = 0.05  # of a smaller similarity, shares say nothing: the links cancel each other out
 WIDTH, HEIGHT = 7.2, 2.8  # inches
 PICTURES = (4.9, 2.45)  # inches, of both images together
+HEADING = 0.3  # inches
 CHARACTER = 0.07  # inches, of the name of an image
 GAP = 0.25  # between the images, relative to their height
 DIMMED = 0.4  # brightness of regions without a part in the similarity
@@ -31,6 +36,24 @@ THICKNESS = (1.0, 6.0)  # points, of the weakest and the strongest link
 BEND = 0.12  # of lines, which would cover each other if they were straight
 LINE, CASING = "#0b3c5d", "white"  # dark lines with a light edge are visible on any image, in gray, too
 Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LinkRow:
+    """One row of a figure: a heading, and below it two images with their links; only the heading if they are None.
+
+    minor: whether the heading belongs to one of the rows below a main heading.
+    """
+
+    heading: str
+    images: tuple[PreparedImage, PreparedImage] | None = None
+    links: Links | None = None
+    minor: bool = False
+
+    @property
+    def height(self) -> float:
+        """The height in inches."""
+        return (HEADING if self.heading else 0) + (0 if self.links is None else HEIGHT)
 
 
 def draw_links(a: PreparedImage, b: PreparedImage, links: Links, *, count: int = 8) -> bytes:
@@ -41,20 +64,40 @@ def draw_links(a: PreparedImage, b: PreparedImage, links: Links, *, count: int =
     positions have a large part in the similarity, whatever they are linked to.
     Raises UsageError: `bad_argument` for a count that is not from 1 to 12, `missing_dependency` without matplotlib.
     """
+    return draw_link_rows([LinkRow("", (a, b), links)], count=count)
+
+
+def draw_link_rows(rows: Sequence[LinkRow], *, count: int = 8) -> bytes:
+    """Draw several pairs of images below each other, as `draw_links` does; return a PNG file. Raises as `draw_links`.
+
+    At least one row is needed.
+    """
     check_count("count", count, MAX_LINKS)
-    figure = new_figure(WIDTH, HEIGHT, layout=None)
-    pictures = figure.add_axes((0.01, 0.03, PICTURES[0] / WIDTH, PICTURES[1] / HEIGHT))
-    legend = figure.add_axes((0.71, 0.03, 0.28, 0.94))
-    regions = links.regions(REGIONS, REGIONS)
-    shown = [link for i, link in enumerate(strongest(regions, count)) if i == 0 or _is_visible(link, regions)]
-    _draw_pictures(pictures, (a, b), links)
-    _draw_lines(pictures, (a, b), regions, shown)
-    _write_legend(legend, regions, shown)
+    total = sum(row.height for row in rows)
+    figure = new_figure(WIDTH, total, layout=None)
+    top = total
+    for row in rows:
+        if row.heading:
+            weight = "normal" if row.minor else "bold"
+            figure.text(0.01, (top - 0.08) / total, plain(row.heading, 100), fontsize=9, va="top", weight=weight)
+        top -= row.height
+        if row.images is None or row.links is None:
+            continue
+        areas = ((0.07, 0.08, *PICTURES), (0.71 * WIDTH, 0.08, 0.28 * WIDTH, 0.94 * HEIGHT))
+        pictures, legend = (
+            figure.add_axes((left / WIDTH, (top + bottom) / total, width / WIDTH, height / total))
+            for left, bottom, width, height in areas
+        )
+        regions = row.links.regions(REGIONS, REGIONS)
+        shown = [link for i, link in enumerate(strongest(regions, count)) if i == 0 or _is_visible(link, regions)]
+        _draw_pictures(pictures, row.images, row.links)
+        _draw_lines(pictures, row.images, regions, shown)
+        _write_legend(legend, regions, shown)
     return render(figure)
 
 
 def _is_visible(link: Link, regions: Links) -> bool:
-    return link.value >= LEAST_LINK * float(regions.values.max())
+    return link.value >= max(LEAST_LINK * float(regions.values.max()), ROUNDED)
 
 
 def _draw_pictures(panel: Axes, images: tuple[PreparedImage, PreparedImage], links: Links) -> None:
@@ -115,7 +158,7 @@ def _center(region: Grid, grid: Grid, width: float, left: float) -> Point:
 
 def _thickness(link: Link, shown: list[Link]) -> float:
     least, most = THICKNESS
-    return max(most * link.value / shown[0].value, least)
+    return max(most * link.value / max(shown[0].value, STRONG_LINK), least)
 
 
 def _write_legend(panel: Axes, regions: Links, shown: list[Link]) -> None:

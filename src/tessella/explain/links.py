@@ -29,7 +29,6 @@ from ..models.base import ImageModel
 from ..models.convit import ConViT
 from ..models.convmixer import ConvMixer
 from ..models.crossvit import CrossViT
-from ..models.mixer import MlpMixer
 from ..results import NON_FINITE
 from ..weights.modules import check_forward
 from .ledger import Doubles, pooling_problem, position_features
@@ -39,6 +38,20 @@ Grid = tuple[int, int]  # (rows, columns)
 MAX_POSITIONS = 4096  # of one image: the links then take 134 MB
 MASKED_SIDE = 8  # positions per side for masking at most; the model runs once for each position
 BATCH = 32  # masked images that are computed at once
+
+
+@dataclass(frozen=True)
+class PositionVectors:
+    """One image, prepared for links: `link_vectors` then takes no time, however many images it is linked to.
+
+    vectors: (N,D) float64, the products of which are the links: if exact, they sum to the embedding. embedding: (D,)
+    float64 of unit length. grid: (rows, columns) of positions. exact: whether the embedding is a mean over positions.
+    """
+
+    vectors: Doubles
+    embedding: Doubles
+    grid: Grid
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -99,20 +112,42 @@ def links_problem(model: ImageModel) -> str | None:
 def link_images(model: ImageModel, a_1CHW: Tensor, b_1CHW: Tensor) -> Links:
     """Find the links between two normalized images (1,C,H,W): exact ones, or else by masking (see `links_problem`).
 
-    Masking computes the model once for each position of both images, of which there are at most 64 per image.
-    Raises UsageError: `bad_argument` for batches of several images, a model in training mode, without pooling, or with
+    Raises as `position_vectors`.
+    """
+    return link_vectors(position_vectors(model, a_1CHW), position_vectors(model, b_1CHW))
+
+
+def link_vectors(a: PositionVectors, b: PositionVectors) -> Links:
+    """Return the links between two images that were prepared with the same model."""
+    values_NN = a.vectors @ b.vectors.T
+    map_a, map_b = a.vectors @ b.embedding, b.vectors @ a.embedding
+    agreement = None
+    if not (a.exact and b.exact):
+        sums = np.concatenate((values_NN.sum(1), values_NN.sum(0)))
+        agreement = _correlation(np.concatenate((map_a, map_b)), sums)
+    return Links(values_NN, float(a.embedding @ b.embedding), map_a.reshape(a.grid), map_b.reshape(b.grid), agreement)
+
+
+def position_vectors(model: ImageModel, x_1CHW: Tensor) -> PositionVectors:
+    """Prepare one normalized image (1,C,H,W) for links.
+
+    Masking (see `links_problem`) computes the model once for each position, of which there are at most 64.
+    Raises UsageError: `bad_argument` for a batch of several images, a model in training mode, without pooling, or with
     an embedding of zero, and for more than 4,096 positions; `wrong_input_size`. Raises WeightsError `non_finite` for
     features with NaN or infinity.
     """
-    for x_1CHW in (a_1CHW, b_1CHW):
-        if x_1CHW.ndim == 4 and x_1CHW.shape[0] != 1:
-            raise UsageError("bad_argument", f"got a batch of {x_1CHW.shape[0]} images, expected one (1,C,H,W)")
+    if x_1CHW.ndim == 4 and x_1CHW.shape[0] != 1:
+        raise UsageError("bad_argument", f"got a batch of {x_1CHW.shape[0]} images, expected one (1,C,H,W)")
     if pooling_problem(model):
-        return _masked_links(model, a_1CHW, b_1CHW)
-    (a_ND, grid_a), (b_ND, grid_b) = (_features(model, x_1CHW) for x_1CHW in (a_1CHW, b_1CHW))
-    values_NN = a_ND @ b_ND.T  # of rows that are divided such that their sum is the unit embedding
-    cosine = float(a_ND.sum(0) @ b_ND.sum(0))
-    return Links(values_NN, cosine, values_NN.sum(1).reshape(grid_a), values_NN.sum(0).reshape(grid_b))
+        return _masked_vectors(model, x_1CHW)
+    _, z_1ND, grid = position_features(model, x_1CHW)
+    if z_1ND.shape[1] > MAX_POSITIONS:
+        raise UsageError(
+            "bad_argument", f"the image has {grid[0]} x {grid[1]} positions, links are limited to {MAX_POSITIONS:,}"
+        )
+    z_ND = z_1ND[0].cpu().numpy()
+    vectors_ND = z_ND / (_norm(z_ND.mean(0)) * len(z_ND))
+    return PositionVectors(vectors_ND, vectors_ND.sum(0), grid, exact=True)
 
 
 def strongest(links: Links, n: int) -> list[Link]:
@@ -146,17 +181,6 @@ def _membership(grid: Grid, rows: int, columns: int) -> tuple[Doubles, Grid]:
     return (of_position_N == np.arange(np.prod(regions))[:, None]).astype(np.float64), regions
 
 
-def _features(model: ImageModel, x_1CHW: Tensor) -> tuple[Doubles, Grid]:
-    """Return the features (N,D) of the positions, divided such that their sum is the unit embedding, and the grid."""
-    _, z_1ND, grid = position_features(model, x_1CHW)
-    if z_1ND.shape[1] > MAX_POSITIONS:
-        raise UsageError(
-            "bad_argument", f"the image has {grid[0]} x {grid[1]} positions, links are limited to {MAX_POSITIONS:,}"
-        )
-    z_ND = z_1ND[0].cpu().numpy()
-    return z_ND / (_norm(z_ND.mean(0)) * len(z_ND)), grid
-
-
 def _norm(embedding_D: Doubles) -> float:
     norm = float(np.linalg.norm(embedding_D))
     if norm == 0:
@@ -167,29 +191,13 @@ def _norm(embedding_D: Doubles) -> float:
 # --- masking ----------------------------------------------------------------------------------------------------------
 
 
-def _masked_links(model: ImageModel, a_1CHW: Tensor, b_1CHW: Tensor) -> Links:
+@torch.no_grad()
+def _masked_vectors(model: ImageModel, x_1CHW: Tensor) -> PositionVectors:
     if model.training:
         raise UsageError("bad_argument", "the model is in training mode, whose outputs vary", hint="model.eval()")
     if model.global_pool == "":
         raise UsageError("bad_argument", f"the model has no embedding: {pooling_problem(model)}")
     check_forward(model)
-    (a_D, a_ND, grid_a), (b_D, b_ND, grid_b) = (_masked_embeddings(model, x_1CHW) for x_1CHW in (a_1CHW, b_1CHW))
-    values_NN = (a_D - a_ND) @ (b_D - b_ND).T
-    map_a, map_b = (a_D - a_ND) @ b_D, (b_D - b_ND) @ a_D
-    agreement = _correlation(np.concatenate((map_a, map_b)), np.concatenate((values_NN.sum(1), values_NN.sum(0))))
-    return Links(values_NN, float(a_D @ b_D), map_a.reshape(grid_a), map_b.reshape(grid_b), agreement)
-
-
-def _correlation(x_N: Doubles, y_N: Doubles) -> float:
-    """Return Pearson's correlation, 0 if one of the two is constant."""
-    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
-    spread = np.linalg.norm(x_N) * np.linalg.norm(y_N)
-    return float(x_N @ y_N / spread) if spread > 0 else 0.0
-
-
-@torch.no_grad()
-def _masked_embeddings(model: ImageModel, x_1CHW: Tensor) -> tuple[Doubles, Doubles, Grid]:
-    """Return the unit embedding (D,) of an image, those (N,D) with one position masked each, and the grid."""
     like = next(model.parameters())
     x_1CHW = x_1CHW.to(like.device, like.dtype)
     whole_1D = _unit_embeddings(model, x_1CHW)
@@ -203,7 +211,14 @@ def _masked_embeddings(model: ImageModel, x_1CHW: Tensor) -> tuple[Doubles, Doub
         masked = range(start, min(start + BATCH, numbers_hw.size))
         is_masked_N1HW = torch.stack([position_HW == position for position in masked])[:, None]
         parts.append(_unit_embeddings(model, torch.where(is_masked_N1HW, mean_1C11, x_1CHW)))
-    return whole_1D[0], np.concatenate(parts), grid
+    return PositionVectors(whole_1D[0] - np.concatenate(parts), whole_1D[0], grid, exact=False)
+
+
+def _correlation(x_N: Doubles, y_N: Doubles) -> float:
+    """Return Pearson's correlation, 0 if one of the two is constant."""
+    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
+    spread = np.linalg.norm(x_N) * np.linalg.norm(y_N)
+    return float(x_N @ y_N / spread) if spread > 0 else 0.0
 
 
 def _unit_embeddings(model: ImageModel, x_BCHW: Tensor) -> Doubles:
@@ -219,7 +234,7 @@ def _masking_grid(model: ImageModel, height: int, width: int) -> Grid:
         grid = model.grids[1]
     elif isinstance(model, ConvMixer):
         grid = (height // model.patch_size, width // model.patch_size)
-    elif isinstance(model, ConViT | MlpMixer):
+    elif isinstance(model, ConViT):
         size = model.config.patch_size
         grid = (height // size, width // size)
     else:
