@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.configs.shared import Pair
 from ..plots.figures import STYLES, new_figure, plain, render
 from ..results import FloatArray
 from .mosaic_panels import LABEL, LABEL_LINE, MARGIN, SCALE_WIDTH, TITLE, Canvas, outline_cells
-from .mosaics import choose_evenly, filter_pictures, make_mosaic, scale_tiles
+from .mosaics import Mosaic, choose_evenly, filter_pictures, make_mosaic, scale_tiles
 from .weights import pair_opposites, sort_by_frequency, spatial_frequency
 
 MOST_BLOCKS = 8  # panels of a figure
 MOST_UNITS, UNIT_COLUMNS = 64, 8  # tiles of a panel
-MOST_POSITIONS = 6  # rows and columns of output patches
-MOST_FILTERS, FILTER_COLUMNS = 256, 32
-TILE_PIXELS = 36  # of the longer side
+MOST_POSITIONS, POSITION_BLOCKS = 6, 6  # rows and columns of output patches; panels
+MOST_FILTERS, FILTER_COLUMNS, FILTER_PIXELS = 256, 32, 36
+GAP = 3  # pixels
+TILE_PIXELS, POSITION_PIXELS = 42, 56  # of a tile's longer side
 SCALE = "weight / largest absolute weight of the tile"
 
 
@@ -35,13 +37,15 @@ def draw_units(grids: Sequence[FloatArray], title: str, name: str, *, paired: bo
     blocks = choose_evenly(len(grids), MOST_BLOCKS)
     orders = [_paired_order(grids[i]) if paired else _spread(sort_by_frequency(grids[i]), MOST_UNITS) for i in blocks]
     tiles = [scale_tiles(grids[i][order]) for i, order in zip(blocks, orders, strict=True)]
+    group = 2 if paired else 0
+    mosaics = [make_mosaic(part, UNIT_COLUMNS, size=TILE_PIXELS, gap=GAP, group=group) for part in tiles]
     texts = [
         f"block {i}: {len(order)} of {len(grids[i])} units" if len(order) < len(grids[i]) else f"block {i}"
         for i, order in zip(blocks, orders, strict=True)
     ]
     order = "pairs of opposite phase, " if paired else ""
     title = f"{title}: {plain(name, 50)}\n{order}sorted by spatial frequency"
-    return _draw_panels(tiles, texts, title, len(grids), group=2 if paired else 0)
+    return _draw_panels(mosaics, texts, title, len(grids))
 
 
 def draw_positions(grids: Sequence[FloatArray], name: str) -> bytes:
@@ -53,12 +57,14 @@ def draw_positions(grids: Sequence[FloatArray], name: str) -> bytes:
     rows, columns = grids[0].shape[1:]
     ys, xs = choose_evenly(rows, MOST_POSITIONS), choose_evenly(columns, MOST_POSITIONS)
     wanted = (ys[:, None] * columns + xs).ravel()
-    blocks = choose_evenly(len(grids), MOST_BLOCKS)
+    blocks = choose_evenly(len(grids), POSITION_BLOCKS)
     tiles = [scale_tiles(grids[i][wanted]) for i in blocks]
     cells = [(tile, int(i) // columns, int(i) % columns) for tile, i in enumerate(wanted)]
     shown = f", {len(ys)}x{len(xs)} of {rows}x{columns} output patches" if len(wanted) < rows * columns else ""
     title = f"Which patches the outlined one reads: {plain(name, 50)}{shown}"
-    return _draw_panels(tiles, [f"block {i}" for i in blocks], title, len(grids), tile_columns=len(xs), cells=cells)
+    texts = [f"block {i}" for i in blocks]
+    mosaics = [make_mosaic(part, len(xs), size=POSITION_PIXELS, gap=GAP) for part in tiles]
+    return _draw_panels(mosaics, texts, title, len(grids), cells=cells, size=(rows, columns))
 
 
 def draw_mixing_summary(
@@ -98,7 +104,7 @@ def draw_mixing_summary(
 def draw_patch_filters(filters: FloatArray, name: str) -> bytes:
     """Draw (D,p,p,3) filters of a patch embedding as RGB pictures, from the lowest spatial frequency to the highest."""
     order = _spread(sort_by_frequency(filters), MOST_FILTERS)
-    mosaic = make_mosaic(filter_pictures(filters[order]), FILTER_COLUMNS, size=TILE_PIXELS)
+    mosaic = make_mosaic(filter_pictures(filters[order]), FILTER_COLUMNS, size=FILTER_PIXELS)
     shown = f", {len(order)} of {len(filters)}" if len(order) < len(filters) else ""
     title = (
         f"Patch-embedding filters in units of pixel values: {plain(name, 50)}{shown}\n"
@@ -118,7 +124,8 @@ def draw_kernels(kernels_LDkk: FloatArray, name: str) -> bytes:
     width = kernels_LDkk.shape[1]
     shown = f", {len(orders[0])} of {width} per block" if len(orders[0]) < width else ""
     title = f"Depthwise kernels: {plain(name, 50)}{shown}\nsorted by spatial frequency"
-    return _draw_panels(tiles, [f"block {i}" for i in blocks], title, len(kernels_LDkk))
+    mosaics = [make_mosaic(part, UNIT_COLUMNS, size=TILE_PIXELS, gap=GAP) for part in tiles]
+    return _draw_panels(mosaics, [f"block {i}" for i in blocks], title, len(kernels_LDkk))
 
 
 def draw_reach(kernels_LDkk: FloatArray, name: str) -> bytes:
@@ -149,28 +156,26 @@ def draw_reach(kernels_LDkk: FloatArray, name: str) -> bytes:
 
 
 def _draw_panels(
-    tiles: Sequence[FloatArray],
+    mosaics: Sequence[Mosaic],
     texts: Sequence[str],
     title: str,
     count: int,
     *,
-    tile_columns: int = UNIT_COLUMNS,
     cells: Sequence[tuple[int, int, int]] = (),
-    group: int = 0,
+    size: Pair = (0, 0),
 ) -> bytes:
-    """Draw one mosaic of signed tiles per block; `count`: how many blocks there are; cells: see `outline_cells`."""
-    columns = 4 if len(tiles) > 6 else min(len(tiles), 3)
-    mosaics = [make_mosaic(part, tile_columns, size=TILE_PIXELS, gap=3, group=group) for part in tiles]
+    """Draw one mosaic of signed tiles per block, of which there are `count`; cells, size: see `outline_cells`."""
+    columns = 4 if len(mosaics) > 6 else min(len(mosaics), 3)
     height, width = mosaics[0].picture.shape
     across, down = width + 2 * MARGIN, height + LABEL_LINE + 2 * MARGIN
-    area = math.ceil(len(tiles) / columns) * down - MARGIN
-    shown = f"; {len(tiles)} of {count} blocks" if len(tiles) < count else ""
+    area = math.ceil(len(mosaics) / columns) * down - MARGIN
+    shown = f"; {len(mosaics)} of {count} blocks" if len(mosaics) < count else ""
     canvas = Canvas(f"{title}{shown}", columns * across + SCALE_WIDTH, area)
-    for i, (mosaic, text, part) in enumerate(zip(mosaics, texts, tiles, strict=True)):
+    for i, (mosaic, text) in enumerate(zip(mosaics, texts, strict=True)):
         panel, image = canvas.mosaic(mosaic, i % columns * across, i // columns * down + LABEL_LINE, signed=True)
         panel.set_title(text, fontsize=LABEL + 1, pad=4)
         if cells:
-            outline_cells(panel, mosaic, cells, (part.shape[1], part.shape[2]))
+            outline_cells(panel, mosaic, cells, size)
     canvas.scale(image, columns * across, area, SCALE, signed=True)
     return canvas.png()
 

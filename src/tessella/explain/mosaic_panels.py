@@ -101,21 +101,25 @@ def labels_width(labels: Sequence[str]) -> int:
 def outline_cells(panel: Axes, mosaic: Mosaic, cells: Sequence[tuple[int, int, int]], size: tuple[int, int]) -> None:
     """Outline one cell in each of several tiles: (tile, row, column), for tiles of `size` (rows, columns).
 
-    The outline is white between black lines, which shows on every color.
+    The outline is a white line of one pixel around the cell and a black one around that, so that it shows on every
+    color and hides nothing of the cell.
     """
     patches = require("matplotlib.patches", "drawing figures")
     collections = require("matplotlib.collections", "drawing figures")
+    # the edges of tiles; a pixel's center has whole coordinates
     lefts, tops = mosaic.x - size[1] * mosaic.cell / 2, mosaic.y - size[0] * mosaic.cell / 2
     columns = len(mosaic.x)
-    squares = [
-        patches.Rectangle(
-            (lefts[tile % columns] + column * mosaic.cell, tops[tile // columns] + row * mosaic.cell),
-            mosaic.cell,
-            mosaic.cell,
-        )
-        for tile, row, column in cells
-    ]
-    for color, line in (("black", 2.0), ("white", 0.9)):
-        panel.add_collection(
-            collections.PatchCollection(squares, facecolor="none", edgecolor=color, linewidth=line, clip_on=False)
-        )
+    for color, away in (("black", 1.5), ("white", 0.5)):  # pixels from the edge of the cell to the middle of the line
+        squares = [
+            patches.Rectangle(
+                (
+                    lefts[tile % columns] + column * mosaic.cell - away,
+                    tops[tile // columns] + row * mosaic.cell - away,
+                ),
+                mosaic.cell + 2 * away,
+                mosaic.cell + 2 * away,
+            )
+            for tile, row, column in cells
+        ]
+        style = dict(facecolor="none", edgecolor=color, linewidth=72 / DPI, antialiased=False, snap=False)
+        panel.add_collection(collections.PatchCollection(squares, clip_on=False, **style))

@@ -1,6 +1,6 @@
 """Mosaics: many small pictures of weights in one picture, in rows and columns with gaps between them.
 
-Letters for shapes: U tiles, h, w cells of a tile, H, W cells of the mosaic.
+Letters for shapes: U tiles, h, w cells of a tile, H, W cells of the mosaic, K indices.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def filter_pictures(filters: FloatArray) -> FloatArray:
 
 
 def choose_evenly(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most `most` of the indices 0 to count - 1 at even distances, the first and the last included."""
+    """Return at most `most` of the indices 0 to count - 1 at even distances, (K,) int64.
+
+    The first and the last index are among them, the first alone if `most` is 1.
+    """
     if count <= most:
         return np.arange(count)
     return np.linspace(0, count - 1, most).round().astype(np.int64)

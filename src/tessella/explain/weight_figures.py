@@ -5,6 +5,7 @@ Which figures there are depends on the family; attention by content is that to o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import resources
@@ -147,7 +148,8 @@ def _patch_figure(subject: Subject) -> Figure:
 def _subject(model: Subject | Predictor | ImageModel) -> Subject:
     if isinstance(model, Subject):
         return model
-    return Subject(model if isinstance(model, Predictor) else Predictor(model))
+    # a Predictor switches its model to evaluation mode
+    return Subject(model if isinstance(model, Predictor) else Predictor(copy.deepcopy(model)))
 
 
 def _prepare(subject: Subject, image: AnyImage | None) -> PreparedImage:
