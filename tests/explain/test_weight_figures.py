@@ -18,7 +18,7 @@ import tessella
 from tessella.errors import ImageError, OutputError, UsageError
 from tessella.explain import attention_figures, kernel_figures
 from tessella.explain.attention_weights import StageAttention
-from tessella.explain.mosaic_panels import ATTENTION, Canvas, outline_cells, signed_colors
+from tessella.explain.mosaic_panels import ATTENTION, MARGIN, Canvas, outline_cells, signed_colors
 from tessella.explain.mosaics import make_mosaic
 from tessella.explain.subject import PreparedImage, Subject
 from tessella.explain.weight_figures import explain_weights, weight_figures
@@ -230,7 +230,7 @@ def test_a_cell_of_a_mosaic_is_a_pixel() -> None:
     drawn = np.asarray(Image.open(io.BytesIO(canvas.png())).convert("RGB")).astype(int)
     height, width = mosaic.picture.shape[:2]
     expected = (mosaic.picture * 255).round().astype(int)
-    top, left = canvas.top + 20, 14 + 10
+    top, left = canvas.top + 20, MARGIN + 10
     assert np.abs(drawn[top : top + height, left : left + width] - expected).max() <= 1
 
 
@@ -242,7 +242,7 @@ def test_outlines_are_around_their_cells() -> None:
     outline_cells(panel, mosaic, [(3, 2, 4)], (5, 6))
     drawn = np.asarray(Image.open(io.BytesIO(canvas.png())).convert("RGB")).astype(int)
     # the second row of tiles begins at 54, the second column at 64; a cell has 10 pixels
-    top, left = canvas.top + 54 + 20, 14 + 64 + 40
+    top, left = canvas.top + 54 + 20, MARGIN + 64 + 40
     changed = np.argwhere((drawn != plain).any(2))
     assert changed.min(0).tolist() == [top - 2, left - 2]
     assert changed.max(0).tolist() == [top + 11, left + 11]
@@ -400,11 +400,19 @@ def test_the_reach_of_a_delta_kernel_is_one_cell(monkeypatch: pytest.MonkeyPatch
     assert np.allclose(second, 100 / 9)
 
 
-def test_names_with_dollar_signs_and_line_breaks_are_drawn(tmp_path: Path) -> None:
-    subject = Subject(tessella.load("crossvit_ti_dagger_p4_32.cifar10"))
-    subject.name = "a $name$ with\nline breaks $"
-    for _, draw in weight_figures(subject, next(image for _, image in subject.prepare(ROOT / "examples/cat.jpg"))):
+@pytest.mark.parametrize("model", ["crossvit_ti_dagger_p4_32.cifar10", "convit_ti_p4_32.cifar10"])
+def test_names_are_not_read_as_formulas(model: str) -> None:
+    subject = Subject(tessella.load(model))
+    subject.name = "a $\\frac{$ name with a\nline break"  # matplotlib would refuse this formula
+    ((_, image),) = subject.prepare(ROOT / "examples" / "cat.jpg")
+    assert isinstance(image, PreparedImage)
+    for _, draw in weight_figures(subject, image):
         assert draw().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.7, 1.0])
+def test_gates_that_are_all_equal_are_drawn(gate: float) -> None:
+    assert attention_figures.draw_gates(np.full((2, 3), gate, np.float32), "name").startswith(b"\x89PNG")
 
 
 def test_threads_may_draw_at_once(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def draw_gates(gates_LH: FloatArray, name: str) -> bytes:
     blocks, heads = gates_LH.shape
     figure = new_figure(4.6 + 0.42 * heads, 1.6 + max(0.36 * blocks, 2.2))
     table, curve = figure.subplots(1, 2, width_ratios=(0.42 * heads, 3.4), gridspec_kw={"wspace": 0.08})
-    low, high = np.floor(10 * gates_LH.min()) / 10, max(np.ceil(10 * gates_LH.max()) / 10, 0.1)
+    low = min(float(np.floor(10 * gates_LH.min())) / 10, 0.9)
+    high = max(float(np.ceil(10 * gates_LH.max())) / 10, low + 0.1)
     image = table.imshow(gates_LH, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for (block, head), value in np.ndenumerate(gates_LH):
         color = "black" if value > 0.45 * high + 0.55 * low else "white"

@@ -43,8 +43,8 @@ def draw_units(grids: Sequence[FloatArray], title: str, name: str, *, paired: bo
         f"block {i}: {len(order)} of {len(grids[i])} units" if len(order) < len(grids[i]) else f"block {i}"
         for i, order in zip(blocks, orders, strict=True)
     ]
-    order = "pairs of opposite phase, " if paired else ""
-    title = f"{title}: {plain(name, 50)}\n{order}sorted by spatial frequency"
+    arranged = "pairs of opposite phase, " if paired else ""
+    title = f"{title}: {plain(name, 50)}\n{arranged}sorted by spatial frequency"
     return _draw_panels(mosaics, texts, title, len(grids))
 
 

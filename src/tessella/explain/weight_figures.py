@@ -19,6 +19,7 @@ from ..models.convit import ConViT
 from ..models.convmixer import ConvMixer
 from ..models.crossvit import CrossViT
 from ..models.mixer import MlpMixer
+from ..plots.figures import plain
 from ..predictor import Predictor
 from ..storage import check_writable, write_bytes
 from . import attention_figures as attention
@@ -97,9 +98,9 @@ def _convit(model: ConViT, subject: Subject, image: PreparedImage) -> Iterator[F
     if len(position):  # a ConViT may have no gated blocks
         yield "convit-gates.png", partial(attention.draw_gates, convit_gates(model), name)
         draw = partial(attention.draw_head_attention, position, grid)
-        yield "convit-position.png", partial(draw, f"Attention by position: {name}")
+        yield "convit-position.png", partial(draw, f"Attention by position: {plain(name, 60)}")
         draw = partial(attention.draw_head_attention, content, grid)
-        yield "convit-content.png", partial(draw, f"Attention by content: {name}", image)
+        yield "convit-content.png", partial(draw, f"Attention by content: {plain(name, 60)}", image)
     whole = convit_attention(model, image.x)
     yield "convit-non-locality.png", partial(attention.draw_non_locality, whole, position, content, grid, name)
     yield _patch_figure(subject)
