@@ -37,7 +37,7 @@ def test_a_faithful_map(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Why cat?" in shown
     assert "photos/cat.jpg, a_model, method: exact" in shown
     assert {"image, 40×32 px", "map, 5×4", "map over the image"} <= set(shown)
-    assert {"supports cat", "speaks against it", "contribution to the logit"} <= set(shown)
+    assert {"supports cat", "speaks against it", "contribution to the logit, 1.25"} <= set(shown)
     assert {"75.0 %", "cat", "12.5 %", "dog", "6.2 %", "deer"} <= set(shown)
     assert {"faithful", "deletion", "insertion", "logit"} <= set(shown)
     assert {"deletion ↓", "0.50", "1.00 to 2.00", "better than random", "correlation ↑", "−0.50 to 0.50"} <= set(shown)
@@ -54,7 +54,7 @@ def test_a_map_that_is_no_better_than_random_is_marked(monkeypatch: pytest.Monke
 def test_two_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = texts(monkeypatch, versus=DOG)
     assert {"Why cat and not dog?", "supports cat", "supports dog", "difference of logits"} <= set(shown)
-    assert "contribution to the difference of logits" in shown
+    assert "contribution to the difference of logits, 1.25" in shown
 
 
 def test_a_class_that_is_not_predicted_is_shown_with_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
