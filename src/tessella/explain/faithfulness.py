@@ -154,7 +154,8 @@ class Scorer:
         self._removed = np.unique(np.linspace(0, count, min(steps, count) + 1).round().astype(np.int64))
         self._random_maps = random_maps
         self._seeds = (seed % (1 << 64), zlib.crc32(image.pixels.tobytes()))
-        self._random_curves: dict[float, Doubles] = {}
+        self._random_curves: dict[float, Doubles] = {}  # scores (M,S) of random maps, by smoothness
+        self._random_places: dict[float, Ints] = {}  # the place (M,N) of each cell in the order of a random map
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
@@ -244,8 +245,11 @@ class Scorer:
         ranks_N, drops_N = average_ranks(levels_N), average_ranks(self.drops)
         ranks_N, drops_N = ranks_N - ranks_N.mean(), drops_N - drops_N.mean()
         norm = np.linalg.norm(ranks_N) * np.linalg.norm(drops_N)
-        orders_MN = random_orders(self._rng(2, int(smoothness * 100)), RANDOM_CORRELATIONS, self.cells, smoothness)
-        random_MN = np.sort(ranks_N)[::-1][np.argsort(orders_MN, axis=1)]
+        if smoothness not in self._random_places:
+            rng = self._rng(2, int(smoothness * 100))
+            orders_MN = random_orders(rng, RANDOM_CORRELATIONS, self.cells, smoothness)
+            self._random_places[smoothness] = np.argsort(orders_MN, axis=1)
+        random_MN = np.sort(ranks_N)[::-1][self._random_places[smoothness]]
         if norm == 0:
             return 0.0, np.zeros(RANDOM_CORRELATIONS)
         return float(ranks_N @ drops_N / norm), random_MN @ drops_N / norm
