@@ -52,11 +52,11 @@ TITLES = dict(
 SHARES = ("faithful", "deletion_better", "insertion_better", "correlation_better", "deletion_gain", "insertion_gain")
 
 
-def control(name: str, key: str, cells: tuple[int, int], seed: int) -> AttributionMap:
-    """Return a map (rows,columns) that knows neither model nor class: one of CONTROLS."""
+def control(name: str, image: PreparedImage, cells: tuple[int, int], seed: int) -> AttributionMap:
+    """Return a map (rows,columns) that knows neither model nor class: one of CONTROLS. The image only seeds chance."""
     rows, columns = cells
     if name == "random":
-        rng = np.random.default_rng((seed, zlib.crc32(key.encode())))
+        rng = np.random.default_rng((seed, zlib.crc32(image.pixels.tobytes())))
         values = random_fields(rng, 1, cells, SMOOTHNESS)[0]
     else:
         places = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
@@ -87,7 +87,7 @@ def measure_image(
         scores = scorer.score(found)
         yield name, scores, seconds, None if place else time.perf_counter() - started
     for name in CONTROLS:
-        yield name, scorer.score(control(name, image.key, scorer.cells, seed)), None, None
+        yield name, scorer.score(control(name, image, scorer.cells, seed)), None, None
 
 
 def gain(pairs: Sequence[tuple[Score, float]]) -> float:
