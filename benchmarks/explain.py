@@ -9,6 +9,9 @@ map that falls with the distance from the middle of the image.
     --cifar   cifar10-test.parquet, for models with ten classes
     --photos  photographs, such as an archive of them, for models with 1,000 classes
 
+Occlusion and integrated gradients compare the image with its blurred copy, as the scores do; --removal mean shows
+whether their lead depends on that. Occlusion of the cells themselves has a correlation of 1 by its definition.
+
 Columns: part of the images where deletion, insertion and correlation are better than 97.5 % of random maps, and where
 two of the three are (`faithful`); the mean rank correlation, and the mean limits of 95 % of random maps; by how much
 deletion lowers and insertion raises the mean score more than random maps do, as a part of what the score loses when the
@@ -24,6 +27,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,7 @@ from table import RESULTS, write_table
 
 from tessella.data.sources import iter_sources
 from tessella.errors import ImageError
-from tessella.explain.faithfulness import RANDOM_MAPS, STEPS, Faithfulness, Score, Scorer
+from tessella.explain.faithfulness import REMOVALS, Faithfulness, Score, Scorer, ScoreSettings
 from tessella.explain.maps import AttributionMap
 from tessella.explain.methods import attribute, methods_for
 from tessella.explain.random_maps import random_fields
@@ -77,11 +81,11 @@ def maps_of(
 
 
 def measure_image(
-    subject: Subject, image: PreparedImage, methods: Sequence[str], seed: int
+    subject: Subject, image: PreparedImage, methods: Sequence[str], settings: ScoreSettings, seed: int
 ) -> Iterator[tuple[str, Faithfulness, float | None, float | None]]:
     """Yield the name of each map of an image, its scores, its seconds, and those of its score without a cache."""
     target = int(subject.logits(image.x)[0].argmax())
-    scorer = Scorer(subject, image, target, seed=seed)
+    scorer = Scorer(subject, image, target, settings=settings, seed=seed)
     for place, (found, name, seconds) in enumerate(maps_of(subject, image, target, methods, seed)):
         started = time.perf_counter()
         scores = scorer.score(found)
@@ -120,7 +124,9 @@ def median_ms(seconds: Sequence[float | None]) -> float | None:
     return round(1000 * statistics.median(known), 1) if known else None
 
 
-def measure_model(name: str, sources: Sequence[Any], methods: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def measure_model(
+    name: str, sources: Sequence[Any], methods: Sequence[str], settings: ScoreSettings, seed: int
+) -> list[dict[str, Any]]:
     """Return one row per method of a model, the most faithful first, then the controls."""
     subject = Subject(load(name))
     applicable = [method for method in methods_for(subject.model) if not methods or method in methods]
@@ -130,10 +136,10 @@ def measure_model(name: str, sources: Sequence[Any], methods: Sequence[str], see
         if isinstance(image, ImageError):
             raise image
         images += 1
-        for method, scores, map_s, score_s in measure_image(subject, image, applicable, seed):
+        for method, scores, map_s, score_s in measure_image(subject, image, applicable, settings, seed):
             results.setdefault(method, []).append((scores, map_s, score_s))
             cells = scores.cells
-    conditions = dict(images=images, cells=f"{cells[0]} x {cells[1]}", steps=STEPS, random_maps=RANDOM_MAPS, seed=seed)
+    conditions = dict(images=images, cells=f"{cells[0]} x {cells[1]}", **asdict(settings), seed=seed)
     score_ms = median_ms([score_s for measured in results.values() for *_, score_s in measured])
     rows: list[dict[str, Any]] = [
         dict(model=name, family=subject.family, method=method)
@@ -187,7 +193,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             print(f"{name}: no images, so it is left out", file=sys.stderr)
             continue
         started = time.perf_counter()
-        yield from measure_model(name, draw_sources(path, args.images, args.seed), args.methods, args.seed)
+        sources = draw_sources(path, args.images, args.seed)
+        yield from measure_model(name, sources, args.methods, ScoreSettings(removal=args.removal), args.seed)
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -200,6 +207,7 @@ def parse_args() -> argparse.Namespace:
     add("--images", type=int, default=200, metavar="N", help="images per model [default: 200]")
     add("--cifar", type=Path, metavar="TEST", help="cifar10-test.parquet")
     add("--photos", type=Path, metavar="INPUT", help="photographs for models with 1,000 classes")
+    add("--removal", choices=REMOVALS, default="blur", help="what replaces removed cells [default: blur]")
     add("--seed", type=int, default=0, help="of the images and random maps [default: 0]")
     add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     args = parser.parse_args()

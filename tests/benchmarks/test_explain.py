@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tessella.errors import ImageError
-from tessella.explain.faithfulness import Curve, Faithfulness, Score
+from tessella.explain.faithfulness import Curve, Faithfulness, Score, ScoreSettings
 from tessella.explain.subject import PreparedImage
 
 from .test_photographs import ROOT, load
@@ -74,6 +74,7 @@ def test_the_table_of_a_small_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--cifar", str(ROOT / "examples"), "--images", "2", "--methods", "grad-cam", "--out", str(tmp_path)]
+    arguments += ["--removal", "mean"]
     other = "convmixer_384_8_ks5_p8.photographs"
     monkeypatch.setattr(sys, "argv", ["explain", "--models", MODEL, other, *arguments])
     explain.main()
@@ -84,8 +85,8 @@ def test_the_table_of_a_small_run(
     assert set(names) >= {"grad-cam", "random", "center"}
     assert set(names[-2:]) == {"random", "center"}
     assert {row["model"] for row in rows} == {MODEL}
-    assert {(row["images"], row["cells"], row["random_maps"], row["steps"]) for row in rows} == {
-        ("2", "8 x 8", "39", "4")
+    assert {(row["images"], row["cells"], row["random_maps"], row["removal"]) for row in rows} == {
+        ("2", "8 x 8", "39", "mean")
     }
     grad_cam = rows[names.index("grad-cam")]
     assert float(grad_cam["map_ms"]) > 0
@@ -101,7 +102,7 @@ def test_the_table_of_a_small_run(
 def test_an_image_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     with pytest.raises(ImageError):
-        explain.measure_model(MODEL, explain.draw_sources(tmp_path, 1, 0), ["grad-cam"], 0)
+        explain.measure_model(MODEL, explain.draw_sources(tmp_path, 1, 0), ["grad-cam"], ScoreSettings(), 0)
 
 
 def test_images_are_drawn_at_random_in_order(tmp_path: Path) -> None:

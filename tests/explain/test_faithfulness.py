@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tessella.explain.faithfulness import (
     RANDOM_MAPS,
     Faithfulness,
     Scorer,
+    ScoreSettings,
     blurred,
     cell_grid,
     compare,
@@ -189,6 +191,29 @@ def test_a_difference_of_classes(subject: Subject, image: PreparedImage, amplitu
     assert scorer.score(as_map(-amplitudes)).faithful
 
 
+def test_what_replaces_a_cell_can_be_chosen(subject: Subject) -> None:
+    """A model of color sees a blurred image as it is, so only the mean color removes anything from it."""
+    values = amplitudes_of(np.add.outer(np.arange(8.0), np.arange(8.0) / 10))
+    pixels = np.kron(128 + values, np.ones((PATCH, PATCH)))
+    ((_, image),) = subject.prepare([np.repeat(pixels[:, :, None], 3, 2).astype(np.uint8)])
+    assert isinstance(image, PreparedImage)
+    sums = Subject(Predictor(brightness_model()))
+    blur, mean = (Scorer(sums, image, 0, settings=ScoreSettings(removal=removal)) for removal in ("blur", "mean"))
+    assert np.allclose(mean.drops, (values - values.mean()).ravel() / 127.5 / 64, atol=1e-3)
+    assert np.abs(blur.drops).mean() < 0.4 * np.abs(mean.drops).mean()
+    assert mean.score(as_map(values)).faithful
+
+
+def brightness_model() -> ConvMixer:
+    """The model of `additive_model`, but its first channel is the mean brightness of a patch."""
+    model = additive_model()
+    with torch.no_grad():
+        model.stem[0].weight.fill_(1 / 48)
+        model.stem[0].bias.fill_(1)  # black is -1: no patch is below the threshold of ReLU
+        model.head.weight.copy_(torch.tensor([[0.5, 0.5], [0, 0], [0, 0]]))
+    return model
+
+
 # --- maps that rank nothing -------------------------------------------------------------------------------------------
 
 
@@ -228,13 +253,21 @@ def test_maps_that_are_none(scorer: Scorer, values: NDArray[np.float64]) -> None
 
 @pytest.mark.parametrize(
     ("target", "versus", "more"),
-    [(3, None, {}), (-1, None, {}), (0, 3, {}), (1, 1, {}), (0, None, dict(steps=1)), (0, None, dict(random_maps=0))],
+    [
+        (3, None, {}),
+        (-1, None, {}),
+        (0, 3, {}),
+        (1, 1, {}),
+        (0, None, dict(steps=1)),
+        (0, None, dict(random_maps=0)),
+        (0, None, dict(removal="noise")),
+    ],
 )
 def test_arguments_are_checked(
-    subject: Subject, image: PreparedImage, target: int, versus: int | None, more: dict[str, int]
+    subject: Subject, image: PreparedImage, target: int, versus: int | None, more: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        Scorer(subject, image, target, versus, **more)
+        Scorer(subject, image, target, versus, settings=ScoreSettings(**more))
     assert caught.value.code == "bad_argument"
 
 
