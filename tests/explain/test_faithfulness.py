@@ -271,6 +271,19 @@ def test_arguments_are_checked(
     assert caught.value.code == "bad_argument"
 
 
+@pytest.mark.parametrize("patch_size", [32, 16])
+def test_a_model_with_a_few_patches_cannot_be_better_than_random(patch_size: int) -> None:
+    """Random maps put up to four cells into the same order too often for any map to be beyond the upper 2.5 %."""
+    model = tessella.create_model(
+        "convmixer_256_8_ks3_p4", pretrained=False, dim=2, depth=0, patch_size=patch_size, num_classes=3
+    )
+    model.pretrained_cfg = dict(input_size=(3, 32, 32), crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    few = Subject(Predictor(model))
+    image = image_of(few, amplitudes_of(np.arange(64.0).reshape(SIDE, SIDE)))
+    scorer = Scorer(few, image, 0)
+    assert not scorer.score(as_map(scorer.drops.reshape(scorer.cells))).faithful
+
+
 # --- maps of any resolution -------------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,9 @@ def score_map(
 ) -> Faithfulness:
     """Measure how faithful one map is; `Scorer` does it for several maps of one image with fewer passes.
 
-    target, versus: the classes of the map. steps: points of a curve beyond the first. random_maps: those with curves.
+    target, versus: the classes of the map. steps: points of a curve beyond the first. random_maps: those whose curves
+    are computed; with fewer than 39, more than 2.5 % of random maps are beyond the interval. The model computes at most
+    189 images: without each of up to 64 cells, and three for each curve.
     Raises UsageError `bad_argument` for classes or numbers out of range, and a map that is not finite.
     """
     return Scorer(subject, image, target, versus, settings=ScoreSettings(steps, random_maps), seed=seed).score(map)
@@ -293,7 +295,7 @@ class Scorer:
 
 
 def _check(subject: Subject, target: int, versus: int | None) -> None:
-    count = len(subject.labels)
+    count = subject.model.num_classes
     for index in (target, target if versus is None else versus):
         if not 0 <= index < count:
             raise UsageError("bad_argument", f"there is no class {index}: the model has classes 0 to {count - 1}")
