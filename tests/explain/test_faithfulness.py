@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,7 @@ def test_coarse_maps_are_interpolated(subject: Subject) -> None:
 IMAGES, MAPS = 50, 20  # random maps are independent of the images, so any that is called faithful is a false alarm
 
 
+@cache
 def false_alarms(subject: Subject, kind: str) -> dict[str, float]:
     """Return the part of random maps that each figure and the rule take for faithful.
 
@@ -338,7 +340,10 @@ def random_values(kind: str, rng: np.random.Generator) -> NDArray[np.float64]:
     return random_fields(rng, MAPS, (SIDE, SIDE), float(kind))
 
 
-@pytest.mark.parametrize("kind", ["noise", "0.6", "1.25", "2.5", "few values", "smooth and noise", "one blob"])
+COMMON, OTHER = ("noise", "1.25", "few values"), ("0.6", "2.5", "smooth and noise", "one blob")
+
+
+@pytest.mark.parametrize("kind", [*COMMON, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHER)])
 def test_random_maps_are_called_faithful_at_the_stated_rate(subject: Subject, kind: str) -> None:
     """The rule promises 3.75 % and each figure 2.5 %; 1,000 maps of 50 images estimate them within about 1.5 %."""
     rates = false_alarms(subject, kind)
