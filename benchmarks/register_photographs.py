@@ -1,8 +1,8 @@
 """Add the model for photographs to the package: `python benchmarks/register_photographs.py RUN ... --figures CSV`.
 
-RUN is the folder of a run of benchmarks/train_photographs; if it has not finished, the averaged weights of its newest
-checkpoint are taken. Several runs are a chain, in which each one started from the weights of the one before, as
-`local-dir:RUN1` or `local-dir:SNAPSHOT` of benchmarks/snapshot.py. --settings are the files with their settings.
+The RUNs are OUT/1 and OUT/2 of benchmarks/train_photographs.py: a chain, in which each one started from the weights of
+the one before. Of a run that was stopped, the averaged weights of its newest checkpoint are taken. --settings are the
+files with their settings.
 
 The weights are written to src/tessella/weights/builtin as ARCHITECTURE.photographs in float16, with a row in
 builtin.json and a card. CSV is a result of `scripts/bench photographs` whose rows are shown in the card; the row
@@ -32,12 +32,12 @@ from tessella.training import checkpoint
 from tessella.training.config import TrainConfig, differences, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
-PATHS = ("model", "teacher")  # settings that may be written in another way in the file
+PATHS = ("model", "teacher", "teacher_labels")  # settings that name files, which may be elsewhere
 TAG, MOST_BYTES = "photographs", 6_000_000
 CROP_PCT = 1.0  # of the center crop: the whole shorter side is seen
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ROOT / "benchmarks" / "photograph_model.json"
-COMMAND = "benchmarks/train_photographs ../shared/data"
+SETTINGS = tuple(ROOT / "benchmarks" / "photograph_model" / f"{number}.json" for number in (1, 2))
+COMMAND = "python benchmarks/train_photographs.py ../shared/data RUN"
 SOURCES = (
     (
         "photographs of clothing, train split of clothing.tar",
@@ -68,20 +68,16 @@ def class_warning(figures: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of a chain: its settings, the command that repeats it, its epochs, and its steps, done and planned."""
+    """A run of a chain: its settings, its epochs, and its steps, done and planned."""
 
     settings: dict[str, Any]
-    command: str
     epochs: list[dict[str, Any]]
     step: int
     steps: int
 
     @classmethod
-    def read(cls, run: Path, file: Path, number: int) -> Stage:
-        """Read the files of a run. file: its settings. number: its place in the chain, from 1.
-
-        Exits if the settings of the run are not those in the file that the card names.
-        """
+    def read(cls, run: Path, file: Path) -> Stage:
+        """Read the files of a run. Exits if its settings are not those in `file`."""
         expected = TrainConfig.from_dict(json.loads(file.read_text()))
         settings = TrainConfig.from_dict(read_config(run / "train.json"))
         if changed := [key for key in differences(expected, settings) if key not in PATHS]:
@@ -91,12 +87,7 @@ class Stage:
         done = steps = history[-1]["step"]
         if not finished(run) and (saved := checkpoint.read_newest(run, print)) is not None:
             done, steps = saved.state["step"], next(row["steps"] for row in history if row["kind"] == "step")
-        command = f"{COMMAND} RUN{number}"
-        if file != SETTINGS:
-            command += f" --config {file.relative_to(ROOT)}"
-        if Path(settings.teacher).suffix:  # a file instead of the folder of the combined teacher
-            command += f" --teacher {settings.teacher}"
-        return cls(settings.as_dict(), command, [row for row in epochs if row["step"] <= done], done, steps)
+        return cls(settings.as_dict(), [row for row in epochs if row["step"] <= done], done, steps)
 
 
 def finished(run: Path) -> bool:
@@ -104,10 +95,9 @@ def finished(run: Path) -> bool:
     return (run / "model.safetensors").is_file()
 
 
-def register(runs: Sequence[Path], figures: Path, settings: Sequence[Path] = (SETTINGS,)) -> str:
+def register(runs: Sequence[Path], figures: Path, settings: Sequence[Path] = SETTINGS) -> str:
     """Write or replace the weights, the row and the card of the model, and return its name."""
-    numbers = range(1, len(runs) + 1)
-    stages = [Stage.read(run, file, number) for run, file, number in zip(runs, settings, numbers, strict=True)]
+    stages = [Stage.read(run, file) for run, file in zip(runs, settings, strict=True)]
     architecture = stages[0].settings["model"]
     name = f"{architecture}.{TAG}"
     rows = {row["model"]: row for row in csv.DictReader(figures.read_text().splitlines())}
@@ -165,13 +155,13 @@ def card(name: str, stages: Sequence[Stage], rows: dict[str, dict[str, str]]) ->
         *(figures_row(row) for row in rows.values()), "",
         "## Training", "",
         "Distilled from random weights, without labels: cosine with the teacher's centered embedding through a linear "
-        "layer that is dropped afterwards, and the divergence of the logits. The teacher sees the same crop. It is "
-        f"made {TEACHER}. In the root of the repository:", "",
-        *(f"    {stage.command}" for stage in stages), "",
+        "layer that is dropped afterwards, and the divergence of the logits. The teacher sees the same crop. The first "
+        f"stage learns from MobileNetV2 alone, the second from a teacher that is made {TEACHER}. In the root of the "
+        "repository:", "",
+        f"    {COMMAND}", "",
         f"Seed {first['seed']}, {seen:,} images, {hours:.1f} hours on a CPU with 2 cores, with other work beside it. "
         + " ".join(
-            f"RUN{number} was stopped after {stage.step:,} of {stage.steps:,} steps; its averaged weights, written by "
-            "benchmarks/snapshot.py, were used."
+            f"Stage {number} was stopped after {stage.step:,} of {stage.steps:,} steps; its averaged weights were used."
             for number, stage in enumerate(stages, 1) if stage.step < stage.steps
         )
         + " The validation split was used to choose the settings.", "",
@@ -198,7 +188,7 @@ def main() -> None:
     parser.add_argument(
         "--figures", type=Path, required=True, metavar="CSV", help="result of scripts/bench photographs"
     )
-    parser.add_argument("--settings", type=Path, nargs="+", default=[SETTINGS], metavar="FILE", help="of each run")
+    parser.add_argument("--settings", type=Path, nargs="+", default=SETTINGS, metavar="FILE", help="of each run")
     args = parser.parse_args()
     print(register(args.runs, args.figures, [file.resolve() for file in args.settings]))
 

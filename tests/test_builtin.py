@@ -64,7 +64,8 @@ def test_the_photograph_model_is_small_and_has_a_card() -> None:
     assert file.stat().st_size <= 6_000_000
     assert hashlib.sha256(file.read_bytes()).hexdigest() == row.sha256
     card = (BUILTIN_FOLDER / f"{PHOTOGRAPH_MODEL}.md").read_text()
-    for text in ("benchmarks/train_photographs ../shared/data RUN1", "CC0", "MIT", "Apache-2.0", PHOTOGRAPH_MODEL):
+    command = "python benchmarks/train_photographs.py ../shared/data RUN\n"
+    for text in (command, "CC0", "MIT", "Apache-2.0", PHOTOGRAPH_MODEL):
         assert text in card
     assert tessella.load(PHOTOGRAPH_MODEL).labels == labels_for("imagenet-1k").names
 

@@ -31,7 +31,7 @@ def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "builtin.json").write_text(json.dumps([dict(name="other.cifar10")]))
     monkeypatch.setattr(register_photographs, "BUILTIN_FOLDER", folder)
     monkeypatch.setattr(register_photographs, "ROOT", tmp_path)
-    monkeypatch.setattr(register_photographs, "SETTINGS", tmp_path / "photograph_model.json")
+    monkeypatch.setattr(register_photographs, "SETTINGS", (tmp_path / "1.json", tmp_path / "2.json"))
     return folder
 
 
@@ -44,7 +44,7 @@ def test_a_chain_of_runs_is_registered(tmp_path: Path, builtin: Path) -> None:
     changes = dict(model=f"local-dir:{runs[0]}", model_args={}, init_from="pretrained", epochs=1)
     follow = TrainConfig.from_dict({**config.as_dict(), **changes})
     train(data, runs[1], follow)
-    settings = [register_photographs.SETTINGS, tmp_path / "second.json"]
+    settings = register_photographs.SETTINGS
     for file, run in zip(settings, runs, strict=True):
         file.write_text(json.dumps(json.loads((run / "train.json").read_text())["config"]))
     for _ in range(2):  # the second time, its row is replaced
@@ -60,15 +60,15 @@ def test_a_chain_of_runs_is_registered(tmp_path: Path, builtin: Path) -> None:
         np.testing.assert_allclose(shipped[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
     card = (builtin / f"{MODEL}.photographs.md").read_text()
     assert "| `convmixer_768_32` | 80.9 % | 85.9 % | 7.8 % | 1.6 % |  |" in card
-    assert "    benchmarks/train_photographs ../shared/data RUN1\n" in card
-    assert "    benchmarks/train_photographs ../shared/data RUN2 --config second.json\n" in card
+    assert "    python benchmarks/train_photographs.py ../shared/data RUN\n" in card
     assert card.count("\n| 3 | ") == 1  # epochs of both runs
     assert "was stopped" not in card
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path: Path, builtin: Path) -> None:
     train(make_images(tmp_path / "data"), tmp_path / "run", small(MODEL, epochs=1))
-    (tmp_path / "photograph_model.json").write_text(json.dumps(small(MODEL, epochs=1, lr=0.1).as_dict()))
-    with pytest.raises(SystemExit, match=r"was not made with .*photograph_model\.json: lr differ"):
-        register_photographs.register([tmp_path / "run"], tmp_path / "figures.csv", [register_photographs.SETTINGS])
+    file = register_photographs.SETTINGS[0]
+    file.write_text(json.dumps(small(MODEL, epochs=1, lr=0.1).as_dict()))
+    with pytest.raises(SystemExit, match=r"was not made with .*1\.json: lr differ"):
+        register_photographs.register([tmp_path / "run"], tmp_path / "figures.csv", [file])
     assert [path.name for path in builtin.iterdir()] == ["builtin.json"]

@@ -1,0 +1,89 @@
+"""The attribution methods by name, which of them apply to a model, and which is the best for its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import UsageError
+from ..extras import is_installed
+from ..models.base import ImageModel
+from ..models.convit import ConViT
+from ..models.crossvit import CrossViT
+from ..text import any_of
+from .attention import attention_map
+from .grad_cam import grad_cam
+from .maps import AttributionMap
+from .perturbation import integrated_gradients, occlusion
+from .subject import PreparedImage, Subject, family_of
+
+METHODS = ("grad-cam", "attention", "integrated-gradients", "occlusion")
+WITH_CAPTUM = ("integrated-gradients", "occlusion")  # the extra `explain` installs it
+
+# Best first, by measurement; see docs/results.md.
+RANKING: Mapping[str, tuple[str, ...]] = {
+    "convmixer": ("grad-cam", "occlusion", "integrated-gradients"),
+    "mixer": ("grad-cam", "occlusion", "integrated-gradients"),
+    "gmixer": ("grad-cam", "occlusion", "integrated-gradients"),
+    "resmlp": ("grad-cam", "occlusion", "integrated-gradients"),
+    "gmlp": ("grad-cam", "occlusion", "integrated-gradients"),
+    "convit": ("attention", "grad-cam", "occlusion", "integrated-gradients"),
+    "crossvit": ("attention", "grad-cam", "occlusion", "integrated-gradients"),
+}
+
+
+def methods_for(model: ImageModel) -> tuple[str, ...]:
+    """Return the methods that apply to a model, in the order of METHODS, whether or not their packages are installed.
+
+    A model without a classifier has none.
+    """
+    return tuple(method for method in METHODS if method_problem(model, method) is None)
+
+
+def method_problem(model: ImageModel, method: str) -> str | None:
+    """Return why a method does not apply to a model, as a sentence, or None if it does.
+
+    Raises UsageError `bad_argument` for an unknown method.
+    """
+    if method not in METHODS:
+        raise UsageError("bad_argument", f"there is no method {method!r}", hint=f"methods: {any_of(METHODS)}")
+    if not model.num_classes or model.global_pool == "":
+        return "the model does not give one row of logits per image, so there is no class to explain"
+    if method == "attention" and not isinstance(model, ConViT | CrossViT):
+        return f"{type(model).__name__} has no attention"
+    return None
+
+
+def choose_method(model: ImageModel) -> str:
+    """Return the best method of RANKING that applies to a model and whose package is installed.
+
+    Raises UsageError `bad_argument` for a model without a classifier.
+    """
+    ranking = [method for method in RANKING[family_of(model)] if method_problem(model, method) is None]
+    if not ranking:
+        raise UsageError("bad_argument", str(method_problem(model, METHODS[0])))
+    return next(method for method in ranking if method not in WITH_CAPTUM or is_installed("captum"))
+
+
+def attribute(
+    subject: Subject, image: PreparedImage, target: int, method: str, *, versus: int | None = None, seed: int = 0
+) -> AttributionMap:
+    """Compute how much each position of an image adds to the score of a class.
+
+    target: index of the class. method: one of METHODS, or "auto" for `choose_method`. versus: explain the difference to
+    the logit of this class instead. seed: for methods with random numbers; none of these has any. The shape of the
+    values depends on the method: the grid of patches, or one value per pixel for integrated gradients.
+    Raises UsageError `bad_argument` for unknown classes and methods, and for methods that do not apply to the model;
+    `missing_dependency` for a method whose package is not installed.
+    """
+    model = subject.model
+    if method == "auto":
+        method = choose_method(model)
+    if problem := method_problem(model, method):
+        raise UsageError("bad_argument", problem, hint=f"methods for this model: {any_of(methods_for(model))}")
+    compute = {
+        "grad-cam": grad_cam,
+        "attention": attention_map,
+        "integrated-gradients": integrated_gradients,
+        "occlusion": occlusion,
+    }[method]
+    return compute(model, image.x, target, versus=versus)
