@@ -38,7 +38,7 @@ REASONS = {  # why a request for explanations cannot be carried out, as one fixe
     "captum": "This method needs Captum, which is not installed where the server runs.",
     "": "",
 }
-COMMAND = "from tessella.serve.explain_worker import run_worker; run_worker(int(sys.argv[1]))"
+COMMAND = "from tessella.serve.explain_loop import run_explainer; run_explainer()"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class ProcessLostError(Exception):
 class ExplainProcess:
     """A running process. Every method is called in one thread, except `kill`. Raises OSError if it cannot be started.
 
-    command: Python code that answers orders on the descriptor `int(sys.argv[1])`. threads: that PyTorch may use.
+    command: Python code that runs `explain_loop.run_worker`. threads: that PyTorch may use. nice: how far the priority
+    is below that of the server.
     """
 
     def __init__(self, command: str = COMMAND, *, threads: int, nice: int = EXPLAIN_NICE):

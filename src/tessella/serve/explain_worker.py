@@ -1,22 +1,11 @@
-"""What runs in the process that explains: it loads models with PyTorch and answers one order after another."""
+"""What the process that explains does for an order: load the model with PyTorch, and explain one image."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import os
-import pickle
-import queue
-import signal
-import socket
-import sys
-import threading
 import time
 import traceback
-from contextlib import suppress
-from pathlib import Path
-
-import msgspec
 
 from ..data.decode import encode_png
 from ..errors import TessellaError, UsageError
@@ -26,7 +15,6 @@ from ..explain.methods import methods_for
 from ..predictor import load
 from ..results import Prediction
 from .explain_process import (
-    HEAD_BYTES,
     ClassScore,
     ExplainedImage,
     ExplainFailure,
@@ -44,35 +32,6 @@ class RefusedOrderError(Exception):
     def __init__(self, reason: str, message: str, code: str = "unprocessable") -> None:
         super().__init__(message)
         self.failure = ExplainFailure(code, message, is_image=False, reason=reason)
-
-
-def run_worker(descriptor: int) -> None:
-    """Answer orders that arrive on a descriptor until its other end is closed; that ends the process at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a supervisor: the server ends this process
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError, AttributeError):
-        os.nice(int(sys.argv[2]))
-    with suppress(OSError):  # if memory runs out, the kernel ends this process and not the server (Linux)
-        Path("/proc/self/oom_score_adj").write_text("500")
-    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    channel = socket.socket(fileno=descriptor)
-    threading.Thread(target=_read, args=(channel, orders), daemon=True).start()
-    worker = OrderRunner()
-    _send(channel, WorkerAnswer())
-    while True:
-        _send(channel, worker.answer(pickle.loads(orders.get())))
-
-
-def _read(channel: socket.socket, orders: queue.SimpleQueue[bytes]) -> None:
-    with channel.makefile("rb") as file:
-        while len(head := file.read(HEAD_BYTES)) == HEAD_BYTES:
-            orders.put(file.read(int.from_bytes(head, "little")))
-    os._exit(0)  # the server has ended, whatever is being computed
-
-
-def _send(channel: socket.socket, answer: WorkerAnswer) -> None:
-    body = msgspec.json.encode(answer)
-    channel.sendall(len(body).to_bytes(HEAD_BYTES, "little") + body)
 
 
 class OrderRunner:

@@ -24,7 +24,7 @@ from ..info import info
 from ..machine import thread_count
 from .admission import Admission, Ticket
 from .explain_process import REASONS, ExplainedImage, ExplainFailure, ExplainOrder, ExplainProcess
-from .explain_queue import ExplainHooks, Explaining, ExplainJob, ExplainOutcome, ExplainQueue
+from .explain_queue import ExplainHooks, ExplainJob, ExplainOutcome, ExplainQueue
 from .metrics import ServeMetrics
 from .models import ModelHost, ServedModel, in_thread
 from .problems import RequestError, RetryLaterError
@@ -77,27 +77,17 @@ class _Prepared:
 
 
 class Explanations:
-    """Explains images within limits of their own. All methods are called in the event loop.
+    """Explains images within limits of their own. All methods are called in the event loop; call `close` in the end."""
 
-    start: starts a process, as for `ExplainQueue`; None for one with PyTorch. Call `close` in the end.
-    """
-
-    def __init__(
-        self,
-        settings: ServeSettings,
-        metrics: ServeMetrics,
-        host: ModelHost,
-        *,
-        start: Callable[[], Explaining] | None = None,
-    ) -> None:
+    def __init__(self, settings: ServeSettings, metrics: ServeMetrics, host: ModelHost) -> None:
         self._settings, self._metrics, self._host = settings, metrics, host
         self._admission = Admission(max_images=MAX_EXPLAINED, max_bytes=settings.queue_bytes)
         self._pace = FIRST_PACE  # seconds per image lately
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.is_available = settings.explain and (start is not None or is_installed("torch"))
+        self.is_available = settings.explain and is_installed("torch")
         threads = thread_count()
         self._queue = ExplainQueue(
-            start or (lambda: ExplainProcess(threads=threads)),
+            lambda: ExplainProcess(threads=threads),
             idle_seconds=60 * settings.explain_idle_minutes,
             hooks=ExplainHooks(on_end=self._on_end),
         )

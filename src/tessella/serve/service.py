@@ -290,7 +290,7 @@ class Service:
                     until = time.monotonic() + seconds
                     served = await self.open(model)
                     is_open = True
-                    return await self.explanations.explain(images, served, options, until, self.decode)
+                    return await self.explanations.explain(images, served, options, until, self._decode_one)
             except TimeoutError:
                 if not timeout.expired():
                     raise
@@ -303,6 +303,10 @@ class Service:
         data: its encoded bytes, or where the decoding process reads them.
         """
         self.check()
+        return await self._decode_one(data, spec)
+
+    async def _decode_one(self, data: bytes | Source, spec: InputSpec) -> Decoded:
+        """Decode an image of a request that was accepted."""
         assert self._stages is not None
         size = len(data) if isinstance(data, bytes) else 0  # the process that reads an image also holds it
         async with self._admitted(1, size + _pixel_bytes(spec), self.settings.deadline):

@@ -10,7 +10,7 @@ const OTHER_CLASS = "other";
 /** Explain an image that was classified. entry: of the view Classify; `record`, `model` and `url` are set. */
 export function showWhy(entry) {
   const why = document.createElement("tessella-why");
-  const dialog = makeDialog(`Why is this “${shortLabel(entry.record.top[0].label)}”?`, why);
+  const dialog = makeDialog(`Explain ${entry.file.name}`, why);
   dialog.classList.add("wide");
   dialog.addEventListener("close", () => why.stop());
   openDialog(dialog);
@@ -26,6 +26,9 @@ class Why extends HTMLElement {
     this.picture = make("img", { src: url, alt: file.name });
     this.overlay = make("img", { class: "why-overlay", alt: "", hidden: true });
     this.stage = make("div", { class: "why-stage" }, this.picture, this.overlay);
+    this.stage.style.aspectRatio = `${record.width} / ${record.height}`;
+    this.stage.style.maxWidth = `calc((100dvh - 320px) * ${record.width / record.height})`;
+    this.outside = make("span", { class: "hint", hidden: true }, "The dark parts are not seen by the model.");
     this.shown = make("input", {
       type: "checkbox",
       id: "why-shown",
@@ -45,7 +48,7 @@ class Why extends HTMLElement {
           "figcaption",
           {},
           make("label", { class: "control", for: "why-shown" }, this.shown, "Show the map"),
-          legend(),
+          legend(this.outside),
         ),
       ),
       make("div", { class: "why-text" }, this.#controls(record.top), this.status, this.facts, this.request),
@@ -169,7 +172,8 @@ class Why extends HTMLElement {
         make("span", { class: "muted" }, result.verdict_reason ?? ""),
       ),
     );
-    const sum = total === null || total === undefined ? "" : ` The map sums to ${signed(total)}, exactly the ${versus ? "difference of the two scores" : "score of the class"}.`;
+    const what = versus ? "difference between the scores of the two classes" : "score of the class";
+    const sum = total === null || total === undefined ? "" : ` The map sums to ${signed(total)}, the ${what}.`;
     this.facts.replaceChildren(
       ...(Object.keys(scores).length ? [scoreTable(scores)] : []),
       make("p", { class: "muted" }, `Method: ${methodName(result.method)} (${result.reason}).${sum}`),
@@ -190,8 +194,10 @@ class Why extends HTMLElement {
     style.top = `${(100 * top) / height}%`;
     style.width = `${(100 * (right - left)) / width}%`;
     style.height = `${(100 * (bottom - top)) / height}%`;
+    this.outside.hidden = left < 1 && top < 1 && width - right < 1 && height - bottom < 1;
     this.overlay.src = overlay;
-    this.overlay.alt = `Map for ${shortLabel(target.label)}: the strongest support is ${strongest(map)} of what the model sees`;
+    const place = strongest(map);
+    this.overlay.alt = `Map for ${shortLabel(target.label)}: the strongest support is ${place} of what the model sees`;
     this.shown.disabled = false;
     this.#showOverlay();
   }
@@ -234,7 +240,7 @@ function scoreTable(scores) {
   );
 }
 
-function legend() {
+function legend(...notes) {
   return make(
     "div",
     { class: "why-legend" },
@@ -242,6 +248,7 @@ function legend() {
     make("span", { class: "why-scale", "aria-hidden": "true" }),
     make("span", {}, "supports"),
     make("span", { class: "hint" }, "Solid lines enclose the strongest support, dashed lines what speaks against it most."),
+    notes,
   );
 }
 
