@@ -13,7 +13,6 @@ import pytest
 from tessella.serve import explain_queue, explanations
 from tessella.serve.explain_process import REASONS
 from tessella.serve.explanations import MAX_EXPLAINED
-from tessella.serve.metrics import EXPLAIN_METHODS
 from tessella.serve.problems import RetryLaterError
 
 from . import fake_explainer
@@ -203,12 +202,6 @@ def test_an_answer_has_the_fields_of_the_description(explainer: App, cat: bytes)
     jsonschema.validate(schema["components"]["schemas"]["ExplanationsBody"]["example"], kind)
     described = schema["components"]["schemas"]["ExplanationBody"]["properties"]
     assert {*body["results"][0], "message"} == described.keys()
-
-
-def test_the_methods_are_those_of_the_package() -> None:
-    from tessella.explain.methods import METHODS
-
-    assert set(EXPLAIN_METHODS) == set(METHODS)
 
 
 def test_explanations_are_counted(explainer: App, cat: bytes) -> None:
