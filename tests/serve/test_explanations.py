@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import time
 from collections.abc import Awaitable
@@ -20,6 +21,7 @@ from tessella.errors import ImageError, ServeError, TessellaError
 from tessella.serve import explain_queue, explanations, models
 from tessella.serve.explain_process import ExplainedImage
 from tessella.serve.explanations import MAX_EXPLAINED, ExplainAnswer, ExplainOptions, box, memory_to_explain
+from tessella.serve.models import ServedModel
 from tessella.serve.problems import RequestError, RetryLaterError
 from tessella.serve.service import Service
 
@@ -255,15 +257,21 @@ def test_classification_does_not_wait_for_explanations() -> None:
     run(scenario)
 
 
-def test_memory_is_reserved_within_the_budget_of_the_models() -> None:
-    needed = memory_to_explain(MODEL)
+def served(service: Service) -> ServedModel:
+    model = service.models()[0].model
+    assert model is not None
+    return model
+
+
+def test_memory_is_reserved_within_the_budget_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanations, "memory_to_explain", lambda model: 1000)
     first_model = models.memory_needed(MODEL)
 
     async def enough(service: Service) -> None:
         assert service._host.reserved == 0
         await explain(service)
-        assert service._host.reserved == needed
-        assert service._host.memory == first_model + needed
+        assert service._host.reserved == 1000
+        assert service._host.memory == first_model + 1000
         service.explanations._queue._idle_seconds = 0.01
         await explain(service)
         await until(lambda: service._host.reserved == 0)
@@ -272,13 +280,25 @@ def test_memory_is_reserved_within_the_budget_of_the_models() -> None:
         assert await code_of(explain(service)) == "not_ready"
         assert free(service)
 
-    run(enough, memory_limit=first_model + needed)
-    run(too_little, memory_limit=first_model + needed - 1)
+    run(enough, memory_limit=first_model + 1000)
+    run(too_little, memory_limit=first_model + 999)
 
 
-def test_a_model_that_is_not_used_makes_room() -> None:
+def test_the_estimate_of_memory_grows_with_the_model() -> None:
+    async def scenario(service: Service) -> None:
+        small = served(service)
+        photographs = dataclasses.replace(small, source="convmixer_384_8_ks5_p8.photographs")
+        large = dataclasses.replace(small, source="mixer_b16_224", spec=InputSpec(height=224, width=224))
+        found = [memory_to_explain(model) for model in (small, photographs, large)]
+        assert explanations.PROCESS_BYTES < found[0] < found[1] < found[2] < 4 * explanations.PROCESS_BYTES * 2
+
+    run(scenario)
+
+
+def test_a_model_that_is_not_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     other = "gmixer_ti_p4_32.cifar10"
-    limit = models.memory_needed(MODEL) + max(memory_to_explain(MODEL), models.memory_needed(other))
+    needed = models.memory_needed(other)
+    monkeypatch.setattr(explanations, "memory_to_explain", lambda model: needed)
 
     async def scenario(service: Service) -> None:
         await service.infer([encoded(1)], model=other)
@@ -286,7 +306,7 @@ def test_a_model_that_is_not_used_makes_room() -> None:
         states = {status.name: status.state for status in service.models()}
         assert states == {MODEL: "ready", other: "unloaded"}
 
-    run(scenario, models=(MODEL, other), memory_limit=limit)
+    run(scenario, models=(MODEL, other), memory_limit=models.memory_needed(MODEL) + needed)
 
 
 def test_without_what_is_needed_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

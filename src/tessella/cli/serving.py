@@ -178,7 +178,7 @@ _limit_options = options(
         group="Advanced",
         type=_SECONDS,
         metavar="SECONDS",
-        default=60.0,
+        default=120.0,
         show_default=True,
         help="Time after which a request for explanations is given up.",
     ),

@@ -63,7 +63,7 @@ class OrderRunner:
             [order.pixels], subject, classes=order.wanted, versus=order.versus, method=order.method, keys=["image"]
         )
         if not isinstance(outcome, Explanation):
-            return WorkerAnswer(failure=ExplainFailure(outcome.code, outcome.message, is_image=True))
+            return WorkerAnswer(failure=ExplainFailure(outcome.status, outcome.message, is_image=True))
         explained = describe(outcome, order)
         explained.methods = list(methods_for(subject.model))
         explained.load_seconds, explained.seconds = loaded - begun, time.perf_counter() - loaded

@@ -70,7 +70,7 @@ class ServeSettings:
     idle_minutes: float | None = 30.0
     memory_limit: int | None = None
     explain: bool = True
-    explain_deadline: float = 60.0
+    explain_deadline: float = 120.0
     explain_idle_minutes: float = 5.0
 
     def __post_init__(self) -> None:
