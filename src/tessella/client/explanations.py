@@ -67,7 +67,7 @@ class ServedExplanation:
     height: int
 
 
-class _Class(msgspec.Struct):
+class _ExplainedClass(msgspec.Struct):
     index: int
     label: str
     probability: float
@@ -87,9 +87,9 @@ class _Explanation(msgspec.Struct):
     key: str
     status: str
     message: str = ""
-    top: list[_Class] = []
-    target: _Class | None = None
-    versus: _Class | None = None
+    top: list[_ExplainedClass] = []
+    target: _ExplainedClass | None = None
+    versus: _ExplainedClass | None = None
     method: str = ""
     methods: list[str] = []
     reason: str = ""

@@ -30,15 +30,24 @@ ExplainOutcome: TypeAlias = "ExplainedImage | ExplainFailure | ServeError"
 
 
 class Explaining(Protocol):
-    """What the queue needs of `ExplainProcess`."""
+    """What the queue needs of `ExplainProcess`, whose methods these are."""
 
     is_ready: bool
 
-    def is_alive(self) -> bool: ...
-    def wait_until_ready(self, until: float) -> None: ...
-    def ask(self, order: bytes, until: float) -> WorkerAnswer: ...
-    def kill(self) -> None: ...
-    def end(self) -> None: ...
+    def is_alive(self) -> bool:
+        """As in `ExplainProcess`."""
+
+    def wait_until_ready(self, until: float) -> None:
+        """As in `ExplainProcess`."""
+
+    def ask(self, order: bytes, until: float) -> WorkerAnswer:
+        """As in `ExplainProcess`."""
+
+    def kill(self) -> None:
+        """As in `ExplainProcess`."""
+
+    def end(self) -> None:
+        """As in `ExplainProcess`."""
 
 
 @dataclass(eq=False)
