@@ -51,9 +51,9 @@ def test_every_method_explains_every_built_in_model_it_applies_to(name: str) -> 
 
 
 # attention keeps only positive parts
-@pytest.mark.parametrize("method", ["grad-cam", "integrated-gradients", "occlusion"])
+@pytest.mark.parametrize("method", ["exact", "grad-cam", "integrated-gradients", "occlusion"])
 def test_the_difference_of_two_classes_changes_its_sign_with_their_order(method: str) -> None:
-    subject = Subject(tessella.load("convit_ti_p4_32.cifar10"))
+    subject = Subject(tessella.load("mixer_ti_p4_32.cifar10"))
     image = one_image(subject)
     found, swapped = (attribute(subject, image, a, method, versus=b).values for a, b in ((3, 5), (5, 3)))
     assert np.allclose(found, -swapped, atol=1e-4 * np.abs(found).max())
@@ -66,6 +66,18 @@ def test_attention_applies_to_models_that_have_it() -> None:
     with pytest.raises(UsageError, match="MlpMixer has no attention") as caught:
         attribute(subject, one_image(subject), 0, "attention")
     assert "grad-cam" in caught.value.hint
+
+
+def test_the_exact_method_applies_to_models_that_pool_positions() -> None:
+    exact = {name for name in BUILT_IN if "exact" in methods_for(tessella.load(name).model)}
+    assert exact == set(BUILT_IN[:4])
+    subject = Subject(tessella.load("convit_ti_p4_32.cifar10"))
+    with pytest.raises(UsageError, match="class token"):
+        attribute(subject, one_image(subject), 0, "exact")
+    image = one_image(subject := Subject(tessella.load("mixer_ti_p4_32.cifar10")))
+    found = attribute(subject, image, 2, "exact")
+    assert found.total == pytest.approx(float(found.values.sum()), abs=1e-4)
+    assert found.total == pytest.approx(float(subject.logits(image.x)[0, 2]), abs=1e-4)
 
 
 def test_unknown_methods_and_classes_are_refused() -> None:

@@ -39,7 +39,7 @@ class AttentionStep:
     keys: Tensor  # (keys,) int64
 
 
-def attention_map(model: ImageModel, x_1CHW: Tensor, target: int, *, versus: int | None = None) -> AttributionMap:
+def attention_map(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | None = None) -> AttributionMap:
     """Return the gradient-weighted attention of a class's score to the patches of one image.
 
     x_1CHW: one normalized image (1,C,H,W) of the model's size. versus: explain the difference to this class's logit.
