@@ -110,6 +110,7 @@ SURFACE = {
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),
         *("--max-delay", "--queue-images", "--max-images", "--max-body", "--body-timeout", "--processes"),
         *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory", "--prove"),
+        *("--no-explain", "--explain-deadline"),
     ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[MODEL]", "--json"],
@@ -516,6 +517,18 @@ def test_the_results_of_a_search_are_explained(mixed: Path, tmp_path: Path) -> N
     _, messages = run("search", out, CAT, "--where", "width > 99999", "--why", str(tmp_path / "none.png"))
     assert "none.png was not written: there are no results" in messages
     assert not (tmp_path / "none.png").exists()
+
+
+def test_as_many_results_are_explained_as_anyone_looks_at(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, why = str(tmp_path / "run"), tmp_path / "why.html"
+    run("run", str(mixed), "--out", out)
+    run("index", out)
+    monkeypatch.setattr("tessella.explain.neighbors.MAX_EXPLAINED", 1)
+    _, messages = run("search", out, CAT, "--why", str(why))
+    assert "only the first 1 of 2 results are explained" in messages
+    assert why.read_text().count("<section>") == 1
 
 
 def test_what_cannot_be_explained_is_refused_before_the_search(mixed: Path, tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ from torch import Tensor
 
 import tessella
 from tessella.errors import UsageError
+from tessella.explain.faithfulness import blurred
 from tessella.explain.grad_cam import (
     SETTINGS,
     WEIGHTINGS,
     CamSetting,
+    block_features,
     block_gradients,
     class_score,
     grad_cam,
+    on_grids,
     read_block,
     sum_branches,
     weigh,
@@ -85,18 +88,19 @@ def test_weighting_by_position_and_by_channel() -> None:
     assert weigh(features, gradients, "pooled").tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_after_the_last_block_of_a_convmixer_the_map_sums_to_the_logit_without_the_bias(
-    weighting: str, image: Tensor
-) -> None:
+@pytest.mark.parametrize("versus", [None, 4])
+def test_after_the_last_block_of_a_convmixer_maps_add_up_exactly(versus: int | None, image: Tensor) -> None:
     """There the score is linear in the features, and every position has the same gradient."""
     model = convmixer()
-    logits, bias = model(image)[0].detach(), model.get_parameter("head.bias").detach()
-    found = grad_cam(model, image, 2, setting=CamSetting(1.0, weighting))
-    assert found.values.sum() == pytest.approx(float(logits[2] - bias[2]), abs=1e-5)
-    assert found.layer == "blocks.7"
-    difference = grad_cam(model, image, 2, 4, setting=CamSetting(1.0, weighting))
-    assert difference.values.sum() == pytest.approx(float(logits[2] - bias[2] - logits[4] + bias[4]), abs=1e-5)
+    scores = class_score(model(torch.cat((image, blurred(image)))).detach(), 2, versus)
+    bias = float(class_score(model.get_parameter("head.bias").detach()[None], 2, versus))
+    pooled, local, difference = (
+        grad_cam(model, image, 2, versus, setting=CamSetting(1.0, weighting)) for weighting in WEIGHTINGS
+    )
+    assert local.layer == "blocks.7"
+    assert np.allclose(pooled.values, local.values, atol=1e-6)
+    assert local.values.sum() == pytest.approx(float(scores[0]) - bias, abs=1e-5)
+    assert difference.values.sum() == pytest.approx(float(scores[0] - scores[1]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mixer_ti_p4_32", "convit_ti_p4_32", "crossvit_ti_dagger_p4_32"])
@@ -106,7 +110,7 @@ def test_gradients_are_slopes_of_the_score(name: str, image: Tensor) -> None:
     model = with_random_head(tessella.create_model(name)).double()
     block, x = 0, image.double()
     with torch.no_grad():
-        features = model.forward_block(block, model.forward_stem(x))
+        features = block_features(model, x, block)
         is_list = isinstance(features, list)
         direction = [torch.randn_like(branch) for branch in (features if is_list else [features])]
         for branch in direction if is_list else []:
@@ -120,12 +124,12 @@ def test_gradients_are_slopes_of_the_score(name: str, image: Tensor) -> None:
             return float(model.forward_head(model.forward_norm(rest))[0, 3])
 
         slope = (score(1e-5) - score(-1e-5)) / 2e-5
-    pairs = block_gradients(model, x, block, 3)
-    tokens = [model.to_intermediate(direction if is_list else direction[0], b, "NCHW")[0] for b in range(len(pairs))]
-    along = sum(float((gradient * d).sum()) for (_, gradient), d in zip(pairs, tokens, strict=True))
+    gradients = on_grids(model, block_gradients(model, features, block, 3))
+    along = sum(
+        float((gradient * one).sum())
+        for gradient, one in zip(gradients, on_grids(model, direction if is_list else direction[0]), strict=True)
+    )
     assert along == pytest.approx(slope, rel=1e-4)
-    for b, (values, _) in enumerate(pairs):
-        assert torch.equal(values, model.to_intermediate(features, b, "NCHW")[0])
 
 
 def test_nothing_about_the_model_changes(image: Tensor) -> None:
@@ -141,7 +145,8 @@ def test_nothing_about_the_model_changes(image: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "depth", "index"), [(8, 1.0, 7), (8, 0.75, 5), (12, 0.75, 8), (2, 0.5, 0), (3, 0.01, 0), (1, 0.5, 0)]
+    ("blocks", "depth", "index"),
+    [(8, 1.0, 7), (8, 0.75, 5), (12, 0.75, 8), (2, 0.5, 0), (8, 0.125, 0), (12, 0.125, 1), (3, 0.0, -1)],
 )
 def test_the_depth_is_a_share_of_the_blocks(blocks: int, depth: float, index: int) -> None:
     assert read_block(blocks, depth) == index
@@ -159,8 +164,19 @@ def test_after_the_last_block_only_the_class_token_matters(image: Tensor) -> Non
 
 @pytest.mark.parametrize("family", SETTINGS)
 def test_settings_are_valid(family: str) -> None:
-    assert 0 < SETTINGS[family].depth <= 1
+    assert 0 <= SETTINGS[family].depth <= 1
     assert SETTINGS[family].weighting in WEIGHTINGS
+
+
+def test_before_the_first_block_the_patches_themselves_are_weighed(image: Tensor) -> None:
+    """Without blocks, a ConvMixer is linear in its embedding."""
+    model = convmixer()
+    del model.blocks[:]
+    found = grad_cam(model, image, 2, setting=CamSetting(0.0, "local"))
+    embedding = model.forward_stem(image).detach()[0]
+    expected = torch.einsum("dhw,d->hw", embedding, model.get_parameter("head.weight").detach()[2]) / 64
+    assert found.layer == "stem"
+    assert np.allclose(found.values, expected, atol=1e-6)
 
 
 def test_images_that_are_not_square() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
+from ..extras import require
 from ..text import count_of, printable
 from .console import Command, echo, echo_json, new_table, notice, print_table
 from .options import argument, json_lines_option, json_option, option, run_argument
@@ -130,6 +131,7 @@ def search(
         opened.predictor = load_model(opened.facts, model, checkpoint)
     loaded_queries, loaded_negative = ([opened.query(query) for query in part] for part in (queries, negative))
     if why_path:
+        require("torch", "explaining a search")
         from ..explain.neighbors import check_explainable
 
         check_explainable(opened, loaded_queries)  # before the search, whose results would be printed

@@ -98,7 +98,7 @@ def check_explainable(index: Index, queries: Sequence[Query]) -> None:
     """Check that the results of a search can be explained, before it is made.
 
     Raises UsageError: `bad_argument` if no query is an image or a row of the run, or if the model of the run is an
-    exported one; `missing_dependency` without PyTorch or matplotlib.
+    exported one; `missing_dependency` without matplotlib.
     """
     if not any(query.image is not None or query.row is not None for query in queries):
         names = ", ".join(printable(query.name) for query in queries)
@@ -107,7 +107,6 @@ def check_explainable(index: Index, queries: Sequence[Query]) -> None:
             f"the results cannot be explained, because no query is an image: {names} has only a vector",
             hint="give an image or the key of a row",
         )
-    require("torch", "explaining a search")
     require("matplotlib.figure", "drawing figures")
     _ = index.predictor.model
 
@@ -167,11 +166,9 @@ class _Prepared:
 
 def _prepare(subject: Subject, image: AnyImage, name: str) -> _Prepared | ImageError:
     ((_, prepared),) = subject.prepare([image], [name])
-    return (
-        prepared
-        if isinstance(prepared, ImageError)
-        else _Prepared(prepared, position_vectors(subject.model, prepared.x))
-    )
+    if isinstance(prepared, ImageError):
+        return prepared
+    return _Prepared(prepared, position_vectors(subject.model, prepared.x))
 
 
 def _query_image(subject: Subject, query: Query, sources: dict[int, Source]) -> _Prepared | ImageError | None:
