@@ -14,6 +14,7 @@ from PIL import Image
 from tessella.explain import figures
 from tessella.explain.figures import draw_explanation
 from tessella.explain.maps import AttributionMap
+from tessella.plots.figures import render
 from tessella.results import Prediction
 
 from .made import CAT, DOG, make_explanation, make_scores
@@ -21,13 +22,23 @@ from .made import CAT, DOG, make_explanation, make_scores
 LONG = "Tyrolean traditional handmade leather trousers with embroidered suspenders, Lederhose"
 
 
-def texts(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
-    """Draw an explanation; return every text in the figure."""
+def drawn_figure(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Figure:
+    """Draw an explanation; return the figure before it becomes a file."""
     drawn: list[Figure] = []
-    render = figures.render
-    monkeypatch.setattr(figures, "render", lambda figure, **options: drawn.append(figure) or render(figure, **options))
+
+    def keep(figure: Figure, suffix: str = ".png", dpi: int = 100) -> bytes:
+        drawn.append(figure)
+        return render(figure, suffix, dpi)
+
+    monkeypatch.setattr(figures, "render", keep)
     draw_explanation(make_explanation(**changes))
     (figure,) = drawn
+    return figure
+
+
+def texts(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
+    """Draw an explanation; return every text in the figure."""
+    figure = drawn_figure(monkeypatch, **changes)
     labels = [label for axes in figure.axes for label in (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel())]
     return [text.get_text() for text in figure.texts] + labels
 
@@ -83,11 +94,7 @@ def test_long_and_hostile_names_stay_inside_the_figure() -> None:
 
 @pytest.mark.parametrize("label", [LONG, "W" * 60])
 def test_titles_do_not_run_into_the_scores(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    render = figures.render
-    monkeypatch.setattr(figures, "render", lambda figure, **options: drawn.append(figure) or render(figure, **options))
-    draw_explanation(make_explanation(target=Prediction(1, label, 0.5), versus=Prediction(2, label, 0.25)))
-    (figure,) = drawn
+    figure = drawn_figure(monkeypatch, target=Prediction(1, label, 0.5), versus=Prediction(2, label, 0.25))
     ends = {text.get_text(): text.get_window_extent().x1 / figure.dpi for text in figure.texts}
     (title,) = [end for text, end in ends.items() if text.startswith("Why ")]
     starts = [text.get_window_extent().x0 / figure.dpi for text in figure.texts if text.get_text() == "faithful"]
