@@ -82,6 +82,7 @@ CODES: dict[str, Kind] = {
     "not_ready": Kind(9, 503, "the server is not ready"),
     "draining": Kind(9, 503, "the server is shutting down"),
     "worker_failed": Kind(9, 503, "the process or the model that was working on the image failed"),
+    "explain_off": Kind(9, 503, "explanations are switched off, because their process failed several times in a row"),
     "promise_broken": Kind(9, 500, "the server did not keep one of its promises in a trial"),
     "cannot_listen": Kind(9, 500, "the server could not listen on its address"),
     "bad_request": Kind(2, 400, "the request is malformed"),

@@ -95,6 +95,7 @@ SURFACE = {
             "--model",
             "--checkpoint",
             "--sheet",
+            "--why",
             "--json",
         )
     ],
@@ -105,6 +106,7 @@ SURFACE = {
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),
         *("--max-delay", "--queue-images", "--max-images", "--max-body", "--body-timeout", "--processes"),
         *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory", "--prove"),
+        *("--no-explain", "--explain-deadline"),
     ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[MODEL]", "--json"],
@@ -490,6 +492,54 @@ def test_a_run_is_indexed_searched_and_rid_of_duplicates(mixed: Path, tmp_path: 
     assert "duplicates: 1 of 3 images; clusters: 1\n" in messages
     assert f"similarity threshold: 0.95 (measured for {default_model()})\n" in messages
     assert "same" in run("dedup", out, "--exact")[0]
+
+
+def test_the_results_of_a_search_are_explained(mixed: Path, tmp_path: Path) -> None:
+    out, why = str(tmp_path / "run"), tmp_path / "why.html"
+    shutil.copy(EXAMPLES / "coffee.jpg", mixed / "coffee.jpg")
+    run("run", str(mixed), "--out", out)
+    run("index", out)
+    shown, messages = run("search", out, CAT, "--negative", str(mixed / "coffee.jpg"), "--why", str(why), "--json")
+    found = [json.loads(line)["key"] for line in shown.splitlines()]
+    page = why.read_text()
+    assert page.count("<section>") == len(found)
+    assert page.count("<img") == 2 * len(found)  # with the query and with the negative one
+    assert messages == ""
+    (mixed / "coffee.jpg").unlink()
+    picture = tmp_path / "why.png"
+    _, messages = run("search", out, CAT, "--why", str(picture))
+    assert f"{mixed / 'coffee.jpg'} is not explained: there is no file" in messages
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    _, messages = run("search", out, CAT, "--where", "width > 99999", "--why", str(tmp_path / "none.png"))
+    assert "none.png was not written: there are no results" in messages
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_as_many_results_are_explained_as_anyone_looks_at(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, why = str(tmp_path / "run"), tmp_path / "why.html"
+    run("run", str(mixed), "--out", out)
+    run("index", out)
+    monkeypatch.setattr("tessella.explain.neighbors.MAX_EXPLAINED", 1)
+    _, messages = run("search", out, CAT, "--why", str(why))
+    assert "only the first 1 of 2 results are explained" in messages
+    assert why.read_text().count("<section>") == 1
+
+
+def test_what_cannot_be_explained_is_refused_before_the_search(mixed: Path, tmp_path: Path) -> None:
+    out, vector = str(tmp_path / "run"), tmp_path / "vector.npy"
+    run("run", str(mixed), "--out", out)
+    run("index", out)
+    width = json.loads(run("info", default_model(), "--json")[0])["embedding_width"]
+    np.save(vector, np.ones(width, np.float32))
+    shown, messages = run("search", out, str(vector), "--why", str(tmp_path / "why.html"), status=2)
+    assert shown == ""
+    assert "no query is an image" in messages
+    shown, messages = run("search", out, CAT, "--why", str(tmp_path / "why.txt"), status=2)
+    assert shown == ""
+    assert ".png or .html" in messages
+    assert not list(tmp_path.glob("why.*"))
 
 
 @pytest.mark.parametrize(

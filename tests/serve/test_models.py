@@ -354,7 +354,7 @@ def test_a_damaged_weight_fails_the_self_test() -> None:
 
 def test_the_facts_of_a_model_keep_no_engine_in_memory(loader: Loader) -> None:
     predictor = fake_predictor("fake", FakeEngine())
-    model = models.ServedModel.of("fake", predictor)
+    model = models.ServedModel.of("fake", "fake", predictor)
     held = [getattr(model, field.name) for field in dataclasses.fields(model)]
     assert predictor.engine not in held
     assert predictor not in held

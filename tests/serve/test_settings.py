@@ -55,6 +55,8 @@ def test_the_token_is_not_shown() -> None:
         dict(decode_timeout=0),
         dict(idle_minutes=0),
         dict(memory_limit=0),
+        dict(explain_deadline=0),
+        dict(explain_idle_minutes=0),
         dict(drain_timeout=-1),
         dict(models="convmixer"),
         dict(transform="quick"),

@@ -138,7 +138,10 @@ def flush_results(status: int) -> int:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 # headings of the help, in order
-GROUPS = ("Arguments", "Input", "Model", "Network", "Distillation", "Training", "Output", "Advanced", "Other")
+GROUPS = (
+    *("Arguments", "Input", "Model", "Explanation", "Network", "Distillation", "Training", "Output", "Advanced"),
+    "Other",
+)
 
 
 class Argument(click.Argument):

@@ -84,6 +84,8 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "model": _check_model,
     "models": _check_model,
     "name": _check_model,
+    "like": _check_input,
+    "weights": _check_model,
     "teacher": _check_teacher,
     "unlabelled": _check_unlabelled,
 }

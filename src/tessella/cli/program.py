@@ -59,6 +59,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "classify": ("classify", "Classify images."),
     "embed": ("classify", "Compute embeddings of images."),
     "features": ("classify", "Show or save feature maps of a model's blocks."),
+    "explain": ("explain", "Show which parts of an image support its class, and how faithful that is."),
     "run": ("bulk", "Classify and embed a whole collection into Parquet files."),
     "verify-run": ("bulk", "Check every file of a run and report damage."),
     "index": ("search", "Make a run searchable, or update its index."),
@@ -124,8 +125,8 @@ def cli(ctx: click.Context) -> None:
     """Classify, embed and search images, and train classifiers, with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT,
     ResMLP and gMLP.
 
-    Models have the same names as in timm. Without --model, `classify` and `evaluate` use a small built-in model that
-    knows the ten classes of CIFAR-10, and other commands use one for embeddings of photographs.
+    Models have the same names as in timm. Without --model, `classify`, `explain` and `evaluate` use a small built-in
+    model that knows the ten classes of CIFAR-10, and other commands use one for embeddings of photographs.
     """
     if ctx.invoked_subcommand is None:
         echo(ctx.get_help())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
+from ..extras import require
 from ..text import count_of, printable
 from .console import Command, echo, echo_json, new_table, notice, print_table
 from .options import argument, json_lines_option, json_option, option, run_argument
 from .preflight import count_type
+
+if TYPE_CHECKING:
+    from ..search import Index, Neighbor, Query
 
 
 @click.command(cls=Command, examples=["tessella index runs/photos", "tessella index runs/photos --map"])
@@ -50,6 +56,7 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
         "tessella search runs/photos cat.jpg --top 5 --sheet cats.html",
         "tessella search runs/photos key:photos/1.jpg --label flamingo --where 'width >= 640'",
         "tessella search runs/photos cat.jpg --negative kitten.jpg",
+        "tessella search runs/photos cat.jpg --top 3 --why why.html",
     ],
 )
 @run_argument
@@ -93,16 +100,21 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
 )
 @option("--checkpoint", group="Model", metavar="FILE", help="Weight file, if the run was made with --checkpoint.")
 @option("--sheet", group="Output", metavar="FILE", help="Draw the queries and results to a .html or .png file.")
+@option(
+    "--why",
+    group="Output",
+    metavar="FILE",
+    help="Draw which regions of the queries and of each result make them similar, to a .html or .png file.",
+)
 @json_lines_option
 def search(
     folder: str,
     queries: tuple[str, ...],
     negative: tuple[str, ...],
-    model: str | None,
-    checkpoint: str | None,
     sheet: str | None,
+    why: str | None,
     as_json: bool,
-    **filters: object,
+    **options: object,
 ) -> None:
     """Find the images of a run that are most similar to the queries.
 
@@ -112,12 +124,18 @@ def search(
     from ..search import Index, load_model
     from ..storage import check_output
 
-    path = check_output(sheet, SUFFIXES) if sheet else None
+    path, why_path = (check_output(file, SUFFIXES) if file else None for file in (sheet, why))
+    model, checkpoint = (cast("str | None", options.pop(name)) for name in ("model", "checkpoint"))
     opened = Index(folder)
     if model or checkpoint:
         opened.predictor = load_model(opened.facts, model, checkpoint)
-    loaded_queries = [opened.query(query) for query in queries]
-    neighbors = opened.search(loaded_queries, negative=negative, **filters)  # type: ignore[arg-type]
+    loaded_queries, loaded_negative = ([opened.query(query) for query in part] for part in (queries, negative))
+    if why_path:
+        require("torch", "explaining a search")
+        from ..explain.neighbors import check_explainable
+
+        check_explainable(opened, loaded_queries)  # before the search, whose results would be printed
+    neighbors = opened.search(loaded_queries, negative=loaded_negative, **options)  # type: ignore[arg-type]
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"
@@ -128,6 +146,26 @@ def search(
         print_table(table)
     if path:  # last, so that the results are printed even if the sheet cannot be drawn
         opened.sheet(path, loaded_queries, neighbors)
+    if why_path:
+        _explain(why_path, opened, loaded_queries, loaded_negative, neighbors)
+
+
+def _explain(
+    path: Path, index: Index, queries: Sequence[Query], negative: Sequence[Query], neighbors: Sequence[Neighbor]
+) -> None:
+    """Write the links between the queries and the results."""
+    from ..explain.neighbors import MAX_EXPLAINED, explain_neighbors, write_neighbors
+
+    if not neighbors:
+        notice(printable(f"{path} was not written: there are no results"))
+        return
+    explained = list(explain_neighbors(index, queries, neighbors[:MAX_EXPLAINED], negative=negative))
+    write_neighbors(path, explained, f"Why these are the nearest in {index.out}")
+    for result in explained:
+        if result.error is not None:
+            notice(printable(f"{result.neighbor.key} is not explained: {result.error}"))
+    if len(neighbors) > MAX_EXPLAINED:
+        notice(f"only the first {MAX_EXPLAINED} of {len(neighbors):,} results are explained")
 
 
 @click.command(

@@ -167,6 +167,21 @@ _limit_options = options(
         metavar="MIB",
         help="Memory for all models together.  [default: half of the machine's]",
     ),
+    option(
+        "--no-explain",
+        group="Advanced",
+        is_flag=True,
+        help="Do not explain classes. Explanations are computed on request, in a process of their own with PyTorch.",
+    ),
+    option(
+        "--explain-deadline",
+        group="Advanced",
+        type=_SECONDS,
+        metavar="SECONDS",
+        default=120.0,
+        show_default=True,
+        help="Time after which a request for explanations is given up.",
+    ),
 )
 
 
@@ -212,6 +227,7 @@ def serve(
     memory_mib: int | None,
     log_requests: bool,
     prove: bool,
+    no_explain: bool,
     **arguments: Any,
 ) -> None:
     """Serve classification and embeddings of images over HTTP.
@@ -233,6 +249,7 @@ def serve(
         max_body_bytes=max_body_mib * _MIB,
         queue_bytes=max(256, max_body_mib) * _MIB,
         memory_limit=memory_mib and memory_mib * _MIB,
+        explain=not no_explain,
         **arguments,
     )
     if prove:

@@ -20,6 +20,7 @@ from ..errors import ServeError
 from ..inputs import AnyImage, list_images
 from ..pipeline import until_failure, with_keys
 from ..results import FloatArray, Prediction, Record, Scores, check_top
+from .explanations import PATH, ExplainCall, ServedExplanation
 from .images import ImageGroup, make_requests
 from .protocol import (
     ALL_CLASSES,
@@ -204,6 +205,59 @@ class AsyncClient(ClientBase):
         options = dict(top=check_top(top), min_score=min_score, filter=filter, group_duplicates=group_duplicates)
         body = await asyncio.to_thread(search_body, queries, negative, options, self.max_body)
         return read_matches(await self._send("POST", "v1/search", body, "application/json"), self._server)
+
+    @overload
+    async def explain(
+        self,
+        images: bytes | bytearray | memoryview | Source | PillowImage,
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> ServedExplanation: ...
+
+    @overload
+    async def explain(
+        self,
+        images: str | os.PathLike[str] | IO[bytes] | NDArray[np.generic] | Tensor,
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> Any: ...
+
+    @overload
+    async def explain(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> list[ServedExplanation]: ...
+
+    async def explain(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> ServedExplanation | list[ServedExplanation]:
+        """Explain why the model gives images a class, as `Client.explain`. Raises ImageError, ServeError, UsageError.
+
+        Images are sent one by one, because the server explains one at a time.
+        """
+        call = ExplainCall(target, versus, method, self.model)
+        single, items = list_images(images)
+        requests = make_requests(with_keys(items, None), 1, self.max_body)
+        found: list[ServedExplanation] = []
+        while (request := await asyncio.to_thread(next, requests, None)) is not None:
+            position = None if single else len(found)
+            call.check(request, position)
+            answer = await self._send("POST", PATH, *request.body(call.fields))
+            found.append(call.read(request, answer, self._server, position))
+        return found[0] if single else found
 
     async def models(self) -> list[ServerModel]:
         """Return the models of the server, as `Client.models`."""

@@ -20,6 +20,7 @@ from ..errors import ServeError
 from ..inputs import AnyImage, list_images
 from ..pipeline import defer_failure, with_keys
 from ..results import FloatArray, Prediction, Record, Scores, check_top
+from .explanations import PATH, ExplainCall, ServedExplanation
 from .images import ImageGroup, make_requests
 from .protocol import (
     ALL_CLASSES,
@@ -229,6 +230,61 @@ class Client(ClientBase):
         options = dict(top=check_top(top), min_score=min_score, filter=filter, group_duplicates=group_duplicates)
         body = search_body(queries, negative, options, self.max_body)
         return read_matches(self._send("POST", "v1/search", body, "application/json"), self._server)
+
+    @overload
+    def explain(
+        self,
+        images: bytes | bytearray | memoryview | Source | PillowImage,
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> ServedExplanation: ...
+
+    @overload
+    def explain(
+        self,
+        images: str | os.PathLike[str] | IO[bytes] | NDArray[np.generic] | Tensor,
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> Any: ...
+
+    @overload
+    def explain(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> list[ServedExplanation]: ...
+
+    def explain(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        target: int | str | None = None,
+        versus: int | str | None = None,
+        method: str = "auto",
+    ) -> ServedExplanation | list[ServedExplanation]:
+        """Explain why the model gives images a class: one ServedExplanation for one image, a list for many.
+
+        target: the class to explain, by name or number; None takes the most probable one of each image. versus: a class
+        to compare with. method: "auto" takes the one that scored best for the kind of model. Images are sent one by
+        one, because the server explains one at a time. Raises as `classify`; UsageError `unprocessable` for a class or
+        method that the model does not have, `missing_dependency` if the server has no PyTorch.
+        """
+        call = ExplainCall(target, versus, method, self.model)
+        single, items = list_images(images)
+        found = []
+        for number, request in enumerate(make_requests(with_keys(items, None), 1, self.max_body)):
+            position = None if single else number
+            call.check(request, position)
+            answer = self._send("POST", PATH, *request.body(call.fields))
+            found.append(call.read(request, answer, self._server, position))
+        return found[0] if single else found
 
     def models(self) -> list[ServerModel]:
         """Return the models of the server, the first one first. Raises ServeError, UsageError as `classify`."""

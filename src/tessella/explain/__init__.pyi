@@ -1,3 +1,11 @@
+from .explainer import explain as explain
+from .explanation import Explanation as Explanation
+from .explanation import FailedExplanation as FailedExplanation
+from .likeness import LinkExplanation as LinkExplanation
+from .likeness import explain_likeness as explain_likeness
 from .maps import AttributionMap as AttributionMap
+from .opening import open_subject as open_subject
+from .output import open_output as open_output
 from .subject import PreparedImage as PreparedImage
 from .subject import Subject as Subject
+from .weight_figures import explain_weights as explain_weights

@@ -17,8 +17,18 @@ from ..plots.figures import STYLES, new_figure, plain, render
 from ..results import FloatArray
 from .attention_weights import StageAttention, non_locality, patch_distances
 from .maps import upsample
-from .mosaic_panels import LABEL, TITLE, add_scale, draw_mosaic, label_rows, outline_cells
-from .mosaics import choose_evenly, make_mosaic, scale_tiles
+from .mosaic_panels import (
+    LABEL,
+    LABEL_LINE,
+    MARGIN,
+    SCALE_WIDTH,
+    TITLE,
+    Canvas,
+    label_tiles,
+    labels_width,
+    outline_cells,
+)
+from .mosaics import Mosaic, choose_evenly, make_mosaic, scale_tiles
 from .subject import PreparedImage
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_HEADS = 10, 9  # tiles of a figure; more blocks or heads are chosen evenly
 INITIAL_GATE = 0.731  # sigmoid(1), with which a ConViT starts
 BRANCH_NAMES = ("small", "large")  # patches of branch 0 and 1
-TILE_INCHES = 0.78
+TILE_PIXELS, IMAGE_PIXELS = 88, 240  # of the longer side
 
 # --- ConViT -----------------------------------------------------------------------------------------------------------
 
@@ -36,25 +46,29 @@ def draw_gates(gates_LH: FloatArray, name: str) -> bytes:
     """Draw (L,H) gates of a ConViT: as a table of blocks and heads, and per block with the mean over the heads."""
     blocks, heads = gates_LH.shape
     figure = new_figure(4.6 + 0.42 * heads, 1.6 + max(0.36 * blocks, 2.2))
-    table, curve = figure.subplots(1, 2, width_ratios=(0.42 * heads, 3.4))
-    image = table.imshow(gates_LH, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    table, curve = figure.subplots(1, 2, width_ratios=(0.42 * heads, 3.4), gridspec_kw={"wspace": 0.08})
+    low = min(float(np.floor(10 * gates_LH.min())) / 10, 0.9)
+    high = max(float(np.ceil(10 * gates_LH.max())) / 10, low + 0.1)
+    image = table.imshow(gates_LH, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     for (block, head), value in np.ndenumerate(gates_LH):
-        color = "black" if value > 0.6 else "white"
+        color = "black" if value > 0.45 * high + 0.55 * low else "white"
         table.text(head, block, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=7, color=color)
     table.set_xticks(range(heads))
     table.set_yticks(range(blocks))
     table.set_xlabel("head")
     table.set_ylabel("block")
-    table.set_title("gate of each head", fontsize=TITLE)
+    table.set_title("gate of each head", fontsize=10)
     bar = figure.colorbar(image, ax=table, aspect=25, pad=0.02)
-    bar.set_label("0: by content only; 1: by position only", fontsize=LABEL)
+    bar.set_label("gate (0: content only, 1: position only)", fontsize=LABEL)
+    bar.ax.tick_params(labelsize=LABEL)
     _dots_per_block(curve, list(gates_LH), "mean over the heads")
-    curve.axhline(INITIAL_GATE, color="0.45", linestyle=":", linewidth=1.2, label=f"start of training ({INITIAL_GATE:.2f})")
+    start = f"start of training ({INITIAL_GATE:.2f})"
+    curve.axhline(INITIAL_GATE, color="0.45", linestyle=":", linewidth=1.2, label=start)
     curve.set_ylim(-0.03, 1.03)
     curve.set_ylabel("gate (share of attention by position)")
-    curve.set_title("by depth", fontsize=TITLE)
+    curve.set_title("by depth", fontsize=10)
     curve.legend(fontsize=LABEL, loc="lower left")
-    figure.suptitle(f"Gates between position and content: {plain(name, 60)}", fontsize=TITLE + 1)
+    figure.suptitle(f"Gates between position and content: {plain(name, 60)}", fontsize=TITLE)
     return render(figure)
 
 
@@ -69,18 +83,15 @@ def draw_head_attention(
     heads = choose_evenly(attention_LHNN.shape[1], MOST_HEADS)
     row, column = grid[0] // 2, grid[1] // 2
     maps = attention_LHNN[np.ix_(blocks, heads)][:, :, row * grid[1] + column].reshape(-1, *grid)
-    mosaic = make_mosaic(scale_tiles(maps), len(heads))
-    panel, beside, figure = _tile_figure(len(blocks), len(heads), image)
-    drawn = draw_mosaic(panel, mosaic, signed=False)
-    label_rows(panel, mosaic, [f"block {i}" for i in blocks], [f"head {i}" for i in heads])
+    count, heads_in_all = attention_LHNN.shape[:2]
+    shown = _shown(len(blocks), count, "blocks") + _shown(len(heads), heads_in_all, "heads")
+    mosaic = make_mosaic(scale_tiles(maps), len(heads), size=TILE_PIXELS)
+    labels = [f"block {i}" for i in blocks], [f"head {i}" for i in heads]
+    canvas, panel, beside = _tiles(f"{title}\nwhere the outlined patch looks{shown}", mosaic, *labels, image)
     outline_cells(panel, mosaic, [(tile, row, column) for tile in range(len(maps))], grid)
-    add_scale(figure, drawn, [panel], "attention / largest of the tile", signed=False)
     if beside is not None and image is not None:
-        _show_image(beside, image, "image, and the patch that looks")
         _outline_patch(beside, image, grid, (row, column))
-    shown = _shown(len(blocks), attention_LHNN.shape[0], "blocks") + _shown(len(heads), attention_LHNN.shape[1], "heads")
-    figure.suptitle(f"{title}\nwhere the outlined patch looks{shown}", fontsize=TITLE + 1)
-    return render(figure)
+    return canvas.png()
 
 
 def draw_non_locality(
@@ -91,7 +102,7 @@ def draw_non_locality(
     attention: (H,T,T) of each block, blended, T with or without a class token; position_LHNN, content_LHNN: (L,H,N,N)
     attention by position and by content of the L gated blocks, of which the means over the heads are drawn.
     """
-    figure = new_figure(7.2, 4.4)
+    figure = new_figure(8.4, 4.4)
     panel = figure.subplots()
     _dots_per_block(panel, [non_locality(maps_HTT, grid) for maps_HTT in attention], "attention, mean over the heads")
     parts = (("by position only", position_LHNN, STYLES[2], "--"), ("by content only", content_LHNN, STYLES[5], "-."))
@@ -103,7 +114,7 @@ def draw_non_locality(
     panel.axhline(uniform, color="0.45", linestyle=":", linewidth=1.2, label=f"uniform attention ({uniform:.2f})")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("non-locality (patches)")
-    panel.set_title(f"Non-locality, the mean distance that attention bridges: {plain(name, 50)}", fontsize=TITLE)
+    figure.suptitle(f"Non-locality, the mean distance that attention bridges: {plain(name, 50)}", fontsize=TITLE)
     gated = len(position_LHNN)
     if 0 < gated < len(attention):
         panel.axvline(gated - 0.5, color="0.75", linewidth=1)
@@ -132,9 +143,9 @@ def _dots_per_block(panel: Axes, values: Sequence[FloatArray], label: str) -> No
 
 
 def draw_branches(stages: Sequence[StageAttention], grids: Sequence[Pair], name: str, image: PreparedImage) -> bytes:
-    """Draw the attention of the class token to the patches in both branches, for the first and last block of each stage.
+    """Draw the attention of the class token to the patches in both branches.
 
-    grids: (rows, columns) of the patches of each branch.
+    The first and the last block of each stage are shown. grids: (rows, columns) of the patches of each branch.
     """
     rows, labels = [], []
     for number, stage in enumerate(stages):
@@ -157,9 +168,8 @@ def draw_fusions(stages: Sequence[StageAttention], grids: Sequence[Pair], name: 
             maps_HT = fusions[0]
             rows.append(maps_HT[:, 1:].reshape(-1, *grids[1 - b]))
             itself = 100 * float(maps_HT[:, 0].mean())
-            labels.append(
-                f"stage {number}, token of {BRANCH_NAMES[b]}\nreads {BRANCH_NAMES[1 - b]} patches\n(itself: {itself:.0f} %)"
-            )
+            reader = f"stage {number}: class token of\nthe {BRANCH_NAMES[b]}-patch branch reads\n"
+            labels.append(f"{reader}{BRANCH_NAMES[1 - b]} patches (itself: {itself:.0f} %)")
     return _draw_rows(rows, labels, f"Cross-attention of the fusions: {plain(name, 60)}", image)
 
 
@@ -167,46 +177,45 @@ def _draw_rows(rows: Sequence[FloatArray], labels: Sequence[str], title: str, im
     """Draw rows of (H,rows,columns) maps, whose grids and numbers of heads may differ, with their means first."""
     most = max(len(maps) for maps in rows)
     columns = 1 + min(most, MOST_HEADS - 1)
-    height = max(maps.shape[1] for maps in rows)
-    width = max(maps.shape[2] for maps in rows)
-    factor = max(96 // max(height, width), 2)  # cells of a coarse grid may differ by one cell in size
+    height, width = (max(maps.shape[axis] for maps in rows) for axis in (1, 2))
+    factor = max(TILE_PIXELS // max(height, width), 2)  # cells of the coarser grid may differ by a pixel in size
     tiles = np.full((len(rows) * columns, height * factor, width * factor), np.nan, np.float32)
     for i, maps in enumerate(rows):
         chosen = [maps.mean(0), *maps[choose_evenly(len(maps), columns - 1)]]
         for k, values in enumerate(scale_tiles(np.stack(chosen))):
             tiles[i * columns + k] = upsample(values, *tiles.shape[1:], smooth=False)
-    mosaic = make_mosaic(tiles, columns, gap=8)
-    panel, beside, figure = _tile_figure(len(rows), columns, image)
-    drawn = draw_mosaic(panel, mosaic, signed=False)
     heads = choose_evenly(most, columns - 1)
-    label_rows(panel, mosaic, labels, ["mean", *(f"head {i}" for i in heads)])
-    add_scale(figure, drawn, [panel], "attention / largest of the tile", signed=False)
-    if beside is not None:
-        _show_image(beside, image, "image")
-    figure.suptitle(f"{title}{_shown(len(heads), most, 'heads')}", fontsize=TITLE + 1)
-    return render(figure)
+    mosaic = make_mosaic(tiles, columns, size=TILE_PIXELS)
+    title = f"{title}{_shown(len(heads), most, 'heads')}"
+    return _tiles(title, mosaic, labels, ["mean", *(f"head {i}" for i in heads)], image)[0].png()
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _tile_figure(rows: int, columns: int, image: PreparedImage | None):  # type: ignore[no-untyped-def]
-    """Return a panel for tiles, a panel for the image if there is one, and the figure."""
-    width, height = TILE_INCHES * columns + 1.9, TILE_INCHES * rows + 1.2
+def _tiles(
+    title: str, mosaic: Mosaic, rows: Sequence[str], columns: Sequence[str], image: PreparedImage | None
+) -> tuple[Canvas, Axes, Axes | None]:
+    """Draw a mosaic of attention with labels and a color bar, beside the image if there is one.
+
+    Returns the canvas, the panel of the mosaic, and that of the image.
+    """
+    height, width = mosaic.picture.shape[:2]
+    left = (IMAGE_PIXELS + MARGIN if image else 0) + labels_width(rows)
+    below = max(height, IMAGE_PIXELS if image else 0) + LABEL_LINE
+    canvas = Canvas(title, left + width + SCALE_WIDTH, below)
+    panel, drawn = canvas.mosaic(mosaic, left, LABEL_LINE, signed=False)
+    label_tiles(panel, mosaic, rows, columns)
+    canvas.scale(drawn, left + width + MARGIN, below, "attention / largest of the tile", signed=False)
     if image is None:
-        figure = new_figure(max(width, 4.2), height)
-        return figure.subplots(), None, figure
-    side = 2.2
-    figure = new_figure(max(width + side, 5.5), max(height, 3.2))
-    beside, panel = figure.subplots(1, 2, width_ratios=(side, width))
-    return panel, beside, figure
-
-
-def _show_image(panel: Axes, image: PreparedImage, title: str) -> None:
-    panel.imshow(image.pixels, interpolation="nearest")
-    panel.set_anchor("N")
-    panel.set_axis_off()
-    panel.set_title(title, fontsize=LABEL)
+        return canvas, panel, None
+    ratio = image.pixels.shape[0] / image.pixels.shape[1]
+    size = (IMAGE_PIXELS, IMAGE_PIXELS * ratio) if ratio <= 1 else (IMAGE_PIXELS / ratio, IMAGE_PIXELS)
+    beside = canvas.panel(0, LABEL_LINE, *size)
+    beside.imshow(image.pixels, interpolation="nearest" if max(image.pixels.shape) < IMAGE_PIXELS else "antialiased")
+    beside.set_axis_off()
+    beside.set_title("image as the model sees it", fontsize=LABEL, pad=4)
+    return canvas, panel, beside
 
 
 def _outline_patch(panel: Axes, image: PreparedImage, grid: Pair, cell: Pair) -> None:

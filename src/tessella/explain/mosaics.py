@@ -1,6 +1,6 @@
 """Mosaics: many small pictures of weights in one picture, in rows and columns with gaps between them.
 
-Letters for shapes: U tiles, h, w cells of a tile, H, W cells of the mosaic.
+Letters for shapes: U tiles, h, w cells of a tile, H, W cells of the mosaic, K indices.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ GAP = 4  # cells between tiles
 class Mosaic:
     """A picture of tiles: (H,W) float32 with NaN in the gaps, or (H,W,3) in 0..1 with white gaps.
 
-    x, y: centers of the columns (columns,) and rows (rows,) of tiles, in cells. cell: mosaic cells per cell of a tile.
-    gap: cells between tiles.
+    x, y: centers of the columns (columns,) and rows (rows,) of tiles, in cells, the first of which is at 0. cell: cells
+    of the mosaic per cell of a tile.
     """
 
     picture: FloatArray
     x: FloatArray
     y: FloatArray
     cell: int
-    gap: int
 
 
-def make_mosaic(tiles: FloatArray, columns: int, *, size: int = TILE, gap: int = GAP) -> Mosaic:
+def make_mosaic(tiles: FloatArray, columns: int, *, size: int = TILE, gap: int = GAP, group: int = 0) -> Mosaic:
     """Arrange (U,h,w) tiles, or (U,h,w,3) colored ones, in rows of `columns`, row by row.
 
     Each cell of a tile becomes a square of equal cells, so that the longer side of a tile has at most `size` cells, or
-    its own number if that is larger. gap: cells between tiles. Missing tiles of the last row are left empty.
+    its own number if that is larger. gap: cells between tiles. group: every `group` columns, the gap is four times as
+    wide; 0: nowhere. Missing tiles of the last row are left empty.
     """
     cell = max(size // max(tiles.shape[1:3]), 1)
     large = tiles.repeat(cell, 1).repeat(cell, 2)
     count, height, width = large.shape[:3]
-    rows = max(-(-count // columns), 1)
+    tops = np.arange(max(-(-count // columns), 1)) * (height + gap)
+    wide = np.arange(columns) // group if group else np.zeros(columns, np.int64)  # wider gaps to the left of a column
+    lefts = np.arange(columns) * (width + gap) + 3 * gap * wide
     empty = 1.0 if tiles.ndim == 4 else np.nan
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *tiles.shape[3:])
-    picture = np.full(shape, empty, np.float32)
+    picture = np.full((tops[-1] + height, lefts[-1] + width, *tiles.shape[3:]), empty, np.float32)
     for i in range(count):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        top, left = tops[i // columns], lefts[i % columns]
         picture[top : top + height, left : left + width] = large[i]
-    x = np.arange(columns) * (width + gap) + (width - 1) / 2
-    y = np.arange(rows) * (height + gap) + (height - 1) / 2
-    return Mosaic(picture, x.astype(np.float32), y.astype(np.float32), cell, gap)
+    x, y = lefts + (width - 1) / 2, tops + (height - 1) / 2
+    return Mosaic(picture, x.astype(np.float32), y.astype(np.float32), cell)
 
 
 def scale_tiles(tiles: FloatArray) -> FloatArray:
@@ -70,7 +70,10 @@ def filter_pictures(filters: FloatArray) -> FloatArray:
 
 
 def choose_evenly(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most `most` of the indices 0 to count - 1 at even distances, the first and the last included."""
+    """Return at most `most` of the indices 0 to count - 1 at even distances, (K,) int64.
+
+    The first and the last index are among them, the first alone if `most` is 1.
+    """
     if count <= most:
         return np.arange(count)
     return np.linspace(0, count - 1, most).round().astype(np.int64)

@@ -31,7 +31,7 @@ def random_orders(rng: np.random.Generator, count: int, shape: tuple[int, int], 
 
     smoothness: standard deviation of the Gaussian kernel, in cells; 0 gives permutations.
     """
-    return np.argsort(random_fields(rng, count, shape, smoothness).reshape(count, -1), axis=1)
+    return np.argsort(-random_fields(rng, count, shape, smoothness).reshape(count, -1), axis=1)
 
 
 def random_fields(rng: np.random.Generator, count: int, shape: tuple[int, int], smoothness: float) -> Doubles:

@@ -98,13 +98,16 @@ def _mixing_layer(block: nn.Module) -> tuple[str, nn.Linear, nn.Linear | None]:
 def spatial_frequency(grids: FloatArray) -> FloatArray:
     """Return the mean spatial frequency of each of (U,rows,columns) grids in cycles per cell, (U,) float32.
 
+    Grids may have channels, (U,rows,columns,C), whose power is added.
+
     The mean over the coefficients of the two-dimensional cosine transform (DCT-II), weighted by their power;
     coefficient (u, v) has the frequency hypot(u / (2 rows), v / (2 columns)). Unlike the Fourier transform, the cosine
     transform does not take the step between opposite borders for a high frequency. A constant grid has frequency 0, as
     has a grid of zeros; the highest frequency is just below hypot(0.5, 0.5).
     """
-    rows, columns = grids.shape[1:]
-    power = (_cosines(rows) @ grids.astype(np.float64) @ _cosines(columns).T) ** 2
+    rows, columns = grids.shape[1:3]
+    channels = np.moveaxis(grids.reshape(*grids.shape[:3], -1).astype(np.float64), 3, 1)
+    power = ((_cosines(rows) @ channels @ _cosines(columns).T) ** 2).sum(1)
     frequency = np.hypot(np.arange(rows)[:, None] / (2 * rows), np.arange(columns) / (2 * columns))
     total = power.sum((1, 2))
     weighted = (power * frequency).sum((1, 2))
@@ -112,7 +115,10 @@ def spatial_frequency(grids: FloatArray) -> FloatArray:
 
 
 def sort_by_frequency(grids: FloatArray) -> NDArray[np.int64]:
-    """Return the order of (U,rows,columns) grids from the lowest `spatial_frequency` to the highest, (U,) int64."""
+    """Return the order of (U,rows,columns) grids from the lowest `spatial_frequency` to the highest, (U,) int64.
+
+    Grids may have channels, (U,rows,columns,C).
+    """
     return np.argsort(spatial_frequency(grids), kind="stable")
 
 

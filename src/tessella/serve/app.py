@@ -20,7 +20,7 @@ from .disconnects import run_unless_disconnected as run_unless_disconnected
 from .metrics import ServeMetrics
 from .openapi import describe
 from .problems import Problem, RequestError, make_problem, problem_of
-from .routes import cohere, index, native, open_inference, openai, page, teaching
+from .routes import cohere, explanation, index, native, open_inference, openai, page, teaching
 from .security import ClientGoneError, Gate, GateHooks
 from .thumbnails import ByteCache
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Each module has a `router`, and may have `OPEN_PATHS`: exact paths of static files, which need no token; and
 # `MODEL_PATHS`: exact paths whose POST requests run a model, so that the gate refuses them while there is no room.
-ROUTES = (page, native, open_inference, openai, cohere, index, teaching)
+ROUTES = (page, native, explanation, open_inference, openai, cohere, index, teaching)
 
 DESCRIPTION = """Classification and embeddings of images.
 
@@ -108,7 +108,11 @@ class ModelRoutes:
 
 def _hooks(service: Service, model_paths: Collection[str]) -> GateHooks:
     def refusal(scope: Scope) -> TessellaError | None:
-        return service.refusal() if scope["method"] == "POST" and scope["path"] in model_paths else None
+        if scope["method"] != "POST" or scope["path"] not in model_paths:
+            return None
+        if scope["path"] in explanation.MODEL_PATHS and (error := service.explanations.refusal()) is not None:
+            return error
+        return service.refusal()
 
     def count(scope: Scope, status: int) -> None:
         route = scope.get("route")

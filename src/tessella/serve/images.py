@@ -62,13 +62,15 @@ class _JsonImage:
 class AskedImages:
     """A request for a model's results.
 
-    images: in the order of the request, with distinct positions but not necessarily distinct names. is_single: the
-    body was one raw image, so that its error is that of the request. seconds: that fetching images took.
+    images: in the order of the request, with distinct positions but not necessarily distinct names. options: those
+    besides `model` and `top`, which are text or values of JSON. is_single: the body was one raw image, so that its
+    error is that of the request. seconds: that fetching images took.
     """
 
     images: list[RequestImage]
     model: str | None = None
     top: int | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
     is_single: bool = False
     seconds: float = 0.0
 
@@ -81,8 +83,13 @@ class Form:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-async def read_images(request: Request, deadline: float | None = None) -> AskedImages:
-    """Read the images of a request, and the parameters `model` and `top`, which the body or the query may have.
+PARAMETERS = ("model", "top")
+
+
+async def read_images(
+    request: Request, deadline: float | None = None, parameters: Sequence[str] = PARAMETERS
+) -> AskedImages:
+    """Read the images of a request, and the parameters with these names, which the body or the query may have.
 
     Addresses of images are fetched if the settings allow it. deadline: seconds for that, at most those of the settings.
     Raises RequestError `bad_request`, `unsupported_media_type`, `too_many_images` and those of the gate;
@@ -93,17 +100,17 @@ async def read_images(request: Request, deadline: float | None = None) -> AskedI
     name = _checked_name(query.get("name", "0"))
     _parse_top(query.get("top"))
     if kind == "multipart/form-data":
-        form = await read_form(request, {"model", "top"})
-        return _complete(form.files, form.fields, query)
+        form = await read_form(request, parameters)
+        return _complete(form.files, form.fields, query, parameters)
     if kind == "application/json":
-        fields = await read_json_object(request, {"images", "model", "top"})
+        fields = await read_json_object(request, {"images", *parameters})
         entries = _json_entries(fields.pop("images", None), settings)
         start = time.monotonic()
         images = await _load_all(request, entries, deadline)
-        return replace(_complete(images, fields, query), seconds=time.monotonic() - start)
+        return replace(_complete(images, fields, query, parameters), seconds=time.monotonic() - start)
     if _IMAGE_TYPE.fullmatch(kind) or kind == "application/octet-stream":
         image = RequestImage(name, _checked(await read_body(request), settings))
-        return _complete([image], {}, query, is_single=True)
+        return replace(_complete([image], {}, query, parameters), is_single=True)
     raise RequestError("unsupported_media_type", OTHER_TYPE)
 
 
@@ -357,15 +364,15 @@ class _FormReader:
 
 
 def _complete(
-    images: list[RequestImage], fields: Mapping[str, object], query: Mapping[str, str], *, is_single: bool = False
+    images: list[RequestImage], fields: Mapping[str, object], query: Mapping[str, str], parameters: Sequence[str]
 ) -> AskedImages:
     if not images:
         raise RequestError("bad_request", "The request has no images.")
-    given = {key: query.get(key) if fields.get(key) is None else fields[key] for key in ("model", "top")}
-    model = given["model"]
+    given = {key: query.get(key) if fields.get(key) is None else fields[key] for key in parameters}
+    model, top = given.pop("model"), given.pop("top", None)
     if model is not None and not isinstance(model, str):
         raise RequestError("bad_request", '"model" is not a string.')
-    return AskedImages(images, model, _parse_top(given["top"]), is_single)
+    return AskedImages(images, model, _parse_top(top), given)
 
 
 def _parse_top(value: object) -> int | None:

@@ -14,7 +14,62 @@ STAGES = ("queue", "decode", "model", "total")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+EXPLAIN_STAGES = ("queue", "decode", "start", "load", "explain", "total")
+EXPLAIN_METHODS = ("exact", "grad-cam", "attention", "integrated-gradients", "occlusion")
+EXPLAIN_ENDS = ("idle", "deadline", "lost", "closed")
+_EXPLAIN_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 OTHER = "other"  # the label of values outside of a closed list
+
+
+class ExplainMetrics:
+    """Counters of explanations, in the registry of a service. Every method may be called from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._images = Counter(
+            "tessella_explanations",
+            "Images that were explained, by method, and whether the map was better than random ones.",
+            ("method", "faithful"),
+            registry=registry,
+        )
+        self._times = Histogram(
+            "tessella_explain_seconds",
+            "Seconds per request for explanations by stage: decoding, waiting, starting the process, loading the "
+            "model, explaining, and in total.",
+            ("stage",),
+            buckets=_EXPLAIN_SECONDS,
+            registry=registry,
+        )
+        self._queue = Gauge(
+            "tessella_explain_queue_images", "Images that are being explained or wait for it.", registry=registry
+        )
+        self._running = Gauge(
+            "tessella_explain_process", "1 while there is a process that explains.", registry=registry
+        )
+        self._ends = Counter(
+            "tessella_explain_process_ends",
+            "Processes that have ended: idle, killed at a deadline, lost, or closed with the server.",
+            ("reason",),
+            registry=registry,
+        )
+
+    def watch(self, images: Callable[[], float], is_running: Callable[[], bool]) -> None:
+        """Read the number of images to explain, and whether there is a process, whenever the metrics are read."""
+        self._queue.set_function(images)
+        self._running.set_function(lambda: float(is_running()))
+
+    def explained(self, method: str, faithful: bool) -> None:
+        """Count an image that was explained."""
+        label = method if method in EXPLAIN_METHODS else OTHER
+        self._images.labels(label, "yes" if faithful else "no").inc()
+
+    def times(self, milliseconds: dict[str, float]) -> None:
+        """Observe the times of a request for explanations by stage."""
+        for stage in EXPLAIN_STAGES:
+            self._times.labels(stage).observe(milliseconds[stage] / 1000)
+
+    def process_ended(self, reason: str) -> None:
+        """Count the end of a process that explains."""
+        self._ends.labels(reason if reason in EXPLAIN_ENDS else OTHER).inc()
 
 
 class ServeMetrics:
@@ -56,6 +111,7 @@ class ServeMetrics:
             "tessella_worker_restarts", "Decoding processes that were replaced.", registry=registry
         )
         self._ready = Gauge("tessella_ready", "1 while the server is ready.", registry=registry)
+        self.explanations = ExplainMetrics(registry)
 
     def request(self, route: str, method: str, status: int) -> None:
         """Count an answered request. route: the template of a route, such as "/v1/classify", never a path."""

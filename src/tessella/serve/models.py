@@ -21,6 +21,7 @@ from ..engine import Plan
 from ..engine.exported import is_exported
 from ..engine.plan import streams_for
 from ..errors import ImageError, ServeError, TessellaError, UsageError, WeightsError
+from ..fingerprint import hash_identity, identify
 from ..info import info
 from ..machine import NICE, lower_priority, thread_count, total_memory
 from ..predictor import Predictor, load
@@ -44,28 +45,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Facts of a model that was opened; they stay valid when it is unloaded."""
+    """Facts of a model that was opened; they stay valid when it is unloaded.
+
+    source: as `tessella.load` takes it. explained: the fingerprint of the same weights in float32, as explanations use
+    them; "" for an exported model, which has no module that could be explained.
+    """
 
     name: str
+    source: str
     fingerprint: str
     num_classes: int
     width: int  # of the embedding
     labels: Sequence[str]
     spec: InputSpec
     plan: Plan
+    explained: str
     classes: ClassNames = field(repr=False)
 
     @classmethod
-    def of(cls, name: str, predictor: Predictor) -> ServedModel:
+    def of(cls, name: str, source: str, predictor: Predictor) -> ServedModel:
         """Return the facts of an opened model. Its fingerprint may take a moment, as the weights are hashed."""
         return cls(
             name,
+            source,
             predictor.fingerprint,
             predictor.num_classes,
             predictor.width,
             predictor.labels,
             predictor.spec,
             predictor.plan,
+            _float32_fingerprint(predictor),
             ClassNames(predictor.labels, predictor.synsets),
         )
 
@@ -142,12 +151,13 @@ class ModelHost:
         self._first = next(iter(self._entries.values()))
         self._closed = False
         self._releasing = 0  # bytes of models that are being unloaded
+        self.reserved = 0  # bytes of another process that count as those of a model
         self.memory_limit = settings.memory_limit or total_memory() // 2
 
     @property
     def memory(self) -> int:
-        """Bytes of the models in memory, and of those being loaded or unloaded."""
-        return self._releasing + sum(entry.memory for entry in self._entries.values())
+        """Bytes of the models in memory, of those being loaded or unloaded, and those that are reserved."""
+        return self.reserved + self._releasing + sum(entry.memory for entry in self._entries.values())
 
     def statuses(self) -> list[ModelStatus]:
         """Return all models that are offered, the first one first."""
@@ -234,13 +244,31 @@ class ModelHost:
                     "not_ready",
                     f"{entry.name} needs {needed:,} bytes of memory, the limit for all models is {self.memory_limit:,}",
                 )
-            while self.memory + needed > self.memory_limit:
-                if not (unused := self._unused()):
-                    raise ServeError("overloaded", f"the memory that {entry.name} needs is in use by other models")
-                await self._unload(unused[0])
+            await self._free(needed, entry.name)
         elif needed > self.memory_limit:
             log.warning("%s needs %d bytes of memory, more than the limit for all models", entry.name, needed)
         entry.memory = needed
+
+    async def _free(self, needed: int, purpose: str) -> None:
+        """Unload models until there is enough memory. Raises ServeError `overloaded` while they are in use."""
+        while self.memory + needed > self.memory_limit:
+            if not (unused := self._unused()):
+                raise ServeError("overloaded", f"the memory that {purpose} needs is in use by other models")
+            await self._unload(unused[0])
+
+    async def reserve(self, needed: int, purpose: str) -> None:
+        """Count `needed` bytes, in total, as reserved for another process; models are unloaded for it if necessary.
+
+        Raises ServeError `not_ready` if that does not fit beside the first model, `overloaded` as for a model.
+        """
+        if needed <= self.reserved:
+            return
+        if self._first.memory + needed > self.memory_limit:
+            raise ServeError(
+                "not_ready", f"{purpose} needs {needed:,} bytes of memory, the limit is {self.memory_limit:,}"
+            )
+        await self._free(needed - self.reserved, purpose)
+        self.reserved = max(self.reserved, needed)
 
     def _unused(self) -> list[_Entry]:
         """Return the models in memory without users, except the first, in the order of their last use."""
@@ -265,7 +293,7 @@ class ModelHost:
 
 def _open(name: str, source: str, settings: ServeSettings) -> tuple[ServedModel, ImageLane]:
     lower_priority(NICE)  # the threads that an engine starts inherit it, so that requests are read while models run
-    return _prepare(name, open_predictor(source, settings))
+    return _prepare(name, source, open_predictor(source, settings))
 
 
 def open_predictor(source: str, settings: ServeSettings) -> Predictor:
@@ -295,11 +323,21 @@ def memory_needed(source: str) -> int:
     return int(4 * (WEIGHTS_FACTOR * cost.params + ACTIVATIONS_FACTOR * streams * cost.activations))
 
 
-def _prepare(name: str, predictor: Predictor) -> tuple[ServedModel, ImageLane]:
+def _prepare(name: str, source: str, predictor: Predictor) -> tuple[ServedModel, ImageLane]:
     """Test and describe a model. Raises WeightsError if it fails the test."""
     engine = predictor.engine
     self_test(engine, predictor.spec)
-    return ServedModel.of(name, predictor), ImageLane(engine.run_stream, engine.plan.batch_size, engine.plan.streams)
+    return ServedModel.of(name, source, predictor), ImageLane(
+        engine.run_stream, engine.plan.batch_size, engine.plan.streams
+    )
+
+
+def _float32_fingerprint(predictor: Predictor) -> str:
+    """Return the fingerprint that the model has in float32; "" for an exported one."""
+    if (network := predictor.engine.network) is None:
+        return ""
+    settings = dict(policy=predictor.policy, transform=predictor.transform, precision="float32")
+    return hash_identity(identify(network, predictor.spec), **settings)
 
 
 def _return_memory() -> None:

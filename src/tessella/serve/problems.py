@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import CODES, TessellaError, public_text
+from ..errors import CODES, ServeError, TessellaError, public_text
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -23,6 +23,7 @@ DETAILS = {  # what to do about an error, where the text of the code does not sa
     "overloaded": "Repeat the request after the number of seconds in the header Retry-After.",
     "draining": "Repeat the request after the number of seconds in the header Retry-After.",
     "not_ready": "Repeat the request after the number of seconds in the header Retry-After.",
+    "explain_off": "Repeat the request after the number of seconds in the header Retry-After.",
     "unknown_model": "GET /v1/models lists the models of this server.",
     "url_refused": "Send the bytes of the image instead of an address.",
     "internal_error": "The log of the server has more details under this request_id.",
@@ -34,6 +35,14 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not
 
 class RequestError(TessellaError):
     """A request was refused. The message is one fixed sentence, which the client gets as the detail."""
+
+
+class RetryLaterError(ServeError):
+    """A request that may succeed after `retry_after` seconds."""
+
+    def __init__(self, code: str, message: str, retry_after: float) -> None:
+        super().__init__(code, message)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,12 @@ def make_problem(
 
 
 def problem_of(error: TessellaError, path: str, request_id: str, *, retry_after: float = 1.0) -> Problem:
-    """Return the answer for an error; of its message only the fixed sentence of a `RequestError` is used."""
+    """Return the answer for an error; of its message only the fixed sentence of a `RequestError` is used.
+
+    retry_after: as in `make_problem`, unless the error itself says it.
+    """
+    if isinstance(error, RetryLaterError):
+        retry_after = error.retry_after
     detail = error.message if isinstance(error, RequestError) else ""
     return make_problem(error.code, path, request_id, detail=detail, retry_after=retry_after)
 

@@ -23,6 +23,7 @@ from ..weights.catalogue import Task
 from .admission import Admission, Ticket
 from .batcher import Batcher, Result
 from .decoding import DecodePool
+from .explanations import ExplainAnswer, ExplainOptions, Explanations
 from .metrics import ServeMetrics
 from .models import TASKS, HostedModel, ModelHost, in_thread
 from .models import ModelStatus as ModelStatus
@@ -80,6 +81,7 @@ class Service:
         self.settings, self.metrics, self._clock = settings, ServeMetrics(), clock
         self.failed = asyncio.Event()
         self._host = ModelHost(settings, on_loaded=self._loaded, on_unloaded=self._unloaded, clock=clock)
+        self.explanations = Explanations(settings, self.metrics, self._host)
         self._admission = Admission(max_images=settings.queue_images_for(1), max_bytes=settings.queue_bytes)
         self.metrics.watch_queue(
             lambda: self._admission.images, lambda: self._admission.bytes, lambda: self.readiness.ready
@@ -178,6 +180,7 @@ class Service:
             if task is not None:
                 task.cancel()
         self._abort()
+        await self.explanations.close()
         await self._host.close()
         if (stages := self._stages) is not None:
             await in_thread(stages.batcher.close)
@@ -264,12 +267,46 @@ class Service:
         self.check()
         return await self._answer(pixels_NHWC, model, task, self._seconds(deadline))
 
+    async def explain(
+        self,
+        images: Sequence[bytes | ImageError],
+        options: ExplainOptions,
+        *,
+        model: str | None = None,
+        deadline: float | None = None,
+    ) -> ExplainAnswer:
+        """Explain a class of each image; a bad image has an ImageError as its outcome.
+
+        deadline: seconds, at most `explain_deadline` of the settings. Raises as `infer` and as `Explanations.explain`:
+        UsageError, ServeError, RequestError.
+        """
+        self.check()
+        longest = self.settings.explain_deadline
+        seconds = longest if deadline is None else min(deadline, longest)
+        is_open = False
+        with self.exchange():
+            try:
+                async with asyncio.timeout(seconds) as timeout:
+                    until = time.monotonic() + seconds
+                    served = await self.open(model)
+                    is_open = True
+                    return await self.explanations.explain(images, served, options, until, self._decode_one)
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                code = "deadline_exceeded" if is_open else "not_ready"
+                raise ServeError(code, f"the request was not answered within {seconds:g} s") from None
+
     async def decode(self, data: bytes | Source, spec: InputSpec) -> Decoded:
         """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`.
 
         data: its encoded bytes, or where the decoding process reads them.
         """
         self.check()
+        return await self._decode_one(data, spec)
+
+    async def _decode_one(self, data: bytes | Source, spec: InputSpec) -> Decoded:
+        """Decode an image of a request that was accepted."""
         assert self._stages is not None
         size = len(data) if isinstance(data, bytes) else 0  # the process that reads an image also holds it
         async with self._admitted(1, size + _pixel_bytes(spec), self.settings.deadline):

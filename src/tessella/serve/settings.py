@@ -38,7 +38,9 @@ class ServeSettings:
     one per core, at most 8. decode_timeout: seconds to decode one image. drain_delay: seconds in which requests are
     still accepted after the server was asked to stop. drain_timeout: seconds for the requests that are left then.
     idle_minutes: unload a model that nobody has used for this time, except the first; None for never. memory_limit:
-    bytes of memory for all models together; None for half of the machine's.
+    bytes of memory for all models together; None for half of the machine's. explain: answer requests for explanations.
+    explain_deadline: seconds until such a request is given up. explain_idle_minutes: end the process that computes
+    explanations when nobody has used it for this time.
     """
 
     models: tuple[str, ...] = ()
@@ -67,6 +69,9 @@ class ServeSettings:
     drain_timeout: float = 30.0
     idle_minutes: float | None = 30.0
     memory_limit: int | None = None
+    explain: bool = True
+    explain_deadline: float = 120.0
+    explain_idle_minutes: float = 5.0
 
     def __post_init__(self) -> None:
         """Raise UsageError `bad_argument` for a value of the wrong type, out of range, or unsafe."""
@@ -82,12 +87,13 @@ class ServeSettings:
             check_count("decode_processes", self.decode_processes, MAX_PROCESSES)
         if self.memory_limit is not None:
             check_count("memory_limit", self.memory_limit, MAX_BYTES)
-        for name in ("deadline", "body_timeout", "decode_timeout"):
+        for name in ("deadline", "body_timeout", "decode_timeout", "explain_deadline"):
             check_seconds(name, getattr(self, name), MAX_SECONDS)
         for name in ("max_delay", "drain_delay", "drain_timeout"):
             check_number(name, getattr(self, name), least=0, most=MAX_SECONDS)
         if self.idle_minutes is not None:
             check_number("idle_minutes", self.idle_minutes, above=0, most=MAX_IDLE_MINUTES)
+        check_number("explain_idle_minutes", self.explain_idle_minutes, above=0, most=MAX_IDLE_MINUTES)
         self._check_access()
 
     def _check_access(self) -> None:

@@ -81,6 +81,8 @@ def server(collection: Collection, predictor: Predictor) -> Iterator[StandIn]:
 def site(server: StandIn, collection: Collection) -> StandIn:
     """The server, in its first state."""
     server.collection, server.has_map, server.token = collection, True, None
+    server.can_explain = True
+    server.explanation.clear()
     server.failures.clear()
     server.requests.clear()
     server.heads.clear()

@@ -73,12 +73,18 @@ class Collection:
 
 @dataclass
 class StandIn:
-    """The server. token: needed if set. failures: answers to give instead, by path; each is (status, code, headers)."""
+    """The server.
+
+    token: needed if set. explanation: fields that explanations have instead of their own. failures: answers to give
+    instead, by path; each is (status, code, headers).
+    """
 
     collection: Collection | None = None
     predictor: Predictor | None = None
     has_map: bool = True
     token: str | None = None
+    can_explain: bool = True
+    explanation: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[tuple[int, str, dict[str, str]]]] = field(default_factory=dict)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
     heads: dict[str, Any] = field(default_factory=dict)
@@ -152,9 +158,11 @@ class StandIn:
         if path.startswith("/v1/index/image/"):
             return self.picture(int(path.rsplit("/", 1)[1]))
         handler = getattr(self, f"answer_{path.removeprefix('/v1/').replace('/', '_').replace('.', '_')}", None)
-        if handler is None or (self.collection is None and not path.startswith(("/v1/classify", "/v1/models"))):
+        if handler is None or (
+            self.collection is None and not path.startswith(("/v1/classify", "/v1/explain", "/v1/models"))
+        ):
             return problem(404, "not_found")
-        if path == "/v1/classify":
+        if path in ("/v1/classify", "/v1/explain"):
             return await asyncio.to_thread(handler, body, images)
         result = handler(images=images, **(body or {}), **request.query_params)
         return result if isinstance(result, Response) else JSONResponse(result)
@@ -165,7 +173,14 @@ class StandIn:
         """GET /v1/models."""
         names = ["convmixer_256_8_ks3_p4.cifar10", "convmixer_384_8_ks5_p8.photographs"]
         data = [
-            dict(id=name, object="model", num_classes=10, state="ready", default_for=["classify"][i:])
+            dict(
+                id=name,
+                object="model",
+                num_classes=10,
+                state="ready",
+                default_for=["classify"][i:],
+                can_explain=self.can_explain,
+            )
             for i, name in enumerate(names)
         ]
         return dict(object="list", data=data)
@@ -185,6 +200,58 @@ class StandIn:
             results.append(entry)
         timing = dict(decode=2.1, queue=0.4, model=9.7, total=12.6)
         return JSONResponse(dict(model=fields.get("model"), fingerprint="0" * 16, results=results, timing_ms=timing))
+
+    def answer_explain(self, fields: dict[str, str], images: list[tuple[str, bytes]]) -> Response:
+        """POST /v1/explain: a map of three rows with its largest value at the top right."""
+        assert self.predictor is not None
+        ((name, data),) = images
+        labels = self.predictor.labels
+        top = [dict(index=best.index, label=best.label, probability=best.probability) for best in self.top(data)]
+
+        def find(text: str) -> dict[str, Any]:
+            index = int(text) if text.isdecimal() else labels.index(text)
+            return next((best for best in top if best["index"] == index), {}) or dict(
+                index=index, label=labels[index], probability=0.001
+            )
+
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+        Image.new("RGB", (96, 96), "olive").save(buffer := io.BytesIO(), "PNG")
+        side, picture = min(width, height), base64.b64encode(buffer.getvalue()).decode()
+        left, upper = (width - side) / 2, (height - side) / 2
+        result = dict(
+            key=name,
+            status="ok",
+            top=top,
+            target=find(fields["class"]) if "class" in fields else top[0],
+            versus=find(fields["versus"]) if "versus" in fields else None,
+            method="exact" if fields["method"] == "auto" else fields["method"],
+            methods=["exact", "grad-cam"],
+            reason="it scored best" if fields["method"] == "auto" else "requested",
+            layer="",
+            map=[[0.5, 1.0, 4.0], [0.0, -2.0, 1.0], [0.0, 0.5, 0.25]],
+            total=5.25 if fields["method"] == "auto" else None,
+            faithful=True,
+            verdict="faithful",
+            verdict_reason="better than 97.5 % of random maps in deletion, insertion and correlation",
+            scores=dict(
+                deletion=dict(value=-1.5, random=[2.5, 4.0], goal="lower", is_better=True),
+                insertion=dict(value=5.0, random=[2.0, 4.5], goal="higher", is_better=True),
+                correlation=dict(value=0.05, random=[-0.25, 0.25], goal="higher", is_better=False),
+            ),
+            overlay=f"data:image/png;base64,{picture}",
+            box=[left, upper, left + side, upper + side],
+            width=width,
+            height=height,
+        )
+        timing = dict(decode=9.0, queue=0.1, start=2900.0, load=150.0, explain=800.0, total=3860.0)
+        body = dict(model=fields["model"], fingerprint="0" * 16, results=[result | self.explanation], timing_ms=timing)
+        return JSONResponse(body)
+
+    def top(self, data: bytes) -> list[Any]:
+        """Return the most probable classes of an image."""
+        assert self.predictor is not None
+        return self.predictor.classify(data)
 
     # --- the index ------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ const LONGEST_WAIT = 10; // seconds; a server that asks for a longer one has its
 
 /** A request failed. `code` is the server's error code; the message is for people. */
 export class ServerError extends Error {
-  constructor(code, status = 0) {
+  constructor(code, status = 0, detail = "") {
     super(messageOf(code));
     this.code = code;
     this.status = status;
+    this.detail = detail; // one fixed sentence of the server, or ""
   }
 }
 
@@ -25,7 +26,7 @@ const CODES_OF_STATUS = {
 };
 
 export class ServerBackend {
-  can = { classify: true, teach: true, requests: true, enlarge: true };
+  can = { classify: true, explain: true, teach: true, requests: true, enlarge: true };
 
   /** askToken(rejected): resolves to a token, or to null if the person cancels. */
   constructor(askToken) {
@@ -52,6 +53,13 @@ export class ServerBackend {
   classify(file, { model, top = 5, signal, onwait }) {
     const fields = { top: String(top), ...(model ? { model } : {}) };
     return this.#call("POST", "/v1/classify", { files: [{ field: "file", file }], fields, signal, onwait });
+  }
+
+  /** wanted, versus: classes by number or name; "" for the most probable one and for none. */
+  explain(file, { model, wanted, versus, method, signal, onwait }) {
+    const given = Object.entries({ model, class: wanted, versus, method }).filter(([, value]) => value);
+    const fields = Object.fromEntries(given);
+    return this.#call("POST", "/v1/explain", { files: [{ field: "file", file }], fields, signal, onwait });
   }
 
   /** options: the JSON of a search. file: an image to search by, instead of the rows in `options.queries`. */
@@ -178,7 +186,8 @@ export class ServerBackend {
 
 async function errorOf(response) {
   const problem = await response.json().catch(() => ({}));
-  return new ServerError(problem.code ?? CODES_OF_STATUS[response.status] ?? "internal_error", response.status);
+  const code = problem.code ?? CODES_OF_STATUS[response.status] ?? "internal_error";
+  return new ServerError(code, response.status, problem.detail);
 }
 
 /** Wait some seconds; a little longer by chance, so that waiting pages do not all return at once. */

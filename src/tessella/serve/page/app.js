@@ -96,6 +96,9 @@ class App extends HTMLElement {
   async #loadModels() {
     try {
       const { answer } = await state.backend.models();
+      if (state.backend.can.explain) {
+        state.explainable = new Set(answer.data.filter((model) => model.can_explain).map(({ id }) => id));
+      }
       const classifiers = answer.data.filter(({ num_classes: classes }) => classes !== 0);
       this.model.replaceChildren(...classifiers.map(({ id }) => make("option", { value: id }, id)));
       const preferred = classifiers.find(({ default_for: uses }) => uses?.includes("classify")) ?? classifiers[0];

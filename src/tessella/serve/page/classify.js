@@ -1,6 +1,7 @@
 /** <tessella-classify>: classify images of one's own; each has its own status. */
 
 import { announce, button, icon, make } from "./dom.js";
+import { showWhy } from "./explain.js";
 import { pickers } from "./inputs.js";
 import { showRequest } from "./requests.js";
 import { state } from "./state.js";
@@ -93,6 +94,15 @@ class Card extends HTMLElement {
       make(
         "div",
         { class: "card-actions" },
+        top.length > 0 &&
+          state.explainable.has(entry.model) &&
+          button({
+            text: "Why?",
+            symbol: "why",
+            kind: "small",
+            label: `Why? Explain the class of ${entry.file.name}`,
+            onclick: () => showWhy(entry),
+          }),
         state.index &&
           button({ text: "Find similar", symbol: "search", kind: "small", onclick: () => handlers.search(entry) }),
         this.#requestButton(),
@@ -230,7 +240,7 @@ class Classify extends HTMLElement {
       });
       if (signal.aborted) return;
       const [record] = answer.results;
-      Object.assign(entry, { record, request, timing: answer.timing_ms, code: record.status, isRetriable: false });
+      Object.assign(entry, { record, request, model: answer.model, timing: answer.timing_ms, code: record.status, isRetriable: false });
       set(record.status === "ok" ? "done" : "failed");
     } catch (error) {
       if (signal.aborted) return;

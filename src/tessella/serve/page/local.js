@@ -6,7 +6,7 @@ const NO_LABEL = 65_535;
 const FORMULA = /^[=+\-@\t\r]/; // a spreadsheet runs text that begins with one of these
 
 export class FileBackend {
-  can = { classify: false, teach: false, requests: false, enlarge: false };
+  can = { classify: false, explain: false, teach: false, requests: false, enlarge: false };
 
   constructor(data) {
     this.data = data;

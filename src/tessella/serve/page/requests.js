@@ -10,8 +10,9 @@ const TABS = [
   ["json", "Answer (JSON)", (request) => JSON.stringify(request.answer, shortened, 2)],
 ];
 
-/** Long lists of numbers, such as embeddings, are cut in the view of the answer. */
+/** Long lists of numbers, such as embeddings, and pictures are cut in the view of the answer. */
 function shortened(key, value) {
+  if (typeof value === "string" && value.length > 2000) return `${value.slice(0, 60)}… ${value.length - 60} more`;
   const isLong = Array.isArray(value) && value.length > 64 && typeof value[0] === "number";
   return isLong ? [...value.slice(0, 8), `… ${value.length - 8} more`] : value;
 }

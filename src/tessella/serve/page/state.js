@@ -13,6 +13,7 @@ class State extends EventTarget {
   backend = null;
   index = null; // facts of the index; null if there is none
   indexError = null;
+  explainable = new Set(); // names of the models whose classes the server can explain
   filter = { ...NO_FILTER };
   query = null; // {row, item} or {file, url}
   selection = new Map(); // rows that are selected for an export

@@ -36,6 +36,8 @@ export const MESSAGES = {
   not_ready: "The server is still starting. Try again in a moment.",
   too_many_images: "There are too many images in one request.",
   worker_failed: "Decoding failed on the server. Try again in a moment.",
+  explain_off:
+    "Explanations are switched off for a while, because computing them failed several times. All else works.",
   server_failed: "The server failed. Try again in a moment.",
   server_unavailable: "The server cannot be reached. Check the connection and try again.",
   unauthorized: "The server needs a valid token.",
@@ -108,13 +110,65 @@ export function fileSize(bytes) {
   return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-const STAGES = { decode: "decoding", queue: "waiting", model: "model", search: "search" };
+const STAGES = {
+  decode: "decoding",
+  queue: "waiting",
+  model: "model",
+  search: "search",
+  start: "starting",
+  load: "loading the model",
+  explain: "explaining",
+};
 
 /** "41 ms (decoding 8.1 ms, model 30 ms)" from the server's timing. */
 export function timingText(timing) {
+  const rare = ["start", "load"]; // of the first request only
   const parts = Object.entries(STAGES)
-    .filter(([stage]) => timing?.[stage] !== undefined)
+    .filter(([stage]) => timing?.[stage] !== undefined && !(rare.includes(stage) && timing[stage] < 1))
     .map(([stage, name]) => `${name} ${milliseconds(timing[stage])}`);
   const total = timing?.total === undefined ? "" : milliseconds(timing.total);
   return total && parts.length ? `${total} (${parts.join(", ")})` : total || parts.join(", ");
+}
+
+const METHODS = {
+  exact: "exact contributions",
+  "grad-cam": "Grad-CAM",
+  attention: "gradient-weighted attention",
+  "integrated-gradients": "integrated gradients",
+  occlusion: "occlusion",
+};
+
+export function methodName(method) {
+  return Object.hasOwn(METHODS, method) ? METHODS[method] : method;
+}
+
+const SCORES = {
+  deletion: { title: "Deletion", hint: "score without the strongest parts; lower is better", digits: 2 },
+  insertion: { title: "Insertion", hint: "score with the strongest parts only; higher is better", digits: 2 },
+  correlation: { title: "Correlation", hint: "with the effect of removing each part; higher is better", digits: 2 },
+};
+
+/** What a score of a map is called, and what it means. */
+export function scoreText(name) {
+  return Object.hasOwn(SCORES, name) ? SCORES[name] : { title: name, hint: "", digits: 2 };
+}
+
+/** A number with a real minus sign. */
+export function signed(value, digits = 2) {
+  return value.toFixed(digits).replace("-", "−");
+}
+
+/** Whether a map can be trusted for its image. */
+export function verdictText({ faithful, verdict }) {
+  if (faithful === null || faithful === undefined) return verdict ?? "Not scored";
+  return faithful ? "Faithful for this image" : "Not faithful for this image";
+}
+
+/** The message for a request for an explanation that failed. */
+export function explanationError({ code, detail }) {
+  if (code === "unprocessable" && detail) return detail;
+  if (code === "missing_dependency") return "The server cannot explain: it lacks an optional package.";
+  if (code === "bad_argument") return "The image has the class that it is compared with. Choose another one.";
+  if (code === "deadline_exceeded") return "The explanation took too long. Try again, or choose a faster method.";
+  return messageOf(code);
 }

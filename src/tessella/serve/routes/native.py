@@ -135,7 +135,10 @@ def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> li
 )
 async def models(request: Request) -> Response:
     """List the models of this server. Facts of a model are known once it has been loaded."""
-    rows = [model_row(status) for status in service_of(request).models()]
+    service = service_of(request)
+    rows = [model_row(status) for status in service.models()]
+    for row, status in zip(rows, service.models(), strict=True):
+        row["can_explain"] = service.explanations.can_explain(status.model)
     return json_response({"object": "list", "data": rows})
 
 

@@ -58,7 +58,10 @@ class InferenceBody(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """A model of the server; the facts that are known once it has been loaded are missing before."""
+    """A model of the server; the facts that are known once it has been loaded are missing before.
+
+    can_explain: whether `/v1/explain` may be asked for it; true for one that has not been loaded unless none can be.
+    """
 
     id: str
     object: Literal["model"]
@@ -66,6 +69,7 @@ class ModelBody(BaseModel):
     owned_by: str
     state: Literal["unloaded", "loading", "ready", "failed"]
     default_for: list[str]
+    can_explain: bool = False
     fingerprint: str | None = None
     num_classes: int | None = None
     width: int | None = None

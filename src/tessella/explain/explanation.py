@@ -1,0 +1,239 @@
+"""The explanation of one class for one image, with its figure, its files and its HTML.
+
+Letters for shapes: H, W pixels of the model's input; rows, columns of a map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._version import __version__
+from ..data.decode import Pixels
+from ..errors import UsageError
+from ..records import finite_or_none, valid_text
+from ..results import FloatArray, Prediction, is_finite
+from ..storage import create_output_folder, write_bytes
+from ..text import escape, unescape
+from .colors import SIDE, overlay
+from .facts import ExplanationFacts
+from .faithfulness import Curve, Faithfulness, Score
+from .figures import draw_explanation
+from .maps import AttributionMap
+from .page import STYLE, card
+from .storage import FileNames, read_arrays, write_arrays
+
+FORMAT = 1  # of .npz files
+SCORES, CURVES = ("deletion", "insertion", "correlation"), ("deletion_curve", "insertion_curve")
+FIGURE, ARRAYS = ".explained.png", ".explained.npz"  # so that no photograph is overwritten by its explanation
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class FailedExplanation:
+    """An image that could not be explained: its key, the code of the error, and the message."""
+
+    key: str
+    status: str
+    message: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the error as JSON."""
+        return dict(key=escape(self.key), status=self.status, message=valid_text(self.message))
+
+
+class Explanation(ExplanationFacts):
+    """Why a model gives one image a class; see ExplanationFacts for its fields."""
+
+    status = "ok"
+
+    def overlay(self, side: int = SIDE) -> Pixels:
+        """Return the map over the image: (height,width,3) uint8, whose longer side has `side` pixels."""
+        return overlay(self.pixels, self.map.values, side)
+
+    def figure(self) -> bytes:
+        """Return a PNG file with the image, the map, the overlay, the scores and a legend.
+
+        Raises UsageError `missing_dependency` without matplotlib.
+        """
+        return draw_explanation(self)
+
+    def save(self, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
+        """Write the figure and the arrays to a folder, which is created if it is missing; return both paths.
+
+        name: of the files, without suffix; None makes one from the key. The files are NAME.explained.png and
+        NAME.explained.npz; existing ones are replaced. Raises OutputError `output_failed`.
+        """
+        folder = create_output_folder(folder)
+        stem = FileNames().new(self.key) if name is None else name
+        figure, arrays = folder / f"{stem}{FIGURE}", folder / f"{stem}{ARRAYS}"
+        write_bytes(figure, self.figure())
+        self.save_arrays(arrays)
+        return figure, arrays
+
+    def save_arrays(self, path: str | Path) -> None:
+        """Write everything to a .npz file, from which `load` restores it. Raises OutputError `output_failed`."""
+        write_arrays(path, _to_arrays(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """Restore an explanation from a .npz file that `save` wrote; this needs no model.
+
+        The file is not trusted: nothing in it is executed. Raises UsageError: `not_found`, or `bad_argument` for
+        another file.
+        """
+        arrays = read_arrays(path)
+        try:
+            return _from_arrays(arrays)
+        except (KeyError, ValueError, TypeError, IndexError):
+            raise UsageError(
+                "bad_argument",
+                f"{str(path)!r} is no explanation, or one of another version",
+                hint="give a .npz file of `tessella explain --out FOLDER`",
+            ) from None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return everything but the pixels and the curves as JSON; the map as a list of rows."""
+        row: dict[str, object] = dict(
+            key=escape(self.key),
+            status=self.status,
+            model=valid_text(self.model),
+            fingerprint=self.fingerprint,
+            top=[_prediction_dict(prediction) for prediction in self.predictions],
+            target=_prediction_dict(self.target),
+            versus=None if self.versus is None else _prediction_dict(self.versus),
+            method=self.map.method,
+            reason=self.reason,
+            layer=self.map.layer,
+            total=None if self.map.total is None else finite_or_none(self.map.total),
+            map=self.map.values.tolist(),
+            verdict=self.verdict,
+        )
+        if self.faithfulness is not None:
+            row["verdict_reason"] = self.verdict_reason
+            row["scores"] = {
+                line.name: dict(value=line.value, random=[line.low, line.high], is_better=line.is_better)
+                for line in self.scores
+            }
+        return row
+
+    def _repr_html_(self) -> str:
+        """Return HTML for Jupyter: image, map, overlay, scores and verdict."""
+        return f"<style>{STYLE}</style>{card(self)}"
+
+
+def _prediction_dict(prediction: Prediction) -> dict[str, object]:
+    label, probability = valid_text(prediction.label), finite_or_none(prediction.probability)
+    return dict(index=prediction.index, label=label, probability=probability)
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _to_arrays(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
+    """Return everything as arrays of numbers and text; what is missing has no array."""
+    attribution, scores = explanation.map, explanation.faithfulness
+    arrays: dict[str, NDArray[np.generic]] = dict(
+        format=np.array(FORMAT),
+        tessella=np.array(__version__),
+        key=np.array(escape(explanation.key)),
+        model=np.array(valid_text(explanation.model)),
+        fingerprint=np.array(explanation.fingerprint),
+        method=np.array(attribution.method),
+        reason=np.array(explanation.reason),
+        layer=np.array(attribution.layer),
+        pixels=explanation.pixels,
+        map=attribution.values,
+        part_names=np.array(list(attribution.parts), dtype=str),
+        **{f"part{i}": values for i, values in enumerate(attribution.parts.values())},
+        **_prediction_arrays("predictions", explanation.predictions),
+        **_prediction_arrays("target", [explanation.target]),
+    )
+    if attribution.total is not None:
+        arrays["total"] = np.array(attribution.total)
+    if explanation.versus is not None:
+        arrays |= _prediction_arrays("versus", [explanation.versus])
+    if scores is not None:
+        arrays["score_names"] = np.array(SCORES)
+        arrays["scores"] = np.array([dataclasses.astuple(getattr(scores, name)) for name in SCORES], np.float64)
+        for name in CURVES:
+            arrays[name] = np.stack(dataclasses.astuple(getattr(scores, name)))
+        arrays["faithful"] = np.array(scores.faithful)
+        arrays["verdict_reason"] = np.array(scores.reason)
+        arrays["cells"] = np.array(scores.cells)
+        arrays["smoothness"] = np.array(scores.smoothness)
+    return arrays
+
+
+def _prediction_arrays(name: str, predictions: Sequence[Prediction]) -> dict[str, NDArray[np.generic]]:
+    return {
+        f"{name}_indices": np.array([prediction.index for prediction in predictions], np.int64),
+        f"{name}_labels": np.array([valid_text(prediction.label) for prediction in predictions], dtype=str),
+        f"{name}_synsets": np.array([prediction.synset for prediction in predictions], dtype=str),
+        f"{name}_probabilities": np.array([prediction.probability for prediction in predictions], np.float64),
+    }
+
+
+def _from_arrays(arrays: Arrays) -> Explanation:
+    """Restore what `_to_arrays` made. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
+    if int(arrays["format"]) != FORMAT:
+        raise ValueError("another format")
+    pixels, values = cast(Pixels, arrays["pixels"]), cast(FloatArray, arrays["map"])
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError("no pixels")
+    if values.dtype != np.float32 or values.ndim != 2 or not values.size or not is_finite(values):
+        raise ValueError("no map")
+    (target,) = _restore_predictions(arrays, "target")
+    names = [str(name) for name in arrays["part_names"]]
+    return Explanation(
+        key=unescape(str(arrays["key"])),
+        model=str(arrays["model"]),
+        fingerprint=str(arrays["fingerprint"]),
+        pixels=pixels,
+        predictions=_restore_predictions(arrays, "predictions"),
+        target=target,
+        versus=_restore_predictions(arrays, "versus")[0] if "versus_indices" in arrays else None,
+        map=AttributionMap(
+            values=values,
+            method=str(arrays["method"]),
+            layer=str(arrays["layer"]),
+            total=float(arrays["total"]) if "total" in arrays else None,
+            parts={name: arrays[f"part{i}"].astype(np.float32) for i, name in enumerate(names)},
+        ),
+        reason=str(arrays["reason"]),
+        faithfulness=_restore_faithfulness(arrays) if "scores" in arrays else None,
+    )
+
+
+def _restore_predictions(arrays: Arrays, name: str) -> tuple[Prediction, ...]:
+    columns = (arrays[f"{name}_{part}"] for part in ("indices", "labels", "probabilities", "synsets"))
+    return tuple(
+        Prediction(int(index), str(label), float(probability), str(synset))
+        for index, label, probability, synset in zip(*columns, strict=True)
+    )
+
+
+def _restore_faithfulness(arrays: Arrays) -> Faithfulness:
+    values = cast("NDArray[np.float64]", arrays["scores"])
+    scores = {
+        str(name): Score(float(value), float(low), float(high), float(mean), bool(better))
+        for name, (value, low, high, mean, better) in zip(arrays["score_names"], values, strict=True)
+    }
+    rows, columns = (int(count) for count in arrays["cells"])
+    return Faithfulness(
+        deletion=scores["deletion"],
+        insertion=scores["insertion"],
+        correlation=scores["correlation"],
+        deletion_curve=Curve(*arrays["deletion_curve"].astype(np.float32)),
+        insertion_curve=Curve(*arrays["insertion_curve"].astype(np.float32)),
+        faithful=bool(arrays["faithful"]),
+        reason=str(arrays["verdict_reason"]),
+        cells=(rows, columns),
+        smoothness=float(arrays["smoothness"]),
+    )

@@ -1,0 +1,106 @@
+"""What an explanation contains, and the words in which figures, pages and the command line state it.
+
+Letters for shapes: H, W pixels of the model's input; rows, columns of a map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..data.decode import Pixels
+from ..results import Prediction
+from .faithfulness import Faithfulness, Score
+from .maps import AttributionMap
+
+UNSCORED = "not scored"  # the verdict if the scores were not measured
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One score of a map, with the interval that contains the scores of 95 % of random maps.
+
+    goal: which values are better, "higher" or "lower". is_better: whether the map is better than the interval.
+    """
+
+    name: str
+    goal: str
+    value: float
+    low: float
+    high: float
+    is_better: bool
+
+    @property
+    def comparison(self) -> str:
+        """The comparison with random maps in words."""
+        if self.is_better:
+            return "better than random"
+        return "as random" if self.low <= self.value <= self.high else "worse than random"
+
+
+@dataclass(frozen=True)
+class ExplanationFacts:
+    """Why a model gives one image a class: an attribution map, and how faithful it is.
+
+    key: name of the image. model, fingerprint: what computed it. pixels: (H,W,3) uint8, the image as the model sees it.
+    predictions: the most probable classes, best first. target: the class that is explained. versus: the class that it
+    is compared with, or None. map: how much each position adds to the logit of the target, or to the difference of the
+    two logits. reason: why the method was chosen. faithfulness: the scores of the map; None if they were not measured.
+    """
+
+    key: str
+    model: str
+    fingerprint: str
+    pixels: Pixels
+    predictions: tuple[Prediction, ...]
+    target: Prediction
+    versus: Prediction | None
+    map: AttributionMap
+    reason: str
+    faithfulness: Faithfulness | None = None
+
+    @property
+    def question(self) -> str:
+        """What is explained, such as "cat (92.8 %)" or "cat (92.8 %), not dog (1.2 %)"."""
+        text = _share(self.target)
+        return text if self.versus is None else f"{text}, not {_share(self.versus)}"
+
+    @property
+    def verdict(self) -> str:
+        """Whether the map is faithful for this image, in words."""
+        return UNSCORED if self.faithfulness is None else self.faithfulness.verdict
+
+    @property
+    def verdict_reason(self) -> str:
+        """The reason for the verdict, a sentence; "" if the scores were not measured."""
+        return "" if self.faithfulness is None else self.faithfulness.reason
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the map was measured not to be faithful for this image."""
+        return self.faithfulness is not None and not self.faithfulness.faithful
+
+    @property
+    def unit(self) -> str:
+        """What the values of the map are."""
+        if self.map.total is None:
+            return "attribution"
+        return "contribution to the logit" if self.versus is None else "contribution to the difference of logits"
+
+    @property
+    def scores(self) -> tuple[ScoreLine, ...]:
+        """The scores, in the order in which they are shown; () if they were not measured."""
+        if self.faithfulness is None:
+            return ()
+        return (
+            _line("deletion", "lower", self.faithfulness.deletion),
+            _line("insertion", "higher", self.faithfulness.insertion),
+            _line("correlation", "higher", self.faithfulness.correlation),
+        )
+
+
+def _line(name: str, goal: str, score: Score) -> ScoreLine:
+    return ScoreLine(name, goal, score.value, score.random_low, score.random_high, score.better)
+
+
+def _share(prediction: Prediction) -> str:
+    return f"{prediction.label} ({100 * prediction.probability:.1f} %)"

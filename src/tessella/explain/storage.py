@@ -1,0 +1,86 @@
+"""Files of explanations: names that are safe and unique, and .npz archives, which are read as untrusted input."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..records import npz_bytes
+from ..search.vector_files import read_array
+from ..storage import read_regular, write_bytes
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+MAX_BYTES = 1 << 28  # of an archive, unpacked; an explanation has less than a megabyte
+_LONGEST = 100  # bytes of a name, before its number and suffix
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
+
+
+class FileNames:
+    """Names for files in one folder: made from keys, safe on every system, each different from all before it.
+
+    Two names that differ in case only are taken for the same, as some file systems do.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def new(self, key: str, *parts: str) -> str:
+        """Return a name for the input `key`: its last component without suffix, and `parts`, joined by dots.
+
+        Letters and digits of every script remain; all other characters become underscores. A number is added to a name
+        that was returned before.
+        """
+        base = re.split(r"[/\\]", key.rstrip("/\\"))[-1]
+        stem = ".".join(filter(None, (safe_name(text) for text in (os.path.splitext(base)[0], *parts))))  # noqa: PTH122
+        name, number = stem, 1
+        while name.casefold() in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name.casefold())
+        return name
+
+
+def safe_name(text: str) -> str:
+    """Return text as a part of a file name: letters, digits, hyphens and underscores, at most a hundred bytes."""
+    normal = unicodedata.normalize("NFC", text)
+    safe = re.sub(r"[^\w-]+", "_", normal).strip("_-")
+    safe = "".join(character for character in safe if not unicodedata.category(character).startswith("C"))
+    safe = safe.encode("utf-8", "ignore")[:_LONGEST].decode("utf-8", "ignore") or "image"
+    return f"_{safe}" if _RESERVED.fullmatch(safe) else safe
+
+
+def write_arrays(path: str | Path, arrays: Arrays) -> None:
+    """Write arrays of numbers or text, of any shape, to a .npz file, atomically. Raises OutputError `output_failed`."""
+    write_bytes(Path(path), npz_bytes(arrays))
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
+    """Read the arrays, of any shape, of a .npz file; nothing in it is executed.
+
+    Raises UsageError: `not_found`, or `bad_argument` for a file that is no .npz archive, is damaged or is too large.
+    """
+    path = Path(path)
+    try:
+        data = read_regular(path)
+        with ZipFile(io.BytesIO(data)) as file:
+            members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
+            if sum(member.file_size for member in members.values()) > MAX_BYTES:
+                raise ValueError("too large")
+            return {
+                name: read_array(io.BytesIO(file.read(member)), member.file_size) for name, member in members.items()
+            }
+    except FileNotFoundError:
+        raise UsageError("not_found", f"there is no file {str(path)!r}") from None
+    except Exception:  # a damaged archive raises whatever NumPy, zipfile and Python's own tokenizer do
+        hint = "give a .npz file of `tessella explain --out FOLDER`"
+        raise UsageError("bad_argument", f"{str(path)!r} is no file of an explanation", hint=hint) from None

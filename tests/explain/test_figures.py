@@ -1,0 +1,127 @@
+"""Figures: they contain what they promise, whatever the size of the image and the names."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tessella.explain import figures
+from tessella.explain.figures import draw_explanation
+from tessella.explain.maps import AttributionMap
+from tessella.results import Prediction
+
+from .made import CAT, DOG, make_explanation, make_scores
+
+LONG = "Tyrolean traditional handmade leather trousers with embroidered suspenders, Lederhose"
+
+
+def texts(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
+    """Draw an explanation; return every text in the figure."""
+    drawn: list[Figure] = []
+    render = figures.render
+    monkeypatch.setattr(figures, "render", lambda figure, **options: drawn.append(figure) or render(figure, **options))
+    draw_explanation(make_explanation(**changes))
+    (figure,) = drawn
+    labels = [label for axes in figure.axes for label in (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel())]
+    return [text.get_text() for text in figure.texts] + labels
+
+
+def test_a_faithful_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = texts(monkeypatch)
+    assert "Why cat?" in shown
+    assert "photos/cat.jpg, a_model, method: exact" in shown
+    assert {"image, 40×32 px", "map, 5×4", "map over the image"} <= set(shown)
+    assert {"supports cat", "speaks against it", "contribution to the logit"} <= set(shown)
+    assert {"75.0 %", "cat", "12.5 %", "dog", "6.2 %", "deer"} <= set(shown)
+    assert {"faithful", "deletion", "insertion", "logit"} <= set(shown)
+    assert {"deletion ↓", "0.50", "1.00 to 2.00", "better than random", "correlation ↑", "−0.50 to 0.50"} <= set(shown)
+    assert "as random" in shown
+    assert "not faithful here" not in shown
+
+
+def test_a_map_that_is_no_better_than_random_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = texts(monkeypatch, faithfulness=make_scores(faithful=False))
+    assert "not faithful here" in shown
+    assert "faithful" not in shown
+
+
+def test_two_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = texts(monkeypatch, versus=DOG)
+    assert {"Why cat and not dog?", "supports cat", "supports dog", "difference of logits"} <= set(shown)
+    assert "contribution to the difference of logits" in shown
+
+
+def test_a_class_that_is_not_predicted_is_shown_with_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = texts(monkeypatch, target=Prediction(9, "truck", 0.001))
+    assert {"Why truck?", "truck", "0.1 %", "cat", "dog"} <= set(shown)
+    assert "deer" not in shown
+
+
+def test_without_scores_there_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = texts(monkeypatch, faithfulness=None)
+    assert not {"faithful", "not faithful here", "deletion"} & set(shown)
+
+
+def test_long_and_hostile_names_stay_inside_the_figure() -> None:
+    plain = draw_explanation(make_explanation())
+    hostile = draw_explanation(
+        make_explanation(
+            key="a/" * 300 + "\x1b[31m\n$x$.jpg",
+            model="$\\frac$" * 20,
+            target=Prediction(1, f"{LONG} {LONG}", 0.5),
+            versus=Prediction(2, "猫 $\\alpha$ <b>", 0.25),
+        )
+    )
+    assert Image.open(io.BytesIO(hostile)).size == Image.open(io.BytesIO(plain)).size
+
+
+@pytest.mark.parametrize("label", [LONG, "W" * 60])
+def test_titles_do_not_run_into_the_scores(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    render = figures.render
+    monkeypatch.setattr(figures, "render", lambda figure, **options: drawn.append(figure) or render(figure, **options))
+    draw_explanation(make_explanation(target=Prediction(1, label, 0.5), versus=Prediction(2, label, 0.25)))
+    (figure,) = drawn
+    ends = {text.get_text(): text.get_window_extent().x1 / figure.dpi for text in figure.texts}
+    (title,) = [end for text, end in ends.items() if text.startswith("Why ")]
+    starts = [text.get_window_extent().x0 / figure.dpi for text in figure.texts if text.get_text() == "faithful"]
+    assert title < starts[0]
+    assert max(ends.values()) <= figure.get_figwidth()
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 96), (224, 224), (224, 60), (20, 300)])
+def test_every_size_of_image_and_map(height: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (7, 7), (height, width)):
+        map = AttributionMap(rng.normal(size=(rows, columns)).astype(np.float32), "occlusion")
+        pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        picture = Image.open(io.BytesIO(draw_explanation(make_explanation(pixels=pixels, map=map))))
+        assert picture.size[0] / picture.size[1] > 2.5
+
+
+def test_the_colors_of_the_map_are_in_the_figure() -> None:
+    """A map with one positive and one negative cell: light yellow and dark blue blocks of equal size."""
+    map = AttributionMap(np.array([[1, -1]], np.float32), "exact", total=0.0)
+    explanation = make_explanation(pixels=np.zeros((32, 32, 3), np.uint8), map=map, faithfulness=None)
+    colors = np.asarray(Image.open(io.BytesIO(draw_explanation(explanation))).convert("RGB")).astype(int)
+    colors = colors[: int(colors.shape[0] * 0.75), colors.shape[1] // 3 : 2 * colors.shape[1] // 3]  # the map alone
+    yellow = (np.abs(colors - [255, 243, 166]).max(-1) < 12).sum()
+    blue = (np.abs(colors - [10, 40, 96]).max(-1) < 12).sum()
+    assert yellow > 20_000
+    assert 0.95 < yellow / blue < 1.05
+
+
+def test_the_same_explanation_gives_the_same_bytes() -> None:
+    assert draw_explanation(make_explanation()) == draw_explanation(make_explanation())
+
+
+def test_constant_maps_are_drawn() -> None:
+    for value in (0, 1):
+        flat = AttributionMap(np.full((3, 3), value, np.float32), "exact", total=1.0)
+        assert draw_explanation(dataclasses.replace(make_explanation(), map=flat, target=CAT)).startswith(b"\x89PNG")
