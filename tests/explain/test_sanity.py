@@ -95,7 +95,7 @@ def trained(family: str) -> ImageModel:
     return model.eval().requires_grad_(False)
 
 
-STEPS = {"convmixer": 200, "gmixer": 500, "convit": 500, "crossvit": 500}
+STEPS = {"convmixer": 200, "gmixer": 500, "convit": 300, "crossvit": 500}
 
 
 @pytest.mark.parametrize("family", STEPS)
