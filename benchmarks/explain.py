@@ -194,8 +194,10 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             continue
         started = time.perf_counter()
         sources = draw_sources(path, args.images, args.seed)
-        yield from measure_model(name, sources, args.methods, ScoreSettings(removal=args.removal), args.seed)
-        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        rows = measure_model(name, sources, args.methods, ScoreSettings(removal=args.removal), args.seed)
+        seconds = time.perf_counter() - started
+        print(f"{name}: {seconds:.0f} s\n{markdown(rows)}\n", file=sys.stderr, flush=True)
+        yield from rows
 
 
 def parse_args() -> argparse.Namespace:

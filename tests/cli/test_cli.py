@@ -67,6 +67,10 @@ SURFACE = {
     ],
     "embed": ["INPUT...", *RUN_OPTIONS, *SERVER_OPTIONS, "--strict", "--json", "--csv", "--out", "--csv-safe"],
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
+    "explain": [
+        *("[INPUT...]", "--transform", "--policy", "--strict", "--model", "--checkpoint", "--device"),
+        *("--class", "--versus", "--method", "--no-scores", "--like", "--weights", "--out", "--json"),
+    ],
     "run": [
         *(
             "INPUT...",

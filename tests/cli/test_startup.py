@@ -99,6 +99,11 @@ WRONG = [
     (["classify", "nope.jpg"], 3),
     (["embed", "nope.jpg", "--out", "FOLDER/x.npz"], 3),
     (["features", "nope.jpg"], 3),
+    (["explain"], 2),
+    (["explain", "FOLDER/a.jpg", "--like", "nope.jpg"], 3),
+    (["explain", "FOLDER/a.jpg", "-m", "resnet50"], 2),
+    (["explain", "--weights", "resnet50", "-o", "FOLDER"], 2),
+    (["explain", "--weights", "convit_tiny"], 2),
     (["classify", "nope/*.jpg", "--json"], 3),
     (["classify", "@nope.txt"], 3),
     (["run", "nope", "-o", "FOLDER/run"], 3),
@@ -156,7 +161,16 @@ def imported(arguments: list[str], status: int) -> set[str]:
 
 
 def test_packages_are_attributes_and_import_no_torch() -> None:
-    names = ("bulk", "data", "evaluation", "performance", "search", "training", "utils")  # models define torch modules
+    names = (
+        "bulk",
+        "data",
+        "evaluation",
+        "explain",
+        "performance",
+        "search",
+        "training",
+        "utils",
+    )  # models define torch modules
     code = f"import sys, tessella; [getattr(tessella, name) for name in {names}]; print('torch' in sys.modules)"
     assert run(code).strip() == "False"
 

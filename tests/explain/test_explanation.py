@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_an_image_that_is_predicted_as_the_class_to_compare_with_is_one_failure(
 def test_images_without_finite_outputs_are_failures(subject: Subject) -> None:
     broken = Subject(tessella.load(CIFAR, engine="eager"))
     with torch.no_grad():
-        broken.model.head.bias[0] = float("nan")  # type: ignore[index,operator,union-attr]
+        broken.model.head.bias[0] = float("nan")  # type: ignore[operator]
     results = list(explain([CAT, "missing.jpg"], broken))
     assert [result.status for result in results] == ["non_finite", "not_found"]
 
@@ -130,7 +131,6 @@ def test_images_without_finite_outputs_are_failures(subject: Subject) -> None:
         (dict(classes=["dog", "cat"], versus=3), "compared with itself"),
         (dict(method="magic"), "grad-cam"),
         (dict(method="attention"), "attention"),
-        (dict(keys="text"), "keys"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(changes: dict[str, object], said: str, subject: Subject) -> None:
@@ -155,14 +155,14 @@ def test_models_are_given_by_name_or_as_a_predictor_of_any_engine(subject: Subje
 @pytest.mark.parametrize(
     ("arch", "settings"),
     [
-        ("convmixer_768_32", dict(img_size=64)),
+        ("convmixer_768_32", dict(dim=32, depth=2)),
         ("resmlp_12_224", dict(img_size=32)),
         ("gmlp_s16_224", dict(img_size=32)),
         ("crossvit_ti_dagger_p4_32", {}),
         ("convit_ti_p4_32", dict(global_pool="avg")),
     ],
 )
-def test_models_of_every_family_and_size(arch: str, settings: dict[str, object]) -> None:
+def test_models_of_every_family_and_size(arch: str, settings: dict[str, Any]) -> None:
     model = tessella.create_model(arch, num_classes=3, **settings).eval()
     result = one(explain(CAT, tessella.Predictor(model, name=arch), score=False))
     assert result.map.values.ndim == 2

@@ -14,6 +14,7 @@ from PIL import Image
 from tessella.explain import figures
 from tessella.explain.figures import draw_explanation
 from tessella.explain.maps import AttributionMap
+from tessella.plots.figures import render
 from tessella.results import Prediction
 
 from .made import CAT, DOG, make_explanation, make_scores
@@ -21,13 +22,23 @@ from .made import CAT, DOG, make_explanation, make_scores
 LONG = "Tyrolean traditional handmade leather trousers with embroidered suspenders, Lederhose"
 
 
-def texts(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
-    """Draw an explanation; return every text in the figure."""
+def drawn_figure(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Figure:
+    """Draw an explanation; return the figure before it becomes a file."""
     drawn: list[Figure] = []
-    render = figures.render
-    monkeypatch.setattr(figures, "render", lambda figure, **options: drawn.append(figure) or render(figure, **options))
+
+    def keep(figure: Figure, suffix: str = ".png", dpi: int = 100) -> bytes:
+        drawn.append(figure)
+        return render(figure, suffix, dpi)
+
+    monkeypatch.setattr(figures, "render", keep)
     draw_explanation(make_explanation(**changes))
     (figure,) = drawn
+    return figure
+
+
+def texts(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
+    """Draw an explanation; return every text in the figure."""
+    figure = drawn_figure(monkeypatch, **changes)
     labels = [label for axes in figure.axes for label in (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel())]
     return [text.get_text() for text in figure.texts] + labels
 
@@ -37,7 +48,7 @@ def test_a_faithful_map(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Why cat?" in shown
     assert "photos/cat.jpg, a_model, method: exact" in shown
     assert {"image, 40×32 px", "map, 5×4", "map over the image"} <= set(shown)
-    assert {"supports cat", "speaks against it", "contribution to the logit"} <= set(shown)
+    assert {"supports cat", "speaks against it", "contribution to the logit, 1.25"} <= set(shown)
     assert {"75.0 %", "cat", "12.5 %", "dog", "6.2 %", "deer"} <= set(shown)
     assert {"faithful", "deletion", "insertion", "logit"} <= set(shown)
     assert {"deletion ↓", "0.50", "1.00 to 2.00", "better than random", "correlation ↑", "−0.50 to 0.50"} <= set(shown)
@@ -54,7 +65,7 @@ def test_a_map_that_is_no_better_than_random_is_marked(monkeypatch: pytest.Monke
 def test_two_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = texts(monkeypatch, versus=DOG)
     assert {"Why cat and not dog?", "supports cat", "supports dog", "difference of logits"} <= set(shown)
-    assert "contribution to the difference of logits" in shown
+    assert "contribution to the difference of logits, 1.25" in shown
 
 
 def test_a_class_that_is_not_predicted_is_shown_with_its_probability(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +94,7 @@ def test_long_and_hostile_names_stay_inside_the_figure() -> None:
 
 @pytest.mark.parametrize("label", [LONG, "W" * 60])
 def test_titles_do_not_run_into_the_scores(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    render = figures.render
-    monkeypatch.setattr(figures, "render", lambda figure, **options: drawn.append(figure) or render(figure, **options))
-    draw_explanation(make_explanation(target=Prediction(1, label, 0.5), versus=Prediction(2, label, 0.25)))
-    (figure,) = drawn
+    figure = drawn_figure(monkeypatch, target=Prediction(1, label, 0.5), versus=Prediction(2, label, 0.25))
     ends = {text.get_text(): text.get_window_extent().x1 / figure.dpi for text in figure.texts}
     (title,) = [end for text, end in ends.items() if text.startswith("Why ")]
     starts = [text.get_window_extent().x0 / figure.dpi for text in figure.texts if text.get_text() == "faithful"]

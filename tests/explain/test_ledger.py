@@ -295,6 +295,8 @@ class Scaled(nn.Linear):
 def test_classifiers_that_only_look_linear(dtype: torch.dtype) -> None:
     model = tiny("mixer")
     model.head = Scaled(16, 3)
+    nn.init.ones_(model.head.weight)
+    nn.init.constant_(model.head.bias, 5.0)
     with pytest.raises(UsageError, match="was changed"):
         class_ledger(model.to(dtype), images(model))
 

@@ -59,7 +59,7 @@ def test_a_card_states_everything() -> None:
         "cat 75.0 %, dog 12.5 %",
         "exact: requested",
         "a_model, fingerprint 0123456789abcdef",
-        "contribution to the difference of logits",
+        "contribution to the difference of logits, 1.25",
     ):
         assert text in shown
     assert "not faithful here" not in shown

@@ -58,7 +58,7 @@ EXCLUDED = {  # by what is explained: the options that do not apply
 @argument(
     "inputs",
     nargs=-1,
-    metavar="INPUT...",
+    metavar="[INPUT...]",
     help="File, folder, glob, .tar archive, .parquet file, URL of one of these in an object store, @FILE for a "
     "list of inputs, or - for a list on standard input.",
 )
@@ -166,7 +166,7 @@ def _explain_images(
     skipped = Skipped()
     sources: Iterable[Source] = find_sources(arguments["inputs"], skipped)
     per_image = len(set(arguments["classes"])) or 1
-    total, results = None, list[Result]()
+    total, results = None, []
     if is_listed := "-" not in arguments["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
         total = len(sources) * per_image
@@ -216,7 +216,7 @@ def _lines(result: Explanation | LinkExplanation, files: list[Path]) -> Iterator
     yield result.key
     if isinstance(result, Explanation):
         versus = "" if result.versus is None else f", not {_share(result.versus)}"
-        others = [one for one in result.predictions if one.index != result.target.index][:2]
+        others = [one for one in result.predictions if one not in (result.target, result.versus)][:2]
         yield f"  class        {_share(result.target)}{versus}; others: {', '.join(map(_share, others))}"
         yield f"  method       {result.map.method}: {result.reason}"
         for line in result.scores:

@@ -28,7 +28,8 @@ ANCHORS = (  # from -1 to 1 in equal steps; the lightness (L* of CIE 1976) grows
 NEGATIVE, POSITIVE = "#355f9e", "#deb53b"  # for legends
 STEPS = 161  # colors of the table; odd, so that zero has a color of its own
 SIDE = 448  # pixels of the longer side of an overlay
-FINEST = 32  # cells along a side of a map that is drawn over an image
+FINEST = 28  # cells along a side of a map that is drawn over an image as it is
+AVERAGED = 16  # cells along a side to which a finer map is averaged
 OUTLINED = 0.5  # of the largest absolute value: the values that are enclosed
 _MANY_CELLS = 1024  # of a map whose few largest values may be outliers
 _STRONGEST = 0.85  # opacity of the largest values in an overlay
@@ -71,7 +72,7 @@ def overlay(pixels: Pixels, values: FloatArray, side: int = SIDE) -> Pixels:
     fine map is averaged before (see `is_averaged`).
     """
     if is_averaged(values):
-        values = cell_means(values, *(min(size, FINEST) for size in values.shape))
+        values = cell_means(values, *(min(size, AVERAGED) for size in values.shape))
     height, width = _fit(pixels.shape[0], pixels.shape[1], side)
     smooth = upsample(values, height, width)
     scale = scale_of(values)

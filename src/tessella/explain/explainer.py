@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ..errors import ImageError, UsageError, WeightsError
+from ..extras import check_installed
 from ..inputs import AnyImage
 from ..predictor import Predictor
 from ..results import NON_FINITE, ClassNames, FloatArray, Prediction, is_finite, softmax
 from ..text import any_of, printable
 from .explanation import Explanation, FailedExplanation
 from .faithfulness import score_map
-from .methods import RANKING, attribute, choose_method, method_problem, methods_for
+from .methods import RANKING, WITH_CAPTUM, attribute, choose_method, method_problem, methods_for
 from .opening import open_subject
 from .subject import PreparedImage, Subject
 
@@ -52,7 +53,7 @@ def explain(
     An image that cannot be explained is one FailedExplanation with the code of its error: it cannot be read, its output
     is not finite, or its predicted class is `versus`. Raises UsageError `bad_argument` at once for
     unknown classes and methods, for a method that does not apply to the model, and for a model without classifier;
-    UsageError and WeightsError as `tessella.load`.
+    UsageError and WeightsError as `tessella.load`, `missing_dependency` for a method whose package is not installed.
     """
     subject = open_subject(model)
     targets = _find_classes(subject, classes)
@@ -80,6 +81,8 @@ def decide_method(subject: Subject, method: str) -> tuple[str, str]:
     if problem := method_problem(model, method):
         hint = f"methods for this model: {any_of(methods_for(model))}"
         raise UsageError("bad_argument", f"the method {method!r} cannot explain {name}: {problem}", hint=hint)
+    if method in WITH_CAPTUM:
+        check_installed("captum", f"the method {method!r}")
     return method, "requested"
 
 
@@ -156,9 +159,7 @@ def _find_classes(subject: Subject, classes: int | str | Sequence[int | str] | N
         return ()
     several = [classes] if isinstance(classes, str | int | np.integer) else list(classes)
     if not several:
-        raise UsageError(
-            "bad_argument", "no class was given", hint="give at least one, or None for the predicted class"
-        )
+        raise UsageError("bad_argument", "classes is empty", hint="give at least one, or None for the predicted class")
     return tuple(dict.fromkeys(subject.find_class(name) for name in several))
 
 

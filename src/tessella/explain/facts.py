@@ -84,7 +84,8 @@ class ExplanationFacts:
         """What the values of the map are."""
         if self.map.total is None:
             return "attribution"
-        return "contribution to the logit" if self.versus is None else "contribution to the difference of logits"
+        what = "logit" if self.versus is None else "difference of logits"
+        return f"contribution to the {what}, {self.map.total:.2f}"
 
     @property
     def scores(self) -> tuple[ScoreLine, ...]:

@@ -133,7 +133,7 @@ def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
             spine.set_linestyle("--" if is_dashed else "-")
             spine.set_linewidth(1.2)
         _write(figure, _left(2) + 0.37, BOTTOM - 0.19 - 0.21 * line, text, size=SMALL)
-    _write(figure, _left(2), NOTE, "lines enclose values above half the maximum", size=SMALL, color=GRAY)
+    _write(figure, _left(2), NOTE, "lines: above half of the maximum", size=SMALL, color=GRAY)
 
 
 def _draw_verdict(figure: Figure, facts: ExplanationFacts) -> None:

@@ -40,7 +40,8 @@ class ClassLedger:
 
     values: (B,K,rows,columns) float64; their sum over rows and columns is the logit, and each position has its share of
     the bias. logits: (B,K) float64, as the model itself computes them, in its own precision; in float32, they differ
-    from the sums by rounding only: by at most 3e-6 on the test images of CIFAR-10. classes: (K,) indices.
+    from the sums by rounding only: by at most 1.3e-6 on the 10,000 test images of CIFAR-10, by 8e-6 for logits of 23 of
+    the photograph model. classes: (K,) indices.
     """
 
     values: Doubles
@@ -178,7 +179,7 @@ def _check_sums(sums_BK: Tensor, logits_BK: Tensor, scale_BK: Tensor, dtype: tor
     """
     if not logits_BK.isfinite().all():
         raise WeightsError("non_finite", NON_FINITE)
-    rounding = max(1e-4, 16 * torch.finfo(dtype).eps)
+    rounding = max(1e-4, 4 * torch.finfo(dtype).eps)  # of half precisions, ten times what trained models have
     if ((sums_BK - logits_BK).abs() > rounding * scale_BK).any():
         raise UsageError(
             "bad_argument",

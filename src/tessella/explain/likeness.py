@@ -16,7 +16,7 @@ from ..records import valid_text
 from ..storage import create_output_folder, write_bytes
 from ..text import escape
 from ..weights.catalogue import default_model
-from .explanation import ARRAYS, FIGURE, FailedExplanation
+from .explanation import FailedExplanation
 from .link_figures import draw_links
 from .links import Links, link_images, strongest
 from .opening import open_subject
@@ -70,10 +70,13 @@ class LinkExplanation:
         return draw_links(self.a, self.b, self.links, count=SHOWN)
 
     def save(self, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
-        """Write the figure and the arrays to a folder, as `Explanation.save`. Raises OutputError `output_failed`."""
+        """Write NAME.links.png and NAME.links.npz to a folder, as `Explanation.save` writes its files.
+
+        Raises OutputError `output_failed`.
+        """
         folder = create_output_folder(folder)
         stem = FileNames().new(self.key) if name is None else name
-        figure, arrays = folder / f"{stem}{FIGURE}", folder / f"{stem}{ARRAYS}"
+        figure, arrays = folder / f"{stem}.links.png", folder / f"{stem}.links.npz"
         write_bytes(figure, self.figure())
         self.save_arrays(arrays)
         return figure, arrays

@@ -6,10 +6,10 @@ of positions: cos = sum_pq (a_p . b_q) / (N_a N_b |mean(a)| |mean(b)|). Each ter
 Models that read a class token have no such sum. Their links are measured by masking: with u(A) the unit embedding of
 image A, and u(A-p) the one after the pixels of position p were replaced by the mean color of the image, the link of
 p and q is (u(A) - u(A-p)) . (u(B) - u(B-q)). This is what masking both positions changes beyond the sum of the changes
-that masking either of them makes. Such links do not sum to the similarity, and they describe it poorly: for pairs of
-the same class of CIFAR-10, the sum of a position's links has a correlation of 0.2 to 0.3 with the decrease of the
-similarity when the position is masked, so each result says what it is for its own images. The decreases themselves are
-measured as well.
+that masking either of them makes. Such links do not sum to the similarity, and they describe it poorly: for 30 pairs
+of images of the same class of CIFAR-10, the sum of a position's links has a mean correlation of 0.26 (ConViT) and 0.42
+(CrossViT) with the decrease of the similarity when the position is masked. Each result states this correlation for its
+own images, and has the decreases themselves.
 
 Letters for shapes: C channels, H, W pixels, N positions (row-major; Na and Nb of the two images), D width of the
 embedding.

@@ -1,0 +1,235 @@
+"""tessella explain as a person meets it: text, files, pages, JSON; bad inputs and options; every kind of input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tessella
+from tessella.explain import Explanation
+from tessella.explain.storage import read_arrays
+from tessella.weights.catalogue import default_model
+
+from .test_cli import CAT, EXAMPLES, run
+
+COFFEE = str(EXAMPLES / "coffee.jpg")
+FAST = "--no-scores"
+TOKEN_MODEL = "convit_ti_p4_32.cifar10"
+
+
+def test_text_states_class_method_scores_and_verdict() -> None:
+    out, err = run("explain", CAT)
+    lines = out.splitlines()
+    assert lines[0] == CAT
+    assert lines[1].startswith("  class        cat 92.8 %; others: frog ")
+    assert lines[2].startswith("  method       ")
+    assert "ConvMixer" in lines[2]
+    for line, name in zip(lines[3:6], ("deletion", "insertion", "correlation"), strict=True):
+        assert line.startswith(f"  {name}")
+        assert "random maps" in line
+        assert "is better)" in line
+    assert lines[6].startswith("  verdict      ")
+    assert "--out FOLDER" in err
+
+
+def test_the_default_model_is_that_of_classify() -> None:
+    (row,) = rows(run("explain", CAT, FAST, "--json")[0])
+    assert row["model"] == default_model("classify")
+    (row,) = rows(run("explain", CAT, "--like", COFFEE, "--json")[0])
+    assert row["model"] == default_model()
+
+
+def rows(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_json_has_one_object_per_image_and_class(tmp_path: Path) -> None:
+    out, err = run(
+        "explain", CAT, "nope.jpg", "--class", "cat", "--class", "5", "--json", "--out", str(tmp_path / "new")
+    )
+    first, second, third = rows(out)
+    assert (first["status"], second["status"], third["status"]) == ("ok", "ok", "not_found")
+    assert (first["target"]["label"], second["target"]["label"]) == ("cat", "dog")
+    assert set(first["scores"]) == {"deletion", "insertion", "correlation"}
+    assert np.array(first["map"]).ndim == 2
+    assert [Path(name).name for name in first["files"]] == ["cat.cat.explained.png", "cat.cat.explained.npz"]
+    assert "1 of 2 inputs read, 1 bad" in err
+
+
+def test_a_folder_gets_a_figure_and_arrays_of_each_image(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    shutil.copy(CAT, folder / "cat.jpg")
+    shutil.copy(COFFEE, folder / "a" / "cat.jpg")
+    (folder / "bad.jpg").write_bytes(Path(CAT).read_bytes()[:3000])
+    before = (folder / "cat.jpg").read_bytes()
+    out, err = run("explain", str(folder), FAST, "--out", str(folder))  # into the folder of the images
+    assert (folder / "cat.jpg").read_bytes() == before
+    names = ["cat-2.explained.npz", "cat-2.explained.png", "cat.explained.npz", "cat.explained.png"]
+    assert sorted(path.name for path in folder.glob("*.explained.*")) == names
+    assert f"{folder / 'cat.explained.png'}" in out
+    assert "wrote 4 files" in err
+    assert "bad.jpg: corrupt_image" in err
+    keys = {Explanation.load(path).key for path in folder.glob("*.npz")}
+    assert keys == {str(folder / "cat.jpg"), str(folder / "a" / "cat.jpg")}
+
+
+def test_a_page_has_every_image_and_the_errors(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    _, err = run("explain", CAT, "nope.jpg", COFFEE, FAST, "--out", str(page))
+    text = page.read_text()
+    assert text.count("<article") == 3
+    assert "not_found" in text
+    assert "wrote 1 file to" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_one_image_can_be_written_to_a_file(tmp_path: Path) -> None:
+    run("explain", CAT, FAST, "--out", str(tmp_path / "x.png"))
+    run("explain", CAT, FAST, "--out", str(tmp_path / "x.npz"))
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert Explanation.load(tmp_path / "x.npz").target.label == "cat"
+
+
+def test_two_classes_are_compared() -> None:
+    out, _ = run("explain", CAT, "--versus", "dog", FAST)
+    assert "cat 92.8 %, not dog 0.6 %; others: frog" in out
+    assert "not scored" in out
+    _, err = run("explain", CAT, "--versus", "cat", FAST, status=3)
+    assert "bad_argument: its predicted class is 'cat'" in err
+
+
+def test_archives_tables_lists_and_standard_input(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as file:
+        file.add(CAT, "deep/cat.jpg")
+        file.add(COFFEE, "coffee.jpg")
+    (tmp_path / "list.txt").write_text(f"{CAT}\n{COFFEE}\n")
+    for inputs, stdin in (
+        (str(tmp_path / "photos.tar"), ""),
+        (f"@{tmp_path / 'list.txt'}", ""),
+        (str(EXAMPLES / "c*.jpg"), ""),
+        ("-", f"{CAT}\n{COFFEE}\n"),
+    ):
+        found = rows(run("explain", inputs, FAST, "--json", stdin=stdin)[0])
+        assert [row["status"] for row in found] == ["ok", "ok"], inputs
+        assert {row["target"]["label"] for row in found} == {"cat"}
+
+
+def test_statuses() -> None:
+    run("explain", CAT, "nope.jpg", FAST)
+    run("explain", CAT, "nope.jpg", FAST, "--strict", status=3)
+    _, err = run("explain", "nope.jpg", status=3)
+    assert "0 of 1 inputs read, 1 bad" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give an image"),
+        ([CAT, "--class", "cta"], "similar names: cat"),
+        ([CAT, "--class", "99"], "classes 0 to 9"),
+        ([CAT, "--method", "magic"], "there is no method 'magic'"),
+        ([CAT, "--class", "cat", "--versus", "cat"], "compared with itself"),
+        ([CAT, "-m", TOKEN_MODEL, "--method", "exact"], "the next best method is attention"),
+        ([CAT, "--like", COFFEE, "--class", "cat"], "--like and --class cannot be combined"),
+        ([CAT, "--weights", TOKEN_MODEL, "--like", COFFEE, "-o", "w"], "--weights and --like cannot be combined"),
+        (["--like", CAT], "give an image"),
+        (["--weights", TOKEN_MODEL], "--out FOLDER"),
+        ([CAT, COFFEE, "--weights", TOKEN_MODEL, "-o", "w"], "at most one image"),
+        ([CAT, COFFEE, "-o", "x.png"], "only one explanation"),
+        ([CAT, "-o", "x.csv"], "give a folder"),
+        ([CAT, "-o", "nowhere/x.html"], "there is no folder"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], said: str, tmp_path: Path) -> None:
+    _, err = run("explain", *arguments, status=2, cwd=tmp_path)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    _, err = run("explain", CAT, "-o", str(tmp_path / "taken"), status=6)
+    assert "could not be written" in err
+
+
+def test_links(tmp_path: Path) -> None:
+    out, _ = run("explain", CAT, "nope.jpg", "--like", COFFEE, "--out", str(tmp_path / "new"))
+    assert f"  like         {COFFEE}" in out
+    assert "exact: they sum to the similarity" in out
+    found = read_arrays(tmp_path / "new" / "cat.links.npz")
+    vectors = tessella.load().embed([CAT, COFFEE])
+    assert abs(float(np.sum(found["links"])) - vectors[0] @ vectors[1]) < 1e-5
+    run("explain", CAT, "--like", COFFEE, "--out", str(tmp_path / "links.html"))
+    assert (tmp_path / "links.html").read_text().count("<img") == 1
+
+
+def test_links_of_a_model_with_a_class_token_are_named_as_measured() -> None:
+    (row,) = rows(run("explain", CAT, "--like", COFFEE, "-m", TOKEN_MODEL, "--json")[0])
+    assert row["exact"] is False
+    assert "measured by masking, not exact" in run("explain", CAT, "--like", COFFEE, "-m", TOKEN_MODEL)[0]
+
+
+def test_an_image_to_compare_with_that_cannot_be_read_ends_the_command(tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    run("explain", CAT, "--like", str(tmp_path / "bad.jpg"), status=3)
+
+
+def test_weights(tmp_path: Path) -> None:
+    out, _ = run("explain", "--weights", "mixer_ti_p4_32.cifar10", "--out", str(tmp_path / "w"))
+    assert sorted(out.splitlines()) == sorted(str(path) for path in (tmp_path / "w").iterdir())
+    assert all(path.suffix == ".png" for path in (tmp_path / "w").iterdir())
+    text, _ = run("explain", CAT, "--weights", TOKEN_MODEL, "--out", str(tmp_path / "v"), "--json")
+    assert json.loads(text)["files"]
+
+
+def test_fine_tuned_models_in_a_folder(tmp_path: Path) -> None:
+    model = tessella.create_model("resmlp_12_224", num_classes=2, img_size=32)
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["hat", "shoe <b>"]}
+    torch.manual_seed(0)
+    tessella.save_pretrained(model, tmp_path / "model")
+    (row,) = rows(run("explain", CAT, "-m", f"local-dir:{tmp_path / 'model'}", "--method", "exact", FAST, "--json")[0])
+    assert np.isclose(np.sum(row["map"]), row["total"], atol=1e-5)
+
+
+def test_exported_models_have_no_module(tmp_path: Path) -> None:
+    run("export", "mixer_ti_p4_32.cifar10", str(tmp_path / "exported"))
+    _, err = run("explain", CAT, "-m", f"local-dir:{tmp_path / 'exported'}", status=2)
+    assert "exported model" in err
+
+
+def test_an_interrupt_keeps_what_was_written(tmp_path: Path) -> None:
+    """Every file that exists is complete; the status is that of other commands."""
+    images = tmp_path / "in"
+    images.mkdir()
+    for number in range(200):
+        shutil.copy(CAT, images / f"{number}.jpg")
+    command = [sys.executable, "-m", "tessella", "explain", str(images), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("out/*.npz")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    written = list((tmp_path / "out").iterdir())
+    assert 1 < len(written) < 400
+    assert {path.suffix for path in written} == {".png", ".npz"}
+    for path in written:
+        if path.suffix == ".npz":
+            Explanation.load(path)
