@@ -17,6 +17,8 @@ from .test_security import HOST, call, new_app
 # `TESSELLA_SCHEMATHESIS_EXAMPLES=1000 python -m pytest tests/serve/test_openapi.py` is the long run
 EXAMPLES = int(os.environ.get("TESSELLA_SCHEMATHESIS_EXAMPLES", "100"))
 CONFIG = """
+# the first explanation waits for PyTorch, on a machine that other tests use
+request-timeout = 150
 [checks.positive_data_acceptance]
 # random bytes are no image, and no schema can describe one
 expected-statuses = ["2xx", 401, 403, 404, 409, 413, 415, 422, 429, 504]

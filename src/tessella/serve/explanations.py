@@ -70,7 +70,7 @@ class ExplainAnswer:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _DecodedImage:
     """A decoded image. seen: what the model sees. picture: for the overlay."""
 
     seen: Decoded
@@ -180,7 +180,9 @@ class Explanations:
             raise self._overloaded() if error.code == "overloaded" else error from None
         return ticket
 
-    async def _prepare(self, image: bytes | ImageError, model: ServedModel, decode: Decode) -> _Prepared | ImageError:
+    async def _prepare(
+        self, image: bytes | ImageError, model: ServedModel, decode: Decode
+    ) -> _DecodedImage | ImageError:
         if isinstance(image, ImageError):
             return image
         seen = await decode(image, model.spec)
@@ -188,9 +190,9 @@ class Explanations:
             return seen.error
         picture = await decode(image, picture_spec(model.spec))
         # the limit on elongated images is reached sooner by the picture
-        return _Prepared(seen, seen if picture.error is not None else picture)
+        return _DecodedImage(seen, seen if picture.error is not None else picture)
 
-    def _order(self, image: _Prepared, model: ServedModel, options: ExplainOptions) -> bytes:
+    def _order(self, image: _DecodedImage, model: ServedModel, options: ExplainOptions) -> bytes:
         assert image.seen.pixels is not None
         assert image.picture.pixels is not None
         settings = self._settings
@@ -209,7 +211,7 @@ class Explanations:
         return pickle.dumps(order, pickle.HIGHEST_PROTOCOL)
 
     async def _run(
-        self, images: Sequence[_Prepared | ImageError], model: ServedModel, options: ExplainOptions, deadline: float
+        self, images: Sequence[_DecodedImage | ImageError], model: ServedModel, options: ExplainOptions, deadline: float
     ) -> tuple[list[ExplainJob], list[ExplainedImage | ImageError]]:
         """Return the jobs of the images without an error, and the outcomes of all images."""
         loop = asyncio.get_running_loop()
@@ -277,7 +279,7 @@ def box(spec: InputSpec, width: int, height: int) -> Box:
     )
 
 
-def _size(image: _Prepared) -> tuple[int, int]:
+def _size(image: _DecodedImage) -> tuple[int, int]:
     return image.seen.width, image.seen.height
 
 
