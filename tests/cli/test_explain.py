@@ -142,7 +142,7 @@ def test_statuses() -> None:
         ([CAT, "--class", "99"], "classes 0 to 9"),
         ([CAT, "--method", "magic"], "there is no method 'magic'"),
         ([CAT, "--class", "cat", "--versus", "cat"], "compared with itself"),
-        ([CAT, "-m", TOKEN_MODEL, "--method", "exact"], "the next best method is attention"),
+        ([CAT, "-m", TOKEN_MODEL, "--method", "exact"], "the next best method is"),
         ([CAT, "--like", COFFEE, "--class", "cat"], "--like and --class cannot be combined"),
         ([CAT, "--weights", TOKEN_MODEL, "--like", COFFEE, "-o", "w"], "--weights and --like cannot be combined"),
         (["--like", CAT], "give an image"),

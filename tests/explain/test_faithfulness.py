@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import tessella
 from tessella.errors import UsageError
@@ -52,14 +53,15 @@ def additive_model() -> ConvMixer:
         "convmixer_256_8_ks3_p4", pretrained=False, dim=2, depth=0, patch_size=PATCH, num_classes=3
     )
     assert isinstance(model, ConvMixer)
-    conv, _, norm = model.stem
+    norm = model.stem[2]
+    assert isinstance(norm, nn.BatchNorm2d)
     with torch.no_grad():
         pattern = torch.from_numpy(CHECKERS).float() / CHECKERS.size / 3
-        conv.weight.copy_(torch.stack([pattern, -pattern])[:, None].expand(-1, 3, -1, -1))
-        conv.bias.zero_()
+        model.get_parameter("stem.0.weight").copy_(torch.stack([pattern, -pattern])[:, None].expand(-1, 3, -1, -1))
+        model.get_parameter("stem.0.bias").zero_()
         norm.weight.fill_(float(np.sqrt(1 + norm.eps)))
-        model.head.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 0.0]]) * 100)
-        model.head.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+        model.get_parameter("head.weight").copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 0.0]]) * 100)
+        model.get_parameter("head.bias").copy_(torch.tensor([0.5, 0.0, -0.5]))
     model.pretrained_cfg = dict(input_size=(3, 32, 32), crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
     return model
 
@@ -209,9 +211,9 @@ def brightness_model() -> ConvMixer:
     """The model of `additive_model`, but its first channel is the mean brightness of a patch."""
     model = additive_model()
     with torch.no_grad():
-        model.stem[0].weight.fill_(1 / 48)
-        model.stem[0].bias.fill_(1)  # black is -1: no patch is below the threshold of ReLU
-        model.head.weight.copy_(torch.tensor([[0.5, 0.5], [0, 0], [0, 0]]))
+        model.get_parameter("stem.0.weight").fill_(1 / 48)
+        model.get_parameter("stem.0.bias").fill_(1)  # black is -1: no patch is below the threshold of ReLU
+        model.get_parameter("head.weight").copy_(torch.tensor([[0.5, 0.5], [0, 0], [0, 0]]))
     return model
 
 
@@ -419,7 +421,7 @@ def test_batches_are_bounded(
 def test_the_interval_of_39_values_is_their_range() -> None:
     values = np.random.default_rng(0).normal(size=39)
     assert interval(values) == (values.min(), values.max())
-    assert interval(np.arange(999.0)) == (24, 974)
+    assert [float(limit) for limit in interval(np.arange(999.0))] == [24, 974]
     low, high = interval(np.arange(20.0).reshape(10, 2))
     assert low.tolist() == [0, 1]
     assert high.tolist() == [18, 19]
@@ -481,17 +483,17 @@ def test_smoothness_is_recognized(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "size", "cells"),
+    ("patch_size", "size", "cells"),
     [
-        (dict(patch_size=4), (32, 32), (8, 8)),
-        (dict(patch_size=8), (96, 96), (6, 6)),
-        (dict(patch_size=7), (224, 224), (8, 8)),
-        (dict(patch_size=16), (224, 448), (7, 7)),
-        (dict(patch_size=16), (208, 48), (8, 3)),
+        (4, (32, 32), (8, 8)),
+        (8, (96, 96), (6, 6)),
+        (7, (224, 224), (8, 8)),
+        (16, (224, 448), (7, 7)),
+        (16, (208, 48), (8, 3)),
     ],
 )
-def test_cells_are_whole_patches(arch: dict[str, int], size: tuple[int, int], cells: tuple[int, int]) -> None:
-    model = tessella.create_model("convmixer_256_8_ks3_p4", pretrained=False, dim=2, depth=0, **arch)
+def test_cells_are_whole_patches(patch_size: int, size: tuple[int, int], cells: tuple[int, int]) -> None:
+    model = tessella.create_model("convmixer_256_8_ks3_p4", pretrained=False, dim=2, depth=0, patch_size=patch_size)
     assert cell_grid(model, *size) == cells
 
 

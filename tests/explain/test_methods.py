@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import tessella
 from tessella.errors import ImageError, UsageError
@@ -46,8 +47,6 @@ def test_every_method_explains_every_built_in_model_it_applies_to(name: str) -> 
         assert height % rows == width % columns == 0
         assert np.isfinite(found.values).all()
         assert found.values.std() > 0
-        again = attribute(subject, image, 3, method)
-        assert np.array_equal(found.values, again.values)
 
 
 # attention keeps only positive parts
@@ -57,6 +56,22 @@ def test_the_difference_of_two_classes_changes_its_sign_with_their_order(method:
     image = one_image(subject)
     found, swapped = (attribute(subject, image, a, method, versus=b).values for a, b in ((3, 5), (5, 3)))
     assert np.allclose(found, -swapped, atol=1e-4 * np.abs(found).max())
+
+
+def test_maps_are_the_same_every_time() -> None:
+    subject = Subject(tessella.load("crossvit_ti_dagger_p4_32.cifar10"))
+    image = one_image(subject)
+    for method in methods_for(subject.model):
+        first, second = (attribute(subject, image, 3, method).values for _ in range(2))
+        assert np.array_equal(first, second), method
+
+
+def test_the_best_method_is_the_default() -> None:
+    model = tessella.load("convit_ti_p4_32.cifar10").model.requires_grad_(False)
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found, best = methods.map_image(model, x, 1), methods.map_image(model, x, 1, RANKING["convit"][0])
+    assert found.method == best.method == choose_method(model)
+    assert np.array_equal(found.values, best.values)
 
 
 def test_attention_applies_to_models_that_have_it() -> None:

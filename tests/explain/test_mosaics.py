@@ -62,7 +62,7 @@ def test_colored_tiles_have_white_gaps() -> None:
 
 def test_scaled_tiles_keep_zero_and_sign() -> None:
     tiles = np.array([[[4, -8], [0, 2]], [[0, 0], [0, 0]], [[0.1, 0.2], [0, 0]]], np.float32)
-    expected = [[[0.5, -1], [0, 0.25]], [[0, 0], [0, 0]], [[0.5, 1], [0, 0]]]
+    expected = np.array([[[0.5, -1], [0, 0.25]], [[0, 0], [0, 0]], [[0.5, 1], [0, 0]]])
     assert np.allclose(scale_tiles(tiles), expected)
     assert scale_tiles(tiles).dtype == np.float32
 

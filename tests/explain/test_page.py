@@ -52,7 +52,7 @@ def test_a_card_states_everything() -> None:
         "Why cat and not dog?",
         "photos/cat.jpg",
         "faithful",
-        "deletion, lower is better",
+        "deletion ↓",
         "0.50",
         "1.00 to 2.00",
         "better than random",

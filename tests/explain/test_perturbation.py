@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 import tessella
 from tessella.errors import UsageError
+from tessella.explain import perturbation
 from tessella.explain.faithfulness import blurred
 from tessella.explain.maps import cell_means
-from tessella.explain.perturbation import finest_patch, integrated_gradients, occlusion, window_grid
+from tessella.explain.perturbation import (
+    GRADIENT_PIXELS,
+    batch_size,
+    finest_patch,
+    integrated_gradients,
+    occlusion,
+    window_grid,
+)
 from tessella.models.base import ImageModel
 
 
@@ -71,6 +79,23 @@ def test_windows_are_patches_or_several_of_them() -> None:
     assert window_grid(8, 96, 96) == (12, 12)
     assert window_grid(16, 240, 100) == (15, 6)
     assert window_grid(4, 3, 400) == (1, 15)  # windows of 7 patches
+
+
+def test_batches_shrink_with_the_images() -> None:
+    """The activations of a ConvMixer for 224 px images take hundreds of MB per image."""
+    assert batch_size(torch.zeros(1, 3, 32, 32), GRADIENT_PIXELS) == 32
+    assert batch_size(torch.zeros(1, 3, 224, 224), GRADIENT_PIXELS) == 2
+    assert batch_size(torch.zeros(1, 3, 2000, 2000), GRADIENT_PIXELS) == 1
+
+
+@pytest.mark.parametrize("method", [integrated_gradients, occlusion])
+def test_the_size_of_a_batch_changes_nothing(method: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tessella.load("mixer_ti_p4_32.cifar10").model.requires_grad_(False)
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    whole = method(model, image, 4).values  # type: ignore[operator]
+    monkeypatch.setattr(perturbation, "BATCH", 5)
+    parts = method(model, image, 4).values  # type: ignore[operator]
+    assert np.allclose(parts, whole, atol=1e-4 * np.abs(whole).max())
 
 
 def test_the_finer_branch_of_crossvit_decides() -> None:

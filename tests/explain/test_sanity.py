@@ -28,7 +28,7 @@ from tessella.results import FloatArray
 
 CELLS, PATCH = 6, 4  # per side; pixels
 SIDE = CELLS * PATCH
-IMAGES, LEAST = 100, 95
+IMAGES, LEAST = 100, 95  # all 100 were found, with other seeds too
 PHOTOGRAPHS = ["examples/astronaut.jpg", "examples/cat.jpg", "examples/coffee.jpg", "examples/rocket.jpg"]
 BUILT_IN = {
     "convmixer": "convmixer_256_8_ks3_p4.cifar10",
@@ -95,7 +95,7 @@ def trained(family: str) -> ImageModel:
     return model.eval().requires_grad_(False)
 
 
-STEPS = {"convmixer": 200, "gmixer": 500, "convit": 500, "crossvit": 500}
+STEPS = {"convmixer": 200, "gmixer": 500, "convit": 300, "crossvit": 500}
 
 
 @pytest.mark.parametrize("family", STEPS)
@@ -152,5 +152,5 @@ def test_maps_lose_their_structure_with_the_weights(family: str) -> None:
             original = map_image(subject.model, x, target, method).values
             kept.append(rank_correlation(original, map_image(similar, x, target, method).values))
             lost.append(rank_correlation(original, map_image(shuffled, x, target, method).values))
-        assert np.mean(kept) > 0.7, method
-        assert abs(np.mean(lost)) < 0.4, method
+        assert np.mean(kept) > 0.8, method  # 0.89 to 1.00 when this was written
+        assert abs(np.mean(lost)) < 0.3, method  # 0.00 to 0.14

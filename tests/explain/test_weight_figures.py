@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 
 import tessella
@@ -255,8 +256,20 @@ def figures_made(monkeypatch: pytest.MonkeyPatch) -> list[Canvas]:
     """Collect every canvas that is drawn."""
     made: list[Canvas] = []
     png = Canvas.png
-    monkeypatch.setattr(Canvas, "png", lambda canvas: made.append(canvas) or png(canvas))
+
+    def collect(canvas: Canvas) -> bytes:
+        made.append(canvas)
+        return png(canvas)
+
+    monkeypatch.setattr(Canvas, "png", collect)
     return made
+
+
+def shown(image: AxesImage, fill: float = np.nan) -> np.ndarray:
+    """Return the values of a picture that is drawn, with `fill` for those that are masked."""
+    values = image.get_array()
+    assert isinstance(values, np.ma.MaskedArray)
+    return values.filled(fill)
 
 
 def photograph() -> PreparedImage:
@@ -270,7 +283,7 @@ def test_the_brightest_cell_is_the_one_with_the_attention(monkeypatch: pytest.Mo
     attention[0, 1, :, 11] = 1
     attention_figures.draw_head_attention(attention, (3, 4), "title", photograph())
     (drawn,) = made[0].figure.axes[0].images
-    picture = np.asarray(drawn.get_array().filled(np.nan))
+    picture = shown(drawn)
     cell = 88 // 4
     assert (picture[cell : 2 * cell, cell : 2 * cell] == 1).all()
     assert (picture[2 * cell :, -cell:] == 1).all()
@@ -321,7 +334,7 @@ def test_paired_units_are_opposite(monkeypatch: pytest.MonkeyPatch) -> None:
     half = rng.normal(size=(8, 4, 4)).astype(np.float32)
     grids = np.concatenate([half, -half])[rng.permutation(16)]
     kernel_figures.draw_units([grids], "units", "name", paired=True)
-    picture = np.asarray(made[0].figure.axes[0].images[0].get_array().filled(np.nan))
+    picture = shown(made[0].figure.axes[0].images[0])
     tile, gap = 40, 3
     for row in range(2):
         top = row * (tile + gap)
@@ -332,11 +345,12 @@ def test_a_patch_that_reads_itself_only_is_the_outlined_one(monkeypatch: pytest.
     made = figures_made(monkeypatch)
     kernel_figures.draw_positions([-np.eye(12, dtype=np.float32).reshape(12, 3, 4)], "name")
     panel = made[0].figure.axes[0]
-    picture = np.asarray(panel.images[0].get_array().filled(0))
+    picture = shown(panel.images[0], fill=0)
     assert set(np.unique(picture)) == {-1, 0}
     cell = 56 // 4
     for square in panel.collections[1].get_paths():  # the white lines
-        (left, top), (right, bottom) = square.vertices.min(0) + 1, square.vertices.max(0) - 0
+        corners = np.asarray(square.vertices)
+        (left, top), (right, bottom) = corners.min(0) + 1, corners.max(0)
         assert (right - left, bottom - top) == (cell, cell)
         assert (picture[int(top) : int(bottom), int(left) : int(right)] == -1).all()
     assert (picture == -1).sum() == 12 * cell * cell
@@ -346,7 +360,12 @@ def drawn_figures(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[F
     """Collect every figure that a module renders."""
     made: list[Figure] = []
     render = module.render
-    monkeypatch.setattr(module, "render", lambda figure: made.append(figure) or render(figure))
+
+    def collect(figure: Figure) -> bytes:
+        made.append(figure)
+        return render(figure)
+
+    monkeypatch.setattr(module, "render", collect)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from tessella.explain.weights import (
 from tessella.models.base import ImageModel
 from tessella.models.convit import GPSA, ConViT, ConViTConfig
 from tessella.models.convmixer import ConvMixer, ConvMixerConfig
-from tessella.models.crossvit import CrossViT, CrossViTConfig
+from tessella.models.crossvit import CrossAttention, CrossViT, CrossViTConfig, MultiScaleBlock
 from tessella.models.layers import Attention
 from tessella.models.mixer import MixerConfig, MlpMixer
 
@@ -127,9 +128,9 @@ def test_uniform_attention_by_content() -> None:
 def test_the_attention_of_convit_gives_the_outputs_of_its_layers(local: int) -> None:
     model = new_convit(local=local)
     with torch.no_grad():
-        for layer in gated_layers(model):
-            layer.gating_param.uniform_(-1, 1)
-            layer.qk.weight.normal_()
+        for gated in gated_layers(model):
+            gated.gating_param.uniform_(-1, 1)
+            gated.qk.weight.normal_()
     layers = [module for module in model.blocks.modules() if isinstance(module, GPSA | Attention)]
     inputs = recorded_inputs(model, image(), layers)
     for layer, x_1TD, attention_HTT in zip(layers, inputs, convit_attention(model, image()), strict=True):
@@ -239,7 +240,8 @@ def test_a_fusion_whose_keys_prefer_one_patch(branch: int) -> None:
     """Keys are made equal to the norm's output for one patch, which is then far more similar to the query."""
     model, x = new_crossvit(), image(16, 24)
     other = 1 - branch
-    layer = model.blocks[0].fusion[branch].attn
+    layer = model.get_submodule(f"blocks.0.fusion.{branch}.attn")
+    assert isinstance(layer, CrossAttention)
     (tokens_1TD,) = recorded_inputs(model, x, [layer])
     wanted = 3  # a patch of the other branch
     width = tokens_1TD.shape[-1]
@@ -257,18 +259,21 @@ def test_a_fusion_whose_keys_prefer_one_patch(branch: int) -> None:
 
 def test_a_fusion_with_constant_keys_is_uniform() -> None:
     model = new_crossvit()
-    model.blocks[1].fusion[0].attn.wk.weight.data.zero_()
+    model.get_parameter("blocks.1.fusion.0.attn.wk.weight").data.zero_()
     assert np.allclose(crossvit_attention(model, image(16, 24))[1].fusions[0][0], 1 / 7)
 
 
 def test_the_attention_of_a_fusion_gives_the_output_of_its_layer() -> None:
     model, x = new_crossvit(), image(16, 24)
     for stage, maps in zip(model.blocks, crossvit_attention(model, x), strict=True):
+        assert isinstance(stage, MultiScaleBlock)
         for fusion, (attention_HT,) in zip(stage.fusion, maps.fusions, strict=True):
-            (x_1TD,) = recorded_inputs(model, x, [fusion.attn])
-            v_HTd = fusion.attn.wv(x_1TD)[0].unflatten(-1, (fusion.attn.num_heads, -1)).transpose(0, 1)
+            layer = fusion.attn
+            assert isinstance(layer, CrossAttention)
+            (x_1TD,) = recorded_inputs(model, x, [layer])
+            v_HTd = layer.wv(x_1TD)[0].unflatten(-1, (layer.num_heads, -1)).transpose(0, 1)
             mixed = (torch.from_numpy(attention_HT)[:, None] @ v_HTd).transpose(0, 1).flatten(1)
-            assert torch.allclose(fusion.attn.proj(mixed), fusion.attn(x_1TD)[0], atol=1e-5)
+            assert torch.allclose(layer.proj(mixed), layer(x_1TD)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 24), (3, 16, 24)])
@@ -351,7 +356,7 @@ def test_a_cosine_basis_is_sorted_by_frequency() -> None:
     model = new_mixer("resmlp")
     order = np.random.default_rng(0).permutation(30)
     basis = np.stack([cosine(*waves[i]) for i in order]).astype(np.float32)
-    model.blocks[0].linear_tokens.weight.data = torch.from_numpy(basis.reshape(30, 30))
+    model.get_parameter("blocks.0.linear_tokens.weight").data = torch.from_numpy(basis.reshape(30, 30))
     grids = token_mixing(model)[0].grids
     assert np.allclose(spatial_frequency(grids), np.array(frequencies)[order], atol=1e-5)
     recovered = np.array(frequencies)[order[sort_by_frequency(grids)]]
@@ -481,7 +486,7 @@ def test_built_in_models_use_their_own_std() -> None:
         (patch_filters, new_crossvit()),
     ],
 )
-def test_models_of_another_family_are_refused(function, model: ImageModel) -> None:
+def test_models_of_another_family_are_refused(function: Callable[[ImageModel], object], model: ImageModel) -> None:
     with pytest.raises(UsageError) as caught:
         function(model)
     assert caught.value.code == "bad_argument"

@@ -124,6 +124,10 @@ GOOD: dict[str, dict[str, list[list[str]]]] = {
     "classify": _READING,
     "embed": _READING,
     "features": dict(inputs=_IMAGES, model=_SMALL, engine=[["eager"]]),
+    "explain": dict(
+        inputs=_IMAGES, model=_SMALL, like=[["photos/0.jpg"]], weights=_SMALL, classes=[["0"]], versus=[["1"]],
+        method=[["exact"], ["grad-cam"]], out=[["made"], ["made.html"]],
+    ),
     "run": dict(_READING, out=[["made"], ["made/run"]], processes=[["1"], ["2"]], shard_rows=[["4"]]),
     "verify-run": dict(folder=[["run"], ["run-cut"]]),
     "index": dict(folder=[["run"], ["unindexed"]]),

@@ -67,7 +67,14 @@ def free(service: Service) -> bool:
 
 def test_every_image_has_its_own_status() -> None:
     async def scenario(service: Service) -> None:
-        images = [encoded(1), b"no image", encoded(2), ImageError("url_failed", "no"), encoded(3), b"x" * 21_000_000]
+        images: list[bytes | ImageError] = [
+            encoded(1),
+            b"no image",
+            encoded(2),
+            ImageError("url_failed", "no"),
+            encoded(3),
+            b"x" * 21_000_000,
+        ]
         answer = await explain(service, *images)
         found = [
             outcome.code if isinstance(outcome, ImageError) else outcome.values[0][0] for outcome in answer.outcomes

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..checks import checked
 from ..errors import ImageError, UsageError, WeightsError
 from ..extras import check_installed
 from ..inputs import AnyImage
@@ -19,18 +20,19 @@ from .opening import open_subject
 from .subject import PreparedImage, Subject
 
 AUTO = "auto"
-FAMILIES = dict(  # the names of the papers
+MEASURED = dict(  # by family: the models on which the methods were compared, see docs/results.md
     convmixer="ConvMixer",
     convit="ConViT",
     crossvit="CrossViT",
     mixer="MLP-Mixer",
     gmixer="gMixer",
-    resmlp="ResMLP",
-    gmlp="gMLP",
+    resmlp="MLP-Mixer and gMixer",
+    gmlp="MLP-Mixer and gMixer",
 )
 TOP = 5  # predictions that an explanation has
 
 
+@checked
 def explain(
     images: AnyImage | Iterable[object],
     model: str | Predictor | Subject | None = None,
@@ -75,12 +77,14 @@ def decide_method(subject: Subject, method: str) -> tuple[str, str]:
         raise UsageError("bad_argument", f"{name} has no classifier, so there is no class to explain")
     if method == AUTO:
         chosen = choose_method(model)
-        best, family = RANKING[subject.family][0], FAMILIES[subject.family]
-        restriction = "" if chosen == best else " and that can be used here"
-        return chosen, f"scores best of the methods that were measured for {family}{restriction}"
+        restriction = "" if chosen == RANKING[subject.family][0] else " of those that can be used here"
+        return chosen, f"scores best{restriction} on the built-in models of {MEASURED[subject.family]}"
     if problem := method_problem(model, method):
-        hint = f"methods for this model: {any_of(methods_for(model))}"
-        raise UsageError("bad_argument", f"the method {method!r} cannot explain {name}: {problem}", hint=hint)
+        reason = problem.partition(";")[0]  # the rest is advice that does not know the measurements
+        best = choose_method(model)
+        others = any_of([other for other in methods_for(model) if other != best])
+        hint = f"the next best method is {best}, which 'auto' chooses; others: {others}"
+        raise UsageError("bad_argument", f"the method {method!r} cannot explain {name}: {reason}", hint=hint)
     if method in WITH_CAPTUM:
         check_installed("captum", f"the method {method!r}")
     return method, "requested"

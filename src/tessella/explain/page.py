@@ -17,6 +17,7 @@ from ..text import encode_text, html_text
 from .colors import ANCHORS, colorize, overlay, scale_of
 from .facts import ExplanationFacts, ScoreLine
 
+_ARROWS = {"higher": "↑", "lower": "↓"}  # which values are better
 SIDE = 320  # pixels of the longer side of an overlay
 STYLE = """
 .tessella-why { --ink: #1b1b1b; --soft: #5a5a5a; --line: #d3d3d3; --paper: #fff; --alarm: #9b1c10; color: var(--ink);
@@ -38,10 +39,11 @@ STYLE = """
 .tessella-why table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; color: inherit }
 .tessella-why th, .tessella-why td { text-align: left; font-weight: normal; padding: .2rem .7rem .2rem 0;
   border-bottom: 1px solid var(--line); background: none }
-.tessella-why .random { white-space: nowrap }
+.tessella-why td { white-space: nowrap }
 .tessella-why .verdict { font-weight: bold; font-size: 1.05rem }
 .tessella-why .doubtful { color: var(--alarm) }
 @media (max-width: 40rem) {
+  .tessella-why td { white-space: normal }
   .tessella-why .pictures { grid-template-columns: 1fr 1fr }
   .tessella-why figure:nth-child(3) { grid-column: 1 / 3 } }
 @media (prefers-color-scheme: dark) {
@@ -59,7 +61,8 @@ h1 {{ font-size: 1.4rem }}
 </style></head>
 <body><main><h1>{title}</h1>
 <p>Yellow, enclosed by a solid line: supports the class. Blue, enclosed by a dashed line: speaks against it. Scores are
-compared with random maps that are as smooth; a map that is not better is marked as not faithful here.</p>
+compared with random maps that are as smooth (↑: higher is better, ↓: lower is better); a map that is not better is
+marked as not faithful here.</p>
 {cards}
 </main></body></html>
 """
@@ -130,8 +133,8 @@ def _verdict(facts: ExplanationFacts) -> str:
 
 def _scores(lines: Iterable[ScoreLine]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{line.name}, {line.goal} is better</th><td>{line.value:.2f}</td>"
-        f"<td class=random>{line.low:.2f} to {line.high:.2f}</td><td>{line.comparison}</td></tr>"
+        f'<tr><th scope=row title="{line.goal} is better">{line.name} {_ARROWS[line.goal]}</th>'
+        f"<td>{line.value:.2f}</td><td>{line.low:.2f} to {line.high:.2f}</td><td>{line.comparison}</td></tr>"
         for line in lines
     )
     head = "<tr><th scope=col>score</th><th scope=col>map</th><th scope=col>95 % of random maps</th><td></td></tr>"

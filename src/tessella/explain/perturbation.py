@@ -21,7 +21,8 @@ from .grad_cam import class_score, to_array
 from .maps import AttributionMap, cell_means, upsample
 
 STEPS = 32  # of the path of integrated gradients
-BATCH = 32  # images that are computed at once
+BATCH = 32  # images that are computed at once, at most
+GRADIENT_PIXELS, PIXELS = 1 << 17, 1 << 20  # of a batch with and without gradients, which keep all activations
 WINDOWS = 16  # of occlusion, at most so many per side
 
 
@@ -39,7 +40,7 @@ def integrated_gradients(model: ImageModel, x_1CHW: Tensor, target: int, versus:
 
     with torch.enable_grad():
         values_1CHW: Tensor = captum.IntegratedGradients(score).attribute(
-            x_1CHW, baselines=blurred(x_1CHW), n_steps=STEPS, internal_batch_size=BATCH
+            x_1CHW, baselines=blurred(x_1CHW), n_steps=STEPS, internal_batch_size=batch_size(x_1CHW, GRADIENT_PIXELS)
         )
     return AttributionMap(to_array(values_1CHW[0].sum(0)), "integrated-gradients", "input")
 
@@ -64,10 +65,15 @@ def occlusion(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | None
         x_1CHW,
         baselines=blurred(x_1CHW),
         feature_mask=torch.from_numpy(numbers).to(x_1CHW.device, torch.int64)[None, None],
-        perturbations_per_eval=BATCH,
+        perturbations_per_eval=batch_size(x_1CHW, PIXELS),
     )
     # captum gives every pixel and channel of a window the same value
     return AttributionMap(cell_means(to_array(values_1CHW[0, 0]), rows, columns), "occlusion", "input")
+
+
+def batch_size(x_1CHW: Tensor, pixels: int) -> int:
+    """Return how many images of the size of (1,C,H,W) are computed at once, so that they have about `pixels` pixels."""
+    return min(max(pixels // (x_1CHW.shape[2] * x_1CHW.shape[3]), 1), BATCH)
 
 
 def finest_patch(model: ImageModel) -> int:
