@@ -112,6 +112,14 @@ def test_a_process_that_does_not_start_is_noticed(tmp_path: Path) -> None:
         process.wait_until_ready(soon())
 
 
+def test_the_reason_why_a_process_does_not_start_reaches_the_log() -> None:
+    code = "from tessella.serve.explain_loop import run_worker; import json; run_worker(lambda: json.loads('no torch'))"
+    process = ExplainProcess(code, threads=1)
+    with pytest.raises(ProcessLostError, match="JSONDecodeError"):
+        process.wait_until_ready(soon())
+    assert not process.is_alive()
+
+
 @pytest.mark.parametrize("answer", [b"\x02\0\0\0\0\0\0\0[]", b"\xff" * 8])
 def test_an_answer_that_makes_no_sense_ends_the_process(answer: bytes) -> None:
     code = f"import os, time; os.write(int(sys.argv[1]), {answer!r}); time.sleep(600)"

@@ -390,6 +390,27 @@ def test_the_box_is_what_the_model_sees(
     assert box(spec, *size) == pytest.approx(expected, abs=1)
 
 
+def test_every_error_is_counted_once() -> None:
+    async def scenario(service: Service) -> None:
+        def count(code: str) -> float:
+            text = service.metrics.render().decode().splitlines()
+            line = f'tessella_errors_total{{code="{code}"}} '
+            return next((float(row.removeprefix(line)) for row in text if row.startswith(line)), 0.0)
+
+        await explain(service)
+        assert await code_of(explain(service, wanted="hang", deadline=0.5)) == "deadline_exceeded"
+        assert count("deadline_exceeded") == 1
+        with service.explanations._admission.admit(MAX_EXPLAINED, 0):
+            assert await code_of(explain(service)) == "overloaded"
+        assert count("overloaded") == 1
+        await explain(service, b"no image")
+        assert count("unsupported_format") == 1
+        assert await code_of(explain(service, wanted="die")) == "worker_failed"
+        assert count("worker_failed") == 1
+
+    run(scenario)
+
+
 def test_service_errors_are_of_the_known_kind() -> None:
     async def scenario(service: Service) -> None:
         error = await error_of(explain(service, wanted="hang", deadline=0.0))

@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from .explain_process import HEAD_BYTES, ExplainOrder, WorkerAnswer
+from .explain_process import HEAD_BYTES, MAX_TEXT, ExplainFailure, ExplainOrder, WorkerAnswer
 
 _OOM_SCORE = "500"  # out of 1000
 
@@ -45,7 +46,12 @@ def run_worker(load: Callable[[], Callable[[ExplainOrder], WorkerAnswer]]) -> No
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     channel = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_read, args=(channel, orders), daemon=True).start()
-    answer = load()
+    try:
+        answer = load()
+    except BaseException:  # such as an incomplete installation of PyTorch
+        failure = ExplainFailure("internal_error", traceback.format_exc()[-MAX_TEXT:], is_image=False)
+        _send(channel, WorkerAnswer(failure=failure))
+        raise
     _send(channel, WorkerAnswer())
     while True:
         _send(channel, answer(pickle.loads(orders.get())))

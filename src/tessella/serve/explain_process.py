@@ -25,6 +25,7 @@ from ..machine import NICE
 EXPLAIN_NICE = NICE + 10
 HEAD_BYTES = 8
 MAX_ANSWER = 64 << 20  # bytes
+MAX_TEXT = 4000  # characters of a traceback, for the log
 # sys.path comes first: the package may lie where only the server looks
 _BOOT = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
 REASONS = {  # why a request for explanations cannot be carried out, as one fixed sentence for the client
@@ -125,7 +126,7 @@ class ExplainFailure(msgspec.Struct):
 
 
 class WorkerAnswer(msgspec.Struct):
-    """One answer of the process: an explanation or a failure; the first one, which has neither, says it is ready."""
+    """One answer of the process: an explanation or a failure. The first answer has neither if the process is ready."""
 
     explained: ExplainedImage | None = None
     failure: ExplainFailure | None = None
@@ -177,9 +178,13 @@ class ExplainProcess:
 
     def wait_until_ready(self, until: float) -> None:
         """Wait for the first answer. until: by `time.monotonic`. Raises TimeoutError, ProcessLostError."""
-        if not self.is_ready:
-            self._receive(until)
-            self.is_ready = True
+        if self.is_ready:
+            return
+        failure = self._receive(until).failure
+        if failure is not None:
+            self.end()
+            raise ProcessLostError(f"the process that explains cannot start: {failure.message}")
+        self.is_ready = True
 
     def ask(self, order: bytes, until: float) -> WorkerAnswer:
         """Send a pickled ExplainOrder and return the answer. Raises TimeoutError, ProcessLostError.

@@ -15,6 +15,7 @@ from ..explain.methods import methods_for
 from ..predictor import load
 from ..results import Prediction
 from .explain_process import (
+    MAX_TEXT,
     ClassScore,
     ExplainedImage,
     ExplainFailure,
@@ -51,7 +52,7 @@ class OrderRunner:
             reason = "captum" if error.code == "missing_dependency" else ""
             return WorkerAnswer(failure=ExplainFailure(error.code, str(error), is_image=False, reason=reason))
         except Exception:
-            failure = ExplainFailure("internal_error", traceback.format_exc()[-4000:], is_image=False)
+            failure = ExplainFailure("internal_error", traceback.format_exc()[-MAX_TEXT:], is_image=False)
             return WorkerAnswer(failure=failure)
 
     def _answer(self, order: ExplainOrder) -> WorkerAnswer:

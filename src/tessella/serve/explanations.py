@@ -11,8 +11,8 @@ import dataclasses
 import logging
 import pickle
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..data.isolated.protocol import Decoded
@@ -145,11 +145,15 @@ class Explanations:
             raise RequestError("too_many_images", "A request for explanations has at most 16 images.")
         self._loop = asyncio.get_running_loop()
         size = sum(len(image) for image in images if not isinstance(image, ImageError))
-        with self._admit(len(images), size, deadline - begun):
-            await self._host.reserve(await in_thread(lambda: memory_to_explain(model)), "an explanation")
-            prepared = [await self._prepare(image, model, decode) for image in images]
+        with self._counted():
+            ticket = self._admit(len(images), size, deadline - begun)
+        with ticket:
+            with self._counted():
+                await self._host.reserve(await in_thread(lambda: memory_to_explain(model)), "an explanation")
+            prepared = [await self._prepare(image, model, decode) for image in images]  # `decode` counts its errors
             decoded = time.monotonic()
-            jobs, outcomes = await self._run(prepared, model, options, deadline)
+            with self._counted():
+                jobs, outcomes = await self._run(prepared, model, options, deadline)
         timing = _timing(jobs, outcomes)
         timing |= dict(decode=1000 * (decoded - begun), total=1000 * (time.monotonic() - begun))
         self._observe(outcomes, timing)
@@ -162,6 +166,15 @@ class Explanations:
         await in_thread(self._queue.close)
 
     # --- inside ---
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a ServeError of the block."""
+        try:
+            yield
+        except ServeError as error:
+            self._metrics.error(error.code)
+            raise
 
     def _overloaded(self) -> RetryLaterError:
         waiting = self._admission.images

@@ -295,6 +295,7 @@ class Service:
                 if not timeout.expired():
                     raise
                 code = "deadline_exceeded" if is_open else "not_ready"
+                self.metrics.error(code)
                 raise ServeError(code, f"the request was not answered within {seconds:g} s") from None
 
     async def decode(self, data: bytes | Source, spec: InputSpec) -> Decoded:

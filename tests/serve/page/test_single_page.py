@@ -119,6 +119,7 @@ def test_search_filter_duplicates_and_export_without_a_server(
     made: tuple[Path, GalleryReport], visit: Open, collection: Collection
 ) -> None:
     opened = visit(made[0].as_uri(), offline=True)
+    assert opened.page.get_by_role("button", name="Why?").count() == 0  # a file has no model that could be explained
     opened.find("tessella-tile img.loaded").first.wait_for()
     assert opened.find("nav a").all_inner_texts() == ["Gallery", "Map"]
     assert opened.find(".count").first.inner_text() == f"{len(collection.rows)} images"
@@ -166,6 +167,15 @@ def test_the_file_is_accessible_and_fits_a_phone(made: tuple[Path, GalleryReport
     opened.find(".query:visible").wait_for()
     assert violations(opened, "search") == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_no_view_of_the_file_asks_a_server(made: tuple[Path, GalleryReport], visit: Open) -> None:
+    opened = visit(made[0].as_uri())
+    assert opened.page.get_by_role("link").all_inner_texts() == ["Skip to the content", "Tessella", "Gallery", "Map"]
+    for view in ("classify", "teach"):
+        opened.page.goto(f"{made[0].as_uri()}#/{view}")
+        opened.tiles().first.wait_for()
+        assert opened.find("tessella-card, tessella-why, input.choose").count() == 0
 
 
 def test_names_in_the_file_are_text(visit: Open, tmp_path: Path) -> None:

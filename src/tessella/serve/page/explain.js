@@ -3,7 +3,7 @@
 import { button, icon, make } from "./dom.js";
 import { makeDialog, makeRequestButton, openDialog } from "./requests.js";
 import { state } from "./state.js";
-import { explanationError, methodName, percent, scoreText, shortLabel, signed, verdictText } from "./text.js";
+import { explanationError, methodName, percent, measureText, shortLabel, signed, verdictText } from "./text.js";
 
 const OTHER_CLASS = "other";
 
@@ -220,7 +220,7 @@ function strongest(map) {
 
 function scoreTable(scores) {
   const row = ([name, { value, random, is_better: isBetter }]) => {
-    const { title, hint, digits } = scoreText(name);
+    const { title, hint, digits } = measureText(name);
     return make(
       "tr",
       {},

@@ -149,7 +149,7 @@ const SCORES = {
 };
 
 /** What a score of a map is called, and what it means. */
-export function scoreText(name) {
+export function measureText(name) {
   return Object.hasOwn(SCORES, name) ? SCORES[name] : { title: name, hint: "", digits: 2 };
 }
 
