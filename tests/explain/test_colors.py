@@ -136,7 +136,7 @@ def test_a_fine_map_is_averaged() -> None:
     assert is_averaged(values)
     assert not is_averaged(values[:28, :28])
     pixels = np.full((224, 224, 3), 128, np.uint8)
-    assert np.array_equal(overlay(pixels, values), overlay(pixels, cell_means(values, 16, 16)))
+    assert np.array_equal(overlay(pixels, values), overlay(pixels, cell_means(values, 8, 8)))
 
 
 @pytest.mark.parametrize(

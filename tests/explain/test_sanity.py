@@ -28,7 +28,7 @@ from tessella.results import FloatArray
 
 CELLS, PATCH = 6, 4  # per side; pixels
 SIDE = CELLS * PATCH
-IMAGES, LEAST = 100, 95  # all 100 were found, with other seeds too
+IMAGES, LEAST = 100, 95  # all 100 were found; with other seeds, 97 to 100
 PHOTOGRAPHS = ["examples/astronaut.jpg", "examples/cat.jpg", "examples/coffee.jpg", "examples/rocket.jpg"]
 BUILT_IN = {
     "convmixer": "convmixer_256_8_ks3_p4.cifar10",

@@ -14,7 +14,7 @@ from ..data.decode import Pixels
 from ..plots.sheet import encode_png
 from ..storage import check_output, write_bytes
 from ..text import encode_text, html_text
-from .colors import ANCHORS, colorize, overlay, scale_of
+from .colors import ANCHORS, colorize, is_averaged, overlay, scale_of
 from .facts import ExplanationFacts, ScoreLine
 
 _ARROWS = {"higher": "↑", "lower": "↓"}  # which values are better
@@ -76,7 +76,12 @@ def card(facts: ExplanationFacts) -> str:
     pictures = (
         (pixels, "the image as the model sees it", f"image, {pixels.shape[1]}×{pixels.shape[0]} px", ""),
         (colorize(facts.map.values, scale), f"attribution map for {target}", f"map, {columns}×{rows}", ""),
-        (overlay(pixels, facts.map.values, SIDE), f"attribution map for {target} over the image", "overlay", "smooth"),
+        (
+            overlay(pixels, facts.map.values, SIDE),
+            f"attribution map for {target} over the image",
+            f"{_averaged(facts)}overlay",
+            "smooth",
+        ),
     )
     versus = "" if facts.versus is None else f" and not {html_text(facts.versus.label)}"
     return (
@@ -116,6 +121,10 @@ def write_page(path: str | Path, cards: Sequence[str], title: str) -> None:
     """
     page = _PAGE.format(title=html_text(title), style=STYLE, cards="\n".join(cards))
     write_bytes(check_output(path, [".html"]), encode_text(page))
+
+
+def _averaged(facts: ExplanationFacts) -> str:
+    return "averaged " if is_averaged(facts.map.values) else ""
 
 
 def _figure(pixels: Pixels, alt: str, caption: str, kind: str) -> str:
