@@ -627,7 +627,8 @@ def test_statuses_are_counted_by_route(guarded: Gate) -> None:
 # --- requests that cannot be accepted now -----------------------------------------------------------------------------
 
 RUN_MODELS = [
-    *("/v1/classify", "/v1/embed", "/v1/predict", "/v1/embeddings", "/embeddings", "/embeddings_image", "/v2/embed"),
+    *("/v1/classify", "/v1/embed", "/v1/predict", "/v1/explain"),
+    *("/v1/embeddings", "/embeddings", "/embeddings_image", "/v2/embed"),
 ]
 
 
