@@ -311,6 +311,17 @@ def test_parts_are_on_their_own_grids_and_add_up(image: Tensor) -> None:
     assert np.allclose(found.values, found.parts["branch 0"] + spread, atol=1e-6)
 
 
+@pytest.mark.parametrize("versus", [None, 1])
+def test_the_shares_of_the_branches_are_stated(versus: int | None, image: Tensor) -> None:
+    model = crossvit()
+    expected = branch_shares(branch_logits(model, model.forward_features(image)), 3, versus)
+    shares = attention_map(model, image, 3, versus).shares
+    assert list(shares) == ["branch 0", "branch 1"]
+    assert list(shares.values()) == pytest.approx(expected, abs=1e-6)
+    assert sum(map(abs, shares.values())) == pytest.approx(1)
+    assert attention_map(convit(), image, 3, versus).shares == {}
+
+
 def test_other_models_are_refused(image: Tensor) -> None:
     model = tessella.create_model("mixer_ti_p4_32", img_size=16).eval()
     with pytest.raises(UsageError, match="MlpMixer has no attention"):

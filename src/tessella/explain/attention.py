@@ -44,8 +44,8 @@ def attention_map(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | 
 
     x_1CHW: one normalized image (1,C,H,W) of the model's size. versus: explain the difference to this class's logit.
     For CrossViT, `parts` has the patches of each branch on its own grid, and the values are their sum on the finer one;
-    the relevance for the head of each branch is scaled to that head's share of the score. Values are not negative,
-    except where a head of CrossViT speaks against the class.
+    the relevance for the head of each branch is scaled to that head's share of the score, which is in `shares`. Values
+    are not negative, except where a head of CrossViT speaks against the class.
     Raises UsageError `bad_argument` for other models, unknown classes, and models without a classifier.
     """
     if isinstance(model, ConViT):
@@ -91,7 +91,8 @@ def _crossvit_map(model: CrossViT, x_1CHW: Tensor, target: int, versus: int | No
         total += shares[b] * row / row.sum().clamp(min=torch.finfo(row.dtype).tiny)
     maps = [part[1:].reshape(grid) for part, grid in zip(total.split(tokens), model.grids, strict=True)]
     parts = {f"branch {b}": to_array(values) for b, values in enumerate(maps)}
-    return AttributionMap(to_array(sum_branches(model, maps)), "attention", parts=parts)
+    total_hw = to_array(sum_branches(model, maps))
+    return AttributionMap(total_hw, "attention", parts=parts, shares=dict(zip(parts, shares, strict=True)))
 
 
 def branch_logits(model: CrossViT, features: list[Tensor]) -> list[Tensor]:
