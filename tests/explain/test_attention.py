@@ -324,5 +324,6 @@ def test_the_shares_of_the_branches_are_stated(versus: int | None, image: Tensor
 
 def test_other_models_are_refused(image: Tensor) -> None:
     model = tessella.create_model("mixer_ti_p4_32", img_size=16).eval()
-    with pytest.raises(UsageError, match="MlpMixer has no attention"):
+    with pytest.raises(UsageError, match="MlpMixer has no attention") as caught:
         attention_map(model, image, 0)
+    assert "'auto'" in caught.value.hint

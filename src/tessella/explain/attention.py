@@ -27,6 +27,7 @@ from ..models.convit import GPSA, ConViT
 from ..models.crossvit import BRANCHES, CrossAttention, CrossViT, MultiScaleBlock
 from ..models.layers import Attention
 from .grad_cam import class_score, sum_branches, to_array
+from .ledger import BEST_METHOD
 from .maps import AttributionMap
 
 
@@ -52,7 +53,7 @@ def attention_map(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | 
         return _convit_map(model, x_1CHW, target, versus)
     if isinstance(model, CrossViT):
         return _crossvit_map(model, x_1CHW, target, versus)
-    raise UsageError("bad_argument", f"{type(model).__name__} has no attention", hint='use the method "grad-cam"')
+    raise UsageError("bad_argument", f"{type(model).__name__} has no attention", hint=BEST_METHOD)
 
 
 def _convit_map(model: ConViT, x_1CHW: Tensor, target: int, versus: int | None) -> AttributionMap:
