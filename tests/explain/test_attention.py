@@ -11,9 +11,7 @@ import tessella
 from tessella.errors import UsageError
 from tessella.explain.attention import (
     AttentionStep,
-    attend,
     attention_map,
-    attention_modules,
     branch_logits,
     branch_shares,
     convit_steps,
@@ -22,6 +20,7 @@ from tessella.explain.attention import (
     trace_back,
     weighted_attention,
 )
+from tessella.explain.attention_weights import attend, attention_modules
 from tessella.models.base import ImageModel
 from tessella.models.convit import GPSA, ConViT
 from tessella.models.crossvit import CrossAttention, CrossViT
