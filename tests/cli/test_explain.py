@@ -84,6 +84,10 @@ def test_a_folder_gets_a_figure_and_arrays_of_each_image(tmp_path: Path) -> None
     assert "bad.jpg: corrupt_image" in err
     keys = {Explanation.load(path).key for path in folder.glob("*.npz")}
     assert keys == {str(folder / "cat.jpg"), str(folder / "a" / "cat.jpg")}
+    again, err = run("explain", str(folder), FAST, "--out", str(folder))  # explains the photographs only
+    assert again == out
+    assert "skipped 4 outputs of Tessella" in err
+    assert sorted(path.name for path in folder.glob("*.explained.*")) == names
 
 
 def test_a_page_has_every_image_and_the_errors(tmp_path: Path) -> None:

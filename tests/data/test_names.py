@@ -9,6 +9,7 @@ import pytest
 
 from tessella.data.names import (
     Skipped,
+    can_mark_results,
     ignore_reason,
     is_first_run_file,
     is_image,
@@ -92,6 +93,14 @@ def test_reports_beside_user_data_are_recognized() -> None:
     assert not is_result_folder(["report.json", "report.md"])
     assert "confusion.png" in result_entries(["report.json", "report.md", "photo.png"])
     assert "photo.png" not in result_entries(["report.json", "report.md", "photo.png"])
+
+
+def test_explanations_beside_user_data_are_recognized_by_their_pairs_of_files() -> None:
+    pairs = {f"{name}{suffix}" for name in ("a.explained", "b.dog.explained", "a.links") for suffix in (".npz", ".png")}
+    alone = ["c.explained.png", "d.links.png", "e.explained.npz", "explained.png", "explained.npz", "f.npz", "f.png"]
+    assert result_entries([*pairs, *alone, "photo.png"]) == pairs
+    assert all(can_mark_results(name) for name in (*pairs, "report.json", "manifest.parquet"))
+    assert not any(can_mark_results(name) for name in ("photo.png", "vectors.npz", "a.explained.jpg"))
 
 
 def test_first_files_of_a_run() -> None:

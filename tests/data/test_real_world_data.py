@@ -91,6 +91,16 @@ def test_folders_of_measurements_are_not_empty_classes(tmp_path: Path) -> None:
     assert data.skipped.counts["own_result"] >= 3
 
 
+def test_folders_of_explanations_are_not_classes(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/1.jpg", *(f"why/1.explained.{suffix}" for suffix in ("png", "npz")))
+    write(tmp_path, "cat/1.explained.png", "cat/1.explained.npz")
+    data = open_labelled(tmp_path)
+    assert (data.classes, keys(data)) == (("cat", "dog"), ["cat/1.jpg", "dog/1.jpg"])
+    assert data.skipped.counts == {"own_result": 5}  # four files, and the folder
+    write(tmp_path, "why/2.jpg")
+    assert open_labelled(tmp_path).classes == ("cat", "dog", "why")
+
+
 def test_a_run_inside_the_data_folder_is_not_read_as_data(tmp_path: Path) -> None:
     write(
         tmp_path, *(f"{name}/1.jpg" for name in ("cat", "dog")), "train.json", "metrics.jsonl", "checkpoints/1/x.json"

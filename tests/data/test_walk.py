@@ -300,6 +300,16 @@ def test_results_of_tessella_are_not_read_as_data(folder: Path) -> None:
     assert skipped["own_result"] == 4
 
 
+def test_explanations_are_not_read_as_data_unless_they_are_named(folder: Path) -> None:
+    names = [f"photos/out/{name}" for name in ("a.explained.png", "a.explained.npz", "a.links.png", "a.links.npz")]
+    put(folder, "photos/a.jpg", "photos/b.explained.png", *names)  # the arrays of the second one are not there
+    codes, skipped = listing("photos")
+    assert codes == {"photos/a.jpg": "", "photos/b.explained.png": ""}
+    assert skipped == {"own_result": 4}
+    assert listing("photos/out/a.explained.png") == ({"photos/out/a.explained.png": ""}, {})
+    assert listing("photos/*/a.explained.png")[0] == {"photos/out/a.explained.png": ""}
+
+
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.zst", "x.zip"])
 def test_the_error_for_a_compressed_archive_says_to_unpack_it(folder: Path, name: str) -> None:
     put(folder, name)

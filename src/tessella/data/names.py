@@ -111,6 +111,8 @@ _RESULT_FILES: tuple[tuple[set[str], set[str]], ...] = (  # (files that mark a r
     ({"report.json", "report.md"}, _REPORT_FIGURES),
     ({"evaluation.json", "evaluation.md"}, {"evaluation.png", "evaluation.csv"}),
 )
+EXPLAINED, LINKED = ".explained", ".links"  # before the suffixes of the files of `tessella explain`
+_EXPLANATION_ARRAYS = (f"{EXPLAINED}.npz", f"{LINKED}.npz")
 MEASUREMENT_FILES = ("report.json", "evaluation.json", "probe.json")  # one of them marks a folder of measurements
 
 
@@ -129,8 +131,19 @@ def is_first_run_file(name: str) -> bool:
 
 def result_entries(names: Collection[str]) -> set[str]:
     """Return the entries of a folder that Tessella wrote; user data may lie beside them."""
-    tables = (*_RESULT_FOLDERS, *_RESULT_FILES)
-    return {name for marks, others in tables if marks <= set(names) for name in others}
+    present, tables = set(names), (*_RESULT_FOLDERS, *_RESULT_FILES)
+    entries = {name for marks, others in tables if marks <= present for name in others}
+    for name in present:
+        if name.endswith(_EXPLANATION_ARRAYS) and (figure := f"{name.removesuffix('.npz')}.png") in present:
+            entries |= {name, figure}
+    return entries
+
+
+def can_mark_results(name: str) -> bool:
+    """Return whether `is_result_folder` and `result_entries` need to know of an entry of this name."""
+    if name.endswith((".npz", ".png")):
+        return name[:-4].endswith((EXPLAINED, LINKED))
+    return name.endswith((".json", ".jsonl", ".md")) or name in ("manifest.parquet", "checkpoints")
 
 
 # --- skipped entries --------------------------------------------------------------------------------------------------

@@ -12,7 +12,16 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from ..errors import ImageError
 from ..storage import special_kind
-from .names import Skipped, ignore_reason, is_first_run_file, is_image, is_result_folder, natural_key, result_entries
+from .names import (
+    Skipped,
+    can_mark_results,
+    ignore_reason,
+    is_first_run_file,
+    is_image,
+    is_result_folder,
+    natural_key,
+    result_entries,
+)
 
 FolderId: TypeAlias = tuple[int, int]  # device and inode
 
@@ -230,7 +239,7 @@ def _open_folder(
         reason = getattr(error, "strerror", None) or "not a valid file name"
         problem = ImageError("unreadable", f"the folder {path!r} could not be listed: {reason}")
         return Entry(path, name, "broken", None, problem)
-    marks = [entry.name for entry in entries if _can_mark_results(entry.name)]
+    marks = [entry.name for entry in entries if can_mark_results(entry.name)]
     has_just_begun = bool(entries) and all(is_first_run_file(entry.name) for entry in entries)
     if stack and (has_just_begun or is_result_folder(marks)):
         skipped.add("own_result", path)
@@ -241,7 +250,3 @@ def _open_folder(
     has_images = any(is_image(entry.name) for entry in entries)
     results = result_entries(marks)
     return _Folder(iter(entries), path, name, matched, folder_id, links, results, archives, has_images)
-
-
-def _can_mark_results(name: str) -> bool:
-    return name.endswith((".json", ".jsonl", ".md")) or name in ("manifest.parquet", "checkpoints")

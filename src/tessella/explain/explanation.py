@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..data.decode import Pixels
+from ..data.names import EXPLAINED
 from ..errors import UsageError
 from ..records import finite_or_none, valid_text
 from ..results import FloatArray, Prediction, is_finite
@@ -31,7 +32,6 @@ from .storage import FileNames, read_arrays, write_arrays
 
 FORMAT = 1  # of .npz files
 SCORES, CURVES = ("deletion", "insertion", "correlation"), ("deletion_curve", "insertion_curve")
-FIGURE, ARRAYS = ".explained.png", ".explained.npz"  # so that no photograph is overwritten by its explanation
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
@@ -72,7 +72,7 @@ class Explanation(ExplanationFacts):
         """
         folder = create_output_folder(folder)
         stem = FileNames().new(self.key) if name is None else name
-        figure, arrays = folder / f"{stem}{FIGURE}", folder / f"{stem}{ARRAYS}"
+        figure, arrays = folder / f"{stem}{EXPLAINED}.png", folder / f"{stem}{EXPLAINED}.npz"
         write_bytes(figure, self.figure())
         self.save_arrays(arrays)
         return figure, arrays

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .._version import __version__
+from ..data.names import LINKED
 from ..errors import ImageError, WeightsError
 from ..inputs import AnyImage
 from ..predictor import Predictor
@@ -77,7 +78,7 @@ class LinkExplanation:
         """
         folder = create_output_folder(folder)
         stem = FileNames().new(self.key) if name is None else name
-        figure, arrays = folder / f"{stem}.links.png", folder / f"{stem}.links.npz"
+        figure, arrays = folder / f"{stem}{LINKED}.png", folder / f"{stem}{LINKED}.npz"
         write_bytes(figure, self.figure())
         self.save_arrays(arrays)
         return figure, arrays

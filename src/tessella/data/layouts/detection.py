@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from ...errors import UsageError
 from ...storage import absolute
-from ..names import IMAGE_SUFFIXES, MEASUREMENT_FILES, PACKED, Skipped, normalize_class_name, suffix_of
+from ..names import IMAGE_SUFFIXES, MEASUREMENT_FILES, PACKED, Skipped, normalize_class_name, result_entries, suffix_of
 from ..parquet import not_images_reason
 from ..walk import split_pattern, walk
 from .store import ACCEPTED, DataFile, bad_data, join_names, join_path, mixed_layouts, not_found
@@ -252,7 +252,7 @@ def _unlabelled_splits(images: list[DataFile], split_of: dict[str, str]) -> list
 def _empty_class_folders(
     path: str, images: list[DataFile], folders: list[str], split_of: dict[str, str] | None, skipped: Skipped
 ) -> Iterator[str]:
-    """Yield the class folders without an image; folders of measurements are counted in `skipped`.
+    """Yield the class folders without an image; folders of results are counted in `skipped`.
 
     split_of: the split of each top folder; None if the top folders are classes.
     """
@@ -262,10 +262,19 @@ def _empty_class_folders(
         parts = tuple(folder.split("/"))
         if len(parts) != depth or parts in filled or (split_of is not None and parts[0] not in split_of):
             continue
-        if any(os.path.lexists(join_path(path, f"{folder}/{name}")) for name in MEASUREMENT_FILES):
+        if _holds_results(join_path(path, folder)):
             skipped.add("own_result", join_path(path, folder))
         else:
             yield folder
+
+
+def _holds_results(folder: str) -> bool:
+    """Return whether a folder has measurements or explanations of Tessella."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names, not Path objects
+    except OSError:
+        return False
+    return any(name in names for name in MEASUREMENT_FILES) or bool(result_entries(names))
 
 
 def _has_no_classes(folder: str) -> bool:
