@@ -21,7 +21,7 @@ import msgspec
 from ..data.decode import Mode, Pixels, Policy
 from ..machine import NICE
 
-# Below the decoders and the engines (NICE): by the weights of the Linux scheduler, explanations get about a tenth of the
+# Below the decoders and the engines (NICE): by the weights of Linux' scheduler, explanations get about a tenth of the
 # time while these use all cores.
 EXPLAIN_NICE = NICE + 10
 HEAD_BYTES = 8
