@@ -17,7 +17,7 @@ import tessella
 from tessella.errors import UsageError
 from tessella.explain import Explanation, FailedExplanation, Subject, explain, explainer
 from tessella.explain.faithfulness import score_map
-from tessella.explain.methods import attribute, choose_method, methods_for
+from tessella.explain.methods import WITH_CAPTUM, attribute, choose_method, methods_for
 
 from .made import DOG, make_explanation, make_scores
 
@@ -189,6 +189,17 @@ def test_the_reason_says_if_the_best_method_cannot_be_used(subject: Subject, mon
     monkeypatch.setattr(explainer, "choose_method", lambda model: "occlusion")
     monkeypatch.setattr(explainer, "RANKING", {"convmixer": ("grad-cam", "occlusion")})
     assert "of those that can be used here" in explainer.decide_method(subject, "auto")[1]
+
+
+def test_without_captum_other_methods_are_used(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tessella.extras", "tessella.explain.methods"):
+        monkeypatch.setattr(f"{module}.is_installed", lambda package: package != "captum")
+    chosen, reason = explainer.decide_method(subject, "auto")
+    assert chosen not in WITH_CAPTUM
+    assert "of those that can be used here" in reason
+    with pytest.raises(UsageError) as caught:
+        explain([CAT], subject, method="occlusion")
+    assert (caught.value.code, caught.value.hint) == ("missing_dependency", "pip install captum")
 
 
 # --- what an explanation offers ---------------------------------------------------------------------------------------

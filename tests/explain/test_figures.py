@@ -77,6 +77,7 @@ def test_a_class_that_is_not_predicted_is_shown_with_its_probability(monkeypatch
 def test_without_scores_there_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = texts(monkeypatch, faithfulness=None)
     assert not {"faithful", "not faithful here", "deletion"} & set(shown)
+    assert "photos/cat.jpg, a_model, method: exact, not scored" in shown
 
 
 def test_long_and_hostile_names_stay_inside_the_figure() -> None:

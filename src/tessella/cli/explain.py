@@ -183,7 +183,7 @@ def _explain_images(
     if files:
         notice(f"wrote {count_of(len(files), 'file')} to {printable(arguments['out'])}")
     elif counter.good and not arguments["as_json"]:
-        notice("to see the maps, add --out FOLDER, or --out FILE.html for one page")
+        notice(f"to see the {title}, add --out FOLDER, or --out FILE.html for one page")
     finish(-(-counter.good // per_image), counter.bad, arguments["strict"])
 
 

@@ -67,7 +67,8 @@ def _draw_title(figure: Figure, facts: ExplanationFacts) -> None:
         return f"Why {plain(facts.target.label, longest)}{versus}?"
 
     def names(longest: int) -> str:
-        return f"{plain(facts.key, longest)}, {plain(facts.model, longest)}, method: {facts.map.method}"
+        unscored = "" if facts.faithfulness else f", {facts.verdict}"
+        return f"{plain(facts.key, longest)}, {plain(facts.model, longest)}, method: {facts.map.method}{unscored}"
 
     _write_fitting(figure, HEIGHT - 0.14, title, size=LARGE, weight="bold", va="top")
     _write_fitting(figure, HEIGHT - 0.41, names, size=SMALL, color=GRAY, va="top")

@@ -20,6 +20,7 @@ from .explanation import FailedExplanation
 from .link_figures import draw_links
 from .links import Links, link_images, strongest
 from .opening import open_subject
+from .page import STYLE, picture_card
 from .storage import FileNames, write_arrays
 from .subject import PreparedImage, Subject
 
@@ -115,6 +116,10 @@ class LinkExplanation:
             map=self.links.map_a.tolist(),
             map_of_like=self.links.map_b.tolist(),
         )
+
+    def _repr_html_(self) -> str:
+        """Return HTML for Jupyter: both images with their strongest links."""
+        return f"<style>{STYLE}</style>{picture_card(self.question, self.key, self.figure(), self.summary)}"
 
 
 def explain_likeness(
