@@ -32,6 +32,15 @@ def make_scores(*, faithful: bool = True) -> Faithfulness:
     )
 
 
+def make_branches() -> AttributionMap:
+    """A map of two branches on different grids, of which the second one speaks against the class."""
+    fine, coarse = np.zeros((4, 6), np.float32), np.zeros((2, 3), np.float32)
+    fine[1, 2], coarse[1, 0] = 0.75, -0.25
+    spread = np.kron(coarse, np.full((2, 2), 0.25, np.float32))
+    parts = {"branch 0": fine, "branch 1": coarse}
+    return AttributionMap(fine + spread, "attention", parts=parts, shares={"branch 0": 0.75, "branch 1": -0.25})
+
+
 def make_explanation(**changes: Any) -> Explanation:
     rng = np.random.default_rng(0)
     facts: dict[str, Any] = dict(

@@ -11,9 +11,7 @@ import tessella
 from tessella.errors import UsageError
 from tessella.explain.attention import (
     AttentionStep,
-    attend,
     attention_map,
-    attention_modules,
     branch_logits,
     branch_shares,
     convit_steps,
@@ -22,6 +20,7 @@ from tessella.explain.attention import (
     trace_back,
     weighted_attention,
 )
+from tessella.explain.attention_weights import attend, attention_modules
 from tessella.models.base import ImageModel
 from tessella.models.convit import GPSA, ConViT
 from tessella.models.crossvit import CrossAttention, CrossViT
@@ -311,7 +310,19 @@ def test_parts_are_on_their_own_grids_and_add_up(image: Tensor) -> None:
     assert np.allclose(found.values, found.parts["branch 0"] + spread, atol=1e-6)
 
 
+@pytest.mark.parametrize("versus", [None, 1])
+def test_the_shares_of_the_branches_are_stated(versus: int | None, image: Tensor) -> None:
+    model = crossvit()
+    expected = branch_shares(branch_logits(model, model.forward_features(image)), 3, versus)
+    shares = attention_map(model, image, 3, versus).shares
+    assert list(shares) == ["branch 0", "branch 1"]
+    assert list(shares.values()) == pytest.approx(expected, abs=1e-6)
+    assert sum(map(abs, shares.values())) == pytest.approx(1)
+    assert attention_map(convit(), image, 3, versus).shares == {}
+
+
 def test_other_models_are_refused(image: Tensor) -> None:
     model = tessella.create_model("mixer_ti_p4_32", img_size=16).eval()
-    with pytest.raises(UsageError, match="MlpMixer has no attention"):
+    with pytest.raises(UsageError, match="MlpMixer has no attention") as caught:
         attention_map(model, image, 0)
+    assert "'auto'" in caught.value.hint

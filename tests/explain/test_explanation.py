@@ -19,7 +19,7 @@ from tessella.explain import Explanation, FailedExplanation, Subject, explain, e
 from tessella.explain.faithfulness import score_map
 from tessella.explain.methods import WITH_CAPTUM, attribute, choose_method, methods_for
 
-from .made import DOG, make_explanation, make_scores
+from .made import DOG, make_branches, make_explanation, make_scores
 
 CIFAR = "convmixer_256_8_ks3_p4.cifar10"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -220,6 +220,13 @@ def test_words() -> None:
     assert [line.comparison for line in doubtful.scores] == ["as random"] * 3
     unscored = make_explanation(faithfulness=None)
     assert (unscored.verdict, unscored.is_doubtful, unscored.scores) == ("not scored", False, ())
+
+
+def test_json_has_the_parts_of_a_map() -> None:
+    row = make_explanation(map=make_branches()).as_dict()
+    assert {name: np.shape(rows) for name, rows in row["parts"].items()} == {"branch 0": (4, 6), "branch 1": (2, 3)}  # type: ignore[attr-defined]
+    assert row["shares"] == {"branch 0": 0.75, "branch 1": -0.25}
+    assert not {"parts", "shares"} & set(make_explanation().as_dict())
 
 
 def test_json_has_everything_but_the_pixels() -> None:

@@ -17,7 +17,7 @@ from tessella.explain.maps import AttributionMap
 from tessella.plots.figures import render
 from tessella.results import Prediction
 
-from .made import CAT, DOG, make_explanation, make_scores
+from .made import CAT, DOG, make_branches, make_explanation, make_scores
 
 LONG = "Tyrolean traditional handmade leather trousers with embroidered suspenders, Lederhose"
 
@@ -78,6 +78,52 @@ def test_without_scores_there_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> 
     shown = texts(monkeypatch, faithfulness=None)
     assert not {"faithful", "not faithful here", "deletion"} & set(shown)
     assert "photos/cat.jpg, a_model, method: exact, not scored" in shown
+
+
+def test_the_parts_of_a_map_are_drawn_with_their_grids_scales_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"branch 0, 6×4", "branch 1, 3×2", "colors to ±0.75", "colors to ±0.25"}
+    shown = texts(monkeypatch, map=make_branches(), faithfulness=None)
+    assert parts | {"75 % of the logit", "−25 % of the logit"} <= set(shown)
+    shown = texts(monkeypatch, map=make_branches(), versus=DOG)
+    assert parts | {"75 % of the difference", "−25 % of the difference"} <= set(shown)
+    unweighted = texts(monkeypatch, map=dataclasses.replace(make_branches(), method="grad-cam", shares={}))
+    assert parts <= set(unweighted)
+    assert not [text for text in unweighted if text.endswith("of the logit")]
+
+
+def test_figures_of_maps_without_parts_have_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dataclasses.replace(make_branches(), parts={}, shares={})
+    for scores in (make_scores(), None):
+        narrow = drawn_figure(monkeypatch, map=whole, faithfulness=scores)
+        wide = drawn_figure(monkeypatch, map=make_branches(), faithfulness=scores)
+        assert len(wide.axes) == len(narrow.axes) + 2
+        assert wide.get_figheight() == narrow.get_figheight()
+        assert wide.get_figwidth() == pytest.approx(narrow.get_figwidth() + 1.35)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_nothing_overlaps_the_parts(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {f"branch {number}": np.eye(8, dtype=np.float32) for number in range(count)}
+    map = AttributionMap(np.eye(8, dtype=np.float32), "attention", parts=parts, shares=dict.fromkeys(parts, -0.125))
+    figure = drawn_figure(monkeypatch, map=map, versus=DOG, pixels=np.zeros((32, 32, 3), np.uint8))
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    written = [(text.get_text(), text.get_window_extent()) for text in figure.texts]
+    ours = [box for text, box in written if text.startswith(("branch", "colors to", "−12 % of"))]
+    assert len(ours) == 3 * count
+    boxes = [*panels, *(box for text, box in written if text)]
+    for box in ours:
+        assert [other for other in boxes if other is not box and box.overlaps(other)] == []
+        assert 0 <= box.x0 < box.x1 <= figure.get_figwidth() * figure.dpi
+        assert box.y0 >= 0
+
+
+def test_the_colors_of_a_part_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strongest cell has the strongest color, however weak the part is beside the other one."""
+    figure = drawn_figure(monkeypatch, map=make_branches(), faithfulness=None)
+    fine, coarse = (np.asarray(axes.get_images()[0].get_array()) for axes in figure.axes[-2:])
+    assert fine[150, 190].tolist() == [255, 243, 166]
+    assert coarse[300, 50].tolist() == [10, 40, 96]
+    assert (coarse[:150] == 0x8C).all()
 
 
 def test_long_and_hostile_names_stay_inside_the_figure() -> None:

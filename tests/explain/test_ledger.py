@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import tessella
 from tessella.errors import TessellaError, UsageError, WeightsError
 from tessella.explain.ledger import class_ledger, exact_map, ledger_problem, pooling_problem, position_features
-from tessella.explain.subject import Subject
+from tessella.explain.methods import METHODS, RANKING, map_image, method_problem
+from tessella.explain.subject import Subject, family_of
 
 from ..models.tiny import NUM_CLASSES, images, tiny
 
@@ -245,13 +246,13 @@ def test_features_average_to_the_embedding() -> None:
 @pytest.mark.parametrize(
     ("case", "overrides", "reason", "instead"),
     [
-        ("convit", {}, "class token", "attention"),
-        ("crossvit", {}, "class tokens", "attention"),
-        ("crossvit_dagger", {"global_pool": "avg"}, "different grids", "grad-cam"),
+        ("convit", {}, "class token", "'auto'"),
+        ("crossvit", {}, "class tokens", "'auto'"),
+        ("crossvit_dagger", {"global_pool": "avg"}, "different grids", "'auto'"),
         ("crossvit", {"num_classes": 0}, "no classifier", "links"),
-        ("convmixer", {"global_pool": "max"}, "'max'", "grad-cam"),
-        ("convmixer", {"global_pool": "fastavgmax"}, "'fastavgmax'", "grad-cam"),
-        ("convmixer", {"global_pool": "catavgmax"}, "'catavgmax'", "grad-cam"),
+        ("convmixer", {"global_pool": "max"}, "'max'", "'auto'"),
+        ("convmixer", {"global_pool": "fastavgmax"}, "'fastavgmax'", "'auto'"),
+        ("convmixer", {"global_pool": "catavgmax"}, "'catavgmax'", "'auto'"),
         ("convmixer", {"global_pool": ""}, "does not pool", "global_pool"),
         ("gmlp", {"global_pool": ""}, "does not pool", "global_pool"),
         ("convit", {"global_pool": ""}, "does not pool", "global_pool"),
@@ -263,10 +264,14 @@ def test_models_without_a_ledger(case: str, overrides: dict[str, Any], reason: s
     problem = ledger_problem(model)
     assert problem is not None
     assert reason in problem
-    assert instead in problem
+    assert not [method for method in METHODS if method in problem]  # which one is the best, `methods` knows
     with pytest.raises(UsageError, match=reason) as caught:
         class_ledger(model, images(model))
     assert caught.value.code == "bad_argument"
+    assert instead in caught.value.hint
+    if instead == "'auto'":
+        ranking = [method for method in RANKING[family_of(model)] if method_problem(model, method) is None]
+        assert map_image(model, images(model, 1), 0).method == ranking[0] != "exact"
 
 
 def test_models_with_a_ledger_have_no_problem() -> None:
@@ -282,8 +287,9 @@ def test_an_embedding_can_be_a_mean_without_a_classifier() -> None:
 def test_classifiers_that_are_not_linear() -> None:
     model = tiny("mixer")
     model.head = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3))
-    with pytest.raises(UsageError, match="Sequential"):
+    with pytest.raises(UsageError, match="Sequential") as caught:
         class_ledger(model, images(model))
+    assert "'auto'" in caught.value.hint
 
 
 class Scaled(nn.Linear):
@@ -297,8 +303,9 @@ def test_classifiers_that_only_look_linear(dtype: torch.dtype) -> None:
     model.head = Scaled(16, 3)
     nn.init.ones_(model.head.weight)
     nn.init.constant_(model.head.bias, 5.0)
-    with pytest.raises(UsageError, match="was changed"):
+    with pytest.raises(UsageError, match="was changed") as caught:
         class_ledger(model.to(dtype), images(model))
+    assert "'auto'" in caught.value.hint
 
 
 def test_replaced_pooling() -> None:

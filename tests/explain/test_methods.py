@@ -9,7 +9,7 @@ import torch
 import tessella
 from tessella.errors import ImageError, UsageError
 from tessella.explain import methods
-from tessella.explain.methods import RANKING, WITH_CAPTUM, attribute, choose_method, methods_for
+from tessella.explain.methods import METHODS, RANKING, WITH_CAPTUM, attribute, choose_method, methods_for
 from tessella.explain.subject import PreparedImage, Subject, family_of
 from tessella.models.base import ImageModel
 
@@ -80,7 +80,18 @@ def test_attention_applies_to_models_that_have_it() -> None:
     subject = Subject(tessella.load("mixer_ti_p4_32.cifar10"))
     with pytest.raises(UsageError, match="MlpMixer has no attention") as caught:
         attribute(subject, one_image(subject), 0, "attention")
+    best = choose_method(subject.model)
+    assert caught.value.hint.startswith(f"the next best method is {best}, which 'auto' chooses; others: ")
     assert "grad-cam" in caught.value.hint
+
+
+def test_a_model_without_classifier_has_no_next_best_method() -> None:
+    model = small("resmlp_12_224").eval()
+    model.reset_classifier(0)
+    for method in (*METHODS, "auto"):
+        with pytest.raises(UsageError, match="no class to explain") as caught:
+            methods.map_image(model, torch.zeros(1, 3, 32, 32), 0, method)
+        assert caught.value.code == "bad_argument"
 
 
 def test_the_exact_method_applies_to_models_that_pool_positions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,10 +14,11 @@ import pytest
 
 from tessella.data.decode import decode
 from tessella.errors import OutputError, UsageError
+from tessella.explain.maps import AttributionMap
 from tessella.explain.page import card, failure_card, picture_card, write_page
 from tessella.results import Prediction
 
-from .made import DOG, make_explanation, make_scores
+from .made import DOG, make_branches, make_explanation, make_scores
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\x1b"
 PICTURES = 3
@@ -79,6 +81,23 @@ def test_pictures_are_part_of_the_card_and_have_texts() -> None:
     assert shapes == [(32, 40, 3), (4, 5, 3), (256, 320, 3)]
 
 
+def test_the_parts_of_a_map_follow_with_their_grids_and_shares() -> None:
+    html = Tags(card(make_explanation(map=make_branches())))
+    images = [attributes for tag, attributes in html.tags if tag == "img"]
+    assert [image["alt"] for image in images[PICTURES:]] == [
+        "branch 0 of the map for cat",
+        "branch 1 of the map for cat",
+    ]
+    parts = [decode(base64.b64decode(str(image["src"]).partition(",")[2])) for image in images[PICTURES:]]
+    assert [part.shape for part in parts] == [(4, 6, 3), (2, 3, 3)]
+    assert parts[0][1, 2].tolist() == [255, 243, 166]
+    assert parts[1][1, 0].tolist() == [10, 40, 96]
+    assert "branch 0, 6×4: 75 % of the logit; colors to ±0.75" in html.text
+    assert "branch 1, 3×2: −25 % of the logit; colors to ±0.25" in html.text
+    unweighted = dataclasses.replace(make_branches(), shares={})
+    assert "branch 1, 3×2; colors to ±0.25" in Tags(card(make_explanation(map=unweighted))).text
+
+
 def test_the_image_in_the_card_is_the_image() -> None:
     explanation = make_explanation()
     source = str(next(attributes["src"] for tag, attributes in Tags(card(explanation)).tags if tag == "img"))
@@ -89,9 +108,13 @@ def hostile_page(path: Path) -> str:
     hostile = make_explanation(
         key=HOSTILE, model=HOSTILE, reason=HOSTILE, target=Prediction(0, HOSTILE, 0.5), versus=Prediction(1, HOSTILE, 0)
     )
+    hostile_part = AttributionMap(
+        np.eye(2, dtype=np.float32), "attention", parts={HOSTILE: np.eye(2, dtype=np.float32)}
+    )
     cards = [
         card(make_explanation()),
         card(hostile),
+        card(make_explanation(map=hostile_part)),
         failure_card(HOSTILE, "not_found", HOSTILE),
         picture_card(HOSTILE, HOSTILE, b"\x89PNG", HOSTILE),
     ]
@@ -144,7 +167,9 @@ def test_in_a_browser(width: int, scheme: str, tmp_path: Path) -> None:
     if program is None:
         pytest.skip("there is no chromium on this machine")
     long = make_explanation(key="x" * 300, target=Prediction(1, "W" * 200, 0.5))
-    write_page(tmp_path / "page.html", [card(make_explanation()), card(long), failure_card("y" * 300, "a", "b")], "T")
+    branches = make_explanation(map=make_branches())
+    cards = [card(make_explanation()), card(long), card(branches), failure_card("y" * 300, "a", "b")]
+    write_page(tmp_path / "page.html", cards, "T")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)

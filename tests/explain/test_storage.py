@@ -15,11 +15,10 @@ import pytest
 import tessella
 from tessella.errors import OutputError, UsageError
 from tessella.explain import Explanation
-from tessella.explain.maps import AttributionMap
 from tessella.explain.storage import FileNames, read_arrays, safe_name, write_arrays
 from tessella.results import Prediction
 
-from .made import CAT, DOG, make_explanation, make_scores
+from .made import CAT, DOG, make_branches, make_explanation, make_scores
 
 HOSTILE = [
     "../../etc/passwd",
@@ -100,11 +99,8 @@ def same(a: Explanation, b: Explanation) -> bool:
         dict(faithfulness=None),
         dict(faithfulness=make_scores(faithful=False)),
         dict(key=os.fsdecode(b"caf\xe9\\x.jpg"), predictions=(), target=Prediction(1, "猫 <b>", 0.5)),
-        dict(
-            map=AttributionMap(
-                np.ones((3, 2), np.float32), "attention", "blocks", None, {"branch 0": np.eye(3, dtype=np.float32)}
-            )
-        ),
+        dict(map=make_branches()),
+        dict(map=dataclasses.replace(make_branches(), method="grad-cam", layer="stem", shares={})),
     ],
 )
 def test_explanations_are_restored(changes: dict[str, object], tmp_path: Path) -> None:
@@ -128,8 +124,8 @@ def test_the_arrays_can_be_read_without_this_package(tmp_path: Path) -> None:
 
 
 def write_with(path: Path, **changes: object) -> None:
-    """Write the arrays of an explanation, some of them replaced; None leaves one out."""
-    make_explanation().save_arrays(path)
+    """Write the arrays of an explanation with two parts, some of them replaced; None leaves one out."""
+    make_explanation(map=make_branches()).save_arrays(path)
     arrays = read_arrays(path)
     for name, value in changes.items():
         del arrays[name]
@@ -158,7 +154,15 @@ def write_with(path: Path, **changes: object) -> None:
         dict(score_names=["a", "b", "c"]),
         dict(cells=[1, 2, 3]),
         dict(deletion_curve=np.zeros((2, 2))),
-        dict(part_names=["missing"]),
+        dict(part_names=["a", "b", "missing"]),
+        dict(part0=None),
+        dict(part1=np.zeros((2, 2, 2), np.float32)),
+        dict(part1=np.full((2, 2), np.inf, np.float32)),
+        dict(part1="text"),
+        dict(part_shares=[0.5]),
+        dict(part_shares=["a", "b"]),
+        dict(part_shares=[[0.5], [0.5]]),
+        dict(part_shares=0.5),
     ],
 )
 def test_files_with_other_content_are_refused(changes: dict[str, object], tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..models.base import ImageModel
-from ..models.convit import GPSA, ConViT
-from ..models.crossvit import BRANCHES, CrossAttention, CrossViT, MultiScaleBlock
-from ..models.layers import Attention
+from ..models.convit import ConViT
+from ..models.crossvit import BRANCHES, CrossViT, MultiScaleBlock
+from .attention_weights import attend, attention_modules
 from .grad_cam import class_score, sum_branches, to_array
+from .ledger import BEST_METHOD
 from .maps import AttributionMap
 
 
@@ -44,15 +45,15 @@ def attention_map(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | 
 
     x_1CHW: one normalized image (1,C,H,W) of the model's size. versus: explain the difference to this class's logit.
     For CrossViT, `parts` has the patches of each branch on its own grid, and the values are their sum on the finer one;
-    the relevance for the head of each branch is scaled to that head's share of the score. Values are not negative,
-    except where a head of CrossViT speaks against the class.
+    the relevance for the head of each branch is scaled to that head's share of the score, which is in `shares`. Values
+    are not negative, except where a head of CrossViT speaks against the class.
     Raises UsageError `bad_argument` for other models, unknown classes, and models without a classifier.
     """
     if isinstance(model, ConViT):
         return _convit_map(model, x_1CHW, target, versus)
     if isinstance(model, CrossViT):
         return _crossvit_map(model, x_1CHW, target, versus)
-    raise UsageError("bad_argument", f"{type(model).__name__} has no attention", hint='use the method "grad-cam"')
+    raise UsageError("bad_argument", f"{type(model).__name__} has no attention", hint=BEST_METHOD)
 
 
 def _convit_map(model: ConViT, x_1CHW: Tensor, target: int, versus: int | None) -> AttributionMap:
@@ -91,7 +92,8 @@ def _crossvit_map(model: CrossViT, x_1CHW: Tensor, target: int, versus: int | No
         total += shares[b] * row / row.sum().clamp(min=torch.finfo(row.dtype).tiny)
     maps = [part[1:].reshape(grid) for part, grid in zip(total.split(tokens), model.grids, strict=True)]
     parts = {f"branch {b}": to_array(values) for b, values in enumerate(maps)}
-    return AttributionMap(to_array(sum_branches(model, maps)), "attention", parts=parts)
+    total_hw = to_array(sum_branches(model, maps))
+    return AttributionMap(total_hw, "attention", parts=parts, shares=dict(zip(parts, shares, strict=True)))
 
 
 def branch_logits(model: CrossViT, features: list[Tensor]) -> list[Tensor]:
@@ -172,11 +174,6 @@ def crossvit_steps(model: CrossViT) -> list[AttentionStep]:
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def attention_modules(module: nn.Module) -> list[nn.Module]:
-    """Return the attention modules of a module, in the order in which they are registered."""
-    return [inner for inner in module.modules() if isinstance(inner, GPSA | Attention | CrossAttention)]
-
-
 @contextmanager
 def recorded_attention(model: ImageModel) -> Iterator[dict[nn.Module, Tensor]]:
     """Record the attention of every attention module in the forward passes inside the context, by module.
@@ -200,28 +197,3 @@ def recorded_attention(model: ImageModel) -> Iterator[dict[nn.Module, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def attend(module: nn.Module, x_BND: Tensor, rel_NN3: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the attention (B,h,queries,keys) of an attention module, and the values (B,h,keys,d) it averages.
-
-    x_BND: (B,N,D) input of the module. rel_NN3: (N,N,3) relative positions, which GPSA reads.
-    """
-    if isinstance(module, GPSA):
-        assert rel_NN3 is not None
-        q_BhNd, k_BhNd = module.qk(x_BND).unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        content = (q_BhNd @ k_BhNd.transpose(-2, -1) * module.scale).softmax(-1)
-        gate = module.gating_param.sigmoid()[:, None, None]
-        attention = (1 - gate) * content + gate * module.position_attention(rel_NN3).to(content.dtype)
-        return attention, module.v(x_BND).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-    if isinstance(module, CrossAttention):
-        q_BhNd, k_BhNd, v_BhNd = (
-            linear(tokens).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-            for linear, tokens in ((module.wq, x_BND[:, :1]), (module.wk, x_BND), (module.wv, x_BND))
-        )
-    else:
-        assert isinstance(module, Attention)
-        q_BhNd, k_BhNd, v_BhNd = (
-            module.qkv(x_BND).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        )
-    return (q_BhNd @ k_BhNd.transpose(-2, -1) * q_BhNd.shape[-1] ** -0.5).softmax(-1), v_BhNd

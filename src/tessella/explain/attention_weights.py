@@ -2,8 +2,9 @@
 
 Sources: ConViT, d'Ascoli et al. 2021 (arXiv:2103.10697); CrossViT, Chen, Fan and Panda 2021 (arXiv:2103.14899).
 Letters for shapes: L blocks, H heads, N patches (row-major over the grid), T tokens (the patches, and a class token
-first where there is one), C channels; in the shape of an image, H and W are pixels. Rows of an attention matrix are
-queries, columns are keys; every row sums to 1. Models are given in evaluation mode, and images one at a time.
+first where there is one), Q queries, B images, C channels, D width, d width of a head; in the shape of an image, H
+and W are pixels. Rows of an attention matrix are queries, columns are keys; every row sums to 1. Models are given in
+evaluation mode, and images one at a time.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def convit_content_attention(model: ImageModel, x_1CHW: Tensor) -> FloatArray:
     model = _convit(model)
     layers = _gated_layers(model)
     inputs = recorded_inputs(model, x_1CHW, layers)
-    maps = [_content(layer, x_1ND) for layer, x_1ND in zip(layers, inputs, strict=True)]
+    maps = [content_attention(layer, x_1ND)[0] for layer, x_1ND in zip(layers, inputs, strict=True)]
     return _stacked(maps, (model.config.num_heads, model.patch_embed.num_patches, model.patch_embed.num_patches))
 
 
@@ -71,9 +72,9 @@ def convit_attention(model: ImageModel, x_1CHW: Tensor) -> list[FloatArray]:
     for another family or several images.
     """
     model = _convit(model)
-    layers = [module for module in model.blocks.modules() if isinstance(module, GPSA | Attention)]
+    layers = attention_modules(model)
     inputs = recorded_inputs(model, x_1CHW, layers)
-    return [_array(_blended(model, layer, x_1TD)) for layer, x_1TD in zip(layers, inputs, strict=True)]
+    return [_array(attend(layer, x_1TD, model.rel_pos)[0][0]) for layer, x_1TD in zip(layers, inputs, strict=True)]
 
 
 def non_locality(attention: FloatArray, grid: Pair) -> FloatArray:
@@ -119,20 +120,6 @@ def _gated_layers(model: ImageModel) -> list[GPSA]:
     return [block.attn for block in _convit(model).blocks if isinstance(block.attn, GPSA)]
 
 
-def _content(layer: GPSA, x_1ND: Tensor) -> Tensor:
-    """Return attention by content, (H,N,N), from the (1,N,D) input of the layer."""
-    q_HNd, k_HNd = layer.qk(x_1ND)[0].unflatten(-1, (2, layer.num_heads, -1)).permute(1, 2, 0, 3).unbind()
-    return (q_HNd @ k_HNd.transpose(-2, -1) * layer.scale).float().softmax(-1)
-
-
-def _blended(model: ConViT, layer: GPSA | Attention, x_1TD: Tensor) -> Tensor:
-    """Return the (H,T,T) attention of any block of a ConViT from the (1,T,D) input of its attention."""
-    if isinstance(layer, Attention):
-        return _self_attention(layer, x_1TD)
-    gate_H11 = layer.gating_param.float().sigmoid()[:, None, None]
-    return (1 - gate_H11) * _content(layer, x_1TD) + gate_H11 * layer.position_attention(model.rel_pos).float()
-
-
 # --- CrossViT ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,27 +145,63 @@ def crossvit_attention(model: ImageModel, x_1CHW: Tensor) -> list[StageAttention
     """
     if not isinstance(model, CrossViT):
         raise _wrong_family(model, "CrossViT")
-    layers = [module for module in model.blocks.modules() if isinstance(module, Attention | CrossAttention)]
+    layers = attention_modules(model)
     inputs = recorded_inputs(model, x_1CHW, layers)
-    maps = {layer: _array(_crossvit_layer(layer, x_1TD)) for layer, x_1TD in zip(layers, inputs, strict=True)}
+    maps = {layer: _array(attend(layer, x_1TD)[0][0]) for layer, x_1TD in zip(layers, inputs, strict=True)}
 
-    def maps_in(parts: nn.ModuleList) -> tuple[tuple[FloatArray, ...], ...]:
-        return tuple(tuple(maps[layer] for layer in parts[b].modules() if layer in maps) for b in BRANCHES)
+    def maps_in(parts: nn.ModuleList) -> list[tuple[FloatArray, ...]]:
+        return [tuple(maps[layer] for layer in attention_modules(parts[b])) for b in BRANCHES]
 
     stages = [stage for stage in model.blocks if isinstance(stage, MultiScaleBlock)]
-    return [StageAttention(branches=maps_in(stage.blocks), fusions=maps_in(stage.fusion)) for stage in stages]
-
-
-def _crossvit_layer(layer: Attention | CrossAttention, x_1TD: Tensor) -> Tensor:
-    """Return (H,T,T) self-attention, or (H,T) attention of the class token in a fusion."""
-    if isinstance(layer, CrossAttention):
-        q_H1d = layer.wq(x_1TD[0, :1]).unflatten(-1, (layer.num_heads, -1)).transpose(0, 1)
-        k_HTd = layer.wk(x_1TD[0]).unflatten(-1, (layer.num_heads, -1)).transpose(0, 1)
-        return (q_H1d @ k_HTd.transpose(-2, -1) * q_H1d.shape[-1] ** -0.5).float().softmax(-1)[:, 0]
-    return _self_attention(layer, x_1TD)
+    return [
+        StageAttention(
+            branches=tuple(maps_in(stage.blocks)),
+            fusions=tuple(tuple(map_H1T[:, 0] for map_H1T in maps_H1T) for maps_H1T in maps_in(stage.fusion)),
+        )
+        for stage in stages
+    ]
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def attention_modules(module: nn.Module) -> list[nn.Module]:
+    """Return the attention modules of a module, in the order in which they are registered."""
+    return [inner for inner in module.modules() if isinstance(inner, GPSA | Attention | CrossAttention)]
+
+
+def attend(module: nn.Module, x_BTD: Tensor, rel_NN3: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the attention (B,H,queries,keys) of an attention module, and the values (B,H,keys,d) that it averages.
+
+    x_BTD: (B,T,D) input of the module. rel_NN3: (N,N,3) relative positions, which GPSA reads.
+    """
+    if isinstance(module, GPSA):
+        assert rel_NN3 is not None
+        content_BHNN = content_attention(module, x_BTD)
+        gate_H11 = module.gating_param.sigmoid()[:, None, None]
+        position_HNN = module.position_attention(rel_NN3).to(content_BHNN.dtype)
+        attention_BHNN = (1 - gate_H11) * content_BHNN + gate_H11 * position_HNN
+        return attention_BHNN, module.v(x_BTD).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+    if isinstance(module, CrossAttention):
+        q_BH1d, k_BHTd, v_BHTd = (
+            linear(tokens).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+            for linear, tokens in ((module.wq, x_BTD[:, :1]), (module.wk, x_BTD), (module.wv, x_BTD))
+        )
+        return _compare(q_BH1d, k_BHTd), v_BHTd
+    assert isinstance(module, Attention)
+    q_BHTd, k_BHTd, v_BHTd = module.qkv(x_BTD).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return _compare(q_BHTd, k_BHTd), v_BHTd
+
+
+def content_attention(module: GPSA, x_BND: Tensor) -> Tensor:
+    """Return the attention by content (B,H,N,N) of a module with GPSA, from its input (B,N,D)."""
+    q_BHNd, k_BHNd = module.qk(x_BND).unflatten(-1, (2, module.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return _compare(q_BHNd, k_BHNd)
+
+
+def _compare(q_BHQd: Tensor, k_BHTd: Tensor) -> Tensor:
+    """Return scaled dot-product attention (B,H,Q,T)."""
+    return (q_BHQd @ k_BHTd.transpose(-2, -1) * q_BHQd.shape[-1] ** -0.5).softmax(-1)
 
 
 @torch.no_grad()
@@ -201,12 +224,6 @@ def recorded_inputs(model: ImageModel, x_1CHW: Tensor, modules: Sequence[nn.Modu
         for handle in handles:
             handle.remove()
     return [recorded[module] for module in modules]
-
-
-def _self_attention(layer: Attention, x_1TD: Tensor) -> Tensor:
-    """Return the (H,T,T) attention of a standard layer from its (1,T,D) input."""
-    q_HTd, k_HTd, _ = layer.qkv(x_1TD)[0].unflatten(-1, (3, layer.num_heads, -1)).permute(1, 2, 0, 3).unbind()
-    return (q_HTd @ k_HTd.transpose(-2, -1) * q_HTd.shape[-1] ** -0.5).float().softmax(-1)
 
 
 def _array(values: Tensor) -> FloatArray:

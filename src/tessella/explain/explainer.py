@@ -12,10 +12,10 @@ from ..extras import check_installed
 from ..inputs import AnyImage
 from ..predictor import Predictor
 from ..results import NON_FINITE, ClassNames, FloatArray, Prediction, is_finite, softmax
-from ..text import any_of, printable
+from ..text import printable
 from .explanation import Explanation, FailedExplanation
 from .faithfulness import score_map
-from .methods import RANKING, WITH_CAPTUM, attribute, choose_method, method_problem, methods_for
+from .methods import RANKING, WITH_CAPTUM, attribute, choose_method, method_problem, suggest_method
 from .opening import open_subject
 from .subject import PreparedImage, Subject
 
@@ -80,11 +80,8 @@ def decide_method(subject: Subject, method: str) -> tuple[str, str]:
         restriction = "" if chosen == RANKING[subject.family][0] else " of those that can be used here"
         return chosen, f"scores best{restriction} on the built-in models of {MEASURED[subject.family]}"
     if problem := method_problem(model, method):
-        reason = problem.partition(";")[0]  # the rest is advice that does not know the measurements
-        best = choose_method(model)
-        others = any_of([other for other in methods_for(model) if other != best])
-        hint = f"the next best method is {best}, which 'auto' chooses; others: {others}"
-        raise UsageError("bad_argument", f"the method {method!r} cannot explain {name}: {reason}", hint=hint)
+        message = f"the method {method!r} cannot explain {name}: {problem}"
+        raise UsageError("bad_argument", message, hint=suggest_method(model))
     if method in WITH_CAPTUM:
         check_installed("captum", f"the method {method!r}")
     return method, "requested"

@@ -115,6 +115,10 @@ class Explanation(ExplanationFacts):
             map=self.map.values.tolist(),
             verdict=self.verdict,
         )
+        if self.map.parts:
+            row["parts"] = {name: values.tolist() for name, values in self.map.parts.items()}
+        if self.map.shares:
+            row["shares"] = dict(self.map.shares)
         if self.faithfulness is not None:
             row["verdict_reason"] = self.verdict_reason
             row["scores"] = {
@@ -155,6 +159,8 @@ def _to_arrays(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
         **_prediction_arrays("predictions", explanation.predictions),
         **_prediction_arrays("target", [explanation.target]),
     )
+    if attribution.shares:
+        arrays["part_shares"] = np.array([attribution.shares[name] for name in attribution.parts], np.float64)
     if attribution.total is not None:
         arrays["total"] = np.array(attribution.total)
     if explanation.versus is not None:
@@ -184,13 +190,12 @@ def _from_arrays(arrays: Arrays) -> Explanation:
     """Restore what `_to_arrays` made. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
     if int(arrays["format"]) != FORMAT:
         raise ValueError("another format")
-    pixels, values = cast(Pixels, arrays["pixels"]), cast(FloatArray, arrays["map"])
+    pixels = cast(Pixels, arrays["pixels"])
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError("no pixels")
-    if values.dtype != np.float32 or values.ndim != 2 or not values.size or not is_finite(values):
-        raise ValueError("no map")
     (target,) = _restore_predictions(arrays, "target")
     names = [str(name) for name in arrays["part_names"]]
+    shares = arrays.get("part_shares")
     return Explanation(
         key=unescape(str(arrays["key"])),
         model=str(arrays["model"]),
@@ -200,15 +205,23 @@ def _from_arrays(arrays: Arrays) -> Explanation:
         target=target,
         versus=_restore_predictions(arrays, "versus")[0] if "versus_indices" in arrays else None,
         map=AttributionMap(
-            values=values,
+            values=_restore_map(arrays["map"]),
             method=str(arrays["method"]),
             layer=str(arrays["layer"]),
             total=float(arrays["total"]) if "total" in arrays else None,
-            parts={name: arrays[f"part{i}"].astype(np.float32) for i, name in enumerate(names)},
+            parts={name: _restore_map(arrays[f"part{i}"]) for i, name in enumerate(names)},
+            shares={} if shares is None else dict(zip(names, map(float, shares.tolist()), strict=True)),
         ),
         reason=str(arrays["reason"]),
         faithfulness=_restore_faithfulness(arrays) if "scores" in arrays else None,
     )
+
+
+def _restore_map(array: NDArray[np.generic]) -> FloatArray:
+    values = cast(FloatArray, array)
+    if values.dtype != np.float32 or values.ndim != 2 or not values.size or not is_finite(values):
+        raise ValueError("no map")
+    return values
 
 
 def _restore_predictions(arrays: Arrays, name: str) -> tuple[Prediction, ...]:

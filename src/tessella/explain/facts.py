@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..data.decode import Pixels
-from ..results import Prediction
+from ..results import FloatArray, Prediction
 from .faithfulness import Faithfulness, Score
 from .maps import AttributionMap
 
@@ -35,6 +35,24 @@ class ScoreLine:
         if self.is_better:
             return "better than random"
         return "as random" if self.low <= self.value <= self.high else "worse than random"
+
+
+@dataclass(frozen=True)
+class MapPart:
+    """One of the maps that a map is composed of: (rows,columns) values on a grid of their own.
+
+    share: what its branch gives of the score, in words; "" if the method does not use it.
+    """
+
+    name: str
+    values: FloatArray
+    share: str
+
+    @property
+    def grid(self) -> str:
+        """The size of the grid, columns first, as of images."""
+        rows, columns = self.values.shape
+        return f"{columns}×{rows}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,15 @@ class ExplanationFacts:
             return "attribution"
         what = "logit" if self.versus is None else "difference of logits"
         return f"contribution to the {what}, {self.map.total:.2f}"
+
+    @property
+    def parts(self) -> tuple[MapPart, ...]:
+        """The maps that the map is composed of, in order; () for most models."""
+        what, shares = "logit" if self.versus is None else "difference", self.map.shares
+        return tuple(
+            MapPart(name, values, f"{100 * shares[name]:.0f} % of the {what}" if name in shares else "")
+            for name, values in self.map.parts.items()
+        )
 
     @property
     def scores(self) -> tuple[ScoreLine, ...]:

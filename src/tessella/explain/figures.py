@@ -5,6 +5,7 @@ All positions are computed here, in inches from the lower left corner, because a
 
 from __future__ import annotations
 
+import math
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..plots.figures import new_figure, plain, render
 from .colors import NEGATIVE, POSITIVE, color_table, colorize, enlarge, is_averaged, overlay, scale_of
-from .facts import ExplanationFacts
+from .facts import ExplanationFacts, MapPart
 from .maps import upsample
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 HEIGHT, LEFT, GAP = 4.05, 0.2, 0.25
 PANEL, BOTTOM = 2.35, 0.9  # the side of a picture, and its lower edge
+PART, PARTS_HIGH = 1.1, 2  # the side of a part of the map, and how many stand above each other
 NOTE = 0.12  # where the lowest line of text stands
 SCORES = 3.75  # the width of the scores
+CURVE = (SCORES - 0.75) / 2  # the width of a curve
 DPI = 120
 SMALL, NORMAL, LARGE = 8, 9, 12  # points
 LONGEST_NAME = 64  # characters of a name
@@ -37,7 +40,8 @@ GRAY, BAND, ALARM = "0.35", "0.8", "#9b1c10"
 
 def draw_explanation(facts: ExplanationFacts) -> bytes:
     """Draw an explanation as a PNG file. Raises UsageError `missing_dependency` without matplotlib."""
-    width = _left(3) + (SCORES + LEFT if facts.faithfulness else 0)
+    scores_left = _left(3) + math.ceil(len(facts.parts) / PARTS_HIGH) * (PART + GAP)
+    width = scores_left + (SCORES + LEFT if facts.faithfulness else 0)
     figure = new_figure(width, HEIGHT, layout=None)
     figure.set_dpi(DPI)  # texts are measured
     _draw_title(figure, facts)
@@ -52,12 +56,15 @@ def draw_explanation(facts: ExplanationFacts) -> bytes:
     _draw_predictions(figure, facts)
     _draw_scale(figure, facts, scale)
     _draw_legend(figure, facts)
+    for place, part in enumerate(facts.parts):
+        _draw_part(figure, place, part, image.shape)
     if facts.faithfulness is not None:
-        _draw_verdict(figure, facts)
+        _draw_verdict(figure, facts, scores_left)
         y_label = "logit" if facts.versus is None else "difference of logits"
-        _draw_curve(figure, 0, facts.faithfulness.deletion_curve, "deletion", y_label)
-        _draw_curve(figure, 1, facts.faithfulness.insertion_curve, "insertion", "")
-        _draw_scores(figure, facts)
+        next_left = scores_left + CURVE + 0.37
+        _draw_curve(figure, scores_left, facts.faithfulness.deletion_curve, "deletion", y_label)
+        _draw_curve(figure, next_left, facts.faithfulness.insertion_curve, "insertion", "")
+        _draw_scores(figure, facts, scores_left)
     return render(figure, dpi=DPI)
 
 
@@ -137,17 +144,31 @@ def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
     _write(figure, _left(2), NOTE, "lines: above half of the maximum", size=SMALL, color=GRAY)
 
 
-def _draw_verdict(figure: Figure, facts: ExplanationFacts) -> None:
-    x, color = _left(3), ALARM if facts.is_doubtful else "black"
+def _draw_part(figure: Figure, place: int, part: MapPart, image_shape: tuple[int, ...]) -> None:
+    """Draw a map that the map is composed of, with the place `place`, in its own colors, which are stated below it."""
+    column, line = divmod(place, PARTS_HIGH)
+    x = _left(3) + column * (PART + GAP)
+    bottom = BOTTOM + PANEL - PART - line * (PART + 0.55)
+    scale = scale_of(part.values)
+    axes = _axes(figure, x, bottom, PART, PART)
+    axes.imshow(colorize(upsample(part.values, *image_shape[:2], smooth=False), scale), interpolation="antialiased")
+    axes.set_anchor("NW")
+    axes.set_axis_off()
+    _write(figure, x, bottom + PART + 0.06, f"{plain(part.name, 12)}, {part.grid}", size=NORMAL)
+    for number, text in enumerate((f"colors to ±{scale:.3g}", part.share.replace("-", "−"))):
+        _write(figure, x, bottom - 0.15 - 0.15 * number, text, size=SMALL, color=GRAY)
+
+
+def _draw_verdict(figure: Figure, facts: ExplanationFacts, x: float) -> None:
+    color = ALARM if facts.is_doubtful else "black"
     _write(figure, x, HEIGHT - 0.14, facts.verdict, size=LARGE, weight="bold", va="top", color=color)
     reason = "\n".join(textwrap.wrap(facts.verdict_reason, WRAPPED))
     _write(figure, x, HEIGHT - 0.41, reason, size=SMALL, va="top", color=GRAY)
 
 
-def _draw_curve(figure: Figure, place: int, curve: Curve, title: str, y_label: str) -> None:
+def _draw_curve(figure: Figure, x: float, curve: Curve, title: str, y_label: str) -> None:
     """Draw the score while cells are deleted or inserted, in front of the band of random maps."""
-    width = (SCORES - 0.75) / 2
-    axes = _axes(figure, _left(3) + 0.38 + place * (width + 0.37), BOTTOM + 0.62, width, PANEL - 0.78)
+    axes = _axes(figure, x + 0.38, BOTTOM + 0.62, CURVE, PANEL - 0.78)
     percent = 100 * curve.fractions
     axes.fill_between(percent, curve.random_low, curve.random_high, color=BAND, lw=0)
     axes.plot(percent, curve.random_mean, color="0.5", ls=":", lw=1.2)
@@ -162,8 +183,8 @@ def _draw_curve(figure: Figure, place: int, curve: Curve, title: str, y_label: s
         axes.spines[side].set_visible(False)
 
 
-def _draw_scores(figure: Figure, facts: ExplanationFacts) -> None:
-    x, top = _left(3), BOTTOM - 0.02
+def _draw_scores(figure: Figure, facts: ExplanationFacts, x: float) -> None:
+    top = BOTTOM - 0.02
     columns = ((0.0, "left"), (1.2, "right"), (2.68, "right"), (2.8, "left"))
     rows = [("", "this map", "95 % of random maps", "")]
     _write(figure, x + 0.58, top, "●", size=SMALL)

@@ -31,6 +31,7 @@ from ..weights.modules import check_forward
 from .maps import AttributionMap
 
 Doubles = NDArray[np.float64]
+BEST_METHOD = "`explain` with the method 'auto' takes the best one of those that apply to the model"  # a hint
 MEANS = ("avg", "fast", "fastavg")  # values of `global_pool` that take the mean over positions
 
 
@@ -67,21 +68,24 @@ def pooling_problem(model: ImageModel) -> str | None:
 
 
 def ledger_problem(model: ImageModel) -> str | None:
-    """Return why the logits of a model have no exact ledger, with the next best method; None if they have one."""
+    """Return why the logits of a model have no exact ledger; None if they have one."""
     head = model.get_classifier()
-    if isinstance(head, nn.Identity) or (isinstance(model, CrossViT) and model.num_classes == 0):
-        return "it has no classifier, so there is no logit to explain; the links between two images need none"
+    if _has_no_classifier(model):
+        return "it has no classifier, so there is no logit to explain"
     if problem := pooling_problem(model):
-        if model.global_pool == "":
-            return f"{problem}; set global_pool to 'avg'"
-        return f"{problem}; the next best method is {'attention' if _attends(model) else 'grad-cam'}"
-    if not isinstance(head, nn.Linear):
-        return f"its classifier is a {type(head).__name__}, not a linear layer; the next best method is grad-cam"
-    return None
+        return problem
+    return None if isinstance(head, nn.Linear) else f"its classifier is a {type(head).__name__}, not a linear layer"
 
 
-def _attends(model: ImageModel) -> bool:
-    return isinstance(model, ConViT | CrossViT) and model.global_pool == "token"
+def _has_no_classifier(model: ImageModel) -> bool:
+    return isinstance(model.get_classifier(), nn.Identity) or (isinstance(model, CrossViT) and not model.num_classes)
+
+
+def _instead(model: ImageModel) -> str:
+    """Return what can be done with a model that has no exact ledger. Which method is the best, `methods` knows."""
+    if _has_no_classifier(model):
+        return "the links between two images need no classifier: `link_images`"
+    return "set global_pool to 'avg'" if model.global_pool == "" else BEST_METHOD
 
 
 @torch.no_grad()
@@ -95,7 +99,8 @@ def class_ledger(model: ImageModel, x_BCHW: Tensor, classes: Sequence[int] | Non
     contain NaN or infinity.
     """
     if problem := ledger_problem(model):
-        raise UsageError("bad_argument", f"the logits of this model cannot be divided exactly: {problem}")
+        message = f"the logits of this model cannot be divided exactly: {problem}"
+        raise UsageError("bad_argument", message, hint=_instead(model))
     features, z_BND, grid = position_features(model, x_BCHW)
     head = model.get_classifier()
     assert isinstance(head, nn.Linear)
@@ -184,6 +189,6 @@ def _check_sums(sums_BK: Tensor, logits_BK: Tensor, scale_BK: Tensor, dtype: tor
         raise UsageError(
             "bad_argument",
             "the logits of this model cannot be divided exactly: they are not the linear function of the mean features "
-            "that its classifier describes, so its pooling or its classifier was changed; the next best method is "
-            "grad-cam",
+            "that its classifier describes, so its pooling or its classifier was changed",
+            hint=BEST_METHOD,
         )

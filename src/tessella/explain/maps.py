@@ -21,7 +21,8 @@ class AttributionMap:
     negative ones speak against it. method: a name of `methods.METHODS`. layer: where it was computed; "" if nowhere.
     total: what the values sum to (the logit, or the difference of two logits) if the method is exact; None otherwise.
     parts: maps of the same kind that the values are composed of, such as one per branch of CrossViT, by name; their
-    shapes may differ.
+    shapes may differ. shares: by the names of `parts`, the share of the score that each branch gives, if the map is
+    weighted by it; the absolute values sum to 1.
     """
 
     values: FloatArray
@@ -29,6 +30,7 @@ class AttributionMap:
     layer: str = ""
     total: float | None = None
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def upsample(values: FloatArray, height: int, width: int, *, smooth: bool = True) -> FloatArray:

@@ -71,6 +71,16 @@ def choose_method(model: ImageModel) -> str:
     return next(method for method in ranking if method not in WITH_CAPTUM or is_installed("captum"))
 
 
+def suggest_method(model: ImageModel) -> str:
+    """Return a hint for a method that does not apply to a model: the best one that does, and the others.
+
+    Raises UsageError `bad_argument` for a model without a classifier.
+    """
+    best = choose_method(model)
+    others = any_of([method for method in methods_for(model) if method != best])
+    return f"the next best method is {best}, which 'auto' chooses; others: {others}"
+
+
 def attribute(
     subject: Subject, image: PreparedImage, target: int, method: str, *, versus: int | None = None, seed: int = 0
 ) -> AttributionMap:
@@ -95,7 +105,7 @@ def map_image(
     if method == "auto":
         method = choose_method(model)
     if problem := method_problem(model, method):
-        raise UsageError("bad_argument", problem, hint=f"methods for this model: {any_of(methods_for(model))}")
+        raise UsageError("bad_argument", problem, hint=suggest_method(model))
     compute = {
         "exact": exact_map,
         "grad-cam": grad_cam,

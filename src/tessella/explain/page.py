@@ -15,7 +15,7 @@ from ..plots.sheet import encode_png
 from ..storage import check_output, write_bytes
 from ..text import encode_text, html_text
 from .colors import ANCHORS, colorize, is_averaged, overlay, scale_of
-from .facts import ExplanationFacts, ScoreLine
+from .facts import ExplanationFacts, MapPart, ScoreLine
 
 _ARROWS = {"higher": "↑", "lower": "↓"}  # which values are better
 SIDE = 320  # pixels of the longer side of an overlay
@@ -83,11 +83,15 @@ def card(facts: ExplanationFacts) -> str:
             "smooth",
         ),
     )
+    parts = (
+        (colorize(part.values), f"{html_text(part.name)} of the map for {target}", _part_caption(part), "")
+        for part in facts.parts
+    )
     versus = "" if facts.versus is None else f" and not {html_text(facts.versus.label)}"
     return (
         f'<article class="tessella-why"><h2>Why {target}{versus}?</h2>'
         f'<p class="soft">{html_text(facts.key)}</p><div class="columns">'
-        f'<div class="pictures">{"".join(_figure(*picture) for picture in pictures)}</div>'
+        f'<div class="pictures">{"".join(_figure(*picture) for picture in (*pictures, *parts))}</div>'
         f'<div class="facts">{_verdict(facts)}{_scores(facts.scores)}'
         f"<p>{_predictions(facts)}</p>"
         f'<p class="soft">{html_text(facts.map.method)}: {html_text(facts.reason)}</p>'
@@ -121,6 +125,11 @@ def write_page(path: str | Path, cards: Sequence[str], title: str) -> None:
     """
     page = _PAGE.format(title=html_text(title), style=STYLE, cards="\n".join(cards))
     write_bytes(check_output(path, [".html"]), encode_text(page))
+
+
+def _part_caption(part: MapPart) -> str:
+    share = part.share and f": {part.share.replace('-', '−')}"
+    return f"{html_text(part.name)}, {part.grid}{share}; colors to ±{scale_of(part.values):.3g}"
 
 
 def _averaged(facts: ExplanationFacts) -> str:
