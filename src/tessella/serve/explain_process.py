@@ -21,7 +21,8 @@ import msgspec
 from ..data.decode import Mode, Pixels, Policy
 from ..machine import NICE
 
-# Below the decoders and the engines (NICE): while these use all cores, explanations get about a tenth of the time.
+# Below the decoders and the engines (NICE): by the weights of Linux' scheduler, explanations get about a tenth of the
+# time while these use all cores.
 EXPLAIN_NICE = NICE + 10
 HEAD_BYTES = 8
 MAX_ANSWER = 64 << 20  # bytes

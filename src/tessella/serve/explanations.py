@@ -35,7 +35,7 @@ PICTURE_SIDE = 384  # pixels of the longer side of an overlay
 FIRST_PACE = 1.0  # seconds per image, before one is known
 # Bytes of a process with PyTorch; copies of the weights in it; and how much of the activations of a batch it needs at
 # once, at most with gradients. Three models of three families took 0.6 to 1.0 of what these estimate.
-PROCESS_BYTES, WEIGHTS_FACTOR, ACTIVATIONS_FACTOR = 450_000_000, 3.0, 0.75
+PROCESS_BYTES, WEIGHTS_FACTOR, ACTIVATIONS_FACTOR = 500_000_000, 3.0, 0.75
 BATCH_IMAGES, BATCH_PIXELS = 64, 1 << 20  # of the variants of an image that are computed at once
 
 Decode = Callable[[bytes, InputSpec], Awaitable[Decoded]]
