@@ -60,12 +60,19 @@ h1 {{ font-size: 1.4rem }}
 {style}
 </style></head>
 <body><main><h1>{title}</h1>
-<p>Yellow, enclosed by a solid line: supports the class. Blue, enclosed by a dashed line: speaks against it. Scores are
-compared with random maps that are as smooth (↑: higher is better, ↓: lower is better); a map that is not better is
-marked as not faithful here.</p>
+{legend}
 {cards}
 </main></body></html>
 """
+_OF_CLASS = "Yellow, enclosed by a solid line: supports the class. Blue, enclosed by a dashed line: contradicts it."
+_OF_DIFFERENCE = (
+    "Yellow, enclosed by a solid line: supports the class that is explained. Blue, enclosed by a dashed line: supports "
+    "the class that it is compared with."
+)
+_OF_SCORES = (
+    "Scores are compared with those of random maps that are as smooth (↑: higher is better, ↓: lower is better); a map "
+    "that is not better is marked as not faithful here."
+)
 
 
 def card(facts: ExplanationFacts) -> str:
@@ -118,12 +125,19 @@ def picture_card(title: str, key: str, picture: bytes, text: str) -> str:
     )
 
 
-def write_page(path: str | Path, cards: Sequence[str], title: str) -> None:
-    """Write a page with these cards to a .html file, atomically.
+def legend(facts: ExplanationFacts) -> tuple[str, ...]:
+    """Return what a reader of a card has to know, as texts: what the colors mean, and the scores if there are any."""
+    colors = _OF_CLASS if facts.versus is None else _OF_DIFFERENCE
+    return (colors, _OF_SCORES) if facts.scores else (colors,)
+
+
+def write_page(path: str | Path, cards: Sequence[str], title: str, legend: Iterable[str] = ()) -> None:
+    """Write a page with these cards, below the texts of the legend, to a .html file, atomically.
 
     Raises UsageError `bad_argument` for another suffix, OutputError `output_failed`.
     """
-    page = _PAGE.format(title=html_text(title), style=STYLE, cards="\n".join(cards))
+    texts = "\n".join(f"<p>{html_text(text)}</p>" for text in legend)
+    page = _PAGE.format(title=html_text(title), style=STYLE, legend=texts, cards="\n".join(cards))
     write_bytes(check_output(path, [".html"]), encode_text(page))
 
 
