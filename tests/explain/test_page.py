@@ -67,6 +67,26 @@ def test_a_card_states_everything() -> None:
     assert "not faithful here" not in shown
 
 
+def test_numbers_have_real_minus_signs_and_columns_have_names() -> None:
+    html = card(make_explanation())
+    shown = Tags(html).text
+    assert "−0.25" in shown
+    assert "−0.50 to 0.50" in shown
+    assert not re.search(r"-\d", shown)
+    heads = re.findall("<th scope=col>(.*?)</th>", html)
+    assert heads == ["score", "this map", "95 % of random maps", "result"]
+    assert len(re.findall("<t[hd]", html.partition("</tr>")[2].partition("</tr>")[0])) == len(heads)
+    assert "probabilities: cat 75.0 %, dog 12.5 %" in shown
+
+
+def test_a_map_of_zeros_has_no_scale() -> None:
+    zeros = AttributionMap(np.zeros((4, 4), np.float32), "occlusion", parts={"branch 0": np.zeros((2, 2), np.float32)})
+    shown = Tags(card(make_explanation(map=zeros))).text
+    assert "branch 0, 2×2; zero everywhere" in shown
+    assert shown.endswith("zero everywhere")
+    assert not re.search("[−+±]1", shown)
+
+
 def test_a_map_that_is_no_better_than_random_is_marked() -> None:
     assert "not faithful here" in Tags(card(make_explanation(faithfulness=make_scores(faithful=False)))).text
     assert "not scored" in Tags(card(make_explanation(faithfulness=None))).text
