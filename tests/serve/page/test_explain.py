@@ -104,9 +104,16 @@ def test_two_classes_are_compared(site: StandIn, visit: Open) -> None:
     dialog.get_by_role("heading", name="Why Egyptian cat (68 %), and not tabby (18 %)").wait_for()
     assert asked(site)["versus"] == "281"
     dialog.get_by_text("the difference between the scores of the two classes.").wait_for()
+    legend = dialog.locator(".why-legend")
+    assert "supports tabby" in legend.inner_text()
+    assert "dashed lines the strongest support for the other class." in legend.inner_text()
+    assert "contradicts" not in legend.inner_text()
     dialog.get_by_label("Compared with").select_option("Nothing")
     dialog.get_by_role("heading", name="Why Egyptian cat (68 %)", exact=True).wait_for()
     assert "versus" not in asked(site)
+    assert "contradicts" in legend.inner_text()
+    assert "dashed lines what contradicts it most." in legend.inner_text()
+    assert "tabby" not in legend.inner_text()
 
 
 def test_a_method_is_chosen_from_those_that_apply(site: StandIn, visit: Open) -> None:

@@ -29,6 +29,9 @@ class Why extends HTMLElement {
     this.stage.style.aspectRatio = `${record.width} / ${record.height}`;
     this.stage.style.maxWidth = `calc((100dvh - 320px) * ${record.width / record.height})`;
     this.outside = make("span", { class: "hint", hidden: true }, "The dark parts are not seen by the model.");
+    this.against = make("span");
+    this.lines = make("span", { class: "hint" });
+    this.#explainColors(null);
     this.shown = make("input", {
       type: "checkbox",
       id: "why-shown",
@@ -48,7 +51,7 @@ class Why extends HTMLElement {
           "figcaption",
           {},
           make("label", { class: "control", for: "why-shown" }, this.shown, "Show the map"),
-          legend(this.outside),
+          legend(this.against, this.lines, this.outside),
         ),
       ),
       make("div", { class: "why-text" }, this.#controls(record.top), this.status, this.facts, this.request),
@@ -161,6 +164,7 @@ class Why extends HTMLElement {
   #show(result) {
     this.#offerMethods(result);
     this.#place(result);
+    this.#explainColors(result.versus);
     const { faithful, target, versus, scores = {}, total } = result;
     const rest = versus ? `, and not ${shortLabel(versus.label)} (${percent(versus.probability)})` : "";
     this.status.replaceChildren(
@@ -178,6 +182,13 @@ class Why extends HTMLElement {
       ...(Object.keys(scores).length ? [scoreTable(scores)] : []),
       make("p", { class: "muted" }, `Method: ${methodName(result.method)} (${result.reason}).${sum}`),
     );
+  }
+
+  /** Say in the legend what the negative values of the map mean. */
+  #explainColors(versus) {
+    this.against.textContent = versus ? `supports ${shortLabel(versus.label)}` : "contradicts";
+    const dashed = versus ? "the strongest support for the other class" : "what contradicts it most";
+    this.lines.textContent = `Solid lines enclose the strongest support, dashed lines ${dashed}.`;
   }
 
   /** List the methods that apply to the model, once they are known. */
@@ -240,14 +251,13 @@ function scoreTable(scores) {
   );
 }
 
-function legend(...notes) {
+function legend(against, ...notes) {
   return make(
     "div",
     { class: "why-legend" },
-    make("span", {}, "contradicts"),
+    against,
     make("span", { class: "why-scale", "aria-hidden": "true" }),
     make("span", {}, "supports"),
-    make("span", { class: "hint" }, "Solid lines enclose the strongest support, dashed lines what contradicts it most."),
     notes,
   );
 }

@@ -143,9 +143,9 @@ export function methodName(method) {
 }
 
 const SCORES = {
-  deletion: { title: "Deletion", hint: "score without the strongest parts; lower is better", digits: 2 },
-  insertion: { title: "Insertion", hint: "score with the strongest parts only; higher is better", digits: 2 },
-  correlation: { title: "Correlation", hint: "with the effect of removing each part; higher is better", digits: 2 },
+  deletion: { title: "Deletion", hint: "score without the strongest regions; lower is better", digits: 2 },
+  insertion: { title: "Insertion", hint: "score with the strongest regions only; higher is better", digits: 2 },
+  correlation: { title: "Correlation", hint: "with the effect of removing each region; higher is better", digits: 2 },
 };
 
 /** What a score of a map is called, and what it means. */
