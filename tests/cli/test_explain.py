@@ -176,6 +176,7 @@ def test_links(tmp_path: Path) -> None:
     found = read_arrays(tmp_path / "new" / "cat.links.npz")
     vectors = tessella.load().embed([CAT, COFFEE])
     assert abs(float(np.sum(found["links"])) - vectors[0] @ vectors[1]) < 1e-5
+    assert f"  similarity   {float(found['cosine']):.4f}" in out.splitlines()
     run("explain", CAT, "--like", COFFEE, "--out", str(tmp_path / "links.html"))
     assert (tmp_path / "links.html").read_text().count("<img") == 1
 

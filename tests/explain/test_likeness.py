@@ -83,10 +83,11 @@ def test_links_that_are_measured_say_so() -> None:
     assert isinstance(found, LinkExplanation)
     assert found.as_dict()["exact"] is False
     assert "not exact" in found.kind
+    assert "the effect of each region" in found.kind
     assert f"{found.links.agreement:.2f}" in found.summary
 
 
 def test_notebooks_show_both_images(result: LinkExplanation) -> None:
     html = result._repr_html_()
     assert "data:image/png;base64," in html
-    assert "cosine similarity" in html
+    assert f"cosine similarity {result.links.cosine:.4f}" in html  # with the digits of `tessella search`

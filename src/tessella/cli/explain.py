@@ -225,7 +225,7 @@ def _lines(result: Explanation | LinkExplanation, files: list[Path]) -> Iterator
         yield f"  verdict      {result.verdict}{result.verdict_reason and f': {result.verdict_reason}'}"
     else:
         yield f"  like         {result.b.key}"
-        yield f"  similarity   {result.links.cosine:.3f}"
+        yield f"  similarity   {result.links.cosine:.4f}"
         yield f"  links        {result.kind}"
     if files:
         yield f"  files        {', '.join(map(str, files))}"

@@ -57,7 +57,7 @@ class LinkExplanation:
     @property
     def summary(self) -> str:
         """The similarity, and what the links are."""
-        return f"cosine similarity {self.links.cosine:.3f}; links: {self.kind}"
+        return f"cosine similarity {self.links.cosine:.4f}; links: {self.kind}"
 
     @property
     def kind(self) -> str:
@@ -65,7 +65,7 @@ class LinkExplanation:
         if self.links.agreement is None:
             return "exact: they sum to the similarity"
         agreement = f"{self.links.agreement:.2f}"
-        return f"measured by masking, not exact; their correlation with the effect of each position is {agreement}"
+        return f"measured by masking, not exact; their correlation with the effect of each region is {agreement}"
 
     def figure(self) -> bytes:
         """Return a PNG file with both images and their strongest links; UsageError `missing_dependency`."""
