@@ -48,9 +48,10 @@ def explain(
 
     images, keys: one or many, as in `Predictor.records`. model: a name as in `tessella.load`, a Predictor, or a
     Subject; None takes the model that `tessella classify` uses. classes: the class to explain, by index or name, or
-    several; None takes the predicted class of each image. versus: a class to compare with: the map then explains the
-    difference of the two logits. method: one of `METHODS`, or "auto" for the one that scored best for this kind of
-    model. score: whether to measure how faithful each map is, which takes most of the time. seed: of everything random.
+    several, where text is an index only if it is no class's name; None takes the predicted class of each image. versus:
+    a class to compare with: the map then explains the difference of the two logits. method: one of `METHODS`, or "auto"
+    for the one that scored best for this kind of model. score: whether to measure how faithful each map is, which takes
+    most of the time. seed: of everything random.
 
     An image that cannot be explained is one FailedExplanation with the code of its error: it cannot be read, its output
     is not finite, or its predicted class is `versus`. Raises UsageError `bad_argument` at once for
