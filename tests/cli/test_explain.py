@@ -26,6 +26,7 @@ from .test_cli import CAT, EXAMPLES, run
 
 COFFEE = str(EXAMPLES / "coffee.jpg")
 FAST = "--no-scores"
+OUT = ("--out", "new")
 TOKEN_MODEL = "convit_ti_p4_32.cifar10"
 
 
@@ -224,8 +225,12 @@ def test_classes_whose_names_are_numbers(tmp_path: Path) -> None:
 
 def test_exported_models_have_no_module(tmp_path: Path) -> None:
     run("export", "mixer_ti_p4_32.cifar10", str(tmp_path / "exported"))
-    _, err = run("explain", CAT, "-m", f"local-dir:{tmp_path / 'exported'}", status=2)
-    assert "exported model" in err
+    for command in ([CAT], [CAT, "--like", COFFEE], ["--weights"]):
+        given = command if "--weights" in command else [*command, "-m"]
+        _, err = run("explain", *given, f"local-dir:{tmp_path / 'exported'}", *OUT, status=2, cwd=tmp_path)
+        assert "exported model, which has no PyTorch module" in err
+        assert "from which it was exported" in err
+        assert "engine" not in err  # no engine was given
 
 
 def test_an_interrupt_keeps_what_was_written(tmp_path: Path) -> None:
