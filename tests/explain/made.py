@@ -33,7 +33,7 @@ def make_scores(*, faithful: bool = True) -> Faithfulness:
 
 
 def make_branches() -> AttributionMap:
-    """A map of two branches on different grids, of which the second one speaks against the class."""
+    """A map of two branches on different grids, of which the second one contradicts the class."""
     fine, coarse = np.zeros((4, 6), np.float32), np.zeros((2, 3), np.float32)
     fine[1, 2], coarse[1, 0] = 0.75, -0.25
     spread = np.kron(coarse, np.full((2, 2), 0.25, np.float32))

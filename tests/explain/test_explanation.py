@@ -240,7 +240,7 @@ def test_words() -> None:
     assert make_explanation(versus=DOG).question == "cat (75.0 %), not dog (12.5 %)"
     doubtful = make_explanation(faithfulness=make_scores(faithful=False))
     assert (doubtful.verdict, doubtful.is_doubtful) == ("not faithful here", True)
-    assert [line.comparison for line in doubtful.scores] == ["as random"] * 3
+    assert [line.comparison for line in doubtful.scores] == ["no better than random"] * 3
     unscored = make_explanation(faithfulness=None)
     assert (unscored.verdict, unscored.is_doubtful, unscored.scores) == ("not scored", False, ())
 

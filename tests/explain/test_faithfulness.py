@@ -176,7 +176,7 @@ def test_curves_of_an_additive_model(scorer: Scorer, amplitudes: NDArray[np.int6
 
 
 def test_negative_evidence_comes_last(subject: Subject) -> None:
-    """A map that hides the sign ranks what speaks against the class as high as what supports it."""
+    """A map that hides the sign ranks what contradicts the class as high as what supports it."""
     values = amplitudes_of(random_fields(np.random.default_rng(2), 1, (SIDE, SIDE), 0.5)[0])
     scorer = Scorer(subject, image_of(subject, values), 0)
     signed, unsigned = scorer.score(as_map(values)), scorer.score(as_map(np.abs(values)))
@@ -232,7 +232,7 @@ def test_a_model_that_ignores_the_image(subject: Subject, amplitudes: NDArray[np
     gray = image_of(subject, np.zeros((SIDE, SIDE), np.int64))
     found = score_map(subject, gray, as_map(amplitudes), 0)
     assert not found.faithful
-    assert found.reason == "no cell changes the score when it is removed"
+    assert found.reason == "no region changes the score when it is removed"
 
 
 @pytest.mark.parametrize("shown", [1, 2])

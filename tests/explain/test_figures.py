@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from tessella.explain import figures
+from tessella.explain.faithfulness import Curve
 from tessella.explain.figures import draw_explanation
 from tessella.explain.maps import AttributionMap
 from tessella.plots.figures import render
@@ -48,11 +50,11 @@ def test_a_faithful_map(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Why cat?" in shown
     assert "photos/cat.jpg, a_model, method: exact" in shown
     assert {"image, 40×32 px", "map, 5×4", "map over the image"} <= set(shown)
-    assert {"supports cat", "speaks against it", "contribution to the logit, 1.25"} <= set(shown)
+    assert {"supports cat", "contradicts it", "contribution to the logit, 1.25"} <= set(shown)
     assert {"75.0 %", "cat", "12.5 %", "dog", "6.2 %", "deer"} <= set(shown)
     assert {"faithful", "deletion", "insertion", "logit"} <= set(shown)
     assert {"deletion ↓", "0.50", "1.00 to 2.00", "better than random", "correlation ↑", "−0.50 to 0.50"} <= set(shown)
-    assert "as random" in shown
+    assert "no better than random" in shown
     assert "not faithful here" not in shown
 
 
@@ -173,6 +175,53 @@ def test_the_colors_of_the_map_are_in_the_figure() -> None:
 
 def test_the_same_explanation_gives_the_same_bytes() -> None:
     assert draw_explanation(make_explanation()) == draw_explanation(make_explanation())
+
+
+def curves(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.get_title("left") in ("deletion", "insertion")]
+
+
+def test_equal_scores_are_a_flat_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences by rounding are not enlarged, and the numbers beside the axis are the scores themselves."""
+    ramp = np.linspace(0, 1, 5, dtype=np.float32)
+    noise = np.float32(1.02602) + np.array([0, 1, -1, 2, 0], np.float32) * np.float32(1.2e-7)
+    flat = Curve(ramp, noise, noise - np.float32(3e-7), noise + np.float32(3e-7), noise)
+    scores = dataclasses.replace(make_scores(faithful=False), deletion_curve=flat, insertion_curve=flat)
+    figure = drawn_figure(monkeypatch, faithfulness=scores)
+    for axes in curves(figure):
+        low, high = axes.get_ylim()
+        assert low < 1.02602 < high
+        assert high - low >= 0.1
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        for tick in axes.get_yticklabels():
+            assert float(tick.get_text()) == pytest.approx(tick.get_position()[1], abs=1e-6)
+
+
+def test_numbers_beside_the_axis_are_scores_even_if_these_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = dataclasses.replace(make_scores().deletion_curve)
+    large = Curve(large.fractions, *(one + np.float32(2000) for one in dataclasses.astuple(large)[1:]))
+    figure = drawn_figure(monkeypatch, faithfulness=dataclasses.replace(make_scores(), deletion_curve=large))
+    assert [axes.yaxis.get_offset_text().get_text() for axes in curves(figure)] == ["", ""]
+
+
+def test_curves_of_different_scores_fill_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    deletion, _ = curves(drawn_figure(monkeypatch))
+    low, high = deletion.get_ylim()
+    assert (low, high) == pytest.approx((-0.15, 3.15), abs=0.01)  # the band from 0 to 3, and a margin
+
+
+def test_all_lines_of_the_curves_are_in_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"this map", "95 % of random maps", "their mean"} <= set(texts(monkeypatch))
+
+
+def test_a_map_of_zeros_has_no_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = AttributionMap(np.zeros((4, 4), np.float32), "occlusion", parts={"branch 0": np.zeros((2, 2), np.float32)})
+    figure = drawn_figure(monkeypatch, map=zeros)
+    (scale,) = (axes for axes in figure.axes if [tick.get_text() for tick in axes.get_xticklabels()] == ["0"])
+    assert scale.get_xticks().tolist() == [0]
+    shown = [text.get_text() for text in figure.texts]
+    assert {"the map is zero everywhere", "zero everywhere"} <= set(shown)
+    assert not [text for text in shown if text.startswith(("supports", "contradicts", "lines", "colors"))]
 
 
 def test_constant_maps_are_drawn() -> None:

@@ -15,7 +15,7 @@ import pytest
 from tessella.data.decode import decode
 from tessella.errors import OutputError, UsageError
 from tessella.explain.maps import AttributionMap
-from tessella.explain.page import card, failure_card, picture_card, write_page
+from tessella.explain.page import card, failure_card, legend, picture_card, write_page
 from tessella.results import Prediction
 
 from .made import DOG, make_branches, make_explanation, make_scores
@@ -65,6 +65,26 @@ def test_a_card_states_everything() -> None:
     ):
         assert text in shown
     assert "not faithful here" not in shown
+
+
+def test_numbers_have_real_minus_signs_and_columns_have_names() -> None:
+    html = card(make_explanation())
+    shown = Tags(html).text
+    assert "−0.25" in shown
+    assert "−0.50 to 0.50" in shown
+    assert not re.search(r"-\d", shown)
+    heads = re.findall("<th scope=col>(.*?)</th>", html)
+    assert heads == ["score", "this map", "95 % of random maps", "result"]
+    assert len(re.findall("<t[hd]", html.partition("</tr>")[2].partition("</tr>")[0])) == len(heads)
+    assert "probabilities: cat 75.0 %, dog 12.5 %" in shown
+
+
+def test_a_map_of_zeros_has_no_scale() -> None:
+    zeros = AttributionMap(np.zeros((4, 4), np.float32), "occlusion", parts={"branch 0": np.zeros((2, 2), np.float32)})
+    shown = Tags(card(make_explanation(map=zeros))).text
+    assert "branch 0, 2×2; zero everywhere" in shown
+    assert shown.endswith("zero everywhere")
+    assert not re.search("[−+±]1", shown)
 
 
 def test_a_map_that_is_no_better_than_random_is_marked() -> None:
@@ -144,6 +164,24 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", [failure_card("caf\udce9.jpg", "not_found", "no")], "title")
     assert "caf\\xe9.jpg" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_the_legend_is_about_what_is_shown() -> None:
+    whole = " ".join(legend(make_explanation()))
+    assert "supports the class. Blue" in whole
+    assert "random maps" in whole
+    assert "random" not in " ".join(legend(make_explanation(faithfulness=None)))
+    compared = " ".join(legend(make_explanation(versus=DOG)))
+    assert "Blue, enclosed by a dashed line: supports the class that it is compared with" in compared
+    assert "contradicts" not in compared
+
+
+def test_the_legend_is_above_the_cards(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", ["<article>card</article>"], "title", [HOSTILE, "second"])
+    text = (tmp_path / "page.html").read_text()
+    assert text.index("second") < text.index("<article>")
+    assert "alert(1)" in Tags(text).text
+    assert "<script>" not in text
 
 
 def test_pages_are_written_as_html_only(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 The cue: an image of noise has a pattern with the mean 0 in one of 36 cells, and the class is the kind of the pattern,
 or "none". As a network may lower the logit of "none" for a pattern instead of raising the pattern's, the question is
-what speaks for the pattern rather than for "none".
+what supports the pattern rather than for "none".
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def attention_map(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | 
     x_1CHW: one normalized image (1,C,H,W) of the model's size. versus: explain the difference to this class's logit.
     For CrossViT, `parts` has the patches of each branch on its own grid, and the values are their sum on the finer one;
     the relevance for the head of each branch is scaled to that head's share of the score, which is in `shares`. Values
-    are not negative, except where a head of CrossViT speaks against the class.
+    are not negative, except where a head of CrossViT contradicts the class.
     Raises UsageError `bad_argument` for other models, unknown classes, and models without a classifier.
     """
     if isinstance(model, ConViT):
@@ -106,7 +106,7 @@ def branch_shares(logits: list[Tensor], target: int, versus: int | None = None) 
     """Return the share of each branch in the score of a class, from what its head adds to the logits, [(1,K)].
 
     A constant that is added to all logits of a head changes no probability, so a logit counts relative to the mean over
-    the classes. The absolute values of the shares sum to 1; a branch that speaks against the class has a negative one.
+    the classes. The absolute values of the shares sum to 1; a branch that contradicts the class has a negative one.
     """
     centered = [one.detach() - one.detach().mean(1, keepdim=True) for one in logits]
     scores = [float(class_score(one, target, versus).sum()) for one in centered]

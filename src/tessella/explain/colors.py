@@ -3,7 +3,7 @@
 Positive values are yellow, negative ones blue: colors that people with any of the common color vision deficiencies can
 tell apart. From the most negative to the most positive value, the colors become steadily lighter, so that the sign can
 be read in a gray print, too. In an overlay, solid lines enclose what supports the class most, and dashed lines what
-speaks against it most. Letters for shapes: H, W pixels; rows, columns of a map.
+contradicts it most. Letters for shapes: H, W pixels; rows, columns of a map.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class ScoreLine:
         """The comparison with random maps in words."""
         if self.is_better:
             return "better than random"
-        return "as random" if self.low <= self.value <= self.high else "worse than random"
+        return "no better than random" if self.low <= self.value <= self.high else "worse than random"
 
 
 @dataclass(frozen=True)

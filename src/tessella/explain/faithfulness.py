@@ -375,7 +375,7 @@ def _verdict(levels_N: Doubles, drops_N: Doubles, scores: dict[str, Score]) -> t
     if not np.ptp(levels_N):
         return False, "the map is constant, so it ranks nothing"
     if not np.ptp(drops_N):
-        return False, "no cell changes the score when it is removed"
+        return False, "no region changes the score when it is removed"
     better = [name for name, score in scores.items() if score.better]
     worse = [name for name in scores if name not in better]
     if len(better) >= REQUIRED:

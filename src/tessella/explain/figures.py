@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..plots.figures import new_figure, plain, render
 from .colors import NEGATIVE, POSITIVE, color_table, colorize, enlarge, is_averaged, overlay, scale_of
 from .facts import ExplanationFacts, MapPart
@@ -28,14 +30,15 @@ HEIGHT, LEFT, GAP = 4.05, 0.2, 0.25
 PANEL, BOTTOM = 2.35, 0.9  # the side of a picture, and its lower edge
 PART, PARTS_HIGH = 1.1, 2  # the side of a part of the map, and how many stand above each other
 NOTE = 0.12  # where the lowest line of text stands
-SCORES = 3.75  # the width of the scores
+SCORES = 4.05  # the width of the scores
 CURVE = (SCORES - 0.75) / 2  # the width of a curve
 DPI = 120
 SMALL, NORMAL, LARGE = 8, 9, 12  # points
 LONGEST_NAME = 64  # characters of a name
 WRAPPED = 60  # characters of a line of text beside the pictures
 SHOWN = 3  # predictions
-GRAY, BAND, ALARM = "0.35", "0.8", "#9b1c10"
+LEAST_SPAN = 0.1  # of a curve, in logits: smaller differences do not show in the scores, and may be rounding
+GRAY, BAND, DOTS, ALARM = "0.35", "0.8", "0.4", "#9b1c10"
 
 
 def draw_explanation(facts: ExplanationFacts) -> bytes:
@@ -120,17 +123,23 @@ def _draw_scale(figure: Figure, facts: ExplanationFacts, scale: float) -> None:
     axes = _axes(figure, _left(1), BOTTOM - 0.18, PANEL, 0.11)
     axes.imshow(color_table()[None], extent=(-scale, scale, 0, 1), aspect="auto")
     axes.set_yticks([])
-    axes.set_xticks([-scale, 0, scale], [f"−{scale:.3g}", "0", f"+{scale:.3g}"])
     axes.tick_params(labelsize=SMALL, length=2, pad=2)
-    first, _, last = axes.get_xticklabels()
-    first.set_horizontalalignment("left")
-    last.set_horizontalalignment("right")
-    _write(figure, _left(1), NOTE, facts.unit, size=SMALL, color=GRAY)
+    if facts.map.values.any():
+        axes.set_xticks([-scale, 0, scale], [f"−{scale:.3g}", "0", f"+{scale:.3g}"])
+        first, _, last = axes.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
+    else:
+        axes.set_xticks([0], ["0"])
+    _write(figure, _left(1), BOTTOM - 0.5, facts.unit, size=SMALL, color=GRAY)
 
 
 def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
     """Explain the colors and the outlines of the overlay."""
-    against = "speaks against it" if facts.versus is None else f"supports {plain(facts.versus.label, 26)}"
+    if not facts.map.values.any():
+        _write(figure, _left(2), BOTTOM - 0.19, "the map is zero everywhere", size=SMALL)
+        return
+    against = "contradicts it" if facts.versus is None else f"supports {plain(facts.versus.label, 26)}"
     entries = ((POSITIVE, False, f"supports {plain(facts.target.label, 26)}"), (NEGATIVE, True, against))
     for line, (color, is_dashed, text) in enumerate(entries):
         axes = _axes(figure, _left(2) + 0.02, BOTTOM - 0.2 - 0.21 * line, 0.26, 0.14)
@@ -141,7 +150,7 @@ def _draw_legend(figure: Figure, facts: ExplanationFacts) -> None:
             spine.set_linestyle("--" if is_dashed else "-")
             spine.set_linewidth(1.2)
         _write(figure, _left(2) + 0.37, BOTTOM - 0.19 - 0.21 * line, text, size=SMALL)
-    _write(figure, _left(2), NOTE, "lines: above half of the maximum", size=SMALL, color=GRAY)
+    _write(figure, _left(2), BOTTOM - 0.19 - 0.21 * 2, "lines: above half of the maximum", size=SMALL, color=GRAY)
 
 
 def _draw_part(figure: Figure, place: int, part: MapPart, image_shape: tuple[int, ...]) -> None:
@@ -155,7 +164,8 @@ def _draw_part(figure: Figure, place: int, part: MapPart, image_shape: tuple[int
     axes.set_anchor("NW")
     axes.set_axis_off()
     _write(figure, x, bottom + PART + 0.06, f"{plain(part.name, 12)}, {part.grid}", size=NORMAL)
-    for number, text in enumerate((f"colors to ±{scale:.3g}", part.share.replace("-", "−"))):
+    colors = f"colors to ±{scale:.3g}" if part.values.any() else "zero everywhere"
+    for number, text in enumerate((colors, part.share.replace("-", "−"))):
         _write(figure, x, bottom - 0.15 - 0.15 * number, text, size=SMALL, color=GRAY)
 
 
@@ -167,12 +177,16 @@ def _draw_verdict(figure: Figure, facts: ExplanationFacts, x: float) -> None:
 
 
 def _draw_curve(figure: Figure, x: float, curve: Curve, title: str, y_label: str) -> None:
-    """Draw the score while cells are deleted or inserted, in front of the band of random maps."""
+    """Draw the score while regions are deleted or inserted, in front of the band of random maps."""
     axes = _axes(figure, x + 0.38, BOTTOM + 0.62, CURVE, PANEL - 0.78)
     percent = 100 * curve.fractions
     axes.fill_between(percent, curve.random_low, curve.random_high, color=BAND, lw=0)
-    axes.plot(percent, curve.random_mean, color="0.5", ls=":", lw=1.2)
+    axes.plot(percent, curve.random_mean, color=DOTS, ls=":", lw=1.2)
     axes.plot(percent, curve.values, color="black", lw=1.8, marker="o", ms=3)
+    middle = sum(axes.get_ylim()) / 2
+    if np.ptp(axes.get_ylim()) < LEAST_SPAN:
+        axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 50, 100], ["0", "50", "100"])
     axes.set_xlabel(f"% of the image {'deleted' if title == 'deletion' else 'inserted'}", fontsize=SMALL, labelpad=2)
@@ -186,9 +200,10 @@ def _draw_curve(figure: Figure, x: float, curve: Curve, title: str, y_label: str
 def _draw_scores(figure: Figure, facts: ExplanationFacts, x: float) -> None:
     top = BOTTOM - 0.02
     columns = ((0.0, "left"), (1.2, "right"), (2.68, "right"), (2.8, "left"))
-    rows = [("", "this map", "95 % of random maps", "")]
+    rows = [("", "this map", "95 % of random maps", "their mean")]
     _write(figure, x + 0.58, top, "●", size=SMALL)
     _write(figure, x + 1.29, top - 0.01, "■", size=LARGE, color=BAND)
+    _write(figure, x + 2.8, top, "····", size=SMALL, weight="bold", color=DOTS)
     for line in facts.scores:
         arrow = "↑" if line.goal == "higher" else "↓"
         rows.append(
@@ -197,6 +212,7 @@ def _draw_scores(figure: Figure, facts: ExplanationFacts, x: float) -> None:
     for place, cells in enumerate(rows):
         for (offset, side), text in zip(columns, cells, strict=True):
             color = GRAY if place == 0 else "black"
+            offset += 0.22 if text == "their mean" else 0  # beside its dots
             _write(figure, x + offset, top - 0.19 * place, text.replace("-", "−"), size=SMALL, ha=side, color=color)
     _write(figure, x, NOTE, "↑ higher is better, ↓ lower is better", size=SMALL, color=GRAY)
 

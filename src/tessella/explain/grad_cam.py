@@ -5,7 +5,7 @@ local       HiResCAM, Draelos and Carin 2020 (arXiv:2011.08891): every position 
 difference  as local, but of the features less those of the blurred image: to first order, what the score would lose
             if the position lost its detail
 
-Unlike in the papers, negative values are kept, because a map of this package also says what speaks against a class.
+Unlike in the papers, negative values are kept, because a map of this package also says what contradicts a class.
 
 Shape suffixes: B images, C channels, H W pixels, N positions, D width, K classes; b is a branch.
 """

@@ -117,7 +117,7 @@ def class_ledger(model: ImageModel, x_BCHW: Tensor, classes: Sequence[int] | Non
 def exact_map(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | None = None) -> AttributionMap:
     """Return the contributions to the logit of `target` for one normalized image (1,C,H,W).
 
-    versus: a class whose logit is subtracted: what speaks for `target` and not for `versus`. The total of the map is
+    versus: a class whose logit is subtracted: what supports `target` and not for `versus`. The total of the map is
     the logit, or the difference. Raises as `class_ledger`, and UsageError `bad_argument` for a batch of several images
     or two equal classes.
     """

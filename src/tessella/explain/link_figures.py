@@ -35,6 +35,15 @@ DIMMED = 0.4  # brightness of regions without a part in the similarity
 THICKNESS = (1.0, 6.0)  # points, of the weakest and the strongest link
 BEND = 0.12  # of lines, which would cover each other if they were straight
 LINE, CASING = "#0b3c5d", "white"  # dark lines with a light edge are visible on any image, in gray, too
+_EXACT = (
+    "The similarity of two images is the sum of its links, which are products of the features of two regions. Lines "
+    "connect the regions with the strongest links, such that each region has at most one line."
+)
+_MEASURED = (
+    "The similarity of two images under this model is not a sum over regions: {problem}. A link is what masking two "
+    "regions changes beyond the sum of what masking each of them changes; the figures say how well this agrees with "
+    "the measured decreases of the similarity."
+)
 Point = tuple[float, float]
 
 
@@ -54,6 +63,14 @@ class LinkRow:
     def height(self) -> float:
         """The height in inches."""
         return (HEADING if self.heading else 0) + (0 if self.links is None else HEIGHT)
+
+
+def about_links(*, exact: bool, problem: str | None = None) -> str:
+    """Return what links are, as a text to stand beside figures.
+
+    problem: why the links of a model are not exact, as `links.links_problem` says it; None if the model is not at hand.
+    """
+    return _EXACT if exact else _MEASURED.format(problem=problem or "its embedding is not a mean over positions")
 
 
 def draw_links(a: PreparedImage, b: PreparedImage, links: Links, *, count: int = 8) -> bytes:

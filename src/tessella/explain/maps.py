@@ -18,7 +18,7 @@ class AttributionMap:
     """The attribution of one class's score to positions of one image.
 
     values: (rows,columns) float32 at the resolution at which the method computes; positive values support the class,
-    negative ones speak against it. method: a name of `methods.METHODS`. layer: where it was computed; "" if nowhere.
+    negative ones contradict it. method: a name of `methods.METHODS`. layer: where it was computed; "" if nowhere.
     total: what the values sum to (the logit, or the difference of two logits) if the method is exact; None otherwise.
     parts: maps of the same kind that the values are composed of, such as one per branch of CrossViT, by name; their
     shapes may differ. shares: by the names of `parts`, the share of the score that each branch gives, if the map is

@@ -24,7 +24,7 @@ from ..plots.sheet import SUFFIXES
 from ..search.query import NEGATIVE_WEIGHT, Index, Neighbor, Query, mean_vector
 from ..storage import check_output, write_bytes
 from ..text import printable
-from .link_figures import LinkRow, draw_link_rows, draw_links
+from .link_figures import LinkRow, about_links, draw_link_rows, draw_links
 from .links import Links, PositionVectors, link_vectors, links_problem, position_vectors
 from .subject import PreparedImage, Subject
 
@@ -46,15 +46,6 @@ figcaption {{ overflow-wrap: anywhere }}
 {sections}
 </main></body></html>
 """
-_EXACT = (
-    "The similarity of two images is the sum of its links, which are products of the features of two regions. Lines "
-    "connect the regions with the strongest links, such that each region has at most one line."
-)
-_MEASURED = (
-    "The similarity of two images under this model is not a sum over regions: {problem}. A link is what masking two "
-    "regions changes beyond the sum of what masking each of them changes; the figures say how well this agrees with "
-    "the measured decreases of the similarity."
-)
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ def explain_neighbors(
     errors = [image for image in images if isinstance(image, ImageError)]
     if not read:
         raise errors[0]
-    about = _EXACT if read[0].vectors.exact else _MEASURED.format(problem=links_problem(subject.model))
+    about = about_links(exact=read[0].vectors.exact, problem=links_problem(subject.model))
     norm = float(np.linalg.norm(mean_vector(queries, negative)))
     weights = [1 / len(queries)] * len(queries) + [-float(NEGATIVE_WEIGHT) / max(len(negative), 1)] * len(negative)
     stored = index.vectors([neighbor.row for neighbor in neighbors]) if neighbors else ()

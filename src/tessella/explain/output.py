@@ -10,7 +10,8 @@ from ..errors import OutputError, UsageError
 from ..storage import check_output, check_writable, write_bytes
 from .explanation import Explanation, FailedExplanation
 from .likeness import LinkExplanation
-from .page import card, failure_card, picture_card, write_page
+from .link_figures import about_links
+from .page import card, failure_card, legend, picture_card, write_page
 from .storage import FileNames
 
 Result: TypeAlias = "Explanation | LinkExplanation | FailedExplanation"
@@ -71,6 +72,7 @@ class PageOutput(ResultWriter):
         super().__init__()
         self.path, self.title = path, title
         self.cards: list[str] = []
+        self.legend: dict[str, None] = {}  # texts in the order in which they are needed
 
     def add(self, result: Result) -> list[Path]:
         """Keep the HTML of the result."""
@@ -78,14 +80,16 @@ class PageOutput(ResultWriter):
             self.cards.append(failure_card(result.key, result.status, result.message))
         elif isinstance(result, Explanation):
             self.cards.append(card(result))
+            self.legend |= dict.fromkeys(legend(result))
         else:
+            self.legend[about_links(exact=result.links.exact)] = None
             self.cards.append(picture_card(result.question, result.key, result.figure(), result.summary))
         return []
 
     def close(self) -> list[Path]:
         """Write the page. Raises OutputError `output_failed`."""
         if self.cards:
-            write_page(self.path, self.cards, self.title)
+            write_page(self.path, self.cards, self.title, self.legend)
             self.files.append(self.path)
         return self.files
 

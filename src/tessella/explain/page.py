@@ -60,12 +60,19 @@ h1 {{ font-size: 1.4rem }}
 {style}
 </style></head>
 <body><main><h1>{title}</h1>
-<p>Yellow, enclosed by a solid line: supports the class. Blue, enclosed by a dashed line: speaks against it. Scores are
-compared with random maps that are as smooth (↑: higher is better, ↓: lower is better); a map that is not better is
-marked as not faithful here.</p>
+{legend}
 {cards}
 </main></body></html>
 """
+_OF_CLASS = "Yellow, enclosed by a solid line: supports the class. Blue, enclosed by a dashed line: contradicts it."
+_OF_DIFFERENCE = (
+    "Yellow, enclosed by a solid line: supports the class that is explained. Blue, enclosed by a dashed line: supports "
+    "the class that it is compared with."
+)
+_OF_SCORES = (
+    "Scores are compared with those of random maps that are as smooth (↑: higher is better, ↓: lower is better); a map "
+    "that is not better is marked as not faithful here."
+)
 
 
 def card(facts: ExplanationFacts) -> str:
@@ -87,17 +94,18 @@ def card(facts: ExplanationFacts) -> str:
         (colorize(part.values), f"{html_text(part.name)} of the map for {target}", _part_caption(part), "")
         for part in facts.parts
     )
+    least, most = (f"−{scale:.3g}", f"+{scale:.3g}") if facts.map.values.any() else ("", "zero everywhere")
     versus = "" if facts.versus is None else f" and not {html_text(facts.versus.label)}"
     return (
         f'<article class="tessella-why"><h2>Why {target}{versus}?</h2>'
         f'<p class="soft">{html_text(facts.key)}</p><div class="columns">'
         f'<div class="pictures">{"".join(_figure(*picture) for picture in (*pictures, *parts))}</div>'
         f'<div class="facts">{_verdict(facts)}{_scores(facts.scores)}'
-        f"<p>{_predictions(facts)}</p>"
+        f"<p>probabilities: {_predictions(facts)}</p>"
         f'<p class="soft">{html_text(facts.map.method)}: {html_text(facts.reason)}</p>'
         f'<p class="soft">{html_text(facts.model)}, fingerprint {html_text(facts.fingerprint)}</p>'
-        f'<div class="scale"></div><div class="ends soft"><span>−{scale:.3g}</span><span>{html_text(facts.unit)}</span>'
-        f"<span>+{scale:.3g}</span></div></div></div></article>"
+        f'<div class="scale"></div><div class="ends soft"><span>{least}</span><span>{html_text(facts.unit)}</span>'
+        f"<span>{most}</span></div></div></div></article>"
     )
 
 
@@ -118,18 +126,31 @@ def picture_card(title: str, key: str, picture: bytes, text: str) -> str:
     )
 
 
-def write_page(path: str | Path, cards: Sequence[str], title: str) -> None:
-    """Write a page with these cards to a .html file, atomically.
+def legend(facts: ExplanationFacts) -> tuple[str, ...]:
+    """Return what a reader of a card has to know, as texts: what the colors mean, and the scores if there are any."""
+    colors = _OF_CLASS if facts.versus is None else _OF_DIFFERENCE
+    return (colors, _OF_SCORES) if facts.scores else (colors,)
+
+
+def write_page(path: str | Path, cards: Sequence[str], title: str, legend: Iterable[str] = ()) -> None:
+    """Write a page with these cards, below the texts of the legend, to a .html file, atomically.
 
     Raises UsageError `bad_argument` for another suffix, OutputError `output_failed`.
     """
-    page = _PAGE.format(title=html_text(title), style=STYLE, cards="\n".join(cards))
+    texts = "\n".join(f"<p>{html_text(text)}</p>" for text in legend)
+    page = _PAGE.format(title=html_text(title), style=STYLE, legend=texts, cards="\n".join(cards))
     write_bytes(check_output(path, [".html"]), encode_text(page))
 
 
 def _part_caption(part: MapPart) -> str:
-    share = part.share and f": {part.share.replace('-', '−')}"
-    return f"{html_text(part.name)}, {part.grid}{share}; colors to ±{scale_of(part.values):.3g}"
+    share = part.share and f": {_minus(part.share)}"
+    colors = f"colors to ±{scale_of(part.values):.3g}" if part.values.any() else "zero everywhere"
+    return f"{html_text(part.name)}, {part.grid}{share}; {colors}"
+
+
+def _minus(text: str) -> str:
+    """Return a text of numbers with real minus signs."""
+    return text.replace("-", "−")
 
 
 def _averaged(facts: ExplanationFacts) -> str:
@@ -152,10 +173,12 @@ def _verdict(facts: ExplanationFacts) -> str:
 def _scores(lines: Iterable[ScoreLine]) -> str:
     rows = "".join(
         f'<tr><th scope=row title="{line.goal} is better">{line.name} {_ARROWS[line.goal]}</th>'
-        f"<td>{line.value:.2f}</td><td>{line.low:.2f} to {line.high:.2f}</td><td>{line.comparison}</td></tr>"
+        f"<td>{_minus(f'{line.value:.2f}')}</td><td>{_minus(f'{line.low:.2f} to {line.high:.2f}')}</td>"
+        f"<td>{line.comparison}</td></tr>"
         for line in lines
     )
-    head = "<tr><th scope=col>score</th><th scope=col>map</th><th scope=col>95 % of random maps</th><td></td></tr>"
+    names = ("score", "this map", "95 % of random maps", "result")
+    head = f"<tr>{''.join(f'<th scope=col>{name}</th>' for name in names)}</tr>"
     return f"<table>{head}{rows}</table>" if rows else ""
 
 

@@ -244,10 +244,10 @@ function legend(...notes) {
   return make(
     "div",
     { class: "why-legend" },
-    make("span", {}, "speaks against"),
+    make("span", {}, "contradicts"),
     make("span", { class: "why-scale", "aria-hidden": "true" }),
     make("span", {}, "supports"),
-    make("span", { class: "hint" }, "Solid lines enclose the strongest support, dashed lines what speaks against it most."),
+    make("span", { class: "hint" }, "Solid lines enclose the strongest support, dashed lines what contradicts it most."),
     notes,
   );
 }
