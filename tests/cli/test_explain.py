@@ -26,6 +26,7 @@ from .test_cli import CAT, EXAMPLES, run
 
 COFFEE = str(EXAMPLES / "coffee.jpg")
 FAST = "--no-scores"
+OUT = ("--out", "new")
 TOKEN_MODEL = "convit_ti_p4_32.cifar10"
 
 
@@ -209,10 +210,28 @@ def test_fine_tuned_models_in_a_folder(tmp_path: Path) -> None:
     assert np.isclose(np.sum(row["map"]), row["total"], atol=1e-5)
 
 
+def test_classes_whose_names_are_numbers(tmp_path: Path) -> None:
+    model = tessella.create_model("resmlp_12_224", num_classes=3, img_size=32)
+    tessella.save_pretrained(model, tmp_path / "model", config_overrides={"label_names": ["1", "2", "3"]})
+    command = ("explain", CAT, "-m", f"local-dir:{tmp_path / 'model'}", "--method", "exact", FAST, "--json")
+    for options, expected in (
+        (["--class", "1", "--class", "3", "--class", "0"], [("1", None), ("3", None)]),  # 0: the first one again
+        (["--class", "2", "--versus", "1"], [("2", "1")]),
+    ):
+        found = rows(run(*command, *options)[0])
+        assert [(row["target"]["label"], row["versus"] and row["versus"]["label"]) for row in found] == expected
+    _, err = run(*command, "--class", "9" * 5000, status=2)
+    assert "there is no class" in err
+
+
 def test_exported_models_have_no_module(tmp_path: Path) -> None:
     run("export", "mixer_ti_p4_32.cifar10", str(tmp_path / "exported"))
-    _, err = run("explain", CAT, "-m", f"local-dir:{tmp_path / 'exported'}", status=2)
-    assert "exported model" in err
+    for command in ([CAT], [CAT, "--like", COFFEE], ["--weights"]):
+        given = command if "--weights" in command else [*command, "-m"]
+        _, err = run("explain", *given, f"local-dir:{tmp_path / 'exported'}", *OUT, status=2, cwd=tmp_path)
+        assert "exported model, which has no PyTorch module" in err
+        assert "from which it was exported" in err
+        assert "engine" not in err  # no engine was given
 
 
 def test_an_interrupt_keeps_what_was_written(tmp_path: Path) -> None:

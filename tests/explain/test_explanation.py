@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from PIL import Image
 import tessella
 from tessella.errors import UsageError
 from tessella.explain import Explanation, FailedExplanation, Subject, explain, explainer
-from tessella.explain.faithfulness import score_map
+from tessella.explain.faithfulness import Score, score_map
 from tessella.explain.methods import WITH_CAPTUM, attribute, choose_method, methods_for
+from tessella.results import FloatArray
 
 from .made import DOG, make_branches, make_explanation, make_scores
 
@@ -119,6 +121,27 @@ def test_images_without_finite_outputs_are_failures(subject: Subject) -> None:
         broken.model.head.bias[0] = float("nan")  # type: ignore[operator]
     results = list(explain([CAT, "missing.jpg"], broken))
     assert [result.status for result in results] == ["non_finite", "not_found"]
+
+
+def test_images_whose_scores_are_not_finite_are_failures() -> None:
+    broken = Subject(tessella.load(CIFAR, engine="eager"))
+    logits = broken.logits
+
+    def overflow(x_BCHW: torch.Tensor) -> FloatArray:
+        return logits(x_BCHW) * (1 if len(x_BCHW) == 1 else np.float32(np.nan))
+
+    broken.logits = overflow  # type: ignore[method-assign]
+    first, second = explain([CAT, "missing.jpg"], broken, method="exact")
+    assert (first.status, second.status) == ("non_finite", "not_found")
+    assert isinstance(first, FailedExplanation)
+    assert "NaN or infinity" in first.message
+
+
+def test_a_uniform_image_is_as_random(subject: Subject) -> None:
+    """Removing a part of it changes nothing but the rounding of the logits."""
+    result = one(explain(np.full((64, 64, 3), 90, np.uint8), subject, versus="dog", method="exact"))
+    assert [line.comparison for line in result.scores] == ["as random"] * 3
+    assert not result.faithfulness.faithful  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +250,13 @@ def test_json_has_the_parts_of_a_map() -> None:
     assert {name: np.shape(rows) for name, rows in row["parts"].items()} == {"branch 0": (4, 6), "branch 1": (2, 3)}  # type: ignore[attr-defined]
     assert row["shares"] == {"branch 0": 0.75, "branch 1": -0.25}
     assert not {"parts", "shares"} & set(make_explanation().as_dict())
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    bad = Score(float("nan"), float("-inf"), float("inf"), float("nan"), False)
+    scores = dataclasses.replace(make_scores(), deletion=bad)
+    row = json.loads(json.dumps(make_explanation(faithfulness=scores).as_dict(), allow_nan=False))
+    assert row["scores"]["deletion"] == dict(value=None, random=[None, None], is_better=False)
 
 
 def test_json_has_everything_but_the_pixels() -> None:

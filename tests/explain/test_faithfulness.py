@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import tessella
-from tessella.errors import UsageError
+from tessella.errors import UsageError, WeightsError
 from tessella.explain.faithfulness import (
     RANDOM_MAPS,
     Faithfulness,
@@ -235,6 +235,27 @@ def test_a_model_that_ignores_the_image(subject: Subject, amplitudes: NDArray[np
     assert found.reason == "no region changes the score when it is removed"
 
 
+@pytest.mark.parametrize("shown", [1, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(
+    subject: Subject, image: PreparedImage, amplitudes: NDArray[np.int64], shown: int, bad: float
+) -> None:
+    """The model overflows for images without some cells: there is no score, good or bad."""
+    broken = Subject(subject.predictor)
+    calls: list[int] = []
+
+    def logits(x_BCHW: torch.Tensor) -> Array:
+        calls.append(1)
+        found = subject.logits(x_BCHW)
+        found[-1, 0] = bad if len(calls) == shown else found[-1, 0]
+        return found
+
+    broken.logits = logits  # type: ignore[method-assign]
+    with pytest.raises(WeightsError, match="NaN or infinity") as caught:
+        score_map(broken, image, as_map(amplitudes), 0)
+    assert caught.value.code == "non_finite"
+
+
 def test_the_place_does_not_decide_between_equal_values(subject: Subject) -> None:
     """Deleting a map of two values in the order of its cells would favor images whose top rows matter."""
     values = amplitudes_of(-np.arange(64.0).reshape(SIDE, SIDE))
@@ -440,6 +461,14 @@ def test_values_within_the_noise_are_not_better() -> None:
     assert not compare(1.0, random, 0).better
     assert compare(-0.1, random, 0.05, lower_is_better=True).better
     assert not compare(1.1, random, 0.05, lower_is_better=True).better
+
+
+def test_values_within_the_noise_are_as_random() -> None:
+    """What is shown agrees with the comparison: 1.1 is no worse than 1 if differences of 0.2 are rounding."""
+    random = np.linspace(0, 1, 39)
+    for lower_is_better in (False, True):
+        for value, noise, expected in ((1.1, 0.2, 1.0), (-0.1, 0.2, 0.0), (1.1, 0.05, 1.1), (0.5, 0.2, 0.5)):
+            assert compare(value, random, noise, lower_is_better=lower_is_better).value == expected
 
 
 def test_equal_values_share_a_rank() -> None:

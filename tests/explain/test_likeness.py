@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.errors import ImageError
+from tessella.errors import ImageError, UsageError
 from tessella.explain import FailedExplanation, LinkExplanation, Subject, explain_likeness
 from tessella.explain.storage import read_arrays
 from tessella.weights.catalogue import default_model
@@ -55,6 +55,13 @@ def test_an_image_to_compare_with_that_cannot_be_read_is_refused_at_once() -> No
     with pytest.raises(ImageError) as caught:
         explain_likeness([CAT], "missing.jpg")
     assert caught.value.code == "not_found"
+
+
+def test_a_model_without_pooling_has_no_embedding() -> None:
+    model = tessella.create_model("mixer_ti_p4_32", global_pool="").eval()
+    with pytest.raises(UsageError, match="no embedding") as caught:
+        explain_likeness([CAT], CAT, tessella.Predictor(model, name="m"))
+    assert "logit" not in str(caught.value)
 
 
 def test_files(result: LinkExplanation, tmp_path: Path) -> None:

@@ -48,11 +48,37 @@ def test_classes_by_name_and_index(wanted: int | str, index: int) -> None:
     assert find_class(("tabby, tabby cat", "dog", "crane", "crane"), wanted) == index
 
 
-@pytest.mark.parametrize("wanted", [-1, 4, "4", "cot", "", True])
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [("1", 0), (" 3 ", 2), ("0", 0), (1, 1), (np.int64(2), 2), ("04", 3), ("Ten", 4), ("ten", 4), ("10", 3)],
+)
+def test_a_name_wins_over_an_index_in_text_and_whole_numbers_are_indices(wanted: int | str, index: int) -> None:
+    assert find_class(("1", "2", "3", "ten, 10, 04", "Ten"), wanted) == index
+
+
+HUGE = {"nines": "9" * 5000, "arabic": "\u0663" * 5000, "int": 10**5000, "negative": -(10**5000)}
+UNKNOWN = [-1, 4, "4", "cot", "", True, *(pytest.param(value, id=name) for name, value in HUGE.items())]
+
+
+@pytest.mark.parametrize("wanted", UNKNOWN)
 def test_unknown_classes(wanted: int | str) -> None:
     with pytest.raises(UsageError) as caught:
         find_class(("tabby, tabby cat", "cat", "dog"), wanted)
     assert caught.value.code == "bad_argument"
+    assert "has no class" in str(caught.value) or "there is no class" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_model_without_classes_has_no_class() -> None:
+    for wanted in (0, "0", "cat"):
+        with pytest.raises(UsageError, match="no classes"):
+            find_class((), wanted)
+
+
+def test_each_similar_name_is_suggested_once_as_it_is_written() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_class(("Dog", "cat", "dog"), "cat,dog")
+    assert caught.value.hint == "similar names: Dog, cat"
 
 
 def test_similar_names_are_suggested() -> None:

@@ -81,7 +81,8 @@ EXCLUDED = {  # by what is explained: the options that do not apply
     group="Explanation",
     multiple=True,
     metavar="NAME",
-    help="Class to explain, by name or index; can be given several times.  [default: the predicted class]",
+    help="Class to explain, by name or, if no class has this name, by index; can be given several times.  "
+    "[default: the predicted class]",
 )
 @option(
     "--versus",

@@ -48,12 +48,13 @@ def explain(
 
     images, keys: one or many, as in `Predictor.records`. model: a name as in `tessella.load`, a Predictor, or a
     Subject; None takes the model that `tessella classify` uses. classes: the class to explain, by index or name, or
-    several; None takes the predicted class of each image. versus: a class to compare with: the map then explains the
-    difference of the two logits. method: one of `METHODS`, or "auto" for the one that scored best for this kind of
-    model. score: whether to measure how faithful each map is, which takes most of the time. seed: of everything random.
+    several, where text is an index only if it is no class's name; None takes the predicted class of each image. versus:
+    a class to compare with: the map then explains the difference of the two logits. method: one of `METHODS`, or "auto"
+    for the one that scored best for this kind of model. score: whether to measure how faithful each map is, which takes
+    most of the time. seed: of everything random.
 
     An image that cannot be explained is one FailedExplanation with the code of its error: it cannot be read, its output
-    is not finite, or its predicted class is `versus`. Raises UsageError `bad_argument` at once for
+    or a score is not finite, or its predicted class is `versus`. Raises UsageError `bad_argument` at once for
     unknown classes and methods, for a method that does not apply to the model, and for a model without classifier;
     UsageError and WeightsError as `tessella.load`, `missing_dependency` for a method whose package is not installed.
     """
@@ -125,15 +126,15 @@ class _Explainer:
             return FailedExplanation(image.key, "bad_argument", message)
         try:
             attribution = attribute(self.subject, image, target, self.method, versus=self.versus, seed=self.seed)
+            if not is_finite(attribution.values):
+                raise WeightsError("non_finite", "the attribution map contains NaN or infinity")
+            faithfulness = None
+            if self.score:
+                faithfulness = score_map(self.subject, image, attribution, target, versus=self.versus, seed=self.seed)
         except WeightsError as error:
             if error.code != "non_finite":
                 raise
             return FailedExplanation(image.key, error.code, str(error))
-        if not is_finite(attribution.values):
-            return FailedExplanation(image.key, "non_finite", "the attribution map contains NaN or infinity")
-        faithfulness = None
-        if self.score:
-            faithfulness = score_map(self.subject, image, attribution, target, versus=self.versus, seed=self.seed)
         probabilities = softmax(logits[None])[0]
         return Explanation(
             key=image.key,

@@ -122,7 +122,11 @@ class Explanation(ExplanationFacts):
         if self.faithfulness is not None:
             row["verdict_reason"] = self.verdict_reason
             row["scores"] = {
-                line.name: dict(value=line.value, random=[line.low, line.high], is_better=line.is_better)
+                line.name: dict(
+                    value=finite_or_none(line.value),
+                    random=[finite_or_none(line.low), finite_or_none(line.high)],
+                    is_better=line.is_better,
+                )
                 for line in self.scores
             }
         return row

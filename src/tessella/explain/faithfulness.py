@@ -35,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, WeightsError
 from ..models.base import ImageModel
 from ..results import FloatArray
 from ..text import any_of
@@ -51,6 +51,7 @@ TAIL = 0.025  # part of random maps on either side of the interval
 CELLS = range(4, 9)  # along a side, if the model has that many patches
 REMOVALS = ("blur", "mean")
 BLUR = 1 / 8  # standard deviation of the blur, as a fraction of the side
+NON_FINITE = "without some parts of this image, the output of the model contains NaN or infinity"
 BATCH, BATCH_PIXELS = 64, 1 << 20  # most images, and most pixels, in one pass
 ROUNDING = 1e-5  # scores that differ by less than this part of the largest are equal
 RESOLUTION = 1 << 20  # values of a map that differ by less than its range divided by this are equal
@@ -146,7 +147,8 @@ def score_map(
     target, versus: the classes of the map. steps: points of a curve beyond the first. random_maps: those whose curves
     are computed; with fewer than 39, more than 2.5 % of random maps are beyond the interval. The model computes at most
     189 images: without each of up to 64 cells, and three for each curve.
-    Raises UsageError `bad_argument` for classes or numbers out of range, and a map that is not finite.
+    Raises UsageError `bad_argument` for classes or numbers out of range, and a map that is not finite; WeightsError
+    `non_finite` if the output of the model is not finite without some parts of the image.
     """
     return Scorer(subject, image, target, versus, settings=ScoreSettings(steps, random_maps), seed=seed).score(map)
 
@@ -197,7 +199,7 @@ class Scorer:
         return drops_N if np.ptp(drops_N) > ROUNDING * max(map(abs, self._ends)) else np.zeros_like(drops_N)
 
     def score(self, map: AttributionMap) -> Faithfulness:
-        """Measure a map of this image and class, of any resolution. Raises UsageError `bad_argument`."""
+        """Measure a map of this image and class, of any resolution. Raises the errors of `score_map`."""
         levels_N = self._levels(map)
         smoothness = matching_smoothness(levels_N.reshape(self.cells))
         random_MS = self._curves_of_random_maps(smoothness)
@@ -291,7 +293,10 @@ class Scorer:
     def _batch(self, removed_MN: NDArray[np.bool_]) -> Doubles:
         masks_M1HW = torch.from_numpy(removed_MN).to(self._places.device)[:, self._places][:, None]
         logits = self._subject.logits(torch.where(masks_M1HW, self._removal, self._image.x)).astype(np.float64)
-        return logits[:, self._target] - (0 if self._versus is None else logits[:, self._versus])
+        scores_M: Doubles = logits[:, self._target] - (0 if self._versus is None else logits[:, self._versus])
+        if not np.isfinite(scores_M).all():
+            raise WeightsError("non_finite", NON_FINITE)
+        return scores_M
 
 
 def _check(subject: Subject, target: int, versus: int | None) -> None:
@@ -349,9 +354,14 @@ def interval(random_MS: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def compare(value: float, random_M: Doubles, noise: float, *, lower_is_better: bool = False) -> Score:
-    """Compare a value with those of random maps (M,). noise: differences up to this are not counted."""
+    """Compare a value with those of random maps (M,).
+
+    noise: differences up to this are not counted: a value that is so close to the interval becomes its limit.
+    """
     low, high = interval(random_M)
-    better = value < low - noise if lower_is_better else value > high + noise
+    if low - noise <= value <= high + noise:
+        value = float(np.clip(value, low, high))
+    better = value < low if lower_is_better else value > high
     return Score(float(value), float(low), float(high), float(random_M.mean()), bool(better))
 
 

@@ -19,7 +19,7 @@ from ..text import escape
 from ..weights.catalogue import default_model
 from .explanation import FailedExplanation
 from .link_figures import draw_links
-from .links import Links, link_images, strongest
+from .links import Links, link_vectors, position_vectors, strongest
 from .opening import open_subject
 from .page import STYLE, picture_card
 from .storage import FileNames, write_arrays
@@ -133,20 +133,21 @@ def explain_likeness(
     """Explain why images are similar to the image `like`: one LinkExplanation per image, in order, as they are made.
 
     images, keys: one or many, as in `Predictor.records`. model: as in `explain`; None takes the model for photographs.
-    A bad image is a FailedExplanation. Raises ImageError if `like` cannot be read; UsageError and WeightsError as
-    `tessella.load`.
+    A bad image is a FailedExplanation. Raises at once: ImageError if `like` cannot be read, UsageError `bad_argument` for
+    a model without an embedding, WeightsError `non_finite` if that of `like` is not finite, and both as `tessella.load`.
     """
     subject = open_subject(default_model() if model is None else model)
     ((_, other),) = subject.prepare([like])
     if isinstance(other, ImageError):
         raise other
+    of_other = position_vectors(subject.model, other.x)
     fingerprint = subject.predictor.fingerprint
 
     def one(key: str, image: PreparedImage | ImageError) -> LinkExplanation | FailedExplanation:
         if isinstance(image, ImageError):
             return FailedExplanation(key, image.code, str(image))
         try:
-            links = link_images(subject.model, image.x, other.x)
+            links = link_vectors(position_vectors(subject.model, image.x), of_other)
         except WeightsError as error:
             return FailedExplanation(key, error.code, str(error))
         return LinkExplanation(image, other, links, subject.name, fingerprint)

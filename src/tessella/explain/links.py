@@ -196,7 +196,7 @@ def _masked_vectors(model: ImageModel, x_1CHW: Tensor) -> PositionVectors:
     if model.training:
         raise UsageError("bad_argument", "the model is in training mode, whose outputs vary", hint="model.eval()")
     if model.global_pool == "":
-        raise UsageError("bad_argument", f"the model has no embedding: {pooling_problem(model)}")
+        raise UsageError("bad_argument", "the model has no embedding: it does not pool its positions")
     check_forward(model)
     like = next(model.parameters())
     x_1CHW = x_1CHW.to(like.device, like.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import show
 from ..data.decode import Pixels
 from ..data.transforms import normalise
 from ..errors import ImageError, UsageError
@@ -26,6 +27,7 @@ from ..results import FloatArray
 from ..text import printable
 
 AHEAD = 4  # images that are decoded before they are needed
+MOST_DIGITS = 100  # of an index
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Subject:
         """Return the index of a class that is given by index or name; of a label like "tabby, tabby cat", one part
         suffices.
 
+        A whole number is always an index. Text is an index only if no class has it as its name: in a model whose
+        classes are named "1", "2" and "3", the text "1" is the first class, and the number 1 the second. Names are
+        compared without case unless a label equals the text.
+
         Raises UsageError `bad_argument` for an unknown class, with the most similar names.
         """
         return find_class(self.labels, wanted)
@@ -90,16 +96,39 @@ def family_of(model: ImageModel) -> str:
 
 def find_class(labels: tuple[str, ...], wanted: int | str) -> int:
     """Return the index of a class given by index or name, as `Subject.find_class`. Raises UsageError `bad_argument`."""
-    if (isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)) or str(wanted).isdecimal():
-        if 0 <= int(wanted) < len(labels):
-            return int(wanted)
-        raise UsageError("bad_argument", f"there is no class {wanted}: the model has classes 0 to {len(labels) - 1}")
-    name = str(wanted).strip().casefold()
-    whole = {label.casefold(): i for i, label in reversed(list(enumerate(labels)))}
-    parts = {part.strip().casefold(): i for i, label in reversed(list(enumerate(labels))) for part in label.split(",")}
-    if (index := whole.get(name, parts.get(name))) is not None:
-        return index
-    near = difflib.get_close_matches(name, [*whole, *parts], n=3, cutoff=0.6)
+    if not labels:
+        raise UsageError("bad_argument", "the model has no classes")
+    if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool):
+        return _check_index(int(wanted), labels, wanted=int(wanted))
+    if wanted in labels:
+        return labels.index(wanted)  # before the names without case, so that "Crane" and "crane" can be told apart
+    text, names = str(wanted).strip(), _names(labels)
+    if (found := names.get(text.casefold())) is not None:
+        return found[1]
+    if text.isdecimal():
+        # Python refuses to read numbers of thousands of digits
+        return _check_index(int(text) if len(text) <= MOST_DIGITS else -1, labels, wanted=text)
+    near = [names[name][0] for name in difflib.get_close_matches(text.casefold(), names, n=3, cutoff=0.6)]
     similar = f"similar names: {', '.join(map(printable, near))}"
     hint = similar if near else f"give a name, such as {printable(labels[0])!r}, or an index"
-    raise UsageError("bad_argument", f"the model has no class {printable(str(wanted))!r}", hint=hint)
+    raise UsageError("bad_argument", f"the model has no class {show(wanted)}", hint=hint)
+
+
+def _names(labels: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+    """Return all names of classes, case-folded, with their spelling and index; whole labels, then parts of labels.
+
+    The first class of a name has it.
+    """
+    whole = [(label, i) for i, label in enumerate(labels)]
+    parts = [(part.strip(), i) for label, i in whole for part in label.split(",")]
+    names: dict[str, tuple[str, int]] = {}
+    for name, i in (*whole, *parts):
+        names.setdefault(name.casefold(), (name, i))
+    return names
+
+
+def _check_index(index: int, labels: tuple[str, ...], *, wanted: int | str) -> int:
+    if 0 <= index < len(labels):
+        return index
+    message = f"there is no class {show(wanted)}: the model has classes 0 to {len(labels) - 1}"
+    raise UsageError("bad_argument", message)
