@@ -140,7 +140,7 @@ def test_images_whose_scores_are_not_finite_are_failures() -> None:
 def test_a_uniform_image_is_as_random(subject: Subject) -> None:
     """Removing a part of it changes nothing but the rounding of the logits."""
     result = one(explain(np.full((64, 64, 3), 90, np.uint8), subject, versus="dog", method="exact"))
-    assert [line.comparison for line in result.scores] == ["as random"] * 3
+    assert [line.comparison for line in result.scores] == ["no better than random"] * 3
     assert not result.faithfulness.faithful  # type: ignore[union-attr]
 
 
