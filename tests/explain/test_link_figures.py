@@ -82,6 +82,11 @@ def test_any_similarity(cosine: float) -> None:
     assert draw(diagonal([0.3, 0.1], cosine=cosine)).shape == (336, 864, 3)
 
 
+def test_the_longest_similarity_is_not_cut_off() -> None:
+    ends = [np.flatnonzero(draw(diagonal([0.3], cosine=cosine)).min((0, 2)) < 255).max() for cosine in (0.75, -0.8888)]
+    assert ends[0] + 5 < ends[1] < 860  # of 864 pixels; the minus sign is wider than that
+
+
 def test_measured_links_are_labeled_differently() -> None:
     exact, measured = draw(diagonal([0.3, 0.2])), draw(diagonal([0.3, 0.2], agreement=0.25))
     assert np.array_equal(exact[:, :600], measured[:, :600])

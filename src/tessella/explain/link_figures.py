@@ -182,7 +182,7 @@ def _write_legend(panel: Axes, regions: Links, shown: list[Link]) -> None:
     panel.set_axis_off()
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1)
-    panel.text(0, 1, f"cosine similarity {_signed(regions.cosine, 4)}", fontsize=10, va="top", weight="bold")
+    panel.text(0, 1, f"cosine similarity {_signed(regions.cosine, 4)}", fontsize=9.5, va="top", weight="bold")
     unit = "links: parts of the similarity" if regions.exact else "links, measured by masking"
     panel.text(0, 0.89, unit if shown else "no link is positive", fontsize=8, va="top")
     step = min(0.075, 0.5 / max(len(shown), 1))
