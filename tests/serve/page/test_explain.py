@@ -112,7 +112,7 @@ def test_two_classes_are_compared(site: StandIn, visit: Open) -> None:
     dialog.get_by_role("heading", name="Why Egyptian cat (68 %)", exact=True).wait_for()
     assert "versus" not in asked(site)
     assert "contradicts" in legend.inner_text()
-    assert "dashed lines what contradicts it most." in legend.inner_text()
+    assert "dashed lines what contradicts the class most." in legend.inner_text()
     assert "tabby" not in legend.inner_text()
 
 

@@ -187,7 +187,7 @@ class Why extends HTMLElement {
   /** Say in the legend what the negative values of the map mean. */
   #explainColors(versus) {
     this.against.textContent = versus ? `supports ${shortLabel(versus.label)}` : "contradicts";
-    const dashed = versus ? "the strongest support for the other class" : "what contradicts it most";
+    const dashed = versus ? "the strongest support for the other class" : "what contradicts the class most";
     this.lines.textContent = `Solid lines enclose the strongest support, dashed lines ${dashed}.`;
   }
 
