@@ -506,6 +506,7 @@ def test_the_results_of_a_search_are_explained(mixed: Path, tmp_path: Path) -> N
     shown, messages = run("search", out, CAT, "--negative", str(mixed / "coffee.jpg"), "--why", str(why), "--json")
     found = [json.loads(line)["key"] for line in shown.splitlines()]
     page = why.read_text()
+    assert f"<h1>Why these images of {out} are similar</h1>" in page
     assert page.count("<section>") == len(found)
     assert page.count("<img") == 2 * len(found)  # with the query and with the negative one
     assert messages == ""

@@ -160,7 +160,7 @@ def _explain(
         notice(printable(f"{path} was not written: there are no results"))
         return
     explained = list(explain_neighbors(index, queries, neighbors[:MAX_EXPLAINED], negative=negative))
-    write_neighbors(path, explained, f"Why these are the nearest in {index.out}")
+    write_neighbors(path, explained, f"Why these images of {index.out} are similar")
     for result in explained:
         if result.error is not None:
             notice(printable(f"{result.neighbor.key} is not explained: {result.error}"))
