@@ -133,8 +133,9 @@ def explain_likeness(
     """Explain why images are similar to the image `like`: one LinkExplanation per image, in order, as they are made.
 
     images, keys: one or many, as in `Predictor.records`. model: as in `explain`; None takes the model for photographs.
-    A bad image is a FailedExplanation. Raises at once: ImageError if `like` cannot be read, UsageError `bad_argument` for
-    a model without an embedding, WeightsError `non_finite` if that of `like` is not finite, and both as `tessella.load`.
+    A bad image is a FailedExplanation. Raises at once: ImageError if `like` cannot be read, UsageError `bad_argument`
+    for a model without an embedding, WeightsError `non_finite` if that of `like` is not finite, and the errors of
+    `tessella.load`.
     """
     subject = open_subject(default_model() if model is None else model)
     ((_, other),) = subject.prepare([like])

@@ -20,7 +20,7 @@ from ..storage import read_regular, write_bytes
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-MAX_BYTES = 1 << 28  # of an archive, unpacked; an explanation has less than a megabyte
+MAX_BYTES = 1 << 26  # of an archive, unpacked: an image and a map of 3000 x 3000 pixels; most have less than a megabyte
 _LONGEST = 100  # bytes of a name, before its number and suffix
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
 
@@ -83,4 +83,4 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
         raise UsageError("not_found", f"there is no file {str(path)!r}") from None
     except Exception:  # a damaged archive raises whatever NumPy, zipfile and Python's own tokenizer do
         hint = "give a .npz file of `tessella explain --out FOLDER`"
-        raise UsageError("bad_argument", f"{str(path)!r} is no file of an explanation", hint=hint) from None
+        raise UsageError("bad_argument", f"{str(path)!r} is not an explanation file", hint=hint) from None
