@@ -178,6 +178,11 @@ def test_another_number_of_keys_is_refused(images: int, keys: int) -> None:
     assert caught.value.code == "bad_argument"
 
 
+def test_one_key_is_counted_as_one() -> None:
+    with pytest.raises(UsageError, match="keys has 1 name for more images"):
+        list(pair_with_keys(range(2), ["a"]))
+
+
 def test_keys_are_strings() -> None:
     assert list(pair_with_keys("ab", [1, 2])) == [("1", "a"), ("2", "b")]
 

@@ -34,6 +34,7 @@ from .engine.base import Engine
 from .errors import ImageError, UsageError
 from .inputs import AnyImage, image_source, key_of, list_images
 from .results import FloatArray, Output, Record
+from .text import count_of
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -241,7 +242,9 @@ def pair_with_keys(images: Iterable[Value], keys: Iterable[object]) -> Iterator[
     for count, image in enumerate(images, 1):
         key = next(remaining, _END)
         if key is _END:
-            raise UsageError("bad_argument", f"there are {count - 1} keys for more images", hint="give one per image")
+            raise UsageError(
+                "bad_argument", f"keys has {count_of(count - 1, 'name')} for more images", hint="give one per image"
+            )
         yield str(key), image
     if next(remaining, _END) is not _END:
         raise UsageError("bad_argument", f"there are more keys than images ({count})", hint="give one per image")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import pytest
 import torch
 
 import tessella
+from tessella.errors import OutputError
 from tessella.explain import Explanation
 from tessella.explain.storage import read_arrays
 from tessella.weights.catalogue import default_model
 
+from ..explain.made import make_explanation
 from .test_cli import CAT, EXAMPLES, run
 
 COFFEE = str(EXAMPLES / "coffee.jpg")
@@ -116,6 +119,27 @@ def test_two_classes_are_compared() -> None:
     assert "bad_argument: its predicted class is 'cat'" in err
 
 
+def test_names_of_one_class_are_one_explanation(tmp_path: Path) -> None:
+    same = ("--class", "cat", "--class", "CAT", "--class", "3", "--method", "exact", FAST)
+    run("explain", CAT, *same, "-o", str(tmp_path / "one.png"))
+    assert (tmp_path / "one.png").exists()
+    out, err = run("explain", CAT, COFFEE, "missing.jpg", *same)
+    assert out.count("  class ") == 2
+    assert "2 of 3 inputs read, 1 bad" in err
+    _, err = run("explain", CAT, *same, "--class", "dog", "-o", str(tmp_path / "two.png"), status=2)
+    assert "only one explanation" in err
+    out, err = run("explain", CAT, "missing.jpg", *same, "--class", "dog")
+    assert "1 of 2 inputs read, 1 bad" in err
+
+
+def test_models_with_few_classes_have_no_others(tmp_path: Path) -> None:
+    model = tessella.create_model("resmlp_12_224", num_classes=2, img_size=32)
+    tessella.save_pretrained(model, tmp_path / "model", config_overrides={"label_names": ["hat", "shoe"]})
+    command = ("explain", CAT, "-m", f"local-dir:{tmp_path / 'model'}", "--method", "exact", FAST)
+    assert "; others: " in run(*command)[0]
+    assert "others" not in run(*command, "--class", "hat", "--versus", "shoe")[0]
+
+
 def test_archives_tables_lists_and_standard_input(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "photos.tar", "w") as file:
         file.add(CAT, "deep/cat.jpg")
@@ -156,6 +180,16 @@ def test_statuses() -> None:
         ([CAT, COFFEE, "-o", "x.png"], "only one explanation"),
         ([CAT, "-o", "x.csv"], "give a folder"),
         ([CAT, "-o", "nowhere/x.html"], "there is no folder"),
+        ([CAT, "-o", "nowhere/sub"], "there is no folder 'nowhere'"),
+        (["--weights", TOKEN_MODEL, "-o", "nowhere/sub"], "there is no folder 'nowhere'"),
+        ([CAT, "-o", ""], "is empty"),
+        (["--weights", TOKEN_MODEL, "-o", ""], "is empty"),
+        (["--weights", TOKEN_MODEL, "-o", "w.png"], "give a folder"),
+        (["--weights", TOKEN_MODEL, "-o", "w.pdf"], "give a folder"),
+        (["--weights", TOKEN_MODEL, "-m", "x", "-o", "w"], "--weights and --model cannot be combined"),
+        (["--weights", TOKEN_MODEL, "--like", "a", "-o", "w"], "--weights and --like cannot be combined"),
+        (["--weights", "x", "--like", "a", "-o", "w"], "--weights and --like cannot be combined"),
+        ([CAT, "--like", "a", "--class", "cat"], "--like and --class cannot be combined"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -168,6 +202,15 @@ def test_a_folder_that_cannot_be_written_is_reported_before_the_work(tmp_path: P
     (tmp_path / "taken").write_text("")
     _, err = run("explain", CAT, "-o", str(tmp_path / "taken"), status=6)
     assert "could not be written" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
+def test_a_link_without_target_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("missing")
+    for arguments in ([CAT], ["--weights", "mixer_ti_p4_32.cifar10"]):
+        _, err = run("explain", *arguments, "-o", "dangling", status=2, cwd=tmp_path)
+        assert "'dangling' is a symbolic link whose target does not exist" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["dangling"]
 
 
 def test_links(tmp_path: Path) -> None:
@@ -232,6 +275,42 @@ def test_exported_models_have_no_module(tmp_path: Path) -> None:
         assert "exported model, which has no PyTorch module" in err
         assert "from which it was exported" in err
         assert "engine" not in err  # no engine was given
+
+
+def test_an_interrupt_writes_the_page_of_what_is_finished(tmp_path: Path) -> None:
+    """Large models take minutes per image: the work of hours must not be lost."""
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "tessella", "explain", *[CAT] * 200, "--method", "exact", "--out", str(page)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stdout is not None
+        printed = [next(process.stdout) for _ in range(8)]  # one result, and the name of the second
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert printed[0].strip() == CAT
+    assert "interrupted" in err
+    assert "wrote 1 file to" in err
+    text = page.read_text()
+    assert 2 <= text.count("Why cat?") < 200
+    assert text.count("the command ended before they were explained") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_an_error_keeps_the_page_of_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [make_explanation(key="first.jpg")]
+
+    def fail(*_: object, **__: object) -> Iterator[Explanation]:
+        yield from results
+        raise OutputError("output_failed", "the disk is full")
+
+    monkeypatch.setattr("tessella.explain.explain", fail)
+    run("explain", CAT, COFFEE, FAST, "--out", str(tmp_path / "page.html"), status=6)
+    assert "first.jpg" in (tmp_path / "page.html").read_text()
+    results.clear()
+    run("explain", CAT, COFFEE, FAST, "--out", str(tmp_path / "none.html"), status=6)
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_an_interrupt_keeps_what_was_written(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import tessella
 from tessella.errors import OutputError, UsageError
 from tessella.explain import Explanation
+from tessella.explain.maps import AttributionMap
 from tessella.explain.storage import FileNames, read_arrays, safe_name, write_arrays
 from tessella.results import Prediction
 
@@ -125,10 +126,10 @@ def test_the_arrays_can_be_read_without_this_package(tmp_path: Path) -> None:
 
 def write_with(path: Path, **changes: object) -> None:
     """Write the arrays of an explanation with two parts, some of them replaced; None leaves one out."""
-    make_explanation(map=make_branches()).save_arrays(path)
+    make_explanation(map=make_branches(), versus=DOG).save_arrays(path)
     arrays = read_arrays(path)
     for name, value in changes.items():
-        del arrays[name]
+        arrays.pop(name, None)
         if value is not None:
             arrays[name] = np.asarray(value)
     write_arrays(path, arrays)
@@ -163,13 +164,60 @@ def write_with(path: Path, **changes: object) -> None:
         dict(part_shares=["a", "b"]),
         dict(part_shares=[[0.5], [0.5]]),
         dict(part_shares=0.5),
+        dict(part_shares=[np.inf, 0.5]),
+        dict(format=np.inf),
+        dict(cells=[np.inf]),
+        dict(cells=[np.inf, 1]),
+        dict(target_indices=[np.inf]),
+        dict(predictions_indices=[np.inf] * 3),
+        dict(versus_indices=[np.inf]),
+        dict(versus_indices=np.zeros(0)),
+        dict(scores=np.full((3, 5), np.inf)),
+        dict(scores=np.full((3, 5), np.nan)),
+        dict(deletion_curve=np.full((5, 5), 1e300)),
+        dict(insertion_curve=np.full((5, 5), np.nan, np.float32)),
+        dict(insertion_curve=np.ones((5, 5), np.complex64)),
+        dict(insertion_curve=np.ones((5, 5, 5), np.float32)),
+        dict(total=1j),
+        dict(total=[1.0]),
+        dict(format=[1]),
+        dict(smoothness=np.inf),
+        dict(map=np.zeros((33, 40), np.float32)),  # the image has 32 x 40 pixels
+        dict(part0=np.zeros((32, 41), np.float32)),
+        dict(map=np.zeros((5000, 5000), np.float32)),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_files_with_other_content_are_refused(changes: dict[str, object], tmp_path: Path) -> None:
     write_with(tmp_path / "x.npz", **changes)
     with pytest.raises(UsageError) as caught:
         Explanation.load(tmp_path / "x.npz")
     assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize(
+    "name", ["method", "model", "reason", "layer", "fingerprint", "verdict_reason", "target_labels"]
+)
+def test_text_that_is_not_unicode_is_made_so(name: str, tmp_path: Path) -> None:
+    """Figures, pages and JSON need valid text; a lone surrogate is shown as its escape."""
+    write_with(tmp_path / "x.npz", **{name: ["a\ud800"] if name == "target_labels" else "a\ud800"})
+    found = Explanation.load(tmp_path / "x.npz")
+    assert "a\\ud800" in json.dumps(found.as_dict()).replace("\\\\", "\\")
+    assert found.figure()
+    found._repr_html_().encode()
+    found.save_arrays(tmp_path / "y.npz")
+
+
+def test_files_that_are_too_large_are_refused(tmp_path: Path) -> None:
+    """The image of a model with 2048 pixels a side can be explained by pixels; more is not unpacked."""
+    side = 2048
+    pixels = np.zeros((side, side, 3), np.uint8)
+    attribution = AttributionMap(np.zeros((side, side), np.float32), "integrated-gradients")
+    make_explanation(pixels=pixels, map=attribution).save_arrays(tmp_path / "large.npz")
+    assert Explanation.load(tmp_path / "large.npz").map.values.shape == (side, side)
+    write_with(tmp_path / "x.npz", pixels=np.zeros((5000, 5000, 3), np.uint8))
+    with pytest.raises(UsageError, match="not an explanation"):
+        Explanation.load(tmp_path / "x.npz")
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..results import Prediction
 
     Result = Explanation | LinkExplanation | FailedExplanation
+    Explain = Callable[[Iterable[Source]], Iterable[Result]]
 
 OF_CLASSES = {"classes": "--class", "versus": "--versus", "method": "--method", "no_scores": "--no-scores"}
 EXCLUDED = {  # by what is explained: the options that do not apply
@@ -44,8 +45,16 @@ EXCLUDED = {  # by what is explained: the options that do not apply
 }
 
 
+class _ExplainCommand(Command):
+    """Checks which options are combined before anything else, so that the error is about these."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _what_is_explained(ctx.params)
+        return super().invoke(ctx)
+
+
 @click.command(
-    cls=Command,
+    cls=_ExplainCommand,
     needs_torch="explaining a model",
     examples=[
         "tessella explain photo.jpg",
@@ -158,32 +167,45 @@ def _what_is_explained(arguments: dict[str, Any]) -> str:
 
 
 def _explain_images(
-    arguments: dict[str, Any], title: str, start: Callable[[dict[str, Any], Iterable[Source]], Iterable[Result]]
+    arguments: dict[str, Any], title: str, start: Callable[[dict[str, Any]], tuple[int, Explain]]
 ) -> None:
-    """Print results as they come, and write them to --out. start: loads the model, and returns the results."""
+    """Print results as they come, and write them to --out.
+
+    start: loads the model, and returns the number of results per image and what makes them.
+    """
     from ..explain import FailedExplanation, open_output
     from ..pipeline import error_records
 
     skipped = Skipped()
     sources: Iterable[Source] = find_sources(arguments["inputs"], skipped)
-    per_image = len(set(arguments["classes"])) or 1
-    total, results = None, []
+    total, per_image = None, 1
+    results: Iterable[Result] = []
     if is_listed := "-" not in arguments["inputs"]:  # a list on standard input may be endless
         sources = list(sources)
-        total = len(sources) * per_image
+        total = len(sources)
         report_skipped(skipped)
-        results += [FailedExplanation(one.key, one.status, one.message) for one in error_records(sources)]
+        results = [FailedExplanation(one.key, one.status, one.message) for one in error_records(sources)]
     is_asked = bool(arguments["classes"] or arguments["versus"])
     output = open_output(arguments["out"], count=total, title=title.capitalize(), names_classes=is_asked)
+    if not results:
+        per_image, explain_all = start(arguments)
+        if total is not None and per_image > 1:  # checked again: before, the classes were not known
+            total *= per_image
+            output = open_output(arguments["out"], count=total, title=title.capitalize(), names_classes=is_asked)
+        results = explain_all(sources)
     counter = _ResultCounter(output, as_json=arguments["as_json"])
-    for result in show_progress(results or start(arguments, sources), total, title):
-        counter.add(result)
-    files = output.close()
+    try:
+        for result in show_progress(results, total, title):
+            counter.add(result)
+    except BaseException:
+        counter.interrupt()
+        raise
+    finally:
+        if files := output.close():  # also after an interrupt, so that a page has what is finished
+            notice(f"wrote {count_of(len(files), 'file')} to {printable(arguments['out'])}")
     if not is_listed:
         report_skipped(skipped)
-    if files:
-        notice(f"wrote {count_of(len(files), 'file')} to {printable(arguments['out'])}")
-    elif counter.good and not arguments["as_json"]:
+    if not files and counter.good and not arguments["as_json"]:
         notice(f"to see the {title}, add --out FOLDER, or --out FILE.html for one page")
     finish(-(-counter.good // per_image), counter.bad, arguments["strict"])
 
@@ -209,6 +231,14 @@ class _ResultCounter:
             for line in _lines(result, files):
                 echo(printable(line))
 
+    def interrupt(self) -> None:
+        """Write that results are missing, if there are any others."""
+        from ..explain import FailedExplanation
+
+        if self.good + self.bad:
+            message = "the command ended before they were explained"
+            self._output.add(FailedExplanation("All other images", "interrupted", message))
+
 
 def _lines(result: Explanation | LinkExplanation, files: list[Path]) -> Iterator[str]:
     """Yield the lines that describe a result to people."""
@@ -218,7 +248,8 @@ def _lines(result: Explanation | LinkExplanation, files: list[Path]) -> Iterator
     if isinstance(result, Explanation):
         versus = "" if result.versus is None else f", not {_share(result.versus)}"
         others = [one for one in result.predictions if one not in (result.target, result.versus)][:2]
-        yield f"  class        {_share(result.target)}{versus}; others: {', '.join(map(_share, others))}"
+        rest = f"; others: {', '.join(map(_share, others))}" if others else ""
+        yield f"  class        {_share(result.target)}{versus}{rest}"
         yield f"  method       {result.map.method}: {result.reason}"
         for line in result.scores:
             interval = f"random maps {line.low:5.2f} to {line.high:5.2f}"
@@ -248,35 +279,32 @@ def _open(arguments: dict[str, Any], model: str) -> Subject:
     return subject
 
 
-def _start_explanations(arguments: dict[str, Any], sources: Iterable[Source]) -> Iterable[Result]:
+def _start_explanations(arguments: dict[str, Any]) -> tuple[int, Explain]:
     from ..explain import explain
     from ..weights.catalogue import default_model
 
     subject = _open(arguments, arguments["model"] or default_model("classify"))
     warn_about_classes(subject.name, arguments["checkpoint"])
-    return explain(
-        sources,
-        subject,
-        classes=arguments["classes"] or None,
-        versus=arguments["versus"],
-        method=arguments["method"],
-        score=not arguments["no_scores"],
-    )
+    targets = dict.fromkeys(map(subject.find_class, arguments["classes"]))  # several names may be those of one class
+    options = dict(versus=arguments["versus"], method=arguments["method"], score=not arguments["no_scores"])
+    return len(targets) or 1, lambda sources: explain(sources, subject, classes=list(targets) or None, **options)
 
 
-def _start_links(arguments: dict[str, Any], sources: Iterable[Source]) -> Iterable[Result]:
+def _start_links(arguments: dict[str, Any]) -> tuple[int, Explain]:
     from ..explain import explain_likeness
     from ..weights.catalogue import default_model
 
-    return explain_likeness(sources, arguments["like"], _open(arguments, arguments["model"] or default_model()))
+    subject = _open(arguments, arguments["model"] or default_model())
+    return 1, lambda sources: explain_likeness(sources, arguments["like"], subject)
 
 
 def _draw_weights(arguments: dict[str, Any]) -> None:
     """Draw the weights of a model into the folder --out, and print the files."""
     from ..explain import explain_weights
+    from ..explain.storage import check_folder
 
-    image = next(iter(arguments["inputs"]), None)
-    files = explain_weights(_open(arguments, arguments["weights"]), arguments["out"], image)
+    image, folder = next(iter(arguments["inputs"]), None), check_folder(arguments["out"])
+    files = explain_weights(_open(arguments, arguments["weights"]), folder, image)
     if arguments["as_json"]:
         echo_json({"model": arguments["weights"], "files": [str(path) for path in files]})
         return

@@ -6,6 +6,7 @@ Letters for shapes: H, W pixels of the model's input; rows, columns of a map.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,10 @@ class Explanation(ExplanationFacts):
         arrays = read_arrays(path)
         try:
             return _from_arrays(arrays)
-        except (KeyError, ValueError, TypeError, IndexError):
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError):
             raise UsageError(
                 "bad_argument",
-                f"{str(path)!r} is no explanation, or one of another version",
+                f"{str(path)!r} is not an explanation, or one of another version",
                 hint="give a .npz file of `tessella explain --out FOLDER`",
             ) from None
 
@@ -191,53 +192,74 @@ def _prediction_arrays(name: str, predictions: Sequence[Prediction]) -> dict[str
 
 
 def _from_arrays(arrays: Arrays) -> Explanation:
-    """Restore what `_to_arrays` made. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
-    if int(arrays["format"]) != FORMAT:
+    """Restore what `_to_arrays` made.
+
+    Raises KeyError, ValueError, TypeError, IndexError or OverflowError for anything else.
+    """
+    if any(array.dtype.kind not in "biufU" for array in arrays.values()):
+        raise ValueError("neither real numbers nor text")
+    if int(arrays["format"].item()) != FORMAT or arrays["format"].ndim:
         raise ValueError("another format")
     pixels = cast(Pixels, arrays["pixels"])
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError("no pixels")
     (target,) = _restore_predictions(arrays, "target")
-    names = [str(name) for name in arrays["part_names"]]
-    shares = arrays.get("part_shares")
+    names = [valid_text(str(name)) for name in arrays["part_names"]]
+    shares = cast("FloatArray | None", arrays.get("part_shares"))
+    if shares is not None and not is_finite(shares):
+        raise ValueError("no shares")
     return Explanation(
         key=unescape(str(arrays["key"])),
-        model=str(arrays["model"]),
-        fingerprint=str(arrays["fingerprint"]),
+        model=_restore_text(arrays, "model"),
+        fingerprint=_restore_text(arrays, "fingerprint"),
         pixels=pixels,
         predictions=_restore_predictions(arrays, "predictions"),
         target=target,
         versus=_restore_predictions(arrays, "versus")[0] if "versus_indices" in arrays else None,
         map=AttributionMap(
-            values=_restore_map(arrays["map"]),
-            method=str(arrays["method"]),
-            layer=str(arrays["layer"]),
-            total=float(arrays["total"]) if "total" in arrays else None,
-            parts={name: _restore_map(arrays[f"part{i}"]) for i, name in enumerate(names)},
+            values=_restore_map(arrays["map"], pixels),
+            method=_restore_text(arrays, "method"),
+            layer=_restore_text(arrays, "layer"),
+            total=_restore_number(arrays, "total") if "total" in arrays else None,
+            parts={name: _restore_map(arrays[f"part{i}"], pixels) for i, name in enumerate(names)},
             shares={} if shares is None else dict(zip(names, map(float, shares.tolist()), strict=True)),
         ),
-        reason=str(arrays["reason"]),
+        reason=_restore_text(arrays, "reason"),
         faithfulness=_restore_faithfulness(arrays) if "scores" in arrays else None,
     )
 
 
-def _restore_map(array: NDArray[np.generic]) -> FloatArray:
+def _restore_text(arrays: Arrays, name: str) -> str:
+    return valid_text(str(arrays[name]))  # lone surrogates can be neither drawn nor written
+
+
+def _restore_number(arrays: Arrays, name: str) -> float:
+    if arrays[name].ndim or not math.isfinite(number := float(arrays[name].item())):
+        raise ValueError("no number")
+    return number
+
+
+def _restore_map(array: NDArray[np.generic], pixels: Pixels) -> FloatArray:
     values = cast(FloatArray, array)
     if values.dtype != np.float32 or values.ndim != 2 or not values.size or not is_finite(values):
         raise ValueError("no map")
+    if values.shape[0] > pixels.shape[0] or values.shape[1] > pixels.shape[1]:
+        raise ValueError("more positions than pixels")
     return values
 
 
 def _restore_predictions(arrays: Arrays, name: str) -> tuple[Prediction, ...]:
     columns = (arrays[f"{name}_{part}"] for part in ("indices", "labels", "probabilities", "synsets"))
     return tuple(
-        Prediction(int(index), str(label), float(probability), str(synset))
+        Prediction(int(index), valid_text(str(label)), float(probability), valid_text(str(synset)))
         for index, label, probability, synset in zip(*columns, strict=True)
     )
 
 
 def _restore_faithfulness(arrays: Arrays) -> Faithfulness:
     values = cast("NDArray[np.float64]", arrays["scores"])
+    if not np.isfinite(values).all():
+        raise ValueError("no scores")
     scores = {
         str(name): Score(float(value), float(low), float(high), float(mean), bool(better))
         for name, (value, low, high, mean, better) in zip(arrays["score_names"], values, strict=True)
@@ -247,10 +269,18 @@ def _restore_faithfulness(arrays: Arrays) -> Faithfulness:
         deletion=scores["deletion"],
         insertion=scores["insertion"],
         correlation=scores["correlation"],
-        deletion_curve=Curve(*arrays["deletion_curve"].astype(np.float32)),
-        insertion_curve=Curve(*arrays["insertion_curve"].astype(np.float32)),
+        deletion_curve=_restore_curve(arrays["deletion_curve"]),
+        insertion_curve=_restore_curve(arrays["insertion_curve"]),
         faithful=bool(arrays["faithful"]),
-        reason=str(arrays["verdict_reason"]),
+        reason=_restore_text(arrays, "verdict_reason"),
         cells=(rows, columns),
-        smoothness=float(arrays["smoothness"]),
+        smoothness=_restore_number(arrays, "smoothness"),
     )
+
+
+def _restore_curve(array: NDArray[np.generic]) -> Curve:
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        values = array.astype(np.float32)
+    if values.ndim != 2 or not is_finite(values):
+        raise ValueError("no curve")
+    return Curve(*values)

@@ -6,18 +6,15 @@ import abc
 from pathlib import Path
 from typing import TypeAlias
 
-from ..errors import OutputError, UsageError
-from ..storage import check_output, check_writable, write_bytes
+from ..errors import UsageError
+from ..storage import check_output, write_bytes
 from .explanation import Explanation, FailedExplanation
 from .likeness import LinkExplanation
 from .link_figures import about_links
 from .page import card, failure_card, legend, picture_card, write_page
-from .storage import FileNames
+from .storage import FILES, FileNames, check_folder
 
 Result: TypeAlias = "Explanation | LinkExplanation | FailedExplanation"
-
-_FILES = (".png", ".npz", ".html")
-_NO_FOLDERS = (".csv", ".gif", ".htm", ".jpeg", ".jpg", ".json", ".jsonl", ".parquet", ".pdf", ".svg", ".txt", ".webp")
 
 
 class ResultWriter(abc.ABC):
@@ -117,27 +114,20 @@ def open_output(path: str | None, *, count: int | None, title: str, names_classe
     """Return what writes results to `path`: a .html, .png or .npz file, or a folder; nothing for None.
 
     count: the number of results, if it is known. title: of the page. names_classes: as in FolderOutput. Raises
-    UsageError `bad_argument` for several results in a .png or .npz file and for other suffixes of files, OutputError
-    `output_failed` for a folder that cannot be written.
+    UsageError `bad_argument` for several results in a .png or .npz file, and as `check_folder`, which also raises
+    OutputError `output_failed`.
     """
     if path is None:
         return NoOutput()
     target = Path(path)
     suffix = target.suffix.lower()
-    if suffix in _FILES and not target.is_dir():
-        check_output(target, _FILES)
+    if suffix in FILES and not target.is_dir():
+        check_output(target, FILES)
         if suffix == ".html":
             return PageOutput(target, title)
         if count != 1:
             hint = "give a folder, or a .html file for one page"
             raise UsageError("bad_argument", f"{target.name!r} can hold only one explanation", hint=hint)
         return FileOutput(target)
-    if suffix in _NO_FOLDERS and not target.is_dir():
-        hint = "give a folder, or a name ending in .html; for one image also .png or .npz"
-        raise UsageError("bad_argument", f"cannot write {target.name!r}", hint=hint)
-    try:
-        check_writable(target)
-    except OSError as error:
-        message = f"the folder {path!r} could not be written: {error.strerror or error}"
-        raise OutputError("output_failed", message, hint="choose another folder") from None
-    return FolderOutput(target, names_classes=names_classes)
+    folder = check_folder(path, "give a folder, or a name ending in .html; for one image also .png or .npz")
+    return FolderOutput(folder, names_classes=names_classes)

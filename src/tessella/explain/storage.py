@@ -13,16 +13,41 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
 from ..records import npz_bytes
 from ..search.vector_files import read_array
-from ..storage import read_regular, write_bytes
+from ..storage import check_writable, read_regular, write_bytes
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-MAX_BYTES = 1 << 28  # of an archive, unpacked; an explanation has less than a megabyte
+FILES = (".png", ".npz", ".html")  # suffixes of results; no folder that is created has one of these, or one of OTHERS
+OTHERS = (".csv", ".gif", ".htm", ".jpeg", ".jpg", ".json", ".jsonl", ".parquet", ".pdf", ".svg", ".txt", ".webp")
+MAX_BYTES = 1 << 26  # of an archive, unpacked: an image and a map of 3000 x 3000 pixels; most have less than a megabyte
 _LONGEST = 100  # bytes of a name, before its number and suffix
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
+
+
+def check_folder(path: str, hint: str = "give a folder") -> Path:
+    """Return the folder for results after writing a small file to it; it is created if it is missing.
+
+    hint: for a path that cannot be a folder. Raises UsageError `bad_argument` for the name of a file, a link without
+    target, or a folder whose parent is missing, OutputError `output_failed` for a folder that cannot be written.
+    """
+    folder = Path(path)
+    if not path:
+        raise UsageError("bad_argument", "the name of the output is empty", hint=hint)
+    try:
+        if folder.suffix.lower() in (*FILES, *OTHERS) and not folder.is_dir():
+            raise UsageError("bad_argument", f"cannot write {folder.name!r}", hint=hint)
+        if folder.is_symlink() and not folder.exists():
+            raise UsageError("bad_argument", f"{path!r} is a symbolic link whose target does not exist", hint=hint)
+        if not folder.parent.is_dir():
+            raise UsageError("bad_argument", f"there is no folder {str(folder.parent)!r}", hint="create it first")
+        check_writable(folder)
+    except OSError as error:
+        message = f"the folder {path!r} could not be written: {error.strerror or error}"
+        raise OutputError("output_failed", message, hint="choose another folder") from None
+    return folder
 
 
 class FileNames:
@@ -83,4 +108,4 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
         raise UsageError("not_found", f"there is no file {str(path)!r}") from None
     except Exception:  # a damaged archive raises whatever NumPy, zipfile and Python's own tokenizer do
         hint = "give a .npz file of `tessella explain --out FOLDER`"
-        raise UsageError("bad_argument", f"{str(path)!r} is no file of an explanation", hint=hint) from None
+        raise UsageError("bad_argument", f"{str(path)!r} is not an explanation file", hint=hint) from None
