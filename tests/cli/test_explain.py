@@ -277,13 +277,23 @@ def test_exported_models_have_no_module(tmp_path: Path) -> None:
         assert "engine" not in err  # no engine was given
 
 
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command that can be interrupted, also if these tests run in the background, where SIGINT is ignored."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_an_interrupt_writes_the_page_of_what_is_finished(tmp_path: Path) -> None:
     """Large models take minutes per image: the work of hours must not be lost."""
     page = tmp_path / "page.html"
     command = [sys.executable, "-m", "tessella", "explain", *[CAT] * 200, "--method", "exact", "--out", str(page)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
+    with start(command) as process:
         assert process.stdout is not None
         printed = [next(process.stdout) for _ in range(8)]  # one result, and the name of the second
         process.send_signal(signal.SIGINT)
@@ -320,9 +330,7 @@ def test_an_interrupt_keeps_what_was_written(tmp_path: Path) -> None:
     for number in range(200):
         shutil.copy(CAT, images / f"{number}.jpg")
     command = [sys.executable, "-m", "tessella", "explain", str(images), "--out", str(tmp_path / "out")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
+    with start(command) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("out/*.npz")) and time.monotonic() < deadline:
             time.sleep(0.1)

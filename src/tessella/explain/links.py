@@ -38,6 +38,7 @@ Grid = tuple[int, int]  # (rows, columns)
 MAX_POSITIONS = 4096  # of one image: the links then take 134 MB
 MASKED_SIDE = 8  # positions per side for masking at most; the model runs once for each position
 BATCH = 32  # masked images that are computed at once
+ROUNDING = 1e-6  # differences of a cosine that a model in float32 makes by rounding
 
 
 @dataclass(frozen=True)
@@ -215,10 +216,11 @@ def _masked_vectors(model: ImageModel, x_1CHW: Tensor) -> PositionVectors:
 
 
 def _correlation(x_N: Doubles, y_N: Doubles) -> float:
-    """Return Pearson's correlation, 0 if one of the two is constant."""
+    """Return Pearson's correlation of parts of a cosine, 0 if one of the two varies by no more than rounding."""
+    if min(np.ptp(x_N), np.ptp(y_N)) <= ROUNDING:
+        return 0.0
     x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
-    spread = np.linalg.norm(x_N) * np.linalg.norm(y_N)
-    return float(x_N @ y_N / spread) if spread > 0 else 0.0
+    return float(x_N @ y_N / (np.linalg.norm(x_N) * np.linalg.norm(y_N)))
 
 
 def _unit_embeddings(model: ImageModel, x_BCHW: Tensor) -> Doubles:
