@@ -100,7 +100,7 @@ def test_an_explanation_has_what_the_server_says(kind: type[ClientBase]) -> None
     assert found.overlay == PNG
     assert (found.box, found.width, found.height) == ((10.5, 0.0, 110.5, 100.0), 121, 100)
     (request,) = server.requests
-    assert request.fields == {"model": "m", "class": "cat", "versus": "5", "method": "exact"}
+    assert request.fields == {"model": "m", "class": "cat", "versus": "index:5", "method": "exact"}
     assert [data for _, data in request.files] == [b"twelve bytes"]
 
 
@@ -119,7 +119,7 @@ def test_images_are_sent_one_by_one_and_answered_in_order(kind: type[ClientBase]
     assert [explanation.map[0, 0] for explanation in found] == list(range(1, 8))
     assert [len(request.files) for request in server.requests] == [1] * 7
     assert server.busiest == 1
-    assert server.requests[0].fields["class"] == "3"
+    assert server.requests[0].fields["class"] == "index:3"
 
 
 @KINDS

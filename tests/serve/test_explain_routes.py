@@ -14,6 +14,7 @@ from tessella.serve import explain_queue, explanations
 from tessella.serve.explain_process import REASONS
 from tessella.serve.explanations import MAX_EXPLAINED
 from tessella.serve.problems import RetryLaterError
+from tessella.serve.routes.explanation import read_options
 
 from . import fake_explainer
 from .conftest import App
@@ -66,7 +67,7 @@ def test_an_answer_has_everything(explainer: App, cat: bytes) -> None:
 
 @pytest.mark.parametrize("form", ["multipart", "query of multipart", "raw", "json", "json with a number"])
 def test_options_have_the_same_meaning_in_every_form(explainer: App, cat: bytes, form: str) -> None:
-    options = {"class": "3", "method": "occlusion", "model": PHOTOGRAPHS}
+    options = {"class": "index:3", "method": "occlusion", "model": PHOTOGRAPHS}
     kinds: dict[str, dict[str, Any]] = {
         "multipart": dict(files={"file": ("a", cat)}, data=options),
         "query of multipart": dict(files={"file": ("a", cat)}, params=options),
@@ -84,8 +85,8 @@ def test_options_have_the_same_meaning_in_every_form(explainer: App, cat: bytes,
     ("fields", "sentence"),
     [
         ({"method": "magic"}, '"method" is not the name of a method; the API description lists them.'),
-        ({"class": " "}, '"class" and "versus" are names or numbers of classes.'),
-        ({"versus": "x" * 1001}, '"class" and "versus" are names or numbers of classes.'),
+        ({"class": " "}, '"class" and "versus" are names or indices of classes.'),
+        ({"versus": "x" * 1001}, '"class" and "versus" are names or indices of classes.'),
         ({"top": "3"}, "The form has a field that is not known, or has a field twice."),
     ],
 )
@@ -93,6 +94,15 @@ def test_options_that_cannot_work_are_refused(
     explainer: App, cat: bytes, fields: dict[str, str], sentence: str
 ) -> None:
     assert problem(ask(explainer, cat, **fields)) == (400, "bad_request", sentence)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("index:3", 3), (3, 3), (3.0, 3), ("3", "3"), ("cat", "cat"), (None, None)]
+)
+def test_digits_may_be_the_name_of_a_class(value: object, wanted: object) -> None:
+    """A model may have classes "1", "2" and "3"; `find_class` takes text for an index only if no class has the name."""
+    found = read_options({"class": value}).wanted
+    assert (found, type(found)) == (wanted, type(wanted))
 
 
 @pytest.mark.parametrize("value", [True, -1, 1.5, [], {}, 10**12])

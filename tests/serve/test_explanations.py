@@ -104,7 +104,7 @@ def test_options_reach_the_process_and_its_refusals_the_client() -> None:
         assert first(answer).versus.label == "dog"  # type: ignore[union-attr]
         refused = await error_of(explain(service, wanted="refuse"))
         assert isinstance(refused, RequestError)
-        assert (refused.code, refused.message) == ("unprocessable", "The model has no class of that name or number.")
+        assert (refused.code, refused.message) == ("unprocessable", "The model has no class of that name or index.")
         broken = await error_of(explain(service, wanted="break"))
         assert (broken.code, broken.message) == ("internal_error", "")
         assert free(service)

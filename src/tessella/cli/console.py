@@ -139,7 +139,15 @@ def flush_results(status: int) -> int:
 
 # headings of the help, in order
 GROUPS = (
-    *("Arguments", "Input", "Model", "Explanation", "Network", "Distillation", "Training", "Output", "Advanced"),
+    "Arguments",
+    "Input",
+    "Model",
+    "Explanation",
+    "Network",
+    "Distillation",
+    "Training",
+    "Output",
+    "Advanced",
     "Other",
 )
 

@@ -1,4 +1,4 @@
-"""tessella explain: why a model gives images their classes, what makes images similar, and what weights look like."""
+"""tessella explain: why a model predicts a class, what makes images similar, and what weights look like."""
 
 from __future__ import annotations
 

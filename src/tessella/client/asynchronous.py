@@ -244,7 +244,7 @@ class AsyncClient(ClientBase):
         versus: int | str | None = None,
         method: str = "auto",
     ) -> ServedExplanation | list[ServedExplanation]:
-        """Explain why the model gives images a class, as `Client.explain`. Raises ImageError, ServeError, UsageError.
+        """Explain why the model predicts a class, as `Client.explain`. Raises ImageError, ServeError, UsageError.
 
         Images are sent one by one, because the server explains one at a time.
         """

@@ -35,7 +35,7 @@ class ServedScore:
 
 @dataclass(frozen=True)
 class ServedExplanation:
-    """Why a model of the server gives an image a class.
+    """Why a model of the server predicts a class for an image.
 
     model, fingerprint: what computed it. target: the class that is explained. versus: the class that it is compared
     with, or None. top: the most probable classes, best first. map: (rows,columns) float32, how much each position of
@@ -125,7 +125,7 @@ class ExplainCall:
         for name in ("target", "versus"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | str | np.integer)):
-                raise UsageError("bad_argument", f"{name} is {value!r}, expected the name or the number of a class")
+                raise UsageError("bad_argument", f"{name} is {value!r}, expected the name or the index of a class")
         if not isinstance(self.method, str):
             raise UsageError("bad_argument", f"method is {self.method!r}, expected the name of a method, or 'auto'")
 
@@ -133,7 +133,8 @@ class ExplainCall:
     def fields(self) -> dict[str, str]:
         """The fields of the form, besides the image."""
         given = {"model": self.model, "class": self.target, "versus": self.versus, "method": self.method}
-        return {name: str(value) for name, value in given.items() if value is not None}
+        known = {name: value for name, value in given.items() if value is not None}
+        return {name: value if isinstance(value, str) else f"index:{value}" for name, value in known.items()}
 
     def check(self, request: ImageGroup, position: int | None) -> None:
         """Raise the ImageError of an image that cannot be sent. position: of the image among many."""

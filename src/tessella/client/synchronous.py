@@ -269,9 +269,9 @@ class Client(ClientBase):
         versus: int | str | None = None,
         method: str = "auto",
     ) -> ServedExplanation | list[ServedExplanation]:
-        """Explain why the model gives images a class: one ServedExplanation for one image, a list for many.
+        """Explain why the model predicts a class for each image: one ServedExplanation for one image, a list for many.
 
-        target: the class to explain, by name or number; None takes the most probable one of each image. versus: a class
+        target: the class to explain, by name or index; None takes the most probable one of each image. versus: a class
         to compare with. method: "auto" takes the one that scored best for the kind of model. Images are sent one by
         one, because the server explains one at a time. Raises as `classify`; UsageError `unprocessable` for a class or
         method that the model does not have, `missing_dependency` if the server has no PyTorch.

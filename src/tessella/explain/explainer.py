@@ -44,7 +44,7 @@ def explain(
     seed: int = 0,
     keys: Iterable[str] | None = None,
 ) -> Iterator[Explanation | FailedExplanation]:
-    """Explain why a model gives images their classes: one Explanation per image and class, in order, as they are made.
+    """Explain the predictions of a model: one Explanation per image and class, in order, as they are made.
 
     images, keys: one or many, as in `Predictor.records`. model: a name as in `tessella.load`, a Predictor, or a
     Subject; None takes the model that `tessella classify` uses. classes: the class to explain, by index or name, or

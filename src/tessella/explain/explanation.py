@@ -50,7 +50,7 @@ class FailedExplanation:
 
 
 class Explanation(ExplanationFacts):
-    """Why a model gives one image a class; see ExplanationFacts for its fields."""
+    """Why a model predicts a class for one image; see ExplanationFacts for its fields."""
 
     status = "ok"
 

@@ -57,7 +57,7 @@ class MapPart:
 
 @dataclass(frozen=True)
 class ExplanationFacts:
-    """Why a model gives one image a class: an attribution map, and how faithful it is.
+    """Why a model predicts a class for one image: an attribution map, and how faithful it is.
 
     key: name of the image. model, fingerprint: what computed it. pixels: (H,W,3) uint8, the image as the model sees it.
     predictions: the most probable classes, best first. target: the class that is explained. versus: the class that it

@@ -5,7 +5,7 @@ local       HiResCAM, Draelos and Carin 2020 (arXiv:2011.08891): every position 
 difference  as local, but of the features less those of the blurred image: to first order, what the score would lose
             if the position lost its detail
 
-Unlike in the papers, negative values are kept, because a map of this package also says what contradicts a class.
+The papers set negative values to zero. Here they are kept, because a map also shows what contradicts a class.
 
 Shape suffixes: B images, C channels, H W pixels, N positions, D width, K classes; b is a branch.
 """
@@ -56,7 +56,7 @@ SETTINGS: Mapping[str, CamSetting] = {
 
 
 def class_score(logits_BK: Tensor, target: int, versus: int | None = None) -> Tensor:
-    """(B,K) logits -> (B,) scores: the logit of a class, or how far it is above that of the class `versus`.
+    """(B,K) logits -> (B,) scores: the logit of a class, or its difference from the logit of `versus`.
 
     Raises UsageError `bad_argument` if the model has no such class, for twice the same class, and for a model that does
     not give one row of logits per image.

@@ -54,14 +54,14 @@ def pooling_problem(model: ImageModel) -> str | None:
     """Return why the embedding of a model is not the mean of features over one grid of positions; None if it is."""
     if isinstance(model, CrossViT):
         if model.global_pool == "token":
-            return "its head reads the class tokens of its two branches, not a mean over positions"
-        return "its head reads the means of two branches, whose positions are on different grids"
+            return "its head uses the class tokens of its two branches instead of a mean over positions"
+        return "its head uses the means of two branches, whose positions are on different grids"
     if not isinstance(model, ConvMixer | MlpMixer | ConViT):
         return f"a {type(model).__name__} is none of the models whose head is known"
     if model.global_pool in MEANS:
         return None
     if model.global_pool == "token":
-        return "its head reads a class token, not a mean over positions"
+        return "its head uses a class token instead of a mean over positions"
     if model.global_pool == "":
         return "it does not pool its positions, so it has no logit for the whole image"
     return f"its pooling is {model.global_pool!r}, which is not a mean over positions"

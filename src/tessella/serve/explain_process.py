@@ -30,7 +30,7 @@ MAX_TEXT = 4000  # characters of a traceback, for the log
 # sys.path comes first: the package may lie where only the server looks
 _BOOT = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
 REASONS = {  # why a request for explanations cannot be carried out, as one fixed sentence for the client
-    "class": "The model has no class of that name or number.",
+    "class": "The model has no class of that name or index.",
     "versus": "The two classes are the same.",
     "method": "The method does not apply to this model.",
     "no_classifier": "The model has no classifier, so it has no classes to explain.",

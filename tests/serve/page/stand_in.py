@@ -209,7 +209,7 @@ class StandIn:
         top = [dict(index=best.index, label=best.label, probability=best.probability) for best in self.top(data)]
 
         def find(text: str) -> dict[str, Any]:
-            index = int(text) if text.isdecimal() else labels.index(text)
+            index = int(text.removeprefix("index:")) if text.startswith("index:") else labels.index(text)
             return next((best for best in top if best["index"] == index), {}) or dict(
                 index=index, label=labels[index], probability=0.001
             )

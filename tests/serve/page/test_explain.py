@@ -85,9 +85,9 @@ def test_another_class_is_explained(site: StandIn, visit: Open) -> None:
     dialog = ask_why(opened)
     dialog.get_by_label("Class", exact=True).select_option(index=1)
     dialog.get_by_role("heading", name=re.compile("^Why tabby")).wait_for()
-    assert asked(site)["class"] == "281"
+    assert asked(site)["class"] == "index:281"
     dialog.get_by_label("Class", exact=True).select_option("Another class…")
-    name = dialog.get_by_label("Name or number of the class")
+    name = dialog.get_by_label("Name or index of the class")
     assert focused(opened) == "why-name"
     count = len(site.sent_to("/v1/explain"))
     opened.page.keyboard.press("Enter")  # an empty name is not sent
@@ -102,7 +102,7 @@ def test_two_classes_are_compared(site: StandIn, visit: Open) -> None:
     dialog = ask_why(visit(site.url))
     dialog.get_by_label("Compared with").select_option(index=2)
     dialog.get_by_role("heading", name="Why Egyptian cat (68 %), and not tabby (18 %)").wait_for()
-    assert asked(site)["versus"] == "281"
+    assert asked(site)["versus"] == "index:281"
     dialog.get_by_text("the difference between the scores of the two classes.").wait_for()
     legend = dialog.locator(".why-legend")
     assert "supports tabby" in legend.inner_text()

@@ -55,7 +55,7 @@ export class ServerBackend {
     return this.#call("POST", "/v1/classify", { files: [{ field: "file", file }], fields, signal, onwait });
   }
 
-  /** wanted, versus: classes by number or name; "" for the most probable one and for none. */
+  /** wanted, versus: classes by name or as `index:3`; "" for the most probable one and for none. */
   explain(file, { model, wanted, versus, method, signal, onwait }) {
     const given = Object.entries({ model, class: wanted, versus, method }).filter(([, value]) => value);
     const fields = Object.fromEntries(given);

@@ -67,7 +67,7 @@ class Why extends HTMLElement {
 
   #controls(top) {
     const option = ({ index, label, probability }) =>
-      make("option", { value: String(index) }, `${shortLabel(label)} (${percent(probability)})`);
+      make("option", { value: `index:${index}` }, `${shortLabel(label)} (${percent(probability)})`);
     const ask = () => this.#explain();
     this.target = make(
       "select",
@@ -93,7 +93,7 @@ class Why extends HTMLElement {
           this.#explain();
         },
       },
-      make("label", { for: "why-name" }, "Name or number of the class"),
+      make("label", { for: "why-name" }, "Name or index of the class"),
       this.name,
       make("button", { class: "button small" }, "Explain"),
     );

@@ -38,7 +38,7 @@ router = APIRouter()
     tags=["inference"],
 )
 async def explain(request: Request) -> Response:
-    """Explain why the model gives each image a class: a map of what supports the class, and how faithful that map is.
+    """Explain why the model predicts a class for each image: what supports it, and how faithful this map is.
 
     Images are explained one after another in a process with PyTorch, which the first request starts.
     """
@@ -72,16 +72,16 @@ def read_options(values: Mapping[str, object]) -> ExplainOptions:
 
 
 def _read_class(value: object) -> int | str | None:
-    """Return a class: its number, or its name."""
+    """Return a class: its index, a number of JSON or text such as "index:3", or text that `find_class` reads."""
     if isinstance(value, float) and value.is_integer():  # JSON has no integers, only numbers
         value = int(value)
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value.strip()):
-        value = int(value)
+    if isinstance(value, str) and (index := re.fullmatch(r"index:([0-9]{1,9})", value.strip())):
+        value = int(index[1])  # unlike bare digits, which may be the name of another class
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**10):
         return value
     if isinstance(value, str) and 0 < len(value.strip()) <= MAX_CLASS_NAME:
         return value
-    raise RequestError("bad_request", '"class" and "versus" are names or numbers of classes.')
+    raise RequestError("bad_request", '"class" and "versus" are names or indices of classes.')
 
 
 def results_of(answer: ExplainAnswer, names: list[str]) -> list[dict[str, object]]:

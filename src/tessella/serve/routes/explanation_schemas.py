@@ -112,7 +112,10 @@ class ExplanationsBody(BaseModel):
 
 _CLASS: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 1000}
 _OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "class": (_CLASS, "The class to explain, by name or number; without it, the most probable one of each image."),
+    "class": (
+        _CLASS,
+        "The class to explain, by name or as `index:3`; without it, the most probable one of each image.",
+    ),
     "versus": (_CLASS, "A class to compare with: why the one and not the other."),
     "method": (
         {"type": "string", "enum": [AUTO, *EXPLAIN_METHODS], "default": AUTO},
