@@ -1,7 +1,8 @@
 """Measure `tessella serve`: `scripts/bench serve [--models NAME ...] [--peers] [--rounds N] [--seconds S]`.
 
 Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine
-alone on batches in memory, `tessella serve` with 16 clients that send one image per request, and the same model behind
+alone on batches in memory, `tessella serve` with 16 clients that send one image per request, the same server with the
+same images in Triton's protocol (as `tritonclient` sends them: BYTES with binary tensors), and the same model behind
 LitServe in several settings (--peers). The processes of all other servers are stopped meanwhile. Then `tessella serve`
 gets requests at a constant rate, 0.7 of its capacity, for p50 and p99. The clients run in this process, on the same
 cores. Architectures without a tag have random weights, which does not change their speed. Rows are written to
@@ -22,9 +23,11 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import simplejpeg
@@ -42,6 +45,13 @@ CLIENTS = 16
 IMAGES = 64
 LITSERVE = ((1, 2), (8, 1), (16, 1))  # batch size, workers; the best is reported
 HERE = Path(__file__).resolve().parent
+
+
+class Candidate(NamedTuple):
+    """A server, and the protocol in which it gets requests."""
+
+    server: ServerProcess
+    protocol: Literal["native", "triton", "litserve"]
 
 
 def jpegs() -> list[bytes]:
@@ -68,9 +78,21 @@ def load(server: ServerProcess, make: Callable[[int], Request], seconds: float) 
     return run(closed_loop(server.address, requests, CLIENTS))
 
 
-def requests_of(server: ServerProcess, images: list[bytes], peer: bool) -> Callable[[int], Request]:
+def requests_of(candidate: Candidate, images: list[bytes]) -> Callable[[int], Request]:
     """Return a function that makes the i-th request."""
-    if not peer:
+    server = candidate.server
+    if candidate.protocol == "triton":
+        path = f"/v2/models/{quote(served_name(server), safe='')}/infer"
+        messages = [triton_message(image) for image in images]
+        return lambda i: make_request(
+            i,
+            server.address,
+            path,
+            messages[i % len(images)][1],
+            content_type="application/octet-stream",
+            headers=("Accept: */*", f"Inference-Header-Content-Length: {messages[i % len(images)][0]}"),
+        )
+    if candidate.protocol == "native":
         return lambda i: make_request(
             i,
             server.address,
@@ -85,6 +107,23 @@ def requests_of(server: ServerProcess, images: list[bytes], peer: bool) -> Calla
     )
 
 
+def triton_message(image: bytes) -> tuple[int, bytes]:
+    """Return the length of the JSON part and the body of a request for logits, with binary tensors."""
+    data = len(image).to_bytes(4, "little") + image
+    asked = {
+        "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(data)}}],
+        "parameters": {"binary_data_output": True},
+    }
+    header = json.dumps(asked).encode()
+    return len(header), header + data
+
+
+def served_name(server: ServerProcess) -> str:
+    """Return the name of the model of a server."""
+    with urllib.request.urlopen(f"http://{server.address.host}:{server.address.port}/v1/models", timeout=60) as answer:
+        return str(json.load(answer)["data"][0]["id"])
+
+
 def free_port() -> int:
     """Return a port that is free now."""
     with contextlib.closing(socket.socket()) as probe:
@@ -93,10 +132,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def candidates(model: str, options: argparse.Namespace) -> Iterator[dict[str, tuple[ServerProcess, bool]]]:
-    """Start all servers of a model; yields them by name, and whether each is a peer."""
+def candidates(model: str, options: argparse.Namespace) -> Iterator[dict[str, Candidate]]:
+    """Start all servers of a model; yields the candidates by name."""
     ours = [sys.executable, "-m", "tessella", "serve", "-m", model, "--port", "0"]
-    commands: dict[str, tuple[list[str], bool]] = {"tessella serve": (ours, False)}
+    commands = {"tessella serve": ours}
     if options.peers:
         for batch, workers in LITSERVE:
             script = [
@@ -107,15 +146,18 @@ def candidates(model: str, options: argparse.Namespace) -> Iterator[dict[str, tu
                 str(batch),
                 str(workers),
             ]
-            commands[f"LitServe, batch {batch}, {workers} workers"] = (script, True)
+            commands[f"LitServe, batch {batch}, {workers} workers"] = script
     with contextlib.ExitStack() as stack:
-        servers = {}
-        for name, (command, peer) in commands.items():
+        found: dict[str, Candidate] = {}
+        for name, command in commands.items():
             server = stack.enter_context(ServerProcess(command))
-            if not peer:
-                server.wait_until_ready()
-            servers[name] = (server, peer)
-        yield servers
+            if command is not ours:
+                found[name] = Candidate(server, "litserve")
+                continue
+            server.wait_until_ready()
+            found[name] = Candidate(server, "native")
+            found[f"{name}, Triton's protocol"] = Candidate(server, "triton")
+        yield found
 
 
 @contextlib.contextmanager
@@ -147,29 +189,29 @@ def run_rounds(
     rates: dict[str, list[float]] = {}
     latencies: dict[str, list[float]] = {}
     with candidates(model, options) as servers:
-        makers = {name: requests_of(server, images, peer) for name, (server, peer) in servers.items()}
-        for name, (server, _) in servers.items():
-            wait_for_answers(server, makers[name])
+        makers = {name: requests_of(candidate, images) for name, candidate in servers.items()}
+        for name, candidate in servers.items():
+            wait_for_answers(candidate.server, makers[name])
         for _ in range(options.rounds):
-            with running(servers, ""):
+            with running(servers, None):
                 rates.setdefault("engine alone", []).append(engine_rate(predictor, options.seconds))
-            for name, (server, _) in servers.items():
-                with running(servers, name):
-                    result = load(server, makers[name], options.seconds)
+            for name, candidate in servers.items():
+                with running(servers, candidate.server):
+                    result = load(candidate.server, makers[name], options.seconds)
                 rates.setdefault(name, []).append(result.count(200) / result.duration)
                 latencies.setdefault(name, []).extend(result.latencies(200))
         name = "tessella serve"
         rate = 0.7 * statistics.median(rates[name])
         requests = map(makers[name], itertools.count())
-        with running(servers, name):
-            steady = run(open_loop(servers[name][0].address, requests, rate, options.rounds * options.seconds))
+        with running(servers, servers[name].server):
+            steady = run(open_loop(servers[name].server.address, requests, rate, options.rounds * options.seconds))
     return rates, latencies, steady, rate
 
 
 @contextlib.contextmanager
-def running(servers: dict[str, tuple[ServerProcess, bool]], name: str) -> Iterator[None]:
+def running(servers: dict[str, Candidate], kept: ServerProcess | None) -> Iterator[None]:
     """Stop the processes of all servers but one: those of LitServe poll their queues, even without requests."""
-    others = [server.pid for other, (server, _) in servers.items() if other != name]
+    others = {candidate.server.pid for candidate in servers.values() if candidate.server is not kept}
     for pid in others:
         os.killpg(pid, signal.SIGSTOP)
     try:

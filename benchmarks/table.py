@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,16 @@ from tessella.records import slug
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
+def unused_path(path: Path) -> Path:
+    """Return the path, with a number at its end if there is such a file: results are added and never replaced."""
+    names = (path.with_stem(f"{path.stem}_{number}") if number > 1 else path for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
 def write_table(what: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
     """Write rows with the same columns, measured on a CPU in float32, and print them and the file's name."""
     version, date = ".".join(torch.__version__.split(".")[:2]), time.strftime("%Y-%m-%d")
-    path = folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv"
+    path = unused_path(folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv")
     conditions = dict(threads=torch.get_num_threads(), hardware=hardware("cpu"), torch=torch.__version__, date=date)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *conditions], lineterminator="\n")

@@ -103,10 +103,10 @@ def kept(promises: list[Promise]) -> list[Promise]:
 
 
 def overload(settings: ServeSettings, seconds: float) -> dict[str, str]:
-    """Send several times the capacity for `seconds` each; return what was measured, by promise."""
+    """Send several times the capacity for `seconds` each; return what was measured, by promise, also if broken."""
     with open_trial(settings, seconds=seconds) as trial:
         promises = [*asyncio.run(check_answers(trial)), *asyncio.run(check_overload(trial))]
-    return {promise.name: promise.measured for promise in kept(promises)}
+    return {promise.name: f"{'' if promise.kept else 'NOT KEPT: '}{promise.measured}" for promise in promises}
 
 
 def drains(settings: ServeSettings, count: int) -> dict[str, Any]:
@@ -141,6 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = ServeSettings(models=(options.model,), drain_delay=0.5)
     facts: dict[str, Any] = {}
+    broken: list[str] = []
 
     def add(name: str, value: dict[str, Any]) -> None:
         facts[name] = value
@@ -152,6 +153,7 @@ def main() -> None:
             add("answers", asyncio.run(many_answers(trial, options.answers)))
     if options.seconds:
         add("overload", overload(settings, options.seconds))
+        broken += [name for name, measured in facts["overload"].items() if measured.startswith("NOT KEPT")]
     if options.drains:
         add("drains", drains(settings, options.drains))
     if options.kills:
@@ -159,6 +161,8 @@ def main() -> None:
     if options.minutes:
         with open_trial(settings) as trial:
             add("bad_input", asyncio.run(bad_input(trial, 60 * options.minutes)))
+    if broken:
+        raise SystemExit(f"not kept: {', '.join(broken)}")
 
 
 if __name__ == "__main__":
