@@ -68,7 +68,7 @@ def compare(
             place = create_output_folder(folder / side)
             label = f"{side}: {subject.name}"
             outputs.append(outputs_of(subject, images, sample, place, label=label, progress=progress))
-    result = _compare_outputs((sides[0], outputs[0]), (sides[1], outputs[1]), images, sample, settings.seed)
+    result = compare_outputs((sides[0], outputs[0]), (sides[1], outputs[1]), images, sample, settings.seed)
     return replace(result, speed=_speed(sides) if settings.speed else None)
 
 
@@ -104,7 +104,7 @@ def _working_folder(out: str | Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _compare_outputs(
+def compare_outputs(
     old: tuple[Subject, Outputs], new: tuple[Subject, Outputs], images: ComparedImages, sample: Sample, seed: int
 ) -> Comparison:
     """Return the comparison without speed. Raises ImageError `unreadable` if no image has a result of both."""
