@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,32 @@ def test_nothing_is_written_where_a_folder_is_impossible(compared: Comparison, t
     with pytest.raises(TessellaError) as caught:
         write(tmp_path / "file" / "out", compared)
     assert caught.value.code == "output_failed"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light")])
+def test_in_a_browser(width: int, scheme: str, compared: Comparison, tmp_path: Path) -> None:
+    """No error or violation of the policy, nothing wider than the window, and enough contrast in both modes."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    program = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("there is no chromium on this machine")
+    first = compared.changed[0]._replace(key="x" * 300, label="W" * 200)
+    long = replace(compared, changed=(first, *compared.changed[1:]), data="y" * 300)
+    path = write_comparison(tmp_path, long)
+    messages: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+        page.on("console", lambda message: messages.append(message.text))
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shown = page.evaluate("[...document.images].filter((image) => image.naturalWidth > 0).length")
+        assert shown == len(compared.changed)
+        border = page.evaluate("getComputedStyle(document.querySelector('figure')).borderTopWidth")
+        assert border == "4px"  # the style sheet is in effect
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = [violation["id"] for violation in Axe().run(page).response["violations"]]
+        browser.close()
+    assert found == []
+    assert messages == []

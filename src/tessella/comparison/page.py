@@ -57,12 +57,12 @@ def page_bytes(comparison: Comparison, pictures: int) -> bytes:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{STYLE}</style></head><body>",
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>{title} on {html_text(comparison.data)}</h1>",
         *_summary(comparison),
         *_classes(comparison),
         *_changes(comparison, pictures),
-        "</body></html>\n",
+        "</main></body></html>\n",
     ]
     return "\n".join(parts).encode("utf-8", "backslashreplace")
 
@@ -75,7 +75,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     for text in (*others, *comparison.notes):
         yield f"<li>{html_text(text[0].upper() + text[1:])}.</li>"
     yield "</ul>"
-    yield from _table(("", "old", "new", "change"), [row for row in side_rows(comparison) if row[0]])
+    yield from _table(("figure", "old", "new", "change"), [row for row in side_rows(comparison) if row[0]])
 
 
 def _classes(comparison: Comparison) -> Iterator[str]:
