@@ -158,13 +158,13 @@ def test_in_a_browser(width: int, scheme: str, compared: Comparison, tmp_path: P
         pytest.skip("there is no chromium on this machine")
     first = compared.changed[0]._replace(key="x" * 300, label="W" * 200)
     long = replace(compared, changed=(first, *compared.changed[1:]), data="y" * 300)
-    path = write_comparison(tmp_path, long)
+    written = write_comparison(tmp_path, long)
     messages: list[str] = []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
         page.on("console", lambda message: messages.append(message.text))
-        page.goto(path.as_uri())
+        page.goto(written.as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         shown = page.evaluate("[...document.images].filter((image) => image.naturalWidth > 0).length")
         assert shown == len(compared.changed)
