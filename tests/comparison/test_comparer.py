@@ -208,6 +208,7 @@ def test_a_run_of_other_images_is_refused(runs: tuple[Path, Path], tmp_path: Pat
     assert code_of(OLD, NEW, settings=QUIET) == "bad_argument"  # no images
     assert code_of(*runs, settings=ComparisonSettings(split="val")) == "bad_argument"
     assert code_of(OLD, NEW, tmp_path / "missing") == "not_found"
+    assert code_of(tmp_path, NEW, tmp_path, QUIET) == "not_found"  # a folder without a run
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.png").write_bytes(b"no image")
     assert code_of(OLD, NEW, tmp_path / "bad", QUIET) == "unreadable"

@@ -5,6 +5,7 @@ Letters for shapes: N images.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -66,8 +67,9 @@ class ComparedImages:
     def __len__(self) -> int:
         return len(self.items)
 
+    @functools.cached_property
     def contents(self) -> list[str]:
-        """Return what identifies the content of every image: see `content_of`."""
+        """What identifies the content of every image: see `content_of`."""
         if self.run is not None:
             tables = read_rows(self.run, ["sha256", "key"])
             return [content_of(*row.values()) for table in tables for row in table.to_pylist()]

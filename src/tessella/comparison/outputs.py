@@ -276,6 +276,6 @@ def outputs_of(
     if run is None and images.run is not None and read_run(images.run)["fingerprint"] == subject.fingerprint:
         run = images.run
     if run is not None:
-        return read_outputs(run, images.contents(), sample)
+        return read_outputs(run, images.contents, sample)
     assert subject.predictor is not None
     return compute_outputs(subject.predictor, images, sample, folder, label=label, progress=progress)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..bulk.run_folder import RunFacts, read_run
 from ..data.labels import labels_for_classes
-from ..errors import TessellaError
+from ..errors import TessellaError, UsageError
 from ..info import info
 from ..predictor import Predictor, load
 from .images import is_run
@@ -75,12 +75,17 @@ def name_of(given: str | Path | Predictor) -> str:
 def open_subject(given: str | Path | Predictor, options: dict[str, Any]) -> Subject:
     """Open one side: the folder of a run, a name for `tessella.load`, or a loaded model.
 
-    options: for `tessella.load`. Raises the errors of `tessella.load`, and UsageError `damaged_run`.
+    options: for `tessella.load`. Raises the errors of `tessella.load`, and UsageError `damaged_run`, or `not_found` for
+    a folder without a run.
     """
     if isinstance(given, Predictor):
         return Subject.of_predictor(given)
     name = os.fspath(given)
-    return Subject.of_run(Path(name)) if is_run(name) else Subject.of_predictor(load(name, **options))
+    if is_run(name):
+        return Subject.of_run(Path(name))
+    if os.path.isdir(name):  # noqa: PTH112 - False for names that are too long
+        raise UsageError("not_found", f"{name} is a folder without a run", hint=f"for a model, write local-dir:{name}")
+    return Subject.of_predictor(load(name, **options))
 
 
 def parameters_of(subject: Subject) -> int | None:
