@@ -126,8 +126,8 @@ def pair_row(old: Measured, new: Measured, images: ComparedImages, sample: Sampl
     return dict(old=old.name, new=new.name, images=accuracy.images) | rounded
 
 
-def measure_pairs(data: str, models: list[str], limit: int | None) -> list[dict[str, Any]]:
-    """Return a row per ordered pair of models."""
+def measure_pairs(data: str, models: list[str], limit: int | None, folder: Path) -> list[dict[str, Any]]:
+    """Return a row per ordered pair of models. folder: keeps their outputs."""
     images = open_images(data, [], None)
     if images.labels is None:
         raise SystemExit(f"{data} has no labels: {images.notes}")
@@ -136,12 +136,10 @@ def measure_pairs(data: str, models: list[str], limit: int | None) -> list[dict[
         subset = images.items.subset(chosen)  # type: ignore[attr-defined]  # labeled images have it
         images = ComparedImages(subset, images.origin, subset.fingerprint, images.classes, subset.labels)
     sample = Sample.of(len(images), 10_000, len(images.classes), SEED)
-    with tempfile.TemporaryDirectory(prefix="tessella-compare-") as folder:
-        measured = []
-        for name in models:
-            place = Path(folder) / slug(name)
-            place.mkdir()
-            measured.append(measure_model(name, images, sample, Path(folder)))
+    measured = []
+    for name in models:
+        (folder / slug(name)).mkdir(parents=True, exist_ok=True)
+        measured.append(measure_model(name, images, sample, folder))
     return [pair_row(old, new, images, sample) for old, new in itertools.permutations(measured, 2)]
 
 
@@ -202,11 +200,14 @@ def main() -> None:
         "--models", nargs="+", default=[*BUILT_IN, *PRECISIONS], metavar="NAME", help="models to compare"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="compare N images, drawn at random")
+    parser.add_argument("--outputs", type=Path, metavar="FOLDER", help="keep the outputs of the models")
     parser.add_argument("--no-interval", action="store_true", help="do not measure the interval")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV files")
     args = parser.parse_args()
     if args.data:
-        write_table("compare", measure_pairs(args.data, args.models, args.limit), args.out)
+        with tempfile.TemporaryDirectory(prefix="tessella-compare-") as folder:
+            rows = measure_pairs(args.data, args.models, args.limit, args.outputs or Path(folder))
+        write_table("compare", rows, args.out)
     if not args.no_interval:
         write_table("compare-interval", [row for images in IMAGES for row in measure_interval(images)], args.out)
 

@@ -36,9 +36,9 @@ def test_probabilities_are_those_of_scipy() -> None:
         assert compare.log_binomial(count, total, rate) == pytest.approx(stats.binom.logpmf(count, total, rate))
 
 
-def test_every_pair_has_a_row(animals: Path) -> None:
+def test_every_pair_has_a_row(animals: Path, tmp_path: Path) -> None:
     models = ["mixer_ti_p4_32", "gmixer_ti_p4_32:float32:fast"]
-    rows = compare.measure_pairs(str(animals), models, 120)
+    rows = compare.measure_pairs(str(animals), models, 120, tmp_path)
     assert [(row["old"], row["new"]) for row in rows] == [tuple(models), tuple(models[::-1])]
     assert {row["images"] for row in rows} == {120}
     there, back = rows

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import pytest
 from ..cli.test_cli import run
 
 CIFAR = "convmixer_256_8_ks3_p4.cifar10"
-PHOTOGRAPHS = "convmixer_384_8_ks5_p8.photographs"
 
 
 def test_two_precisions_of_a_model(animals: Path, tmp_path: Path) -> None:
@@ -63,33 +63,36 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_comparison_resumes(number: signal.Signals, shared_data: Path, tmp_path: Path) -> None:
-    data, out = str(shared_data / "cifar10-test.parquet"), tmp_path / "out"
+    data, out = str(shared_data / "photos.tar"), tmp_path / "out"
     arguments = ["compare", CIFAR, CIFAR, data, "--transform", "exact,fast", "--no-speed", "--pictures", "2"]
     with start(*arguments, "--out", str(out)) as process:
         deadline = time.monotonic() + 120
         while not (out / "old" / "part-00000001.npz").exists() and process.poll() is None:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.01)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in err
     kept = {path.name: path.stat().st_mtime_ns for path in (out / "old").iterdir() if path.suffix == ".npz"}
-    assert 2 <= len(kept) < 10
+    assert 2 <= len(kept) <= 3
     printed, _ = run(*arguments, "--out", str(out), "--json")
     assert {name: (out / "old" / name).stat().st_mtime_ns for name in kept} == kept
     values = json.loads(printed)
-    assert (values["images"], values["compared"]) == (10_000, 10_000)
-    assert values["agreement"]["share"] > 0.97
+    assert (values["images"], values["compared"]) == (1000, 1000)
+    assert values["agreement"]["share"] > 0.9
+    assert values["accuracy"] is None
 
 
-def test_a_collection_is_searched_with_another_model(animals: Path, tmp_path: Path) -> None:
+def test_a_collection_is_searched_with_another_model(shared_data: Path, tmp_path: Path) -> None:
     """The same model in another precision: its fingerprint differs, so it needs an alignment."""
-    collection, path = str(tmp_path / "run"), str(tmp_path / "bfloat16.safetensors")
-    run("run", str(animals), "--out", collection, "-m", CIFAR, "--precision", "float32")
+    photographs, collection, path = (str(tmp_path / name) for name in ("photos", "run", "bfloat16.safetensors"))
+    with tarfile.open(shared_data / "photos.tar") as archive:
+        archive.extractall(photographs, filter="data")
+    run("run", photographs, "--out", collection, "-m", CIFAR, "--precision", "float32", "--transform", "fast")
     run("index", collection)
-    picture = str(sorted((animals / "cat").iterdir())[0])
-    model = ["--precision", "bfloat16", "--no-speed"]
+    picture = str(sorted(Path(photographs).rglob("*.JPEG") or Path(photographs).rglob("*.jpg"))[7])
+    model = ["--precision", "bfloat16", "--transform", "fast", "--no-speed"]
     _, err = run("compare", collection, CIFAR, *model, "--write-alignment", path)
     assert f"wrote {path}, fingerprint " in err
     found, _ = run("search", collection, picture, "--alignment", path, "--top", "1", "--json")
@@ -98,5 +101,5 @@ def test_a_collection_is_searched_with_another_model(animals: Path, tmp_path: Pa
     assert 0.99 < exact["score"] <= 1
     _, err = run("search", collection, picture, "--alignment", path, "--why", str(tmp_path / "w.html"), status=2)
     assert "leave out --alignment" in err
-    _, err = run("compare", collection, PHOTOGRAPHS, "--no-speed", "--write-alignment", path, status=2)
+    _, err = run("compare", collection, "mixer_ti_p4_32", *model, "--write-alignment", path, status=2)
     assert "nearest images that those of" in err

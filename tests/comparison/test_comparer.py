@@ -42,6 +42,7 @@ def predictor_of(noise: float = 0.0, seed: int = 0, names: Any = NAMES) -> Predi
     return Predictor(model, plan=make_plan("cpu", engine="eager", batch_size=4), name=f"small {noise:g}")
 
 
+BAD = (25, 37)  # positions of the images that cannot be read
 OLD, NEW = predictor_of(), predictor_of(0.3)
 
 
@@ -68,6 +69,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = folder_of(tmp_path_factory.mktemp("compare") / "data", NAMES, 12)
     (folder / "cat" / "26.png").write_bytes(b"no image, but longer than ten bytes")
     (folder / "dog" / "38.png").write_bytes(b"")
+    images = open_labelled(folder)
+    assert [images.key(i) for i in BAD] == ["cat/26.png", "dog/38.png"]
     return folder
 
 
@@ -99,7 +102,7 @@ def test_figures_are_those_of_answers_one_by_one(result: Comparison, data: Path)
 
 def test_total_variation_is_that_of_all_probabilities(result: Comparison, data: Path) -> None:
     images = open_labelled(data)
-    readable = [i for i in range(60) if images.key(i) in answers(OLD, data)]
+    readable = [i for i in range(60) if i not in BAD]
     old, new = (model.predict([images.read(i) for i in readable]).probabilities for model in (OLD, NEW))
     assert result.agreement is not None
     assert result.agreement.judged == 58
@@ -286,10 +289,14 @@ def test_a_sample_bounds_the_embeddings_in_memory(data: Path) -> None:
 # --- alignment, speed, words ------------------------------------------------------------------------------------------
 
 
-def test_an_alignment_is_written_only_if_it_keeps_neighbors(data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
+def test_an_alignment_is_written_only_if_it_keeps_neighbors(
+    result: Comparison, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("alignment") / "a.safetensors"
+    data = folder_of(path.parent / "data", NAMES, 4 * OLD.width // 5 + 12)
     near = compare(OLD, predictor_of(0.01), data, QUIET)
     assert near.alignment is not None
+    assert len(list(sentences(near))) == 5
     written = near.write_alignment(path)
     stored = Alignment.load(path)
     assert (stored.old.fingerprint, stored.new.fingerprint) == (OLD.fingerprint, near.new.fingerprint)
@@ -298,11 +305,17 @@ def test_an_alignment_is_written_only_if_it_keeps_neighbors(data: Path, tmp_path
     path.unlink()
     far = compare(OLD, predictor_of(5.0), data, QUIET)
     assert far.alignment is not None
-    with pytest.raises(TessellaError) as caught:
-        far.write_alignment(path)
-    assert caught.value.code == "alignment_refused"
-    assert "tessella run INPUT -m" in caught.value.hint
+    assert f"{100 * far.alignment.kept:.1f} % of the 10 nearest images that those of" in refusal(far, path).message
+    assert "tessella run INPUT -m" in refusal(far, path).hint
+    assert "give at least" in refusal(result, path).hint  # too few images
     assert not path.exists()
+
+
+def refusal(comparison: Comparison, path: Path) -> TessellaError:
+    with pytest.raises(TessellaError) as caught:
+        comparison.write_alignment(path)
+    assert caught.value.code == "alignment_refused"
+    return caught.value
 
 
 def test_speed_is_measured_for_two_models(data: Path) -> None:
@@ -321,4 +334,4 @@ def test_the_result_is_json(result: Comparison) -> None:
     assert values["accuracy"]["p_value"] == result.accuracy.change.p_value
     assert values["changed"] == len(result.changed)
     assert values["verdict"] == verdict(result)
-    assert len(list(sentences(result))) == 5
+    assert len(list(sentences(result))) == 4

@@ -4,8 +4,9 @@ The alignment is the orthogonal matrix that minimizes the distances between old 
 (P. H. Schönemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31 (1966),
 doi:10.1007/BF02289451): with the singular value decomposition X_old^T X_new = U S V^T, it is U V^T. If the widths
 differ, it is semi-orthogonal: a narrower new embedding is turned into a subspace of the old space, of a wider one the
-subspace is kept that has most in common with the old embedding. It is fitted to half of the images, and judged on the
-other half.
+subspace is kept that has most in common with the old embedding. It is judged on half of the images after fitting it to
+the other half; the one that is written is fitted to all of them. Fewer images than dimensions would leave some
+directions undetermined, so that many images are required.
 
 Letters for shapes: N images, Q queries, D width of the old embedding, F width of the new one, k neighbors.
 """
@@ -21,7 +22,7 @@ from .images import Ints
 
 NEIGHBORS = 10
 LEAST_IMAGES = 3 * NEIGHBORS  # of fewer, the nearest ten are a large part
-LEAST_FITTED = 4 * NEIGHBORS  # images for an alignment, half of which it is judged on
+IMAGES_PER_DIMENSION = 4  # of the narrower embedding; an alignment is fitted to half of them and judged on the rest
 NUMBERS = 1 << 24  # cosines in memory at a time
 
 
@@ -41,10 +42,11 @@ class NeighborOverlap:
 class AlignmentFigures:
     """How well new embeddings, aligned with old ones, stand for them; on images that it was not fitted to.
 
-    fitted, judged: numbers of images. kept: of the ten images nearest to a query by the old embeddings, the share that
-    are found if the query is a new embedding, aligned, and all others are old ones. kept_reverse: if the query is an
-    old embedding, and all others are aligned new ones. itself: share of the images that are nearest to their own
-    aligned embedding. rerun: the share if all are new embeddings, as after running the collection again.
+    fitted, judged: numbers of images, which are disjoint. kept: of the ten images nearest to a query by the old
+    embeddings, the share that are found if the query is a new embedding, aligned, and all others are old ones.
+    kept_reverse: if the query is an old embedding, and all others are aligned new ones. itself: share of the images
+    that are nearest to their own aligned embedding. rerun: the share if all are new embeddings, as after running the
+    collection again.
     """
 
     fitted: int
@@ -72,18 +74,17 @@ def fit_alignment(old_ND: FloatArray, new_NF: FloatArray) -> FloatArray:
 
 
 def judge_alignment(old_ND: FloatArray, new_NF: FloatArray, seed: int) -> tuple[FloatArray, AlignmentFigures] | None:
-    """Fit an alignment (D,F) to half of the unit vectors (N,D) and (N,F), and judge it on the other half.
+    """Fit an alignment (D,F) to the unit vectors (N,D) and (N,F); judge one of one half of them on the other half.
 
     Returns None for too few images.
     """
     count = len(old_ND)
-    if count < LEAST_FITTED:
+    if count < images_needed(old_ND.shape[1], new_NF.shape[1]):
         return None
     order = np.random.default_rng(seed).permutation(count)
     fitted, judged = order[: count // 2], np.sort(order[count // 2 :])
-    matrix = fit_alignment(old_ND[fitted], new_NF[fitted])
     old, new = old_ND[judged], new_NF[judged]
-    aligned = l2_normalize(new @ matrix.T)
+    aligned = l2_normalize(new @ fit_alignment(old_ND[fitted], new_NF[fitted]).T)
     present = nearest_others(old, old)
     figures = AlignmentFigures(
         fitted=len(fitted),
@@ -93,7 +94,12 @@ def judge_alignment(old_ND: FloatArray, new_NF: FloatArray, seed: int) -> tuple[
         itself=float((nearest(aligned, old, 1)[:, 0] == np.arange(len(old))).mean()),
         rerun=shared(present, nearest_others(new, new)),
     )
-    return matrix, figures
+    return fit_alignment(old_ND, new_NF), figures
+
+
+def images_needed(old_width: int, new_width: int) -> int:
+    """Return the number of images from which an alignment of embeddings with these widths is fitted and judged."""
+    return max(IMAGES_PER_DIMENSION * min(old_width, new_width), 2 * LEAST_IMAGES)
 
 
 def nearest(queries_QD: FloatArray, others_ND: FloatArray, count: int, *, skip_own: bool = False) -> Ints:

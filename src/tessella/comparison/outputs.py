@@ -1,6 +1,6 @@
 """What a model gives for the images of a comparison: an answer per image, and the embeddings of a sample.
 
-    FOLDER/part-00000000.npz   the outputs for 1,024 images, with the fingerprints of model and images
+    FOLDER/part-00000000.npz   the outputs for 256 images, with the fingerprints of model and images
 
 Images are decoded in isolated processes, as in a bulk run. A part is written when its images are finished, atomically,
 so an interrupted comparison resumes with the first part that is missing. A part of another model or of other images is
@@ -33,7 +33,7 @@ from ..storage import write_bytes
 from .images import ComparedImages, Ints, content_of
 from .subjects import Subject
 
-PART_IMAGES = 1_024
+PART_IMAGES = 256
 MOST_PROBABILITIES = 1 << 25  # numbers, of all images together
 MISSING = "not_in_run"  # status of an image that a run does not have
 

@@ -16,7 +16,7 @@ from ..storage import check_output
 from ..text import count_of
 from .answers import AccuracyChange, AnswerAgreement, ChangedAnswer
 from .images import ImageList
-from .neighborhoods import LEAST_FITTED, NEIGHBORS, AlignmentFigures, NeighborOverlap
+from .neighborhoods import NEIGHBORS, AlignmentFigures, NeighborOverlap, images_needed
 from .paired import CONFIDENCE
 from .speed import Speed
 
@@ -88,8 +88,9 @@ class Comparison:
         if figures is None or matrix is None:
             raise UsageError(
                 "alignment_refused",
-                f"{self.compared:,} images are too few to fit and to judge an alignment, expected {LEAST_FITTED}",
-                hint="give more images",
+                f"{self.compared:,} images are too few to fit and to judge an alignment of embeddings with "
+                f"{self.old.width} and {self.new.width} dimensions",
+                hint=f"give at least {images_needed(self.old.width, self.new.width):,} images",
             )
         if figures.kept < LEAST_KEPT:
             raise UsageError(
@@ -98,7 +99,8 @@ class Comparison:
                 f"nearest images that those of {self.old.model} find, {percent(LEAST_KEPT)} are required",
                 hint=f"run the collection again with it: tessella run INPUT -m {self.new.model} --out FOLDER",
             )
-        alignment = Alignment(matrix, self.old.making, self.new.making, figures.fitted, figures.kept)
+        images = figures.fitted + figures.judged
+        alignment = Alignment(matrix, self.old.making, self.new.making, images, figures.kept)
         alignment.save(path)
         return alignment
 
