@@ -1,11 +1,12 @@
 """Measure what `tessella compare` reports: `scripts/bench compare DATA --models NAME...`.
 
-pairs: every ordered pair of models is compared on labeled images: accuracy with its interval, agreement, shared
-neighbors, and the alignment of the new embeddings with the old ones. A model can be written as NAME:PRECISION or
-NAME:PRECISION:TRANSFORM. Of the alignment, `kept` is what `tessella compare` reports; `kept_centered` is the same with
-the means of both embeddings subtracted before it is fitted and used. `precision_*` is the share of the ten nearest
-images that have the class of the query, on the half that the alignment was not fitted to: with old embeddings, with
-aligned queries among old embeddings, and with new embeddings. It shows what a share of kept neighbors is worth.
+pairs: models are compared on labeled images: accuracy with its interval, agreement, shared neighbors, and the
+alignment of the new embeddings with the old ones. A model can be written as NAME:PRECISION or NAME:PRECISION:TRANSFORM;
+such variants are compared with the model itself only, all others in both directions with each other. Of the alignment,
+`kept` is what `tessella compare` reports; `kept_centered` is the same with the means of both embeddings subtracted
+before it is fitted and used. `precision_*` is the share of the ten nearest images that have the class of the query, on
+the half that the alignment was not fitted to: with old embeddings, with aligned queries among old embeddings, and with
+new embeddings. It shows what a share of kept neighbors is worth.
 
 interval: how often the interval of the difference contains the true difference. The probabilities are exact sums over
 all outcomes for up to 100 images, not simulations. `melded` is the interval of the package, `scaled` the limits of
@@ -21,6 +22,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +48,7 @@ BUILT_IN = (
 )
 PRECISIONS = (f"{BUILT_IN[0]}:bfloat16", f"{BUILT_IN[0]}:int8", f"{BUILT_IN[0]}:float32:fast")
 SEED = 0
+EMBEDDINGS = 4_000
 TAIL = 0.025
 IMAGES = (20, 50, 100)  # for the interval
 DIFFERING, BETTER = (0.02, 0.1, 0.3, 0.8), (0.5, 0.6, 0.8, 0.95, 1.0)
@@ -126,8 +129,13 @@ def pair_row(old: Measured, new: Measured, images: ComparedImages, sample: Sampl
     return dict(old=old.name, new=new.name, images=accuracy.images) | rounded
 
 
-def measure_pairs(data: str, models: list[str], limit: int | None, folder: Path) -> list[dict[str, Any]]:
-    """Return a row per ordered pair of models. folder: keeps their outputs."""
+def measure_pairs(
+    data: str, models: list[str], limit: int | None, folder: Path, embeddings: int = EMBEDDINGS
+) -> list[dict[str, Any]]:
+    """Return a row per ordered pair of models, of variants of a model only with that model.
+
+    folder: keeps their outputs. embeddings: number of images whose embeddings are compared.
+    """
     images = open_images(data, [], None)
     if images.labels is None:
         raise SystemExit(f"{data} has no labels: {images.notes}")
@@ -135,12 +143,32 @@ def measure_pairs(data: str, models: list[str], limit: int | None, folder: Path)
         chosen = np.sort(np.random.default_rng(SEED).permutation(len(images))[:limit])
         subset = images.items.subset(chosen)  # type: ignore[attr-defined]  # labeled images have it
         images = ComparedImages(subset, images.origin, subset.fingerprint, images.classes, subset.labels)
-    sample = Sample.of(len(images), 10_000, len(images.classes), SEED)
+    everything = Sample.of(len(images), len(images), len(images.classes), SEED)
     measured = []
     for name in models:
         (folder / slug(name)).mkdir(parents=True, exist_ok=True)
-        measured.append(measure_model(name, images, sample, folder))
-    return [pair_row(old, new, images, sample) for old, new in itertools.permutations(measured, 2)]
+        measured.append(measure_model(name, images, everything, folder))
+    sample = Sample.of(len(images), embeddings, len(images.classes), SEED)
+    measured = [model._replace(outputs=reduced(model.outputs, sample)) for model in measured]
+    pairs = [pair for pair in itertools.permutations(measured, 2) if is_wanted(pair[0].name, pair[1].name)]
+    rows = []
+    for old, new in pairs:
+        rows.append(pair_row(old, new, images, sample))
+        print(f"compared {old.name} and {new.name}", flush=True)
+    return rows
+
+
+def reduced(outputs: Outputs, sample: Sample) -> Outputs:
+    """Return outputs with the embeddings and probabilities of the images of a sample."""
+    assert outputs.probabilities is not None
+    return replace(outputs, vectors=outputs.vectors[sample.rows], probabilities=outputs.probabilities[sample.judged])
+
+
+def is_wanted(old: str, new: str) -> bool:
+    """Return whether a pair is compared: two models as they are, or variants of one model, one of them as it is."""
+    if "local-dir:" in old + new:
+        return True
+    return ":" not in old + new or (old.split(":")[0] == new.split(":")[0] and (":" not in old or ":" not in new))
 
 
 # --- interval ---------------------------------------------------------------------------------------------------------
@@ -200,13 +228,15 @@ def main() -> None:
         "--models", nargs="+", default=[*BUILT_IN, *PRECISIONS], metavar="NAME", help="models to compare"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="compare N images, drawn at random")
+    parser.add_argument("--embeddings", type=int, default=EMBEDDINGS, metavar="N", help="embeddings to compare")
     parser.add_argument("--outputs", type=Path, metavar="FOLDER", help="keep the outputs of the models")
     parser.add_argument("--no-interval", action="store_true", help="do not measure the interval")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV files")
     args = parser.parse_args()
     if args.data:
         with tempfile.TemporaryDirectory(prefix="tessella-compare-") as folder:
-            rows = measure_pairs(args.data, args.models, args.limit, args.outputs or Path(folder))
+            place = args.outputs or Path(folder)
+            rows = measure_pairs(args.data, args.models, args.limit, place, args.embeddings)
         write_table("compare", rows, args.out)
     if not args.no_interval:
         write_table("compare-interval", [row for images in IMAGES for row in measure_interval(images)], args.out)
