@@ -32,9 +32,9 @@ from table import RESULTS, write_table
 from tessella.comparison.comparer import compare_outputs
 from tessella.comparison.images import ComparedImages, open_images
 from tessella.comparison.neighborhoods import fit_alignment, nearest_others, shared
-from tessella.comparison.outputs import Outputs, Sample, compute_outputs
+from tessella.comparison.outputs import ModelOutputs, ImageSample, compute_outputs
 from tessella.comparison.paired import beta_cdf, paired_difference
-from tessella.comparison.subjects import Subject
+from tessella.comparison.subjects import ComparedModel
 from tessella.predictor import load
 from tessella.records import slug
 from tessella.results import FloatArray, l2_normalize
@@ -61,18 +61,18 @@ class Measured(NamedTuple):
     """A model with its outputs for all images."""
 
     name: str
-    subject: Subject
-    outputs: Outputs
+    subject: ComparedModel
+    outputs: ModelOutputs
 
 
-def measure_model(text: str, images: ComparedImages, sample: Sample, folder: Path) -> Measured:
+def measure_model(text: str, images: ComparedImages, sample: ImageSample, folder: Path) -> Measured:
     """Run a model, which is written as in the options, on all images."""
     parts = [text] if text.startswith(("local-dir:", "hf-hub:")) else text.split(":")
     name, precision, transform = [*parts, *("float32", "exact")[len(parts) - 1 :]]
     predictor = load(name, precision=precision, transform=transform)
     print(f"running {text}", flush=True)
     outputs = compute_outputs(predictor, images, sample, folder / slug(text), label=text)
-    return Measured(text, Subject.of_predictor(predictor), outputs)
+    return Measured(text, ComparedModel.of_predictor(predictor), outputs)
 
 
 def class_precision(neighbors_Nk: Any, labels_N: Any) -> float:
@@ -98,7 +98,7 @@ def alignment_row(old_ND: FloatArray, new_NF: FloatArray, labels_N: Any) -> dict
     )
 
 
-def pair_row(old: Measured, new: Measured, images: ComparedImages, sample: Sample) -> dict[str, Any]:
+def pair_row(old: Measured, new: Measured, images: ComparedImages, sample: ImageSample) -> dict[str, Any]:
     """Return the row of a pair."""
     result = compare_outputs((old.subject, old.outputs), (new.subject, new.outputs), images, sample, SEED)
     accuracy, agreement, neighbors, alignment = result.accuracy, result.agreement, result.neighbors, result.alignment
@@ -143,12 +143,12 @@ def measure_pairs(
         chosen = np.sort(np.random.default_rng(SEED).permutation(len(images))[:limit])
         subset = images.items.subset(chosen)  # type: ignore[attr-defined]  # labeled images have it
         images = ComparedImages(subset, images.origin, subset.fingerprint, images.classes, subset.labels)
-    everything = Sample.of(len(images), len(images), len(images.classes), SEED)
+    everything = ImageSample.of(len(images), len(images), len(images.classes), SEED)
     measured = []
     for name in models:
         (folder / slug(name)).mkdir(parents=True, exist_ok=True)
         measured.append(measure_model(name, images, everything, folder))
-    sample = Sample.of(len(images), embeddings, len(images.classes), SEED)
+    sample = ImageSample.of(len(images), embeddings, len(images.classes), SEED)
     measured = [model._replace(outputs=reduced(model.outputs, sample)) for model in measured]
     pairs = [pair for pair in itertools.permutations(measured, 2) if is_wanted(pair[0].name, pair[1].name)]
     rows = []
@@ -158,7 +158,7 @@ def measure_pairs(
     return rows
 
 
-def reduced(outputs: Outputs, sample: Sample) -> Outputs:
+def reduced(outputs: ModelOutputs, sample: ImageSample) -> ModelOutputs:
     """Return outputs with the embeddings and probabilities of the images of a sample."""
     assert outputs.probabilities is not None
     return replace(outputs, vectors=outputs.vectors[sample.rows], probabilities=outputs.probabilities[sample.judged])

@@ -16,9 +16,9 @@ from tessella.comparison.answers import (
     total_variation,
 )
 from tessella.comparison.images import ComparedImages
-from tessella.comparison.outputs import Outputs
+from tessella.comparison.outputs import ModelOutputs
 from tessella.comparison.paired import paired_difference
-from tessella.comparison.subjects import MAKING, Subject
+from tessella.comparison.subjects import MAKING, ComparedModel
 from tessella.data.source import Source
 
 LETTERS = tuple("abc")
@@ -40,18 +40,18 @@ class Listed:
         return Source(str(index), f"/{index}.png")
 
 
-def subject(labels: Any, name: str = "m") -> Subject:
-    return Subject(name, tuple(labels), (), dict.fromkeys(MAKING, "x"), 4)
+def subject(labels: Any, name: str = "m") -> ComparedModel:
+    return ComparedModel(name, tuple(labels), (), dict.fromkeys(MAKING, "x"), 4)
 
 
 def images_of(labels: Any, classes: Any = LETTERS) -> ComparedImages:
     return ComparedImages(Listed(len(labels)), "data", "f", tuple(classes), np.array(labels))
 
 
-def outputs_of(answers: Any, confidence: Any = None) -> Outputs:
+def outputs_of(answers: Any, confidence: Any = None) -> ModelOutputs:
     answers = np.array(answers)
     certain = np.full(len(answers), 0.5, np.float32) if confidence is None else np.array(confidence, np.float32)
-    return Outputs(np.where(answers < 0, "empty", "ok"), answers, certain, np.zeros((len(answers), 4), np.float32))
+    return ModelOutputs(np.where(answers < 0, "empty", "ok"), answers, certain, np.zeros((len(answers), 4), np.float32))
 
 
 def test_gained_and_lost_images_by_class() -> None:

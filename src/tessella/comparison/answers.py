@@ -17,9 +17,9 @@ from ..errors import UsageError
 from ..evaluation.classes import match_classes
 from ..results import FloatArray
 from .images import ComparedImages, Ints
-from .outputs import Outputs, Sample
+from .outputs import ModelOutputs, ImageSample
 from .paired import PairedDifference, paired_difference
-from .subjects import Subject
+from .subjects import ComparedModel
 
 Mask = NDArray[np.bool_]
 Change = Literal["gained", "lost", "changed"]
@@ -107,7 +107,7 @@ class SharedClasses(NamedTuple):
         return self.same or self.true is not None
 
 
-def match_answers(old: Subject, new: Subject, images: ComparedImages) -> SharedClasses:
+def match_answers(old: ComparedModel, new: ComparedModel, images: ComparedImages) -> SharedClasses:
     """Match the classes of two models and of the images by name.
 
     The classes of the images are matched as `evaluate` does; all classes of a model can be predicted.
@@ -134,14 +134,14 @@ def match_answers(old: Subject, new: Subject, images: ComparedImages) -> SharedC
     return SharedClasses(old_K, new_K, true_C, same, "")
 
 
-def _difference(old: Subject, new: Subject) -> str:
+def _difference(old: ComparedModel, new: ComparedModel) -> str:
     for subject in (old, new):
         if not subject.num_classes:
             return f"{subject.name} has no classifier, so only embeddings are compared"
     return f"{old.name} and {new.name} have different classes, so only embeddings are compared"
 
 
-def answers_of(outputs: Outputs, numbers_K: Ints) -> Ints:
+def answers_of(outputs: ModelOutputs, numbers_K: Ints) -> Ints:
     """Return the answer (N,) of each image as the common number of its class; -1 without one."""
     if not len(numbers_K):
         return np.full(len(outputs.answers), -1, np.int64)
@@ -194,7 +194,7 @@ def total_variation(old_TK: FloatArray, new_TK: FloatArray, old_K: Ints, new_K: 
 
 
 def known_probabilities(
-    old: Outputs, new: Outputs, sample: Sample, both_N: Mask
+    old: ModelOutputs, new: ModelOutputs, sample: ImageSample, both_N: Mask
 ) -> tuple[FloatArray, FloatArray] | None:
     """Return the probabilities (T,K) of both models for the same images; None if those of one are not known."""
     keep = both_N[sample.judged]
@@ -204,8 +204,8 @@ def known_probabilities(
 
 
 def changed_answers(
-    old: tuple[Subject, Outputs, Ints],
-    new: tuple[Subject, Outputs, Ints],
+    old: tuple[ComparedModel, ModelOutputs, Ints],
+    new: tuple[ComparedModel, ModelOutputs, Ints],
     images: ComparedImages,
     classes: SharedClasses,
     both_N: Mask,

@@ -26,11 +26,11 @@ from .answers import (
 )
 from .images import ComparedImages, is_run, open_images, open_run_images
 from .neighborhoods import judge_alignment, neighbor_overlap
-from .outputs import Outputs, Sample, outputs_of
+from .outputs import ModelOutputs, ImageSample, outputs_of
 from .results import Comparison, SubjectFacts
 from .settings import ComparisonSettings
 from .speed import Speed, measure_speed
-from .subjects import Subject, input_size_of, name_of, open_subject, parameters_of
+from .subjects import ComparedModel, input_size_of, name_of, open_subject, parameters_of
 
 DEFAULTS = ComparisonSettings()
 
@@ -61,7 +61,7 @@ def compare(
         raise UsageError("not_found", f"there are no images in {images.origin}")
     sides = [open_subject(given, settings.options(side)) for side, given in enumerate((old, new))]
     classes = max(subject.num_classes for subject in sides)
-    sample = Sample.of(len(images), settings.sampled, classes, settings.seed)
+    sample = ImageSample.of(len(images), settings.sampled, classes, settings.seed)
     outputs = []
     with _working_folder(out) as folder:
         for subject, side in zip(sides, ("old", "new"), strict=True):
@@ -105,7 +105,11 @@ def _working_folder(out: str | Path | None) -> Iterator[Path]:
 
 
 def compare_outputs(
-    old: tuple[Subject, Outputs], new: tuple[Subject, Outputs], images: ComparedImages, sample: Sample, seed: int
+    old: tuple[ComparedModel, ModelOutputs],
+    new: tuple[ComparedModel, ModelOutputs],
+    images: ComparedImages,
+    sample: ImageSample,
+    seed: int,
 ) -> Comparison:
     """Return the comparison without speed. Raises ImageError `unreadable` if no image has a result of both."""
     (old_subject, old_outputs), (new_subject, new_outputs) = old, new
@@ -147,7 +151,7 @@ def compare_outputs(
     )
 
 
-def _notes(old: Subject, new: Subject, images: ComparedImages, why: str) -> Iterator[str]:
+def _notes(old: ComparedModel, new: ComparedModel, images: ComparedImages, why: str) -> Iterator[str]:
     yield from images.notes
     if images.skipped is not None:
         yield from images.skipped.lines()
@@ -157,7 +161,7 @@ def _notes(old: Subject, new: Subject, images: ComparedImages, why: str) -> Iter
         yield f"both have the fingerprint {old.fingerprint}: they compute the same"
 
 
-def _facts(subject: Subject, outputs: Outputs) -> SubjectFacts:
+def _facts(subject: ComparedModel, outputs: ModelOutputs) -> SubjectFacts:
     making = subject.making
     return SubjectFacts(
         **making,
@@ -170,7 +174,7 @@ def _facts(subject: Subject, outputs: Outputs) -> SubjectFacts:
     )
 
 
-def _speed(sides: list[Subject]) -> Speed | None:
+def _speed(sides: list[ComparedModel]) -> Speed | None:
     """Measure the speed of both models; None if one of them is a run."""
     old, new = (subject.predictor for subject in sides)
     return None if old is None or new is None else measure_speed(old, new)

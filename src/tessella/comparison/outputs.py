@@ -31,7 +31,7 @@ from ..results import FloatArray, Output, l2_normalize, softmax
 from ..search.nearest import vectors_of
 from ..storage import write_bytes
 from .images import ComparedImages, Ints, content_of
-from .subjects import Subject
+from .subjects import ComparedModel
 
 PART_IMAGES = 256
 MOST_PROBABILITIES = 1 << 25  # numbers, of all images together
@@ -39,7 +39,7 @@ MISSING = "not_in_run"  # status of an image that a run does not have
 
 
 @dataclass(frozen=True)
-class Outputs:
+class ModelOutputs:
     """The outputs of a model for N images, in their order.
 
     status: (N,) "ok", or an error code. answers: (N,) index of the most probable class; -1 without one. confidence:
@@ -65,7 +65,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ImageSample:
     """The images whose embeddings are compared.
 
     rows: (S,) positions, rising. step: every how many of them the probabilities are kept, too.
@@ -75,7 +75,7 @@ class Sample:
     step: int = 1
 
     @classmethod
-    def of(cls, images: int, most: int, classes: int, seed: int) -> Sample:
+    def of(cls, images: int, most: int, classes: int, seed: int) -> ImageSample:
         """Draw at most `most` of the images. classes: the larger number of classes of the two models."""
         rows = np.arange(images)
         if images > most:
@@ -105,12 +105,12 @@ class _Part:
 def compute_outputs(
     predictor: Predictor,
     images: ComparedImages,
-    sample: Sample,
+    sample: ImageSample,
     folder: Path,
     *,
     label: str,
     progress: ProgressCallback | None = None,
-) -> Outputs:
+) -> ModelOutputs:
     """Run a model on all images that the parts in `folder` do not have yet, and return all outputs.
 
     label, progress: called with (label, images done, number of images) after each image.
@@ -142,7 +142,7 @@ def compute_outputs(
                 write_bytes(_path(folder, start), npz_bytes(arrays | texts))
                 stored[start], rows = arrays, _Part()
     joined = {name: np.concatenate([stored[start][name] for start in starts]) for name in _NAMES}
-    return Outputs(**joined)
+    return ModelOutputs(**joined)
 
 
 def _add(rows: _Part, outcome: Output | ImageError, sampled: bool, judged: bool) -> None:
@@ -211,7 +211,7 @@ def _read_part(path: Path, facts: dict[str, str]) -> dict[str, NDArray[np.generi
 # --- reading a run ----------------------------------------------------------------------------------------------------
 
 
-def read_outputs(run: Path, contents: Sequence[str], sample: Sample) -> Outputs:
+def read_outputs(run: Path, contents: Sequence[str], sample: ImageSample) -> ModelOutputs:
     """Return the rows of a run for images with these contents, whatever their names and order.
 
     contents: N texts, see `ComparedImages.contents`.
@@ -239,7 +239,7 @@ def read_outputs(run: Path, contents: Sequence[str], sample: Sample) -> Outputs:
             f"the run {run} has none of the {count:,} images",
             hint="give two runs of the same images, or the name of a model instead of a run",
         )
-    return Outputs(status, answers, confidence, l2_normalize(vectors))
+    return ModelOutputs(status, answers, confidence, l2_normalize(vectors))
 
 
 def _run_rows(run: Path) -> Iterator[Iterator[tuple[str, str, int, float, FloatArray]]]:
@@ -259,14 +259,14 @@ def _run_rows(run: Path) -> Iterator[Iterator[tuple[str, str, int, float, FloatA
 
 
 def outputs_of(
-    subject: Subject,
+    subject: ComparedModel,
     images: ComparedImages,
-    sample: Sample,
+    sample: ImageSample,
     folder: Path,
     *,
     label: str,
     progress: ProgressCallback | None = None,
-) -> Outputs:
+) -> ModelOutputs:
     """Return the outputs of one side: computed, or read from its run.
 
     The rows of a run are used for a model, too, if the images are its inputs and it has the model's fingerprint.

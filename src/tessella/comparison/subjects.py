@@ -18,7 +18,7 @@ MAKING = ("model", "fingerprint", "transform", "policy", "precision", "engine") 
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparedModel:
     """One side of a comparison. It has either a predictor or a run.
 
     name: of the model. labels, synsets: names and WordNet ids of its classes; labels is () without a classifier.
@@ -44,7 +44,7 @@ class Subject:
         return self.making["fingerprint"]
 
     @classmethod
-    def of_predictor(cls, predictor: Predictor) -> Subject:
+    def of_predictor(cls, predictor: Predictor) -> ComparedModel:
         """Return the side of a loaded model."""
         plan = predictor.plan
         values = (predictor.name, predictor.fingerprint, predictor.transform, predictor.policy, plan.precision)
@@ -53,7 +53,7 @@ class Subject:
         return cls(predictor.name, labels, predictor.synsets, making, predictor.width, predictor)
 
     @classmethod
-    def of_run(cls, out: Path) -> Subject:
+    def of_run(cls, out: Path) -> ComparedModel:
         """Return the side of the run in the folder `out`. Raises UsageError `not_found`, `damaged_run`."""
         facts = read_run(out)
         labels = tuple(facts["labels"]) if facts["top"] else ()
@@ -72,23 +72,23 @@ def name_of(given: str | Path | Predictor) -> str:
     return given.name if isinstance(given, Predictor) else os.fspath(given)
 
 
-def open_subject(given: str | Path | Predictor, options: dict[str, Any]) -> Subject:
+def open_subject(given: str | Path | Predictor, options: dict[str, Any]) -> ComparedModel:
     """Open one side: the folder of a run, a name for `tessella.load`, or a loaded model.
 
     options: for `tessella.load`. Raises the errors of `tessella.load`, and UsageError `damaged_run`, or `not_found` for
     a folder without a run.
     """
     if isinstance(given, Predictor):
-        return Subject.of_predictor(given)
+        return ComparedModel.of_predictor(given)
     name = os.fspath(given)
     if is_run(name):
-        return Subject.of_run(Path(name))
+        return ComparedModel.of_run(Path(name))
     if os.path.isdir(name):  # noqa: PTH112 - False for names that are too long
         raise UsageError("not_found", f"{name} is a folder without a run", hint=f"for a model, write local-dir:{name}")
-    return Subject.of_predictor(load(name, **options))
+    return ComparedModel.of_predictor(load(name, **options))
 
 
-def parameters_of(subject: Subject) -> int | None:
+def parameters_of(subject: ComparedModel) -> int | None:
     """Return the number of parameters; None if it is not known, as for an exported model."""
     network = None if subject.predictor is None else subject.predictor.engine.network
     if network is not None:
@@ -99,7 +99,7 @@ def parameters_of(subject: Subject) -> int | None:
         return None
 
 
-def input_size_of(subject: Subject) -> tuple[int, int] | None:
+def input_size_of(subject: ComparedModel) -> tuple[int, int] | None:
     """Return the (height, width) in pixels that the model reads; None if it is not known."""
     if subject.predictor is not None:
         return subject.predictor.spec.height, subject.predictor.spec.width
