@@ -32,7 +32,7 @@ from table import RESULTS, write_table
 from tessella.comparison.comparer import compare_outputs
 from tessella.comparison.images import ComparedImages, open_images
 from tessella.comparison.neighborhoods import fit_alignment, nearest_others, shared
-from tessella.comparison.outputs import ModelOutputs, ImageSample, compute_outputs
+from tessella.comparison.outputs import ImageSample, ModelOutputs, compute_outputs
 from tessella.comparison.paired import beta_cdf, paired_difference
 from tessella.comparison.subjects import ComparedModel
 from tessella.predictor import load

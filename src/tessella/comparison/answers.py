@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..evaluation.classes import match_classes
 from ..results import FloatArray
 from .images import ComparedImages, Ints
-from .outputs import ModelOutputs, ImageSample
+from .outputs import ImageSample, ModelOutputs
 from .paired import PairedDifference, paired_difference
 from .subjects import ComparedModel
 

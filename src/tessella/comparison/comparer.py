@@ -26,7 +26,7 @@ from .answers import (
 )
 from .images import ComparedImages, is_run, open_images, open_run_images
 from .neighborhoods import judge_alignment, neighbor_overlap
-from .outputs import ModelOutputs, ImageSample, outputs_of
+from .outputs import ImageSample, ModelOutputs, outputs_of
 from .results import Comparison, SubjectFacts
 from .settings import ComparisonSettings
 from .speed import Speed, measure_speed
