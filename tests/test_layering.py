@@ -28,6 +28,7 @@ LAYERS = [
     {"search"},
     {"performance"},
     {"evaluation"},
+    {"comparison"},
     {"card"},
     {"training"},
     {"explain"},

@@ -29,6 +29,7 @@ CODES: dict[str, Kind] = {
     "changed_run": Kind(2, 409, "the folder holds a run with other settings or other data"),
     "busy": Kind(2, 409, "another process is writing to the same folder"),
     "exists": Kind(2, 409, "something of that name exists already"),
+    "alignment_refused": Kind(2, 422, "an alignment of the embeddings of two models would lose too many neighbors"),
     "damaged_run": Kind(6, 500, "files of the run are missing or damaged"),
     "output_failed": Kind(6, 500, "a result could not be written"),
     # clusters

@@ -98,6 +98,7 @@ SURFACE = {
             "--all-rows",
             "--model",
             "--checkpoint",
+            "--alignment",
             "--sheet",
             "--why",
             "--json",
@@ -148,6 +149,10 @@ SURFACE = {
     "evaluate": [
         *("DATA", "--split", "--dataset", "--real-labels", "--model", "--checkpoint", "--engine", "--precision"),
         *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),
+    ],
+    "compare": [
+        *("OLD", "NEW", "[DATA]", "--split", "--transform", "--policy", "--precision", "--engine", "--device"),
+        *("--no-speed", "--pictures", "--write-alignment", "--out", "--json"),
     ],
     "bench": [
         *("[MODEL...]", "--engines", "--precision", "--against", "--pretrained", "--device", "--batch-size"),

@@ -74,6 +74,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "train": ("training", "Train or fine-tune a classifier on labeled images."),
     "evaluate": ("evaluation", "Measure the accuracy of models on labeled images."),
     "probe": ("evaluation", "Measure how well a model's embeddings separate classes."),
+    "compare": ("comparison", "Compare two models, or two runs, on the same images."),
     "bench": ("performance", "Benchmark engines against each other."),
     "tune": ("performance", "Find the fastest settings for a model on this machine."),
     "doctor": ("models", "Show versions, hardware and automatic choices; test the built-in model."),

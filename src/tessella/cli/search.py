@@ -99,6 +99,13 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
     help="Current location of the run's model.  [default: the name used for the run]",
 )
 @option("--checkpoint", group="Model", metavar="FILE", help="Weight file, if the run was made with --checkpoint.")
+@option(
+    "--alignment",
+    group="Model",
+    metavar="FILE",
+    help="Embed the queries with another model: FILE is from `tessella compare --write-alignment`, which measures how "
+    "many of the nearest images are still found.",
+)
 @option("--sheet", group="Output", metavar="FILE", help="Draw the queries and results to a .html or .png file.")
 @option(
     "--why",
@@ -113,6 +120,7 @@ def search(
     negative: tuple[str, ...],
     sheet: str | None,
     why: str | None,
+    alignment: str | None,
     as_json: bool,
     **options: object,
 ) -> None:
@@ -121,14 +129,16 @@ def search(
     The run needs an index: run `tessella index RUN` first.
     """
     from ..plots.sheet import SUFFIXES
-    from ..search import Index, load_model
+    from ..search import Alignment, Index, load_model
     from ..storage import check_output
 
     path, why_path = (check_output(file, SUFFIXES) if file else None for file in (sheet, why))
     model, checkpoint = (cast("str | None", options.pop(name)) for name in ("model", "checkpoint"))
-    opened = Index(folder)
+    if alignment and why:
+        raise click.UsageError("--why explains the embeddings of the run's own model: leave out --alignment")
+    opened = Index(folder, alignment=Alignment.load(alignment) if alignment else None)
     if model or checkpoint:
-        opened.predictor = load_model(opened.facts, model, checkpoint)
+        opened.predictor = load_model(opened.query_facts, model, checkpoint)
     loaded_queries, loaded_negative = ([opened.query(query) for query in part] for part in (queries, negative))
     if why_path:
         require("torch", "explaining a search")

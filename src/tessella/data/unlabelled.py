@@ -55,6 +55,10 @@ class UnlabelledImages:
         """Return the name of an image."""
         return self._sources[index].key
 
+    def source(self, index: int) -> Source:
+        """Return an image as a source, as `Predictor.records` and `Predictor.outputs` take it."""
+        return self._sources[index]
+
     def read(self, index: int, limits: Limits = DEFAULT_LIMITS) -> bytes:
         """Return the encoded bytes of an image, as `decode` takes them. Raises ImageError if they cannot be read."""
         return self._sources[index].read(limits)

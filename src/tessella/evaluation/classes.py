@@ -5,16 +5,39 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from ..errors import UsageError
-from ..predictor import Predictor
 from .metrics import Ints
 
 Naming = Literal["synsets", "indices", "names"]
 _NAMING_TEXT: dict[Naming, str] = {"synsets": "WordNet id", "indices": "index", "names": "name"}
+
+
+class Classifier(Protocol):
+    """What has classes: a Predictor, or the model of a run."""
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        ...
+
+    @property
+    def synsets(self) -> tuple[str, ...]:
+        """The WordNet ids of the classes; () if they have none."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        ...
 
 
 class ClassMapping(NamedTuple):
@@ -26,7 +49,7 @@ class ClassMapping(NamedTuple):
     description: str  # a sentence for the report
 
 
-def match_classes(classes: Sequence[str], predictor: Predictor, restrict: bool | None = None) -> ClassMapping:
+def match_classes(classes: Sequence[str], predictor: Classifier, restrict: bool | None = None) -> ClassMapping:
     """Find the classes of the data among the model's: by name, by WordNet id (n01440764) or by index (0, 1, ...).
 
     restrict: whether only the classes of the data can be predicted. None restricts WordNet ids only, as in the
@@ -61,7 +84,7 @@ def match_classes(classes: Sequence[str], predictor: Predictor, restrict: bool |
     return ClassMapping(columns, np.searchsorted(columns, data_columns), naming, description)
 
 
-def _names_of_model(classes: Sequence[str], predictor: Predictor) -> tuple[dict[str, int], Naming]:
+def _names_of_model(classes: Sequence[str], predictor: Classifier) -> tuple[dict[str, int], Naming]:
     """Return the model's class indices by the kind of names that the data uses, and that kind."""
     counts = Counter(predictor.labels)  # ambiguous names, like "crane" in ImageNet, are excluded
     names = {name: i for i, name in enumerate(predictor.labels) if counts[name] == 1}

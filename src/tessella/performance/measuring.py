@@ -126,7 +126,7 @@ def measure(
             products: dict[str, Contender | None] = {}
             for precision in dict.fromkeys(rows[index].precision for index in contenders):
                 run = matrix_product(precision, _kind(case.device), side, threads)
-                products[precision] = _contender(run, case.device, turn_seconds)[0] if run else None
+                products[precision] = contender_of(run, case.device, turn_seconds)[0] if run else None
             everything = [*(product for product in products.values() if product), *contenders.values()]
             take_turns(everything, rounds, until(batch) if until else None)
             fill_rows(rows, contenders, products, 2 * side**3)
@@ -207,7 +207,7 @@ def _open(
     logits = opened.run(x)
     _synchronise(device)
     row.ready_seconds = time.perf_counter() - started + opened.earlier_seconds
-    contender, row.passes = _contender(lambda: opened.run(x), device, turn_seconds)
+    contender, row.passes = contender_of(lambda: opened.run(x), device, turn_seconds)
     row.peak_mb = memory.peak_mb()
     row.difference = relative_difference(as_array(logits)[: len(expected)], expected)
     if not row.difference <= TOLERANCE[row.precision]:  # also true for NaN
@@ -232,7 +232,7 @@ def _evidence(run: Run, x: Array, first: NDArray[np.generic], expected: NDArray[
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-def _contender(run: Callable[[], object], device: str, turn_seconds: float) -> tuple[Contender, int]:
+def contender_of(run: Callable[[], object], device: str, turn_seconds: float) -> tuple[Contender, int]:
     """Warm up with two forward passes; the second determines the number of passes per turn, which is also returned."""
 
     def turn(passes: int) -> float:

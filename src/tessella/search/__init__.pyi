@@ -1,3 +1,4 @@
+from .alignments import Alignment as Alignment
 from .duplicates import Duplicate as Duplicate
 from .duplicates import Duplicates as Duplicates
 from .duplicates import dedup as dedup

@@ -30,6 +30,7 @@ from ..predictor import Predictor, load
 from ..results import l2_normalize
 from ..text import escape
 from . import vector_files
+from .alignments import Alignment
 from .columns import NAMES, Columns, as_rows
 from .conditions import check_condition, quoted
 from .index import COLUMNS, HOME, TABLE, lance_errors, map_file_of, no_index, open_seal, open_table, sealed_rows
@@ -93,10 +94,18 @@ class Index:
     """
 
     @checked
-    def __init__(self, out: str | Path, predictor: Predictor | None = None, *, memory: int | None = None):
+    def __init__(
+        self,
+        out: str | Path,
+        predictor: Predictor | None = None,
+        *,
+        memory: int | None = None,
+        alignment: Alignment | None = None,
+    ):
         """Open the index of the run in the folder `out`.
 
         predictor: embeds images that are queries. Without it, the run's own model is loaded when it is needed.
+        alignment: embed them with another model, the alignment's new one; all rows remain those of the run's model.
         memory: search in memory if the embeddings, 2 bytes per number, take at most this many bytes; None is enough for
         20,000 rows, for which LanceDB is not even imported.
         Raises UsageError: `not_found` without a run or an index, `damaged_run`, `missing_dependency`, and `changed_run`
@@ -114,14 +123,24 @@ class Index:
             fits = 2 * self.rows * self.facts["width"] <= memory
         self._memory: ArrowTable | None = sealed_rows(self.out, self.facts, self._seal) if fits else None
         self._approximate: Approximate | None = None
+        if alignment is not None:
+            alignment.check_old(self.facts["fingerprint"], self.facts["model"])
+        self.alignment = alignment
         if self._memory is None or self.plan.probes:
             with self._reading():
                 _ = self._table  # opened now, in its present state
                 if self.plan.probes:
                     self._approximate = Approximate(self.out / HOME, TABLE, self._seal.version)
         if predictor is not None:
-            check_fingerprint(self.facts, predictor.fingerprint, predictor.name)
+            check_fingerprint(self.query_facts, predictor.fingerprint, predictor.name)
             self.predictor = predictor
+
+    @property
+    def query_facts(self) -> RunFacts:
+        """How images that are queries are embedded: as the run, or as the alignment's new embeddings."""
+        if self.alignment is None:
+            return self.facts
+        return cast("RunFacts", dict(self.facts) | self.alignment.new._asdict())
 
     @functools.cached_property
     def _table(self) -> LanceTable:
@@ -134,7 +153,7 @@ class Index:
     @functools.cached_property
     def predictor(self) -> Predictor:
         """The model that embeds images, loaded on first use."""
-        return load_model(self.facts)
+        return load_model(self.query_facts)
 
     @functools.cached_property
     def columns(self) -> Columns:
@@ -253,9 +272,26 @@ class Index:
         if isinstance(item, np.ndarray) and item.ndim == 1:
             return Query("vector", self._unit_vector(item))
         if isinstance(item, str | os.PathLike) and os.fspath(item).lower().endswith(vector_files.SUFFIXES):
-            check = functools.partial(check_fingerprint, self.facts)
-            return Query(str(item), self._unit_vector(vector_files.read_vector(Path(item), check)))
-        return Query(key_of(item, 0), self.predictor.embed(item), image=item)
+            return Query(str(item), self._unit_vector(self._stored_vector(Path(item))))
+        vector_D = self.predictor.embed(item)
+        if self.alignment is not None:
+            (vector_D,) = self.alignment(vector_D[None])
+        return Query(key_of(item, 0), vector_D, image=item)
+
+    def _stored_vector(self, path: Path) -> NDArray[np.generic]:
+        """Return the vector (D,) in a file; embeddings of the alignment's new model are aligned."""
+        alignment, is_new = self.alignment, False
+
+        def check(fingerprint: str, name: str) -> None:
+            nonlocal is_new
+            is_new = alignment is not None and fingerprint == alignment.new.fingerprint
+            if not is_new:
+                check_fingerprint(self.facts, fingerprint, name)
+
+        vector = vector_files.read_vector(path, check)
+        if alignment is None or not is_new:
+            return vector
+        return alignment(np.asarray(vector, np.float32)[None])[0]
 
     def map(self) -> Projection | None:
         """Return the map of the rows as points (rows,2), in the order of `Columns.rows`; None if there is none.

@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..checks import as_path, checked
 from ..data.decode import Pixels
 from ..data.isolated import Decoded, IsolatedDecoder
 from ..data.resize import resize_exact
+from ..data.source import Source
 from ..data.spec import InputSpec
 from ..data.turbo import encode_jpeg
 from ..errors import UsageError
@@ -80,7 +81,8 @@ def gallery(out: str | Path, path: str | Path, *, log: Callable[[str], None] = l
     recall, error = loss(vectors_ND, stored_ND)
     rows = table["row"].to_pylist()
     log(f"making {len(rows):,} thumbnails")
-    pictures = list(_thumbnails(folder, facts, rows))
+    sources = row_sources(folder, facts, rows)
+    pictures = list(thumbnails(sources[row] for row in rows))
     data = _columns(table, folder.resolve().name, facts["model"])
     data["threshold"] = SimilarityThreshold.of(facts["model"]).value
     data["points"] = _base64(points_N2.astype("<f4").tobytes())
@@ -213,13 +215,12 @@ def _columns(table: ArrowTable, title: str, model: str) -> dict[str, object]:
     }
 
 
-def _thumbnails(folder: Path, facts: RunFacts, rows: list[int]) -> Iterator[bytes | None]:
-    """Yield a JPEG file per row, or None for an image that cannot be read any more."""
-    sources = row_sources(folder, facts, rows)
+def thumbnails(sources: Iterable[Source]) -> Iterator[bytes | None]:
+    """Yield a JPEG file per source, or None for an image that cannot be read any more."""
     # squashed to a square, because the decoding processes make images of one size, and then to the right sides
     square = InputSpec(height=2 * SIDE, width=2 * SIDE, crop_pct=1.0, crop_mode="squash", interpolation="bilinear")
     with IsolatedDecoder(square, mode="fast") as decoder:
-        for decoded in decoder.decoded(sources[row] for row in rows):
+        for decoded in decoder.decoded(sources):
             yield None if decoded.pixels is None else encode_jpeg(_upright(decoded, decoded.pixels), QUALITY)
 
 

@@ -1,0 +1,171 @@
+"""The images of a comparison: labeled or unlabeled data, or the inputs of a run.
+
+Letters for shapes: N images.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bulk.manifest import MANIFEST, Manifest
+from ..bulk.run_folder import RUN, read_facts, read_rows, read_run
+from ..data.names import Skipped
+from ..data.source import Source
+from ..data.unlabelled import open_unlabelled
+from ..errors import ImageError, UsageError
+from ..evaluation.leakage import Split, choose_images
+from ..text import escape
+
+Ints = NDArray[np.int64]
+READ_AT_ONCE = 8  # images
+
+
+class ImageList(Protocol):
+    """Images that can be read in any order."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Return the name of an image."""
+        ...
+
+    def source(self, index: int) -> Source:
+        """Return where an image is read from."""
+        ...
+
+
+@dataclass(frozen=True)
+class ComparedImages:
+    """N images on which two models are compared.
+
+    items: the images. origin: a description of what was read. fingerprint: of names and sizes. classes, labels: the
+    class names, and the index of each image's class (N,); () and None without labels. run: the folder of the run whose
+    inputs they are. skipped: the entries found beside the images and left out. notes: sentences about the selection.
+    """
+
+    items: ImageList
+    origin: str
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+    labels: Ints | None = None
+    run: Path | None = None
+    skipped: Skipped | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @functools.cached_property
+    def contents(self) -> list[str]:
+        """What identifies the content of every image: see `content_of`."""
+        if self.run is not None:
+            tables = read_rows(self.run, ["sha256", "key"])
+            return [content_of(*row.values()) for table in tables for row in table.to_pylist()]
+        with ThreadPoolExecutor(READ_AT_ONCE, "tessella-hash") as pool:
+            return list(pool.map(self._content, range(len(self))))
+
+    def _content(self, index: int) -> str:
+        try:
+            sha256 = hashlib.sha256(self.items.source(index).read()).hexdigest()
+        except ImageError:
+            sha256 = ""
+        return content_of(sha256, escape(self.items.key(index)))
+
+
+def content_of(sha256: str, key: str) -> str:
+    """Return the SHA-256 of an image's file or, if it could not be read, its key."""
+    return sha256 or f"key:{key}"
+
+
+class RunImages:
+    """The inputs of a run, in the order of its listing; one shard of the listing is in memory at a time."""
+
+    def __init__(self, out: Path):
+        """Open the listing of the run in the folder `out`. Raises UsageError `not_found`, `damaged_run`."""
+        self._facts = read_run(out)
+        self._manifest = Manifest(out / MANIFEST, self._facts["manifest"])
+        self._shard, self._sources = -1, [Source("", "")]
+
+    def __len__(self) -> int:
+        return self._manifest.rows
+
+    def source(self, index: int) -> Source:
+        """Return an input as a source."""
+        shard, place = divmod(index, self._facts["shard_rows"])
+        if shard != self._shard:
+            self._shard, self._sources = shard, self._manifest.sources(shard)
+        return self._sources[place]
+
+    def key(self, index: int) -> str:
+        """Return the key of an input."""
+        return self.source(index).key
+
+
+def is_run(name: str) -> bool:
+    """Return whether a name is that of a folder with a run."""
+    try:
+        return (Path(name) / RUN).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def open_run_images(out: Path) -> ComparedImages:
+    """Return the inputs of the run in the folder `out`. Raises UsageError `not_found`, `damaged_run`."""
+    images = RunImages(out)
+    facts = read_facts(out / RUN) or {}
+    return ComparedImages(images, f"the inputs of the run {out}", str(facts.get("manifest", ""))[:16], run=out)
+
+
+def open_images(data: str | Path, models: Sequence[str], split: Split | None) -> ComparedImages:
+    """Open the images of `data`: the inputs of a run, labeled images, or else any images that `tessella run` reads.
+
+    models: names of the models, whose records of training images decide which labeled images are used, as in
+    `evaluate`. split: of labeled images. Raises UsageError `not_found` if there are no images, `bad_argument` if a
+    split is given for unlabeled ones, and the code of the error of a file that cannot be read.
+    """
+    name = os.fsdecode(data)
+    if is_run(name):
+        _refuse_split(split, f"{name} is a run, whose inputs have no labels")
+        return open_run_images(Path(name))
+    try:
+        labelled, notes = choose_images(name, models, split)
+    except UsageError as error:
+        if error.code not in ("bad_argument", "not_found") or split is not None:
+            raise
+        why = error.message
+    else:
+        return ComparedImages(
+            labelled,
+            labelled.origin,
+            labelled.fingerprint,
+            labelled.classes,
+            labelled.labels,
+            None,
+            labelled.skipped,
+            notes,
+        )
+    unlabelled = open_unlabelled([name])
+    note = f"the images are compared without labels: {why}"
+    return ComparedImages(unlabelled, name, unlabelled.fingerprint, skipped=unlabelled.skipped, notes=(note,))
+
+
+def _refuse_split(split: Split | None, why: str) -> None:
+    if split is not None:
+        raise UsageError("bad_argument", f"split is {split!r}, but {why}", hint="leave it out, or give labeled images")
+
+
+def iter_sources_at(images: ImageList, positions: Sequence[int] | Ints) -> Iterator[Source]:
+    """Yield the sources at some positions (N,), in this order."""
+    return (images.source(int(position)) for position in positions)
