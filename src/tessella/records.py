@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from .errors import UsageError
 from .extras import need_pyarrow
-from .results import FloatArray, Prediction, Record, is_finite
+from .results import Assessment, FloatArray, Prediction, Record, is_finite
 from .storage import write_bytes
 from .text import any_of, encode_text, escape
 
@@ -36,6 +36,8 @@ def as_dict(record: Record) -> dict[str, object]:
         row["message"] = valid_text(record.message)
     if record.top:
         row["top"] = [_prediction_dict(prediction) for prediction in record.top]
+    if record.assessment is not None:
+        row |= _assessment_dict(record.assessment)
     if record.embedding is not None:
         values = record.embedding.tolist()
         row["embedding"] = values if is_finite(record.embedding) else [finite_or_none(value) for value in values]
@@ -50,6 +52,14 @@ def _prediction_dict(prediction: Prediction) -> dict[str, object]:
     if prediction.synset:
         row["synset"] = prediction.synset
     return row
+
+
+def _assessment_dict(assessment: Assessment) -> dict[str, object]:
+    return dict(
+        prediction_set=[_prediction_dict(prediction) for prediction in assessment.prediction_set],
+        unknown=assessment.unknown,
+        familiarity=assessment.familiarity,
+    )
 
 
 def finite_or_none(value: float) -> float | None:

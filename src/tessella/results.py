@@ -7,7 +7,7 @@ NumPy, so that an exported model, a bulk run and the search use them without PyT
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,13 +63,39 @@ class Output(NamedTuple):
         return is_finite(self.logits) and is_finite(self.embedding)
 
 
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a calibrated model says about its own answer for one image.
+
+    prediction_set: the classes that contain the true one with the stated coverage, most probable first, with their
+    calibrated probabilities. unknown: whether the image probably shows none of the classes. familiarity: the share of
+    calibration images that look at least as unfamiliar to the model, from 0 (unlike all) to 1.
+    """
+
+    prediction_set: tuple[Prediction, ...]
+    unknown: bool
+    familiarity: float
+
+
+class OutputCalibration(Protocol):
+    """What records need of a calibration, see `calibration.Calibration`."""
+
+    def probabilities(self, logits_NK: FloatArray, /) -> FloatArray:
+        """Return the calibrated probabilities (N,classes) of logits (N,classes)."""
+        ...
+
+    def assessment(self, output: Output, classes: ClassNames, /) -> Assessment:
+        """Return what is said about one image."""
+        ...
+
+
 @dataclass(frozen=True)
 class Record:
     """The result for one input; every input has exactly one.
 
     status: "ok" or the code of the error. message: the error's message; empty if status is "ok". top: the most
-    probable classes, best first. features: feature maps of blocks, shallow to deep. Fields that were not requested, or
-    that an error prevents, are empty or None.
+    probable classes, best first. assessment: what a calibrated model says about these classes. features: feature maps
+    of blocks, shallow to deep. Fields that were not requested, or that an error prevents, are empty or None.
     """
 
     key: str
@@ -78,6 +104,7 @@ class Record:
     top: tuple[Prediction, ...] = ()
     embedding: FloatArray | None = None  # (width,), unit length
     features: tuple[FloatArray, ...] = ()  # each (channels,rows,columns)
+    assessment: Assessment | None = None
 
 
 @dataclass(frozen=True)
@@ -103,17 +130,31 @@ class ClassNames:
         )
 
 
-def make_record(key: str, outcome: Output | ImageError, classes: ClassNames, *, top: int, embed: bool) -> Record:
+def make_record(
+    key: str,
+    outcome: Output | ImageError,
+    classes: ClassNames,
+    *,
+    top: int,
+    embed: bool,
+    calibration: OutputCalibration | None = None,
+) -> Record:
     """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length.
 
+    calibration: for the probabilities of the classes, and the assessment; None for the softmax, without an assessment.
     An error becomes a record with its code; so do outputs with NaN or infinity, whose code is `non_finite`.
     """
     if isinstance(outcome, ImageError):
         return Record(key, outcome.code, str(outcome))
     if not outcome.is_finite:
         return Record(key, "non_finite", NON_FINITE)
-    best = classes.top_predictions(softmax(outcome.logits[None])[0], top) if top else ()
-    return Record(key, "ok", "", best, l2_normalize(outcome.embedding[None])[0] if embed else None)
+    embedding = l2_normalize(outcome.embedding[None])[0] if embed else None
+    if not top:
+        return Record(key, "ok", embedding=embedding)
+    probabilities = softmax if calibration is None else calibration.probabilities
+    best = classes.top_predictions(probabilities(outcome.logits[None])[0], top)
+    assessment = None if calibration is None else calibration.assessment(outcome, classes)
+    return Record(key, "ok", "", best, embedding, assessment=assessment)
 
 
 def check_top(top: int) -> int:

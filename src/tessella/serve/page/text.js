@@ -26,6 +26,7 @@ export const MESSAGES = {
   unprocessable: "The server understood the request, but cannot carry it out.",
   unknown_model: "The server does not offer this model.",
   missing_dependency: "The server lacks an optional package for this.",
+  other_calibration: "The calibration does not fit the model of the server.",
   changed_run: "The model of the server does not fit the index.",
   busy: "The index is being updated. Try again in a moment.",
   damaged_run: "Files of the index are missing or damaged. The person who runs the server can repair it.",

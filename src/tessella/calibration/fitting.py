@@ -1,0 +1,201 @@
+"""Fit a calibration to the outputs of a model for labeled images that it was not trained on.
+
+Half of the images decide (temperature, APS or RAPS, marginal or per class, detector), and the others give the
+thresholds, so that the promises about later images hold whatever was decided. What is reported is measured on images
+that neither half contains: the data is divided `REPEATS` times at random, and a calibration of the same kind that was
+fitted on four fifths is judged on the last fifth.
+
+Letters for shapes: N images, K classes, D width of the embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..results import FloatArray
+from .arrays import Floats, Ints, images_needed
+from .calibration import UnknownDetection
+from .detectors import KINDS, DetectorKind, auroc, false_positive_rate, fit_detector
+from .prediction_sets import PredictionSets, true_scores
+from .temperature import fit_temperature
+
+MIN_IMAGES = 40  # fewer give thresholds that say nothing
+FITTED_SHARE = 0.5
+PER_CLASS_IMAGES = 50  # per class, among those that give the thresholds, for sets per class to be the default
+PENALTIES = (0.0, 0.001, 0.01, 0.1, 1.0)
+FREE_RANKS = (1, 2, 5, 10)
+MAX_LEFT_OUT = 20  # classes that are left out in turn to compare detectors
+
+
+class Outputs(NamedTuple):
+    """Outputs for N images: logits (N,K) float32, embeddings (N,D) float32 as the model gives them, labels (N,)."""
+
+    logits: FloatArray
+    embeddings: FloatArray
+    labels: Ints
+
+    def take(self, places: Ints | NDArray[np.bool_]) -> Outputs:
+        """Return the outputs of some of the images."""
+        return Outputs(self.logits[places], self.embeddings[places], self.labels[places])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """What a user may choose.
+
+    coverage: share of images whose prediction set has to contain the true class. false_alarms: largest share of images
+    of the classes that may be called unknown. per_class: whether the coverage is promised for every class; None: if all
+    of them have enough images. detector: one of `detectors.KINDS`; None: the best one on this data. seed: decides how
+    the images are divided.
+    """
+
+    coverage: float = 0.9
+    false_alarms: float = 0.05
+    per_class: bool | None = None
+    detector: DetectorKind | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError `bad_argument` for a value out of range."""
+        for name, value in (("coverage", self.coverage), ("false_alarms", self.false_alarms)):
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < 1:
+                raise UsageError("bad_argument", f"{name} is {value!r}, expected a number between 0 and 1")
+        if self.detector not in (None, *KINDS):
+            raise UsageError("bad_argument", f"there is no detector {self.detector!r}", hint=f"use {', '.join(KINDS)}")
+
+
+class DetectorFigures(NamedTuple):
+    """How well a detector tells unknown images from known ones: AUROC, and FPR at 95 % recall of the known ones."""
+
+    kind: DetectorKind
+    auroc: float
+    false_positives: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted calibration without the facts about its model. detectors: the comparison, the best one first."""
+
+    temperature: float
+    sets: PredictionSets
+    unknown: UnknownDetection
+    detectors: tuple[DetectorFigures, ...]
+    fitted: int
+
+
+def fit(outputs: Outputs, settings: CalibrationSettings, unknown: Outputs | None = None) -> Fitted:
+    """Fit temperature, prediction sets and the detection of unknown images.
+
+    unknown: outputs for images that show none of the classes, to choose the detector by; their labels are not used.
+    Without them, each class is treated as unknown in turn. Raises UsageError `bad_argument` for too few images.
+    """
+    if len(outputs.labels) < MIN_IMAGES:
+        raise UsageError(
+            "bad_argument",
+            f"{len(outputs.labels)} labeled images can be used for a calibration, at least {MIN_IMAGES} are needed",
+        )
+    first, second = split(outputs.labels, FITTED_SHARE, np.random.default_rng(settings.seed))
+    deciding, holding = outputs.take(first), outputs.take(second)
+    temperature = fit_temperature(deciding.logits, deciding.labels)
+    sets = _fit_sets(deciding, holding, temperature, settings)
+    figures = compare_detectors(deciding, holding, unknown)
+    kind = settings.detector or figures[0].kind
+    detector = fit_detector(kind, deciding.embeddings, deciding.labels)
+    scores = np.sort(detector.scores(holding.logits, holding.embeddings))
+    return Fitted(
+        temperature, sets, UnknownDetection(detector, scores, settings.false_alarms), figures, len(deciding.labels)
+    )
+
+
+def split(labels_N: Ints, share: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Divide images at random, class by class; return the positions in each part, ascending. share: of the first part."""
+    first = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        places = rng.permutation(np.flatnonzero(labels_N == label))
+        # rounded at random, so that the first part has its share although classes are small
+        first[places[: int(share * len(places) + rng.random())]] = True
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+# --- prediction sets --------------------------------------------------------------------------------------------------
+
+
+def _fit_sets(deciding: Outputs, holding: Outputs, temperature: float, settings: CalibrationSettings) -> PredictionSets:
+    """Choose between APS and RAPS, and between marginal sets and sets per class; take the scores of `holding`."""
+    num_classes = deciding.logits.shape[1]
+    counts_K = np.bincount(holding.labels, minlength=num_classes)
+    per_class = settings.per_class
+    if per_class is None:
+        per_class = bool(counts_K.min() >= max(PER_CLASS_IMAGES, images_needed(settings.coverage)))
+    first, second = split(deciding.labels, FITTED_SHARE, np.random.default_rng(settings.seed))
+    best, smallest = (0.0, 1), np.inf
+    for penalty in PENALTIES:
+        for free_ranks in FREE_RANKS if penalty else FREE_RANKS[:1]:
+            sets = make_sets(deciding.take(first), temperature, settings.coverage, per_class, penalty, free_ranks)
+            probabilities = calibrated(deciding.take(second).logits, temperature)
+            size = float(sets.contains(probabilities).sum(axis=1).mean())
+            if size < smallest * 0.99:  # APS, or the weaker penalty, unless a stronger one clearly makes sets smaller
+                best, smallest = (penalty, free_ranks), size
+    return make_sets(holding, temperature, settings.coverage, per_class, *best)
+
+
+def make_sets(
+    outputs: Outputs, temperature: float, coverage: float, per_class: bool, penalty: float, free_ranks: int
+) -> PredictionSets:
+    """Return the rule for prediction sets whose thresholds are from these outputs."""
+    probabilities = calibrated(outputs.logits, temperature)
+    scores = true_scores(probabilities, outputs.labels, penalty, free_ranks)
+    order = np.argsort(scores, kind="stable")
+    return PredictionSets(
+        coverage=coverage,
+        penalty=penalty,
+        free_ranks=free_ranks,
+        per_class=per_class,
+        scores=scores[order],
+        labels=outputs.labels[order],
+        num_classes=outputs.logits.shape[1],
+    )
+
+
+def calibrated(logits_NK: FloatArray, temperature: float) -> Floats:
+    """Return the probabilities (N,K) of logits as `Calibration.probabilities` computes them, in float64."""
+    from ..results import softmax
+
+    return softmax(logits_NK / np.float32(temperature)).astype(np.float64)
+
+
+# --- unknown images ---------------------------------------------------------------------------------------------------
+
+
+def compare_detectors(deciding: Outputs, holding: Outputs, unknown: Outputs | None) -> tuple[DetectorFigures, ...]:
+    """Return the figures of all detectors, the best one first; fitted on `deciding`, judged on `holding`."""
+    rows = [_judge_detector(kind, deciding, holding, unknown) for kind in KINDS]
+    return tuple(sorted(rows, key=lambda row: -row.auroc))
+
+
+def _judge_detector(
+    kind: DetectorKind, deciding: Outputs, holding: Outputs, unknown: Outputs | None
+) -> DetectorFigures:
+    if unknown is not None:
+        detector = fit_detector(kind, deciding.embeddings, deciding.labels)
+        known_N = detector.scores(holding.logits, holding.embeddings)
+        unknown_M = detector.scores(unknown.logits, unknown.embeddings)
+        return DetectorFigures(kind, auroc(known_N, unknown_M), false_positive_rate(known_N, unknown_M))
+    pairs = []
+    present = np.intersect1d(np.unique(deciding.labels), np.unique(holding.labels))
+    for label in present[np.unique(np.linspace(0, len(present) - 1, MAX_LEFT_OUT).astype(int))].tolist():
+        kept = deciding.take(deciding.labels != label)
+        if not len(kept.labels):
+            continue
+        detector = fit_detector(kind, kept.embeddings, kept.labels)
+        scores_N = detector.scores(np.delete(holding.logits, label, axis=1), holding.embeddings)
+        is_known_N = holding.labels != label
+        known_N, unknown_M = scores_N[is_known_N], scores_N[~is_known_N]
+        pairs.append((auroc(known_N, unknown_M), false_positive_rate(known_N, unknown_M)))
+    mean_auroc, mean_false_positives = np.mean(pairs, axis=0) if pairs else (0.5, 0.95)
+    return DetectorFigures(kind, float(mean_auroc), float(mean_false_positives))
