@@ -57,6 +57,7 @@ def _prediction_dict(prediction: Prediction) -> dict[str, object]:
 def _assessment_dict(assessment: Assessment) -> dict[str, object]:
     return dict(
         prediction_set=[_prediction_dict(prediction) for prediction in assessment.prediction_set],
+        set_size=assessment.set_size,
         unknown=assessment.unknown,
         familiarity=assessment.familiarity,
     )

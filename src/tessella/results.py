@@ -16,6 +16,7 @@ from .errors import ImageError, UsageError
 from .text import html_table
 
 FloatArray = NDArray[np.float32]
+MAX_LISTED = 100  # classes of a prediction set: a longer list would say nothing, and take more time than the model
 NON_FINITE = "the output of the model for this image contains NaN or infinity"
 
 
@@ -68,13 +69,20 @@ class Assessment:
     """What a calibrated model says about its own answer for one image.
 
     prediction_set: the classes that contain the true one with the stated coverage, most probable first, with their
-    calibrated probabilities. unknown: whether the image probably shows none of the classes. familiarity: the share of
-    calibration images that look at least as unfamiliar to the model, from 0 (unlike all) to 1.
+    calibrated probabilities; of a larger set, the MAX_LISTED most probable ones. unknown: whether the image probably
+    shows none of the classes. familiarity: the share of calibration images that look at least as unfamiliar to the
+    model, from 0 (unlike all) to 1. unlisted: the number of classes of the set that are not listed.
     """
 
     prediction_set: tuple[Prediction, ...]
     unknown: bool
     familiarity: float
+    unlisted: int = 0
+
+    @property
+    def set_size(self) -> int:
+        """The number of classes in the set."""
+        return len(self.prediction_set) + self.unlisted
 
 
 class OutputCalibration(Protocol):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..results import Assessment, ClassNames, FloatArray, Output, softmax
+from ..results import MAX_LISTED, Assessment, ClassNames, FloatArray, Output, softmax
 from .arrays import Floats, conformal_quantile
 from .detectors import Detector
 from .prediction_sets import PredictionSets
@@ -112,11 +112,11 @@ class Calibration:
     def assessment(self, output: Output, classes: ClassNames) -> Assessment:
         """Return what is said about one image; the prediction set begins with the most probable class."""
         assessed = self.assess(output.logits[None], output.embedding[None])
-        # with a threshold per class, these are not necessarily the most probable ones
-        count = len(classes.labels) if self.sets.per_class else int(assessed.sets.sum())
-        ranked = classes.top_predictions(self.probabilities(output.logits[None])[0], count)
-        members = tuple(prediction for prediction in ranked if assessed.sets[0, prediction.index])
-        return Assessment(members, bool(assessed.unknown[0]), float(assessed.familiarity[0]))
+        size = int(assessed.sets.sum())
+        # with a threshold per class, the classes of the set are not necessarily the most probable ones
+        members_K = np.where(assessed.sets[0], self.probabilities(output.logits[None])[0], np.float32(-1))
+        listed = classes.top_predictions(members_K, min(size, MAX_LISTED))
+        return Assessment(listed, bool(assessed.unknown[0]), float(assessed.familiarity[0]), size - len(listed))
 
     def check_model(self, fingerprint: str, model: str) -> None:
         """Raise UsageError `other_calibration` unless this calibration is of the model with this fingerprint."""

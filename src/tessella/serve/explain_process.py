@@ -48,9 +48,9 @@ class ExplainOrder:
     """One image to explain.
 
     source: of the model, as `tessella.load` takes it; fingerprint: that its float32 weights must have. device, policy,
-    transform: settings of the server. pixels: (H,W,3) uint8 as the model sees them; picture: the same part of the image
-    with more pixels, for the overlay. wanted, versus: classes by index or name; None for the most probable one and for
-    none.
+    transform: settings of the server. temperature: by which logits are divided before the softmax, 1 for a model that
+    is not calibrated. pixels: (H,W,3) uint8 as the model sees them; picture: the same part of the image with more
+    pixels, for the overlay. wanted, versus: classes by index or name; None for the most probable one and for none.
     """
 
     source: str
@@ -58,6 +58,7 @@ class ExplainOrder:
     device: str
     policy: Policy
     transform: Mode
+    temperature: float
     pixels: Pixels
     picture: Pixels
     wanted: int | str | None

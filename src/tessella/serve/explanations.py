@@ -215,6 +215,7 @@ class Explanations:
             device=settings.device,
             policy=settings.policy,
             transform=settings.transform,
+            temperature=1.0 if model.calibration is None else model.calibration.temperature,
             pixels=image.seen.pixels,
             picture=image.picture.pixels,
             wanted=options.wanted,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..bulk.run_folder import model_of
+from ..calibration.calibration import Calibration
 from ..data.spec import InputSpec
 from ..engine import Plan
 from ..engine.exported import is_exported
@@ -48,7 +49,7 @@ class ServedModel:
     """Facts of a model that was opened; they stay valid when it is unloaded.
 
     source: as `tessella.load` takes it. explained: the fingerprint of the same weights in float32, as explanations use
-    them; "" for an exported model, which has no module that could be explained.
+    them; "" for an exported model, which has no module that could be explained. calibration: None for plain softmax.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ServedModel:
     plan: Plan
     explained: str
     classes: ClassNames = field(repr=False)
+    calibration: Calibration | None = field(repr=False)
 
     @classmethod
     def of(cls, name: str, source: str, predictor: Predictor) -> ServedModel:
@@ -76,11 +78,12 @@ class ServedModel:
             predictor.plan,
             _float32_fingerprint(predictor),
             ClassNames(predictor.labels, predictor.synsets),
+            predictor.calibration,
         )
 
     def record(self, key: str, outcome: Output | ImageError, *, top: int, embed: bool) -> Record:
-        """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length."""
-        return make_record(key, outcome, self.classes, top=top, embed=embed)
+        """Return the record of one image: its `top` classes, assessed if there is a calibration, and its embedding."""
+        return make_record(key, outcome, self.classes, top=top, embed=embed, calibration=self.calibration)
 
 
 @dataclass(frozen=True)
@@ -306,6 +309,7 @@ def open_predictor(source: str, settings: ServeSettings) -> Predictor:
         batch_size=settings.batch_size,
         transform=settings.transform,
         policy=settings.policy,
+        calibration="auto" if settings.calibrated else None,
     )
 
 

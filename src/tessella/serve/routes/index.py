@@ -41,7 +41,7 @@ from ..search import (
     rows_page,
     search,
 )
-from ..selection import Selection
+from ..selection import Selection, unknown_of
 from ..strict_json import parse_json
 from ..thumbnails import SIZES, ByteCache, make_thumbnail, thumbnail_spec
 from . import index_schemas as schemas
@@ -73,6 +73,7 @@ async def index(request: Request) -> Response:
             "map": found and {"method": found.method, "explained": list(found.explained)},
             "threshold": opened.threshold,
             "labels": labels,
+            "unknown": None if (unknown_N := unknown_of(columns)) is None else int(unknown_N.sum()),
             "width_range": _range(columns.widths),
             "height_range": _range(columns.heights),
             "heads": list_heads(opened.index.out),
@@ -380,7 +381,7 @@ async def export(request: Request) -> Response:
 
     async def parts() -> AsyncIterator[bytes]:
         if body.format == "csv":
-            yield csv_header()
+            yield csv_header(opened)
         yield first
         for start in range(EXPORT_STEP, len(found), EXPORT_STEP):
             yield await part(start)
