@@ -441,7 +441,7 @@ def _choose_calibration(predictor: Predictor, wanted: str | Path | Calibration |
         return Found(read_calibration(wanted), f"requested: {wanted}")
     if not predictor.num_classes:
         return Found(None, "the model has no classifier")
-    return find_calibration(predictor.fingerprint, predictor.name, weights)
+    return find_calibration(lambda: predictor.fingerprint, predictor.name, weights)
 
 
 def check_indices(indices: int | Sequence[int]) -> int | list[int]:

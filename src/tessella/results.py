@@ -92,8 +92,8 @@ class OutputCalibration(Protocol):
         """Return the calibrated probabilities (N,classes) of logits (N,classes)."""
         ...
 
-    def assessment(self, output: Output, classes: ClassNames, /) -> Assessment:
-        """Return what is said about one image."""
+    def assessment(self, output: Output, probabilities_K: FloatArray, classes: ClassNames, /) -> Assessment:
+        """Return what is said about one image; probabilities_K: those of its logits (classes,)."""
         ...
 
 
@@ -131,11 +131,14 @@ class ClassNames:
         candidates = np.arange(len(negated))
         if 0 < top < len(negated):  # sort only what may be among the best: of equal values, all; NaN comes last
             candidates = np.flatnonzero(~(negated > np.partition(negated, top - 1)[top - 1]))
-        best = candidates[np.argsort(negated[candidates], kind="stable")][:top]
-        return tuple(
-            Prediction(int(i), self.labels[i], float(probabilities[i]), self.synsets[i] if self.synsets else "")
-            for i in best
-        )
+        return self.predictions(probabilities, candidates[np.argsort(negated[candidates], kind="stable")][:top])
+
+    def predictions(self, probabilities: FloatArray, indices: NDArray[np.int64]) -> tuple[Prediction, ...]:
+        """Return the classes with these indices (M,), in this order; probabilities: (classes,) float32."""
+        pairs = zip(indices.tolist(), probabilities[indices].tolist(), strict=True)
+        if not self.synsets:
+            return tuple(Prediction(index, self.labels[index], value) for index, value in pairs)
+        return tuple(Prediction(index, self.labels[index], value, self.synsets[index]) for index, value in pairs)
 
 
 def make_record(
@@ -159,9 +162,9 @@ def make_record(
     embedding = l2_normalize(outcome.embedding[None])[0] if embed else None
     if not top:
         return Record(key, "ok", embedding=embedding)
-    probabilities = softmax if calibration is None else calibration.probabilities
-    best = classes.top_predictions(probabilities(outcome.logits[None])[0], top)
-    assessment = None if calibration is None else calibration.assessment(outcome, classes)
+    probabilities_K = (softmax if calibration is None else calibration.probabilities)(outcome.logits[None])[0]
+    best = classes.top_predictions(probabilities_K, top)
+    assessment = None if calibration is None else calibration.assessment(outcome, probabilities_K, classes)
     return Record(key, "ok", "", best, embedding, assessment=assessment)
 
 

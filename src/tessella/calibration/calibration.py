@@ -1,4 +1,4 @@
-"""A calibration: from the logits and embedding of an image to probabilities, a prediction set, and whether it is unknown.
+"""A calibration: from logits and embedding of an image to probabilities, a prediction set, and whether it is unknown.
 
 It belongs to one model with one set of settings, which its fingerprint names, and is refused for any other.
 
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..results import MAX_LISTED, Assessment, ClassNames, FloatArray, Output, softmax
+from ..results import MAX_LISTED, Assessment, ClassNames, FloatArray, Output
 from .arrays import Floats, conformal_quantile
 from .detectors import Detector
 from .prediction_sets import PredictionSets
+from .temperature import scaled_probabilities
 
 
 class CalibrationData(NamedTuple):
@@ -98,25 +99,30 @@ class Calibration:
 
     def probabilities(self, logits_NK: FloatArray) -> FloatArray:
         """Return the calibrated probabilities (N,K) float32 of logits."""
-        return softmax(logits_NK / np.float32(self.temperature))
+        return scaled_probabilities(logits_NK, self.temperature)
 
     def assess(self, logits_NK: FloatArray, embeddings_ND: FloatArray) -> Assessed:
         """Return prediction sets and what is unknown; embeddings are as the model gives them, not normalized."""
         scores_N = self.unknown.detector.scores(logits_NK, embeddings_ND)
         return Assessed(
-            sets=self.sets.contains(self.probabilities(logits_NK).astype(np.float64)),
+            sets=self.sets.contains(self.probabilities(logits_NK)),
             unknown=self.unknown.is_unknown(scores_N),
             familiarity=self.unknown.familiarity(scores_N),
         )
 
-    def assessment(self, output: Output, classes: ClassNames) -> Assessment:
-        """Return what is said about one image; the prediction set begins with the most probable class."""
-        assessed = self.assess(output.logits[None], output.embedding[None])
-        size = int(assessed.sets.sum())
-        # with a threshold per class, the classes of the set are not necessarily the most probable ones
-        members_K = np.where(assessed.sets[0], self.probabilities(output.logits[None])[0], np.float32(-1))
-        listed = classes.top_predictions(members_K, min(size, MAX_LISTED))
-        return Assessment(listed, bool(assessed.unknown[0]), float(assessed.familiarity[0]), size - len(listed))
+    def assessment(self, output: Output, probabilities_K: FloatArray, classes: ClassNames) -> Assessment:
+        """Return what `assess` says about one image, in a fraction of the time.
+
+        probabilities_K: those of `probabilities` for its logits (K,).
+        """
+        scores_1 = self.unknown.detector.scores(output.logits[None], output.embedding[None])
+        members_M = self.sets.members(probabilities_K)
+        return Assessment(
+            prediction_set=classes.predictions(probabilities_K, members_M[:MAX_LISTED]),
+            unknown=bool(self.unknown.is_unknown(scores_1)[0]),
+            familiarity=float(self.unknown.familiarity(scores_1)[0]),
+            unlisted=max(0, len(members_M) - MAX_LISTED),
+        )
 
     def check_model(self, fingerprint: str, model: str) -> None:
         """Raise UsageError `other_calibration` unless this calibration is of the model with this fingerprint."""

@@ -113,7 +113,8 @@ class MahalanobisDetector:
 
     def __init__(self, means: FloatArray, whitening: FloatArray) -> None:
         self.means, self.whitening = means, whitening
-        self._whitened = means @ whitening
+        self._means_KD = (means @ whitening).astype(np.float64)
+        self._squares_K = (self._means_KD**2).sum(1)
 
     @classmethod
     def fit(cls, embeddings_ND: FloatArray, labels_N: Ints) -> MahalanobisDetector:
@@ -139,9 +140,8 @@ class MahalanobisDetector:
     def scores(self, logits_NK: FloatArray, embeddings_ND: FloatArray) -> Floats:
         """Return one number per image (N,)."""
         whitened_ND = (embeddings_ND @ self.whitening).astype(np.float64)
-        means_KD = self._whitened.astype(np.float64)
-        squares_NK = (whitened_ND**2).sum(1)[:, None] - 2 * whitened_ND @ means_KD.T + (means_KD**2).sum(1)
-        return np.asarray(squares_NK.min(axis=1))
+        nearest_N = (self._squares_K - 2 * whitened_ND @ self._means_KD.T).min(axis=1)
+        return np.asarray((whitened_ND**2).sum(1) + nearest_N)
 
 
 def fit_detector(kind: DetectorKind, embeddings_ND: FloatArray, labels_N: Ints) -> Detector:

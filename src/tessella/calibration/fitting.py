@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_fields
 from ..errors import UsageError
 from ..results import FloatArray
-from .arrays import Floats, Ints, images_needed
+from .arrays import Ints, images_needed
 from .calibration import UnknownDetection
 from .detectors import KINDS, DetectorKind, auroc, false_positive_rate, fit_detector
 from .prediction_sets import PredictionSets, true_scores
-from .temperature import fit_temperature
+from .temperature import fit_temperature, scaled_probabilities
 
 MIN_IMAGES = 40  # fewer give thresholds that say nothing
 FITTED_SHARE = 0.5
@@ -62,11 +63,12 @@ class CalibrationSettings:
 
     def __post_init__(self) -> None:
         """Raise UsageError `bad_argument` for a value out of range."""
+        check_fields(self)
         for name, value in (("coverage", self.coverage), ("false_alarms", self.false_alarms)):
-            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < 1:
+            if not 0 < value < 1:
                 raise UsageError("bad_argument", f"{name} is {value!r}, expected a number between 0 and 1")
-        if self.detector not in (None, *KINDS):
-            raise UsageError("bad_argument", f"there is no detector {self.detector!r}", hint=f"use {', '.join(KINDS)}")
+        if self.seed < 0:
+            raise UsageError("bad_argument", f"seed is {self.seed}, expected 0 or more")
 
 
 class DetectorFigures(NamedTuple):
@@ -99,7 +101,7 @@ def fit(outputs: Outputs, settings: CalibrationSettings, unknown: Outputs | None
             "bad_argument",
             f"{len(outputs.labels)} labeled images can be used for a calibration, at least {MIN_IMAGES} are needed",
         )
-    first, second = split(outputs.labels, FITTED_SHARE, np.random.default_rng(settings.seed))
+    first, second = split(len(outputs.labels), FITTED_SHARE, np.random.default_rng(settings.seed))
     deciding, holding = outputs.take(first), outputs.take(second)
     temperature = fit_temperature(deciding.logits, deciding.labels)
     sets = _fit_sets(deciding, holding, temperature, settings)
@@ -112,14 +114,14 @@ def fit(outputs: Outputs, settings: CalibrationSettings, unknown: Outputs | None
     )
 
 
-def split(labels_N: Ints, share: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Divide images at random, class by class; return the positions in each part, ascending. share: of the first part."""
-    first = np.zeros(len(labels_N), bool)
-    for label in np.unique(labels_N):
-        places = rng.permutation(np.flatnonzero(labels_N == label))
-        # rounded at random, so that the first part has its share although classes are small
-        first[places[: int(share * len(places) + rng.random())]] = True
-    return np.flatnonzero(first), np.flatnonzero(~first)
+def split(count: int, share: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Divide N images at random; return the positions in each part, ascending. share: of the first part.
+
+    Classes are not balanced, so that both parts and later images remain exchangeable.
+    """
+    order_N = rng.permutation(count)
+    place = round(share * count)
+    return np.sort(order_N[:place]), np.sort(order_N[place:])
 
 
 # --- prediction sets --------------------------------------------------------------------------------------------------
@@ -132,12 +134,12 @@ def _fit_sets(deciding: Outputs, holding: Outputs, temperature: float, settings:
     per_class = settings.per_class
     if per_class is None:
         per_class = bool(counts_K.min() >= max(PER_CLASS_IMAGES, images_needed(settings.coverage)))
-    first, second = split(deciding.labels, FITTED_SHARE, np.random.default_rng(settings.seed))
+    first, second = split(len(deciding.labels), FITTED_SHARE, np.random.default_rng(settings.seed))
     best, smallest = (0.0, 1), np.inf
     for penalty in PENALTIES:
         for free_ranks in FREE_RANKS if penalty else FREE_RANKS[:1]:
             sets = make_sets(deciding.take(first), temperature, settings.coverage, per_class, penalty, free_ranks)
-            probabilities = calibrated(deciding.take(second).logits, temperature)
+            probabilities = scaled_probabilities(deciding.logits[second], temperature)
             size = float(sets.contains(probabilities).sum(axis=1).mean())
             if size < smallest * 0.99:  # APS, or the weaker penalty, unless a stronger one clearly makes sets smaller
                 best, smallest = (penalty, free_ranks), size
@@ -148,7 +150,7 @@ def make_sets(
     outputs: Outputs, temperature: float, coverage: float, per_class: bool, penalty: float, free_ranks: int
 ) -> PredictionSets:
     """Return the rule for prediction sets whose thresholds are from these outputs."""
-    probabilities = calibrated(outputs.logits, temperature)
+    probabilities = scaled_probabilities(outputs.logits, temperature)
     scores = true_scores(probabilities, outputs.labels, penalty, free_ranks)
     order = np.argsort(scores, kind="stable")
     return PredictionSets(
@@ -160,13 +162,6 @@ def make_sets(
         labels=outputs.labels[order],
         num_classes=outputs.logits.shape[1],
     )
-
-
-def calibrated(logits_NK: FloatArray, temperature: float) -> Floats:
-    """Return the probabilities (N,K) of logits as `Calibration.probabilities` computes them, in float64."""
-    from ..results import softmax
-
-    return softmax(logits_NK / np.float32(temperature)).astype(np.float64)
 
 
 # --- unknown images ---------------------------------------------------------------------------------------------------

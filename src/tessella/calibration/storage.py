@@ -7,18 +7,22 @@ CACHE/calibrations/FINGERPRINT.safetensors   for models whose weights are in the
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import as_path
 from ..errors import OutputError, UsageError, WeightsError
 from ..fingerprint import arrays_hash
 from ..results import FloatArray, is_finite
-from ..storage import json_hash, make_folders, read_regular, write_atomic
+from ..storage import make_folders, read_regular, write_atomic
+from .arrays import Floats
 from .calibration import Calibration, CalibrationData, UnknownDetection
 from .detectors import KINDS, read_detector
 from .prediction_sets import PredictionSets
@@ -26,8 +30,8 @@ from .prediction_sets import PredictionSets
 FILE = "calibration.safetensors"
 FORMAT = 1
 MAX_BYTES = 1 << 30  # of a file
-KEY = "calibration"  # of the facts, in the metadata
-SEAL = "sha256"
+KEY = "calibration"  # in the metadata, of the facts: the SHA-256 of their text, and the text, which is JSON
+SEAL_LENGTH = 64
 _HALF = ("detector.stored",)  # arrays that are stored in half precision
 
 
@@ -37,18 +41,28 @@ def write_calibration(path: str | Path, calibration: Calibration) -> Path:
     Raises OutputError `output_failed`.
     """
     path = as_path("the calibration", path)
-    arrays = _arrays_of(calibration)
-    facts = _facts_of(calibration) | {"format": FORMAT, "arrays": arrays_hash(dict(sorted(arrays.items())))}
-    from safetensors.numpy import save
-
-    metadata = {KEY: json.dumps({**facts, SEAL: json_hash(facts)}, sort_keys=True, allow_nan=False)}
     try:
         make_folders(path.parent)
-        write_atomic(path, save(arrays, metadata))
+        write_atomic(path, calibration_bytes(calibration))
     except OSError as error:
         message = f"{str(path)!r} could not be written: {error.strerror or error}"
         raise OutputError("output_failed", message) from None
     return path
+
+
+def calibration_bytes(calibration: Calibration) -> bytes:
+    """Return the contents of the file of a calibration."""
+    from safetensors.numpy import save
+
+    arrays = _arrays_of(calibration)
+    facts = _facts_of(calibration) | {"format": FORMAT, "arrays": _arrays_hash(arrays)}
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    return save(arrays, {KEY: f"{_hash(text)}{text}"})  # one key: the order of several is random
+
+
+def calibration_hash(calibration: Calibration) -> str:
+    """Return 16 hex digits that depend on everything in a calibration."""
+    return hashlib.sha256(calibration_bytes(calibration)).hexdigest()[:16]
 
 
 def read_calibration(path: str | Path) -> Calibration:
@@ -81,8 +95,8 @@ def _facts_of(calibration: Calibration) -> dict[str, object]:
     )
 
 
-def _arrays_of(calibration: Calibration) -> dict[str, np.ndarray[Any, Any]]:
-    arrays: dict[str, np.ndarray[Any, Any]] = {
+def _arrays_of(calibration: Calibration) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
         "sets.scores": calibration.sets.scores,
         "sets.labels": calibration.sets.labels.astype(np.int32),
         "unknown.scores": calibration.unknown.scores,
@@ -94,6 +108,14 @@ def _arrays_of(calibration: Calibration) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
+def _arrays_hash(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    return arrays_hash(dict(sorted(arrays.items())))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _parse(data: bytes) -> Calibration:
     """Return the calibration in the bytes of a file; ValueError, KeyError or TypeError if it is damaged."""
     from safetensors import SafetensorError
@@ -103,13 +125,21 @@ def _parse(data: bytes) -> Calibration:
         arrays = load(data)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    length = int.from_bytes(data[:8], "little")
-    facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
-    if facts.pop(SEAL) != json_hash(facts) or facts.pop("format") != FORMAT:
-        raise ValueError("damaged, or of another version")
-    if facts.pop("arrays") != arrays_hash(dict(sorted(arrays.items()))) or not all(map(is_finite, arrays.values())):
-        raise ValueError("damaged arrays")
-    kind = facts["unknown"].pop("kind")
+    sealed = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][KEY]
+    text = sealed[SEAL_LENGTH:]
+    if sealed[:SEAL_LENGTH] != _hash(text):
+        raise ValueError("the facts do not match their hash")
+    facts = json.loads(text)
+    if facts.pop("format") != FORMAT:
+        raise ValueError("another format")
+    if facts.pop("arrays") != _arrays_hash(arrays) or not all(map(is_finite, arrays.values())):
+        raise ValueError("the arrays do not match their hash, or are not finite")
+    return _calibration_of(facts, arrays)
+
+
+def _calibration_of(facts: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Calibration:
+    """Put a calibration together; ValueError, KeyError or TypeError for facts that do not fit."""
+    kind, false_alarms = facts["unknown"]["kind"], facts["unknown"]["false_alarms"]
     if kind not in KINDS:
         raise ValueError(f"unknown detector {kind!r}")
     stored: dict[str, FloatArray] = {
@@ -117,15 +147,23 @@ def _parse(data: bytes) -> Calibration:
         for name, array in arrays.items()
         if name.startswith("detector.")
     }
-    labels = tuple(facts.pop("labels"))
+    labels = tuple(facts["labels"])
     sets = PredictionSets(
-        **facts.pop("sets"),
-        scores=arrays["sets.scores"],
+        **facts["sets"],
+        scores=_ascending(arrays["sets.scores"]),
         labels=arrays["sets.labels"].astype(np.int64),
         num_classes=len(labels),
     )
-    unknown = UnknownDetection(read_detector(kind, stored), arrays["unknown.scores"], **facts.pop("unknown"))
-    data_facts = CalibrationData(**facts.pop("data"))
-    calibration = Calibration(**facts, labels=labels, sets=sets, unknown=unknown, data=data_facts)
-    assert {*facts} | {"labels", "sets", "unknown", "data"} == {field.name for field in dataclasses.fields(Calibration)}
-    return calibration
+    if sets.labels.shape != sets.scores.shape or not 0 <= sets.labels.min() <= sets.labels.max() < len(labels):
+        raise ValueError("the scores and the labels do not fit")
+    if not 0 < facts["temperature"] < math.inf:
+        raise ValueError("the temperature is not a positive number")
+    unknown = UnknownDetection(read_detector(kind, stored), _ascending(arrays["unknown.scores"]), false_alarms)
+    parts = dict(labels=labels, sets=sets, unknown=unknown, data=CalibrationData(**facts["data"]))
+    return Calibration(**facts | parts)
+
+
+def _ascending(scores_N: NDArray[Any]) -> Floats:
+    if scores_N.ndim != 1 or not len(scores_N) or (scores_N[1:] < scores_N[:-1]).any():
+        raise ValueError("the scores are not in order")
+    return scores_N.astype(np.float64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..results import FloatArray
+from ..results import FloatArray, softmax
 from .arrays import Floats, Ints
 
 LOWEST, HIGHEST = 1e-3, 1e3  # bounds of the temperature
@@ -37,6 +37,11 @@ def fit_temperature(logits_NK: FloatArray, labels_N: Ints) -> float:
             break
         point = following
     return float(np.exp(-point))
+
+
+def scaled_probabilities(logits_NK: FloatArray, temperature: float) -> FloatArray:
+    """Return the softmax (N,K) float32 of logits that are divided by the temperature."""
+    return softmax(logits_NK / np.float32(temperature))
 
 
 def _derivatives(logits_NK: Floats, true_N: Floats, scale: float) -> tuple[float, float]:

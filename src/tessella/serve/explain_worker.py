@@ -7,15 +7,14 @@ import dataclasses
 import time
 import traceback
 
-import numpy as np
-
+from ..calibration.temperature import scaled_probabilities
 from ..data.decode import encode_png
 from ..errors import TessellaError, UsageError
 from ..explain import Explanation, Subject, explain
 from ..explain.colors import overlay
 from ..explain.methods import methods_for
 from ..predictor import load
-from ..results import FloatArray, Prediction, softmax
+from ..results import FloatArray, Prediction
 from .explain_process import (
     MAX_TEXT,
     ClassScore,
@@ -115,7 +114,7 @@ def check_options(subject: Subject, order: ExplainOrder) -> None:
 def probabilities_of(subject: Subject, order: ExplainOrder) -> FloatArray:
     """Return the probabilities of all classes (K,) for the image of an order, as `/v1/classify` gives them."""
     logits = subject.logits(subject.normalized(order.pixels))
-    return softmax(logits / np.float32(order.temperature))[0]
+    return scaled_probabilities(logits, order.temperature)[0]
 
 
 def describe(explanation: Explanation, order: ExplainOrder, probabilities_K: FloatArray) -> ExplainedImage:
