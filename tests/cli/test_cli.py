@@ -110,7 +110,7 @@ SURFACE = {
         *("--transform", "--policy", "--device", "--precision", "--engine", "--batch-size", "--deadline"),
         *("--max-delay", "--queue-images", "--max-images", "--max-body", "--body-timeout", "--processes"),
         *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory", "--prove"),
-        *("--no-explain", "--explain-deadline"),
+        *("--no-explain", "--explain-deadline", "--no-calibration"),
     ],
     "list": ["[PATTERN...]", "--pretrained", "--json"],
     "info": ["[MODEL]", "--json"],

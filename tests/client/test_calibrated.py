@@ -27,7 +27,7 @@ from .fake_server import MODEL, FakeServer, Reply, Request, json_reply, results
 
 PHOTOS = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.jpg"))
 KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
-FACTS = dict(coverage=0.9, per_class=True, false_alarms=0.05, temperature=1.5)
+FACTS: dict[str, Any] = dict(coverage=0.9, per_class=True, false_alarms=0.05, temperature=1.5)
 SET = [dict(index=3, label="cat", probability=0.5), dict(index=5, label="dog", probability=0.25, synset="n02084071")]
 ASSESSMENT = dict(prediction_set=SET, set_size=2, unknown=False, familiarity=0.25)
 READ = Assessment((Prediction(3, "cat", 0.5), Prediction(5, "dog", 0.25, "n02084071")), False, 0.25)

@@ -198,8 +198,9 @@ def _columns(table: ArrowTable, title: str, model: str) -> dict[str, object]:
             counts[label] = counts.get(label, 0) + 1
     names = sorted(counts, key=lambda label: (-counts[label], label))
     place = {name: i for i, name in enumerate(names)}
-    assessed = {name: table[name].to_pylist() for name in ("unknown", "set_size") if name in table.column_names}
-    return assessed | {
+    assessed = [name for name in ("unknown", "set_size") if name in table.column_names]
+    assessed = [name for name in assessed if table[name].null_count < len(table)]  # the run was made with a calibration
+    return {name: table[name].to_pylist() for name in assessed} | {
         "title": title,
         "model": model,
         "labels": [{"label": name, "count": counts[name]} for name in names],
