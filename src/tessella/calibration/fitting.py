@@ -32,7 +32,7 @@ MAX_LEFT_OUT = 20  # classes that are left out in turn to compare detectors
 
 
 class LabeledOutputs(NamedTuple):
-    """Outputs for N labeled images: logits (N,K) float32, embeddings (N,D) float32 as the model gives them, labels (N,)."""
+    """Outputs for N images: logits (N,K) and embeddings (N,D) float32 as the model gives them, and labels (N,)."""
 
     logits: FloatArray
     embeddings: FloatArray
