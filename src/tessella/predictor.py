@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .weights.network import Network
 
 MAX_BLOCKS = 10_000  # of a model
+REQUESTED = "requested"  # begins the reason of a calibration that was given rather than found
 
 Key = TypeVar("Key")
 
@@ -141,7 +142,7 @@ class Predictor:
         )
         yield Choice("labels", f"{len(self.labels)} classes", labels_reason)
 
-    def with_calibration(self, calibration: Calibration | None, reason: str = "requested") -> Predictor:
+    def with_calibration(self, calibration: Calibration | None, reason: str = REQUESTED) -> Predictor:
         """Return this Predictor with calibrated probabilities, prediction sets and the detection of unknown images.
 
         calibration: None for the plain softmax and no assessment. reason: of this choice, for the plan. The model is
@@ -152,8 +153,7 @@ class Predictor:
         changed = copy.copy(self)
         changed.calibration = calibration
         value = "none" if calibration is None else f"temperature {calibration.temperature:.3g}"
-        kept = (choice for choice in self.plan.choices if choice.what != "calibration")
-        changed.plan = dataclasses.replace(self.plan, choices=(*kept, Choice("calibration", value, reason)))
+        changed.plan = self.plan.with_choice(Choice("calibration", value, reason))
         return changed
 
     @property
@@ -206,7 +206,7 @@ class Predictor:
         probabilities, embeddings = [], []
         single, items = list_images(images)
         for logits, vectors in self._batch_outputs(items, single):
-            probabilities.append(self._probabilities(logits))
+            probabilities.append(self.probabilities(logits))
             embeddings.append(l2_normalize(vectors))
         return Scores(_concatenate(probabilities, self.num_classes), _concatenate(embeddings, self.width))
 
@@ -236,7 +236,7 @@ class Predictor:
         predictions = [
             list(self._classes.top_predictions(row, top))
             for logits, _ in self._batch_outputs(items, single)
-            for row in self._probabilities(logits)
+            for row in self.probabilities(logits)
         ]
         return predictions[0] if single else predictions
 
@@ -334,11 +334,11 @@ class Predictor:
         """Return the Record of one image's output or error, as `records` yields it."""
         return make_record(key, outcome, self._classes, top=top, embed=embed, calibration=self.calibration)
 
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _probabilities(self, logits: FloatArray) -> FloatArray:
-        """Return the probabilities (N,classes) of logits, calibrated if there is a calibration."""
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Return the probabilities (N,classes) float32 of logits (N,classes), calibrated if the model is."""
         return softmax(logits) if self.calibration is None else self.calibration.probabilities(logits)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
 
     def _decode_strict(self, images: Iterable[object], single: bool) -> Iterator[tuple[int, Pixels]]:
         """Yield (position, pixels (H,W,3)) of all images; ImageError for the first that cannot be read."""
@@ -436,9 +436,9 @@ def load(
 def _choose_calibration(predictor: Predictor, wanted: str | Path | Calibration | None, weights: Path | None) -> Found:
     """Return the calibration for the argument of `load`, with the reason."""
     if wanted is None or isinstance(wanted, Calibration):
-        return Found(wanted, "requested")
+        return Found(wanted, REQUESTED)
     if wanted != "auto":
-        return Found(read_calibration(wanted), f"requested: {wanted}")
+        return Found(read_calibration(wanted), f"{REQUESTED}: {wanted}")
     if not predictor.num_classes:
         return Found(None, "the model has no classifier")
     return find_calibration(lambda: predictor.fingerprint, predictor.name, weights)

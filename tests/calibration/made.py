@@ -1,18 +1,18 @@
-"""Outputs of a made-up model, whose probabilities are too confident by a known factor."""
+"""LabeledOutputs of a made-up model, whose probabilities are too confident by a known factor."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from tessella.calibration.calibration import Calibration, CalibrationData
-from tessella.calibration.fitting import CalibrationSettings, Fitted, Outputs, fit
+from tessella.calibration.fitting import CalibrationSettings, Fitted, LabeledOutputs, fit
 from tessella.results import ClassNames, softmax
 
 WIDTH = 6
 CONFIDENCE = 2.0  # the logits are this many times those of the true probabilities
 
 
-def made_outputs(count: int, classes: int = 5, seed: int = 0, spread: float = 2.0) -> Outputs:
+def made_outputs(count: int, classes: int = 5, seed: int = 0, spread: float = 2.0) -> LabeledOutputs:
     """Return outputs whose labels are drawn from the softmax of the logits divided by CONFIDENCE.
 
     The embedding of an image is near the mean of its class. spread: of the true logits; more gives a better model.
@@ -23,15 +23,15 @@ def made_outputs(count: int, classes: int = 5, seed: int = 0, spread: float = 2.
     means = np.random.default_rng(99).normal(0, 3, (classes, WIDTH))
     embeddings = means[labels] + rng.normal(0, 1, (count, WIDTH))
     logits = (CONFIDENCE * true_NK).astype(np.float32)
-    return Outputs(logits, embeddings.astype(np.float32), labels.astype(np.int64))
+    return LabeledOutputs(logits, embeddings.astype(np.float32), labels.astype(np.int64))
 
 
-def made_unknown(count: int, classes: int = 5, seed: int = 1) -> Outputs:
+def made_unknown(count: int, classes: int = 5, seed: int = 1) -> LabeledOutputs:
     """Return outputs with low logits, and embeddings far from all classes."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-4, 0.3, (count, classes)).astype(np.float32)
     embeddings = rng.normal(20, 1, (count, WIDTH)).astype(np.float32)
-    return Outputs(logits, embeddings, np.zeros(count, np.int64))
+    return LabeledOutputs(logits, embeddings, np.zeros(count, np.int64))
 
 
 def names_of(classes: int) -> ClassNames:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def folder(tmp_path: Path, cache: Path) -> Path:
     return Path(shutil.copytree(STORED / "saved" / "convmixer", tmp_path / "model"))
 
 
-def load(folder: Path, **options: object) -> tessella.Predictor:
+def load(folder: Path, **options: Any) -> tessella.Predictor:
     return tessella.load(f"local-dir:{folder}", **options)
 
 

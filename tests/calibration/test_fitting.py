@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessella.calibration.detectors import KINDS, DetectorKind
-from tessella.calibration.fitting import MIN_IMAGES, CalibrationSettings, Outputs, fit, split
+from tessella.calibration.fitting import MIN_IMAGES, CalibrationSettings, LabeledOutputs, fit, split
 from tessella.errors import UsageError
 from tessella.evaluation.metrics import metrics
 
@@ -67,9 +67,9 @@ def test_unknown_images_decide_on_the_detector() -> None:
     outputs = made_outputs(400)
     far = made_unknown(100)
     rng = np.random.default_rng(0)
-    usual = Outputs(outputs.logits[:100], far.embeddings, far.labels)  # usual logits, unusual embeddings
+    usual = LabeledOutputs(outputs.logits[:100], far.embeddings, far.labels)  # usual logits, unusual embeddings
     assert fit(outputs, CalibrationSettings(), usual).unknown.detector.kind in ("neighbors", "mahalanobis")
-    odd = Outputs(far.logits, outputs.embeddings[rng.permutation(400)[:100]], far.labels)
+    odd = LabeledOutputs(far.logits, outputs.embeddings[rng.permutation(400)[:100]], far.labels)
     fitted = fit(outputs, CalibrationSettings(), odd)
     assert fitted.unknown.detector.kind in ("energy", "max-logit")
     assert fitted.detectors[0].kind == fitted.unknown.detector.kind

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.calibration.arrays import Floats
-from tessella.calibration.fitting import Outputs, make_sets, split
+from tessella.calibration.fitting import LabeledOutputs, make_sets, split
 from tessella.calibration.prediction_sets import PredictionSets, set_scores, true_scores
 from tessella.calibration.temperature import scaled_probabilities
-from tessella.results import softmax
+from tessella.results import FloatArray, softmax
 
 from .made import CONFIDENCE, made_outputs
 
@@ -74,7 +73,7 @@ def test_the_set_of_one_image_is_that_of_the_same_image_among_many(
         assert (np.diff(probabilities[row, members]) <= 0).all()
 
 
-def covered_by(sets: PredictionSets, probabilities: Floats, labels: np.ndarray) -> np.ndarray:
+def covered_by(sets: PredictionSets, probabilities: FloatArray, labels: np.ndarray) -> np.ndarray:
     """Return whether the score of the true class is within its threshold, without the most probable class for free."""
     scores = true_scores(probabilities, labels, sets.penalty, sets.free_ranks)
     return np.asarray(scores <= sets.thresholds[labels])
@@ -109,7 +108,7 @@ def test_coverage_per_class_holds_for_a_class_that_marginal_sets_neglect() -> No
     hard = everything.labels == 2
     logits[hard] = rng.normal(0, 2, (int(hard.sum()), 8)).astype(np.float32)  # the model knows little about it
     logits[hard, 2] += 1
-    everything = Outputs(logits, everything.embeddings, everything.labels)
+    everything = LabeledOutputs(logits, everything.embeddings, everything.labels)
     measured: dict[bool, list[float]] = {False: [], True: []}
     for seed in range(SPLITS):
         first, second = split(len(everything.labels), 0.5, np.random.default_rng(seed))

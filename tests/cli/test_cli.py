@@ -51,11 +51,13 @@ RUN_OPTIONS = [
     "--transform",
     "--policy",
 ]
+CALIBRATION_OPTIONS = ["--calibration", "--no-calibration"]
 SERVER_OPTIONS = ["--server", "--token-file"]
 SURFACE = {
     "classify": [
         "INPUT...",
         *RUN_OPTIONS,
+        *CALIBRATION_OPTIONS,
         *SERVER_OPTIONS,
         "--head",
         "--strict",
@@ -69,12 +71,14 @@ SURFACE = {
     "features": ["INPUT...", *RUN_OPTIONS, "--strict", "--blocks", "--json", "--out"],
     "explain": [
         *("[INPUT...]", "--transform", "--policy", "--strict", "--model", "--checkpoint", "--device"),
+        *CALIBRATION_OPTIONS,
         *("--class", "--versus", "--method", "--no-scores", "--like", "--weights", "--out", "--json"),
     ],
     "run": [
         *(
             "INPUT...",
             *RUN_OPTIONS,
+            *CALIBRATION_OPTIONS,
             "--strict",
             "--out",
             "--top",
@@ -145,9 +149,15 @@ SURFACE = {
         *("DATA", "--val", "--val-fraction", "--model", "--shots", "--target-accuracy", "--seed", "--out"),
         *("--attach-to", "--json"),
     ],
+    "calibrate": [
+        *("DATA", "--split", "--unknown", "--model", "--checkpoint", "--device", "--precision", "--engine"),
+        *("--transform", "--policy", "--coverage", "--false-alarms", "--per-class", "--detector", "--seed", "--out"),
+        "--json",
+    ],
     "evaluate": [
         *("DATA", "--split", "--dataset", "--real-labels", "--model", "--checkpoint", "--engine", "--precision"),
         *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),
+        *CALIBRATION_OPTIONS,
     ],
     "bench": [
         *("[MODEL...]", "--engines", "--precision", "--against", "--pretrained", "--device", "--batch-size"),

@@ -97,6 +97,11 @@ class Calibration:
     data: CalibrationData
     figures: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def coverage(self) -> float:
+        """The promised share of images whose prediction set has the true class."""
+        return self.sets.coverage
+
     def probabilities(self, logits_NK: FloatArray) -> FloatArray:
         """Return the calibrated probabilities (N,K) float32 of logits."""
         return scaled_probabilities(logits_NK, self.temperature)

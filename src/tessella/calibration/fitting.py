@@ -1,9 +1,7 @@
 """Fit a calibration to the outputs of a model for labeled images that it was not trained on.
 
 Half of the images decide (temperature, APS or RAPS, marginal or per class, detector), and the others give the
-thresholds, so that the promises about later images hold whatever was decided. What is reported is measured on images
-that neither half contains: the data is divided `REPEATS` times at random, and a calibration of the same kind that was
-fitted on four fifths is judged on the last fifth.
+thresholds, so that the promises about later images hold whatever was decided.
 
 Letters for shapes: N images, K classes, D width of the embedding.
 """
@@ -33,16 +31,16 @@ FREE_RANKS = (1, 2, 5, 10)
 MAX_LEFT_OUT = 20  # classes that are left out in turn to compare detectors
 
 
-class Outputs(NamedTuple):
-    """Outputs for N images: logits (N,K) float32, embeddings (N,D) float32 as the model gives them, labels (N,)."""
+class LabeledOutputs(NamedTuple):
+    """Outputs for N images: logits (N,K) and embeddings (N,D) float32 as the model gives them, and labels (N,)."""
 
     logits: FloatArray
     embeddings: FloatArray
     labels: Ints
 
-    def take(self, places: Ints | NDArray[np.bool_]) -> Outputs:
-        """Return the outputs of some of the images."""
-        return Outputs(self.logits[places], self.embeddings[places], self.labels[places])
+    def take(self, places: Ints | NDArray[np.bool_]) -> LabeledOutputs:
+        """Return the outputs of some of the images; places: their positions (M,), or which ones (N,)."""
+        return LabeledOutputs(self.logits[places], self.embeddings[places], self.labels[places])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,11 @@ class DetectorFigures(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted calibration without the facts about its model. detectors: the comparison, the best one first."""
+    """A fitted calibration without the facts about its model.
+
+    detectors: the comparison, the best one first; empty if the detector was given. fitted: number of images that
+    decided.
+    """
 
     temperature: float
     sets: PredictionSets
@@ -90,32 +92,43 @@ class Fitted:
     fitted: int
 
 
-def fit(outputs: Outputs, settings: CalibrationSettings, unknown: Outputs | None = None) -> Fitted:
+def fit(
+    outputs: LabeledOutputs,
+    settings: CalibrationSettings,
+    unknown: LabeledOutputs | None = None,
+    *,
+    least: int = MIN_IMAGES,
+) -> Fitted:
     """Fit temperature, prediction sets and the detection of unknown images.
 
     unknown: outputs for images that show none of the classes, to choose the detector by; their labels are not used.
-    Without them, each class is treated as unknown in turn. Raises UsageError `bad_argument` for too few images.
+    Without them, each class is treated as unknown in turn. Raises UsageError `bad_argument` for fewer than `least`
+    images.
     """
-    if len(outputs.labels) < MIN_IMAGES:
+    if len(outputs.labels) < least:
         raise UsageError(
             "bad_argument",
-            f"{len(outputs.labels)} labeled images can be used for a calibration, at least {MIN_IMAGES} are needed",
+            f"{len(outputs.labels)} labeled images can be used for a calibration, at least {least} are needed",
+            hint="give more images that the model was not trained on",
         )
-    first, second = split(len(outputs.labels), FITTED_SHARE, np.random.default_rng(settings.seed))
-    deciding, holding = outputs.take(first), outputs.take(second)
+    deciding, holding = halves(outputs, settings.seed)
     temperature = fit_temperature(deciding.logits, deciding.labels)
     sets = _fit_sets(deciding, holding, temperature, settings)
-    figures = compare_detectors(deciding, holding, unknown)
-    kind = settings.detector or figures[0].kind
-    detector = fit_detector(kind, deciding.embeddings, deciding.labels)
+    figures = compare_detectors(deciding, holding, unknown) if settings.detector is None else ()
+    detector = fit_detector(settings.detector or figures[0].kind, deciding.embeddings, deciding.labels)
     scores = np.sort(detector.scores(holding.logits, holding.embeddings))
-    return Fitted(
-        temperature, sets, UnknownDetection(detector, scores, settings.false_alarms), figures, len(deciding.labels)
-    )
+    detection = UnknownDetection(detector, scores, settings.false_alarms)
+    return Fitted(temperature, sets, detection, figures, len(deciding.labels))
+
+
+def halves(outputs: LabeledOutputs, seed: int) -> tuple[LabeledOutputs, LabeledOutputs]:
+    """Return the images that decide, and those that give the thresholds."""
+    first, second = split(len(outputs.labels), FITTED_SHARE, np.random.default_rng(seed))
+    return outputs.take(first), outputs.take(second)
 
 
 def split(count: int, share: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Divide N images at random; return the positions in each part, ascending. share: of the first part.
+    """Divide N images at random; return the positions (M,) in each part, ascending. share: of the first part.
 
     Classes are not balanced, so that both parts and later images remain exchangeable.
     """
@@ -127,7 +140,9 @@ def split(count: int, share: float, rng: np.random.Generator) -> tuple[Ints, Int
 # --- prediction sets --------------------------------------------------------------------------------------------------
 
 
-def _fit_sets(deciding: Outputs, holding: Outputs, temperature: float, settings: CalibrationSettings) -> PredictionSets:
+def _fit_sets(
+    deciding: LabeledOutputs, holding: LabeledOutputs, temperature: float, settings: CalibrationSettings
+) -> PredictionSets:
     """Choose between APS and RAPS, and between marginal sets and sets per class; take the scores of `holding`."""
     num_classes = deciding.logits.shape[1]
     counts_K = np.bincount(holding.labels, minlength=num_classes)
@@ -147,7 +162,7 @@ def _fit_sets(deciding: Outputs, holding: Outputs, temperature: float, settings:
 
 
 def make_sets(
-    outputs: Outputs, temperature: float, coverage: float, per_class: bool, penalty: float, free_ranks: int
+    outputs: LabeledOutputs, temperature: float, coverage: float, per_class: bool, penalty: float, free_ranks: int
 ) -> PredictionSets:
     """Return the rule for prediction sets whose thresholds are from these outputs."""
     probabilities = scaled_probabilities(outputs.logits, temperature)
@@ -167,14 +182,16 @@ def make_sets(
 # --- unknown images ---------------------------------------------------------------------------------------------------
 
 
-def compare_detectors(deciding: Outputs, holding: Outputs, unknown: Outputs | None) -> tuple[DetectorFigures, ...]:
+def compare_detectors(
+    deciding: LabeledOutputs, holding: LabeledOutputs, unknown: LabeledOutputs | None
+) -> tuple[DetectorFigures, ...]:
     """Return the figures of all detectors, the best one first; fitted on `deciding`, judged on `holding`."""
     rows = [_judge_detector(kind, deciding, holding, unknown) for kind in KINDS]
     return tuple(sorted(rows, key=lambda row: -row.auroc))
 
 
 def _judge_detector(
-    kind: DetectorKind, deciding: Outputs, holding: Outputs, unknown: Outputs | None
+    kind: DetectorKind, deciding: LabeledOutputs, holding: LabeledOutputs, unknown: LabeledOutputs | None
 ) -> DetectorFigures:
     if unknown is not None:
         detector = fit_detector(kind, deciding.embeddings, deciding.labels)
