@@ -16,7 +16,6 @@ from .errors import ImageError, UsageError
 from .text import html_table
 
 FloatArray = NDArray[np.float32]
-MAX_LISTED = 100  # classes of a prediction set: a longer list would say nothing, and take more time than the model
 NON_FINITE = "the output of the model for this image contains NaN or infinity"
 
 
@@ -69,9 +68,9 @@ class Assessment:
     """What a calibrated model says about its own answer for one image.
 
     prediction_set: the classes that contain the true one with the stated coverage, most probable first, with their
-    calibrated probabilities; of a larger set, the MAX_LISTED most probable ones. unknown: whether the image probably
-    shows none of the classes. familiarity: the share of calibration images that look at least as unfamiliar to the
-    model, from 0 (unlike all) to 1. unlisted: the number of classes of the set that are not listed.
+    calibrated probabilities. unknown: whether the image probably shows none of the classes. familiarity: the share of
+    calibration images that look at least as unfamiliar to the model, from 0 (unlike all) to 1. unlisted: the number of
+    less probable classes of the set that are not listed; a server lists up to 100.
     """
 
     prediction_set: tuple[Prediction, ...]
@@ -92,8 +91,13 @@ class OutputCalibration(Protocol):
         """Return the calibrated probabilities (N,classes) of logits (N,classes)."""
         ...
 
-    def assessment(self, output: Output, probabilities_K: FloatArray, classes: ClassNames, /) -> Assessment:
-        """Return what is said about one image; probabilities_K: those of its logits (classes,)."""
+    def assessment(
+        self, output: Output, probabilities_K: FloatArray, classes: ClassNames, most: int | None = None, /
+    ) -> Assessment:
+        """Return what is said about one image.
+
+        probabilities_K: those of its logits (classes,). most: how many classes of the set are listed; None for all.
+        """
         ...
 
 
@@ -149,10 +153,12 @@ def make_record(
     top: int,
     embed: bool,
     calibration: OutputCalibration | None = None,
+    most_listed: int | None = None,
 ) -> Record:
     """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length.
 
     calibration: for the probabilities of the classes, and the assessment; None for the softmax, without an assessment.
+    most_listed: how many classes of a prediction set are listed; None for all.
     An error becomes a record with its code; so do outputs with NaN or infinity, whose code is `non_finite`.
     """
     if isinstance(outcome, ImageError):
@@ -164,7 +170,9 @@ def make_record(
         return Record(key, "ok", embedding=embedding)
     probabilities_K = (softmax if calibration is None else calibration.probabilities)(outcome.logits[None])[0]
     best = classes.top_predictions(probabilities_K, top)
-    assessment = None if calibration is None else calibration.assessment(outcome, probabilities_K, classes)
+    if calibration is None:
+        return Record(key, "ok", "", best, embedding)
+    assessment = calibration.assessment(outcome, probabilities_K, classes, most_listed)
     return Record(key, "ok", "", best, embedding, assessment=assessment)
 
 

@@ -190,10 +190,11 @@ def test_the_same_weights_with_and_without_a_calibration_do_not_mix(
     for client in clients.values():
         client.close()
     with Client(server.url) as client:
-        states = {model.name: (model.calibrated, model.fingerprint) for model in client.models()}
-    assert states["calibrated"][0] is True
-    assert states["plain"][0] is False
-    assert states["calibrated"][1] == states["plain"][1]
+        models = {model.name: model for model in client.models()}
+        client.classify(PHOTOS)
+        assert models["calibrated"].calibration == client.calibration is not None
+    assert models["plain"].calibration is None
+    assert models["calibrated"].fingerprint == models["plain"].fingerprint
 
 
 def test_predictions_are_calibrated(server: ServerProcess, folders: dict[str, Path]) -> None:
@@ -242,4 +243,4 @@ def test_a_server_can_be_started_without_calibrations(folders: dict[str, Path]) 
     with ServerProcess("-m", model, "--no-calibration") as process, Client(process.url) as client:
         assert client.classify(PHOTOS) == tessella.load(model, calibration=None).classify(PHOTOS)
         assert client.calibration is None
-        assert [facts.calibrated for facts in client.models()] == [False]
+        assert [facts.calibration for facts in client.models()] == [None]

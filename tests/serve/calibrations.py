@@ -13,7 +13,7 @@ import numpy as np
 import tessella
 from tessella.calibration.calibration import Calibration, CalibrationData
 from tessella.calibration.detectors import DetectorKind
-from tessella.calibration.fitting import CalibrationSettings, Outputs, fit
+from tessella.calibration.fitting import CalibrationSettings, LabeledOutputs, fit
 from tessella.calibration.storage import FILE, write_calibration
 from tessella.data.decode import decode
 from tessella.data.resize import prepare
@@ -42,15 +42,15 @@ def calibration_of(
     """Return a calibration of a model that calls half of these encoded images unknown if the detector is `energy`."""
     rng = np.random.default_rng(0)
     labels = np.arange(IMAGES) % predictor.num_classes
-    logits = 2 * rng.normal(size=(IMAGES, predictor.num_classes))
-    logits[np.arange(IMAGES), labels] += 4
+    logits = 4 * rng.normal(size=(IMAGES, predictor.num_classes))
+    logits[np.arange(IMAGES), labels] += 12
     embeddings = rng.normal(size=(IMAGES, predictor.width)).astype(np.float32)
     settings = CalibrationSettings(coverage=coverage, per_class=per_class, detector=detector)
-    fitted = fit(Outputs(logits.astype(np.float32), embeddings, labels), settings)
+    fitted = fit(LabeledOutputs(logits.astype(np.float32), embeddings, labels), settings)
     if detector == "energy":  # a constant that is added to all logits shifts this detector and nothing else
         scores = fitted.unknown.detector.scores(logits_of(predictor, images), embeddings)
         shift = fitted.unknown.threshold - np.median(scores)
-        fitted = fit(Outputs((logits + shift).astype(np.float32), embeddings, labels), settings)
+        fitted = fit(LabeledOutputs((logits + shift).astype(np.float32), embeddings, labels), settings)
     return Calibration(
         fingerprint=predictor.fingerprint,
         model=predictor.name,

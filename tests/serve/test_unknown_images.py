@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tessella.client.protocol import read_matches
 from tessella.errors import UsageError
+from tessella.results import Assessment, Prediction
 from tessella.search import build_index
 from tessella.serve import ServeSettings
 from tessella.serve.collection import OpenedIndex
 from tessella.serve.selection import Selection
 
-from ..bulk.runs import numbered, random_vectors, write_run
+from ..bulk.runs import LABELS, numbered, random_vectors, write_run
 from .calibrations import MODEL
 from .conftest import App
 
@@ -27,41 +26,37 @@ pytest.importorskip("lancedb")
 ROWS = 60
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose model is not calibrated; every tenth row is an error."""
+def assessment(row: int) -> Assessment:
+    """What the calibration says about the image of a row: every fourth one is unknown."""
+    members = tuple(Prediction(i, LABELS[i], 0.5 - i / 8) for i in range(row % 3 + 1))
+    return Assessment(members, unknown=row % 4 == 1, familiarity=row / ROWS)
+
+
+def index_of(out: Path, *, is_calibrated: bool) -> Path:
+    """Write a run with an index; every tenth row is an error."""
     images = numbered(random_vectors(ROWS, 0))
     for i, image in enumerate(images):
         image.error = "corrupt_image" if i % 10 == 9 else ""
-    folder = write_run(tmp_path_factory.mktemp("unknown") / "run", images, model=MODEL)
-    build_index(folder)
-    return folder
+        image.assessment = assessment(i) if is_calibrated else None
+    facts = dict(calibration="0123456789abcdef") if is_calibrated else {}
+    write_run(out, images, model=MODEL, **facts)
+    build_index(out)
+    return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return index_of(tmp_path_factory.mktemp("unknown") / "run", is_calibrated=True)
+
+
+@pytest.fixture(scope="module")
 def app(folder: Path) -> Iterator[App]:
     opened = App(ServeSettings(models=(MODEL,), index=folder))
     yield opened
     opened.close()
 
 
-def calibrate(opened: OpenedIndex) -> dict[int, tuple[bool, int]]:
-    """Give an index the columns of a calibrated run; return what they say by row."""
-    columns = opened.columns
-    unknown: NDArray[np.bool_] = columns.rows % 4 == 1
-    sizes = (columns.rows % 3 + 1).astype(np.int32)
-    object.__setattr__(columns, "unknown", unknown)
-    object.__setattr__(columns, "set_size", sizes)
-    found = zip(columns.rows.tolist(), unknown.tolist(), sizes.tolist(), strict=True)
-    return {row: (is_unknown, size) for row, is_unknown, size in found}
-
-
-@pytest.fixture
-def expected(app: App) -> dict[int, tuple[bool, int]]:
-    """What the collection of the application says by row."""
-    gate: Any = app.app
-    opened: OpenedIndex = gate.app.app.state.collection.use(lambda opened: opened)
-    return calibrate(opened)
+EXPECTED = {row: (row % 4 == 1, row % 3 + 1) for row in range(ROWS) if row % 10 != 9}
 
 
 def post(app: App, path: str, body: dict[str, Any]) -> Any:
@@ -72,46 +67,56 @@ def post(app: App, path: str, body: dict[str, Any]) -> Any:
 
 def test_a_selection_by_unknown(folder: Path) -> None:
     opened = OpenedIndex(folder, 1 << 30)
-    with pytest.raises(UsageError, match="without a calibration") as caught:
-        opened.mask(Selection(unknown=True))
-    assert caught.value.code == "not_found"
-    known = calibrate(opened)
     for wanted in (True, False):
         found = opened.columns.rows[opened.mask(Selection(unknown=wanted))].tolist()
-        assert found == [row for row, (is_unknown, _) in known.items() if is_unknown == wanted]
+        assert found == [row for row, (is_unknown, _) in EXPECTED.items() if is_unknown == wanted]
         cats = opened.columns.rows[opened.mask(Selection(unknown=wanted, label=("cat",)))].tolist()
         assert cats == [row for row in found if row % 3 == 0]
     assert not Selection(unknown=False).is_everything
 
 
-def test_rows_and_filters_of_a_calibrated_run(app: App, expected: dict[int, tuple[bool, int]]) -> None:
-    assert app.ask("GET", "/v1/index").json()["unknown"] == sum(is_unknown for is_unknown, _ in expected.values())
+def test_rows_and_filters_of_a_calibrated_run(app: App) -> None:
+    assert app.ask("GET", "/v1/index").json()["unknown"] == sum(is_unknown for is_unknown, _ in EXPECTED.values())
     for wanted in (True, False, None):
         found = post(app, "/v1/index/select", {"filter": {"unknown": wanted}, "count": ROWS})
         assert {row["row"]: (row["unknown"], row["set_size"]) for row in found["rows"]} == {
-            row: facts for row, facts in expected.items() if wanted in (None, facts[0])
+            row: facts for row, facts in EXPECTED.items() if wanted in (None, facts[0])
         }
         assert found["matching"] == len(found["rows"])
 
 
-def test_a_search_leaves_out_unknown_images(app: App, expected: dict[int, tuple[bool, int]]) -> None:
+def test_a_search_leaves_out_unknown_images(app: App) -> None:
     body = {"queries": [{"row": 0}], "top": ROWS, "filter": {"unknown": False}}
     answer = app.ask("POST", "/v1/search", json=body)
     found = read_matches(answer.content, "the server")
-    assert {match.row for match in found.neighbors} == {row for row, facts in expected.items() if row and not facts[0]}
+    assert {match.row for match in found.neighbors} == {row for row, facts in EXPECTED.items() if row and not facts[0]}
     for match in found.neighbors:
-        assert (match.unknown, match.set_size) == expected[match.row]
+        assert (match.unknown, match.set_size) == EXPECTED[match.row]
 
 
-def test_an_export_has_the_columns(app: App, expected: dict[int, tuple[bool, int]]) -> None:
+def test_an_export_has_the_columns(app: App) -> None:
     text = app.ask("POST", "/v1/index/export", json={"filter": {"unknown": True}}).text
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [(int(row["row"]), row["unknown"], int(row["set_size"])) for row in rows] == [
-        (row, "True", size) for row, (is_unknown, size) in expected.items() if is_unknown
+        (row, "True", size) for row, (is_unknown, size) in EXPECTED.items() if is_unknown
     ]
+    assert [float(row["familiarity"]) for row in rows] == pytest.approx([int(row["row"]) / ROWS for row in rows])
 
 
-def test_a_run_without_a_calibration(app: App) -> None:
+def test_a_run_without_a_calibration(tmp_path: Path) -> None:
+    folder = index_of(tmp_path / "run", is_calibrated=False)
+    with pytest.raises(UsageError, match="without a calibration") as caught:
+        OpenedIndex(folder, 1 << 30).mask(Selection(unknown=True))
+    assert caught.value.code == "not_found"
+    app = App(ServeSettings(models=(MODEL,), index=folder))
+    try:
+        check_plain(app)
+    finally:
+        app.close()
+
+
+def check_plain(app: App) -> None:
+    """A collection whose run has no calibration."""
     assert app.ask("GET", "/v1/index").json()["unknown"] is None
     refused = app.ask("POST", "/v1/index/select", json={"filter": {"unknown": True}})
     assert (refused.status_code, refused.json()["code"]) == (404, "not_found")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..results import MAX_LISTED, Assessment, ClassNames, FloatArray, Output
+from ..results import Assessment, ClassNames, FloatArray, Output
 from .arrays import Floats, conformal_quantile
 from .detectors import Detector
 from .prediction_sets import PredictionSets
@@ -115,18 +115,22 @@ class Calibration:
             familiarity=self.unknown.familiarity(scores_N),
         )
 
-    def assessment(self, output: Output, probabilities_K: FloatArray, classes: ClassNames) -> Assessment:
+    def assessment(
+        self, output: Output, probabilities_K: FloatArray, classes: ClassNames, most: int | None = None
+    ) -> Assessment:
         """Return what `assess` says about one image, in a fraction of the time.
 
-        probabilities_K: those of `probabilities` for its logits (K,).
+        probabilities_K: those of `probabilities` for its logits (K,). most: how many classes of the set are listed,
+        beginning with the most probable one; None for all.
         """
         scores_1 = self.unknown.detector.scores(output.logits[None], output.embedding[None])
         members_M = self.sets.members(probabilities_K)
+        listed = classes.predictions(probabilities_K, members_M[:most])
         return Assessment(
-            prediction_set=classes.predictions(probabilities_K, members_M[:MAX_LISTED]),
+            prediction_set=listed,
             unknown=bool(self.unknown.is_unknown(scores_1)[0]),
             familiarity=float(self.unknown.familiarity(scores_1)[0]),
-            unlisted=max(0, len(members_M) - MAX_LISTED),
+            unlisted=len(members_M) - len(listed),
         )
 
     def check_model(self, fingerprint: str, model: str) -> None:

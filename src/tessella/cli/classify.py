@@ -35,7 +35,7 @@ from .preflight import count_type
 if TYPE_CHECKING:
     from ..data.source import Source
     from ..predictor import Predictor
-    from ..results import Prediction, Record
+    from ..results import Assessment, Record
     from ..weights.catalogue import Task
     from .remote import RemoteModel
 
@@ -305,15 +305,15 @@ def _render(record: Record, coverage: float | None) -> str:
     for prediction in record.top:
         synset = f"  ({prediction.synset})" if prediction.synset else ""
         lines.append(f"  {100 * prediction.probability:5.1f} %  {printable(prediction.label)}{synset}")
-    if record.assessment is not None and len(record.assessment.prediction_set) > 1:
-        lines.append(f"  {_set_text(record.assessment.prediction_set, coverage)}")
+    if record.assessment is not None and record.assessment.set_size > 1:
+        lines.append(f"  {_set_text(record.assessment, coverage)}")
     return "\n".join(lines)
 
 
-def _set_text(members: Sequence[Prediction], coverage: float | None) -> str:
+def _set_text(assessment: Assessment, coverage: float | None) -> str:
     """Return a prediction set as text: all classes, or their number and the first ones."""
-    names = ", ".join(printable(member.label) for member in members[:SHOWN_CLASSES])
+    names = ", ".join(printable(member.label) for member in assessment.prediction_set[:SHOWN_CLASSES])
     promise = "" if coverage is None else f" ({100 * coverage:g} %)"
-    if len(members) <= SHOWN_CLASSES:
+    if assessment.set_size <= SHOWN_CLASSES:
         return f"one of: {names}{promise}"
-    return f"one of {len(members):,} classes: {names}, ...{promise}"
+    return f"one of {assessment.set_size:,} classes: {names}, ...{promise}"

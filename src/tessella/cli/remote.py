@@ -86,9 +86,12 @@ class RemoteModel:
         """The fingerprint of the model that gave the results; "" before the first ones."""
         return self._client.fingerprint
 
-    @property
+    @functools.cached_property
     def calibration(self) -> ServedCalibration | None:
-        """What the probabilities and prediction sets of the results mean; None before the first, and for softmax."""
+        """What probabilities and prediction sets mean; None for plain softmax. Raises ServeError, UsageError."""
+        if self._facts is not None and self._facts.fingerprint is not None:
+            return self._facts.calibration
+        self._client.classify(_GRAY, top=1)  # the server loads the model
         return self._client.calibration
 
     def records(self, sources: Iterable[Source], *, top: int, embed: bool) -> Iterator[Record]:

@@ -32,24 +32,6 @@ _REPLY_ERRORS: dict[int, type[TessellaError]] = {2: UsageError, 3: ImageError, 4
 ALL_CLASSES = 1_000_000_000  # the server returns as many as the model has
 
 
-@dataclass(frozen=True)
-class ServerModel:
-    """A model of the server. What is None is known once the model has been loaded.
-
-    state: "ready", "loading", "unloaded" or "failed". width: of embeddings. input_size: (3,H,W). default_for: the tasks
-    for which it is used if a request names no model. calibrated: whether its records have an assessment.
-    """
-
-    name: str
-    state: str
-    fingerprint: str | None = None
-    num_classes: int | None = None
-    width: int | None = None
-    input_size: tuple[int, ...] | None = None
-    default_for: tuple[str, ...] = ()
-    calibrated: bool | None = None
-
-
 class ServedCalibration(msgspec.Struct, frozen=True):
     """What the probabilities and prediction sets of a model mean.
 
@@ -62,6 +44,24 @@ class ServedCalibration(msgspec.Struct, frozen=True):
     per_class: bool
     false_alarms: float
     temperature: float
+
+
+@dataclass(frozen=True)
+class ServerModel:
+    """A model of the server. What is None is known once the model has been loaded.
+
+    state: "ready", "loading", "unloaded" or "failed". width: of embeddings. input_size: (3,H,W). default_for: the tasks
+    for which it is used if a request names no model. calibration: None also for plain softmax.
+    """
+
+    name: str
+    state: str
+    fingerprint: str | None = None
+    num_classes: int | None = None
+    width: int | None = None
+    input_size: tuple[int, ...] | None = None
+    default_for: tuple[str, ...] = ()
+    calibration: ServedCalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Model(msgspec.Struct):
     width: int | None = None
     input: list[int] | None = None
     default_for: list[str] = []
-    calibrated: bool | None = None
+    calibration: ServedCalibration | None = None
 
 
 class _Models(msgspec.Struct):
@@ -314,7 +314,7 @@ def read_models(body: bytes, server: str) -> list[ServerModel]:
             model.width,
             None if model.input is None else tuple(model.input),
             tuple(model.default_for),
-            model.calibrated,
+            model.calibration,
         )
         for model in read_body(body, _Models, server).data
     ]

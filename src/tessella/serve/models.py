@@ -40,6 +40,7 @@ RETRY_SECONDS = 5.0  # after a failed load, until a request causes another one
 # has a packed copy of the weights, and reuses the buffers of activations. Five models of four families, from 21 to 208
 # million parameters, took 0.37 to 0.98 of what these estimate.
 WEIGHTS_FACTOR, ACTIVATIONS_FACTOR = 2.5, 1.25
+MAX_LISTED = 100  # classes of a prediction set: listing 600 of 1,000 would take longer than a small model
 TASKS: tuple[Task, ...] = ("classify", "embed")
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,13 @@ class ServedModel:
         )
 
     def record(self, key: str, outcome: Output | ImageError, *, top: int, embed: bool) -> Record:
-        """Return the record of one image: its `top` classes, assessed if there is a calibration, and its embedding."""
-        return make_record(key, outcome, self.classes, top=top, embed=embed, calibration=self.calibration)
+        """Return the record of one image: its `top` classes, assessed if there is a calibration, and its embedding.
+
+        Of a prediction set, MAX_LISTED classes are listed.
+        """
+        return make_record(
+            key, outcome, self.classes, top=top, embed=embed, calibration=self.calibration, most_listed=MAX_LISTED
+        )
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,17 @@ from ..errors import UsageError
 from ..records import csv_line
 from ..search import Head
 from ..search.duplicates import duplicate_groups
+from ..search.index import ASSESSED
 from ..search.nearest import Ints
 from ..search.query import Neighbor, Query
 from ..text import encode_text
 from .collection import OpenedIndex
-from .selection import Selection, among, page, set_sizes_of, unknown_of
+from .selection import Selection, among, page
 
 MAX_FOUND = 10_000  # rows of a search, all pages together
 MAX_GROUPED = 2_000  # if near-duplicates are grouped
 EXPORT_STEP = 2_000  # rows written at once
 CSV_COLUMNS = ("row", "key", "source", "label", "probability", "width", "height", "bytes", "sha256")
-ASSESSED_COLUMNS = ("unknown", "set_size")  # only of a run with a calibration
 
 Row = dict[str, object]
 Nearest = Callable[[int], list[Neighbor]]  # the number of results -> the best ones
@@ -47,33 +47,26 @@ class SearchOptions:
     group_duplicates: bool = False
 
 
-def row_of(opened: OpenedIndex, neighbor: Neighbor) -> Row:
+def row_of(neighbor: Neighbor) -> Row:
     """Return what a client gets of a row; the path of its file is not part of it."""
-    return {
+    row: Row = {
         "row": neighbor.row,
         "key": neighbor.key,
         "label": neighbor.label,
         "probability": neighbor.probability,
         "width": neighbor.width,
         "height": neighbor.height,
-        **assessed(opened, neighbor.row),
     }
-
-
-def assessed(opened: OpenedIndex, row: int) -> Row:
-    """Return what the calibration of the run says about a row; nothing if it has none."""
-    unknown_N, sizes_N = unknown_of(opened.columns), set_sizes_of(opened.columns)
-    if unknown_N is None or sizes_N is None:
-        return {}
-    (position,) = opened.columns.positions([row])
-    return dict(zip(ASSESSED_COLUMNS, (bool(unknown_N[position]), int(sizes_N[position])), strict=True))
+    if neighbor.unknown is not None:
+        row |= {"unknown": neighbor.unknown, "set_size": neighbor.set_size}
+    return row
 
 
 def rows_page(opened: OpenedIndex, selection: Selection, start: int, count: int) -> tuple[int, list[Row]]:
     """Return how many rows match, and some of them in the order of the listing. Raises UsageError."""
     mask_N = opened.mask(selection)
     rows = page(mask_N, opened.columns, start, count)
-    return int(mask_N.sum()), [row_of(opened, neighbor) for neighbor in opened.index.neighbors(rows)]
+    return int(mask_N.sum()), [row_of(neighbor) for neighbor in opened.index.neighbors(rows)]
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------
@@ -104,7 +97,7 @@ def search(
     else:
         results = [(neighbor, []) for neighbor in nearest(wanted)]
     found = [
-        row_of(opened, neighbor) | {"score": neighbor.score, "duplicates": duplicates}
+        row_of(neighbor) | {"score": neighbor.score, "duplicates": duplicates}
         for neighbor, duplicates in results[options.start : wanted]
     ]
     return int(mask_N.sum()), found
@@ -157,7 +150,7 @@ def teach(
     rows = None if selection.is_everything else among(mask_N, opened.columns)
     marks = dict.fromkeys((mark.row for mark in head.yes), "yes") | dict.fromkeys((mark.row for mark in head.no), "no")
     ranked = [
-        row_of(opened, neighbor) | {"score": neighbor.score, "marked": marks.get(neighbor.row)}
+        row_of(neighbor) | {"score": neighbor.score, "marked": marks.get(neighbor.row)}
         for neighbor in head.rank(opened.index, top=start + top, among=rows)[start:]
     ]
     return Taught(head, int(mask_N.sum()), ranked, milliseconds)
@@ -173,19 +166,23 @@ def exported_rows(opened: OpenedIndex, selection: Selection, rows: Sequence[int]
     return opened.columns.rows[opened.columns.positions(list(dict.fromkeys(rows)))]
 
 
+def csv_columns(opened: OpenedIndex) -> tuple[str, ...]:
+    """Return the columns of the CSV."""
+    return CSV_COLUMNS if opened.columns.unknown is None else (*CSV_COLUMNS, *ASSESSED)
+
+
 def csv_part(opened: OpenedIndex, rows: Ints) -> bytes:
     """Return the lines of rows (R,) in CSV, whose text a spreadsheet does not run as a formula."""
     lines = []
     for neighbor in opened.index.neighbors(rows):
-        cells = [getattr(neighbor, name) for name in CSV_COLUMNS] + list(assessed(opened, neighbor.row).values())
+        cells = [getattr(neighbor, name) for name in csv_columns(opened)]
         lines.append(csv_line(["" if cell is None else cell for cell in cells], safe=True) + "\r\n")
     return encode_text("".join(lines))
 
 
 def csv_header(opened: OpenedIndex) -> bytes:
     """Return the first line of the CSV."""
-    more = () if unknown_of(opened.columns) is None else ASSESSED_COLUMNS
-    return (csv_line(CSV_COLUMNS + more) + "\r\n").encode()
+    return (csv_line(csv_columns(opened)) + "\r\n").encode()
 
 
 def check_listable(opened: OpenedIndex, rows: Ints) -> str:

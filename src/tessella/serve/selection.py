@@ -52,10 +52,10 @@ class Selection:
         if self.label is not None:
             matches_N &= np.isin(columns.labels, self._codes(columns, classes))
         if self.unknown is not None:
-            if (unknown_N := unknown_of(columns)) is None:
+            if columns.unknown is None:
                 hint = "calibrate the model with `tessella calibrate`, then repeat `tessella run`"
                 raise UsageError("not_found", "the run was made without a calibration", hint=hint)
-            matches_N &= unknown_N == self.unknown
+            matches_N &= columns.unknown == self.unknown
         sizes_by_range = (
             (columns.widths, self.min_width, self.max_width),
             (columns.heights, self.min_height, self.max_height),
@@ -77,18 +77,6 @@ class Selection:
                 raise UsageError("bad_argument", f"the model has no class {label[:100]!r}")
         places = {name: code for code, name in enumerate(columns.names)}
         return np.array([places[label] for label in self.label if label in places], np.uint16)
-
-
-def unknown_of(columns: Columns) -> Mask | None:
-    """Return whether each row (N,) shows none of the classes; None if the run was made without a calibration."""
-    unknown_N: Mask | None = getattr(columns, "unknown", None)
-    return unknown_N
-
-
-def set_sizes_of(columns: Columns) -> NDArray[np.int32] | None:
-    """Return the number of classes in the prediction set of each row (N,); None as for `unknown_of`."""
-    sizes_N: NDArray[np.int32] | None = getattr(columns, "set_size", None)
-    return sizes_N
 
 
 def among(mask_N: Mask, columns: Columns) -> Mask:

@@ -41,7 +41,7 @@ from ..search import (
     rows_page,
     search,
 )
-from ..selection import Selection, unknown_of
+from ..selection import Selection
 from ..strict_json import parse_json
 from ..thumbnails import SIZES, ByteCache, make_thumbnail, thumbnail_spec
 from . import index_schemas as schemas
@@ -73,7 +73,7 @@ async def index(request: Request) -> Response:
             "map": found and {"method": found.method, "explained": list(found.explained)},
             "threshold": opened.threshold,
             "labels": labels,
-            "unknown": None if (unknown_N := unknown_of(columns)) is None else int(unknown_N.sum()),
+            "unknown": None if columns.unknown is None else int(columns.unknown.sum()),
             "width_range": _range(columns.widths),
             "height_range": _range(columns.heights),
             "heads": list_heads(opened.index.out),

@@ -161,7 +161,7 @@ def model_row(status: ModelStatus) -> dict[str, object]:
     row |= dict(state=status.state, default_for=list(status.default_for))
     if (model := status.model) is not None:
         row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
-        row |= dict(input=[3, model.spec.height, model.spec.width], calibrated=model.calibration is not None)
+        row |= dict(input=[3, model.spec.height, model.spec.width], calibration=calibration_row(model))
     return row
 
 

@@ -96,7 +96,7 @@ class ModelBody(BaseModel):
     """A model of the server; the facts that are known once it has been loaded are missing before.
 
     can_explain: whether `/v1/explain` may be asked for it; true for one that has not been loaded unless none can be.
-    calibrated: whether its probabilities are calibrated, with prediction sets and the detection of unknown images.
+    calibration: as in `/v1/classify`.
     """
 
     id: str
@@ -110,7 +110,7 @@ class ModelBody(BaseModel):
     num_classes: int | None = None
     width: int | None = None
     input: list[int] | None = None
-    calibrated: bool | None = None
+    calibration: CalibrationBody | None = None
 
 
 class ModelListBody(BaseModel):
