@@ -139,7 +139,8 @@ function assessment({ record, calibration }) {
 }
 
 function notice(title, kind, ...text) {
-  return make("p", { class: "notice" }, make("span", { class: `badge ${kind}`.trim() }, title), make("span", {}, text));
+  const badge = make("span", { class: `badge ${kind}`.trim() }, title);
+  return make("p", { class: "notice" }, badge, " ", make("span", {}, text));
 }
 
 /** Whether a class can well be the right one: it is in the prediction set or, without a calibration, the first one. */
