@@ -33,7 +33,7 @@ FITTED, LATER = made_outputs(500), made_outputs(300, seed=1)
 
 
 def scores_of(kind: DetectorKind, outputs: object = LATER) -> np.ndarray:
-    detector = fit_detector(kind, FITTED.embeddings, FITTED.labels)
+    detector = fit_detector(kind, *FITTED)
     return detector.scores(outputs.logits, outputs.embeddings)  # type: ignore[attr-defined]
 
 
@@ -42,7 +42,7 @@ def test_the_energy_is_minus_the_logarithm_of_the_sum_of_exponentials() -> None:
 
 
 def test_huge_logits_do_not_overflow() -> None:
-    detector = fit_detector("energy", FITTED.embeddings, FITTED.labels)
+    detector = fit_detector("energy", *FITTED)
     logits = np.array([[3e4, -3e4, 0.0]], np.float32)
     assert detector.scores(logits, FITTED.embeddings[:1]) == pytest.approx([-3e4])
 
@@ -51,7 +51,7 @@ def test_the_maximum_logit_is_negated() -> None:
     assert scores_of("max-logit") == pytest.approx(-LATER.logits.max(axis=1))
 
 
-def test_the_distance_is_that_to_the_tenth_nearest_embedding() -> None:
+def test_the_distance_is_that_to_the_third_nearest_embedding() -> None:
     units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (LATER.embeddings, FITTED.embeddings)]
     distances = np.sort(1 - units[0] @ units[1].T, axis=1)[:, NEIGHBOR - 1]
     assert scores_of("neighbors") == pytest.approx(distances, abs=2e-3)  # embeddings are stored in half precision
@@ -72,13 +72,19 @@ def test_the_number_of_stored_embeddings_is_bounded() -> None:
 
 
 def test_the_mahalanobis_distance_is_that_to_the_nearest_class_mean() -> None:
-    means = np.stack([FITTED.embeddings[FITTED.labels == k].mean(0) for k in range(5)]).astype(np.float64)
-    centered = FITTED.embeddings - means[FITTED.labels]
+    fitted, later = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (FITTED.embeddings, LATER.embeddings))
+    means = np.stack([fitted[FITTED.labels == k].mean(0) for k in range(5)]).astype(np.float64)
+    centered = fitted - means[FITTED.labels]
     covariance = centered.T @ centered / len(centered)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / WIDTH * np.eye(WIDTH)
-    offsets = LATER.embeddings[:, None].astype(np.float64) - means
+    offsets = later[:, None].astype(np.float64) - means
     squares = np.einsum("nkd,de,nke->nk", offsets, np.linalg.inv(shrunk), offsets)
     assert scores_of("mahalanobis") == pytest.approx(squares.min(1), rel=1e-4)
+
+
+def test_the_combination_is_the_sum_in_units_of_the_standard_deviation() -> None:
+    parts = [scores_of(kind) / scores_of(kind, FITTED).std() for kind in ("energy", "mahalanobis")]  # type: ignore[arg-type]
+    assert scores_of("combined") == pytest.approx(parts[0] + parts[1], rel=1e-5)
 
 
 def test_a_covariance_of_a_single_point_can_be_inverted() -> None:
@@ -88,7 +94,7 @@ def test_a_covariance_of_a_single_point_can_be_inverted() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stored_detector_gives_the_same_numbers(kind: DetectorKind) -> None:
-    detector = fit_detector(kind, FITTED.embeddings, FITTED.labels)
+    detector = fit_detector(kind, *FITTED)
     again = read_detector(kind, detector.arrays)
     assert (again.scores(LATER.logits, LATER.embeddings) == detector.scores(LATER.logits, LATER.embeddings)).all()
 
@@ -114,7 +120,7 @@ def test_the_false_positive_rate_keeps_the_recall() -> None:
 
 def test_p_values_are_uniform_and_false_alarms_as_rare_as_stated() -> None:
     rng, values, rates = np.random.default_rng(0), [], []
-    detector = fit_detector("energy", FITTED.embeddings, FITTED.labels)
+    detector = fit_detector("energy", *FITTED)
     for _ in range(200):
         scores = rng.standard_normal(1000)
         detection = UnknownDetection(detector, np.sort(scores[:500]), 0.05)
@@ -128,6 +134,6 @@ def test_p_values_are_uniform_and_false_alarms_as_rare_as_stated() -> None:
 
 
 def test_with_too_few_images_nothing_is_unknown() -> None:
-    detection = UnknownDetection(fit_detector("energy", FITTED.embeddings, FITTED.labels), np.arange(10.0), 0.05)
+    detection = UnknownDetection(fit_detector("energy", *FITTED), np.arange(10.0), 0.05)
     assert detection.threshold == math.inf
     assert not detection.is_unknown(np.array([1e30])).any()

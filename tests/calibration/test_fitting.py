@@ -75,6 +75,12 @@ def test_unknown_images_decide_on_the_detector() -> None:
     assert fitted.detectors[0].kind == fitted.unknown.detector.kind
     assert {row.kind for row in fitted.detectors} == set(KINDS)
     assert fitted.detectors[0].auroc > 0.99
+    assert [row.auroc for row in fitted.detectors] == sorted((row.auroc for row in fitted.detectors), reverse=True)
+
+
+def test_without_unknown_images_the_detector_is_always_the_same() -> None:
+    fitted = fit(made_outputs(400), CalibrationSettings())
+    assert (fitted.unknown.detector.kind, fitted.detectors) == ("combined", ())
 
 
 def test_the_same_images_give_the_same_calibration_and_another_seed_another_one() -> None:

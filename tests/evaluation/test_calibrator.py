@@ -50,14 +50,14 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def figures_of(count: int, classes: int = 5, **options: object):  # type: ignore[no-untyped-def]
     outputs, settings = made_outputs(count, classes), CalibrationSettings(detector="energy", **options)  # type: ignore[arg-type]
-    return measure_figures(outputs, fit(outputs, settings), settings, names_of(classes).labels, ((), "nothing"))
+    return measure_figures(outputs, fit(outputs, settings), settings, names_of(classes).labels)
 
 
 def test_the_figures_are_what_a_calibration_does_for_new_images() -> None:
     outputs, later = made_outputs(3000), made_outputs(20_000, seed=7)
     settings = CalibrationSettings(detector="energy")
     fitted = fit(outputs, settings)
-    figures = measure_figures(outputs, fitted, settings, names_of(5).labels, (fitted.detectors, "nothing"))
+    figures = measure_figures(outputs, fitted, settings, names_of(5).labels)
     judged = judge_sets(later, fitted.temperature, fitted.sets, fitted.unknown)
     assert figures.coverage == pytest.approx(judged.covered.mean(), abs=0.02)
     assert figures.exact_coverage == pytest.approx(0.9, abs=0.01)
@@ -77,12 +77,12 @@ def test_the_worst_class_is_the_one_with_the_lowest_coverage() -> None:
     hard = outputs.labels == 3
     logits[hard] = np.random.default_rng(0).normal(0, 1, (int(hard.sum()), 5)).astype(np.float32)
     outputs = outputs._replace(logits=logits)
-    figures = measure_figures(outputs, fit(outputs, settings), settings, names_of(5).labels, ((), "nothing"))
+    figures = measure_figures(outputs, fit(outputs, settings), settings, names_of(5).labels)
     assert figures.worst is not None
     assert (figures.worst.label, figures.worst.images) == ("class 3", int(hard.sum()))
     assert figures.worst.coverage < figures.worst.expected.low
     balanced = dataclasses.replace(settings, per_class=True)
-    figures = measure_figures(outputs, fit(outputs, balanced), balanced, names_of(5).labels, ((), "nothing"))
+    figures = measure_figures(outputs, fit(outputs, balanced), balanced, names_of(5).labels)
     assert figures.worst is not None
     assert figures.worst.coverage >= figures.worst.expected.low
 
@@ -196,7 +196,7 @@ def test_unreadable_images_are_counted(many: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(many, tmp_path / "data"))
     (data / "bee" / "broken.png").write_bytes(b"no image")
     report = measure_calibration(predictor_of(), open_labelled(data), QUICK)
-    assert report.errors == {"unreadable": 1}
+    assert report.errors == {"unsupported_format": 1}
     assert report.calibration.data.images == 50
 
 
@@ -222,12 +222,11 @@ def test_unknown_images_are_compared_with_the_known_ones(many: Path, tmp_path: P
     (tmp_path / "unknown" / "broken.png").write_bytes(b"no image")
     report = calibrate(many, predictor_of(), unknown=tmp_path / "unknown", out=tmp_path / "made.safetensors")
     assert report.unknown_images == 12
-    assert report.errors == {"unreadable": 1}
-    assert report.figures.detectors_basis == "12 images that show none of the classes"
+    assert report.errors == {"unsupported_format": 1}
     assert report.calibration.unknown.detector.kind == report.figures.detectors[0].kind
     assert read_calibration(tmp_path / "made.safetensors").figures == report.figures.as_dict()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="has no images"):
+    with pytest.raises(ImageError, match="none of the 1 images could be read"):
         calibrate(many, predictor_of(), unknown=tmp_path / "empty")
 
 

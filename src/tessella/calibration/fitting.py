@@ -28,7 +28,7 @@ FITTED_SHARE = 0.5
 PER_CLASS_IMAGES = 50  # per class, among those that give the thresholds, for sets per class to be the default
 PENALTIES = (0.0, 0.001, 0.01, 0.1, 1.0)
 FREE_RANKS = (1, 2, 5, 10)
-MAX_LEFT_OUT = 20  # classes that are left out in turn to compare detectors
+DEFAULT_DETECTOR: DetectorKind = "combined"
 
 
 class LabeledOutputs(NamedTuple):
@@ -49,8 +49,8 @@ class CalibrationSettings:
 
     coverage: share of images whose prediction set has to contain the true class. false_alarms: largest share of images
     of the classes that may be called unknown. per_class: whether the coverage is promised for every class; None: if all
-    of them have enough images. detector: one of `detectors.KINDS`; None: the best one on this data. seed: decides how
-    the images are divided.
+    of them have enough images. detector: one of `detectors.KINDS`; None: the best one for images that show none of the
+    classes, or DEFAULT_DETECTOR without any. seed: decides how the images are divided.
     """
 
     coverage: float = 0.9
@@ -81,8 +81,7 @@ class DetectorFigures(NamedTuple):
 class Fitted:
     """A fitted calibration without the facts about its model.
 
-    detectors: the comparison, the best one first; empty if the detector was given. fitted: number of images that
-    decided.
+    detectors: the comparison, the best one first; empty without unknown images. fitted: number of images that decided.
     """
 
     temperature: float
@@ -102,8 +101,7 @@ def fit(
     """Fit temperature, prediction sets and the detection of unknown images.
 
     unknown: outputs for images that show none of the classes, to choose the detector by; their labels are not used.
-    Without them, each class is treated as unknown in turn. Raises UsageError `bad_argument` for fewer than `least`
-    images.
+    Raises UsageError `bad_argument` for fewer than `least` images.
     """
     if len(outputs.labels) < least:
         raise UsageError(
@@ -114,8 +112,9 @@ def fit(
     deciding, holding = halves(outputs, settings.seed)
     temperature = fit_temperature(deciding.logits, deciding.labels)
     sets = _fit_sets(deciding, holding, temperature, settings)
-    figures = compare_detectors(deciding, holding, unknown) if settings.detector is None else ()
-    detector = fit_detector(settings.detector or figures[0].kind, deciding.embeddings, deciding.labels)
+    figures = () if unknown is None else compare_detectors(deciding, holding, unknown)
+    kind = settings.detector or (figures[0].kind if figures else DEFAULT_DETECTOR)
+    detector = fit_detector(kind, *deciding)
     scores = np.sort(detector.scores(holding.logits, holding.embeddings))
     detection = UnknownDetection(detector, scores, settings.false_alarms)
     return Fitted(temperature, sets, detection, figures, len(deciding.labels))
@@ -183,31 +182,13 @@ def make_sets(
 
 
 def compare_detectors(
-    deciding: LabeledOutputs, holding: LabeledOutputs, unknown: LabeledOutputs | None
+    deciding: LabeledOutputs, holding: LabeledOutputs, unknown: LabeledOutputs
 ) -> tuple[DetectorFigures, ...]:
-    """Return the figures of all detectors, the best one first; fitted on `deciding`, judged on `holding`."""
-    rows = [_judge_detector(kind, deciding, holding, unknown) for kind in KINDS]
-    return tuple(sorted(rows, key=lambda row: -row.auroc))
-
-
-def _judge_detector(
-    kind: DetectorKind, deciding: LabeledOutputs, holding: LabeledOutputs, unknown: LabeledOutputs | None
-) -> DetectorFigures:
-    if unknown is not None:
-        detector = fit_detector(kind, deciding.embeddings, deciding.labels)
+    """Return the figures of all detectors, the best one first: fitted on `deciding`, judged on the others."""
+    rows = []
+    for kind in KINDS:
+        detector = fit_detector(kind, *deciding)
         known_N = detector.scores(holding.logits, holding.embeddings)
         unknown_M = detector.scores(unknown.logits, unknown.embeddings)
-        return DetectorFigures(kind, auroc(known_N, unknown_M), false_positive_rate(known_N, unknown_M))
-    pairs = []
-    present = np.intersect1d(np.unique(deciding.labels), np.unique(holding.labels))
-    for label in present[np.unique(np.linspace(0, len(present) - 1, MAX_LEFT_OUT).astype(int))].tolist():
-        kept = deciding.take(deciding.labels != label)
-        if not len(kept.labels):
-            continue
-        detector = fit_detector(kind, kept.embeddings, kept.labels)
-        scores_N = detector.scores(np.delete(holding.logits, label, axis=1), holding.embeddings)
-        is_known_N = holding.labels != label
-        known_N, unknown_M = scores_N[is_known_N], scores_N[~is_known_N]
-        pairs.append((auroc(known_N, unknown_M), false_positive_rate(known_N, unknown_M)))
-    mean_auroc, mean_false_positives = np.mean(pairs, axis=0) if pairs else (0.5, 0.95)
-    return DetectorFigures(kind, float(mean_auroc), float(mean_false_positives))
+        rows.append(DetectorFigures(kind, auroc(known_N, unknown_M), false_positive_rate(known_N, unknown_M)))
+    return tuple(sorted(rows, key=lambda row: -row.auroc))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..calibration import Calibration
     from ..evaluation import CalibrationFigures, CalibrationReport
 
-DETECTORS = ("energy", "max-logit", "neighbors", "mahalanobis")
+DETECTORS = ("energy", "max-logit", "neighbors", "mahalanobis", "combined")
 LOADING = {"checkpoint": "checkpoint_path"} | {
     name: name for name in ("device", "precision", "engine", "transform", "policy")
 }  # options, and the arguments of `load`
@@ -87,7 +87,7 @@ LOADING = {"checkpoint": "checkpoint_path"} | {
     "--detector",
     group="Advanced",
     type=click.Choice(DETECTORS),
-    help="Detector of unknown images.  [default: the best one on these images]",
+    help="Detector of unknown images.  [default: the best one for the images of --unknown, or combined]",
 )
 @option(
     "--seed",
@@ -157,13 +157,13 @@ def _print_report(report: CalibrationReport) -> None:
     print_table(table)
     echo()
     _print_promises(calibration, figures)
-    echo()
     table = new_table("detector of unknown images", "AUROC", "FPR at 95 % recall")
     for row in figures.detectors:
         chosen = " (used)" if row.kind == calibration.unknown.detector.kind else ""
         table.add_row(f"{row.kind}{chosen}", f"{row.auroc:.3f}", f"{100 * row.false_positives:.1f} %")
     print_table(table)
-    notice(printable(f"detectors are compared on {figures.detectors_basis}"))
+    if report.unknown_images:
+        notice(f"detectors are compared on {count_of(report.unknown_images, 'unknown image')}")
     for remark in report.remarks:
         notice(printable(remark))
     notice(

@@ -63,8 +63,8 @@ class CalibrationFigures:
     log-likelihood, before and after. coverage: share of images whose set has the true class; exact_coverage: the same
     if the most probable class were not always in the set; expected: the range for the latter. worst: the class with
     the lowest coverage, among those with at least LEAST_IN_CLASS images. set_size: mean number of classes; single:
-    share of sets with one class. false_alarms: share of the images that was called unknown. detectors: the comparison,
-    and what it is based on.
+    share of sets with one class. false_alarms: share of the images that was called unknown. detectors: how well
+    each tells unknown images from these, the best first; empty without unknown images.
     """
 
     images: int
@@ -82,7 +82,6 @@ class CalibrationFigures:
     false_alarms: float
     false_alarms_expected: Expected
     detectors: tuple[DetectorFigures, ...]
-    detectors_basis: str
     repeats: int = REPEATS
     folds: int = FOLDS
 
@@ -99,11 +98,10 @@ def measure_figures(
     fitted: Fitted,
     settings: CalibrationSettings,
     labels: tuple[str, ...],
-    comparison: tuple[tuple[DetectorFigures, ...], str],
 ) -> CalibrationFigures:
     """Return the figures of calibrations like `fitted`, for the images that it was fitted on.
 
-    labels: of the classes (K,). comparison: of the detectors, and what it is based on.
+    labels: of the classes (K,).
     """
     kind: DetectorKind = fitted.unknown.detector.kind
     settings = dataclasses.replace(settings, per_class=fitted.sets.per_class, detector=kind)
@@ -130,8 +128,7 @@ def measure_figures(
         single=float((sizes_N == 1).mean()),
         false_alarms=float(np.mean([one.unknown for one in judged])),
         false_alarms_expected=Expected(1 - quiet.high, 1 - quiet.low),
-        detectors=comparison[0],
-        detectors_basis=comparison[1],
+        detectors=fitted.detectors,
     )
 
 

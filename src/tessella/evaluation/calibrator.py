@@ -15,7 +15,7 @@ import numpy as np
 from ..calibration.arrays import images_needed
 from ..calibration.calibration import Calibration, CalibrationData
 from ..calibration.finding import beside, cached_path
-from ..calibration.fitting import CalibrationSettings, Fitted, LabeledOutputs, compare_detectors, fit, halves
+from ..calibration.fitting import CalibrationSettings, LabeledOutputs, fit
 from ..calibration.storage import calibration_hash, write_calibration
 from ..checks import as_path, checked
 from ..data.datasets import LabelledImages
@@ -24,7 +24,6 @@ from ..data.sources import iter_sources
 from ..errors import ImageError, UsageError
 from ..predictor import Predictor, load
 from ..results import FloatArray, Output
-from ..text import count_of
 from ..weights.catalogue import default_model
 from .calibration_figures import CalibrationFigures, measure_figures
 from .classes import match_classes
@@ -105,8 +104,6 @@ def calibrate(
     folder = Path(name.removeprefix(LOCAL)).expanduser() if has_folder and name.startswith(LOCAL) else None
     images, remarks = (data, ()) if isinstance(data, LabelledImages) else choose_unseen(data, folder, split)
     sources = None if unknown is None else list(iter_sources([str(unknown)]))
-    if sources is not None and not sources:
-        raise UsageError("not_found", f"{str(unknown)!r} has no images")
     predictor = model.with_calibration(None) if isinstance(model, Predictor) else load(name, **options)
     report = measure_calibration(predictor, images, settings, unknown=sources, progress=progress)
     path = as_path("out", out) if out is not None else _destination(predictor, folder)
@@ -180,7 +177,7 @@ def measure_calibration(
         others, more = outputs_of(predictor, unknown, np.zeros(len(unknown), np.int64), progress, "unknown images")
         errors = Counter(errors) + Counter(more)
     fitted = fit(outputs, settings, others)
-    figures = _figures(outputs, fitted, settings, predictor.labels, others)
+    figures = measure_figures(outputs, fitted, settings, predictor.labels)
     calibration = Calibration(
         fingerprint=predictor.fingerprint,
         model=predictor.name,
@@ -227,24 +224,11 @@ def outputs_of(
     return LabeledOutputs(np.stack(logits), np.stack(embeddings), labels_N[kept]), dict(errors)
 
 
-def _figures(
-    outputs: LabeledOutputs,
-    fitted: Fitted,
-    settings: CalibrationSettings,
-    labels: tuple[str, ...],
-    unknown: LabeledOutputs | None,
-) -> CalibrationFigures:
-    deciding, holding = halves(outputs, settings.seed)
-    rows = fitted.detectors or compare_detectors(deciding, holding, unknown)
-    basis = "each class left out in turn"
-    if unknown is not None:
-        basis = f"{count_of(len(unknown.labels), 'image')} that show none of the classes"
-    return measure_figures(outputs, fitted, settings, labels, (rows, basis))
-
-
 def _remarks(calibration: Calibration) -> Iterable[str]:
     """Yield what users should know about a calibration."""
     sets, unknown = calibration.sets, calibration.unknown
+    if not calibration.figures["detectors"]:
+        yield "how well images of none of the classes are recognized was not measured: give some with --unknown"
     if np.isinf(unknown.threshold):
         yield (
             f"no image will be called unknown: a threshold for {unknown.false_alarms:.3g} false alarms needs "
