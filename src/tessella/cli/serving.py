@@ -234,7 +234,6 @@ def serve(
     log_requests: bool,
     prove: bool,
     no_explain: bool,
-    no_calibration: bool,
     **arguments: Any,
 ) -> None:
     """Serve classification and embeddings of images over HTTP.
@@ -257,7 +256,7 @@ def serve(
         queue_bytes=max(256, max_body_mib) * _MIB,
         memory_limit=memory_mib and memory_mib * _MIB,
         explain=not no_explain,
-        calibrated=not no_calibration,
+        calibrated=not arguments.pop("no_calibration"),
         **arguments,
     )
     if prove:
