@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tessella.calibration.detectors import KINDS, DetectorKind
 from tessella.errors import ImageError, UsageError
-from tessella.results import Output, make_record, softmax
+from tessella.results import Output, make_record
 
 from .made import made_calibration, made_outputs, names_of
 
@@ -39,7 +39,7 @@ def test_a_record_has_calibrated_probabilities_and_an_assessment() -> None:
     record = make_record("a", output, names_of(5), top=5, embed=False, calibration=calibration)
     assert plain.assessment is None
     assert [one.index for one in record.top] == [one.index for one in plain.top]
-    expected = softmax(outputs.logits / np.float32(calibration.temperature))[0]
+    expected = calibration.probabilities(outputs.logits)[0]
     assert [one.probability for one in record.top] == [float(expected[one.index]) for one in record.top]
     assert record.assessment is not None
     assert record.assessment.prediction_set == record.top[: len(record.assessment.prediction_set)]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.calibration import Calibration, write_calibration
+from tessella.calibration import write_calibration
 from tessella.calibration.finding import beside, cached_path
 from tessella.errors import UsageError, WeightsError
 from tessella.results import softmax
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
-from .made import made_calibration
+from .made import calibration_for, made_calibration
 
 STORED = Path(__file__).resolve().parent.parent / "stored"
 IMAGE = STORED.parent.parent / "examples" / "cat.jpg"
@@ -36,11 +36,6 @@ def folder(tmp_path: Path, cache: Path) -> Path:
 
 def load(folder: Path, **options: Any) -> tessella.Predictor:
     return tessella.load(f"local-dir:{folder}", **options)
-
-
-def calibration_for(predictor: tessella.Predictor, **changes: object) -> Calibration:
-    settings = dict(detector="energy") | changes
-    return made_calibration(100, predictor.num_classes, predictor.fingerprint, **settings)
 
 
 def reason_of(predictor: tessella.Predictor) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..results import Assessment, ClassNames, FloatArray, Output
 from .arrays import Floats, conformal_quantile
+from .confidence import ConfidenceCurve
 from .detectors import Detector
 from .prediction_sets import PredictionSets
 from .temperature import scaled_probabilities
@@ -81,7 +82,7 @@ class Calibration:
 
     fingerprint: of the model with its settings, as `Predictor.fingerprint`. model, transform, policy, precision: what
     the fingerprint stands for, in words. labels: of the classes (K,), in the order of the model's output. temperature:
-    by which logits are divided. sets, unknown: see these classes. data: what it was made from. figures: what was
+    by which logits are divided. curve, sets, unknown: see these classes. data: what it was made from. figures: what was
     measured when it was made.
     """
 
@@ -92,6 +93,7 @@ class Calibration:
     precision: str
     labels: tuple[str, ...]
     temperature: float
+    curve: ConfidenceCurve
     sets: PredictionSets
     unknown: UnknownDetection
     data: CalibrationData
@@ -104,13 +106,13 @@ class Calibration:
 
     def probabilities(self, logits_NK: FloatArray) -> FloatArray:
         """Return the calibrated probabilities (N,K) float32 of logits."""
-        return scaled_probabilities(logits_NK, self.temperature)
+        return self.curve.apply(logits_NK, self.temperature)
 
     def assess(self, logits_NK: FloatArray, embeddings_ND: FloatArray) -> Assessed:
         """Return prediction sets and what is unknown; embeddings are as the model gives them, not normalized."""
         scores_N = self.unknown.detector.scores(logits_NK, embeddings_ND)
         return Assessed(
-            sets=self.sets.contains(self.probabilities(logits_NK)),
+            sets=self.sets.contains(scaled_probabilities(logits_NK, self.temperature)),
             unknown=self.unknown.is_unknown(scores_N),
             familiarity=self.unknown.familiarity(scores_N),
         )
@@ -120,9 +122,10 @@ class Calibration:
 
         probabilities_K: those of `probabilities` for its logits (K,).
         """
+        scaled_K = scaled_probabilities(output.logits[None], self.temperature)[0]
         scores_1 = self.unknown.detector.scores(output.logits[None], output.embedding[None])
         return Assessment(
-            prediction_set=classes.predictions(probabilities_K, self.sets.members(probabilities_K)),
+            prediction_set=classes.predictions(probabilities_K, self.sets.members(scaled_K)),
             unknown=bool(self.unknown.is_unknown(scores_1)[0]),
             familiarity=float(self.unknown.familiarity(scores_1)[0]),
         )
