@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,44 +36,69 @@ from tessella.calibration.detectors import KINDS, auroc, false_positive_rate, fi
 from tessella.calibration.finding import beside
 from tessella.calibration.fitting import DEFAULT_DETECTOR, LabeledOutputs, fit, halves, split
 from tessella.data.datasets import LabelledImages, open_labelled
+from tessella.data.source import Source
 from tessella.data.sources import iter_sources
 from tessella.evaluation.calibration_figures import Judged, calibrated_logits, expected_share, judge_sets
-from tessella.evaluation.calibrator import make_calibration, measure_calibration, outputs_of
+from tessella.evaluation.calibrator import make_calibration, outputs_of
 from tessella.evaluation.classes import match_classes
 from tessella.evaluation.linear_probe import probe
-from tessella.evaluation.metrics import calibration_error, judge
+from tessella.evaluation.metrics import calibration_bins, calibration_error, judge
 from tessella.evaluation.settings import ProbeSettings
+from tessella.plots.figures import STYLES, new_figure, render
 from tessella.predictor import Predictor, load
+from tessella.records import short_name
 from tessella.weights.catalogue import BUILTIN_FOLDER, CATALOGUE, class_warning
 
 SPLITS = 100
 COVERAGES = (0.9, 0.95)
+LEAST_IN_BIN = 20  # images in a bin that is drawn
 MODELS = tuple(name for name, row in CATALOGUE.items() if row.file and not class_warning(name))  # of CIFAR-10
 PHOTOGRAPHS = next(name for name, row in CATALOGUE.items() if row.file and class_warning(name))
 RELATED = {CLASS for classes in CIFAR_KINDS.values() for CLASS in classes}  # classes of ImageNet-1k
 
 
-def part_of(images: LabelledImages, part: str) -> LabelledImages:
-    """Return every N-th image from the I-th on for the text I/N."""
+def places_of(part: str, count: int) -> Any:
+    """Return the positions of every N-th of some images from the I-th on, for the text I/N."""
     first, _, step = part.partition("/")
-    places, name = np.arange(int(first) - 1, len(images), int(step)), Path(images.origin).name
-    return images.subset(places, name if step == "1" else f"{name}, part {part}")
+    return np.arange(int(first) - 1, count, int(step))
 
 
-def labeled_outputs(predictor: Predictor, images: LabelledImages) -> LabeledOutputs:
-    """Return the outputs for images, with labels that are classes of the model; all of them have to be readable."""
-    labels_N = match_classes(images.classes, predictor, restrict=False).positions[images.labels]
-    outputs, errors = outputs_of(predictor, (images.source(i) for i in range(len(images))), labels_N)
-    assert not errors
-    return outputs
+def data_of(images: LabelledImages, part: str) -> CalibrationData:
+    """Return what a calibration records of a part of the images; their folder is left out."""
+    name = Path(images.origin).name
+    chosen = images.subset(places_of(part, len(images)))
+    return CalibrationData(f"{name}, part {part}" if part != "1/1" else name, chosen.fingerprint, len(chosen), 0)
 
 
-def photo_outputs(predictor: Predictor, path: Path) -> LabeledOutputs:
-    """Return the outputs for photographs that are named by WordNet id, with their classes of ImageNet-1k as labels."""
-    sources = list(iter_sources([path]))
-    outputs, errors = outputs_of(predictor, sources, np.array([CLASS_OF[name_of(source)] for source in sources]))
-    assert not errors
-    return outputs
+class Runner:
+    """Runs models on images. folder: keeps their outputs by fingerprints, so that a later call needs no model."""
+
+    def __init__(self, folder: Path | None):
+        self._folder = folder
+
+    def _outputs(self, predictor: Predictor, data: str, sources: Iterable[Source], labels_N: Any) -> LabeledOutputs:
+        path = None if self._folder is None else self._folder / f"{predictor.fingerprint}-{data}.npz"
+        if path is not None and path.is_file():
+            with np.load(path) as arrays:
+                return LabeledOutputs(arrays["logits"], arrays["embeddings"], arrays["labels"])
+        outputs, errors = outputs_of(predictor, sources, labels_N)
+        assert not errors  # all images have to be readable
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **outputs._asdict())
+        return outputs
+
+    def labeled(self, predictor: Predictor, images: LabelledImages) -> LabeledOutputs:
+        """Return the outputs for images, with labels that are classes of the model."""
+        labels_N = match_classes(images.classes, predictor, restrict=False).positions[images.labels]
+        sources = (images.source(i) for i in range(len(images)))
+        return self._outputs(predictor, images.fingerprint, sources, labels_N)
+
+    def photographs(self, predictor: Predictor, path: Path) -> LabeledOutputs:
+        """Return the outputs for photographs named by WordNet id; labels are their classes of ImageNet-1k."""
+        sources = list(iter_sources([path]))
+        labels_N = np.array([CLASS_OF[name_of(source)] for source in sources])
+        return self._outputs(predictor, f"photographs-{len(sources)}", sources, labels_N)
 
 
 def without_related(photos: LabeledOutputs) -> tuple[LabeledOutputs, LabeledOutputs]:
@@ -147,7 +172,7 @@ def coverage_columns(
     )
 
 
-def clothing_outputs(path: Path, folder: Path) -> tuple[str, LabeledOutputs]:
+def clothing_outputs(runner: Runner, path: Path, folder: Path) -> tuple[str, LabeledOutputs]:
     """Return the outputs of a linear probe on half of the training images, for the other half and the test images."""
     clothing = Clothing(path, folder / "clothing")
     half, rest = split(len(clothing.train), 0.5, np.random.default_rng(0))
@@ -155,7 +180,7 @@ def clothing_outputs(path: Path, folder: Path) -> tuple[str, LabeledOutputs]:
     probe((clothing.train.subset(half), clothing.validation), None, ProbeSettings(shots=()), attach_to=model)
     predictor = load(f"local-dir:{model}", calibration=None)
     test = clothing.splits(with_test=True)["clothing_test"]
-    parts = [labeled_outputs(predictor, images) for images in (clothing.train.subset(rest), test)]
+    parts = [runner.labeled(predictor, images) for images in (clothing.train.subset(rest), test)]
     return f"{PHOTOGRAPHS}, linear probe", LabeledOutputs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -179,14 +204,12 @@ def measure_detectors(name: str, outputs: LabeledOutputs, photos: LabeledOutputs
         )  # fmt: skip
 
 
-def measure_shipped(name: str, images: LabelledImages, photos: Path) -> dict[str, Any] | None:
-    """Return figures of the calibration beside the weights; None if there is none."""
-    predictor = load(name)
-    calibration = predictor.calibration
+def measure_shipped(predictor: Predictor, outputs: LabeledOutputs, photos: LabeledOutputs) -> dict[str, Any] | None:
+    """Return figures of the calibration beside the weights, None if there is none; outputs: for other images."""
+    name, calibration = predictor.name, predictor.calibration
     if calibration is None:
         return None
-    outputs = labeled_outputs(predictor, images)
-    unknown, _ = without_related(photo_outputs(predictor, photos))
+    unknown, _ = without_related(photos)
     before = judge(outputs.logits, outputs.labels)
     after = judge(calibrated_logits(calibration, outputs.logits), outputs.labels)
     judged = judge_sets(outputs, calibration.temperature, calibration.sets, calibration.unknown)
@@ -203,19 +226,43 @@ def measure_shipped(name: str, images: LabelledImages, photos: Path) -> dict[str
     )  # fmt: skip
 
 
+def draw_reliability(path: Path, models: Sequence[tuple[Predictor, LabeledOutputs]]) -> None:
+    """Draw accuracy against confidence for each model, before and after its calibration."""
+    figure = new_figure(3 * len(models), 3.4)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for panel, (predictor, outputs) in zip(panels, models, strict=True):
+        assert predictor.calibration is not None
+        after = judge(calibrated_logits(predictor.calibration, outputs.logits), outputs.labels)
+        panel.plot((0, 1), (0, 1), color="0.8", linewidth=1)
+        for index, (label, answers) in enumerate((("before", judge(outputs.logits, outputs.labels)), ("after", after))):
+            color, marker = STYLES[index]
+            bins = [one for one in calibration_bins(answers) if one.images >= LEAST_IN_BIN]
+            points = [one.confidence for one in bins], [one.accuracy for one in bins]
+            error = f"{label}: {100 * calibration_error(answers):.1f} %"
+            panel.plot(*points, color=color, marker=marker, markersize=4, linewidth=1, label=error)
+        panel.set_title(short_name(predictor.name), fontsize=8)
+        panel.set_xlabel("confidence", fontsize=8)
+        panel.legend(fontsize=7, title="calibration error", title_fontsize=7)
+    panels[0].set_ylabel("accuracy", fontsize=8)
+    path.write_bytes(render(figure, path.suffix))
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def make(args: argparse.Namespace) -> None:
     """Write the calibrations of the built-in models."""
-    images = part_of(open_labelled(args.held_out), args.part)
+    runner, images = Runner(args.cache), open_labelled(args.held_out)
     for name in args.models:
         if name == PHOTOGRAPHS:
             continue
-        show(name, measure_calibration(load(name, calibration=None), images, CalibrationSettings()).calibration)
+        predictor = load(name, calibration=None)
+        outputs = runner.labeled(predictor, images).take(places_of(args.part, len(images)))
+        report = make_calibration(predictor, outputs, CalibrationSettings(), data_of(images, args.part))
+        show(name, report.calibration)
     if PHOTOGRAPHS in args.models:
         predictor = load(PHOTOGRAPHS, calibration=None)
-        outputs = photo_outputs(predictor, args.photos)
+        outputs = runner.photographs(predictor, args.photos)
         data = CalibrationData("1,000 photographs, one per class of ImageNet-1k", "", len(outputs.labels), 0)
         settings = CalibrationSettings(detector="energy")  # a thousand class means would take 2 MB
         show(PHOTOGRAPHS, make_calibration(predictor, outputs, settings, data).calibration)
@@ -236,24 +283,24 @@ def measure(args: argparse.Namespace) -> None:
     promises: list[dict[str, Any]] = []
     unknown: list[dict[str, Any]] = []
     shipped: list[dict[str, Any] | None] = []
-    images = part_of(open_labelled(args.cifar), args.part)
-    everything = part_of(open_labelled(args.cifar), "1/1")
+    drawn: list[tuple[Predictor, LabeledOutputs]] = []
+    runner, images = Runner(args.cache), open_labelled(args.cifar)
     for name in MODELS:
-        predictor = load(name, calibration=None)
-        outputs, photos = labeled_outputs(predictor, everything), photo_outputs(predictor, args.photos)
-        promises += measure_splits(name, everything.origin, outputs)
+        predictor = load(name)
+        outputs, photos = runner.labeled(predictor, images), runner.photographs(predictor, args.photos)
+        promises += measure_splits(name, args.cifar.name, outputs)
         unknown += measure_detectors(name, outputs, photos)
-        shipped.append(measure_shipped(name, images, args.photos))
+        later = outputs.take(places_of(args.part, len(images)))
+        shipped.append(measure_shipped(predictor, later, photos))
+        drawn += [(predictor, later)] if predictor.calibration is not None else []
+    if args.picture and drawn:
+        draw_reliability(args.picture, drawn)
     with tempfile.TemporaryDirectory() as folder:
-        promises += measure_splits(*_with_data(args.clothing, Path(folder)))
+        name, outputs = clothing_outputs(runner, args.clothing, Path(folder))
+        promises += measure_splits(name, f"{args.clothing.name}, half of train, and test", outputs)
     for what, rows in (("calibration", promises), ("calibration-unknown", unknown), ("calibration-shipped", shipped)):
         if measured := [row for row in rows if row is not None]:
             write_table(what, measured, args.out)
-
-
-def _with_data(clothing: Path, folder: Path) -> tuple[str, str, LabeledOutputs]:
-    name, outputs = clothing_outputs(clothing, folder)
-    return name, f"{clothing.name}, half of train, and test", outputs
 
 
 def main() -> None:
@@ -268,12 +315,12 @@ def main() -> None:
     measuring.add_argument("--cifar", type=Path, required=True, metavar="DATA")
     measuring.add_argument("--clothing", type=Path, required=True, metavar="DATA")
     measuring.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV files")
+    measuring.add_argument("--picture", type=Path, metavar="FILE", help="draw confidence and accuracy as .png or .svg")
     measuring.set_defaults(run=measure)
     for command in (making, measuring):
         command.add_argument("--photos", type=Path, required=True, metavar="INPUT")
-        command.add_argument(
-            "--part", default="1/1", metavar="I/N", help="every N-th image, from the I-th [default: all]"
-        )
+        command.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the outputs of the models")
+        command.add_argument("--part", default="1/1", metavar="I/N", help="every N-th image from the I-th on")
     args = parser.parse_args()
     args.run(args)
 

@@ -161,12 +161,13 @@ def _calibration_of(facts: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         raise ValueError("the scores and the labels do not fit")
     if not 0 < facts["temperature"] < math.inf:
         raise ValueError("the temperature is not a positive number")
-    curve = ConfidenceCurve(**{name: tuple(x) if isinstance(x, list) else x for name, x in facts["curve"].items()})
+    parts = facts["curve"]
+    curve = ConfidenceCurve(parts["intercept"], parts["slope"], tuple(parts["knots"]), tuple(parts["bends"]))
     if len(curve.knots) != len(curve.bends) or not np.isfinite([curve.intercept, curve.slope, *curve.bends]).all():
         raise ValueError("the curve is incomplete, or not finite")
     unknown = UnknownDetection(read_detector(kind, stored), _ascending(arrays["unknown.scores"]), false_alarms)
-    parts = dict(labels=labels, curve=curve, sets=sets, unknown=unknown, data=CalibrationData(**facts["data"]))
-    return Calibration(**facts | parts)
+    made = dict(labels=labels, curve=curve, sets=sets, unknown=unknown, data=CalibrationData(**facts["data"]))
+    return Calibration(**facts | made)
 
 
 def _ascending(scores_N: NDArray[Any]) -> Floats:
