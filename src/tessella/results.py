@@ -127,10 +127,11 @@ class ClassNames:
 
     def predictions(self, probabilities: FloatArray, indices: NDArray[np.int64]) -> tuple[Prediction, ...]:
         """Return the classes with these indices (M,), in this order; probabilities: (classes,) float32."""
-        pairs = zip(indices.tolist(), probabilities[indices].tolist(), strict=True)
+        numbers = indices.tolist()
+        columns = (numbers, map(self.labels.__getitem__, numbers), probabilities[indices].tolist())
         if not self.synsets:
-            return tuple(Prediction(index, self.labels[index], value) for index, value in pairs)
-        return tuple(Prediction(index, self.labels[index], value, self.synsets[index]) for index, value in pairs)
+            return tuple(map(Prediction, *columns))  # without a loop in Python: sets can have hundreds of classes
+        return tuple(map(Prediction, *columns, map(self.synsets.__getitem__, numbers)))
 
 
 def make_record(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tessella.bulk import RunSettings, read_rows, run, verify
+from tessella.bulk import RunSettings, read_rows, run, shards, verify
 from tessella.calibration.storage import calibration_hash
 from tessella.errors import UsageError
 from tessella.predictor import Predictor
@@ -19,7 +19,7 @@ from ..calibration.made import calibration_for, never_known
 from ..evaluation.small_data import picture, predictor_of
 
 SETTINGS = RunSettings(shard_rows=4, processes=1, top=2)
-COLUMNS = {"unknown", "familiarity", "set_index", "set_label"}
+COLUMNS = {"unknown", "familiarity", "set_size", "set_index", "set_label"}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def test_rows_have_what_the_calibration_says(calibrated: Predictor, images: Path
         assert row["unknown"] == record.assessment.unknown
         assert row["familiarity"] == pytest.approx(record.assessment.familiarity)
         assert row["set_index"] == [one.index for one in record.assessment.prediction_set]
+        assert row["set_size"] == len(record.assessment.prediction_set)
         assert row["set_label"] == [one.label for one in record.assessment.prediction_set]
         assert row["top_probability"] == pytest.approx([one.probability for one in record.top])
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -124,6 +125,17 @@ def test_a_run_that_began_without_one_is_resumed_without_one(
     assert any("resuming without a calibration" in str(event) for event in events)
     for path in (tmp_path / "whole" / "shards").iterdir():
         assert (tmp_path / "run" / "shards" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_classes_of_large_sets_are_not_stored(
+    calibrated: Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MAX_SET", 1)
+    run([images], tmp_path / "run", calibrated, SETTINGS)
+    rows = [row for row in rows_of(tmp_path / "run") if row["status"] == "ok"]
+    assert {row["set_size"] for row in rows} > {1}
+    for row in rows:
+        assert (row["set_label"] is None) == (row["set_index"] is None) == (row["set_size"] != 1)
 
 
 # --- index ------------------------------------------------------------------------------------------------------------
