@@ -50,7 +50,7 @@ from tessella.records import short_name
 from tessella.weights.catalogue import BUILTIN_FOLDER, CATALOGUE, class_warning
 
 SPLITS = 100
-COVERAGES = (0.9, 0.95)
+COVERAGE = 0.9
 LEAST_IN_BIN = 20  # images in a bin that is drawn
 MODELS = tuple(name for name, row in CATALOGUE.items() if row.file and not class_warning(name))  # of CIFAR-10
 PHOTOGRAPHS = next(name for name, row in CATALOGUE.items() if row.file and class_warning(name))
@@ -111,34 +111,33 @@ def without_related(photos: LabeledOutputs) -> tuple[LabeledOutputs, LabeledOutp
 
 
 def measure_splits(name: str, data: str, outputs: LabeledOutputs) -> Iterator[dict[str, Any]]:
-    """Yield one row per coverage, marginal and per class: means, and extremes, over random divisions into halves."""
+    """Yield a row for marginal sets and one for sets per class: means, and extremes, over random halves."""
     before = judge(outputs.logits, outputs.labels)
     classes = np.unique(outputs.labels)
-    for coverage in COVERAGES:
-        for per_class in (False, True):
-            settings = CalibrationSettings(coverage=coverage, per_class=per_class, detector=DEFAULT_DETECTOR)
-            found: list[Judged] = []
-            labels, errors, worst = [], [], []
-            for seed in range(SPLITS):
-                first, second = split(len(outputs.labels), 0.5, np.random.default_rng(1000 + seed))
-                fitted, later = fit(outputs.take(first), settings), outputs.take(second)
-                judged = judge_sets(later, fitted.temperature, fitted.sets, fitted.unknown)
-                found.append(judged)
-                labels.append(later.labels)
-                errors.append(calibration_error(judge(calibrated_logits(fitted, later.logits), later.labels)))
-                worst.append(min(judged.covered[later.labels == k].mean() for k in classes))
-            yield dict(
-                model=name, data=data, images=len(outputs.labels), splits=SPLITS, coverage=coverage,
-                kind="per class" if per_class else "marginal", top1=round(float(before.correct.mean()), 4),
-                ece_before=round(calibration_error(before), 4),
-                **spread("ece_after", errors),
-                **coverage_columns(found, labels, coverage, per_class, classes.tolist()),
-                **spread("worst_class", worst),
-                set_size=round(float(np.mean([one.sizes.mean() for one in found])), 3),
-                single=round(float(np.mean([(one.sizes == 1).mean() for one in found])), 4),
-                empty=int(sum((one.sizes == 0).sum() for one in found)),
-                **spread("false_alarms", [one.unknown.mean() for one in found]),
-            )  # fmt: skip
+    for per_class in (False, True):
+        settings = CalibrationSettings(coverage=COVERAGE, per_class=per_class, detector=DEFAULT_DETECTOR)
+        found: list[Judged] = []
+        labels, errors, worst = [], [], []
+        for seed in range(SPLITS):
+            first, second = split(len(outputs.labels), 0.5, np.random.default_rng(1000 + seed))
+            fitted, later = fit(outputs.take(first), settings), outputs.take(second)
+            judged = judge_sets(later, fitted.temperature, fitted.sets, fitted.unknown)
+            found.append(judged)
+            labels.append(later.labels)
+            errors.append(calibration_error(judge(calibrated_logits(fitted, later.logits), later.labels)))
+            worst.append(min(judged.covered[later.labels == k].mean() for k in classes))
+        yield dict(
+            model=name, data=data, images=len(outputs.labels), splits=SPLITS, coverage=COVERAGE,
+            kind="per class" if per_class else "marginal", top1=round(float(before.correct.mean()), 4),
+            ece_before=round(calibration_error(before), 4),
+            **spread("ece_after", errors),
+            **coverage_columns(found, labels, COVERAGE, per_class, classes.tolist()),
+            **spread("worst_class", worst),
+            set_size=round(float(np.mean([one.sizes.mean() for one in found])), 3),
+            single=round(float(np.mean([(one.sizes == 1).mean() for one in found])), 4),
+            empty=int(sum((one.sizes == 0).sum() for one in found)),
+            **spread("false_alarms", [one.unknown.mean() for one in found]),
+        )  # fmt: skip
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -45,7 +45,7 @@ class ConfidenceCurve:
         next_N = powers_NK.max(axis=1) / rest_N  # the share of the next class in what is left
         confidence_N = np.maximum(confidence_N, MARGIN * next_N / (1 + MARGIN * next_N))
         powers_NK *= ((1 - confidence_N) / rest_N)[:, None]
-        powers_NK[np.arange(len(best_N)), best_N] = confidence_N
+        powers_NK[np.arange(len(best_N)), best_N] = 1 - powers_NK.sum(axis=1)  # also if the others have underflowed
         return powers_NK.astype(np.float32)
 
     def confidence(self, log_odds_N: Floats) -> Floats:
