@@ -77,15 +77,24 @@ class Assessment:
     familiarity: float
 
 
+class Judgment(NamedTuple):
+    """What a calibration says about one image.
+
+    probabilities: of the classes (K,) float32. members: the classes in its prediction set (M,), the most probable
+    first. unknown, familiarity: as in `Assessment`.
+    """
+
+    probabilities: FloatArray
+    members: NDArray[np.int64]
+    unknown: bool
+    familiarity: float
+
+
 class OutputCalibration(Protocol):
     """What records need of a calibration, see `calibration.Calibration`."""
 
-    def probabilities(self, logits_NK: FloatArray, /) -> FloatArray:
-        """Return the calibrated probabilities (N,classes) of logits (N,classes)."""
-        ...
-
-    def assessment(self, output: Output, probabilities_K: FloatArray, classes: ClassNames, /) -> Assessment:
-        """Return what is said about one image; probabilities_K: those of its logits (classes,)."""
+    def judge(self, output: Output, /) -> Judgment:
+        """Return what is said about one image."""
         ...
 
 
@@ -155,10 +164,11 @@ def make_record(
     embedding = l2_normalize(outcome.embedding[None])[0] if embed else None
     if not top:
         return Record(key, "ok", embedding=embedding)
-    probabilities_K = (softmax if calibration is None else calibration.probabilities)(outcome.logits[None])[0]
-    best = classes.top_predictions(probabilities_K, top)
-    assessment = None if calibration is None else calibration.assessment(outcome, probabilities_K, classes)
-    return Record(key, "ok", "", best, embedding, assessment=assessment)
+    if calibration is None:
+        return Record(key, "ok", "", classes.top_predictions(softmax(outcome.logits[None])[0], top), embedding)
+    probabilities_K, members, unknown, familiarity = calibration.judge(outcome)
+    assessment = Assessment(classes.predictions(probabilities_K, members), unknown, familiarity)
+    return Record(key, "ok", "", classes.top_predictions(probabilities_K, top), embedding, assessment=assessment)
 
 
 def check_top(top: int) -> int:

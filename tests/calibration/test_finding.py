@@ -60,7 +60,8 @@ def test_the_calibration_in_a_model_folder_is_used(folder: Path) -> None:
     before, after = plain.classify(IMAGE), predictor.classify(IMAGE)
     assert before[0].probability != after[0].probability
     (record,) = predictor.records([IMAGE])
-    assert list(record.top) == after
+    assert [one.index for one in record.top] == [one.index for one in after]
+    assert [one.probability for one in record.top] == pytest.approx([one.probability for one in after], rel=1e-6)
     assert record.assessment is not None
     (uncalibrated,) = load(folder, calibration=None).records([IMAGE])
     assert uncalibrated.assessment is None

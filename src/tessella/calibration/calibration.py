@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..results import Assessment, ClassNames, FloatArray, Output
+from ..results import FloatArray, Judgment, Output
 from .arrays import Floats, conformal_quantile
 from .confidence import ConfidenceCurve
 from .detectors import Detector
 from .prediction_sets import PredictionSets
-from .temperature import scaled_probabilities
+from .temperature import odds_of_one, scaled_probabilities
 
 
 class CalibrationData(NamedTuple):
@@ -55,7 +55,7 @@ class UnknownDetection:
         """The number above which an image is unknown; infinity if there are too few calibration images."""
         return conformal_quantile(self.scores, 1 - self.false_alarms)
 
-    def familiarity(self, scores_N: Floats) -> Floats:
+    def familiarity(self, scores_N: Floats | float) -> Floats:
         """Return the share of calibration images that look at least as unfamiliar, with the image itself (N,).
 
         It is a conformal p-value: of images of the classes, at most 5 % have one of 5 % or less.
@@ -117,17 +117,16 @@ class Calibration:
             familiarity=self.unknown.familiarity(scores_N),
         )
 
-    def assessment(self, output: Output, probabilities_K: FloatArray, classes: ClassNames) -> Assessment:
-        """Return what `assess` says about one image, in a fraction of the time.
-
-        probabilities_K: those of `probabilities` for its logits (K,).
-        """
-        scaled_K = scaled_probabilities(output.logits[None], self.temperature)[0]
-        scores_1 = self.unknown.detector.scores(output.logits[None], output.embedding[None])
-        return Assessment(
-            prediction_set=classes.predictions(probabilities_K, self.sets.members(scaled_K)),
-            unknown=bool(self.unknown.is_unknown(scores_1)[0]),
-            familiarity=float(self.unknown.familiarity(scores_1)[0]),
+    def judge(self, output: Output) -> Judgment:
+        """Return what `probabilities` and `assess` say about one image, in a fraction of the time."""
+        odds = odds_of_one(output.logits, self.temperature)
+        detection = self.unknown
+        score = float(detection.detector.scores(output.logits[None], output.embedding[None])[0])
+        return Judgment(
+            probabilities=self.curve.apply_to_one(odds),
+            members=self.sets.members(odds.probabilities),
+            unknown=score > detection.threshold,
+            familiarity=float(detection.familiarity(score)),
         )
 
     def check_model(self, fingerprint: str, model: str) -> None:

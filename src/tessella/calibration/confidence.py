@@ -10,18 +10,22 @@ Letters for shapes: N images, K classes, M knots.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..results import FloatArray
 from .arrays import Floats, Ints
+from .temperature import OddsOfOne, odds_of
 
 KNOTS = 3  # with 6, calibration errors were the same
 LOWEST, HIGHEST = -10.0, 12.0  # of log-odds
 PENALTY = 1.0  # on differences from the identity, in units of one image
 STEPS = 50
 MARGIN = 1.0001  # by which the most probable class stays ahead of the next one
+SAFE = 0.51  # no other class can have more than what is left of this
+TINY = 1e-290  # a sum of the other classes that counts as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +42,33 @@ class ConfidenceCurve:
 
     def apply(self, logits_NK: FloatArray, temperature: float) -> FloatArray:
         """Return the calibrated probabilities (N,K) float32 of logits, before they are divided by the temperature."""
-        if logits_NK.shape[1] == 1:
-            return np.ones_like(logits_NK, np.float32)
-        best_N, powers_NK, rest_N = _odds(logits_NK, temperature)
-        confidence_N = self.confidence(-np.log(rest_N))
-        next_N = powers_NK.max(axis=1) / rest_N  # the share of the next class in what is left
-        confidence_N = np.maximum(confidence_N, MARGIN * next_N / (1 + MARGIN * next_N))
-        powers_NK *= ((1 - confidence_N) / rest_N)[:, None]
-        powers_NK[np.arange(len(best_N)), best_N] = 1 - powers_NK.sum(axis=1)  # also if the others have underflowed
-        return powers_NK.astype(np.float32)
+        best_N, ratios_NK, rest_N = odds_of(logits_NK, temperature)
+        if not ratios_NK.shape[1]:
+            return ratios_NK.astype(np.float32)
+        has_rest_N = rest_N > TINY
+        safe_N = np.where(has_rest_N, rest_N, 1.0)
+        next_N = MARGIN * ratios_NK.max(axis=1) / safe_N  # the share of the next class in what is left
+        confidence_N = np.maximum(self.confidence(-np.log(safe_N)), next_N / (1 + next_N))
+        confidence_N = np.where(has_rest_N, confidence_N, 1.0)
+        ratios_NK *= ((1 - confidence_N) / safe_N)[:, None]
+        ratios_NK[np.arange(len(best_N)), best_N] = confidence_N
+        return ratios_NK.astype(np.float32)
+
+    def apply_to_one(self, odds: OddsOfOne) -> FloatArray:
+        """Return what `apply` does for one image (K,)."""
+        if odds.rest <= TINY:
+            return odds.probabilities.astype(np.float32)
+        x = min(max(-math.log(odds.rest), LOWEST), HIGHEST)
+        value = self.intercept + self.slope * x
+        for knot, bend in zip(self.knots, self.bends, strict=True):
+            value += bend * max(x - knot, 0.0)
+        confidence = 1 / (1 + math.exp(-value))
+        if confidence < SAFE:
+            share = MARGIN * float(odds.ratios.max()) / odds.rest
+            confidence = max(confidence, share / (1 + share))
+        probabilities_K = odds.ratios * ((1 - confidence) / odds.rest)
+        probabilities_K[odds.best] = confidence
+        return probabilities_K.astype(np.float32)
 
     def confidence(self, log_odds_N: Floats) -> Floats:
         """Return how often the model is right (N,), for log-odds (N,) of the most probable class."""
@@ -62,8 +84,8 @@ def fit_curve(logits_NK: FloatArray, labels_N: Ints, temperature: float) -> Conf
 
     Few images leave it near the identity, because differences from that are penalized.
     """
-    best_N, _, rest_N = _odds(logits_NK, temperature)
-    log_odds_N = (-np.log(rest_N)).clip(LOWEST, HIGHEST)
+    best_N, _, rest_N = odds_of(logits_NK, temperature)
+    log_odds_N = (-np.log(np.maximum(rest_N, TINY))).clip(LOWEST, HIGHEST)
     right_N = (best_N == labels_N).astype(np.float64)
     knots = np.unique(np.quantile(log_odds_N, np.arange(1, KNOTS + 1) / (KNOTS + 1)))
     terms = [np.ones(len(log_odds_N)), log_odds_N, *(np.maximum(log_odds_N - knot, 0) for knot in knots)]
@@ -81,12 +103,3 @@ def fit_curve(logits_NK: FloatArray, labels_N: Ints, temperature: float) -> Conf
             break
     intercept, slope_weight, *bends = weights.tolist()
     return ConfidenceCurve(intercept, slope_weight, tuple(knots.tolist()), tuple(bends))
-
-
-def _odds(logits_NK: FloatArray, temperature: float) -> tuple[Ints, Floats, Floats]:
-    """Return the most probable class (N,), the probabilities of the others relative to it (N,K), and their sum (N,)."""
-    rows_N, best_N = np.arange(len(logits_NK)), logits_NK.argmax(axis=1)
-    scaled_NK = logits_NK.astype(np.float64) / temperature
-    powers_NK = np.exp(scaled_NK - scaled_NK[rows_N, best_N][:, None])
-    powers_NK[rows_N, best_N] = 0.0
-    return best_N, powers_NK, np.maximum(powers_NK.sum(axis=1), 1e-300)
