@@ -84,20 +84,24 @@ class Assessment:
         return len(self.prediction_set) + self.unlisted
 
 
+class Judgment(NamedTuple):
+    """What a calibration says about one image.
+
+    probabilities: of the classes (K,) float32. members: the classes in its prediction set (M,), the most probable
+    first. unknown, familiarity: as in `Assessment`.
+    """
+
+    probabilities: FloatArray
+    members: NDArray[np.int64]
+    unknown: bool
+    familiarity: float
+
+
 class OutputCalibration(Protocol):
     """What records need of a calibration, see `calibration.Calibration`."""
 
-    def probabilities(self, logits_NK: FloatArray, /) -> FloatArray:
-        """Return the calibrated probabilities (N,classes) of logits (N,classes)."""
-        ...
-
-    def assessment(
-        self, output: Output, probabilities_K: FloatArray, classes: ClassNames, most: int | None = None, /
-    ) -> Assessment:
-        """Return what is said about one image.
-
-        probabilities_K: those of its logits (classes,). most: how many classes of the set are listed; None for all.
-        """
+    def judge(self, output: Output, /) -> Judgment:
+        """Return what is said about one image."""
         ...
 
 
@@ -139,10 +143,11 @@ class ClassNames:
 
     def predictions(self, probabilities: FloatArray, indices: NDArray[np.int64]) -> tuple[Prediction, ...]:
         """Return the classes with these indices (M,), in this order; probabilities: (classes,) float32."""
-        pairs = zip(indices.tolist(), probabilities[indices].tolist(), strict=True)
+        numbers = indices.tolist()
+        columns = (numbers, map(self.labels.__getitem__, numbers), probabilities[indices].tolist())
         if not self.synsets:
-            return tuple(Prediction(index, self.labels[index], value) for index, value in pairs)
-        return tuple(Prediction(index, self.labels[index], value, self.synsets[index]) for index, value in pairs)
+            return tuple(map(Prediction, *columns))  # without a loop in Python: sets can have hundreds of classes
+        return tuple(map(Prediction, *columns, map(self.synsets.__getitem__, numbers)))
 
 
 def make_record(
@@ -168,12 +173,12 @@ def make_record(
     embedding = l2_normalize(outcome.embedding[None])[0] if embed else None
     if not top:
         return Record(key, "ok", embedding=embedding)
-    probabilities_K = (softmax if calibration is None else calibration.probabilities)(outcome.logits[None])[0]
-    best = classes.top_predictions(probabilities_K, top)
     if calibration is None:
-        return Record(key, "ok", "", best, embedding)
-    assessment = calibration.assessment(outcome, probabilities_K, classes, most_listed)
-    return Record(key, "ok", "", best, embedding, assessment=assessment)
+        return Record(key, "ok", "", classes.top_predictions(softmax(outcome.logits[None])[0], top), embedding)
+    probabilities_K, members_M, unknown, familiarity = calibration.judge(outcome)
+    listed = classes.predictions(probabilities_K, members_M[:most_listed])
+    assessment = Assessment(listed, unknown, familiarity, len(members_M) - len(listed))
+    return Record(key, "ok", "", classes.top_predictions(probabilities_K, top), embedding, assessment=assessment)
 
 
 def check_top(top: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from tessella.calibration.calibration import Calibration, CalibrationData
 from tessella.calibration.fitting import CalibrationSettings, Fitted, LabeledOutputs, fit
+from tessella.predictor import Predictor
 from tessella.results import ClassNames, softmax
 
 WIDTH = 6
@@ -47,6 +50,7 @@ def calibration_of(fitted: Fitted, fingerprint: str = "0123456789abcdef", classe
         precision="float32",
         labels=names_of(classes).labels,
         temperature=fitted.temperature,
+        curve=fitted.curve,
         sets=fitted.sets,
         unknown=fitted.unknown,
         data=CalibrationData("images made up", "fedcba9876543210", 2 * fitted.fitted, fitted.fitted),
@@ -59,3 +63,15 @@ def made_calibration(
 ) -> Calibration:
     settings = CalibrationSettings(**options)  # type: ignore[arg-type]
     return calibration_of(fit(made_outputs(count, classes), settings), fingerprint, classes)
+
+
+def calibration_for(predictor: Predictor, **options: object) -> Calibration:
+    """Return a calibration that fits a model, whatever it says."""
+    fitted = made_calibration(100, predictor.num_classes, predictor.fingerprint, **{"detector": "energy", **options})
+    return dataclasses.replace(fitted, labels=predictor.labels)
+
+
+def never_known(calibration: Calibration) -> Calibration:
+    """Return a calibration that calls every image unknown."""
+    unknown = dataclasses.replace(calibration.unknown, scores=np.full(100, -1e9))
+    return dataclasses.replace(calibration, unknown=unknown)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tessella.calibration.detectors import KINDS, DetectorKind
 from tessella.errors import ImageError, UsageError
-from tessella.results import Output, make_record, softmax
+from tessella.results import Output, make_record
 
 from .made import made_calibration, made_outputs, names_of
 
@@ -22,10 +22,14 @@ def test_one_image_is_assessed_as_many_are(seed: int, kind: DetectorKind, per_cl
     together = calibration.assess(outputs.logits, outputs.embeddings)
     for row, (logits, embedding) in enumerate(zip(outputs.logits, outputs.embeddings, strict=True)):
         probabilities = calibration.probabilities(logits[None])[0]
-        alone = calibration.assessment(Output(logits, embedding), probabilities, names)
+        record = make_record("a", Output(logits, embedding), names, top=classes, embed=False, calibration=calibration)
+        alone = record.assessment
+        assert alone is not None
+        shown = {one.index: one.probability for one in record.top}
+        assert [shown[k] for k in range(classes)] == pytest.approx(probabilities.tolist(), rel=1e-6)
         assert {one.index for one in alone.prediction_set} == set(np.flatnonzero(together.sets[row]).tolist())
         assert [one.probability for one in alone.prediction_set] == sorted(
-            (float(probabilities[one.index]) for one in alone.prediction_set), reverse=True
+            (shown[one.index] for one in alone.prediction_set), reverse=True
         )
         assert alone.unknown == together.unknown[row]
         assert alone.familiarity == pytest.approx(together.familiarity[row], abs=0.02)  # sums in another order
@@ -39,8 +43,8 @@ def test_a_record_has_calibrated_probabilities_and_an_assessment() -> None:
     record = make_record("a", output, names_of(5), top=5, embed=False, calibration=calibration)
     assert plain.assessment is None
     assert [one.index for one in record.top] == [one.index for one in plain.top]
-    expected = softmax(outputs.logits / np.float32(calibration.temperature))[0]
-    assert [one.probability for one in record.top] == [float(expected[one.index]) for one in record.top]
+    expected = calibration.probabilities(outputs.logits)[0]
+    assert [one.probability for one in record.top] == pytest.approx([expected[one.index] for one in record.top])
     assert record.assessment is not None
     assert record.assessment.prediction_set == record.top[: len(record.assessment.prediction_set)]
 

@@ -83,7 +83,7 @@ def test_the_mahalanobis_distance_is_that_to_the_nearest_class_mean() -> None:
 
 
 def test_the_combination_is_the_sum_in_units_of_the_standard_deviation() -> None:
-    parts = [scores_of(kind) / scores_of(kind, FITTED).std() for kind in ("energy", "mahalanobis")]  # type: ignore[arg-type]
+    parts = [scores_of(kind) / scores_of(kind, FITTED).std() for kind in ("energy", "mahalanobis")]
     assert scores_of("combined") == pytest.approx(parts[0] + parts[1], rel=1e-5)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella.calibration import Calibration, write_calibration
+from tessella.calibration import write_calibration
 from tessella.calibration.finding import beside, cached_path
 from tessella.errors import UsageError, WeightsError
 from tessella.results import softmax
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
-from .made import made_calibration
+from .made import calibration_for, made_calibration
 
 STORED = Path(__file__).resolve().parent.parent / "stored"
 IMAGE = STORED.parent.parent / "examples" / "cat.jpg"
@@ -36,11 +36,6 @@ def folder(tmp_path: Path, cache: Path) -> Path:
 
 def load(folder: Path, **options: Any) -> tessella.Predictor:
     return tessella.load(f"local-dir:{folder}", **options)
-
-
-def calibration_for(predictor: tessella.Predictor, **changes: object) -> Calibration:
-    settings = dict(detector="energy") | changes
-    return made_calibration(100, predictor.num_classes, predictor.fingerprint, **settings)
 
 
 def reason_of(predictor: tessella.Predictor) -> str:
@@ -65,7 +60,8 @@ def test_the_calibration_in_a_model_folder_is_used(folder: Path) -> None:
     before, after = plain.classify(IMAGE), predictor.classify(IMAGE)
     assert before[0].probability != after[0].probability
     (record,) = predictor.records([IMAGE])
-    assert list(record.top) == after
+    assert [one.index for one in record.top] == [one.index for one in after]
+    assert [one.probability for one in record.top] == pytest.approx([one.probability for one in after], rel=1e-6)
     assert record.assessment is not None
     (uncalibrated,) = load(folder, calibration=None).records([IMAGE])
     assert uncalibrated.assessment is None

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessella.calibration.arrays import Floats
 from tessella.calibration.fitting import LabeledOutputs, make_sets, split
 from tessella.calibration.prediction_sets import PredictionSets, set_scores, true_scores
 from tessella.calibration.temperature import scaled_probabilities
-from tessella.results import FloatArray, softmax
+from tessella.results import softmax
 
 from .made import CONFIDENCE, made_outputs
 
@@ -39,7 +40,7 @@ def test_scores_are_those_of_the_papers(
 ) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (4, classes)).astype(np.float32)
-    probabilities = softmax(np.round(logits) if rounded else logits)  # rounded: with ties
+    probabilities = softmax(np.round(logits) if rounded else logits).astype(np.float64)  # rounded: with ties
     ranks, scores = set_scores(probabilities, penalty, free_ranks)
     for row in range(4):
         expected = [expected_score(probabilities[row], k, penalty, free_ranks) for k in range(classes)]
@@ -73,7 +74,7 @@ def test_the_set_of_one_image_is_that_of_the_same_image_among_many(
         assert (np.diff(probabilities[row, members]) <= 0).all()
 
 
-def covered_by(sets: PredictionSets, probabilities: FloatArray, labels: np.ndarray) -> np.ndarray:
+def covered_by(sets: PredictionSets, probabilities: Floats, labels: np.ndarray) -> np.ndarray:
     """Return whether the score of the true class is within its threshold, without the most probable class for free."""
     scores = true_scores(probabilities, labels, sets.penalty, sets.free_ranks)
     return np.asarray(scores <= sets.thresholds[labels])

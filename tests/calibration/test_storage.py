@@ -118,6 +118,8 @@ def test_weights_are_no_calibration(tmp_path: Path) -> None:
         {"labels": ["only one"]},
         {"unknown": {"kind": "guess", "false_alarms": 0.05}},
         {"surplus": 1},
+        {"curve": {"intercept": 0.0, "slope": 1.0, "knots": [1.0], "bends": []}},
+        {"curve": {"intercept": 0.0}, "labels": 5},
         {"format": 2},
     ],
 )

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
 from tessella.calibration.temperature import HIGHEST, LOWEST, fit_temperature, scaled_probabilities
 from tessella.evaluation.metrics import judge
+from tessella.results import softmax
 
 from .made import CONFIDENCE, made_outputs
 
@@ -58,5 +59,5 @@ def test_the_order_of_the_classes_does_not_change() -> None:
     logits = made_outputs(100, 20).logits
     before, after = scaled_probabilities(logits, 1.0), scaled_probabilities(logits, 3.7)
     assert (before.argsort(1, kind="stable") == after.argsort(1, kind="stable")).all()
-    assert after.dtype == np.float32
+    assert after == pytest.approx(softmax(logits / np.float32(3.7)), abs=1e-6)
     assert after.sum(1) == pytest.approx(np.ones(100), abs=1e-6)

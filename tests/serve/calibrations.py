@@ -59,6 +59,7 @@ def calibration_of(
         precision=predictor.plan.precision,
         labels=tuple(predictor.labels),
         temperature=fitted.temperature,
+        curve=fitted.curve,
         sets=fitted.sets,
         unknown=fitted.unknown,
         data=CalibrationData("/home/user/secret", "0" * 16, IMAGES, fitted.fitted),

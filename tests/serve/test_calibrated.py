@@ -88,9 +88,8 @@ def test_assessments_are_those_of_the_library(app: App, calibrated: Predictor, p
         "false_alarms": 0.05,
         "temperature": calibration.temperature,
     }
-    assert calibration.temperature > 1.1  # so that calibrated probabilities differ
     for row, (best, *_) in zip(body["results"], calibrated.with_calibration(None).classify(PHOTOGRAPHS), strict=True):
-        assert row["top"][0]["probability"] < best.probability
+        assert abs(row["top"][0]["probability"] - best.probability) > 0.01
 
 
 def test_the_answer_is_as_described_and_names_no_data(app: App) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import tessella
+from tessella.calibration.confidence import ConfidenceCurve
 from tessella.data.decode import decode
 from tessella.data.resize import prepare
 from tessella.explain import Explanation, explain
 from tessella.explain.methods import METHODS, methods_for
-from tessella.results import Output, softmax
+from tessella.results import Output
 from tessella.serve.explain_process import ExplainedImage, ExplainFailure, ExplainOrder
 from tessella.serve.explain_worker import OrderRunner
 from tessella.serve.explanations import picture_spec
@@ -37,7 +38,7 @@ def order_for(model: str, **changes: object) -> ExplainOrder:
         device="cpu",
         policy="tessella",
         transform="exact",
-        temperature=1.0,
+        confidence=None,
         pixels=prepare(image, predictor.spec),
         picture=prepare(image, picture_spec(predictor.spec)),
         wanted=None,
@@ -86,8 +87,9 @@ def test_probabilities_are_those_of_the_calibration_of_the_server(runner: OrderR
     (output,) = predictor.outputs([CAT])
     assert isinstance(output, Output)
     plain = explained(runner, order_for(MODEL, wanted="dog", versus="cat"))
-    found = explained(runner, order_for(MODEL, wanted="dog", versus="cat", temperature=2.5))
-    expected = softmax(output.logits[None] / np.float32(2.5))[0]
+    curve = ConfidenceCurve(intercept=-0.25, slope=0.75)
+    found = explained(runner, order_for(MODEL, wanted="dog", versus="cat", confidence=(2.5, curve)))
+    expected = curve.apply(output.logits[None], 2.5)[0]
     assert found.versus is not None
     for score in (found.target, found.versus, *found.top):
         assert score.probability == pytest.approx(expected[score.index], abs=1e-5)

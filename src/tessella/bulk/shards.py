@@ -27,6 +27,7 @@ from .ledger import Shard
 from .manifest import Manifest, as_text
 
 SHARDS = "shards"  # the folder of the files, inside that of the run
+MAX_SET = 50  # classes of a prediction set that are stored
 METADATA = ("fingerprint", "model", "width", "dtype", "transform", "policy", "precision")  # of run.json, in each shard
 
 
@@ -181,12 +182,17 @@ def encode(rows: Sequence[ShardRow], facts: Mapping[str, Any]) -> bytes:
 
 
 def _assessed_columns(rows: Sequence[ShardRow]) -> dict[str, Any]:
-    """Return the columns of a calibrated model, null for rows without an assessment."""
+    """Return the columns of a calibrated model, null for rows without an assessment.
+
+    The classes of a set are stored if they are at most MAX_SET: hundreds of them say nothing, and would take more space
+    than the embedding.
+    """
     import pyarrow as pa
 
     found = [row.record.assessment for row in rows]
-    sets = [None if one is None else one.prediction_set for one in found]
+    sets = [None if one is None or len(one.prediction_set) > MAX_SET else one.prediction_set for one in found]
     return dict(
+        set_size=pa.array([None if one is None else len(one.prediction_set) for one in found], pa.int32()),
         set_index=pa.array([one and [member.index for member in one] for one in sets], pa.list_(pa.int32())),
         set_label=pa.array([one and [member.label for member in one] for one in sets], pa.list_(pa.string())),
         unknown=pa.array([None if one is None else one.unknown for one in found], pa.bool_()),

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..results import Assessment, ClassNames, FloatArray, Output
+from ..results import FloatArray, Judgment, Output
 from .arrays import Floats, conformal_quantile
+from .confidence import ConfidenceCurve
 from .detectors import Detector
 from .prediction_sets import PredictionSets
-from .temperature import scaled_probabilities
+from .temperature import odds_of_one, scaled_probabilities
 
 
 class CalibrationData(NamedTuple):
@@ -54,7 +55,7 @@ class UnknownDetection:
         """The number above which an image is unknown; infinity if there are too few calibration images."""
         return conformal_quantile(self.scores, 1 - self.false_alarms)
 
-    def familiarity(self, scores_N: Floats) -> Floats:
+    def familiarity(self, scores_N: Floats | float) -> Floats:
         """Return the share of calibration images that look at least as unfamiliar, with the image itself (N,).
 
         It is a conformal p-value: of images of the classes, at most 5 % have one of 5 % or less.
@@ -81,7 +82,7 @@ class Calibration:
 
     fingerprint: of the model with its settings, as `Predictor.fingerprint`. model, transform, policy, precision: what
     the fingerprint stands for, in words. labels: of the classes (K,), in the order of the model's output. temperature:
-    by which logits are divided. sets, unknown: see these classes. data: what it was made from. figures: what was
+    by which logits are divided. curve, sets, unknown: see these classes. data: what it was made from. figures: what was
     measured when it was made.
     """
 
@@ -92,6 +93,7 @@ class Calibration:
     precision: str
     labels: tuple[str, ...]
     temperature: float
+    curve: ConfidenceCurve
     sets: PredictionSets
     unknown: UnknownDetection
     data: CalibrationData
@@ -104,33 +106,27 @@ class Calibration:
 
     def probabilities(self, logits_NK: FloatArray) -> FloatArray:
         """Return the calibrated probabilities (N,K) float32 of logits."""
-        return scaled_probabilities(logits_NK, self.temperature)
+        return self.curve.apply(logits_NK, self.temperature)
 
     def assess(self, logits_NK: FloatArray, embeddings_ND: FloatArray) -> Assessed:
         """Return prediction sets and what is unknown; embeddings are as the model gives them, not normalized."""
         scores_N = self.unknown.detector.scores(logits_NK, embeddings_ND)
         return Assessed(
-            sets=self.sets.contains(self.probabilities(logits_NK)),
+            sets=self.sets.contains(scaled_probabilities(logits_NK, self.temperature)),
             unknown=self.unknown.is_unknown(scores_N),
             familiarity=self.unknown.familiarity(scores_N),
         )
 
-    def assessment(
-        self, output: Output, probabilities_K: FloatArray, classes: ClassNames, most: int | None = None
-    ) -> Assessment:
-        """Return what `assess` says about one image, in a fraction of the time.
-
-        probabilities_K: those of `probabilities` for its logits (K,). most: how many classes of the set are listed,
-        beginning with the most probable one; None for all.
-        """
-        scores_1 = self.unknown.detector.scores(output.logits[None], output.embedding[None])
-        members_M = self.sets.members(probabilities_K)
-        listed = classes.predictions(probabilities_K, members_M[:most])
-        return Assessment(
-            prediction_set=listed,
-            unknown=bool(self.unknown.is_unknown(scores_1)[0]),
-            familiarity=float(self.unknown.familiarity(scores_1)[0]),
-            unlisted=len(members_M) - len(listed),
+    def judge(self, output: Output) -> Judgment:
+        """Return what `probabilities` and `assess` say about one image, in a fraction of the time."""
+        odds = odds_of_one(output.logits, self.temperature)
+        detection = self.unknown
+        score = float(detection.detector.scores(output.logits[None], output.embedding[None])[0])
+        return Judgment(
+            probabilities=self.curve.apply_to_one(odds),
+            members=self.sets.members(odds.probabilities),
+            unknown=score > detection.threshold,
+            familiarity=float(detection.familiarity(score)),
         )
 
     def check_model(self, fingerprint: str, model: str) -> None:

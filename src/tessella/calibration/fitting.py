@@ -1,7 +1,8 @@
 """Fit a calibration to the outputs of a model for labeled images that it was not trained on.
 
 Half of the images decide (temperature, APS or RAPS, marginal or per class, detector), and the others give the
-thresholds, so that the promises about later images hold whatever was decided.
+thresholds, so that the promises about later images hold whatever was decided. Only the curve that makes confidences
+honest is fitted on all images; sets and detectors do not use it.
 
 Letters for shapes: N images, K classes, D width of the embedding.
 """
@@ -19,6 +20,7 @@ from ..errors import UsageError
 from ..results import FloatArray
 from .arrays import Ints, images_needed
 from .calibration import UnknownDetection
+from .confidence import ConfidenceCurve, fit_curve
 from .detectors import KINDS, DetectorKind, auroc, false_positive_rate, fit_detector
 from .prediction_sets import PredictionSets, true_scores
 from .temperature import fit_temperature, scaled_probabilities
@@ -85,6 +87,7 @@ class Fitted:
     """
 
     temperature: float
+    curve: ConfidenceCurve
     sets: PredictionSets
     unknown: UnknownDetection
     detectors: tuple[DetectorFigures, ...]
@@ -117,7 +120,9 @@ def fit(
     detector = fit_detector(kind, *deciding)
     scores = np.sort(detector.scores(holding.logits, holding.embeddings))
     detection = UnknownDetection(detector, scores, settings.false_alarms)
-    return Fitted(temperature, sets, detection, figures, len(deciding.labels))
+    # all images: the sets do not depend on it, and the order of the classes does not either
+    curve = fit_curve(outputs.logits, outputs.labels, temperature)
+    return Fitted(temperature, curve, sets, detection, figures, len(deciding.labels))
 
 
 def halves(outputs: LabeledOutputs, seed: int) -> tuple[LabeledOutputs, LabeledOutputs]:

@@ -20,7 +20,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ..results import FloatArray
 from .arrays import Floats, Ints, conformal_quantile
 
 
@@ -56,16 +55,16 @@ class PredictionSets:
             [conformal_quantile(self.scores[self.labels == k], self.coverage) for k in range(self.num_classes)]
         )
 
-    def contains(self, probabilities_NK: FloatArray) -> NDArray[np.bool_]:
+    def contains(self, probabilities_NK: Floats) -> NDArray[np.bool_]:
         """Return which classes are in the sets of images with these probabilities, (N,K)."""
         ranks_NK, scores_NK = set_scores(probabilities_NK, self.penalty, self.free_ranks)
         contained: NDArray[np.bool_] = (scores_NK <= self.thresholds) | (ranks_NK == 0)
         return contained
 
-    def members(self, probabilities_K: FloatArray) -> Ints:
+    def members(self, probabilities_K: Floats) -> Ints:
         """Return the classes (M,) in the set of one image, the most probable first: `contains` for one row, faster."""
         order_K = np.argsort(-probabilities_K, kind="stable")
-        scores_K = probabilities_K[order_K].cumsum(dtype=np.float64) + self._penalties
+        scores_K = probabilities_K[order_K].cumsum() + self._penalties
         contained_K = scores_K <= self.thresholds[order_K]
         contained_K[0] = True
         return order_K[contained_K]
@@ -81,14 +80,14 @@ def rank_penalties(num_classes: int, penalty: float, free_ranks: int) -> Floats:
     return penalty * np.maximum(np.arange(num_classes) + 1.0 - free_ranks, 0)
 
 
-def set_scores(probabilities_NK: FloatArray, penalty: float, free_ranks: int) -> tuple[Ints, Floats]:
+def set_scores(probabilities_NK: Floats, penalty: float, free_ranks: int) -> tuple[Ints, Floats]:
     """Return the rank of each class, 0 for the most probable one, and its score, both (N,K).
 
     Of equal probabilities, the lower index comes first.
     """
     num_classes = probabilities_NK.shape[1]
     order_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")
-    sums_NK = np.take_along_axis(probabilities_NK, order_NK, 1).cumsum(axis=1, dtype=np.float64)
+    sums_NK = np.take_along_axis(probabilities_NK, order_NK, 1).cumsum(axis=1)
     sums_NK += rank_penalties(num_classes, penalty, free_ranks)
     ranks_NK, scores_NK = np.empty_like(order_NK), np.empty_like(sums_NK)
     np.put_along_axis(ranks_NK, order_NK, np.broadcast_to(np.arange(num_classes), order_NK.shape), 1)
@@ -96,7 +95,7 @@ def set_scores(probabilities_NK: FloatArray, penalty: float, free_ranks: int) ->
     return ranks_NK, scores_NK
 
 
-def true_scores(probabilities_NK: FloatArray, labels_N: Ints, penalty: float, free_ranks: int) -> Floats:
+def true_scores(probabilities_NK: Floats, labels_N: Ints, penalty: float, free_ranks: int) -> Floats:
     """Return the scores of the true classes (N,) of images with these probabilities."""
     _, scores_NK = set_scores(probabilities_NK, penalty, free_ranks)
     return np.take_along_axis(scores_NK, labels_N[:, None], 1)[:, 0]

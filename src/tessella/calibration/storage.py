@@ -7,6 +7,7 @@ CACHE/calibrations/FINGERPRINT.safetensors   for models whose weights are in the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from ..results import FloatArray, is_finite
 from ..storage import make_folders, read_regular, write_atomic
 from .arrays import Floats
 from .calibration import Calibration, CalibrationData, UnknownDetection
+from .confidence import ConfidenceCurve
 from .detectors import KINDS, read_detector
 from .prediction_sets import PredictionSets
 
@@ -88,6 +90,7 @@ def _facts_of(calibration: Calibration) -> dict[str, object]:
     facts: dict[str, object] = {name: getattr(calibration, name) for name in names}
     return facts | dict(
         labels=list(calibration.labels),
+        curve=dataclasses.asdict(calibration.curve),
         sets={name: getattr(sets, name) for name in ("coverage", "penalty", "free_ranks", "per_class")},
         unknown=dict(kind=unknown.detector.kind, false_alarms=unknown.false_alarms),
         data=calibration.data._asdict(),
@@ -158,9 +161,13 @@ def _calibration_of(facts: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         raise ValueError("the scores and the labels do not fit")
     if not 0 < facts["temperature"] < math.inf:
         raise ValueError("the temperature is not a positive number")
+    parts = facts["curve"]
+    curve = ConfidenceCurve(parts["intercept"], parts["slope"], tuple(parts["knots"]), tuple(parts["bends"]))
+    if len(curve.knots) != len(curve.bends) or not np.isfinite([curve.intercept, curve.slope, *curve.bends]).all():
+        raise ValueError("the curve is incomplete, or not finite")
     unknown = UnknownDetection(read_detector(kind, stored), _ascending(arrays["unknown.scores"]), false_alarms)
-    parts = dict(labels=labels, sets=sets, unknown=unknown, data=CalibrationData(**facts["data"]))
-    return Calibration(**facts | parts)
+    made = dict(labels=labels, curve=curve, sets=sets, unknown=unknown, data=CalibrationData(**facts["data"]))
+    return Calibration(**facts | made)
 
 
 def _ascending(scores_N: NDArray[Any]) -> Floats:

@@ -5,9 +5,11 @@ Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599. The orde
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from ..results import FloatArray, softmax
+from ..results import FloatArray
 from .arrays import Floats, Ints
 
 LOWEST, HIGHEST = 1e-3, 1e3  # bounds of the temperature
@@ -39,9 +41,54 @@ def fit_temperature(logits_NK: FloatArray, labels_N: Ints) -> float:
     return float(np.exp(-point))
 
 
-def scaled_probabilities(logits_NK: FloatArray, temperature: float) -> FloatArray:
-    """Return the softmax (N,K) float32 of logits that are divided by the temperature."""
-    return softmax(logits_NK / np.float32(temperature))
+class Odds(NamedTuple):
+    """Outputs for N images after temperature scaling.
+
+    best: the most probable class (N,). ratios: the probabilities of the classes, divided by that of the most probable
+    one (N,K), which has 0. rest: their sum (N,).
+    """
+
+    best: Ints
+    ratios: Floats
+    rest: Floats
+
+
+def odds_of(logits_NK: FloatArray, temperature: float) -> Odds:
+    """Return the odds of the classes for logits, which are divided by the temperature."""
+    rows_N, best_N = np.arange(len(logits_NK)), logits_NK.argmax(axis=1)
+    scaled_NK = logits_NK.astype(np.float64) / temperature
+    ratios_NK = np.exp(scaled_NK - scaled_NK[rows_N, best_N][:, None])
+    ratios_NK[rows_N, best_N] = 0.0
+    return Odds(best_N, ratios_NK, ratios_NK.sum(axis=1))
+
+
+class OddsOfOne(NamedTuple):
+    """The same as `Odds` for one image: ratios and probabilities are (K,)."""
+
+    best: int
+    ratios: Floats
+    rest: float
+    probabilities: Floats
+
+
+def odds_of_one(logits_K: FloatArray, temperature: float) -> OddsOfOne:
+    """Return `odds_of` and `scaled_probabilities` for one image with logits (K,)."""
+    scaled_K = logits_K.astype(np.float64) / temperature
+    best = int(logits_K.argmax())
+    ratios_K = np.exp(scaled_K - scaled_K[best])
+    ratios_K[best] = 0.0
+    rest = float(ratios_K.sum())
+    probabilities_K = ratios_K / (1 + rest)
+    probabilities_K[best] = 1.0 / (1 + rest)
+    return OddsOfOne(best, ratios_K, rest, probabilities_K)
+
+
+def scaled_probabilities(logits_NK: FloatArray, temperature: float) -> Floats:
+    """Return the softmax (N,K) float64 of logits that are divided by the temperature."""
+    best_N, ratios_NK, rest_N = odds_of(logits_NK, temperature)
+    ratios_NK[np.arange(len(best_N)), best_N] = 1.0
+    ratios_NK /= 1 + rest_N[:, None]
+    return ratios_NK
 
 
 def _derivatives(logits_NK: Floats, true_N: Floats, scale: float) -> tuple[float, float]:

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.calibration import UnknownDetection
+from ..calibration.calibration import Calibration, UnknownDetection
 from ..calibration.detectors import DetectorKind
 from ..calibration.fitting import CalibrationSettings, DetectorFigures, Fitted, LabeledOutputs, fit
 from ..calibration.prediction_sets import PredictionSets, true_scores
 from ..calibration.temperature import scaled_probabilities
+from ..results import FloatArray
 from .metrics import Answers, Floats, Ints, calibration_error, join, judge
 
 REPEATS, FOLDS = 4, 5
@@ -141,10 +142,15 @@ def _judge_all(outputs: LabeledOutputs, settings: CalibrationSettings, seed: int
         others = np.setdiff1d(order_N, part)
         fitted = fit(outputs.take(others), dataclasses.replace(settings, seed=seed * FOLDS + number), least=0)
         later = outputs.take(part)
-        answers.append(judge(later.logits / np.float32(fitted.temperature), later.labels, part))
+        answers.append(judge(calibrated_logits(fitted, later.logits), later.labels, part))
         judged.append(judge_sets(later, fitted.temperature, fitted.sets, fitted.unknown))
     back = np.argsort(order_N)
     return join(answers), Judged(*(np.concatenate(column)[back] for column in zip(*judged, strict=True)))
+
+
+def calibrated_logits(fitted: Fitted | Calibration, logits_NK: FloatArray) -> FloatArray:
+    """Return logits (N,K) whose softmax is calibrated: the logarithms of the calibrated probabilities."""
+    return np.log(np.maximum(fitted.curve.apply(logits_NK, fitted.temperature), np.finfo(np.float32).tiny))
 
 
 def judge_sets(outputs: LabeledOutputs, temperature: float, sets: PredictionSets, unknown: UnknownDetection) -> Judged:

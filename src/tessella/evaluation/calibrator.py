@@ -176,7 +176,24 @@ def measure_calibration(
         unknown = list(unknown)
         others, more = outputs_of(predictor, unknown, np.zeros(len(unknown), np.int64), progress, "unknown images")
         errors = Counter(errors) + Counter(more)
-    fitted = fit(outputs, settings, others)
+    data = CalibrationData(images.origin, images.fingerprint, len(outputs.labels), 0)
+    report = make_calibration(predictor, outputs, settings, data, others)
+    return dataclasses.replace(report, errors=dict(errors), remarks=(*report.remarks, mapping.description))
+
+
+def make_calibration(
+    predictor: Predictor,
+    outputs: LabeledOutputs,
+    settings: CalibrationSettings,
+    data: CalibrationData,
+    unknown: LabeledOutputs | None = None,
+) -> CalibrationReport:
+    """Return the calibration of a model from its outputs, with figures.
+
+    data: where the outputs are from; its number `fitted` is filled in. unknown: outputs for images that show none of
+    the classes. Raises UsageError `bad_argument` for too few images.
+    """
+    fitted = fit(outputs, settings, unknown)
     figures = measure_figures(outputs, fitted, settings, predictor.labels)
     calibration = Calibration(
         fingerprint=predictor.fingerprint,
@@ -186,13 +203,14 @@ def measure_calibration(
         precision=predictor.card.precision,
         labels=predictor.labels,
         temperature=fitted.temperature,
+        curve=fitted.curve,
         sets=fitted.sets,
         unknown=fitted.unknown,
-        data=CalibrationData(images.origin, images.fingerprint, len(outputs.labels), fitted.fitted),
+        data=data._replace(fitted=fitted.fitted),
         figures=figures.as_dict(),
     )
-    count = 0 if others is None else len(others.labels)
-    return CalibrationReport(calibration, figures, dict(errors), count, (*_remarks(calibration), mapping.description))
+    count = 0 if unknown is None else len(unknown.labels)
+    return CalibrationReport(calibration, figures, {}, count, tuple(_remarks(calibration)))
 
 
 def outputs_of(

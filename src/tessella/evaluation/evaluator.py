@@ -29,6 +29,7 @@ from ..machine import hardware, other_versions, versions
 from ..predictor import Predictor, load
 from ..results import FloatArray, Output
 from ..weights.catalogue import Accuracy, resolve
+from .calibration_figures import calibrated_logits
 from .classes import ClassMapping, match_classes
 from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognise
 from .leakage import Split, choose_images
@@ -202,7 +203,7 @@ class _Trusted:
 
     def scale(self, logits_NK: FloatArray) -> FloatArray:
         """Return logits whose softmax is calibrated."""
-        return logits_NK if self._calibration is None else logits_NK / np.float32(self._calibration.temperature)
+        return logits_NK if self._calibration is None else calibrated_logits(self._calibration, logits_NK)
 
     def add(self, logits_NK: FloatArray, embeddings_ND: FloatArray, labels_N: Ints) -> None:
         """Count a batch."""

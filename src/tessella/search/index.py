@@ -168,8 +168,7 @@ def _rows(out: Path, name: str, shard: Shard, facts: RunFacts) -> ArrowTable:
     for column in ("label", "probability"):
         columns[column] = pc.list_element(table[f"top_{column}"], 0) if facts["top"] else pa.nulls(len(table))
     if is_assessed(facts):
-        columns |= {"unknown": table["unknown"], "familiarity": table["familiarity"]}
-        columns["set_size"] = pc.list_value_length(table["set_index"])
+        columns |= {column: table[column] for column in ASSESSED}
     vectors = pa.array(vectors_ND.reshape(-1))
     columns["shard"] = pa.array([name] * len(table), pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors, facts["width"])

@@ -7,14 +7,13 @@ import dataclasses
 import time
 import traceback
 
-from ..calibration.temperature import scaled_probabilities
 from ..data.decode import encode_png
 from ..errors import TessellaError, UsageError
 from ..explain import Explanation, Subject, explain
 from ..explain.colors import overlay
 from ..explain.methods import methods_for
 from ..predictor import load
-from ..results import FloatArray, Prediction
+from ..results import FloatArray, Prediction, softmax
 from .explain_process import (
     MAX_TEXT,
     ClassScore,
@@ -88,7 +87,7 @@ def open_subject(order: ExplainOrder) -> Subject:
         engine="eager",
         policy=order.policy,
         transform=order.transform,
-        calibration=None,  # the order has the temperature of the server, whose model may have another precision
+        calibration=None,  # that of the server is in the order, since its model may have another precision
     )
     if predictor.fingerprint != order.fingerprint:
         raise RefusedOrderError("changed", f"{order.source} has the fingerprint {predictor.fingerprint}")
@@ -114,7 +113,10 @@ def check_options(subject: Subject, order: ExplainOrder) -> None:
 def probabilities_of(subject: Subject, order: ExplainOrder) -> FloatArray:
     """Return the probabilities of all classes (K,) for the image of an order, as `/v1/classify` gives them."""
     logits = subject.logits(subject.normalized(order.pixels))
-    return scaled_probabilities(logits, order.temperature)[0]
+    if order.confidence is None:
+        return softmax(logits)[0]
+    temperature, curve = order.confidence
+    return curve.apply(logits, temperature)[0]
 
 
 def describe(explanation: Explanation, order: ExplainOrder, probabilities_K: FloatArray) -> ExplainedImage:

@@ -35,7 +35,7 @@ class Tile extends HTMLElement {
       picture,
     );
     this.picture.style.aspectRatio = ratio;
-    const likelihood = item.probability === null ? "" : percent(item.probability);
+    const likelihood = item.probability === null || item.unknown ? "" : percent(item.probability);
     this.replaceChildren(
       this.picture,
       ...(teaching ? [this.#marks(name)] : [this.#checkbox(name), this.#copies()]).filter(Boolean),
