@@ -21,7 +21,8 @@ class CalibrationBody(BaseModel):
 
     coverage: share of images whose set contains the right class; per_class: whether that holds for the images of every
     class, and not only for all images together. false_alarms: largest share of images of the classes that are called
-    unknown. temperature: by which logits are divided. All of it holds for images like those of the calibration.
+    unknown. temperature: by which logits are divided before anything else. All of it holds for images like those of the
+    calibration.
     """
 
     coverage: float
