@@ -18,7 +18,7 @@ LAYERS = [
     {"fingerprint"},
     {"weights"},
     {"engine"},
-    {"plots", "inputs"},
+    {"plots", "inputs", "calibration"},
     {"pipeline"},
     {"loading"},
     {"predictor"},

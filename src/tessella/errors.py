@@ -27,6 +27,7 @@ CODES: dict[str, Kind] = {
     "wrong_input_size": Kind(2, 422, "the image size does not fit this model"),
     "missing_dependency": Kind(2, 501, "an optional package is not installed"),
     "changed_run": Kind(2, 409, "the folder holds a run with other settings or other data"),
+    "other_calibration": Kind(2, 409, "the calibration is of another model, or of other settings"),
     "busy": Kind(2, 409, "another process is writing to the same folder"),
     "exists": Kind(2, 409, "something of that name exists already"),
     "alignment_refused": Kind(2, 422, "an alignment of the embeddings of two models would lose too many neighbors"),

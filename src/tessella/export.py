@@ -6,6 +6,8 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+from .calibration.finding import beside
+from .calibration.storage import write_calibration
 from .checks import checked
 from .engine.artefacts import GRAPHS
 from .engine.base import GraphEngine
@@ -20,7 +22,8 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
 
     predictor: loaded with `engine="openvino"` or `engine="onnxruntime"`, in the desired precision. The graph takes
     (B,H,W,3) uint8 images, already resized and cropped, and returns logits (B,classes) and embeddings (B,width).
-    The folder is written completely or not at all. Raises UsageError `bad_argument`, OutputError `output_failed`.
+    A calibration of the Predictor is written, too. The folder is written completely or not at all. Raises UsageError
+    `bad_argument`, OutputError `output_failed`.
     """
     folder = Path(folder)
     engine = predictor.engine
@@ -39,6 +42,8 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
             draft.mkdir()
             engine.save(draft)
             write_card(draft, card)
+            if predictor.calibration is not None:  # not in the manifest: it has its own hash, and may be made again
+                write_calibration(beside(draft), predictor.calibration)
             if folder.exists():
                 folder.rmdir()
             draft.rename(folder)

@@ -5,6 +5,7 @@ Every image goes through the steps of `pipeline`: result i belongs to input i, w
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -16,6 +17,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration.calibration import Calibration
+from .calibration.finding import Found, find_calibration
+from .calibration.storage import read_calibration
 from .checks import check_type, checked
 from .data.decode import Mode, PillowImage, Pixels, Policy
 from .data.limits import DEFAULT_LIMITS, Limits
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from .weights.network import Network
 
 MAX_BLOCKS = 10_000  # of a model
+REQUESTED = "requested"  # begins the reason of a calibration that was given rather than found
 
 Key = TypeVar("Key")
 
@@ -105,6 +110,7 @@ class Predictor:
         self.name, self.labels, self.synsets = self.card.name, self.card.labels, self.card.synsets
         self.num_classes, self.width = self.card.num_classes, self.card.width
         self._classes = ClassNames(self.labels, self.synsets)
+        self.calibration: Calibration | None = None
         choices = (*self.engine.plan.choices, *self._choices(model.labels_reason))
         self.plan = dataclasses.replace(self.engine.plan, choices=choices)
 
@@ -135,6 +141,20 @@ class Predictor:
             "policy", self.policy, respected if self.policy == "tessella" else "requested; decodes as timm does"
         )
         yield Choice("labels", f"{len(self.labels)} classes", labels_reason)
+
+    def with_calibration(self, calibration: Calibration | None, reason: str = REQUESTED) -> Predictor:
+        """Return this Predictor with calibrated probabilities, prediction sets and the detection of unknown images.
+
+        calibration: None for the plain softmax and no assessment. reason: of this choice, for the plan. The model is
+        shared. Raises UsageError `other_calibration` for the calibration of another model, or of other settings.
+        """
+        if calibration is not None:
+            calibration.check_model(self.fingerprint, self.name)
+        changed = copy.copy(self)
+        changed.calibration = calibration
+        value = "none" if calibration is None else f"temperature {calibration.temperature:.3g}"
+        changed.plan = self.plan.with_choice(Choice("calibration", value, reason))
+        return changed
 
     @property
     def model(self) -> ImageModel:
@@ -186,7 +206,7 @@ class Predictor:
         probabilities, embeddings = [], []
         single, items = list_images(images)
         for logits, vectors in self._batch_outputs(items, single):
-            probabilities.append(softmax(logits))
+            probabilities.append(self.probabilities(logits))
             embeddings.append(l2_normalize(vectors))
         return Scores(_concatenate(probabilities, self.num_classes), _concatenate(embeddings, self.width))
 
@@ -216,7 +236,7 @@ class Predictor:
         predictions = [
             list(self._classes.top_predictions(row, top))
             for logits, _ in self._batch_outputs(items, single)
-            for row in softmax(logits)
+            for row in self.probabilities(logits)
         ]
         return predictions[0] if single else predictions
 
@@ -312,7 +332,11 @@ class Predictor:
 
     def record(self, key: str, outcome: Output | ImageError, *, top: int = 5, embed: bool = True) -> Record:
         """Return the Record of one image's output or error, as `records` yields it."""
-        return make_record(key, outcome, self._classes, top=top, embed=embed)
+        return make_record(key, outcome, self._classes, top=top, embed=embed, calibration=self.calibration)
+
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Return the probabilities (N,classes) float32 of logits (N,classes), calibrated if the model is."""
+        return softmax(logits) if self.calibration is None else self.calibration.probabilities(logits)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -368,6 +392,7 @@ def load(
     policy: Policy = "tessella",
     images: Sequence[AnyImage] | None = None,
     cache_dir: str | Path | None = None,
+    calibration: str | Path | Calibration | None = "auto",
     **model_args: Any,
 ) -> Predictor:
     """Load a model with weights, input spec, labels and engine; without a name, the built-in one for photographs.
@@ -380,8 +405,9 @@ def load(
     bit for bit, "fast" is quicker and differs by up to half a gray level on average. policy: "timm" ignores orientation
     and transparency as timm does. images: a few hundred representative images, on which "bfloat16" and "int8" are
     compared with float32 (and int8's ranges are measured) before they are used; None takes photographs in this package.
-    precision: "fast" is the fastest one whose results agree. `predictor.plan` lists every choice with its reason.
-    Raises UsageError, WeightsError.
+    precision: "fast" is the fastest one whose results agree. calibration: "auto" is the one that `tessella calibrate`
+    made for these settings, or that is beside the weights; a file or a Calibration; None for the plain softmax.
+    `predictor.plan` lists every choice with its reason. Raises UsageError, WeightsError.
     """
     keywords = [argument for argument in inspect.signature(load).parameters if argument not in ("name", "model_args")]
     check_model_args(model_args, keywords)
@@ -399,9 +425,23 @@ def load(
         model_args=model_args,
     )
     if (folder := find_exported(settings)) is not None:
-        return Predictor.from_export(folder, batch_size=batch_size, mode=mode, transform=transform, policy=policy)
-    network, plan = open_planned(settings)
-    return Predictor(network, name=settings.recorded_name, plan=plan, images=images, transform=transform, policy=policy)
+        predictor = Predictor.from_export(folder, batch_size=batch_size, mode=mode, transform=transform, policy=policy)
+    else:
+        network, plan = open_planned(settings)
+        name = settings.recorded_name
+        predictor = Predictor(network, name=name, plan=plan, images=images, transform=transform, policy=policy)
+    return predictor.with_calibration(*_choose_calibration(predictor, calibration, settings.weights_location))
+
+
+def _choose_calibration(predictor: Predictor, wanted: str | Path | Calibration | None, weights: Path | None) -> Found:
+    """Return the calibration for the argument of `load`, with the reason."""
+    if wanted is None or isinstance(wanted, Calibration):
+        return Found(wanted, REQUESTED)
+    if wanted != "auto":
+        return Found(read_calibration(wanted), f"{REQUESTED}: {wanted}")
+    if not predictor.num_classes:
+        return Found(None, "the model has no classifier")
+    return find_calibration(lambda: predictor.fingerprint, predictor.name, weights)
 
 
 def check_indices(indices: int | Sequence[int]) -> int | list[int]:

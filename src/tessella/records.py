@@ -13,16 +13,21 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import UsageError
 from .extras import need_pyarrow
-from .results import FloatArray, Prediction, Record, is_finite
+from .results import Assessment, FloatArray, Prediction, Record, is_finite
 from .storage import write_bytes
 from .text import any_of, encode_text, escape
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ASSESSED = ("unknown", "familiarity", "set_indices", "set_labels")  # columns for what a calibration says
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # text that begins with one of these is run by spreadsheets
 
 
@@ -36,6 +41,8 @@ def as_dict(record: Record) -> dict[str, object]:
         row["message"] = valid_text(record.message)
     if record.top:
         row["top"] = [_prediction_dict(prediction) for prediction in record.top]
+    if record.assessment is not None:
+        row |= _assessment_dict(record.assessment)
     if record.embedding is not None:
         values = record.embedding.tolist()
         row["embedding"] = values if is_finite(record.embedding) else [finite_or_none(value) for value in values]
@@ -50,6 +57,15 @@ def _prediction_dict(prediction: Prediction) -> dict[str, object]:
     if prediction.synset:
         row["synset"] = prediction.synset
     return row
+
+
+def _assessment_dict(assessment: Assessment) -> dict[str, object]:
+    return dict(
+        prediction_set=[_prediction_dict(prediction) for prediction in assessment.prediction_set],
+        set_size=assessment.set_size,
+        unknown=assessment.unknown,
+        familiarity=assessment.familiarity,
+    )
 
 
 def finite_or_none(value: float) -> float | None:
@@ -68,19 +84,32 @@ def json_lines(records: Iterable[Record]) -> Iterator[str]:
         yield json.dumps(as_dict(record), allow_nan=False)
 
 
-def csv_lines(records: Iterable[Record], top: int, width: int, *, safe: bool = False) -> Iterator[str]:
+def csv_lines(
+    records: Iterable[Record], top: int, width: int, *, assessed: bool = False, safe: bool = False
+) -> Iterator[str]:
     """Yield a header and one line per record, without line breaks, as the records arrive.
 
-    Columns: key, status, message, the `top` classes side by side, the `width` components of the embedding. safe: as in
-    `csv_line`.
+    Columns: key, status, message, the `top` classes side by side, with `assessed` what a calibration says, the `width`
+    components of the embedding. safe: as in `csv_line`.
     """
     ranks = [f"{name}{rank}" for rank in range(1, top + 1) for name in ("index", "label", "probability")]
-    yield csv_line(["key", "status", "message", *ranks, *(f"e{i}" for i in range(width))])
+    names = ASSESSED if assessed else ()
+    yield csv_line(["key", "status", "message", *ranks, *names, *(f"e{i}" for i in range(width))])
     for record in records:
         classes = [cell for best in record.top for cell in (best.index, best.label, best.probability)]
         vector = [] if record.embedding is None else record.embedding.tolist()
-        cells = [escape(record.key), record.status, record.message, *pad(classes, 3 * top), *pad(vector, width)]
-        yield csv_line(cells, safe=safe)
+        cells = [escape(record.key), record.status, record.message, *pad(classes, 3 * top)]
+        cells += pad(_assessment_cells(record.assessment), len(names)) if assessed else []
+        yield csv_line([*cells, *pad(vector, width)], safe=safe)
+
+
+def _assessment_cells(assessment: Assessment | None) -> list[object]:
+    """Return the cells under ASSESSED; of the set, indices and labels are each joined by semicolons."""
+    if assessment is None:
+        return []
+    members = assessment.prediction_set
+    joined = (";".join(str(one.index) for one in members), ";".join(one.label for one in members))
+    return ["true" if assessment.unknown else "false", assessment.familiarity, *joined]
 
 
 def csv_line(cells: Iterable[object], *, safe: bool = False) -> str:
@@ -136,7 +165,9 @@ def write_records(
     top = max((len(record.top) for record in rows), default=0)
     width = max((len(record.embedding) for record in rows if record.embedding is not None), default=0)
     if suffix == ".csv":
-        data = "".join(f"{line}\n" for line in csv_lines(rows, top, width, safe=csv_safe)).encode()
+        assessed = any(record.assessment for record in rows)
+        lines = csv_lines(rows, top, width, assessed=assessed, safe=csv_safe)
+        data = "".join(f"{line}\n" for line in lines).encode()
     else:
         data = WRITERS[suffix](rows, top, width, metadata)
     write_bytes(path, data)
@@ -173,7 +204,24 @@ def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str,
             [[p.probability for p in r.top] or [np.nan] * top for r in records], np.float32
         )
         arrays["labels"] = np.array([[valid_text(p.label) for p in r.top] or [""] * top for r in records], dtype=str)
-    return npz_bytes(arrays | _stack_features(records))
+    return npz_bytes(arrays | _stack_assessments(records) | _stack_features(records))
+
+
+def _stack_assessments(records: Sequence[Record]) -> dict[str, ArrayLike]:
+    """Return the arrays under ASSESSED, except labels: sets are padded with -1; {} if no record has an assessment."""
+    found = [record.assessment for record in records]
+    longest = max((len(one.prediction_set) for one in found if one), default=0)
+    if not longest:
+        return {}
+    sets_NM = np.full((len(found), longest), -1, np.int64)
+    for row, one in enumerate(found):
+        if one is not None:
+            sets_NM[row, : len(one.prediction_set)] = [member.index for member in one.prediction_set]
+    return dict(
+        unknown=np.array([one is not None and one.unknown for one in found]),
+        familiarity=np.array([np.nan if one is None else one.familiarity for one in found], np.float32),
+        set_indices=sets_NM,
+    )
 
 
 def _stack_features(records: Sequence[Record]) -> dict[str, FloatArray]:
@@ -202,6 +250,8 @@ def _parquet(records: Sequence[Record], top: int, width: int, metadata: Mapping[
         columns["probabilities"] = pa.array(
             [[p.probability for p in r.top] or None for r in records], pa.list_(pa.float32())
         )
+    if any(record.assessment for record in records):
+        columns |= _assessment_columns([record.assessment for record in records])
     if width:
         vectors = [None if r.embedding is None else r.embedding for r in records]
         columns["embedding"] = pa.array(vectors, pa.list_(pa.float32(), width))
@@ -209,6 +259,20 @@ def _parquet(records: Sequence[Record], top: int, width: int, metadata: Mapping[
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
+
+
+def _assessment_columns(found: Sequence[Assessment | None]) -> dict[str, pa.Array]:
+    """Return the columns under ASSESSED, null for records without an assessment."""
+    pa, _ = need_pyarrow()
+    sets = [None if one is None else one.prediction_set for one in found]
+    return dict(
+        unknown=pa.array([None if one is None else one.unknown for one in found], pa.bool_()),
+        familiarity=pa.array([None if one is None else one.familiarity for one in found], pa.float32()),
+        set_indices=pa.array([one and [member.index for member in one] for one in sets], pa.list_(pa.int32())),
+        set_labels=pa.array(
+            [one and [valid_text(member.label) for member in one] for one in sets], pa.list_(pa.string())
+        ),
+    )
 
 
 WRITERS: dict[str, Callable[[Sequence[Record], int, int, Mapping[str, str]], bytes]] = {

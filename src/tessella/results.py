@@ -7,7 +7,7 @@ NumPy, so that an exported model, a bulk run and the search use them without PyT
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,13 +63,55 @@ class Output(NamedTuple):
         return is_finite(self.logits) and is_finite(self.embedding)
 
 
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a calibrated model says about its own answer for one image.
+
+    prediction_set: the classes that contain the true one with the stated coverage, most probable first, with their
+    calibrated probabilities. unknown: whether the image probably shows none of the classes. familiarity: the share of
+    calibration images that look at least as unfamiliar to the model, from 0 (unlike all) to 1. unlisted: the number of
+    less probable classes of the set that are not listed; a server lists up to 100.
+    """
+
+    prediction_set: tuple[Prediction, ...]
+    unknown: bool
+    familiarity: float
+    unlisted: int = 0
+
+    @property
+    def set_size(self) -> int:
+        """The number of classes in the set."""
+        return len(self.prediction_set) + self.unlisted
+
+
+class Judgment(NamedTuple):
+    """What a calibration says about one image.
+
+    probabilities: of the classes (K,) float32. members: the classes in its prediction set (M,), the most probable
+    first. unknown, familiarity: as in `Assessment`.
+    """
+
+    probabilities: FloatArray
+    members: NDArray[np.int64]
+    unknown: bool
+    familiarity: float
+
+
+class OutputCalibration(Protocol):
+    """What records need of a calibration, see `calibration.Calibration`."""
+
+    def judge(self, output: Output, /) -> Judgment:
+        """Return what is said about one image."""
+        ...
+
+
 @dataclass(frozen=True)
 class Record:
     """The result for one input; every input has exactly one.
 
     status: "ok" or the code of the error. message: the error's message; empty if status is "ok". top: the most
-    probable classes, best first. features: feature maps of blocks, shallow to deep. Fields that were not requested, or
-    that an error prevents, are empty or None.
+    probable classes, best first. assessment: what a calibrated model says about these classes. features: feature maps
+    of blocks, shallow to deep. Fields that were not requested, or that an error prevents, are empty or None.
     """
 
     key: str
@@ -78,6 +120,7 @@ class Record:
     top: tuple[Prediction, ...] = ()
     embedding: FloatArray | None = None  # (width,), unit length
     features: tuple[FloatArray, ...] = ()  # each (channels,rows,columns)
+    assessment: Assessment | None = None
 
 
 @dataclass(frozen=True)
@@ -96,24 +139,46 @@ class ClassNames:
         candidates = np.arange(len(negated))
         if 0 < top < len(negated):  # sort only what may be among the best: of equal values, all; NaN comes last
             candidates = np.flatnonzero(~(negated > np.partition(negated, top - 1)[top - 1]))
-        best = candidates[np.argsort(negated[candidates], kind="stable")][:top]
-        return tuple(
-            Prediction(int(i), self.labels[i], float(probabilities[i]), self.synsets[i] if self.synsets else "")
-            for i in best
-        )
+        return self.predictions(probabilities, candidates[np.argsort(negated[candidates], kind="stable")][:top])
+
+    def predictions(self, probabilities: FloatArray, indices: NDArray[np.int64]) -> tuple[Prediction, ...]:
+        """Return the classes with these indices (M,), in this order; probabilities: (classes,) float32."""
+        numbers = indices.tolist()
+        columns = (numbers, map(self.labels.__getitem__, numbers), probabilities[indices].tolist())
+        if not self.synsets:
+            return tuple(map(Prediction, *columns))  # without a loop in Python: sets can have hundreds of classes
+        return tuple(map(Prediction, *columns, map(self.synsets.__getitem__, numbers)))
 
 
-def make_record(key: str, outcome: Output | ImageError, classes: ClassNames, *, top: int, embed: bool) -> Record:
+def make_record(
+    key: str,
+    outcome: Output | ImageError,
+    classes: ClassNames,
+    *,
+    top: int,
+    embed: bool,
+    calibration: OutputCalibration | None = None,
+    most_listed: int | None = None,
+) -> Record:
     """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length.
 
+    calibration: for the probabilities of the classes, and the assessment; None for the softmax, without an assessment.
+    most_listed: how many classes of a prediction set are listed; None for all.
     An error becomes a record with its code; so do outputs with NaN or infinity, whose code is `non_finite`.
     """
     if isinstance(outcome, ImageError):
         return Record(key, outcome.code, str(outcome))
     if not outcome.is_finite:
         return Record(key, "non_finite", NON_FINITE)
-    best = classes.top_predictions(softmax(outcome.logits[None])[0], top) if top else ()
-    return Record(key, "ok", "", best, l2_normalize(outcome.embedding[None])[0] if embed else None)
+    embedding = l2_normalize(outcome.embedding[None])[0] if embed else None
+    if not top:
+        return Record(key, "ok", embedding=embedding)
+    if calibration is None:
+        return Record(key, "ok", "", classes.top_predictions(softmax(outcome.logits[None])[0], top), embedding)
+    probabilities_K, members_M, unknown, familiarity = calibration.judge(outcome)
+    listed = classes.predictions(probabilities_K, members_M[:most_listed])
+    assessment = Assessment(listed, unknown, familiarity, len(members_M) - len(listed))
+    return Record(key, "ok", "", classes.top_predictions(probabilities_K, top), embedding, assessment=assessment)
 
 
 def check_top(top: int) -> int:

@@ -16,7 +16,7 @@ from tessella.bulk.ledger import Ledger, Shard
 from tessella.bulk.manifest import MANIFEST, write_manifest
 from tessella.data.isolated.protocol import Decoded
 from tessella.data.source import Source
-from tessella.results import Prediction, Record
+from tessella.results import Assessment, Prediction, Record
 from tessella.search.index import HOME, open_table
 from tessella.text import escape
 
@@ -26,7 +26,10 @@ SHARD_ROWS = 100
 
 @dataclass
 class Image:
-    """A row to write. label: its position in LABELS. error: the code of a row that is an error."""
+    """A row to write.
+
+    label: its position in LABELS. error: the code of a row that is an error. assessment: in a run with a calibration.
+    """
 
     key: str
     vector: Any
@@ -34,6 +37,7 @@ class Image:
     sha256: str = ""
     size: tuple[int, int, int] = (1000, 640, 480)  # bytes, width, height
     error: str = ""
+    assessment: Assessment | None = None
 
 
 def unit(vectors: Any) -> Any:
@@ -95,7 +99,9 @@ def _row(image: Image, top: int) -> shards.ShardRow:
         return shards.ShardRow(source, decoded, Record(source.key, image.error, "cut off"))
     best = Prediction(image.label, LABELS[image.label], 0.5 + image.label / 8)
     predictions = (best, Prediction(0, LABELS[0], 0.1))[:top]
-    return shards.ShardRow(source, decoded, Record(source.key, "ok", "", predictions, unit(image.vector)))
+    vector = unit(image.vector)
+    record = Record(source.key, "ok", "", predictions, vector, assessment=image.assessment)
+    return shards.ShardRow(source, decoded, record)
 
 
 def expected_rows(out: Path) -> dict[str, tuple[Any, ...]]:

@@ -10,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
 
+from tessella.cli.remote import open_remote
+from tessella.errors import UsageError
 from tessella.weights.catalogue import default_model
 from tests import base_install
 from tests.client.fake_server import FakeServer, Reply, Request, ordinary, problem
@@ -146,6 +150,26 @@ def test_options_that_the_server_has_decided(options: list[str]) -> None:
     refused = run("classify", EXAMPLES / "cat.jpg", "--server", "http://127.0.0.1:9", *options)
     assert refused.returncode == 2
     assert f"{options[0]} cannot be combined with --server".encode() in refused.stderr
+
+
+@pytest.mark.parametrize("options", [["--no-calibration"], ["--calibration", "file"]], ids=lambda options: options[0])
+def test_the_server_decides_about_calibration(options: list[str]) -> None:
+    """For any command with these options."""
+
+    @click.command()
+    @click.option("--model")
+    @click.option("--server")
+    @click.option("--token-file")
+    @click.option("--calibration")
+    @click.option("--no-calibration", is_flag=True)
+    def command(**arguments: Any) -> None:
+        open_remote(arguments, "classify")
+
+    with pytest.raises(UsageError) as refused:
+        command.main([*options, "--server", "http://127.0.0.1:9"], standalone_mode=False)
+    assert refused.value.message == f"{options[0]} cannot be combined with --server"
+    assert f"remove {options[0]}" in refused.value.hint
+    assert "runs with --no-calibration" in refused.value.hint
 
 
 def test_other_wrong_options() -> None:

@@ -34,6 +34,7 @@ def order_for(wanted: int | str | None = None, size: int = 8) -> bytes:
         device="cpu",
         policy="tessella",
         transform="exact",
+        confidence=None,
         pixels=pixels,
         picture=pixels,
         wanted=wanted,

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import tessella
+from tessella.calibration.confidence import ConfidenceCurve
 from tessella.data.decode import decode
 from tessella.data.resize import prepare
 from tessella.explain import Explanation, explain
 from tessella.explain.methods import METHODS, methods_for
+from tessella.results import Output
 from tessella.serve.explain_process import ExplainedImage, ExplainFailure, ExplainOrder
 from tessella.serve.explain_worker import OrderRunner
 from tessella.serve.explanations import picture_spec
@@ -36,6 +38,7 @@ def order_for(model: str, **changes: object) -> ExplainOrder:
         device="cpu",
         policy="tessella",
         transform="exact",
+        confidence=None,
         pixels=prepare(image, predictor.spec),
         picture=prepare(image, picture_spec(predictor.spec)),
         wanted=None,
@@ -65,7 +68,7 @@ def failure(runner: OrderRunner, order: ExplainOrder) -> ExplainFailure:
 @pytest.mark.parametrize("model", [MODEL, PHOTOGRAPHS])
 def test_an_order_gives_the_explanation_of_the_package(runner: OrderRunner, model: str) -> None:
     found = explained(runner, order_for(model, versus=1))
-    predictor = tessella.load(model, engine="eager", device="cpu", precision="float32")
+    predictor = tessella.load(model, engine="eager", device="cpu", precision="float32", calibration=None)
     (expected,) = explain([CAT], predictor, versus=1)
     assert isinstance(expected, Explanation)
     np.testing.assert_allclose(found.values, expected.map.values, rtol=1e-5, atol=1e-6)
@@ -77,6 +80,21 @@ def test_an_order_gives_the_explanation_of_the_package(runner: OrderRunner, mode
     assert [score.value for score in found.scores] == pytest.approx([score.value for score in expected.scores])
     assert (found.faithful, found.verdict) == (not expected.is_doubtful, expected.verdict)
     assert found.methods == list(methods_for(predictor.model))
+
+
+def test_probabilities_are_those_of_the_calibration_of_the_server(runner: OrderRunner) -> None:
+    predictor = tessella.load(MODEL, engine="eager", device="cpu", precision="float32", calibration=None)
+    (output,) = predictor.outputs([CAT])
+    assert isinstance(output, Output)
+    plain = explained(runner, order_for(MODEL, wanted="dog", versus="cat"))
+    curve = ConfidenceCurve(intercept=-0.25, slope=0.75)
+    found = explained(runner, order_for(MODEL, wanted="dog", versus="cat", confidence=(2.5, curve)))
+    expected = curve.apply(output.logits[None], 2.5)[0]
+    assert found.versus is not None
+    for score in (found.target, found.versus, *found.top):
+        assert score.probability == pytest.approx(expected[score.index], abs=1e-5)
+    assert found.top[0].probability < plain.top[0].probability
+    assert found.values == plain.values  # a map explains the logit, which has no temperature
 
 
 def test_the_overlay_has_the_pixels_of_the_picture(runner: OrderRunner) -> None:

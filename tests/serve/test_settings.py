@@ -56,6 +56,7 @@ def test_the_token_is_not_shown() -> None:
         dict(idle_minutes=0),
         dict(memory_limit=0),
         dict(explain_deadline=0),
+        dict(calibrated="no"),
         dict(explain_idle_minutes=0),
         dict(drain_timeout=-1),
         dict(models="convmixer"),

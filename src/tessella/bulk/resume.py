@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..predictor import Predictor
+from ..predictor import REQUESTED, Predictor
 from .events import OnEvent, RunRemark
 from .ray.driver import Cluster
 from .run_folder import RUN, read_facts
@@ -27,6 +27,20 @@ class AutomaticEngine:
 
     def __call__(self) -> Predictor:
         return self.load()
+
+
+def without_new_calibration(out: Path, predictor: Predictor, on_event: OnEvent) -> Predictor:
+    """Return the predictor without a calibration that was found automatically, if the run in `out` began without one.
+
+    So a run that was started before its model was calibrated can be resumed.
+    """
+    facts = read_facts(out / RUN)
+    if facts is None or facts.get("calibration") or predictor.calibration is None:
+        return predictor
+    if predictor.plan.choice("calibration").reason.startswith(REQUESTED):
+        return predictor
+    on_event(RunRemark(text="resuming without a calibration, as the run was started"))
+    return predictor.with_calibration(None, "the run was started without one")
 
 
 def load_for_run(

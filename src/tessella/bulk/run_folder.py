@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from ..data.source import Source
 from ..errors import UsageError
@@ -60,6 +60,7 @@ class RunIdentity(TypedDict):
     width: int  # of an embedding
     inputs: list[str]
     labels: list[str]
+    calibration: NotRequired[str]  # hash; missing if the probabilities are the plain softmax, as in earlier versions
 
 
 class RunFacts(RunIdentity):

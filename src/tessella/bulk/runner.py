@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..calibration.storage import calibration_hash
 from ..checks import as_inputs, as_path, checked
 from ..data.names import Skipped, is_missing_path
 from ..data.sources import iter_sources
@@ -32,7 +33,7 @@ from .events import OnEvent, ProgressTracker, RunRemark, ignore_event
 from .ledger import LEDGER, Ledger, Shard
 from .manifest import MANIFEST, Manifest, write_manifest
 from .ray.driver import Cluster, ClusterMaker
-from .resume import load_for_run
+from .resume import load_for_run, without_new_calibration
 from .run_folder import (
     COPY,
     LOG,
@@ -112,6 +113,7 @@ def run(
     bad_inputs = None if settings.bad_inputs is None else check_output(Path(settings.bad_inputs), [".csv"])
     if not isinstance(predictor, Predictor):
         predictor, cluster = load_for_run(out, predictor, cluster, on_event)
+    predictor = without_new_calibration(out, predictor, on_event) if settings.top else predictor.with_calibration(None)
     identity = _identity(inputs, predictor, settings)
     with translate_errors(out), folder_lock(out):
         _remove_drafts(out)
@@ -162,7 +164,7 @@ def _identity(inputs: Sequence[str], predictor: Predictor, settings: RunSettings
     if settings.top and not predictor.num_classes:
         raise UsageError("bad_argument", f"{predictor.name} has no classifier", hint="use top=0: embeddings only")
     plan = predictor.plan
-    return RunIdentity(
+    identity = RunIdentity(
         fingerprint=predictor.fingerprint,
         model=predictor.name,
         precision=plan.precision,
@@ -179,6 +181,9 @@ def _identity(inputs: Sequence[str], predictor: Predictor, settings: RunSettings
         inputs=list(inputs),
         labels=list(predictor.labels),
     )
+    if settings.top and predictor.calibration is not None:
+        identity["calibration"] = calibration_hash(predictor.calibration)
+    return identity
 
 
 def create_or_resume(
@@ -216,13 +221,19 @@ def create_or_resume(
 def _require_same_settings(out: Path, facts: RunFacts, identity: RunIdentity) -> None:
     """Refuse to resume a run with other settings: UsageError `changed_run`."""
     recorded = dict(facts)
-    changed = [(name, recorded.get(name), value) for name, value in identity.items() if recorded.get(name) != value]
+    recorded.setdefault("calibration", "")  # runs without one have no such entry
+    values = {"calibration": "", **identity}
+    changed = [(name, recorded.get(name), value) for name, value in values.items() if recorded.get(name) != value]
     if full_name(facts["model"]) == full_name(identity["model"]):
         changed = [change for change in changed if change[0] != "model"]
     if changed:
         former = "the settings of that run"
         if "model" in (name for name, _, _ in changed):
             former = f"the model of that run: {how_to_load(facts['model'])}"
+        elif [name for name, _, _ in changed] == ["calibration"]:
+            former = (
+                "the calibration of that run: --calibration FILE" if facts.get("calibration") else "--no-calibration"
+            )
         shown = "; ".join(
             f"{name} {_short(before)}, now {_short(now)}" for name, before, now in changed[:SHOWN_CHANGES]
         )

@@ -27,6 +27,7 @@ from .ledger import Shard
 from .manifest import Manifest, as_text
 
 SHARDS = "shards"  # the folder of the files, inside that of the run
+MAX_SET = 50  # classes of a prediction set that are stored
 METADATA = ("fingerprint", "model", "width", "dtype", "transform", "policy", "precision")  # of run.json, in each shard
 
 
@@ -157,6 +158,8 @@ def encode(rows: Sequence[ShardRow], facts: Mapping[str, Any]) -> bytes:
     labels = [[prediction.label for prediction in predictions] for predictions in top]
     probabilities = [[prediction.probability for prediction in predictions] for predictions in top]
     metadata = {key: facts[key] for key in METADATA}
+    if facts.get("calibration"):
+        metadata["calibration"] = facts["calibration"]
     columns: dict[str, Any] = dict(
         key=pa.array([row.source.key for row in rows], pa.string()),
         source=pa.array([escape(row.source.path) for row in rows], pa.string()),
@@ -169,9 +172,29 @@ def encode(rows: Sequence[ShardRow], facts: Mapping[str, Any]) -> bytes:
         top_index=pa.array(indices, pa.list_(pa.int32())),
         top_label=pa.array(labels, pa.list_(pa.string())),
         top_probability=pa.array(probabilities, pa.list_(pa.float32())),
+        **(_assessed_columns(rows) if facts.get("calibration") else {}),
         embedding=pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), kind), width, mask=missing),
     )
     table = pa.table(columns).replace_schema_metadata({b"tessella": json.dumps(metadata, sort_keys=True).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, row_group_size=len(rows))
     return buffer.getvalue()
+
+
+def _assessed_columns(rows: Sequence[ShardRow]) -> dict[str, Any]:
+    """Return the columns of a calibrated model, null for rows without an assessment.
+
+    The classes of a set are stored if they are at most MAX_SET: hundreds of them say nothing, and would take more space
+    than the embedding.
+    """
+    import pyarrow as pa
+
+    found = [row.record.assessment for row in rows]
+    sets = [None if one is None or len(one.prediction_set) > MAX_SET else one.prediction_set for one in found]
+    return dict(
+        set_size=pa.array([None if one is None else len(one.prediction_set) for one in found], pa.int32()),
+        set_index=pa.array([one and [member.index for member in one] for one in sets], pa.list_(pa.int32())),
+        set_label=pa.array([one and [member.label for member in one] for one in sets], pa.list_(pa.string())),
+        unknown=pa.array([None if one is None else one.unknown for one in found], pa.bool_()),
+        familiarity=pa.array([None if one is None else one.familiarity for one in found], pa.float32()),
+    )

@@ -16,6 +16,7 @@ from ..text import count_of, printable
 from .console import Command, complain, echo_json, new_table, notice, print_table
 from .options import (
     MAX_PROCESSES,
+    calibration_options,
     finish,
     input_options,
     json_option,
@@ -46,6 +47,7 @@ MAX_TIMEOUT = 86_400  # seconds
     ],
 )
 @input_options
+@calibration_options
 @resumable_out_option
 @option(
     "-k",

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..text import count_of, printable
 from .console import Command, echo, notice, show_progress
 from .options import (
+    calibration_options,
     find_sources,
     finish,
     input_options,
@@ -34,11 +35,13 @@ from .preflight import count_type
 if TYPE_CHECKING:
     from ..data.source import Source
     from ..predictor import Predictor
-    from ..results import Record
+    from ..results import Assessment, Record
     from ..weights.catalogue import Task
     from .remote import RemoteModel
 
     MakeRecords = Callable[[Predictor | RemoteModel, Iterable[Source]], Iterable[Record]]
+
+SHOWN_CLASSES = 5  # of a prediction set
 
 
 @click.command(
@@ -67,9 +70,14 @@ if TYPE_CHECKING:
     metavar="RUN:NAME",
     help="Print the probability of a user-defined class (a head of a run, or its file), using the run's model.",
 )
+@calibration_options
 @table_options
 def classify(top: int, head: str | None, **arguments: Any) -> None:
-    """Print the most probable classes of each image, or write them to a file."""
+    """Print the most probable classes of each image, or write them to a file.
+
+    A calibrated model (see `tessella calibrate`) adds the prediction set, if it has several classes: one of them is
+    right, with the stated coverage. Images that are probably of none of the classes are marked as unknown.
+    """
     path = _check_table_options(arguments)
     if head is not None:
         _classify_with(head, arguments, path)
@@ -88,7 +96,7 @@ def _classify_with(name: str, arguments: dict[str, Any], path: Path | None) -> N
 
     context = click.get_current_context()
     settings = ("transform", "policy", "precision", "engine", "device", "batch_size", "images", "mode", "top", "server")
-    for setting in settings:
+    for setting in (*settings, "calibration", "no_calibration"):
         if context.get_parameter_source(setting) is ParameterSource.COMMANDLINE:
             option = f"--{setting.replace('_', '-')}"
             hint = f"remove {option}: the head determines how images are classified"
@@ -208,12 +216,16 @@ def _run(
         width = predictor.width if has_embedding else 0
         records = make_records(predictor, sources)
     counter = _RecordCounter(keep=path is not None, quiet=arguments["as_json"] or arguments.get("as_csv", False))
-    _print(counter.follow(show_progress(records, total, "images")), arguments, path, top, width)
+    calibration = getattr(predictor, "calibration", None) if task == "classify" else None
+    progress = show_progress(records, total, "images")
+    _print(counter.follow(progress), arguments, path, _Contents(top, width, calibration and calibration.coverage))
     if not is_listed:
         report_skipped(skipped)
     if path is not None and counter.kept:
         if predictor is not None:
             metadata = dict(model=predictor.name, fingerprint=predictor.fingerprint)
+            if calibration is not None:
+                metadata["coverage"] = str(calibration.coverage)
         count = write_records(path, counter.kept, metadata, csv_safe=arguments.get("csv_safe", False))
         notice(f"wrote {count_of(count, 'row')} to {printable(str(path))}")
     finish(counter.good, counter.bad, arguments["strict"])
@@ -228,6 +240,14 @@ def _open_model(arguments: dict[str, Any], task: Task, load: Callable[[], Predic
     from .remote import open_remote
 
     return open_remote(arguments, task)
+
+
+class _Contents(NamedTuple):
+    """What records contain: number of classes, width of the embedding, coverage of a calibration or None."""
+
+    top: int
+    width: int
+    coverage: float | None
 
 
 class _RecordCounter:
@@ -250,18 +270,19 @@ class _RecordCounter:
             yield record
 
 
-def _print(records: Iterator[Record], arguments: dict[str, Any], path: Path | None, top: int, width: int) -> None:
+def _print(records: Iterator[Record], arguments: dict[str, Any], path: Path | None, columns: _Contents) -> None:
     """Print records as they come; only consume them if they go to a file instead."""
     from ..records import csv_lines, json_lines
 
     if arguments["as_json"]:
         lines = json_lines(records)
     elif arguments.get("as_csv"):
-        lines = csv_lines(records, top, width, safe=arguments["csv_safe"])
+        assessed = columns.coverage is not None
+        lines = csv_lines(records, columns.top, columns.width, assessed=assessed, safe=arguments["csv_safe"])
         if sys.stdout.isatty():
             lines = map(printable, lines)
     elif path is None:
-        lines = (_render(record) for record in records if record.status == "ok")
+        lines = (_render(record, columns.coverage) for record in records if record.status == "ok")
     else:
         lines = iter(())
         deque(records, maxlen=0)
@@ -269,7 +290,7 @@ def _print(records: Iterator[Record], arguments: dict[str, Any], path: Path | No
         echo(line)
 
 
-def _render(record: Record) -> str:
+def _render(record: Record, coverage: float | None) -> str:
     """Format a record for people: classes below the key, the first components of the vector, or the shapes of maps."""
     key = printable(record.key)
     if record.features:
@@ -278,7 +299,21 @@ def _render(record: Record) -> str:
         first = ", ".join(f"{value:+.4f}" for value in record.embedding[:4])
         return f"{key}: {len(record.embedding)} dimensions, unit length: {first}, ..."
     lines = [key]
+    if record.assessment is not None and record.assessment.unknown:
+        share = 100 * record.assessment.familiarity
+        lines.append(f"  unknown: only {share:.1f} % of the calibration images are as unlike the model's classes")
     for prediction in record.top:
         synset = f"  ({prediction.synset})" if prediction.synset else ""
         lines.append(f"  {100 * prediction.probability:5.1f} %  {printable(prediction.label)}{synset}")
+    if record.assessment is not None and record.assessment.set_size > 1:
+        lines.append(f"  {_set_text(record.assessment, coverage)}")
     return "\n".join(lines)
+
+
+def _set_text(assessment: Assessment, coverage: float | None) -> str:
+    """Return a prediction set as text: all classes, or their number and the first ones."""
+    names = ", ".join(printable(member.label) for member in assessment.prediction_set[:SHOWN_CLASSES])
+    promise = "" if coverage is None else f" ({100 * coverage:g} %)"
+    if assessment.set_size <= SHOWN_CLASSES:
+        return f"one of: {names}{promise}"
+    return f"one of {assessment.set_size:,} classes: {names}, ...{promise}"

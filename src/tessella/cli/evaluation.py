@@ -12,7 +12,9 @@ from ..engine import ENGINES
 from ..text import printable
 from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
 from .options import (
+    calibration_options,
     checkpoint_option,
+    chosen_calibration,
     data_argument,
     device_option,
     json_lines_option,
@@ -178,6 +180,7 @@ def _print_probe(result: ProbeResult) -> None:
     help="Model, as for --model of `tessella classify`; may be repeated.  [default: the built-in model for CIFAR-10]",
 )
 @checkpoint_option
+@calibration_options
 @option(
     "--engine",
     group="Model",
@@ -244,8 +247,14 @@ def evaluate(
         prepare_folder(out)
     report_skipped(images.skipped)
     checkpoint = settings.pop("checkpoint")
+    calibration = chosen_calibration(settings)
+    del settings["calibration"], settings["no_calibration"]
     chosen = EvaluationSettings(
-        engine=split_commas(engine), precision=split_commas(precision), checkpoint_path=checkpoint, **settings
+        engine=split_commas(engine),
+        precision=split_commas(precision),
+        checkpoint_path=checkpoint,
+        calibration=calibration,
+        **settings,
     )
     rows = []
     with ProgressBars() as progress:

@@ -15,7 +15,9 @@ from ..text import count_of, printable
 from .console import Command, complain, echo, echo_json, notice, show_progress
 from .options import (
     argument,
+    calibration_options,
     checkpoint_option,
+    chosen_calibration,
     device_option,
     find_sources,
     finish,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     Explain = Callable[[Iterable[Source]], Iterable[Result]]
 
 OF_CLASSES = {"classes": "--class", "versus": "--versus", "method": "--method", "no_scores": "--no-scores"}
+OF_CLASSES |= {"calibration": "--calibration", "no_calibration": "--no-calibration"}
 EXCLUDED = {  # by what is explained: the options that do not apply
     "": {},
     "--like": OF_CLASSES,
@@ -83,6 +86,7 @@ class _ExplainCommand(Command):
     "model for CIFAR-10, as in `classify`; with --like, the one for photographs]",
 )
 @checkpoint_option
+@calibration_options
 @device_option
 @option(
     "--class",
@@ -274,6 +278,7 @@ def _open(arguments: dict[str, Any], model: str) -> Subject:
     from ..explain import open_subject
 
     settings = {name: arguments[name] for name in ("device", "transform", "policy")}
+    settings["calibration"] = chosen_calibration(arguments)
     subject = open_subject(model, checkpoint_path=arguments["checkpoint"], **settings)
     load_predictor(arguments, "classify", lambda: subject.predictor)  # shows what was chosen
     return subject

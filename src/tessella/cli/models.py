@@ -145,6 +145,8 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
     reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
     echo(f"wrote {shown}: {printable(predictor.name)} for {engine} in {predictor.plan.precision} ({reason})")
+    if predictor.num_classes and predictor.calibration is None:
+        notice("the export is not calibrated: tessella calibrate can do it")
     command = "embed" if class_warning(predictor.name) and checkpoint is None else "classify"
     notice(f'use it: tessella {command} --model "local-dir:{shown}" photo.jpg')
 

@@ -219,6 +219,31 @@ table_options = options(
 )
 
 
+calibration_options = options(
+    option(
+        "--calibration",
+        group="Model",
+        metavar="FILE",
+        help="Calibration to use, as `tessella calibrate --out` writes it.  [default: the one made for this model]",
+    ),
+    option(
+        "--no-calibration", group="Model", is_flag=True, help="Plain softmax: no prediction sets, no unknown images."
+    ),
+)
+
+
+def chosen_calibration(arguments: dict[str, Any]) -> str | None:
+    """Return the argument `calibration` of `load` for the options that `calibration_options` adds.
+
+    Without these options, as in commands that print no classes, it is None. Raises UsageError `bad_argument` if both
+    are given.
+    """
+    path, off = arguments.get("calibration"), arguments.get("no_calibration", True)
+    if path is not None and off:
+        raise UsageError("bad_argument", "--calibration and --no-calibration cannot be combined", hint="remove one")
+    return None if off else path or "auto"
+
+
 def loading(arguments: dict[str, Any], task: Task) -> Callable[[], Predictor]:
     """Return `load` bound to the given options. task: what the default model is used for."""
     from ..loading import choose_mode
@@ -232,6 +257,7 @@ def loading(arguments: dict[str, Any], task: Task) -> Callable[[], Predictor]:
         checkpoint_path=arguments["checkpoint"],
         mode=choose_mode(arguments["inputs"]) if arguments["mode"] == "auto" else arguments["mode"],
         images=read_samples(arguments["images"]),
+        calibration=chosen_calibration(arguments),
         **{key: arguments[key] for key in keys},
     )
 

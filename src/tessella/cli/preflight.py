@@ -88,4 +88,6 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "weights": _check_model,
     "teacher": _check_teacher,
     "unlabelled": _check_unlabelled,
+    "unknown": _check_input,
+    "calibration": _check_input,
 }

@@ -10,7 +10,7 @@ import click
 import numpy as np
 from click.core import ParameterSource
 
-from ..client import Client, ServerModel
+from ..client import Client, ServedCalibration, ServerModel
 from ..errors import UsageError
 from ..text import printable
 from .console import is_verbose, notice
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Parameters that say how a model is loaded and run, which the server has decided
 _LOCAL = ("head", "checkpoint", "device", "precision", "engine", "mode", "batch_size", "images", "transform", "policy")
+_LOCAL_CALIBRATION = ("calibration", "no_calibration")
 FIRST_RETRIES = 2  # of the first request
 
 
@@ -35,13 +36,16 @@ def open_remote(arguments: dict[str, Any], task: Task) -> RemoteModel:
     """
     context = click.get_current_context()
     for parameter in context.command.params:
-        name = parameter.name or ""
-        if name in _LOCAL and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise UsageError(
-                "bad_argument",
-                f"{parameter.opts[-1]} cannot be combined with --server",
-                hint=f"remove {parameter.opts[-1]}",
-            )
+        name, option = parameter.name or "", parameter.opts[-1]
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        if name in _LOCAL:
+            hint = f"remove {option}"
+        elif name in _LOCAL_CALIBRATION:
+            hint = f"remove {option}: the server decides, and gives plain softmax if it runs with --no-calibration"
+        else:
+            continue
+        raise UsageError("bad_argument", f"{option} cannot be combined with --server", hint=hint)
     url, token, name = arguments["server"], read_token(arguments["token_file"]), arguments["model"]
     with Client(url, token=token, retries=FIRST_RETRIES) as client:
         models = client.models()
@@ -81,6 +85,14 @@ class RemoteModel:
     def fingerprint(self) -> str:
         """The fingerprint of the model that gave the results; "" before the first ones."""
         return self._client.fingerprint
+
+    @functools.cached_property
+    def calibration(self) -> ServedCalibration | None:
+        """What probabilities and prediction sets mean; None for plain softmax. Raises ServeError, UsageError."""
+        if self._facts is not None and self._facts.fingerprint is not None:
+            return self._facts.calibration
+        self._client.classify(_GRAY, top=1)  # the server loads the model
+        return self._client.calibration
 
     def records(self, sources: Iterable[Source], *, top: int, embed: bool) -> Iterator[Record]:
         """Yield one Record per source, in order, as `Client.records`. Raises ServeError, UsageError."""

@@ -88,7 +88,8 @@ def index(folder: str, map_method: Literal["pca", "umap", "none"] | None, as_jso
     "--where",
     group="Input",
     metavar="SQL",
-    help="Search only rows that match, such as 'probability > 0.8 AND width >= 640'.",
+    help="Search only rows that match, such as 'probability > 0.8 AND width >= 640', or 'NOT unknown' if the run was "
+    "made with a calibrated model.",
 )
 @option("--all-rows", group="Advanced", is_flag=True, help="Compare every row, even if there is an approximate index.")
 @option(
@@ -149,7 +150,8 @@ def search(
     table = new_table("score", "class", "%", "size", "key")
     for row in neighbors:
         percent = "" if row.probability is None else f"{100 * row.probability:.1f}"
-        table.add_row(f"{row.score:.4f}", row.label or "", percent, f"{row.width}x{row.height}", row.key)
+        label = f"{row.label} (unknown)" if row.unknown else row.label or ""
+        table.add_row(f"{row.score:.4f}", label, percent, f"{row.width}x{row.height}", row.key)
         if as_json:
             echo_json(dataclasses.asdict(row))
     if not as_json:

@@ -213,6 +213,12 @@ _limit_options = options(
     "print which promises it keeps.",
 )
 @_network_options
+@option(
+    "--no-calibration",
+    group="Model",
+    is_flag=True,
+    help="Return the plain softmax of all models, without prediction sets and the detection of unknown images.",
+)
 @transform_option
 @policy_option
 @device_option
@@ -250,6 +256,7 @@ def serve(
         queue_bytes=max(256, max_body_mib) * _MIB,
         memory_limit=memory_mib and memory_mib * _MIB,
         explain=not no_explain,
+        calibrated=not arguments.pop("no_calibration"),
         **arguments,
     )
     if prove:

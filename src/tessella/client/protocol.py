@@ -17,7 +17,7 @@ import numpy as np
 from ..data.limits import Limits
 from ..errors import CODES, ImageError, ServeError, TessellaError, UsageError, WeightsError, public_text
 from ..inputs import list_images
-from ..results import FloatArray, Prediction, Record, Scores
+from ..results import Assessment, FloatArray, Prediction, Record, Scores
 from ..text import printable
 from .images import ImageGroup, encoded_image
 from .retries import Reply
@@ -32,12 +32,26 @@ _REPLY_ERRORS: dict[int, type[TessellaError]] = {2: UsageError, 3: ImageError, 4
 ALL_CLASSES = 1_000_000_000  # the server returns as many as the model has
 
 
+class ServedCalibration(msgspec.Struct, frozen=True):
+    """What the probabilities and prediction sets of a model mean.
+
+    coverage: share of images whose prediction set contains the right class. per_class: whether that holds for the
+    images of every class, and not only for all images together. false_alarms: largest share of images of the classes
+    that are called unknown. temperature: by which logits are divided.
+    """
+
+    coverage: float
+    per_class: bool
+    false_alarms: float
+    temperature: float
+
+
 @dataclass(frozen=True)
 class ServerModel:
     """A model of the server. What is None is known once the model has been loaded.
 
     state: "ready", "loading", "unloaded" or "failed". width: of embeddings. input_size: (3,H,W). default_for: the tasks
-    for which it is used if a request names no model.
+    for which it is used if a request names no model. calibration: None also for plain softmax.
     """
 
     name: str
@@ -47,6 +61,7 @@ class ServerModel:
     width: int | None = None
     input_size: tuple[int, ...] | None = None
     default_for: tuple[str, ...] = ()
+    calibration: ServedCalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,9 @@ class Match:
     """A row of the server's index that was found.
 
     score: cosine similarity with the query. label, probability: the most likely class; None if the index has none.
-    width, height: in pixels. duplicates: rows of the same image, if they are grouped.
+    width, height: in pixels. duplicates: rows of the same image, if they are grouped. unknown: whether the image
+    probably shows none of the model's classes; set_size: number of classes in its prediction set; None if the run was
+    made without a calibration.
     """
 
     row: int
@@ -65,6 +82,8 @@ class Match:
     width: int | None = None
     height: int | None = None
     duplicates: tuple[int, ...] = ()
+    unknown: bool | None = None
+    set_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +111,23 @@ class _Result(msgspec.Struct):
     message: str = ""
     top: list[_Class] = []
     embedding: list[float] | None = None
+    prediction_set: list[_Class] = []
+    set_size: int = 0
+    unknown: bool | None = None
+    familiarity: float = 0.0
+
+    def assessment(self) -> Assessment | None:
+        if self.unknown is None:
+            return None
+        listed = _predictions(self.prediction_set)
+        return Assessment(listed, self.unknown, self.familiarity, self.set_size - len(listed))
 
 
 class _Answer(msgspec.Struct):
     model: str
     fingerprint: str
     results: list[_Result]
+    calibration: ServedCalibration | None = None
 
 
 class _Model(msgspec.Struct):
@@ -108,6 +138,7 @@ class _Model(msgspec.Struct):
     width: int | None = None
     input: list[int] | None = None
     default_for: list[str] = []
+    calibration: ServedCalibration | None = None
 
 
 class _Models(msgspec.Struct):
@@ -130,10 +161,11 @@ class _Problem(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Served:
-    """Which model gave an answer."""
+    """Which model gave an answer, and with which calibration."""
 
     model: str
     fingerprint: str
+    calibration: ServedCalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -170,32 +202,40 @@ class Call:
         if [result.key for result in answer.results] != names:
             raise bad_answer(server, "its results are not those of the images that were sent")
         for result in answer.results:
-            self._check(result, server)
+            self._check(result, answer.calibration is not None, server)
         results = {int(result.key): result for result in answer.results}
         records = []
         for position, key in enumerate(request.keys, request.first):
             error = request.errors.get(position)
             records.append(self._record(key, results[position]) if error is None else error_record(key, error))
-        return Served(answer.model, answer.fingerprint), records
+        return Served(answer.model, answer.fingerprint, answer.calibration), records
 
     def unsent(self, request: ImageGroup) -> list[Record]:
         """Return the records of a request that has no image to send, as none could be read."""
         return [error_record(key, error) for key, error in zip(request.keys, request.errors.values(), strict=True)]
 
-    def _check(self, result: _Result, server: str) -> None:
+    def _check(self, result: _Result, is_calibrated: bool, server: str) -> None:
         is_ok = result.status == "ok"
         if is_ok and (self.embed != bool(result.embedding) or bool(self.top) > len(result.top)):
             raise bad_answer(server, "a result is not complete")
         if not self.fields.get("top") and result.top:
             raise bad_answer(server, "a result has classes that were not asked for")
+        if is_ok and is_calibrated != (result.unknown is not None):
+            raise bad_answer(server, "a result does not fit the calibration that the answer names")
+        if is_ok and is_calibrated and not 0 < len(result.prediction_set) <= result.set_size:
+            raise bad_answer(server, "a prediction set is not complete")
 
     def _record(self, key: str, result: _Result) -> Record:
         if result.status != "ok":
             status = result.status if result.status in CODES else "server_failed"
             return Record(key, status, public_text(status) if status == result.status else printable(result.message))
-        top = tuple(Prediction(best.index, best.label, best.probability, best.synset) for best in result.top)
         vector = None if result.embedding is None else np.array(result.embedding, np.float32)
-        return Record(key, "ok", "", top[: self.top], vector)
+        top = _predictions(result.top)[: self.top]
+        return Record(key, "ok", "", top, vector, assessment=result.assessment() if self.top else None)
+
+
+def _predictions(classes: Sequence[_Class]) -> tuple[Prediction, ...]:
+    return tuple(Prediction(best.index, best.label, best.probability, best.synset) for best in classes)
 
 
 def error_record(key: str, error: ImageError) -> Record:
@@ -204,14 +244,24 @@ def error_record(key: str, error: ImageError) -> Record:
 
 
 def check_same_model(before: Served | None, served: Served, server: str) -> None:
-    """Refuse to mix results of one call if the server has changed its model. Raises ServeError `server_failed`."""
-    if before is not None and before != served:
+    """Refuse to mix results of one call if the server has changed its model or calibration.
+
+    Raises ServeError `server_failed`.
+    """
+    if before is None or before == served:
+        return
+    names = (before.model, before.fingerprint), (served.model, served.fingerprint)
+    if names[0] == names[1]:
+        message = f"{server} changed the calibration of {served.model} during the call"
         raise ServeError(
-            "server_failed",
-            f"{server} changed its model during the call, from {before.model} ({before.fingerprint}) to {served.model} "
-            f"({served.fingerprint})",
-            hint="repeat the call: results of two models must not be mixed",
+            "server_failed", message, hint="repeat the call: results of two calibrations must not be mixed"
         )
+    raise ServeError(
+        "server_failed",
+        f"{server} changed its model during the call, from {before.model} ({before.fingerprint}) to {served.model} "
+        f"({served.fingerprint})",
+        hint="repeat the call: results of two models must not be mixed",
+    )
 
 
 def raise_bad(record: Record, position: int | None) -> None:
@@ -264,6 +314,7 @@ def read_models(body: bytes, server: str) -> list[ServerModel]:
             model.width,
             None if model.input is None else tuple(model.input),
             tuple(model.default_for),
+            model.calibration,
         )
         for model in read_body(body, _Models, server).data
     ]

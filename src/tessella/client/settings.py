@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from .._version import __version__
 from ..checks import check_count, check_seconds
 from ..errors import UsageError
-from .protocol import Served
+from .protocol import Served, ServedCalibration
 
 if TYPE_CHECKING:
     import httpx2
@@ -67,6 +67,11 @@ class ClientBase:
     def served_model(self) -> str:
         """The name of the model that gave the latest results; "" before the first ones."""
         return self._served.model if self._served else ""
+
+    @property
+    def calibration(self) -> ServedCalibration | None:
+        """What the probabilities and sets of the latest results mean; None for plain softmax and for embeddings."""
+        return self._served.calibration if self._served else None
 
     @property
     def _server(self) -> str:

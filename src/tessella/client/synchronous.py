@@ -157,8 +157,9 @@ class Client(ClientBase):
     ) -> Generator[Record, None, None]:
         """Yield one Record per image, in order, as answers arrive; a bad image is a record with its error's code.
 
-        Arguments are those of `Predictor.records`. The message of an image that the server refuses is the text of its
-        code. Raises ServeError and UsageError as `classify`.
+        Arguments are those of `Predictor.records`. Records of a calibrated model have an assessment; `calibration` says
+        what it means. The message of an image that the server refuses is the text of its code. Raises ServeError and
+        UsageError as `classify`.
         """
         top = check_top(top)
         check_type("embed", embed, bool)
@@ -223,8 +224,9 @@ class Client(ClientBase):
         """Find the rows of the server's index that are most similar to the queries, best first.
 
         queries, negative: images, or rows of the index by number; results are near the former and far from the latter.
-        filter: conditions such as {"label": ["cat"], "min_width": 640}. group_duplicates: return one row per group of
-        duplicates, with the others in its `duplicates`. Raises as `classify`; UsageError `not_found` without an index,
+        filter: conditions such as {"label": ["cat"], "min_width": 640}; {"unknown": False} leaves out images that show
+        none of the model's classes. group_duplicates: return one row per group of duplicates, with the others in its
+        `duplicates`. Raises as `classify`; UsageError `not_found` without an index,
         and for a row that is not in it.
         """
         options = dict(top=check_top(top), min_score=min_score, filter=filter, group_duplicates=group_duplicates)

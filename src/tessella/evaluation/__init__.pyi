@@ -1,3 +1,6 @@
+from .calibration_figures import CalibrationFigures as CalibrationFigures
+from .calibrator import CalibrationReport as CalibrationReport
+from .calibrator import calibrate as calibrate
 from .evaluator import Evaluation as Evaluation
 from .evaluator import evaluate as evaluate
 from .linear_probe import ProbeResult as ProbeResult

@@ -18,6 +18,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..calibration.calibration import Calibration
+from ..calibration.storage import calibration_hash
 from ..checks import checked
 from ..data.datasets import LabelledImages
 from ..data.labels import labels_for
@@ -25,8 +27,9 @@ from ..engine.plan import FAST
 from ..errors import ImageError, TessellaError, UsageError
 from ..machine import hardware, other_versions, versions
 from ..predictor import Predictor, load
-from ..results import FloatArray
+from ..results import FloatArray, Output
 from ..weights.catalogue import Accuracy, resolve
+from .calibration_figures import calibrated_logits
 from .classes import ClassMapping, match_classes
 from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognise
 from .leakage import Split, choose_images
@@ -38,6 +41,20 @@ log = logging.getLogger(__name__)
 
 CHUNK = 256  # images whose logits are in memory at a time
 LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # (position of an image, its logits) -> index of the true class
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a calibration said about the images, as shares from 0 to 1.
+
+    coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the same,
+    as it was promised. set_size: mean number of classes in a set. unknown: images that were called unknown.
+    """
+
+    coverage: float | None
+    promised: float
+    set_size: float
+    unknown: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +75,7 @@ class Evaluation:
     published: Accuracy | None = None  # %
     seconds: float | None = None  # from encoded images to predictions; loading the model is not included
     batch_size: int = 0
+    trust: Trust | None = None
     conditions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -102,7 +120,7 @@ def measure(
 
     _warm_up(predictor, len(positions))
     started = time.perf_counter()
-    answers, failed = _run(predictor, images, positions, mapping.columns, label_of, progress)
+    answers, failed, trust = _run(predictor, images, positions, mapping.columns, label_of, progress)
     seconds = time.perf_counter() - started
     errors = dict(Counter(image.code for image in failed))
     if not len(answers.label):
@@ -124,6 +142,7 @@ def measure(
         published=find_published(predictor, set_name) if len(mapping.columns) == len(classes) else None,
         seconds=seconds,
         batch_size=predictor.plan.batch_size,
+        trust=trust,
         conditions=_conditions(predictor, images),
     )
 
@@ -141,16 +160,21 @@ def _run(
     columns: Ints,
     label_of: LabelOf,
     progress: ProgressCallback | None,
-) -> tuple[Answers, list[FailedImage]]:
-    """Return the answers on the images at `positions`, in order, and the images that could not be read."""
+) -> tuple[Answers, list[FailedImage], Trust | None]:
+    """Return the answers on the images at `positions`, in order, the images that could not be read, and what a
+    calibration said.
+    """
     parts = [judge(np.empty((0, len(columns))), np.empty(0, np.int64))]
-    pending: list[tuple[int, int, FloatArray]] = []  # position, label, logits
+    trusted = _Trusted(predictor.calibration, len(columns) == predictor.num_classes)
+    pending: list[tuple[int, int, Output]] = []  # position, label, output
     failed: list[FailedImage] = []
 
     def judge_pending() -> None:
         if pending:
-            indices, labels, logits = zip(*pending, strict=True)
-            parts.append(judge(np.stack(logits), np.array(labels), np.array(indices)))
+            indices, labels, outputs = zip(*pending, strict=True)
+            logits = np.stack([output.logits for output in outputs])
+            parts.append(judge(trusted.scale(logits)[:, columns], np.array(labels), np.array(indices)))
+            trusted.add(logits, np.stack([output.embedding for output in outputs]), np.array(labels))
             pending.clear()
 
     outcomes = predictor.outputs(images.source(i) for i in positions)
@@ -158,14 +182,46 @@ def _run(
         if isinstance(outcome, ImageError):
             failed.append(FailedImage(images.key(i), outcome.code, outcome.message))
         else:
-            logits = outcome.logits[columns]
-            pending.append((i, label_of(i, logits), logits))
+            pending.append((i, label_of(i, outcome.logits[columns]), outcome))
         if len(pending) == CHUNK:
             judge_pending()
         if progress:
             progress(predictor.name, done, len(positions))
     judge_pending()
-    return join(parts), failed
+    return join(parts), failed, trusted.figures()
+
+
+class _Trusted:
+    """Applies a calibration to batches of outputs, and counts what it says.
+
+    has_all_classes: whether all classes of the model can be predicted, so that labels are indices of the model.
+    """
+
+    def __init__(self, calibration: Calibration | None, has_all_classes: bool):
+        self._calibration, self._has_all_classes = calibration, has_all_classes
+        self._images = self._covered = self._members = self._unknown = 0
+
+    def scale(self, logits_NK: FloatArray) -> FloatArray:
+        """Return logits whose softmax is calibrated."""
+        return logits_NK if self._calibration is None else calibrated_logits(self._calibration, logits_NK)
+
+    def add(self, logits_NK: FloatArray, embeddings_ND: FloatArray, labels_N: Ints) -> None:
+        """Count a batch."""
+        if self._calibration is None:
+            return
+        assessed = self._calibration.assess(logits_NK, embeddings_ND)
+        self._images += len(labels_N)
+        self._members += int(assessed.sets.sum())
+        self._unknown += int(assessed.unknown.sum())
+        if self._has_all_classes:
+            self._covered += int(assessed.sets[np.arange(len(labels_N)), labels_N].sum())
+
+    def figures(self) -> Trust | None:
+        """Return the shares; None without a calibration or images."""
+        if self._calibration is None or not self._images:
+            return None
+        covered = self._covered / self._images if self._has_all_classes else None
+        return Trust(covered, self._calibration.coverage, self._members / self._images, self._unknown / self._images)
 
 
 def _set_name(images: LabelledImages, mapping: ClassMapping, dataset: str | None, real: bool) -> str:
@@ -190,11 +246,21 @@ def _conditions(predictor: Predictor, images: LabelledImages) -> dict[str, str]:
         "input": f"{spec.width} x {spec.height} px, {spec.interpolation}, crop {spec.crop_pct:g}",
         "transform": predictor.transform,
         "decode policy": predictor.policy,
+        "calibration": _calibration_text(predictor),
         "hardware": hardware(plan.device),
         "threads": str(plan.threads),
         "versions": _versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _calibration_text(predictor: Predictor) -> str:
+    """Return which calibration the probabilities of a model are from, with its images, for a report."""
+    calibration = predictor.calibration
+    if calibration is None:
+        return "none"
+    images = f"{calibration.data.images:,} images of {calibration.data.origin}"
+    return f"{calibration_hash(calibration)}, temperature {calibration.temperature:.4g}, from {images}"
 
 
 def _versions() -> str:
@@ -262,6 +328,7 @@ class _Combination:
             transform=settings.transform,
             policy=settings.policy,
             checkpoint_path=settings.checkpoint_path,
+            calibration=settings.calibration,
         )
 
 

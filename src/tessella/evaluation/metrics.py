@@ -208,8 +208,6 @@ def metrics_of(answers: Answers, classes: Sequence[str], *, errors: Mapping[str,
         )
         for i, (label, count) in enumerate(zip(classes, true, strict=True))
     ]
-    bins = calibration_bins(answers)
-    gaps = [group.images * abs((group.confidence or 0) - (group.accuracy or 0)) for group in bins]
     has_examples = true > 0
     return Metrics(
         classes=tuple(classes),
@@ -218,8 +216,8 @@ def metrics_of(answers: Answers, classes: Sequence[str], *, errors: Mapping[str,
         top1=float(answers.correct.mean()),
         top5=float((answers.rank < TOP).mean()) if len(classes) > TOP else None,
         loss=float(answers.loss.mean()),
-        ece=sum(gaps) / len(answers.label),
-        bins=bins,
+        ece=calibration_error(answers),
+        bins=calibration_bins(answers),
         precision=float(precision[has_examples].mean()),
         recall=float(recall[has_examples].mean()),
         f1=float(f1[has_examples].mean()),
@@ -245,6 +243,13 @@ def calibration_bins(answers: Answers) -> tuple[Bin, ...]:
         )
         for i, n in enumerate(counts)
     )
+
+
+def calibration_error(answers: Answers) -> float:
+    """Return the expected calibration error: the mean gap between confidence and accuracy over `calibration_bins`."""
+    bins = calibration_bins(answers)
+    gaps = [group.images * abs((group.confidence or 0) - (group.accuracy or 0)) for group in bins]
+    return sum(gaps) / len(answers.label)
 
 
 def coverage(answers: Answers) -> Coverage:

@@ -11,13 +11,14 @@ from ..plots.figures import STYLES, draw_or_warn, label_point, new_figure, plain
 from ..records import csv_table, short_name, slug
 from ..storage import write_bytes
 from ..text import encode_text
-from .evaluator import Evaluation
+from .evaluator import Evaluation, Trust
 from .markdown import escape_line, json_bytes, percent, table
 from .report import ReportHeader, describe_errors, prepare_folder, write_report
 
 COLUMNS = (
     *("model", "engine", "precision", "status", "note", "images", "measured", "unread", "unlabelled", "classes"),
     *("top1", "top5", "top1_of_all", "top5_of_all", "loss", "ece", "macro_precision", "macro_recall", "macro_f1"),
+    *("coverage", "promised_coverage", "set_size", "unknown"),
     *("dataset", "published_top1", "published_top5", "images_per_second", "seconds", "batch_size", "conditions"),
 )
 # columns with figures, and the attributes of Metrics with their values
@@ -52,6 +53,13 @@ def as_dict(row: Evaluation) -> dict[str, object]:
         seconds=_four_digits(row.seconds),
         batch_size=row.batch_size,
         conditions=dict(row.conditions),
+    )
+    trust = row.trust
+    values |= dict(
+        coverage=trust and trust.coverage,
+        promised_coverage=trust and trust.promised,
+        set_size=trust and trust.set_size,
+        unknown=trust and trust.unknown,
     )
     values |= {column: getattr(measured, name) if measured else None for column, name in _FIGURES.items()}
     return {name: values[name] for name in COLUMNS}
@@ -105,6 +113,9 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
             yield f"and {len(first.failed) - LISTED:,} more, listed in report.json"
         if first.unlabelled:
             yield f"{first.unlabelled:,} images have no ReaL label and are excluded."
+    for row, _ in measured:
+        if row.trust is not None:
+            yield f"{row.model}, {row.precision}: {_trust_text(row.trust)}."
     for description in dict.fromkeys(row.classes for row, _ in measured):
         yield f"Classes: {description}."
     if any(row.published for row, _ in measured):
@@ -113,6 +124,14 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
     if measured:
         shared = ("transform", "decode policy", "device", "threads", "hardware")
         yield "; ".join(f"{name} {first.conditions[name]}" for name in shared) + "."
+
+
+def _trust_text(trust: Trust) -> str:
+    """Return what a calibration said as a sentence without its end."""
+    parts = [f"{trust.set_size:.2f} classes in a prediction set", f"{percent(trust.unknown)} called unknown"]
+    if trust.coverage is not None:
+        parts.insert(0, f"coverage {percent(trust.coverage)} (promised {100 * trust.promised:g} %)")
+    return f"calibrated: {', '.join(parts)}"
 
 
 def markdown(rows: Sequence[Evaluation]) -> str:

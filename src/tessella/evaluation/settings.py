@@ -28,6 +28,7 @@ class EvaluationSettings:
     dataset: name of the published data set that the data is (one of `imagenet.SETS`), or "none"; None recognises it by
         its classes and number of images.
     restrict: whether only the classes of the data can be predicted, see `match_classes`.
+    calibration: as for `tessella.load`.
 
     Raises UsageError `bad_argument`.
     """
@@ -42,6 +43,7 @@ class EvaluationSettings:
     real_labels: str | Path | None = None
     dataset: str | None = None
     restrict: bool | None = None
+    calibration: str | Path | None = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -11,7 +11,7 @@ from ..errors import ImageError, UsageError, WeightsError
 from ..extras import check_installed
 from ..inputs import AnyImage
 from ..predictor import Predictor
-from ..results import NON_FINITE, ClassNames, FloatArray, Prediction, is_finite, softmax
+from ..results import NON_FINITE, ClassNames, FloatArray, Prediction, is_finite
 from ..text import printable
 from .explanation import Explanation, FailedExplanation
 from .faithfulness import score_map
@@ -135,7 +135,7 @@ class _Explainer:
             if error.code != "non_finite":
                 raise
             return FailedExplanation(image.key, error.code, str(error))
-        probabilities = softmax(logits[None])[0]
+        probabilities = self.subject.predictor.probabilities(logits[None])[0]
         return Explanation(
             key=image.key,
             model=self.subject.name,

@@ -19,6 +19,12 @@ from .nearest import ArrowTable, Floats, Ints
 Number = TypeVar("Number", bound=np.generic)
 NO_LABEL = 65_535  # in `Columns.labels`; a model has at most 21,843 classes
 NAMES = ("row", "label", "probability", "width", "height")
+ASSESSED_NAMES = ("unknown", "set_size")  # of a calibrated model
+
+
+def names_of(assessed: bool) -> tuple[str, ...]:
+    """Return the columns that `Columns.of` takes; assessed: whether the model of the run is calibrated."""
+    return (*NAMES, *(ASSESSED_NAMES if assessed else ()))
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Columns:
     rows: positions in the listing (N,), rising. ids: LanceDB's row ids (N,), or positions in the table that is held in
     memory. names: the predicted classes, in alphabetical order. labels: positions (N,) uint16 in `names`, 65535 for
     none. probabilities: of that class (N,) float32, NaN without one. widths, heights: in pixels (N,). listed: L.
+    unknown: whether a calibrated model called the image unknown (N,); set_size: number of classes in its prediction set
+    (N,); both are None for a model without a calibration.
     """
 
     rows: Ints
@@ -38,10 +46,12 @@ class Columns:
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
     listed: int
+    unknown: NDArray[np.bool_] | None = None
+    set_size: NDArray[np.int32] | None = None
 
     @classmethod
     def of(cls, table: ArrowTable, listed: int) -> Columns:
-        """Take the columns from an Arrow table with those in NAMES and `_rowid`."""
+        """Take the columns from an Arrow table with those in `names_of` and `_rowid`."""
         rows_N = table["row"].to_numpy().astype(np.int64)
         order = np.argsort(rows_N, kind="stable")
         encoded = table["label"].combine_chunks().dictionary_encode()
@@ -51,7 +61,9 @@ class Columns:
         codes = np.array([*(code[name] for name in found), NO_LABEL], np.uint16)
         positions_N = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
 
-        def numbers(name: str, missing: float, kind: type) -> NDArray[np.generic]:
+        is_assessed = "unknown" in table.column_names
+
+        def numbers(name: str, missing: float | bool, kind: type) -> NDArray[np.generic]:
             values = table[name].fill_null(missing).to_numpy()
             return np.asarray(values[order], kind)
 
@@ -64,6 +76,8 @@ class Columns:
             widths=np.asarray(numbers("width", 0, np.int32), np.int32),
             heights=np.asarray(numbers("height", 0, np.int32), np.int32),
             listed=listed,
+            unknown=np.asarray(numbers("unknown", False, np.bool_), np.bool_) if is_assessed else None,
+            set_size=np.asarray(numbers("set_size", 0, np.int32), np.int32) if is_assessed else None,
         )
 
     def positions(self, rows: Sequence[int] | Ints) -> Ints:

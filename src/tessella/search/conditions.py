@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import UsageError
-from .index import COLUMNS, lance_errors
+from .index import ASSESSED, COLUMNS, lance_errors
 from .nearest import LanceTable
 
 MAX_SQL = 100_000  # characters of a condition
@@ -26,7 +26,9 @@ def check_condition(table: LanceTable, where: str | None) -> str:
     if where is None:
         return ""
     message = f"the condition {where[:200]!r} cannot be used"
-    hint = f"""columns are {", ".join(COLUMNS)}; for example "label = 'cat' AND width >= 640\""""
+    present = set(table.schema.names)
+    names = [name for name in (*COLUMNS, *ASSESSED) if name in present]
+    hint = f"""columns are {", ".join(names)}; for example "label = 'cat' AND width >= 640\""""
     condition = f"({where}\n)"  # a comment in it ends with its line
     if len(where) > MAX_SQL or not _is_closed(where):
         raise UsageError("bad_argument", message, hint=hint)
@@ -37,6 +39,8 @@ def check_condition(table: LanceTable, where: str | None) -> str:
             unknown = re.search(r"No field named (\S+?)\.(?:\s|$)", str(error))
             if not unknown:
                 raise
+            if unknown[1] in ASSESSED:
+                hint = "the index has it if the run was made with a calibrated model, see `tessella calibrate`"
             raise UsageError("bad_argument", f"{message}: there is no column {unknown[1]!r}", hint=hint) from error
     return condition
 

@@ -46,6 +46,7 @@ FORMAT = 1  # of table and seal: an index of another format is rebuilt
 HOME, TABLE, SEAL, SEAL_KEY = INDEX, "rows", INDEX_SEAL, INDEX_SEAL_KEY
 HINT = "latest_version_hint.json"  # the only file that LanceDB changes in place; it is optional
 COLUMNS = ("key", "row", "source", "sha256", "bytes", "width", "height", "label", "probability")
+ASSESSED = ("unknown", "familiarity", "set_size")  # more columns, in the index of a run with a calibrated model
 STEP_ROWS = 65_536  # added per step
 _PANICS = ("PanicException", "RustPanic")  # of PyO3: not subclasses of Exception, and exported by no module
 
@@ -166,10 +167,22 @@ def _rows(out: Path, name: str, shard: Shard, facts: RunFacts) -> ArrowTable:
     columns = {column: table[column] for column in COLUMNS if column in table.column_names}
     for column in ("label", "probability"):
         columns[column] = pc.list_element(table[f"top_{column}"], 0) if facts["top"] else pa.nulls(len(table))
+    if is_assessed(facts):
+        columns |= {column: table[column] for column in ASSESSED}
     vectors = pa.array(vectors_ND.reshape(-1))
     columns["shard"] = pa.array([name] * len(table), pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors, facts["width"])
     return pa.table(columns).cast(_schema(facts))
+
+
+def is_assessed(facts: RunFacts) -> bool:
+    """Return whether the rows of a run say what is unknown, and how many classes the prediction set has."""
+    return bool(facts.get("calibration"))
+
+
+def columns_of(facts: RunFacts) -> tuple[str, ...]:
+    """Return the columns of the index of a run, without the vectors."""
+    return (*COLUMNS, *(ASSESSED if is_assessed(facts) else ()))
 
 
 def _with_embedding(table: ArrowTable, facts: RunFacts) -> tuple[ArrowTable, NDArray[np.float16]]:
@@ -241,6 +254,7 @@ def _schema(facts: RunFacts) -> pa.Schema:
         height=int32,
         label=text,
         probability=pa.float32(),
+        **(dict(unknown=pa.bool_(), familiarity=pa.float32(), set_size=int32) if is_assessed(facts) else {}),
         shard=text,
         vector=pa.list_(pa.float16(), facts["width"]),
     )

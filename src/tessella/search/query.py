@@ -31,9 +31,20 @@ from ..results import l2_normalize
 from ..text import escape
 from . import vector_files
 from .alignments import Alignment
-from .columns import NAMES, Columns, as_rows
+from .columns import Columns, as_rows, names_of
 from .conditions import check_condition, quoted
-from .index import COLUMNS, HOME, TABLE, lance_errors, map_file_of, no_index, open_seal, open_table, sealed_rows
+from .index import (
+    HOME,
+    TABLE,
+    columns_of,
+    is_assessed,
+    lance_errors,
+    map_file_of,
+    no_index,
+    open_seal,
+    open_table,
+    sealed_rows,
+)
 from .nearest import (
     SCAN_ROWS,
     Approximate,
@@ -59,7 +70,8 @@ class Neighbor:
     """A row of the run that was found.
 
     score: cosine similarity with the query. row: position in the listing. label, probability: the most likely class;
-    None if the run has no classes. sha256, bytes: of the file. width, height: in pixels.
+    None if the run has no classes. sha256, bytes: of the file. width, height: in pixels. unknown, familiarity,
+    set_size: what the calibration of the model says, see `Assessment`; None for a model without one.
     """
 
     key: str
@@ -72,6 +84,9 @@ class Neighbor:
     height: int
     label: str | None
     probability: float | None
+    unknown: bool | None = None
+    familiarity: float | None = None
+    set_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,7 @@ class Index:
             raise no_index(self.out)
         self._seal = open_seal(self.out / HOME)
         self.rows, self.plan = self._seal.rows, self._seal.plan
+        self._names = columns_of(self.facts)
         if memory is None:
             fits = self.rows <= IN_MEMORY_ROWS and not self.plan.probes
         else:
@@ -158,10 +174,11 @@ class Index:
     @functools.cached_property
     def columns(self) -> Columns:
         """The labels and sizes of all rows, read on first use. Raises UsageError `damaged_run` as `search`."""
+        names = names_of(is_assessed(self.facts))
         if self._memory is not None:
-            return Columns.of(self._memory.select([*NAMES, "_rowid"]), self.facts["rows"])
+            return Columns.of(self._memory.select([*names, "_rowid"]), self.facts["rows"])
         with self._reading():
-            table = self._table.search().select([*NAMES]).with_row_id(True).limit(self.rows).to_arrow()
+            table = self._table.search().select([*names]).with_row_id(True).limit(self.rows).to_arrow()
         return Columns.of(table, self.facts["rows"])
 
     @checked
@@ -217,16 +234,16 @@ class Index:
                 scores, ids = self._approximate.search(query_1D[0], count, self.plan.probes)
             elif self._memory is not None and not where:
                 (scores,), (ids,) = nearest_of(self._memory.to_batches(SCAN_ROWS), query_1D, count, condition)
-                rows = self._memory.take(ids).select([*COLUMNS, "_rowid"]).to_pylist()
+                rows = self._memory.take(ids).select([*self._names, "_rowid"]).to_pylist()
                 return scores, ids, rows
             else:
                 (scores,), (ids,) = exact(self._table, query_1D, count, where, condition)
-            rows = self._table.take_row_ids(ids.tolist()).select([*COLUMNS]).with_row_id().to_arrow().to_pylist()
+            rows = self._table.take_row_ids(ids.tolist()).select([*self._names]).with_row_id().to_arrow().to_pylist()
             return scores, ids, rows
 
     def neighbors(self, rows: Sequence[int] | Ints) -> list[Neighbor]:
         """Return rows (R,) of the listing, in this order, with the score 1. Raises UsageError as `vectors`."""
-        found = {row["row"]: row for row in self._take(rows, COLUMNS).to_pylist()}
+        found = {row["row"]: row for row in self._take(rows, self._names).to_pylist()}
         return [Neighbor(score=1.0, **found[row]) for row in as_rows(rows).tolist()]
 
     def vectors(self, rows: Sequence[int] | Ints) -> Floats:

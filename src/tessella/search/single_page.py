@@ -34,6 +34,7 @@ from ..errors import UsageError
 from ..records import finite_or_none
 from ..results import FloatArray, l2_normalize
 from ..storage import check_output, write_bytes
+from .columns import ASSESSED_NAMES
 from .duplicates import SimilarityThreshold
 from .index import HOME, map_file_of, no_index, open_seal, sealed_rows
 from .nearest import ArrowTable, vectors_of
@@ -200,7 +201,8 @@ def _columns(table: ArrowTable, title: str, model: str) -> dict[str, object]:
             counts[label] = counts.get(label, 0) + 1
     names = sorted(counts, key=lambda label: (-counts[label], label))
     place = {name: i for i, name in enumerate(names)}
-    return {
+    assessed = {name: table[name].to_pylist() for name in ASSESSED_NAMES if name in table.column_names}
+    return assessed | {
         "title": title,
         "model": model,
         "labels": [{"label": name, "count": counts[name]} for name in names],

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ..calibration.confidence import ConfidenceCurve
 from ..data.decode import Mode, Pixels, Policy
 from ..machine import NICE
 
@@ -48,9 +49,9 @@ class ExplainOrder:
     """One image to explain.
 
     source: of the model, as `tessella.load` takes it; fingerprint: that its float32 weights must have. device, policy,
-    transform: settings of the server. pixels: (H,W,3) uint8 as the model sees them; picture: the same part of the image
-    with more pixels, for the overlay. wanted, versus: classes by index or name; None for the most probable one and for
-    none.
+    transform: settings of the server. confidence: temperature and curve of its calibration; None for plain softmax.
+    pixels: (H,W,3) uint8 as the model sees them; picture: the same part of the image with more pixels, for the overlay.
+    wanted, versus: classes by index or name; None for the most probable one and for none.
     """
 
     source: str
@@ -58,6 +59,7 @@ class ExplainOrder:
     device: str
     policy: Policy
     transform: Mode
+    confidence: tuple[float, ConfidenceCurve] | None
     pixels: Pixels
     picture: Pixels
     wanted: int | str | None

@@ -13,7 +13,7 @@ from ..explain import Explanation, Subject, explain
 from ..explain.colors import overlay
 from ..explain.methods import methods_for
 from ..predictor import load
-from ..results import Prediction
+from ..results import FloatArray, Prediction, softmax
 from .explain_process import (
     MAX_TEXT,
     ClassScore,
@@ -65,7 +65,7 @@ class OrderRunner:
         )
         if not isinstance(outcome, Explanation):
             return WorkerAnswer(failure=ExplainFailure(outcome.status, outcome.message, is_image=True))
-        explained = describe(outcome, order)
+        explained = describe(outcome, order, probabilities_of(subject, order))
         explained.methods = list(methods_for(subject.model))
         explained.load_seconds, explained.seconds = loaded - begun, time.perf_counter() - loaded
         return WorkerAnswer(explained)
@@ -87,6 +87,7 @@ def open_subject(order: ExplainOrder) -> Subject:
         engine="eager",
         policy=order.policy,
         transform=order.transform,
+        calibration=None,  # that of the server is in the order, since its model may have another precision
     )
     if predictor.fingerprint != order.fingerprint:
         raise RefusedOrderError("changed", f"{order.source} has the fingerprint {predictor.fingerprint}")
@@ -109,14 +110,27 @@ def check_options(subject: Subject, order: ExplainOrder) -> None:
         raise RefusedOrderError("method", f"{order.method} does not apply to {subject.name}")
 
 
-def describe(explanation: Explanation, order: ExplainOrder) -> ExplainedImage:
-    """Return an explanation as it is sent to the server."""
+def probabilities_of(subject: Subject, order: ExplainOrder) -> FloatArray:
+    """Return the probabilities of all classes (K,) for the image of an order, as `/v1/classify` gives them."""
+    logits = subject.logits(subject.normalized(order.pixels))
+    if order.confidence is None:
+        return softmax(logits)[0]
+    temperature, curve = order.confidence
+    return curve.apply(logits, temperature)[0]
+
+
+def describe(explanation: Explanation, order: ExplainOrder, probabilities_K: FloatArray) -> ExplainedImage:
+    """Return an explanation as it is sent to the server, with these probabilities of the classes."""
+
+    def score(prediction: Prediction) -> ClassScore:
+        return ClassScore(prediction.index, prediction.label, float(probabilities_K[prediction.index]))
+
     attribution, faithfulness = explanation.map, explanation.faithfulness
     picture = overlay(order.picture, attribution.values, max(order.picture.shape[:2]))
     return ExplainedImage(
-        top=[_class(prediction) for prediction in explanation.predictions],
-        target=_class(explanation.target),
-        versus=None if explanation.versus is None else _class(explanation.versus),
+        top=[score(prediction) for prediction in explanation.predictions],
+        target=score(explanation.target),
+        versus=None if explanation.versus is None else score(explanation.versus),
         method=attribution.method,
         methods=[],
         reason=explanation.reason,
@@ -134,7 +148,3 @@ def describe(explanation: Explanation, order: ExplainOrder) -> ExplainedImage:
         load_seconds=0.0,
         seconds=0.0,
     )
-
-
-def _class(prediction: Prediction) -> ClassScore:
-    return ClassScore(prediction.index, prediction.label, prediction.probability)

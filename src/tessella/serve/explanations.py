@@ -208,13 +208,14 @@ class Explanations:
     def _order(self, image: _DecodedImage, model: ServedModel, options: ExplainOptions) -> bytes:
         assert image.seen.pixels is not None
         assert image.picture.pixels is not None
-        settings = self._settings
+        settings, calibration = self._settings, model.calibration
         order = ExplainOrder(
             source=model.source,
             fingerprint=model.explained,
             device=settings.device,
             policy=settings.policy,
             transform=settings.transform,
+            confidence=None if calibration is None else (calibration.temperature, calibration.curve),
             pixels=image.seen.pixels,
             picture=image.picture.pixels,
             wanted=options.wanted,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ..bulk.run_folder import model_of
+from ..calibration.calibration import Calibration
 from ..data.spec import InputSpec
 from ..engine import Plan
 from ..engine.exported import is_exported
@@ -39,6 +40,7 @@ RETRY_SECONDS = 5.0  # after a failed load, until a request causes another one
 # has a packed copy of the weights, and reuses the buffers of activations. Five models of four families, from 21 to 208
 # million parameters, took 0.37 to 0.98 of what these estimate.
 WEIGHTS_FACTOR, ACTIVATIONS_FACTOR = 2.5, 1.25
+MAX_LISTED = 100  # classes of a prediction set: listing 600 of 1,000 would take longer than a small model
 TASKS: tuple[Task, ...] = ("classify", "embed")
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class ServedModel:
     """Facts of a model that was opened; they stay valid when it is unloaded.
 
     source: as `tessella.load` takes it. explained: the fingerprint of the same weights in float32, as explanations use
-    them; "" for an exported model, which has no module that could be explained.
+    them; "" for an exported model, which has no module that could be explained. calibration: None for plain softmax.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ServedModel:
     plan: Plan
     explained: str
     classes: ClassNames = field(repr=False)
+    calibration: Calibration | None = field(repr=False)
 
     @classmethod
     def of(cls, name: str, source: str, predictor: Predictor) -> ServedModel:
@@ -76,11 +79,17 @@ class ServedModel:
             predictor.plan,
             _float32_fingerprint(predictor),
             ClassNames(predictor.labels, predictor.synsets),
+            predictor.calibration,
         )
 
     def record(self, key: str, outcome: Output | ImageError, *, top: int, embed: bool) -> Record:
-        """Return the record of one image: its `top` classes and, with `embed`, its embedding of unit length."""
-        return make_record(key, outcome, self.classes, top=top, embed=embed)
+        """Return the record of one image: its `top` classes, assessed if there is a calibration, and its embedding.
+
+        Of a prediction set, MAX_LISTED classes are listed.
+        """
+        return make_record(
+            key, outcome, self.classes, top=top, embed=embed, calibration=self.calibration, most_listed=MAX_LISTED
+        )
 
 
 @dataclass(frozen=True)
@@ -306,6 +315,7 @@ def open_predictor(source: str, settings: ServeSettings) -> Predictor:
         batch_size=settings.batch_size,
         transform=settings.transform,
         policy=settings.policy,
+        calibration="auto" if settings.calibrated else None,
     )
 
 

@@ -20,6 +20,7 @@ from ..errors import UsageError
 from ..records import csv_line
 from ..search import Head
 from ..search.duplicates import duplicate_groups
+from ..search.index import ASSESSED
 from ..search.nearest import Ints
 from ..search.query import Neighbor, Query
 from ..text import encode_text
@@ -48,7 +49,7 @@ class SearchOptions:
 
 def row_of(neighbor: Neighbor) -> Row:
     """Return what a client gets of a row; the path of its file is not part of it."""
-    return {
+    row: Row = {
         "row": neighbor.row,
         "key": neighbor.key,
         "label": neighbor.label,
@@ -56,6 +57,9 @@ def row_of(neighbor: Neighbor) -> Row:
         "width": neighbor.width,
         "height": neighbor.height,
     }
+    if neighbor.unknown is not None:
+        row |= {"unknown": neighbor.unknown, "set_size": neighbor.set_size}
+    return row
 
 
 def rows_page(opened: OpenedIndex, selection: Selection, start: int, count: int) -> tuple[int, list[Row]]:
@@ -162,18 +166,23 @@ def exported_rows(opened: OpenedIndex, selection: Selection, rows: Sequence[int]
     return opened.columns.rows[opened.columns.positions(list(dict.fromkeys(rows)))]
 
 
+def csv_columns(opened: OpenedIndex) -> tuple[str, ...]:
+    """Return the columns of the CSV."""
+    return CSV_COLUMNS if opened.columns.unknown is None else (*CSV_COLUMNS, *ASSESSED)
+
+
 def csv_part(opened: OpenedIndex, rows: Ints) -> bytes:
     """Return the lines of rows (R,) in CSV, whose text a spreadsheet does not run as a formula."""
     lines = []
     for neighbor in opened.index.neighbors(rows):
-        cells = [getattr(neighbor, name) for name in CSV_COLUMNS]
+        cells = [getattr(neighbor, name) for name in csv_columns(opened)]
         lines.append(csv_line(["" if cell is None else cell for cell in cells], safe=True) + "\r\n")
     return encode_text("".join(lines))
 
 
-def csv_header() -> bytes:
+def csv_header(opened: OpenedIndex) -> bytes:
     """Return the first line of the CSV."""
-    return (csv_line(CSV_COLUMNS) + "\r\n").encode()
+    return (csv_line(csv_columns(opened)) + "\r\n").encode()
 
 
 def check_listable(opened: OpenedIndex, rows: Ints) -> str:

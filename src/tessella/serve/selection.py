@@ -25,11 +25,12 @@ Mask = NDArray[np.bool_]
 class Selection:
     """Conditions on rows, all of which a row must match; without any, every row matches.
 
-    label: predicted classes, one of which a row must have. The sizes are in pixels, both ends included. polygon:
-    vertices on the map.
+    label: predicted classes, one of which a row must have. unknown: whether the image shows none of the classes, as a
+    calibrated run says. The sizes are in pixels, both ends included. polygon: vertices on the map.
     """
 
     label: tuple[str, ...] | None = None
+    unknown: bool | None = None
     min_width: int | None = None
     max_width: int | None = None
     min_height: int | None = None
@@ -45,11 +46,16 @@ class Selection:
         """Return whether each row (N,) of an index matches.
 
         points: of its map. classes: those of the model. Raises UsageError: `bad_argument` for an unknown class and a
-        bad polygon, `not_found` for a polygon without a map.
+        bad polygon, `not_found` for a polygon without a map, and for `unknown` without a calibration of the run.
         """
         matches_N = np.ones(len(columns.rows), bool)
         if self.label is not None:
             matches_N &= np.isin(columns.labels, self._codes(columns, classes))
+        if self.unknown is not None:
+            if columns.unknown is None:
+                hint = "calibrate the model with `tessella calibrate`, then repeat `tessella run`"
+                raise UsageError("not_found", "the run was made without a calibration", hint=hint)
+            matches_N &= columns.unknown == self.unknown
         sizes_by_range = (
             (columns.widths, self.min_width, self.max_width),
             (columns.heights, self.min_height, self.max_height),

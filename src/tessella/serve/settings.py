@@ -30,17 +30,18 @@ class ServeSettings:
     the default of every request that names none. index: folder of a run with a search index. port: 0 for any free one.
     token: required on every route but health; without it, only a loopback address can be bound. allowed_hosts: names
     of this server in the Host header, besides `host` and those of the loopback interface. allow_urls: read images from
-    public URLs. device, precision, engine, transform, policy: as in `tessella.load`. batch_size: None for that of the
-    plan. deadline: seconds until a request is given up; a request may only shorten it. max_delay: seconds that an
-    incomplete batch waits for more images; 0 starts it as soon as the model is free. queue_images, queue_bytes: limits
-    on the images of all requests together, encoded and decoded; None for four batches, at least `max_images` and 64.
-    max_body_bytes, max_images: limits per request. body_timeout: seconds to receive a body. decode_processes: None for
-    one per core, at most 8. decode_timeout: seconds to decode one image. drain_delay: seconds in which requests are
-    still accepted after the server was asked to stop. drain_timeout: seconds for the requests that are left then.
-    idle_minutes: unload a model that nobody has used for this time, except the first; None for never. memory_limit:
-    bytes of memory for all models together; None for half of the machine's. explain: answer requests for explanations.
-    explain_deadline: seconds until such a request is given up. explain_idle_minutes: end the process that computes
-    explanations when nobody has used it for this time.
+    public URLs. device, precision, engine, transform, policy: as in `tessella.load`. calibrated: use the calibrations
+    that models have; False gives the plain softmax. batch_size: None for that of the plan. deadline: seconds until a
+    request is given up; a request may only shorten it. max_delay: seconds that an incomplete batch waits for more
+    images; 0 starts it as soon as the model is free. queue_images, queue_bytes: limits on the images of all requests
+    together, encoded and decoded; None for four batches, at least `max_images` and 64. max_body_bytes, max_images:
+    limits per request. body_timeout: seconds to receive a body. decode_processes: None for one per core, at most 8.
+    decode_timeout: seconds to decode one image. drain_delay: seconds in which requests are still accepted after the
+    server was asked to stop. drain_timeout: seconds for the requests that are left then. idle_minutes: unload a model
+    that nobody has used for this time, except the first; None for never. memory_limit: bytes of memory for all models
+    together; None for half of the machine's. explain: answer requests for explanations. explain_deadline: seconds until
+    such a request is given up. explain_idle_minutes: end the process that computes explanations when nobody has used it
+    for this time.
     """
 
     models: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class ServeSettings:
     engine: str = "auto"
     transform: Mode = "exact"
     policy: Policy = "tessella"
+    calibrated: bool = True
     batch_size: int | None = None
     deadline: float = 10.0
     max_delay: float = 0.0

@@ -136,6 +136,7 @@ class TrainConfig:
     unlabelled_fraction: float | None = None  # of each batch; None: in proportion to the numbers of images
     unlabelled_weights: tuple[float, ...] | None = None  # of the unlabelled inputs; None: their numbers of images
     select: Literal["best", "last"] = "best"  # epoch whose weights become the model
+    calibrate: bool = True  # on the validation images, at the end
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of autocast
     grad_checkpointing: bool = False

@@ -336,7 +336,7 @@ class TrainingRun:
         selects_last = self.config.select == "last"
         if self.probe is not None:
             self.log.remark(self.probe.comparison(best, selects_last))
-        write_results(
+        calibration = write_results(
             FinishedRun(
                 folder=self.setup.folder,
                 config=self.config,
@@ -351,6 +351,7 @@ class TrainingRun:
                 command=command,
             )
         )
+        self.log.remark(calibration)
         if self.distillation is not None and self.distillation.cache is not None:
             self.distillation.cache.delete()
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import torch
 
+from ..calibration.finding import beside
+from ..calibration.fitting import MIN_IMAGES, CalibrationSettings
+from ..calibration.storage import write_calibration
 from ..data.unlabelled import TrainingImages
 from ..engine import make_plan
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
+from ..evaluation.calibrator import measure_calibration
 from ..evaluation.evaluator import Evaluation, measure
 from ..evaluation.markdown import percent
 from ..evaluation.report import ReportHeader, write_report
@@ -53,26 +57,30 @@ class FinishedRun:
     command: str
 
 
-def write_results(run: FinishedRun) -> None:
-    """Write the selected weights as a model folder, with a card and a report; raises OutputError `output_failed`.
+def write_results(run: FinishedRun) -> str:
+    """Write the selected weights as a model folder, with a calibration, a card and a report.
 
-    There is no report on a student with the classes of its teacher, because the images have no labels for them.
+    Returns a sentence about the calibration. There is no report on a student with the classes of its teacher, because
+    the images have no labels for them. Raises OutputError `output_failed`.
     """
     model = _selected_model(run)
+    beside(run.folder).unlink(missing_ok=True)  # of weights that are replaced now
     save_pretrained(model, run.folder)
     plan = make_plan(engine="eager", precision="float32")
     predictor = Predictor(model, name=f"local-dir:{run.folder}", plan=plan)
     if run.classes != run.images.train.classes:
         _write_card(run, model, _agreement(run), hardware("cpu"))
-        return
+        return "not calibrated: the images have no labels for the classes of the teacher"
     evaluation = measure(predictor, run.images.val)
     assert evaluation.metrics is not None
-    _write_card(run, model, _figures(run, evaluation), evaluation.conditions["hardware"])
+    calibration = _calibrate(run, predictor)
+    figures = f"{_figures(run, evaluation)}\n{escape(calibration[0].upper() + calibration[1:])}."
+    _write_card(run, model, figures, evaluation.conditions["hardware"])
     header = ReportHeader(
         title=f"{run.folder.name}: {run.config.model}, {len(run.epochs)} epochs",
         command=run.command,
         conditions=evaluation.conditions,
-        notes=_notes(run),
+        notes=[*_notes(run), f"The figures are of the plain softmax; {calibration}."],
     )
     write_report(
         run.folder / "report",
@@ -83,6 +91,27 @@ def write_results(run: FinishedRun) -> None:
         failed=evaluation.failed,
         history=run.epochs,
     )
+    return calibration
+
+
+def _calibrate(run: FinishedRun, predictor: Predictor) -> str:
+    """Calibrate the model on the validation images, and return a sentence about it.
+
+    These images have chosen the epoch, so its figures may be slightly too good. Raises OutputError `output_failed`.
+    """
+    if not run.config.calibrate:
+        return "not calibrated, as the config says"
+    if len(run.images.val) < MIN_IMAGES:
+        return f"not calibrated: {len(run.images.val)} validation images are fewer than {MIN_IMAGES}"
+    try:
+        report = measure_calibration(predictor, run.images.val, CalibrationSettings(seed=run.config.seed))
+    except UsageError as error:  # too many images could not be read
+        return f"not calibrated: {error.message}"
+    write_calibration(beside(run.folder), report.calibration)
+    figures = report.figures
+    selected = "" if run.config.select == "last" else ", which also chose the epoch"
+    errors = f"calibration error {percent(figures.ece_before)} before, {percent(figures.ece_after)} after"
+    return f"calibrated on {figures.images:,} validation images{selected}: {errors}"
 
 
 def _write_card(run: FinishedRun, model: ImageModel, figures: str, hardware_name: str) -> None:

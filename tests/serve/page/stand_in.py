@@ -75,8 +75,9 @@ class Collection:
 class StandIn:
     """The server.
 
-    token: needed if set. explanation: fields that explanations have instead of their own. failures: answers to give
-    instead, by path; each is (status, code, headers).
+    token: needed if set. calibration: what answers say about that of the model. assessments: fields of the results of
+    files, by name. explanation: fields that explanations have instead of their own. failures: answers to give instead,
+    by path; each is (status, code, headers).
     """
 
     collection: Collection | None = None
@@ -84,6 +85,8 @@ class StandIn:
     has_map: bool = True
     token: str | None = None
     can_explain: bool = True
+    calibration: dict[str, Any] | None = None
+    assessments: dict[str, dict[str, Any]] = field(default_factory=dict)
     explanation: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[tuple[int, str, dict[str, str]]]] = field(default_factory=dict)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
@@ -194,12 +197,13 @@ class StandIn:
             entry = as_dict(record)
             if record.status == "ok":
                 with Image.open(io.BytesIO(data)) as image:
-                    entry |= dict(width=image.width, height=image.height)
+                    entry |= dict(width=image.width, height=image.height) | self.assessments.get(name, {})
             else:
                 entry["message"] = public_text(record.status)
             results.append(entry)
         timing = dict(decode=2.1, queue=0.4, model=9.7, total=12.6)
-        return JSONResponse(dict(model=fields.get("model"), fingerprint="0" * 16, results=results, timing_ms=timing))
+        facts = dict(model=fields.get("model"), fingerprint="0" * 16, calibration=self.calibration)
+        return JSONResponse(facts | dict(results=results, timing_ms=timing))
 
     def answer_explain(self, fields: dict[str, str], images: list[tuple[str, bytes]]) -> Response:
         """POST /v1/explain: a map of three rows with its largest value at the top right."""
@@ -278,6 +282,7 @@ class StandIn:
             fingerprint="0" * 16,
             has_map=self.has_map,
             labels=[dict(label=label, count=count) for label, count in counts.items()],
+            unknown=sum(row["unknown"] for row in rows) if "unknown" in rows[0] else None,
             width_range=[min(sizes["width"]), max(sizes["width"])],
             height_range=[min(sizes["height"]), max(sizes["height"])],
             heads=list(self.heads),
@@ -385,6 +390,7 @@ class StandIn:
             i
             for i, row in enumerate(self.data.rows)
             if (not filter.get("label") or row["label"] in filter["label"])
+            and (filter.get("unknown") is None or row["unknown"] == filter["unknown"])
             and all(filter.get(f"min_{side}") is None or row[side] >= filter[f"min_{side}"] for side in SIDES)
             and all(filter.get(f"max_{side}") is None or row[side] <= filter[f"max_{side}"] for side in SIDES)
             and (not polygon or is_inside(self.data.points[i].tolist(), polygon))

@@ -84,10 +84,13 @@ def test_an_unsure_image_says_so_and_why(site: StandIn, visit: Open) -> None:
 def test_the_rule_for_unsure(site: StandIn, visit: Open) -> None:
     opened = visit(site.url)
     cases = {(0.9, 0.05): False, (0.49, 0.01): True, (0.5, 0.36): True, (0.5, 0.3): False, (1.0,): False, (): True}
-    tops = [[dict(label="a", probability=value) for value in probabilities] for probabilities in cases]
+    records: list[dict[str, Any]] = [
+        dict(top=[dict(label="a", probability=value) for value in values]) for values in cases
+    ]
+    records += [dict(records[0], set_size=2), dict(records[1], set_size=1), {}]  # a prediction set decides
     module = opened.module("text.js")
-    found = opened.page.evaluate(f"tops => import('{module}').then((text) => tops.map(text.isUnsure))", tops)
-    assert found == list(cases.values())
+    found = opened.page.evaluate(f"records => import('{module}').then((text) => records.map(text.isUnsure))", records)
+    assert found == [*cases.values(), True, False, True]
 
 
 def test_images_can_be_dropped_and_pasted(site: StandIn, visit: Open) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+from ...calibration.storage import calibration_hash
 from ...errors import RunError, TessellaError
 from ...predictor import Predictor
 from ...storage import file_hash
@@ -51,6 +52,7 @@ def decisive_settings(predictor: Predictor) -> dict[str, str | int]:
         device=plan.device,
         layout=plan.layout,
         threads=plan.pass_threads,
+        calibration="" if predictor.calibration is None else calibration_hash(predictor.calibration),
     )
 
 
@@ -75,6 +77,8 @@ class Actor:
             os.chdir(job.folder)
         _set_threads(job.cores)  # before loading, because the plan counts the threads
         predictor = job.load()
+        if not facts.get("calibration"):
+            predictor = predictor.with_calibration(None)
         settings = decisive_settings(predictor)
         changed = [name for name, value in settings.items() if value != job.decisive[name]]
         if changed:

@@ -6,13 +6,16 @@ import { pickers } from "./inputs.js";
 import { showRequest } from "./requests.js";
 import { state } from "./state.js";
 import {
+  UNKNOWN_REASON,
   UNSURE_REASON,
+  coverageText,
   fileSize,
   images,
   isUnsure,
   messageOf,
   number,
   percent,
+  setText,
   shortLabel,
   timingText,
 } from "./text.js";
@@ -81,16 +84,16 @@ class Card extends HTMLElement {
 
   #succeed() {
     const { entry, handlers } = this;
-    const { top = [], width, height } = entry.record;
+    const { record } = entry;
+    const { top = [], width, height } = record;
     if (width) this.facts.textContent = `${width} × ${height} · ${fileSize(entry.file.size)}`;
-    const bars = make(
-      "ol",
-      { class: "bars" },
-      top.map((prediction) => bar(prediction)),
-    );
     this.body.replaceChildren(
-      ...(isUnsure(top) ? [unsureBadge()] : []),
-      bars,
+      ...assessment(entry),
+      make(
+        "ol",
+        { class: "bars" },
+        top.map((prediction, place) => bar(prediction, isLikely(record, prediction, place))),
+      ),
       make(
         "div",
         { class: "card-actions" },
@@ -127,6 +130,25 @@ function statusLine(text, isActive = false) {
   return make("p", { class: isActive ? "status active" : "status" }, text);
 }
 
+/** What the model says about its own answer: nothing if it is sure. */
+function assessment({ record, calibration }) {
+  if (record.unknown) return [notice("Unknown", "unknown", UNKNOWN_REASON)];
+  if (!isUnsure(record)) return [];
+  if (!calibration) return [unsureBadge()];
+  return [notice("Unsure", "", make("strong", {}, make("bdi", {}, setText(record))), ` ${coverageText(calibration)}`)];
+}
+
+function notice(title, kind, ...text) {
+  const badge = make("span", { class: `badge ${kind}`.trim() }, title);
+  return make("p", { class: "notice" }, badge, " ", make("span", {}, text));
+}
+
+/** Whether a class can well be the right one: it is in the prediction set or, without a calibration, the first one. */
+function isLikely({ prediction_set: classes, unknown }, { index }, place) {
+  if (unknown) return false;
+  return classes ? classes.some((other) => other.index === index) : place === 0;
+}
+
 /** A badge whose explanation is read by screen readers and shown on hover and focus. */
 function unsureBadge() {
   return make(
@@ -137,8 +159,8 @@ function unsureBadge() {
   );
 }
 
-function bar({ label, probability }) {
-  const fill = make("span", { class: "bar-fill" });
+function bar({ label, probability }, isAccented) {
+  const fill = make("span", { class: isAccented ? "bar-fill likely" : "bar-fill" });
   fill.style.width = `${100 * probability}%`;
   return make(
     "li",
@@ -240,7 +262,8 @@ class Classify extends HTMLElement {
       });
       if (signal.aborted) return;
       const [record] = answer.results;
-      Object.assign(entry, { record, request, model: answer.model, timing: answer.timing_ms, code: record.status, isRetriable: false });
+      Object.assign(entry, { record, request, model: answer.model, calibration: answer.calibration });
+      Object.assign(entry, { timing: answer.timing_ms, code: record.status, isRetriable: false });
       set(record.status === "ok" ? "done" : "failed");
     } catch (error) {
       if (signal.aborted) return;
@@ -270,16 +293,21 @@ class Classify extends HTMLElement {
     const total = this.entries.length;
     this.classList.toggle("has-images", total > 0);
     this.bar.hidden = this.list.hidden = total === 0;
-    const unsure = this.entries.filter(({ status, record }) => status === "done" && isUnsure(record.top ?? [])).length;
+    const records = this.entries.filter(({ status }) => status === "done").map(({ record }) => record);
+    const unknown = records.filter((record) => record.unknown).length;
+    const unsure = records.filter((record) => !record.unknown && isUnsure(record)).length;
     const last = this.entries.findLast(({ status }) => status === "done");
     const parts = [
       open ? `${number(total - open)} of ${images(total)}` : images(total),
+      unknown && `${number(unknown)} unknown`,
       unsure && `${number(unsure)} unsure`,
       failed && `${number(failed)} failed`,
       !open && done && last && `last one in ${timingText(last.timing)}`,
     ];
     this.summary.textContent = parts.filter(Boolean).join(" · ");
-    if (!open && total) announce(`${images(done)} classified${failed ? `, ${number(failed)} failed` : ""}`);
+    if (open || !total) return;
+    const counts = [`${images(done)} classified`, unknown && `${number(unknown)} unknown`, failed && `${number(failed)} failed`];
+    announce(counts.filter(Boolean).join(", "));
   }
 }
 

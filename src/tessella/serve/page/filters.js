@@ -61,6 +61,7 @@ class Filters extends HTMLElement {
       });
       return { input, field: make("label", { class: "size" }, make("span", {}, text), input) };
     });
+    this.unknown = this.#unknownChoice();
     this.region = make(
       "div",
       { class: "chip", hidden: true },
@@ -81,6 +82,14 @@ class Filters extends HTMLElement {
         "div",
         { class: "filters-body" },
         this.region,
+        this.unknown &&
+          make(
+            "div",
+            { class: "field" },
+            make("label", { class: "strong", for: this.unknown.id }, "Unknown images"),
+            this.unknown,
+            make("span", { class: "hint" }, "They are unlike those that the model knows."),
+          ),
         make("fieldset", {}, make("legend", {}, "Predicted class"), this.labels.length > 12 && this.find, this.list),
         make(
           "fieldset",
@@ -98,6 +107,25 @@ class Filters extends HTMLElement {
     this.replaceChildren(this.count, details);
   }
 
+  /** Make the choice of unknown images; null if the run was made without a calibration. */
+  #unknownChoice() {
+    const { unknown, rows } = state.index;
+    if (typeof unknown !== "number") return null;
+    const choices = [
+      ["", `Show (${number(rows)})`],
+      ["false", `Hide (${number(rows - unknown)})`],
+      ["true", `Show only these (${number(unknown)})`],
+    ];
+    return make(
+      "select",
+      {
+        id: "unknown-images",
+        onchange: ({ target: { value } }) => state.setFilter({ unknown: value === "" ? null : value === "true" }),
+      },
+      choices.map(([value, text]) => make("option", { value }, text)),
+    );
+  }
+
   #applySizes() {
     const changes = {};
     for (const { input } of this.sizes) {
@@ -112,6 +140,7 @@ class Filters extends HTMLElement {
       const value = state.filter[input.name];
       if (document.activeElement !== input) input.value = value ?? "";
     }
+    if (this.unknown) this.unknown.value = String(state.filter.unknown ?? "");
     this.region.hidden = !state.filter.polygon;
     this.clear.hidden = !isFiltered(state.filter);
     this.#showLabels();

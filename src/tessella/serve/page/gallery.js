@@ -214,6 +214,7 @@ class Gallery extends HTMLElement {
     const facts = file
       ? [fileSize(file.size)]
       : [
+          item.unknown && "unknown",
           item.label && `${shortLabel(item.label)} ${percent(item.probability)}`,
           `${item.width} × ${item.height} pixels`,
         ];

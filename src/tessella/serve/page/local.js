@@ -30,6 +30,7 @@ export class FileBackend {
       model: this.data.model,
       has_map: this.size > 0,
       labels: this.data.labels,
+      unknown: this.data.unknown ? this.data.unknown.filter(Boolean).length : null,
       width_range: this.size ? range(this.data.width) : [0, 0],
       height_range: this.size ? range(this.data.height) : [0, 0],
       heads: [],
@@ -83,15 +84,17 @@ export class FileBackend {
   async exportRows({ rows, filter, format }) {
     const items = (rows ?? this.#matching(filter)).map((i) => this.#item(i));
     if (format === "list") return new Blob(items.map(({ key }) => `${key}\n`));
-    const columns = ["row", "key", "label", "probability", "width", "height"];
+    const assessed = this.data.unknown ? ["unknown", "set_size"] : [];
+    const columns = ["row", "key", "label", "probability", "width", "height", ...assessed];
     const lines = items.map((item) => columns.map((name) => csvCell(item[name])));
     return new Blob([columns, ...lines].map((cells) => `${cells.join(",")}\n`));
   }
 
   #item(i) {
-    const { keys, label, labels, probability, width, height } = this.data;
+    const { keys, label, labels, probability, width, height, unknown, set_size: sizes } = this.data;
     const name = label[i] === null ? null : labels[label[i]].label;
-    return { row: i, key: keys[i], label: name, probability: probability[i], width: width[i], height: height[i] };
+    const item = { row: i, key: keys[i], label: name, probability: probability[i], width: width[i], height: height[i] };
+    return unknown ? { ...item, unknown: unknown[i], set_size: sizes[i] } : item;
   }
 
   #dot(i, j) {
@@ -106,12 +109,13 @@ export class FileBackend {
   }
 
   #matching(filter) {
-    const { label, width, height } = this.data;
+    const { label, width, height, unknown } = this.data;
     const labels = filter.label && new Set(filter.label.map((name) => this.places.get(name)));
     const isWithin = (value, least, most) => value >= (least ?? 0) && value <= (most ?? Infinity);
     const found = [];
     for (let i = 0; i < this.size; i++) {
       if (labels && !labels.has(label[i])) continue;
+      if (typeof filter.unknown === "boolean" && unknown?.[i] !== filter.unknown) continue;
       if (!isWithin(width[i], filter.min_width, filter.max_width)) continue;
       if (!isWithin(height[i], filter.min_height, filter.max_height)) continue;
       if (filter.polygon && !isInside(this.points[2 * i], this.points[2 * i + 1], filter.polygon)) continue;
@@ -129,6 +133,7 @@ function bytesOf(base64) {
 function csvCell(value) {
   if (value === null) return "";
   if (typeof value === "number") return String(value);
+  if (typeof value === "boolean") return value ? "True" : "False"; // as in the table that the server writes
   const text = FORMULA.test(value) ? `'${value}` : value;
   return /[,"\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -454,7 +454,7 @@ class ImageMap extends HTMLElement {
     const item = await state.backend.row(i);
     if (this.hovered !== i) return;
     const picture = make("img", { alt: "" });
-    const text = [make("bdi", { class: "strong" }, shortLabel(item.label)), ` ${percent(item.probability)}`];
+    const text = [make("bdi", { class: "strong" }, shortLabel(item.label)), ` ${percent(item.probability)}${item.unknown ? " · unknown" : ""}`];
     this.tip.replaceChildren(picture, make("div", {}, text, make("bdi", { class: "tile-name" }, baseName(item.key))));
     this.tip.hidden = false;
     const address = await state.thumbnails.address(i, 96, () => this.hovered === i);

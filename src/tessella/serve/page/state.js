@@ -2,6 +2,7 @@
 
 export const NO_FILTER = {
   label: [],
+  unknown: null,
   min_width: null,
   max_width: null,
   min_height: null,

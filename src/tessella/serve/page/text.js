@@ -26,6 +26,7 @@ export const MESSAGES = {
   unprocessable: "The server understood the request, but cannot carry it out.",
   unknown_model: "The server does not offer this model.",
   missing_dependency: "The server lacks an optional package for this.",
+  other_calibration: "The calibration does not fit the model of the server.",
   changed_run: "The model of the server does not fit the index.",
   busy: "The index is being updated. Try again in a moment.",
   damaged_run: "Files of the index are missing or damaged. The person who runs the server can repair it.",
@@ -59,17 +60,36 @@ export function messageOf(code) {
   return Object.hasOwn(MESSAGES, code) ? MESSAGES[code] : "Something went wrong.";
 }
 
-/** An image is decided if its first class has at least this probability and leads the second by this margin. */
+export const UNKNOWN_REASON =
+  "This image is unlike those that the model knows; the classes below are probably wrong.";
+
+/** Without a calibration, an image is decided if its first class has at least this probability and leads the second by this margin. */
 export const SURE = { probability: 0.5, margin: 0.15 };
 export const UNSURE_REASON =
   `The model is unsure: its first class has less than ${Math.round(100 * SURE.probability)} % ` +
   `or leads the second by less than ${Math.round(100 * SURE.margin)} points.`;
 
-/** Whether the classes of an image, best first, leave its class open. */
-export function isUnsure(top) {
+/** Whether the class of an image is open: its prediction set has several classes, or its best classes are close. */
+export function isUnsure({ top = [], set_size: size }) {
+  if (size !== undefined) return size > 1;
   const first = top[0]?.probability ?? 0;
   const second = top[1]?.probability ?? 0;
   return first < SURE.probability || first - second < SURE.margin;
+}
+
+const NAMED = 5; // classes of a prediction set that are named
+
+/** The classes of a prediction set: "One of cat, dog." or "One of 37 classes: cat, ... and 32 more." */
+export function setText({ prediction_set: classes, set_size: size }) {
+  const names = classes.slice(0, NAMED).map(({ label }) => shortLabel(label));
+  if (size === names.length) return `One of ${names.join(", ")}.`;
+  return `One of ${number(size)} classes: ${names.join(", ")} and ${number(size - names.length)} more.`;
+}
+
+/** What prediction sets of a calibrated model mean. */
+export function coverageText({ coverage, per_class: isPerClass }) {
+  const share = `${Number((100 * coverage).toFixed(2))} %`;
+  return `Such lists contain the right class for ${share} of ${isPerClass ? "the images of each class" : "images"}.`;
 }
 
 /** A class name without its synonyms: "tench, Tinca tinca" becomes "tench". */

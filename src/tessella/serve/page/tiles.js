@@ -5,6 +5,7 @@ import { state } from "./state.js";
 import { baseName, number, percent, score, shortLabel } from "./text.js";
 import { whenNear } from "./thumbnails.js";
 
+const UNKNOWN_IMAGE = "Unlike the images that the model knows; its class is probably wrong";
 const HEIGHT = 150; // of an image in the grid, before rows are stretched
 
 /**
@@ -27,20 +28,21 @@ class Tile extends HTMLElement {
       {
         type: "button",
         class: "tile-picture",
-        "aria-label": `Search by ${name}, ${shortLabel(item.label)}${scoreText(item)}`,
-        title: `${item.key}\n${item.width} × ${item.height}\nSearch by this image`,
+        "aria-label": `Search by ${name}, ${item.unknown ? "unknown, perhaps " : ""}${shortLabel(item.label)}${scoreText(item)}`,
+        title: [item.key, `${item.width} × ${item.height}`, ...assessmentLines(item), "Search by this image"].join("\n"),
         onclick: () => this.#send("tile-search"),
       },
       picture,
     );
     this.picture.style.aspectRatio = ratio;
-    const likelihood = item.probability === null ? "" : percent(item.probability);
+    const likelihood = item.probability === null || item.unknown ? "" : percent(item.probability);
     this.replaceChildren(
       this.picture,
       ...(teaching ? [this.#marks(name)] : [this.#checkbox(name), this.#copies()]).filter(Boolean),
       make(
         "div",
         { class: "tile-line" },
+        item.unknown && make("span", { class: "badge unknown", title: UNKNOWN_IMAGE }, "Unknown"),
         make("bdi", { class: "tile-label", title: item.label ?? "" }, shortLabel(item.label)),
         item.score === undefined
           ? make("span", { class: "tile-score", title: "Probability of the class" }, likelihood)
@@ -133,6 +135,12 @@ class Tile extends HTMLElement {
     this.no = mark("no", "close", "N");
     return make("div", { class: "tile-marks" }, this.yes, this.no);
   }
+}
+
+/** What the calibration of the run says about an image. */
+function assessmentLines({ unknown, set_size: size }) {
+  if (unknown) return [UNKNOWN_IMAGE];
+  return size > 1 ? [`One of ${number(size)} classes`] : [];
 }
 
 function scoreText(item) {

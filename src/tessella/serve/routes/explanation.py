@@ -19,7 +19,7 @@ from ..metrics import EXPLAIN_METHODS
 from ..openapi import error_responses
 from ..problems import RequestError
 from .explanation_schemas import AUTO, ExplanationsBody, explain_extra
-from .native import deadline_of, json_response, service_of
+from .native import calibration_row, deadline_of, json_response, service_of
 
 MODEL_PATHS = ("/v1/explain",)
 PARAMETERS = ("model", "class", "versus", "method")
@@ -56,6 +56,7 @@ async def explain(request: Request) -> Response:
         "model": answer.model.name,
         "fingerprint": answer.model.fingerprint,
         "request_id": request.state.request_id,
+        "calibration": calibration_row(answer.model),
         "results": results_of(answer, [image.name for image in asked.images]),
         "timing_ms": {stage: round(value, 3) for stage, value in answer.timing.items()},
     }

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..explanations import MAX_EXPLAINED
 from ..metrics import EXPLAIN_METHODS
-from .native_schemas import infer_extra
+from .native_schemas import CalibrationBody, infer_extra
 
 AUTO = "auto"
 
@@ -90,7 +90,10 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class ExplanationsBody(BaseModel):
-    """The explanations of all images of a request, in its order."""
+    """The explanations of all images of a request, in its order.
+
+    calibration: as in `/v1/classify`; null if probabilities are plain softmax. Maps and scores are about logits.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -98,6 +101,7 @@ class ExplanationsBody(BaseModel):
                 "model": "convmixer_384_8_ks5_p8.photographs",
                 "fingerprint": "0123456789abcdef",
                 "request_id": "8d1f0c5a2b7e4f63",
+                "calibration": None,
                 "results": [_EXAMPLE],
                 "timing_ms": {"decode": 9, "queue": 0, "start": 2900, "load": 210, "explain": 850, "total": 3970},
             }
@@ -106,6 +110,7 @@ class ExplanationsBody(BaseModel):
     model: str
     fingerprint: str
     request_id: str
+    calibration: CalibrationBody | None = None
     results: list[ExplanationBody]
     timing_ms: dict[str, float]
 

@@ -73,6 +73,7 @@ async def index(request: Request) -> Response:
             "map": found and {"method": found.method, "explained": list(found.explained)},
             "threshold": opened.threshold,
             "labels": labels,
+            "unknown": None if columns.unknown is None else int(columns.unknown.sum()),
             "width_range": _range(columns.widths),
             "height_range": _range(columns.heights),
             "heads": list_heads(opened.index.out),
@@ -380,7 +381,7 @@ async def export(request: Request) -> Response:
 
     async def parts() -> AsyncIterator[bytes]:
         if body.format == "csv":
-            yield csv_header()
+            yield csv_header(opened)
         yield first
         for start in range(EXPORT_STEP, len(found), EXPORT_STEP):
             yield await part(start)

@@ -53,6 +53,7 @@ def detail_of(error: UsageError) -> str:
     sentences = {
         "the model has no class": "The model has no class of the name given in the filter.",
         "the index has no map": "The index has no map; tessella index RUN --map adds one.",
+        "the run was made without a calibration": "The run was made without a calibration, which finds unknown images.",
         "the index has no row": "A row is not in the index.",
         "the edges of the polygon": "The polygon is too complex for the number of images.",
         "the queries cancel": "The queries cancel each other out.",

@@ -40,9 +40,13 @@ class _Body(BaseModel):
 
 
 class FilterBody(_Body):
-    """Conditions that a row must match; the polygon has vertices on the map."""
+    """Conditions that a row must match; the polygon has vertices on the map.
+
+    unknown: whether the image shows none of the model's classes, as a run with a calibration says.
+    """
 
     label: Annotated[list[Annotated[str, Field(max_length=1_000)]], Field(max_length=1_000)] | None = None
+    unknown: bool | None = None
     min_width: Pixels | None = None
     max_width: Pixels | None = None
     min_height: Pixels | None = None
@@ -131,7 +135,11 @@ class SaveHeadBody(_Body):
 
 
 class RowBody(BaseModel):
-    """A row of the collection. row: its position in the listing of the run."""
+    """A row of the collection. row: its position in the listing of the run.
+
+    unknown, set_size: whether the image shows none of the classes, and the number of classes in its prediction set;
+    only if the run was made with a calibration.
+    """
 
     row: int
     key: str
@@ -139,6 +147,8 @@ class RowBody(BaseModel):
     probability: float | None
     width: int
     height: int
+    unknown: bool | None = None
+    set_size: int | None = None
 
 
 class NeighborBody(RowBody):
@@ -216,7 +226,10 @@ class MapBody(BaseModel):
 
 
 class IndexBody(BaseModel):
-    """The collection. version: changes when the index is updated. listed: number of entries of the map."""
+    """The collection. version: changes when the index is updated. listed: number of entries of the map.
+
+    unknown: number of images that show none of the classes; null if the run was made without a calibration.
+    """
 
     rows: int
     listed: int
@@ -227,6 +240,7 @@ class IndexBody(BaseModel):
     map: MapBody | None
     threshold: float
     labels: list[LabelBody]
+    unknown: int | None
     width_range: list[int] | None
     height_range: list[int] | None
     heads: list[str]

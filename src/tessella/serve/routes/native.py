@@ -17,7 +17,7 @@ from ..images import read_images
 from ..metrics import CONTENT_TYPE
 from ..openapi import error_responses
 from ..problems import RequestError
-from ..service import Answer, ModelStatus, Service
+from ..service import Answer, ModelStatus, ServedModel, Service
 from .native_schemas import HealthBody, InferenceBody, ModelListBody, ReadinessBody, infer_extra
 
 DEFAULT_TOP = 5
@@ -102,10 +102,23 @@ async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) ->
         "model": answer.model.name,
         "fingerprint": answer.model.fingerprint,
         "request_id": request.state.request_id,
+        **({"calibration": calibration_row(answer.model)} if has_top else {}),
         "results": results,
         "timing_ms": {stage: round(value, 3) for stage, value in answer.timing.items()},
     }
     return json_response(body, headers={"X-Tessella-Fingerprint": answer.model.fingerprint})
+
+
+def calibration_row(model: ServedModel) -> dict[str, object] | None:
+    """Return what the probabilities and sets of a model mean, as JSON; None if it is not calibrated."""
+    if (calibration := model.calibration) is None:
+        return None
+    return {
+        "coverage": calibration.sets.coverage,
+        "per_class": calibration.sets.per_class,
+        "false_alarms": calibration.unknown.false_alarms,
+        "temperature": calibration.temperature,
+    }
 
 
 def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> list[dict[str, object]]:
@@ -148,7 +161,7 @@ def model_row(status: ModelStatus) -> dict[str, object]:
     row |= dict(state=status.state, default_for=list(status.default_for))
     if (model := status.model) is not None:
         row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
-        row |= dict(input=[3, model.spec.height, model.spec.width])
+        row |= dict(input=[3, model.spec.height, model.spec.width], calibration=calibration_row(model))
     return row
 
 

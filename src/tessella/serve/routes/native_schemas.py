@@ -16,32 +16,67 @@ class ClassBody(BaseModel):
     synset: str | None = None
 
 
+class CalibrationBody(BaseModel):
+    """What probabilities and prediction sets mean.
+
+    coverage: share of images whose set contains the right class; per_class: whether that holds for the images of every
+    class, and not only for all images together. false_alarms: largest share of images of the classes that are called
+    unknown. temperature: by which logits are divided before anything else. All of it holds for images like those of the
+    calibration.
+    """
+
+    coverage: float
+    per_class: bool
+    false_alarms: float
+    temperature: float
+
+
 class ImageBody(BaseModel):
-    """The result of one image; status is "ok" or the code of an error."""
+    """The result of one image; status is "ok" or the code of an error.
+
+    prediction_set, set_size, unknown, familiarity: only of a calibrated model. The set is listed from the most probable
+    class on, up to 100 classes, and set_size is the number of all of them. unknown: the image probably shows none of
+    the classes. familiarity: share of the calibration images that look at least as unfamiliar to the model.
+    """
 
     key: str
     status: str
     message: str | None = None
     top: list[ClassBody] | None = None
+    prediction_set: list[ClassBody] | None = None
+    set_size: int | None = None
+    unknown: bool | None = None
+    familiarity: float | None = None
     embedding: list[float] | None = None
     width: int | None = None
     height: int | None = None
 
 
 class InferenceBody(BaseModel):
-    """The results of all images of a request, in its order."""
+    """The results of all images of a request, in its order.
+
+    calibration: null if the model is not calibrated, so that probabilities are plain softmax; missing in `/v1/embed`.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "model": "convmixer_256_8.cifar10",
+                "model": "convmixer_256_8_ks3_p4.cifar10",
                 "fingerprint": "0123456789abcdef",
                 "request_id": "8d1f0c5a2b7e4f63",
+                "calibration": {"coverage": 0.9, "per_class": True, "false_alarms": 0.05, "temperature": 1.37},
                 "results": [
                     {
                         "key": "cat.jpg",
                         "status": "ok",
-                        "top": [{"index": 3, "label": "cat", "probability": 0.97}],
+                        "top": [{"index": 3, "label": "cat", "probability": 0.84}],
+                        "prediction_set": [
+                            {"index": 3, "label": "cat", "probability": 0.84},
+                            {"index": 5, "label": "dog", "probability": 0.13},
+                        ],
+                        "set_size": 2,
+                        "unknown": False,
+                        "familiarity": 0.31,
                         "width": 451,
                         "height": 300,
                     }
@@ -53,6 +88,7 @@ class InferenceBody(BaseModel):
     model: str
     fingerprint: str
     request_id: str
+    calibration: CalibrationBody | None = None
     results: list[ImageBody]
     timing_ms: dict[str, float]
 
@@ -61,6 +97,7 @@ class ModelBody(BaseModel):
     """A model of the server; the facts that are known once it has been loaded are missing before.
 
     can_explain: whether `/v1/explain` may be asked for it; true for one that has not been loaded unless none can be.
+    calibration: as in `/v1/classify`.
     """
 
     id: str
@@ -74,6 +111,7 @@ class ModelBody(BaseModel):
     num_classes: int | None = None
     width: int | None = None
     input: list[int] | None = None
+    calibration: CalibrationBody | None = None
 
 
 class ModelListBody(BaseModel):

@@ -1,0 +1,59 @@
+"""Find the calibration of a model: the user's own one in the cache, or the one beside the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..storage import cache_folder
+from .calibration import Calibration
+from .storage import FILE, read_calibration
+
+CACHE = "calibrations"
+_log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """A calibration, or None, and the reason for the choice."""
+
+    calibration: Calibration | None
+    reason: str
+
+
+def cached_path(fingerprint: str) -> Path:
+    """Return where the user's own calibration of the model with this fingerprint is kept."""
+    return cache_folder() / CACHE / f"{fingerprint}.safetensors"
+
+
+def beside(weights: Path) -> Path:
+    """Return the path of the calibration beside a weight file, or in a model folder."""
+    return weights / FILE if weights.is_dir() else weights.with_name(f"{weights.stem}.{FILE}")
+
+
+def find_calibration(fingerprint: Callable[[], str], model: str, weights: Path | None) -> Found:
+    """Return the calibration of a model.
+
+    fingerprint: returns that of the model; it is called only if there is any calibration, because it takes a while for
+    large weights. weights: the folder or weight file of the model; None if it has none of its own. A calibration for
+    other settings is not used, and a warning says so. Raises WeightsError `bad_format` for a damaged file.
+    """
+    if (cache_folder() / CACHE).is_dir() and (own := cached_path(fingerprint())).is_file():
+        calibration = read_calibration(own)
+        if calibration.fingerprint == fingerprint():
+            return Found(calibration, f"made with {_source(calibration)}, in {own}")
+    path = None if weights is None else beside(weights)
+    if path is None or not path.is_file():
+        return Found(None, "none was made with these settings: see `tessella calibrate`")
+    calibration = read_calibration(path)
+    if calibration.fingerprint == fingerprint():
+        return Found(calibration, f"beside the weights, made with {_source(calibration)}")
+    settings = ", ".join((calibration.model, calibration.transform, calibration.policy, calibration.precision))
+    reason = f"the one beside the weights is for other settings ({settings}): see `tessella calibrate`"
+    _log.warning("%s is not calibrated: %s", model, reason)
+    return Found(None, reason)
+
+
+def _source(calibration: Calibration) -> str:
+    return f"{calibration.data.images:,} images of {calibration.data.origin}"

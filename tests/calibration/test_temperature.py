@@ -1,0 +1,63 @@
+"""The temperature minimizes the cross-entropy, also where a model is always right or knows nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+from tessella.calibration.temperature import HIGHEST, LOWEST, fit_temperature, scaled_probabilities
+from tessella.evaluation.metrics import judge
+from tessella.results import softmax
+
+from .made import CONFIDENCE, made_outputs
+
+
+def loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    return float(judge(logits.astype(np.float64) / temperature, labels).loss.mean())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(2, 300),
+    classes=st.integers(2, 30),
+    spread=st.floats(0.01, 30),
+)
+def test_no_other_temperature_has_a_lower_loss(seed: int, count: int, classes: int, spread: float) -> None:
+    outputs = made_outputs(count, classes, seed, spread)
+    found = fit_temperature(outputs.logits, outputs.labels)
+    best = minimize_scalar(
+        lambda log: loss(outputs.logits, outputs.labels, np.exp(log)),
+        bounds=(np.log(LOWEST), np.log(HIGHEST)),
+        method="bounded",
+        options=dict(xatol=1e-6),
+    )
+    assert LOWEST <= found <= HIGHEST
+    assert loss(outputs.logits, outputs.labels, found) <= best.fun + 1e-9
+
+
+def test_the_confidence_of_a_made_model_is_recovered() -> None:
+    outputs = made_outputs(100_000)
+    assert fit_temperature(outputs.logits, outputs.labels) == pytest.approx(CONFIDENCE, rel=0.02)
+
+
+def test_a_model_that_is_always_right_gets_the_lowest_temperature_and_a_useless_one_the_highest() -> None:
+    outputs = made_outputs(200)
+    assert fit_temperature(outputs.logits, outputs.logits.argmax(1)) == pytest.approx(LOWEST, rel=1e-6)
+    assert fit_temperature(outputs.logits, outputs.logits.argmin(1)) == pytest.approx(HIGHEST, rel=1e-6)
+
+
+def test_constant_logits_do_not_divide_by_zero() -> None:
+    found = fit_temperature(np.zeros((50, 4), np.float32), np.arange(50) % 4)
+    assert LOWEST <= found <= HIGHEST
+
+
+def test_the_order_of_the_classes_does_not_change() -> None:
+    logits = made_outputs(100, 20).logits
+    before, after = scaled_probabilities(logits, 1.0), scaled_probabilities(logits, 3.7)
+    assert (before.argsort(1, kind="stable") == after.argsort(1, kind="stable")).all()
+    assert after == pytest.approx(softmax(logits / np.float32(3.7)), abs=1e-6)
+    assert after.sum(1) == pytest.approx(np.ones(100), abs=1e-6)
