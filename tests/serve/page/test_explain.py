@@ -91,6 +91,10 @@ def test_another_class_is_explained(site: StandIn, visit: Open) -> None:
     assert focused(opened) == "why-name"
     count = len(site.sent_to("/v1/explain"))
     opened.page.keyboard.press("Enter")  # an empty name is not sent
+    name.fill("  ")
+    opened.page.keyboard.press("Enter")  # and neither are spaces
+    dialog.get_by_label("Method").select_option(index=1)  # nor another method without a name
+    dialog.get_by_label("Method").select_option(index=0)
     name.fill("espresso")
     opened.page.keyboard.press("Enter")
     dialog.get_by_role("heading", name="Why espresso (0.1 %)").wait_for()

@@ -83,7 +83,7 @@ def test_the_collection_is_searched_filtered_and_exported(opened: Visit, indexed
     opened.tiles().nth(len(rows) - 1).wait_for()
     assert opened.keys_of_tiles() == [str(row["key"]).rsplit("/", 1)[-1] for row in rows]
     opened.page.get_by_role("button", name="Search by coffee.jpg").click()
-    opened.button("Show 1 near-duplicates of cat.jpg").click()
+    opened.button("Show 1 near-duplicate of cat.jpg").click()
     opened.find("tessella-tile.copy").get_by_text("the same cat.jpg").wait_for()
     opened.page.reload()  # the row is found by its number, although a file of the run is not in the index
     opened.find(".query h2").get_by_text("coffee.jpg").wait_for()

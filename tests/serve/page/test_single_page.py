@@ -135,7 +135,7 @@ def test_search_filter_duplicates_and_export_without_a_server(
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
     for name, score in list(shown.items())[:12]:
         assert score == pytest.approx(exact[names.index(name)], abs=0.01)
-    opened.button("Show 1 near-duplicates of cat.jpg").click()
+    opened.button("Show 1 near-duplicate of cat.jpg").click()
     opened.find("tessella-tile.copy").get_by_text("the same cat.jpg").wait_for()
     opened.page.get_by_label("Least similarity").fill("0.99")
     opened.page.get_by_text("Nothing is that similar").wait_for()

@@ -32,6 +32,7 @@ export class ServerBackend {
   constructor(askToken) {
     this.askToken = askToken;
     this.asking = null;
+    this.canceled = -Infinity; // when a person last gave no token
   }
 
   models() {
@@ -140,6 +141,7 @@ export class ServerBackend {
 
   /** onwait(seconds): called before a busy server is asked again. asks: whether to ask a person for the token. */
   async #fetch(method, path, { json, files, fields, signal, onwait, asks = true }) {
+    const begun = performance.now();
     for (let attempt = 1; ; attempt++) {
       const headers = new Headers();
       const token = sessionStorage.getItem(TOKEN);
@@ -162,7 +164,7 @@ export class ServerBackend {
       }
       if (response.ok) return response;
       if (response.status === 401 && asks) {
-        await this.#renewToken(token);
+        await this.#renewToken(token, begun);
         attempt = 0;
         continue;
       }
@@ -174,12 +176,19 @@ export class ServerBackend {
     }
   }
 
-  /** Ask for a token once, however many requests were refused; raise if the person cancels. */
-  async #renewToken(refused) {
+  /**
+   * Ask for a token once, however many requests were refused. Raise if the person cancels, and also for the other
+   * requests that had begun by then.
+   */
+  async #renewToken(refused, begun) {
     if (sessionStorage.getItem(TOKEN) !== refused) return; // another request has asked already
+    if (begun < this.canceled) throw new ServerError("unauthorized", 401);
     this.asking ??= this.askToken(refused !== null).finally(() => (this.asking = null));
     const token = await this.asking;
-    if (token === null) throw new ServerError("unauthorized", 401);
+    if (token === null) {
+      this.canceled = performance.now();
+      throw new ServerError("unauthorized", 401);
+    }
     sessionStorage.setItem(TOKEN, token);
   }
 }

@@ -1,6 +1,6 @@
 /** The frame of the page: navigation, model, theme, and the views. */
 
-import { announce, button, emptyState, icon, make } from "./dom.js";
+import { announce, button, emptyState, icon, make, toast } from "./dom.js";
 import { receive } from "./inputs.js";
 import { state } from "./state.js";
 import { Thumbnails } from "./thumbnails.js";
@@ -27,6 +27,7 @@ class App extends HTMLElement {
     state.thumbnails = new Thumbnails((row, size) => backend.thumbnail(row, size));
     this.#build();
     this.#setTheme(storedTheme());
+    const models = backend.can.classify ? this.#loadModels() : null; // with the index, so that a token is asked for once
     try {
       state.index = await backend.index();
     } catch (error) {
@@ -39,7 +40,7 @@ class App extends HTMLElement {
     this.addEventListener("search-file", ({ detail }) => this.#searchFile(detail.file));
     if (backend.can.classify) {
       receive((files) => this.#take(files));
-      await this.#loadModels();
+      await models;
     }
     await this.#route();
     this.dataset.ready = "";
@@ -106,7 +107,7 @@ class App extends HTMLElement {
       this.#view("classify").setModel(this.model.value || null);
       this.hasModels = classifiers.length > 0;
     } catch (error) {
-      announce(error.message);
+      toast(error.message);
     }
   }
 
@@ -127,9 +128,12 @@ class App extends HTMLElement {
     if (turn !== this.turn) return; // another view was opened meanwhile
     const view = this.#view(name);
     this.modelField.hidden = name !== "classify" || !this.hasModels;
-    if (this.main.firstElementChild === view) return;
-    this.main.replaceChildren(view);
-    announce(title);
+    if (this.main.firstElementChild !== view) {
+      this.main.replaceChildren(view);
+      announce(title);
+    }
+    if (this.mustFocus) view.querySelector(".query:not([hidden]) h2, h1")?.focus({ preventScroll: true });
+    this.mustFocus = false;
   }
 
   #view(name) {
@@ -164,7 +168,10 @@ class App extends HTMLElement {
   #showQuery() {
     const { query } = state;
     const address = query ? `#/gallery?${query.file ? `image=${query.number}` : `row=${query.row}`}` : "#/gallery";
-    if (location.hash !== address) location.hash = address;
+    if (location.hash !== address) {
+      this.mustFocus = this.main.contains(document.activeElement); // on what is about to disappear
+      location.hash = address;
+    }
     if (query) window.scrollTo(0, 0);
   }
 
@@ -178,7 +185,7 @@ class App extends HTMLElement {
         const item = await state.backend.row(Number(row));
         state.setQuery({ row: item.row, item });
       } catch (error) {
-        announce(error.message);
+        toast(error.message);
         location.hash = "#/gallery";
       }
     } else if (row === null && !image && state.query) state.setQuery(null);

@@ -76,7 +76,8 @@ class Card extends HTMLElement {
       make(
         "div",
         { class: "card-actions" },
-        entry.isRetriable && button({ text: "Try again", kind: "small", onclick: () => handlers.retry(entry) }),
+        (entry.isRetriable || entry.code === "worker_failed") &&
+          button({ text: "Try again", kind: "small", onclick: () => handlers.retry(entry) }),
         this.#requestButton(),
       ),
     );
@@ -269,6 +270,14 @@ class Classify extends HTMLElement {
       if (signal.aborted) return;
       Object.assign(entry, { code: error.code ?? "internal_error", isRetriable: true, request: null });
       set("failed");
+      if (entry.code === "unauthorized") this.#failWaiting(entry.code); // the person gave no token: do not ask again
+    }
+  }
+
+  #failWaiting(code) {
+    for (const entry of this.entries.filter(({ status }) => status === "waiting")) {
+      Object.assign(entry, { status: "failed", code, isRetriable: true, request: null });
+      entry.card.update();
     }
   }
 
@@ -284,7 +293,15 @@ class Classify extends HTMLElement {
   }
 
   #removeAll() {
-    for (const entry of [...this.entries]) this.#remove(entry);
+    for (const entry of this.entries) {
+      entry.controller?.abort();
+      URL.revokeObjectURL(entry.url);
+    }
+    this.entries = [];
+    this.list.replaceChildren();
+    this.drop.querySelector("button").focus();
+    this.#showSummary();
+    announce("All images are removed");
   }
 
   #showSummary() {

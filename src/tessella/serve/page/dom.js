@@ -137,6 +137,12 @@ export function emptyState({ symbol, title, text, command, action, heading = "h2
   );
 }
 
+/** What is shown if the index has no image. heading: as for `emptyState`. */
+export function noImages(heading = "h2") {
+  const text = "The index has no image to show.";
+  return emptyState({ symbol: "grid", heading, title: "There are no images", text });
+}
+
 /** What is shown instead of results if a request failed. again(): sends it again. */
 export function failure(error, again) {
   const action = button({ text: "Try again", kind: "primary", onclick: again });

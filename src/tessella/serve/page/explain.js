@@ -120,6 +120,10 @@ class Why extends HTMLElement {
   }
 
   async #explain() {
+    if (this.target.value === OTHER_CLASS && !this.#wanted()) {
+      this.name.focus(); // nothing would be the most probable class
+      return;
+    }
     this.controller?.abort();
     const { signal } = (this.controller = new AbortController());
     const say = (...children) => {

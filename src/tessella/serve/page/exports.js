@@ -13,6 +13,7 @@ export function exportMenu(rows) {
   const clear = button({ text: "Clear the selection", kind: "link", onclick: () => state.clearSelection() });
   const save = async (format, name, type) => {
     menu.open = false;
+    summary.focus();
     try {
       const blob = await state.backend.exportRows({ ...rows(), format });
       saveFile(new Blob([blob], { type }), name);
@@ -36,10 +37,11 @@ export function exportMenu(rows) {
   const show = () => {
     const { size } = state.selection;
     summary.querySelector("span").textContent = size ? `Export ${images(size)}` : "Export";
-    note.textContent = size ? `${images(size)} selected` : "No image is selected: all results are saved.";
+    const all = state.query ? "the images shown are saved." : "all images that match are saved.";
+    note.textContent = size ? `${images(size)} selected` : `No image is selected: ${all}`;
     clear.hidden = !size;
   };
-  state.watch("selection", show);
+  for (const part of ["selection", "query"]) state.watch(part, show);
   show();
   menu.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !menu.open) return;

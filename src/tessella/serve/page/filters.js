@@ -5,6 +5,7 @@ import { NO_FILTER, isFiltered, state, toggled } from "./state.js";
 import { images, number, shortLabel } from "./text.js";
 
 const SHOWN_LABELS = 100; // of many classes; the field above the list finds the others
+const LARGEST = 1e9; // pixels: no image is larger, and the server refuses numbers that are much larger
 const SIZES = [
   ["min_width", "Width from"],
   ["max_width", "to"],
@@ -70,10 +71,10 @@ class Filters extends HTMLElement {
         label: "Remove the region",
         symbol: "close",
         kind: "quiet small",
-        onclick: () => state.setFilter({ polygon: null }),
+        onclick: () => this.#reset({ polygon: null }),
       }),
     );
-    this.clear = button({ text: "Clear filters", kind: "link", onclick: () => state.setFilter({ ...NO_FILTER }) });
+    this.clear = button({ text: "Clear filters", kind: "link", onclick: () => this.#reset({ ...NO_FILTER }) });
     const details = make(
       "details",
       { class: "filters", open: matchMedia("(min-width: 760px)").matches },
@@ -129,8 +130,8 @@ class Filters extends HTMLElement {
   #applySizes() {
     const changes = {};
     for (const { input } of this.sizes) {
-      const value = Number.parseInt(input.value, 10);
-      changes[input.name] = Number.isFinite(value) && value >= 0 ? value : null;
+      const value = Math.min(Math.trunc(Number(input.value)), LARGEST);
+      changes[input.name] = input.value !== "" && value >= 0 ? value : null;
     }
     state.setFilter(changes);
   }
@@ -144,6 +145,12 @@ class Filters extends HTMLElement {
     this.region.hidden = !state.filter.polygon;
     this.clear.hidden = !isFiltered(state.filter);
     this.#showLabels();
+  }
+
+  /** Change the filter by a button that disappears with it: the focus moves to the list of classes. */
+  #reset(changes) {
+    state.setFilter(changes);
+    this.list.focus();
   }
 
   #showLabels() {

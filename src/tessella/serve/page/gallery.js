@@ -1,6 +1,6 @@
 /** <tessella-gallery>: browse the index, search by an image, filter, select and export. */
 
-import { announce, button, debounce, emptyState, failure, make, toast } from "./dom.js";
+import { announce, button, debounce, emptyState, failure, make, noImages, toast } from "./dom.js";
 import { exportMenu } from "./exports.js";
 import { makeDialog, makeRequestButton, openDialog } from "./requests.js";
 import { NO_FILTER, filterJson, isFiltered, state } from "./state.js";
@@ -29,7 +29,13 @@ class Gallery extends HTMLElement {
     this.grid.addEventListener("tile-search", ({ detail }) => state.setQuery({ row: detail.row, item: detail }));
     this.grid.addEventListener("tile-copies", (event) => this.#showCopies(event.target, event.detail));
     this.query = make("div", { class: "query", hidden: true });
-    this.heading = make("h1", { class: "small-heading" });
+    this.heading = make("h1", { class: "small-heading", tabindex: "-1" });
+    this.changed = make(
+      "p",
+      { class: "toolbar", role: "status", hidden: true },
+      "The collection has changed since this page was opened.",
+      button({ text: "Reload the page", kind: "small", onclick: () => location.reload() }),
+    );
     this.message = make("div", { class: "message" });
     this.more = button({ text: "Show more", kind: "wide", hidden: true, onclick: () => this.#load(true) });
     this.timing = make("span", { class: "muted timing" });
@@ -52,6 +58,7 @@ class Gallery extends HTMLElement {
           this.requestButton,
           this.menu,
         ),
+        this.changed,
         this.message,
         this.grid,
         this.more,
@@ -145,7 +152,9 @@ class Gallery extends HTMLElement {
     const tiles = this.copies.value === "hide" ? items.map((item) => ({ ...item, duplicates: [] })) : items;
     if (shown) this.grid.add(tiles);
     else this.grid.show(tiles);
-    this.filters.setCount(answer.matching, state.index.rows);
+    const rows = isSearch ? answer.rows : isFiltered(state.filter) ? state.index.rows : answer.matching;
+    this.changed.hidden = rows === state.index.rows;
+    this.filters.setCount(answer.matching, rows);
     this.more.hidden = items.length < PAGE || (!isSearch && this.items.length >= answer.matching);
     this.message.replaceChildren();
     if (!this.items.length) this.message.append(this.#nothing());
@@ -162,15 +171,18 @@ class Gallery extends HTMLElement {
       });
     }
     if (isFiltered(state.filter)) {
-      const action = button({ text: "Clear filters", onclick: () => state.setFilter({ ...NO_FILTER }) });
+      const clear = () => (state.setFilter({ ...NO_FILTER }), this.heading.focus());
+      const action = button({ text: "Clear filters", onclick: clear });
       return emptyState({
         symbol: "grid",
         title: "No image matches",
-        text: "No image passes all filters together.",
+        text: `No ${state.query ? "other " : ""}image passes all filters together.`,
         action,
       });
     }
-    return emptyState({ symbol: "grid", title: "There are no images", text: "The index has no image to show." });
+    if (!state.query || state.query.file) return noImages();
+    const text = "The index has no other image to compare this one with.";
+    return emptyState({ symbol: "search", title: "There are no other images", text });
   }
 
   #fail(error) {
@@ -224,7 +236,7 @@ class Gallery extends HTMLElement {
         "div",
         { class: "query-text" },
         make("span", { class: "muted" }, "Similar to"),
-        make("h2", {}, make("bdi", {}, name)),
+        make("h2", { tabindex: "-1" }, make("bdi", {}, name)),
         make("span", { class: "muted" }, make("bdi", {}, facts.filter(Boolean).join(" · "))),
         item && item.key !== name && make("bdi", { class: "muted path" }, item.key),
       ),

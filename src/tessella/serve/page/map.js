@@ -1,7 +1,7 @@
 /** <tessella-map>: all images as points; zoomed in, as thumbnails. A lasso selects the images of a region. */
 
 import { channels, resolved } from "./colors.js";
-import { announce, button, emptyState, make } from "./dom.js";
+import { announce, button, emptyState, make, noImages, toast } from "./dom.js";
 import { MapGestures } from "./gestures.js";
 import { PointGrid, PointRenderer } from "./points.js";
 import { makeRequestButton } from "./requests.js";
@@ -33,6 +33,10 @@ class ImageMap extends HTMLElement {
       return;
     }
     this.isBuilt = true;
+    if (!state.index.rows) {
+      this.replaceChildren(noImages("h1"));
+      return;
+    }
     if (!state.index.has_map) {
       this.replaceChildren(
         emptyState({
@@ -152,7 +156,7 @@ class ImageMap extends HTMLElement {
     const clear = button({
       text: "Remove the region",
       kind: "quiet",
-      onclick: () => state.setFilter({ polygon: null }),
+      onclick: () => (state.setFilter({ polygon: null }), this.overlay.focus()),
     });
     this.region = make(
       "aside",
@@ -165,6 +169,7 @@ class ImageMap extends HTMLElement {
     this.dataset.renderer = this.renderer.kind;
     this.points.addEventListener("redraw", () => this.draw());
     this.gestures = new MapGestures(this, this.overlay);
+    this.stage.addEventListener("keydown", ({ key }) => key === "Escape" && this.isLasso && this.setLasso(false));
   }
 
   // --- the view -----------------------------------------------------------------------------------------------------
@@ -350,8 +355,9 @@ class ImageMap extends HTMLElement {
         ),
       ),
     );
-    if (names.length > COLORED)
-      this.legend.append(make("li", { class: "hint" }, `${number(names.length - COLORED)} other classes`));
+    const others = names.length - COLORED;
+    const text = `${number(others)} other ${others === 1 ? "class" : "classes"}`;
+    if (others > 0) this.legend.append(make("li", { class: "hint" }, text));
   }
 
   #isBright(i) {
@@ -462,7 +468,11 @@ class ImageMap extends HTMLElement {
   }
 
   async open(i) {
-    if (i >= 0) this.#search(await state.backend.row(i));
+    try {
+      if (i >= 0) this.#search(await state.backend.row(i));
+    } catch (error) {
+      toast(error.message);
+    }
   }
 
   #search(item) {

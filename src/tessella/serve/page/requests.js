@@ -10,6 +10,8 @@ const TABS = [
   ["json", "Answer (JSON)", (request) => JSON.stringify(request.answer, shortened, 2)],
 ];
 
+const TOKEN = /^[ -~]+$/; // others are in no header that a browser can send, and the server has none
+
 /** Long lists of numbers, such as embeddings, and pictures are cut in the view of the answer. */
 function shortened(key, value) {
   if (typeof value === "string" && value.length > 2000) return `${value.slice(0, 60)}… ${value.length - 60} more`;
@@ -98,18 +100,31 @@ export function askToken(isRejected) {
   return new Promise((resolve) => {
     let token = null;
     const input = make("input", { type: "password", id: "token", autocomplete: "off", required: true });
+    const refusal = make(
+      "p",
+      { class: "error", role: "alert", hidden: !isRejected },
+      icon("warning"),
+      "The server did not accept this token.",
+    );
     const form = make(
       "form",
       {
         onsubmit: (event) => {
           event.preventDefault();
-          token = input.value.trim();
-          if (token) dialog.close();
+          const text = input.value.trim();
+          if (!text) return;
+          if (TOKEN.test(text)) {
+            token = text;
+            dialog.close();
+          } else {
+            refusal.replaceChildren(icon("warning"), "A token has no such characters. Copy it again.");
+            refusal.hidden = false;
+            input.select();
+          }
         },
       },
       make("p", {}, "The person who runs the server can give it to you. It is kept until you close this tab."),
-      isRejected &&
-        make("p", { class: "error", role: "alert" }, icon("warning"), "The server did not accept this token."),
+      refusal,
       make("label", { for: "token" }, "Token"),
       input,
       make("div", { class: "dialog-actions" }, make("button", { class: "button primary" }, "Continue")),

@@ -53,6 +53,6 @@ export function pythonProgram(request) {
   }
   if (request.fields && Object.keys(request.fields).length) parts.push(`data=${pythonValue(request.fields)}`);
   if (request.json) parts.push(`json=${pythonValue(request.json)}`);
-  const imports = request.token ? "import os\n\nimport httpx\n" : "import httpx\n";
-  return `${imports}\nanswer = httpx.request(\n    ${parts.join(",\n    ")},\n)\nanswer.raise_for_status()\nprint(answer.json())\n`;
+  const imports = request.token ? "import os\n\nimport httpx" : "import httpx";
+  return `${imports}  # pip install httpx\n\nanswer = httpx.request(\n    ${parts.join(",\n    ")},\n)\nanswer.raise_for_status()\nprint(answer.json())\n`;
 }

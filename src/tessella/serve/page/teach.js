@@ -1,6 +1,6 @@
 /** <tessella-teach>: mark images as yes or no for a class of one's own; the server fits a head and ranks all images. */
 
-import { announce, button, copyText, debounce, failure, make, toast } from "./dom.js";
+import { announce, button, copyText, debounce, failure, make, noImages, toast } from "./dom.js";
 import { makeDialog, makeRequestButton, openDialog } from "./requests.js";
 import { state } from "./state.js";
 import { baseName, images, milliseconds, number } from "./text.js";
@@ -217,7 +217,7 @@ class Teach extends HTMLElement {
           ? "Now mark at least one as yes."
           : "Mark an image that belongs to your class as yes.";
       }
-      this.message.replaceChildren();
+      this.message.replaceChildren(...(state.index.rows ? [] : [noImages()]));
     } catch (error) {
       if (signal.aborted) return;
       this.#fail(error);

@@ -24,7 +24,7 @@ export const MESSAGES = {
   bad_argument: "The server did not accept a setting of this request.",
   bad_request: "The server did not understand the request.",
   unprocessable: "The server understood the request, but cannot carry it out.",
-  unknown_model: "The server does not offer this model.",
+  unknown_model: "The server does not offer this model. Reload the page to see the models that it offers.",
   missing_dependency: "The server lacks an optional package for this.",
   other_calibration: "The calibration does not fit the model of the server.",
   changed_run: "The model of the server does not fit the index.",
@@ -126,7 +126,7 @@ export function images(value) {
 }
 
 export function fileSize(bytes) {
-  if (bytes < 1e3) return `${bytes} bytes`;
+  if (bytes < 1e3) return `${bytes} ${bytes === 1 ? "byte" : "bytes"}`;
   return bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 

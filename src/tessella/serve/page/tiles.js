@@ -110,7 +110,7 @@ class Tile extends HTMLElement {
       {
         type: "button",
         class: "tile-copies",
-        "aria-label": `Show ${number(count)} near-duplicates of ${baseName(this.item.key)}`,
+        "aria-label": `Show ${number(count)} near-duplicate${count === 1 ? "" : "s"} of ${baseName(this.item.key)}`,
         title: "Near-duplicates",
         onclick: () => this.#send("tile-copies"),
       },
