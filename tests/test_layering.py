@@ -28,7 +28,7 @@ LAYERS = [
     {"search"},
     {"performance"},
     {"evaluation"},
-    {"card"},
+    {"cards"},
     {"training"},
     {"explain"},
     {"serve", "client"},
