@@ -169,9 +169,9 @@ def test_the_model_card(tmp_path: Path) -> None:
     card = (save_pretrained(tiny("gmlp"), tmp_path, config_overrides=overrides) / "README.md").read_text()
     _, front, body = card.split("---\n")
     assert "library_name: timm" in front
-    assert 'license: "apache-2.0"' in front
-    assert "# gmlp_ti16_224.mine" in body
-    assert "3 x 32 x 32" in body
+    assert "license: apache-2.0" in front
+    assert "# Model card for gmlp_ti16_224.mine" in body
+    assert "Image size: 32 x 32" in body
     (tmp_path / "README.md").write_text("my own words")
     save_pretrained(tiny("gmlp"), tmp_path)
     assert (tmp_path / "README.md").read_text() == "my own words"

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
+from ..cards.writer import card
 from ..data.unlabelled import TrainingImages
 from ..engine import make_plan
-from ..errors import OutputError
 from ..evaluation.evaluator import Evaluation, measure
 from ..evaluation.markdown import percent
 from ..evaluation.report import ReportHeader, write_report
 from ..machine import hardware
 from ..models.base import ImageModel
 from ..predictor import Predictor
-from ..storage import write_atomic
-from ..text import escape
+from ..storage import write_bytes
+from ..text import encode_text, escape
 from ..weights.save import model_card, save_pretrained
 from . import checkpoint
 from .config import TrainConfig
@@ -83,17 +83,14 @@ def write_results(run: FinishedRun) -> None:
         failed=evaluation.failed,
         history=run.epochs,
     )
+    write_bytes(run.folder / "README.md", encode_text(card(run.folder)))  # now with the figures of the report
 
 
 def _write_card(run: FinishedRun, model: ImageModel, figures: str, hardware_name: str) -> None:
     """Write README.md. figures: a paragraph about what was measured."""
     config = json.loads((run.folder / "config.json").read_text())
-    card = model_card(model, config) + _training_section(run, figures, hardware_name)
-    path = run.folder / "README.md"
-    try:
-        write_atomic(path, card.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
+    text = model_card(model, config) + _training_section(run, figures, hardware_name)
+    write_bytes(run.folder / "README.md", encode_text(text))
 
 
 def _selected_model(run: FinishedRun) -> ImageModel:
