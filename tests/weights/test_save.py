@@ -177,6 +177,13 @@ def test_the_model_card(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "my own words"
 
 
+def test_the_model_card_has_the_classes_of_a_new_classifier(tmp_path: Path) -> None:
+    model = tiny("mixer")
+    model.reset_classifier(3)
+    card = (save_pretrained(model, tmp_path, config_overrides={"label_names": list("abc")}) / "README.md").read_text()
+    assert "- **Classes:** 3: a, b, c\n" in card
+
+
 def test_fields_cannot_add_content_to_the_model_card(tmp_path: Path) -> None:
     overrides = {"license": "mit\nbase_model: evil"}
     card = (save_pretrained(tiny("gmlp"), tmp_path, config_overrides=overrides) / "README.md").read_text()

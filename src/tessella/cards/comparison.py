@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 from ..arguments import suggestion
 from ..checks import checked
@@ -47,7 +47,6 @@ MACHINES: dict[Machine, tuple[str, str]] = {  # (short name, conditions)
     "here": ("this machine", "measured on this machine by `tessella tune`, in its fastest settings"),
 }
 SortKey: TypeAlias = Literal["name", "accuracy", "params", "gmacs", "activations", "size", "speed"]
-SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 _TABLE = Path(__file__).parent.parent / "weights" / "tables" / "published_speed.csv"
 
 

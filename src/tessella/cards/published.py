@@ -135,7 +135,6 @@ def _results(name: str, in_timm: bool) -> Iterator[EvalResult]:
     """Yield the accuracies in the form of the Hub's own table, the published ones with their source."""
     from huggingface_hub import EvalResult
 
-    source = dict(source_name="results of timm", source_url=_RESULTS_URL) if in_timm else {}
     for key, accuracy in published_accuracy(name).items():
         if key not in _HUB_SETS:
             continue  # ReaL has the images of ImageNet-1k, and the Hub knows one result per data set
@@ -149,7 +148,8 @@ def _results(name: str, in_timm: bool) -> Iterator[EvalResult]:
                 metric_type="accuracy",
                 metric_name=metric,
                 metric_value=value,
-                **source,
+                source_name="results of timm" if in_timm else None,
+                source_url=_RESULTS_URL if in_timm else None,
             )
 
 

@@ -67,6 +67,7 @@ def render(facts: CardFacts) -> str:
     """Return a card: YAML between two lines of ---, then Markdown."""
     from huggingface_hub import ModelCardData
 
+    license_id, license_name = _hub_license(facts.license)
     data = ModelCardData(
         tags=["image-classification", "tessella", *(["timm"] if facts.timm else [])],
         pipeline_tag="image-classification" if facts.classifies else "image-feature-extraction",
@@ -74,7 +75,8 @@ def render(facts: CardFacts) -> str:
         datasets=list(facts.datasets) or None,
         model_name=facts.title if facts.results else None,
         eval_results=list(facts.results) or None,
-        **_license_fields(facts.license),
+        license=license_id,
+        license_name=license_name,
     )
     lines = ["---", data.to_yaml().strip(), "---", f"# Model card for {escape_line(facts.title)}", "", facts.summary]
     lines += ["", "## Model details", ""]
@@ -88,14 +90,14 @@ def render(facts: CardFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _license_fields(name: str | None) -> dict[str, str]:
-    """Return the metadata of a license; the Hub wants one that it does not know as `other` with a name."""
+def _hub_license(name: str | None) -> tuple[str | None, str | None]:
+    """Return the metadata `license` and `license_name`; the Hub wants a license that it does not know as `other`."""
     if not name:
-        return {}
+        return None, None
     if name.lower() in HUB_LICENSES:
-        return {"license": name.lower()}
+        return name.lower(), None
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:96]
-    return {"license": "other", "license_name": slug or "unnamed"}
+    return "other", slug or "unnamed"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

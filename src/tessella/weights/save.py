@@ -17,6 +17,7 @@ from ..checks import checked
 from ..errors import HubError, OutputError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
+from ..models.configs import configure
 from ..storage import make_folders, write_atomic
 from .card_text import render, saved_facts
 from .catalogue import PretrainedCfg, get_arch_pretrained_cfgs
@@ -169,5 +170,5 @@ def default_cfg(arch: str) -> PretrainedCfg:
 
 def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
     """Return the text of README.md: metadata for the Hub, a description and examples. config: config.json."""
-    labels = {key: config[key] for key in ("label_names",) if key in config}
-    return render(saved_facts(model.arch, model.config, {**config["pretrained_cfg"], **labels}))
+    cfg = {**config["pretrained_cfg"], **{key: config[key] for key in ("label_names",) if key in config}}
+    return render(saved_facts(model.arch, configure(model.arch, **config["model_args"]), cfg))
