@@ -16,11 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tessella.errors import UsageError
-from tessella.info import FAMILIES, describe, info
+from tessella.info import describe, info
 from tessella.models import ARCHITECTURES
 from tessella.weights.catalogue import ARCHITECTURE_NAMES, OWN_ARCHITECTURES
 from tessella.weights.costs import COSTS
 from tessella.weights.counting import cost, facts_of, table_names
+from tessella.weights.origins import FAMILIES
 from tessella.weights.save import save_pretrained
 
 from .models.tiny import TINY, images, size_of, tiny

@@ -29,7 +29,7 @@ LAYERS = [
     {"performance"},
     {"evaluation"},
     {"comparison"},
-    {"card"},
+    {"cards"},
     {"training"},
     {"explain"},
     {"serve", "client"},

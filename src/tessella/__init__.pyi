@@ -1,4 +1,5 @@
 from . import bulk as bulk
+from . import cards as cards
 from . import data as data
 from . import evaluation as evaluation
 from . import explain as explain

@@ -17,48 +17,10 @@ from .weights.catalogue import (
     published_accuracy,
     resolve,
 )
-from .weights.costs import Cost, ModelFacts, read_costs
+from .weights.costs import Cost, ModelFacts, in_units, read_costs
 from .weights.estimate import estimate
+from .weights.origins import FAMILIES, Paper
 from .weights.sources import default_args, describe_checkpoint, find_checkpoint
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper that describes a model family."""
-
-    title: str
-    year: int
-    arxiv: str  # identifier
-
-
-MIXER_PAPER = Paper("MLP-Mixer: An all-MLP Architecture for Vision", 2021, "2105.01601")
-FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of an architecture
-    "convmixer": ("ConvMixer", (Paper("Patches Are All You Need?", 2022, "2201.09792"),)),
-    "convit": (
-        "ConViT",
-        (Paper("ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases", 2021, "2103.10697"),),
-    ),
-    "mixer": ("MLP-Mixer", (MIXER_PAPER,)),
-    # has no paper of its own: the model of the first paper with the gates of the second
-    "gmixer": ("gMixer", (MIXER_PAPER, Paper("GLU Variants Improve Transformer", 2020, "2002.05202"))),
-    "resmlp": (
-        "ResMLP",
-        (
-            Paper(
-                "ResMLP: Feedforward networks for image classification with data-efficient training", 2021, "2105.03404"
-            ),
-        ),
-    ),
-    "gmlp": ("gMLP", (Paper("Pay Attention to MLPs", 2021, "2105.08050"),)),
-    "crossvit": (
-        "CrossViT",
-        (
-            Paper(
-                "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification", 2021, "2103.14899"
-            ),
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +124,7 @@ def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield "family", model.family
     for paper in model.papers:
         yield "paper", f"{paper.title} ({paper.year}), arXiv:{paper.arxiv}"
-    yield "parameters", f"{_in_units(cost.params, 1e6)} M"
+    yield "parameters", f"{in_units(cost.params, 1e6)} M"
     yield "cost per image", _figures(cost.macs, cost.activations)
     yield (
         "cost on model cards",
@@ -188,9 +150,4 @@ def describe(model: ModelInfo) -> Iterator[tuple[str, str]]:
 
 
 def _figures(macs: int, activations: int) -> str:
-    return f"{_in_units(macs, 1e9)} GMACs, {_in_units(activations, 1e6)} M activations"
-
-
-def _in_units(count: int, unit: float) -> str:
-    """Return the count with one decimal, as in model cards, or with two digits if it is below 1."""
-    return f"{count / unit:.1f}" if count >= unit else f"{count / unit:.2g}"
+    return f"{in_units(macs, 1e9)} GMACs, {in_units(activations, 1e6)} M activations"

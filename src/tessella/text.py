@@ -82,6 +82,12 @@ def _visible(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def escape_line(text: object) -> str:
+    """Return a text as one line of Markdown, with the special characters of Markdown and HTML escaped."""
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)  # _ inside a word needs no escape
+
+
 def count_of(count: int, noun: str) -> str:
     """Return a number with its noun: "1 image", "2,000 images"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

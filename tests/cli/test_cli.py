@@ -118,7 +118,11 @@ SURFACE = {
         *("--drain-delay", "--drain-timeout", "--idle-minutes", "--memory", "--prove"),
         *("--no-explain", "--explain-deadline", "--no-calibration"),
     ],
-    "list": ["[PATTERN...]", "--pretrained", "--json"],
+    "list": [
+        *("[PATTERN...]", "--pretrained", "--family", "--min-accuracy", "--max-params", "--max-gmacs", "--size"),
+        *("--license", "--sort", "--machine", "--compare", "--json", "--csv", "--plot", "--html"),
+    ],
+    "card": ["MODEL", "--out"],
     "info": ["[MODEL]", "--json"],
     "convert": ["FILE", "--arch", "--out"],
     "doctor": ["--json"],
@@ -426,6 +430,25 @@ def test_list() -> None:
     out, _ = run("list", "--json", "--pretrained", "mixer_s32*", "convmixer*cifar10")
     assert [json.loads(line)["name"] for line in out.splitlines()] == ["convmixer_256_8_ks3_p4.cifar10"]
     assert "3 of 49 models" in run("list", "gmixer*")[1]
+
+
+def test_models_are_compared(tmp_path: Path) -> None:
+    out, notes = run("list", "--compare", "convit_", "--sort", "accuracy")
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == [
+        f"convit_{s}.fb_in1k" for s in ("base", "small", "tiny")
+    ]
+    assert "RTX 4090: NVIDIA RTX 4090" in notes
+    files = {option: tmp_path / f"models{suffix}" for option, suffix in (("--csv", ".csv"), ("--html", ".html"))}
+    run("list", *(part for option, path in files.items() for part in (option, str(path))), "--size", "408")
+    assert len(files["--csv"].read_text().splitlines()) == 3
+    assert "crossvit_18_dagger_408.in1k" in files["--html"].read_text()
+
+
+def test_a_card_is_printed_or_written(tmp_path: Path) -> None:
+    out, _ = run("card", CIFAR10_MODEL)
+    assert out.startswith("---\n")
+    run("card", CIFAR10_MODEL, "--out", str(tmp_path / "README.md"))
+    assert (tmp_path / "README.md").read_text() == out
 
 
 def test_doctor() -> None:

@@ -85,6 +85,7 @@ def test_making_a_model_imports_no_symbolic_mathematics() -> None:
         ["--help"],
         ["list", "mixer"],
         ["list", "--json"],
+        ["list", "--compare", "--sort", "speed"],
         ["classify", "--help"],
         ["info"],
         ["info", "mixer_b16_224"],

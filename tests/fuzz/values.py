@@ -27,9 +27,9 @@ class Kind(enum.Enum):
 
 _NAMES = {
     Kind.INPUT: "inputs queries images data val config checkpoint real_labels source image paths list table",
-    Kind.OUTPUT: "out sheet bad_inputs prometheus plot attach_to file output",
+    Kind.OUTPUT: "out sheet bad_inputs prometheus plot attach_to file output csv_file html",
     Kind.FOLDER: "folder run",
-    Kind.MODEL: "model models name teacher arch patterns",
+    Kind.MODEL: "model models name teacher arch patterns target",
     Kind.WORD: "device precision engine engines mode preset dataset batch shots blocks dtype",
 }
 
@@ -133,7 +133,8 @@ GOOD: dict[str, dict[str, list[list[str]]]] = {
     "index": dict(folder=[["run"], ["unindexed"]]),
     "search": dict(folder=[["run"]], queries=[["photos/0.jpg"], ["photos/0.png", "photos/1.png"]]),
     "dedup": dict(folder=[["run"]]),
-    "list": dict(patterns=[["conv*"], []]),
+    "list": dict(patterns=[["conv*"], []], csv_file=[["models.csv"]], html=[["models.html"]]),
+    "card": dict(target=[["convmixer_256_8_ks3_p4"], ["local-dir:tiny"]], out=[["card.md"]]),
     "info": dict(name=[["convmixer_256_8_ks3_p4"], ["local-dir:tiny"]]),
     "convert": dict(source=[["weights.pth"]], arch=[["mixer_b16_224"]], out=[["made"]]),
     "tune": dict(name=[["local-dir:tiny"]], engines=[["rewritten"]], precision=[["float32"]], seconds=[["1"]]),
@@ -207,7 +208,7 @@ from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
 from tessella import info
-from tessella import bulk, evaluation, performance
+from tessella import bulk, cards, evaluation, performance
 from tessella.evaluation import leakage
 from tessella.search import duplicates as dedup, index, query as search
 from tessella import training
@@ -303,6 +304,8 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         dataset=("data.ImageDataset('data')",), input_size=("16",), batch_size=("2",), num_workers=("0",)
     ),
     "data.ImageDataset": dict(root=("'data'",)),
+    "cards.card": dict(model=_NAME),
+    "cards.compare_models": dict(patterns=("['convit']",)),
     "tessella.Predictor": dict(model=("model()",)),
     "predictor().classify": dict(images=_MANY),
     "predictor().embed": dict(images=_MANY),

@@ -26,6 +26,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from huggingface_hub import close_session, constants
 
+from .card_rules import problems
+
 os.environ["NO_PROXY"] = "127.0.0.1"  # read when the client is created, which happens once, as it takes 0.1 s
 close_session()
 
@@ -213,7 +215,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, b"", {}, faults["break"])
         parts = path.strip("/").split("/")
         if path == "/api/validate-yaml":
-            return self.send_json({"errors": [], "warnings": []})
+            errors = [{"message": text} for text in problems(json.loads(body)["content"])]
+            return self.send_json({"errors": errors, "warnings": []}, 400 if errors else 200)
         if not self.headers.get("Authorization"):
             return self.refuse(401, "")
         if path == "/api/repos/create":

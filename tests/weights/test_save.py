@@ -169,12 +169,19 @@ def test_the_model_card(tmp_path: Path) -> None:
     card = (save_pretrained(tiny("gmlp"), tmp_path, config_overrides=overrides) / "README.md").read_text()
     _, front, body = card.split("---\n")
     assert "library_name: timm" in front
-    assert 'license: "apache-2.0"' in front
-    assert "# gmlp_ti16_224.mine" in body
-    assert "3 x 32 x 32" in body
+    assert "license: apache-2.0" in front
+    assert "# Model card for gmlp_ti16_224.mine" in body
+    assert "Image size: 32 x 32" in body
     (tmp_path / "README.md").write_text("my own words")
     save_pretrained(tiny("gmlp"), tmp_path)
     assert (tmp_path / "README.md").read_text() == "my own words"
+
+
+def test_the_model_card_has_the_classes_of_a_new_classifier(tmp_path: Path) -> None:
+    model = tiny("mixer")
+    model.reset_classifier(3)
+    card = (save_pretrained(model, tmp_path, config_overrides={"label_names": list("abc")}) / "README.md").read_text()
+    assert "- **Classes:** 3: a, b, c\n" in card
 
 
 def test_fields_cannot_add_content_to_the_model_card(tmp_path: Path) -> None:

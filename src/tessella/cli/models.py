@@ -1,57 +1,202 @@
-"""tessella list, info, convert, export, doctor: models and this machine."""
+"""tessella list, info, card, convert, export, doctor: models and this machine."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..text import printable
-from .console import Command, echo, echo_json, new_table, notice, print_table
+from ..weights.catalogue import MODULES
+from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
 from .options import argument, checkpoint_option, images_option, json_lines_option, json_option, option, read_samples
+from .preflight import count_type
+
+if TYPE_CHECKING:
+    from ..cards.comparison import Machine, ModelRow, SortKey
 
 
 @click.command(
     "list",
     cls=Command,
-    examples=["tessella list convmixer", "tessella list '*in1k' --pretrained"],
+    examples=[
+        "tessella list convmixer",
+        "tessella list '*in1k' --pretrained",
+        "tessella list --compare --min-accuracy 80 --max-params 30 --sort speed",
+        "tessella list --plot models.png",
+    ],
 )
 @argument("patterns", nargs=-1, metavar="[PATTERN...]", help="Part of a model name, or a glob such as '*in1k'.")
 @option("--pretrained", group="Input", is_flag=True, help="List only models with published weights.")
+@option("--family", group="Input", type=click.Choice(list(MODULES)), help="List only models of one family.")
+@option(
+    "--min-accuracy",
+    group="Input",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="List only models with at least this published top-1 accuracy on ImageNet-1k.",
+)
+@option(
+    "--max-params",
+    group="Input",
+    type=click.FloatRange(0),
+    metavar="MILLIONS",
+    help="List only models with at most this number of parameters, in millions.",
+)
+@option(
+    "--max-gmacs",
+    group="Input",
+    type=click.FloatRange(0),
+    metavar="BILLIONS",
+    help="List only models with at most this number of multiply-adds per image, in billions.",
+)
+@option("--size", group="Input", type=count_type(), metavar="PIXELS", help="List only models with this image size.")
+@option("--license", group="Input", metavar="NAME", help="List only models with this license, such as mit.")
+@option(
+    "--sort",
+    group="Output",
+    type=click.Choice(["name", "accuracy", "params", "gmacs", "activations", "size", "speed"]),
+    default="name",
+    show_default=True,
+    help="Order of the models; accuracy and speed start with the best.",
+)
+@option(
+    "--machine",
+    group="Output",
+    type=click.Choice(["rtx-4090", "i9-10940x", "here"]),
+    default="rtx-4090",
+    show_default=True,
+    help="Machine whose speed is sorted by and plotted: one of two published with timm, or this one, as measured by "
+    "`tessella tune`.",
+)
+@option("--compare", group="Output", is_flag=True, help="Show cost, accuracy on six test sets, and speed.")
 @json_lines_option
-def list_(patterns: tuple[str, ...], pretrained: bool, as_json: bool) -> None:
-    """List models with their weights, input size and published accuracy."""
+@option("--csv", "csv_file", group="Output", metavar="FILE", help="Write the comparison to a .csv file.")
+@option(
+    "--plot",
+    group="Output",
+    metavar="FILE",
+    help="Draw accuracy against speed, with the Pareto front, to a .png or .svg file.",
+)
+@option("--html", group="Output", metavar="FILE", help="Write the comparison as a table to sort and filter, in .html.")
+def list_(
+    patterns: tuple[str, ...],
+    sort: SortKey,
+    machine: Machine,
+    compare: bool,
+    as_json: bool,
+    csv_file: str | None,
+    plot: str | None,
+    html: str | None,
+    **where: Any,
+) -> None:
+    """List models with their weights, input size and published accuracy, or compare them."""
+    from ..cards.comparison import ModelFilter, compare_models
+    from ..storage import check_output
     from ..weights.catalogue import CATALOGUE
-    from ..weights.names import find_models, headline_accuracy
 
-    rows = []
-    for name in find_models(patterns, pretrained=pretrained):
-        row = CATALOGUE[name]
-        top1, dataset = headline_accuracy(name) or (None, None)
-        rows.append(
-            dict(
-                name=name,
-                weights="built in" if row.file else row.hf_hub_id or "none",
-                input="x".join(map(str, row.input_size)),
-                classes=row.num_classes,
-                top1=top1,
-                dataset=dataset,
-                licence=row.license,
-                note=row.note,
-            )
-        )
+    outputs = {
+        "csv": csv_file and check_output(csv_file, [".csv"]),
+        "html": html and check_output(html, [".html"]),
+        "plot": plot and check_output(plot, [".png", ".svg"]),
+    }
+    rows = compare_models(patterns, ModelFilter(**where), sort=sort, machine=machine)
+    _write_comparison(rows, machine, {kind: path for kind, path in outputs.items() if path})
     if as_json:
-        for row_ in rows:
-            echo_json(row_)
+        for row in rows:
+            echo_json(row.as_dict())
         return
-    table = new_table("name", "weights", "input", "classes", "top-1 %", "measured on", "license")
-    for row_ in rows:
-        shown = {**row_, "top1": None if row_["top1"] is None else f"{row_['top1']:.2f}"}
-        cells = (shown[key] for key in ("name", "weights", "input", "classes", "top1", "dataset", "licence"))
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    print_table(table)
+    _print_comparison(rows) if compare else _print_list(rows)
     notice(f"{len(rows)} of {len(CATALOGUE)} models; accuracy as published (built-in models: as measured)")
+
+
+def _write_comparison(rows: Sequence[ModelRow], machine: Machine, outputs: Mapping[str, Path]) -> None:
+    """Write the files that were asked for, by kind: csv, html, plot."""
+    from ..cards.comparison import comparison_csv
+    from ..storage import write_bytes
+
+    for kind, path in outputs.items():
+        if kind == "csv":
+            write_bytes(path, comparison_csv(rows))
+        elif kind == "html":
+            from ..cards.page import comparison_page
+
+            write_bytes(path, comparison_page(rows).encode())
+        else:
+            from ..cards.figure import draw_comparison
+
+            draw_comparison(rows, machine, path)
+
+
+def _print_list(rows: Sequence[ModelRow]) -> None:
+    table = new_table("name", "weights", "input", "classes", "top-1 %", "measured on", "license")
+    for row in rows:
+        top1 = "" if row.top1 is None else f"{row.top1:.2f}"
+        size = "x".join(map(str, row.input_size))
+        table.add_row(row.name, row.weights, size, str(row.classes), top1, row.dataset or "", row.licence)
+    print_table(table)
+
+
+def _print_comparison(rows: Sequence[ModelRow]) -> None:
+    from ..cards.comparison import MACHINES, SETS
+    from ..weights.costs import in_units
+
+    def shown(value: float | None, digits: int = 2) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    cells = [
+        [
+            *(row.name, in_units(row.params, 1e6), in_units(row.macs, 1e9), in_units(row.activations, 1e6)),
+            str(row.size),
+            *(shown(row.accuracy.get(key)) for key in SETS),
+            shown(row.top1) if row.dataset == "CIFAR-10" else "",
+            *(shown(row.speed(machine), 1) for machine in MACHINES),
+            row.licence,
+        ]
+        for row in rows
+    ]
+    speeds = [f"{name}, images/s" for name, _ in MACHINES.values()]
+    header = ("name", "params (M)", "GMACs", "acts (M)", "px", *SETS.values(), "CIFAR-10", *speeds, "license")
+    print_table(table_of(header, cells))
+    for machine, (name, conditions) in MACHINES.items():
+        if any(row.speed(machine) for row in rows):
+            notice(f"{name}: {conditions}")
+    for row in rows:
+        if row.note:
+            notice(f"{row.name}: {row.note}")
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tessella card convmixer_768_32.in1k",
+        "tessella card runs/animals --out runs/animals/README.md",
+    ],
+)
+@argument(
+    "target",
+    metavar="MODEL",
+    help="Name of a published model, folder of a saved or trained model, or hf-hub:ORG/REPO.",
+)
+@option("-o", "--out", group="Output", metavar="FILE", help="Write to a .md file instead of printing.")
+def card(target: str, out: str | None) -> None:
+    """Write a model card for the Hugging Face Hub: cost, papers, examples, figures, licenses, known errors, limits.
+
+    The card of a trained model includes its report, its training and its calibration.
+    """
+    from ..cards import card as write_card
+    from ..storage import check_output, write_bytes
+
+    path = out and check_output(out, [".md"])
+    text = write_card(target)
+    if path:
+        write_bytes(path, text.encode())
+        notice(printable(f"wrote {path}"))
+    else:
+        echo(text.rstrip("\n"))
 
 
 @click.command(

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 
+from ..text import escape_line as escape_line
 from ..text import finite
 
 
 def percent(fraction: float | None) -> str:
     """Return 0.1234 as "12.34 %", None as ""."""
     return "" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def escape_line(text: object) -> str:
-    """Return a text as one line of Markdown, with the special characters of Markdown and HTML escaped."""
-    line = escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)  # _ inside a word needs no escape
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

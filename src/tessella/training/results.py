@@ -11,9 +11,10 @@ import torch
 from ..calibration.finding import beside
 from ..calibration.fitting import MIN_IMAGES, CalibrationSettings
 from ..calibration.storage import write_calibration
+from ..cards.writer import card
 from ..data.unlabelled import TrainingImages
 from ..engine import make_plan
-from ..errors import OutputError, UsageError
+from ..errors import UsageError
 from ..evaluation.calibrator import measure_calibration
 from ..evaluation.evaluator import Evaluation, measure
 from ..evaluation.markdown import percent
@@ -21,8 +22,8 @@ from ..evaluation.report import ReportHeader, write_report
 from ..machine import hardware
 from ..models.base import ImageModel
 from ..predictor import Predictor
-from ..storage import write_atomic
-from ..text import escape
+from ..storage import write_bytes
+from ..text import encode_text, escape
 from ..weights.save import model_card, save_pretrained
 from . import checkpoint
 from .config import TrainConfig
@@ -91,6 +92,7 @@ def write_results(run: FinishedRun) -> str:
         failed=evaluation.failed,
         history=run.epochs,
     )
+    write_bytes(run.folder / "README.md", encode_text(card(run.folder)))  # now with the figures of the report
     return calibration
 
 
@@ -117,12 +119,8 @@ def _calibrate(run: FinishedRun, predictor: Predictor) -> str:
 def _write_card(run: FinishedRun, model: ImageModel, figures: str, hardware_name: str) -> None:
     """Write README.md. figures: a paragraph about what was measured."""
     config = json.loads((run.folder / "config.json").read_text())
-    card = model_card(model, config) + _training_section(run, figures, hardware_name)
-    path = run.folder / "README.md"
-    try:
-        write_atomic(path, card.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
+    text = model_card(model, config) + _training_section(run, figures, hardware_name)
+    write_bytes(run.folder / "README.md", encode_text(text))
 
 
 def _selected_model(run: FinishedRun) -> ImageModel:

@@ -46,3 +46,8 @@ def read_costs() -> dict[str, ModelFacts]:
     """Return the rows of the table by `arch.tag`, or by `arch` for architectures without checkpoints."""
     rows: dict[str, ModelFacts] = json.loads(COSTS.read_text(encoding="utf-8"))
     return rows
+
+
+def in_units(count: int, unit: float) -> str:
+    """Return the count with one decimal, as in model cards, or with two digits if it is below 1."""
+    return f"{count / unit:.1f}" if count >= unit else f"{count / unit:.2g}"

@@ -17,8 +17,10 @@ from ..checks import checked
 from ..errors import HubError, OutputError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
+from ..models.configs import configure
 from ..storage import make_folders, write_atomic
-from .catalogue import OWN_ARCHITECTURES, PretrainedCfg, get_arch_pretrained_cfgs
+from .card_text import render, saved_facts
+from .catalogue import PretrainedCfg, get_arch_pretrained_cfgs
 from .config import SOURCE_FIELDS, check_cfg, model_args
 from .fetch import CONFIG, SAFETENSORS
 from .files import check_finite
@@ -167,33 +169,6 @@ def default_cfg(arch: str) -> PretrainedCfg:
 
 
 def model_card(model: ImageModel, config: Mapping[str, Any]) -> str:
-    """Return the text of README.md: front matter for the Hub, a description and an example. config: config.json."""
-    cfg = config["pretrained_cfg"]
-    name = f"{model.arch}.{cfg['tag']}" if "tag" in cfg else model.arch
-    library = "tessella" if model.arch in OWN_ARCHITECTURES else "timm"
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    size = (
-        [f"- Input: {' x '.join(map(str, cfg['input_size']))} (channels, height, width)"] if "input_size" in cfg else []
-    )
-    licence = [f"license: {json.dumps(cfg['license'])}"] if "license" in cfg else []
-    front = ["tags:", *(f"- {tag}" for tag in ("image-classification", "tessella", "timm")[: 2 + (library == "timm")])]
-    front += [f"library_name: {library}", "pipeline_tag: image-classification", *licence]
-    timm = "" if library == "tessella" else "\n`timm.create_model` accepts the same name.\n"
-    return "\n".join(
-        [
-            *("---", *front, "---", f"# {name}", ""),
-            "An image classification model in timm's layout.",
-            "",
-            f"- Architecture: {model.arch}, {millions:.1f} million parameters",
-            *size,
-            f"- Classes: {model.num_classes}",
-            "",
-            "```python",
-            "import tessella",
-            "",
-            'model = tessella.load("local-dir:path/to/this/folder")  # or "hf-hub:organization/name"',
-            'model.classify("photo.jpg", top=5)',
-            "```",
-            timm,
-        ]
-    )
+    """Return the text of README.md: metadata for the Hub, a description and examples. config: config.json."""
+    cfg = {**config["pretrained_cfg"], **{key: config[key] for key in ("label_names",) if key in config}}
+    return render(saved_facts(model.arch, configure(model.arch, **config["model_args"]), cfg))

@@ -1,0 +1,127 @@
+"""The card of a trained model: its report, its training and its calibration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tessella.cards import card
+from tessella.cards.calibration_facts import read_calibration_facts
+from tessella.weights.catalogue import BUILTIN_FOLDER
+
+from ..weights.card_rules import problems
+
+TRAINED = Path(__file__).parent.parent / "stored" / "train-finished"
+FACTS: dict[str, Any] = {
+    "temperature": 1.25,
+    "sets": {"coverage": 0.9},
+    "unknown": {"false_alarms": 0.05},
+    "data": {"origin": "images <b>of</b> mine", "images": 2500},
+    "figures": {"ece_before": 0.0843, "ece_after": 0.0211},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished run without its checkpoints."""
+    out = tmp_path / "animals"
+    shutil.copytree(TRAINED, out, ignore=shutil.ignore_patterns("checkpoints", "*.npz"))
+    return out
+
+
+def write_calibration(path: Path, facts: object) -> None:
+    """Write what a card reads of a calibration: the metadata of a safetensors file."""
+    header = json.dumps({"__metadata__": {"calibration": "0" * 64 + json.dumps(facts)}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_a_card_has_training_and_evaluation(folder: Path) -> None:
+    text = card(folder)
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert problems(text) == []
+    assert f"{100 * report['metrics']['top1']:.2f} %" in text
+    assert "tessella train images --config config.json" in text
+    assert report["conditions"]["fingerprint"] in text
+    assert "The probabilities are not calibrated. The expected calibration error was" in text
+    (result,) = (row for row in ModelCard(text).data.eval_results or () if "Top-1" in str(row.metric_name))
+    assert result.metric_value == pytest.approx(100 * report["metrics"]["top1"], abs=1e-3)
+    assert result.source_url is None
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings == ["Model details", "Model usage", "Training", "Evaluation", "Calibration and limits", "Citation"]
+
+
+def test_a_written_card_gives_itself(folder: Path) -> None:
+    text = card(folder)
+    (folder / "README.md").write_text(text)
+    assert card(folder) == text
+
+
+def test_files_that_are_missing_or_damaged_leave_their_sections_out(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    assert "every setting is in [train.json](train.json)" in card(folder)
+    (folder / "train.json").unlink()
+    assert "## Training" not in card(folder)
+    for content in ("{", "[]", '{"metrics": 3}', '{"metrics": {"top1": "high", "per_class": 3}, "conditions": []}'):
+        (folder / "report" / "report.json").write_text(content)
+        assert "## Evaluation" not in card(folder)
+    shutil.rmtree(folder / "report")
+    assert problems(card(folder)) == []
+
+
+def test_text_of_a_report_is_escaped(folder: Path) -> None:
+    path = folder / "report" / "report.json"
+    report = json.loads(path.read_text())
+    report["conditions"]["data"] = "<script>\n---\nlicense: evil"
+    for row in report["metrics"]["per_class"]:
+        row |= dict(label="[x](javascript:1)", recall=0.5 if row is report["metrics"]["per_class"][0] else 1.0)
+    path.write_text(json.dumps(report))
+    text = card(folder)
+    assert "<script>" not in text.partition("\n---\n")[2]
+    assert "[x]" not in text
+    assert problems(text) == []
+    assert "license: evil" not in text.partition("\n---\n")[0].splitlines()
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_is_described(folder: Path) -> None:
+    write_calibration(folder / "calibration.safetensors", FACTS)
+    text = card(folder)
+    assert "logits are divided by 1.25, fitted on 2,500 images of images &lt;b&gt;of&lt;/b&gt; mine" in text
+    assert "error is 8.4 % without and 2.1 % with it" in text
+    assert "for 90 % of images like these, and at most 5 %" in text
+    assert "not calibrated" not in text
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [],
+        {},
+        {**FACTS, "temperature": "hot"},
+        {**FACTS, "sets": 3},
+        {**FACTS, "data": {}},
+    ],
+)
+def test_a_damaged_calibration_counts_as_none(facts: object, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.safetensors"
+    write_calibration(path, FACTS)
+    assert read_calibration_facts(tmp_path) is not None
+    write_calibration(path, facts)
+    assert read_calibration_facts(tmp_path) is None
+    path.write_bytes(b"\xff" * 20)
+    assert read_calibration_facts(tmp_path) is None
+
+
+def test_calibrations_of_built_in_models_are_found_beside_their_weights() -> None:
+    """There need not be any; those that there are can be read."""
+    for weights in BUILTIN_FOLDER.glob("*.cifar10.safetensors"):
+        beside = weights.with_name(f"{weights.stem}.calibration.safetensors")
+        assert (read_calibration_facts(weights) is not None) is beside.exists()
