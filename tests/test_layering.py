@@ -30,6 +30,7 @@ LAYERS = [
     {"evaluation"},
     {"card"},
     {"training"},
+    {"verification"},
     {"explain"},
     {"serve", "client"},
     {"cli"},
