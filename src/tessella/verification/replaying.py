@@ -13,7 +13,7 @@ from .checkpoints import find_weight_file
 from .contents import content_hashes
 from .findings import Finding, Verification, compared, describe_machine, failures, package_versions
 from .receipts import Receipt, read_receipt
-from .targets import Target, find_target
+from .targets import find_target, path_of
 from .verifying import verify_target
 
 CODE = "not_as_recorded"
@@ -29,30 +29,34 @@ def replay(receipt: str | Path, target: str | Path | None = None, *, model: str 
     by those of `verify`. Raises OutputError `damaged_receipt`, and the errors of `verify`.
     """
     recorded = read_receipt(receipt)
-    place = find_target(str(target) if target is not None else recorded.target, model)
-    if place.kind != recorded.kind:
-        return _unchecked(recorded, place, [compared("kind", recorded.kind, place.kind, CODE)])
-    files = list(_compare_files(recorded.files, content_hashes(_path_of(place))))
+    given = str(target) if target is not None else recorded.target
+    files = list(_compare_files(recorded.files, content_hashes(_find_files(given, model))))
     if failures(files):
         skipped = Finding("answers", "", "not computed, because files differ", "skipped")
-        return _unchecked(recorded, place, [*files, skipped])
-    found = verify_target(place)
-    comparisons = [*files, compared("fingerprint", recorded.fingerprint, found.fingerprint, CODE)]
+        return _unchecked(given, recorded, [*files, skipped])
+    found = verify_target(find_target(given, model))
+    comparisons = [*files, compared("kind", recorded.kind, found.kind, CODE)]
+    comparisons.append(compared("fingerprint", recorded.fingerprint, found.fingerprint, CODE))
     comparisons += _compare_answers(recorded, found)
     comparisons += _compare_facts("machine", recorded.machine, found.machine)
     comparisons += _compare_facts("version of", recorded.packages, found.packages)
     return replace(found, findings=(*comparisons, *found.findings))
 
 
-def _path_of(place: Target) -> Path:
+def _find_files(given: str, model: str | None) -> Path:
+    """Return the folder or file to compare; a folder need not be complete enough to be recognized."""
+    path = path_of(given)
+    if path is not None and path.is_dir():
+        return path
+    place = find_target(given, model)
     return place.path or find_weight_file(place)[0]
 
 
-def _unchecked(recorded: Receipt, place: Target, findings: list[Finding]) -> Verification:
+def _unchecked(given: str, recorded: Receipt, findings: list[Finding]) -> Verification:
     """Return the result if the copy was not loaded."""
     return Verification(
-        target=place.given,
-        kind=place.kind,
+        target=given,
+        kind=recorded.kind,
         name=recorded.name,
         fingerprint="",
         findings=tuple(findings),

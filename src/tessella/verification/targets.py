@@ -45,10 +45,10 @@ def find_target(given: str, model: str | None = None) -> Target:
 
     Raises UsageError `not_found` or `bad_argument`, WeightsError `weights_not_found`.
     """
-    is_name = given.startswith(_HUB) or given in DEPRECATED or (is_model(given) and "/" not in given)
-    if is_name and model is None:
+    path = path_of(given)
+    if path is None and model is None:
         return Target(given, "model", None, given)
-    path = local_folder(given) if given.startswith("local-dir:") else Path(given)
+    path = path or Path(given)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         if model is not None:
             raise UsageError("bad_argument", f"{given!r} is a folder, which states its model", hint="omit --model")
@@ -58,6 +58,16 @@ def find_target(given: str, model: str | None = None) -> Target:
     if not path.name.lower().endswith(_WEIGHTS):
         raise UsageError("bad_argument", f"{given!r} cannot be verified", hint=f"give {_EXPECTED}")
     return Target(given, "model", path, model or _model_of(path), path)
+
+
+def path_of(given: str) -> Path | None:
+    """Return the path that a target refers to, whether it exists or not; None for the name of a model.
+
+    Raises UsageError `bad_argument`, WeightsError `weights_not_found`, for a `local-dir:` name.
+    """
+    if given.startswith(_HUB) or given in DEPRECATED or (is_model(given) and "/" not in given):
+        return None
+    return local_folder(given) if given.startswith("local-dir:") else Path(given)
 
 
 def _folder(given: str, path: Path) -> Target:
