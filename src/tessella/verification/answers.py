@@ -11,7 +11,7 @@ from ..data.transforms import load_pixels
 from ..engine.consistency import TOLERANCE, compare_engine, relative_difference
 from ..predictor import Predictor
 from ..results import FloatArray, Output, is_finite
-from .findings import Answer, Finding
+from .findings import Finding, PhotographAnswer
 from .goldens import SIGNIFICANT_DIGITS, golden_answers, key_of, photograph_paths, pixel_hash, read_goldens
 
 ArrayPair = tuple[FloatArray, FloatArray]
@@ -21,7 +21,7 @@ class Computed(NamedTuple):
     """The checks of what a model computes, and its answers."""
 
     findings: list[Finding]
-    answers: tuple[Answer, ...]
+    answers: tuple[PhotographAnswer, ...]
 
 
 def check_answers(predictor: Predictor) -> Computed:
@@ -44,13 +44,13 @@ def check_answers(predictor: Predictor) -> Computed:
     return Computed(findings, answers)
 
 
-def give_answers(predictor: Predictor) -> tuple[Answer, ...]:
+def give_answers(predictor: Predictor) -> tuple[PhotographAnswer, ...]:
     """Return what a model gives for each of the photographs in this package."""
     answers = []
     for path, output in zip(photograph_paths(), predictor.outputs(photograph_paths()), strict=True):
         assert isinstance(output, Output), "the photographs of the package can be read"
         pixels = pixel_hash(load_pixels(path.read_bytes(), predictor.spec))
-        answers.append(Answer(path.name, pixels, _rounded(output.logits), _rounded(output.embedding)))
+        answers.append(PhotographAnswer(path.name, pixels, _rounded(output.logits), _rounded(output.embedding)))
     return tuple(answers)
 
 
@@ -58,7 +58,7 @@ def _rounded(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.tolist())
 
 
-def _check_pixels(predictor: Predictor, answers: Sequence[Answer]) -> Finding:
+def _check_pixels(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> Finding:
     key, check = key_of(predictor.spec), "pixels"
     expected = read_goldens().pixels.get(key)
     found = [answer.pixels for answer in answers]
@@ -73,7 +73,7 @@ def _short(hashes: Sequence[str]) -> str:
     return " ".join(digest[:8] for digest in hashes)
 
 
-def _check_golden(predictor: Predictor, answers: Sequence[Answer]) -> Finding:
+def _check_golden(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> Finding:
     check, expected = "answers", golden_answers(predictor.fingerprint)
     if not expected:
         finite = all(is_finite(part) for part in as_arrays(answers))
@@ -89,7 +89,7 @@ def _check_golden(predictor: Predictor, answers: Sequence[Answer]) -> Finding:
     )
 
 
-def describe(predictor: Predictor, answers: Sequence[Answer]) -> str:
+def describe(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> str:
     """Return the top class of each photograph, as text; the length of the embedding for a model without classes."""
     if not predictor.num_classes:
         return f"{len(answers[0].embedding)} dimensions"
@@ -97,7 +97,7 @@ def describe(predictor: Predictor, answers: Sequence[Answer]) -> str:
     return ", ".join(f"{name}: {label}" for name, label in tops)
 
 
-def as_arrays(answers: Sequence[Answer]) -> ArrayPair:
+def as_arrays(answers: Sequence[PhotographAnswer]) -> ArrayPair:
     """Return the logits (N,classes) and embeddings (N,width) of answers."""
     logits = np.array([answer.logits for answer in answers], np.float32)
     return logits, np.array([answer.embedding for answer in answers], np.float32)

@@ -14,8 +14,8 @@ from ..storage import file_hash
 from ..weights.catalogue import CATALOGUE, full_name
 from ..weights.sources import find_checkpoint, locate
 from .answers import check_answers
-from .findings import Answer, Finding
-from .targets import Target
+from .findings import Finding, PhotographAnswer
+from .targets import Artifact
 
 _SKIPPED = "not run, because a check before it failed"
 
@@ -28,10 +28,10 @@ class ModelCheck(NamedTuple):
     fingerprint: str = ""
     weights: Path | None = None
     settings: dict[str, str] = {}
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[PhotographAnswer, ...] = ()
 
 
-def check_model(target: Target) -> ModelCheck:
+def check_model(target: Artifact) -> ModelCheck:
     """Check the weight file against its published hash, load it in float32, and check what it computes.
 
     Raises UsageError for names that do not exist and for PyTorch where it is needed, HubError.
@@ -52,7 +52,7 @@ def check_model(target: Target) -> ModelCheck:
     return _with_answers(predictor, [weights, loaded], path)
 
 
-def find_weight_file(target: Target) -> tuple[Path, str | None]:
+def find_weight_file(target: Artifact) -> tuple[Path, str | None]:
     """Return the weight file of a model, and the SHA-256 that it must have, if one is known.
 
     Published weights are downloaded, or found in the cache. Raises UsageError, WeightsError, HubError.
@@ -75,7 +75,7 @@ def _check_hash(path: Path, digest: str, published: str | None) -> Finding:
     return Finding(check, published, "the same", "passed")
 
 
-def check_export(target: Target) -> ModelCheck:
+def check_export(target: Artifact) -> ModelCheck:
     """Check the files of an exported folder against its manifest, and what the graph computes. Raises UsageError."""
     folder = target.path
     assert folder is not None
@@ -100,7 +100,7 @@ def _with_answers(predictor: Predictor, findings: list[Finding], path: Path | No
         computed = check_answers(predictor)
     except (UsageError, WeightsError) as error:
         computed_findings = [_failed_answers(error)]
-        answers: tuple[Answer, ...] = ()
+        answers: tuple[PhotographAnswer, ...] = ()
     else:
         computed_findings, answers = computed
     settings = dict(

@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answer:
+class PhotographAnswer:
     """What a model gives for one photograph in this package, in float32.
 
     pixels: SHA-256 of the pixels after resizing and cropping. logits, embedding: rounded to SIGNIFICANT_DIGITS.
@@ -57,7 +57,7 @@ class Verification:
     findings: tuple[Finding, ...]
     files: Mapping[str, tuple[int, str]]
     settings: Mapping[str, str] = field(default_factory=dict)
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[PhotographAnswer, ...] = ()
     machine: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
 

@@ -16,14 +16,14 @@ from typing import NamedTuple, TypedDict
 from ..data.decode import Pixels
 from ..data.samples import NAMES
 from ..data.spec import InputSpec
-from .findings import Answer
+from .findings import PhotographAnswer
 
 FILE = "golden.json"
 SIGNIFICANT_DIGITS = 7  # of stored outputs: float32 has between 6 and 9
 
 
 class GoldenModel(TypedDict):
-    """The golden outputs of a model: its name, and for each photograph the fields of an Answer."""
+    """The golden outputs of a model: its name, and for each photograph the fields of a PhotographAnswer."""
 
     name: str
     answers: list[dict[str, list[float]]]
@@ -46,13 +46,11 @@ def read_goldens() -> Goldens:
     return Goldens(values["models"], values["pixels"])
 
 
-def golden_answers(fingerprint: str) -> list[Answer]:
+def golden_answers(fingerprint: str) -> list[PhotographAnswer]:
     """Return the answers that a model with this fingerprint must give, in the order of NAMES; [] if none are known."""
     model = read_goldens().models.get(fingerprint)
-    rows = model["answers"] if model else []
-    return [
-        Answer(name, "", tuple(row["logits"]), tuple(row["embedding"])) for name, row in zip(NAMES, rows, strict=False)
-    ]
+    rows = zip(NAMES, model["answers"], strict=True) if model else ()
+    return [PhotographAnswer(name, "", tuple(row["logits"]), tuple(row["embedding"])) for name, row in rows]
 
 
 def key_of(spec: InputSpec) -> str:

@@ -18,7 +18,7 @@ import msgspec
 from ..checks import checked
 from ..errors import OutputError, UsageError
 from ..storage import absolute, check_output, read_regular, sealed_bytes, write_bytes
-from .findings import Answer, Kind, Verification
+from .findings import Kind, PhotographAnswer, Verification
 
 FORMAT = 1
 SEAL_KEY = "sha256"
@@ -40,7 +40,7 @@ class Receipt:
     fingerprint: str
     files: dict[str, tuple[int, str]]
     settings: dict[str, str]
-    answers: tuple[Answer, ...]
+    answers: tuple[PhotographAnswer, ...]
     machine: dict[str, str]
     packages: dict[str, str]
     findings: tuple[tuple[str, str, str, str], ...]

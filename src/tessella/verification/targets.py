@@ -26,7 +26,7 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Target:
+class Artifact:
     """What is to be verified.
 
     given: as the caller wrote it. path: the file or folder; None for the name of a model. model: the name of the model
@@ -40,14 +40,14 @@ class Target:
     checkpoint: Path | None = None
 
 
-def find_target(given: str, model: str | None = None) -> Target:
+def find_target(given: str, model: str | None = None) -> Artifact:
     """Return what a name or path refers to. model: the name of the model for a weight file.
 
     Raises UsageError `not_found` or `bad_argument`, WeightsError `weights_not_found`.
     """
     path = path_of(given)
     if path is None and model is None:
-        return Target(given, "model", None, given)
+        return Artifact(given, "model", None, given)
     path = path or Path(given)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         if model is not None:
@@ -57,7 +57,7 @@ def find_target(given: str, model: str | None = None) -> Target:
         raise UsageError("not_found", f"there is no {given!r}", hint=f"give {_EXPECTED}")
     if not path.name.lower().endswith(_WEIGHTS):
         raise UsageError("bad_argument", f"{given!r} cannot be verified", hint=f"give {_EXPECTED}")
-    return Target(given, "model", path, model or _model_of(path), path)
+    return Artifact(given, "model", path, model or _model_of(path), path)
 
 
 def path_of(given: str) -> Path | None:
@@ -70,17 +70,17 @@ def path_of(given: str) -> Path | None:
     return local_folder(given) if given.startswith("local-dir:") else Path(given)
 
 
-def _folder(given: str, path: Path) -> Target:
+def _folder(given: str, path: Path) -> Artifact:
     if is_exported(path):
-        return Target(given, "export", path, f"local-dir:{path}")
+        return Artifact(given, "export", path, f"local-dir:{path}")
     if (path / INDEX_SEAL).is_file():
-        return Target(given, "index", path)
+        return Artifact(given, "index", path)
     if any((path / name).exists() for name in (RUN, LOG, f"{COPY}/{RUN}")) or has_shards(path):
-        return Target(given, "run", path)
+        return Artifact(given, "run", path)
     if (path / SETTINGS).is_file():
-        return Target(given, "training run", path, f"local-dir:{path}" if (path / CONFIG).is_file() else "")
+        return Artifact(given, "training run", path, f"local-dir:{path}" if (path / CONFIG).is_file() else "")
     if (path / CONFIG).is_file():
-        return Target(given, "model", path, f"local-dir:{path}")
+        return Artifact(given, "model", path, f"local-dir:{path}")
     raise UsageError("not_found", f"{given!r} holds nothing that can be verified", hint=f"give {_EXPECTED}")
 
 

@@ -9,7 +9,7 @@ from .checkpoints import ModelCheck, check_export, check_model
 from .contents import content_hashes
 from .findings import Finding, Verification, describe_machine, package_versions
 from .folders import check_index, check_run, check_training
-from .targets import Target, find_target
+from .targets import Artifact, find_target
 
 
 @checked
@@ -24,7 +24,7 @@ def verify(target: str | Path, *, model: str | None = None) -> Verification:
     return verify_target(find_target(str(target), model))
 
 
-def verify_target(target: Target) -> Verification:
+def verify_target(target: Artifact) -> Verification:
     """As `verify`, for a target that was found already."""
     if target.kind in ("run", "index"):
         assert target.path is not None
@@ -52,7 +52,7 @@ def verify_target(target: Target) -> Verification:
     )
 
 
-def _check_training(target: Target) -> ModelCheck:
+def _check_training(target: Artifact) -> ModelCheck:
     assert target.path is not None
     findings = check_training(target.path)
     if not target.model:
