@@ -1,4 +1,4 @@
-"""Small artifacts of every kind, made once per test session."""
+"""Artifacts to verify: small stored ones of every kind, and ones that are made from the built-in model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ from tessella.weights.catalogue import BUILTIN_FOLDER
 
 from ..test_builtin import CIFAR10_MODEL
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+TESTS = Path(__file__).resolve().parents[1]
+EXAMPLES, STORED = TESTS.parent / "examples", TESTS / "stored"
 WEIGHTS = f"{CIFAR10_MODEL}.safetensors"
 
 
-def make_artifacts(folder: Path) -> dict[str, Path]:
-    """Return one artifact of each kind by name: a weight file, a saved model, an export, a run, and its index."""
+def copy_artifacts(folder: Path) -> dict[str, Path]:
+    """Return a copy of one small artifact of each kind by name."""
     shutil.copy(BUILTIN_FOLDER / WEIGHTS, folder / WEIGHTS)
-    model = tessella.create_model(CIFAR10_MODEL, pretrained=True, num_classes=3)
-    tessella.save_pretrained(model, folder / "saved", config_overrides={"label_names": ["a", "b", "c"]})
-    export(tessella.load(CIFAR10_MODEL, engine="openvino"), folder / "exported")
-    predictor = tessella.load(CIFAR10_MODEL)
+    shutil.copytree(STORED / "saved" / "mixer", folder / "saved")
+    shutil.copytree(STORED / "exported" / "openvino", folder / "exported")
+    shutil.copytree(STORED / "run-finished", folder / "run")
+    shutil.copytree(STORED / "train-interrupted", folder / "trained")
+    paths = dict(weights=folder / WEIGHTS, saved=folder / "saved", exported=folder / "exported", run=folder / "run")
+    return paths | dict(index=folder / "run" / "index", trained=folder / "trained")
+
+
+def make_artifacts(folder: Path) -> dict[str, Path]:
+    """Return an export of the built-in model for CIFAR-10, and a run on the example photographs with its index."""
+    predictor = tessella.load(CIFAR10_MODEL, engine="openvino")
+    export(predictor, folder / "exported")
     run([EXAMPLES], folder / "run", predictor, RunSettings(processes=1))
     build_index(folder / "run")
-    paths = dict(weights=folder / WEIGHTS, saved=folder / "saved", exported=folder / "exported", run=folder / "run")
-    return paths | dict(index=folder / "run" / "index")
+    return dict(exported=folder / "exported", run=folder / "run", index=folder / "run" / "index")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tessella.errors import OutputError
 from tessella.verification import Verification, replay, verify, write_receipt
 
 from ..soak import write_figures
-from .made import changed, files_of, flipped, make_artifacts
+from .made import changed, copy_artifacts, files_of, flipped
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
-        artifacts, receipts = make_artifacts(Path(name)), {}
+        artifacts, receipts = copy_artifacts(Path(name)), {}
         for kind, path in artifacts.items():
             receipts[kind] = Path(name) / f"{kind}.json"
             write_receipt(verify(path), receipts[kind])
@@ -196,7 +196,7 @@ def main() -> None:
     missed = sum(count for name, count in counts.items() if name.endswith("not detected"))
     totals = dict(mutations=args.mutations, detected=args.mutations - missed, missed=missed, intact_afterwards=intact)
     print(json.dumps(totals))
-    what = "changes of a model, an export, a run, an index or a receipt that `tessella replay` detects"
+    what = "changes of models, exports, runs, indexes and receipts that `tessella replay` detects"
     write_figures(args.out, what, dict(totals=totals, counts=dict(sorted(counts.items()))), seed=args.seed)
     assert not missed
     assert intact
