@@ -16,7 +16,7 @@ from tessella.search.index import build_index
 from tessella.weights.catalogue import default_model
 
 from .posix_free import command_without_posix, run_without_posix
-from .posix_free.sitecustomize import MODULES
+from .posix_free.removed import MODULES
 from .structure import ROOT, Source, read_sources
 
 EXAMPLES = ROOT / "examples"

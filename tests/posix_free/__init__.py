@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def run_without_posix(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in `folder`, on this machine but without the modules and functions in sitecustomize.py."""
+    """Run a program in `folder`, on this machine but without the modules and functions in removed.py."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -280,3 +280,10 @@ def test_something_else_is_told_by_its_files(artifacts: dict[str, Path], receipt
     assert found.code == "not_as_recorded"
     assert {"model.bin", "run.json"} <= {finding.check for finding in found.failed}
     assert verdicts(found)["answers"] == "skipped"
+
+
+def test_a_link_to_a_folder_is_not_followed(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(artifacts["saved"], tmp_path / "saved")
+    (folder / "all").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="link to a folder"):
+        verify(folder)

@@ -11,7 +11,7 @@ from ..data.transforms import load_pixels
 from ..engine.consistency import TOLERANCE, compare_engine, relative_difference
 from ..predictor import Predictor
 from ..results import FloatArray, Output, is_finite
-from .findings import Finding, PhotographAnswer
+from .findings import Finding, PhotographAnswer, judged
 from .goldens import SIGNIFICANT_DIGITS, golden_answers, key_of, photograph_paths, pixel_hash, read_goldens
 
 ArrayPair = tuple[FloatArray, FloatArray]
@@ -33,14 +33,9 @@ def check_answers(predictor: Predictor) -> Computed:
     findings = [_check_pixels(predictor, answers), _check_golden(predictor, answers)]
     found = compare_engine(predictor.engine, predictor.spec)
     bound = TOLERANCE[found.precision]
-    findings.append(
-        Finding(
-            "batches of 1, 2 and 7",
-            f"those of {found.reference}, within {bound:g}",
-            f"largest difference {found.error:.1e}, {100 * found.agreement:.0f} % same top class",
-            *(("passed", "") if found.passes else ("failed", "conversion_failed")),
-        )
-    )
+    shown = f"largest difference {found.error:.1e}, {100 * found.agreement:.0f} % same top class"
+    expected = f"those of {found.reference}, within {bound:g}"
+    findings.append(judged("batches of 1, 2 and 7", expected, shown, found.passes, "conversion_failed"))
     return Computed(findings, answers)
 
 
@@ -64,9 +59,9 @@ def _check_pixels(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> 
     found = [answer.pixels for answer in answers]
     if expected is None:
         return Finding(check, f"none are stored for {key}", _short(found), "recorded")
-    verdict = ("passed", "") if found == expected else ("failed", "conversion_failed")
-    shown = "the same" if found == expected else _short(found)
-    return Finding(check, f"Pillow's, {key}: {_short(expected)}", shown, *verdict)
+    is_same = found == expected
+    shown = "the same" if is_same else _short(found)
+    return judged(check, f"Pillow's, {key}: {_short(expected)}", shown, is_same, "conversion_failed")
 
 
 def _short(hashes: Sequence[str]) -> str:
@@ -76,17 +71,14 @@ def _short(hashes: Sequence[str]) -> str:
 def _check_golden(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> Finding:
     check, expected = "answers", golden_answers(predictor.fingerprint)
     if not expected:
-        finite = all(is_finite(part) for part in as_arrays(answers))
-        verdict = ("recorded", "") if finite else ("failed", "non_finite")
-        return Finding(check, "none are stored for this model", describe(predictor, answers), *verdict)
+        if not all(is_finite(part) for part in as_arrays(answers)):
+            return Finding(check, "finite numbers", "NaN or infinity", "failed", "non_finite")
+        return Finding(check, "none are stored for this model", describe(predictor, answers), "recorded")
     bound = TOLERANCE["float32"]
     error = relative_difference(as_arrays(answers), as_arrays(expected))
-    return Finding(
-        check,
-        f"PyTorch's in float64, within {bound:g} of their standard deviation",
-        f"largest difference {error:.1e}",
-        *(("passed", "") if error <= bound else ("failed", "conversion_failed")),
-    )
+    shown = f"largest difference {error:.1e}"
+    wanted = f"PyTorch's in float64, within {bound:g} of their standard deviation"
+    return judged(check, wanted, shown, error <= bound, "conversion_failed")
 
 
 def describe(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> str:

@@ -18,7 +18,7 @@ _SHARED_MEMORY = "-shm"  # of SQLite, which is made again when a database is ope
 def content_hashes(target: Path) -> dict[str, tuple[int, str]]:
     """Return (bytes, SHA-256) of all files below a folder by their path in it, or of one file by its name.
 
-    Locks are left out. Links are followed. Raises UsageError `unreadable`.
+    Locks are left out. Links to files are followed. Raises UsageError `unreadable`, also for links to folders.
     """
     paths = dict(_files(target, target)) if target.is_dir() else {target.name: target}
     try:
@@ -33,6 +33,8 @@ def content_hashes(target: Path) -> dict[str, tuple[int, str]]:
 
 def _files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.is_symlink():
+            raise UsageError("unreadable", f"{str(path)!r} is a link to a folder", hint="verify that folder itself")
         if path.is_dir():
             yield from _files(path, root)
         elif path.name not in _LOCKS and not path.name.endswith(_SHARED_MEMORY):

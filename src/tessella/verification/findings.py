@@ -77,9 +77,14 @@ def failures(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict == "failed"]
 
 
+def judged(check: str, expected: str, found: str, passed: bool, code: str) -> Finding:
+    """Return the finding of a check that was made. code: if it did not pass."""
+    return Finding(check, expected, found, "passed") if passed else Finding(check, expected, found, "failed", code)
+
+
 def compared(check: str, expected: str, found: str, code: str) -> Finding:
     """Return the finding for two texts that must be equal."""
-    return Finding(check, expected, found, *(("passed", "") if found == expected else ("failed", code)))
+    return judged(check, expected, found, found == expected, code)
 
 
 def describe_machine() -> dict[str, str]:

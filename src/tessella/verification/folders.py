@@ -23,7 +23,7 @@ from ..results import FloatArray, l2_normalize
 from ..storage import damaged_files, file_hash, read_regular, read_sealed
 from ..text import count_of
 from ..training.run_folder import SETTINGS, TrainingRecord
-from .findings import Finding, compared, failures
+from .findings import Finding, compared, failures, judged
 
 SAMPLED_ROWS = 8  # of a run, which are computed again
 HALF_PRECISION = 2.0**-11  # relative rounding error of float16
@@ -73,12 +73,8 @@ def _recompute(out: Path, facts: RunFacts) -> Finding:
     stored = np.array([vector for _, vector in rows], np.float32)
     computed = np.array(predictor.embed([data for data, _ in rows]), np.float32)
     error, bound = float(np.abs(stored - computed).max()), _bound(facts, computed)
-    return Finding(
-        check,
-        f"the stored embeddings, within {bound:.1e}",
-        f"{count_of(len(rows), 'row')}, largest difference {error:.1e}",
-        *(("passed", "") if error <= bound else ("failed", "damaged_run")),
-    )
+    shown = f"{count_of(len(rows), 'row')}, largest difference {error:.1e}"
+    return judged(check, f"the stored embeddings, within {bound:.1e}", shown, error <= bound, "damaged_run")
 
 
 def _bound(facts: RunFacts, embeddings: FloatArray) -> float:

@@ -11,7 +11,7 @@ from ..engine.consistency import TOLERANCE, relative_difference
 from .answers import as_arrays
 from .checkpoints import find_weight_file
 from .contents import content_hashes
-from .findings import Finding, Verification, compared, describe_machine, failures, package_versions
+from .findings import Finding, Verification, compared, describe_machine, failures, judged, package_versions
 from .receipts import Receipt, read_receipt
 from .targets import find_target, path_of
 from .verifying import verify_target
@@ -69,9 +69,9 @@ def _unchecked(given: str, recorded: Receipt, findings: list[Finding]) -> Verifi
 def _compare_files(expected: Mapping[str, tuple[int, str]], found: Mapping[str, tuple[int, str]]) -> Iterator[Finding]:
     """Yield a finding for every file that differs, or one if none does."""
     if len(expected) == len(found) == 1:  # a weight file, whose name may be another one
-        pairs = [(next(iter(expected)), *expected.values(), *found.values())]
-    else:
-        pairs = [(name, expected.get(name), found.get(name)) for name in sorted(expected.keys() | found.keys())]
+        name = next(iter(expected))
+        found = {name: next(iter(found.values()))}
+    pairs = [(name, expected.get(name), found.get(name)) for name in sorted(expected.keys() | found.keys())]
     findings = [Finding(name, _text(old), _text(new), "failed", CODE) for name, old, new in pairs if old != new]
     yield from findings or [Finding("files", f"{len(expected)} with the hashes of the receipt", "all", "passed")]
 
@@ -89,12 +89,9 @@ def _compare_answers(recorded: Receipt, found: Verification) -> Iterator[Finding
     error = float("inf")
     if len(recorded.answers) == len(found.answers):
         error = relative_difference(as_arrays(found.answers), as_arrays(recorded.answers))
-    yield Finding(
-        "answers of the receipt",
-        f"the same, within {bound:g} of their standard deviation",
-        f"largest difference {error:.1e}" + (" (identical)" if recorded.answers == found.answers else ""),
-        *(("passed", "") if error <= bound else ("failed", CODE)),
-    )
+    wanted = f"the same, within {bound:g} of their standard deviation"
+    shown = f"largest difference {error:.1e}" + (" (identical)" if recorded.answers == found.answers else "")
+    yield judged("answers of the receipt", wanted, shown, error <= bound, CODE)
 
 
 def _compare_facts(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[Finding]:

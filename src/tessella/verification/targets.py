@@ -49,6 +49,8 @@ def find_target(given: str, model: str | None = None) -> Artifact:
     if path is None and model is None:
         return Artifact(given, "model", None, given)
     path = path or Path(given)
+    if not given:
+        raise UsageError("not_found", "the target has no name", hint=f"give {_EXPECTED}")
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         if model is not None:
             raise UsageError("bad_argument", f"{given!r} is a folder, which states its model", hint="omit --model")
