@@ -72,9 +72,9 @@ def _recompute(out: Path, facts: RunFacts) -> Finding:
         return Finding(check, f"a model with fingerprint {facts['fingerprint']}", found, "skipped")
     stored = np.array([vector for _, vector in rows], np.float32)
     computed = np.array(predictor.embed([data for data, _ in rows]), np.float32)
-    error, bound = float(np.abs(stored - computed).max()), _bound(facts, computed)
-    shown = f"{count_of(len(rows), 'row')}, largest difference {error:.1e}"
-    return judged(check, f"the stored embeddings, within {bound:.1e}", shown, error <= bound, "damaged_run")
+    difference, bound = float(np.abs(stored - computed).max()), _bound(facts, computed)
+    shown = f"{count_of(len(rows), 'row')}, largest difference {difference:.1e}"
+    return judged(check, f"the stored embeddings, within {bound:.1e}", shown, difference <= bound, "damaged_run")
 
 
 def _bound(facts: RunFacts, embeddings: FloatArray) -> float:

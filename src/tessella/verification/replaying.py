@@ -83,8 +83,8 @@ def _text(file: tuple[int, str] | None) -> str:
 def _compare_answers(recorded: Receipt, found: Verification) -> Iterator[Finding]:
     if not recorded.answers:
         return
-    pixels = [[answer.pixels[:_SHOWN] for answer in answers] for answers in (recorded.answers, found.answers)]
-    yield compared("pixels of the receipt", *map(" ".join, pixels), CODE)
+    old, new = (" ".join(answer.pixels[:_SHOWN] for answer in side.answers) for side in (recorded, found))
+    yield compared("pixels of the receipt", old, new, CODE)
     bound = TOLERANCE.get(recorded.settings.get("precision", ""), TOLERANCE["float32"])
     error = float("inf")
     if len(recorded.answers) == len(found.answers):
