@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,13 +15,19 @@ import pytest
 
 import tessella
 from tessella.engine.artefacts import seal
+from tessella.engine.base import ArrayOutputs
+from tessella.engine.consistency import BATCHES, Consistency, relative_difference
 from tessella.engine.exported import FILE, is_exported
+from tessella.engine.openvino import OpenVinoEngine
 from tessella.errors import UsageError, WeightsError
 from tessella.export import export
 
 from .cli.test_startup import best_seconds
+from .structure import code_lines, parse
+from .test_builtin import CIFAR10_MODEL
 
-CAT = str(Path(__file__).resolve().parent.parent / "examples" / "cat.jpg")
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+CAT = str(EXAMPLES / "cat.jpg")
 
 
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
@@ -150,3 +158,90 @@ def test_a_missing_runtime_is_reported(copied: Path, monkeypatch: pytest.MonkeyP
         tessella.load(f"local-dir:{copied}")
     assert caught.value.code == "missing_dependency"
     assert "pip install openvino" in str(caught.value.hint)
+
+
+# --- the comparison with the source -----------------------------------------------------------------------------------
+
+
+def test_an_export_is_compared_with_the_reference(tmp_path: Path) -> None:
+    checks: list[Consistency] = []
+    export(tessella.load(CIFAR10_MODEL, engine="openvino"), tmp_path / "exported", on_checked=checks.append)
+    (found,) = checks
+    assert tuple(found.errors) == BATCHES == (1, 2, 7)
+    assert 0 < found.error <= 1e-4
+    assert found.agreement == 1
+    assert found.reference == "the unchanged model in PyTorch"
+    assert "(batch 7)" in str(found)
+    assert "100 % same top class" in str(found)
+
+
+def test_an_export_that_differs_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = tessella.load(CIFAR10_MODEL, engine="openvino")
+    compute = OpenVinoEngine.__call__
+
+    def depends_on_neighbors(self: OpenVinoEngine, x: Any) -> ArrayOutputs:
+        logits, embeddings = compute(self, x)
+        return (logits + 0.01 * (len(x) == 2), embeddings) if self.graph else (logits, embeddings)
+
+    monkeypatch.setattr(OpenVinoEngine, "__call__", depends_on_neighbors)
+    with pytest.raises(WeightsError, match=r"batch 2\)") as caught:
+        export(predictor, tmp_path / "exported")
+    assert caught.value.code == "conversion_failed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_no_numbers_are_infinitely_wrong() -> None:
+    good = np.eye(3, dtype=np.float32)
+    for bad in (np.full_like(good, np.nan), good[:2], np.full_like(good, np.inf)):
+        assert relative_difference((bad, good), (good, good)) == np.inf
+        assert relative_difference((good, bad), (good, good)) == np.inf
+    assert relative_difference((good, good), (good, good)) == 0
+    found = Consistency({1: 0.0, 2: float("nan")}, 1.0, 7, "float32", "itself")
+    assert not found.passes
+    assert dataclasses.replace(found, errors={1: 0.0}).passes
+
+
+def test_a_fine_tuned_model_keeps_its_own_labels(tmp_path: Path) -> None:
+    labels = ["ä cat", "dog, or wolf", "no animal"]
+    model = tessella.create_model(CIFAR10_MODEL, pretrained=True, num_classes=3)
+    tessella.save_pretrained(model, tmp_path / "saved", config_overrides={"label_names": labels})
+    source = tessella.load(f"local-dir:{tmp_path / 'saved'}", engine="openvino")
+    exported = tessella.load(f"local-dir:{export(source, tmp_path / 'exported')}")
+    assert list(exported.labels) == list(source.labels) == labels
+    assert exported.classify(CAT, top=1)[0].label == source.classify(CAT, top=1)[0].label
+
+
+# --- a program without this package -----------------------------------------------------------------------------------
+
+PROGRAM = EXAMPLES / "run_export.py"
+
+
+def test_the_program_is_short() -> None:
+    assert code_lines(parse(PROGRAM.read_text(), "run_export")) <= 30
+
+
+def test_the_program_imports_only_numpy_pillow_and_a_runtime() -> None:
+    nodes = list(ast.walk(ast.parse(PROGRAM.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert names == {"json", "sys", "pathlib", "numpy", "PIL", "openvino", "onnxruntime"}
+
+
+def test_the_program_gives_the_same_probabilities(folder: Path) -> None:
+    """Importing tessella and torch fails in its process."""
+    images = [CAT, str(EXAMPLES / "coffee.jpg")]
+    code = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['tessella'] = None\n"
+        f"sys.argv = [{str(PROGRAM)!r}, {str(folder)!r}, *{images!r}]\n"
+        f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = tessella.load(f"local-dir:{folder}").classify(images, top=3)
+    lines = done.stdout.splitlines()
+    assert [lines[0], lines[4]] == images
+    for shown, predictions in zip((lines[1:4], lines[5:8]), expected, strict=True):
+        for line, prediction in zip(shown, predictions, strict=True):
+            label, _, probability = line.strip().rpartition(" ")
+            assert label == prediction.label
+            assert float(probability) == pytest.approx(prediction.probability, abs=1e-4)

@@ -31,6 +31,7 @@ LAYERS = [
     {"comparison"},
     {"cards"},
     {"training"},
+    {"verification"},
     {"explain"},
     {"serve", "client"},
     {"cli"},

@@ -25,6 +25,7 @@ CODES: dict[str, Kind] = {
     "unknown_tag": Kind(2, 404, "the architecture has no checkpoint with that tag"),
     "no_weights": Kind(2, 404, "no trained weights are published for this architecture"),
     "wrong_input_size": Kind(2, 422, "the image size does not fit this model"),
+    "unsupported_system": Kind(2, 501, "the operating system does not support this"),
     "missing_dependency": Kind(2, 501, "an optional package is not installed"),
     "changed_run": Kind(2, 409, "the folder holds a run with other settings or other data"),
     "other_calibration": Kind(2, 409, "the calibration is of another model, or of other settings"),
@@ -32,6 +33,8 @@ CODES: dict[str, Kind] = {
     "exists": Kind(2, 409, "something of that name exists already"),
     "alignment_refused": Kind(2, 422, "an alignment of the embeddings of two models would lose too many neighbors"),
     "damaged_run": Kind(6, 500, "files of the run are missing or damaged"),
+    "damaged_receipt": Kind(6, 500, "the receipt is not what was written"),
+    "not_as_recorded": Kind(6, 409, "a file or an answer differs from the receipt"),
     "output_failed": Kind(6, 500, "a result could not be written"),
     # clusters
     "cluster_failed": Kind(8, 503, "the cluster could not be used, or failed during the run"),

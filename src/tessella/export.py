@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from .calibration.finding import beside
@@ -11,19 +12,26 @@ from .calibration.storage import write_calibration
 from .checks import checked
 from .engine.artefacts import GRAPHS
 from .engine.base import GraphEngine
+from .engine.consistency import Consistency, check_exported
 from .engine.exported import write_card
 from .errors import OutputError, UsageError
 from .predictor import Predictor
 
 
 @checked
-def export(predictor: Predictor, folder: str | Path) -> Path:
+def export(
+    predictor: Predictor, folder: str | Path, *, on_checked: Callable[[Consistency], None] | None = None
+) -> Path:
     """Write a folder for `tessella.load("local-dir:FOLDER")`, and for other programs that use OpenVINO or ONNX.
 
     predictor: loaded with `engine="openvino"` or `engine="onnxruntime"`, in the desired precision. The graph takes
     (B,H,W,3) uint8 images, already resized and cropped, and returns logits (B,classes) and embeddings (B,width).
-    A calibration of the Predictor is written, too. The folder is written completely or not at all. Raises UsageError
-    `bad_argument`, OutputError `output_failed`.
+    A calibration of the Predictor is written, too. Before the folder appears, its outputs are compared with the
+    model's, for photographs in batches of 1, 2 and 7. on_checked: receives the result of the comparison. The folder is
+    written completely or not at all.
+
+    Raises UsageError `bad_argument`, OutputError `output_failed`, and WeightsError `conversion_failed` if the outputs
+    differ by more than the tolerance.
     """
     folder = Path(folder)
     engine = predictor.engine
@@ -44,11 +52,14 @@ def export(predictor: Predictor, folder: str | Path) -> Path:
             write_card(draft, card)
             if predictor.calibration is not None:  # not in the manifest: it has its own hash, and may be made again
                 write_calibration(beside(draft), predictor.calibration)
+            found = check_exported(draft, engine)
             if folder.exists():
                 folder.rmdir()
             draft.rename(folder)
     except OSError as error:
         raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror or error}") from None
+    if on_checked is not None:
+        on_checked(found)
     return folder
 
 

@@ -17,6 +17,8 @@ from importlib import util
 from pathlib import Path
 from typing import Literal, get_args
 
+from .errors import UsageError
+
 # packages whose version changes the speed or the results of models
 RUNTIMES = ("torch", "openvino", "onnx", "onnxscript", "onnxruntime")
 
@@ -233,6 +235,21 @@ def lower_priority(steps: int) -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + steps))
+
+
+def require_fork(purpose: str) -> None:
+    """Check that this system can fork processes and pass open files to them, which Windows cannot.
+
+    purpose: the subject of the message. Raises UsageError `unsupported_system`.
+    """
+    import socket  # takes 3 ms
+
+    if not (hasattr(os, "fork") and hasattr(socket, "recv_fds")):
+        raise UsageError(
+            "unsupported_system",
+            f"{purpose} decodes images in forked processes, which {platform.system()} does not support",
+            hint="use Linux, on Windows in WSL 2; `tessella classify`, `embed` and `search` work here",
+        )
 
 
 def available_cores() -> int:

@@ -90,6 +90,8 @@ SURFACE = {
         ),
         *("--bad-inputs", "--prometheus", "--ray", "--actor-cores", "--json"),
     ],
+    "verify": ["TARGET", "--model", "--receipt", "--json"],
+    "replay": ["RECEIPT", "[TARGET]", "--model", "--json"],
     "verify-run": ["RUN", "--repair", "--json"],
     "index": ["RUN", "--json", "--map"],
     "search": [

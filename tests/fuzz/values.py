@@ -129,6 +129,8 @@ GOOD: dict[str, dict[str, list[list[str]]]] = {
         method=[["exact"], ["grad-cam"]], out=[["made"], ["made.html"]],
     ),
     "run": dict(_READING, out=[["made"], ["made/run"]], processes=[["1"], ["2"]], shard_rows=[["4"]]),
+    "verify": dict(target=[["run"], ["run-cut"], ["local-dir:tiny"], ["weights.pth"]], receipt=[["made.json"]]),
+    "replay": dict(receipt=[["labels.csv"], ["small.json"]], target=[["run"]]),
     "verify-run": dict(folder=[["run"], ["run-cut"]]),
     "index": dict(folder=[["run"], ["unindexed"]]),
     "search": dict(folder=[["run"]], queries=[["photos/0.jpg"], ["photos/0.png", "photos/1.png"]]),

@@ -23,6 +23,7 @@ from ..data.names import Skipped, is_missing_path
 from ..data.sources import iter_sources
 from ..errors import OutputError, RunError, UsageError
 from ..extras import need_pyarrow, require
+from ..machine import require_fork
 from ..predictor import Predictor
 from ..records import csv_line
 from ..signals import GracefulStop
@@ -101,15 +102,14 @@ def run(
     loads it and is called after the inputs were checked (see AutomaticEngine). cluster: where to compute the shards
     with Ray; None for this process. on_event: is called with a RunRemark, RunProgress or ShardFinished.
 
-    Raises UsageError: bad_argument, busy, changed_run, damaged_run, missing_dependency, not_found; OutputError
-    `output_failed`; RunError: interrupted, and on a cluster cluster_failed, not_shared and the errors of actors.
+    Raises UsageError: bad_argument, busy, changed_run, damaged_run, missing_dependency, not_found, unsupported_system;
+    OutputError `output_failed`; RunError: interrupted, and on a cluster cluster_failed, not_shared and the errors of
+    actors.
     """
     out, inputs = as_path("out", out), as_inputs(inputs)
     if not isinstance(predictor, Predictor) and not _is_started(out):
         _require_inputs(inputs)
-    need_pyarrow()
-    if cluster:
-        require("ray", "a run on a cluster")
+    _check_system(cluster)
     bad_inputs = None if settings.bad_inputs is None else check_output(Path(settings.bad_inputs), [".csv"])
     if not isinstance(predictor, Predictor):
         predictor, cluster = load_for_run(out, predictor, cluster, on_event)
@@ -145,6 +145,14 @@ def run(
 
 
 # --- starting and resuming --------------------------------------------------------------------------------------------
+
+
+def _check_system(cluster: Cluster | None) -> None:
+    """Raise UsageError `unsupported_system` or `missing_dependency` if a run is not possible here."""
+    require_fork("`tessella run`")
+    need_pyarrow()
+    if cluster:
+        require("ray", "a run on a cluster")
 
 
 def _is_started(out: Path) -> bool:

@@ -286,7 +286,7 @@ def export(name: str, folder: str, checkpoint: str | None, engine: str, precisio
         precision=precision,
         images=read_samples(images),
     )
-    done = write_export(predictor, folder)
+    done = write_export(predictor, folder, on_checked=lambda found: notice(f"checked: {found}"))
     reason = predictor.plan.choice("precision").reason
     shown = printable(str(done))
     echo(f"wrote {shown}: {printable(predictor.name)} for {engine} in {predictor.plan.precision} ({reason})")

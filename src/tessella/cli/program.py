@@ -61,6 +61,8 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "features": ("classify", "Show or save feature maps of a model's blocks."),
     "explain": ("explain", "Show which parts of an image support its class, and how faithful that is."),
     "run": ("bulk", "Classify and embed a whole collection into Parquet files."),
+    "verify": ("verification", "Check that a model, export, run or index is what it should be."),
+    "replay": ("verification", "Check a copy against the receipt of `verify`, on any machine."),
     "verify-run": ("bulk", "Check every file of a run and report damage."),
     "index": ("search", "Make a run searchable, or update its index."),
     "search": ("search", "Find the images of a run that are most similar to the queries."),

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
+from ..signals import SIGNALS
 from .augment import TrainTransform
 from .datasets import LabelledImages
 from .mix import Erasing, erase
@@ -286,7 +287,7 @@ class Loader:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # the processes already use all cores
     # these signals are sent to the whole process group; only the trainer handles them
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -31,6 +31,7 @@ from ..data.source import Source
 from ..data.spec import InputSpec
 from ..data.turbo import encode_jpeg
 from ..errors import UsageError
+from ..machine import require_fork
 from ..records import finite_or_none
 from ..results import FloatArray, l2_normalize
 from ..storage import check_output, write_bytes
@@ -72,8 +73,9 @@ def gallery(out: str | Path, path: str | Path, *, log: Callable[[str], None] = l
     The file contains a thumbnail of every image, its key, label and size, and its embedding in 8 bits per number. The
     map is that of the index, or else a PCA. log: receives progress messages.
     Raises UsageError: `not_found` without a run or an index, `damaged_run`, `bad_argument` for more than 10,000 images
-    or another suffix, `missing_dependency`; OutputError `output_failed`.
+    or another suffix, `missing_dependency`, `unsupported_system`; OutputError `output_failed`.
     """
+    require_fork("`tessella gallery`")
     folder, path = as_path("the run", out), check_output(as_path("the file", path), (".html",))
     facts = read_run(folder)
     table, points_N2 = _read(folder, facts)

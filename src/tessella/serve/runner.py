@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from ..errors import ServeError
+from ..machine import require_fork
 from .app import create_app
 from .connection import limited_connections, refusing_connection
 from .loops import garbage_frozen, loop_factory
@@ -58,8 +59,9 @@ def serve(
     on_ready: called once the models are loaded. on_stop: called at the first signal with the longest time that the
     server will take to end; a second signal ends the process at once, with status 130. log_requests: as in
     `create_app`. Raises ServeError `cannot_listen` if the address is in use, `worker_failed` if the server cannot
-    recover from a failure; the errors of `tessella.load`.
+    recover from a failure; UsageError `unsupported_system`; the errors of `tessella.load`.
     """
+    require_fork("`tessella serve`")
     with handle_signals() as stop, contextlib.closing(bind(settings.host, settings.port)) as listener:
         allow_open_files(OPEN_FILES)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
