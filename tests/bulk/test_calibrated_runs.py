@@ -157,19 +157,20 @@ def indexed(plain: Predictor, images: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("memory", [None, 0])
-def test_searches_can_ask_for_unknown_images(indexed: Path, memory: int | None) -> None:
+def test_searches_can_ask_for_unknown_images(indexed: Path, images: Path, memory: int | None) -> None:
+    query = f"key:{images / '0.png'}"
     rows = {row["key"]: row for row in rows_of(indexed) if row["status"] == "ok"}
     index = Index(indexed, memory=memory)
     for condition, wanted in (("unknown", True), ("NOT unknown", False)):
-        found = index.search("key:0.png", top=20, where=condition)
-        expected = {key for key, row in rows.items() if row["unknown"] is wanted and key != "0.png"}
+        found = index.search(query, top=20, where=condition)
+        expected = {key for key, row in rows.items() if row["unknown"] is wanted and key != query[4:]}
         assert {one.key for one in found} == expected
         assert expected
         assert all(one.unknown is wanted for one in found)
-    for one in index.search("key:0.png", top=20):
+    for one in index.search(query, top=20):
         assert one.set_size == len(rows[one.key]["set_index"])  # type: ignore[arg-type]
         assert one.familiarity == pytest.approx(rows[one.key]["familiarity"])
-    assert {one.key for one in index.search("key:0.png", top=20, where="set_size = 1")} <= {
+    assert {one.key for one in index.search(query, top=20, where="set_size = 1")} <= {
         key
         for key, row in rows.items()
         if len(row["set_index"]) == 1  # type: ignore[arg-type]
@@ -191,9 +192,9 @@ def test_the_index_of_a_model_without_one_says_what_is_missing(plain: Predictor,
     build_index(tmp_path / "run")
     index = Index(tmp_path / "run")
     assert index.columns.unknown is None
-    assert index.search("key:0.png", top=1)[0].unknown is None
+    assert index.search(f"key:{images / '0.png'}", top=1)[0].unknown is None
     with pytest.raises(UsageError, match="there is no column 'unknown'") as caught:
-        index.search("key:0.png", where="unknown")
+        index.search(f"key:{images / '0.png'}", where="unknown")
     assert "calibrated model" in caught.value.hint
 
 
@@ -201,4 +202,4 @@ def test_every_image_can_be_unknown(plain: Predictor, images: Path, tmp_path: Pa
     run([images], tmp_path / "run", plain.with_calibration(never_known(calibration_for(plain))), SETTINGS)
     assert all(row["unknown"] for row in rows_of(tmp_path / "run") if row["status"] == "ok")
     build_index(tmp_path / "run")
-    assert Index(tmp_path / "run").search("key:0.png", where="NOT unknown") == []
+    assert Index(tmp_path / "run").search(f"key:{images / '0.png'}", where="NOT unknown") == []

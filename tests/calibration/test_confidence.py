@@ -31,7 +31,7 @@ def test_it_helps_where_a_temperature_does_not() -> None:
     scaled = calibration_error(judge(later / fitted.temperature, truth))
     curved = calibration_error(judge(calibrated_logits(fitted, later), truth))
     assert scaled > 0.03
-    assert curved < 0.012
+    assert curved < 0.016  # 20,000 images of perfect probabilities have 0.005
 
 
 def test_the_identity_is_temperature_scaling() -> None:

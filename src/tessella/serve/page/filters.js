@@ -87,7 +87,7 @@ class Filters extends HTMLElement {
           make(
             "div",
             { class: "field" },
-            make("label", { class: "strong", for: this.unknown.id }, "Unknown images"),
+            make("label", { for: this.unknown.id }, "Unknown images"),
             this.unknown,
             make("span", { class: "hint" }, "They are unlike those that the model knows."),
           ),
