@@ -20,6 +20,7 @@ photographs.py) are counted apart, in columns called `related`. --part I/N takes
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -126,6 +127,7 @@ def measure_splits(name: str, data: str, outputs: LabeledOutputs) -> Iterator[di
             labels.append(later.labels)
             errors.append(calibration_error(judge(calibrated_logits(fitted, later.logits), later.labels)))
             worst.append(min(judged.covered[later.labels == k].mean() for k in classes))
+        print(f"{name}: {SPLITS} divisions, per class: {per_class}", file=sys.stderr, flush=True)
         yield dict(
             model=name, data=data, images=len(outputs.labels), splits=SPLITS, coverage=COVERAGE,
             kind="per class" if per_class else "marginal", top1=round(float(before.correct.mean()), 4),
@@ -278,28 +280,31 @@ def show(name: str, calibration: Calibration) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Write the tables."""
-    promises: list[dict[str, Any]] = []
-    unknown: list[dict[str, Any]] = []
-    shipped: list[dict[str, Any] | None] = []
-    drawn: list[tuple[Predictor, LabeledOutputs]] = []
+    """Write the tables, each as soon as it is complete."""
     runner, images = Runner(args.cache), open_labelled(args.cifar)
+    unknown: list[dict[str, Any]] = []
+    shipped: list[dict[str, Any]] = []
+    drawn: list[tuple[Predictor, LabeledOutputs]] = []
+    everything: dict[str, LabeledOutputs] = {}
     for name in MODELS:
         predictor = load(name)
         outputs, photos = runner.labeled(predictor, images), runner.photographs(predictor, args.photos)
-        promises += measure_splits(name, args.cifar.name, outputs)
+        everything[name] = outputs
         unknown += measure_detectors(name, outputs, photos)
         later = outputs.take(places_of(args.part, len(images)))
-        shipped.append(measure_shipped(predictor, later, photos))
-        drawn += [(predictor, later)] if predictor.calibration is not None else []
+        if (row := measure_shipped(predictor, later, photos)) is not None:
+            shipped.append(row)
+            drawn.append((predictor, later))
+    write_table("calibration-unknown", unknown, args.out)
+    if shipped:
+        write_table("calibration-shipped", shipped, args.out)
     if args.picture and drawn:
         draw_reliability(args.picture, drawn)
+    promises = [row for name, outputs in everything.items() for row in measure_splits(name, args.cifar.name, outputs)]
     with tempfile.TemporaryDirectory() as folder:
         name, outputs = clothing_outputs(runner, args.clothing, Path(folder))
         promises += measure_splits(name, f"{args.clothing.name}, half of train, and test", outputs)
-    for what, rows in (("calibration", promises), ("calibration-unknown", unknown), ("calibration-shipped", shipped)):
-        if measured := [row for row in rows if row is not None]:
-            write_table(what, measured, args.out)
+    write_table("calibration", promises, args.out)
 
 
 def main() -> None:
