@@ -116,14 +116,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     online(monkeypatch, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         for fetch in (fetch_config, fetch_model):
             monkeypatch.setattr(sources, fetch.__name__, functools.partial(fetch, endpoint=hub.url))
         yield hub
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-def test_the_client_of_the_hub_validates_cards(hub: FakeHub, tmp_path: Path) -> None:
+def test_the_client_of_the_hub_validates_cards(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     folder = save_pretrained(tiny("gmlp"), tmp_path / "saved", config_overrides={"license": "Mine, all mine: v1"})
     texts = [card_of("crossvit_9_240.in1k"), card_of(BUILTIN), card(folder), (folder / "README.md").read_text()]
     for text in texts:
@@ -209,7 +209,7 @@ def test_names_folders_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_exported_folder_has_no_card() -> None:
     with pytest.raises(UsageError, match="exported") as caught:
-        card(Path(__file__).parent.parent / "stored" / "exported")
+        card(Path(__file__).parent.parent / "stored" / "exported" / "openvino")
     assert caught.value.code == "bad_argument"
 
 
