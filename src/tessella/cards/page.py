@@ -34,13 +34,13 @@ input[type=number] { width: 6rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   background: var(--paper) }
-th[scope=row], th:first-child, td.text { text-align: left }
+th[scope=row], th[data-kind=text], td.text { text-align: left }
 th[scope=row], th:first-child { position: sticky; left: 0; z-index: 1 }
 th button { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
 th[aria-sort=ascending] button::after { content: " \\2191" }
 th[aria-sort=descending] button::after { content: " \\2193" }
 tr.front th[scope=row] { background: var(--mark) }
-td.note { white-space: normal; min-width: 18rem }
+td.note { white-space: normal; min-width: 40rem }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px }
 .soft { color: var(--soft) }
 @media (max-width: 40rem) { th[scope=row], th:first-child { min-width: 9rem; max-width: 9rem;
