@@ -154,7 +154,7 @@ def test_the_front_has_exactly_the_rows_that_none_surpasses(pairs: list[tuple[in
         )
         for i, (speed, top1) in enumerate(pairs)
     ]
-    front = [(row.speed("here"), row.imagenet) for row in pareto_front(rows, "here")]
+    front = [(row.speed("here") or 0, row.imagenet or 0) for row in pareto_front(rows, "here")]
     best = {
         (speed, top1)
         for speed, top1 in pairs
