@@ -119,11 +119,12 @@ def _write_comparison(rows: Sequence[ModelRow], machine: Machine, outputs: Mappi
         elif option_name == "html":
             from ..cards.page import comparison_page
 
-            write_bytes(path, comparison_page(rows).encode())
+            write_bytes(path, comparison_page(rows, machine).encode())
         else:
             from ..cards.figure import draw_comparison
 
             draw_comparison(rows, machine, path)
+        notice(printable(f"wrote {path}"))
 
 
 def _print_list(rows: Sequence[ModelRow]) -> None:
