@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, ModelCardData, constants
 
 import tessella
 from tessella.cards import card
@@ -53,7 +53,9 @@ def test_the_card_of_every_checkpoint_is_valid_and_has_its_figures(name: str) ->
     assert text.count(f"# Model card for {name}") == 1
     assert f"Params (M): {facts['params'] / 1e6:.1f}" in text or facts["params"] < 1e6
     assert f"Image size: {row.input_size[2]} x {row.input_size[1]}" in text
-    results = ModelCard(text).data.eval_results or []
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    results = data.eval_results or []
     tested = {key: figures.top1 for key, figures in published_accuracy(name).items() if "clean" not in key}
     published = {top1 for key, top1 in tested.items() if key != "imagenet-real"}
     assert {result.metric_value for result in results if "Top-1" in str(result.metric_name)} == published

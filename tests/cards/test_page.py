@@ -97,7 +97,7 @@ def test_the_page_sorts_and_filters(browser: Any, tmp_path: Path) -> None:
 def test_the_picture(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"models{suffix}"
-    draw_comparison(ROWS, "rtx-4090", path)
+    assert draw_comparison(ROWS, "rtx-4090", path)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
 

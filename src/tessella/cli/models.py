@@ -123,7 +123,8 @@ def _write_comparison(rows: Sequence[ModelRow], machine: Machine, outputs: Mappi
         else:
             from ..cards.figure import draw_comparison
 
-            draw_comparison(rows, machine, path)
+            if not draw_comparison(rows, machine, path):
+                continue
         notice(printable(f"wrote {path}"))
 
 
