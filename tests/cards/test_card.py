@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, ModelCardData, constants
 
 import tessella
 from tessella.cards import card
@@ -53,7 +53,9 @@ def test_the_card_of_every_checkpoint_is_valid_and_has_its_figures(name: str) ->
     assert text.count(f"# Model card for {name}") == 1
     assert f"Params (M): {facts['params'] / 1e6:.1f}" in text or facts["params"] < 1e6
     assert f"Image size: {row.input_size[2]} x {row.input_size[1]}" in text
-    results = ModelCard(text).data.eval_results or []
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    results = data.eval_results or []
     tested = {key: figures.top1 for key, figures in published_accuracy(name).items() if "clean" not in key}
     published = {top1 for key, top1 in tested.items() if key != "imagenet-real"}
     assert {result.metric_value for result in results if "Top-1" in str(result.metric_name)} == published
@@ -116,14 +118,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     online(monkeypatch, tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with FakeHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         for fetch in (fetch_config, fetch_model):
             monkeypatch.setattr(sources, fetch.__name__, functools.partial(fetch, endpoint=hub.url))
         yield hub
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-def test_the_client_of_the_hub_validates_cards(hub: FakeHub, tmp_path: Path) -> None:
+def test_the_client_of_the_hub_validates_cards(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     folder = save_pretrained(tiny("gmlp"), tmp_path / "saved", config_overrides={"license": "Mine, all mine: v1"})
     texts = [card_of("crossvit_9_240.in1k"), card_of(BUILTIN), card(folder), (folder / "README.md").read_text()]
     for text in texts:
@@ -209,7 +211,7 @@ def test_names_folders_and_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_exported_folder_has_no_card() -> None:
     with pytest.raises(UsageError, match="exported") as caught:
-        card(Path(__file__).parent.parent / "stored" / "exported")
+        card(Path(__file__).parent.parent / "stored" / "exported" / "openvino")
     assert caught.value.code == "bad_argument"
 
 

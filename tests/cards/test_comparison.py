@@ -18,6 +18,7 @@ from tessella.cards.comparison import (
     MeasuredSpeed,
     ModelFilter,
     ModelRow,
+    benchmark_speeds,
     compare_models,
     comparison_csv,
     pareto_front,
@@ -129,6 +130,16 @@ def test_a_record_of_another_machine_is_not_used(cache: Path) -> None:
     assert speeds_here() == {}
 
 
+def test_speeds_of_a_result_file() -> None:
+    results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    speeds = benchmark_speeds(results / "cpu_amd-epyc-2-cores-avx512-bf16_2026-11-29.csv")
+    assert len(speeds) == 5
+    assert speeds["convit_base"].images_per_second == 14.17
+    assert speeds["convit_base"].conditions.startswith("Tessella, float32, batch size 8, AMD EPYC, 2 cores, 2 threads")
+    with pytest.raises(UsageError):
+        benchmark_speeds(results / "dedup_amd-epyc-2-cores-avx512-bf16_float32_torch2.13_2026-11-29.csv")
+
+
 # --- the Pareto front -------------------------------------------------------------------------------------------------
 
 TEMPLATE = compare_models(["convit_tiny"], measured={})[0]
@@ -143,7 +154,7 @@ def test_the_front_has_exactly_the_rows_that_none_surpasses(pairs: list[tuple[in
         )
         for i, (speed, top1) in enumerate(pairs)
     ]
-    front = [(row.speed("here"), row.imagenet) for row in pareto_front(rows, "here")]
+    front = [(row.speed("here") or 0, row.imagenet or 0) for row in pareto_front(rows, "here")]
     best = {
         (speed, top1)
         for speed, top1 in pairs

@@ -59,6 +59,7 @@ def test_speeds_of_this_machine_state_their_conditions() -> None:
     assert "this machine: openvino, on a test." in page
     assert "images/s, this machine" in page
     assert "images/s, this machine" not in comparison_page(ROWS)
+    assert "images/s, AMD EPYC" in comparison_page(rows, here="AMD EPYC")
 
 
 def test_the_page_sorts_and_filters(browser: Any, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_page_sorts_and_filters(browser: Any, tmp_path: Path) -> None:
 def test_the_picture(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / f"models{suffix}"
-    draw_comparison(ROWS, "rtx-4090", path)
+    assert draw_comparison(ROWS, "rtx-4090", path)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG") if suffix == ".png" else b"<svg" in data
 

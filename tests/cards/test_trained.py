@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from tessella.cards import card
 from tessella.cards.calibration_facts import read_calibration_facts
@@ -49,7 +49,9 @@ def test_a_card_has_training_and_evaluation(folder: Path) -> None:
     assert "tessella train images --config config.json" in text
     assert report["conditions"]["fingerprint"] in text
     assert "The probabilities are not calibrated. The expected calibration error was" in text
-    (result,) = (row for row in ModelCard(text).data.eval_results or () if "Top-1" in str(row.metric_name))
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    (result,) = (row for row in data.eval_results or () if "Top-1" in str(row.metric_name))
     assert result.metric_value == pytest.approx(100 * report["metrics"]["top1"], abs=1e-3)
     assert result.source_url is None
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]

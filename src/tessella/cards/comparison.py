@@ -274,6 +274,28 @@ def _speed_of(record: TunedRecord, costs: Mapping[str, ModelFacts]) -> MeasuredS
     return None
 
 
+def benchmark_speeds(path: Path) -> dict[str, MeasuredSpeed]:
+    """Return the speeds of Tessella's default in a CSV file of `scripts/bench report`, by architecture.
+
+    They are in float32, at the largest batch size of the file. Raises UsageError `bad_argument` for a file without
+    such rows.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row.get("kind"), row.get("candidate")) == ("speed", "Tessella")]
+    rows = [row for row in rows if row["precision"] == "float32" and row["value"]]
+    if not rows:
+        raise UsageError("bad_argument", f"{str(path)!r} has no speeds of Tessella in float32")
+    batch = max(int(row["batch"]) for row in rows)
+    return {
+        row["model"]: MeasuredSpeed(
+            float(row["value"]),
+            f"Tessella, float32, batch size {batch}, {row['cpu']}, {row['threads']} threads, {row['date']}",
+        )
+        for row in rows
+        if int(row["batch"]) == batch
+    }
+
+
 # --- output -----------------------------------------------------------------------------------------------------------
 
 

@@ -41,14 +41,17 @@ def check_points(rows: Sequence[ModelRow], machine: Machine) -> list[ModelRow]:
     return points
 
 
-def draw_comparison(rows: Sequence[ModelRow], machine: Machine, path: Path) -> None:
-    """Draw accuracy against speed to a .png or .svg file; if it cannot be drawn, a warning is logged.
+def draw_comparison(rows: Sequence[ModelRow], machine: Machine, path: Path) -> bool:
+    """Draw accuracy against speed to a .png or .svg file; return whether it was drawn, and log a warning if not.
 
     Raises the errors of `check_points`, and OutputError `output_failed`.
     """
     points = check_points(rows, machine)
-    if data := draw_or_warn(str(path), lambda: render_comparison(points, machine, path.suffix.lower())):
-        write_bytes(path, data)
+    data = draw_or_warn(str(path), lambda: render_comparison(points, machine, path.suffix.lower()))
+    if data is None:
+        return False
+    write_bytes(path, data)
+    return True
 
 
 def render_comparison(rows: Sequence[ModelRow], machine: Machine, suffix: str) -> bytes:

@@ -34,17 +34,17 @@ input[type=number] { width: 6rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   background: var(--paper) }
-th[scope=row], th:first-child, td.text { text-align: left }
+th[scope=row], th[data-kind=text], td.text { text-align: left }
 th[scope=row], th:first-child { position: sticky; left: 0; z-index: 1 }
 th button { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
 th[aria-sort=ascending] button::after { content: " \\2191" }
 th[aria-sort=descending] button::after { content: " \\2193" }
 tr.front th[scope=row] { background: var(--mark) }
-td.note { white-space: normal; min-width: 18rem }
+td.note { white-space: normal; min-width: 40rem }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 1px }
 .soft { color: var(--soft) }
-@media (max-width: 40rem) { th[scope=row], th:first-child { max-width: 9rem; overflow-wrap: anywhere;
-  white-space: normal } }
+@media (max-width: 40rem) { th[scope=row], th:first-child { min-width: 9rem; max-width: 9rem;
+  overflow-wrap: anywhere; white-space: normal } }
 """
 SCRIPT = """
 "use strict";
@@ -135,9 +135,18 @@ class _Column(NamedTuple):
 
 
 def comparison_page(
-    rows: Sequence[ModelRow], machine: Machine = "rtx-4090", *, title: str = "Comparison of all checkpoints"
+    rows: Sequence[ModelRow],
+    machine: Machine = "rtx-4090",
+    *,
+    title: str = "Comparison of all checkpoints",
+    here: str = MACHINES["here"][0],
 ) -> str:
-    """Return the comparison as an HTML page. machine: whose speed decides which models are on the Pareto front."""
+    """Return the comparison as an HTML page.
+
+    machine: whose speed decides which models are on the Pareto front. here: what the machine "here" is called, for a
+    page that is read elsewhere.
+    """
+    names = {key: here if key == "here" else name for key, (name, _) in MACHINES.items()}
     machines: list[Machine] = [name for name in MACHINES if any(row.speed(name) for row in rows)]
     front = {row.name for row in pareto_front(rows, machine)}
     return _PAGE.format(
@@ -149,16 +158,14 @@ def comparison_page(
         intro=(
             "Top-1 accuracy (%) is published by timm; that of the models for CIFAR-10 was measured by this project. "
             "Choose a column header to sort. Marked names are on the Pareto front: no other model is at least as "
-            f"accurate on ImageNet-1k and as fast on {html_text(MACHINES[machine][0])}."
+            f"accurate on ImageNet-1k and as fast on {html_text(names[machine])}."
         ),
         families=_choices([row.family for row in rows]),
         licenses=_choices([row.licence for row in rows]),
-        header="".join(map(_header_cell, _columns(machines))),
+        header="".join(map(_header_cell, _columns([names[key] for key in machines]))),
         rows="\n".join(_row(row, machines, row.name in front) for row in rows),
         notes=" ".join(
-            f"{html_text(name)}: {html_text(_conditions(rows, key, conditions))}."
-            for key, (name, conditions) in MACHINES.items()
-            if key in machines
+            f"{html_text(names[key])}: {html_text(_conditions(rows, key, MACHINES[key][1]))}." for key in machines
         ),
     )
 
@@ -178,7 +185,7 @@ def _conditions(rows: Sequence[ModelRow], machine: Machine, known: str) -> str:
     return found.pop() if len(found) == 1 else known.replace("`", "")
 
 
-def _columns(machines: Sequence[Machine]) -> list[_Column]:
+def _columns(machines: Sequence[str]) -> list[_Column]:
     return [
         _Column("model", False, "ascending"),
         _Column("family", False, "ascending"),
@@ -188,7 +195,7 @@ def _columns(machines: Sequence[Machine]) -> list[_Column]:
         _Column("px", first="ascending"),
         *map(_Column, SETS.values()),
         _Column("CIFAR-10"),
-        *(_Column(f"images/s, {MACHINES[machine][0]}") for machine in machines),
+        *(_Column(f"images/s, {machine}") for machine in machines),
         _Column("license", False, "ascending"),
         _Column("note", False, "ascending"),
     ]

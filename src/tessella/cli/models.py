@@ -88,23 +88,18 @@ def list_(
     machine: Machine,
     compare: bool,
     as_json: bool,
-    csv_file: str | None,
-    plot: str | None,
-    html: str | None,
-    **where: Any,
+    **options: Any,
 ) -> None:
     """List models with their weights, input size and published accuracy, or compare them."""
     from ..cards.comparison import ModelFilter, compare_models
     from ..storage import check_output
     from ..weights.catalogue import CATALOGUE
 
-    outputs = {
-        "csv": csv_file and check_output(csv_file, [".csv"]),
-        "html": html and check_output(html, [".html"]),
-        "plot": plot and check_output(plot, [".png", ".svg"]),
-    }
-    rows = compare_models(patterns, ModelFilter(**where), sort=sort, machine=machine)
-    _write_comparison(rows, machine, {kind: path for kind, path in outputs.items() if path})
+    suffixes = {"csv_file": [".csv"], "html": [".html"], "plot": [".png", ".svg"]}
+    files = {option: file for option in suffixes if (file := options.pop(option))}
+    outputs = {option: check_output(file, suffixes[option]) for option, file in files.items()}
+    rows = compare_models(patterns, ModelFilter(**options), sort=sort, machine=machine)
+    _write_comparison(rows, machine, outputs)
     if as_json:
         for row in rows:
             echo_json(row.as_dict())
@@ -114,21 +109,23 @@ def list_(
 
 
 def _write_comparison(rows: Sequence[ModelRow], machine: Machine, outputs: Mapping[str, Path]) -> None:
-    """Write the files that were asked for, by kind: csv, html, plot."""
+    """Write the files that were asked for, by option."""
     from ..cards.comparison import comparison_csv
     from ..storage import write_bytes
 
-    for kind, path in outputs.items():
-        if kind == "csv":
+    for option_name, path in outputs.items():
+        if option_name == "csv_file":
             write_bytes(path, comparison_csv(rows))
-        elif kind == "html":
+        elif option_name == "html":
             from ..cards.page import comparison_page
 
-            write_bytes(path, comparison_page(rows).encode())
+            write_bytes(path, comparison_page(rows, machine).encode())
         else:
             from ..cards.figure import draw_comparison
 
-            draw_comparison(rows, machine, path)
+            if not draw_comparison(rows, machine, path):
+                continue
+        notice(printable(f"wrote {path}"))
 
 
 def _print_list(rows: Sequence[ModelRow]) -> None:

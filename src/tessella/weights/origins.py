@@ -43,7 +43,7 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Source:
+class Repository:
     """A repository in which weights were published by the people who trained them.
 
     code_license: an SPDX identifier, "" if it is not known here.
@@ -65,7 +65,7 @@ class Origin:
     trained: str
     data: tuple[str, ...] = ()
     methods: tuple[Paper, ...] = ()
-    source: Source | None = None
+    source: Repository | None = None
 
 
 CONVMIXER_PAPER = Paper("Patches Are All You Need?", 2022, "2201.09792", ("Asher Trockman", "J. Zico Kolter"), "")
@@ -149,14 +149,14 @@ FAMILIES: dict[str, tuple[str, tuple[Paper, ...]]] = {  # by the first word of a
     "crossvit": ("CrossViT", (CROSSVIT_PAPER,)),
 }
 
-TIMM = Source("https://github.com/huggingface/pytorch-image-models", "Apache-2.0")
-_MIIL = Source("https://github.com/Alibaba-MIIL/ImageNet21K")
+TIMM = Repository("https://github.com/huggingface/pytorch-image-models", "Apache-2.0")
+_MIIL = Repository("https://github.com/Alibaba-MIIL/ImageNet21K")
 _SOURCES = {  # of the weights by the authors of a family's paper
-    "convmixer": Source("https://github.com/locuslab/convmixer", "MIT"),
-    "convit": Source("https://github.com/facebookresearch/convit", "Apache-2.0"),
-    "mixer": Source("https://github.com/google-research/vision_transformer", "Apache-2.0"),
-    "resmlp": Source("https://github.com/facebookresearch/deit", "Apache-2.0"),
-    "crossvit": Source("https://github.com/IBM/CrossViT", "Apache-2.0"),
+    "convmixer": Repository("https://github.com/locuslab/convmixer", "MIT"),
+    "convit": Repository("https://github.com/facebookresearch/convit", "Apache-2.0"),
+    "mixer": Repository("https://github.com/google-research/vision_transformer", "Apache-2.0"),
+    "resmlp": Repository("https://github.com/facebookresearch/deit", "Apache-2.0"),
+    "crossvit": Repository("https://github.com/IBM/CrossViT", "Apache-2.0"),
 }
 _AUTHORS = "by the authors of the paper"
 _TRAINED: dict[str, tuple[str, tuple[str, ...], tuple[Paper, ...]]] = {  # by tag
@@ -213,7 +213,7 @@ def origin_of(checkpoint: Checkpoint) -> Origin:
     return Origin(trained, data, methods, _source_of(checkpoint))
 
 
-def _source_of(checkpoint: Checkpoint) -> Source | None:
+def _source_of(checkpoint: Checkpoint) -> Repository | None:
     if not checkpoint.hf_hub_id:
         return None
     if checkpoint.tag.startswith("miil"):
