@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import logsumexp  # type: ignore[import-untyped]
-from scipy.stats import kstest  # type: ignore[import-untyped]
+from scipy.special import logsumexp
+from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
 from tessella.calibration.calibration import UnknownDetection

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+from scipy.optimize import minimize_scalar
 
 from tessella.calibration.temperature import HIGHEST, LOWEST, fit_temperature, scaled_probabilities
 from tessella.evaluation.metrics import judge
