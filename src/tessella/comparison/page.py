@@ -94,7 +94,7 @@ def _classes(comparison: Comparison) -> Iterator[str]:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    yield '<div class="scroll"><table><thead><tr>'
+    yield '<div class="scroll" tabindex="0"><table><thead><tr>'  # can be scrolled with the keyboard
     yield from (f'<th scope="col">{html_text(cell)}</th>' for cell in header)
     yield "</tr></thead><tbody>"
     for first, *others in rows:
