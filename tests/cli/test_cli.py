@@ -169,7 +169,7 @@ SURFACE = {
     ],
     "compare": [
         *("OLD", "NEW", "[DATA]", "--split", "--transform", "--policy", "--precision", "--engine", "--device"),
-        *("--no-speed", "--pictures", "--write-alignment", "--out", "--json"),
+        *("--speed", "--pictures", "--write-alignment", "--out", "--json"),
     ],
     "bench": [
         *("[MODEL...]", "--engines", "--precision", "--against", "--pretrained", "--device", "--batch-size"),

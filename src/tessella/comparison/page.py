@@ -17,9 +17,13 @@ from .images import iter_sources_at
 from .results import Comparison, sentences, side_rows
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8885; --good: #1a7f37; --bad: #c9302c; --other: #6e7781 }
-@media (prefers-color-scheme: dark) { :root { --good: #57d27a; --bad: #ff8078; --other: #9aa4ad } }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 1.5rem auto; padding: 0 1rem }
+:root { color-scheme: light dark; --page: #fff; --text: #1c1c1e; --line: #8885 }
+:root { --good: #1a7f37; --bad: #c9302c; --other: #6e7781 }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #1c1c1e; --text: #f2f2f7; --good: #57d27a; --bad: #ff8078; --other: #9aa4ad }
+}
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 1.5rem auto; padding: 0 1rem;
+  background: var(--page); color: var(--text) }
 h1 { font-size: 1.35rem; overflow-wrap: anywhere }
 h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
 .verdict { font-size: 1.05rem; font-weight: 600 }
@@ -90,7 +94,7 @@ def _classes(comparison: Comparison) -> Iterator[str]:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    yield '<div class="scroll"><table><thead><tr>'
+    yield '<div class="scroll" tabindex="0"><table><thead><tr>'  # can be scrolled with the keyboard
     yield from (f'<th scope="col">{html_text(cell)}</th>' for cell in header)
     yield "</tr></thead><tbody>"
     for first, *others in rows:

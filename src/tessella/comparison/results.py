@@ -22,7 +22,10 @@ from .speed import Speed
 
 SAME_ANSWERS = 0.99  # as the gate of int8 requires of decided answers
 SAME_NEIGHBORS = 0.8  # as the gate of int8 requires
-# Share of the neighbors that an alignment has to keep, see `scripts/bench compare`.
+# Share of the neighbors that an alignment has to keep. With embeddings of CIFAR-10's test images, the five built-in
+# models, which were trained independently of each other, keep 15 to 34 %: most of what is found is then another image
+# of the same class. A model keeps 92 % of its neighbors with itself in int8, and 99 % in bfloat16. Nothing measured
+# lies between; half means that more of the results stay than change. `scripts/bench compare` measures it.
 LEAST_KEPT = 0.5
 
 
