@@ -10,7 +10,7 @@ const TABS = [
   ["json", "Answer (JSON)", (request) => JSON.stringify(request.answer, shortened, 2)],
 ];
 
-const TOKEN = /^[ -~]+$/; // others are in no header that a browser can send, and the server has none
+const TOKEN_TEXT = /^[ -~]+$/; // others are in no header that a browser can send, and the server has none
 
 /** Long lists of numbers, such as embeddings, and pictures are cut in the view of the answer. */
 function shortened(key, value) {
@@ -113,7 +113,7 @@ export function askToken(isRejected) {
           event.preventDefault();
           const text = input.value.trim();
           if (!text) return;
-          if (TOKEN.test(text)) {
+          if (TOKEN_TEXT.test(text)) {
             token = text;
             dialog.close();
           } else {
