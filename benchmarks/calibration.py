@@ -213,13 +213,15 @@ def measure_shipped(predictor: Predictor, outputs: LabeledOutputs, photos: Label
     unknown, _ = without_related(photos)
     before = judge(outputs.logits, outputs.labels)
     after = judge(calibrated_logits(calibration, outputs.logits), outputs.labels)
+    scaled = judge(outputs.logits / np.float32(calibration.temperature), outputs.labels)
     judged = judge_sets(outputs, calibration.temperature, calibration.sets, calibration.unknown)
     return dict(
         model=name, made_from=calibration.data.origin, calibration_images=calibration.data.images,
         images=len(outputs.labels), temperature=round(calibration.temperature, 4), method=calibration.sets.method,
         per_class=calibration.sets.per_class, detector=calibration.unknown.detector.kind,
         top1=round(float(before.correct.mean()), 4), ece_before=round(calibration_error(before), 4),
-        ece_after=round(calibration_error(after), 4), loss_before=round(float(before.loss.mean()), 4),
+        ece_temperature=round(calibration_error(scaled), 4), ece_after=round(calibration_error(after), 4),
+        loss_before=round(float(before.loss.mean()), 4),
         loss_after=round(float(after.loss.mean()), 4), coverage=calibration.coverage,
         covered=round(float(judged.covered.mean()), 4), set_size=round(float(judged.sizes.mean()), 3),
         false_alarms=round(float(judged.unknown.mean()), 4), photographs=len(unknown.labels),
