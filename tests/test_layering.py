@@ -28,6 +28,7 @@ LAYERS = [
     {"search"},
     {"performance"},
     {"evaluation"},
+    {"inspection"},
     {"card"},
     {"training"},
     {"explain"},

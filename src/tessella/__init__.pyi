@@ -2,6 +2,7 @@ from . import bulk as bulk
 from . import data as data
 from . import evaluation as evaluation
 from . import explain as explain
+from . import inspection as inspection
 from . import models as models
 from . import performance as performance
 from . import search as search

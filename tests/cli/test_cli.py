@@ -145,6 +145,10 @@ SURFACE = {
         *("DATA", "--val", "--val-fraction", "--model", "--shots", "--target-accuracy", "--seed", "--out"),
         *("--attach-to", "--json"),
     ],
+    "inspect": [
+        *("DATA...", "--unlabeled", "--model", "--near", "--label-margin", "--min-images", "--seed", "--out"),
+        *("--write-list", "--remove", "--json"),
+    ],
     "evaluate": [
         *("DATA", "--split", "--dataset", "--real-labels", "--model", "--checkpoint", "--engine", "--precision"),
         *("--device", "--batch-size", "--transform", "--policy", "--restrict", "--out", "--json"),

@@ -73,6 +73,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "export": ("models", "Export a model to a folder that needs no PyTorch."),
     "train": ("training", "Train or fine-tune a classifier on labeled images."),
     "evaluate": ("evaluation", "Measure the accuracy of models on labeled images."),
+    "inspect": ("inspection", "Find duplicates, leaks, label errors and odd images before training."),
     "probe": ("evaluation", "Measure how well a model's embeddings separate classes."),
     "bench": ("performance", "Benchmark engines against each other."),
     "tune": ("performance", "Find the fastest settings for a model on this machine."),
