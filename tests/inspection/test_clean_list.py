@@ -95,14 +95,15 @@ def test_members_of_archives(tmp_path: Path) -> None:
 
 
 def test_any_name_can_be_listed(tmp_path: Path) -> None:
-    names = ["a/ edge .jpg ", "a/new\nline.jpg", "b/" + os.fsdecode(b"\xff.jpg"), "b/back\\x.jpg", 'b/"q", x.jpg']
-    names[0] = "a/ edge.jpg"
-    write(tmp_path / "data", *names)
+    names = ["a/ edge.jpg", "a/new\nline.jpg", "b/" + os.fsdecode(b"\xff.jpg"), "b/back\\x.jpg", 'b/"q", x.jpg']
+    write(tmp_path / "data", "a/0.jpg", "b/0.jpg")
+    for name in names:
+        (tmp_path / "data" / name).write_bytes(os.fsencode(name))
     images = open_all_splits([tmp_path / "data"])
-    assert write_clean_list(tmp_path / "clean.csv", images, []) == 5
+    assert write_clean_list(tmp_path / "clean.csv", images, []) == 7
     assert list(read(tmp_path / "clean.csv")[0]) == ["escaped_path", "label"]
     again = open_labelled(tmp_path / "clean.csv")
-    assert {again.read(i) for i in range(5)} == {image_bytes(name) for name in names}
+    assert {again.read(i) for i in range(7)} >= {os.fsencode(name) for name in names}
 
 
 def test_a_list_of_a_list(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_planted_label_errors_are_found() -> None:
     found = find_label_errors(vectors, given, np.arange(600), 4, progress=lambda *event: seen.append(event))
     assert found is not None
     reported = found.confident & (found.margin >= 0.5)
-    assert (reported & changed).sum() / changed.sum() > 0.9
+    assert (reported & changed).sum() / changed.sum() > 0.8
     assert (reported & changed).sum() / reported.sum() > 0.9
     assert 20 <= found.estimated <= 45
     assert (found.suggested[reported & changed] == labels[reported & changed]).mean() > 0.95

@@ -77,7 +77,7 @@ def test_statistics_say_what_their_names_say() -> None:
 def test_a_tile_is_the_mean_of_what_it_covers() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
     expected = pixels.reshape(32, 3, 32, 2, 3).mean((1, 3))
-    assert np.abs(tile_of(pixels) - expected).max() <= 0.51
+    assert np.abs(tile_of(pixels) - expected).max() < 1  # rows and columns are rounded one after the other
     small = pixels[:32, :32]
     assert tile_of(small) is small
 

@@ -79,7 +79,7 @@ def _compare(first_PSS: FloatArray, second_PSS: FloatArray) -> Similarity:
     score_P = np.maximum(place.correlation, 0) * np.float32(0.1)  # an order for pairs that are not refined
     promising = np.flatnonzero(place.correlation >= REFINED)
     if len(promising):
-        chosen = _Place(*(values[promising] for values in place))
+        chosen = _take(place, promising)
         score_P[promising] = _refined(outer_PSS[promising], inner_PSS[promising], chosen)
     scale_P = np.where(swapped, 1 / place.scale, place.scale).astype(np.float32)
     return Similarity(score_P.astype(np.float32), place.mirrored, scale_P)
@@ -94,6 +94,11 @@ def _choose(first_P: NDArray[np.bool_], a: _Place, b: _Place) -> _Place:
         column=np.where(first_P, a.column, b.column),
         correlation=np.where(first_P, a.correlation, b.correlation),
     )
+
+
+def _take(place: _Place, rows: NDArray[np.int64]) -> _Place:
+    """Return the places of some pairs (P,)."""
+    return _Place(place.scale[rows], place.mirrored[rows], place.row[rows], place.column[rows], place.correlation[rows])
 
 
 # --- the search -------------------------------------------------------------------------------------------------------

@@ -56,8 +56,10 @@ class DatasetFiles:
         return list(dict.fromkeys(file for split in splits for file in self.splits[split]))
 
     def paths(self, splits: Iterable[str]) -> set[str]:
-        """Return the resolved paths of the files of these splits."""
+        """Return the resolved paths of the files of these splits; of a list with a column of splits, with the split."""
         root = os.path.realpath(absolute(self.root))
+        if self.by_column:  # the splits of a list are different lines of one file
+            return {f"{join_path(root, file.name)} ({split})" for split in splits for file in self.splits[split]}
         return {join_path(root, file.name) for file in self.files(splits)}
 
     def choose(self, split: Split) -> list[str] | None:
