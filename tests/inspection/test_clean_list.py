@@ -12,8 +12,9 @@ from tessella.data.all_splits import SplitImages, open_all_splits
 from tessella.data.datasets import open_labelled, open_split
 from tessella.errors import UsageError
 from tessella.inspection.clean_list import removed_images, write_clean_list
-from tessella.inspection.findings import REMOVED, Finding
+from tessella.inspection.findings import Finding
 from tessella.inspection.inspector import inspect
+from tessella.inspection.kinds import REMOVED
 from tessella.predictor import Predictor
 
 from ..data.labelled import image_bytes, samples, write, write_parquet, write_tar

@@ -106,15 +106,16 @@ def inspect(
     compared with predictions of a classifier that was trained without the image. Nothing is deleted.
     """
     from ..data.all_splits import open_all_splits
-    from ..inspection.clean_list import check_kinds
-    from ..inspection.findings import REMOVED
-    from ..storage import check_output
+    from ..inspection.kinds import REMOVED, check_kinds
 
     removed = REMOVED if remove is None else tuple(split(remove))
     check_kinds(removed)
-    if write_list is not None:
-        check_output(write_list, [".csv"])
+
+    from ..inspection.clean_list import check_list
+
     images = open_all_splits(data, unlabeled=settings["unlabeled"])
+    if write_list is not None:
+        check_list(write_list, images, removed)
 
     from ..inspection import InspectionSettings, write_clean_list
     from ..inspection import inspect as run_inspection
@@ -137,7 +138,7 @@ def inspect(
 
 
 def _print(result: Inspection) -> None:
-    from ..inspection.findings import KINDS
+    from ..inspection.kinds import KINDS
 
     for line in (*result.choices, *result.notes):
         notice(printable(line))

@@ -24,7 +24,8 @@ from .pixel_statistics import TILE
 WINDOW = 20  # pixels of a side of the window that is searched
 SCALES = (1.0, 0.89, 0.8, 0.71, 0.63)  # sizes of the searched tile, relative to the other
 CHUNK = 128  # pairs at a time: their windows have 35 MB
-REFINED = 0.55  # correlation from which the place is refined; less is no duplicate
+REFINED = 0.7  # correlation from which the place is refined; copies have more
+PROMISING = 0.3  # similarity at the place that was found from which better places near it are tried
 _OFFSETS = (-0.5, 0.0, 0.5)  # pixels around the best place
 _FACTORS = (0.94, 1.0, 1.06)  # of the best scale
 _BLUR = 5  # pixels of a side of the square over which SSIM takes its local means
@@ -76,11 +77,13 @@ def _compare(first_PSS: FloatArray, second_PSS: FloatArray) -> Similarity:
     place = _choose(swapped, back, there)
     outer_PSS = np.where(swapped[:, None, None], second_PSS, first_PSS)
     inner_PSS = np.where(swapped[:, None, None], first_PSS, second_PSS)
-    score_P = np.maximum(place.correlation, 0) * np.float32(0.1)  # an order for pairs that are not refined
-    promising = np.flatnonzero(place.correlation >= REFINED)
-    if len(promising):
-        chosen = _take(place, promising)
-        score_P[promising] = _refined(outer_PSS[promising], inner_PSS[promising], chosen)
+    score_P = np.maximum(place.correlation, 0) * np.float32(0.1)  # an order for pairs that are not scored
+    rows = np.flatnonzero(place.correlation >= REFINED)
+    if len(rows):
+        score_P[rows] = _similarity_at(outer_PSS[rows], inner_PSS[rows], _take(place, rows))
+        rows = rows[score_P[rows] >= PROMISING]
+    if len(rows):
+        score_P[rows] = _refined(outer_PSS[rows], inner_PSS[rows], _take(place, rows))
     scale_P = np.where(swapped, 1 / place.scale, place.scale).astype(np.float32)
     return Similarity(score_P.astype(np.float32), place.mirrored, scale_P)
 
@@ -112,7 +115,9 @@ def _search(outer_PSS: FloatArray, inner_PSS: FloatArray) -> _Place:
     template_PTW = np.stack(templates, 1).reshape(pairs, len(templates), WINDOW**2)
     template_PTW = template_PTW - template_PTW.mean(2, keepdims=True)
     template_PTW /= np.sqrt((template_PTW**2).sum(2, keepdims=True)) + np.float32(1e-3)
-    energy_PO = np.einsum("pow,pow->po", windows, windows) - windows.sum(2) ** 2 / WINDOW**2
+    reach_OS = _windows()
+    sum_PO = (reach_OS @ outer_PSS @ reach_OS.T).reshape(pairs, -1)
+    energy_PO = (reach_OS @ outer_PSS**2 @ reach_OS.T).reshape(pairs, -1) - sum_PO**2 / WINDOW**2
     correlation_POT = windows @ template_PTW.transpose(0, 2, 1)
     correlation_POT /= np.sqrt(np.maximum(energy_PO, 0))[..., None] + np.float32(1e-3)
     best_P = correlation_POT.reshape(pairs, -1).argmax(1)
@@ -193,8 +198,19 @@ def _interpolation(scale_P: FloatArray, offset_P: FloatArray) -> tuple[FloatArra
 
 def _box(values_PSS: FloatArray) -> FloatArray:
     """Return the sum over the square of _BLUR pixels around each pixel, (P,S,S); outside is zero."""
-    reach = _BLUR // 2
-    padded = np.pad(values_PSS, ((0, 0), (reach + 1, reach), (reach + 1, reach)))
-    sums = padded.cumsum(1, dtype=np.float64).cumsum(2)
-    total = sums[:, _BLUR:, _BLUR:] - sums[:, :-_BLUR, _BLUR:] - sums[:, _BLUR:, :-_BLUR] + sums[:, :-_BLUR, :-_BLUR]
-    return total.astype(np.float32)
+    band_SS = _band()
+    return band_SS @ values_PSS @ band_SS
+
+
+@functools.cache
+def _band() -> FloatArray:
+    """Return the (S,S) matrix that sums _BLUR pixels around each pixel of a line."""
+    place_S = np.arange(TILE)
+    return (np.abs(place_S[:, None] - place_S) <= _BLUR // 2).astype(np.float32)
+
+
+@functools.cache
+def _windows() -> FloatArray:
+    """Return the (O,S) matrix that sums the pixels of a line in each place of a window."""
+    first_O, place_S = np.arange(TILE - WINDOW + 1)[:, None], np.arange(TILE)
+    return ((place_S >= first_O) & (place_S < first_O + WINDOW)).astype(np.float32)

@@ -12,17 +12,9 @@ from ..data.layouts.path_lists import ESCAPED_PATH, SPLIT_COLUMN
 from ..errors import UsageError
 from ..records import csv_line
 from ..storage import check_output, write_bytes
-from ..text import any_of, escape
-from .findings import KINDS, PROTECTED, REMOVED, Finding, label_of
-
-
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise UsageError `bad_argument` for a kind of finding that does not exist or cannot be removed."""
-    for kind in kinds:
-        if kind not in KINDS or kind == "small_class":
-            allowed = [name for name in KINDS if name != "small_class"]
-            message = f"{kind!r} is not a kind of finding that can be removed"
-            raise UsageError("bad_argument", message, hint=f"choose from {any_of(allowed)}")
+from ..text import escape
+from .findings import Finding, label_of
+from .kinds import PROTECTED, REMOVED, check_kinds
 
 
 def removed_images(findings: Sequence[Finding], remove: Collection[str] = REMOVED) -> set[int]:
@@ -36,6 +28,17 @@ def removed_images(findings: Sequence[Finding], remove: Collection[str] = REMOVE
     }
 
 
+def check_list(path: str | Path, images: SplitImages, remove: Sequence[str] = REMOVED) -> Path:
+    """Check that a list can be written, before the work starts, and return its path.
+
+    Raises UsageError `bad_argument` for another suffix, images without labels, or an unknown kind of finding.
+    """
+    check_kinds(remove)
+    if not images.is_labeled:
+        raise UsageError("bad_argument", "the images have no labels, so there is nothing to train on with a list")
+    return check_output(as_path("the list", path), [".csv"])
+
+
 @checked
 def write_clean_list(
     path: str | Path, images: SplitImages, findings: Sequence[Finding], remove: Sequence[str] = REMOVED
@@ -46,10 +49,7 @@ def write_clean_list(
     path is not plain text, the column is `escaped_path` instead. remove: kinds of findings. Raises UsageError
     `bad_argument` for images without labels, for an unknown kind and if no image remains, OutputError `output_failed`.
     """
-    check_kinds(remove)
-    path = check_output(as_path("the list", path), [".csv"])
-    if not images.is_labeled:
-        raise UsageError("bad_argument", "the images have no labels, so there is nothing to train on with a list")
+    path = check_list(path, images, remove)
     removed = removed_images(findings, remove)
     kept = [i for i in range(len(images)) if i not in removed]
     if not kept:

@@ -16,7 +16,8 @@ import numpy as np
 from ..plots.sheet import encode_png
 from ..storage import create_output_folder, write_bytes
 from ..text import count_of, encode_text, html_text
-from .findings import KINDS, PAIRED, Finding, label_of
+from .findings import Finding, label_of
+from .kinds import KINDS, PAIRED
 from .pictures import class_colors, draw_map, map_points, thumbnails
 from .settings import ProgressCallback
 
