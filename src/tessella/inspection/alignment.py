@@ -12,18 +12,21 @@ Letters for shapes: P pairs, S side of a tile, T templates, W side of a window, 
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from ..machine import available_cores
 from ..results import FloatArray
 from .pixel_statistics import TILE
 
 WINDOW = 20  # pixels of a side of the window that is searched
 SCALES = (1.0, 0.89, 0.8, 0.71, 0.63)  # sizes of the searched tile, relative to the other
-CHUNK = 128  # pairs at a time: their windows have 35 MB
+CHUNK = 128  # pairs at a time and thread: their windows have 35 MB
+MAX_THREADS = 8
 REFINED = 0.7  # correlation from which the place is refined; copies have more
 PROMISING = 0.3  # similarity at the place that was found from which better places near it are tried
 _OFFSETS = (-0.5, 0.0, 0.5)  # pixels around the best place
@@ -57,10 +60,13 @@ class _Place(NamedTuple):
 
 def compare_tiles(first_PSS3: NDArray[np.uint8], second_PSS3: NDArray[np.uint8]) -> Similarity:
     """Compare pairs of tiles (P,S,S,3)."""
-    parts = [
-        _compare(_luma(first_PSS3[i : i + CHUNK]), _luma(second_PSS3[i : i + CHUNK]))
-        for i in range(0, len(first_PSS3), CHUNK)
-    ]
+
+    def compare(first: int) -> Similarity:
+        rows = slice(first, first + CHUNK)
+        return _compare(_luma(first_PSS3[rows]), _luma(second_PSS3[rows]))
+
+    with ThreadPoolExecutor(min(available_cores(), MAX_THREADS), "tessella-compare") as pool:
+        parts = [*pool.map(compare, range(0, len(first_PSS3), CHUNK))]  # NumPy computes without holding the lock
     if not parts:
         return Similarity(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32))
     return Similarity(*(np.concatenate(column) for column in zip(*parts, strict=True)))
