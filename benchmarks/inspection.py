@@ -22,9 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from dedup import KINDS, make_copy
@@ -34,7 +33,8 @@ from table import RESULTS, write_table
 from tessella.data.all_splits import SplitImages, open_all_splits
 from tessella.data.decode import decode
 from tessella.data.resize import resize_exact
-from tessella.inspection.copies import Copies, candidate_pairs, find_copies
+from tessella.inspection.alignment import compare_tiles
+from tessella.inspection.copies import CANDIDATE, Copies, find_copies
 from tessella.inspection.label_errors import find_label_errors
 from tessella.inspection.measuring import Measurements, measure
 from tessella.inspection.neighbors import Neighbors, find_neighbors
@@ -185,43 +185,57 @@ def report_others(pairs: Copies, chosen: NDArray[np.bool_], images: SplitImages)
 
 
 def measure_audit(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row per threshold, and write the sample."""
+    """Return a row per threshold, and write the sample. Candidates are the nearest training images of a test image."""
     predictor = load(args.model)
     images = open_all_splits(args.data)
-    measured, neighbors = measured_of(images, predictor, cache_of(args, "audit"))
-    tests = np.flatnonzero([images.split_of(i) == "test" for i in range(len(images))])
-    is_test = np.isin(np.arange(len(images)), tests)
-    pairs = scored_pairs(measured, neighbors, predictor.name)
-    crosses = is_test[pairs.i] != is_test[pairs.j]
-    number = np.cumsum(is_test) - 1, np.cumsum(~is_test) - 1  # of an image in its own split
-    test = np.where(is_test[pairs.i], pairs.i, pairs.j)
-    train = np.where(is_test[pairs.i], pairs.j, pairs.i)
+    measured = measure(images, predictor, cache_of(args, "audit"))
+    is_test = np.array([images.split_of(i) == "test" for i in range(len(images))])
+    tests, trains = np.flatnonzero(is_test & measured.ok), np.flatnonzero(~is_test & measured.ok)
+    cosine, nearest = nearest_of(measured.vectors[tests], measured.vectors[trains], args.candidates)
+    row, column = np.nonzero(cosine >= CANDIDATE)
+    pairs = Pairs(row, nearest[row, column], np.zeros(len(row), np.float32))
+    step = 4_096
+    for first in range(0, len(row), step):
+        part = slice(first, first + step)
+        ends = measured.tiles[tests[pairs.test[part]]], measured.tiles[trains[pairs.train[part]]]
+        pairs.score[part] = compare_tiles(*ends).score
     known = read_known(args.known) if args.known else {}
     rows = []
     for near in NEAR:
-        found = crosses & ((pairs.score >= near) | (pairs.kind == "exact"))
-        named = {(int(number[0][a]), int(number[1][b])) for a, b in zip(test[found], train[found], strict=True)}
-        tested = {a for a, _ in named}
-        row = dict(model=predictor.name, near=near, pairs=len(named), test_images=len(tested), tests=len(tests))
+        found = pairs.score >= near
+        named = set(zip(pairs.test[found].tolist(), pairs.train[found].tolist(), strict=True))
+        tested = {test for test, _ in named}
+        facts = dict(model=predictor.name, near=near, compared=len(row), pairs=len(named), test_images=len(tested))
         for judgment in sorted(set(known.values())):
             wanted = [pair for pair, value in known.items() if value == judgment]
-            row[f"recall_pairs_{judgment}"] = round(sum(pair in named for pair in wanted) / len(wanted), 4)
-            row[f"recall_images_{judgment}"] = round(sum(a in tested for a, _ in wanted) / len(wanted), 4)
-        rows.append(row)
-    if args.known:
-        first, second, _ = candidate_pairs(neighbors)
-        candidates = set(zip(first.tolist(), second.tolist(), strict=True))
-        positions = [(tests[a], np.flatnonzero(~is_test)[b]) for a, b in known]
-        seen = np.mean([(min(p), max(p)) in candidates for p in positions])
-        print(f"{100 * seen:.1f} % of the known pairs are candidates")
+            facts[f"recall_pairs_{judgment}"] = round(sum(pair in named for pair in wanted) / len(wanted), 4)
+            facts[f"recall_images_{judgment}"] = round(sum(test in tested for test, _ in wanted) / len(wanted), 4)
+        rows.append(facts)
     if args.sample:
-        unique: dict[int, int] = {}
-        for row_number in np.flatnonzero(crosses & (pairs.kind != "exact"))[
-            np.argsort(-pairs.score[crosses & (pairs.kind != "exact")])
-        ].tolist():
-            unique.setdefault(int(test[row_number]), row_number)  # the strongest pair of each test image
-        write_sample(args, images, pairs, [*unique.values()], (test, train), (number[0], number[1]))
+        write_sample(args, images, pairs, tests, trains)
     return rows
+
+
+class Pairs(NamedTuple):
+    """Pairs of a test and a training image, by their numbers in their splits, and their scores: (P,) each."""
+
+    test: NDArray[np.int64]
+    train: NDArray[np.int64]
+    score: NDArray[np.float32]
+
+
+def nearest_of(
+    queries_QD: NDArray[np.float16], vectors_ND: NDArray[np.float16], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the cosines (Q,count) of the nearest vectors (N,D) of each query (Q,D), and their rows."""
+    wide_DN = vectors_ND.astype(np.float32).T
+    cosines, rows = [], []
+    for first in range(0, len(queries_QD), 500):
+        cosine = queries_QD[first : first + 500].astype(np.float32) @ wide_DN
+        best = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        rows.append(best)
+        cosines.append(np.take_along_axis(cosine, best, 1))
+    return np.concatenate(cosines), np.concatenate(rows)
 
 
 def read_known(path: Path) -> dict[tuple[int, int], str]:
@@ -233,33 +247,29 @@ def read_known(path: Path) -> dict[tuple[int, int], str]:
 def write_sample(
     args: argparse.Namespace,
     images: SplitImages,
-    pairs: Copies,
-    rows: Sequence[int],
-    ends: tuple[NDArray[np.int64], NDArray[np.int64]],
-    number: tuple[NDArray[np.int64], NDArray[np.int64]],
+    pairs: Pairs,
+    tests: NDArray[np.int64],
+    trains: NDArray[np.int64],
 ) -> None:
-    """Write a sheet of pictures per band of scores, and a CSV file of its pairs with an empty judgment."""
+    """Write a sheet of pictures per band of scores, and a CSV file of its pairs with an empty judgment.
+
+    A test image occurs once, in its strongest pair.
+    """
     rng = np.random.default_rng(0)
+    order = np.argsort(-pairs.score, kind="stable")
+    strongest = order[np.unique(pairs.test[order], return_index=True)[1]]
     lines = []
     args.sample.mkdir(parents=True, exist_ok=True)
     for low, high in itertools.pairwise(BANDS):
-        inside = [row for row in rows if low <= pairs.score[row] < high]
-        chosen = sorted(rng.permutation(inside)[: args.per_band].tolist(), key=lambda row: -pairs.score[row])
+        inside = strongest[(pairs.score[strongest] >= low) & (pairs.score[strongest] < high)]
+        chosen = rng.permutation(inside)[: args.per_band]
         cells = []
-        for row in chosen:
-            first, second = (int(end[row]) for end in ends)
-            sides = [enlarged(images.images.read(i)) for i in (first, second)]
+        for pair in chosen[np.argsort(-pairs.score[chosen], kind="stable")].tolist():
+            test, train = int(pairs.test[pair]), int(pairs.train[pair])
+            sides = [enlarged(images.images.read(int(i))) for i in (tests[test], trains[train])]
             cells.append(np.concatenate([*sides, np.full((SIDE, 12, 3), 255, np.uint8)], 1))
-            lines.append(
-                dict(
-                    band=f"{low}-{min(high, 1.0)}",
-                    in_band=len(inside),
-                    index_test=int(number[0][first]),
-                    index_train=int(number[1][second]),
-                    score=round(float(pairs.score[row]), 4),
-                    judgment="",
-                )
-            )
+            facts = dict(index_test=test, index_train=train, score=round(float(pairs.score[pair]), 4), judgment="")
+            lines.append(dict(band=f"{low}-{min(high, 1.0)}", in_band=len(inside)) | facts)
         if cells:
             cells += [np.full_like(cells[0], 255)] * (-len(cells) % ACROSS)
             gap = np.full((8, cells[0].shape[1] * ACROSS, 3), 255, np.uint8)
@@ -320,6 +330,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=50, metavar="N", help="copies of each kind [default: 50]")
     parser.add_argument("--known", type=Path, metavar="FILE", help="published list of pairs, for audit")
     parser.add_argument("--sample", type=Path, metavar="FOLDER", help="write pictures of a sample, for audit")
+    parser.add_argument("--candidates", type=int, default=5, metavar="N", help="neighbors to compare [default: 5]")
     parser.add_argument("--per-band", type=int, default=30, metavar="N", help="pairs of each band [default: 30]")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep embeddings there for the next call")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
