@@ -48,9 +48,9 @@ def tile(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.resize((TILE, TILE), Image.Resampling.BOX))
 
 
-def save(image: Image.Image, path: Path, **options: int) -> Path:
+def save(image: Image.Image, path: Path, quality: int = 75) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
+    image.save(path, quality=quality)  # PNG ignores it
     return path
 
 

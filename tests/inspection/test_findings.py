@@ -48,8 +48,8 @@ def copies(*pairs: tuple[int, int, str, float]) -> Copies:
 
 
 def evidence(images: SplitImages, found: Copies, labels: LabelErrors | None = None) -> Evidence:
-    zero = np.zeros(6, np.float32)
-    return Evidence(images, measurements(np.eye(6)), found, labels, Remoteness(zero, zero, zero, zero), [])
+    remote = Remoteness(*(np.zeros(6, np.float32) for _ in range(4)))
+    return Evidence(images, measurements(np.eye(6)), found, labels, remote, [])
 
 
 def findings(facts: Evidence) -> list[Finding]:

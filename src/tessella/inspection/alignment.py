@@ -205,7 +205,7 @@ def _interpolation(scale_P: FloatArray, offset_P: FloatArray) -> tuple[FloatArra
 def _box(values_PSS: FloatArray) -> FloatArray:
     """Return the sum over the square of _BLUR pixels around each pixel, (P,S,S); outside is zero."""
     band_SS = _band()
-    return band_SS @ values_PSS @ band_SS
+    return (band_SS @ values_PSS @ band_SS).astype(np.float32, copy=False)
 
 
 @functools.cache
