@@ -12,6 +12,7 @@ Letters for shapes: P pairs, S side of a tile, T templates, W side of a window, 
 from __future__ import annotations
 
 import functools
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -28,9 +29,9 @@ SCALES = (1.0, 0.89, 0.8, 0.71, 0.63)  # sizes of the searched tile, relative to
 CHUNK = 128  # pairs at a time and thread: their windows have 35 MB
 MAX_THREADS = 8
 REFINED = 0.7  # correlation from which the place is refined; copies have more
-PROMISING = 0.3  # similarity at the place that was found from which better places near it are tried
+PROMISING = 0.45  # similarity at the place that was found from which better places near it are tried
 _OFFSETS = (-0.5, 0.0, 0.5)  # pixels around the best place
-_FACTORS = (0.94, 1.0, 1.06)  # of the best scale
+_FACTORS = (0.94, 1.06)  # of the best scale
 _BLUR = 5  # pixels of a side of the square over which SSIM takes its local means
 _FLOOR = 20.0  # added to local variances, so that noise in flat parts counts little
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -89,7 +90,7 @@ def _compare(first_PSS: FloatArray, second_PSS: FloatArray) -> Similarity:
         score_P[rows] = _similarity_at(outer_PSS[rows], inner_PSS[rows], _take(place, rows))
         rows = rows[score_P[rows] >= PROMISING]
     if len(rows):
-        score_P[rows] = _refined(outer_PSS[rows], inner_PSS[rows], _take(place, rows))
+        score_P[rows] = _refined(outer_PSS[rows], inner_PSS[rows], _take(place, rows), score_P[rows])
     scale_P = np.where(swapped, 1 / place.scale, place.scale).astype(np.float32)
     return Similarity(score_P.astype(np.float32), place.mirrored, scale_P)
 
@@ -156,15 +157,28 @@ def _reduction(scale: float) -> FloatArray:
 # --- the score --------------------------------------------------------------------------------------------------------
 
 
-def _refined(outer_PSS: FloatArray, inner_PSS: FloatArray, place: _Place) -> FloatArray:
-    """Return the highest similarity (P,) at the place and near it: half a pixel away, a little larger or smaller."""
-    best_P = np.full(len(outer_PSS), -1, np.float32)
+def _refined(outer_PSS: FloatArray, inner_PSS: FloatArray, place: _Place, score_P: FloatArray) -> FloatArray:
+    """Return the highest similarity (P,) near the place, where it is `score_P`.
+
+    First half a pixel away in all directions, then, at the best of these places, a little larger and smaller.
+    """
+    best = place
+    for row, column in itertools.product(_OFFSETS, _OFFSETS):
+        moved = place._replace(row=place.row + np.float32(row), column=place.column + np.float32(column))
+        best, score_P = _better(outer_PSS, inner_PSS, moved, best, score_P)
+    center = best
     for factor in _FACTORS:
-        for row in _OFFSETS:
-            for column in _OFFSETS:
-                moved = place._replace(scale=place.scale * factor, row=place.row + row, column=place.column + column)
-                best_P = np.maximum(best_P, _similarity_at(outer_PSS, inner_PSS, moved))
-    return best_P
+        resized = center._replace(scale=center.scale * np.float32(factor))
+        best, score_P = _better(outer_PSS, inner_PSS, resized, best, score_P)
+    return score_P
+
+
+def _better(
+    outer_PSS: FloatArray, inner_PSS: FloatArray, other: _Place, best: _Place, score_P: FloatArray
+) -> tuple[_Place, FloatArray]:
+    """Return the better of two places for each pair, and its similarity (P,); `score_P` is that of the best so far."""
+    found_P = _similarity_at(outer_PSS, inner_PSS, other)
+    return _choose(found_P > score_P, other, best), np.maximum(found_P, score_P)
 
 
 def _similarity_at(outer_PSS: FloatArray, inner_PSS: FloatArray, place: _Place) -> FloatArray:
