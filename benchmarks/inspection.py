@@ -45,8 +45,8 @@ from tessella.predictor import Predictor, load
 from tessella.weights.catalogue import default_model
 
 MARGINS = (0.0, 0.25, 0.5, 0.75, 0.9)  # cuts of the findings
-BANDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.01)  # of scores, for the sample that is judged by eye
-NEAR = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+BANDS = (0.45, 0.6, 0.7, 0.8, 0.9, 1.01)  # of scores, for the sample that is judged by eye
+NEAR = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 SIDE, ACROSS = 96, 6  # pixels of a picture in a sheet, and pairs per row
 
 
@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--known", type=Path, metavar="FILE", help="published list of pairs, for audit")
     parser.add_argument("--sample", type=Path, metavar="FOLDER", help="write pictures of a sample, for audit")
     parser.add_argument("--candidates", type=int, default=5, metavar="N", help="neighbors to compare [default: 5]")
-    parser.add_argument("--per-band", type=int, default=30, metavar="N", help="pairs of each band [default: 30]")
+    parser.add_argument("--per-band", type=int, default=36, metavar="N", help="pairs of each band [default: 36]")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep embeddings there for the next call")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     args = parser.parse_args()

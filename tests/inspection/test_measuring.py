@@ -48,7 +48,7 @@ def same(one: Measurements, other: Measurements) -> bool:
 
 def test_what_is_stored_of_an_image(images: SplitImages, predictor: Predictor) -> None:
     found = measure(images, predictor)
-    codes = {images.images.key(i): str(found.status[i]) for i in np.flatnonzero(~found.ok)}
+    codes = {images.images.key(i): str(found.status[i]) for i in np.flatnonzero(~found.ok).tolist()}
     assert codes == {"a/4.png": "empty", "b/7.png": "unsupported_format"}
     assert set(found.messages) == set(np.flatnonzero(~found.ok).tolist())
     for i in np.flatnonzero(found.ok).tolist()[:6]:
