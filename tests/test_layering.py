@@ -30,6 +30,7 @@ LAYERS = [
     {"evaluation"},
     {"comparison"},
     {"cards"},
+    {"inspection"},
     {"training"},
     {"verification"},
     {"explain"},

@@ -3,6 +3,7 @@ from . import cards as cards
 from . import data as data
 from . import evaluation as evaluation
 from . import explain as explain
+from . import inspection as inspection
 from . import models as models
 from . import performance as performance
 from . import search as search

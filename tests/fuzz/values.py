@@ -146,6 +146,7 @@ GOOD: dict[str, dict[str, list[list[str]]]] = {
         data=[["data"], ["rows.parquet"], ["labels.csv"]], out=[["made"], ["trained"]], config=[["small.json"]],
         epochs=[["1"]], workers=[["0"]], device=[["cpu"]],
     ),
+    "inspect": dict(data=[["data"], ["labels.csv"], ["photos"]], model=_SMALL, out=[["made"]]),
     "probe": dict(data=[["data"], ["labels.csv"]], model=[["local-dir:tiny"]], shots=[["1"]]),
     "evaluate": dict(data=[["data"], ["labels.csv"]], models=[["local-dir:tiny"]], engine=[["eager"]]),
     "bench": dict(models=[["convmixer_256_8_ks3_p4"]], batch=[["1"]], engines=[["eager"]], rounds=[["1"]]),
@@ -210,7 +211,7 @@ from tessella import data
 from tessella.engine.optimize import Optimized
 from tessella.export import export
 from tessella import info
-from tessella import bulk, cards, evaluation, performance
+from tessella import bulk, cards, evaluation, inspection, performance
 from tessella.evaluation import leakage
 from tessella.search import duplicates as dedup, index, query as search
 from tessella import training
@@ -354,6 +355,11 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
     "training.TrainConfig": dict(model=_NAME),
     "training.TrainConfig.from_dict": dict(values=("{}", "{'epochs': 2}")),
     "recipes.read_config": dict(file=("'small.json'", "'types.json'", "'deepobject.json'", "'digits.json'")),
+    "inspection.inspect": dict(
+        data=_DATA, model=("predictor()", "'local-dir:tiny'"), out=_INTO,
+        settings=("inspection.InspectionSettings(min_images=2)",),
+    ),
+    "inspection.InspectionSettings": dict(near=("0.5",), folds=("2",), unlabeled=("True",)),
     "evaluation.probe": dict(
         data=_DATA, model=("predictor()", "'local-dir:tiny'"), settings=("evaluation.ProbeSettings(shots=[1])",)
     ),

@@ -74,6 +74,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "card": ("models", "Write a model card for the Hugging Face Hub."),
     "convert": ("models", "Convert the original authors' weights."),
     "export": ("models", "Export a model to a folder that needs no PyTorch."),
+    "inspect": ("inspection", "Find duplicates, leaks, label errors and odd images before training."),
     "train": ("training", "Train or fine-tune a classifier on labeled images."),
     "evaluate": ("evaluation", "Measure the accuracy of models on labeled images."),
     "calibrate": ("calibration", "Make a model's probabilities honest, and let it say when it does not know."),

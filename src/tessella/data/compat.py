@@ -25,7 +25,7 @@ from .datasets import open_labelled
 from .decode import decode
 from .factory import create_transform
 from .labels import labels_for, labels_for_classes
-from .layouts.detection import SPLIT_NAMES
+from .layouts.split_names import SPLIT_NAMES
 from .mix import Mixing, mix, targets
 from .transforms import Transform
 

@@ -5,13 +5,13 @@
     a .tar file of such folders                                 file.tar::.../CLASS/.../image.jpg
     Parquet files in Hugging Face's layout                      file.parquet:row
     WebDataset .tar files                                       file.tar::member.jpg
-    .csv or .tsv lists of path,label                            the path, relative to the folder of the list
+    .csv or .tsv lists of path,label[,split]                    the path, relative to the folder of the list
 
 Parquet files and archives are a single file, a folder or a glob. Splits are recognized by name: of subfolders, and of
-the words in the names of Parquet files, archives and lists. Classes are in the natural order of their names (a2 before
-a10), unless the data define an order: the `names` of a Hugging Face label, the lines of a classes.txt. Names are
-compared in Unicode normal form C. What fits no layout is an error, or is counted in `LabelledImages.skipped`: hidden
-files, system files or folders, results of Tessella, unlabelled images.
+the words in the names of Parquet files, archives and lists; a single list can have a column `split` instead. Classes
+are in the natural order of their names (a2 before a10), unless the data define an order: the `names` of a Hugging Face
+label, the lines of a classes.txt. Names are compared in Unicode normal form C. What fits no layout is an error, or is
+counted in `LabelledImages.skipped`: hidden files, system files or folders, results of Tessella, unlabelled images.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _load(files: DatasetFiles, splits: list[str], classes: Sequence[str] | None)
         raise bad_data(
             f"{files.path}: the class folder {join_names(empty)} has no images", "add images, or remove the folder"
         )
-    store, labels = _read(files, splits)
+    store, labels = read_files(files, splits)
     if not len(labels.codes):
         raise not_found(f"{origin} has no images")
     names, indices = class_indices(origin, labels, store)
@@ -240,14 +240,15 @@ def _load(files: DatasetFiles, splits: list[str], classes: Sequence[str] | None)
     return LabelledImages(store, names, indices, origin, skipped=files.skipped)
 
 
-def _read(files: DatasetFiles, splits: list[str]) -> tuple[ImageStore, EncodedLabels]:
+def read_files(files: DatasetFiles, splits: list[str]) -> tuple[ImageStore, EncodedLabels]:
+    """Return the images of some splits of a data set, and their labels. Raises UsageError as `open_labelled`."""
     selected = files.files(splits)
     if files.kind == "parquet":
         return read_parquet_tables(files.root, selected)
     if files.kind == "tar":
         return read_webdataset(files.root, selected, files.skipped)
     if files.kind == "list":
-        return read_path_lists(files.root, selected)
+        return read_path_lists(files.root, selected, splits if files.by_column else None)
     for split in splits:
         _refuse_equivalent_folders(files.path, files.class_folders(split))
     store: ImageStore = FileStore(files.root, [file.name for file in selected], [file.size for file in selected])

@@ -113,7 +113,12 @@ _RESULT_FILES: tuple[tuple[set[str], set[str]], ...] = (  # (files that mark a r
 )
 EXPLAINED, LINKED = ".explained", ".links"  # before the suffixes of the files of `tessella explain`
 _EXPLANATION_ARRAYS = (f"{EXPLAINED}.npz", f"{LINKED}.npz")
-MEASUREMENT_FILES = ("report.json", "evaluation.json", "probe.json")  # one of them marks a folder of measurements
+MEASUREMENT_FILES = (
+    "report.json",
+    "evaluation.json",
+    "probe.json",
+    "inspection.json",
+)  # one of them marks a folder of measurements
 
 
 def is_result_folder(names: Collection[str]) -> bool:

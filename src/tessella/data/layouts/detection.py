@@ -19,18 +19,14 @@ from ...storage import absolute
 from ..names import IMAGE_SUFFIXES, MEASUREMENT_FILES, PACKED, Skipped, normalize_class_name, result_entries, suffix_of
 from ..parquet import not_images_reason
 from ..walk import split_pattern, walk
+from .path_lists import splits_in_list
+from .split_names import SPLIT_NAMES, SPLIT_OF
 from .store import ACCEPTED, DataFile, bad_data, join_names, join_path, mixed_layouts, not_found
 from .webdataset import ArchivedImage, find_class_folders
 
 Split: TypeAlias = Literal["train", "val"]
 Kind: TypeAlias = Literal["folder", "parquet", "tar", "list"]
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "eval", "evaluation"),
-    "test": ("test",),  # used for val if there is none
-}
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _KINDS: dict[str, Kind] = {".parquet": "parquet", ".tar": "tar", ".csv": "list", ".tsv": "list"}
 
 
@@ -41,7 +37,7 @@ class DatasetFiles:
     path: as the user wrote it; root: what the names of the files are relative to; splits: files by "train", "val",
     "test", or "" for names without a split; single: the path names one split, so there is no choice; depth: number of
     folders above the class folders; empty: class folders without an image, by split; members: the images of an archive
-    of class folders, by the names of the files.
+    of class folders, by the names of the files; by_column: the splits are those in a column of the only file, a list.
     """
 
     path: str
@@ -53,14 +49,17 @@ class DatasetFiles:
     depth: int = 0
     empty: dict[str, list[str]] = field(default_factory=dict)
     members: dict[str, ArchivedImage] = field(default_factory=dict)
+    by_column: bool = False
 
     def files(self, splits: Iterable[str]) -> list[DataFile]:
-        """Return the files of these splits."""
-        return [file for split in splits for file in self.splits[split]]
+        """Return the files of these splits, each once."""
+        return list(dict.fromkeys(file for split in splits for file in self.splits[split]))
 
     def paths(self, splits: Iterable[str]) -> set[str]:
-        """Return the resolved paths of the files of these splits."""
+        """Return the resolved paths of the files of these splits; of a list with a column of splits, with the split."""
         root = os.path.realpath(absolute(self.root))
+        if self.by_column:  # the splits of a list are different lines of one file
+            return {f"{join_path(root, file.name)} ({split})" for split in splits for file in self.splits[split]}
         return {join_path(root, file.name) for file in self.files(splits)}
 
     def choose(self, split: Split) -> list[str] | None:
@@ -130,7 +129,7 @@ def find_sibling(data: DatasetFiles) -> DatasetFiles | None:
         return None
     for word in (*SPLIT_NAMES["val"], *SPLIT_NAMES["test"]):
         sibling = str(path.with_name(_replace_split(path.name, word)))
-        if os.path.isdir(sibling) and _has_no_classes(sibling):  # noqa: PTH112 - as in find_files
+        if os.path.isdir(sibling) and has_no_classes(sibling):  # noqa: PTH112 - as in find_files
             data.skipped.add("unlabelled", sibling)
         elif os.path.lexists(sibling) or (glob.has_magic(sibling) and glob.glob(sibling)):  # noqa: PTH207 - absolute
             return find_files(sibling, data.skipped)
@@ -201,7 +200,7 @@ def _image_folder(path: str, images: list[DataFile], folders: list[str], skipped
     """Return the files of class folders, or of split folders if every folder with images is called like a split."""
     tops = list(dict.fromkeys(file.name.split("/")[0] for file in images))
     shallow = {file.name.split("/")[0]: file.name for file in images if file.name.count("/") < 2}
-    split_of = {top: _SPLIT_OF[top.lower()] for top in tops if top.lower() in _SPLIT_OF}
+    split_of = {top: SPLIT_OF[top.lower()] for top in tops if top.lower() in SPLIT_OF}
     has_splits = len(split_of) == len(tops)
     for top in _unlabelled_splits(images, split_of) if has_splits else ():
         skipped.add("unlabelled", join_path(path, top))
@@ -277,7 +276,7 @@ def _holds_results(folder: str) -> bool:
     return any(name in names for name in MEASUREMENT_FILES) or bool(result_entries(names))
 
 
-def _has_no_classes(folder: str) -> bool:
+def has_no_classes(folder: str) -> bool:
     """Return whether a folder holds only images outside class folders, like the test set of a competition."""
     files = list(_walk_data(folder, [], Skipped()))
     return bool(files) and all(suffix_of(file.name) in IMAGE_SUFFIXES and "/" not in file.name for file in files)
@@ -297,12 +296,14 @@ def _by_split(path: str, root: str, files: list[DataFile], skipped: Skipped, sin
             f"{files[0].name!r} is not a set of labeled images",
             f"DATA is {ACCEPTED}; unpack or decompress other archives",
         )
+    if kind == "list" and len(files) == 1 and (found := splits_in_list(join_path(root, files[0].name))):
+        return DatasetFiles(path, kind, root, dict.fromkeys(found, files), skipped, by_column=True)
     splits: dict[str, list[DataFile]] = {}
     for file in files:
         *above, name = file.name.split("/")
         split = _split_in_name(name.partition(".")[0])
         for folder in reversed(above):
-            split = split or _SPLIT_OF.get(folder.lower(), "")
+            split = split or SPLIT_OF.get(folder.lower(), "")
         splits.setdefault(split, []).append(file)
     if len(splits) > 1 and "" in splits:
         named = next(split for split in splits if split)
@@ -319,12 +320,12 @@ def _by_split(path: str, root: str, files: list[DataFile], skipped: Skipped, sin
 
 def _split_of_path(path: str) -> str:
     """Return the split in the name of a folder; "" if there is none."""
-    return _SPLIT_OF.get(Path(absolute(path)).name.lower(), "")
+    return SPLIT_OF.get(Path(absolute(path)).name.lower(), "")
 
 
 def _split_in_name(stem: str) -> str:
     """Return the split among the words of a name (cifar10-train, train-00000-of-00002); "" for none or several."""
-    splits = {_SPLIT_OF[word] for word in re.findall("[a-z]+", stem.lower()) if word in _SPLIT_OF}
+    splits = {SPLIT_OF[word] for word in re.findall("[a-z]+", stem.lower()) if word in SPLIT_OF}
     return splits.pop() if len(splits) == 1 else ""
 
 

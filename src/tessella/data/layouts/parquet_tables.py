@@ -26,7 +26,7 @@ from ..columns import (
 from ..limits import DEFAULT_LIMITS, Limits
 from ..parquet import cell_bytes, damaged_parquet, open_parquet, row_group_sizes, to_python, translate_arrow_errors
 from ..source import Source
-from .store import DataFile, EncodedLabels, ImageStore, Ints, bad_data, join_path, mixed_layouts
+from .store import DataFile, EncodedLabels, ImageStore, Ints, JoinedStore, bad_data, join_path, mixed_layouts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -236,6 +236,42 @@ def read_unlabelled_table(path: str) -> ImageStore:
         rows, size = table.metadata.num_rows, sum(row_group_sizes(table.metadata))
     _check_memory([DataFile(path, -1)], size)
     return _TableStore("", [path], [rows], image)
+
+
+def read_rows_of_tables(root: str, files: Sequence[str], wanted: Sequence[tuple[int, int]]) -> ImageStore:
+    """Return rows of Parquet files below `root`, by the index of their file and their number in it.
+
+    The files are one store, so that a process which reads them in any order keeps all of them in memory. Raises
+    UsageError: the code of the ImageError of an unreadable file, `bad_argument` for files without a column of images,
+    with different ones, or with images that exceed a quarter of the memory, `not_found` for a row that does not exist.
+    """
+    columns, counts, size = [], [], 0
+    for name in files:
+        path = join_path(root, name)
+        try:
+            with open_parquet(path) as table:
+                column = find_image_column(table.schema_arrow)
+                if column is None:
+                    raise bad_data(*describe_mismatch(path, table.schema_arrow))
+                columns.append(column)
+                counts.append(table.metadata.num_rows)
+                size += sum(row_group_sizes(table.metadata))
+        except ImageError as error:
+            raise UsageError(error.code, error.message, hint=error.hint or "write it again") from None
+    for name, column in zip(files, columns, strict=True):
+        if column != columns[0]:
+            raise mixed_layouts(root, f"{files[0]!r} and {name!r}, whose columns of images differ")
+    for index, row in wanted:
+        if row >= counts[index]:
+            raise UsageError(
+                "not_found",
+                f"{join_path(root, files[index])} has no row {row:,}, only {counts[index]:,} rows",
+                hint="the file has changed since the list was written; write the list again",
+            )
+    _check_memory([DataFile(name, -1) for name in files], size)
+    starts = np.cumsum([0, *counts])
+    rows = np.array([starts[index] + row for index, row in wanted], np.int64)
+    return JoinedStore([_TableStore(root, files, counts, columns[0])], np.zeros(len(rows), np.int64), rows)
 
 
 def _read_table(path: str) -> _Table:

@@ -95,6 +95,36 @@ class FileStore(ImageStore):
         return Source(self.names[row], join_path(self.root, self.names[row]))
 
 
+class JoinedStore(ImageStore):
+    """Images of several stores under one numbering."""
+
+    def __init__(self, stores: Sequence[ImageStore], part: Ints, row: Ints, prefixes: Sequence[str] = ()):
+        """Combine stores. part: (N,) the store of each image; row: (N,) its row there.
+
+        prefixes: put before the keys of each store, so that keys of different stores differ; none if empty.
+        """
+        self.stores, self.part, self.row = tuple(stores), part, row
+        self.prefixes = tuple(prefixes) or ("",) * len(self.stores)
+
+    def key(self, row: int) -> str:
+        """Return the key that an image has in its own store, after the prefix of the store."""
+        part = int(self.part[row])
+        return join_path(self.prefixes[part], self.stores[part].key(int(self.row[row])))
+
+    def sizes(self) -> Ints:
+        """Return the (N,) sizes in bytes; -1 if unknown."""
+        sizes = np.empty(len(self.part), np.int64)
+        for part, store in enumerate(self.stores):
+            members = self.part == part
+            if members.any():
+                sizes[members] = store.sizes()[self.row[members]]
+        return sizes
+
+    def source(self, row: int) -> Source:
+        """Return an image as the source that its own store gives."""
+        return self.stores[int(self.part[row])].source(int(self.row[row]))
+
+
 class PackedStrings:
     """Many strings in one array of bytes: cheap to pickle, and shared with forked processes."""
 

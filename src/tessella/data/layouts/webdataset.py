@@ -94,6 +94,33 @@ def read_class_folders(path: str, members: Sequence[ArchivedImage]) -> ImageStor
     return _TarStore(str(file.parent), [file.name], [(0, member) for member in members])
 
 
+def read_members(root: str, archives: Sequence[str], wanted: Sequence[tuple[int, str]]) -> ImageStore:
+    """Return members of archives below `root`, by the index of their archive and their names. Headers are read once.
+
+    Raises UsageError: the code of the ImageError of an unreadable archive, `not_found` for a member that is missing.
+    """
+    members: list[dict[str, ArchivedImage]] = []
+    for archive in archives:
+        path = join_path(root, archive)
+        try:
+            with open_regular(path) as file:
+                found = (member for member in tar.iter_members(file, path) if member.kind == "file")
+                members.append({m.name: ArchivedImage(m.name, m.offset, m.size) for m in found})
+        except ImageError as error:
+            raise UsageError(error.code, error.message, hint=error.hint or "write it again") from None
+        except OSError as error:
+            problem = unreadable_file(path, error)
+            raise UsageError(problem.code, problem.message) from None
+    for archive_index, name in wanted:
+        if name not in members[archive_index]:
+            raise UsageError(
+                "not_found",
+                f"{join_path(root, archives[archive_index])} has no member {name!r}",
+                hint="the archive has changed since the list was written; write the list again",
+            )
+    return _TarStore(root, archives, [(index, members[index][name]) for index, name in wanted])
+
+
 def read_webdataset(root: str, files: list[DataFile], skipped: Skipped) -> tuple[ImageStore, EncodedLabels]:
     """Return the images of WebDataset archives below `root`, and their labels. Every header is read once.
 

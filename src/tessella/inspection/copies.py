@@ -1,0 +1,108 @@
+"""Copies of images: equal bytes, nearly the same picture, and pictures that are merely similar.
+
+Candidates are nearest neighbors by embedding; `alignment` then compares the pixels of each pair. Exact and near
+duplicates form groups, which are transitive; similar pairs do not.
+
+Letters for shapes: N images, P pairs, K neighbors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..results import FloatArray
+from ..search.duplicates import SimilarityThreshold, join
+from .alignment import compare_tiles
+from .measuring import Measurements
+from .neighbors import Neighbors
+from .settings import ProgressCallback
+
+Ints = NDArray[np.int64]
+
+CANDIDATE = 0.75  # cosine from which the pixels of two neighbors are compared
+FLAT = 4.0  # standard deviation of the luma below which a picture shows too little to be recognized
+PAIRS = 4_096  # compared between two reports of progress
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pairs of images that are copies, and the groups that exact and near duplicates form.
+
+    i, j: (P,) images, i < j. kind: (P,) "exact", "near" or "similar". score: (P,) structural similarity, 1 for equal
+    bytes. cosine: (P,) of the embeddings. mirrored: (P,). group: (N,) the first image of each image's group, itself
+    without a copy.
+    """
+
+    i: Ints
+    j: Ints
+    kind: NDArray[np.str_]
+    score: FloatArray
+    cosine: FloatArray
+    mirrored: NDArray[np.bool_]
+    group: Ints
+
+
+def find_copies(
+    measured: Measurements,
+    neighbors: Neighbors,
+    near: float,
+    model: str,
+    *,
+    progress: ProgressCallback | None = None,
+) -> Copies:
+    """Find the copies among N images.
+
+    near: structural similarity from which two pictures are the same. model: its threshold tells which pictures are
+    similar. progress: called with ("pairs", pairs compared, number of pairs).
+    """
+    exact_i, exact_j = _equal_bytes(measured)
+    i, j, cosine = candidate_pairs(neighbors)
+    differs = (measured.sha256[i] != measured.sha256[j]).any(1)
+    has_content = measured.statistics[:, 1] >= FLAT
+    chosen = differs & has_content[i] & has_content[j]
+    i, j, cosine = i[chosen], j[chosen], cosine[chosen]
+    score, mirrored = np.zeros(len(i), np.float32), np.zeros(len(i), bool)
+    for first in range(0, len(i), PAIRS):
+        rows = slice(first, first + PAIRS)
+        found = compare_tiles(measured.tiles[i[rows]], measured.tiles[j[rows]])
+        score[rows], mirrored[rows] = found.score, found.mirrored
+        if progress:
+            progress("pairs", min(first + PAIRS, len(i)), len(i))
+    is_near = score >= near
+    kept = is_near | (cosine >= SimilarityThreshold.of(model).value)
+    kind = np.where(is_near, "near", "similar")
+    count, ones = len(exact_i), np.ones(len(exact_i), np.float32)
+    group = join(np.arange(len(measured.status)), exact_i, exact_j)
+    return Copies(
+        i=np.concatenate((exact_i, i[kept])),
+        j=np.concatenate((exact_j, j[kept])),
+        kind=np.concatenate((np.full(count, "exact", "<U7"), kind[kept])),
+        score=np.concatenate((ones, score[kept])),
+        cosine=np.concatenate((ones, cosine[kept])),
+        mirrored=np.concatenate((np.zeros(count, bool), mirrored[kept])),
+        group=join(group, i[is_near], j[is_near]),
+    )
+
+
+def candidate_pairs(neighbors: Neighbors, least: float = CANDIDATE) -> tuple[Ints, Ints, FloatArray]:
+    """Return the pairs i < j (P,) of neighbors with at least this cosine, each once, and their cosines (P,)."""
+    one, place = np.nonzero(neighbors.cosine >= least)
+    other = neighbors.row[one, place]
+    i, j = np.minimum(one, other), np.maximum(one, other)
+    _, first = np.unique(i * len(neighbors.row) + j, return_index=True)
+    return i[first], j[first], neighbors.cosine[one, place][first]
+
+
+def _equal_bytes(measured: Measurements) -> tuple[Ints, Ints]:
+    """Return each image with the bytes of an earlier one, after the first of them: pairs (P,)."""
+    first: dict[bytes, int] = {}
+    pairs = []
+    for row in np.flatnonzero(measured.sha256.any(1)).tolist():
+        earlier = first.setdefault(measured.sha256[row].tobytes(), row)
+        if earlier != row:
+            pairs.append((earlier, row))
+    i, j = np.array(pairs, np.int64).reshape(-1, 2).T
+    return i, j

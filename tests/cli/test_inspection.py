@@ -1,0 +1,111 @@
+"""`tessella inspect` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tessella.data.datasets import open_split
+
+from ..inspection.made import save, scene
+from ..test_builtin import CIFAR10_MODEL
+from .test_cli import run
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Write two classes of eight pictures each; one is a copy of another, one is damaged."""
+    for number, label in enumerate(("cat", "dog")):
+        for i in range(8):
+            save(scene(100 * number + i, 40), tmp_path / "data" / label / f"{i}.png")
+    (tmp_path / "data" / "dog" / "7.png").write_bytes((tmp_path / "data" / "dog" / "1.png").read_bytes())
+    (tmp_path / "data" / "cat" / "7.png").write_bytes(b"not an image")
+    return tmp_path / "data"
+
+
+def test_the_table_and_the_files(small: Path, tmp_path: Path) -> None:
+    out, err = run(
+        "inspect",
+        str(small),
+        "-m",
+        CIFAR10_MODEL,
+        "-o",
+        str(tmp_path / "out"),
+        "--write-list",
+        str(tmp_path / "clean.csv"),
+    )
+    lines = [line.split("  ")[0].strip() for line in out.splitlines()]
+    assert "Unreadable images" in lines
+    assert "Exact duplicates" in lines
+    assert "cat/7.png: unsupported_format" in out
+    assert f"the report is in {tmp_path}/out/report/index.html" in err
+    assert f"{tmp_path}/clean.csv lists 1" in err
+    assert "the data have one split" in err
+    train, val = open_split(tmp_path / "clean.csv", val_fraction=0.3)
+    assert "cat/7.png" not in {Path(part.key(i)).as_posix()[-9:] for part in (train, val) for i in range(len(part))}
+
+
+def test_json(small: Path) -> None:
+    summary = json.loads(run("inspect", str(small), "-m", CIFAR10_MODEL, "--json")[0])
+    assert summary["images"] == 16
+    assert summary["findings"]["unreadable"] == 1
+    assert summary["findings"]["exact_duplicate"] == 1
+    assert summary["list_images"] is None
+
+
+def test_the_built_in_model_is_named_with_the_reason(small: Path) -> None:
+    _, err = run("inspect", str(small))
+    assert "model: convmixer_384_8_ks5_p8.photographs, the built-in model" in err
+
+
+def test_the_kinds_to_remove_can_be_chosen(small: Path, tmp_path: Path) -> None:
+    command = ("inspect", str(small), "-m", CIFAR10_MODEL, "--write-list", str(tmp_path / "clean.csv"))
+    run(*command, "--remove", "unreadable")
+    assert (tmp_path / "clean.csv").read_text().count("\n") == 16
+    run(*command, "--remove", "unreadable,exact_duplicate")
+    assert (tmp_path / "clean.csv").read_text().count("\n") == 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["absent"], 3, "absent"),
+        (["{}"], 3, "no image"),
+        (["{}/data", "--write-list", "clean.txt"], 2, ".csv"),
+        (["{}/data", "--remove", "everything"], 2, "choose from unreadable"),
+        (["{}/data", "--near", "2"], 2, "--near"),
+        (["{}/data", "-m", "convmixer_768_33"], 2, "convmixer_768_32"),
+        (["{}/plain", "--write-list", "clean.csv"], 2, "no labels"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], status: int, says: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    if len(arguments) > 1:
+        for label in "ab":
+            save(scene(1, 32), tmp_path / "data" / label / "1.png")
+        save(scene(1, 32), tmp_path / "plain" / "1.png")
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    _, err = run("inspect", *arguments, status=status, cwd=tmp_path)
+    assert says in err
+
+
+def test_an_interrupt_is_status_130_and_the_parts_remain(small: Path, tmp_path: Path) -> None:
+    for i in range(1200):
+        save(scene(i, 32), small / "bird" / f"{i}.png")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tessella", "inspect", str(small), "-m", CIFAR10_MODEL, "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not [*out.glob("parts/part-*.npz")]:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted" in err
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["images"] == 1216

@@ -1,0 +1,72 @@
+"""Exact, near and similar copies, and their groups."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from tessella.inspection.copies import Copies, candidate_pairs, find_copies
+from tessella.inspection.neighbors import Neighbors, find_neighbors
+
+from .made import cropped, measurements, recompressed, scene
+
+NEAR = 0.8
+
+
+def copies_of(images: list[Image.Image], vectors: np.ndarray, equal: tuple[int, int] | None = None) -> Copies:
+    made = measurements(vectors, images)
+    if equal:
+        made.sha256[equal[1]] = made.sha256[equal[0]]
+    return find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model")
+
+
+def pairs_of(copies: Copies, kind: str) -> set[tuple[int, int]]:
+    chosen = copies.kind == kind
+    return set(zip(copies.i[chosen].tolist(), copies.j[chosen].tolist(), strict=True))
+
+
+def apart(count: int) -> np.ndarray:
+    return np.eye(count, count + 4)
+
+
+def test_equal_bytes_are_exact_whatever_the_embeddings_say() -> None:
+    copies = copies_of([scene(i) for i in range(6)], apart(6), equal=(1, 4))
+    assert pairs_of(copies, "exact") == {(1, 4)}
+    assert copies.score.tolist() == [1]
+    assert copies.group.tolist() == [0, 1, 2, 3, 1, 5]
+
+
+def test_near_duplicates_are_confirmed_by_their_pixels() -> None:
+    images = [scene(0), scene(1), recompressed(scene(1)), cropped(scene(1), 0.8), scene(4)]
+    copies = copies_of(images, np.ones((5, 3)))
+    assert pairs_of(copies, "near") == {(1, 2), (1, 3), (2, 3)}
+    assert copies.group.tolist() == [0, 1, 1, 1, 4]
+    assert pairs_of(copies, "similar") == {(0, 1), (0, 2), (0, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
+
+
+def test_pictures_with_distant_embeddings_are_not_compared() -> None:
+    copies = copies_of([scene(1), recompressed(scene(1))], apart(2))
+    assert len(copies.i) == 0
+    assert copies.group.tolist() == [0, 1]
+
+
+def test_flat_pictures_are_not_near_duplicates() -> None:
+    flat = [Image.new("RGB", (64, 64), (value, value, value)) for value in (80, 81, 200)]
+    copies = copies_of(flat, np.ones((3, 3)))
+    assert len(copies.i) == 0
+
+
+def test_unreadable_files_with_equal_hashes_of_zero_are_no_copies() -> None:
+    made = measurements(apart(3))
+    made.sha256[:] = 0
+    copies = find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model")
+    assert len(copies.i) == 0
+
+
+def test_candidates_are_pairs_once() -> None:
+    neighbors = Neighbors(
+        np.array([[0.9, 0.8], [0.9, 0.1], [0.8, -1]], np.float32), np.array([[1, 2], [0, 2], [0, -1]])
+    )
+    i, j, cosine = candidate_pairs(neighbors, 0.5)
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 1), (0, 2)]
+    assert cosine.tolist() == np.array([0.9, 0.8], np.float32).tolist()
