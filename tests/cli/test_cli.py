@@ -161,6 +161,7 @@ SURFACE = {
         *("DATA", "--split", "--unknown", "--model", "--checkpoint", "--device", "--precision", "--engine"),
         *("--transform", "--policy", "--coverage", "--false-alarms", "--per-class", "--detector", "--seed", "--out"),
         "--json",
+    ],
     "inspect": [
         *("DATA...", "--unlabeled", "--model", "--near", "--label-margin", "--min-images", "--seed", "--out"),
         *("--write-list", "--remove", "--json"),
