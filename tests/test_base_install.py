@@ -132,6 +132,14 @@ def test_a_run_is_verified_repaired_and_resumed(run_folder: Path, tmp_path: Path
     assert tessella("verify-run", copy).returncode == 0
 
 
+def test_models_are_verified_and_receipts_replayed(tmp_path: Path) -> None:
+    done = tessella("verify", CIFAR10_MODEL, "--receipt", tmp_path / "receipt.json")
+    assert done.returncode == 0, done.stderr
+    assert "6 checks passed, none failed" in done.stderr
+    assert "PyTorch's in float64" in done.stdout  # the golden answers do not need it
+    assert "none failed" in tessella("replay", tmp_path / "receipt.json").stderr
+
+
 def test_a_run_is_searched(run_folder: Path, tmp_path: Path) -> None:
     assert "76 rows" in output("index", run_folder)
     query = shutil.copy(CAT, tmp_path / "query.jpg")

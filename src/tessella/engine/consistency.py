@@ -71,7 +71,7 @@ def _difference(found: FloatArray, expected: FloatArray) -> float:
     if not expected.size:
         return 0.0
     error = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
-    return float(np.nan_to_num(error / max(float(expected.std(dtype=np.float64)), 1e-12), nan=np.inf))
+    return float(np.nan_to_num(error / max(float(expected.std(dtype=np.float64)), 1e-12), nan=np.inf, posinf=np.inf))
 
 
 def run_batches(engine: Engine, images_NHWC: Pixels, batch_size: int) -> ArrayOutputs:
