@@ -51,8 +51,8 @@ def test_overlap_is_the_mean_share_of_common_neighbors(monkeypatch: pytest.Monke
 def test_few_images_have_no_neighborhoods() -> None:
     vectors = clustered(29, 8)
     assert neighbor_overlap(vectors, vectors) is None
-    assert (images_needed(8, 300), images_needed(400, 300)) == (60, 1200)
-    for count, width in [(59, 8), (127, 32)]:
+    assert (images_needed(8, 300), images_needed(400, 300)) == (60, 900)
+    for count, width in [(59, 8), (95, 32)]:
         assert judge_alignment(clustered(count, width), clustered(count, width), 0) is None
         assert judge_alignment(clustered(count + 1, width), clustered(count + 1, width), 0) is not None
 

@@ -22,7 +22,7 @@ from .images import Ints
 
 NEIGHBORS = 10
 LEAST_IMAGES = 3 * NEIGHBORS  # of fewer, the nearest ten are a large part
-IMAGES_PER_DIMENSION = 4  # of the narrower embedding; an alignment is fitted to half of them and judged on the rest
+IMAGES_PER_DIMENSION = 3  # of the narrower embedding; an alignment is fitted to half of them and judged on the rest
 NUMBERS = 1 << 24  # cosines in memory at a time
 
 
