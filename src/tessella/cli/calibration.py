@@ -169,8 +169,8 @@ def _print_report(report: CalibrationReport) -> None:
     for remark in report.remarks:
         notice(printable(remark))
     notice(
-        f"measured by cross-validation: {figures.folds} parts, {count_of(figures.repeats, 'time')}; expected: what 97.5 "
-        "% of such measurements keep if the promise holds"
+        f"measured by cross-validation: {figures.folds} parts, {count_of(figures.repeats, 'time')}; expected: what "
+        "97.5 % of such measurements keep if the promise holds"
     )
     echo(printable(f"written to {report.path}"))
 
