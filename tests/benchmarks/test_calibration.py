@@ -46,9 +46,8 @@ def test_outputs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_coverage_is_counted_by_division_or_by_class() -> None:
     rng = np.random.default_rng(0)
     labels = [np.arange(400) % 4 for _ in range(20)]
-    found = [
-        Judged(*(rng.random(400) < 0.9 for _ in range(2)), np.ones(400, np.int64), np.zeros(400, bool)) for _ in labels
-    ]
+    covered = rng.random((20, 400)) < 0.9
+    found = [Judged(row, row, np.ones(400, np.int64), np.zeros(400, bool)) for row in covered]
     marginal = calibration.coverage_columns(found, labels, 0.9, False, range(4))
     assert (marginal["groups"], marginal["exact_mean"]) == (20, pytest.approx(0.9, abs=0.01))
     assert marginal["exact_within_expected"] >= 18
