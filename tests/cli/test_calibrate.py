@@ -75,12 +75,16 @@ def test_json_has_every_figure(data: Path, plain: Path, tmp_path: Path) -> None:
         (["--coverage", "1"], "--coverage"),
         (["--false-alarms", "0"], "--false-alarms"),
         (["--detector", "guess"], "--detector"),
-        (["--unknown", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_options_end_with_status_2(arguments: list[str], message: str, data: Path, plain: Path) -> None:
     _, err = run("calibrate", str(data), "-m", f"local-dir:{plain}", *arguments, status=2)
     assert message in err
+
+
+def test_missing_unknown_images_end_with_status_3(data: Path, plain: Path) -> None:
+    _, err = run("calibrate", str(data), "-m", f"local-dir:{plain}", "--unknown", "nowhere", status=3)
+    assert "there is no file or folder 'nowhere'" in err
 
 
 def test_classify_uses_the_calibration_unless_told_otherwise(data: Path, plain: Path, calibrated: Path) -> None:

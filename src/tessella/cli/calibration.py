@@ -157,6 +157,8 @@ def _print_report(report: CalibrationReport) -> None:
     print_table(table)
     echo()
     _print_promises(calibration, figures)
+    if figures.detectors:
+        echo()
     table = new_table("detector of unknown images", "AUROC", "FPR at 95 % recall")
     for row in figures.detectors:
         chosen = " (used)" if row.kind == calibration.unknown.detector.kind else ""
@@ -167,8 +169,8 @@ def _print_report(report: CalibrationReport) -> None:
     for remark in report.remarks:
         notice(printable(remark))
     notice(
-        f"measured by cross-validation: {figures.folds} parts, {count_of(figures.repeats, 'time')}; expected: where 95 "
-        "% of such measurements are if the promise holds"
+        f"measured by cross-validation: {figures.folds} parts, {count_of(figures.repeats, 'time')}; expected: what "
+        "97.5 % of such measurements keep if the promise holds"
     )
     echo(printable(f"written to {report.path}"))
 
@@ -181,11 +183,11 @@ def _print_promises(calibration: Calibration, figures: CalibrationFigures) -> No
         f"coverage ({sets.method}, {kind})",
         f"{100 * sets.coverage:g} %",
         f"{100 * figures.coverage:.2f} %",
-        _range(figures.expected),
+        f"at least {100 * figures.expected.low:.2f} %",
     )
     if (worst := figures.worst) is not None:
         promised = f"{100 * sets.coverage:g} %" if sets.per_class else ""
-        expected = _range(worst.expected) if sets.per_class else ""
+        expected = f"at least {100 * worst.expected.low:.2f} %" if sets.per_class else ""
         name = f"  worst class, {worst.label} ({count_of(worst.images, 'image')})"
         table.add_row(name, promised, f"{100 * worst.coverage:.2f} %", expected)
     table.add_row("  classes in a set", "", f"{figures.set_size:.2f}", "")
@@ -194,10 +196,6 @@ def _print_promises(calibration: Calibration, figures: CalibrationFigures) -> No
         "called unknown",
         f"{100 * unknown.false_alarms:g} %",
         f"{100 * figures.false_alarms:.2f} %",
-        _range(figures.false_alarms_expected),
+        f"at most {100 * figures.false_alarms_expected.high:.2f} %",
     )
     print_table(table)
-
-
-def _range(expected: tuple[float, float]) -> str:
-    return f"{100 * expected[0]:.2f} to {100 * expected[1]:.2f} %"
