@@ -92,7 +92,7 @@ class ImageSample:
 
 
 @dataclass
-class _Part:
+class _StoredRows:
     """The outputs for consecutive images, as they arrive."""
 
     status: list[str] = field(default_factory=list)
@@ -126,7 +126,7 @@ def compute_outputs(
     done = count - sum(min(PART_IMAGES, count - start) for start in todo)
     positions = (i for start in todo for i in range(start, min(start + PART_IMAGES, count)))
     in_sample, judged = _is_member(sample.rows, count), _is_member(sample.judged, count)
-    rows = _Part()
+    rows = _StoredRows()
     with decoder_of(predictor) as decoder:
         pairs = ((i, images.items.source(i)) for i in positions)
         decoded = ((i, image.outcome) for i, image in map_values(decoder.decoded, pairs))
@@ -140,12 +140,12 @@ def compute_outputs(
                 arrays = _arrays(rows, predictor.width, predictor.num_classes)
                 texts = {name: np.array(value) for name, value in facts.items()}
                 write_bytes(_path(folder, start), npz_bytes(arrays | texts))
-                stored[start], rows = arrays, _Part()
+                stored[start], rows = arrays, _StoredRows()
     joined = {name: np.concatenate([stored[start][name] for start in starts]) for name in _NAMES}
     return ModelOutputs(**joined)
 
 
-def _add(rows: _Part, outcome: Output | ImageError, sampled: bool, judged: bool) -> None:
+def _add(rows: _StoredRows, outcome: Output | ImageError, sampled: bool, judged: bool) -> None:
     probabilities_K = vector_D = np.zeros(0, np.float32)
     if isinstance(outcome, ImageError):
         status = outcome.code
@@ -168,7 +168,7 @@ def _add(rows: _Part, outcome: Output | ImageError, sampled: bool, judged: bool)
 _NAMES = ("status", "answers", "confidence", "vectors", "probabilities")
 
 
-def _arrays(rows: _Part, width: int, classes: int) -> dict[str, NDArray[np.generic]]:
+def _arrays(rows: _StoredRows, width: int, classes: int) -> dict[str, NDArray[np.generic]]:
     return dict(
         status=np.array(rows.status, "<U24"),
         answers=np.array(rows.answers, np.int64),
