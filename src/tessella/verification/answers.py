@@ -11,7 +11,7 @@ from ..data.transforms import load_pixels
 from ..engine.consistency import TOLERANCE, compare_engine, relative_difference
 from ..predictor import Predictor
 from ..results import FloatArray, Output, is_finite
-from .findings import CheckResult, PhotographAnswer, judged
+from .findings import Outcome, PhotographAnswer, judged
 from .goldens import SIGNIFICANT_DIGITS, golden_answers, key_of, photograph_paths, pixel_hash, read_goldens
 
 ArrayPair = tuple[FloatArray, FloatArray]
@@ -20,7 +20,7 @@ ArrayPair = tuple[FloatArray, FloatArray]
 class Computed(NamedTuple):
     """The checks of what a model computes, and its answers."""
 
-    findings: list[CheckResult]
+    findings: list[Outcome]
     answers: tuple[PhotographAnswer, ...]
 
 
@@ -53,12 +53,12 @@ def _rounded(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.tolist())
 
 
-def _check_pixels(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> CheckResult:
+def _check_pixels(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> Outcome:
     key, check = key_of(predictor.spec), "pixels"
     expected = read_goldens().pixels.get(key)
     found = [answer.pixels for answer in answers]
     if expected is None:
-        return CheckResult(check, f"none are stored for {key}", _short(found), "recorded")
+        return Outcome(check, f"none are stored for {key}", _short(found), "recorded")
     is_same = found == expected
     shown = "the same" if is_same else _short(found)
     return judged(check, f"Pillow's, {key}: {_short(expected)}", shown, is_same, "conversion_failed")
@@ -68,12 +68,12 @@ def _short(hashes: Sequence[str]) -> str:
     return " ".join(digest[:8] for digest in hashes)
 
 
-def _check_golden(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> CheckResult:
+def _check_golden(predictor: Predictor, answers: Sequence[PhotographAnswer]) -> Outcome:
     check, expected = "answers", golden_answers(predictor.fingerprint)
     if not expected:
         if not all(is_finite(part) for part in as_arrays(answers)):
-            return CheckResult(check, "finite numbers", "NaN or infinity", "failed", "non_finite")
-        return CheckResult(check, "none are stored for this model", describe(predictor, answers), "recorded")
+            return Outcome(check, "finite numbers", "NaN or infinity", "failed", "non_finite")
+        return Outcome(check, "none are stored for this model", describe(predictor, answers), "recorded")
     bound = TOLERANCE["float32"]
     error = relative_difference(as_arrays(answers), as_arrays(expected))
     shown = f"largest difference {error:.1e}"

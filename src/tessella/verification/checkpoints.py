@@ -14,7 +14,7 @@ from ..storage import file_hash
 from ..weights.catalogue import CATALOGUE, full_name
 from ..weights.sources import find_checkpoint, locate
 from .answers import check_answers
-from .findings import CheckResult, PhotographAnswer
+from .findings import Outcome, PhotographAnswer
 from .targets import Artifact
 
 _SKIPPED = "not run, because a check before it failed"
@@ -23,7 +23,7 @@ _SKIPPED = "not run, because a check before it failed"
 class ModelCheck(NamedTuple):
     """The findings about a model. weights: its weight file. settings, answers: as in a Verification."""
 
-    findings: list[CheckResult]
+    findings: list[Outcome]
     name: str = ""
     fingerprint: str = ""
     weights: Path | None = None
@@ -40,17 +40,15 @@ def check_model(target: Artifact) -> ModelCheck:
     digest = file_hash(path)
     weights = _check_hash(path, digest, published)
     if weights.verdict == "failed":
-        return ModelCheck([weights, CheckResult("answers", "", _SKIPPED, "skipped")], target.model, weights=path)
+        return ModelCheck([weights, Outcome("answers", "", _SKIPPED, "skipped")], target.model, weights=path)
     try:
         predictor = load(target.model, checkpoint_path=target.checkpoint, precision="float32", device="cpu")
     except WeightsError as error:
-        failed = CheckResult(
-            "tensors and config", "those of the architecture, finite", str(error), "failed", error.code
-        )
+        failed = Outcome("tensors and config", "those of the architecture, finite", str(error), "failed", error.code)
         return ModelCheck([weights, failed], target.model, weights=path)
     network = predictor.engine.network
     assert network is not None
-    loaded = CheckResult("tensors", f"those of {network.arch}, finite", f"{len(network.tensors)} tensors", "passed")
+    loaded = Outcome("tensors", f"those of {network.arch}, finite", f"{len(network.tensors)} tensors", "passed")
     return _with_answers(predictor, [weights, loaded], path)
 
 
@@ -67,14 +65,14 @@ def find_weight_file(target: Artifact) -> tuple[Path, str | None]:
     return locate(find_checkpoint(target.model, read_pretrained=True)[0], target.model, None)
 
 
-def _check_hash(path: Path, digest: str, published: str | None) -> CheckResult:
+def _check_hash(path: Path, digest: str, published: str | None) -> Outcome:
     check = f"SHA-256 of {path.name}"
     if not published:
-        return CheckResult(check, "none is published", digest, "recorded")
+        return Outcome(check, "none is published", digest, "recorded")
     is_same = digest.startswith(published.lower())  # some configs state the first digits only
     if not is_same:
-        return CheckResult(check, published, digest, "failed", "hash_mismatch")
-    return CheckResult(check, published, "the same", "passed")
+        return Outcome(check, published, digest, "failed", "hash_mismatch")
+    return Outcome(check, published, "the same", "passed")
 
 
 def check_export(target: Artifact) -> ModelCheck:
@@ -83,19 +81,19 @@ def check_export(target: Artifact) -> ModelCheck:
     assert folder is not None
     damaged = find_damaged(folder, (FILE,))
     if damaged:
-        failed = CheckResult(damaged, "as it was exported", "missing or changed", "failed", "hash_mismatch")
-        return ModelCheck([failed, CheckResult("answers", "", _SKIPPED, "skipped")], target.model)
-    files = CheckResult("files", "the hashes of the manifest", "all of them", "passed")
+        failed = Outcome(damaged, "as it was exported", "missing or changed", "failed", "hash_mismatch")
+        return ModelCheck([failed, Outcome("answers", "", _SKIPPED, "skipped")], target.model)
+    files = Outcome("files", "the hashes of the manifest", "all of them", "passed")
     try:
         predictor = load(target.model)
     except WeightsError as error:
-        failed = CheckResult("card and graph", "fit together", str(error), "failed", error.code)
+        failed = Outcome("card and graph", "fit together", str(error), "failed", error.code)
         return ModelCheck([files, failed], target.model)
     return _with_answers(predictor, [files], None)
 
 
-def _with_answers(predictor: Predictor, findings: list[CheckResult], path: Path | None) -> ModelCheck:
-    labels = CheckResult("labels", f"{predictor.num_classes} classes", f"{len(predictor.labels)} names", "passed")
+def _with_answers(predictor: Predictor, findings: list[Outcome], path: Path | None) -> ModelCheck:
+    labels = Outcome("labels", f"{predictor.num_classes} classes", f"{len(predictor.labels)} names", "passed")
     if len(predictor.labels) != predictor.num_classes:
         labels = labels._replace(verdict="failed", code="bad_config")
     try:
@@ -117,5 +115,5 @@ def _with_answers(predictor: Predictor, findings: list[CheckResult], path: Path 
     )
 
 
-def _failed_answers(error: TessellaError) -> CheckResult:
-    return CheckResult("answers", "outputs for the photographs", str(error), "failed", error.code)
+def _failed_answers(error: TessellaError) -> Outcome:
+    return Outcome("answers", "outputs for the photographs", str(error), "failed", error.code)

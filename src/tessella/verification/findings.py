@@ -18,7 +18,7 @@ Verdict = Literal["passed", "failed", "recorded", "skipped", "differs"]
 PACKAGES = ("numpy", "pillow", "simplejpeg", "pyarrow", "lancedb")  # that change results, besides those that run models
 
 
-class CheckResult(NamedTuple):
+class Outcome(NamedTuple):
     """A check and its result. code: of `errors.CODES`, for a check that failed."""
 
     check: str
@@ -54,7 +54,7 @@ class Verification:
     kind: Kind
     name: str  # of the model
     fingerprint: str
-    findings: tuple[CheckResult, ...]
+    findings: tuple[Outcome, ...]
     files: Mapping[str, tuple[int, str]]
     settings: Mapping[str, str] = field(default_factory=dict)
     answers: tuple[PhotographAnswer, ...] = ()
@@ -62,7 +62,7 @@ class Verification:
     packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def failed(self) -> list[CheckResult]:
+    def failed(self) -> list[Outcome]:
         """The checks that failed."""
         return failures(self.findings)
 
@@ -72,19 +72,17 @@ class Verification:
         return self.failed[0].code if self.failed else ""
 
 
-def failures(findings: Sequence[CheckResult]) -> list[CheckResult]:
+def failures(findings: Sequence[Outcome]) -> list[Outcome]:
     """Return the checks that failed."""
     return [finding for finding in findings if finding.verdict == "failed"]
 
 
-def judged(check: str, expected: str, found: str, passed: bool, code: str) -> CheckResult:
+def judged(check: str, expected: str, found: str, passed: bool, code: str) -> Outcome:
     """Return the finding of a check that was made. code: if it did not pass."""
-    return (
-        CheckResult(check, expected, found, "passed") if passed else CheckResult(check, expected, found, "failed", code)
-    )
+    return Outcome(check, expected, found, "passed") if passed else Outcome(check, expected, found, "failed", code)
 
 
-def compared(check: str, expected: str, found: str, code: str) -> CheckResult:
+def compared(check: str, expected: str, found: str, code: str) -> Outcome:
     """Return the finding for two texts that must be equal."""
     return judged(check, expected, found, found == expected, code)
 

@@ -23,7 +23,7 @@ from ..results import FloatArray, l2_normalize
 from ..storage import damaged_files, file_hash, read_regular, read_sealed
 from ..text import count_of
 from ..training.run_folder import SETTINGS, TrainingRecord
-from .findings import CheckResult, compared, failures, judged
+from .findings import Outcome, compared, failures, judged
 
 SAMPLED_ROWS = 8  # of a run, which are computed again
 HALF_PRECISION = 2.0**-11  # relative rounding error of float16
@@ -33,7 +33,7 @@ _CHECKPOINTS, _MANIFEST = "checkpoints", "MANIFEST.json"  # as in training/check
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def check_run(out: Path) -> tuple[list[CheckResult], RunFacts | None]:
+def check_run(out: Path) -> tuple[list[Outcome], RunFacts | None]:
     """Check every file of a run as `tessella verify-run` does, and compute some of its rows again.
 
     Returns the findings, and the facts of the run if run.json is intact. Raises UsageError `busy`, `damaged_run`.
@@ -41,35 +41,35 @@ def check_run(out: Path) -> tuple[list[CheckResult], RunFacts | None]:
     report = verify_run(out)
     findings = list(_damage(report))
     if findings:
-        return [*findings, CheckResult("rows", "", "not computed again, because files are damaged", "skipped")], None
+        return [*findings, Outcome("rows", "", "not computed again, because files are damaged", "skipped")], None
     facts = read_run(out)
-    findings.append(CheckResult("files", "as they were written", "all of them", "passed"))
+    findings.append(Outcome("files", "as they were written", "all of them", "passed"))
     shards = f"{report.finished:,} of {report.shards:,} finished"
-    findings.append(CheckResult("shards", "intact, with the keys of the listing", shards, "passed"))
+    findings.append(Outcome("shards", "intact, with the keys of the listing", shards, "passed"))
     return [*findings, _recompute(out, facts)], facts
 
 
-def _damage(report: IntegrityReport) -> Iterator[CheckResult]:
+def _damage(report: IntegrityReport) -> Iterator[Outcome]:
     for damage in report.damage:
-        yield CheckResult(damage.file, "as it was written", damage.message, "failed", "damaged_run")
+        yield Outcome(damage.file, "as it was written", damage.message, "failed", "damaged_run")
 
 
-def _recompute(out: Path, facts: RunFacts) -> CheckResult:
+def _recompute(out: Path, facts: RunFacts) -> Outcome:
     """Compute some rows again, from images that are still there and unchanged, with the model that the run names."""
     check = "rows computed again"
     try:
         rows = list(_sample(out, facts))
     except (UsageError, ImageError) as error:
-        return CheckResult(check, "", str(error), "skipped")
+        return Outcome(check, "", str(error), "skipped")
     if not rows:
-        return CheckResult(check, "", "none of the images that were tried exists unchanged", "skipped")
+        return Outcome(check, "", "none of the images that were tried exists unchanged", "skipped")
     try:
         predictor = _load_like(facts)
     except TessellaError as error:
-        return CheckResult(check, "", f"{facts['model']} could not be loaded: {error}", "skipped")
+        return Outcome(check, "", f"{facts['model']} could not be loaded: {error}", "skipped")
     if predictor.fingerprint != facts["fingerprint"]:
         found = f"fingerprint {predictor.fingerprint}"
-        return CheckResult(check, f"a model with fingerprint {facts['fingerprint']}", found, "skipped")
+        return Outcome(check, f"a model with fingerprint {facts['fingerprint']}", found, "skipped")
     stored = np.array([vector for _, vector in rows], np.float32)
     computed = np.array(predictor.embed([data for data, _ in rows]), np.float32)
     difference, bound = float(np.abs(stored - computed).max()), _bound(facts, computed)
@@ -121,56 +121,52 @@ def _sample_shard(out: Path, shard: Shard, sources: list[Source], count: int) ->
 # --- indexes ----------------------------------------------------------------------------------------------------------
 
 
-def check_index(home: Path) -> tuple[list[CheckResult], RunFacts | None]:
+def check_index(home: Path) -> tuple[list[Outcome], RunFacts | None]:
     """Check the files of an index against its seal, and the seal against the shards of the run that it is in.
 
     Returns the findings, and the facts of the run if it can be read.
     """
     seal = read_sealed(home / INDEX_SEAL, INDEX_SEAL_KEY)
     if seal is None:
-        return [
-            CheckResult(INDEX_SEAL, "sealed with its own hash", "missing or changed", "failed", "damaged_run")
-        ], None
+        return [Outcome(INDEX_SEAL, "sealed with its own hash", "missing or changed", "failed", "damaged_run")], None
     try:
         files: dict[str, list[int | str]] = dict(seal["files"])
         indexed = set(seal["shards"])
         damaged = list(damaged_files(home, files))
     except (KeyError, TypeError, ValueError) as error:
-        return [CheckResult(INDEX_SEAL, "names of files and shards", repr(error), "failed", "damaged_run")], None
-    findings = [
-        CheckResult(name, "as it was written", "missing or changed", "failed", "damaged_run") for name in damaged
-    ]
+        return [Outcome(INDEX_SEAL, "names of files and shards", repr(error), "failed", "damaged_run")], None
+    findings = [Outcome(name, "as it was written", "missing or changed", "failed", "damaged_run") for name in damaged]
     if not damaged:
-        findings.append(CheckResult("files", "the hashes of the seal", f"all {count_of(len(files), 'file')}", "passed"))
+        findings.append(Outcome("files", "the hashes of the seal", f"all {count_of(len(files), 'file')}", "passed"))
     try:
         facts = read_run(home.parent)
         shards = {f"{shard.id * facts['shard_rows']}:{shard.sha256}" for shard in finished_shards(home.parent)}
     except UsageError as error:
-        return [*findings, CheckResult("shards", "those of the run", f"no run: {error.message}", "skipped")], None
+        return [*findings, Outcome("shards", "those of the run", f"no run: {error.message}", "skipped")], None
     found = "the same" if indexed == shards else "others; `tessella index` updates the index"
-    findings.append(CheckResult("shards", "those of the run", found, "passed" if indexed == shards else "differs"))
+    findings.append(Outcome("shards", "those of the run", found, "passed" if indexed == shards else "differs"))
     return findings, facts
 
 
 # --- training runs ----------------------------------------------------------------------------------------------------
 
 
-def check_training(run: Path) -> list[CheckResult]:
+def check_training(run: Path) -> list[Outcome]:
     """Check train.json, and the files of every checkpoint of a training run against the hashes in its manifest."""
     findings = []
     try:
         TrainingRecord.read(run)
-        findings.append(CheckResult(SETTINGS, "can be read", "yes", "passed"))
+        findings.append(Outcome(SETTINGS, "can be read", "yes", "passed"))
     except OutputError as error:
-        findings.append(CheckResult(SETTINGS, "can be read", error.message, "failed", "damaged_run"))
+        findings.append(Outcome(SETTINGS, "can be read", error.message, "failed", "damaged_run"))
     for folder in sorted((run / _CHECKPOINTS).glob("at-*")):
         findings += _check_checkpoint(folder)
     if not failures(findings):
-        findings.append(CheckResult(_CHECKPOINTS, "the hashes of their manifests", "all of them", "passed"))
+        findings.append(Outcome(_CHECKPOINTS, "the hashes of their manifests", "all of them", "passed"))
     return findings
 
 
-def _check_checkpoint(folder: Path) -> Iterator[CheckResult]:
+def _check_checkpoint(folder: Path) -> Iterator[Outcome]:
     name = f"{_CHECKPOINTS}/{folder.name}"
     try:
         hashes = json.loads(read_regular(folder / _MANIFEST))["sha256"]
@@ -179,4 +175,4 @@ def _check_checkpoint(folder: Path) -> Iterator[CheckResult]:
             if finding.verdict == "failed":
                 yield finding
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        yield CheckResult(name, "a manifest and its files", repr(error), "failed", "damaged_checkpoint")
+        yield Outcome(name, "a manifest and its files", repr(error), "failed", "damaged_checkpoint")

@@ -11,7 +11,7 @@ from ..engine.consistency import TOLERANCE, relative_difference
 from .answers import as_arrays
 from .checkpoints import find_weight_file
 from .contents import content_hashes
-from .findings import CheckResult, Verification, compared, describe_machine, failures, judged, package_versions
+from .findings import Outcome, Verification, compared, describe_machine, failures, judged, package_versions
 from .receipts import Receipt, read_receipt
 from .targets import find_target, path_of
 from .verifying import verify_target
@@ -32,7 +32,7 @@ def replay(receipt: str | Path, target: str | Path | None = None, *, model: str 
     given = str(target) if target is not None else recorded.target
     files = list(_compare_files(recorded.files, content_hashes(_find_files(given, model))))
     if failures(files):
-        skipped = CheckResult("answers", "", "not computed, because files differ", "skipped")
+        skipped = Outcome("answers", "", "not computed, because files differ", "skipped")
         return _unchecked(given, recorded, [*files, skipped])
     found = verify_target(find_target(given, model))
     comparisons = [*files, compared("kind", recorded.kind, found.kind, CODE)]
@@ -52,7 +52,7 @@ def _find_files(given: str, model: str | None) -> Path:
     return place.path or find_weight_file(place)[0]
 
 
-def _unchecked(given: str, recorded: Receipt, findings: list[CheckResult]) -> Verification:
+def _unchecked(given: str, recorded: Receipt, findings: list[Outcome]) -> Verification:
     """Return the result if the copy was not loaded."""
     return Verification(
         target=given,
@@ -66,23 +66,21 @@ def _unchecked(given: str, recorded: Receipt, findings: list[CheckResult]) -> Ve
     )
 
 
-def _compare_files(
-    expected: Mapping[str, tuple[int, str]], found: Mapping[str, tuple[int, str]]
-) -> Iterator[CheckResult]:
+def _compare_files(expected: Mapping[str, tuple[int, str]], found: Mapping[str, tuple[int, str]]) -> Iterator[Outcome]:
     """Yield a finding for every file that differs, or one if none does."""
     if len(expected) == len(found) == 1:  # a weight file, whose name may be another one
         name = next(iter(expected))
         found = {name: next(iter(found.values()))}
     pairs = [(name, expected.get(name), found.get(name)) for name in sorted(expected.keys() | found.keys())]
-    findings = [CheckResult(name, _text(old), _text(new), "failed", CODE) for name, old, new in pairs if old != new]
-    yield from findings or [CheckResult("files", f"{len(expected)} with the hashes of the receipt", "all", "passed")]
+    findings = [Outcome(name, _text(old), _text(new), "failed", CODE) for name, old, new in pairs if old != new]
+    yield from findings or [Outcome("files", f"{len(expected)} with the hashes of the receipt", "all", "passed")]
 
 
 def _text(file: tuple[int, str] | None) -> str:
     return "no such file" if file is None else f"{file[0]:,} bytes, {file[1][:_SHOWN]}"
 
 
-def _compare_answers(recorded: Receipt, found: Verification) -> Iterator[CheckResult]:
+def _compare_answers(recorded: Receipt, found: Verification) -> Iterator[Outcome]:
     if not recorded.answers:
         return
     old, new = (" ".join(answer.pixels[:_SHOWN] for answer in side.answers) for side in (recorded, found))
@@ -96,9 +94,9 @@ def _compare_answers(recorded: Receipt, found: Verification) -> Iterator[CheckRe
     yield judged("answers of the receipt", wanted, shown, error <= bound, CODE)
 
 
-def _compare_facts(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[CheckResult]:
+def _compare_facts(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[Outcome]:
     """Yield facts that differ, which is allowed: a receipt is for other machines."""
     for name in sorted(expected.keys() | found.keys()):
         old, new = expected.get(name, "none"), found.get(name, "none")
         if old != new:
-            yield CheckResult(f"{what} {name}", old, new, "differs")
+            yield Outcome(f"{what} {name}", old, new, "differs")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..checks import checked
 from .checkpoints import ModelCheck, check_export, check_model
 from .contents import content_hashes
-from .findings import CheckResult, Verification, describe_machine, package_versions
+from .findings import Outcome, Verification, describe_machine, package_versions
 from .folders import check_index, check_run, check_training
 from .targets import Artifact, find_target
 
@@ -56,6 +56,6 @@ def _check_training(target: Artifact) -> ModelCheck:
     assert target.path is not None
     findings = check_training(target.path)
     if not target.model:
-        return ModelCheck([*findings, CheckResult("model", "", "the run has not finished", "skipped")])
+        return ModelCheck([*findings, Outcome("model", "", "the run has not finished", "skipped")])
     found = check_model(target)
     return found._replace(findings=[*findings, *found.findings])
