@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def test_the_figures_match_the_predictions_of_the_model(folder: Path, batch_size
     assert row.images_per_second
     assert row.dataset == ""
     assert row.published is None
+    (calibrated,) = evaluate(subset, [CIFAR10_MODEL], dataclasses.replace(settings, calibration="auto"))
+    assert calibrated.metrics
+    assert calibrated.trust
+    assert calibrated.metrics.top1 == row.metrics.top1
+    assert calibrated.metrics.loss < row.metrics.loss
+    assert calibrated.metrics.ece < row.metrics.ece
+    assert calibrated.trust.coverage == pytest.approx(0.92, abs=0.04)
+    assert calibrated.trust.unknown == pytest.approx(0.05, abs=0.03)
 
 
 def test_images_that_cannot_be_read_are_listed_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +175,7 @@ def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     images = open_labelled(shared_data / "cifar10-test.parquet")
     expected = recorded()["models"][CIFAR10_MODEL]
     subset = images.subset(range(SUBSET))
-    settings = EvaluationSettings(device="cpu", precision="float32", batch_size=100)
+    settings = EvaluationSettings(device="cpu", precision="float32", batch_size=100, calibration=None)
     (row,) = evaluate(subset, [CIFAR10_MODEL], settings)
     assert row.metrics
     assert row.answers is not None
