@@ -48,14 +48,6 @@ def test_the_figures_match_the_predictions_of_the_model(folder: Path, batch_size
     assert row.images_per_second
     assert row.dataset == ""
     assert row.published is None
-    (calibrated,) = evaluate(subset, [CIFAR10_MODEL], dataclasses.replace(settings, calibration="auto"))
-    assert calibrated.metrics
-    assert calibrated.trust
-    assert calibrated.metrics.top1 == row.metrics.top1
-    assert calibrated.metrics.loss < row.metrics.loss
-    assert calibrated.metrics.ece < row.metrics.ece
-    assert calibrated.trust.coverage == pytest.approx(0.92, abs=0.04)
-    assert calibrated.trust.unknown == pytest.approx(0.05, abs=0.03)
 
 
 def test_images_that_cannot_be_read_are_listed_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +179,11 @@ def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     assert row.metrics.top5
     assert row.metrics.top5 > 0.98
     assert row.published is None
+    (calibrated,) = evaluate(subset, [CIFAR10_MODEL], dataclasses.replace(settings, calibration="auto"))
+    assert calibrated.metrics
+    assert calibrated.trust
+    assert calibrated.metrics.top1 == row.metrics.top1
+    assert calibrated.metrics.loss < row.metrics.loss
+    assert calibrated.metrics.ece < row.metrics.ece
+    assert calibrated.trust.coverage == pytest.approx(0.92, abs=0.04)
+    assert calibrated.trust.unknown == pytest.approx(0.05, abs=0.03)
