@@ -118,7 +118,8 @@ def test_results_keep_their_order_for_any_batch_size(
     predictor: Predictor, photos: list[np.ndarray], batch_size: int
 ) -> None:
     single = np.concatenate([predictor.predict(photo).probabilities for photo in photos])
-    batched = Predictor(predictor.model, plan=make_plan(batch_size=batch_size)).predict(iter(photos))
+    other = Predictor(predictor.model, plan=make_plan(batch_size=batch_size)).with_calibration(predictor.calibration)
+    batched = other.predict(iter(photos))
     assert_allclose(batched.probabilities, single, atol=1e-5)
     # the pictures differ by far more than the tolerance, so a swap would be seen
     distances = np.abs(single[:, None] - single[None]).max(2) + np.eye(len(photos))

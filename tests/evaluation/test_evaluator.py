@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     images = open_labelled(shared_data / "cifar10-test.parquet")
     expected = recorded()["models"][CIFAR10_MODEL]
     subset = images.subset(range(SUBSET))
-    settings = EvaluationSettings(device="cpu", precision="float32", batch_size=100)
+    settings = EvaluationSettings(device="cpu", precision="float32", batch_size=100, calibration=None)
     (row,) = evaluate(subset, [CIFAR10_MODEL], settings)
     assert row.metrics
     assert row.answers is not None
@@ -178,3 +179,11 @@ def test_the_built_in_model_on_a_thousand_images(shared_data: Path) -> None:
     assert row.metrics.top5
     assert row.metrics.top5 > 0.98
     assert row.published is None
+    (calibrated,) = evaluate(subset, [CIFAR10_MODEL], dataclasses.replace(settings, calibration="auto"))
+    assert calibrated.metrics
+    assert calibrated.trust
+    assert calibrated.metrics.top1 == row.metrics.top1
+    assert calibrated.metrics.loss < row.metrics.loss
+    assert calibrated.metrics.ece < row.metrics.ece
+    assert calibrated.trust.coverage == pytest.approx(0.92, abs=0.04)
+    assert calibrated.trust.unknown == pytest.approx(0.05, abs=0.03)
