@@ -133,7 +133,9 @@ def inspect(
         notice(printable(f"the report is in {Path(out) / 'report' / 'index.html'}"))
     if kept is not None:
         notice(
-            printable(f"{write_list} lists {kept:,} of {count_of(len(images), 'image')}: tessella train {write_list}")
+            printable(
+                f"{write_list} lists {kept:,} of {count_of(len(images), 'image')}: tessella train {write_list} -o FOLDER"
+            )
         )
 
 

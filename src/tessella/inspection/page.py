@@ -9,7 +9,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +17,9 @@ from ..storage import create_output_folder, write_bytes
 from ..text import count_of, encode_text, html_text
 from .findings import Finding, label_of
 from .kinds import KINDS, PAIRED
+from .outcome import Inspection
 from .pictures import class_colors, draw_map, map_points, thumbnails
 from .settings import ProgressCallback
-
-if TYPE_CHECKING:
-    from .inspector import Inspection
 
 PAGE = "index.html"
 SHOWN = 48  # findings of a kind that are shown with pictures
