@@ -132,11 +132,8 @@ def inspect(
     if out is not None:
         notice(printable(f"the report is in {Path(out) / 'report' / 'index.html'}"))
     if kept is not None:
-        notice(
-            printable(
-                f"{write_list} lists {kept:,} of {count_of(len(images), 'image')}: tessella train {write_list} -o FOLDER"
-            )
-        )
+        total = count_of(len(images), "image")
+        notice(printable(f"{write_list} lists {kept:,} of {total}: tessella train {write_list} -o FOLDER"))
 
 
 def _print(result: Inspection) -> None:

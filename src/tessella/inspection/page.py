@@ -44,7 +44,8 @@ a {{ color: inherit }}
 table {{ border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; font-weight: normal; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere }}
-td.number {{ text-align: right }}
+td.number {{ text-align: right; white-space: nowrap }}
+th[scope=col] {{ white-space: nowrap }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .9rem; margin-top: .6rem }}
 .pairs {{ grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)) }}
 figure {{ margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: .6rem }}
@@ -125,7 +126,7 @@ def _section(result: Inspection, kind: str, group: Sequence[Finding], pictures: 
     meaning = KINDS[kind]
     more = f", the {SHOWN} strongest are shown" if len(group) > SHOWN else ""
     yield f'<section id="{kind}"><h2>{html_text(meaning.title)}</h2>'
-    yield f"<p>{html_text(meaning.text)} {len(group):,} findings{more}.</p>"
+    yield f"<p>{html_text(meaning.text)} {count_of(len(group), 'finding')}{more}.</p>"
     yield f'<p class="soft">Score: {html_text(meaning.score)}.</p>'
     if kind == "small_class":
         yield "<table><tr><th scope=col>class</th><th scope=col>reason</th></tr>"
