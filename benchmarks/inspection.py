@@ -205,7 +205,8 @@ def measure_audit(args: argparse.Namespace) -> list[dict[str, Any]]:
         found = pairs.score >= near
         named = set(zip(pairs.test[found].tolist(), pairs.train[found].tolist(), strict=True))
         tested = {test for test, _ in named}
-        facts = dict(model=predictor.name, near=near, compared=len(row), pairs=len(named), test_images=len(tested))
+        facts = dict(model=predictor.name, near=near, compared=len(row), tests=len(tests))
+        facts |= dict(pairs=len(named), test_images=len(tested))
         for judgment in sorted(set(known.values())):
             wanted = [pair for pair, value in known.items() if value == judgment]
             facts[f"recall_pairs_{judgment}"] = round(sum(pair in named for pair in wanted) / len(wanted), 4)

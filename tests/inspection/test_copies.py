@@ -10,7 +10,7 @@ from tessella.inspection.neighbors import Neighbors, find_neighbors
 
 from .made import cropped, measurements, recompressed, scene
 
-NEAR = 0.8
+NEAR = 0.9
 
 
 def copies_of(images: list[Image.Image], vectors: np.ndarray, equal: tuple[int, int] | None = None) -> Copies:

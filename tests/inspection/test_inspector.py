@@ -18,7 +18,8 @@ from PIL import Image
 from tessella.data.all_splits import open_all_splits
 from tessella.errors import UsageError
 from tessella.inspection.findings import COLUMNS, Finding
-from tessella.inspection.inspector import Inspection, inspect
+from tessella.inspection.inspector import inspect
+from tessella.inspection.outcome import Inspection
 from tessella.inspection.settings import InspectionSettings
 from tessella.predictor import Predictor
 from tessella.text import unescape

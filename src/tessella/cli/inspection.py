@@ -47,7 +47,7 @@ EXAMPLES = 1  # findings of a kind that the table shows
     group="Advanced",
     type=click.FloatRange(0, 1, True),
     metavar="SIMILARITY",
-    help="Similarity of the pixels, up to 1, from which two pictures are near duplicates.  [default: 0.8]",
+    help="Similarity of the pixels, up to 1, from which two pictures are near duplicates.  [default: 0.9]",
 )
 @option(
     "--label-margin",
@@ -132,9 +132,8 @@ def inspect(
     if out is not None:
         notice(printable(f"the report is in {Path(out) / 'report' / 'index.html'}"))
     if kept is not None:
-        notice(
-            printable(f"{write_list} lists {kept:,} of {count_of(len(images), 'image')}: tessella train {write_list}")
-        )
+        total = count_of(len(images), "image")
+        notice(printable(f"{write_list} lists {kept:,} of {total}: tessella train {write_list} -o FOLDER"))
 
 
 def _print(result: Inspection) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,54 +25,13 @@ from .findings import COLUMNS, Evidence, Finding, collect, count_kinds
 from .label_errors import LabelErrors, find_label_errors
 from .measuring import Measurements, measure
 from .neighbors import Neighbors, find_neighbors
+from .outcome import Inspection
 from .outliers import NEIGHBORS, Remoteness, find_odd, find_remote
+from .page import write_page
 from .settings import InspectionSettings, ProgressCallback
 
 Number = TypeVar("Number", bound=np.generic)
 FINDINGS, SUMMARY, REPORT = "findings.csv", "inspection.json", "report"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """The result of an inspection.
-
-    images: what was inspected. findings: sorted by kind, the strongest first. counts: number of findings by kind.
-    choices: what was chosen automatically, with reasons. label_errors: what confident learning says; None without
-    labels. model, fingerprint: of the embeddings. seconds: duration by stage. notes: what was left out, and why.
-    """
-
-    images: SplitImages
-    measured: Measurements
-    findings: tuple[Finding, ...]
-    counts: dict[str, int]
-    model: str
-    fingerprint: str
-    choices: tuple[str, ...]
-    notes: tuple[str, ...]
-    label_errors: LabelErrors | None
-    settings: InspectionSettings
-    seconds: dict[str, float]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the summary for JSON, without the findings."""
-        images, labels = self.images, self.label_errors
-        by_split = {split or "all": int((images.split == i).sum()) for i, split in enumerate(images.splits)}
-        return dict(
-            data=escape(images.images.origin),
-            images=len(images),
-            readable=int(self.measured.ok.sum()),
-            splits=by_split,
-            classes=list(images.images.classes),
-            model=self.model,
-            fingerprint=self.fingerprint,
-            data_fingerprint=images.images.fingerprint,
-            choices=list(self.choices),
-            notes=list(self.notes),
-            findings=self.counts,
-            estimated_label_errors=None if labels is None else labels.estimated,
-            probe_accuracy=None if labels is None else round(labels.accuracy, 4),
-            settings=dataclasses.asdict(self.settings),
-        )
 
 
 @checked
@@ -104,14 +62,7 @@ def inspect(
     folder = None if out is None else create_output_folder(out)
     start = time.perf_counter()
     measured = measure(images, predictor, folder, progress=progress)
-    if not measured.ok.any():
-        i = 0
-        raise UsageError(
-            "not_found",
-            f"none of {count_of(len(images), 'image')} could be read; the first is {images.images.key(i)!r}: "
-            f"{measured.status[i]}",
-            hint="`tessella classify` on one of them gives the reason",
-        )
+    _require_readable(images, measured)
     seconds = {"images": time.perf_counter() - start}
     evidence = _analyze(images, measured, predictor.name, settings, seconds, progress)
     findings = collect(
@@ -134,13 +85,22 @@ def inspect(
         seconds=seconds,
     )
     if folder is not None:
-        from .page import write_page
-
         write_findings(folder / FINDINGS, result.findings)
         write_page(folder / REPORT, result, progress=progress)
         # the summary comes last: it marks a complete inspection
         write_bytes(folder / SUMMARY, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     return result
+
+
+def _require_readable(images: SplitImages, measured: Measurements) -> None:
+    """Raise UsageError `not_found` if no image could be read."""
+    if not measured.ok.any():
+        raise UsageError(
+            "not_found",
+            f"none of {count_of(len(images), 'image')} could be read; the first is {images.images.key(0)!r}: "
+            f"{measured.status[0]}",
+            hint="`tessella classify` on one of them gives the reason",
+        )
 
 
 def _open(data: str | Path | Sequence[str | Path], unlabeled: bool) -> SplitImages:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +17,9 @@ from ..storage import create_output_folder, write_bytes
 from ..text import count_of, encode_text, html_text
 from .findings import Finding, label_of
 from .kinds import KINDS, PAIRED
+from .outcome import Inspection
 from .pictures import class_colors, draw_map, map_points, thumbnails
 from .settings import ProgressCallback
-
-if TYPE_CHECKING:
-    from .inspector import Inspection
 
 PAGE = "index.html"
 SHOWN = 48  # findings of a kind that are shown with pictures
@@ -47,7 +44,8 @@ a {{ color: inherit }}
 table {{ border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; font-weight: normal; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere }}
-td.number {{ text-align: right }}
+td.number {{ text-align: right; white-space: nowrap }}
+th[scope=col] {{ white-space: nowrap }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .9rem; margin-top: .6rem }}
 .pairs {{ grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)) }}
 figure {{ margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: .6rem }}
@@ -128,7 +126,7 @@ def _section(result: Inspection, kind: str, group: Sequence[Finding], pictures: 
     meaning = KINDS[kind]
     more = f", the {SHOWN} strongest are shown" if len(group) > SHOWN else ""
     yield f'<section id="{kind}"><h2>{html_text(meaning.title)}</h2>'
-    yield f"<p>{html_text(meaning.text)} {len(group):,} findings{more}.</p>"
+    yield f"<p>{html_text(meaning.text)} {count_of(len(group), 'finding')}{more}.</p>"
     yield f'<p class="soft">Score: {html_text(meaning.score)}.</p>'
     if kind == "small_class":
         yield "<table><tr><th scope=col>class</th><th scope=col>reason</th></tr>"

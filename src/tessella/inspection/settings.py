@@ -26,7 +26,7 @@ class InspectionSettings:
     """
 
     min_images: int = 10
-    near: float = 0.8
+    near: float = 0.9
     label_margin: float = 0.5
     outlier: float = 5.0
     odd: float = 5.0
