@@ -123,7 +123,6 @@ class Index:
             raise no_index(self.out)
         self._seal = open_seal(self.out / HOME)
         self.rows, self.plan = self._seal.rows, self._seal.plan
-        self._names = columns_of(self.facts)
         if memory is None:
             fits = self.rows <= IN_MEMORY_ROWS and not self.plan.probes
         else:
@@ -138,6 +137,11 @@ class Index:
         if predictor is not None:
             check_fingerprint(self.facts, predictor.fingerprint, predictor.name)
             self.predictor = predictor
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The columns of the index, without the vectors."""
+        return columns_of(self.facts)
 
     @functools.cached_property
     def _table(self) -> LanceTable:
