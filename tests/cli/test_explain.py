@@ -37,7 +37,7 @@ def test_text_states_class_method_scores_and_verdict() -> None:
     out, err = run("explain", CAT)
     lines = out.splitlines()
     assert lines[0] == CAT
-    assert lines[1].startswith("  class        cat 92.8 %; others: frog ")
+    assert lines[1].startswith("  class        cat 99.2 %; others: frog ")
     assert lines[2].startswith("  method       ")
     assert "ConvMixer" in lines[2]
     for line, name in zip(lines[3:6], ("deletion", "insertion", "correlation"), strict=True):
@@ -113,7 +113,7 @@ def test_one_image_can_be_written_to_a_file(tmp_path: Path) -> None:
 
 def test_two_classes_are_compared() -> None:
     out, _ = run("explain", CAT, "--versus", "dog", FAST)
-    assert "cat 92.8 %, not dog 0.6 %; others: frog" in out
+    assert "cat 99.2 %, not dog 0.1 %; others: frog" in out
     assert "not scored" in out
     _, err = run("explain", CAT, "--versus", "cat", FAST, status=3)
     assert "bad_argument: its predicted class is 'cat'" in err

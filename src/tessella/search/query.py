@@ -132,7 +132,6 @@ class Index:
             raise no_index(self.out)
         self._seal = open_seal(self.out / HOME)
         self.rows, self.plan = self._seal.rows, self._seal.plan
-        self._names = columns_of(self.facts)
         if memory is None:
             fits = self.rows <= IN_MEMORY_ROWS and not self.plan.probes
         else:
@@ -157,6 +156,11 @@ class Index:
         if self.alignment is None:
             return self.facts
         return cast("RunFacts", dict(self.facts) | self.alignment.new._asdict())
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The columns of the index, without the vectors."""
+        return columns_of(self.facts)
 
     @functools.cached_property
     def _table(self) -> LanceTable:
