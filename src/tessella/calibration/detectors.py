@@ -11,9 +11,9 @@
 A larger number is more unlike. Embeddings have unit length, which helps Mahalanobis distances (arXiv:2505.18032).
 
 `combined` is the default: logits and embeddings notice different images, and on photographs of other things their sum
-was the best or nearly the best for each of the built-in models (docs/guide/calibration.md). Which detector is best cannot be
-found out by treating each class as unknown in turn: that prefers `energy`, because the model has learned to give low
-logits to exactly these images.
+was the best or nearly the best for each of the built-in models (docs/guide/calibration.md). Which detector is best
+cannot be found out by treating each class as unknown in turn: that prefers `energy`, because the model has learned to
+give low logits to exactly these images.
 
 Letters for shapes: N images, K classes, D width of the embedding, R stored embeddings.
 """
