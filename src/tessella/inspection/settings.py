@@ -27,7 +27,7 @@ class InspectionSettings:
 
     min_images: int = 10
     near: float = 0.9
-    label_margin: float = 0.5
+    label_margin: float = 0.75
     outlier: float = 5.0
     odd: float = 5.0
     folds: int = 5
