@@ -54,7 +54,7 @@ EXAMPLES = 1  # findings of a kind that the table shows
     group="Advanced",
     type=click.FloatRange(0, 1),
     metavar="PROBABILITY",
-    help="Report a label if another class is more probable by at least this much.  [default: 0.5]",
+    help="Report a label if another class is more probable by at least this much.  [default: 0.75]",
 )
 @option(
     "--min-images",
