@@ -237,7 +237,7 @@ def test_the_program_gives_the_same_probabilities(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    expected = tessella.load(f"local-dir:{folder}").classify(images, top=3)
+    expected = tessella.load(f"local-dir:{folder}", calibration=None).classify(images, top=3)
     lines = done.stdout.splitlines()
     assert [lines[0], lines[4]] == images
     for shown, predictions in zip((lines[1:4], lines[5:8]), expected, strict=True):

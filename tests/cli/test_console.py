@@ -189,7 +189,7 @@ def test_help_is_shown_without_a_command() -> None:
 
 def test_similar_names_are_suggested() -> None:
     assert "Did you mean 'list'" in run("lst", status=2)[1]
-    assert "Did you mean '--json'" in run("list", "--jsn", status=2)[1]
+    assert "Did you mean '--json'" in run("info", "mixer_b16_224", "--jsn", status=2)[1]
 
 
 @pytest.mark.parametrize("command", ["classify", "embed", "features"])

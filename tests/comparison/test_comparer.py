@@ -318,6 +318,7 @@ def refusal(comparison: Comparison, path: Path) -> TessellaError:
     return caught.value
 
 
+@pytest.mark.quiet
 def test_speed_is_measured_for_two_models(data: Path) -> None:
     result = compare(OLD, NEW, data)
     assert result.speed is not None

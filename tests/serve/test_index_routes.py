@@ -144,7 +144,8 @@ def test_rows_come_in_pages(served: Served) -> None:
     index = Index(served.run)
     (neighbor,) = index.neighbors([found[0]["row"]])
     assert found[0] == {
-        name: getattr(neighbor, name) for name in ("row", "key", "label", "probability", "width", "height")
+        name: getattr(neighbor, name)
+        for name in ("row", "key", "label", "probability", "width", "height", "unknown", "set_size")
     }
     assert served.get("/v1/index/rows?count=0").json()["rows"] == []
     for query in ("start=-1", "count=1001", "start=x", "start=1&start=2", "start=1.5", "count=٣"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..checks import check_path, checked
 from ..errors import ImageError, UsageError
 from ..evaluation.settings import ProgressCallback
+from ..machine import require_fork
 from ..predictor import Predictor
 from ..storage import create_output_folder
 from .answers import (
@@ -53,9 +54,10 @@ def compare(
     out: keep the outputs of models in this folder, so that a comparison that was interrupted is resumed. progress:
     called with (side and model, images done, number of images) after each image.
 
-    Raises UsageError: `bad_argument`, `not_found`, `damaged_run`; ImageError `unreadable` if no image has a result of
-    both; OutputError `output_failed`; and the errors of `tessella.load`.
+    Raises UsageError: `bad_argument`, `not_found`, `damaged_run`, `unsupported_system`; ImageError `unreadable` if no
+    image has a result of both; OutputError `output_failed`; and the errors of `tessella.load`.
     """
+    require_fork("`tessella compare`")
     images = _find_images(old, new, data, settings)
     if not len(images):
         raise UsageError("not_found", f"there are no images in {images.origin}")

@@ -18,6 +18,7 @@ from ..checks import checked
 from ..data.datasets import LabelledImages, open_split
 from ..errors import UsageError
 from ..extras import require
+from ..machine import require_fork
 from ..predictor import Predictor, load
 from ..results import FloatArray
 from ..storage import create_output_folder, write_bytes
@@ -100,9 +101,10 @@ def probe(
     images done, number of images) after each image.
 
     The result is deterministic for a seed. Images that cannot be read are counted by error code and excluded. Raises
-    UsageError `missing_dependency` for `attach_to` without PyTorch, OutputError `output_failed`, and the errors of
-    `open_split`, `load` and `attach`.
+    UsageError `unsupported_system`, `missing_dependency` for `attach_to` without PyTorch, OutputError `output_failed`,
+    and the errors of `open_split`, `load` and `attach`.
     """
+    require_fork("`tessella probe`")
     settings = settings or ProbeSettings()
     if attach_to is not None:
         require("torch", "a model with another classifier")

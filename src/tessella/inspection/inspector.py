@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..checks import checked
 from ..data.all_splits import SplitImages, open_all_splits
 from ..errors import UsageError
+from ..machine import require_fork
 from ..predictor import Predictor, load
 from ..records import csv_line
 from ..storage import create_output_folder, write_bytes
@@ -49,9 +50,10 @@ def inspect(
     out: folder for findings.csv, inspection.json and the report; an interrupted call with the same model and data
     continues there. progress: called with (task, items done, number of items). Nothing is deleted or changed.
 
-    Raises UsageError `not_found` if no image can be read and `busy` if another process uses `out`, OutputError
-    `output_failed`, and the errors of `open_all_splits` and `load`.
+    Raises UsageError `unsupported_system`, `not_found` if no image can be read, and `busy` if another process uses
+    `out`, OutputError `output_failed`, and the errors of `open_all_splits` and `load`.
     """
+    require_fork("`tessella inspect`")
     settings = settings or InspectionSettings()
     images = data if isinstance(data, SplitImages) else _open(data, settings.unlabeled)
     choices = []

@@ -169,6 +169,7 @@ def test_sizes_are_numbers(site: StandIn, visit: Open) -> None:
 
 def test_a_changed_collection_is_noticed(site: StandIn, visit: Open, collection: Collection) -> None:
     opened = gallery(visit, site)
+    opened.expect_messages("404")  # thumbnails of images that are gone
     assert not opened.button("Reload the page").is_visible()
     site.collection = subset(collection, range(7))
     opened.tiles().nth(3).locator(".tile-picture").click()

@@ -78,10 +78,13 @@ def read_path_lists(
 def splits_in_list(path: str) -> list[str]:
     """Return the splits in the column `split` of a list, in the order of their first lines.
 
-    The result is empty if the list has no such column, or if any of its values is not the name of a split. Raises
-    UsageError as `read_path_lists` for a list that cannot be read.
+    The result is empty if the list has no such column, if any of its values is not the name of a split, or if it cannot
+    be read, which `read_path_lists` reports.
     """
-    found = dict.fromkeys(line.split for line in _read_list(path))
+    try:
+        found = dict.fromkeys(line.split for line in _read_list(path))
+    except UsageError:
+        return []
     return [] if "" in found else list(found)
 
 
