@@ -105,7 +105,8 @@ def pair_row(old: Measured, new: Measured, images: ComparedImages, sample: Image
     assert accuracy is not None
     assert agreement is not None
     assert neighbors is not None
-    assert alignment is not None
+    if alignment is None:
+        raise SystemExit(f"{accuracy.images:,} images are too few for an alignment")
     assert images.labels is not None
     kept = (old.outputs.ok & new.outputs.ok)[sample.rows]
     labels_N = images.labels[sample.rows][kept]

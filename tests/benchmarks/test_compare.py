@@ -36,11 +36,11 @@ def test_probabilities_are_those_of_scipy() -> None:
         assert compare.log_binomial(count, total, rate) == pytest.approx(stats.binom.logpmf(count, total, rate))
 
 
-def test_every_pair_has_a_row(animals: Path, tmp_path: Path) -> None:
+def test_every_pair_has_a_row(shared_data: Path, tmp_path: Path) -> None:
     models = ["mixer_ti_p4_32", "gmixer_ti_p4_32"]
-    rows = compare.measure_pairs(str(animals), models, 120, tmp_path)
+    rows = compare.measure_pairs(str(shared_data / "cifar10-test.parquet"), models, 900, tmp_path)
     assert [(row["old"], row["new"]) for row in rows] == [tuple(models), tuple(models[::-1])]
-    assert {row["images"] for row in rows} == {120}
+    assert {row["images"] for row in rows} == {900}
     there, back = rows
     assert there["difference"] == -back["difference"]
     assert (there["low"], there["high"]) == pytest.approx((-back["high"], -back["low"]), rel=1e-4)
