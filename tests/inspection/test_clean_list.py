@@ -33,8 +33,8 @@ def test_copies_leave_the_training_split_and_the_test_split_stays(
     data: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     result = inspect(data, predictor)
-    kinds = [kind for kind in REMOVED if kind != "label_error"]
-    count = write_clean_list(tmp_path / "clean.csv", result.images, result.findings, kinds)
+    assert "label_error" not in REMOVED
+    count = write_clean_list(tmp_path / "clean.csv", result.images, result.findings)
     rows = read(tmp_path / "clean.csv")
     assert len(rows) == count
     assert set(rows[0]) == {"path", "label", "split"}
@@ -57,10 +57,10 @@ def test_only_unreadable_images_leave_the_test_split(tmp_path: Path) -> None:
         assert removed == ({0, 1, 2, 3} if kind == "unreadable" else {0, 1, 2, 3} - tests)
 
 
-def test_outliers_stay_unless_asked(tmp_path: Path) -> None:
+def test_outliers_and_label_errors_stay_unless_asked(tmp_path: Path) -> None:
     write(tmp_path, "a/1.jpg", "b/2.jpg")
     images = open_all_splits([tmp_path])
-    findings = [finding(images, 0, "outlier"), finding(images, 1, "similar")]
+    findings = [finding(images, 0, "outlier"), finding(images, 1, "similar"), finding(images, 1, "label_error")]
     assert removed_images(findings) == set()
     assert removed_images(findings, ["outlier"]) == {0}
 

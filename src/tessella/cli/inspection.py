@@ -88,7 +88,7 @@ EXAMPLES = 1  # findings of a kind that the table shows
     "--remove",
     group="Output",
     metavar="KIND,...",
-    help="Kinds of findings that --write-list leaves out.  [default: unreadable, exact and near copies, label_error]",
+    help="Kinds of findings that --write-list leaves out.  [default: unreadable, exact and near copies]",
 )
 @json_option
 def inspect(
