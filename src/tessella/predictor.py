@@ -330,9 +330,22 @@ class Predictor:
         """
         return decoded_outputs(decoded, self.engine, split_batch=split_batch)
 
-    def record(self, key: str, outcome: Output | ImageError, *, top: int = 5, embed: bool = True) -> Record:
-        """Return the Record of one image's output or error, as `records` yields it."""
-        return make_record(key, outcome, self._classes, top=top, embed=embed, calibration=self.calibration)
+    def record(
+        self,
+        key: str,
+        outcome: Output | ImageError,
+        *,
+        top: int = 5,
+        embed: bool = True,
+        most_listed: int | None = None,
+    ) -> Record:
+        """Return the Record of one image's output or error, as `records` yields it.
+
+        most_listed: how many classes of a prediction set are listed; None for all.
+        """
+        return make_record(
+            key, outcome, self._classes, top=top, embed=embed, calibration=self.calibration, most_listed=most_listed
+        )
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Return the probabilities (N,classes) float32 of logits (N,classes), calibrated if the model is."""

@@ -104,7 +104,7 @@ class ShardMaker:
         rows: list[ShardRow] = []
         # never split: if a resumed run has one batch left, its bits must be those of the uninterrupted run
         for (place, image), outcome in self._predictor.decoded_outputs(self._decode(todo), split_batch=False):
-            record = self._predictor.record(place.source.key, outcome, top=self._facts["top"])
+            record = self._predictor.record(place.source.key, outcome, top=self._facts["top"], most_listed=MAX_SET)
             rows.append(ShardRow(place.source, image, record))
             on_row(record.status)
             if stop():
@@ -190,9 +190,9 @@ def _assessed_columns(rows: Sequence[ShardRow]) -> dict[str, Any]:
     import pyarrow as pa
 
     found = [row.record.assessment for row in rows]
-    sets = [None if one is None or len(one.prediction_set) > MAX_SET else one.prediction_set for one in found]
+    sets = [None if one is None or one.set_size > MAX_SET else one.prediction_set for one in found]
     return dict(
-        set_size=pa.array([None if one is None else len(one.prediction_set) for one in found], pa.int32()),
+        set_size=pa.array([None if one is None else one.set_size for one in found], pa.int32()),
         set_index=pa.array([one and [member.index for member in one] for one in sets], pa.list_(pa.int32())),
         set_label=pa.array([one and [member.label for member in one] for one in sets], pa.list_(pa.string())),
         unknown=pa.array([None if one is None else one.unknown for one in found], pa.bool_()),
