@@ -1,4 +1,4 @@
-"""tessella calibrate: honest probabilities, prediction sets, and the detection of unknown images."""
+"""tessella calibrate: calibrated probabilities, prediction sets, and the detection of unknown images."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ COMMANDS = {  # command: (the module of this package that defines it, its line i
     "inspect": ("inspection", "Find duplicates, leaks, label errors and odd images before training."),
     "train": ("training", "Train or fine-tune a classifier on labeled images."),
     "evaluate": ("evaluation", "Measure the accuracy of models on labeled images."),
-    "calibrate": ("calibration", "Make a model's probabilities honest, and let it say when it does not know."),
+    "calibrate": ("calibration", "Calibrate probabilities, prediction sets and the detection of unknown images."),
     "probe": ("evaluation", "Measure how well a model's embeddings separate classes."),
     "compare": ("comparison", "Compare two models, or two runs, on the same images."),
     "bench": ("performance", "Benchmark engines against each other."),
