@@ -139,7 +139,8 @@ def test_everything_at_once_leaves_nothing_behind(engine: FakeEngine) -> None:
                 try:
                     for image, found in zip(images, numbers_in(await request), strict=True):
                         assert found in (
-                            ("unsupported_format",) if image == b"damaged" else (number, "decoder_crashed")
+                            "unsupported_format" if image == b"damaged" else number,
+                            "decoder_crashed",  # an image, damaged or not, that met two kills
                         )
                         outcomes["ok" if found == number else found] += 1
                 except asyncio.CancelledError:
