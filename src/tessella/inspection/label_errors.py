@@ -66,7 +66,7 @@ def find_label_errors(
     """
     originals = np.unique(group_N, return_index=True)[1]
     sizes_K = np.bincount(labels_N[originals], minlength=classes)
-    judged_N = (sizes_K >= max(LEAST, 2))[labels_N]
+    judged_N = (sizes_K >= LEAST)[labels_N]
     if (sizes_K >= LEAST).sum() < 2:
         return None
     rows = np.flatnonzero(judged_N)
