@@ -81,7 +81,7 @@ async def bad_input(trial: Trial, seconds: float) -> dict[str, Any]:
     assert facts["threads_growth"] <= 2, facts
     assert facts["descriptors_growth"] <= 2 * CLIENTS, facts
     assert facts["memory_mb_growth"] <= 100, facts
-    return dict(answers=answers.right, bad=len(bad), **facts, first=first, last=last)
+    return dict(seconds=seconds, answers=answers.right, bad=len(bad), **facts, first=first, last=last)
 
 
 def usage(pid: int) -> dict[str, int]:
