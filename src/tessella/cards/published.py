@@ -226,17 +226,13 @@ def _licenses(checkpoint: Checkpoint, origin: Origin) -> str:
         stated = origin.source.code_license or "see its repository"
         lines[0] += f" The original code, {origin.source.url}: {stated}."
     if checkpoint.has_weights:
-        lines.append(f"- Weights: {checkpoint.license}, as {_license_source(checkpoint)} says.")
+        lines.append(f"- Weights: {checkpoint.license}, as {'this project' if checkpoint.file else 'timm'} states.")
     terms = [text for start, text in _DATA_TERMS.items() if any(name.startswith(start) for name in origin.data)]
     if checkpoint.tag == "photographs":
         terms.append("The other images are CC0, public domain or MIT, as the table below says.")
     if terms:
         lines.append(f"- Training data: {' '.join(terms)}")
     return "\n".join(lines)
-
-
-def _license_source(checkpoint: Checkpoint) -> str:
-    return "this project" if checkpoint.file else "the published config"
 
 
 def _record(name: str) -> str:
