@@ -19,7 +19,7 @@ from ..weights.card_text import (
 from ..weights.catalogue import BUILTIN_FOLDER, OWN_ARCHITECTURES, Checkpoint, published_accuracy
 from ..weights.costs import in_units, read_costs
 from ..weights.origins import FAMILIES, Origin, known_errors, origin_of
-from .calibration_facts import read_calibration_facts
+from .calibrated import calibration_text, read_calibration_beside
 from .comparison import MACHINES, SETS, Machine, ModelRow, compare_models
 
 if TYPE_CHECKING:
@@ -204,10 +204,10 @@ def _comparison_cells(row: ModelRow, this: str, sets: Sequence[str], machines: S
 
 
 def _limits(checkpoint: Checkpoint) -> str:
-    calibrated = checkpoint.file and read_calibration_facts(BUILTIN_FOLDER / checkpoint.file)
+    calibration = read_calibration_beside(BUILTIN_FOLDER / checkpoint.file) if checkpoint.file else None
     lines = [
-        calibrated.text()
-        if calibrated
+        calibration_text(calibration)
+        if calibration
         else "The calibration of these weights was not measured, so a probability of 90 % need not be right in nine of "
         "ten cases. Calibrate the model on images of your own before you rely on a threshold.",
         f"It knows {_classes(checkpoint)} and answers with one of them for every image, whatever the image shows."
