@@ -99,7 +99,8 @@ def test_a_copy_of_a_repository_keeps_the_calibration(hub: FakeHub, folder: Path
 def test_a_calibration_of_another_model_is_not_uploaded_and_a_warning_says_so(
     change: str, hub: FakeHub, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, overrides = model_in(folder), None
+    model = model_in(folder)
+    overrides: dict[str, object] | None = None
     if change == "weights":
         with torch.no_grad():
             next(model.parameters()).add_(1e-3)
@@ -130,10 +131,11 @@ def test_a_predictor_is_uploaded_with_its_calibration(hub: FakeHub, folder: Path
 
 def test_a_built_in_model_is_uploaded_with_its_calibration(hub: FakeHub) -> None:
     name = "mixer_ti_p4_32.cifar10"
+    weights = BUILTIN_FOLDER / f"{name}.safetensors"
     model = create_model(name, pretrained=True)
-    assert model.source == BUILTIN_FOLDER / f"{name}.safetensors"
+    assert model.source == weights
     push_to_hub(model, REPO, token="t", endpoint=hub.url)
-    published = read_calibration(beside(model.source))
+    published = read_calibration(beside(weights))
     assert calibration_hash(tessella.load(NAME).calibration) == calibration_hash(published)  # type: ignore[arg-type]
 
 
