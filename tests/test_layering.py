@@ -30,6 +30,7 @@ LAYERS = [
     {"evaluation"},
     {"comparison"},
     {"cards"},
+    {"publish"},
     {"inspection"},
     {"training"},
     {"verification"},

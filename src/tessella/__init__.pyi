@@ -21,6 +21,7 @@ from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
 from .predictor import Record as Record
 from .predictor import load as load
+from .publish import push_to_hub as push_to_hub
 from .weights.catalogue import get_arch_pretrained_cfgs as get_arch_pretrained_cfgs
 from .weights.catalogue import get_pretrained_cfg as get_pretrained_cfg
 from .weights.catalogue import get_pretrained_cfg_value as get_pretrained_cfg_value
@@ -32,5 +33,4 @@ from .weights.catalogue import list_pretrained as list_pretrained
 from .weights.factory import create_model as create_model
 from .weights.factory import load_checkpoint as load_checkpoint
 from .weights.factory import model_entrypoint as model_entrypoint
-from .weights.save import push_to_hub as push_to_hub
 from .weights.save import save_pretrained as save_pretrained

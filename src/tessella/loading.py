@@ -30,7 +30,7 @@ from .inputs import AnyImage
 from .models.configs import CONFIGS
 from .pipeline import ImageReader
 from .results import ClassNames
-from .weights.catalogue import BUILTIN_FOLDER, DEPRECATED, full_name, no_weights, resolve
+from .weights.catalogue import DEPRECATED, full_name, no_weights, resolve
 from .weights.names import local_folder
 from .weights.network import AnyModel, Network, as_network
 from .weights.open import open_network
@@ -72,14 +72,6 @@ class LoadSettings:
     def has_own_weights(self) -> bool:
         """Whether the weights are not those that the name refers to."""
         return self.checkpoint_path is not None or "pretrained_cfg" in self.model_args
-
-    @property
-    def weights_location(self) -> Path | None:
-        """The model folder, or the weight file of a built-in model; None for other weights."""
-        if not self.pretrained or self.has_own_weights:
-            return None
-        row = None if ":" in self.name else resolve(self.name)[1]
-        return BUILTIN_FOLDER / row.file if row is not None and row.file else self.folder
 
     @property
     def recorded_name(self) -> str:

@@ -438,12 +438,13 @@ def load(
         model_args=model_args,
     )
     if (folder := find_exported(settings)) is not None:
+        place: Path | None = folder
         predictor = Predictor.from_export(folder, batch_size=batch_size, mode=mode, transform=transform, policy=policy)
     else:
         network, plan = open_planned(settings)
-        name = settings.recorded_name
+        name, place = settings.recorded_name, network.source
         predictor = Predictor(network, name=name, plan=plan, images=images, transform=transform, policy=policy)
-    return predictor.with_calibration(*_choose_calibration(predictor, calibration, settings.weights_location))
+    return predictor.with_calibration(*_choose_calibration(predictor, calibration, place))
 
 
 def _choose_calibration(predictor: Predictor, wanted: str | Path | Calibration | None, weights: Path | None) -> Found:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 import tessella
 from tessella.calibration import write_calibration
@@ -119,6 +121,14 @@ def test_other_weights_are_not_calibrated_by_what_is_beside_the_published_ones(f
     write_calibration(beside(folder), calibration_for(load(folder)))
     network = tessella.load(f"local-dir:{folder}", checkpoint_path=folder / "model.safetensors")
     assert network.calibration is None
+
+
+def test_a_calibration_is_not_taken_for_the_weights(folder: Path) -> None:
+    before = load(folder)
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    write_calibration(beside(folder), calibration_for(before))
+    assert load(folder).calibration is not None
 
 
 def test_the_file_of_a_built_in_model_has_its_whole_name() -> None:

@@ -87,7 +87,7 @@ def test_known_errors_are_stated() -> None:
     assert "which does not exist" in card_of("mixer_b16_224.goog_in21k_ft_in1k")
     assert "which does not exist" not in card_of("mixer_b16_224.miil_in21k_ft_in1k")
     assert "less accurate than the smaller" in card_of("mixer_l16_224.goog_in21k_ft_in1k")
-    assert "cites the CrossViT paper" in card_of("convmixer_768_32.in1k")
+    assert "that of the CrossViT paper" in card_of("convmixer_768_32.in1k")
     assert "timm loads resmlp_12_224.fb_in1k for resmlp_12_224_dino" in card_of("resmlp_12_224.fb_dino")
     assert "CC-BY-NC" in card_of("convit_tiny.fb_in1k")
     assert known_errors(CATALOGUE["crossvit_tiny_240.in1k"])

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from tessella.calibration import Calibration, write_calibration
+from tessella.calibration.finding import beside
 from tessella.cards import card
-from tessella.cards.calibration_facts import read_calibration_facts
+from tessella.cards.calibrated import read_calibration_beside
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
+from ..calibration.made import made_calibration
 from ..weights.card_rules import problems
 
 TRAINED = Path(__file__).parent.parent / "stored" / "train-finished"
-FACTS: dict[str, Any] = {
-    "temperature": 1.25,
-    "sets": {"coverage": 0.9},
-    "unknown": {"false_alarms": 0.05},
-    "data": {"origin": "images <b>of</b> mine", "images": 2500},
-    "figures": {"ece_before": 0.0843, "ece_after": 0.0211},
-}
 
 
 @pytest.fixture
@@ -35,10 +30,15 @@ def folder(tmp_path: Path) -> Path:
     return out
 
 
-def write_calibration(path: Path, facts: object) -> None:
-    """Write what a card reads of a calibration: the metadata of a safetensors file."""
-    header = json.dumps({"__metadata__": {"calibration": "0" * 64 + json.dumps(facts)}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+def made() -> Calibration:
+    """Return a calibration with known figures."""
+    calibration = made_calibration(100, detector="energy")
+    return dataclasses.replace(
+        calibration,
+        temperature=1.25,
+        data=calibration.data._replace(origin="images <b>of</b> mine", images=2500),
+        figures={"ece_before": 0.0843, "ece_after": 0.0211},
+    )
 
 
 def test_a_card_has_training_and_evaluation(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_text_of_a_report_is_escaped(folder: Path) -> None:
 
 
 def test_a_calibration_is_described(folder: Path) -> None:
-    write_calibration(folder / "calibration.safetensors", FACTS)
+    write_calibration(beside(folder), made())
     text = card(folder)
     assert "logits are divided by 1.25, fitted on 2,500 images of images &lt;b&gt;of&lt;/b&gt; mine" in text
     assert "error is 8.4 % without and 2.1 % with it" in text
@@ -102,28 +102,24 @@ def test_a_calibration_is_described(folder: Path) -> None:
     assert "not calibrated" not in text
 
 
-@pytest.mark.parametrize(
-    "facts",
-    [
-        [],
-        {},
-        {**FACTS, "temperature": "hot"},
-        {**FACTS, "sets": 3},
-        {**FACTS, "data": {}},
-    ],
-)
-def test_a_damaged_calibration_counts_as_none(facts: object, tmp_path: Path) -> None:
-    path = tmp_path / "calibration.safetensors"
-    write_calibration(path, FACTS)
-    assert read_calibration_facts(tmp_path) is not None
-    write_calibration(path, facts)
-    assert read_calibration_facts(tmp_path) is None
-    path.write_bytes(b"\xff" * 20)
-    assert read_calibration_facts(tmp_path) is None
+def test_a_card_without_measured_errors_says_nothing_about_them(folder: Path) -> None:
+    write_calibration(beside(folder), dataclasses.replace(made(), figures={"ece_before": "high"}))
+    assert "fitted on 2,500 images" in card(folder)
+    assert "The expected calibration error is" not in card(folder)
+
+
+def test_a_damaged_calibration_counts_as_none(tmp_path: Path) -> None:
+    path = write_calibration(beside(tmp_path), made())
+    whole = path.read_bytes()
+    assert read_calibration_beside(tmp_path) is not None
+    for damaged in (whole.replace(b"1.25", b"1.35"), whole[:-1], b"\xff" * 20, b""):
+        path.write_bytes(damaged)
+        assert read_calibration_beside(tmp_path) is None
+    path.unlink()
+    assert read_calibration_beside(tmp_path) is None
 
 
 def test_calibrations_of_built_in_models_are_found_beside_their_weights() -> None:
     """There need not be any; those that there are can be read."""
     for weights in BUILTIN_FOLDER.glob("*.cifar10.safetensors"):
-        beside = weights.with_name(f"{weights.stem}.calibration.safetensors")
-        assert (read_calibration_facts(weights) is not None) is beside.exists()
+        assert (read_calibration_beside(weights) is not None) is beside(weights).exists()

@@ -11,10 +11,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from tessella import push_to_hub
 from tessella.errors import HubError, UsageError
 from tessella.models import build
 from tessella.models.base import ImageModel
-from tessella.weights import create_model, push_to_hub
+from tessella.weights import create_model
 from tessella.weights.fetch import fetch_model
 
 from .hub import FakeHub, online

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..storage import cache_folder
+from ..weights.fetch import CALIBRATION
 from .calibration import Calibration
-from .storage import FILE, read_calibration
+from .storage import read_calibration
 
 CACHE = "calibrations"
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def cached_path(fingerprint: str) -> Path:
 
 def beside(weights: Path) -> Path:
     """Return the path of the calibration beside a weight file, or in a model folder."""
-    return weights / FILE if weights.is_dir() else weights.with_name(f"{weights.stem}.{FILE}")
+    return weights / CALIBRATION if weights.is_dir() else weights.with_name(f"{weights.stem}.{CALIBRATION}")
 
 
 def find_calibration(fingerprint: Callable[[], str], model: str, weights: Path | None) -> Found:

@@ -29,7 +29,6 @@ from .confidence import ConfidenceCurve
 from .detectors import KINDS, read_detector
 from .prediction_sets import PredictionSets
 
-FILE = "calibration.safetensors"
 FORMAT = 1
 MAX_BYTES = 1 << 30  # of a file
 KEY = "calibration"  # in the metadata, of the facts: the SHA-256 of their text, and the text, which is JSON

@@ -19,7 +19,7 @@ from ..weights.card_text import (
 from ..weights.catalogue import BUILTIN_FOLDER, OWN_ARCHITECTURES, Checkpoint, published_accuracy
 from ..weights.costs import in_units, read_costs
 from ..weights.origins import FAMILIES, Origin, known_errors, origin_of
-from .calibration_facts import read_calibration_facts
+from .calibrated import calibration_text, read_calibration_beside
 from .comparison import MACHINES, SETS, Machine, ModelRow, compare_models
 
 if TYPE_CHECKING:
@@ -204,10 +204,10 @@ def _comparison_cells(row: ModelRow, this: str, sets: Sequence[str], machines: S
 
 
 def _limits(checkpoint: Checkpoint) -> str:
-    calibrated = checkpoint.file and read_calibration_facts(BUILTIN_FOLDER / checkpoint.file)
+    calibration = read_calibration_beside(BUILTIN_FOLDER / checkpoint.file) if checkpoint.file else None
     lines = [
-        calibrated.text()
-        if calibrated
+        calibration_text(calibration)
+        if calibration
         else "The calibration of these weights was not measured, so a probability of 90 % need not be right in nine of "
         "ten cases. Calibrate the model on images of your own before you rely on a threshold.",
         f"It knows {_classes(checkpoint)} and answers with one of them for every image, whatever the image shows."
@@ -226,17 +226,13 @@ def _licenses(checkpoint: Checkpoint, origin: Origin) -> str:
         stated = origin.source.code_license or "see its repository"
         lines[0] += f" The original code, {origin.source.url}: {stated}."
     if checkpoint.has_weights:
-        lines.append(f"- Weights: {checkpoint.license}, as {_license_source(checkpoint)} says.")
+        lines.append(f"- Weights: {checkpoint.license}, as {'this project' if checkpoint.file else 'timm'} states.")
     terms = [text for start, text in _DATA_TERMS.items() if any(name.startswith(start) for name in origin.data)]
     if checkpoint.tag == "photographs":
         terms.append("The other images are CC0, public domain or MIT, as the table below says.")
     if terms:
         lines.append(f"- Training data: {' '.join(terms)}")
     return "\n".join(lines)
-
-
-def _license_source(checkpoint: Checkpoint) -> str:
-    return "this project" if checkpoint.file else "the published config"
 
 
 def _record(name: str) -> str:

@@ -20,10 +20,12 @@ from ..storage import read_regular
 from ..text import escape_line
 from ..weights.card_text import CardFacts, Section, markdown_table, saved_facts
 from ..weights.sources import default_args, find_checkpoint
-from .calibration_facts import CalibrationFacts, read_calibration_facts
+from .calibrated import calibration_text, read_calibration_beside
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+    from ..calibration.calibration import Calibration
 
 REPORT, CARD, SETTINGS = "report/report.json", "README.md", "train.json"
 _TRAINING = re.compile(r"^## Training\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -49,7 +51,7 @@ def folder_facts(folder: Path) -> CardFacts:
             hint="write the card of the model that it was exported from",
         )
     facts = config_facts(f"local-dir:{folder}")
-    report, calibration = _report(folder), read_calibration_facts(folder)
+    report, calibration = _report(folder), read_calibration_beside(folder)
     name = folder.resolve().name
     added = [*_training(folder), *_evaluation(report), *_limits(facts, report, calibration)]
     usage, *others = facts.sections
@@ -136,14 +138,14 @@ def _worst_classes(metrics: Mapping[str, object], most: int = 5) -> str:
     return ", ".join(text for recall, text in sorted(rows)[:most] if recall < average)
 
 
-def _limits(facts: CardFacts, report: Mapping[str, object], calibration: CalibrationFacts | None) -> Iterator[Section]:
+def _limits(facts: CardFacts, report: Mapping[str, object], calibration: Calibration | None) -> Iterator[Section]:
     error = _metrics(report).get("ece")
     measured = (
         f" The expected calibration error was {100 * error:.1f} % when it was measured."
         if isinstance(error, int | float)
         else ""
     )
-    lines = [calibration.text() if calibration else f"The probabilities are not calibrated.{measured}"]
+    lines = [calibration_text(calibration) if calibration else f"The probabilities are not calibrated.{measured}"]
     if facts.classifies:
         lines.append("The model answers with one of its classes for every image, whatever the image shows.")
     lines.append("Figures hold for images like those that were measured; other cameras and places may differ.")

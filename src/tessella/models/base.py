@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypedDict
 
 import torch
@@ -61,7 +62,8 @@ class ImageModel(nn.Module, abc.ABC):
     feature_info: one FeatureEntry per entry of `forward_intermediates`.
     default_out_indices: the entries that `features_only` returns by default.
     config: the frozen dataclass that the model was built from. arch: the name of the model, set by the registry.
-    pretrained_cfg: timm's dict (input_size, mean, std, ...), set by `create_model`.
+    pretrained_cfg: timm's dict (input_size, mean, std, ...), set by `create_model`. source: the model folder, or the
+    weight file of a built-in model, whose weights `create_model` loaded; None for other weights.
     """
 
     arch = ""
@@ -75,9 +77,11 @@ class ImageModel(nn.Module, abc.ABC):
         feature_info: list[FeatureEntry]
         default_out_indices: tuple[int, ...]
         pretrained_cfg: PretrainedCfg
+        source: Path | None
         blocks: nn.Sequential | nn.ModuleList
         head: nn.Module
         norm: nn.Module
+    source = None
     __jit_unused_properties__ = ["default_cfg", "head_hidden_size"]  # TorchScript does not compile these
 
     def __init__(self) -> None:

@@ -16,5 +16,4 @@ from .factory import load_state_dict as load_state_dict
 from .factory import model_entrypoint as model_entrypoint
 from .files import read_state_dict as read_state_dict
 from .load import load_weights as load_weights
-from .save import push_to_hub as push_to_hub
 from .save import save_pretrained as save_pretrained

@@ -87,7 +87,10 @@ _MISTAGGED = (
     "despite its tag these are the weights trained on ImageNet-1k alone; "
     "the ones pre-trained on ImageNet-21k and fine-tuned were never published"
 )
-_CONVIT_LICENCE = "the authors' source file names CC-BY-NC, their repository and the published config Apache-2.0"
+_CONVIT_LICENCE = (
+    "the authors changed the license of their repository from CC-BY-NC to Apache-2.0 in May 2021; the header of their "
+    "source file still names CC-BY-NC"
+)
 NOTES = {
     "mixer_b16_224.goog_in21k_ft_in1k": f"{_MISTAGGED}; for those use mixer_b16_224.miil_in21k_ft_in1k",
     "mixer_l16_224.goog_in21k_ft_in1k": f"{_MISTAGGED}; it is less accurate than the smaller mixer_b16_224",

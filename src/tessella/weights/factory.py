@@ -24,7 +24,7 @@ from .config import ModelArgs
 from .files import check_finite, read_state_dict, without_prefix
 from .load import load_weights, verify
 from .sources import architecture_of as architecture_of
-from .sources import check_names, default_args, describe_checkpoint, find_checkpoint, locate, overlay
+from .sources import check_names, default_args, describe_checkpoint, find_checkpoint, locate, overlay, source_of
 
 
 @overload
@@ -98,6 +98,7 @@ def create_model(
         raise UsageError("bad_argument", "out_indices requires features_only=True")
     read_pretrained = bool(pretrained) and not checkpoint_path
     cfg, args = find_checkpoint(model_name, pretrained_cfg or None, read_pretrained, cache_dir or None)
+    source = source_of(cfg, pretrained_cfg, pretrained_cfg_overlay) if read_pretrained else None
     if pretrained_cfg_overlay:
         cfg = overlay(cfg, pretrained_cfg_overlay)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
@@ -108,6 +109,7 @@ def create_model(
     elif read_pretrained:
         weights = _read_pretrained(cfg, model_name, cache_dir or None)
     model = _assemble(cfg, {**default_args(cfg), **args, **kwargs}, weights)
+    model.source = source
     return _move(FeatureExtractor(model, out_indices=out_indices) if features_only else model, device, dtype)
 
 

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
+CALIBRATION = "calibration.safetensors"
 
 ATTEMPTS = 3  # metadata requests per file while the Hub is unavailable and the file is not in the cache
 LONGEST_WAIT = 10  # seconds; a longer Retry-After is reported as an error
@@ -84,18 +85,22 @@ def fetch_model(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     endpoint: str | None = None,
+    *,
+    with_calibration: bool = False,
 ) -> HubFiles:
     """Download the config.json and the weights of `repo`, or find them in the cache.
 
     The weights are model.safetensors, or pytorch_model.bin if the repository has no safetensors file. revision: a
     branch, tag or commit (None: main). cache_dir, token, endpoint: None uses the settings of huggingface_hub (HF_HOME,
-    HF_TOKEN, HF_ENDPOINT); token=False sends no token. If the Hub cannot be reached, or with HF_HUB_OFFLINE=1, files
-    from the cache are used.
+    HF_TOKEN, HF_ENDPOINT); token=False sends no token. with_calibration: also download calibration.safetensors, to the
+    folder of the weights, if the repository has one. If the Hub cannot be reached, or with HF_HUB_OFFLINE=1, files from
+    the cache are used.
     Raises UsageError `bad_argument` before any request, and `missing_dependency` instead of downloading a
     pytorch_model.bin without PyTorch; HubError (offline, hub_not_found, hub_denied, hub_unavailable,
     hub_bad_file, cache_failed).
     """
-    return _or_cached(check_location(repo, revision, cache_dir, token, endpoint), _from_hub, _from_cache)
+    location = check_location(repo, revision, cache_dir, token, endpoint)
+    return _or_cached(location, lambda repository: _from_hub(repository, with_calibration), _from_cache)
 
 
 def fetch_config(
@@ -173,7 +178,7 @@ def _is_address(endpoint: str) -> bool:
         return False
 
 
-def _from_hub(location: HubLocation) -> HubFiles:
+def _from_hub(location: HubLocation, with_calibration: bool) -> HubFiles:
     config = _download(location, CONFIG)
     # fixes the commit: otherwise a push in between could pair one commit's config with another's weights
     pinned = replace(location, revision=config.parent.name) if config else location
@@ -182,6 +187,8 @@ def _from_hub(location: HubLocation) -> HubFiles:
         check_installed("torch", f"reading {PICKLE} of {location}, which has no {SAFETENSORS},")
     if weights is None and (weights := _download(pinned, PICKLE)) is None:
         raise HubError("hub_not_found", f"{location} has neither {SAFETENSORS} nor {PICKLE}")
+    if with_calibration:
+        _download(replace(location, revision=weights.parent.name), CALIBRATION)
     return _hub_files(location, config, weights)
 
 

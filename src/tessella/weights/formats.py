@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from ..errors import WeightsError
-from .fetch import SAFETENSORS
+from .fetch import CALIBRATION, SAFETENSORS
 
 MAX_HEADER = 4 << 20  # bytes; the largest model here needs 60 kB
 PREFERRED = (  # timm's order for a local folder
@@ -35,11 +35,12 @@ def find_weights(folder: Path) -> Path:
 
     Raises WeightsError `weights_not_found`.
     """
+    safetensors = sorted(path for path in folder.glob("*.safetensors") if path.name != CALIBRATION)
     for name in PREFERRED:
-        if (folder / name).is_file() and (name.endswith(".safetensors") or not any(folder.glob("*.safetensors"))):
+        if (folder / name).is_file() and (name.endswith(".safetensors") or not safetensors):
             return folder / name
-    for suffix in (".safetensors", *PICKLE_SUFFIXES):
-        if matches := sorted(folder.glob(f"*{suffix}")):
+    for matches in (safetensors, *(sorted(folder.glob(f"*{suffix}")) for suffix in PICKLE_SUFFIXES)):
+        if matches:
             return matches[0]
     raise WeightsError(
         "weights_not_found", f"no weight file in {folder}", hint=f"expected {SAFETENSORS}, or a .bin or .pth file"

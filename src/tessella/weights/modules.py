@@ -16,7 +16,10 @@ from ..models.configs import image_size
 
 _INTERNAL = frozenset(vars(nn.Module()))  # attributes of every module: parameters, hooks, the mode
 # attributes that say nothing about the outputs at inference
-_OF_MODELS = ("arch", "config", "pretrained_cfg", "feature_info", "default_out_indices", "grad_checkpointing")
+_OF_MODELS = (
+    *("arch", "config", "pretrained_cfg", "source"),
+    *("feature_info", "default_out_indices", "grad_checkpointing"),
+)
 _WITHOUT_EFFECT = frozenset((*_OF_MODELS, "p", "rate", "attn_drop", "momentum", "inplace"))
 
 

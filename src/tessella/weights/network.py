@@ -11,6 +11,8 @@ from ..extras import require
 from ..fingerprint import arrays_hash, weights_hash
 
 if TYPE_CHECKING:  # the command line reads this module, and starts without NumPy
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -30,8 +32,9 @@ class Network:
     arch: the name of the architecture. config: the frozen dataclass of its settings, as the model was built with it.
     num_classes, global_pool: those in effect, which may differ from the config's after `reset_classifier`. width: of
     the embedding. pretrained_cfg: timm's dict. tensors: the weights by name. module: the PyTorch model that this was
-    made from; None if it was read from a file without PyTorch. is_standard: whether the model computes exactly what its
-    config says, so that a graph can be built from config and weights; a model that was changed by hand may not.
+    made from; None if it was read from a file without PyTorch. source: the model folder, or the weight file of a
+    built-in model, that it was read from; None for other weights. is_standard: whether the model computes exactly what
+    its config says, so that a graph can be built from config and weights; a model that was changed by hand may not.
     """
 
     arch: str
@@ -42,6 +45,7 @@ class Network:
     pretrained_cfg: PretrainedCfg
     tensors: Weights
     module: ImageModel | None = None
+    source: Path | None = None
     is_standard: bool = True
 
     @classmethod
@@ -62,6 +66,7 @@ class Network:
             pretrained_cfg=model.pretrained_cfg,
             tensors=_ModuleTensors(model.state_dict()),
             module=model,
+            source=model.source,
             is_standard=is_standard(model),
         )
 
@@ -106,6 +111,7 @@ class Network:
         state = {key: torch.from_numpy(value.copy()) for key, value in self.tensors.items()}
         model = build_with(self.arch, self.config, state).eval()
         model.pretrained_cfg = dict(self.pretrained_cfg)
+        model.source = self.source
         return model
 
 

@@ -12,7 +12,7 @@ from ..models.configs import FamilyConfig, configure, embedding_width, image_siz
 from ..models.layout import state_layout
 from .catalogue import Checkpoint, PretrainedCfg
 from .network import Network
-from .sources import check_names, default_args, describe_checkpoint, find_checkpoint, locate, overlay
+from .sources import check_names, default_args, describe_checkpoint, find_checkpoint, locate, overlay, source_of
 from .tensors import read_tensors
 
 _IGNORED = ("scriptable", "exportable", "no_jit")  # arguments of `create_model` for compatibility with timm
@@ -61,6 +61,7 @@ def open_network(
         if purpose:
             check_installed("torch", purpose)
     cfg, config = _configure(name, arguments, not checkpoint_path, cache_dir)
+    replaced = checkpoint_path or arguments.get("pretrained_cfg")
     path, sha256 = Path(checkpoint_path or ""), None
     if not checkpoint_path:
         if purpose := _need_for_pytorch(cfg, config):
@@ -78,6 +79,7 @@ def open_network(
         width=embedding_width(config),
         pretrained_cfg=describe_checkpoint({**cfg, "sha256": sha256} if sha256 else cfg, config),
         tensors=tensors,
+        source=source_of(cfg, replaced, arguments.get("pretrained_cfg_overlay")),
     )
 
 

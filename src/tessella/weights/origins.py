@@ -3,6 +3,19 @@
 Torch is not imported. What is known to be wrong on the page of a checkpoint on the Hub is in `_HUB_ERRORS`.
 """
 
+# Checked in November 2026 against stored copies of these pages:
+# - Titles, authors in order, arXiv numbers: BibTeX entries in the authors' repositories (ConViT, MLP-Mixer, ResMLP,
+#   CrossViT, MIIL, DINO) and copies of the abstract pages (ConvMixer, GLU, gMLP). Middle initials and "(Richard)" are
+#   those of the published versions.
+# - Venues: proceedings.neurips.cc (MLP-Mixer, gMLP), openaccess.thecvf.com (CrossViT), research.facebook.com (ConViT),
+#   the TMLR digest of March 19, 2023 (ConvMixer), PubMed 36094972 (ResMLP), OpenAlex (DINO). The authors' page says
+#   NeurIPS 2021 for the MIIL paper; its track is from a citation by others. The GLU paper is on arXiv only.
+# - Licenses of code: LICENSE files of ConvMixer, ConViT, vision_transformer and timm; the README of DeiT; the SPDX
+#   line in CrossViT's source, although its first README said CC-BY-NC. Not found: a LICENSE file of CrossViT, and any
+#   license of ImageNet21K, which is therefore empty here.
+# - Licenses of weights (in the catalog, from timm): 17 of the 43 cards on the Hub were at hand, and they agree.
+# - `_HUB_ERRORS`: the cards themselves. The citations on the other two ConvMixer cards could not be checked.
+
 from __future__ import annotations
 
 import re
@@ -13,13 +26,19 @@ from .catalogue import DEPRECATED, OWN_ARCHITECTURES, REMAPPED, Checkpoint
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper that describes a model family or a training method. venue: "" if it was published on arXiv only."""
+    """A paper that describes a model family or a training method.
+
+    year: of the first version on arXiv. venue: a conference, or a journal if is_journal; "" if the paper was published
+    on arXiv only. venue_year: 0 if it is the year of the first version.
+    """
 
     title: str
     year: int
     arxiv: str  # identifier
-    authors: tuple[str, ...] = ()
+    authors: tuple[str, ...]
     venue: str = ""
+    venue_year: int = 0
+    is_journal: bool = False
 
     @property
     def url(self) -> str:
@@ -27,19 +46,20 @@ class Paper:
         return f"https://arxiv.org/abs/{self.arxiv}"
 
     def bibtex(self) -> str:
-        """Return a BibTeX entry."""
+        """Return a BibTeX entry, with the year of the venue."""
         word = next(word for word in re.findall(r"[a-z]+", self.title.lower()) if len(word) > 3)
-        surname = re.sub("[^a-z]", "", self.authors[0].rpartition(" ")[2].lower()) if self.authors else "arxiv"
-        kind, where = ("inproceedings", f"booktitle = {{{self.venue}}}") if self.venue else ("misc", "")
+        surname = re.sub("[^a-z]", "", self.authors[0].rpartition(" ")[2].lower())
+        kind, place = ("article", "journal") if self.is_journal else ("inproceedings", "booktitle")
+        year = self.venue_year or self.year
         fields = [
             f"title = {{{self.title}}}",
             f"author = {{{' and '.join(self.authors)}}}",
-            *([where] if where else []),
-            f"year = {{{self.year}}}",
+            *([f"{place} = {{{self.venue}}}"] if self.venue else []),
+            f"year = {{{year}}}",
             f"eprint = {{{self.arxiv}}}",
             "archivePrefix = {arXiv}",
         ]
-        return f"@{kind}{{{surname}{self.year}{word},\n  " + ",\n  ".join(fields) + "\n}"
+        return f"@{kind if self.venue else 'misc'}{{{surname}{year}{word},\n  " + ",\n  ".join(fields) + "\n}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,15 @@ class Origin:
     source: Repository | None = None
 
 
-CONVMIXER_PAPER = Paper("Patches Are All You Need?", 2022, "2201.09792", ("Asher Trockman", "J. Zico Kolter"), "")
+CONVMIXER_PAPER = Paper(
+    "Patches Are All You Need?",
+    2022,
+    "2201.09792",
+    ("Asher Trockman", "J. Zico Kolter"),
+    "Transactions on Machine Learning Research",
+    venue_year=2023,
+    is_journal=True,
+)
 CONVIT_PAPER = Paper(
     "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases",
     2021,
@@ -99,6 +127,9 @@ RESMLP_PAPER = Paper(
         *("Hugo Touvron", "Piotr Bojanowski", "Mathilde Caron", "Matthieu Cord", "Alaaeldin El-Nouby"),
         *("Edouard Grave", "Gautier Izacard", "Armand Joulin", "Gabriel Synnaeve", "Jakob Verbeek", "Hervé Jégou"),
     ),
+    "IEEE Transactions on Pattern Analysis and Machine Intelligence",
+    venue_year=2023,
+    is_journal=True,
 )
 GMLP_PAPER = Paper(
     "Pay Attention to MLPs",
@@ -111,7 +142,7 @@ CROSSVIT_PAPER = Paper(
     "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification",
     2021,
     "2103.14899",
-    ("Chun-Fu Chen", "Quanfu Fan", "Rameswar Panda"),
+    ("Chun-Fu (Richard) Chen", "Quanfu Fan", "Rameswar Panda"),
     "IEEE/CVF International Conference on Computer Vision",
 )
 MIIL_PAPER = Paper(
@@ -119,6 +150,7 @@ MIIL_PAPER = Paper(
     2021,
     "2104.10972",
     ("Tal Ridnik", "Emanuel Ben-Baruch", "Asaf Noy", "Lihi Zelnik-Manor"),
+    "Proceedings of the Neural Information Processing Systems Track on Datasets and Benchmarks",
 )
 DINO_PAPER = Paper(
     "Emerging Properties in Self-Supervised Vision Transformers",
@@ -189,14 +221,20 @@ _TRAINED: dict[str, tuple[str, tuple[str, ...], tuple[Paper, ...]]] = {  # by ta
         (),
     ),
 }
+_WRONG_LINK = (
+    "Its published card links to google-research/vision_transformers, which does not exist; the repository is "
+    "google-research/vision_transformer."
+)
 _HUB_ERRORS = {  # by the first word of an architecture, or by name: what a page on the Hub gets wrong
     "convmixer": (
         "The GMACs and activations on its published card leave out the depthwise convolutions; those above count them.",
-        "One of the three published ConvMixer cards cites the CrossViT paper.",
     ),
-    "mixer_b16_224.goog_in21k_ft_in1k": (
-        "Its published card links to google-research/vision_transformers, which does not exist; the repository is "
-        "google-research/vision_transformer.",
+    "convmixer_768_32.in1k": ("The citation on its published card is that of the CrossViT paper.",),
+    "mixer_b16_224.goog_in21k_ft_in1k": (_WRONG_LINK,),
+    "mixer_l16_224.goog_in21k_ft_in1k": (_WRONG_LINK,),
+    "resmlp_big_24_224.fb_in22k_ft_in1k": (
+        "Its published card names both ImageNet-22k and ImageNet-21k as the data of the pretraining; the authors name "
+        "ImageNet-22k.",
     ),
 }
 _LIMITS = {  # by the first word of an architecture, or by architecture

@@ -1,10 +1,9 @@
-"""Write a model as a folder or a Hub repository that timm and Tessella can load: weights, config and model card."""
+"""Write a model as a folder that timm and Tessella can load: weights, config and model card."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import checked
-from ..errors import HubError, OutputError, UsageError, WeightsError
+from ..errors import OutputError, UsageError, WeightsError
 from ..models import build
 from ..models.base import ImageModel
 from ..models.configs import configure
@@ -60,53 +59,6 @@ def save_pretrained(
             hint="check the free space and the permissions of the folder",
         ) from err
     return folder
-
-
-@checked
-def push_to_hub(
-    model: ImageModel,
-    repo_id: str,
-    *,
-    token: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Add model",
-    create_pr: bool = False,
-    config_overrides: Mapping[str, object] | None = None,
-    endpoint: str | None = None,
-) -> str:
-    """Upload the model to the Hub repository `repo_id` and return the address of the commit.
-
-    The arguments have the names of huggingface_hub. token, endpoint: None uses its settings. The repository, and
-    revision (a branch), are created if they do not exist. private: for a new repository (None: the organisation's
-    default). create_pr: open a pull request instead of committing. config_overrides: as in `save_pretrained`.
-    Raises the errors of `save_pretrained`, and HubError.
-    """
-    from huggingface_hub import HfApi, constants
-
-    from . import fetch
-
-    location = fetch.check_location(repo_id, revision, None, token, endpoint)
-    if constants.HF_HUB_OFFLINE:
-        raise HubError("offline", f"{repo_id} cannot be written: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE")
-    api = HfApi(endpoint=location.endpoint, token=token, library_name="tessella")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save_pretrained(model, temporary, config_overrides=config_overrides)
-
-        def upload() -> str:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if revision is not None and not create_pr:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-            )
-            return str(commit.pr_url if create_pr else commit.commit_url)
-
-        return fetch.call_hub(location, upload)
 
 
 def _checked_state(model: ImageModel) -> dict[str, Tensor]:

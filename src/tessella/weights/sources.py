@@ -62,7 +62,7 @@ def find_checkpoint(
 
 def _from_hub(rest: str, read_pretrained: bool, cache_dir: str | Path | None) -> CheckpointConfig:
     repo, _, revision = rest.partition("@")
-    files = fetch_model(repo, revision or None, cache_dir) if read_pretrained else None
+    files = fetch_model(repo, revision or None, cache_dir, with_calibration=True) if read_pretrained else None
     path = files.config_path if files else fetch_config(repo, revision or None, cache_dir)
     if path is None:
         raise WeightsError("bad_config", f"the repository {repo} has no {CONFIG}", hint="is it a timm model?")
@@ -118,6 +118,19 @@ def locate(cfg: PretrainedCfg, name: str, cache_dir: str | Path | None) -> tuple
         files = fetch_model(repo, revision or None, cache_dir)
         return files.weights_path, cfg.get("sha256") or files.sha256
     raise no_weights(name)
+
+
+def source_of(cfg: PretrainedCfg, replaced: object = None, changes: Mapping[str, object] | None = None) -> Path | None:
+    """Return the model folder, or the weight file of a built-in model, that a name refers to; None for other weights.
+
+    The calibration of the model is in this folder, or beside this file. cfg: of `find_checkpoint`, with the location of
+    the weights. replaced: a config or weights that the caller gave instead. changes: fields that it replaced.
+    """
+    file = cfg.get("file")
+    if not file or replaced or any(key in (changes or {}) for key in SOURCE_FIELDS):
+        return None
+    file = Path(file)
+    return file if file.parent == BUILTIN_FOLDER else file.parent
 
 
 def default_args(cfg: PretrainedCfg) -> ModelArgs:
