@@ -25,7 +25,7 @@ from .security import ClientGoneError, Gate, GateHooks
 from .thumbnails import ByteCache
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .service import Service
     from .settings import ServeSettings
@@ -71,7 +71,30 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
 
     paths = frozenset[str]().union(*(getattr(module, "MODEL_PATHS", ()) for module in ROUTES))
     hooks = _hooks(service, paths)
-    return Gate(ModelRoutes(app, paths), settings, open_paths=open_paths, hooks=hooks, log_requests=log_requests)
+    answering = HeadRequests(ModelRoutes(app, paths))
+    return Gate(answering, settings, open_paths=open_paths, hooks=hooks, log_requests=log_requests)
+
+
+class HeadRequests:
+    """Answers HEAD as GET, without the body: FastAPI adds HEAD to no route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request that the gate has checked."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        inner = {**scope, "method": "GET"}
+        try:
+            await self.app(inner, receive, send_without_body)
+        finally:
+            scope.update({"route": inner["route"]} if "route" in inner else {})  # for the metrics
 
 
 class ModelRoutes:
@@ -171,7 +194,7 @@ def _allowed_methods(request: Request) -> str:
     for route in request.app.state.routes:
         if route.matches(request.scope)[0] != Match.NONE:
             methods |= route.methods or set()
-    return ", ".join(sorted(methods))
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ class Gallery extends HTMLElement {
   connectedCallback() {
     if (!this.grid) this.#build();
     this.stops = ["filter", "query"].map((part) => state.watch(part, () => this.refresh()));
+    this.stops.push(state.watch("access", () => this.hasFailed && this.refresh()));
     this.refresh();
   }
 
@@ -115,6 +116,7 @@ class Gallery extends HTMLElement {
     this.controller?.abort();
     const { signal } = (this.controller = new AbortController());
     const shown = isMore ? this.items.length : 0;
+    this.hasFailed = false;
     this.setAttribute("aria-busy", "true");
     this.more.disabled = true;
     try {
@@ -154,12 +156,19 @@ class Gallery extends HTMLElement {
     else this.grid.show(tiles);
     const rows = isSearch ? answer.rows : isFiltered(state.filter) ? state.index.rows : answer.matching;
     this.changed.hidden = rows === state.index.rows;
-    this.filters.setCount(answer.matching, rows);
     this.more.hidden = items.length < PAGE || (!isSearch && this.items.length >= answer.matching);
+    if (isSearch && Number(this.least.value)) this.filters.setCount(this.#listed(), rows, !this.more.hidden);
+    else this.filters.setCount(answer.matching, rows);
     this.message.replaceChildren();
     if (!this.items.length) this.message.append(this.#nothing());
     const what = isSearch ? "similar images, best first" : `of ${number(answer.matching)} images`;
     announce(`${number(this.items.length)} ${what}`);
+  }
+
+  /** The number of images in the list; near-duplicates that are grouped under another image are included. */
+  #listed() {
+    if (this.copies.value === "hide") return this.items.length;
+    return this.items.reduce((sum, { duplicates }) => sum + 1 + duplicates.length, 0);
   }
 
   #nothing() {
@@ -186,6 +195,7 @@ class Gallery extends HTMLElement {
   }
 
   #fail(error) {
+    this.hasFailed = true;
     this.grid.show([]);
     this.items = [];
     this.more.hidden = true;

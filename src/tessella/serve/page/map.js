@@ -26,6 +26,7 @@ class ImageMap extends HTMLElement {
   view = { x: 0, y: 0, scale: 1 }; // center in map coordinates, CSS pixels per unit
   pictures = new Map(); // row: image, or null while it is loading
   share = 1; // of the points that are drawn during a movement, as the speed of the machine allows
+  retry = state.watch("access", () => this.isConnected && this.note?.querySelector("button")?.click());
 
   async connectedCallback() {
     if (this.isBuilt) {
@@ -59,6 +60,7 @@ class ImageMap extends HTMLElement {
   }
 
   async #load() {
+    this.isBuilt = true;
     this.note.textContent = "Loading the map…";
     try {
       const [positions, labels] = await Promise.all([state.backend.map(), state.backend.labels()]);
@@ -73,6 +75,7 @@ class ImageMap extends HTMLElement {
       this.#resume();
       this.fit();
     } catch (error) {
+      this.isBuilt = false; // so that it is loaded again when the view is opened again
       const again = button({ text: "Try again", kind: "primary", onclick: () => (again.remove(), this.#load()) });
       this.note.replaceChildren(error.message, " ", again);
     }
@@ -412,13 +415,8 @@ class ImageMap extends HTMLElement {
 
   #selectView() {
     const { width, height } = this.size();
-    const corners = [
-      [0, 0],
-      [width, 0],
-      [width, height],
-      [0, height],
-    ];
-    this.choose(corners.map(([left, top]) => this.toMap(left, top)).map(({ x, y }) => [x, y]));
+    const corners = [this.toMap(0, 0), this.toMap(width, 0), this.toMap(width, height), this.toMap(0, height)];
+    this.choose(corners.map(({ x, y }) => [x, y]));
   }
 
   async #showRegion() {
