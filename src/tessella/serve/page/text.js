@@ -75,7 +75,8 @@ const LIMITS = {
 export function messageFor(code, detail) {
   if (code === "unprocessable" && detail) return detail;
   if (!Object.hasOwn(LIMITS, code) || !/\d/.test(detail ?? "")) return messageOf(code);
-  const text = detail.replaceAll(" x ", " × ").replace(" (width × height)", "").replace(/\.$/, "");
+  const sized = detail.replaceAll(" x ", " × ").replace(" (width × height)", "");
+  const text = sized.replace("The body", "The upload").replace(/\.$/, "");
   return `${text[0].toUpperCase()}${text.slice(1)}. ${LIMITS[code]}`.trim();
 }
 
