@@ -271,7 +271,12 @@ def test_a_limit_is_stated_with_what_exceeds_it(site: StandIn, visit: Open) -> N
     problem = dict(code="body_too_large", title="the body of the request is too large", status=413, detail=detail)
     for name, status, body, text in (
         ("pixels", 200, answer, "The image has 8,000 × 7,000 pixels, the limit is 50,000,000 pixels. Save a smaller"),
-        ("bytes", 413, problem, "The upload has 70,000,000 bytes, the limit is 67,108,864. Save a smaller version of the image."),
+        (
+            "bytes",
+            413,
+            problem,
+            "The upload has 70,000,000 bytes, the limit is 67,108,864. Save a smaller version of the image.",
+        ),
     ):
         reply = dict(status=status, body=json.dumps(body))
         opened.page.route("**/v1/classify", lambda route, reply=reply: route.fulfill(**reply), times=1)

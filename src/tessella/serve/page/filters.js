@@ -32,7 +32,8 @@ class Filters extends HTMLElement {
       make("strong", {}, number(matching)),
       isAll ? (rows === 1 ? " image" : " images") : ` of ${images(rows)}`,
     );
-    this.summary.textContent = isAll ? "Filters" : `Filters: ${isPartial ? "at least " : ""}${number(matching)} of ${number(rows)}`;
+    const counts = `${isPartial ? "at least " : ""}${number(matching)} of ${number(rows)}`;
+    this.summary.textContent = isAll ? "Filters" : `Filters: ${counts}`;
   }
 
   #build() {

@@ -14,7 +14,6 @@ class Gallery extends HTMLElement {
   connectedCallback() {
     if (!this.grid) this.#build();
     this.stops = ["filter", "query"].map((part) => state.watch(part, () => this.refresh()));
-    this.stops.push(state.watch("access", () => this.hasFailed && this.refresh()));
     this.refresh();
   }
 
@@ -116,7 +115,6 @@ class Gallery extends HTMLElement {
     this.controller?.abort();
     const { signal } = (this.controller = new AbortController());
     const shown = isMore ? this.items.length : 0;
-    this.hasFailed = false;
     this.setAttribute("aria-busy", "true");
     this.more.disabled = true;
     try {
@@ -195,7 +193,6 @@ class Gallery extends HTMLElement {
   }
 
   #fail(error) {
-    this.hasFailed = true;
     this.grid.show([]);
     this.items = [];
     this.more.hidden = true;

@@ -26,7 +26,6 @@ class ImageMap extends HTMLElement {
   view = { x: 0, y: 0, scale: 1 }; // center in map coordinates, CSS pixels per unit
   pictures = new Map(); // row: image, or null while it is loading
   share = 1; // of the points that are drawn during a movement, as the speed of the machine allows
-  retry = state.watch("access", () => this.isConnected && this.note?.querySelector("button")?.click());
 
   async connectedCallback() {
     if (this.isBuilt) {

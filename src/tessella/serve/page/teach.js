@@ -22,7 +22,6 @@ class Teach extends HTMLElement {
     document.addEventListener("visibilitychange", whenVisible);
     this.stops = [
       state.watch("selection", () => this.#showSelected()),
-      state.watch("access", () => (this.#refreshHeads(), this.hasFailed && this.refresh())),
       () => document.removeEventListener("visibilitychange", whenVisible),
     ];
     this.#showSelected();
@@ -212,7 +211,6 @@ class Teach extends HTMLElement {
     const { signal } = (this.controller = new AbortController());
     this.#showMarks();
     const [yes, no] = [this.rows("yes"), this.rows("no")];
-    this.hasFailed = false;
     this.setAttribute("aria-busy", "true");
     try {
       if (yes.length && no.length) {
@@ -257,7 +255,6 @@ class Teach extends HTMLElement {
   }
 
   #fail(error) {
-    this.hasFailed = true;
     this.grid.show([]);
     this.message.replaceChildren(failure(error, () => this.refresh()));
     this.status.textContent = "";
@@ -313,6 +310,7 @@ class Teach extends HTMLElement {
       const heads = await state.backend.heads();
       if (saves !== this.saves) return; // a head was saved meanwhile, which this answer may not contain
       const missing = state.index.heads.filter((name) => !heads.includes(name));
+      if (!missing.length && heads.length === state.index.heads.length) return; // the list and the focus stay as they are
       state.index.heads = heads;
       this.#showHeads();
       if (missing.length) this.missing.textContent = missingText(missing);
