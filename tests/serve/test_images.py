@@ -297,11 +297,10 @@ def test_a_file_that_is_too_large_is_refused_with_its_size_and_the_limit() -> No
     expected = "the image has 1,200 bytes, the limit is 1,000"
     form = multipart(("a", bytes(1200)))
     text = as_json({"images": [base64.b64encode(bytes(1200)).decode(), base64.b64encode(bytes(1000)).decode()]})
-    settings = {"max_body_bytes": 1000}
     found = [
-        *read(form, FORM, **settings).images,
-        *read(bytes(1200), "image/png", **settings).images,
-        *read(text, "application/json", **settings).images,
+        *read(form, FORM, max_body_bytes=1000).images,
+        *read(bytes(1200), "image/png", max_body_bytes=1000).images,
+        *read(text, "application/json", max_body_bytes=1000).images,
     ]
     assert [str(image.data) for image in found[:3]] == [expected] * 3
     assert found[3].data == bytes(1000)

@@ -130,11 +130,12 @@ def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> li
     results = []
     for name, outcome, (width, height) in zip(names, answer.outcomes, answer.sizes, strict=True):
         row = as_dict(answer.model.record(name, outcome, top=top, embed=embed))
-        if row["status"] != "ok":
-            is_known = isinstance(outcome, ImageError)
-            row["message"] = public_message(outcome) if is_known else public_text(str(row["status"]))
-        if not isinstance(outcome, ImageError):
+        if isinstance(outcome, ImageError):
+            row["message"] = public_message(outcome)
+        else:
             row |= dict(width=width, height=height)
+            if row["status"] != "ok":  # an output that is not finite
+                row["message"] = public_text(str(row["status"]))
         results.append(row)
     return results
 
