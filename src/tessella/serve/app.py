@@ -71,30 +71,7 @@ def create_app(service: Service, settings: ServeSettings, *, log_requests: bool 
 
     paths = frozenset[str]().union(*(getattr(module, "MODEL_PATHS", ()) for module in ROUTES))
     hooks = _hooks(service, paths)
-    answering = HeadRequests(ModelRoutes(app, paths))
-    return Gate(answering, settings, open_paths=open_paths, hooks=hooks, log_requests=log_requests)
-
-
-class HeadRequests:
-    """Answers HEAD as GET, without the body: FastAPI adds HEAD to no route."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request that the gate has checked."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_without_body(message: Message) -> None:
-            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-        inner = {**scope, "method": "GET"}
-        try:
-            await self.app(inner, receive, send_without_body)
-        finally:
-            scope.update({"route": inner["route"]} if "route" in inner else {})  # for the metrics
+    return Gate(ModelRoutes(app, paths), settings, open_paths=open_paths, hooks=hooks, log_requests=log_requests)
 
 
 class ModelRoutes:
@@ -114,6 +91,9 @@ class ModelRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that the gate has checked."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await _answer_head(self.app, scope, receive, send)
+            return
         route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if route is None:
             await self.app(scope, receive, send)
@@ -127,6 +107,20 @@ class ModelRoutes:
         except ClientGoneError as error:
             response = await _on_client_gone(request, error)
         await response(scope, receive, send)
+
+
+async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer HEAD as GET, without the body: FastAPI adds HEAD to no route."""
+
+    async def send_without_body(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    inner = {**scope, "method": "GET"}
+    try:
+        await app(inner, receive, send_without_body)
+    finally:
+        if "route" in inner:
+            scope["route"] = inner["route"]  # for the metrics
 
 
 def _hooks(service: Service, model_paths: Collection[str]) -> GateHooks:
