@@ -258,8 +258,11 @@ def test_damaged_files_and_files_that_are_no_heads(run: Path, index: Index, tmp_
     assert code_of(Head.load, tmp_path / "absent.json") == "not_found"
     assert code_of(Head.load, tmp_path) == "not_found"
     assert code_of(Head.load, f"{tmp_path}:a") == "not_found"
-    with pytest.raises(UsageError, match="the run has 'a'"):
+    with pytest.raises(UsageError, match="it has 'a'"):
         Head.load(f"{run}:b")
+    path.unlink()
+    with pytest.raises(UsageError, match=r"has no head 'a' .*teach one: tessella serve --index"):
+        Head.load(f"{run}:a")
 
 
 def test_a_head_survives_updates_and_repairs_of_the_run(run: Path, index: Index) -> None:

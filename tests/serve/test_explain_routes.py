@@ -127,7 +127,7 @@ def test_a_bad_image_is_the_error_of_a_raw_request_only(explainer: App, cat: byt
 
 def test_more_images_than_the_queue_holds_are_refused(explainer: App, cat: bytes) -> None:
     body = {"images": [base64.b64encode(cat).decode()] * (MAX_EXPLAINED + 1)}
-    sentence = "A request for explanations has at most 16 images."
+    sentence = "The request has 17 images, the limit for explanations is 16: divide them among several requests."
     assert problem(explainer.ask("POST", "/v1/explain", json=body)) == (413, "too_many_images", sentence)
 
 

@@ -221,7 +221,8 @@ def test_null_is_the_same_as_nothing() -> None:
 
 def test_too_many_images() -> None:
     assert len(read(as_json({"images": [ENCODED] * 64}), "application/json").images) == 64
-    assert refusal(as_json({"images": [ENCODED] * 65}), "application/json")[0] == "too_many_images"
+    sentence = "The request has at least 65 images, the limit is 64: divide them among several requests."
+    assert refusal(as_json({"images": [ENCODED] * 65}), "application/json") == ("too_many_images", sentence)
     assert refusal(as_json({"images": ["x"] * 3}), "application/json", max_images=2)[0] == "too_many_images"
 
 
@@ -290,6 +291,19 @@ def test_file_names() -> None:
 def test_an_image_over_the_limit_does_not_affect_the_others() -> None:
     body = multipart(("a", b"1"), ("b", bytes(21_000_000)), ("c", b"3"))
     assert contents(read(body, FORM)) == [("a", b"1"), ("b", "too_many_bytes"), ("c", b"3")]
+
+
+def test_a_file_that_is_too_large_is_refused_with_its_size_and_the_limit() -> None:
+    expected = "the image has 1,200 bytes, the limit is 1,000"
+    form = multipart(("a", bytes(1200)))
+    text = as_json({"images": [base64.b64encode(bytes(1200)).decode(), base64.b64encode(bytes(1000)).decode()]})
+    found = [
+        *read(form, FORM, max_body_bytes=1000).images,
+        *read(bytes(1200), "image/png", max_body_bytes=1000).images,
+        *read(text, "application/json", max_body_bytes=1000).images,
+    ]
+    assert [str(image.data) for image in found[:3]] == [expected] * 3
+    assert found[3].data == bytes(1000)
 
 
 def test_the_number_of_files_is_limited() -> None:

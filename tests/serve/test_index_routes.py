@@ -558,10 +558,30 @@ def test_heads_are_saved_once_and_listed(served: Served) -> None:
     shutil.rmtree(served.run / "heads")
 
 
+def test_what_teaching_needs_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", numbered(random_vectors(2, 0, 384)), model=default_model("embed"))
+    build_index(run)
+    app = App(ServeSettings(index=run))
+    try:
+        for body, sentence in (
+            ({"yes": []}, "Mark at least one image as yes: an image that shows the class."),
+            ({"yes": [], "no": [0]}, "Mark at least one image as yes: an image that shows the class."),
+            ({"yes": [0, 1]}, "All images of the collection are marked yes: at least one must not show the class."),
+        ):
+            for path, more in (("/v1/teach", {}), ("/v1/heads", {"name": "a"})):
+                answer = app.ask("POST", path, json=body | more)
+                assert (answer.status_code, answer.json()["code"]) == (422, "unprocessable")
+                assert answer.json()["detail"] == sentence
+        assert app.ask("POST", "/v1/teach", json={"yes": [0], "no": [1]}).status_code == 200
+    finally:
+        app.close()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("/v1/teach", {"yes": []}, 400),
+        ("/v1/teach", {"yes": []}, 422),
+        ("/v1/heads", {"name": "a", "yes": []}, 422),
         ("/v1/teach", {"yes": [0], "no": [0]}, 422),
         ("/v1/teach", {"yes": [9_999]}, 404),
         ("/v1/teach", {"yes": [0] * 501}, 400),

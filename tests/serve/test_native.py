@@ -6,6 +6,7 @@ import asyncio
 import base64
 import csv
 import dataclasses
+import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import PIL.Image
 import pytest
 import uvicorn
 from numpy.testing import assert_allclose
@@ -122,6 +124,26 @@ def test_every_image_has_its_own_status(app: App, cat: bytes) -> None:
     for row in rows[1:4]:
         assert set(row) == {"key", "status", "message"}
         assert row["message"] == public_text(row["status"])
+
+
+def test_limits_are_stated_with_what_exceeds_them(app: App) -> None:
+    texts = {
+        (8000, 7000): "the image has 8,000 x 7,000 pixels (width x height), the limit is 50,000,000 pixels",
+        (70_000, 1): "the image has 70,000 x 1 pixels (width x height), the longest side allowed is 65,535",
+    }
+    for size, text in texts.items():
+        PIL.Image.new("1", size).save(buffer := io.BytesIO(), "PNG")
+        (row,) = post(app, "/v1/classify", multipart(("a.png", buffer.getvalue()))).json()["results"]
+        assert row["message"] == text
+        answer = post(app, "/v1/classify", buffer.getvalue(), "image/png")
+        assert (answer.status_code, answer.json()["detail"]) == (422, f"T{text[1:]}.")
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        body = {"input": [encoded], "modality": "image", "model": default_model("embed")}
+        answer = app.ask("POST", "/v1/embeddings", json=body)
+        assert text in answer.json()["error"]["message"]
+    answer = post(app, "/v1/classify", bytes(20_000_001), "image/png")
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_many_bytes")
+    assert answer.json()["detail"] == "The image has 20,000,001 bytes, the limit is 20,000,000."
 
 
 @pytest.mark.parametrize(

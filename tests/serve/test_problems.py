@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tessella import serve
-from tessella.errors import CODES, ServeError, UsageError
-from tessella.serve.problems import DETAILS, RequestError, dialect_of, make_problem, problem_of
+from tessella.errors import CODES, ImageError, ServeError, UsageError
+from tessella.serve.problems import DETAILS, RequestError, dialect_of, make_problem, problem_of, public_message
 from tessella.serve.routes.index_common import detail_of
 
 from .leaks import find_leaks
@@ -24,7 +24,10 @@ PATHS = {
 }
 SOURCES = Path(serve.__file__).parent
 FROM_FIXED_LISTS = {  # by file: variables in sentences that a client cannot choose freely
-    "embedding.py": ["code", "index"],  # the code of an error and the position of an image
+    "embedding.py": ["code", "index", "reason"],  # the code of an error, the position of an image, a limit
+    "explanations.py": ["count", "MAX_EXPLAINED"],  # numbers, also in the next ones
+    "images.py": ["count", "limit"],
+    "security.py": ["size", "limit"],
     "index_schemas.py": ["where"],  # keys that the server knows
     "index.py": ["name", "error.message"],  # a parameter that the server knows; the sentence of a RequestError
 }
@@ -85,6 +88,43 @@ def test_the_sentence_of_a_request_error_is_the_detail() -> None:
     assert body["detail"] == "The body is empty."
     body = json.loads(problem_of(RequestError("bad_request", ""), "/v1/embed", "id").body)
     assert body["detail"] == CODES["bad_request"].text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the image has 25,000,000 bytes, the limit is 20,000,000",
+        "the image has more than 20,000,000 bytes, which is the limit",
+        "the images of the request have more than 67,108,864 bytes, which is the limit",
+        "the image has 8,000 x 7,000 pixels (width x height), the limit is 50,000,000 pixels",
+        "the image has 70,000 x 1 pixels (width x height), the longest side allowed is 65,535",
+        "the image has 1 x 9,000 pixels (width x height) and would be resized to 224 x 2,016,000, "
+        "the limit is 16,000,000 pixels",
+        "the request has 65 images, the limit is 64",
+    ],
+)
+def test_messages_about_a_limit_are_sent_with_their_numbers(message: str) -> None:
+    error = ImageError("too_many_bytes", message)
+    assert public_message(error) == message
+    body = json.loads(problem_of(error, "/v1/classify", "id").body)
+    assert body["detail"] == f"T{message[1:]}."
+    assert body["title"] == CODES["too_many_bytes"].text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the image has 25,000,000 bytes, the limit is 20,000,000 (/home/user)",
+        "/home/user: the image has 25,000,000 bytes, the limit is 20,000,000",
+        "the image has 25,000,000 bytes, the limit is unknown",
+        "the image has 25,000,000 bytes, the limit is 20,000,000\n",
+        "there is not enough memory to decode the image",
+    ],
+)
+def test_other_messages_are_not_sent(message: str) -> None:
+    error = ImageError("too_many_bytes", message)
+    assert public_message(error) == CODES["too_many_bytes"].text
+    assert json.loads(problem_of(error, "/v1/classify", "id").body)["detail"] == CODES["too_many_bytes"].text
 
 
 def test_every_sentence_for_clients_is_a_literal() -> None:

@@ -177,7 +177,7 @@ class TestOpenInference:
             answer = client.get(path)
             assert answer.status_code == 405
             assert answer.headers["allow"] == "POST"
-        assert client.post(f"/v2/models/{MODEL}").headers["allow"] == "GET"
+        assert client.post(f"/v2/models/{MODEL}").headers["allow"] == "GET, HEAD"
 
     def test_ready_of_the_index(self, client: httpx.Client) -> None:
         assert client.post("/v2/repository/index", json={"ready": 1}).status_code == 400

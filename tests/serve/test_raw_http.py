@@ -421,6 +421,15 @@ def test_slow_bodies_do_not_block_others(server: ServerProcess, cat: bytes) -> N
         classify(server, cat)
 
 
+def test_nothing_follows_the_headers_of_an_answer_to_head(server: ServerProcess) -> None:
+    with connect(server.port) as connection:
+        for path in ("/v1/models", "/", "/v1/nothing"):
+            connection.sendall(request_bytes("HEAD", path))
+            assert int(read_reply(connection, "HEAD").header("content-length") or 0) > 50
+        connection.sendall(request_bytes("GET", "/healthz"))
+        assert read_reply(connection).json == {"status": "ok"}  # a body would be taken for the beginning of this
+
+
 def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None:
     requests = [request_bytes("GET", "/v1/models", X_Request_ID=f"id-{i}") for i in range(8)]
     with connect(server.port) as connection:

@@ -402,6 +402,24 @@ def test_a_route_keeps_its_own_policy() -> None:
     assert done.headers[b"cache-control"] == b"private"
 
 
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/openapi.json", "/v2", "/readyz", "/v1/index", "/x"])
+def test_head_is_answered_as_get_without_the_body(path: str) -> None:
+    app, name = new_app(), (b"x-request-id", b"same")
+    expected, done = call(app, "GET", path, [HOST, name]), call(app, "HEAD", path, [HOST, name])
+    assert expected.body
+    assert done.body == b""
+    assert done.status == expected.status
+    assert int(done.headers[b"content-length"]) == len(expected.body)
+    assert done.headers == expected.headers
+
+
+def test_the_methods_of_a_path_include_head_with_get() -> None:
+    app = new_app()
+    assert call(app, "DELETE", "/v1/models", [HOST]).headers[b"allow"] == b"GET, HEAD"
+    done = call(app, "HEAD", "/v1/classify", [HOST])
+    assert (done.status, done.headers[b"allow"], done.body) == (405, b"POST", b"")
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
@@ -437,6 +455,7 @@ def test_a_long_body_is_refused_before_it_is_read() -> None:
     done = call(small(), "POST", "/", [HOST, (b"content-length", b"1001")], [*body, *parts(b"")])
     assert (done.status, done.code) == (413, "body_too_large")
     assert done.headers[b"connection"] == b"close"
+    assert json.loads(done.body)["detail"] == "The body has 1,001 bytes, the limit is 1,000."
 
 
 @pytest.mark.parametrize("declared", [[], [(b"content-length", b"10")]])
@@ -444,6 +463,7 @@ def test_what_arrives_is_counted_whatever_was_declared(declared: Headers) -> Non
     headers = [*CHUNKED, *declared]
     done = call(small(), "POST", "/", headers, [*parts(*[b"x" * 100] * 20, end=False), *parts(b"")])
     assert (done.status, done.code) == (413, "body_too_large")
+    assert json.loads(done.body)["detail"] == "The body has more than 1,000 bytes, which is the limit."
 
 
 @pytest.mark.parametrize("value", [b"-1", b"1e3", b"0x10", b"", b" ", b"1 000", b"9" * 19, b"\xb2", b"+5", b"1,1"])

@@ -284,8 +284,9 @@ def _find(where: str | Path) -> Path:
         path = head_path(Path(out), name)
         if path.is_file():
             return path
-        if names := list_heads(out):
-            hint = f"the run has {', '.join(map(repr, names[:10]))}"
+        names = list_heads(out)
+        if names or Path(out).is_dir():
+            hint = f"it has {', '.join(map(repr, names[:10]))}" if names else f"teach one: tessella serve --index {out}"
             raise UsageError("not_found", f"{out} has no head {name!r}", hint=hint)
     raise UsageError("not_found", f"there is no head {str(where)!r}", hint="give a file, or RUN:NAME")
 

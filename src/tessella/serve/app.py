@@ -25,7 +25,7 @@ from .security import ClientGoneError, Gate, GateHooks
 from .thumbnails import ByteCache
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .service import Service
     from .settings import ServeSettings
@@ -91,6 +91,9 @@ class ModelRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that the gate has checked."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await _answer_head(self.app, scope, receive, send)
+            return
         route = self._routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if route is None:
             await self.app(scope, receive, send)
@@ -104,6 +107,20 @@ class ModelRoutes:
         except ClientGoneError as error:
             response = await _on_client_gone(request, error)
         await response(scope, receive, send)
+
+
+async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer HEAD as GET, without the body: FastAPI adds HEAD to no route."""
+
+    async def send_without_body(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    inner = {**scope, "method": "GET"}
+    try:
+        await app(inner, receive, send_without_body)
+    finally:
+        if "route" in inner:
+            scope["route"] = inner["route"]  # for the metrics
 
 
 def _hooks(service: Service, model_paths: Collection[str]) -> GateHooks:
@@ -171,7 +188,7 @@ def _allowed_methods(request: Request) -> str:
     for route in request.app.state.routes:
         if route.matches(request.scope)[0] != Match.NONE:
             methods |= route.methods or set()
-    return ", ".join(sorted(methods))
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:

@@ -142,7 +142,12 @@ class Explanations:
         begun = time.monotonic()
         self.check(model)
         if len(images) > self.max_images:
-            raise RequestError("too_many_images", "A request for explanations has at most 16 images.")
+            count = len(images)
+            raise RequestError(
+                "too_many_images",
+                f"The request has {count:,} images, the limit for explanations is {MAX_EXPLAINED}: "
+                "divide them among several requests.",
+            )
         self._loop = asyncio.get_running_loop()
         size = sum(len(image) for image in images if not isinstance(image, ImageError))
         with self._counted():

@@ -214,7 +214,9 @@ def _fetcher(request: Request, settings: ServeSettings, timeout: float) -> Fetch
         fetched += len(data)
         request.state.count_bytes(len(data))
         if fetched > settings.max_body_bytes:
-            raise ImageError("too_many_bytes", public_text("too_many_bytes"))
+            most = settings.max_body_bytes
+            message = f"the images of the request have more than {most:,} bytes, which is the limit"
+            raise ImageError("too_many_bytes", message)
         return data
 
     return fetch
@@ -227,8 +229,9 @@ def decode_text(text: str, settings: ServeSettings) -> bytes | ImageError:
         if prefix is None:
             return _unreadable("the data URI is not in base64")
         text = text[prefix.end() :]
-    if len(text) // 4 * 3 > settings.limits.bytes + 3:
-        return ImageError("too_many_bytes", public_text("too_many_bytes"))
+    size, most = len(text) // 4 * 3 - text.count("=", -2), settings.limits.bytes
+    if size > most:
+        return _too_many_bytes(size, most)
     try:
         data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
@@ -243,9 +246,13 @@ def _unreadable(message: str) -> ImageError:
 def _checked(data: bytes, settings: ServeSettings) -> bytes | ImageError:
     if not data:
         return ImageError("empty", public_text("empty"))
-    if len(data) > settings.limits.bytes:
-        return ImageError("too_many_bytes", public_text("too_many_bytes"))
+    if len(data) > (most := settings.limits.bytes):
+        return _too_many_bytes(len(data), most)
     return data
+
+
+def _too_many_bytes(size: int, limit: int) -> ImageError:
+    return ImageError("too_many_bytes", f"the image has {size:,} bytes, the limit is {limit:,}")
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
@@ -350,7 +357,7 @@ class _FormReader:
                 raise RequestError("bad_request", "A field of the form is not in UTF-8.") from None
             return
         if self._size > self._limit:
-            data: bytes | ImageError = ImageError("too_many_bytes", public_text("too_many_bytes"))
+            data: bytes | ImageError = _too_many_bytes(self._size, self._limit)
         else:
             data = _checked(bytes(self._data), self._settings)
         self.form.files.append(RequestImage(self._file_name or str(len(self.form.files)), data))
@@ -387,8 +394,11 @@ def _parse_top(value: object) -> int | None:
 
 
 def _check_count(count: int, settings: ServeSettings) -> None:
-    if count > settings.max_images:
-        raise RequestError("too_many_images", "Divide the images among several requests.")
+    if count > (limit := settings.max_images):
+        raise RequestError(
+            "too_many_images",
+            f"The request has at least {count:,} images, the limit is {limit:,}: divide them among several requests.",
+        )
 
 
 def _checked_name(name: str) -> str:

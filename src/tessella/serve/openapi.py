@@ -15,7 +15,11 @@ Schema = dict[str, object]
 
 
 class ProblemBody(BaseModel):
-    """An error, by RFC 9457 with a code. `title`, `error` and `detail` are fixed texts."""
+    """An error, by RFC 9457 with a code.
+
+    title, error: the fixed text of the code. detail: one sentence about what to change, or about a limit with the
+    number that was given; otherwise the same text.
+    """
 
     type: str
     title: str

@@ -1,13 +1,15 @@
 """Turn errors into HTTP answers, in the dialect that the clients of a path read.
 
 Every text is fixed: that of the code, and for some errors one more fixed sentence that says what to change. Messages of
-errors, which may contain paths, addresses or texts of libraries, are for the log only.
+errors, which may contain paths, addresses or texts of libraries, are for the log only. The exception are messages about
+a limit: they are sent if they contain nothing but known words and numbers.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +31,14 @@ DETAILS = {  # what to do about an error, where the text of the code does not sa
     "internal_error": "The log of the server has more details under this request_id.",
 }
 Dialect = Literal["problem", "open_inference", "openai", "cohere"]
+_NUMBER = "[0-9,]{1,24}"
+_SIZE = rf"{_NUMBER} x {_NUMBER}"
+_LIMIT_MESSAGE = re.compile(
+    rf"the (?:image|request) has {_NUMBER} (?:bytes|images), the limit is {_NUMBER}"
+    rf"|the (?:image has|images of the request have) more than {_NUMBER} bytes, which is the limit"
+    rf"|the image has {_SIZE} pixels \(width x height\)(?: and would be resized to {_SIZE})?, "
+    rf"(?:the limit is {_NUMBER} pixels|the longest side allowed is {_NUMBER})"
+)
 _OPENAI_PATHS = {"/v1/embeddings", "/embeddings", "/embeddings_image", "/models"}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -79,14 +89,28 @@ def make_problem(
 
 
 def problem_of(error: TessellaError, path: str, request_id: str, *, retry_after: float = 1.0) -> Problem:
-    """Return the answer for an error; of its message only the fixed sentence of a `RequestError` is used.
+    """Return the answer for an error; of its message only the fixed sentence of a `RequestError`, or a limit, is used.
 
     retry_after: as in `make_problem`, unless the error itself says it.
     """
     if isinstance(error, RetryLaterError):
         retry_after = error.retry_after
-    detail = error.message if isinstance(error, RequestError) else ""
+    detail = error.message if isinstance(error, RequestError) else _sentence(limit_message(error))
     return make_problem(error.code, path, request_id, detail=detail, retry_after=retry_after)
+
+
+def limit_message(error: TessellaError) -> str:
+    """Return the message of an error that states a limit and what exceeds it, which clients may see; "" for others."""
+    return error.message if _LIMIT_MESSAGE.fullmatch(error.message) else ""
+
+
+def public_message(error: TessellaError) -> str:
+    """Return the text of an error for clients: that of its code, or the limit that was exceeded."""
+    return limit_message(error) or public_text(error.code)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def dialect_of(path: str) -> Dialect:

@@ -190,8 +190,8 @@ class Gate:
         for value in header_values(headers, b"content-length"):
             if not value.isdigit() or len(value) > 18:
                 raise RequestError("bad_request", "The header Content-Length is not a number.")
-            if int(value) > self.max_body_bytes:
-                raise RequestError("body_too_large", "The body has more bytes than the server accepts.")
+            if (size := int(value)) > (limit := self.max_body_bytes):
+                raise RequestError("body_too_large", f"The body has {size:,} bytes, the limit is {limit:,}.")
 
     def check_host(self, headers: Headers) -> tuple[str, str]:
         """Return the name and port of the header Host.
@@ -274,8 +274,8 @@ class Exchange:
         if message["type"] != "http.request":
             return message
         self.count_bytes(len(message.get("body", b"")))
-        if self.received > self.gate.max_body_bytes:
-            raise RequestError("body_too_large", "The body has more bytes than the server accepts.")
+        if self.received > (limit := self.gate.max_body_bytes):
+            raise RequestError("body_too_large", f"The body has more than {limit:,} bytes, which is the limit.")
         self._is_body_complete = not message.get("more_body", False)
         return message
 

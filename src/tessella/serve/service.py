@@ -337,7 +337,7 @@ class Service:
         ticket = None
         try:
             if images > (most := self.settings.max_images):
-                raise ServeError("too_many_images", f"{images} images in a request, expected at most {most}")
+                raise ServeError("too_many_images", f"the request has {images:,} images, the limit is {most:,}")
             if seconds <= 0:
                 raise TimeoutError
             with self._admission.admit(images, size) as ticket:
@@ -401,9 +401,8 @@ class Service:
             if isinstance(image, ImageError):
                 request.fail(index, image)
             elif len(image) > most:  # it need not be sent to another process
-                request.fail(
-                    index, ImageError("too_many_bytes", f"the image has {len(image):,} bytes, the limit is {most:,}")
-                )
+                message = f"the image has {len(image):,} bytes, the limit is {most:,}"
+                request.fail(index, ImageError("too_many_bytes", message))
             else:
                 request.decode(index, image, spec)
 

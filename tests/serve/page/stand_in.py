@@ -369,10 +369,10 @@ class StandIn:
     ) -> object:
         """GET and POST /v1/heads."""
         if name and name in self.heads and not replace:
-            return problem(409, "changed_run")
+            return problem(409, "exists")
         if name:
             self.heads[name] = (yes, no)
-        return dict(heads=list(self.heads))
+        return dict(heads=[dict(name=other) for other in self.heads])
 
     def picture(self, row: int) -> Response:
         """GET /v1/index/image/{row}."""

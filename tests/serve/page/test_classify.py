@@ -52,6 +52,23 @@ def card(visit: Visit, name: str, status: str = "done") -> Any:
     return found
 
 
+def test_nothing_is_dropped_or_pasted_behind_a_dialog(site: StandIn, visit: Open) -> None:
+    opened = visit(site.url)
+    opened.add_files(CAT)
+    card(opened, "cat.jpg")
+    data = base64.b64encode(COFFEE.read_bytes()).decode()
+    opened.button("Show the request for cat.jpg").click()
+    opened.page.get_by_role("dialog").wait_for()
+    opened.page.evaluate(PASTE, ["pasted.jpg", data])
+    opened.page.evaluate(DROP, ["dropped.jpg", data])
+    assert opened.page.evaluate("window.veilShown") is False
+    opened.page.keyboard.press("Escape")
+    opened.page.evaluate(PASTE, ["after.jpg", data])
+    card(opened, "after.jpg")
+    assert opened.find("tessella-card").count() == 2
+    assert opened.find(".summary").inner_text().startswith("2 images")
+
+
 def test_images_are_classified_and_each_has_its_own_status(site: StandIn, visit: Open) -> None:
     opened = visit(site.url)
     opened.page.get_by_role("heading", name="Classify images").wait_for()
@@ -243,6 +260,28 @@ def test_a_failed_request_says_why(site: StandIn, visit: Open) -> None:
         assert text in card(opened, code, "failed").inner_text()
     opened.add_files(COFFEE)
     card(opened, "coffee.jpg")  # other images are not affected
+
+
+def test_a_limit_is_stated_with_what_exceeds_it(site: StandIn, visit: Open) -> None:
+    opened = visit(site.url)
+    opened.expect_messages("status of 413")
+    too_large = "the image has 8,000 x 7,000 pixels (width x height), the limit is 50,000,000 pixels"
+    answer = dict(model="m", timing_ms={}, results=[dict(key="a", status="too_many_pixels", message=too_large)])
+    detail = "The body has 70,000,000 bytes, the limit is 67,108,864."
+    problem = dict(code="body_too_large", title="the body of the request is too large", status=413, detail=detail)
+    for name, status, body, text in (
+        ("pixels", 200, answer, "The image has 8,000 × 7,000 pixels, the limit is 50,000,000 pixels. Save a smaller"),
+        (
+            "bytes",
+            413,
+            problem,
+            "The upload has 70,000,000 bytes, the limit is 67,108,864. Save a smaller version of the image.",
+        ),
+    ):
+        reply = dict(status=status, body=json.dumps(body))
+        opened.page.route("**/v1/classify", lambda route, reply=reply: route.fulfill(**reply), times=1)
+        opened.add_files(file(f"{name}.jpg", CAT.read_bytes()))
+        assert text in card(opened, name, "failed").inner_text()
 
 
 def test_a_server_that_is_gone_is_named(site: StandIn, visit: Open) -> None:

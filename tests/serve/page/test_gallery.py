@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from .browser import Visit
 from .conftest import ROOT
 from .stand_in import Collection, StandIn
+from .test_states import subset
 
 Open = Callable[..., Visit]
 
@@ -119,6 +121,43 @@ def test_the_threshold_hides_images_that_are_less_similar(site: StandIn, visit: 
     assert min(scores) >= 0.5
     slider.fill("1")
     opened.page.get_by_text("Nothing is that similar").wait_for()
+
+
+def test_the_count_is_that_of_the_images_that_are_similar_enough(
+    site: StandIn, visit: Open, collection: Collection
+) -> None:
+    opened = gallery(visit, site)
+    opened.tiles().nth(30).locator(".tile-picture").click()
+    opened.find(".query:visible").wait_for()
+    count = opened.find("tessella-filters .count")
+    total = len(collection.rows)
+    scores = collection.vectors @ collection.vectors[30]
+    for least in (0.5, 0.4, 1):
+        expected = int((scores >= least).sum()) - (least < 1)  # without the image itself
+        opened.page.get_by_label("Least similarity").fill(str(least))
+        count.get_by_text(f"{expected} of {total} images", exact=True).wait_for()
+        assert opened.find(".filters summary").inner_text() == f"Filters: {expected} of {total}"
+    opened.page.get_by_label("Least similarity").fill("0")
+    count.get_by_text(f"{total} images", exact=True).wait_for()
+
+
+def test_the_count_of_a_list_that_goes_on_is_a_lower_bound(site: StandIn, visit: Open, collection: Collection) -> None:
+    site.collection = subset(collection, [0] * 70 + [40] * 10)  # 69 copies of the image, and ten of another one
+    opened = gallery(visit, site)
+    opened.tiles().first.locator(".tile-picture").click()
+    opened.find(".query:visible").wait_for()
+    opened.page.get_by_label("Least similarity").fill("0.99")
+    count = opened.find("tessella-filters .count")
+    count.get_by_text("69 of 80 images", exact=True).wait_for()  # one image, and its 68 near-duplicates
+    assert opened.tiles().count() == 1
+    choice = opened.page.get_by_label("Near-duplicates", exact=True)
+    choice.select_option("hide")
+    count.get_by_text("1 of 80 images", exact=True).wait_for()
+    choice.select_option("show")
+    count.get_by_text("At least 60 of 80 images", exact=True).wait_for()
+    opened.button("Show more").click()
+    count.get_by_text("69 of 80 images", exact=True).wait_for()
+    assert opened.tiles().count() == 69
 
 
 def test_near_duplicates_are_grouped_hidden_or_shown(site: StandIn, visit: Open) -> None:
@@ -322,13 +361,88 @@ def test_a_head_is_saved_and_replaced_only_on_request(site: StandIn, visit: Open
     with opened.page.expect_response("**/v1/heads"):  # a message about the first one may still be there
         dialog.get_by_role("button", name="Replace").click()
     opened.page.get_by_text("Saved “red hats”").nth(0).wait_for()
-    assert [body.get("replace") for body in site.sent_to("/v1/heads")] == [None, None, True]
+    assert [body.get("replace") for body in site.sent_to("/v1/heads") if body] == [None, None, True]
     assert opened.find(".saved bdi").all_inner_texts() == ["red hats"]
     assert site.heads["red hats"] == (site.sent_to("/v1/teach")[0]["yes"], site.sent_to("/v1/teach")[0]["no"])
     opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.button("Copy the command that classifies with red hats").click()
     opened.page.get_by_text("Copied").first.wait_for()
     assert opened.page.evaluate("navigator.clipboard.readText()") == "tessella classify --head RUN:'red hats' IMAGE"
+
+
+def test_what_saving_a_head_needs_is_said_before(site: StandIn, visit: Open) -> None:
+    opened = teach(visit, site)
+    needs = opened.page.get_by_text("First mark at least one image as yes and one as no.")
+    save = opened.button("Save head")
+    for side in ("yes", "no"):
+        assert needs.is_visible()
+        assert save.is_disabled()
+        assert save.get_attribute("aria-describedby") == needs.get_attribute("id")
+        opened.find(f"tessella-teach .mark.{side}").last.click()
+        settled(opened)
+    opened.page.get_by_text("Fitted to 2 images").wait_for()
+    assert not needs.is_visible()
+    assert save.is_enabled()
+
+
+def test_teaching_with_one_image_says_what_is_missing(site: StandIn, visit: Open, collection: Collection) -> None:
+    site.collection = subset(collection, [0])
+    opened = teach(visit, site)
+    for side in ("yes", "no"):
+        opened.page.get_by_text(
+            "Teaching needs at least two: one that shows your class and one that does not."
+        ).wait_for()
+        opened.find(f"tessella-teach .mark.{side}").click()
+        settled(opened)
+    opened.page.get_by_text("Teaching needs at least two").wait_for()
+    assert site.sent_to("/v1/search") == site.sent_to("/v1/teach") == []
+
+
+def test_all_images_marked_as_yes(site: StandIn, visit: Open, collection: Collection) -> None:
+    site.collection = subset(collection, [0, 40])
+    opened = teach(visit, site)
+    for name in opened.keys_of_tiles():
+        mark(opened, "Yes", name)
+        settled(opened)
+    opened.page.get_by_text("All images are marked as yes. Remove the mark of one").wait_for()
+
+
+def test_the_refusal_of_the_server_says_what_to_do(site: StandIn, visit: Open) -> None:
+    opened = teach(visit, site)
+    opened.expect_messages("status of 422")
+    sentence = "The images marked yes and no look the same: mark other images."
+    body = dict(code="unprocessable", title="the request is well-formed, but cannot be carried out", detail=sentence)
+    opened.page.route("**/v1/teach", lambda route: route.fulfill(status=422, body=json.dumps(body)))
+    for side in ("yes", "no"):
+        opened.find(f"tessella-teach .mark.{side}").last.click()
+        settled(opened)
+    opened.find("tessella-teach .message").get_by_text(sentence).wait_for()
+
+
+def test_heads_of_another_tab_are_listed(site: StandIn, visit: Open) -> None:
+    opened = teach(visit, site)
+    saved = opened.find(".saved bdi")
+    assert saved.count() == 0
+    site.heads |= {"hats": None, "shoes": None}
+    show = "document.dispatchEvent(new Event('visibilitychange'))"  # as when a person returns to the tab
+    opened.page.evaluate(show)
+    opened.button("Copy the command that classifies with hats").wait_for()
+    assert saved.all_inner_texts() == ["hats", "shoes"]
+    del site.heads["hats"]
+    opened.page.evaluate(show)
+    opened.page.get_by_text("No longer available, because the file was deleted or is damaged: “hats”.").wait_for()
+    opened.page.get_by_text("mark images and save it under the same name").wait_for()
+    assert saved.all_inner_texts() == ["shoes"]
+    opened.page.get_by_role("link", name="Gallery").click()
+    site.heads["bags"] = None
+    opened.page.get_by_role("link", name="Teach").click()
+    opened.button("Copy the command that classifies with bags").wait_for()
+    opened.expect_messages("status of 401")
+    site.token = "secret"  # what is loaded in the background opens no dialog
+    with opened.page.expect_response("**/v1/heads"):
+        opened.page.evaluate(show)
+    assert opened.page.get_by_role("dialog").count() == 0
+    assert saved.all_inner_texts() == ["shoes", "bags"]
 
 
 def test_a_mark_is_taken_back_in_its_tray(site: StandIn, visit: Open, collection: Collection) -> None:

@@ -103,6 +103,89 @@ def test_characters_that_no_token_has_are_refused_before_they_are_kept(site: Sta
     opened.find("tessella-card[data-status=done]").wait_for()
 
 
+def test_what_failed_without_the_token_is_loaded_once_it_is_given(site: StandIn, browser: Any) -> None:
+    site.token = "secret"
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{site.url}/#/classify")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("tessella-app[data-ready]").wait_for()
+    assert not page.get_by_label("Model").is_visible()
+    page.goto(f"{site.url}/#/gallery")
+    page.get_by_role("heading", name="The index cannot be shown").wait_for()
+    page.goto(f"{site.url}/#/classify")
+    page.locator("input.choose").set_input_files(copies(1))
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("tessella-card[data-status=failed]").wait_for()
+    page.locator("input.choose").set_input_files(dict(copies(1)[0], name="second.jpg"))
+    page.get_by_role("textbox", name="Token").fill("secret")
+    page.keyboard.press("Enter")
+    page.locator("tessella-card[data-status=done]").nth(1).wait_for()  # the first one, too
+    page.get_by_label("Model").wait_for()
+    assert page.get_by_label("Model").locator("option").count() == 2
+    for name in ("Why?", "Find similar"):
+        page.locator("tessella-card").first.get_by_text(name, exact=True).wait_for()
+    page.goto(f"{site.url}/#/gallery")
+    page.locator("tessella-tile img.loaded").first.wait_for()
+    assert page.get_by_role("dialog").count() == 0
+    context.close()
+
+
+def test_the_view_that_failed_without_the_token_is_loaded_once_it_is_given(site: StandIn, browser: Any) -> None:
+    site.token = "secret"
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{site.url}/#/gallery")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("heading", name="The index cannot be shown").wait_for()
+    page.evaluate("document.querySelector('tessella-app').dataset.opened = 'once'")  # a reload would lose this
+    page.locator(".nav-link[data-view=classify]").click()
+    page.locator("input.choose").set_input_files(copies(1))
+    page.get_by_role("dialog").wait_for()
+    page.evaluate("location.hash = '#/gallery'")
+    page.get_by_role("textbox", name="Token").fill("secret")
+    page.keyboard.press("Enter")
+    page.locator("tessella-gallery tessella-tile img.loaded").first.wait_for()
+    assert page.locator("tessella-app").get_attribute("data-opened") == "once"
+    context.close()
+
+
+def test_thumbnails_that_failed_without_the_token_are_loaded_once_it_is_given(site: StandIn, visit: Open) -> None:
+    opened = gallery(visit, site)
+    opened.expect_messages("status of 401")
+    site.token = "secret"
+    opened.page.mouse.move(700, 500)
+    opened.page.mouse.wheel(0, 4000)
+    missing = opened.find("tessella-tile .tile-picture.missing")
+    missing.first.wait_for()
+    opened.button("Show more").click()
+    opened.page.get_by_role("textbox", name="Token").fill("secret")
+    opened.page.keyboard.press("Enter")
+    opened.tiles().nth(60).wait_for()
+    missing.first.wait_for(state="detached")
+    assert opened.tiles().count() > 60  # the list was not loaded anew
+
+
+def test_the_map_that_failed_without_the_token_is_loaded_once_it_is_given(site: StandIn, visit: Open) -> None:
+    opened = visit(site.url)
+    opened.expect_messages("status of 401")
+    site.token = "secret"
+    opened.page.get_by_role("link", name="Map").click()
+    opened.page.get_by_role("dialog").wait_for()
+    opened.page.keyboard.press("Escape")
+    opened.find(".map-note").get_by_text("needs a valid token").wait_for()
+    opened.page.get_by_role("link", name="Classify").click()
+    opened.add_files(CAT)
+    opened.page.get_by_role("textbox", name="Token").fill("secret")
+    opened.page.keyboard.press("Enter")
+    opened.find("tessella-card[data-status=done]").wait_for()
+    opened.page.get_by_role("link", name="Map").click()
+    opened.find("tessella-map[data-drawn]").wait_for()
+
+
 # --- many images, and failures ----------------------------------------------------------------------------------------
 
 

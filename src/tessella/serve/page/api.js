@@ -1,6 +1,6 @@
 /** The server's HTTP interface as functions. `local.js` has the same functions for a page without a server. */
 
-import { messageOf } from "./text.js";
+import { messageFor } from "./text.js";
 
 const TOKEN = "tessella-token";
 const TRIES = 4; // of a request that the server is too busy for
@@ -9,10 +9,10 @@ const LONGEST_WAIT = 10; // seconds; a server that asks for a longer one has its
 /** A request failed. `code` is the server's error code; the message is for people. */
 export class ServerError extends Error {
   constructor(code, status = 0, detail = "") {
-    super(messageOf(code));
+    super(messageFor(code, detail));
     this.code = code;
     this.status = status;
-    this.detail = detail; // one fixed sentence of the server, or ""
+    this.detail = detail; // one sentence of the server, or ""
   }
 }
 
@@ -33,6 +33,8 @@ export class ServerBackend {
     this.askToken = askToken;
     this.asking = null;
     this.canceled = -Infinity; // when a person last gave no token
+    this.isRefused = false; // whether a request has failed for want of a token since one was last accepted
+    this.onaccess = null; // called when a token is accepted after requests have failed without it
   }
 
   models() {
@@ -113,6 +115,13 @@ export class ServerBackend {
     return this.#call("POST", "/v1/teach", { json: { yes, no, top }, signal });
   }
 
+  /** The names of the saved heads. This is asked for in the background, so it never asks for the token. */
+  async heads() {
+    const response = await this.#fetch("GET", "/v1/heads", { asks: false });
+    const { heads } = await response.json();
+    return heads.map(({ name }) => name);
+  }
+
   saveHead(name, yes, no, replace) {
     return this.#call("POST", "/v1/heads", { json: { name, yes, no, ...(replace ? { replace } : {}) } });
   }
@@ -162,8 +171,12 @@ export class ServerBackend {
         if (error.name === "AbortError") throw error;
         throw new ServerError("server_unavailable");
       }
-      if (response.ok) return response;
-      if (response.status === 401 && asks) {
+      if (response.ok) {
+        this.#accepted();
+        return response;
+      }
+      if (response.status === 401 && !asks && sessionStorage.getItem(TOKEN) === token) this.isRefused = true;
+      else if (response.status === 401) {
         await this.#renewToken(token, begun);
         attempt = 0;
         continue;
@@ -182,21 +195,34 @@ export class ServerBackend {
    */
   async #renewToken(refused, begun) {
     if (sessionStorage.getItem(TOKEN) !== refused) return; // another request has asked already
-    if (begun < this.canceled) throw new ServerError("unauthorized", 401);
+    if (begun < this.canceled) throw this.#refused();
     this.asking ??= this.askToken(refused !== null).finally(() => (this.asking = null));
     const token = await this.asking;
     if (token === null) {
       this.canceled = performance.now();
-      throw new ServerError("unauthorized", 401);
+      throw this.#refused();
     }
     sessionStorage.setItem(TOKEN, token);
+  }
+
+  #refused() {
+    this.isRefused = true;
+    return new ServerError("unauthorized", 401);
+  }
+
+  /** A request was answered: if others have failed for want of a token, they can be repeated now. */
+  #accepted() {
+    if (!this.isRefused) return;
+    this.isRefused = false;
+    this.onaccess?.();
   }
 }
 
 async function errorOf(response) {
   const problem = await response.json().catch(() => ({}));
   const code = problem.code ?? CODES_OF_STATUS[response.status] ?? "internal_error";
-  return new ServerError(code, response.status, problem.detail);
+  const detail = problem.detail === problem.title ? "" : problem.detail; // the title is the text of the code
+  return new ServerError(code, response.status, detail);
 }
 
 /** Wait some seconds; a little longer by chance, so that waiting pages do not all return at once. */

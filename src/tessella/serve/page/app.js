@@ -27,14 +27,9 @@ class App extends HTMLElement {
     state.thumbnails = new Thumbnails((row, size) => backend.thumbnail(row, size));
     this.#build();
     this.#setTheme(storedTheme());
+    backend.onaccess = () => this.#resume();
     const models = backend.can.classify ? this.#loadModels() : null; // with the index, so that a token is asked for once
-    try {
-      state.index = await backend.index();
-    } catch (error) {
-      state.indexError = error.message;
-    }
-    this.collection.textContent = state.index?.title ?? "";
-    this.collection.hidden = !state.index?.title;
+    await this.#loadIndex();
     window.addEventListener("hashchange", () => this.#route());
     state.watch("query", () => this.#showQuery());
     this.addEventListener("search-file", ({ detail }) => this.#searchFile(detail.file));
@@ -92,6 +87,26 @@ class App extends HTMLElement {
       make("div", { id: "announcements", class: "hidden-text", role: "status", "aria-live": "polite" }),
       make("div", { id: "toasts", "aria-hidden": "true" }),
     );
+  }
+
+  async #loadIndex() {
+    try {
+      state.index = await state.backend.index();
+      state.indexError = null;
+    } catch (error) {
+      state.indexError = error.message;
+    }
+    this.collection.textContent = state.index?.title ?? "";
+    this.collection.hidden = !state.index?.title;
+  }
+
+  /** Load what has failed without a token, now that the server has accepted one. */
+  async #resume() {
+    const models = this.hasModels === undefined ? this.#loadModels() : null;
+    if (state.indexError) await this.#loadIndex();
+    await models;
+    state.grantAccess();
+    if (this.dataset.ready !== undefined) await this.#route();
   }
 
   async #loadModels() {

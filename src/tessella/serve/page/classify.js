@@ -12,7 +12,7 @@ import {
   fileSize,
   images,
   isUnsure,
-  messageOf,
+  messageFor,
   number,
   percent,
   setText,
@@ -72,7 +72,7 @@ class Card extends HTMLElement {
   #fail() {
     const { handlers, entry } = this;
     this.body.replaceChildren(
-      make("p", { class: "error" }, icon("warning"), messageOf(entry.code)),
+      make("p", { class: "error" }, icon("warning"), messageFor(entry.code, entry.detail)),
       make(
         "div",
         { class: "card-actions" },
@@ -177,6 +177,11 @@ class Classify extends HTMLElement {
   running = 0;
   model = null;
 
+  constructor() {
+    super();
+    state.watch("access", () => this.#resume()); // also while another view is shown
+  }
+
   connectedCallback() {
     if (this.list) return;
     this.drop = make(
@@ -227,6 +232,14 @@ class Classify extends HTMLElement {
     if (!isFirst) for (const entry of this.entries) this.#queue(entry);
   }
 
+  /** The server has accepted a token: classify what has failed without it, and show what is possible now. */
+  #resume() {
+    for (const entry of this.entries) {
+      if (entry.status === "failed" && entry.code === "unauthorized") this.#queue(entry);
+      else if (entry.status === "done") entry.card.update();
+    }
+  }
+
   #queue(entry) {
     entry.controller?.abort();
     entry.status = "waiting";
@@ -264,11 +277,12 @@ class Classify extends HTMLElement {
       if (signal.aborted) return;
       const [record] = answer.results;
       Object.assign(entry, { record, request, model: answer.model, calibration: answer.calibration });
-      Object.assign(entry, { timing: answer.timing_ms, code: record.status, isRetriable: false });
+      Object.assign(entry, { timing: answer.timing_ms, code: record.status, detail: record.message, isRetriable: false });
       set(record.status === "ok" ? "done" : "failed");
     } catch (error) {
       if (signal.aborted) return;
-      Object.assign(entry, { code: error.code ?? "internal_error", isRetriable: true, request: null });
+      const code = error.code ?? "internal_error";
+      Object.assign(entry, { code, detail: error.detail, isRetriable: true, request: null });
       set("failed");
       if (entry.code === "unauthorized") this.#failWaiting(entry.code); // the person gave no token: do not ask again
     }

@@ -145,7 +145,7 @@ class Why extends HTMLElement {
       const [result] = answer.results;
       this.request.setRequest(request);
       if (result.status === "ok") this.#show(result);
-      else this.#fail({ code: result.status });
+      else this.#fail({ code: result.status, detail: result.message });
     } catch (error) {
       if (signal.aborted) return;
       this.#fail(error);

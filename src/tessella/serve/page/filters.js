@@ -24,14 +24,16 @@ class Filters extends HTMLElement {
     this.stop?.();
   }
 
-  /** Show how many images pass the filter, such as "47 of 412". */
-  setCount(matching, rows) {
+  /** Show how many images pass the filter, such as "47 of 412". isPartial: there may be more. */
+  setCount(matching, rows, isPartial = false) {
     const isAll = matching === rows;
     this.count.replaceChildren(
+      isPartial ? "At least " : "",
       make("strong", {}, number(matching)),
       isAll ? (rows === 1 ? " image" : " images") : ` of ${images(rows)}`,
     );
-    this.summary.textContent = isAll ? "Filters" : `Filters: ${number(matching)} of ${number(rows)}`;
+    const counts = `${isPartial ? "at least " : ""}${number(matching)} of ${number(rows)}`;
+    this.summary.textContent = isAll ? "Filters" : `Filters: ${counts}`;
   }
 
   #build() {

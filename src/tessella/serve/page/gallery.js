@@ -154,12 +154,19 @@ class Gallery extends HTMLElement {
     else this.grid.show(tiles);
     const rows = isSearch ? answer.rows : isFiltered(state.filter) ? state.index.rows : answer.matching;
     this.changed.hidden = rows === state.index.rows;
-    this.filters.setCount(answer.matching, rows);
     this.more.hidden = items.length < PAGE || (!isSearch && this.items.length >= answer.matching);
+    if (isSearch && Number(this.least.value)) this.filters.setCount(this.#listed(), rows, !this.more.hidden);
+    else this.filters.setCount(answer.matching, rows);
     this.message.replaceChildren();
     if (!this.items.length) this.message.append(this.#nothing());
     const what = isSearch ? "similar images, best first" : `of ${number(answer.matching)} images`;
     announce(`${number(this.items.length)} ${what}`);
+  }
+
+  /** The number of images in the list; near-duplicates that are grouped under another image are included. */
+  #listed() {
+    if (this.copies.value === "hide") return this.items.length;
+    return this.items.reduce((sum, { duplicates }) => sum + 1 + duplicates.length, 0);
   }
 
   #nothing() {

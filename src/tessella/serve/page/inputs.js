@@ -25,15 +25,17 @@ export function pickers(take) {
   ];
 }
 
-/** Receive images that are dropped anywhere on the page or pasted. */
+/** Receive images that are dropped anywhere on the page or pasted, except while a dialog covers the page. */
 export function receive(take) {
   const veil = make("div", { class: "veil", hidden: true }, make("p", {}, "Drop the images here"));
   document.body.append(veil);
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  const isCovered = () => document.querySelector("dialog[open]") !== null;
   document.addEventListener("dragover", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
-    veil.hidden = false;
+    if (isCovered()) event.dataTransfer.dropEffect = "none";
+    veil.hidden = isCovered();
   });
   document.addEventListener("dragleave", (event) => {
     if (event.relatedTarget === null) veil.hidden = true;
@@ -42,11 +44,12 @@ export function receive(take) {
     if (!hasFiles(event)) return;
     event.preventDefault();
     veil.hidden = true;
+    if (isCovered()) return;
     take(await droppedFiles(event.dataTransfer));
   });
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
+    if (!files.length || isCovered()) return;
     event.preventDefault();
     take(files);
   });

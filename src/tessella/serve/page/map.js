@@ -59,6 +59,7 @@ class ImageMap extends HTMLElement {
   }
 
   async #load() {
+    this.isBuilt = true;
     this.note.textContent = "Loading the map…";
     try {
       const [positions, labels] = await Promise.all([state.backend.map(), state.backend.labels()]);
@@ -73,6 +74,7 @@ class ImageMap extends HTMLElement {
       this.#resume();
       this.fit();
     } catch (error) {
+      this.isBuilt = false; // so that it is loaded again when the view is opened again
       const again = button({ text: "Try again", kind: "primary", onclick: () => (again.remove(), this.#load()) });
       this.note.replaceChildren(error.message, " ", again);
     }
@@ -412,13 +414,8 @@ class ImageMap extends HTMLElement {
 
   #selectView() {
     const { width, height } = this.size();
-    const corners = [
-      [0, 0],
-      [width, 0],
-      [width, height],
-      [0, height],
-    ];
-    this.choose(corners.map(([left, top]) => this.toMap(left, top)).map(({ x, y }) => [x, y]));
+    const corners = [this.toMap(0, 0), this.toMap(width, 0), this.toMap(width, height), this.toMap(0, height)];
+    this.choose(corners.map(({ x, y }) => [x, y]));
   }
 
   async #showRegion() {

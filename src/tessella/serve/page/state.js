@@ -47,6 +47,11 @@ class State extends EventTarget {
     return () => this.removeEventListener(part, work);
   }
 
+  /** The server has accepted a token: views load again what has failed without it. */
+  grantAccess() {
+    this.#changed("access");
+  }
+
   #changed(part) {
     this.dispatchEvent(new Event(part));
   }

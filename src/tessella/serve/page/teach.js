@@ -14,16 +14,23 @@ class Teach extends HTMLElement {
   marks = new Map(); // row: {side: "yes" | "no", item}
   history = []; // earlier states of `marks`
   offset = 0; // of the sample that is shown first
+  saves = 0; // heads that were saved here
 
   connectedCallback() {
     if (!this.grid) this.#build();
-    this.stop = state.watch("selection", () => this.#showSelected());
+    const whenVisible = () => document.visibilityState === "visible" && this.#refreshHeads();
+    document.addEventListener("visibilitychange", whenVisible);
+    this.stops = [
+      state.watch("selection", () => this.#showSelected()),
+      () => document.removeEventListener("visibilitychange", whenVisible),
+    ];
     this.#showSelected();
     this.refresh();
+    this.#refreshHeads();
   }
 
   disconnectedCallback() {
-    this.stop();
+    for (const stop of this.stops) stop();
     this.controller?.abort();
   }
 
@@ -46,13 +53,16 @@ class Teach extends HTMLElement {
       autocomplete: "off",
       maxlength: "64",
     });
-    this.save = make("button", { class: "button primary" }, "Save head");
+    this.save = make("button", { class: "button primary", "aria-describedby": "head-needs" }, "Save head");
+    this.needs = make("p", { class: "hint", id: "head-needs" }, "First mark at least one image as yes and one as no.");
     this.saved = make("div", { class: "saved" });
+    this.missing = make("p", { class: "hint", role: "status" });
     const form = make(
       "form",
       { class: "save", onsubmit: (event) => (event.preventDefault(), this.#save(false)) },
       make("label", { for: "head-name" }, "Name of the class"),
       make("div", { class: "field" }, this.name, this.save),
+      this.needs,
     );
     this.message = make("div", { class: "message" });
     this.addEventListener("keydown", (event) => {
@@ -71,6 +81,7 @@ class Teach extends HTMLElement {
         this.trays.no.section,
         form,
         this.saved,
+        this.missing,
       ),
       make(
         "section",
@@ -169,6 +180,7 @@ class Teach extends HTMLElement {
     }
     this.undo.disabled = !this.history.length;
     this.save.disabled = !this.#isFitted();
+    this.needs.hidden = this.#isFitted();
     this.others.hidden = this.rows("yes").length > 0 || state.index.rows <= RANKED;
   }
 
@@ -206,16 +218,16 @@ class Teach extends HTMLElement {
         this.#showTiles(answer.ranked, request);
         const overlap = answer.separable ? "" : " Some images marked no still score higher than some marked yes.";
         this.status.textContent = `Fitted to ${images(yes.length + no.length)} in ${milliseconds(answer.train_ms)}.${overlap}`;
-      } else if (yes.length) {
+      } else if (yes.length && state.index.rows > 1) {
         const options = { queries: yes.slice(0, 64).map((row) => ({ row })), top: RANKED, group_duplicates: true };
         const { answer, request } = await state.backend.search(options, { signal });
         this.#showTiles(answer.neighbors, request);
-        this.status.textContent = "These are similar. Now mark at least one as no.";
+        this.status.textContent = answer.neighbors.length
+          ? "These are similar. Now mark at least one as no."
+          : "All images are marked as yes. Remove the mark of one that does not show your class, then mark it as no.";
       } else {
         this.#showTiles(await this.#sample(signal), null);
-        this.status.textContent = no.length
-          ? "Now mark at least one as yes."
-          : "Mark an image that belongs to your class as yes.";
+        this.status.textContent = this.#firstStep(no.length);
       }
       this.message.replaceChildren(...(state.index.rows ? [] : [noImages()]));
     } catch (error) {
@@ -223,6 +235,14 @@ class Teach extends HTMLElement {
       this.#fail(error);
     }
     this.removeAttribute("aria-busy");
+  }
+
+  /** What to do before any image is marked as yes. */
+  #firstStep(negatives) {
+    if (state.index.rows === 1) {
+      return "The collection has one image. Teaching needs at least two: one that shows your class and one that does not.";
+    }
+    return negatives ? "Now mark at least one as yes." : "Mark an image that belongs to your class as yes.";
   }
 
   #showTiles(items, request) {
@@ -254,11 +274,13 @@ class Teach extends HTMLElement {
     }
     try {
       await state.backend.saveHead(name, this.rows("yes"), this.rows("no"), replace);
+      this.saves++;
       state.index.heads = [...new Set([...state.index.heads, name])];
+      this.missing.textContent = "";
       this.#showHeads(name);
       toast(`Saved “${name}”`);
     } catch (error) {
-      if (error.status === 409 && !replace) this.#askReplace(name);
+      if (error.code === "exists" && !replace) this.#askReplace(name);
       else toast(error.message);
     }
   }
@@ -279,6 +301,22 @@ class Teach extends HTMLElement {
       ),
     );
     openDialog(dialog);
+  }
+
+  /** List the heads again: another tab may have saved some, and their files may have been deleted. */
+  async #refreshHeads() {
+    const { saves } = this;
+    try {
+      const heads = await state.backend.heads();
+      if (saves !== this.saves) return; // a head was saved meanwhile, which this answer may not contain
+      const missing = state.index.heads.filter((name) => !heads.includes(name));
+      if (!missing.length && heads.length === state.index.heads.length) return; // the list and the focus stay as they are
+      state.index.heads = heads;
+      this.#showHeads();
+      if (missing.length) this.missing.textContent = missingText(missing);
+    } catch {
+      // the list stays as it is; requests that a person makes report what is wrong
+    }
   }
 
   #showHeads(last = null) {
@@ -307,6 +345,13 @@ class Teach extends HTMLElement {
       make("p", { class: "muted" }, "Use one with ", make("code", {}, "tessella classify --head RUN:NAME"), "."),
     );
   }
+}
+
+/** What to do about heads that can no longer be used. */
+function missingText(names) {
+  const list = names.map((name) => `“${name}”`).join(", ");
+  const reason = "because the file was deleted or is damaged";
+  return `No longer available, ${reason}: ${list}. To use a head again, mark images and save it under the same name.`;
 }
 
 /** The command that classifies with a saved head. */

@@ -28,6 +28,7 @@ export const MESSAGES = {
   missing_dependency: "The server lacks an optional package for this.",
   other_calibration: "The calibration does not fit the model of the server.",
   changed_run: "The model of the server does not fit the index.",
+  exists: "Something of this name exists already. Choose another name.",
   busy: "The index is being updated. Try again in a moment.",
   damaged_run: "Files of the index are missing or damaged. The person who runs the server can repair it.",
   output_failed: "The server could not save the result.",
@@ -58,6 +59,25 @@ export const MESSAGES = {
 /** The message for an error code; a code that this page does not know yet has a general one. */
 export function messageOf(code) {
   return Object.hasOwn(MESSAGES, code) ? MESSAGES[code] : "Something went wrong.";
+}
+
+/** What to do about an image that exceeds a limit, which the server states with the number that was given. */
+const LIMITS = {
+  too_many_bytes: "Save a smaller version of the image.",
+  too_many_pixels: "Save a smaller version of the image.",
+  side_too_long: "Crop the image or save a smaller version.",
+  too_elongated: "Crop the image first.",
+  body_too_large: "Save a smaller version of the image.",
+  too_many_images: "",
+};
+
+/** The message for an error code, and what the server says about it if that helps: limits, and what cannot be done. */
+export function messageFor(code, detail) {
+  if (code === "unprocessable" && detail) return detail;
+  if (!Object.hasOwn(LIMITS, code) || !/\d/.test(detail ?? "")) return messageOf(code);
+  const sized = detail.replaceAll(" x ", " × ").replace(" (width × height)", "");
+  const text = sized.replace("The body", "The upload").replace(/\.$/, "");
+  return `${text[0].toUpperCase()}${text.slice(1)}. ${LIMITS[code]}`.trim();
 }
 
 export const UNKNOWN_REASON =
@@ -186,9 +206,8 @@ export function verdictText({ faithful, verdict }) {
 
 /** The message for a request for an explanation that failed. */
 export function explanationError({ code, detail }) {
-  if (code === "unprocessable" && detail) return detail;
   if (code === "missing_dependency") return "The server cannot explain: it lacks an optional package.";
   if (code === "bad_argument") return "The image has the class that it is compared with. Choose another one.";
   if (code === "deadline_exceeded") return "The explanation took too long. Try again, or choose a faster method.";
-  return messageOf(code);
+  return messageFor(code, detail);
 }

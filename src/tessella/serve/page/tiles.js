@@ -54,6 +54,15 @@ class Tile extends HTMLElement {
     whenNear(picture, () => this.#load(picture));
   }
 
+  /** Load the thumbnail again if that has failed. */
+  retry() {
+    if (!this.picture.classList.contains("missing")) return;
+    const picture = make("img", { alt: "", decoding: "async" });
+    this.picture.replaceChildren(picture);
+    this.picture.classList.remove("missing");
+    whenNear(picture, () => this.#load(picture));
+  }
+
   setMark(mark) {
     this.toggleAttribute("yes", mark === "yes");
     this.toggleAttribute("no", mark === "no");
@@ -155,6 +164,9 @@ class Grid extends HTMLElement {
     this.addEventListener("keydown", (event) => this.#pressed(event));
     this.stop = state.watch("selection", () => {
       for (const tile of this.tiles()) tile.setSelected(state.selection.has(tile.item.row));
+    });
+    state.watch("access", () => {
+      for (const tile of this.tiles()) tile.retry();
     });
   }
 

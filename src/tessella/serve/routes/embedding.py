@@ -17,7 +17,7 @@ from ...errors import ImageError, ServeError
 from ...results import FloatArray, Output, l2_normalize
 from ..disconnects import run_unless_disconnected
 from ..images import load_texts, read_json, settings_of
-from ..problems import RequestError
+from ..problems import RequestError, limit_message
 from ..service import Answer, ServedModel
 from .native import deadline_of, service_of
 
@@ -59,7 +59,7 @@ def require_count(request: Request, entries: Sized) -> None:
     if not len(entries):
         raise RequestError("bad_request", "The request has no images.")
     if len(entries) > limit:
-        raise ServeError("too_many_images", f"{len(entries)} images, the limit is {limit}")
+        raise ServeError("too_many_images", f"the request has {len(entries):,} images, the limit is {limit:,}")
 
 
 def good_outputs(answer: Answer) -> list[Output]:
@@ -68,7 +68,8 @@ def good_outputs(answer: Answer) -> list[Output]:
     for index, outcome in enumerate(answer.outcomes):
         if isinstance(outcome, ImageError) or not outcome.is_finite:
             code = outcome.code if isinstance(outcome, ImageError) else "non_finite"
-            raise RequestError(code, f"This is the error {code} of image {index}, counted from 0.")
+            reason = f": {limit_message(outcome)}" if isinstance(outcome, ImageError) and limit_message(outcome) else ""
+            raise RequestError(code, f"This is the error {code} of image {index}, counted from 0{reason}.")
         outputs.append(outcome)
     return outputs
 

@@ -10,14 +10,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...errors import ImageError, public_text
+from ...errors import ImageError
 from ..disconnects import run_unless_disconnected
 from ..explain_process import ClassScore, ExplainedImage
 from ..explanations import Box, ExplainAnswer, ExplainOptions
 from ..images import read_images
 from ..metrics import EXPLAIN_METHODS
 from ..openapi import error_responses
-from ..problems import RequestError
+from ..problems import RequestError, public_message
 from .explanation_schemas import AUTO, ExplanationsBody, explain_extra
 from .native import calibration_row, deadline_of, json_response, service_of
 
@@ -86,11 +86,14 @@ def _read_class(value: object) -> int | str | None:
 
 
 def results_of(answer: ExplainAnswer, names: list[str]) -> list[dict[str, object]]:
-    """Return one result per image as JSON; errors have the fixed text of their code. names: of the images, in order."""
+    """Return one result per image as JSON; errors have the text of their code, or a limit.
+
+    names: of the images, in order.
+    """
     results: list[dict[str, object]] = []
     for name, outcome, size, box in zip(names, answer.outcomes, answer.sizes, answer.boxes, strict=True):
         if isinstance(outcome, ImageError):
-            results.append({"key": name, "status": outcome.code, "message": public_text(outcome.code)})
+            results.append({"key": name, "status": outcome.code, "message": public_message(outcome)})
         else:
             results.append({"key": name, "status": "ok"} | _explained(outcome, size, box))
     return results

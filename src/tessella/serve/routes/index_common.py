@@ -58,8 +58,9 @@ def detail_of(error: UsageError) -> str:
         "the edges of the polygon": "The polygon is too complex for the number of images.",
         "the queries cancel": "The queries cancel each other out.",
         "row ": "A row is marked yes and no.",
-        "there is no other image": "An image must be marked no, because there are no others.",
-        "the head gives every image": "The images marked yes and no are the same.",
+        "no image is marked yes": "Mark at least one image as yes: an image that shows the class.",
+        "there is no other image": "All images of the collection are marked yes: at least one must not show the class.",
+        "the head gives every image": "The images marked yes and no look the same: mark other images.",
         "the name of the head": "The name of a head has up to 64 letters, digits and spaces.",
     }
     return next((text for start, text in sentences.items() if error.message.startswith(start)), "")

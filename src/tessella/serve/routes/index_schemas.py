@@ -33,6 +33,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_TOP), BeforeValidator(_whole)]
 Start = Annotated[int, Field(ge=0, le=MAX_FOUND), BeforeValidator(_whole)]
 Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
 Marks = Annotated[list[RowNumber], Field(max_length=MAX_MARKED)]
+# that at least one row is marked is checked where the head is fitted, whose error says so
+YesMarks = Annotated[list[RowNumber], Field(max_length=MAX_MARKED, json_schema_extra={"minItems": 1})]
 
 
 class _Body(BaseModel):
@@ -114,7 +116,7 @@ class ExportBody(_Filtered):
 class TeachBody(_Filtered):
     """Marked rows; with a name, the head is also saved."""
 
-    yes: Annotated[Marks, Field(min_length=1)]
+    yes: YesMarks
     no: Marks | None = None
     top: Top = 50
     start: Start = 0
@@ -126,7 +128,7 @@ class SaveHeadBody(_Body):
     """A head to be fitted and saved."""
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
-    yes: Annotated[Marks, Field(min_length=1)]
+    yes: YesMarks
     no: Marks | None = None
     replace: bool = False
 

@@ -16,7 +16,7 @@ from ..disconnects import run_unless_disconnected
 from ..images import read_images
 from ..metrics import CONTENT_TYPE
 from ..openapi import error_responses
-from ..problems import RequestError
+from ..problems import RequestError, public_message
 from ..service import Answer, ModelStatus, ServedModel, Service
 from .native_schemas import HealthBody, InferenceBody, ModelListBody, ReadinessBody, infer_extra
 
@@ -97,7 +97,8 @@ async def _infer(request: Request, task: Task, *, has_top: bool, embed: bool) ->
     names = [image.name for image in asked.images]
     results = results_of(answer, names, top=top, embed=embed)
     if asked.is_single and (code := results[0]["status"]) != "ok":
-        raise ImageError(str(code), "the image has no result")
+        (outcome,) = answer.outcomes
+        raise outcome if isinstance(outcome, ImageError) else ImageError(str(code), "the image has no result")
     body = {
         "model": answer.model.name,
         "fingerprint": answer.model.fingerprint,
@@ -122,17 +123,19 @@ def calibration_row(model: ServedModel) -> dict[str, object] | None:
 
 
 def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> list[dict[str, object]]:
-    """Return one record per image as JSON, with the image's size; errors have the fixed text of their code.
+    """Return one record per image as JSON, with the image's size; errors have the text of their code, or a limit.
 
     names: of the images, in the order of the answer.
     """
     results = []
     for name, outcome, (width, height) in zip(names, answer.outcomes, answer.sizes, strict=True):
         row = as_dict(answer.model.record(name, outcome, top=top, embed=embed))
-        if row["status"] != "ok":
-            row["message"] = public_text(str(row["status"]))
-        if not isinstance(outcome, ImageError):
+        if isinstance(outcome, ImageError):
+            row["message"] = public_message(outcome)
+        else:
             row |= dict(width=width, height=height)
+            if row["status"] != "ok":  # an output that is not finite
+                row["message"] = public_text(str(row["status"]))
         results.append(row)
     return results
 
@@ -201,7 +204,3 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Return the metrics of this server for Prometheus."""
     return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE})
-
-
-for _path, _endpoint in (("/healthz", healthz), ("/readyz", readyz)):  # some load balancers ask with HEAD
-    router.add_api_route(_path, _endpoint, methods=["HEAD"], include_in_schema=False)

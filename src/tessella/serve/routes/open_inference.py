@@ -314,7 +314,7 @@ def find_input(inputs: Sequence[InputTensor], max_images: int) -> InputTensor:
     if not tensor.shape or tensor.shape[0] == 0:
         raise RequestError("bad_request", "The input has no images: the first size of its shape is their number.")
     if tensor.shape[0] > max_images:
-        raise ServeError("too_many_images", f"{tensor.shape[0]} images, the limit is {max_images}")
+        raise ServeError("too_many_images", f"the request has {tensor.shape[0]:,} images, the limit is {max_images:,}")
     if tensor.datatype == "BYTES" and tensor.shape[1:] not in ((), (1,)):
         raise RequestError("bad_request", "The shape of BYTES is (images) or (images, 1).")
     return tensor
