@@ -176,7 +176,8 @@ class Drawing:
         size = f'width="{round(WIDTH * SCALE)}" height="{round(height * SCALE)}"'
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {WIDTH} {number(height)}" role="img">'
-            f"<title>{escape(self.title, quote=False)}</title><desc>{escape(self.description, quote=False)}</desc>{_style()}"
+            f"<title>{escape(self.title, quote=False)}</title>"
+            f"<desc>{escape(self.description, quote=False)}</desc>{_style()}"
             '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5.5" markerHeight="5.5" '
             'orient="auto"><path class="head" d="M0 0L8 4 0 8Z"/></marker></defs>'
             f'<rect class="card" x=".5" y=".5" width="{WIDTH - 1}" height="{number(height - 1)}" rx="10"/>'

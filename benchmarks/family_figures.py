@@ -31,7 +31,7 @@ def convmixer() -> Drawing:
     d = Drawing(
         "ConvMixer",
         "A strided convolution turns patches into a map. Each block has a depthwise convolution with its activation, "
-        "batch norm and a residual sum, then a pointwise convolution with its activation and batch norm, without a sum.",
+        "batch norm and a residual sum, then a pointwise convolution with its activation and batch norm, without one.",
     )
     c = Column(d, LEFT, COLUMN, TOP)
     c.scene(64, 8, ("image", f"e.g. 224 px in {side} x {side}", f"patches of {cfg.patch_size} px"))

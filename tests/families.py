@@ -1,7 +1,7 @@
 """Write the generated parts of docs/families from the package's own data; `scripts/families` runs this.
 
-A part begins with `<!-- generated: NAME -->` and ends with `<!-- end -->`. With --check, nothing is written, and the exit
-status is 1 if a page is not what would be written.
+A part begins with `<!-- generated: NAME -->` and ends with `<!-- end -->`. With --check, nothing is written, and
+the exit status is 1 if a page is not what would be written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from tessella.models.configs.convmixer import ConvMixerConfig
 from tessella.models.configs.crossvit import CrossViTConfig
 from tessella.models.configs.mixer import MixerConfig, hidden_widths
 from tessella.weights.card_text import markdown_table
-from tessella.weights.catalogue import ARCHITECTURE_NAMES, CATALOGUE, OWN_ARCHITECTURES, Checkpoint
+from tessella.weights.catalogue import (
+    ARCHITECTURE_NAMES,
+    CATALOGUE,
+    OWN_ARCHITECTURES,
+    Checkpoint,
+    get_arch_pretrained_cfgs,
+)
 from tessella.weights.costs import in_units, read_costs
 from tessella.weights.origins import FAMILIES, Paper, known_errors, origin_of
 
@@ -42,7 +48,10 @@ PAGES = {  # the name of a page: the first word of its architectures
 MIXES = {  # how positions exchange information, and which image sizes a model can be built for
     "convmixer": ("depthwise convolutions", "any of at least one patch, also without rebuilding"),
     "convit": ("attention by content and by position, with a gate", "multiples of 16 px"),
-    "crossvit": ("attention in two branches, cross-attention between them", "multiples of 120 px; 408 px with its own scale"),
+    "crossvit": (
+        "attention in two branches, cross-attention between them",
+        "those that the patches of both branches divide, such as 120 or 360 px",
+    ),
     "mixer": ("an MLP across patches", "multiples of the patch"),
     "gmixer": ("a gated MLP across patches", "multiples of 16 px"),
     "resmlp": ("one matrix across patches", "multiples of the patch"),
@@ -101,7 +110,7 @@ def variants(word: str) -> str:
     header: tuple[str, ...] = ()
     for name in names:
         shown = dict(_settings(CONFIGS[name]))
-        facts = next(row for key, row in read_costs().items() if key.partition(".")[0] == name)
+        facts = read_costs()[next(iter(get_arch_pretrained_cfgs(name)), name)]
         header = ("architecture", *shown, "px", "params (M)", "GMACs", "activations (M)")
         costs = (in_units(facts["params"], 1e6), in_units(facts["macs"], 1e9), in_units(facts["activations"], 1e6))
         own = " (this project)" if name in OWN_ARCHITECTURES else ""
@@ -120,13 +129,21 @@ def _settings(cfg: FamilyConfig) -> Iterable[tuple[str, str]]:
         yield from (("blocks, gated + standard", f"{local} + {cfg.depth - local}"), ("patch, px", str(cfg.patch_size)))
     elif isinstance(cfg, CrossViTConfig):
         first, second = ("/".join(str(depth[b]) for depth in cfg.depth) for b in (0, 1))
-        yield from (("widths", _pair(cfg.embed_dim)), ("heads", _pair(cfg.num_heads)), ("patches, px", _pair(cfg.patch_size)))
+        yield from (
+            ("widths", _pair(cfg.embed_dim)),
+            ("heads", _pair(cfg.num_heads)),
+            ("patches, px", _pair(cfg.patch_size)),
+        )
         yield "blocks per stage", f"{first} and {second}"
         yield "patch embedding", "3 convolutions" if cfg.multi_conv else "linear"
     else:
         assert isinstance(cfg, MixerConfig)
         tokens, channels = hidden_widths(cfg)
-        yield from (("width", f"{cfg.embed_dim:,}"), ("blocks", str(cfg.num_blocks)), ("patch, px", str(cfg.patch_size)))
+        yield from (
+            ("width", f"{cfg.embed_dim:,}"),
+            ("blocks", str(cfg.num_blocks)),
+            ("patch, px", str(cfg.patch_size)),
+        )
         if cfg.kind in ("mixer", "gmixer"):
             yield "hidden units across patches", str(tokens)
         yield "hidden units across channels", f"{channels:,}"
@@ -150,7 +167,13 @@ def checkpoints(word: str) -> str:
         for row in _checkpoints(word)
     ]
     header = ("checkpoint", "weights", "classes", "normalization", "resize, crop", "license")
-    return "\n".join([f"| {' | '.join(header)} |", "| --- | --- | --: | --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join(
+        [
+            f"| {' | '.join(header)} |",
+            "| --- | --- | --: | --- | --- | --- |",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    )
 
 
 def _normalization(row: Checkpoint) -> str:
@@ -214,7 +237,7 @@ def _large_speed(word: str) -> str:
     )["candidate"]
     candidates = (
         ("eager", "float32", "eager PyTorch, as in timm, float32"),
-        (stock, "float32", f"{stock.removeprefix('stock ')}, float32"),
+        (stock, "float32", f"best other engine: {stock.removeprefix('stock ')}, float32"),
         ("Tessella", "float32", "**Tessella, default, float32**"),
         ("Tessella", "bfloat16", "Tessella, bfloat16"),
         ("Tessella", "int8", "Tessella, int8"),
@@ -226,10 +249,16 @@ def _large_speed(word: str) -> str:
         rates = (f"{float(row['value']):.3g}" for row in (eight, one))
         table.append((label, *rates, f"{float(eight['ratio_to_eager']):.2f}", _gate(eight["gate"])))
     first = rows[0]
-    header = ("", "batch size 8, images/s", "batch size 1, images/s", "times eager, batch size 8", "gate for precisions")
+    header = (
+        "",
+        "batch size 8, images/s",
+        "batch size 1, images/s",
+        "times eager, batch size 8",
+        "gate for precisions",
+    )
     return (
-        f"`{first['model']}` with {first['weights']} weights on an {first['cpu']} (`{first['cpu_class']}`) with {first['threads']} "
-        f"threads, medians of {_span(rows)} alternating rounds in one run ({first['date']}, "
+        f"`{first['model']}` with {first['weights']} weights on an {first['cpu']} (`{first['cpu_class']}`) with "
+        f"{first['threads']} threads, medians of {_span(rows)} alternating rounds in one run ({first['date']}, "
         f"[file](../../benchmarks/results/{path.name}), [conditions](../guide/speed.md#measured)):\n\n"
         + markdown_table(header, table)
     )
@@ -248,6 +277,7 @@ def _own_speed(word: str) -> str:
     """Return the speeds of the built-in models of a family; "" if there are none."""
     path = max(RESULTS.glob("photographs_*.csv"), key=lambda path: (not path.stem.endswith("_test"), path.name))
     rows = [row for row in _csv_rows(path) if row["model"].partition("_")[0] == word and row["images_per_second"]]
+    rows = [row for row in rows if row["model"] in CATALOGUE]
     if not rows:
         return ""
     rates = [f"`{row['model']}` {_rate(float(row['images_per_second']))} images/s at {row['input']} px" for row in rows]
@@ -265,9 +295,10 @@ def _served_speed(word: str) -> str:
         return ""
     path = newest("soak-serve-overload-resmlp_*.json")
     report = json.loads(path.read_text())
+    how = report["conditions"]
     return (
-        f"`tessella serve` with `{report['conditions']['model'].replace(',', '`,')}, float32: {report['overload']['capacity']}, "
-        f"with {report['conditions']['clients']} clients and the load generator on the same {report['conditions']['cores']} cores "
+        f"`tessella serve` with `{how['model'].replace(',', '`,')}, float32: {report['overload']['capacity']}, "
+        f"with {how['clients']} clients and the load generator on the same {how['cores']} cores "
         f"([file](../../benchmarks/results/{path.name})). `scripts/bench cpu` did not measure this family."
     )
 
@@ -290,7 +321,7 @@ def families(word: str = "") -> str:
             f"[{FAMILIES[first][0]}]({page}.md)",
             *MIXES[first],
             str(len(rows)),
-            _range([row.params / 1e6 for row in rows]),
+            _range([row.params / 1e6 for row in rows if row.classes == 1000]),
             f"{_range(top1)} %",
             ", ".join(f"`{name}`" for name in own) or "none",
         )
@@ -331,7 +362,9 @@ def main() -> None:
             stale.append(path.name)
             if not args.check:
                 path.write_text(new, encoding="utf-8")
-    print(f"{'not up to date' if args.check else 'written'}: {', '.join(stale)}" if stale else "all pages are up to date")
+    print(
+        f"{'not up to date' if args.check else 'written'}: {', '.join(stale)}" if stale else "all pages are up to date"
+    )
     sys.exit(bool(stale) and args.check)
 
 
