@@ -254,7 +254,7 @@ def _large_speed(word: str) -> str:
         "batch size 8, images/s",
         "batch size 1, images/s",
         "times eager, batch size 8",
-        "gate for precisions",
+        "[precision gate](../guide/speed.md#precision)",
     )
     return (
         f"`{first['model']}` with {first['weights']} weights on an {first['cpu']} (`{first['cpu_class']}`) with "
