@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -79,10 +80,10 @@ def _figures() -> dict[str, str]:
     """The figures as benchmarks/family_figures.py draws them, by page."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import family_figures
+        drawing = importlib.import_module("family_figures")
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return {name: draw().svg() for name, draw in family_figures.FIGURES.items()}
+    return {name: draw().svg() for name, draw in drawing.FIGURES.items()}
 
 
 @pytest.mark.parametrize("page", PAGES)
