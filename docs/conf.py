@@ -40,6 +40,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4  # the same anchors as on a code host
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "repository": None}  # see `_ext/repository.py`
 
+autodoc_inherit_docstrings = False  # those of PyTorch say nothing about our models
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88

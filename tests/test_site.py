@@ -1,4 +1,4 @@
-"""The documentation site builds without warnings, is complete, loads nothing from other hosts and works in a browser."""
+"""The documentation site is complete, builds without warnings, loads nothing from elsewhere, and works in a browser."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class CommandList(SphinxDirective):
         ]
         for command, (_, text) in sorted(program.COMMANDS.items()):
             assert command in pages, f"no page describes the command {command!r}"
-            rows += [f"   * - :ref:`tessella {command} <command-{command}>`", f"     - {to_rst(text)}"]
+            rows += [f"   * - :ref:`tessella {command}`", f"     - {to_rst(text)}"]
         return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *rows, "```"]))
 
 

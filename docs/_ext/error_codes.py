@@ -18,22 +18,39 @@ class ErrorCodes(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(errors.__file__)
-        lines: list[str] = []
+        found: list[nodes.Node] = []
         for title, codes in groups():
-            lines += [f".. rubric:: {title[:1].upper() + title[1:]}", ""]
-            lines += [".. list-table::", "   :header-rows: 1", "   :widths: 25 10 10 55", ""]
-            lines += ["   * - code", *cells("exit status", "HTTP status", "meaning")]
-            for code in codes:
-                kind = errors.CODES[code]
-                lines += [f"   * - .. _error-{code}:", ""]
-                lines += [f"       ``{code}``", *cells(str(kind.exit_code), str(kind.http_status), kind.text)]
-            lines.append("")
-        return self.parse_text_to_nodes("\n".join(["```{eval-rst}", *lines, "```"]))
+            found.append(nodes.rubric("", title[:1].upper() + title[1:]))
+            rows = [[nodes.literal("", code, ids=[self.note_label(code)]), *texts_of(code)] for code in codes]
+            found.append(table(["code", "exit status", "HTTP status", "meaning"], rows))
+        return found
+
+    def note_label(self, code: str) -> str:
+        """Make the code the target of :ref:`error-CODE`, and return its anchor."""
+        anchor = nodes.make_id(f"error-{code}")
+        domain = self.env.domains.standard_domain
+        domain.anonlabels[f"error-{code}"] = self.env.docname, anchor
+        domain.labels[f"error-{code}"] = self.env.docname, anchor, code
+        return anchor
 
 
-def cells(*texts: str) -> list[str]:
-    """Return the cells of a row of a list-table after the first one."""
-    return [f"     - {text}" for text in texts]
+def texts_of(code: str) -> list[nodes.Node]:
+    """Return what the table says about a code."""
+    kind = errors.CODES[code]
+    return [nodes.Text(text) for text in (str(kind.exit_code), str(kind.http_status), kind.text)]
+
+
+def table(header: list[str], rows: list[list[nodes.Node]]) -> nodes.table:
+    """Return a table with a heading for each column."""
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in header), cols=len(header))
+    group += nodes.thead("", row([nodes.Text(title) for title in header]))
+    group += nodes.tbody("", *map(row, rows))
+    return nodes.table("", group)
+
+
+def row(cells: list[nodes.Node]) -> nodes.row:
+    """Return a row of a table."""
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
 
 
 def groups() -> Iterator[tuple[str, list[str]]]:

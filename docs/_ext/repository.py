@@ -25,6 +25,7 @@ ROOT_PAGES = {"readme": "README.md", "changelog": "CHANGELOG.md", "contributing"
 UNLISTED = ("log",)  # pages that are linked, but not in the navigation
 SCHEME = "repository:"
 LEXERS = {".py": "python", ".pyi": "python", ".json": "json", ".toml": "toml", ".md": "markdown", ".html": "html"}
+SHOWN = (".csv", ".jsonl", ".toml", ".txt", ".png", ".svg", ".webp")  # other files that the page of a folder lists
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)[^)\s]+(?=\))")
 _FENCE = re.compile(r" *(```|~~~|:::)")
 
@@ -106,8 +107,8 @@ def linked_paths(pages: list[str]) -> Iterator[Path]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """Return the files of a folder that its page lists."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """Return the files of a folder that its page lists: texts and pictures, but no weights."""
+    return sorted(path for path in folder.iterdir() if path.suffix in {*LEXERS, *SHOWN})
 
 
 def collect_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
