@@ -53,6 +53,7 @@ html_title = "Tessella"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
+html_favicon = "../src/tessella/serve/page/icon.svg"  # of the page of the server
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
