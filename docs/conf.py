@@ -34,6 +34,7 @@ extensions = [
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_ext", "_static"]
 default_role = "literal"  # docstrings and help texts use single backticks for code
+smartquotes = False  # they would change code and messages that are quoted in sentences
 highlight_language = "none"  # blocks without a language are output or formulas
 
 myst_enable_extensions = ["colon_fence"]
@@ -42,6 +43,7 @@ myst_url_schemes = {"http": None, "https": None, "mailto": None, "repository": N
 
 autodoc_inherit_docstrings = False  # those of PyTorch say nothing about our models
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
@@ -57,6 +59,7 @@ html_favicon = "../src/tessella/serve/page/icon.svg"  # of the page of the serve
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+html_domain_indices = False
 html_theme_options = {"navigation_with_keys": True}
 
 copybutton_prompt_text = "$ "

@@ -77,6 +77,7 @@ def resolve(app: Sphinx, tree: nodes.document, page: str) -> None:
         uri = node.get("refuri", "")
         if uri.startswith(SCHEME):
             path = uri.removeprefix(SCHEME)
+            node["internal"] = True
             node["refuri"] = relative_uri(app.builder.get_target_uri(page), f"repository/{path}{ending(ROOT / path)}")
 
 
