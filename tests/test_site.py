@@ -280,6 +280,7 @@ def names_of_pages(site: Path) -> list[str]:
     return [name for name in names if name not in files] + files[::step]
 
 
+@pytest.mark.timeout(900)  # seconds for about a hundred pages
 @pytest.mark.parametrize("visitor", [dict(viewport=dict(width=360, height=740))], indirect=True)
 def test_no_page_is_wider_than_a_phone(visitor: Visitor, site: Path) -> None:
     wide = {}
