@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ _cache = tempfile.TemporaryDirectory(prefix="tessella-tests-")  # gone with the 
 os.environ["TESSELLA_CACHE"] = _cache.name  # nothing that a person tuned decides a test
 
 TESTS = Path(__file__).resolve().parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def pytest_collection_finish() -> None:
@@ -34,6 +37,26 @@ def log_levels() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; without one the tests are skipped, unless the environment insists on it, as CI does.
+
+    It is closed after each module, because Playwright's event loop runs until then: other tests need one of their own.
+    """
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None:
+        message = "there is no chromium on this machine; install it with: apt-get install -y chromium"
+        if "browser" in os.environ.get("TESSELLA_REQUIRED_TESTS", ""):
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

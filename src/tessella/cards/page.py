@@ -16,10 +16,9 @@ from ..weights.costs import in_units
 from .comparison import MACHINES, SETS, Machine, ModelRow, pareto_front
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --soft: #5a5a5a; --line: #d3d3d3; --paper: #fff; --mark: #fff3d6;
-  --link: #00558c }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececec; --soft: #b0b0b0; --line: #444; --paper: #1c1c1e;
-  --mark: #3a3220; --link: #7cc4f5 } }
+:root { color-scheme: light dark; --ink: light-dark(#1b1b1b, #ececec); --soft: light-dark(#5a5a5a, #b0b0b0);
+  --line: light-dark(#d3d3d3, #444); --paper: light-dark(#fff, #1c1c1e); --mark: light-dark(#fff3d6, #3a3220);
+  --link: light-dark(#00558c, #7cc4f5) }
 body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 1rem auto;
   padding: 0 1rem; max-width: 110rem }
 h1 { font-size: 1.4rem }

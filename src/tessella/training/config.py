@@ -82,16 +82,16 @@ class TrainConfig:
     Raises UsageError `bad_argument` if a value has another type or is out of its range.
     """
 
-    model: str = "convmixer_384_8_ks5_p8"  # the architecture of the built-in model for photographs
+    model: str = "convmixer_384_8_ks5_p8"  # an architecture; the default is that of the built-in model for photographs
     model_args: Mapping[str, Any] = field(default_factory=dict)  # fields of the architecture's config
-    init_from: str = "scratch"  # or "pretrained" (the weights of `model`), or a weight file for exactly this model
+    init_from: str = "scratch"  # random weights; "pretrained": those of `model`; or a weight file for `model`
     trainable: Literal["all", "head"] = "all"  # "head": train the classifier only; batch norms keep their statistics
     probe: bool = False  # start from a classifier fitted on embeddings of the frozen model instead of a random one
     freeze_batch_norm_stats: bool = False  # batch norms keep the statistics of the initial weights
     layer_decay: float = 1.0  # learning rate of a layer divided by that of the next layer
     img_size: int | None = None  # pixels; None: that of the model
     mean: tuple[float, ...] | None = None  # per channel, of pixels from 0 to 1; None: that of the model
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None  # per channel; None: that of the model
     crop_pct: float | None = None  # fraction of the side of a resized image used in validation; None: the model's
 
     augmentation: Augmentation = field(default_factory=Augmentation)

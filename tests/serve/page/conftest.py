@@ -1,8 +1,7 @@
-"""A real headless Chromium, a small server over real images, and a page that may not break any rule unnoticed."""
+"""A small server over real images, and a page that may not break any rule unnoticed."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,27 +17,6 @@ from .browser import Visit
 from .stand_in import Collection, StandIn
 
 ROOT = Path(__file__).resolve().parents[3]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium; without one the tests are skipped, unless the environment insists on it, as CI does.
-
-    It is closed after each module, because Playwright's event loop runs until then: other tests need one of their own.
-    """
-    program = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if program is None:
-        message = "there is no chromium on this machine; install it with: apt-get install -y chromium"
-        if "browser" in os.environ.get("TESSELLA_REQUIRED_TESTS", ""):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="session")
