@@ -20,7 +20,8 @@ SKIPPED = "..."
 _MODELS = re.compile("|".join(re.escape(row.name) for row in CATALOGUE.values() if row.file))
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/[^\s:,]+")
 _HASH = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,}\b")
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?\d+(,\d{3})*(\.\d*)?(e[-+]?\d+)?")
+_SEVERAL_NUMBERS = re.compile("#[#:]+")  # dates and times
 _TABLE = re.compile(r"[\u2500-\u257f]+")
 _PROGRESS = re.compile(r"[\d,]+ of [\d,]+, .* images/s.*")  # printed every ten seconds of a run
 
@@ -30,9 +31,9 @@ def words(line: str, any_model: bool = False) -> str:
     if any_model:
         line = _MODELS.sub("MODEL", line)
     line = _TABLE.sub(" ", line)
-    for pattern, replacement in ((_ABSOLUTE_PATH, "PATH"), (_HASH, "#"), (_NUMBER, "#"), (re.compile("#[#:]+"), "#")):
+    for pattern, replacement in ((_ABSOLUTE_PATH, "PATH"), (_HASH, "#"), (_NUMBER, "#"), (_SEVERAL_NUMBERS, "#")):
         line = pattern.sub(replacement, line)
-    return re.sub(r"\s+", " ", line).strip()
+    return re.sub(r"\s+(?=[],)])|\s+$", "", re.sub(r"\s+", " ", line)).lstrip()
 
 
 def difference(shown: Sequence[str], out: str, err: str = "", any_model: bool = False) -> str | None:

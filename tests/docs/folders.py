@@ -77,8 +77,7 @@ def _searched(folder: Path, data: Path) -> None:
     """Make the runs of the guide to searching: clothing, and photographs of animals with copies."""
     with tarfile.open(data / "clothing.tar") as archive:
         parts = ("clothing/test/", "clothing/validation/")
-        archive.extractall(folder / "unpacked", [m for m in archive if m.name.startswith(parts)], filter="data")
-    (folder / "unpacked" / "clothing").rename(folder / "garments")
+        archive.extractall(folder, [member for member in archive if member.name.startswith(parts)], filter="data")
     first, second, third, *_ = _photographs(data, folder / "photos", 40)
     shutil.copy(first, first.with_name(f"copy of {first.name}"))
     with Image.open(second) as image:
@@ -87,7 +86,7 @@ def _searched(folder: Path, data: Path) -> None:
         image.reduce(2).save(third.with_name(f"small {third.stem}.png"))
     with contextlib.chdir(folder):
         predictor = tessella.load()
-        run("garments", "clothes", predictor)
+        run(["clothing/test", "clothing/validation"], "clothes", predictor)
         run("photos", "pets", predictor)
 
 

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -152,8 +151,8 @@ class Reader:
     def _stop_server(self) -> None:
         server, self._server = self._server, None
         if server is not None:
-            server.send_signal(signal.SIGINT)
-            _, _ = server.communicate(timeout=_TIMEOUT_S)
+            server.terminate()
+            server.communicate(timeout=_TIMEOUT_S)
             assert server.returncode == 0, f"the server ended with status {server.returncode}"
 
 

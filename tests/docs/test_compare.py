@@ -25,6 +25,7 @@ TABLE = ["status   rows", "─────────────", "ok        
         ("fingerprint 022fb79d0d4872c9", "fingerprint a97a70680fb9fda9"),
         ("tuned on 2026-11-29", "tuned on 2027-01-02"),
         ("a   b ─── c", "a b c"),
+        ("[0.7 , 1.  ]", "[0.71, 0.99]"),
     ],
 )
 def test_numbers_paths_hashes_dates_and_spaces_may_differ(shown: str, printed: str) -> None:
