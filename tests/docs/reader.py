@@ -24,7 +24,6 @@ from .blocks import ROOT, read_page, reason_not_to_run, shown_commands
 from .compare import difference
 
 _PORT = "8000"  # the one on the pages
-_TIMEOUT_S = 900
 
 
 class Reader:
@@ -115,7 +114,6 @@ class Reader:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
         )
         self._show(f"$ {command}\n{done.stdout}{done.stderr}")
         must_fail = any(line.startswith("error: ") for line in shown)
@@ -152,7 +150,7 @@ class Reader:
         server, self._server = self._server, None
         if server is not None:
             server.terminate()
-            server.communicate(timeout=_TIMEOUT_S)
+            server.communicate()
             assert server.returncode == 0, f"the server ended with status {server.returncode}"
 
 
