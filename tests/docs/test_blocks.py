@@ -14,6 +14,12 @@ from .folders import ON_DATA, prepare
 from .reader import follow
 
 DATA = ROOT.parent / "shared" / "data"
+LONG = {f"docs/guide/{name}.md" for name in ("calibration", "compare", "explain", "training")}
+RUN_HERE = [
+    pytest.param(page, marks=pytest.mark.slow if page in LONG else ())
+    for page in pages()
+    if page != "README.md"  # tests/test_readme.py runs it
+]
 
 
 @pytest.mark.parametrize("page", pages())
@@ -50,7 +56,7 @@ def test_blocks_that_are_not_run_are_correct_as_far_as_can_be_seen(page: str) ->
 
 
 @pytest.mark.timeout(1800)  # seconds per page on an idle machine
-@pytest.mark.parametrize("page", [page for page in pages() if page != "README.md"])  # see tests/test_readme.py
+@pytest.mark.parametrize("page", RUN_HERE)
 def test_blocks_do_what_the_page_shows(page: str, tmp_path: Path) -> None:
     if page in ON_DATA and not DATA.is_dir():
         pytest.skip("the shared data folder is not beside this checkout")
