@@ -42,10 +42,11 @@ class Reader:
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tessella "$@"\n')
         command.chmod(0o755)
         search = [self._tools.name, str(Path(sys.executable).parent), os.environ["PATH"]]
+        modules = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
             **os.environ,
             "PATH": os.pathsep.join(search),
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(modules),
             "HF_HUB_OFFLINE": "1",
         }
         self._server: subprocess.Popen[str] | None = None
@@ -141,7 +142,7 @@ class Reader:
             )
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
-        problem = difference([self._on_port(one) for one in shown], line, any_model=" -m " not in command)
+        problem = difference(shown, line, any_model=" -m " not in command)
         if not line:
             problem = "the server did not start"
         return f"$ {command}\n{problem}\n{line}{log.read_text()}" if problem else None
