@@ -34,6 +34,7 @@ def execute(notebook: Any, folder: Path) -> None:
         notebook,
         km=manager,
         timeout=CELL_SECONDS,
+        startup_timeout=CELL_SECONDS,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
