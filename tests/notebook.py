@@ -22,17 +22,23 @@ METADATA = {
 CELL_SECONDS = 600  # generous: other tests may use the processors
 
 
+class OwnKernelManager(AsyncKernelManager):
+    """Starts a kernel with the running interpreter, whatever kernels are installed on the machine."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **options)
+
+
 def read(path: Path = PATH) -> Any:
     return nbformat.read(path, as_version=4)
 
 
 def execute(notebook: Any, folder: Path) -> None:
-    """Execute the cells in `folder` with this interpreter, whatever kernels are installed on the machine."""
-    kernels = KernelSpecManager(kernel_dirs=[])  # the kernel of the running interpreter is the only one
-    manager = AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=kernels)
+    """Execute the cells in `folder` and store their outputs in the notebook."""
     client = NotebookClient(
         notebook,
-        km=manager,
+        kernel_manager_class=OwnKernelManager,
+        kernel_name=KERNEL,
         timeout=CELL_SECONDS,
         startup_timeout=CELL_SECONDS,
         record_timing=False,

@@ -175,7 +175,7 @@ def test_the_notebook_is_small_and_the_same_on_every_machine() -> None:
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert all(cell.metadata == {} for cell in stored.cells)
     assert sum("image/jpeg" in output.get("data", {}) for cell in code for output in cell.outputs) >= 3
-    assert str(ROOT) not in notebook.PATH.read_text()
+    assert all(output.get("name") != "stderr" for cell in code for output in cell.outputs)  # has paths of a machine
 
 
 def test_outputs_are_compared_by_what_they_show() -> None:
