@@ -127,7 +127,7 @@ def test_fine_tune_makes_a_calibrated_model(tmp_path: Path) -> None:
     model = tessella.load(f"local-dir:{tmp_path / 'run'}")
     assert set(model.labels) == {"hat", "pants", "shoes"}
     assert model.calibration is not None
-    assert json.loads((tmp_path / "run" / "train.json").read_text())["epochs"] == 2
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["config"]["epochs"] == 2
     assert (tmp_path / "run" / "report" / "report.md").is_file()
 
 
