@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests of the Hub undo it in a subprocess
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 _cache = tempfile.TemporaryDirectory(prefix="tessella-tests-")  # gone with the process
 os.environ["TESSELLA_CACHE"] = _cache.name  # nothing that a person tuned decides a test
+
+settings.register_profile("tessella", deadline=None)  # how long an example takes depends on the load of the machine
+settings.load_profile("tessella")
 
 TESTS = Path(__file__).resolve().parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

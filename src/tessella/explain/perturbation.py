@@ -9,6 +9,8 @@ Shape suffixes: B images, C channels, H W pixels.
 from __future__ import annotations
 
 import math
+import warnings
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ def integrated_gradients(model: ImageModel, x_1CHW: Tensor, target: int, versus:
     per pixel, the sum over its channels; all values sum to about the score of the image less that of the blurred one.
     Raises UsageError `bad_argument` for unknown classes, `missing_dependency` without captum.
     """
-    captum = require("captum.attr", "the method of integrated gradients")
+    captum = _import_captum("the method of integrated gradients")
 
     def score(x_BCHW: Tensor) -> Tensor:
         return class_score(model(x_BCHW), target, versus)
@@ -53,7 +55,7 @@ def occlusion(model: ImageModel, x_1CHW: Tensor, target: int, versus: int | None
     per window; windows do not overlap, and have the size that `window_grid` gives.
     Raises UsageError `bad_argument` for unknown classes, `missing_dependency` without captum.
     """
-    captum = require("captum.attr", "the method of occlusion")
+    captum = _import_captum("the method of occlusion")
 
     def score(x_BCHW: Tensor) -> Tensor:
         return class_score(model(x_BCHW), target, versus)
@@ -89,3 +91,13 @@ def window_grid(patch: int, height: int, width: int) -> tuple[int, int]:
 
 def _windows_along(patches: int) -> int:
     return math.ceil(patches / math.ceil(patches / WINDOWS))
+
+
+def _import_captum(purpose: str) -> ModuleType:
+    """Return `captum.attr`; raises UsageError `missing_dependency` as `require` does.
+
+    Its progress bars, which are not used here, warn in a notebook without ipywidgets.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        return require("captum.attr", purpose)
