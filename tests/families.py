@@ -178,7 +178,7 @@ def checkpoints(word: str) -> str:
 
 def _normalization(row: Checkpoint) -> str:
     """Return the name of the constants of (pixel - mean) / std, for pixels from 0 to 1."""
-    known = {
+    known: dict[tuple[tuple[float, ...], tuple[float, ...]], str] = {
         ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet",
         ((0.5,) * 3, (0.5,) * 3): "mean 0.5, std 0.5",
         ((0.0,) * 3, (1.0,) * 3): "none: pixels from 0 to 1",

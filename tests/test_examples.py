@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from PIL import Image
 
@@ -179,13 +180,13 @@ def test_the_notebook_is_small_and_the_same_on_every_machine() -> None:
 
 
 def test_outputs_are_compared_by_what_they_show() -> None:
-    stream = notebook.nbformat.v4.new_output("stream", name="stdout", text="cat 99.1 %\n")
-    changed = notebook.nbformat.v4.new_output("stream", name="stdout", text="dog 99.1 %\n")
-    digits = notebook.nbformat.v4.new_output("stream", name="stdout", text="cat 99.2 %\n")
-    picture = notebook.nbformat.v4.new_output("execute_result", data={"image/jpeg": "abcd", "text/plain": "<Image>"})
+    stream = nbformat.v4.new_output("stream", name="stdout", text="cat 99.1 %\n")
+    changed = nbformat.v4.new_output("stream", name="stdout", text="dog 99.1 %\n")
+    digits = nbformat.v4.new_output("stream", name="stdout", text="cat 99.2 %\n")
+    picture = nbformat.v4.new_output("execute_result", data={"image/jpeg": "abcd", "text/plain": "<Image>"})
 
     def shown(output: object) -> list[object]:
-        return notebook.shown(notebook.nbformat.v4.new_code_cell(outputs=[output]))
+        return notebook.shown(nbformat.v4.new_code_cell(outputs=[output]))
 
     assert shown(stream) == shown(digits)
     assert shown(stream) != shown(changed)

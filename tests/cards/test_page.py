@@ -17,8 +17,6 @@ from tessella.cards.figure import _rises, check_points, draw_comparison
 from tessella.cards.page import comparison_page
 from tessella.errors import UsageError
 
-from ..serve.page.conftest import browser as browser  # a fixture
-
 ROWS = compare_models(measured={})
 
 

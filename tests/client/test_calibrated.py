@@ -15,11 +15,11 @@ import pytest
 
 import tessella
 from tessella import AsyncClient, Client
-from tessella.calibration.storage import FILE
 from tessella.client import ServedCalibration
 from tessella.client.settings import ClientBase
 from tessella.errors import ServeError
 from tessella.results import Assessment, Prediction, Record
+from tessella.weights.fetch import CALIBRATION
 from tests.serve.calibrations import model_folder
 from tests.serve.servers import ServerProcess
 
@@ -146,7 +146,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     parent = tmp_path_factory.mktemp("models")
     calibrated = model_folder(parent / "calibrated", [path.read_bytes() for path in PHOTOS])
     plain = Path(shutil.copytree(calibrated, parent / "plain"))
-    (plain / FILE).unlink()
+    (plain / CALIBRATION).unlink()
     return dict(calibrated=calibrated, plain=plain)
 
 

@@ -14,11 +14,12 @@ import tessella
 from tessella.calibration.calibration import Calibration, CalibrationData
 from tessella.calibration.detectors import DetectorKind
 from tessella.calibration.fitting import CalibrationSettings, LabeledOutputs, fit
-from tessella.calibration.storage import FILE, write_calibration
+from tessella.calibration.storage import write_calibration
 from tessella.data.decode import decode
 from tessella.data.resize import prepare
 from tessella.predictor import Predictor
 from tessella.results import FloatArray
+from tessella.weights.fetch import CALIBRATION
 from tessella.weights.save import save_pretrained
 
 MODEL = "mixer_ti_p4_32.cifar10"
@@ -70,5 +71,7 @@ def model_folder(folder: Path, images: Sequence[bytes], *, is_calibrated: bool =
     """Write a built-in model to a folder, with a calibration for these encoded images; return the folder."""
     save_pretrained(tessella.create_model(MODEL, pretrained=True), folder)
     if is_calibrated:
-        write_calibration(folder / FILE, calibration_of(tessella.load(f"local-dir:{folder}", calibration=None), images))
+        write_calibration(
+            folder / CALIBRATION, calibration_of(tessella.load(f"local-dir:{folder}", calibration=None), images)
+        )
     return folder
