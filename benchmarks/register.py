@@ -125,7 +125,7 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str, test: dict[str, 
         f"by the accuracy on the other {metrics['count']:,} images, {100 * metrics['top1']:.2f} % at the end. With "
         "cifar10-train.parquet alone in a folder (cifar10-test.parquet beside it would be used for validation):", "",
         *(f"    {stage.command}" for stage in stages), "",
-        *([f"TEACHER is the run of `{architecture_of(settings['teacher'])}.{TAG}`.", ""] if settings["teacher"] else []),
+        *([f"TEACHER is the run of `{architecture_of(settings['teacher'])}`.", ""] if settings["teacher"] else []),
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         f"at the same time. The weights are those of the last step"
         f"{', averaged exponentially over the steps' if settings['ema_decay'] else ''}.", "",
