@@ -1,8 +1,9 @@
 """Calibrate the built-in models, and measure what calibrations promise: `scripts/bench calibration make|measure ...`.
 
-    make --held-out DATA [--part 1/2] --photos PHOTOS
-        write the calibrations that ship with the package, beside the weights: of the CIFAR-10 models from labeled
-        images that they were not trained on, of the model for photographs from PHOTOS, which it has not seen
+    make (--train DATA | --held-out DATA [--part 1/2]) [--models NAME ...] --photos PHOTOS
+        write the calibrations that ship with the package, beside the weights: of CIFAR-10 models from labeled images
+        that they were not trained on, which is the tenth of --train that their training held out, or other images; of
+        the model for photographs from PHOTOS, which it has not seen
     measure --cifar DATA [--part 2/2] --clothing CLOTHING --photos PHOTOS
         write three tables to benchmarks/results:
         calibration           errors, coverage and sets over 100 random divisions of the images into halves, one of
@@ -36,7 +37,7 @@ from tessella.calibration.calibration import CalibrationData
 from tessella.calibration.detectors import KINDS, auroc, false_positive_rate, fit_detector
 from tessella.calibration.finding import beside
 from tessella.calibration.fitting import DEFAULT_DETECTOR, LabeledOutputs, fit, halves, split
-from tessella.data.datasets import LabelledImages, open_labelled
+from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.data.source import Source
 from tessella.data.sources import iter_sources
 from tessella.evaluation.calibration_figures import Judged, calibrated_logits, expected_share, judge_sets
@@ -254,15 +255,21 @@ def draw_reliability(path: Path, models: Sequence[tuple[Predictor, LabeledOutput
 
 
 def make(args: argparse.Namespace) -> None:
-    """Write the calibrations of the built-in models."""
-    runner, images = Runner(args.cache), open_labelled(args.held_out)
+    """Write the calibrations of built-in models."""
+    runner = Runner(args.cache)
+    if args.train:
+        images = open_split(args.train)[1]
+        origin = f"the tenth of {args.train.name} that was held out of the training"
+        data = CalibrationData(origin, images.fingerprint, len(images), 0)
+    else:
+        images = open_labelled(args.held_out)
+        data = data_of(images, args.part)
     for name in args.models:
         if name == PHOTOGRAPHS:
             continue
         predictor = load(name, calibration=None)
         outputs = runner.labeled(predictor, images).take(places_of(args.part, len(images)))
-        report = make_calibration(predictor, outputs, CalibrationSettings(), data_of(images, args.part))
-        show(name, report.calibration)
+        show(name, make_calibration(predictor, outputs, CalibrationSettings(), data).calibration)
     if PHOTOGRAPHS in args.models:
         predictor = load(PHOTOGRAPHS, calibration=None)
         outputs = runner.photographs(predictor, args.photos)
@@ -315,7 +322,9 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     making, measuring = (commands.add_parser(name, help=help) for name, help in (
         ("make", "write the shipped calibrations"), ("measure", "write the tables")))  # fmt: skip
-    making.add_argument("--held-out", type=Path, required=True, metavar="DATA")
+    sources = making.add_mutually_exclusive_group(required=True)
+    sources.add_argument("--train", type=Path, metavar="DATA", help="use the tenth that training on DATA held out")
+    sources.add_argument("--held-out", type=Path, metavar="DATA", help="use these images, of which --part takes some")
     making.add_argument("--models", nargs="+", default=[*MODELS, PHOTOGRAPHS], metavar="NAME")
     making.set_defaults(run=make)
     measuring.add_argument("--cifar", type=Path, required=True, metavar="DATA")

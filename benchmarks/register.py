@@ -1,10 +1,17 @@
-"""Add trained models to the package: `python benchmarks/register.py RUN ...`, each the folder of a finished run.
+"""Add trained models to the package: `python benchmarks/register.py RUN ... --test FILE`, each RUN of a finished run.
+
+A run was made without the test images: a tenth of cifar10-train.parquet was held out, and recipes were chosen by it.
+FILE is what the test images gave, once, after all choices:
+
+    tessella evaluate cifar10-test.parquet --engine rewritten --precision float32 --no-calibration --json \\
+        -m local-dir:RUN ... > FILE
 
 The weights are written to src/tessella/weights/builtin as ARCHITECTURE.cifar10, with a row in builtin.json and a card
 with the run's figures and every epoch; the settings are written to benchmarks/cifar10/ARCHITECTURE.json, from which the
 run can be reproduced. A run that started from the weights of another run is described as a chain, with the settings and
-epochs of all runs. RUN0 stands for the weights that are replaced, if the chain started from them. Run
-`python -m tests.test_builtin` afterwards, to update what tests/test_builtin.py expects.
+epochs of all runs. RUN0 stands for the weights that are replaced, if the chain started from them. Afterwards run
+`scripts/bench calibration make`, `python -m tessella.weights.counting`, `scripts/bench golden`,
+`python -m tests.test_builtin` and `python -m tests.test_fingerprints`, which update what depends on the weights.
 """
 
 from __future__ import annotations
@@ -27,8 +34,11 @@ TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
 NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten classes only, at 32 px"
 
 
-def register(run: Path, begun: str) -> str:
-    """Write or replace the weights, row, card and settings of a model, and return its name."""
+def register(run: Path, begun: str, test: dict[str, Any]) -> str:
+    """Write or replace the weights, row, card and settings of a model, and return its name.
+
+    test: what `tessella evaluate` gave for the test images.
+    """
     told = json.loads((run / "config.json").read_text())
     name = f"{told['architecture']}.{TAG}"
     weights = run / "model.safetensors"
@@ -41,11 +51,17 @@ def register(run: Path, begun: str) -> str:
 
     table = BUILTIN_FOLDER / "builtin.json"
     rows: list[dict[str, Any]] = json.loads(table.read_text())
-    place, row = next((i, row) for i, row in enumerate(rows) if row["name"].partition(".")[0] == told["architecture"])
+    places = {row["name"].partition(".")[0]: place for place, row in enumerate(rows)}
+    if told["architecture"] not in places:  # as the first of its family
+        place = next(i for i, row in enumerate(rows) if row["name"].split("_")[0] == told["architecture"].split("_")[0])
+        rows.insert(place, rows[place])
+    else:
+        place = places[told["architecture"]]
     prepared = {key: told["pretrained_cfg"][key] for key in ("input_size", "interpolation", "crop_pct", "mean", "std")}
-    rows[place] = row | prepared | dict(
+    accuracy = {key: round(100 * test[key], 2) for key in ("top1", "top5")} | dict(img_size=prepared["input_size"][1])
+    rows[place] = rows[place] | prepared | dict(
         name=name, num_classes=told["num_classes"], label_names=told["label_names"], file=file.name,
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(), note=NOTE,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(), note=NOTE, accuracy={TAG: accuracy},
     )  # fmt: skip
     write_atomic(table, (json.dumps(rows, indent=1) + "\n").encode())
     CONFIGS.mkdir(exist_ok=True)
@@ -55,12 +71,14 @@ def register(run: Path, begun: str) -> str:
         chosen = {key: value for key, value in settings.items() if key == "model" or value != usual[key]}
         if number > 1 or settings["model"] == name:  # the name would refer to the new weights
             chosen["model"] = f"{FOLDER}RUN{number - 1}"
+        if chosen.get("teacher"):
+            chosen["teacher"] = f"{FOLDER}TEACHER"
         file = CONFIGS / f"{told['architecture']}{f'-{number}' if len(runs) > 1 else ''}.json"
         write_atomic(file, (json.dumps(chosen, indent=1) + "\n").encode())
         out = f"RUN{number}" if len(runs) > 1 else "RUN"
         command = f"tessella train cifar10-train.parquet --config benchmarks/cifar10/{file.name} --out {out}"
         stages.append(Stage(command, settings, json.loads((one / "report" / "report.json").read_text())))
-    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(stages, told, begun).encode())
+    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(stages, told, begun, test).encode())
     return name
 
 
@@ -73,6 +91,11 @@ class Stage:
     report: dict[str, Any]
 
 
+def architecture_of(name: str) -> str:
+    """Return the architecture of the model in a `local-dir:` folder."""
+    return str(json.loads((Path(name.removeprefix(FOLDER)) / "config.json").read_text())["architecture"])
+
+
 def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the runs that `run` was started from, the first one first, and the run itself, each with its settings."""
     settings = read_config(run / "train.json")
@@ -80,9 +103,10 @@ def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     return [*(chain(Path(settings["model"].removeprefix(FOLDER))) if before else []), (run, settings)]
 
 
-def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
+def card(stages: list[Stage], told: dict[str, Any], begun: str, test: dict[str, Any]) -> str:
     report = stages[-1].report
     metrics, conditions = report["metrics"], report["conditions"]
+    settings = stages[-1].settings
     history = [row for stage in stages for row in stage.report["history"]]
     architecture, hours = told["architecture"], sum(row["seconds"] for row in history) / 3600
     found = info(architecture)
@@ -90,20 +114,22 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
     lines = [
         f"# {architecture}.{TAG}", "",
         f"{found.family} ({papers}) for 32 x 32 pixel images: {found.cost.params:,} parameters, "
-        f"{found.cost.macs / 1e6:.0f} million multiply-adds an image, Apache-2.0. It knows ten classes: "
+        f"{found.cost.macs / 1e6:.0f} million multiply-adds per image, Apache-2.0. It knows ten classes: "
         f"{', '.join(told['label_names'])}. On anything else it gives the nearest of these words, with a confidence "
         "that means little.", "",
-        f"On all {metrics['count']:,} CIFAR-10 test images: top-1 {100 * metrics['top1']:.2f} %, top-5 "
-        f"{100 * metrics['top5']:.2f} %, loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}. The data "
-        "is a JPEG copy of CIFAR-10, so the figures sit a little under what the original pixels would give.", "",
-        f"Trained on the 50,000 training images, from {begun}, seed {stages[-1].settings['seed']}, "
-        "with cifar10-test.parquet beside them (or a tenth of them would be held out):", "",
+        f"On all {test['images']:,} CIFAR-10 test images, evaluated once, after training: top-1 "
+        f"{100 * test['top1']:.2f} %, top-5 {100 * test['top5']:.2f} %, loss {test['loss']:.4f}, calibration error "
+        f"{test['ece']:.4f} before its calibration. The data is a JPEG copy of CIFAR-10, so the figures are slightly "
+        "lower than those for the original pixels.", "",
+        f"Trained on 90 % of the 50,000 training images, from {begun}, seed {settings['seed']}; the recipe was chosen "
+        f"by the accuracy on the other {metrics['count']:,} images, {100 * metrics['top1']:.2f} % at the end. With "
+        "cifar10-train.parquet alone in a folder (cifar10-test.parquet beside it would be used for validation):", "",
         *(f"    {stage.command}" for stage in stages), "",
+        *([f"TEACHER is the run of `{architecture_of(settings['teacher'])}`.", ""] if settings["teacher"] else []),
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
-        "beside it. The test images were looked at after each epoch to report progress"
-        f"{', and after a run to decide whether another one follows' if len(stages) > 1 else ''}; the weights "
-        f"are those of the last step{', averaged over the last ones' if stages[-1].settings['ema_decay'] else ''}.", "",
-        "| epoch | training loss | test loss | test top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
+        f"at the same time. The weights are those of the last step"
+        f"{', averaged exponentially over the steps' if settings['ema_decay'] else ''}.", "",
+        "| epoch | training loss | held-out loss | held-out top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for number, row in enumerate(history, 1):
         lines.append(
@@ -116,10 +142,15 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument(
+        "--test", type=Path, required=True, metavar="FILE", help="evaluation of the runs, as JSON lines"
+    )
     parser.add_argument("--begun", default="random weights", help="what training started from, for the card")
     args = parser.parse_args()
+    rows = map(json.loads, args.test.read_text().splitlines())
+    evaluations = {Path(row["model"].removeprefix(FOLDER)).resolve(): row for row in rows}
     for run in args.runs:
-        print(register(run, args.begun))
+        print(register(run, args.begun, evaluations[run.resolve()]))
 
 
 if __name__ == "__main__":
