@@ -250,7 +250,10 @@ class Visitor:
         self.page = self.context.new_page()
         self.page.on("console", lambda message: self._note(message.type == "error", message.text))
         self.page.on("pageerror", lambda error: self._note(True, str(error)))
-        self.page.on("requestfailed", lambda request: self._note(True, f"failed: {request.url}"))
+        self.page.on(
+            "requestfailed",  # a request that ends because the page is left is none
+            lambda request: self._note(request.failure != "net::ERR_ABORTED", f"failed: {request.url}"),
+        )
         self.page.on("response", lambda answer: self._note(answer.status >= 400, f"{answer.status}: {answer.url}"))
         self.page.on("request", lambda request: self._note(not request.url.startswith((address, "data:")), request.url))
 
