@@ -262,15 +262,22 @@ def test_a_failed_request_says_why(site: StandIn, visit: Open) -> None:
     card(opened, "coffee.jpg")  # other images are not affected
 
 
+def answer(status: int, body: dict[str, Any]) -> Callable[[Any], None]:
+    def fulfill(route: Any) -> None:
+        route.fulfill(status=status, body=json.dumps(body))
+
+    return fulfill
+
+
 def test_a_limit_is_stated_with_what_exceeds_it(site: StandIn, visit: Open) -> None:
     opened = visit(site.url)
     opened.expect_messages("status of 413")
     too_large = "the image has 8,000 x 7,000 pixels (width x height), the limit is 50,000,000 pixels"
-    answer = dict(model="m", timing_ms={}, results=[dict(key="a", status="too_many_pixels", message=too_large)])
+    rows = dict(model="m", timing_ms={}, results=[dict(key="a", status="too_many_pixels", message=too_large)])
     detail = "The body has 70,000,000 bytes, the limit is 67,108,864."
     problem = dict(code="body_too_large", title="the body of the request is too large", status=413, detail=detail)
     for name, status, body, text in (
-        ("pixels", 200, answer, "The image has 8,000 × 7,000 pixels, the limit is 50,000,000 pixels. Save a smaller"),
+        ("pixels", 200, rows, "The image has 8,000 × 7,000 pixels, the limit is 50,000,000 pixels. Save a smaller"),
         (
             "bytes",
             413,
@@ -278,8 +285,7 @@ def test_a_limit_is_stated_with_what_exceeds_it(site: StandIn, visit: Open) -> N
             "The upload has 70,000,000 bytes, the limit is 67,108,864. Save a smaller version of the image.",
         ),
     ):
-        reply = dict(status=status, body=json.dumps(body))
-        opened.page.route("**/v1/classify", lambda route, reply=reply: route.fulfill(**reply), times=1)
+        opened.page.route("**/v1/classify", answer(status, body), times=1)
         opened.add_files(file(f"{name}.jpg", CAT.read_bytes()))
         assert text in card(opened, name, "failed").inner_text()
 
