@@ -345,7 +345,7 @@ class _FormReader:
         if self._size <= self._limit:
             self._data += memoryview(data)[start:end]
         elif self._file_name is None:
-            raise RequestError("bad_request", "A field of the form is too long.")
+            raise RequestError("body_too_large", f"A field of the form has more than {MAX_TEXT:,} bytes.")
         else:
             self._data.clear()  # the image is refused, the others are not
 

@@ -218,16 +218,13 @@ _SEARCH_EXTRA["requestBody"]["content"]["multipart/form-data"] = {
         "type": "object",
         "properties": {
             "file": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": 64},
-            "options": {
-                "type": "string",
-                "maxLength": 64_000,
-                "contentMediaType": "application/json",
-                "description": "The keys of a JSON body except queries and negative.",
-            },
+            "options": schemas.inlined(schemas.SearchOptionsBody)
+            | {"description": "As JSON: the keys of a JSON body except queries and negative."},
         },
         "required": ["file"],
         "additionalProperties": False,
-    }
+    },
+    "encoding": {"options": {"contentType": "application/json"}},
 }
 
 
