@@ -162,7 +162,7 @@ def test_sentences_about_an_index_have_nothing_of_its_errors() -> None:
 
 
 def literal(node: ast.expr, constants: dict[str, ast.expr]) -> str | None:
-    """Return the text of a literal, which may contain constants and limits of the module; None if it is something else."""
+    """Return the text of a literal, which may contain constants of the module; None if it is something else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int):
         return str(node.value)
     if isinstance(node, ast.Name | ast.Attribute) and (name := ast.unparse(node)) in constants:
