@@ -28,7 +28,7 @@ export const MESSAGES = {
   missing_dependency: "The server lacks an optional package for this.",
   other_calibration: "The calibration does not fit the model of the server.",
   changed_run: "The model of the server does not fit the index.",
-  exists: "Something of this name exists already. Choose another name.",
+  exists: "This name is already in use. Choose another name.",
   busy: "The index is being updated. Try again in a moment.",
   damaged_run: "Files of the index are missing or damaged. The person who runs the server can repair it.",
   output_failed: "The server could not save the result.",

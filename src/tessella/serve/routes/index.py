@@ -219,7 +219,7 @@ _SEARCH_EXTRA["requestBody"]["content"]["multipart/form-data"] = {
         "properties": {
             "file": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": 64},
             "options": schemas.inlined(schemas.SearchOptionsBody)
-            | {"description": "As JSON: the keys of a JSON body except queries and negative."},
+            | {"description": "As JSON of at most 65,536 bytes: the keys of a JSON body except queries and negative."},
         },
         "required": ["file"],
         "additionalProperties": False,
