@@ -23,10 +23,12 @@ def unused_path(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def write_table(what: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
-    """Write rows with the same columns, measured on a CPU in float32, and print them and the file's name."""
+def write_table(
+    what: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, *, precision: str = "float32"
+) -> None:
+    """Write rows with the same columns, measured on a CPU in this precision, and print them and the file's name."""
     version, date = ".".join(torch.__version__.split(".")[:2]), time.strftime("%Y-%m-%d")
-    path = unused_path(folder / f"{what}_{slug(hardware('cpu'))}_float32_torch{version}_{date}.csv")
+    path = unused_path(folder / f"{what}_{slug(hardware('cpu'))}_{precision}_torch{version}_{date}.csv")
     conditions = dict(threads=torch.get_num_threads(), hardware=hardware("cpu"), torch=torch.__version__, date=date)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *conditions], lineterminator="\n")

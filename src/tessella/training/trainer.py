@@ -19,6 +19,7 @@ from ..errors import WeightsError
 from ..models.base import ImageModel
 from .checkpoint import TrainingCheckpoint
 from .config import TrainConfig
+from .depthwise import use_fast_gradients
 from .distillation import Distillation, Student, StudentOutputs
 from .distributed import DistributedContext
 from .model import ParameterGroup, parameter_groups
@@ -64,6 +65,8 @@ class Trainer:
         model.set_grad_checkpointing(config.grad_checkpointing)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's overloads
+        if context.device.type == "cpu" and config.precision == "bfloat16" and not config.compile:
+            use_fast_gradients(model)
         if context.world_size > 1 and context.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # there is none for the CPU
         self.ema = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
