@@ -2,8 +2,8 @@
 
 Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine
 alone on batches in memory, `tessella serve` with 16 clients that send one image per request, the same server with the
-same images in Triton's protocol (as `tritonclient` sends them: BYTES with binary tensors), and the same model behind
-LitServe in several settings (--peers). The processes of all other servers are stopped meanwhile. Then `tessella serve`
+same images in Triton's protocol (as `tritonclient` sends them: BYTES with binary tensors), the server without the
+calibration of the model if it has one, and the same model behind LitServe in several settings (--peers). The processes of all other servers are stopped meanwhile. Then `tessella serve`
 gets requests at a constant rate, 0.7 of its capacity, for p50 and p99. The clients run in this process, on the same
 cores. Architectures without a tag have random weights, which does not change their speed. Rows are written to
 benchmarks/results as a CSV file.
@@ -41,6 +41,7 @@ from tessella.serve.loops import run
 from tessella.serve.process import ServerProcess
 
 MODELS = ("convmixer_384_8_ks5_p8.photographs", "mixer_b16_224", "convmixer_768_32")
+OURS = "tessella serve"
 CLIENTS = 16
 IMAGES = 64
 LITSERVE = ((1, 2), (8, 1), (16, 1))  # batch size, workers; the best is reported
@@ -132,11 +133,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def candidates(model: str, options: argparse.Namespace) -> Iterator[dict[str, Candidate]]:
-    """Start all servers of a model; yields the candidates by name."""
+def candidates(model: str, calibrated: bool, peers: bool) -> Iterator[dict[str, Candidate]]:
+    """Start all servers of a model; yields the candidates by name. calibrated: the model has a calibration."""
     ours = [sys.executable, "-m", "tessella", "serve", "-m", model, "--port", "0"]
-    commands = {"tessella serve": ours}
-    if options.peers:
+    commands = {OURS: ours}
+    if calibrated:
+        commands[f"{OURS} --no-calibration"] = [*ours, "--no-calibration"]
+    if peers:
         for batch, workers in LITSERVE:
             script = [
                 sys.executable,
@@ -151,12 +154,13 @@ def candidates(model: str, options: argparse.Namespace) -> Iterator[dict[str, Ca
         found: dict[str, Candidate] = {}
         for name, command in commands.items():
             server = stack.enter_context(ServerProcess(command))
-            if command is not ours:
+            if not name.startswith(OURS):
                 found[name] = Candidate(server, "litserve")
                 continue
             server.wait_until_ready()
             found[name] = Candidate(server, "native")
-            found[f"{name}, Triton's protocol"] = Candidate(server, "triton")
+            if command is ours:
+                found[f"{name}, Triton's protocol"] = Candidate(server, "triton")
         yield found
 
 
@@ -177,7 +181,7 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         rates, latencies, steady, rate = run_rounds(model, options)
     for server, values in rates.items():
         yield row(name, server, values, sorted(latencies.get(server, [])), rates["engine alone"])
-    yield row(name, f"tessella serve at {rate:.1f}/s", [steady.count(200) / steady.duration], steady.latencies(200), [])
+    yield row(name, f"{OURS} at {rate:.1f}/s", [steady.count(200) / steady.duration], steady.latencies(200), [])
 
 
 def run_rounds(
@@ -188,7 +192,7 @@ def run_rounds(
     predictor = tessella.load(model)
     rates: dict[str, list[float]] = {}
     latencies: dict[str, list[float]] = {}
-    with candidates(model, options) as servers:
+    with candidates(model, predictor.calibration is not None, options.peers) as servers:
         makers = {name: requests_of(candidate, images) for name, candidate in servers.items()}
         for name, candidate in servers.items():
             wait_for_answers(candidate.server, makers[name])
@@ -200,11 +204,10 @@ def run_rounds(
                     result = load(candidate.server, makers[name], options.seconds)
                 rates.setdefault(name, []).append(result.count(200) / result.duration)
                 latencies.setdefault(name, []).extend(result.latencies(200))
-        name = "tessella serve"
-        rate = 0.7 * statistics.median(rates[name])
-        requests = map(makers[name], itertools.count())
-        with running(servers, servers[name].server):
-            steady = run(open_loop(servers[name].server.address, requests, rate, options.rounds * options.seconds))
+        rate = 0.7 * statistics.median(rates[OURS])
+        requests = map(makers[OURS], itertools.count())
+        with running(servers, servers[OURS].server):
+            steady = run(open_loop(servers[OURS].server.address, requests, rate, options.rounds * options.seconds))
     return rates, latencies, steady, rate
 
 
@@ -255,8 +258,10 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="compare with LitServe (installed by scripts/bench)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--note", default="", help="conditions of the measurement, kept with the rows")
     options = parser.parse_args()
-    write_table("serve", [row for model in options.models for row in measure(model, options)])
+    rows = [row | dict(note=options.note) for model in options.models for row in measure(model, options)]
+    write_table("serve", rows)
 
 
 if __name__ == "__main__":
