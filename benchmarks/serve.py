@@ -3,10 +3,10 @@
 Images are JPEG files of 400 x 300 pixels, crops of the photographs in the package. Candidates take turns: the engine
 alone on batches in memory, `tessella serve` with 16 clients that send one image per request, the same server with the
 same images in Triton's protocol (as `tritonclient` sends them: BYTES with binary tensors), the server without the
-calibration of the model if it has one, and the same model behind LitServe in several settings (--peers). The processes of all other servers are stopped meanwhile. Then `tessella serve`
-gets requests at a constant rate, 0.7 of its capacity, for p50 and p99. The clients run in this process, on the same
-cores. Architectures without a tag have random weights, which does not change their speed. Rows are written to
-benchmarks/results as a CSV file.
+calibration of the model if it has one, and the same model behind LitServe in several settings (--peers). The processes
+of all other servers are stopped meanwhile. Then `tessella serve` gets requests at a constant rate, 0.7 of its capacity,
+for p50 and p99. The clients run in this process, on the same cores. Architectures without a tag have random weights,
+which does not change their speed. Rows are written to benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
