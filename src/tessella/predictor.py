@@ -149,7 +149,7 @@ class Predictor:
         shared. Raises UsageError `other_calibration` for the calibration of another model, or of other settings.
         """
         if calibration is not None:
-            calibration.check_model(self.fingerprint, self.name)
+            calibration.check_model(self.fingerprint, self.name, self.num_classes, self.width)
         changed = copy.copy(self)
         changed.calibration = calibration
         value = "none" if calibration is None else f"temperature {calibration.temperature:.3g}"

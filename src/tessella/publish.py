@@ -90,7 +90,8 @@ def _belongs(calibration: Calibration, folder: Path, repo: str, *, is_given: boo
     settings = dict(transform=calibration.transform, policy=calibration.policy, precision="float32")
     fingerprint = hash_identity(identify(network, spec_of(network)), **settings)
     try:
-        calibration.check_model(fingerprint, f"the model for {repo} in float32")
+        name = f"the model for {repo} in float32"
+        calibration.check_model(fingerprint, name, network.num_classes, network.width)
     except UsageError as error:
         if is_given:
             raise

@@ -11,7 +11,7 @@ from tessella.calibration.detectors import KINDS, DetectorKind
 from tessella.errors import ImageError, UsageError
 from tessella.results import Output, make_record
 
-from .made import made_calibration, made_outputs, names_of
+from .made import WIDTH, made_calibration, made_outputs, names_of
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,9 +64,28 @@ def test_errors_and_embeddings_have_no_assessment() -> None:
 
 def test_another_model_is_refused_and_both_are_named() -> None:
     calibration = made_calibration()
-    calibration.check_model("0123456789abcdef", "made")
+    calibration.check_model("0123456789abcdef", "made", 5, WIDTH)
     with pytest.raises(
         UsageError, match=r"made, exact, tessella, float32 \(fingerprint 0123456789abcdef\), not of other"
     ) as caught:
-        calibration.check_model("a" * 16, "other")
+        calibration.check_model("a" * 16, "other", 5, WIDTH)
     assert caught.value.code == "other_calibration"
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_classes", "width"),
+    [(kind, 5, WIDTH + 1) for kind in ("neighbors", "mahalanobis", "combined")] + [(kind, 4, WIDTH) for kind in KINDS],
+)
+def test_a_calibration_that_fits_the_fingerprint_but_not_the_outputs_is_refused(
+    kind: DetectorKind, num_classes: int, width: int
+) -> None:
+    calibration = made_calibration(detector=kind)
+    with pytest.raises(UsageError, match=f"made has {num_classes} and {width}") as caught:
+        calibration.check_model(calibration.fingerprint, "made", num_classes, width)
+    assert caught.value.code == "other_calibration"
+
+
+@pytest.mark.parametrize("kind", ["energy", "max-logit"])
+def test_detectors_without_embeddings_fit_any_width(kind: DetectorKind) -> None:
+    calibration = made_calibration(detector=kind)
+    calibration.check_model(calibration.fingerprint, "made", 5, WIDTH + 1)

@@ -8,19 +8,24 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tessella.calibration import read_calibration, write_calibration
 from tessella.calibration.calibration import Calibration
 from tessella.calibration.detectors import KINDS, DetectorKind
 from tessella.calibration.storage import calibration_bytes, calibration_hash
 from tessella.errors import OutputError, UsageError, WeightsError
+from tessella.fingerprint import arrays_hash
 
 from .made import made_calibration, made_outputs
 
@@ -121,18 +126,87 @@ def test_weights_are_no_calibration(tmp_path: Path) -> None:
         {"curve": {"intercept": 0.0, "slope": 1.0, "knots": [1.0], "bends": []}},
         {"curve": {"intercept": 0.0}, "labels": 5},
         {"format": 2},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"labels": [1, 2, 3, 4, 5]},
+        {"fingerprint": None},
+        {"unknown": {"kind": "combined", "false_alarms": 0.0}},
+        {"unknown": {"kind": "combined", "false_alarms": float("nan")}},
+        {"unknown": {"kind": "combined", "false_alarms": "0.05"}},
+        {"curve": {"intercept": 0.0, "slope": float("nan"), "knots": [], "bends": []}},
+        {"curve": {"intercept": 0.0, "slope": 1.0, "knots": [float("inf")], "bends": [0.5]}},
+        {"curve": {"intercept": 0.0, "slope": 1.0, "knots": ["1"], "bends": [0.5]}},
+        {"sets": {"coverage": 1.0, "penalty": 0.0, "free_ranks": 0, "per_class": True}},
+        {"sets": {"coverage": 0.9, "penalty": -1.0, "free_ranks": 0, "per_class": True}},
+        {"sets": {"coverage": 0.9, "penalty": float("nan"), "free_ranks": 0, "per_class": True}},
+        {"sets": {"coverage": 0.9, "penalty": 0.0, "free_ranks": 0.5, "per_class": True}},
+        {"sets": {"coverage": 0.9, "penalty": 0.0, "free_ranks": 0, "per_class": "yes"}},
+        {"data": {"origin": "x", "fingerprint": "y", "images": "many", "fitted": 1}},
+        {"data": ["x", "y", 1, 1]},
+        {"figures": []},
     ],
 )
 def test_sealed_facts_that_do_not_fit_are_refused(changed: dict[str, object], tmp_path: Path) -> None:
     """A file that is intact, but was not written by this package."""
-    data = calibration_bytes(made_calibration(40))
-    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    text = json.dumps(json.loads(metadata["calibration"][64:]) | changed, sort_keys=True)
-    sealed = {"calibration": hashlib.sha256(text.encode()).hexdigest() + text}
-    (tmp_path / "made.safetensors").write_bytes(safetensors.numpy.save(safetensors.numpy.load(data), sealed))
     with pytest.raises(WeightsError) as caught:
-        read_calibration(tmp_path / "made.safetensors")
+        read_calibration(forge(tmp_path / "made.safetensors", made_calibration(40), facts=changed))
     assert caught.value.code == "bad_format"
+
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+CHANGES: dict[str, tuple[DetectorKind, Callable[[Arrays], Arrays]]] = {
+    "a mean for another width": ("combined", lambda arrays: {"detector.means": arrays["detector.means"][:, :-1]}),
+    "no means": ("combined", lambda arrays: {"detector.means": arrays["detector.means"][:0]}),
+    "means of no width": ("mahalanobis", lambda arrays: {"detector.means": arrays["detector.means"][:, :0]}),
+    "means in one row": ("mahalanobis", lambda arrays: {"detector.means": arrays["detector.means"].ravel()}),
+    "a whitening not square": (
+        "combined",
+        lambda arrays: {"detector.whitening": np.eye(6, 5, dtype=np.float32)},
+    ),
+    "a scale": ("combined", lambda arrays: {"detector.scales": np.ones(1, np.float32)}),
+    "a scale of 0": ("combined", lambda arrays: {"detector.scales": np.array([1, 0], np.float32)}),
+    "scales in two dimensions": ("combined", lambda arrays: {"detector.scales": np.ones((2, 1), np.float32)}),
+    "no stored embeddings": ("neighbors", lambda arrays: {"detector.stored": np.zeros((0, 6), np.float16)}),
+    "a stored embedding": ("neighbors", lambda arrays: {"detector.stored": np.zeros(6, np.float16)}),
+    "an array too many": ("energy", lambda arrays: {"detector.stored": np.zeros((1, 6), np.float16)}),
+    "scores that are not finite": ("energy", lambda arrays: {"unknown.scores": np.array([0, np.inf])}),
+    "scores without order": ("energy", lambda arrays: {"unknown.scores": np.array([1.0, 0.0])}),
+    "no scores": ("energy", lambda arrays: {"sets.scores": np.zeros(0), "sets.labels": np.zeros(0, np.int32)}),
+    "a label too few": ("energy", lambda arrays: {"sets.labels": arrays["sets.labels"][1:]}),
+    "labels of other classes": ("energy", lambda arrays: {"sets.labels": arrays["sets.labels"] + 1}),
+}
+
+
+@pytest.mark.parametrize(("kind", "change"), CHANGES.values(), ids=CHANGES)
+def test_sealed_arrays_that_do_not_fit_are_refused(
+    kind: DetectorKind, change: Callable[[Arrays], Arrays], tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError) as caught:
+        read_calibration(forge(tmp_path / "made.safetensors", made_calibration(40, detector=kind), change=change))
+    assert caught.value.code == "bad_format"
+
+
+def test_forging_alone_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """The tests above would otherwise pass for any file."""
+    read_calibration(forge(tmp_path / "made.safetensors", made_calibration(40)))
+
+
+def forge(
+    path: Path,
+    calibration: Calibration,
+    facts: Mapping[str, object] = MappingProxyType({}),
+    change: Callable[[Arrays], Arrays] = lambda arrays: {},
+) -> Path:
+    """Write a calibration with other facts and arrays, with hashes that are right."""
+    data = calibration_bytes(calibration)
+    arrays: Arrays = safetensors.numpy.load(data)
+    arrays |= {name: np.ascontiguousarray(array) for name, array in change(arrays).items()}
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    written = json.loads(metadata["calibration"][64:]) | {"arrays": arrays_hash(dict(sorted(arrays.items())))} | facts
+    text = json.dumps(written, sort_keys=True)
+    sealed = {"calibration": hashlib.sha256(text.encode()).hexdigest() + text}
+    path.write_bytes(safetensors.numpy.save(arrays, sealed))
+    return path
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:

@@ -129,12 +129,24 @@ class Calibration:
             familiarity=float(detection.familiarity(score)),
         )
 
-    def check_model(self, fingerprint: str, model: str) -> None:
-        """Raise UsageError `other_calibration` unless this calibration is of the model with this fingerprint."""
+    def check_model(self, fingerprint: str, model: str, num_classes: int, width: int) -> None:
+        """Raise UsageError `other_calibration` unless this calibration is of the model with this fingerprint.
+
+        num_classes, width: of the model's logits and embeddings, which only a forged calibration does not fit.
+        """
+        hint = "run `tessella calibrate` with this model and these settings, or give --no-calibration"
         if fingerprint != self.fingerprint:
             settings = ", ".join((self.model, self.transform, self.policy, self.precision))
             raise UsageError(
                 "other_calibration",
                 f"the calibration is of {settings} (fingerprint {self.fingerprint}), not of {model} ({fingerprint})",
-                hint="run `tessella calibrate` with this model and these settings, or give --no-calibration",
+                hint=hint,
+            )
+        needed = self.unknown.detector.width or width
+        if (len(self.labels), needed) != (num_classes, width):
+            raise UsageError(
+                "other_calibration",
+                f"the calibration has {len(self.labels):,} classes and embeddings of {needed:,} numbers, "
+                f"{model} has {num_classes:,} and {width:,}",
+                hint=hint,
             )

@@ -36,9 +36,14 @@ SHRINKAGE = 0.01  # weight of a multiple of the identity in the covariance, whic
 
 
 class Detector(Protocol):
-    """A fitted detector. kind: one of KINDS. arrays: what it stores, by name."""
+    """A fitted detector. kind: one of KINDS. width: D, or 0 if it does not use embeddings."""
 
     kind: DetectorKind
+
+    @property
+    def width(self) -> int:
+        """The width of the embeddings that it needs."""
+        ...
 
     @property
     def arrays(self) -> dict[str, FloatArray]:
@@ -54,6 +59,7 @@ class EnergyDetector:
     """See the table at the top; it has no parameters."""
 
     kind: DetectorKind = "energy"
+    width = 0
 
     @property
     def arrays(self) -> dict[str, FloatArray]:
@@ -71,6 +77,7 @@ class MaxLogitDetector:
     """See the table at the top; it has no parameters."""
 
     kind: DetectorKind = "max-logit"
+    width = 0
 
     @property
     def arrays(self) -> dict[str, FloatArray]:
@@ -97,6 +104,11 @@ class NeighborDetector:
         # rounded as they will be read, so that scores before and after storing agree
         stored = l2_normalize(embeddings_ND[places]).astype(np.float16).astype(np.float32)
         return cls(stored)
+
+    @property
+    def width(self) -> int:
+        """The width of the embeddings that it needs."""
+        return int(self.stored.shape[1])
 
     @property
     def arrays(self) -> dict[str, FloatArray]:
@@ -141,6 +153,11 @@ class MahalanobisDetector:
         return cls(means.astype(np.float32), whitening.astype(np.float32))
 
     @property
+    def width(self) -> int:
+        """The width of the embeddings that it needs."""
+        return len(self.whitening)
+
+    @property
     def arrays(self) -> dict[str, FloatArray]:
         """Means and whitening."""
         return {"means": self.means, "whitening": self.whitening}
@@ -169,6 +186,11 @@ class CombinedDetector:
         return cls(mahalanobis, np.array([float(part.std()) or 1.0 for part in parts], np.float32))
 
     @property
+    def width(self) -> int:
+        """The width of the embeddings that it needs."""
+        return self.mahalanobis.width
+
+    @property
     def arrays(self) -> dict[str, FloatArray]:
         """Means, whitening and scales."""
         return self.mahalanobis.arrays | {"scales": self.scales}
@@ -194,8 +216,25 @@ def fit_detector(kind: DetectorKind, logits_NK: FloatArray, embeddings_ND: Float
             return CombinedDetector.fit(logits_NK, embeddings_ND, labels_N)
 
 
+_ARRAYS: dict[DetectorKind, tuple[str, ...]] = {
+    "energy": (),
+    "max-logit": (),
+    "neighbors": ("stored",),
+    "mahalanobis": ("means", "whitening"),
+    "combined": ("means", "whitening", "scales"),
+}
+
+
 def read_detector(kind: DetectorKind, arrays: Mapping[str, FloatArray]) -> Detector:
-    """Return the detector with these stored arrays. Raises KeyError if one is missing."""
+    """Return the detector with these stored arrays. Raises ValueError if they do not fit the detector."""
+    if arrays.keys() != set(_ARRAYS[kind]):
+        raise ValueError(f"the detector {kind} has the arrays {sorted(arrays)}")
+    if any(array.ndim != 2 or not array.size for name, array in arrays.items() if name != "scales"):
+        raise ValueError("an array of the detector is empty, or has another number of dimensions")
+    if "whitening" in arrays and not arrays["whitening"].shape == (arrays["means"].shape[1],) * 2:
+        raise ValueError("the means and the whitening do not fit")
+    if "scales" in arrays and not (arrays["scales"].shape == (2,) and (arrays["scales"] > 0).all()):
+        raise ValueError("the scales are not two positive numbers")
     match kind:
         case "energy":
             return EnergyDetector()

@@ -13,8 +13,9 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,13 +27,14 @@ from ..storage import make_folders, read_regular, write_atomic
 from .arrays import Floats
 from .calibration import Calibration, CalibrationData, UnknownDetection
 from .confidence import ConfidenceCurve
-from .detectors import KINDS, read_detector
+from .detectors import DetectorKind, read_detector
 from .prediction_sets import PredictionSets
 
 FORMAT = 1
 MAX_BYTES = 1 << 30  # of a file
 KEY = "calibration"  # in the metadata, of the facts: the SHA-256 of their text, and the text, which is JSON
 SEAL_LENGTH = 64
+_Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 _HALF = ("detector.stored",)  # arrays that are stored in half precision
 
 
@@ -139,34 +141,74 @@ def _parse(data: bytes) -> Calibration:
     return _calibration_of(facts, arrays)
 
 
-def _calibration_of(facts: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Calibration:
-    """Put a calibration together; ValueError, KeyError or TypeError for facts that do not fit."""
-    kind, false_alarms = facts["unknown"]["kind"], facts["unknown"]["false_alarms"]
-    if kind not in KINDS:
-        raise ValueError(f"unknown detector {kind!r}")
+class _Sets(msgspec.Struct, forbid_unknown_fields=True):
+    coverage: _Share
+    penalty: Annotated[float, msgspec.Meta(ge=0)]
+    free_ranks: Annotated[int, msgspec.Meta(ge=0)]
+    per_class: bool
+
+
+class _Curve(msgspec.Struct, forbid_unknown_fields=True):
+    intercept: float
+    slope: float
+    knots: tuple[float, ...]
+    bends: tuple[float, ...]
+
+
+class _Unknown(msgspec.Struct, forbid_unknown_fields=True):
+    kind: DetectorKind
+    false_alarms: _Share
+
+
+class _Data(msgspec.Struct, forbid_unknown_fields=True):
+    origin: str
+    fingerprint: str
+    images: int
+    fitted: int
+
+
+class _Facts(msgspec.Struct, forbid_unknown_fields=True):
+    """What a file says besides its arrays; see `Calibration`."""
+
+    fingerprint: str
+    model: str
+    transform: str
+    policy: str
+    precision: str
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    curve: _Curve
+    sets: _Sets
+    unknown: _Unknown
+    data: _Data
+    figures: dict[str, Any]
+
+
+def _calibration_of(values: object, arrays: Mapping[str, NDArray[Any]]) -> Calibration:
+    """Put a calibration together; ValueError or KeyError for facts and arrays that do not fit."""
+    facts = msgspec.convert(values, _Facts)  # its ValidationError is a ValueError
+    curve = ConfidenceCurve(*msgspec.structs.astuple(facts.curve))
+    numbers = (facts.temperature, facts.sets.penalty, curve.intercept, curve.slope, *curve.knots, *curve.bends)
+    if len(curve.knots) != len(curve.bends) or not all(map(math.isfinite, numbers)):
+        raise ValueError("the curve is incomplete, or a number is not finite")
+    sets = PredictionSets(
+        **msgspec.structs.asdict(facts.sets),
+        scores=_ascending(arrays["sets.scores"]),
+        labels=arrays["sets.labels"].astype(np.int64),
+        num_classes=len(facts.labels),
+    )
+    fits = sets.labels.shape == sets.scores.shape and 0 <= sets.labels.min() <= sets.labels.max() < len(facts.labels)
+    if not fits:
+        raise ValueError("the scores and the labels do not fit")
     stored: dict[str, FloatArray] = {
         name.removeprefix("detector."): array.astype(np.float32)
         for name, array in arrays.items()
         if name.startswith("detector.")
     }
-    labels = tuple(facts["labels"])
-    sets = PredictionSets(
-        **facts["sets"],
-        scores=_ascending(arrays["sets.scores"]),
-        labels=arrays["sets.labels"].astype(np.int64),
-        num_classes=len(labels),
-    )
-    if sets.labels.shape != sets.scores.shape or not 0 <= sets.labels.min() <= sets.labels.max() < len(labels):
-        raise ValueError("the scores and the labels do not fit")
-    if not 0 < facts["temperature"] < math.inf:
-        raise ValueError("the temperature is not a positive number")
-    parts = facts["curve"]
-    curve = ConfidenceCurve(parts["intercept"], parts["slope"], tuple(parts["knots"]), tuple(parts["bends"]))
-    if len(curve.knots) != len(curve.bends) or not np.isfinite([curve.intercept, curve.slope, *curve.bends]).all():
-        raise ValueError("the curve is incomplete, or not finite")
-    unknown = UnknownDetection(read_detector(kind, stored), _ascending(arrays["unknown.scores"]), false_alarms)
-    made = dict(labels=labels, curve=curve, sets=sets, unknown=unknown, data=CalibrationData(**facts["data"]))
-    return Calibration(**facts | made)
+    detector = read_detector(facts.unknown.kind, stored)
+    unknown = UnknownDetection(detector, _ascending(arrays["unknown.scores"]), facts.unknown.false_alarms)
+    data = CalibrationData(*msgspec.structs.astuple(facts.data))
+    return Calibration(**msgspec.structs.asdict(facts) | dict(curve=curve, sets=sets, unknown=unknown, data=data))
 
 
 def _ascending(scores_N: NDArray[Any]) -> Floats:
