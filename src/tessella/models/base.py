@@ -185,11 +185,16 @@ class ImageModel(nn.Module, abc.ABC):
         kept = max(i % depth for i in picked) + 1
         del self.blocks[kept:]
         self.feature_info = [entry for i, entry in enumerate(self.feature_info) if i % depth < kept]
+        self.default_out_indices = self.default_indices(kept)
         if prune_norm:
             self.remove_norm()
         if prune_head:
             self.reset_classifier(0, "" if "" in self.pools() else None)
         return [i // depth * kept + i % depth for i in picked]
+
+    def default_indices(self, depth: int) -> tuple[int, ...]:
+        """Return the entries that `features_only` returns by default for `depth` blocks: those of the last three."""
+        return tuple(range(max(depth - 3, 0), depth))
 
     def remove_norm(self) -> None:
         """Replace the final norm with the identity."""
@@ -211,7 +216,7 @@ class ImageModel(nn.Module, abc.ABC):
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, self.pools())
         self.head = self.new_classifier(num_classes)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
         """Return a new head for num_classes (0: the identity) with this model's device, dtype and training mode."""

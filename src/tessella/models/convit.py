@@ -149,7 +149,7 @@ class ConViT(ImageModel):
         self.feature_info = [
             FeatureEntry(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
-        self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
+        self.default_out_indices = self.default_indices(cfg.depth)
         self._init_weights()
 
     def _init_weights(self) -> None:

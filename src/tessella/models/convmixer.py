@@ -76,7 +76,7 @@ class ConvMixer(ImageModel):
         self.feature_info = [
             FeatureEntry(num_chs=cfg.dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
-        self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
+        self.default_out_indices = self.default_indices(cfg.depth)
 
     @property
     def head_hidden_size(self) -> int:  # type: ignore[override]

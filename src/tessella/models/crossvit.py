@@ -188,7 +188,7 @@ class CrossViT(ImageModel):
             for dim, patch, scale in zip(cfg.embed_dim, cfg.patch_size, cfg.img_scale, strict=True)
             for stage in range(len(cfg.depth))
         ]
-        self.default_out_indices = last_stages(len(cfg.depth))
+        self.default_out_indices = self.default_indices(len(cfg.depth))
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -239,13 +239,9 @@ class CrossViT(ImageModel):
             return torch.cat(pooled, dim=1)
         return torch.stack([head(pooled[b]) for b, head in enumerate(self.head)]).mean(dim=0)
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """As `ImageModel.prune_intermediate_layers`; a stage stays if the output of either branch is picked."""
-        picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        self.default_out_indices = last_stages(len(self.blocks))
-        return picked
+    def default_indices(self, depth: int) -> tuple[int, ...]:
+        """Return the entries of the last of `depth` stages, one per branch."""
+        return depth - 1, 2 * depth - 1
 
     def remove_norm(self) -> None:
         self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
@@ -282,11 +278,6 @@ class CrossViT(ImageModel):
                 patches = resample_tokens(state[name][:, 1:], 1, old, new)
                 resampled[name] = torch.cat((state[name][:, :1], patches), dim=1)
         return resampled
-
-
-def last_stages(depth: int) -> tuple[int, int]:
-    """Return the entries of `forward_intermediates` for the last of `depth` stages, one per branch."""
-    return depth - 1, 2 * depth - 1
 
 
 def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tensor:

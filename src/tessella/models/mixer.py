@@ -196,7 +196,7 @@ class MlpMixer(ImageModel):
             FeatureEntry(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}")
             for i in range(cfg.num_blocks)
         ]
-        self.default_out_indices = tuple(range(max(cfg.num_blocks - 3, 0), cfg.num_blocks))
+        self.default_out_indices = self.default_indices(cfg.num_blocks)
         self._init_weights()
 
     @torch.no_grad()
