@@ -134,3 +134,27 @@ def test_an_output_folder_is_created_with_its_parents(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file") as caught:
         create_output_folder(tmp_path / "file")
     assert caught.value.code == "output_failed"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, code: int) -> None:
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    with mock.patch.object(os, "fsync", fsync):
+        write_atomic(tmp_path / "out", b"new")
+    assert (tmp_path / "out").read_bytes() == b"new"
+
+
+def test_a_drive_that_does_not_exist_is_an_error() -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such drive")
+    with (
+        mock.patch.object(Path, "exists", side_effect=[False] * 10),
+        mock.patch.object(Path, "mkdir", side_effect=missing),
+        pytest.raises(OutputError, match="No such drive"),
+    ):
+        create_output_folder("/folder")
