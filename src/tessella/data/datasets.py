@@ -200,10 +200,10 @@ def _hold_out(data: LabelledImages, fraction: float) -> tuple[LabelledImages, La
     hashes = (hashlib.sha256(os.fsencode(data.key(i))).digest()[:8] for i in range(len(data)))
     positions = np.fromiter((int.from_bytes(digest, "big") / 2**64 for digest in hashes), float, len(data))
     held_out = positions < fraction
-    for label in np.unique(data.labels[held_out]):
+    counts = [np.bincount(data.labels[part], minlength=len(data.classes)) for part in (held_out, ~held_out)]
+    for label in np.flatnonzero((counts[0] > 0) & (counts[1] == 0)):  # classes without any training image
         members = np.flatnonzero(data.labels == label)
-        if held_out[members].all():
-            held_out[members[positions[members].argmax()]] = False
+        held_out[members[positions[members].argmax()]] = False
     if not held_out.any():
         raise bad_data(
             f"{data.origin} has {len(data)} images, too few to hold out {100 * fraction:.3g} % for validation",
