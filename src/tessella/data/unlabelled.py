@@ -67,7 +67,7 @@ class UnlabelledImages:
     def total_bytes(self) -> int:
         """Size of all encoded images, as far as it is known; of a Parquet file, that of the file."""
         stored = {(source.path, source.offset): source for source in self._sources}
-        return sum(max(_size(source), 0) for source in stored.values())
+        return sum(max(size_of(source), 0) for source in stored.values())
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -76,12 +76,12 @@ class UnlabelledImages:
         bases = np.repeat(np.arange(len(self.counts)), self.counts)
         for base, source in zip(bases, self._sources, strict=True):
             digest.update(os.fsencode(source.key.removeprefix(self._bases[base])) + b"\0")
-            digest.update(str(_size(source)).encode() + b"\0")
+            digest.update(str(size_of(source)).encode() + b"\0")
         return digest.hexdigest()[:16]
 
 
-def _size(source: Source) -> int:
-    """Return the size of an encoded image in bytes; -1 if it is unknown."""
+def size_of(source: Source) -> int:
+    """Return the size of a file or member in bytes; -1 if it is unknown."""
     if source.size is not None:
         return source.size
     if source.error is not None or is_url(source.path):
