@@ -98,7 +98,7 @@ class Mixup:
 
 
 class ImageDataset(Dataset[Sample]):
-    """(image, label) by index, from an image folder or any other labelled images that `open_labelled` reads.
+    """(image, label) by index, from an image folder or any other labeled images that `open_labelled` reads.
 
     The image is a Pillow image in RGB; with load_bytes, the encoded bytes; or what `transform` returns for either.
     An image that cannot be read raises ImageError, while timm returns the next one instead.

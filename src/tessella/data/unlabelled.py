@@ -1,4 +1,4 @@
-"""Unlabelled images for distillation, and the pool of labelled and unlabelled images that a run draws from."""
+"""Unlabeled images for distillation, and the pool of labeled and unlabeled images that a run draws from."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _open_table(path: str) -> ImageStore:
 
 
 class ImagePool:
-    """Labelled images followed by unlabelled ones, in one numbering; the labels of the latter are `UNLABELLED`."""
+    """Labeled images followed by unlabeled ones, in one numbering; the labels of the latter are `UNLABELLED`."""
 
     def __init__(self, labelled: LabelledImages, unlabelled: UnlabelledImages):
         self.labelled, self.unlabelled = labelled, unlabelled
@@ -142,7 +142,7 @@ class ImagePool:
         return len(self.labels)
 
     def key(self, index: int) -> str:
-        """Return the name of an image; names are unique only within the labelled images and within each input."""
+        """Return the name of an image; names are unique only within the labeled images and within each input."""
         first = len(self.labelled)
         return self.labelled.key(index) if index < first else self.unlabelled.key(index - first)
 
@@ -153,7 +153,7 @@ class ImagePool:
 
 
 class TrainingImages(NamedTuple):
-    """The images of a training run: labelled ones to train on and to validate with, and unlabelled ones."""
+    """The images of a training run: labeled ones to train on and to validate with, and unlabeled ones."""
 
     train: LabelledImages
     val: LabelledImages

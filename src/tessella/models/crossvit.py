@@ -1,6 +1,6 @@
 """CrossViT, after Chen, Fan and Panda 2021 (arXiv:2103.14899).
 
-Shape suffixes: B images, C colour channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
+Shape suffixes: B images, C color channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
 h heads; b is a branch (0: small patches, 1: large patches) and o the other one.
 Module names are the published checkpoints' keys, so weights load without a rename table.
 Note: the model reads images of img_size, and resizes them for each branch whose img_scale is not 1.
@@ -197,7 +197,7 @@ class CrossViT(ImageModel):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
     def forward_stem(self, x: Tensor) -> list[Tensor]:
-        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)], the class token of each branch first."""
+        """(B,C,H,W) normalized images of size img_size -> [(B,1+N_b,D_b)], the class token of each branch first."""
         check_image_size(x, self.img_size)
         tokens = [self.cls_token_0, self.cls_token_1]
         positions = [self.pos_embed_0, self.pos_embed_1]
@@ -218,7 +218,7 @@ class CrossViT(ImageModel):
         return tokens_to_map(x_BND, self.grids[branch]) if output_fmt == "NCHW" else x_BND
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of both branches."""
+        """(B,C,H,W) normalized images of size img_size -> [(B,1+N_b,D_b)] normed tokens of both branches."""
         xs = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
@@ -281,7 +281,7 @@ class CrossViT(ImageModel):
 
 
 def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tensor:
-    """Fit (B,C,H,W) images of `size` to the `target` size of a branch: unchanged, cropped to the centre or resized.
+    """Fit (B,C,H,W) images of `size` to the `target` size of a branch: unchanged, cropped to the center or resized.
 
     Sizes are (height, width). The resize is the reference's: bicubic, without antialiasing.
     """

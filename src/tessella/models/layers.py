@@ -1,6 +1,6 @@
 """Layers shared by two or more model families; a layer of one family is in the file of that family.
 
-Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width.
+Shape suffixes: B images, C color channels, H W pixels, N patches (row-major over the grid), D model width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Labelled images as Parquet tables: labels are read at once, images on demand."""
+"""Labeled images as Parquet tables: labels are read at once, images on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled images as lists: CSV or TSV files of path,label, with the split of each image if they have a column of it.
+"""Labeled images as lists: CSV or TSV files of path,label, with the split of each image if they have a column of it.
 
 A path names a file, a member of an archive (photos.tar::cats/1.jpg) or a row of a Parquet file (photos.parquet:17).
 Under the header `escaped_path`, paths are written as `tessella.text.escape` makes them, so that any file name can be
