@@ -223,6 +223,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def publish_folder(draft: Path, folder: Path) -> None:
+    """Give a complete folder its name; after a power failure, `folder` has all files or does not exist.
+
+    draft: a folder of files beside `folder`, which may be an empty one. Raises OSError.
+    """
+    for path in draft.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(draft)
+    if folder.exists():
+        folder.rmdir()
+    draft.rename(folder)
+    sync_folder(folder.parent)
+
+
 @checked
 def check_output(path: str | Path, suffixes: Sequence[str]) -> Path:
     """Check that a result can be written, before the work starts, and return its path.
