@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -213,3 +214,16 @@ class TestThreadCount:
         siblings = {"cpu0": "0,2", "cpu1": "1,3", "cpu2": "0,2", "cpu3": "1,3"}
         monkeypatch.setattr(Path, "read_text", lambda path: siblings[path.parts[-3]])
         assert machine._physical_cores() == 2
+
+
+class TestTotalMemory:
+    @pytest.mark.parametrize(("text", "expected"), [("4096\n", 4096), ("max\n", 4096 * 10)])
+    def test_limit_of_a_container(self, text: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}.__getitem__)
+        monkeypatch.setattr(Path, "read_text", lambda _: text)
+        assert machine.total_memory() == expected
+
+    def test_a_system_that_does_not_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "sysconf")
+        monkeypatch.setattr(Path, "read_text", mock.Mock(side_effect=FileNotFoundError))
+        assert machine.total_memory() == 0

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tessella.errors import OutputError, UsageError
-from tessella.records import SUFFIXES, as_dict, csv_line, csv_lines, csv_table, json_lines, write_records
+from tessella.records import SUFFIXES, as_dict, csv_line, csv_lines, csv_table, json_lines, npz_bytes, write_records
 from tessella.results import Prediction, Record
 from tessella.storage import check_output, write_bytes
 from tessella.text import unescape
@@ -144,3 +144,30 @@ def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
 def test_a_table_as_csv_has_a_header_and_empty_cells_for_none() -> None:
     rows: list[dict[str, object]] = [dict(name='a, "b"', value=None), dict(name="caf\udce9", value=0.5)]
     assert csv_table(("name", "value"), rows) == b'name,value\n"a, ""b""",\ncaf\\xe9,0.5\n'
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_records_with_different_numbers_of_classes(tmp_path: Path, suffix: str) -> None:
+    one, two = Prediction(0, "a", 0.5), Prediction(1, "b", 0.25)
+    path = tmp_path / f"out{suffix}"
+    assert write_records(path, [Record("x", "ok", top=(one,)), Record("y", "ok", top=(one, two))]) == 2
+    assert read_keys(path) == ["x", "y"]
+    if suffix == ".npz":
+        with np.load(path) as file:
+            assert file["indices"].tolist() == [[0, -1], [0, 1]]
+            assert file["labels"].tolist() == [["a", ""], ["a", "b"]]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_embeddings_of_different_widths_are_refused(tmp_path: Path, suffix: str) -> None:
+    rows = [Record(str(width), "ok", embedding=np.zeros(width, np.float32)) for width in (3, 4)]
+    with pytest.raises(UsageError, match="different widths: 3, 4"):
+        write_records(tmp_path / f"out{suffix}", rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_has_the_given_arrays_and_no_objects() -> None:
+    with np.load(io.BytesIO(npz_bytes({"a": np.arange(3), "b": "text", "file": [1.5]}))) as file:
+        assert {name: file[name].tolist() for name in file.files} == {"a": [0, 1, 2], "b": "text", "file": [1.5]}
+    with pytest.raises(ValueError, match="allow_pickle"):
+        npz_bytes({"a": np.array([object()])})

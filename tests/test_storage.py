@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from tessella.errors import OutputError
-from tessella.storage import copy_file, create_output_folder, replacing, write_atomic
+from tessella.storage import copy_file, create_output_folder, publish_folder, replacing, write_atomic
 
 
 def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -134,3 +134,61 @@ def test_an_output_folder_is_created_with_its_parents(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="file") as caught:
         create_output_folder(tmp_path / "file")
     assert caught.value.code == "output_failed"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, code: int) -> None:
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    with mock.patch.object(os, "fsync", fsync):
+        write_atomic(tmp_path / "out", b"new")
+    assert (tmp_path / "out").read_bytes() == b"new"
+
+
+def test_a_drive_that_does_not_exist_is_an_error() -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such drive")
+    with (
+        mock.patch.object(Path, "exists", side_effect=[False] * 10),
+        mock.patch.object(Path, "mkdir", side_effect=missing),
+        pytest.raises(OutputError, match="No such drive"),
+    ):
+        create_output_folder("/folder")
+
+
+def test_a_folder_gets_its_name_after_its_files_are_on_the_disk(tmp_path: Path) -> None:
+    draft, folder = tmp_path / "draft", tmp_path / "folder"
+    draft.mkdir()
+    folder.mkdir()
+    (draft / "a").write_bytes(b"a")
+    calls: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        calls.append(next(one.name for one in (tmp_path, draft, draft / "a") if same(one, descriptor)))
+        sync(descriptor)
+
+    def same(path: Path, descriptor: int) -> bool:
+        return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+
+    def renamed(path: Path, target: Path) -> Path:
+        calls.append("rename")
+        return rename(path, target)
+
+    with mock.patch.object(os, "fsync", fsync), mock.patch.object(Path, "rename", renamed):
+        publish_folder(draft, folder)
+    assert calls == ["a", "draft", "rename", tmp_path.name]
+    assert (folder / "a").read_bytes() == b"a"
+
+    draft.mkdir()
+    (draft / "b").touch()
+    with (
+        mock.patch.object(os, "fsync", side_effect=OSError(errno.ENOSPC, "full")),
+        pytest.raises(OSError, match="full"),
+    ):
+        publish_folder(draft, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -356,6 +356,13 @@ def test_mixup() -> None:
         assert not torch.equal(mixed(**arguments)[0], images), arguments
     assert torch.equal(mixed(prob=0.0)[0], x)
     assert mixed(prob=0.0, label_smoothing=0.0)[1].tolist() == torch.eye(5)[:4].tolist()
+    cut = Mixup(mixup_alpha=0, cutmix_alpha=1.0, label_smoothing=0, num_classes=5)
+    torch.manual_seed(0)
+    _, weights = cut(x, y)
+    torch.manual_seed(0)
+    assert torch.equal(cut((255 * x.clamp(0, 1)).to(torch.uint8), y)[1], weights)
+    with pytest.raises(UsageError, match="uint8"):
+        Mixup(num_classes=5)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
     off = Mixup(num_classes=5)
     off.mixup_enabled = False
     assert torch.equal(off(x, y)[0], x)

@@ -9,6 +9,7 @@ from importlib import metadata, util
 
 import numpy as np
 
+from ._version import __version__
 from .engine import Choice
 from .engine.plan import has_native_bfloat16
 from .engine.tuned import all_tuned
@@ -36,7 +37,7 @@ def examine() -> list[Choice]:
     """
     rows = [
         Choice("python", platform.python_version(), f"{platform.system()} {platform.machine()}"),
-        Choice("tessella", metadata.version("tessella"), "installed"),
+        Choice("tessella", __version__, "installed"),
     ]
     rows += [Choice(package, _version(package), "required") for package in NEEDED]
     rows += [Choice(package, _version(package), f"optional: {use}") for package, use in OPTIONAL.items()]

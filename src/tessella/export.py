@@ -16,6 +16,7 @@ from .engine.consistency import Consistency, check_exported
 from .engine.exported import write_card
 from .errors import OutputError, UsageError
 from .predictor import Predictor
+from .storage import publish_folder
 
 
 @checked
@@ -53,9 +54,7 @@ def export(
             if predictor.calibration is not None:  # not in the manifest: it has its own hash, and may be made again
                 write_calibration(beside(draft), predictor.calibration)
             found = check_exported(draft, engine)
-            if folder.exists():
-                folder.rmdir()
-            draft.rename(folder)
+            publish_folder(draft, folder)
     except OSError as error:
         raise OutputError("output_failed", f"{str(folder)!r} could not be written: {error.strerror or error}") from None
     if on_checked is not None:

@@ -25,7 +25,7 @@ from .weights.sources import default_args, describe_checkpoint, find_checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Facts about a model. The fields with defaults are known for models of the catalogue only."""
+    """Facts about a model. The fields with defaults are known for models of the catalog only."""
 
     name: str  # with its tag; `hf-hub:` and `local-dir:` names are unchanged
     architecture: str
@@ -81,7 +81,7 @@ def info(name: str) -> ModelInfo:
 
 
 def _inspect(name: str) -> ModelInfo:
-    """Describe a model that is not in the catalogue by its config."""
+    """Describe a model that is not in the catalog by its config."""
     cfg, args = find_checkpoint(name)
     arch = cfg["architecture"]
     config = configure(arch, **{**default_args(cfg), **args})

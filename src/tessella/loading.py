@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def find_samples(name: str, stdin: Iterable[str] | None = None) -> list[Source]:
 
     stdin: lines of the list that the name "-" refers to. Raises UsageError `bad_argument` if there is none.
     """
-    sources = list(iter_sources([name], stdin=stdin))[:MAX_SAMPLES]
+    sources = list(islice(iter_sources([name], stdin=stdin), MAX_SAMPLES))  # the rest is not listed
     if not sources:
         raise UsageError("bad_argument", f"images {name!r} contains no images")
     return sources

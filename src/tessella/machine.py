@@ -223,11 +223,16 @@ def _granted_cores() -> int:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or what its container is granted."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    """Return the bytes of memory that this process may use: the machine's, or what its container is granted.
+
+    0 if the system does not say.
+    """
+    limits = []
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no such function
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(OSError, ValueError):  # no such file, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits)
+    return min(limits, default=0)
 
 
 def lower_priority(steps: int) -> None:

@@ -180,7 +180,7 @@ class Predictor:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits for everything that determines the results; artefacts of two fingerprints are never mixed."""
+        """16 hex digits for everything that determines the results; artifacts of two fingerprints are never mixed."""
         settings = dict(policy=self.policy, transform=self.transform, precision=self.card.precision)
         return hash_identity(self.identity, **settings)
 

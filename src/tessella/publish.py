@@ -43,7 +43,7 @@ def push_to_hub(
     """Upload the model to the Hub repository `repo_id` and return the address of the commit.
 
     The arguments have the names of huggingface_hub. token, endpoint: None uses its settings. The repository, and
-    revision (a branch), are created if they do not exist. private: for a new repository (None: the organisation's
+    revision (a branch), are created if they do not exist. private: for a new repository (None: the organization's
     default). create_pr: open a pull request instead of committing. config_overrides: as in `save_pretrained`.
     calibration: "auto" is that of a Predictor, or the one beside the weights that `create_model` loaded, and is left
     out with a warning if it does not belong to exactly the uploaded model in float32; a file or a Calibration; None

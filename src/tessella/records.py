@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,9 +140,9 @@ def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> b
     return encode_text(text.getvalue())
 
 
-def pad(cells: Sequence[object], length: int) -> list[object]:
-    """Return the cells followed by as many empty ones as `length` needs."""
-    return [*cells, *[""] * (length - len(cells))]
+def pad(cells: Sequence[object], length: int, filler: object = "") -> list[object]:
+    """Return the cells followed by as many fillers as `length` needs."""
+    return [*cells, *[filler] * (length - len(cells))]
 
 
 def write_records(
@@ -152,7 +153,8 @@ def write_records(
     metadata: such as model and fingerprint; stored in .npz and .parquet. csv_safe: as `safe` in `csv_line`. The file is
     written atomically, once all records have arrived. Rows without an embedding hold NaN in .npz, null in .parquet.
     Feature maps are stored in .npz only, as NaN for rows without any.
-    Raises OutputError; UsageError `bad_argument` for another suffix, or for feature maps in another format.
+    Raises OutputError; UsageError `bad_argument` for another suffix, feature maps in another format, or embeddings of
+    different widths in .npz and .parquet.
     """
     path, metadata = Path(path), metadata or {}
     suffix = path.suffix.lower()
@@ -163,7 +165,10 @@ def write_records(
     if suffix != ".npz" and any(record.features for record in rows):
         raise UsageError("bad_argument", f"feature maps cannot be stored as {suffix}", hint="use a .npz file")
     top = max((len(record.top) for record in rows), default=0)
-    width = max((len(record.embedding) for record in rows if record.embedding is not None), default=0)
+    widths = {len(record.embedding) for record in rows if record.embedding is not None}
+    if len(widths) > 1 and suffix in (".npz", ".parquet"):
+        raise UsageError("bad_argument", f"the embeddings have different widths: {', '.join(map(str, sorted(widths)))}")
+    width = max(widths, default=0)
     if suffix == ".csv":
         assessed = any(record.assessment for record in rows)
         lines = csv_lines(rows, top, width, assessed=assessed, safe=csv_safe)
@@ -177,7 +182,10 @@ def write_records(
 def npz_bytes(arrays: Mapping[str, ArrayLike]) -> bytes:
     """Return a NumPy archive (.npz) of the arrays, without pickled objects."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    with zipfile.ZipFile(buffer, "w") as archive:  # `np.savez` has no option against pickles before NumPy 2.2
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -199,11 +207,11 @@ def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str,
         missing = np.full(width, np.nan, np.float32)
         arrays["embeddings"] = np.stack([missing if r.embedding is None else r.embedding for r in records])
     if top:
-        arrays["indices"] = np.array([[p.index for p in r.top] or [-1] * top for r in records], np.int64)
+        arrays["indices"] = np.array([pad([p.index for p in r.top], top, -1) for r in records], np.int64)
         arrays["probabilities"] = np.array(
-            [[p.probability for p in r.top] or [np.nan] * top for r in records], np.float32
+            [pad([p.probability for p in r.top], top, np.nan) for r in records], np.float32
         )
-        arrays["labels"] = np.array([[valid_text(p.label) for p in r.top] or [""] * top for r in records], dtype=str)
+        arrays["labels"] = np.array([pad([valid_text(p.label) for p in r.top], top) for r in records], dtype=str)
     return npz_bytes(arrays | _stack_assessments(records) | _stack_features(records))
 
 

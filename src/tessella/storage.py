@@ -8,6 +8,7 @@ written to it directly.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -191,6 +192,8 @@ def make_folders(folder: Path) -> None:
     missing = []
     while not folder.exists():
         missing.append(folder)
+        if folder == folder.parent:  # a drive that does not exist, on Windows
+            break
         folder = folder.parent
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -207,14 +210,32 @@ def check_writable(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power failure."""
+    """Make renames in a folder survive a power failure, if the file system can; raises OSError if the disk fails."""
     if os.name != "posix":  # other systems cannot open a folder, and write renames at once
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what file systems without this operation answer
+            raise
     finally:
         os.close(descriptor)
+
+
+def publish_folder(draft: Path, folder: Path) -> None:
+    """Give a complete folder its name; after a power failure, `folder` has all files or does not exist.
+
+    draft: a folder of files beside `folder`, which may be an empty one. Raises OSError.
+    """
+    for path in draft.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(draft)
+    if folder.exists():
+        folder.rmdir()
+    draft.rename(folder)
+    sync_folder(folder.parent)
 
 
 @checked

@@ -18,6 +18,7 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from numpy.testing import assert_allclose
 
 import tessella
+from tessella._version import __version__
 from tessella.cli.console import Command
 from tessella.cli.options import option
 from tessella.cli.program import cli, main
@@ -457,9 +459,12 @@ def test_a_card_is_printed_or_written(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == out
 
 
-def test_doctor() -> None:
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = metadata.version  # of an editable install, it is that of the day of the installation
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0" if name == "tessella" else stored(name))
     rows = json.loads(run("doctor", "--json")[0])
     choices = {row["what"]: row["chosen"] for row in rows}
+    assert choices["tessella"] == __version__
     assert choices["torch"] == torch.__version__
     assert choices["built-in model"] == "works"
     assert all(row["reason"] for row in rows)

@@ -25,9 +25,12 @@ def test_rows_are_returned_as_they_were_written(tmp_path: Path) -> None:
     cache.put(RowKey(5, 2), ROW + 1)
     assert cache.get(RowKey(5, 1)) is None
     assert cache.get(RowKey(5, 2)) is not None
+    descriptor = cache._descriptor()
     cache.delete()
     cache.delete()
     assert not cache.path.exists()
+    with pytest.raises(OSError, match="Bad file descriptor"):  # an open file would keep its space on the disk
+        os.fstat(descriptor)
 
 
 @pytest.mark.parametrize("zeros", [0, 7])

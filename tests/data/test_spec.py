@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tessella.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -83,6 +84,10 @@ def test_resolve_data_config() -> None:
     assert resolve_data_config(dict(img_size=64, in_chans=1), cfg)["input_size"] == (1, 64, 64)
     assert resolve_data_config(dict(crop_pct=None), cfg)["crop_pct"] == 0.9
     assert resolve_data_config(dict(crop_pct=0.5), cfg, use_test_size=True)["crop_pct"] == 0.5
+    arrays = dict(input_size=np.array([3, 32, 48]), mean=np.array([0.5, 0.25, 1.0]))
+    resolved = resolve_data_config(arrays, cfg)
+    assert (resolved["input_size"], resolved["mean"]) == ((3, 32, 48), (0.5, 0.25, 1.0))
+    assert resolve_data_config(dict(img_size=np.int64(64)), cfg)["input_size"] == (3, 64, 64)
     model = SimpleNamespace(pretrained_cfg=cfg)
     assert resolve_model_data_config(model) == resolve_data_config({}, cfg)
     create_transform(**resolve_model_data_config(model), is_training=False)

@@ -17,6 +17,7 @@ import pytest
 from tessella.data.names import Skipped
 from tessella.data.source import Source
 from tessella.data.sources import iter_sources
+from tessella.data.walk import split_pattern
 from tessella.errors import ImageError
 
 from .labelled import BY_PRODUCTS
@@ -339,3 +340,26 @@ def test_patterns(folder: Path) -> None:
     assert listing("q/*.jpg", "p/g.txt/*.jpg")[0] == {"q/*.jpg": "not_found", "p/g.txt/*.jpg": "not_found"}
     Path("p/b/loop").symlink_to(".")
     assert list(listing("p/**/*.png")[0]) == ["p/b/c.png"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "base", "parts"),
+    [
+        ("C:\\photos\\**\\*.jpg", "C:/photos", ["**", "*.jpg"]),
+        ("C:\\*.jpg", "C:/", ["*.jpg"]),
+        ("C:/*.jpg", "C:/", ["*.jpg"]),
+        ("photos\\*.jpg", "photos", ["*.jpg"]),
+        ("*.jpg", "", ["*.jpg"]),
+        ("\\*.jpg", "/", ["*.jpg"]),
+    ],
+)
+def test_patterns_of_windows(pattern: str, base: str, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sep", "\\")
+    monkeypatch.setattr(os, "altsep", "/")
+    assert split_pattern(pattern) == (base, parts)
+
+
+def test_a_backslash_in_a_pattern_is_part_of_a_name_elsewhere() -> None:
+    assert split_pattern("a\\b/*.jpg") == ("a\\b", ["*.jpg"])
+    assert split_pattern("/*.jpg") == ("/", ["*.jpg"])
+    assert split_pattern("//*.jpg") == ("/", ["*.jpg"])

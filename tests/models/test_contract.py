@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tessella.errors import UsageError
+from tessella.fingerprint import config_text
 from tessella.models import ARCHITECTURES, build
 from tessella.models.base import ImageModel
 from tessella.models.convmixer import POOLS as CONVMIXER_POOLS
@@ -257,6 +259,22 @@ def test_intermediates_as_tokens_and_normed(case: str) -> None:
     features = as_list(model.forward_features(x))
     picked = [tokens[i] for i in ((-1,) if len(features) == 1 else model.default_out_indices)]
     assert_same(picked, [part[:, -last.shape[1] :] for part, last in zip(features, picked, strict=True)])
+
+
+def test_a_pruned_model_has_other_default_maps(case: str) -> None:
+    model = tiny(case)
+    model.prune_intermediate_layers([0], prune_head=False)
+    maps = model.forward_intermediates(images(model), indices=model.default_out_indices, intermediates_only=True)
+    assert len(maps) == len(model.feature_info)
+
+
+def test_numpy_numbers_are_accepted(case: str) -> None:
+    model = tiny(case, num_classes=np.int64(3), drop_rate=np.float64(0.25))
+    expected = tiny(case, num_classes=3, drop_rate=0.25)
+    assert config_text(model.config) == config_text(expected.config)
+    model.reset_classifier(np.int64(4))
+    assert type(model.num_classes) is int
+    assert model(images(model)).shape[1] == 4
 
 
 def test_unknown_output_format(case: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,6 +112,7 @@ def test_drop_path_keeps_whole_samples_and_their_expectation() -> None:
     assert drop.eval()(x) is x
     assert DropPath(0.0).train()(x) is x
     assert "0.25" in repr(drop)
+    assert torch.equal(DropPath(1.0).train()(x), torch.zeros(4, 3))
 
 
 def test_linear_rates() -> None:
@@ -122,6 +124,8 @@ def test_pick_blocks() -> None:
     assert pick_blocks(4, None) == [0, 1, 2, 3]
     assert pick_blocks(4, 2) == [2, 3]
     assert pick_blocks(4, [0, -1]) == [0, 3]
+    assert pick_blocks(4, np.int64(2)) == [2, 3]  # type: ignore[arg-type]
+    assert pick_blocks(4, np.array([0, -1])) == [0, 3]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("indices", [0, 5, -1, [4], [-5], []])

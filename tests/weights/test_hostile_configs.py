@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tessella.data.spec import InputSpec
-from tessella.errors import TessellaError, UsageError
+from tessella.errors import TessellaError, UsageError, WeightsError
 from tessella.models.base import ImageModel
 from tessella.weights import create_model, save_pretrained
-from tessella.weights.config import check_cfg
+from tessella.weights.config import check_cfg, read_config
 from tessella.weights.open import open_network
 
 from ..models.tiny import images, tiny
@@ -146,3 +146,11 @@ def test_numbers_keep_their_type_and_lists_become_tuples() -> None:
 def test_no_value_is_converted_to_the_type_of_its_field(field: str, value: object, expected: str) -> None:
     with pytest.raises(UsageError, match=f"^{field} is .*, expected {expected}$"):
         check_cfg({field: value})
+
+
+def test_a_huge_number_of_classes_with_named_ones_is_refused_at_once(tmp_path: Path) -> None:
+    root = dict(architecture="mixer_ti_p4_32", num_classes=10**11, label_names={"0": "cat"})
+    (tmp_path / "config.json").write_text(json.dumps(root))
+    with pytest.raises(WeightsError, match="num_classes is 100000000000") as caught:
+        read_config(tmp_path / "config.json")
+    assert caught.value.code == "bad_config"

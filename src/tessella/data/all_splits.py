@@ -17,8 +17,7 @@ from .layouts.store import ImageStore, Ints, JoinedStore, bad_data, join_path, n
 from .names import Skipped, is_missing_path, natural_key
 from .source import Source
 from .sources import iter_sources
-
-UNLABELLED = -1  # label of an image without one
+from .unlabelled import UNLABELLED, size_of
 
 
 @dataclass(frozen=True)
@@ -145,17 +144,7 @@ class _SourceStore(ImageStore):
         return self.items[row].key
 
     def sizes(self) -> Ints:
-        return np.array([_size(item) for item in self.items], np.int64)
+        return np.array([size_of(item) for item in self.items], np.int64)
 
     def source(self, row: int) -> Source:
         return self.items[row]
-
-
-def _size(source: Source) -> int:
-    """Return the size of a file or member in bytes; -1 if it is unknown."""
-    if source.size is not None or source.error is not None:
-        return -1 if source.size is None else source.size
-    try:
-        return os.stat(source.path).st_size  # noqa: PTH116 - a million Path objects cost seconds
-    except (OSError, ValueError):
-        return -1

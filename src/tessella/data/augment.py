@@ -1,6 +1,6 @@
 """Training augmentation of one image, as in timm: a pure function of (image, generator).
 
-The order is crop, flips, RandAugment or 3-Augment, color jitter, grayscale, blur; normalisation and random erasing
+The order is crop, flips, RandAugment or 3-Augment, color jitter, grayscale, blur; normalization and random erasing
 (`mix.py`) follow. The operations for an image are drawn first, as a list of `AugmentStep`s, and applied afterwards:
 if none is drawn, nothing is converted. Pillow receives decoded pixels only; `decode.py` opens files.
 """

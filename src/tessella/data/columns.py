@@ -3,7 +3,7 @@
     columns                                                          types
     IMAGE_COLUMNS: the first name that is present and fits           bytes, lists of uint8, paths as text, or structs
                                                                      with bytes or a path (Hugging Face)
-    LABEL_COLUMNS: likewise, for labelled data                       integers or class names
+    LABEL_COLUMNS: likewise, for labeled data                       integers or class names
 
 Upper and lower case are equal. Arrow's large, view and dictionary variants of these types are accepted, too.
 """

@@ -78,7 +78,8 @@ class Mixup:
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixed images (B,C,H,W) and soft targets (B,K) for images x and class indices target (B,), B even.
 
-        Raises UsageError `bad_argument` for other types, lengths that differ, or an odd batch size.
+        Raises UsageError `bad_argument` for other types (mixup needs floating-point images), lengths that differ, or
+        an odd batch size.
         """
         if not isinstance(x, Tensor) or not isinstance(target, Tensor) or len(x) != len(target):
             raise UsageError("bad_argument", "expected images (B,C,H,W) and labels (B,), both tensors")
@@ -87,13 +88,17 @@ class Mixup:
         if not self.mixup_enabled:
             fractions = torch.ones(len(x), device=x.device)
             return x, targets(target, target, fractions, self.num_classes, self.label_smoothing)
+        if self.config.mixup and not x.is_floating_point():
+            raise UsageError(
+                "bad_argument", f"the images are {x.dtype}, mixup needs floating-point numbers", hint="use x.float()"
+            )
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         mixed, partners, fractions = mix(x, target, rng, self.config)
         return mixed, targets(target, partners, fractions, self.num_classes, self.label_smoothing)
 
 
 class ImageDataset(Dataset[Sample]):
-    """(image, label) by index, from an image folder or any other labelled images that `open_labelled` reads.
+    """(image, label) by index, from an image folder or any other labeled images that `open_labelled` reads.
 
     The image is a Pillow image in RGB; with load_bytes, the encoded bytes; or what `transform` returns for either.
     An image that cannot be read raises ImageError, while timm returns the next one instead.

@@ -1,4 +1,4 @@
-"""Labelled images: one class per image, read from folders, Parquet files, WebDataset archives or lists.
+"""Labeled images: one class per image, read from folders, Parquet files, WebDataset archives or lists.
 
     layout                                                      key of an image
     folders: CLASS/**/image or SPLIT/CLASS/**/image             CLASS/.../image.jpg, relative to the folder
@@ -11,7 +11,7 @@ Parquet files and archives are a single file, a folder or a glob. Splits are rec
 the words in the names of Parquet files, archives and lists; a single list can have a column `split` instead. Classes
 are in the natural order of their names (a2 before a10), unless the data define an order: the `names` of a Hugging Face
 label, the lines of a classes.txt. Names are compared in Unicode normal form C. What fits no layout is an error, or is
-counted in `LabelledImages.skipped`: hidden files, system files or folders, results of Tessella, unlabelled images.
+counted in `LabelledImages.skipped`: hidden files, system files or folders, results of Tessella, unlabeled images.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class LabelledImages:
 def open_labelled(
     data: str | os.PathLike[str], split: Split | None = None, *, classes: Sequence[str] | None = None
 ) -> LabelledImages:
-    """Open the labelled images of one split of `data`, or of all splits (None).
+    """Open the labeled images of one split of `data`, or of all splits (None).
 
     data: a path in one of the layouts at the top of this module. split: "train" includes files whose names contain no
     split; "val" is the test split if there is no validation split. A file, a glob or a folder without splits belongs
@@ -200,10 +200,10 @@ def _hold_out(data: LabelledImages, fraction: float) -> tuple[LabelledImages, La
     hashes = (hashlib.sha256(os.fsencode(data.key(i))).digest()[:8] for i in range(len(data)))
     positions = np.fromiter((int.from_bytes(digest, "big") / 2**64 for digest in hashes), float, len(data))
     held_out = positions < fraction
-    for label in np.unique(data.labels[held_out]):
+    counts = [np.bincount(data.labels[part], minlength=len(data.classes)) for part in (held_out, ~held_out)]
+    for label in np.flatnonzero((counts[0] > 0) & (counts[1] == 0)):  # classes without any training image
         members = np.flatnonzero(data.labels == label)
-        if held_out[members].all():
-            held_out[members[positions[members].argmax()]] = False
+        held_out[members[positions[members].argmax()]] = False
     if not held_out.any():
         raise bad_data(
             f"{data.origin} has {len(data)} images, too few to hold out {100 * fraction:.3g} % for validation",

@@ -21,7 +21,7 @@ from .source import Source
 from .sources import iter_sources
 
 _MAX_FOOTER = 1 << 30  # bytes
-_MEMBER = [("offset", np.int64), ("size", np.int64), ("length", np.int32), ("hash", np.int64)]
+_MEMBER = [("offset", np.int64), ("size", np.int64), ("length", np.int64), ("hash", np.int64)]
 _VERSION_FIELDS = ("ETag", "etag", "generation", "LastModified", "last_modified", "mtime", "created")  # of stores
 
 
@@ -96,8 +96,8 @@ def _footer_at(path: str, ctime: int) -> str | None:
 def _members_at(path: str, ctime: int) -> NDArray[np.void]:
     """Return the members of a tar archive, sorted by offset; the ctime is part of the cache key.
 
-    28 bytes each, as there may be millions. length, hash: of the part of the key that follows the path, as the path
-    may have been relative when the archive was listed.
+    32 bytes each, as there may be millions; if the fields were not aligned, each search would copy one. length, hash:
+    of the part of the key that follows the path, as the path may have been relative when the archive was listed.
     """
     prefix = len(escape(path))
     rows = (

@@ -1,4 +1,4 @@
-"""Batches of labelled images for training and evaluation, in an order that depends only on a seed and the epoch.
+"""Batches of labeled images for training and evaluation, in an order that depends only on a seed and the epoch.
 
 A sample, with its crop and its colors, is a function of (seed, epoch, position): neither the number of worker
 processes nor the number of training processes nor a restart in the middle of an epoch changes it.

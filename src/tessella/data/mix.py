@@ -148,7 +148,8 @@ def mix(x_BCHW: Tensor, labels_B: Tensor, rng: Generator, config: Mixing) -> tup
         members = groups[group]
         blended[members, :, top:bottom, left:right] = partner[members, :, top:bottom, left:right]
         lam[members] = 1 - (bottom - top) * (right - left) / (height * width)
-    return blended, labels_B.flip(0), x_BCHW.new_tensor(lam).float()
+    like = x_BCHW if x_BCHW.is_floating_point() else x_BCHW[:0].float()  # as integers, the weights would be 0 or 1
+    return blended, labels_B.flip(0), like.new_tensor(lam).float()
 
 
 def _groups(count: int, mode: str) -> list[slice] | list[list[int]]:

@@ -33,11 +33,11 @@ class Mixture:
         fraction: float | None = None,
         weights: tuple[float, ...] | None = None,
     ) -> Mixture:
-        """Return the mixture of one labelled set and several unlabelled ones, given by their numbers of images.
+        """Return the mixture of one labeled set and several unlabeled ones, given by their numbers of images.
 
-        fraction: share of all unlabelled images together; None: in proportion to the numbers of images. weights:
-        weight of each unlabelled set; None: its number of images. Raises UsageError `bad_argument` for another number
-        of weights than unlabelled sets.
+        fraction: share of all unlabeled images together; None: in proportion to the numbers of images. weights:
+        weight of each unlabeled set; None: its number of images. Raises UsageError `bad_argument` for another number
+        of weights than unlabeled sets.
         """
         total = labelled + sum(unlabelled)
         fraction = sum(unlabelled) / total if fraction is None else fraction

@@ -69,7 +69,10 @@ class RowCache:
         return zlib.crc32(values, key.pixels).to_bytes(_CHECKSUM_BYTES, "little")
 
     def delete(self) -> None:
-        """Delete the file, if there is one."""
+        """Delete the file, if there is one, and close it in this process."""
+        if self._file is not None and self._file[0] == os.getpid():
+            os.close(self._file[1])
+        self._file = None
         self.path.unlink(missing_ok=True)
 
 

@@ -151,6 +151,11 @@ def read_spec(
     )
 
 
+def _plain(value: object) -> object:
+    """Return a number or an array of NumPy as Python's; anything else is returned unchanged."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 @checked
 def resolve_data_config(
     args: Mapping[str, object] | None = None,
@@ -172,11 +177,11 @@ def resolve_data_config(
 
     def pick(name: str, default: T) -> T:
         test = cfg.get(f"test_{name}") if use_test_size else None
-        candidates = (args.get(name), test, cfg.get(name))
+        candidates = (_plain(args.get(name)), test, cfg.get(name))
         picked = next((value for value in candidates if not (value is None or value == 0 or value == "")), default)
         return cast("T", picked)  # types are checked by InputSpec
 
-    channels, side = args.get("in_chans") or args.get("chans") or 3, args.get("img_size")
+    channels, side = _plain(args.get("in_chans") or args.get("chans") or 3), _plain(args.get("img_size"))
     size: object
     if args.get("input_size") is not None or side is None:
         size = pick("input_size", (channels, 224, 224))

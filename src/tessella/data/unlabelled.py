@@ -1,4 +1,4 @@
-"""Unlabelled images for distillation, and the pool of labelled and unlabelled images that a run draws from."""
+"""Unlabeled images for distillation, and the pool of labeled and unlabeled images that a run draws from."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class UnlabelledImages:
     def total_bytes(self) -> int:
         """Size of all encoded images, as far as it is known; of a Parquet file, that of the file."""
         stored = {(source.path, source.offset): source for source in self._sources}
-        return sum(max(_size(source), 0) for source in stored.values())
+        return sum(max(size_of(source), 0) for source in stored.values())
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -76,12 +76,12 @@ class UnlabelledImages:
         bases = np.repeat(np.arange(len(self.counts)), self.counts)
         for base, source in zip(bases, self._sources, strict=True):
             digest.update(os.fsencode(source.key.removeprefix(self._bases[base])) + b"\0")
-            digest.update(str(_size(source)).encode() + b"\0")
+            digest.update(str(size_of(source)).encode() + b"\0")
         return digest.hexdigest()[:16]
 
 
-def _size(source: Source) -> int:
-    """Return the size of an encoded image in bytes; -1 if it is unknown."""
+def size_of(source: Source) -> int:
+    """Return the size of a file or member in bytes; -1 if it is unknown."""
     if source.size is not None:
         return source.size
     if source.error is not None or is_url(source.path):
@@ -131,7 +131,7 @@ def _open_table(path: str) -> ImageStore:
 
 
 class ImagePool:
-    """Labelled images followed by unlabelled ones, in one numbering; the labels of the latter are `UNLABELLED`."""
+    """Labeled images followed by unlabeled ones, in one numbering; the labels of the latter are `UNLABELLED`."""
 
     def __init__(self, labelled: LabelledImages, unlabelled: UnlabelledImages):
         self.labelled, self.unlabelled = labelled, unlabelled
@@ -142,7 +142,7 @@ class ImagePool:
         return len(self.labels)
 
     def key(self, index: int) -> str:
-        """Return the name of an image; names are unique only within the labelled images and within each input."""
+        """Return the name of an image; names are unique only within the labeled images and within each input."""
         first = len(self.labelled)
         return self.labelled.key(index) if index < first else self.unlabelled.key(index - first)
 
@@ -153,7 +153,7 @@ class ImagePool:
 
 
 class TrainingImages(NamedTuple):
-    """The images of a training run: labelled ones to train on and to validate with, and unlabelled ones."""
+    """The images of a training run: labeled ones to train on and to validate with, and unlabeled ones."""
 
     train: LabelledImages
     val: LabelledImages

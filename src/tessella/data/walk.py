@@ -63,10 +63,15 @@ class _Visited(NamedTuple):
 
 
 def split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """Split a pattern into the folder before its first wildcard ("" for the current one) and the remaining parts."""
-    parts = pattern.split("/")
+    """Split a pattern into the folder before its first wildcard ("" for the current one) and the remaining parts.
+
+    On Windows, the separator is a backslash or a slash.
+    """
+    parts = (pattern.replace(os.sep, os.altsep) if os.altsep else pattern).split("/")
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    base = "/".join(parts[:first]) or ("/" if first and pattern.startswith("/") else "")
+    base = "/".join(parts[:first])
+    if first and (not base or (os.altsep and base.endswith(":"))):  # the root of a file system or of a drive
+        base += "/"
     return base, [part for part in parts[first:] if part not in ("", ".")]
 
 

@@ -56,7 +56,7 @@ def buffers_restored(block: nn.Module) -> Iterator[None]:
 
 
 class ImageModel(nn.Module, abc.ABC):
-    """An image classifier: normalised (B,C,H,W) images -> (B,num_classes) logits.
+    """An image classifier: normalized (B,C,H,W) images -> (B,num_classes) logits.
 
     num_features, head_hidden_size: width of the embedding that the head reads (`forward_head(..., pre_logits=True)`).
     feature_info: one FeatureEntry per entry of `forward_intermediates`.
@@ -97,12 +97,12 @@ class ImageModel(nn.Module, abc.ABC):
     # --- inference ----------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,num_classes) logits; without a head, the embedding."""
+        """(B,C,H,W) normalized images -> (B,num_classes) logits; without a head, the embedding."""
         return self.forward_head(self.forward_features(x))
 
     @abc.abstractmethod
     def forward_features(self, x: Tensor) -> Features:
-        """(B,C,H,W) normalised images -> the features that `forward_head` reads."""
+        """(B,C,H,W) normalized images -> the features that `forward_head` reads."""
 
     @abc.abstractmethod
     def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
@@ -110,7 +110,7 @@ class ImageModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward_stem(self, x: Tensor) -> Features:
-        """(B,C,H,W) normalised images -> the input of the first block."""
+        """(B,C,H,W) normalized images -> the input of the first block."""
 
     def forward_block(self, index: int, x: Features) -> Features:
         """Run block `index` and anything that comes between it and the next block."""
@@ -149,7 +149,7 @@ class ImageModel(nn.Module, abc.ABC):
     ) -> list[Tensor] | tuple[Features, list[Tensor]]:
         """Return the final features and the outputs of the selected blocks, or only these outputs.
 
-        x: (B,C,H,W) normalised images. indices: None for all entries of `feature_info`, n for the last n, or a list.
+        x: (B,C,H,W) normalized images. indices: None for all entries of `feature_info`, n for the last n, or a list.
         norm: apply the final norm to each output. stop_early: skip the blocks after the last selected one. output_fmt:
         "NCHW" for (B,channels,rows,columns) maps, "NLC" for (B,patches,channels) tokens. intermediates_only: return
         only the list. The outputs are in the order of `feature_info`, without duplicates.
@@ -185,11 +185,16 @@ class ImageModel(nn.Module, abc.ABC):
         kept = max(i % depth for i in picked) + 1
         del self.blocks[kept:]
         self.feature_info = [entry for i, entry in enumerate(self.feature_info) if i % depth < kept]
+        self.default_out_indices = self.default_indices(kept)
         if prune_norm:
             self.remove_norm()
         if prune_head:
             self.reset_classifier(0, "" if "" in self.pools() else None)
         return [i // depth * kept + i % depth for i in picked]
+
+    def default_indices(self, depth: int) -> tuple[int, ...]:
+        """Return the entries that `features_only` returns by default for `depth` blocks: those of the last three."""
+        return tuple(range(max(depth - 3, 0), depth))
 
     def remove_norm(self) -> None:
         """Replace the final norm with the identity."""
@@ -211,7 +216,7 @@ class ImageModel(nn.Module, abc.ABC):
         if global_pool is not None:
             self.global_pool = check_pool(global_pool, self.pools())
         self.head = self.new_classifier(num_classes)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
         """Return a new head for num_classes (0: the identity) with this model's device, dtype and training mode."""

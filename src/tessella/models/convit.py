@@ -1,6 +1,6 @@
 """ConViT, after d'Ascoli et al. 2021 (arXiv:2103.10697).
 
-Shape suffixes: B images, C colour channels, H heads, N patches or tokens (row-major), D model width, d head width.
+Shape suffixes: B images, C color channels, H heads, N patches or tokens (row-major), D model width, d head width.
 Module names are the published checkpoints' keys, so weights load without a rename table.
 Note: the class token is added, without a position embedding, after the local blocks: blocks 0 to 9 of the published
 models only see patches.
@@ -88,14 +88,14 @@ class GPSA(nn.Module):
 
     @torch.no_grad()
     def local_init(self, strength: float) -> None:
-        """Initialize the heads as a K x K convolution, in which each head attends to another neighbour (equation 5).
+        """Initialize the heads as a K x K convolution, in which each head attends to another neighbor (equation 5).
 
         If the number of heads is not a square, those beyond K * K keep their random initialization.
         """
         nn.init.eye_(self.v.weight)
         side = math.isqrt(self.num_heads)
-        centre = (side - 1) / 2
-        rows = [(2 * (h // side - centre), 2 * (h % side - centre), -1.0) for h in range(side * side)]
+        center = (side - 1) / 2
+        rows = [(2 * (h // side - center), 2 * (h % side - center), -1.0) for h in range(side * side)]
         self.pos_proj.weight[: side * side] = torch.tensor(rows)
         self.pos_proj.weight *= strength
 
@@ -149,7 +149,7 @@ class ConViT(ImageModel):
         self.feature_info = [
             FeatureEntry(num_chs=width, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
-        self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
+        self.default_out_indices = self.default_indices(cfg.depth)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -162,7 +162,7 @@ class ConViT(ImageModel):
                 block.attn.local_init(self.config.locality_strength)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of size img_size -> (B,N,D), with a class token first if no block is local."""
+        """(B,C,H,W) normalized images of size img_size -> (B,N,D), with a class token first if no block is local."""
         x_BND = self.patch_embed(x)
         x_BND = self.pos_drop(x_BND if self.pos_embed is None else x_BND + self.pos_embed)
         return self.join_class_token(x_BND) if self.num_local == 0 else x_BND
@@ -189,7 +189,7 @@ class ConViT(ImageModel):
         return torch.cat((self.cls_token.expand(x_BND.shape[0], -1, -1), x_BND), dim=1)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
+        """(B,C,H,W) normalized images of size img_size -> (B,1+N,D) normed tokens, the class token first."""
         x_BND = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for i in range(len(self.blocks)):

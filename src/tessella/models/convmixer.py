@@ -1,6 +1,6 @@
 """ConvMixer, after Trockman and Kolter 2022 (arXiv:2201.09792).
 
-Shape suffixes: B images, C colour channels, H W pixels, D model width, h w the grid of patches.
+Shape suffixes: B images, C color channels, H W pixels, D model width, h w the grid of patches.
 Module names are the published checkpoints' keys, so weights load without a rename table.
 Note: the published 768/32 weights use ReLU, the other two GELU.
 """
@@ -76,7 +76,7 @@ class ConvMixer(ImageModel):
         self.feature_info = [
             FeatureEntry(num_chs=cfg.dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
         ]
-        self.default_out_indices = tuple(range(max(cfg.depth - 3, 0), cfg.depth))
+        self.default_out_indices = self.default_indices(cfg.depth)
 
     @property
     def head_hidden_size(self) -> int:  # type: ignore[override]
@@ -84,7 +84,7 @@ class ConvMixer(ImageModel):
         return self.num_features * (2 if "cat" in self.global_pool else 1)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images -> (B,D,h,w); raises UsageError `wrong_input_size` if smaller than a patch."""
+        """(B,C,H,W) normalized images -> (B,D,h,w); raises UsageError `wrong_input_size` if smaller than a patch."""
         check_smallest(x, self.patch_size)
         return self.stem(x)
 
@@ -100,7 +100,7 @@ class ConvMixer(ImageModel):
         """Do nothing, because there is no final norm."""
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of at least one patch -> (B,D,h,w) with h = H // patch_size."""
+        """(B,C,H,W) normalized images of at least one patch -> (B,D,h,w) with h = H // patch_size."""
         x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:

@@ -1,6 +1,6 @@
 """CrossViT, after Chen, Fan and Panda 2021 (arXiv:2103.14899).
 
-Shape suffixes: B images, C colour channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
+Shape suffixes: B images, C color channels, H W pixels, N patches or tokens (row-major), D model width, d head width,
 h heads; b is a branch (0: small patches, 1: large patches) and o the other one.
 Module names are the published checkpoints' keys, so weights load without a rename table.
 Note: the model reads images of img_size, and resizes them for each branch whose img_scale is not 1.
@@ -188,7 +188,7 @@ class CrossViT(ImageModel):
             for dim, patch, scale in zip(cfg.embed_dim, cfg.patch_size, cfg.img_scale, strict=True)
             for stage in range(len(cfg.depth))
         ]
-        self.default_out_indices = last_stages(len(cfg.depth))
+        self.default_out_indices = self.default_indices(len(cfg.depth))
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -197,7 +197,7 @@ class CrossViT(ImageModel):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
     def forward_stem(self, x: Tensor) -> list[Tensor]:
-        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)], the class token of each branch first."""
+        """(B,C,H,W) normalized images of size img_size -> [(B,1+N_b,D_b)], the class token of each branch first."""
         check_image_size(x, self.img_size)
         tokens = [self.cls_token_0, self.cls_token_1]
         positions = [self.pos_embed_0, self.pos_embed_1]
@@ -218,7 +218,7 @@ class CrossViT(ImageModel):
         return tokens_to_map(x_BND, self.grids[branch]) if output_fmt == "NCHW" else x_BND
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """(B,C,H,W) normalised images of size img_size -> [(B,1+N_b,D_b)] normed tokens of both branches."""
+        """(B,C,H,W) normalized images of size img_size -> [(B,1+N_b,D_b)] normed tokens of both branches."""
         xs = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:
@@ -239,13 +239,9 @@ class CrossViT(ImageModel):
             return torch.cat(pooled, dim=1)
         return torch.stack([head(pooled[b]) for b, head in enumerate(self.head)]).mean(dim=0)
 
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """As `ImageModel.prune_intermediate_layers`; a stage stays if the output of either branch is picked."""
-        picked = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        self.default_out_indices = last_stages(len(self.blocks))
-        return picked
+    def default_indices(self, depth: int) -> tuple[int, ...]:
+        """Return the entries of the last of `depth` stages, one per branch."""
+        return depth - 1, 2 * depth - 1
 
     def remove_norm(self) -> None:
         self.norm = nn.ModuleList(nn.Identity() for _ in BRANCHES).train(self.training)
@@ -284,13 +280,8 @@ class CrossViT(ImageModel):
         return resampled
 
 
-def last_stages(depth: int) -> tuple[int, int]:
-    """Return the entries of `forward_intermediates` for the last of `depth` stages, one per branch."""
-    return depth - 1, 2 * depth - 1
-
-
 def fit_image(image_BCHW: Tensor, size: Pair, target: Pair, crop: bool) -> Tensor:
-    """Fit (B,C,H,W) images of `size` to the `target` size of a branch: unchanged, cropped to the centre or resized.
+    """Fit (B,C,H,W) images of `size` to the `target` size of a branch: unchanged, cropped to the center or resized.
 
     Sizes are (height, width). The resize is the reference's: bicubic, without antialiasing.
     """

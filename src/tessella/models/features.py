@@ -26,7 +26,7 @@ class FeatureInfo(list[FeatureEntry]):
 
 
 class FeatureExtractor(nn.Module):
-    """(B,C,H,W) normalised images -> the outputs of selected blocks in order: maps, or (B,N,D) tokens with "NLC".
+    """(B,C,H,W) normalized images -> the outputs of selected blocks in order: maps, or (B,N,D) tokens with "NLC".
 
     model: changed in place; parts that the outputs do not need are removed. out_indices: as the `indices` of
     `ImageModel.forward_intermediates`; None uses `model.default_out_indices`. norm: apply the model's final norm to

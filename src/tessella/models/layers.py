@@ -1,11 +1,12 @@
 """Layers shared by two or more model families; a layer of one family is in the file of that family.
 
-Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width.
+Shape suffixes: B images, C color channels, H W pixels, N patches (row-major over the grid), D model width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     """Set each sample of `x` (B,...) to zero with probability `rate`; divide the others by the keep probability."""
     keep = 1.0 - rate
     shape = [x.shape[0]] + [1] * (x.ndim - 1)  # one draw per sample
-    return x * (x.new_empty(shape).bernoulli_(keep) / keep)
+    return x * (x.new_empty(shape).bernoulli_(keep) / (keep if keep > 0.0 else 1.0))
 
 
 class DropPath(nn.Module):
@@ -111,7 +112,7 @@ def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     if indices is None:
         return list(range(depth))
     check_type("indices", indices, int | Sequence[int] | None)
-    selected = range(max(-indices, -depth - 1), 0) if isinstance(indices, int) else indices
+    selected = range(max(-int(indices), -depth - 1), 0) if isinstance(indices, Integral) else indices
     picked = [i + depth if i < 0 else i for i in selected]
     if not picked or min(picked) < 0 or max(picked) >= depth:
         raise UsageError(

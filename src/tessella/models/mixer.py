@@ -5,7 +5,7 @@ gmixer  MLP-Mixer with gated MLPs (the gates of arXiv:2002.05202), an experiment
 resmlp  ResMLP, Touvron et al. 2021 (arXiv:2105.03404)
 gmlp    gMLP, Liu et al. 2021 (arXiv:2105.08050)
 
-Shape suffixes: B images, C colour channels, H W pixels, N patches (row-major over the grid), D model width,
+Shape suffixes: B images, C color channels, H W pixels, N patches (row-major over the grid), D model width,
 E hidden units, K classes. Module names are the published checkpoints' keys, so weights load without a rename table.
 Note: token mixing has weights per patch position, so a model reads images of one size only;
 `MlpMixer.resample_state_dict` adapts trained weights to another size.
@@ -196,7 +196,7 @@ class MlpMixer(ImageModel):
             FeatureEntry(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}")
             for i in range(cfg.num_blocks)
         ]
-        self.default_out_indices = tuple(range(max(cfg.num_blocks - 3, 0), cfg.num_blocks))
+        self.default_out_indices = self.default_indices(cfg.num_blocks)
         self._init_weights()
 
     @torch.no_grad()
@@ -220,7 +220,7 @@ class MlpMixer(ImageModel):
             nn.init.constant_(self.head.bias, -math.log(self.num_classes) if self.config.nlhb else 0.0)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of size img_size -> (B,N,D) tokens."""
+        """(B,C,H,W) normalized images of size img_size -> (B,N,D) tokens."""
         return self.stem(x)
 
     def forward_norm(self, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ class MlpMixer(ImageModel):
         return tokens_to_map(x, self.stem.grid) if output_fmt == "NCHW" else x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) normalised images of size img_size -> (B,N,D) tokens after the final norm."""
+        """(B,C,H,W) normalized images of size img_size -> (B,N,D) tokens after the final norm."""
         x = self.forward_stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             for block in self.blocks:

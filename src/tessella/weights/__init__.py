@@ -1,6 +1,6 @@
-"""The catalogue of published checkpoints, and functions to download, verify, load, convert and save weights.
+"""The catalog of published checkpoints, and functions to download, verify, load, convert and save weights.
 
-The public names are listed in `__init__.pyi` and loaded on first use, so the catalogue does not import torch.
+The public names are listed in `__init__.pyi` and loaded on first use, so the catalog does not import torch.
 """
 
 from ..extras import public_names

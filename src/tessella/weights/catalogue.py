@@ -1,4 +1,4 @@
-"""The catalogue of published checkpoints, and the resolution of model names.
+"""The catalog of published checkpoints, and the resolution of model names.
 
 A name is `architecture` or `architecture.tag`. This module does not import torch, so listing models is fast. The rows
 are in `tables/pretrained.json` (checkpoints published by timm) and `builtin/builtin.json` (checkpoints in this

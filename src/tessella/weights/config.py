@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from ..errors import TessellaError, UsageError, WeightsError
 from ..models.configs import CONFIGS, configure
-from ..models.configs.shared import to_pair
+from ..models.configs.shared import MAX_CLASSES, to_pair
 from ..storage import read_regular
 from .catalogue import PretrainedCfg, resolve
 
@@ -184,11 +184,9 @@ def _name_list(names: object, classes: object) -> object:
     """Return {index: name} as a list; a class without a name gets its number as the name."""
     if not isinstance(names, dict):
         return names
-    if (
-        type(classes) is not int
-        or not 0 <= classes < MAX_NUMBER
-        or not all(str(key).isdecimal() and int(key) < classes for key in names)
-    ):
+    if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:  # before a list of that length is made
+        raise UsageError("bad_argument", f"num_classes is {_short(classes)}, expected 0 to {MAX_CLASSES:,}")
+    if not all(str(key).isdecimal() and int(key) < classes for key in names):
         raise UsageError("bad_argument", f"label_names has an index that is not one of the {classes} classes")
     by_index = {int(key): name for key, name in names.items()}
     return [by_index.get(i, str(i)) for i in range(classes)]

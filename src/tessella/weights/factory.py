@@ -81,7 +81,7 @@ def create_model(
 
     model_name: `arch` (its default checkpoint), `arch.tag`, `hf-hub:org/repo[@revision]` or `local-dir:path`.
     pretrained: load the weights of that name, after verifying them completely.
-    pretrained_cfg: another tag of the architecture, or a complete config that replaces the catalogue's.
+    pretrained_cfg: another tag of the architecture, or a complete config that replaces the catalog's.
     pretrained_cfg_overlay: fields to replace, such as `dict(file="best.safetensors", num_classes=-1)`.
     checkpoint_path: weight file for exactly this model, loaded strictly; pretrained weights are then not read.
     cache_dir: folder to use instead of the cache of huggingface_hub.

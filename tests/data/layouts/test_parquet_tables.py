@@ -104,7 +104,7 @@ def test_unusable_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         table = pq.read_table(good).replace_schema_metadata({"huggingface": metadata})
         pq.write_table(table, tmp_path / "meta.parquet")
         refusal("bad_argument", lambda: open_labelled(tmp_path / "meta.parquet"))
-    monkeypatch.setattr(parquet_tables, "_total_memory", lambda: 100)
+    monkeypatch.setattr(parquet_tables, "total_memory", lambda: 100)
     assert "WebDataset" in refusal("bad_argument", lambda: open_labelled(good))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install pyarrow" in refusal("missing_dependency", lambda: open_labelled(good))

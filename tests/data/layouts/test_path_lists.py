@@ -201,3 +201,12 @@ def test_escaped_paths_name_any_file(tmp_path: Path) -> None:
     data = open_labelled(tmp_path / "list.csv")
     assert keys(data) == names
     assert [data.read(i) for i in range(4)] == [image_bytes("x") + os.fsencode(name) for name in names]
+
+
+@pytest.mark.parametrize("name", ["b\\x41.jpg", "\\ud800.jpg"])
+def test_an_escape_of_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "1.jpg")
+    (tmp_path / "list.csv").write_text(f"escaped_path,label\n1.jpg,a\n{name},b\n")
+    message = refusal("bad_argument", lambda: open_labelled(tmp_path / "list.csv"))
+    assert "line 3" in message
+    assert "is not an escaped path" in message

@@ -114,7 +114,7 @@ _PHOTOMETRICS = {
     34892: "linear raw",
 }
 _KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 4: "untyped", 5: "complex integers", 6: "complex"}
-_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 
 
 class _DirectoryEntry(NamedTuple):
@@ -301,7 +301,7 @@ class _Layout(NamedTuple):
         compression, photometric = page.integer(COMPRESSION, 1), page.integer(PHOTOMETRIC, 0)
         if compression == 6:  # old-style JPEG: most files do not say what their colors are
             photometric = 6
-        colors = _COLOURS.get(photometric, 1)
+        colors = _COLORS.get(photometric, 1)
         samples = page.integer(SAMPLES, colors if compression == 6 else 1)
         bits = page.integers(BITS, (1,))[: max(samples, 1)]
         formats = set(page.integers(SAMPLE_FORMAT, (1,)))
@@ -345,13 +345,13 @@ class _Layout(NamedTuple):
             return "samples of different sizes or kinds"
         kind = _KINDS.get(self.sample_format, f"the sample format {self.sample_format}")
         layout = f"{self.samples} {'sample' if self.samples == 1 else 'samples'} of {self.bits}-bit {kind} ({name})"
-        if self.photometric not in _COLOURS or self.planar not in (1, 2) or self.fill_order not in (1, 2):
+        if self.photometric not in _COLORS or self.planar not in (1, 2) or self.fill_order not in (1, 2):
             return layout
         return "" if self._is_supported() else layout
 
     def _is_supported(self) -> bool:
         """Return whether the decoder reads the layout correctly, as a comparison with tifffile's pixels has shown."""
-        colors, extra, bits = _COLOURS[self.photometric], self.extra, self.bits
+        colors, extra, bits = _COLORS[self.photometric], self.extra, self.bits
         chunky, packed = self.planar == 1 or self.samples == 1, self.compression != 1
         if self.samples != colors + len(extra) and not (self.photometric == 2 and self.samples == 4 and not extra):
             return self.photometric == 6 and self.samples == 1  # gray called YCbCr

@@ -1,1 +1,1 @@
-"""How labelled data sets are laid out on disk: image folders, Parquet tables, WebDataset archives, lists of paths."""
+"""How labeled data sets are laid out on disk: image folders, Parquet tables, WebDataset archives, lists of paths."""

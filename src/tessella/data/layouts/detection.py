@@ -139,7 +139,7 @@ def find_sibling(data: DatasetFiles) -> DatasetFiles | None:
 def lacks_classes(data: DatasetFiles, splits: list[str], classes: Sequence[str]) -> bool:
     """Return whether a test folder has none of these classes.
 
-    Competitions put unlabelled test images into one folder of any name.
+    Competitions put unlabeled test images into one folder of any name.
     """
     if data.kind != "folder" or splits != ["test"]:
         return False

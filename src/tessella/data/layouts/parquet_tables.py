@@ -1,10 +1,9 @@
-"""Labelled images as Parquet tables: labels are read at once, images on demand."""
+"""Labeled images as Parquet tables: labels are read at once, images on demand."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, UsageError
+from ...machine import total_memory
 from ...text import count_of
 from ..columns import (
     ImageColumn,
@@ -294,7 +294,7 @@ def _read_table(path: str) -> _Table:
 
 def _check_memory(files: list[DataFile], needed: int) -> None:
     """Refuse tables whose images, which are kept in memory, need more than a quarter of it. needed: bytes."""
-    memory = _total_memory()
+    memory = total_memory()
     if memory and needed > memory // 4:
         raise bad_data(
             f"the images of {files[0].name!r}{' and others' if files[1:] else ''} take {needed / 2**30:.1f} GiB and "
@@ -330,11 +330,3 @@ def _label_values(path: str, labels: pa.ChunkedArray) -> LabelValues:
         raise bad_data(
             f"{path!r}: a label is not text in UTF-8, or is too large a number", "write the file again"
         ) from None
-
-
-def _total_memory() -> int:
-    """Return the memory of this machine in bytes; 0 if unknown."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0

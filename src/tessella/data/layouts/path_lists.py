@@ -1,4 +1,4 @@
-"""Labelled images as lists: CSV or TSV files of path,label, with the split of each image if they have a column of it.
+"""Labeled images as lists: CSV or TSV files of path,label, with the split of each image if they have a column of it.
 
 A path names a file, a member of an archive (photos.tar::cats/1.jpg) or a row of a Parquet file (photos.parquet:17).
 Under the header `escaped_path`, paths are written as `tessella.text.escape` makes them, so that any file name can be
@@ -42,6 +42,7 @@ PATH_COLUMNS = (
     "img_path",
     "image_file",
 )
+ESCAPED_HINT = r"write a backslash as \\, and bytes that are not UTF-8 as \x80 to \xff"
 _ROW = re.compile(r"(.*\.parquet):(\d{1,18})", re.IGNORECASE | re.DOTALL)
 
 
@@ -187,7 +188,10 @@ def _read_list(path: str) -> Iterator[_Line]:
                 )
             named, label = cells[columns.path], cells[columns.label].strip()
             split = "" if columns.split is None or columns.split >= len(cells) else cells[columns.split].strip().lower()
-            yield _Line(unescape(named) if columns.is_escaped else named.strip(), label, SPLIT_OF.get(split, ""))
+            name = unescape(named) if columns.is_escaped else named.strip()
+            if not _is_file_name(name):
+                raise bad_data(f"{path}, line {reader.line_num}: {named!r} is not an escaped path", ESCAPED_HINT)
+            yield _Line(name, label, SPLIT_OF.get(split, ""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
@@ -195,6 +199,15 @@ def _read_list(path: str) -> Iterator[_Line]:
             f"{path!r} could not be read as a list in UTF-8: {reason}",
             hint="save it as CSV in UTF-8, or in UTF-16 with a byte order mark",
         ) from None
+
+
+def _is_file_name(name: str) -> bool:
+    """Return whether the system can have a file of this name."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _delimiter(path: str, text: str) -> str:

@@ -151,7 +151,7 @@ def mixed_layouts(path: str, contents: str) -> UsageError:
 
 
 def not_found(message: str) -> UsageError:
-    """Return the error for a path without labelled images."""
+    """Return the error for a path without labeled images."""
     return UsageError("not_found", message, hint=f"DATA is {ACCEPTED}")
 
 

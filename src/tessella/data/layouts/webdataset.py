@@ -1,4 +1,4 @@
-"""Labelled images in .tar files: samples with a label beside each image (WebDataset), or folders of classes."""
+"""Labeled images in .tar files: samples with a label beside each image (WebDataset), or folders of classes."""
 
 from __future__ import annotations
 

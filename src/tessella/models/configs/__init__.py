@@ -47,7 +47,8 @@ def configure(arch: str, **overrides: object) -> FamilyConfig:
     kinds = annotated_types(family)
     for name, value in changes.items():
         check_type(name, value, kinds.get(name, object))
-        _check_size(name, value)
+        changes[name] = _plain(value)
+        _check_size(name, changes[name])
     values = {name: getattr(config, name) for name in fields}
     try:
         return validate(family(**{**values, **changes}))
@@ -92,6 +93,13 @@ def embedding_width(config: FamilyConfig) -> int:
     if isinstance(config, ConViTConfig):
         return config.embed_dim * config.num_heads
     return config.embed_dim if isinstance(config, MixerConfig) else sum(config.embed_dim)
+
+
+def _plain(value: object) -> object:
+    """Return the numbers and arrays of NumPy as Python's, which config files and fingerprints contain."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _activation_name(value: object) -> str:

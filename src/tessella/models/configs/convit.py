@@ -20,7 +20,7 @@ class ConViTConfig:
     # Blocks with positional attention; the class token is added after them. If no block follows, it contains nothing
     # about the patches: use global_pool="avg" then.
     local_up_to_layer: int = 10
-    locality_strength: float = 1.0  # how sharply a newly initialized positional head attends to its neighbour
+    locality_strength: float = 1.0  # how sharply a newly initialized positional head attends to its neighbor
     use_pos_embed: bool = True
     mlp_ratio: float = 4.0
     qkv_bias: bool = False

@@ -38,7 +38,7 @@ class CrossViTConfig:
     patch_size: Sequence[int] = (12, 16)  # pixels of the branch's image
     img_size: int | Sequence[int] = 240  # pixels, or (height, width), of the image the model reads
     img_scale: Sequence[float] = (1.0, 224 / 240)  # side of the branch's image / side of the model's
-    crop_scale: bool = False  # give a branch the centre of the image instead of a resized copy
+    crop_scale: bool = False  # give a branch the center of the image instead of a resized copy
     qkv_bias: bool = True
     in_chans: int = 3
     num_classes: int = 1000  # 0 drops the heads

@@ -35,7 +35,7 @@ class MixerConfig:
     drop_rate: float = 0.0  # before the head
     proj_drop_rate: float = 0.0  # inside the MLPs
     drop_path_rate: float = 0.0  # resmlp: in every block; the others: at the last, growing linearly from 0
-    nlhb: bool = False  # initialise the head's bias to -log(num_classes) instead of 0
+    nlhb: bool = False  # initialize the head's bias to -log(num_classes) instead of 0
 
 
 def _mixer(embed_dim: int, num_blocks: int, patch_size: int) -> MixerConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 from ...errors import UsageError
 
@@ -43,7 +44,7 @@ def linear_rates(rate: float, depth: int) -> list[float]:
 
 def check_classes(num_classes: int) -> None:
     """Raise UsageError `bad_argument` unless the number of classes is an integer from 0 to MAX_CLASSES."""
-    if not isinstance(num_classes, int) or not 0 <= num_classes <= MAX_CLASSES:
+    if not isinstance(num_classes, Integral) or not 0 <= num_classes <= MAX_CLASSES:
         raise UsageError("bad_argument", f"num_classes is {num_classes!r}, expected 0 to {MAX_CLASSES:,}")
 
 
