@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,30 @@ def test_results_come_while_later_images_are_still_unread() -> None:
         assert len(read) < 20
         records.close()
     assert len(server.requests) < 20
+
+
+def test_an_async_call_yields_results_while_the_iterable_is_slow() -> None:
+    read = []
+
+    def images() -> Iterator[bytes]:
+        for number in range(6):
+            read.append(number)
+            yield image(number)
+            end = time.monotonic() + 30
+            while len(server.requests) < number and time.monotonic() < end:  # one request is made when the next is read
+                time.sleep(0.01)
+            time.sleep(0.2)
+
+    async def run() -> None:
+        async with (
+            AsyncClient(server.url, max_images=1, concurrency=8) as client,
+            aclosing(client.records(images())) as records,
+        ):
+            assert (await anext(records)).key == "0"
+            assert len(read) < 6
+
+    with FakeServer() as server:
+        asyncio.run(run())
 
 
 def test_an_exception_of_the_callers_iterable_comes_after_earlier_results(ask: Ask) -> None:
@@ -592,6 +617,13 @@ def test_the_header_retry_after(text: str, seconds: float | None) -> None:
     assert retries.retry_after({"retry-after": text}) == seconds
 
 
+@pytest.mark.parametrize(
+    "text", ["Mon, 01 Jan 2024 00:00:00 +{}", "Mon, 01 Jan 2024 {}:00:00 GMT", "Mon, 01 Jan {} 00:00:00 GMT"]
+)
+def test_retry_after_with_a_number_of_many_digits_is_no_date(text: str) -> None:
+    assert retries.retry_after({"retry-after": text.format("9" * 30)}) is None
+
+
 def test_retry_after_may_be_a_date() -> None:
     seconds = retries.retry_after({"retry-after": formatdate(time.time() + 100, usegmt=True)})
     assert seconds is not None
@@ -807,6 +839,8 @@ def test_refused_urls_of_servers(kind: Any, url: Any) -> None:
         dict(max_body=10),
         dict(token=""),
         dict(token="a\nb"),
+        dict(token=" secret"),
+        dict(token="secret "),
         dict(token="ü"),
         dict(token=5),
         dict(timeouts=3),
@@ -827,6 +861,12 @@ def test_the_token_is_sent_and_never_shown(ask: Ask) -> None:
     assert server.requests[0].headers["Authorization"] == "Bearer secret-token"
     assert "Authorization" not in server.requests[1].headers
     assert repr(client) == f"<Client of {server.url}>"
+
+
+def test_a_token_may_contain_spaces_as_that_of_a_server_may(ask: Ask) -> None:
+    with FakeServer() as server:
+        ask(server, "classify", image(1), settings=dict(token="two words"))
+    assert server.requests[0].headers["Authorization"] == "Bearer two words"
 
 
 def test_a_path_in_the_url_is_kept(ask: Ask) -> None:

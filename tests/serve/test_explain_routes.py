@@ -184,7 +184,9 @@ def test_the_token_is_needed(open_app: Callable[..., App], cat: bytes) -> None:
 
 
 def test_the_models_say_that_they_can_be_explained(explainer: App) -> None:
-    assert all(row["can_explain"] is True for row in explainer.ask("GET", "/v1/models").json()["data"])
+    rows = explainer.ask("GET", "/v1/models").json()["data"]
+    assert all(row["can_explain"] is True for row in rows)
+    assert [explainer.ask("GET", f"/v1/models/{row['id']}").json() for row in rows] == rows
 
 
 def test_the_route_is_described_with_examples(explainer: App) -> None:

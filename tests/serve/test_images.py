@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from tessella.errors import ImageError
-from tessella.serve import ServeSettings
-from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, read_images
+from tessella.serve import ServeSettings, images
+from tessella.serve.images import MAX_NAME, MAX_TEXT, AskedImages, decode_text, read_images
 from tessella.serve.problems import RequestError
 from tessella.serve.security import ClientGoneError
 from tessella.serve.strict_json import MAX_VALUES, parse_json
@@ -163,6 +163,44 @@ def test_data_uris(uri: str) -> None:
 def test_bad_texts_are_errors_of_their_image_alone(text: str, code: str) -> None:
     request = read(as_json({"images": [ENCODED, text, ENCODED]}), "application/json", max_body_bytes=1000)
     assert contents(request) == [("0", PIXELS), ("1", code), ("2", PIXELS)]
+
+
+def test_long_texts_that_begin_like_data_uris_are_refused_at_once() -> None:
+    for text in ("data:" + "a" * 2000, "data:" + "a/" * 1000, "data:a/" + "a;" * 1000):
+        start = time.perf_counter()
+        for _ in range(100):
+            assert isinstance(decode_text(text, ServeSettings()), ImageError)
+        assert time.perf_counter() - start < 1
+
+
+def test_a_request_that_fails_ends_its_fetches_and_counts_no_bytes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    counted = []
+
+    async def fetch(url: str, **_: object) -> bytes:
+        try:
+            await asyncio.sleep(0 if url.endswith("first") else 0.05)
+        finally:
+            ended.append(url)
+        return PIXELS
+
+    def count(size: int) -> None:
+        counted.append(size)
+        raise RequestError("overloaded", "")
+
+    async def scenario() -> None:
+        body = as_json({"images": [{"url": f"https://example.com/{name}"} for name in ("first", "second", "third")]})
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        request = new_request(messages, "application/json", allow_urls=True)
+        request.state.count_bytes = count
+        with pytest.raises(RequestError):
+            await read_images(request)
+        assert len(ended) == 3
+        await asyncio.sleep(0.1)
+        assert counted == [len(PIXELS)]
+
+    monkeypatch.setattr(images, "fetch_image", fetch)
+    asyncio.run(scenario())
 
 
 def test_urls_are_refused_by_default() -> None:

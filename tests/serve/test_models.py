@@ -245,6 +245,38 @@ def test_loaded_and_unloaded_models_are_reported(loader: Loader) -> None:
     assert events == [("loaded", FIRST), ("unloaded", FIRST)]
 
 
+def test_a_model_that_is_loaded_again_while_its_memory_is_returned_is_reported_as_loaded(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    returning, gate = threading.Event(), threading.Event()
+
+    def return_memory() -> None:
+        returning.set()
+        assert gate.wait(60)
+
+    async def scenario() -> None:
+        clock = Clock()
+        host = ModelHost(
+            ServeSettings(models=(FIRST, SECOND), idle_minutes=1),
+            on_loaded=lambda model: events.append(f"loaded {model.name}"),
+            on_unloaded=lambda model: events.append(f"unloaded {model.name}"),
+            clock=clock,
+        )
+        await use(host, SECOND)
+        clock.now = 3600.0
+        unloading = asyncio.create_task(host.unload_idle())
+        assert await asyncio.to_thread(returning.wait, 60)
+        await use(host, SECOND)
+        gate.set()
+        await unloading
+        assert events == [f"loaded {SECOND}", f"unloaded {SECOND}", f"loaded {SECOND}"]
+        await host.close()
+
+    monkeypatch.setattr(models, "_return_memory", return_memory)
+    asyncio.run(scenario())
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

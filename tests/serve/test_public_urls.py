@@ -319,6 +319,13 @@ def test_joining_a_location(location: str, expected: str) -> None:
     assert parse_url("https://example.com/folder/a.jpg?size=1").join(location) == expected
 
 
+def test_a_location_that_cannot_be_joined_is_refused() -> None:
+    for url, location in (("https://example.com/a.jpg", "/\t/["), ("https://example.com//[", "b.jpg")):
+        with pytest.raises(ImageError) as caught:
+            parse_url(url).join(location)
+        assert caught.value.code == "url_refused"
+
+
 @pytest.mark.parametrize(
     "location", ["\\\\127.0.0.1/", "/\\127.0.0.1/", "///127.0.0.1/", "https:\\\\127.0.0.1", "https:/127.0.0.1/", "//"]
 )

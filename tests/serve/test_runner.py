@@ -148,7 +148,7 @@ def test_a_port_in_use_is_a_coded_error() -> None:
         assert "--port" in done.stderr
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "256.1.1.1", "no-such-host.invalid", "a b", ""])
+@pytest.mark.parametrize("host", ["192.0.2.1", "256.1.1.1", "no-such-host.invalid", "a b", "a..b", "a" * 64, ""])
 def test_addresses_of_other_machines_are_a_coded_error(host: str) -> None:
     if host == "":
         with pytest.raises(UsageError):

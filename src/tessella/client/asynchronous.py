@@ -152,7 +152,8 @@ class AsyncClient(ClientBase):
         try:
             more = True
             while more or waiting:
-                if more and len(waiting) < self.concurrency:
+                has_answer = bool(waiting) and waiting[0].done()
+                if more and len(waiting) < self.concurrency and not has_answer:
                     request = await asyncio.to_thread(next, requests, None)
                     more = request is not None
                     if request is not None:

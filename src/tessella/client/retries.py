@@ -63,7 +63,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return float(text[:10])
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a number with very many digits
         return None
     if date.tzinfo is None:  # "-0000"
         date = date.replace(tzinfo=UTC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -47,8 +46,11 @@ class ClientBase:
         check_count("concurrency", concurrency, 256)
         check_count("max_images", max_images, 4096)
         check_count("max_body", max_body, 1 << 31, least=4096)
-        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise UsageError("bad_argument", "the token is empty or has characters that a header cannot have")
+        if token is not None and not (token and token == token.strip() and token.isascii() and token.isprintable()):
+            raise UsageError(
+                "bad_argument",
+                "the token is empty, begins or ends with a space, or has characters other than printable ASCII",
+            )
         self.model = model
         self.timeout, self.retries = timeout, retries
         self.concurrency, self.max_images, self.max_body = concurrency, max_images, max_body

@@ -10,7 +10,7 @@ import asyncio
 import binascii
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ MAX_NAME = 1024  # characters of an image's name
 MAX_PARTS_BESIDE_IMAGES = 16
 _PIECE = 64 * 1024  # bytes that are given to the multipart parser at once, however small the packets were
 _BLOCKING = 1024 * 1024  # bytes from which on a body is parsed in a thread
-_DATA_URI = re.compile(r"data:[a-z0-9.+-]*/?[a-z0-9.+-]*(?:;[a-z0-9.+=\"-]*)*?;base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[a-z0-9.+-]*(?:/[a-z0-9.+-]*)?(?:;[a-z0-9.+=\"-]*)*?;base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"https?:", re.IGNORECASE)
 _IMAGE_TYPE = re.compile(r"image/[a-z0-9.+-]{1,100}")
 OTHER_TYPE = "Send multipart/form-data, application/json, or the bytes of one image as image/* or octet-stream."
@@ -187,7 +187,23 @@ async def _load_all(request: Request, entries: Sequence[_JsonImage], deadline: f
     settings = settings_of(request)
     timeout = min(deadline or settings.deadline, settings.deadline)
     fetch = _fetcher(request, settings, timeout) if settings.allow_urls else None
-    return await run_unless_disconnected(request, asyncio.gather(*(_load(entry, settings, fetch) for entry in entries)))
+    loads = [_load(entry, settings, fetch) for entry in entries]
+    return await run_unless_disconnected(request, _gather_or_cancel(loads))
+
+
+async def _gather_or_cancel(loads: Sequence[Coroutine[None, None, RequestImage]]) -> list[RequestImage]:
+    """Return the results of coroutines. If one raises an error, the others end before it is raised.
+
+    A fetch that went on would count its bytes after those of the request were released, and they would never be
+    released again.
+    """
+    tasks = [asyncio.create_task(load) for load in loads]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _load(entry: _JsonImage, settings: ServeSettings, fetch: Fetch | None) -> RequestImage:

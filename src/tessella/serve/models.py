@@ -291,13 +291,13 @@ class ModelHost:
     async def _unload(self, entry: _Entry) -> None:
         assert entry.model is not None
         entry.hosted = None
+        self._on_unloaded(entry.model)  # now, since a request may load the model again while its memory is returned
         released, entry.memory = entry.memory, 0
         self._releasing += released
         try:
             await in_thread(_return_memory)
         finally:
             self._releasing -= released
-        self._on_unloaded(entry.model)
 
 
 def _open(name: str, source: str, settings: ServeSettings) -> tuple[ServedModel, ImageLane]:

@@ -99,13 +99,20 @@ class PublicUrl:
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def join(self, location: str) -> str:
-        """Return the URL that a redirect to `location` refers to, unchecked: it has to be parsed like any other."""
+        """Return the URL that a redirect to `location` refers to, unchecked: it has to be parsed like any other.
+
+        Raises ImageError `url_refused` for a location that cannot be joined.
+        """
         if re.match(r"[a-z][a-z0-9+.-]*:", location, re.I):
             return location
         if location.startswith("//"):
             return f"{self.scheme}:{location}"
+        try:
+            target = urljoin(self.target, location)
+        except ValueError:  # what looks like another host, with brackets that contain no IPv6 address
+            _refuse("the URL was redirected to a malformed location")
         # the authority is that of this object; only paths are joined
-        return f"{self.scheme}://{self.authority}{urljoin(self.target, location)}"
+        return f"{self.scheme}://{self.authority}{target}"
 
 
 def parse_url(url: str, *, allow_http: bool = False) -> PublicUrl:

@@ -137,10 +137,11 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that Python cannot encode for the DNS
+        reason = error.strerror or error if isinstance(error, OSError) else "it is not a valid host name"
         raise ServeError(
             "cannot_listen",
-            f"the server cannot listen on {host} port {port}: {error.strerror or error}",
+            f"the server cannot listen on {host} port {port}: {reason}",
             hint="another program may use the port: choose one with --port, or --port 0 for any free one",
         ) from None
     return listener

@@ -99,8 +99,12 @@ class ServeSettings:
         self._check_access()
 
     def _check_access(self) -> None:
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise UsageError("bad_argument", "the token is empty, or has characters other than printable ASCII")
+        token = self.token
+        if token is not None and not (token and token == token.strip() and token.isascii() and token.isprintable()):
+            raise UsageError(
+                "bad_argument",
+                "the token is empty, begins or ends with a space, or has characters other than printable ASCII",
+            )
         if self.token is None and not self.is_loopback:
             raise UsageError(
                 "bad_argument",

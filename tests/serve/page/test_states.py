@@ -9,12 +9,29 @@ from typing import Any
 
 import pytest
 
+from tessella.serve.routes.index_schemas import FilterBody
+
 from .browser import Visit
 from .conftest import ROOT
 from .stand_in import Collection, StandIn
 
 Open = Callable[..., Visit]
 CAT = ROOT / "examples" / "cat.jpg"
+MAX_PIXELS = FilterBody.model_json_schema()["properties"]["max_width"]["anyOf"][0]["maximum"]  # that the server takes
+SHARED_THUMBNAIL = """async () => {
+  const { name } = performance.getEntriesByType("resource").find((entry) => entry.name.endsWith("/thumbnails.js"));
+  const { Thumbnails } = await import(name);
+  const started = [];
+  const load = (row) => new Promise((resolve) => started.push(() => resolve(`address of ${row}`)));
+  const thumbnails = new Thumbnails(load);
+  for (let row = 0; row < 6; row++) thumbnails.address(row, 96, () => true); // all requests at once are in use
+  const waiting = [thumbnails.address(7, 96, () => false), thumbnails.address(7, 96, () => true)];
+  const unwanted = thumbnails.address(8, 96, () => false);
+  started.shift()();
+  const refused = await unwanted;
+  while (started.length) started.shift()();
+  return [...(await Promise.all(waiting)), refused];
+}"""
 FOCUS = """() => {
   const { activeElement: node } = document;
   return node === document.body ? "nothing" : node.getAttribute("aria-label") ?? node.innerText;
@@ -240,11 +257,16 @@ def test_a_failure_on_the_map_is_reported(site: StandIn, visit: Open) -> None:
 
 def test_sizes_are_numbers(site: StandIn, visit: Open) -> None:
     opened = gallery(visit, site)
-    for text, sent in (("1e3", 1000), ("12.9", 12), ("1e30", 1_000_000_000)):
+    for text, sent in (("1e3", 1000), ("12.9", 12), ("1e30", MAX_PIXELS)):
         with opened.page.expect_response("**/v1/index/select") as answered:
             opened.page.get_by_label("Largest width in pixels").fill(text)
         assert answered.value.request.post_data_json["filter"] == {"max_width": sent}
         assert answered.value.ok
+
+
+def test_a_thumbnail_is_loaded_if_anyone_who_waits_for_it_still_wants_it(site: StandIn, visit: Open) -> None:
+    opened = gallery(visit, site)
+    assert opened.page.evaluate(SHARED_THUMBNAIL) == ["address of 7", "address of 7", None]
 
 
 # --- collections of no image and of one, and collections that change --------------------------------------------------

@@ -5,7 +5,7 @@ import { NO_FILTER, isFiltered, state, toggled } from "./state.js";
 import { images, number, shortLabel } from "./text.js";
 
 const SHOWN_LABELS = 100; // of many classes; the field above the list finds the others
-const LARGEST = 1e9; // pixels: no image is larger, and the server refuses numbers that are much larger
+const LARGEST = 1e6; // pixels: no image is larger, and the server refuses larger numbers
 const SIZES = [
   ["min_width", "Width from"],
   ["max_width", "to"],

@@ -5,7 +5,7 @@ const KEPT = 600;
 
 export class Thumbnails {
   #load;
-  #kept = new Map(); // "row/size": promise of an address, in order of use
+  #kept = new Map(); // "row/size": {promise of an address, wanted: isWanted of all who wait for it}, in order of use
   #waiting = [];
   #running = 0;
 
@@ -14,19 +14,25 @@ export class Thumbnails {
     this.#load = load;
   }
 
-  /** Return the address of a thumbnail. isWanted: asked before it is requested; if it says no, the result is null. */
+  /**
+   * Return the address of a thumbnail. isWanted: asked before it is requested; if everyone who waits for this thumbnail
+   * says no, the result is null.
+   */
   address(row, size, isWanted) {
     const key = `${row}/${size}`;
     const known = this.#kept.get(key);
     if (known) {
       this.#kept.delete(key);
       this.#kept.set(key, known);
-      return known;
+      known.wanted?.push(isWanted);
+      return known.promise;
     }
+    const entry = { wanted: [isWanted] };
     const promise = new Promise((resolve, reject) => {
-      this.#waiting.push({ row, size, key, isWanted, resolve, reject });
+      this.#waiting.push({ row, size, key, entry, resolve, reject });
     });
-    this.#kept.set(key, promise);
+    entry.promise = promise;
+    this.#kept.set(key, entry);
     promise.catch(() => this.#kept.delete(key));
     this.#trim();
     this.#next();
@@ -36,7 +42,9 @@ export class Thumbnails {
   #next() {
     while (this.#running < DOWNLOADS_AT_ONCE && this.#waiting.length) {
       const task = this.#waiting.pop();
-      if (!task.isWanted()) {
+      const { wanted } = task.entry;
+      task.entry.wanted = null; // from here on it is requested, or forgotten
+      if (!wanted.some((isWanted) => isWanted())) {
         this.#kept.delete(task.key);
         task.resolve(null);
         continue;
@@ -52,7 +60,7 @@ export class Thumbnails {
   }
 
   #trim() {
-    for (const [key, promise] of this.#kept) {
+    for (const [key, { promise }] of this.#kept) {
       if (this.#kept.size <= KEPT) return;
       this.#kept.delete(key);
       promise.then(

@@ -152,16 +152,14 @@ def results_of(answer: Answer, names: list[str], *, top: int, embed: bool) -> li
 async def models(request: Request) -> Response:
     """List the models of this server. Facts of a model are known once it has been loaded."""
     service = service_of(request)
-    rows = [model_row(status) for status in service.models()]
-    for row, status in zip(rows, service.models(), strict=True):
-        row["can_explain"] = service.explanations.can_explain(status.model)
-    return json_response({"object": "list", "data": rows})
+    return json_response({"object": "list", "data": [model_row(service, status) for status in service.models()]})
 
 
-def model_row(status: ModelStatus) -> dict[str, object]:
+def model_row(service: Service, status: ModelStatus) -> dict[str, object]:
     """Return a model of the server as JSON."""
     row: dict[str, object] = dict(id=status.name, object="model", created=0, owned_by="tessella")
     row |= dict(state=status.state, default_for=list(status.default_for))
+    row["can_explain"] = service.explanations.can_explain(status.model)
     if (model := status.model) is not None:
         row |= dict(fingerprint=model.fingerprint, num_classes=model.num_classes, width=model.width)
         row |= dict(input=[3, model.spec.height, model.spec.width], calibration=calibration_row(model))

@@ -73,9 +73,10 @@ async def health() -> dict[str, float]:
 @router.get("/v1/models/{name:path}", tags=["OpenAI"], response_class=Response, responses=_MODEL_RESPONSES)
 async def model(request: Request, name: str) -> Response:
     """Return one model of the list of models. Raises UsageError `unknown_model`."""
-    for status in service_of(request).models():
+    service = service_of(request)
+    for status in service.models():
         if status.name == name:
-            return json_response(model_row(status))
+            return json_response(model_row(service, status))
     raise UsageError("unknown_model", f"no model {name!r} is served")
 
 
