@@ -27,6 +27,9 @@ from tessella.errors import UsageError, WeightsError
         dict(crop_pct=0.0),
         dict(crop_pct=math.nan),
         dict(crop_pct=math.inf),
+        dict(crop_pct=1e-308),
+        dict(mean=(0.5, 0.5, math.nan)),
+        dict(std=(0.5, 0.5, math.inf)),
         dict(mean=(0.5, 0.5)),
         dict(std=(0.5, 0.5, 0.0)),
     ],
@@ -106,3 +109,7 @@ def test_three_means_for_other_channels_are_averaged(channels: int) -> None:
     assert resolve_data_config(dict(in_chans=channels, img_size=32))["mean"] == pytest.approx(
         (0.449,) * channels, abs=1e-3
     )
+
+
+def test_the_fill_is_a_color_whatever_the_mean() -> None:
+    assert InputSpec(mean=(-1.0, 0.5, 2.0)).fill == (0, 128, 255)

@@ -44,7 +44,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(tmp_path:
     assert (saved.checkpoint_id, saved.state) == (1, dict(step=1))
     assert "at-00000002 is damaged" in messages[0]
     with pytest.raises(WeightsError) as caught:  # the intact one is not deleted
-        checkpoint.prune(tmp_path, 1)
+        checkpoint.prune(tmp_path, 2, 1)
     assert caught.value.code == "damaged_checkpoint"
     assert checkpoint.checkpoint_ids(tmp_path) == [1, 2]
 
@@ -79,8 +79,24 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         checkpoint.save(tmp_path, step, dict(model={"a": torch.zeros(2)}), dict(step=step))
-    checkpoint.prune(tmp_path, 2, best=1)
+    checkpoint.prune(tmp_path, 5, 2, best=1)
     assert checkpoint.checkpoint_ids(tmp_path) == [1, 4, 5]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_run_goes_on_after_falling_back_to_an_older_checkpoint(tmp_path: Path, keep: int) -> None:
+    for step in (5, 10, 20):
+        checkpoint.save(tmp_path, step, dict(model={"a": torch.zeros(3)}), dict(step=step))
+    flip(checkpoint.checkpoint_folder(tmp_path, 20) / "model.safetensors", -1)
+    resumed = checkpoint.read_newest(tmp_path, lambda text: None)
+    assert resumed is not None
+    assert resumed.checkpoint_id == 10
+    checkpoint.save(tmp_path, 15, dict(model={"a": torch.zeros(3)}), dict(step=15))
+    checkpoint.prune(tmp_path, 15, keep)
+    assert checkpoint.checkpoint_ids(tmp_path) == [10, 15, 20][-keep - 1 :]
+    newest = checkpoint.read_newest(tmp_path, lambda text: None)
+    assert newest is not None
+    assert newest.checkpoint_id == 15
 
 
 @pytest.mark.usefixtures("without_report")

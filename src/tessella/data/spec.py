@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+MIN_CROP = 1e-9  # with a smaller fraction, no image fits the limits after it is resized
 MAX_SIZE = 1_000_000  # of a side in pixels, and of the number of channels
 _log = logging.getLogger(__name__)
 
@@ -68,10 +69,16 @@ class InputSpec:
         require(
             self.crop_mode in CROP_MODES, f"crop_mode is {self.crop_mode!r}, expected one of {', '.join(CROP_MODES)}"
         )
-        require(0 < self.crop_pct < math.inf, f"crop_pct is {self.crop_pct}, expected a positive number, such as 0.875")
         require(
-            len(self.mean) == len(self.std) == self.channels and all(s > 0 for s in self.std),
-            f"mean {self.mean} and std {self.std} do not give {self.channels} channels a mean and a positive std",
+            MIN_CROP <= self.crop_pct < math.inf,
+            f"crop_pct is {self.crop_pct}, expected a positive number, such as 0.875",
+        )
+        require(
+            len(self.mean) == len(self.std) == self.channels
+            and all(map(math.isfinite, (*self.mean, *self.std)))
+            and all(s > 0 for s in self.std),
+            f"mean {self.mean} and std {self.std} do not give {self.channels} channels a finite mean and a positive, "
+            "finite std",
         )
 
     @classmethod
@@ -103,7 +110,7 @@ class InputSpec:
     @property
     def fill(self) -> tuple[int, ...]:
         """The mean color as integers in 0..255, used to fill what is outside of an image."""
-        return tuple(min(round(255 * mean), 255) for mean in self.mean)
+        return tuple(min(max(round(255 * mean), 0), 255) for mean in self.mean)
 
 
 def require(condition: bool, message: str) -> None:

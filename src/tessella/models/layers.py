@@ -112,7 +112,7 @@ def pick_blocks(depth: int, indices: int | Sequence[int] | None) -> list[int]:
     if indices is None:
         return list(range(depth))
     check_type("indices", indices, int | Sequence[int] | None)
-    selected = range(max(-int(indices), -depth - 1), 0) if isinstance(indices, Integral) else indices
+    selected = range(max(-int(indices), -depth - 1), 0) if isinstance(indices, int | Integral) else indices
     picked = [i + depth if i < 0 else i for i in selected]
     if not picked or min(picked) < 0 or max(picked) >= depth:
         raise UsageError(

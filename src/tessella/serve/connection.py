@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .problems import Headers, Problem, header_values, make_problem
+from .problems import Headers, Problem, has_body, header_values, make_problem
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -135,7 +135,7 @@ class LimitedConnection(HttpToolsProtocol):
             raise RefusedRequestError
         if not self.url.startswith(b"/") and self.url != b"*":  # for a proxy, with a host beside that of the header
             raise RefusedRequestError
-        if self.parser.should_upgrade() and _has_body(self.headers):  # the parser would take the body for a request
+        if self.parser.should_upgrade() and has_body(self.headers):  # the parser would take the body for a request
             raise RefusedRequestError
         self._is_in_headers = False
         self._unset_keepalive_if_required()  # a refused request in the same packet has started this timer
@@ -217,11 +217,6 @@ def _response(answer: Problem, headers: Headers) -> bytes:
     lines = [b"HTTP/1.1 %d %s\r\n" % (answer.status, HTTPStatus(answer.status).phrase.encode())]
     lines += [b"%s: %s\r\n" % header for header in headers]
     return b"".join([*lines, b"\r\n", answer.body])
-
-
-def _has_body(headers: Headers) -> bool:
-    lengths = header_values(headers, b"content-length")
-    return bool(header_values(headers, b"transfer-encoding")) or any(length.strip() != b"0" for length in lengths)
 
 
 def _is_short(headers: Headers) -> bool:

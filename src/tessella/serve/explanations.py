@@ -142,10 +142,10 @@ class Explanations:
         begun = time.monotonic()
         self.check(model)
         if len(images) > self.max_images:
-            count = len(images)
+            count, most = len(images), self.max_images
             raise RequestError(
                 "too_many_images",
-                f"The request has {count:,} images, the limit for explanations is {MAX_EXPLAINED}: "
+                f"The request has {count:,} images, the limit for explanations is {most}: "
                 "divide them among several requests.",
             )
         self._loop = asyncio.get_running_loop()

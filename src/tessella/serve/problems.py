@@ -152,3 +152,10 @@ def _json(fields: dict[str, object]) -> tuple[bytes, bytes]:
 def header_values(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """Return the values of all headers of a name, which is in lower case."""
     return [value for key, value in headers if key == name]
+
+
+def has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request with these headers, whose names are in lower case, has a body."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0") for name, value in headers
+    )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import TessellaError
 from ..text import printable
-from .problems import Headers, Problem, RequestError, header_values, problem_of
+from .problems import Headers, Problem, RequestError, has_body, header_values, problem_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -259,7 +259,7 @@ class Exchange:
         self.status = self.received = self.sent = 0
         self._receive, self._send = receive, send
         self._deadline = asyncio.get_running_loop().time() + gate.body_timeout
-        self._is_body_complete = not _has_body(scope["headers"])
+        self._is_body_complete = not has_body(scope["headers"])
         self._must_linger = self.is_complete = False
 
     async def receive(self) -> Message:
@@ -362,12 +362,6 @@ def _request_id(headers: Headers) -> str:
     if len(values) == 1 and _REQUEST_ID.fullmatch(values[0]):
         return values[0].decode()
     return secrets.token_hex(8)
-
-
-def _has_body(headers: Headers) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0") for name, value in headers
-    )
 
 
 def _parse_authority(text: str) -> tuple[str, str] | None:

@@ -140,14 +140,15 @@ def read_newest(run: Path, log: Callable[[str], None]) -> TrainingCheckpoint | N
     return None
 
 
-def prune(run: Path, keep: int, best: int | None = None) -> None:
-    """Delete all checkpoints but the newest `keep` and the best.
+def prune(run: Path, saved: int, keep: int, best: int | None = None) -> None:
+    """Delete all checkpoints older than the newest `keep`, except the best.
 
-    Raises WeightsError `damaged_checkpoint`, and deletes nothing, if the newest cannot be read back.
+    saved: the id of the checkpoint that was just saved. Checkpoints with higher ids are damaged: the run was resumed
+    from an older one. They are neither counted nor deleted.
+    Raises WeightsError `damaged_checkpoint`, and deletes nothing, if `saved` cannot be read back.
     """
-    ids = checkpoint_ids(run)
-    if ids:
-        read(run, ids[-1])
+    read(run, saved)
+    ids = [checkpoint_id for checkpoint_id in checkpoint_ids(run) if checkpoint_id <= saved]
     for checkpoint_id in ids[:-keep]:
         if checkpoint_id != best:
             shutil.rmtree(checkpoint_folder(run, checkpoint_id), ignore_errors=True)

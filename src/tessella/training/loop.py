@@ -240,7 +240,8 @@ class TrainingRun:
             )
             checkpoint_id = self.steps_done + self.epochs_done
             checkpoint.save(self.setup.folder, checkpoint_id, tensors, state | self.trainer.state())
-            checkpoint.prune(self.setup.folder, self.config.keep_checkpoints, self.best.checkpoint_id)
+            keep, best = self.config.keep_checkpoints, self.best.checkpoint_id
+            checkpoint.prune(self.setup.folder, checkpoint_id, keep, best)
         self.saved_at = time.monotonic()
 
     def train_epochs(self) -> None:

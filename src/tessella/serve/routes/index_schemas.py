@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from ...search.heads import MAX_MARKED, MAX_NAME
 from ...search.polygon import MAX_COORDINATE, MAX_VERTICES
-from ..images import read_json
+from ..images import content_type, read_json
 from ..problems import RequestError
 from ..search import MAX_FOUND
 from ..selection import Selection
@@ -255,8 +255,7 @@ AnyBody = TypeVar("AnyBody", bound=_Body)
 
 async def read_object(request: Request, kind: type[AnyBody]) -> AnyBody:
     """Return the JSON body of a request. Raises RequestError `bad_request`, `unsupported_media_type`."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if content_type(request) != "application/json":
         raise RequestError("unsupported_media_type", "Send application/json.")
     return check_object(await read_json(request), kind)
 
