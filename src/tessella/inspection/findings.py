@@ -169,7 +169,7 @@ def _pair_reason(evidence: Evidence, index: int, kept: int, pair: int) -> str:
         text = f"the same bytes as {other}"
     elif kind == "near":
         mirror = ", mirrored" if copies.mirrored[pair] else ""
-        text = f"the same picture as {other}{mirror}: similarity of the pixels {copies.score[pair]:.2f}"
+        text = f"nearly the same picture as {other}{mirror}: similarity of the pixels {copies.score[pair]:.2f}"
     else:
         text = (
             f"similar to {other}: cosine {copies.cosine[pair]:.3f}, similarity of the pixels {copies.score[pair]:.2f}"
