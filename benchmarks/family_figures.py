@@ -38,10 +38,7 @@ def convmixer() -> Drawing:
     c.box("channel", "Convolution p x p, stride p")
     c.box("plain", "activation, BatchNorm")
     c.begin(f"block, x {cfg.depth}")
-    c.fork()
-    c.box("space", "Depthwise convolution k x k")
-    c.box("plain", "activation, BatchNorm")
-    c.join()
+    _residual(c, ("space", "Depthwise convolution k x k"), ("plain", "activation, BatchNorm"))
     c.box("channel", "Pointwise convolution 1 x 1")
     c.box("plain", "activation, BatchNorm")
     c.end()
@@ -93,6 +90,14 @@ def _side(img_size: int | Sequence[int]) -> int:
     return img_size if isinstance(img_size, int) else img_size[0]
 
 
+def _residual(c: Column, *boxes: Sequence[str]) -> None:
+    """Draw boxes with a residual connection around them; each is its kind and its lines."""
+    c.fork()
+    for kind, *lines in boxes:
+        c.box(kind, *lines)
+    c.join()
+
+
 def _pooling(c: Column, norm: str = "LayerNorm") -> None:
     c.box("plain", norm)
     c.box("space", "Mean over patches")
@@ -127,14 +132,12 @@ def mlp_mixer() -> Drawing:
     )
     tokens, channels = hidden_widths(cfg)
     c.begin(f"block, x {cfg.num_blocks}")
-    c.fork()
-    c.box("plain", "LayerNorm")
-    c.box("space", "MLP across patches", f"{count} to {tokens}, GELU, to {count}")
-    c.join()
-    c.fork()
-    c.box("plain", "LayerNorm")
-    c.box("channel", "MLP across channels", f"{cfg.embed_dim} to {channels}, GELU, to {cfg.embed_dim}")
-    c.join()
+    _residual(c, ("plain", "LayerNorm"), ("space", "MLP across patches", f"{count} to {tokens}, GELU, to {count}"))
+    _residual(
+        c,
+        ("plain", "LayerNorm"),
+        ("channel", "MLP across channels", f"{cfg.embed_dim} to {channels}, GELU, to {cfg.embed_dim}"),
+    )
     c.end()
     _pooling(c)
     _matrices(
@@ -156,14 +159,12 @@ def gmixer() -> Drawing:
     )
     tokens, channels = hidden_widths(cfg)
     c.begin(f"block, x {cfg.num_blocks}")
-    c.fork()
-    c.box("plain", "LayerNorm")
-    c.box("space", "Gated MLP across patches", f"N = {count}, {tokens} hidden units")
-    c.join()
-    c.fork()
-    c.box("plain", "LayerNorm")
-    c.box("channel", "Gated MLP across channels", f"D = {cfg.embed_dim}, {channels} hidden units")
-    c.join()
+    _residual(c, ("plain", "LayerNorm"), ("space", "Gated MLP across patches", f"N = {count}, {tokens} hidden units"))
+    _residual(
+        c,
+        ("plain", "LayerNorm"),
+        ("channel", "Gated MLP across channels", f"D = {cfg.embed_dim}, {channels} hidden units"),
+    )
     c.end()
     _pooling(c)
 
@@ -198,16 +199,18 @@ def resmlp() -> Drawing:
     )
     channels = hidden_widths(cfg)[1]
     c.begin(f"block, x {cfg.num_blocks}")
-    c.fork()
-    c.box("plain", "Affine")
-    c.box("space", "Linear across patches", f"{count} x {count} weights")
-    c.box("plain", "scale per channel")
-    c.join()
-    c.fork()
-    c.box("plain", "Affine")
-    c.box("channel", "MLP across channels", f"{cfg.embed_dim} to {channels}, GELU, to {cfg.embed_dim}")
-    c.box("plain", "scale per channel")
-    c.join()
+    _residual(
+        c,
+        ("plain", "Affine"),
+        ("space", "Linear across patches", f"{count} x {count} weights"),
+        ("plain", "scale per channel"),
+    )
+    _residual(
+        c,
+        ("plain", "Affine"),
+        ("channel", "MLP across channels", f"{cfg.embed_dim} to {channels}, GELU, to {cfg.embed_dim}"),
+        ("plain", "scale per channel"),
+    )
     c.end()
     _pooling(c, "Affine")
 
@@ -311,14 +314,12 @@ def convit() -> Drawing:
     c.scene(64, 7, ("image", f"{_side(cfg.img_size)} px in {count}", f"patches of {cfg.patch_size} px"))
     c.box("channel", "Linear map of each patch", f"+ position embedding, {count} x {width}")
     c.begin(f"block, x {local}")
-    c.fork()
-    c.box("plain", "LayerNorm")
-    c.box("space", "Gated positional attention", f"{cfg.num_heads} heads")
-    c.join()
-    c.fork()
-    c.box("plain", "LayerNorm")
-    c.box("channel", "MLP across channels", f"{width} to {int(width * cfg.mlp_ratio)}, GELU, to {width}")
-    c.join()
+    _residual(c, ("plain", "LayerNorm"), ("space", "Gated positional attention", f"{cfg.num_heads} heads"))
+    _residual(
+        c,
+        ("plain", "LayerNorm"),
+        ("channel", "MLP across channels", f"{width} to {int(width * cfg.mlp_ratio)}, GELU, to {width}"),
+    )
     c.end()
     c.box("plain", "class token joins the patches")
     c.box("both", "Standard transformer block", f"x {cfg.depth - local}: attention, then MLP")

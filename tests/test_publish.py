@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from tessella.calibration.finding import beside
 from tessella.calibration.storage import calibration_hash, read_calibration
 from tessella.errors import UsageError
 from tessella.models.base import ImageModel
+from tessella.text import without_folders
 from tessella.weights import sources
 from tessella.weights.catalogue import BUILTIN_FOLDER
 from tessella.weights.fetch import fetch_config, fetch_model
@@ -78,6 +82,90 @@ def test_the_calibration_beside_the_weights_is_uploaded_and_found(
         predictor = tessella.load(NAME)
         assert "beside the weights" in predictor.plan.choice("calibration").reason
         assert predictor.classify(IMAGE) == local
+
+
+def test_the_examples_of_the_card_name_the_repository(hub: FakeHub, folder: Path) -> None:
+    for revision, name in ((None, NAME), ("v2", f"{NAME}@v2")):
+        push_to_hub(model_in(folder), REPO, token="t", revision=revision, endpoint=hub.url)
+        repo = hub.repos[REPO]
+        text = repo.commits[repo.refs[revision or "main"]]["README.md"].decode()
+        assert "local-dir:" not in text
+        assert set(re.findall(r'(?:load|create_model)\("([^"]+)"', text)) == {name}
+
+
+def with_report(folder: Path, data: str) -> None:
+    """Write a report of the model in a folder, with files and texts of this machine."""
+    predictor = tessella.load(f"local-dir:{folder}", calibration=None)
+    conditions = {"model": predictor.name, "fingerprint": predictor.fingerprint, "data": f"{data} (val)"}
+    settings = {"transform": predictor.transform, "decode policy": predictor.policy, "precision": "float32"}
+    rows = [{"label": "a", "recall": 0.25, "count": 4}, {"label": "b", "recall": 0.75, "count": 4}]
+    metrics = {"count": 8, "top1": 0.5, "ece": 0.125, "per_class": rows}
+    report = {"command": f"tessella train {data} -o {folder}", "conditions": conditions | settings, "metrics": metrics}
+    report["mistakes"] = [{"key": f"{data}/a/me.jpg"}]
+    (folder / "report").mkdir()
+    (folder / "report" / "report.json").write_text(json.dumps(report))
+    (folder / "report" / "mistakes.png").write_bytes(b"pictures")
+    (folder / "train.json").write_text("{}")
+    card = folder / "README.md"
+    card.write_text(f"{card.read_text()}\n## Training\n\n[report](report/report.md)\n\n    {report['command']}\n")
+
+
+def test_no_folder_of_this_machine_is_uploaded(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    data = f"{tmp_path}/my own/photos"
+    with_report(folder, data)
+    calibration = read_calibration(beside(folder))
+    calibration = dataclasses.replace(
+        calibration, model=f"local-dir:{folder}", data=calibration.data._replace(origin=f"10% of {data} (val), chosen")
+    )
+    write_calibration(beside(folder), calibration)
+    push_to_hub(model_in(folder), REPO, token="t", endpoint=hub.url)
+    files = uploaded(hub)
+    assert sorted(files) == sorted([*FILES, "calibration.safetensors"])
+    for name, content in files.items():
+        for secret in (str(tmp_path), str(Path.home()) + "/", "my own", "me.jpg", "/tmp/"):
+            assert secret.encode() not in content, (name, secret)
+    loaded = tessella.load(NAME).calibration
+    assert loaded is not None
+    assert loaded.data.origin == "10% of photos (val), chosen"
+    assert loaded.model == "local-dir:model"
+    assert read_calibration(beside(folder)).data.origin == calibration.data.origin
+
+
+def test_the_card_of_a_trained_model_has_its_figures_and_no_broken_links(hub: FakeHub, folder: Path) -> None:
+    with_report(folder, "photos")
+    push_to_hub(model_in(folder), REPO, token="t", endpoint=hub.url)
+    text = uploaded(hub)["README.md"].decode()
+    assert "| top-1 accuracy | 50.00 % |" in text
+    assert "on 8 images of photos (val)" in text
+    assert 'metric_name: "Top-1 accuracy (%)"' in text or "name: Top-1 accuracy (%)" in text
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert [link for link in links if "://" not in link and link not in uploaded(hub)] == []
+
+
+def test_a_changed_model_has_no_figures_of_the_report(hub: FakeHub, folder: Path) -> None:
+    with_report(folder, "photos")
+    model = model_in(folder)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    push_to_hub(model, REPO, token="t", endpoint=hub.url)
+    assert "## Evaluation" not in uploaded(hub)["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/my photos/pets (val)", "pets (val)"),
+        ("the 5 images of /a/b that /c/d was not trained on", "the 5 images of b that d was not trained on"),
+        ("local-dir:/home/me/run", "local-dir:run"),
+        ("~/photos/", "photos/"),
+        ("~me/photos", "photos"),
+        ("../../me/photos, without the 10% held out", "photos, without the 10% held out"),
+        ("s3://bucket/photos and https://host/a/b", "s3://bucket/photos and https://host/a/b"),
+        ("photos/pets (val), images/s and/or 3 / 4", "photos/pets (val), images/s and/or 3 / 4"),
+    ],
+)
+def test_folders_are_removed_from_texts(text: str, expected: str) -> None:
+    assert without_folders(text) == expected
 
 
 def test_a_repository_without_a_calibration_gives_the_plain_softmax(hub: FakeHub, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from .calibration.calibration import Calibration
 from .calibration.finding import beside
 from .calibration.storage import read_calibration, write_calibration
-from .cards.writer import card
+from .cards.trained import read_report, uploaded_facts
 from .checks import checked
 from .errors import UsageError
 from .fingerprint import hash_identity, identify
@@ -18,7 +19,8 @@ from .loading import spec_of
 from .models.base import ImageModel
 from .predictor import Predictor
 from .storage import write_bytes
-from .text import encode_text
+from .text import encode_text, without_folders
+from .weights.card_text import render
 from .weights.open import open_network
 from .weights.save import CARD, save_pretrained
 from .weights.upload import check_upload, upload_folder
@@ -47,7 +49,10 @@ def push_to_hub(
     default). create_pr: open a pull request instead of committing. config_overrides: as in `save_pretrained`.
     calibration: "auto" is that of a Predictor, or the one beside the weights that `create_model` loaded, and is left
     out with a warning if it does not belong to exactly the uploaded model in float32; a file or a Calibration; None
-    uploads none. `tessella.load("hf-hub:...")` uses it. A calibration names the images that it was made from.
+    uploads none. `tessella.load("hf-hub:...")` uses it. The calibration and the card name the images that
+    were measured, without the folders of this machine. The card has the figures of the report that `tessella train`
+    wrote, if the model has not changed since. The report itself, which shows images and their names, is not uploaded.
+
     Raises the errors of `save_pretrained`, HubError, UsageError `other_calibration` for a given calibration of another
     model, and WeightsError `bad_format` for a damaged one.
     """
@@ -57,8 +62,10 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_pretrained(net, temporary, config_overrides=config_overrides)
         if chosen is not None and _belongs(chosen, folder, repo_id, is_given=calibration != "auto"):
-            write_calibration(beside(folder), chosen)
-            write_bytes(folder / CARD, encode_text(card(folder)))  # now with a paragraph about the calibration
+            write_calibration(beside(folder), _without_folders(chosen))
+        shown = f"hf-hub:{repo_id}" + (f"@{revision}" if revision is not None else "")
+        facts = uploaded_facts(folder, repo_id, shown, _report_of(net, folder))
+        write_bytes(folder / CARD, encode_text(render(facts)))
         return upload_folder(
             folder,
             location,
@@ -79,6 +86,28 @@ def _choose(model: ImageModel | Predictor, wanted: str | Path | Calibration | No
         return model.calibration
     path = beside(model.source) if model.source is not None else None
     return read_calibration(path) if path is not None and path.is_file() else None
+
+
+def _without_folders(calibration: Calibration) -> Calibration:
+    """Return a calibration whose texts have no folders of this machine; its numbers stay as they are."""
+    return dataclasses.replace(
+        calibration,
+        model=without_folders(calibration.model),
+        data=calibration.data._replace(origin=without_folders(calibration.data.origin)),
+    )
+
+
+def _report_of(model: ImageModel, folder: Path) -> Mapping[str, object]:
+    """Return the report in the folder that a model was loaded from; empty unless it is of the model in `folder`."""
+    report = read_report(model.source) if model.source is not None else {}
+    conditions = report.get("conditions")
+    if not isinstance(conditions, dict):
+        return {}
+    settings = {"transform": "transform", "policy": "decode policy", "precision": "precision"}
+    values = {name: str(conditions.get(key)) for name, key in settings.items()}
+    network = open_network(f"local-dir:{folder}")
+    fingerprint = hash_identity(identify(network, spec_of(network)), **values)
+    return report if fingerprint == conditions.get("fingerprint") else {}
 
 
 def _belongs(calibration: Calibration, folder: Path, repo: str, *, is_given: bool) -> bool:

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+# an absolute path, or one from the home or parent folder, up to its last name; "s3://" is none
+_FOLDERS = re.compile(r"(?<![^\s\"'(=:])(?:~[\w.-]*|\.\.?(?:/\.\.)*)?/(?!/)(?:[^\s/](?:[^/\n]*[^\s/])?/)*(?=[^\s/])")
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 
@@ -41,6 +43,14 @@ def unescape(text: str) -> str:
         return chr(int(match[2], 16)) if match[2] else "\\"
 
     return _ESCAPED.sub(restore, text) if "\\" in text else text
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which absolute paths, and those that begin with ~ or dots, are only their last names.
+
+    For texts that leave this machine. Other relative paths and addresses stay as they are.
+    """
+    return _FOLDERS.sub("", text)
 
 
 def encode_text(text: str) -> bytes:

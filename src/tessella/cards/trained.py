@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from ..engine.exported import is_exported
 from ..errors import UsageError
 from ..models.configs import configure
 from ..storage import read_regular
-from ..text import escape_line
-from ..weights.card_text import CardFacts, Section, markdown_table, saved_facts
+from ..text import escape_line, without_folders
+from ..weights.card_text import THIS_FOLDER, CardFacts, Section, markdown_table, saved_facts
 from ..weights.sources import default_args, find_checkpoint
 from .calibrated import calibration_text, read_calibration_beside
 
@@ -50,27 +50,54 @@ def folder_facts(folder: Path) -> CardFacts:
             f"{str(folder)!r} is an exported model, which has no card",
             hint="write the card of the model that it was exported from",
         )
-    facts = config_facts(f"local-dir:{folder}")
-    report, calibration = _report(folder), read_calibration_beside(folder)
-    name = folder.resolve().name
-    added = [*_training(folder), *_evaluation(report), *_limits(facts, report, calibration)]
+    facts, report = config_facts(f"local-dir:{folder}"), read_report(folder)
+    more = [*_training(folder), *_evaluation(report, f"; [report]({REPORT.replace('json', 'md')})")]
+    return _completed(facts, folder.resolve().name, more, report, read_calibration_beside(folder))
+
+
+def uploaded_facts(folder: Path, repository: str, shown: str, report: Mapping[str, object]) -> CardFacts:
+    """Return what the card says about a folder that is uploaded to a repository on the Hub.
+
+    shown: the name of the model in the examples. report: of exactly this model, as `read_report`. The card has the
+    figures of the report and no links to its files, which are not uploaded. Raises the errors of `folder_facts`.
+    """
+    facts = _config_facts(f"local-dir:{folder}", shown)
+    conditions = {key: without_folders(str(value)) for key, value in _conditions(report).items()}
+    report = {**report, "conditions": conditions} if report else {}
+    name = repository.rpartition("/")[2]
+    return _completed(facts, name, list(_evaluation(report)), report, read_calibration_beside(folder))
+
+
+def _completed(
+    facts: CardFacts,
+    name: str,
+    more: Sequence[Section],
+    report: Mapping[str, object],
+    calibration: Calibration | None,
+) -> CardFacts:
+    """Return the facts of a config with more sections, limits and measured results; name: of a model without a tag."""
     usage, *others = facts.sections
     return dataclasses.replace(
         facts,
         title=name if not facts.title.partition(".")[2] and report else facts.title,
-        sections=[usage, *added, *others],
+        sections=[usage, *more, *_limits(facts, report, calibration), *others],
         results=list(_results(report)),
     )
 
 
 def config_facts(name: str) -> CardFacts:
     """Return what the config of a `local-dir:` or `hf-hub:` model says; raises the errors of `create_model`."""
+    return _config_facts(name, THIS_FOLDER if name.startswith("local-dir:") else name)
+
+
+def _config_facts(name: str, shown: str) -> CardFacts:
+    """Return what the config of a model says. shown: its name in the examples."""
     cfg, args = find_checkpoint(name)
     arch = cfg["architecture"]
-    return saved_facts(arch, configure(arch, **{**default_args(cfg), **args}), cfg)
+    return saved_facts(arch, configure(arch, **{**default_args(cfg), **args}), cfg, shown)
 
 
-def _report(folder: Path) -> Mapping[str, object]:
+def read_report(folder: Path) -> Mapping[str, object]:
     """Return the report of a trained model; empty if there is none, or none that can be read."""
     try:
         report = json.loads(read_regular(folder / REPORT))
@@ -101,8 +128,8 @@ def _training(folder: Path) -> Iterator[Section]:
     yield Section(heading="Training", text=text)
 
 
-def _evaluation(report: Mapping[str, object]) -> Iterator[Section]:
-    """Yield the measured figures and their conditions."""
+def _evaluation(report: Mapping[str, object], link: str = "") -> Iterator[Section]:
+    """Yield the measured figures and their conditions. link: Markdown that refers to the report."""
     metrics, conditions = _metrics(report), _conditions(report)
     rows = []
     for key, (label, is_fraction) in _FIGURES.items():
@@ -115,7 +142,7 @@ def _evaluation(report: Mapping[str, object]) -> Iterator[Section]:
     images = f"{count:,} images" if isinstance(count, int) else "the images"
     lines = [
         f"Measured on {images} of {escape_line(conditions.get('data', 'the validation split'))}, which were not used "
-        f"for training; [report]({REPORT.replace('json', 'md')}).",
+        f"for training{link}.",
         "",
         markdown_table(("figure", "value"), rows),
     ]

@@ -32,6 +32,7 @@ HUB_LICENSES = frozenset(  # identifiers that the Hub accepts and that people us
         *("creativeml-openrail-m", "other", "unknown"),
     )
 )
+THIS_FOLDER = "local-dir:path/to/this/folder"  # the name of a saved model in its examples
 PHOTO = "photo.jpg"  # the image in the examples of a card
 
 
@@ -166,8 +167,12 @@ def citation(papers: Iterable[Paper], *, timm: bool) -> Section:
     return Section(heading="Citation", text="\n\n".join(f"```bibtex\n{entry}\n```" for entry in entries))
 
 
-def saved_facts(arch: str, config: FamilyConfig, cfg: PretrainedCfg) -> CardFacts:
-    """Return the facts of a saved model. cfg: the `pretrained_cfg` of its config.json, with its label_names."""
+def saved_facts(arch: str, config: FamilyConfig, cfg: PretrainedCfg, example_name: str = THIS_FOLDER) -> CardFacts:
+    """Return the facts of a saved model.
+
+    cfg: the `pretrained_cfg` of its config.json, with its label_names. example_name: the name of the model in
+    the examples.
+    """
     height, width = tuple(cfg.get("input_size", (3, 224, 224)))[1:]
     facts = estimate(config, (height, width))
     family, papers = FAMILIES[arch.partition("_")[0]]
@@ -193,8 +198,8 @@ def saved_facts(arch: str, config: FamilyConfig, cfg: PretrainedCfg) -> CardFact
         details=details,
         sections=[
             usage(
-                "local-dir:path/to/this/folder",
-                timm="local-dir:path/to/this/folder" if in_timm else None,
+                example_name,
+                timm=example_name if in_timm else None,
                 classifies=count > 0,
                 labels=count,
             ),
