@@ -83,6 +83,16 @@ def test_odd_images_are_named_with_their_reason() -> None:
     assert dark.score >= 4
 
 
+def test_landscapes_among_portraits_are_not_elongated() -> None:
+    images = [scene(i).resize((96, 72) if i % 8 == 0 else (72, 96)) for i in range(60)]
+    images[1] = images[1].resize((60, 200))
+    images[2] = images[2].resize((200, 60))
+    found = [odd for odd in find_odd(measurements(ring(60, 0), images), 5) if odd.kind == "elongated"]
+    assert [odd.image for odd in found] == [1, 2]
+    assert found[0].score == found[1].score
+    assert "the longer side is 3.33 times the shorter one, the median is 1.33" in found[0].reason
+
+
 def test_gray_images_are_not_odd_among_many() -> None:
     images = [scene(i) if i % 4 else scene(i).convert("L").convert("RGB") for i in range(60)]
     assert not [odd for odd in find_odd(measurements(ring(60, 0), images), 5) if odd.kind == "gray"]

@@ -64,7 +64,7 @@ KINDS: dict[str, KindOfFinding] = {
     "bright": KindOfFinding("Bright images", "Much brighter than the others.", "robust standard deviations"),
     "blurred": KindOfFinding("Blurred images", "Much less sharp than the others.", "robust standard deviations"),
     "small": KindOfFinding("Small images", "Much smaller than the others.", "robust standard deviations"),
-    "elongated": KindOfFinding("Elongated images", "Of another aspect ratio.", "robust standard deviations"),
+    "elongated": KindOfFinding("Elongated images", "Longer than most, either way.", "robust standard deviations"),
     "gray": KindOfFinding("Gray images", "Without color, among images with colors.", "4 minus the colorfulness"),
 }
 REMOVED = tuple(name for name, kind in KINDS.items() if kind.is_removed)

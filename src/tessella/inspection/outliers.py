@@ -142,15 +142,15 @@ def _pixel_tests(values: dict[str, NDArray[np.float64]], varied: NDArray[np.bool
 
 
 def _size_tests(width_N: NDArray[np.float64], height_N: NDArray[np.float64]) -> list[_Test]:
-    aspect = np.log(width_N / height_N)
-    away = np.abs(aspect - np.median(aspect))
+    aspect = np.abs(np.log(width_N / height_N))  # of the longer side to the shorter one: some photographs are upright
     side = np.log(np.sqrt(width_N * height_N))
     return [
         (
             "elongated",
-            np.abs(standard_scores(aspect, 0.05)),
-            away > np.log(ELONGATED),
-            "width / height is {value:.2f}, the median is {median:.2f}; {score:.1f} robust standard deviations",
+            standard_scores(aspect, 0.05),
+            aspect > np.median(aspect) + np.log(ELONGATED),
+            "the longer side is {value:.2f} times the shorter one, the median is {median:.2f}; {score:.1f} robust "
+            "standard deviations above",
             np.exp(aspect),
         ),
         (
