@@ -62,7 +62,7 @@ class Row:
     fastest: float | None = None
     ms_per_pass: float | None = None
     rounds: int = 0
-    passes: int = 0  # per round; at batch size 1 the GPU is synchronised after each
+    passes: int = 0  # per round; at batch size 1 the GPU is synchronized after each
     ratio_to_best_stock: float | None = None  # of the medians; stock: eager and torch.compile
     share_of_gemm: float | None = None  # 2 x MACs per second of the published model, as a fraction of gemm_tflops
     gemm_tflops: float | None = None  # of a large square matrix product in the same rounds, median

@@ -42,11 +42,11 @@ K = (1, 5, 10, 20)
 
 
 def clustered(rows: int, seed: int) -> Floats:
-    """Return (rows,WIDTH) vectors around CLUSTERS centres, nearly as far from them as these are from zero."""
-    centres = np.random.default_rng(0).standard_normal((CLUSTERS, WIDTH)).astype(np.float32)
+    """Return (rows,WIDTH) vectors around CLUSTERS centers, nearly as far from them as these are from zero."""
+    centers = np.random.default_rng(0).standard_normal((CLUSTERS, WIDTH)).astype(np.float32)
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((rows, WIDTH)).astype(np.float32)
-    return l2_normalize(centres[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
+    return l2_normalize(centers[rng.integers(0, CLUSTERS, rows)] + SPREAD * noise)
 
 
 def make_run(out: Path, vectors_ND: Floats) -> int:

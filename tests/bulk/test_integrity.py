@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tessella.bulk.ledger import Ledger
 from tessella.bulk.manifest import Manifest
 from tessella.errors import OutputError, UsageError
 from tessella.predictor import Predictor
+from tessella.search import Index
 from tessella.search.duplicates import dedup
 from tessella.search.index import HINT, build_index
 from tessella.storage import folder_lock, shared_lock
@@ -440,6 +442,54 @@ def test_runs_of_earlier_versions_are_intact(copy: Path) -> None:
     summary = json.loads((copy / run_folder.SUMMARY).read_text())
     (copy / run_folder.SUMMARY).write_text(json.dumps({name: summary[name] for name in UNSEALED_SUMMARY_KEYS}))
     assert not verify(copy).damage
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(id="0"), dict(id=[0]), dict(rows=None), dict(errors=[]), dict(errors={"corrupt": "1"}), "[" * 100_000],
+)
+def test_damaged_lines_in_the_log_of_an_earlier_version_are_found_and_repaired(
+    change: dict[str, Any] | str, copy: Path, data: Path, predictor: Predictor
+) -> None:
+    """They have no hash."""
+    log = copy / run_folder.LOG
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        del line["check"]
+    damaged = change if isinstance(change, str) else json.dumps(lines[0] | change)
+    log.write_text("".join(f"{line}\n" for line in [damaged, *map(json.dumps, lines[1:])]))
+    assert run_folder.LOG in {item.file for item in verify(copy).damage}
+    (copy / run_folder.SUMMARY).unlink()
+    resume(data, copy, predictor)
+    repair(copy)
+    assert not verify(copy).damage
+
+
+def test_hints_can_be_pasted_into_a_shell(copy: Path, tmp_path: Path) -> None:
+    folder = copy.rename(tmp_path / "my photos; ls")
+    (folder / "run.sqlite").write_bytes(b"")
+    with pytest.raises(UsageError) as caught:
+        next(read_rows(folder))
+    assert shlex.split(caught.value.hint) == ["tessella", "verify-run", str(folder), "--repair"]
+    with pytest.raises(UsageError) as caught:
+        Index(folder)
+    assert shlex.split(caught.value.hint) == ["tessella", "index", str(folder)]
+
+
+def test_a_ledger_that_cannot_be_opened_is_closed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def connecting(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connecting)
+    (copy / "run.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(UsageError):
+        Ledger(copy)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
 
 
 def test_shards_are_not_overwritten_if_everything_else_is_lost(copy: Path, data: Path, predictor: Predictor) -> None:

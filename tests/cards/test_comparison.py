@@ -60,6 +60,7 @@ def test_published_speeds_are_those_of_models_with_1000_classes() -> None:
     [
         (dict(family="mixer", pretrained=True, min_accuracy=80), {"mixer_b16_224.miil_in21k_ft_in1k"}),
         (dict(license="MIT", max_params=25), {"convmixer_768_32.in1k", "convmixer_1024_20_ks9_p14.in1k"}),
+        (dict(family="MIXER", pretrained=True, min_accuracy=80), {"mixer_b16_224.miil_in21k_ft_in1k"}),
         (dict(size=408), {"crossvit_15_dagger_408.in1k", "crossvit_18_dagger_408.in1k"}),
         (dict(min_accuracy=82, max_gmacs=7), {"crossvit_15_dagger_240.in1k"}),
     ],

@@ -59,6 +59,14 @@ def test_names_of_files_are_safe(key: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}.explained.png"]
 
 
+def test_names_of_several_long_parts_fit_into_a_file_system(tmp_path: Path) -> None:
+    names = FileNames()
+    made = [names.new("猫" * 100, "b" * 150, "not " + "c" * 150) for _ in range(2)]
+    assert len(set(made)) == 2
+    for name in made:
+        (tmp_path / f"{name}.explained.png").write_bytes(b"")
+
+
 def test_names_stay_readable() -> None:
     names = FileNames()
     assert names.new("photos/a cat.jpg") == "a_cat"

@@ -319,6 +319,16 @@ def test_a_search_by_key_in_few_rows_needs_neither_pytorch_nor_lancedb(planted: 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_mean_of_many_float16_embeddings_is_exact(index: Index, tmp_path: Path) -> None:
+    """A sum in float16 stops growing when its steps get smaller than its rounding."""
+    rows = np.full((9000, 16), 0.5, np.float16)
+    rows[4500:] = np.where(np.arange(16) < 8, 8, 0.25)  # after the sum has stopped growing
+    np.savez(tmp_path / "v.npz", embeddings=rows, fingerprint=index.facts["fingerprint"], model="tiny")
+    expected = rows.astype(np.float64).mean(0)
+    expected /= np.linalg.norm(expected)
+    np.testing.assert_allclose(index.query(tmp_path / "v.npz").vector, expected, rtol=1e-5)
+
+
 def test_queries_of_every_kind(planted: Path, index: Index, tmp_path: Path) -> None:
     image, array = random_vectors(2, 8)
     np.save(tmp_path / "v.npy", array)

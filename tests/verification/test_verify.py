@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tessella.engine.artefacts import seal
 from tessella.errors import TessellaError, UsageError, WeightsError
 from tessella.storage import file_hash
 from tessella.verification import Verification, replay, verify, write_receipt
+from tessella.verification.contents import content_hashes
 from tessella.verification.goldens import key_of, photograph_paths, pixel_hash, read_goldens
 from tessella.weights.catalogue import CATALOGUE
 
@@ -280,6 +283,21 @@ def test_something_else_is_told_by_its_files(artifacts: dict[str, Path], receipt
     assert found.code == "not_as_recorded"
     assert {"model.bin", "run.json"} <= {finding.check for finding in found.failed}
     assert verdicts(found)["answers"] == "skipped"
+
+
+def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UsageError, match=r"secret.*Permission denied") as caught:
+        content_hashes(tmp_path)
+    assert caught.value.code == "unreadable"
 
 
 def test_a_link_to_a_folder_is_not_followed(artifacts: dict[str, Path], tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sqlite3
 import struct
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import OutputError, TessellaError, UsageError
 from ..storage import read_regular
@@ -65,14 +67,17 @@ class Ledger:
                 self._path.with_name(LEDGER + suffix).unlink(missing_ok=True)
         elif not self._path.is_file():
             raise _damaged(f"{self._path} is missing", run)
-        try:
-            self._connection = sqlite3.connect(os.fsencode(self._path), isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            if new:
-                self._connection.execute(_TABLE)
-        except sqlite3.Error as error:
-            raise _failed(self._path, error) from error
+        with ExitStack() as stack:  # closes the database if it cannot be used
+            try:
+                self._connection = sqlite3.connect(os.fsencode(self._path), isolation_level=None)
+                stack.callback(self._connection.close)
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA synchronous=FULL")
+                if new:
+                    self._connection.execute(_TABLE)
+            except sqlite3.Error as error:
+                raise _failed(self._path, error) from error
+            stack.pop_all()
 
     def finished(self) -> dict[int, Shard]:
         """Return the finished shards by number, in order."""
@@ -128,6 +133,21 @@ def read_ledger(run: Path, *, deep: bool = False) -> dict[int, Shard]:
         return _entries(connection, path)
 
 
+def shard_of(entry: Mapping[str, Any]) -> Shard:
+    """Return the shard of an entry of the ledger or the log; other keys of the entry are ignored.
+
+    Raises ValueError if a field is missing or has another type.
+    """
+    try:
+        shard = Shard(**{name: entry[name] for name in _COLUMNS})
+    except KeyError as error:
+        raise ValueError(f"not the entry of a shard: {error} is missing") from None
+    types = [type(getattr(shard, name)) for name in _COLUMNS]
+    if types != [*_TYPES[:-1], dict] or any(type(count) is not int for count in shard.errors.values()):
+        raise ValueError("an entry has a value of another type")
+    return shard
+
+
 def ledger_bytes(shards: Mapping[int, Shard]) -> bytes:
     """Return the bytes of a complete new ledger file."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
@@ -148,7 +168,7 @@ def _entries(connection: sqlite3.Connection, path: Path) -> dict[int, Shard]:
         rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM shards ORDER BY id").fetchall()
         if any([type(value) for value in row] != _TYPES for row in rows):
             raise ValueError("an entry has a value of another type")  # one flipped bit can turn text into a blob
-        return {row[0]: Shard(**dict(zip(_COLUMNS, row, strict=True), errors=json.loads(row[-1]))) for row in rows}
+        return {row[0]: shard_of(dict(zip(_COLUMNS, row, strict=True), errors=json.loads(row[-1]))) for row in rows}
     except (sqlite3.Error, ValueError, RecursionError, OverflowError) as error:
         raise _failed(path, error) from error
 
@@ -223,4 +243,4 @@ def _failed(path: Path, error: Exception) -> TessellaError:
 
 
 def _damaged(message: str, run: Path) -> UsageError:
-    return UsageError("damaged_run", message, hint=f"tessella verify-run {run} --repair")
+    return UsageError("damaged_run", message, hint=f"tessella verify-run {shlex.quote(str(run))} --repair")

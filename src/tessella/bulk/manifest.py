@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -171,7 +172,7 @@ class Manifest:
             raise UsageError(
                 "damaged_run",
                 f"{path} is missing or is not the listing that was written",
-                hint=f"tessella verify-run {path.parent} --repair",
+                hint=f"tessella verify-run {shlex.quote(str(path.parent))} --repair",
             )
         self._file = pq.ParquetFile(pa.OSFile(os.fsencode(path)))  # bytes, because the name may not be UTF-8
         self.rows: int = self._file.metadata.num_rows

@@ -25,7 +25,7 @@ from ..data.source import Source
 from ..errors import UsageError
 from ..extras import need_pyarrow
 from ..storage import file_hash, json_hash, read_regular, read_sealed, sealed_bytes, write_atomic
-from .ledger import LEDGER, Shard, read_ledger
+from .ledger import LEDGER, Shard, read_ledger, shard_of
 from .manifest import MANIFEST, Manifest
 from .shards import SHARDS
 
@@ -120,7 +120,7 @@ def how_to_load(model: str) -> str:
 
 def damaged_run(out: Path, message: str) -> UsageError:
     """Return an error `damaged_run` that tells how to repair the run."""
-    return UsageError("damaged_run", message, hint=f"tessella verify-run {out} --repair")
+    return UsageError("damaged_run", message, hint=f"tessella verify-run {shlex.quote(str(out))} --repair")
 
 
 # --- log --------------------------------------------------------------------------------------------------------------
@@ -138,17 +138,17 @@ def shard_entry(shard: Shard) -> dict[str, object]:
 
 def read_log_line(line: bytes) -> Shard:
     """Return the shard in a line of log.jsonl. Raises ValueError for a damaged line."""
-    entry = json.loads(line)
+    try:
+        entry = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(entry, dict):
         raise ValueError("not an object")
     digest = entry.pop(SEAL_KEY, None)
     is_from_earlier_version = digest is None and entry.keys() <= LOG_KEYS  # they wrote no hash
     if digest != json_hash(entry) and not is_from_earlier_version:
         raise ValueError("does not match its hash")
-    try:
-        return Shard(**{name: entry[name] for name in SHARD_FIELDS})
-    except KeyError:
-        raise ValueError("not the entry of a shard") from None
+    return shard_of(entry)
 
 
 def truncate_log(path: Path) -> None:

@@ -137,7 +137,7 @@ class ModelFilter:
         """Return whether the filter keeps a row."""
         top1 = row.imagenet
         return (
-            (not self.family or row.name.startswith(f"{self.family}_"))
+            (not self.family or row.name.startswith(f"{self.family.lower()}_"))
             and (self.min_accuracy is None or (top1 is not None and top1 >= self.min_accuracy))
             and (self.max_params is None or row.params <= self.max_params * 1e6)
             and (self.max_gmacs is None or row.macs <= self.max_gmacs * 1e9)

@@ -23,7 +23,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 FILES = (".png", ".npz", ".html")  # suffixes of results; no folder that is created has one of these, or one of OTHERS
 OTHERS = (".csv", ".gif", ".htm", ".jpeg", ".jpg", ".json", ".jsonl", ".parquet", ".pdf", ".svg", ".txt", ".webp")
 MAX_BYTES = 1 << 26  # of an archive, unpacked: an image and a map of 3000 x 3000 pixels; most have less than a megabyte
-_LONGEST = 100  # bytes of a name, before its number and suffix
+_LONGEST, _LONGEST_PART = 210, 100  # bytes of a name before its number and suffix, and of one of its parts
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
 
 
@@ -62,11 +62,12 @@ class FileNames:
     def new(self, key: str, *parts: str) -> str:
         """Return a name for the input `key`: its last component without suffix, and `parts`, joined by dots.
 
-        Letters and digits of every script remain; all other characters become underscores. A number is added to a name
-        that was returned before.
+        Letters and digits of every script remain; all other characters become underscores. Long names are cut. A number
+        is added to a name that was returned before.
         """
         base = re.split(r"[/\\]", key.rstrip("/\\"))[-1]
         stem = ".".join(filter(None, (safe_name(text) for text in (os.path.splitext(base)[0], *parts))))  # noqa: PTH122
+        stem = _cut(stem, _LONGEST)
         name, number = stem, 1
         while name.casefold() in self._taken:
             number += 1
@@ -80,8 +81,13 @@ def safe_name(text: str) -> str:
     normal = unicodedata.normalize("NFC", text)
     safe = re.sub(r"[^\w-]+", "_", normal).strip("_-")
     safe = "".join(character for character in safe if not unicodedata.category(character).startswith("C"))
-    safe = safe.encode("utf-8", "ignore")[:_LONGEST].decode("utf-8", "ignore") or "image"
+    safe = _cut(safe, _LONGEST_PART) or "image"
     return f"_{safe}" if _RESERVED.fullmatch(safe) else safe
+
+
+def _cut(text: str, size: int) -> str:
+    """Return the beginning of a text that has at most `size` bytes as UTF-8."""
+    return text.encode("utf-8", "ignore")[:size].decode("utf-8", "ignore")
 
 
 def write_arrays(path: str | Path, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""Helpers for figures that several packages share: matplotlib without a display, contact sheets, curves, colours."""
+"""Helpers for figures that several packages share: matplotlib without a display, contact sheets, curves, colors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 DPI = 120
 SHEET = (4, 5)  # rows and columns of the contact sheet
 THUMBNAIL = 160  # pixels of the longer side
-# Okabe and Ito's colours, which colour-blind people can distinguish; the markers distinguish them as well
+# Okabe and Ito's colors, which color-blind people can distinguish; the markers distinguish them as well
 STYLES = (
     ("#000000", "o"),
     ("#E69F00", "s"),

@@ -30,6 +30,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -286,7 +287,8 @@ def _find(where: str | Path) -> Path:
             return path
         names = list_heads(out)
         if names or Path(out).is_dir():
-            hint = f"it has {', '.join(map(repr, names[:10]))}" if names else f"teach one: tessella serve --index {out}"
+            teach = f"teach one: tessella serve --index {shlex.quote(out)}"
+            hint = f"it has {', '.join(map(repr, names[:10]))}" if names else teach
             raise UsageError("not_found", f"{out} has no head {name!r}", hint=hint)
     raise UsageError("not_found", f"there is no head {str(where)!r}", hint="give a file, or RUN:NAME")
 

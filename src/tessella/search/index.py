@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -392,9 +393,14 @@ def lance_errors(code: str, what: str, hint: str, why: str = "LanceDB failed") -
         raise kind(code, f"{what}: {why}", hint=hint) from error
 
 
+def index_command(out: Path) -> str:
+    """Return what to type to build or update the index of a run."""
+    return f"tessella index {shlex.quote(str(out))}"
+
+
 def no_index(out: Path) -> UsageError:
     """Return the error for a run without an index."""
-    return UsageError("not_found", f"{out} has no index", hint=f"tessella index {out}")
+    return UsageError("not_found", f"{out} has no index", hint=index_command(out))
 
 
 def _damaged(home: Path, what: str) -> UsageError:
@@ -402,4 +408,4 @@ def _damaged(home: Path, what: str) -> UsageError:
 
 
 def _rebuild_hint(home: Path) -> str:
-    return f"nothing is lost, rebuild it: tessella index {home.parent}"
+    return f"nothing is lost, rebuild it: {index_command(home.parent)}"

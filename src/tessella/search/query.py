@@ -37,6 +37,7 @@ from .index import (
     HOME,
     TABLE,
     columns_of,
+    index_command,
     is_assessed,
     lance_errors,
     map_file_of,
@@ -342,7 +343,7 @@ class Index:
 
     def _reading(self) -> AbstractContextManager[None]:
         message = f"{self.out / HOME} was changed after it was opened, or is damaged"
-        return lance_errors("damaged_run", message, f"open it again; if that does not help: tessella index {self.out}")
+        return lance_errors("damaged_run", message, f"open it again; if that does not help: {index_command(self.out)}")
 
     def _row_query(self, text: str) -> Query | None:
         """Return the row with this key; raises UsageError `not_found` if "key:NAME" names no row."""

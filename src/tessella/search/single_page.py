@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -37,7 +38,7 @@ from ..results import FloatArray, l2_normalize
 from ..storage import check_output, write_bytes
 from .columns import ASSESSED_NAMES
 from .duplicates import SimilarityThreshold
-from .index import HOME, map_file_of, no_index, open_seal, sealed_rows
+from .index import HOME, index_command, map_file_of, no_index, open_seal, sealed_rows
 from .nearest import ArrowTable, vectors_of
 from .projection import project, read_map
 
@@ -181,11 +182,11 @@ def _read(folder: Path, facts: RunFacts) -> tuple[ArrowTable, FloatArray]:
         raise UsageError(
             "bad_argument",
             f"the index has {seal.rows:,} images, a gallery in one file can have up to {MAX_IMAGES:,}",
-            hint=f"show them with a server: tessella serve --index {folder}",
+            hint=f"show them with a server: tessella serve --index {shlex.quote(str(folder))}",
         )
     table = sealed_rows(folder, facts, seal)
     if table is None:
-        hint = f"update it: tessella index {folder}"
+        hint = f"update it: {index_command(folder)}"
         raise UsageError("damaged_run", f"the index of {folder} does not fit the shards of the run", hint=hint)
     table = table.sort_by("row")
     for name in map_file_of(seal):

@@ -46,7 +46,7 @@ def read_vector(path: Path, check_fingerprint: Callable[[str, str], None]) -> ND
             if vectors_ND.ndim != 2 or vectors_ND.dtype.kind != "f":
                 raise UsageError("bad_argument", message, hint=hint)
             floats_ND = cast("NDArray[np.floating]", vectors_ND)
-            mean_D: NDArray[np.floating] = np.nanmean(floats_ND, 0)  # rows of bad inputs are NaN
+            mean_D: NDArray[np.floating] = np.nanmean(floats_ND, 0, dtype=np.float64)  # rows of bad inputs are NaN
             return mean_D
     except UsageError:
         raise

@@ -20,8 +20,8 @@ def content_hashes(target: Path) -> dict[str, tuple[int, str]]:
 
     Locks are left out. Links to files are followed. Raises UsageError `unreadable`, also for links to folders.
     """
-    paths = dict(_files(target, target)) if target.is_dir() else {target.name: target}
     try:
+        paths = dict(_files(target, target)) if target.is_dir() else {target.name: target}
         with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
             hashes = list(pool.map(file_hash, paths.values()))
         sizes = [path.stat().st_size for path in paths.values()]

@@ -113,9 +113,11 @@ def read_receipt(path: str | Path) -> Receipt:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError("not_found", f"the receipt {str(path)!r} could not be read: {reason}") from None
     try:
+        if len(data) > MAX_BYTES:
+            raise ValueError("too large")
         values: dict[str, Any] = json.loads(data)
         unsealed = {key: value for key, value in values.items() if key != SEAL_KEY}
-        if len(data) > MAX_BYTES or sealed_bytes(unsealed, SEAL_KEY) != data:
+        if sealed_bytes(unsealed, SEAL_KEY) != data:
             raise ValueError("it is not what was written")
         return msgspec.convert(values, Receipt)
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
