@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tessella.records import npz_bytes
 from tessella.search.alignments import Alignment, Making
 from tessella.search.index import build_index
 from tessella.search.query import Index
+from tessella.storage import json_hash
 
 from ..bulk.runs import numbered, random_vectors, unit, write_run
 from .test_query import Fake
@@ -78,6 +80,39 @@ def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
 def test_a_matrix_that_is_not_orthogonal_is_refused(tmp_path: Path) -> None:
     Alignment(2 * np.eye(4, dtype=np.float32), OLD, NEW, 5, 0.5).save(tmp_path / "a.safetensors")
     assert code_of(Alignment.load, tmp_path / "a.safetensors") == "bad_format"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(images=float("inf")),
+        dict(images=-1),
+        dict(images="5"),
+        dict(kept=float("nan")),
+        dict(kept=10**400),
+        dict(old=dict.fromkeys(Making._fields, 5)),
+        dict(new={}),
+        dict(format=2),
+    ],
+)
+def test_sealed_facts_of_the_wrong_kind_are_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    """The hash is right, so the file is not damaged: it was not written by this package."""
+    path = tmp_path / "a.safetensors"
+    alignment = alignment_of(4)
+    alignment.save(path)
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    facts = json.loads(header["__metadata__"]["tessella"])
+    facts.pop("sha256")
+
+    def write(facts: dict[str, Any]) -> None:
+        sealed = json.dumps(facts | dict(sha256=json_hash(facts)))
+        path.write_bytes(safetensors.numpy.save({"matrix": alignment.matrix}, {"tessella": sealed}))
+
+    write(facts)
+    assert Alignment.load(path).fingerprint == alignment.fingerprint
+    write(facts | changed)
+    assert code_of(Alignment.load, path) == "bad_format"
 
 
 def test_the_width_of_embeddings_is_checked() -> None:

@@ -19,7 +19,8 @@ from tessella.bulk import run as run_images
 from tessella.cli.program import cli
 from tessella.errors import TessellaError, UsageError
 from tessella.search import Head, Index, build_index, list_heads
-from tessella.search.heads import STRENGTH, background_rows, check_head_name, fit_linear, head_path, sigmoid
+from tessella.search.heads import SEAL_KEY, STRENGTH, background_rows, check_head_name, fit_linear, head_path, sigmoid
+from tessella.storage import sealed_bytes
 from tessella.weights.catalogue import default_model
 
 from ..bulk.runs import drop_shard, numbered, random_vectors, unit, write_run
@@ -263,6 +264,33 @@ def test_damaged_files_and_files_that_are_no_heads(run: Path, index: Index, tmp_
     path.unlink()
     with pytest.raises(UsageError, match=r"has no head 'a' .*teach one: tessella serve --index"):
         Head.load(f"{run}:a")
+
+
+def test_sealed_heads_of_the_wrong_kind_are_refused(run: Path, index: Index) -> None:
+    """Their hashes are right, so the files are not damaged: they were not written by this package."""
+    path = Head.fit(index, "a", [2], [3]).save(run)
+    values = json.loads(path.read_text())
+    values.pop(SEAL_KEY)
+    for changed in (
+        dict(weights=[10**400] * 16),
+        dict(weights=[1e300] * 16),
+        dict(weights=["1"] * 16),
+        dict(weights=[]),
+        dict(bias=[1]),
+        dict(bias=True),
+        dict(bias=float("nan")),
+        dict(name=5),
+        dict(name="\x1b]0;x\x07"),
+        dict(name="../../a"),
+        dict(model=[1]),
+        dict(yes=[["a", 5, None]]),
+        dict(background="many"),
+        dict(separable="no"),
+    ):
+        path.write_bytes(sealed_bytes(values | changed, SEAL_KEY))
+        assert code_of(Head.load, path) == "bad_format", changed
+    path.write_bytes(sealed_bytes(values, SEAL_KEY))
+    assert Head.load(path).name == "a"
 
 
 def test_a_head_survives_updates_and_repairs_of_the_run(run: Path, index: Index) -> None:

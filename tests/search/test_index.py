@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tessella.bulk.ledger import Shard
-from tessella.bulk.run_folder import read_run, read_shard
+from tessella.bulk.run_folder import RUN, SEAL_KEY, read_run, read_shard, write_facts
 from tessella.errors import OutputError, UsageError
 from tessella.search import index as index_module
 from tessella.search.index import build_index, check_index, open_table
@@ -169,6 +169,35 @@ def test_a_damaged_shard_is_refused_and_the_index_is_unchanged(run: Path) -> Non
     (run / "shards" / "shard-00000003.parquet").unlink()
     with pytest.raises(UsageError):
         build_index(run)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(width=None),
+        dict(width=-1),
+        dict(width=10**11),
+        dict(width="16"),
+        dict(shard_rows={}),
+        dict(shard_rows=0),
+        dict(top=-1),
+        dict(labels="cat"),
+        dict(fingerprint=5),
+        dict(dtype="int8"),
+    ],
+)
+def test_a_run_json_with_other_facts_and_the_right_hash_is_refused(run: Path, changed: dict[str, Any]) -> None:
+    facts = json.loads((run / RUN).read_text())
+    facts.pop(SEAL_KEY)
+    write_facts(run / RUN, facts | changed)
+    with pytest.raises(UsageError, match=rf"run\.json is not the file of a run: .*{next(iter(changed))}") as caught:
+        build_index(run)
+    assert caught.value.code == "damaged_run"
+    del facts[next(iter(changed))]
+    write_facts(run / RUN, facts)
+    with pytest.raises(UsageError, match="missing required field") as caught:
+        build_index(run)
+    assert caught.value.code == "damaged_run"
 
 
 def test_a_missing_run_or_index_is_reported(tmp_path: Path, run: Path) -> None:

@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict, cast
+
+import msgspec
 
 from ..data.source import Source
 from ..errors import UsageError
@@ -70,16 +72,39 @@ class RunFacts(RunIdentity):
     manifest: str  # SHA-256 of manifest.parquet
 
 
+class _ReadFacts(msgspec.Struct):
+    """The types and limits of what readers of a run use of run.json; other entries are only compared."""
+
+    fingerprint: str
+    model: str
+    precision: str
+    engine: str
+    transform: str
+    policy: str
+    shard_rows: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
+    top: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    dtype: Literal["float16", "float32"]
+    width: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
+    labels: list[str]
+    rows: Annotated[int, msgspec.Meta(ge=1, lt=1 << 62)]
+    manifest: str
+    calibration: str = ""
+
+
 # --- settings and counts ----------------------------------------------------------------------------------------------
 
 
 def read_run(out: Path) -> RunFacts:
     """Read run.json. Raises UsageError `not_found` if `out` holds no run, `damaged_run` if the file is damaged."""
     facts = read_facts(out / RUN)
-    if facts is not None:
-        return cast(RunFacts, facts)
-    require_run(out)
-    raise damaged_run(out, f"{out / RUN} is missing or damaged")
+    if facts is None:
+        require_run(out)
+        raise damaged_run(out, f"{out / RUN} is missing or damaged")
+    try:
+        msgspec.convert(facts, _ReadFacts)
+    except msgspec.ValidationError as error:  # the hash is right, so somebody edited the file on purpose
+        raise damaged_run(out, f"{out / RUN} is not the file of a run: {error}") from None
+    return cast(RunFacts, facts)
 
 
 def require_run(out: Path) -> None:

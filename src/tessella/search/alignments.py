@@ -14,8 +14,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -40,6 +41,17 @@ class Making(NamedTuple):
     policy: str
     precision: str
     engine: str
+
+
+class _StoredFacts(msgspec.Struct, forbid_unknown_fields=True):
+    """The facts in a file, without their hash."""
+
+    format: Literal[1]
+    old: dict[str, str]
+    new: dict[str, str]
+    images: Annotated[int, msgspec.Meta(ge=0)]
+    kept: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    matrix: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,17 +119,25 @@ class Alignment:
                 raise ValueError("too large")
             data = read_regular(path)
             size = int.from_bytes(data[:8], "little")
-            facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][ENTRY])
+            values = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][ENTRY])
             matrix = np.asarray(safetensors.numpy.load(data)["matrix"], np.float32)
-            if facts.pop("sha256") != json_hash(facts) or facts["format"] != FORMAT:
-                raise ValueError("damaged, or of another version")
-            if facts["matrix"] != _array_hash(matrix) or not _is_semi_orthogonal(matrix):
+            if values.pop("sha256") != json_hash(values):
+                raise ValueError("damaged")
+            facts = msgspec.convert(values, _StoredFacts)
+            if facts.matrix != _array_hash(matrix) or not _is_semi_orthogonal(matrix):
                 raise ValueError("not the matrix that was written")
-            old, new = Making(**facts["old"]), Making(**facts["new"])
-            return cls(matrix, old, new, int(facts["images"]), float(facts["kept"]))
+            return cls(matrix, Making(**facts.old), Making(**facts.new), facts.images, facts.kept)
         except OSError as error:
             raise UsageError("not_found", f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError):
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            safetensors.SafetensorError,
+        ):
             raise WeightsError(
                 "bad_format",
                 f"{str(path)!r} is damaged, or no alignment",

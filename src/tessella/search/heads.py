@@ -33,10 +33,11 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +65,24 @@ class Marked(NamedTuple):
     row: int
     key: str
     sha256: str
+
+
+class _StoredHead(msgspec.Struct):
+    """The fields of a `Head` in a file."""
+
+    name: str
+    model: str
+    fingerprint: str
+    transform: str
+    policy: str
+    precision: str
+    engine: str
+    weights: Annotated[list[float], msgspec.Meta(min_length=1)]
+    bias: float
+    yes: tuple[Marked, ...]
+    no: tuple[Marked, ...]
+    background: Annotated[int, msgspec.Meta(ge=0)]
+    separable: bool
 
 
 class Fit(NamedTuple):
@@ -223,14 +242,14 @@ class Head:
             values = json.loads(read_regular(path))
             if values.pop(SEAL_KEY) != json_hash(values) or values.pop("format") != FORMAT:
                 raise ValueError("damaged, or of another version")
-            values["weights"] = np.array(values["weights"], np.float32)
-            values |= {side: tuple(Marked(*mark) for mark in values[side]) for side in ("yes", "no")}
-            head = cls(**{field.name: values[field.name] for field in fields(cls)})
-            if head.weights.ndim != 1 or not is_finite(head.weights) or not np.isfinite(head.bias):
+            stored = msgspec.structs.asdict(msgspec.convert(values, _StoredHead))
+            check_head_name(stored["name"])
+            head = cls(**stored | dict(weights=np.array(stored["weights"], np.float32)))
+            if not is_finite(head.weights) or not np.isfinite(head.bias):
                 raise ValueError("not a linear classifier")
         except OSError as error:
             raise UsageError("not_found", f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError):
             raise WeightsError("bad_format", f"{str(path)!r} is damaged, or no head of a run") from None
         return head
 
