@@ -127,6 +127,8 @@ def test_weights_are_no_calibration(tmp_path: Path) -> None:
         {"curve": {"intercept": 0.0}, "labels": 5},
         {"format": 2},
         {"temperature": float("inf")},
+        {"temperature": 10**400},
+        {"sets": {"coverage": 0.9, "penalty": 0.0, "free_ranks": 10**400, "per_class": True}},
         {"temperature": float("nan")},
         {"labels": [1, 2, 3, 4, 5]},
         {"fingerprint": None},

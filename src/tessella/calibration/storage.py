@@ -80,7 +80,7 @@ def read_calibration(path: str | Path) -> Calibration:
         return _parse(read_regular(path))
     except OSError as error:
         raise UsageError("not_found", f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         hint = "restore the file, or run `tessella calibrate` again"
         raise WeightsError("bad_format", f"{str(path)!r} is damaged, or no calibration", hint=hint) from error
 
@@ -144,7 +144,7 @@ def _parse(data: bytes) -> Calibration:
 class _Sets(msgspec.Struct, forbid_unknown_fields=True):
     coverage: _Share
     penalty: Annotated[float, msgspec.Meta(ge=0)]
-    free_ranks: Annotated[int, msgspec.Meta(ge=0)]
+    free_ranks: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
     per_class: bool
 
 

@@ -244,7 +244,9 @@ class Head:
                 raise ValueError("damaged, or of another version")
             stored = msgspec.structs.asdict(msgspec.convert(values, _StoredHead))
             check_head_name(stored["name"])
-            head = cls(**stored | dict(weights=np.array(stored["weights"], np.float32)))
+            with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, which is checked next
+                weights = np.array(stored["weights"], np.float32)
+            head = cls(**stored | dict(weights=weights))
             if not is_finite(head.weights) or not np.isfinite(head.bias):
                 raise ValueError("not a linear classifier")
         except OSError as error:
