@@ -100,8 +100,12 @@ def with_report(folder: Path, data: str) -> None:
     settings = {"transform": predictor.transform, "decode policy": predictor.policy, "precision": "float32"}
     rows = [{"label": "a", "recall": 0.25, "count": 4}, {"label": "b", "recall": 0.75, "count": 4}]
     metrics = {"count": 8, "top1": 0.5, "ece": 0.125, "per_class": rows}
-    report = {"command": f"tessella train {data} -o {folder}", "conditions": conditions | settings, "metrics": metrics}
-    report["mistakes"] = [{"key": f"{data}/a/me.jpg"}]
+    report = {
+        "command": f"tessella train {data} -o {folder}",
+        "conditions": conditions | settings,
+        "metrics": metrics,
+        "mistakes": [{"key": f"{data}/a/me.jpg"}],
+    }
     (folder / "report").mkdir()
     (folder / "report" / "report.json").write_text(json.dumps(report))
     (folder / "report" / "mistakes.png").write_bytes(b"pictures")

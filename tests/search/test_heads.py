@@ -271,7 +271,7 @@ def test_sealed_heads_of_the_wrong_kind_are_refused(run: Path, index: Index) -> 
     path = Head.fit(index, "a", [2], [3]).save(run)
     values = json.loads(path.read_text())
     values.pop(SEAL_KEY)
-    for changed in (
+    changes: tuple[dict[str, Any], ...] = (
         dict(weights=[10**400] * 16),
         dict(weights=[1e300] * 16),
         dict(weights=["1"] * 16),
@@ -286,7 +286,8 @@ def test_sealed_heads_of_the_wrong_kind_are_refused(run: Path, index: Index) -> 
         dict(yes=[["a", 5, None]]),
         dict(background="many"),
         dict(separable="no"),
-    ):
+    )
+    for changed in changes:
         path.write_bytes(sealed_bytes(values | changed, SEAL_KEY))
         assert code_of(Head.load, path) == "bad_format", changed
     path.write_bytes(sealed_bytes(values, SEAL_KEY))

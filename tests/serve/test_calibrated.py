@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -111,7 +112,8 @@ def test_embeddings_have_no_assessment(app: App) -> None:
 def test_a_model_says_whether_it_is_calibrated(app: App) -> None:
     listed = {row["id"]: row["calibration"] for row in app.ask("GET", "/v1/models").json()["data"]}
     assert listed == {MODEL: ask(app)["calibration"], OTHER: None}
-    assert "calibration" not in model_row(ModelStatus("other", "unloaded", None, ()))  # not known yet
+    service: Any = SimpleNamespace(explanations=SimpleNamespace(can_explain=lambda model: False))
+    assert "calibration" not in model_row(service, ModelStatus("other", "unloaded", None, ()))  # not known yet
 
 
 def test_a_calibrated_and_a_plain_model_do_not_mix(app: App, calibrated: Predictor) -> None:
