@@ -35,7 +35,7 @@ _LEXER = RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\n]*)\n"))
 
 def pages() -> list[str]:
     """Return the pages whose blocks are run, relative to the root of the repository."""
-    folders = ("docs/tutorials", "docs/guide", "docs/reference")
+    folders = ("docs/tutorials", "docs/guide", "docs/reference", "docs/explanation", "docs/families")
     found = [path for folder in folders for path in sorted((ROOT / folder).glob("*.md"))]
     single = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
     return [path.relative_to(ROOT).as_posix() for path in [*single, *found]]

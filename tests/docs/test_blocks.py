@@ -16,7 +16,7 @@ from .reader import follow
 DATA = ROOT.parent / "shared" / "data"
 LONG = {f"docs/guide/{name}.md" for name in ("calibration", "compare", "explain", "training")}
 RUN_HERE = [
-    pytest.param(page, marks=pytest.mark.slow if page in LONG else ())
+    pytest.param(page, marks=pytest.mark.slow if page in LONG or page.startswith("docs/families/") else ())
     for page in pages()
     if page != "README.md"  # tests/test_readme.py runs it
 ]
