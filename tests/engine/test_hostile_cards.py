@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 import tessella
 from tessella.engine.artefacts import MANIFEST, find_damaged, seal
-from tessella.engine.exported import FILE, read_card
+from tessella.engine.exported import FILE, open_exported, read_card, write_card
 from tessella.errors import TessellaError, WeightsError
 from tessella.export import export
 
@@ -71,6 +72,20 @@ WRONG: dict[str, Any] = {
     "an unknown precision": dict(precision="float4"),
     "an older format": dict(format="1"),
 }
+
+
+def test_a_card_keeps_labels_that_are_not_valid_unicode(folder: Path) -> None:
+    card = read_card(folder)
+    labels = ("größe", "猫", "\udce9t\udce9", *card.labels[3:])
+    write_card(folder, dataclasses.replace(card, labels=labels))
+    assert read_card(folder).labels == labels
+
+
+def test_an_exported_model_uses_the_threads_that_the_user_requests(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert open_exported(folder)[1].plan.threads == 3
 
 
 @pytest.mark.parametrize("kind", WRONG)

@@ -16,7 +16,7 @@ from tessella.calibration.finding import beside, cached_path
 from tessella.calibration.fitting import fit
 from tessella.calibration.temperature import scaled_probabilities
 from tessella.data.datasets import open_labelled, open_split
-from tessella.errors import ImageError, UsageError
+from tessella.errors import ImageError, OutputError, UsageError
 from tessella.evaluation import calibrate
 from tessella.evaluation.calibration_figures import Expected, expected_share, judge_sets, measure_figures
 from tessella.evaluation.calibrator import measure_calibration, outputs_of
@@ -183,6 +183,33 @@ def test_images_that_the_model_was_trained_on_are_left_out(many: Path, saved_mod
     write_image_record(folder, open_labelled(many), held_out)
     with pytest.raises(UsageError, match=f"was trained on all 50 images of {many}"):
         calibrate(many, f"local-dir:{folder}", QUICK, split="all")
+
+
+def test_images_that_a_loaded_model_was_trained_on_are_left_out(many: Path, saved_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
+    train, held_out = open_split(many, val_fraction=0.05)
+    write_image_record(folder, held_out, train)
+    predictor = tessella.load(f"local-dir:{folder}")
+    report = calibrate(many, predictor, QUICK)
+    assert report.figures.images == len(train)
+    assert report.path == cached_path(predictor.fingerprint)
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused(many: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        calibrate(many, "local-dir:~no-such-user/model", QUICK)
+    assert caught.value.code == "bad_argument"
+
+
+def test_an_earlier_calibration_that_cannot_be_removed_is_an_error(
+    many: Path, saved_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
+    own = cached_path(tessella.load(f"local-dir:{folder}").fingerprint)
+    own.mkdir(parents=True)
+    with pytest.raises(OutputError, match="would be used instead of the new calibration") as caught:
+        calibrate(many, f"local-dir:{folder}", QUICK)
+    assert caught.value.code == "output_failed"
 
 
 def test_a_run_without_a_record_is_a_remark(many: Path, saved_model: Path, tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ def test_an_image_that_cannot_be_read_equals_no_other(data: Path, tmp_path: Path
     assert not held_out.any()
 
 
+def test_the_home_folder_of_an_unknown_user_has_no_record(data: Path, tmp_path: Path) -> None:
+    name = "local-dir:~no-such-user/model"
+    images, remarks = choose_images(data, [name])
+    assert len(images) == len(open_labelled(data))
+    assert not remarks
+    write_image_record(tmp_path, images, images.subset(np.arange(2)), name)
+    assert read_image_record(tmp_path) is not None
+
+
 def test_errors_are_coded(data: Path, run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="split is 'both'"):
         choose_images(data, [], "both")  # type: ignore[arg-type]

@@ -88,6 +88,10 @@ def test_arguments_that_are_refused(data: Path, predictor: Predictor, tmp_path: 
         with pytest.raises(UsageError) as error:
             probe(data, predictor, ProbeSettings(**wrong))
         assert error.value.code == "bad_argument"
+    images = open_labelled(data)
+    others = open_labelled(data, classes=images.classes[::-1])
+    with pytest.raises(UsageError, match="different lists of classes"):
+        probe((images, others), predictor)
     (tmp_path / "file").touch()
     for place in ("out", "attach_to"):
         with pytest.raises(TessellaError) as failed:

@@ -313,6 +313,12 @@ def test_invalid_arguments_are_refused_before_anything_is_measured(arguments: li
     assert out == ""
 
 
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_a_benchmark_has_at_least_one_round(rounds: int) -> None:
+    with pytest.raises(UsageError, match=f"rounds is {rounds}, expected at least 1"):
+        BenchmarkSettings(rounds=rounds)
+
+
 def test_missing_timm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'timm'", name="timm")

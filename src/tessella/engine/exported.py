@@ -17,7 +17,7 @@ from ..data.limits import DEFAULT_LIMITS
 from ..data.spec import InputSpec
 from ..errors import UsageError, WeightsError
 from ..extras import install_command
-from ..machine import available_cores
+from ..machine import thread_count
 from ..text import count_of
 from .artefacts import GRAPHS, find_damaged, seal
 from .base import Engine
@@ -86,7 +86,8 @@ class _CardFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def write_card(folder: Path, card: Card) -> None:
     """Write the card and the hashes of all files into the folder of the graph."""
     rows = dataclasses.asdict(card) | {"spec": card.spec.to_cfg()}
-    (folder / FILE).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    (folder / FILE).write_bytes(text.encode("utf-8", "backslashreplace"))  # \\udcNN is JSON's own escape
     seal(folder, {"card": FILE})
 
 
@@ -108,7 +109,7 @@ def read_card(folder: Path) -> Card:
             raise WeightsError(
                 "bad_config",
                 f"{str(folder)!r} was written by a newer Tessella (format {rows['format']}, this one reads {FORMAT})",
-                hint="pip install --upgrade tessella",
+                hint="update Tessella, or export the model again with this version",
             )
         card = msgspec.convert(rows, _CardFile, strict=True).to_card()
     except WeightsError as error:
@@ -140,7 +141,7 @@ def open_exported(folder: Path, batch_size: int | None = None, mode: Mode = "thr
             f"{str(folder)!r} needs {' and '.join(missing)}",
             hint=install_command(missing),
         )
-    threads = available_cores()
+    threads = thread_count()
     streams = 1 if mode == "latency" else streams_for(threads)
     batch = batch_size or (1 if mode == "latency" else DEFAULT_BATCH["cpu"])
     rows = (

@@ -21,18 +21,17 @@ from ..checks import as_path, checked
 from ..data.datasets import LabelledImages
 from ..data.source import Source
 from ..data.sources import iter_sources
-from ..errors import ImageError, UsageError
+from ..errors import ImageError, OutputError, UsageError
 from ..predictor import Predictor, load
 from ..results import FloatArray, Output
 from ..weights.catalogue import default_model
 from .calibration_figures import CalibrationFigures, measure_figures
 from .classes import match_classes
-from .leakage import Split, find_recorded, open_data, read_image_record
+from .leakage import Split, find_recorded, folder_of_model, open_data, read_image_record
 from .metrics import Ints
 from .settings import ProgressCallback
 
 log = logging.getLogger(__name__)
-LOCAL = "local-dir:"
 
 
 @dataclass(frozen=True)
@@ -100,18 +99,32 @@ def calibrate(
     settings = settings or CalibrationSettings()
     options = {**(load_options or {}), "calibration": None}
     name = model.name if isinstance(model, Predictor) else model or default_model("classify")
-    has_folder = isinstance(model, str) and not options.get("checkpoint_path")
-    folder = Path(name.removeprefix(LOCAL)).expanduser() if has_folder and name.startswith(LOCAL) else None
+    folder = None if options.get("checkpoint_path") else folder_of_model(name)
     images, remarks = (data, ()) if isinstance(data, LabelledImages) else choose_unseen(data, folder, split)
     sources = None if unknown is None else list(iter_sources([str(unknown)]))
     predictor = model.with_calibration(None) if isinstance(model, Predictor) else load(name, **options)
     report = measure_calibration(predictor, images, settings, unknown=sources, progress=progress)
-    path = as_path("out", out) if out is not None else _destination(predictor, folder)
-    write_calibration(path, report.calibration)
     own = cached_path(predictor.fingerprint)
+    if out is not None:
+        path = as_path("out", out)
+    else:
+        path = own if isinstance(model, Predictor) else _destination(predictor, folder)
+    write_calibration(path, report.calibration)
     if path != own and out is None:
-        own.unlink(missing_ok=True)  # it would be preferred to the new one
+        _remove(own)  # it would be preferred to the new one
     return dataclasses.replace(report, path=path, remarks=(*remarks, *report.remarks))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file if it exists; raises OutputError `output_failed`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "output_failed",
+            f"{path} could not be removed, and would be used instead of the new calibration: {error.strerror or error}",
+            hint="remove it",
+        ) from None
 
 
 def choose_unseen(data: str | Path, folder: Path | None, split: Split | None) -> tuple[LabelledImages, tuple[str, ...]]:

@@ -25,6 +25,7 @@ from ..records import npz_bytes
 from ..storage import open_regular, write_atomic
 
 RECORD = "images.npz"
+LOCAL = "local-dir:"
 MAX_BYTES = 8 << 30  # largest total size of images whose contents are hashed
 BY = ("content", "key")
 SPLITS = ("train", "val", "all")
@@ -70,7 +71,8 @@ def write_image_record(
     by = "content" if size <= MAX_BYTES else "key"
     train_hashes, held_out_hashes = hashes_of(train, by), hashes_of(held_out, by)
     ordered = _ordered_hash(train_hashes, held_out_hashes)
-    earlier = read_image_record(_folder_of(init_from)) if _is_local(init_from) else None
+    start = folder_of_model(init_from)
+    earlier = None if start is None else read_image_record(start)
     if earlier is not None and earlier.by == by:
         train_hashes = np.union1d(train_hashes, earlier.train)
     if unlabelled is not None:
@@ -163,25 +165,28 @@ def choose_images(data: str | Path, models: Sequence[str], split: Split | None =
     """
     if split not in (None, *SPLITS):
         raise UsageError("bad_argument", f"split is {split!r}", hint=f"choose from {', '.join(SPLITS)}")
-    folders = list(dict.fromkeys(name.removeprefix("local-dir:") for name in models if _is_local(name)))
-    records = {folder: record for folder in folders if (record := read_image_record(Path(folder).expanduser()))}
+    folders = {name.removeprefix(LOCAL): folder for name in models if (folder := folder_of_model(name))}
+    records = {name: record for name, folder in folders.items() if (record := read_image_record(folder))}
     unknown = tuple(
-        f"warning: {folder} has no record of the images that it was trained on; if this data contains them, its "
+        f"warning: {name} has no record of the images that it was trained on; if this data contains them, its "
         "figures are too high"
-        for folder in folders
-        if folder not in records and (Path(folder).expanduser() / "train.json").exists()
+        for name, folder in folders.items()
+        if name not in records and (folder / "train.json").exists()
     )
     if not records:
         return ChosenImages(open_data(data, split), unknown)
     return _without_trained(data, split, records, unknown)
 
 
-def _is_local(name: str) -> bool:
-    return name.startswith("local-dir:")
+def folder_of_model(name: str) -> Path | None:
+    """Return the folder of a `local-dir:` model, which need not exist; None for other models.
 
-
-def _folder_of(name: str) -> Path:
-    return Path(name.removeprefix("local-dir:")).expanduser()
+    The home folder of an unknown user is not expanded, unlike by `Path.expanduser`, which raises an error without a
+    code: `tessella.load` refuses such a name.
+    """
+    if not name.startswith(LOCAL):
+        return None
+    return Path(os.path.expanduser(name.removeprefix(LOCAL)))  # noqa: PTH111
 
 
 @checked

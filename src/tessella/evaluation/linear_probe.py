@@ -110,6 +110,12 @@ def probe(
         require("torch", "a model with another classifier")
     if isinstance(data, tuple):
         train_images, val_images = data
+        if train_images.classes != val_images.classes:
+            raise UsageError(
+                "bad_argument",
+                "the training and validation images have different lists of classes",
+                hint="open both with the same list: open_labelled(..., classes=training_images.classes)",
+            )
     else:
         train_images, val_images = open_split(data, val=val, val_fraction=settings.val_fraction)
     predictor = model if isinstance(model, Predictor) else load(model)

@@ -51,6 +51,8 @@ class BenchmarkSettings:
             raise UsageError(
                 "bad_argument", f"batch sizes are {list(self.batch_sizes)}, expected positive numbers of images"
             )
+        if self.rounds < 1:
+            raise UsageError("bad_argument", f"rounds is {self.rounds}, expected at least 1")
 
 
 @checked
