@@ -11,7 +11,7 @@ from ..data.datasets import LabelledImages
 from ..data.loader import Batch
 from ..data.unlabelled import ImagePool
 from ..errors import OutputError
-from ..storage import read_regular, write_atomic
+from ..storage import read_regular, write_bytes
 from .distributed import DistributedContext
 from .events import MetricsEvent, TrainingEvent, TrainingRemark
 
@@ -73,10 +73,7 @@ class MetricsLog:
     def _replace(self, name: str, rows: list[ParsedRow]) -> None:
         path = self.folder / name
         if path.exists():
-            try:
-                write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-            except OSError as error:
-                raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
+            write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[ParsedRow]:
         """Return the rows of metrics.jsonl; damaged lines are skipped, and their number is reported.
