@@ -14,6 +14,8 @@ import pytest
 
 from tessella import bulk
 from tessella.bulk import RunSettings
+from tessella.bulk.events import RunEvent, ShardFinished
+from tessella.bulk.run_folder import finished_shards
 from tessella.comparison import Comparison, ComparisonSettings, compare, outputs
 from tessella.comparison.results import sentences, verdict
 from tessella.data.datasets import LabelledImages, open_labelled
@@ -277,6 +279,29 @@ def test_outputs_that_are_not_finite_are_counted(data: Path, monkeypatch: pytest
     result = compare(OLD, NEW, data, QUIET)
     assert result.new.errors == {"empty": 1, "non_finite": 2, "unsupported_format": 1}
     assert result.compared == 56
+
+
+def test_outputs_of_another_sample_are_computed_again(data: Path, tmp_path: Path) -> None:
+    first, second = (ComparisonSettings(speed=False, sampled=45, seed=seed) for seed in (0, 1))
+    expected = compare(OLD, NEW, data, second)
+    compare(OLD, OLD, data, first, out=tmp_path)
+    assert compare(OLD, NEW, data, second, out=tmp_path) == expected
+
+
+def test_a_run_that_is_not_finished(data: Path, tmp_path: Path, result: Comparison) -> None:
+    def interrupt(event: RunEvent) -> None:
+        if isinstance(event, ShardFinished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.run(str(data), tmp_path / "run", OLD, RunSettings(shard_rows=16, dtype="float32"), on_event=interrupt)
+    rows = sum(shard.rows for shard in finished_shards(tmp_path / "run"))
+    assert 0 < rows < 60
+    partial = compare(tmp_path / "run", NEW, settings=QUIET)
+    assert (partial.images, partial.old.errors["not_in_run"]) == (60, 60 - rows)
+    keys = [open_labelled(data).key(i) for i in range(60)]
+    changed = {Path(change.key).name for change in result.changed if keys.index(change.key) < rows}
+    assert {Path(change.key).name for change in partial.changed} == changed
 
 
 def test_a_sample_bounds_the_embeddings_in_memory(data: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tessella.data.all_splits import open_all_splits
 from tessella.errors import UsageError
+from tessella.inspection import inspector
 from tessella.inspection.findings import COLUMNS, Finding
 from tessella.inspection.inspector import inspect
 from tessella.inspection.outcome import Inspection
@@ -209,3 +210,18 @@ def test_findings_are_in_the_order_of_their_kinds(data: Path, predictor: Predict
     kinds = list(dict.fromkeys(finding.kind for finding in result.findings))
     assert kinds == list(result.counts)
     assert all(isinstance(finding, Finding) and np.isfinite(finding.score) for finding in result.findings)
+
+
+def test_the_summary_of_an_earlier_inspection_does_not_mark_an_incomplete_one(
+    data: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect(data, predictor, out=tmp_path)
+    assert (tmp_path / inspector.SUMMARY).exists()
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspector, "write_page", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        inspect(data, predictor, InspectionSettings(min_images=5), out=tmp_path)
+    assert not (tmp_path / inspector.SUMMARY).exists()

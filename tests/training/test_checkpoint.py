@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessella.errors import WeightsError
-from tessella.training import checkpoint
+from tessella.errors import OutputError, WeightsError
+from tessella.training import checkpoint, loop
+from tessella.training.validation import Validation
 
-from .small_runs import run, small
+from .small_runs import remarks_of, run, small
 
 
 def flip(path: Path, position: int) -> None:
@@ -109,3 +110,26 @@ def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) ->
     with pytest.raises(WeightsError, match="of another model") as caught:
         run(data, tmp_path / "two", small(epochs=1))
     assert caught.value.code == "damaged_checkpoint"
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_run_ends_with_a_model_if_the_best_checkpoint_was_deleted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = iter([0.9, 0.5, 0.95, 0.6])  # the last: epoch 2 once more, on another machine
+    monkeypatch.setattr(loop, "validate", lambda *args: Validation(next(tops), 1.0, 24, 0))
+    config = small(keep_checkpoints=2, calibrate=False)
+    run(data, tmp_path, config)
+    assert checkpoint.checkpoint_ids(tmp_path) == [8, 12]  # 4, the best before epoch 2, is deleted
+    flip(checkpoint.checkpoint_folder(tmp_path, 12) / "model.safetensors", -1)
+    (tmp_path / "model.safetensors").unlink()
+    events = run(data, tmp_path, config)
+    assert "the checkpoint of the best epoch so far is missing" in remarks_of(events)
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_checkpoints_that_cannot_be_listed_have_an_error_code(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("not a folder")
+    with pytest.raises(OutputError, match="could not be read") as caught:
+        checkpoint.read_newest(tmp_path, lambda text: None)
+    assert caught.value.code == "output_failed"

@@ -7,11 +7,13 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tessella.errors import OutputError, TrainingError, UsageError
 from tessella.storage import folder_lock
+from tessella.training import setup
 from tessella.training.config import FORMER_NAMES
 from tessella.training.events import StepEvent, TrainingEvent
 from tessella.training.loop import train
@@ -172,3 +174,20 @@ def test_extending_a_run_with_former_names_writes_the_current_ones(data: Path, t
     run(data, tmp_path, two)
     config = json.loads((tmp_path / "train.json").read_text())["config"]
     assert (config["epochs"], config["label_smoothing"], "smoothing" in config) == (2, 0.0, False)
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_run_that_started_while_the_model_was_built_is_not_overwritten(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_model = setup.build_model
+
+    def meanwhile(*args: Any) -> Any:
+        monkeypatch.setattr(setup, "build_model", build_model)
+        run(data, tmp_path, small(epochs=1))
+        return build_model(*args)
+
+    monkeypatch.setattr(setup, "build_model", meanwhile)
+    with pytest.raises(UsageError, match="epochs") as caught:
+        run(data, tmp_path, small(epochs=2))
+    assert caught.value.code == "changed_run"

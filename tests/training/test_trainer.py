@@ -12,8 +12,10 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
+from tessella.data.loader import Batch
 from tessella.errors import TrainingError, UsageError
 from tessella.training import checkpoint
+from tessella.training.distributed import DistributedContext
 from tessella.training.model import build_model
 from tessella.training.trainer import Trainer
 
@@ -133,3 +135,29 @@ def test_a_lack_of_memory_is_reported(
         patch.setattr("torch.nn.Module.compile", lambda self: None)
         with pytest.raises(UsageError, match=text):
             run(data, tmp_path / "run", small(compile=True))
+
+
+@pytest.mark.parametrize("grad_accum_steps", [4, 1000])
+def test_processes_do_equally_many_forward_passes(monkeypatch: pytest.MonkeyPatch, grad_accum_steps: int) -> None:
+    """Sharded weights and synchronized batch norms would wait forever for a process that could not read some images."""
+    config = small(batch_size=10, grad_accum_steps=grad_accum_steps)
+    trainer = Trainer(*build_model(config, CLASSES), config, DistributedContext(), shard=False)
+    trainer.context = DistributedContext(world_size=2)
+    monkeypatch.setattr(DistributedContext, "all_reduce_sum", lambda self, *numbers: list(numbers))
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    trainer.model.register_forward_hook(count)
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    counts, grad_norms = [], []
+    for images in (5, 4, 3, 1):  # of the five that belong to this process
+        trainer.model.load_state_dict(weights)
+        passes = 0
+        x, labels = torch.full((images, 16, 16, 3), 99, dtype=torch.uint8), torch.zeros(images, dtype=torch.int64)
+        grad_norms.append(trainer.step(Batch(x, labels, []), 0, 0.0, False, False).grad_norm)
+        counts.append(passes)
+    assert counts == [min(grad_accum_steps, 5)] * 4
+    np.testing.assert_allclose(grad_norms, grad_norms[0], rtol=1e-4)  # equal images, whose mean is that of one

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bulk.manifest import MANIFEST, Manifest
-from ..bulk.run_folder import RUN, read_facts, read_rows, read_run
+from ..bulk.run_folder import RUN, finished_shards, read_facts, read_run, read_shard
 from ..data.names import Skipped
 from ..data.source import Source
 from ..data.unlabelled import open_unlabelled
@@ -70,18 +70,30 @@ class ComparedImages:
     @functools.cached_property
     def contents(self) -> list[str]:
         """What identifies the content of every image: see `content_of`."""
-        if self.run is not None:
-            tables = read_rows(self.run, ["sha256", "key"])
-            return [content_of(*row.values()) for table in tables for row in table.to_pylist()]
+        known = {} if self.run is None else _contents_of_run(self.run)
+        missing = [i for i in range(len(self)) if i not in known]  # of a run: in shards that are not finished
         with ThreadPoolExecutor(READ_AT_ONCE, "tessella-hash") as pool:
-            return list(pool.map(self._content, range(len(self))))
+            # `map` opens the sources in this thread: a run has one shard of its listing in memory
+            found = pool.map(_content, map(self.items.source, missing), map(self.items.key, missing))
+            known.update(zip(missing, found, strict=True))
+        return [known[i] for i in range(len(self))]
 
-    def _content(self, index: int) -> str:
-        try:
-            sha256 = hashlib.sha256(self.items.source(index).read()).hexdigest()
-        except ImageError:
-            sha256 = ""
-        return content_of(sha256, escape(self.items.key(index)))
+
+def _content(source: Source, key: str) -> str:
+    try:
+        sha256 = hashlib.sha256(source.read()).hexdigest()
+    except ImageError:
+        sha256 = ""
+    return content_of(sha256, escape(key))
+
+
+def _contents_of_run(out: Path) -> dict[int, str]:
+    """Return the contents of the inputs of a run by their positions, as far as their shards are finished."""
+    found, size = {}, read_run(out)["shard_rows"]
+    for shard in finished_shards(out):
+        rows = read_shard(out, shard, ["sha256", "key"]).to_pylist()
+        found.update((shard.id * size + i, content_of(row["sha256"], row["key"])) for i, row in enumerate(rows))
+    return found
 
 
 def content_of(sha256: str, key: str) -> str:

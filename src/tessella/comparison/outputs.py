@@ -12,6 +12,7 @@ embedding, K classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,11 @@ class ImageSample:
         return cls(rows, max(-(-len(rows) * classes // MOST_PROBABILITIES), 1))
 
     @property
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on all positions."""
+        return hashlib.sha256(np.append(self.rows, self.step).astype("<i8").tobytes()).hexdigest()[:16]
+
+    @property
     def judged(self) -> Ints:
         """The positions (T,) of the images whose probabilities are kept."""
         return self.rows[:: self.step]
@@ -117,9 +123,7 @@ def compute_outputs(
     Raises OutputError `output_failed`.
     """
     count = len(images)
-    facts = dict(
-        model=predictor.fingerprint, data=images.fingerprint, sample=f"{count} {len(sample.rows)} {sample.step}"
-    )
+    facts = dict(model=predictor.fingerprint, data=images.fingerprint, sample=f"{count} {sample.fingerprint}")
     starts = range(0, count, PART_IMAGES)
     stored = {start: part for start in starts if (part := _read_part(_path(folder, start), facts))}
     todo = [start for start in starts if start not in stored]

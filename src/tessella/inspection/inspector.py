@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..checks import checked
 from ..data.all_splits import SplitImages, open_all_splits
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
 from ..machine import require_fork
 from ..predictor import Predictor, load
 from ..records import csv_line
@@ -87,11 +87,19 @@ def inspect(
         seconds=seconds,
     )
     if folder is not None:
-        write_findings(folder / FINDINGS, result.findings)
-        write_page(folder / REPORT, result, progress=progress)
-        # the summary comes last: it marks a complete inspection
-        write_bytes(folder / SUMMARY, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+        _write_results(folder, result, progress)
     return result
+
+
+def _write_results(folder: Path, result: Inspection, progress: ProgressCallback | None) -> None:
+    """Write the findings, the report, and then the summary, which marks a complete inspection."""
+    try:
+        (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier inspection, whose other files are replaced now
+    except OSError as error:
+        raise OutputError("output_failed", f"{folder / SUMMARY} could not be replaced: {error.strerror}") from error
+    write_findings(folder / FINDINGS, result.findings)
+    write_page(folder / REPORT, result, progress=progress)
+    write_bytes(folder / SUMMARY, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
 
 
 def _require_readable(images: SplitImages, measured: Measurements) -> None:

@@ -88,11 +88,17 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint_ids(run: Path) -> list[int]:
-    """Return the ids of all checkpoint folders in ascending order, damaged ones included."""
+    """Return the ids of all checkpoint folders in ascending order, damaged ones included.
+
+    Raises OutputError `output_failed` if the folder of the checkpoints cannot be read.
+    """
+    folder = run / "checkpoints"
     try:
-        names = [path.name for path in (run / "checkpoints").iterdir()]
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise OutputError("output_failed", f"{folder} could not be read: {error.strerror}") from error
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 

@@ -9,6 +9,7 @@ skipped.jsonl, checkpoints/, and at the end the model.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,7 @@ from .validation import BestEpoch, ProbeBaseline, Validation, validate
 
 LOG_EVERY = 50  # steps between rows of metrics.jsonl, besides the row of each epoch
 MAX_SKIPPED_STEPS = 10  # in a row, with on_bad_loss "skip"
+DIVERGED_HINT = "try a lower --lr, or max_grad_norm 1 in the config, in a new folder"
 
 
 @checked
@@ -219,6 +221,11 @@ class TrainingRun:
     def _restore(self, saved: checkpoint.TrainingCheckpoint) -> None:
         self.steps_done, self.epochs_done = self.trainer.restore(saved), saved.state["evaluated"]
         self.best, self.totals = BestEpoch.from_state(saved.state["best"]), EpochTotals(**saved.state["sums"])
+        kept = checkpoint.checkpoint_ids(self.setup.folder)
+        if self.best != BestEpoch() and self.best.checkpoint_id not in kept:
+            # deleted when a newer epoch was better, whose checkpoint is damaged
+            self.log.remark("the checkpoint of the best epoch so far is missing: the best of the epochs left is kept")
+            self.best = BestEpoch()
         probe = saved.state.get("probed")
         self.probe = None if probe is None else ProbeBaseline(**probe)
         if self.steps_done < self.total_steps:
@@ -283,7 +290,7 @@ class TrainingRun:
             with _memory_errors(config):
                 result = self.trainer.step(batch, self.steps_done, lr, stop.requested, overdue)
             self.steps_done += 1
-            log.write_skipped(self.pool, batch, epoch)
+            log.write_skipped(self.pool, batch, epoch, self.steps_done)
             self.totals.add(result, config.batch_size)
             self._check_loss(result)
             rate = (self.steps_done - first_step) * config.batch_size / (time.monotonic() - started)
@@ -321,11 +328,20 @@ class TrainingRun:
                 "diverged",
                 f"step {self.steps_done}: the loss is {result.loss}, the gradient norm {result.grad_norm}; "
                 f"the checkpoints in {self.setup.folder} are from before it",
-                hint="try a lower --lr, or max_grad_norm 1 in the config, in a new folder",
+                hint=DIVERGED_HINT,
             )
 
     def _validate(self) -> Validation:
-        return validate(self.trainer, self.val_loader, len(self.setup.images.val))
+        """Validate the model; raises TrainingError `diverged` if the loss is not finite."""
+        validation = validate(self.trainer, self.val_loader, len(self.setup.images.val))
+        if not math.isfinite(validation.loss):
+            raise TrainingError(
+                "diverged",
+                f"after step {self.steps_done}, the loss on the validation images is {validation.loss}; "
+                f"the checkpoints in {self.setup.folder} are from before it",
+                hint=DIVERGED_HINT,
+            )
+        return validation
 
     def _report(self, event: EpochEvent | ProbeEvent) -> None:
         self.setup.on_event(event)

@@ -11,7 +11,7 @@ from ..data.datasets import LabelledImages
 from ..data.loader import Batch
 from ..data.unlabelled import ImagePool
 from ..errors import OutputError
-from ..storage import read_regular, write_atomic
+from ..storage import read_regular, write_bytes
 from .distributed import DistributedContext
 from .events import MetricsEvent, TrainingEvent, TrainingRemark
 
@@ -36,10 +36,13 @@ class MetricsLog:
         if self.is_first:
             self._append(METRICS, event.as_row())
 
-    def write_skipped(self, images: LabelledImages | ImagePool, batch: Batch, epoch: int) -> None:
-        """Append the images of a batch that could not be read to skipped.jsonl, in every process."""
+    def write_skipped(self, images: LabelledImages | ImagePool, batch: Batch, epoch: int, step: int) -> None:
+        """Append the images of a batch that could not be read to skipped.jsonl, in every process.
+
+        step: steps done, with that of the batch. Raises OutputError `output_failed`.
+        """
         for index, error in batch.skipped:
-            self._append(SKIPPED, dict(epoch=epoch, key=images.key(index), code=error.code))
+            self._append(SKIPPED, dict(epoch=epoch, step=step, key=images.key(index), code=error.code))
 
     def _append(self, name: str, row: Mapping[str, str | int | float]) -> None:
         try:
@@ -59,32 +62,49 @@ class MetricsLog:
         """
         if not self.is_first:
             return
-        kept = [row for row in self.rows() if row["step"] <= step and row["epoch"] < epochs + (row["kind"] == "step")]
-        path = self.folder / METRICS
+        rows = self.rows()
+        self._replace(
+            METRICS,
+            [row for row in rows if row["step"] <= step and row["epoch"] < epochs + (row["kind"] == "step")],
+        )
+        skipped = self._rows(SKIPPED)  # earlier versions wrote no steps
+        self._replace(SKIPPED, [row for row in skipped if row["epoch"] <= epochs and row.get("step", step) <= step])
+
+    def _replace(self, name: str, rows: list[ParsedRow]) -> None:
+        path = self.folder / name
         if path.exists():
-            try:
-                write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-            except OSError as error:
-                raise OutputError("output_failed", f"{path} could not be written: {error.strerror}") from error
+            write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[ParsedRow]:
-        """Return the rows of metrics.jsonl; damaged lines are skipped, and their number is reported."""
+        """Return the rows of metrics.jsonl; damaged lines are skipped, and their number is reported.
+
+        Raises OutputError `output_failed` if the file exists and cannot be read.
+        """
+        return self._rows(METRICS)
+
+    def _rows(self, name: str) -> list[ParsedRow]:
+        path = self.folder / name
         try:
-            lines = read_regular(self.folder / METRICS).split(b"\n")
-        except OSError:
+            lines = read_regular(path).split(b"\n")
+        except FileNotFoundError:
             return []
-        parsed = [(line, _parse(line)) for line in lines]
+        except OSError as error:  # not an empty list: `trim` would overwrite the file with it
+            raise OutputError("output_failed", f"{path} could not be read: {error.strerror}") from error
+        parsed = [(line, _parse(name, line)) for line in lines]
         damaged = sum(bool(line) and row is None for line, row in parsed[:-1])  # the last line may be cut off
         if damaged:
-            self.remark(f"skipped {damaged} damaged lines in {self.folder / METRICS}")
+            self.remark(f"skipped {damaged} damaged lines in {path}")
         return [row for _, row in parsed if row is not None]
 
 
-def _parse(line: bytes) -> ParsedRow | None:
-    """Return a row of metrics.jsonl; None if the line is damaged."""
+def _parse(name: str, line: bytes) -> ParsedRow | None:
+    """Return a row of the log with that name; None if the line is damaged."""
     try:
         row: ParsedRow = json.loads(line)
-        valid = type(row["step"]) is int and type(row["epoch"]) is int and row["kind"] in KINDS
+        if name == METRICS:
+            valid = type(row["step"]) is int and type(row["epoch"]) is int and row["kind"] in KINDS
+        else:
+            valid = type(row["epoch"]) is int and type(row.get("step", 0)) is int
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return row if valid else None

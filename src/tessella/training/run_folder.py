@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..data.unlabelled import TrainingImages
 from ..errors import OutputError, UsageError
-from ..storage import read_regular, write_atomic
+from ..storage import read_regular, write_bytes
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
@@ -114,11 +114,7 @@ class TrainingRecord:
             return
         values = dict(config=self.config.as_dict(), data=self.data, val=self.val)
         values |= {name: value for name in _OPTIONAL if (value := getattr(self, name))}
-        data = json.dumps(values, indent=1) + "\n"
-        try:
-            write_atomic(path, data.encode())
-        except OSError as error:
-            raise OutputError("output_failed", f"{folder} could not be written: {error.strerror}") from error
+        write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
     def _equals(self, other: TrainingRecord) -> bool:
         same = all(getattr(self, name) == getattr(other, name) for name in ("data", "val", *_OPTIONAL))

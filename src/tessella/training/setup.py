@@ -91,6 +91,8 @@ class TrainingSetup:
         distillation = None if teacher is None else Distillation(teacher, config, spec, classes != labelled, folder)
         if not exists:
             stack.enter_context(lock if is_first else nullcontext())
+            if is_first and (folder / SETTINGS).exists():  # another run has started while the model was built
+                record.check_resumable(folder)
         if is_first:
             record.write(folder)
             if exists:

@@ -176,14 +176,19 @@ class Trainer:
         """Accumulate the gradients of a batch, of which all processes have `images`; return the sum of its losses."""
         config = self.config
         x, labels = self._inputs(batch, step)
-        count = config.grad_accum_steps
+        count = min(config.grad_accum_steps, config.batch_size // self.context.world_size)
         parts = list(zip(x.chunk(count), labels.chunk(count), self._known_targets(batch, count), strict=False))
+        filled = len(parts) if len(batch.labels) else 0
+        if self.context.world_size > 1:
+            # a process that could not read some images has fewer parts, but sharded weights and batch norms that are
+            # synchronized wait in each forward pass for all processes
+            parts += parts[:1] * (count - len(parts))
         loss_sum = torch.zeros((), device=self.context.device)
         for i, (inputs, target, known) in enumerate(parts):
             unsynced = i < len(parts) - 1 and isinstance(self.forward, nn.parallel.DistributedDataParallel)
             with self.forward.no_sync() if unsynced else contextlib.nullcontext():  # type: ignore[operator]
                 loss = self._part_loss(inputs, target, known) * len(target)
-                if not len(batch.labels):  # only the other processes have images
+                if i >= filled:  # only the other processes have images for this part
                     loss = loss * 0.0
                 # gradients are averaged over processes: this makes it the mean over the images of all of them
                 self.scaler.scale(loss * (self.context.world_size / images)).backward()
